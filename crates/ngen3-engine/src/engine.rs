@@ -1,0 +1,132 @@
+//! The contract between the loops and whatever computes.
+//!
+//! A training step is `forward_backward` once for each micro-batch (gradients add up inside the engine), then
+//! `update`. Sampling borrows a [`Decoder`] from the engine. Everything an engine holds (parameters, gradients,
+//! AdamW's moments) is a flat `[total]` array in the order of `ngen3_model::ParamList`, read and written by [`Slot`].
+
+use std::borrow::Cow;
+
+use ngen3_model::Config;
+
+/// What can go wrong while computing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Input of the wrong shape, or a token outside the vocabulary.
+    #[error("{0}")]
+    Input(String),
+    /// The arena for this shape does not fit in memory.
+    #[error("{what} needs {bytes} bytes of memory, which could not be reserved")]
+    Memory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much was asked for.
+        bytes: usize,
+    },
+}
+
+/// Rows of consecutive tokens and, for each token, the one that follows it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Tokens in a row; at most `block_size`.
+    pub seq_len: usize,
+    /// `[rows, seq_len]`
+    pub inputs: Vec<u32>,
+    /// `[rows, seq_len]`: the token to be predicted at each position.
+    pub targets: Vec<u32>,
+}
+
+/// One AdamW update (Loshchilov & Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Which update this is, counting from 1: it sets the bias correction.
+    pub step: u64,
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled decay, on matrices and embeddings only.
+    pub weight_decay: f32,
+    /// Gradients are scaled down so that their global norm is at most this; 0 turns clipping off.
+    pub grad_clip: f32,
+}
+
+/// One of the flat arrays that an engine holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// The parameters.
+    Params,
+    /// Gradients gathered since the last update.
+    Grads,
+    /// AdamW's first moment.
+    ExpAvg,
+    /// AdamW's second moment.
+    ExpAvgSq,
+}
+
+/// What a training loop or a sampler needs from whatever computes.
+pub trait Engine {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+
+    /// Mean cross entropy of the batch in nats per token, with no gradient and no dropout.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a token outside the vocabulary, a row longer than the block, or ragged rows.
+    fn loss(&mut self, batch: &Batch) -> Result<f32, Error>;
+
+    /// Mean cross entropy of the batch; adds `weight` times its gradient to [`Slot::Grads`].
+    ///
+    /// `weight` is 1/`gradient_accumulation` for a mean over micro-batches. `dropout` zeroes activations with that
+    /// probability, by masks that `seed` alone decides.
+    ///
+    /// # Errors
+    /// As [`Engine::loss`].
+    fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error>;
+
+    /// Clips the gradients, applies one AdamW update, clears the gradients; returns their global norm before clipping.
+    /// When that norm is not finite nothing is changed but the gradients, which are cleared.
+    fn update(&mut self, adamw: &AdamW) -> f32;
+
+    /// Reads a flat array, `[total]`.
+    fn read(&self, slot: Slot) -> Cow<'_, [f32]>;
+
+    /// Replaces a flat array.
+    ///
+    /// # Panics
+    /// If `values` is not `[total]`.
+    fn write(&mut self, slot: Slot, values: &[f32]);
+
+    /// Starts `rows` independent sequences that grow one token at a time.
+    fn decoder(&self, rows: usize) -> Box<dyn Decoder + '_>;
+}
+
+/// Sequences that grow one token at a time, with their keys and values kept.
+pub trait Decoder {
+    /// Tokens that every row holds now; at most `block_size`.
+    fn len(&self) -> usize;
+
+    /// Whether nothing has been fed yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Feeds the same `tokens` to every row, in one pass; returns the last token's logits of one row, `[vocab_size]`
+    /// (they are the same in every row).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the rows would grow past `block_size`, `tokens` is empty, or a token is outside the vocabulary.
+    fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
+
+    /// Feeds each row its next token, `[rows]`; returns the logits that follow, `[rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`Decoder::prefill`].
+    fn step(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
+
+    /// Forgets every token, so that the rows can be fed anew.
+    fn clear(&mut self);
+}

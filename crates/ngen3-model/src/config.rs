@@ -1,0 +1,169 @@
+//! The shape of a model, and the named variants.
+//!
+//! [`Config`] holds everything that decides which numbers a model has and how they are combined; two models with the
+//! same `Config` can exchange weights. How a model is *trained* (learning rate, steps, …) is not here: see
+//! [`Recipe`] for the defaults that come with a variant.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// GPT-2's vocabulary: 256 bytes, 50,000 merges and `<|endoftext|>`.
+pub const GPT2_VOCAB_SIZE: usize = 50_257;
+
+/// Shapes past these are refused: they are mistakes, or files that lie, not models that fit a machine.
+const MAX_DIM: usize = 1 << 24;
+
+/// The non-linearity of the MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GPT-2's tanh approximation: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
+    #[default]
+    GeluNew,
+    /// The exact GELU, `x·Φ(x)`: what nanoGPT trains with.
+    Gelu,
+}
+
+/// The shape of a GPT-2 style decoder. Field names are nanoGPT's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads; divides `n_embd`.
+    pub n_head: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Longest context, in tokens: the rows of `wpe`.
+    pub block_size: usize,
+    /// Token ids run from 0 to `vocab_size - 1`: the rows of `wte`.
+    pub vocab_size: usize,
+    /// The MLP's non-linearity.
+    #[serde(default)]
+    pub activation: Activation,
+    /// Added to the variance in every LayerNorm.
+    #[serde(default = "default_layer_norm_epsilon")]
+    pub layer_norm_epsilon: f32,
+}
+
+fn default_layer_norm_epsilon() -> f32 {
+    1e-5
+}
+
+impl Config {
+    /// A shape with GPT-2's activation and epsilon.
+    pub fn new(n_layer: usize, n_head: usize, n_embd: usize, block_size: usize, vocab_size: usize) -> Self {
+        Self {
+            n_layer,
+            n_head,
+            n_embd,
+            block_size,
+            vocab_size,
+            activation: Activation::default(),
+            layer_norm_epsilon: default_layer_norm_epsilon(),
+        }
+    }
+
+    /// Width of one attention head.
+    pub fn head_width(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// Checks that the shape is one a model can have.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first field that is zero, absurdly large or does not divide.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fields = [
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_embd", self.n_embd),
+            ("block_size", self.block_size),
+            ("vocab_size", self.vocab_size),
+        ];
+        for (name, value) in fields {
+            if value == 0 || value > MAX_DIM {
+                return Err(Error::Config(format!("{name} is {value}; it must be between 1 and {MAX_DIM}")));
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            return Err(Error::Config(format!("n_embd {} is not a multiple of n_head {}", self.n_embd, self.n_head)));
+        }
+        if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
+            return Err(Error::Config(format!(
+                "layer_norm_epsilon is {}; it must be between 0 and 1",
+                self.layer_norm_epsilon
+            )));
+        }
+        // The largest matrices, counted before anything multiplies them unchecked.
+        let per_layer = self.n_embd.checked_mul(self.n_embd).and_then(|square| square.checked_mul(12));
+        let total = per_layer
+            .and_then(|n| n.checked_mul(self.n_layer))
+            .and_then(|n| n.checked_add((self.vocab_size + self.block_size) * self.n_embd));
+        match total {
+            Some(n) if n < 1 << 42 => Ok(()),
+            _ => Err(Error::Config("the model would have more than 4 trillion parameters".into())),
+        }
+    }
+}
+
+/// What a variant trains with unless the user says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// Rows of `block_size` tokens in one micro-batch.
+    pub batch_size: usize,
+    /// Peak learning rate of AdamW.
+    pub learning_rate: f32,
+    /// Optimizer steps.
+    pub max_iters: usize,
+}
+
+/// A named shape with its training defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Variant {
+    /// A label such as `7M`; the true parameter count is [`crate::ParamList::total`].
+    pub name: &'static str,
+    layers_heads_width_block: (usize, usize, usize, usize),
+    /// Its training defaults.
+    pub recipe: Recipe,
+}
+
+const fn variant(
+    name: &'static str,
+    shape: (usize, usize, usize, usize),
+    batch_size: usize,
+    learning_rate: f32,
+    max_iters: usize,
+) -> Variant {
+    Variant { name, layers_heads_width_block: shape, recipe: Recipe { batch_size, learning_rate, max_iters } }
+}
+
+/// Every variant, smallest first.
+pub const VARIANTS: [Variant; 7] = [
+    variant("7M", (4, 4, 128, 128), 16, 3e-4, 2_000),
+    variant("120M", (12, 8, 512, 256), 32, 3e-4, 5_000),
+    variant("300M", (24, 16, 1024, 512), 16, 3e-4, 10_000),
+    variant("500M", (28, 18, 1152, 512), 16, 2.5e-4, 10_000),
+    variant("700M", (36, 20, 1280, 1024), 8, 2.5e-4, 20_000),
+    variant("1B", (40, 22, 1408, 1024), 8, 2e-4, 20_000),
+    variant("7B", (32, 32, 4096, 1024), 4, 1.2e-4, 20_000),
+];
+
+impl Variant {
+    /// Finds a variant by its name, in any case (`7m` is `7M`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] listing the names there are.
+    pub fn by_name(name: &str) -> Result<&'static Variant, Error> {
+        VARIANTS.iter().find(|v| v.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let names: Vec<_> = VARIANTS.iter().map(|v| v.name).collect();
+            Error::Config(format!("there is no variant {name:?}; there are {}", names.join(", ")))
+        })
+    }
+
+    /// Its shape, with GPT-2's vocabulary.
+    pub fn config(&self) -> Config {
+        let (n_layer, n_head, n_embd, block_size) = self.layers_heads_width_block;
+        Config::new(n_layer, n_head, n_embd, block_size, GPT2_VOCAB_SIZE)
+    }
+}
