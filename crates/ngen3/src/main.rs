@@ -1,1 +1,76 @@
-fn main() {}
+//! `ngen3`: from raw text to a language model, on the machine in front of you.
+//!
+//! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
+//! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`threads`], [`progress`], [`interrupt`]
+//! and [`stdout`]. This file turns the outcome of a command into one line and an exit code: 0 done, 1 failed, 2 used
+//! wrongly, 130 interrupted.
+
+mod argv;
+mod commands;
+#[allow(dead_code)]
+mod interrupt;
+#[allow(dead_code)]
+mod progress;
+mod stdout;
+#[allow(dead_code)]
+mod threads;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+/// From raw text to a language model you can use, on the machine in front of you.
+#[derive(Parser)]
+#[command(name = "ngen3", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 tokenize --dataset tinyshakespeare --txt builtin:shakespeare
+  ngen3 variants
+
+Every command has examples of its own: ngen3 COMMAND --help. Flags and commands may be written with _ or -.";
+
+fn main() -> ExitCode {
+    let arguments = argv::normalise(std::env::args_os(), &Cli::command());
+    let cli = match Cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        // Usage errors go to stderr with code 2; help and version to stdout with code 0.
+        Err(error) => error.exit(),
+    };
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has had enough (`ngen3 … | head`): nothing is wrong, and nobody is listening.
+        Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            // When stderr is closed too there is no one left to tell; the exit code still speaks.
+            let _ = writeln!(std::io::stderr(), "error: {}", causes.join(": "));
+            if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent_and_help_shows_underscores() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        let mut commands = vec![command];
+        while let Some(command) = commands.pop() {
+            assert!(!command.get_name().contains('-'), "{}", command.get_name());
+            for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(!flag.contains('-'), "--{flag} of {}", command.get_name());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+}

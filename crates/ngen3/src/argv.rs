@@ -1,0 +1,85 @@
+//! Flags and commands may be written with `_` or `-`; clap knows only the `_` form, which is what help shows.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+
+use clap::Command;
+
+/// Rewrites the names of known flags and commands into their `_` form, before clap sees them.
+///
+/// Only names that `command` or one of its subcommands defines are touched, so that a value (a prompt such as
+/// `--and-then`, a file name) stays as it was typed, and so does everything after a lone `--`.
+pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Command) -> Vec<OsString> {
+    let mut flags = HashSet::new();
+    collect_flags(command, &mut flags);
+    // The command words are the leading words, each looked up among the subcommands of the one before.
+    let mut commands = Some(command);
+    let mut literal = false;
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next();
+    let rest = arguments.map(|argument| {
+        let Some(text) = argument.to_str().filter(|_| !literal) else { return argument };
+        if text == "--" {
+            literal = true;
+        } else if let Some(flag) = text.strip_prefix("--") {
+            let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+            let name = name.replace('-', "_");
+            if flags.contains(&name) {
+                return format!("--{name}{value}").into();
+            }
+        } else if let Some(parent) = commands {
+            let name = text.replace('-', "_");
+            // `ngen3 help COMMAND` is clap's own; what follows it are command words as well.
+            let child = if name == "help" { Some(parent) } else { parent.find_subcommand(&name) };
+            commands = child;
+            if child.is_some() {
+                return name.into();
+            }
+        }
+        argument
+    });
+    program.into_iter().chain(rest).collect()
+}
+
+fn collect_flags(command: &Command, flags: &mut HashSet<String>) {
+    flags.extend(command.get_arguments().filter_map(clap::Arg::get_long).map(str::to_owned));
+    command.get_subcommands().for_each(|child| collect_flags(child, flags));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Arg;
+
+    use super::*;
+
+    fn normalised(line: &str) -> String {
+        let command = Command::new("ngen3").subcommand(
+            Command::new("hf_tokenize")
+                .arg(Arg::new("split").long("hf_split"))
+                .subcommand(Command::new("dry_run").arg(Arg::new("iters").long("max_iters"))),
+        );
+        let arguments = line.split(' ').map(OsString::from);
+        normalise(arguments, &command).into_iter().map(|a| a.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn known_names_take_their_underscore_form() {
+        assert_eq!(normalised("ngen3 hf-tokenize --hf-split a-b"), "ngen3 hf_tokenize --hf_split a-b");
+        assert_eq!(normalised("ngen3 hf_tokenize --hf-split=a-b=c-d"), "ngen3 hf_tokenize --hf_split=a-b=c-d");
+        assert_eq!(normalised("ngen3 hf-tokenize dry-run --max-iters 3"), "ngen3 hf_tokenize dry_run --max_iters 3");
+        assert_eq!(normalised("ngen3 help hf-tokenize dry-run"), "ngen3 help hf_tokenize dry_run");
+    }
+
+    #[test]
+    fn everything_else_stays_as_typed() {
+        for line in [
+            "ngen3 hf_tokenize --no-such --hf_split x",
+            "ngen3 hf_tokenize -- --hf-split dry-run",
+            "ngen3 dry-run",
+            "ngen3 other hf-tokenize",
+            "ngen3-x",
+        ] {
+            assert_eq!(normalised(line), line);
+        }
+    }
+}

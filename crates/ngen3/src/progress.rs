@@ -1,0 +1,158 @@
+//! How far along a command is: a bar on a terminal, a line now and then anywhere else. Both go to stderr.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Seconds between lines when stderr is not a terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Steps,
+}
+
+/// The progress of one piece of work. It vanishes from the terminal when dropped.
+pub struct Progress {
+    label: &'static str,
+    unit: Unit,
+    bar: ProgressBar,
+    started: Instant,
+    /// When the last plain line was written; `None` on a terminal, which has the bar.
+    last_line: Option<Mutex<Instant>>,
+}
+
+impl Progress {
+    /// Counts bytes; `total` is `None` when it is not known (a pipe).
+    pub fn bytes(label: &'static str, total: Option<u64>) -> Self {
+        Self::new(label, Unit::Bytes, total)
+    }
+
+    /// Counts steps.
+    pub fn steps(label: &'static str, total: u64) -> Self {
+        Self::new(label, Unit::Steps, Some(total))
+    }
+
+    fn new(label: &'static str, unit: Unit, total: Option<u64>) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(total, target);
+        bar.set_style(style(unit, total.is_some()));
+        bar.set_prefix(label);
+        if terminal {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        let started = Instant::now();
+        Self { label, unit, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
+    }
+
+    /// Says how much there is, once it is known.
+    pub fn set_total(&self, total: Option<u64>) {
+        if total == self.bar.length() {
+            return;
+        }
+        match total {
+            Some(total) => self.bar.set_length(total),
+            None => self.bar.unset_length(),
+        }
+        self.bar.set_style(style(self.unit, total.is_some()));
+    }
+
+    /// Moves to `position`; `message` (such as the loss) stands at the end of the line.
+    pub fn set(&self, position: u64, message: &str) {
+        self.bar.set_position(position);
+        let Some(last) = &self.last_line else {
+            self.bar.set_message(message.to_owned());
+            return;
+        };
+        let now = Instant::now();
+        let mut last = last.lock().expect("nothing panics while it holds the lock");
+        if now.duration_since(*last) >= LINE_EVERY {
+            *last = now;
+            write_line(&self.plain_line(position, now, message));
+        }
+    }
+
+    /// Writes a line that stays, above the bar.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| write_line(text));
+    }
+
+    /// `tokenizing: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left, MESSAGE`
+    fn plain_line(&self, position: u64, now: Instant, message: &str) -> String {
+        let count = |n: u64| match self.unit {
+            Unit::Bytes => megabytes(n as f64),
+            Unit::Steps => HumanCount(n).to_string(),
+        };
+        let mut line = format!("{}: {}", self.label, count(position));
+        let total = self.bar.length();
+        if let Some(total) = total {
+            let _ = write!(line, " of {}", count(total));
+        }
+        let rate = position as f64 / now.duration_since(self.started).as_secs_f64().max(1e-9);
+        let _ = match self.unit {
+            Unit::Bytes => write!(line, ", {}/s", megabytes(rate)),
+            Unit::Steps => write!(line, ", {rate:.1}/s"),
+        };
+        if let Some(left) = total.and_then(|total| total.checked_sub(position)).filter(|_| rate > 0.0) {
+            let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
+            let _ = write!(line, ", {:#} left", HumanDuration(seconds));
+        }
+        if !message.is_empty() {
+            let _ = write!(line, ", {message}");
+        }
+        line
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Writes a line to stderr. A stderr that nobody reads is no reason to stop the work, so failure is not reported.
+pub fn write_line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// `12.3 MB`: bytes in millions.
+pub fn megabytes(bytes: f64) -> String {
+    format!("{:.1} MB", bytes / 1e6)
+}
+
+fn style(unit: Unit, total_known: bool) -> ProgressStyle {
+    let template = match (unit, total_known) {
+        (Unit::Bytes, true) => {
+            "{prefix} {bar:30} {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
+        }
+        (Unit::Bytes, false) => "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}  {msg}",
+        (Unit::Steps, _) => "{prefix} {bar:30} {human_pos} of {human_len}  {per_sec}  {eta} left  {msg}",
+    };
+    ProgressStyle::with_template(template).expect("the templates are well formed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(progress: &Progress, position: u64, seconds: u64, message: &str) -> String {
+        progress.plain_line(position, progress.started + Duration::from_secs(seconds), message)
+    }
+
+    #[test]
+    fn plain_lines_say_how_far_how_fast_and_how_long() {
+        let progress = Progress::bytes("reading", Some(300_000_000));
+        assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB of 300.0 MB, 40.0 MB/s, 4s left");
+        progress.set_total(None);
+        assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB, 40.0 MB/s");
+        let progress = Progress::steps("training", 2_000);
+        assert_eq!(line(&progress, 1_000, 100, "loss 4.2"), "training: 1,000 of 2,000, 10.0/s, 100s left, loss 4.2");
+        assert_eq!(line(&progress, 0, 1, ""), "training: 0 of 2,000, 0.0/s");
+    }
+}
