@@ -148,11 +148,11 @@ mod tests {
     #[test]
     fn plain_lines_say_how_far_how_fast_and_how_long() {
         let progress = Progress::bytes("reading", Some(300_000_000));
-        assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB of 300.0 MB, 40.0 MB/s, 4s left");
+        assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left");
         progress.set_total(None);
         assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB, 40.0 MB/s");
         let progress = Progress::steps("training", 2_000);
-        assert_eq!(line(&progress, 1_000, 100, "loss 4.2"), "training: 1,000 of 2,000, 10.0/s, 100s left, loss 4.2");
+        assert_eq!(line(&progress, 1_000, 100, "loss 4.2"), "training: 1,000 of 2,000, 10.0/s, 2m left, loss 4.2");
         assert_eq!(line(&progress, 0, 1, ""), "training: 0 of 2,000, 0.0/s");
     }
 }
