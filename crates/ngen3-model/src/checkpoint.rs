@@ -1,0 +1,190 @@
+//! Checkpoints: a model's shape, its parameters and how they came about, in one file.
+//!
+//! Two formats hold the same things under the same names. `.pt` is a PyTorch zip checkpoint in nanoGPT's layout
+//! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's (`checkpoint/safetensors.rs`). What stands beside the
+//! tensors is laid out in `header.rs`; how the tensors of a file become the flat array is in `state.rs`. Reading never
+//! runs anything that a file says: see `pickle/read.rs`.
+
+mod header;
+mod pickle;
+mod safetensors;
+mod state;
+mod torch;
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::files::write_atomic;
+use crate::{Config, Error, ParamList};
+
+/// A model as a file holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The model's shape.
+    pub config: Config,
+    /// `[total]`, in the order of [`ParamList`].
+    pub params: Vec<f32>,
+    /// How it came about.
+    pub meta: CheckpointMeta,
+}
+
+/// What a checkpoint says beside the parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CheckpointMeta {
+    /// Optimizer steps done.
+    pub iter_num: u64,
+    /// The lowest validation loss so far, in nats per token; `None` before the first evaluation.
+    pub best_val_loss: Option<f64>,
+    /// What made its token ids.
+    pub tokenizer: TokenizerRef,
+    /// How it was trained: settings by name.
+    pub training: Map<String, Value>,
+}
+
+/// The tokenizer that a model's ids belong to; it travels with the model. Stored as one string.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum TokenizerRef {
+    /// GPT-2's, which is built in: `"gpt2"`.
+    #[default]
+    Gpt2,
+    /// The whole text of a Hugging Face `tokenizer.json`.
+    Json(String),
+    /// The file does not say, and its vocabulary is not GPT-2's: `""`.
+    Unknown,
+}
+
+impl From<String> for TokenizerRef {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "gpt2" => Self::Gpt2,
+            "" => Self::Unknown,
+            _ => Self::Json(text),
+        }
+    }
+}
+
+impl From<TokenizerRef> for String {
+    fn from(tokenizer: TokenizerRef) -> Self {
+        match tokenizer {
+            TokenizerRef::Gpt2 => "gpt2".into(),
+            TokenizerRef::Json(text) => text,
+            TokenizerRef::Unknown => String::new(),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint: ours, nanoGPT's `ckpt.pt`, or a safetensors file of ours. The content decides the format.
+    ///
+    /// # Errors
+    /// [`Error::Read`] naming the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        read(path).map_err(|reason| Error::Read { path: path.into(), reason })
+    }
+
+    /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`] naming each field that differs.
+    pub fn expect(&self, path: &Path, expected: &Config) -> Result<(), Error> {
+        let (found, wanted) = (fields(&self.config), fields(expected));
+        let differences: Vec<_> = found
+            .iter()
+            .filter(|(name, value)| wanted.get(*name) != Some(value))
+            .map(|(name, value)| format!("{name} is {value}, not {}", wanted[name]))
+            .collect();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::OtherModel { path: path.into(), differences: differences.join("; ") })
+    }
+
+    /// [`Checkpoint::load`], then [`Checkpoint::expect`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn load_for(path: &Path, expected: &Config) -> Result<Self, Error> {
+        let checkpoint = Self::load(path)?;
+        checkpoint.expect(path, expected)?;
+        Ok(checkpoint)
+    }
+}
+
+fn fields(config: &Config) -> Map<String, Value> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(fields)) => fields,
+        other => unreachable!("a Config serialises to an object, not {other:?}"),
+    }
+}
+
+/// Writes a checkpoint whole or not at all; a `.pt` or `.safetensors` ending chooses the format.
+///
+/// # Errors
+/// [`Error::Write`] naming the file: another ending, or the disk's refusal.
+///
+/// # Panics
+/// If `params` is not as long as `config` says.
+pub fn save(path: &Path, config: &Config, params: &[f32], meta: &CheckpointMeta) -> Result<(), Error> {
+    let list = ParamList::new(config);
+    assert_eq!(params.len(), list.total(), "the parameters of another shape");
+    match Format::of(path)? {
+        Format::Torch => write_atomic(path, |file| torch::write(file, config, &list, params, meta)),
+        Format::Safetensors => write_atomic(path, |file| safetensors::write(file, config, &list, params, meta)),
+    }
+}
+
+/// The format that a checkpoint's ending chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.pt`
+    Torch,
+    /// `.safetensors`
+    Safetensors,
+}
+
+impl Format {
+    /// Looks at a path's ending: worth doing before hours of training rather than after.
+    ///
+    /// # Errors
+    /// [`Error::Write`] for any other ending.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("pt") => Ok(Self::Torch),
+            Some("safetensors") => Ok(Self::Safetensors),
+            _ => {
+                let source = io::Error::other("a checkpoint's name ends in .pt or .safetensors");
+                Err(Error::Write { path: path.into(), source })
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Checkpoint, String> {
+    let say = |error: io::Error| error.to_string();
+    let mut file = File::open(path).map_err(say)?;
+    let metadata = file.metadata().map_err(say)?;
+    if !metadata.is_file() {
+        return Err("it is not a file".into());
+    }
+    let len = metadata.len();
+    let mut start = [0; 9];
+    let got = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
+    file.read_exact(&mut start[..got]).map_err(say)?;
+    file.rewind().map_err(say)?;
+    match start[..got] {
+        [] => Err("it is empty".into()),
+        [b'P', b'K', ..] => torch::read(file, len),
+        // A header's length, then its JSON.
+        [_, _, _, _, _, _, _, _, b'{'] => safetensors::read(file, len),
+        // A bare pickle: its first opcode names the protocol.
+        [0x80, ..] => Err("it is in PyTorch's format from before version 1.6; load it with PyTorch and torch.save it \
+            again, then it can be read here"
+            .into()),
+        _ => Err("it is not a checkpoint: it starts like neither a PyTorch zip file nor a safetensors file".into()),
+    }
+}

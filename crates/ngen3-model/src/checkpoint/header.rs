@@ -1,0 +1,116 @@
+//! What stands in a checkpoint beside the tensors, as nanoGPT lays it out.
+//!
+//! ```text
+//! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
+//! iter_num       optimizer steps done
+//! best_val_loss  nats per token; 1e9, where nanoGPT starts, while there is none
+//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, training
+//! ```
+//!
+//! A `.pt` holds these as Python values, a `.safetensors` as JSON in its metadata; both pass through here as JSON.
+
+use serde_json::{Map, Value, json};
+
+use super::{CheckpointMeta, TokenizerRef};
+use crate::{Activation, Config, GPT2_VOCAB_SIZE};
+
+/// The entries, in nanoGPT's order.
+pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
+/// nanoGPT's `best_val_loss` before the first evaluation.
+const NO_LOSS: f64 = 1e9;
+/// nanoGPT trains from scratch with GPT-2's vocabulary rounded up to a multiple of 64.
+const NANOGPT_VOCAB_SIZE: usize = 50_304;
+
+/// The entries of a checkpoint.
+pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
+    // Through the shortest decimal form, so that 1e-5 does not become 9.999999747378752e-06.
+    let epsilon: f64 = config.layer_norm_epsilon.to_string().parse().expect("a float prints as a float");
+    let entries = json!({
+        "model_args": {
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_embd": config.n_embd,
+            "block_size": config.block_size,
+            "bias": true,
+            "vocab_size": config.vocab_size,
+            "dropout": 0.0,
+        },
+        "iter_num": meta.iter_num,
+        "best_val_loss": meta.best_val_loss.unwrap_or(NO_LOSS),
+        "config": {
+            "activation": config.activation,
+            "layer_norm_epsilon": epsilon,
+            "tokenizer": meta.tokenizer,
+            "training": meta.training,
+        },
+    });
+    match entries {
+        Value::Object(entries) => entries,
+        other => unreachable!("an object was written, not {other}"),
+    }
+}
+
+/// What the entries of a checkpoint say.
+pub(super) struct Header {
+    pub config: Config,
+    pub meta: CheckpointMeta,
+    /// Whether linears and LayerNorms have biases; without, they are zero.
+    pub bias: bool,
+}
+
+/// Reads the entries of our checkpoints and of nanoGPT's, whose `config` holds its training settings and whose
+/// activation is the exact GELU.
+pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
+    let Some(Value::Object(args)) = entries.remove("model_args") else {
+        return Err("it has no model_args, which give the model's shape".into());
+    };
+    let size = |name: &str| {
+        let value = args.get(name).ok_or_else(|| format!("its model_args have no {name}"))?;
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| format!("its model_args say that {name} is {value}"))
+    };
+    let mut config =
+        Config::new(size("n_layer")?, size("n_head")?, size("n_embd")?, size("block_size")?, size("vocab_size")?);
+    let bias = match args.get("bias") {
+        None => true,
+        Some(Value::Bool(bias)) => *bias,
+        Some(other) => return Err(format!("its model_args say that bias is {other}")),
+    };
+
+    let mut extra = match entries.remove("config") {
+        Some(Value::Object(extra)) => extra,
+        Some(other) => return Err(format!("its config is {other}, not a dictionary")),
+        None => Map::new(),
+    };
+    config.activation = match extra.remove("activation") {
+        Some(value) => from_value("activation", value)?,
+        None => Activation::Gelu,
+    };
+    if let Some(value) = extra.remove("layer_norm_epsilon") {
+        config.layer_norm_epsilon = from_value("layer_norm_epsilon", value)?;
+    }
+    config.validate().map_err(|error| error.to_string())?;
+
+    let tokenizer = match extra.remove("tokenizer") {
+        Some(value) => from_value("tokenizer", value)?,
+        None if [GPT2_VOCAB_SIZE, NANOGPT_VOCAB_SIZE].contains(&config.vocab_size) => TokenizerRef::Gpt2,
+        None => TokenizerRef::Unknown,
+    };
+    let training = match extra.remove("training") {
+        Some(value) => from_value("training", value)?,
+        None => extra,
+    };
+    let iter_num = match entries.remove("iter_num") {
+        Some(value) => value.as_u64().ok_or_else(|| format!("its iter_num is {value}"))?,
+        None => 0,
+    };
+    let best_val_loss = match entries.remove("best_val_loss") {
+        Some(value) => value.as_f64().filter(|&loss| loss < NO_LOSS),
+        None => None,
+    };
+    Ok(Header { config, meta: CheckpointMeta { iter_num, best_val_loss, tokenizer, training }, bias })
+}
+
+fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| format!("its config says nothing usable for {name}: {error}"))
+}

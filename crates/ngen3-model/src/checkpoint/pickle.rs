@@ -1,0 +1,7 @@
+//! The little of Python's pickle format (protocol 2) that checkpoints use. Opcodes are those of CPython's `pickle.py`.
+
+mod read;
+mod write;
+
+pub(super) use read::{Id, Node, Pickle};
+pub(super) use write::Writer;

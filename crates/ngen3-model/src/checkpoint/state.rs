@@ -1,0 +1,216 @@
+//! From the tensors that a file names to the flat array of parameters.
+//!
+//! A file's tensors are views into storages: runs of elements that are read from front to back, once. Everything is
+//! checked (each name, each shape, that the file is large enough to hold it all) before memory is taken.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::rc::Rc;
+
+use half::{bf16, f16};
+
+use crate::{Config, Param, ParamList};
+
+/// Elements converted at a time.
+const CHUNK: usize = 1 << 14;
+
+/// How the elements of a storage are encoded, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    /// Found beside parameters (step counts, masks) but never in them: its name and size in bytes.
+    Other(&'static str, usize),
+}
+
+impl Dtype {
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Other(_, size) => size,
+        }
+    }
+}
+
+/// A tensor inside a storage.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Tensor {
+    pub storage: Rc<str>,
+    pub dtype: Dtype,
+    /// Elements of the storage.
+    pub storage_len: usize,
+    /// The element of the storage where the tensor starts.
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    /// Whether its elements stand one after the other, row by row.
+    pub contiguous: bool,
+}
+
+impl Tensor {
+    fn len(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim))
+    }
+}
+
+/// Where storages are read.
+pub(super) trait Storages {
+    /// The bytes of a storage, from its first; checked against the file's checksum, if it has one, at their end.
+    ///
+    /// # Errors
+    /// That there is no such storage, or that it is not `bytes` long.
+    fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String>;
+}
+
+/// Reads the parameters of a model of the shape `config` from the tensors of a state dict.
+///
+/// Without `bias`, biases that are missing are zero. `file_len` bounds what is believed of the tensors.
+pub(super) fn read_params(
+    config: &Config,
+    bias: bool,
+    mut tensors: HashMap<String, Tensor>,
+    storages: &mut dyn Storages,
+    file_len: u64,
+) -> Result<Vec<f32>, String> {
+    // Before the list of parameters is made: its length is the file's word until here.
+    if config.n_layer > tensors.len() {
+        return Err(format!("it says that it has {} layers, but holds {} tensors", config.n_layer, tensors.len()));
+    }
+    let list = ParamList::new(config);
+    let head = tensors.remove("lm_head.weight");
+    let mut wanted: BTreeMap<Rc<str>, Vec<(&Param, Tensor)>> = BTreeMap::new();
+    let mut bytes = 0u64;
+    for param in &list {
+        let Some(tensor) = tensors.remove(&param.name) else {
+            if !bias && param.name.ends_with(".bias") {
+                continue;
+            }
+            return Err(format!("it has no tensor {}", param.name));
+        };
+        check(&param.name, &param.shape, &tensor)?;
+        bytes = bytes.saturating_add((param.len() * tensor.dtype.size()) as u64);
+        wanted.entry(tensor.storage.clone()).or_default().push((param, tensor));
+    }
+    // nanoGPT's causal mask, which older versions save, is no parameter.
+    tensors.retain(|name, _| !(name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")));
+    if let Some(name) = tensors.keys().min() {
+        return Err(format!("it has a tensor {name}, which is no part of a GPT-2 model"));
+    }
+    if bytes > file_len {
+        return Err(format!("its tensors need {bytes} bytes, but it has only {file_len}"));
+    }
+
+    let mut params = Vec::new();
+    let reserved = params.try_reserve_exact(list.total());
+    reserved.map_err(|_| format!("its {} parameters do not fit in memory", list.total()))?;
+    params.resize(list.total(), 0.0);
+    let mut wte = None;
+    for group in wanted.values() {
+        stream(storages, &group[0].1, |at, values| {
+            for (param, tensor) in group {
+                let Some(here) = overlap(at, values.len(), tensor.offset, param.len()) else { continue };
+                let to = param.offset + here.start - tensor.offset;
+                params[to..to + here.len()].copy_from_slice(&values[here.start - at..here.end - at]);
+            }
+            Ok(())
+        })?;
+        wte = wte.or_else(|| group.iter().find(|(param, _)| param.range() == list.wte).map(|(_, tensor)| tensor));
+    }
+
+    // The head shares the token embedding: a second view of it in most files, a second copy in some.
+    if let (Some(head), Some(wte)) = (head, wte)
+        && head != *wte
+    {
+        check("lm_head.weight", &wte.shape, &head)?;
+        let shared = &params[list.wte.clone()];
+        stream(storages, &head, |at, values| {
+            let Some(here) = overlap(at, values.len(), head.offset, shared.len()) else { return Ok(()) };
+            let same = shared[here.start - head.offset..here.end - head.offset]
+                .iter()
+                .zip(&values[here.start - at..here.end - at])
+                .all(|(a, b)| a.to_bits() == b.to_bits());
+            if same {
+                return Ok(());
+            }
+            Err("its lm_head.weight differs from transformer.wte.weight; only models that share the two are read"
+                .into())
+        })?;
+    }
+    Ok(params)
+}
+
+fn check(name: &str, shape: &[usize], tensor: &Tensor) -> Result<(), String> {
+    if tensor.shape != shape {
+        return Err(format!("its tensor {name} has the shape {:?}, not {shape:?}", tensor.shape));
+    }
+    if let Dtype::Other(dtype, _) = tensor.dtype {
+        return Err(format!("its tensor {name} is of type {dtype}; float32, float16 and bfloat16 are read"));
+    }
+    if !tensor.contiguous {
+        return Err(format!("its tensor {name} is not contiguous; save it with .contiguous()"));
+    }
+    let end = tensor.len().and_then(|len| len.checked_add(tensor.offset));
+    if end.is_none_or(|end| end > tensor.storage_len) {
+        let Tensor { offset, storage, storage_len, .. } = tensor;
+        return Err(format!(
+            "its tensor {name} of shape {shape:?} starts at element {offset} of storage {storage}, which has only \
+             {storage_len}"
+        ));
+    }
+    Ok(())
+}
+
+/// The elements that `at..at + len` and `offset..offset + wanted` share.
+fn overlap(at: usize, len: usize, offset: usize, wanted: usize) -> Option<Range<usize>> {
+    let (start, end) = (at.max(offset), (at + len).min(offset + wanted));
+    (start < end).then_some(start..end)
+}
+
+/// Reads a tensor's whole storage and hands it on in chunks of f32: `sink(index of the first element, elements)`.
+pub(super) fn stream(
+    storages: &mut dyn Storages,
+    tensor: &Tensor,
+    mut sink: impl FnMut(usize, &[f32]) -> Result<(), String>,
+) -> Result<(), String> {
+    let Tensor { storage, dtype, storage_len, .. } = tensor;
+    let size = dtype.size();
+    let total = (*storage_len as u64).checked_mul(size as u64);
+    let total = total.ok_or_else(|| format!("its storage {storage} claims {storage_len} elements"))?;
+    let mut reader = storages.open(storage, total)?;
+    let say = |error: io::Error| format!("its storage {storage} is damaged: {error}");
+    let mut bytes = vec![0; CHUNK * size];
+    let mut values = Vec::with_capacity(CHUNK);
+    let mut at = 0;
+    while at < *storage_len {
+        let count = CHUNK.min(storage_len - at);
+        let bytes = &mut bytes[..count * size];
+        reader.read_exact(bytes).map_err(say)?;
+        values.clear();
+        match dtype {
+            Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+            Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+            Dtype::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+            Dtype::Other(name, _) => return Err(format!("its storage {storage} is of type {name}")),
+        }
+        sink(at, &values)?;
+        at += count;
+    }
+    // The checksum is compared when the end is seen.
+    match reader.read(&mut [0]).map_err(say)? {
+        0 => Ok(()),
+        _ => Err(format!("its storage {storage} is longer than {total} bytes")),
+    }
+}
+
+/// Writes elements as little-endian f32.
+pub(super) fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(4 * CHUNK);
+    for chunk in values.chunks(CHUNK) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
