@@ -22,6 +22,9 @@ pub enum Error {
         /// How much was asked for.
         bytes: usize,
     },
+    /// The threads that compute could not be started.
+    #[error("could not start the threads that compute: {0}")]
+    Threads(String),
 }
 
 /// Rows of consecutive tokens and, for each token, the one that follows it.
@@ -33,6 +36,39 @@ pub struct Batch {
     pub inputs: Vec<u32>,
     /// `[rows, seq_len]`: the token to be predicted at each position.
     pub targets: Vec<u32>,
+}
+
+impl Batch {
+    /// Checks that a model of this shape can take the batch.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for ragged or empty rows, rows longer than the block, or a token outside the vocabulary.
+    pub fn check(&self, config: &Config) -> Result<(), Error> {
+        let Self { seq_len, inputs, targets } = self;
+        if *seq_len == 0 || inputs.is_empty() || !inputs.len().is_multiple_of(*seq_len) || inputs.len() != targets.len()
+        {
+            let (inputs, targets) = (inputs.len(), targets.len());
+            return Err(Error::Input(format!(
+                "{inputs} inputs and {targets} targets do not make rows of {seq_len} tokens"
+            )));
+        }
+        if *seq_len > config.block_size {
+            return Err(Error::Input(format!(
+                "rows of {seq_len} tokens in a model with a block of {}",
+                config.block_size
+            )));
+        }
+        check_tokens(inputs, config)?;
+        check_tokens(targets, config)
+    }
+}
+
+/// Checks that every token is in the vocabulary.
+pub(crate) fn check_tokens(tokens: &[u32], config: &Config) -> Result<(), Error> {
+    match tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+        Some(token) => Err(Error::Input(format!("token {token} is outside the vocabulary of {}", config.vocab_size))),
+        None => Ok(()),
+    }
 }
 
 /// One AdamW update (Loshchilov & Hutter 2019).
@@ -89,7 +125,10 @@ pub trait Engine {
 
     /// Clips the gradients, applies one AdamW update, clears the gradients; returns their global norm before clipping.
     /// When that norm is not finite nothing is changed but the gradients, which are cleared.
-    fn update(&mut self, adamw: &AdamW) -> f32;
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the moments do not fit, at the first update.
+    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error>;
 
     /// Reads a flat array, `[total]`.
     fn read(&self, slot: Slot) -> Cow<'_, [f32]>;
@@ -101,7 +140,10 @@ pub trait Engine {
     fn write(&mut self, slot: Slot, values: &[f32]);
 
     /// Starts `rows` independent sequences that grow one token at a time.
-    fn decoder(&self, rows: usize) -> Box<dyn Decoder + '_>;
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when their keys and values do not fit.
+    fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error>;
 }
 
 /// Sequences that grow one token at a time, with their keys and values kept.
@@ -114,18 +156,13 @@ pub trait Decoder {
         self.len() == 0
     }
 
-    /// Feeds the same `tokens` to every row, in one pass; returns the last token's logits of one row, `[vocab_size]`
-    /// (they are the same in every row).
+    /// Feeds every row its next tokens in one pass, `[rows, n]` with any n; returns the logits that follow the last of each,
+    /// `[rows, vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the rows would grow past `block_size`, `tokens` is empty, or a token is outside the vocabulary.
-    fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
-
-    /// Feeds each row its next token, `[rows]`; returns the logits that follow, `[rows, vocab_size]`.
-    ///
-    /// # Errors
-    /// As [`Decoder::prefill`].
-    fn step(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
+    /// [`Error::Input`] if the rows would grow past `block_size`, `tokens` is empty or ragged, or a token is outside the
+    /// vocabulary.
+    fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], Error>;
 
     /// Forgets every token, so that the rows can be fed anew.
     fn clear(&mut self);

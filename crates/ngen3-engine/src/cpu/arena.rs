@@ -1,0 +1,209 @@
+//! Where the activations of a training step live: one allocation, laid out once for a batch's shape.
+//!
+//! With N = rows·seq_len tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
+//! token); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all blocks share:
+//!
+//!     block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//!
+//! A block's first buffer is its input, so a block writes its output where the next one begins. The workspace is cut up
+//! twice: once for the loss (its block of logits), once for the layers. Both never hold anything at the same time.
+
+use ngen3_model::Config;
+
+use super::{attention, layernorm, loss, zeros};
+use crate::{Batch, Error};
+
+/// The allocation and the shape that it is laid out for.
+#[derive(Debug, Default)]
+pub struct Arena {
+    data: Vec<f32>,
+    layout: Layout,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Layout {
+    tokens: usize,
+    width: usize,
+    n_layer: usize,
+    heads: usize,
+    attention: usize,
+    layernorm: usize,
+    logits: usize,
+}
+
+impl Layout {
+    fn new(config: &Config, batch: &Batch, threads: usize) -> Self {
+        let tokens = batch.inputs.len();
+        Self {
+            tokens,
+            width: config.n_embd,
+            n_layer: config.n_layer,
+            heads: config.n_head,
+            attention: attention::Shape::new(config, batch.seq_len, tokens).scratch(threads),
+            layernorm: layernorm::backward_scratch(tokens, config.n_embd),
+            logits: loss::scratch(tokens, config.vocab_size),
+        }
+    }
+
+    fn block(&self) -> usize {
+        self.tokens * (10 * self.width + 4 + self.heads)
+    }
+
+    fn layers_workspace(&self) -> usize {
+        self.tokens * 8 * self.width + self.attention
+    }
+
+    fn total(&self) -> usize {
+        let shared = self.layers_workspace().max(self.logits);
+        self.n_layer * self.block() + self.tokens * (4 * self.width + 3) + self.layernorm + shared
+    }
+}
+
+/// What one transformer block keeps for its backward. N tokens, width C.
+pub struct Saved<'a> {
+    /// `[N, C]`: the block's input.
+    pub x: &'a mut [f32],
+    /// `[N]`
+    pub ln_1_mean: &'a mut [f32],
+    /// `[N]`
+    pub ln_1_rstd: &'a mut [f32],
+    /// `[N, 3·C]`
+    pub qkv: &'a mut [f32],
+    /// `[rows, heads, seq_len]`
+    pub lse: &'a mut [f32],
+    /// `[N, C]`: attention's output before its projection.
+    pub att: &'a mut [f32],
+    /// `[N, C]`: the stream between attention and MLP.
+    pub x_mid: &'a mut [f32],
+    /// `[N]`
+    pub ln_2_mean: &'a mut [f32],
+    /// `[N]`
+    pub ln_2_rstd: &'a mut [f32],
+    /// `[N, 4·C]`: the MLP's hidden layer before GELU.
+    pub fc: &'a mut [f32],
+}
+
+/// What a step needs besides the saved activations. N tokens, width C.
+pub struct Buffers<'a> {
+    /// `[N, C]`: a LayerNorm's output.
+    pub ln: &'a mut [f32],
+    /// `[N, C]`: the gradient of the residual stream.
+    pub dx: &'a mut [f32],
+    /// `[N, C]`: the gradient of a branch's `width`-wide tensors; in forward, a branch before dropout.
+    pub dbranch: &'a mut [f32],
+    /// `[N]`
+    pub ln_f_mean: &'a mut [f32],
+    /// `[N]`
+    pub ln_f_rstd: &'a mut [f32],
+    /// `[N]`
+    pub losses: &'a mut [f32],
+    /// Partial sums of LayerNorm's backward.
+    pub partials: &'a mut [f32],
+}
+
+/// The part of the workspace that the loss and the layers use in turn.
+pub struct Shared<'a> {
+    data: &'a mut [f32],
+    layout: Layout,
+}
+
+/// The shared workspace while blocks run.
+pub struct Layers<'a> {
+    /// `[N, 4·C]`: GELU's output.
+    pub gelu: &'a mut [f32],
+    /// `[N, 4·C]`: the gradient of `fc`, or in its first 3/4 that of `qkv`.
+    pub dwide: &'a mut [f32],
+    /// Attention's panels.
+    pub attention: &'a mut [f32],
+}
+
+/// Cuts pieces off the front of a slice.
+struct Knife<'a>(&'a mut [f32]);
+
+impl<'a> Knife<'a> {
+    fn cut(&mut self, n: usize) -> &'a mut [f32] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(n);
+        self.0 = rest;
+        piece
+    }
+}
+
+impl Arena {
+    /// Lays the arena out for this batch, unless it already is.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the activations do not fit.
+    pub fn reserve(&mut self, config: &Config, batch: &Batch, threads: usize) -> Result<(), Error> {
+        let layout = Layout::new(config, batch, threads);
+        if self.data.len() < layout.total() {
+            self.data = Vec::new();
+            self.data = zeros(layout.total(), "the activations of a batch")?;
+        }
+        self.layout = layout;
+        Ok(())
+    }
+
+    /// The three parts of the arena.
+    pub fn split(&mut self) -> (Blocks<'_>, Buffers<'_>, Shared<'_>) {
+        let layout = self.layout;
+        let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
+        let mut knife = Knife(&mut self.data[..layout.total()]);
+        let blocks = Blocks { data: knife.cut(layout.n_layer * layout.block() + stream), layout };
+        let buffers = Buffers {
+            ln: knife.cut(stream),
+            dx: knife.cut(stream),
+            dbranch: knife.cut(stream),
+            ln_f_mean: knife.cut(tokens),
+            ln_f_rstd: knife.cut(tokens),
+            losses: knife.cut(tokens),
+            partials: knife.cut(layout.layernorm),
+        };
+        (blocks, buffers, Shared { data: knife.0, layout })
+    }
+}
+
+/// The saved activations of all blocks.
+pub struct Blocks<'a> {
+    data: &'a mut [f32],
+    layout: Layout,
+}
+
+impl Blocks<'_> {
+    /// What block `layer` keeps, and where its output goes, `[N, C]`.
+    pub fn block(&mut self, layer: usize) -> (Saved<'_>, &mut [f32]) {
+        let Layout { tokens, width, heads, .. } = self.layout;
+        let mut knife = Knife(&mut self.data[layer * self.layout.block()..]);
+        let saved = Saved {
+            x: knife.cut(tokens * width),
+            ln_1_mean: knife.cut(tokens),
+            ln_1_rstd: knife.cut(tokens),
+            qkv: knife.cut(tokens * 3 * width),
+            lse: knife.cut(tokens * heads),
+            att: knife.cut(tokens * width),
+            x_mid: knife.cut(tokens * width),
+            ln_2_mean: knife.cut(tokens),
+            ln_2_rstd: knife.cut(tokens),
+            fc: knife.cut(tokens * 4 * width),
+        };
+        (saved, knife.cut(tokens * width))
+    }
+
+    /// The input of block `layer`, or after the last the output of all, `[N, C]`.
+    pub fn stream(&mut self, layer: usize) -> &mut [f32] {
+        &mut self.data[layer * self.layout.block()..][..self.layout.tokens * self.layout.width]
+    }
+}
+
+impl Shared<'_> {
+    /// As a block of logits.
+    pub fn for_loss(&mut self) -> &mut [f32] {
+        &mut self.data[..self.layout.logits]
+    }
+
+    /// As what the layers need beside the other buffers.
+    pub fn for_layers(&mut self) -> Layers<'_> {
+        let wide = self.layout.tokens * 4 * self.layout.width;
+        let mut knife = Knife(&mut *self.data);
+        Layers { gelu: knife.cut(wide), dwide: knife.cut(wide), attention: knife.cut(self.layout.attention) }
+    }
+}

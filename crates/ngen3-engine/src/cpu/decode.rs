@@ -1,0 +1,153 @@
+//! Growing sequences a few tokens at a time, with the keys and values of earlier tokens kept.
+//!
+//! The same layers as in training, on the new tokens only; attention's queries look into a cache,
+//! [n_layer, rows, block_size, 2·width], in which each token has its keys of all heads followed by its values.
+
+use rayon::ThreadPool;
+
+use super::model::Model;
+use super::{attention, embedding, gelu, layernorm, linear, zeros};
+use crate::engine::check_tokens;
+use crate::gemm::{Canvas, Mat};
+use crate::{Decoder, Error};
+
+/// Sequences of one model, decoded together.
+pub struct CpuDecoder<'a> {
+    model: Model<'a>,
+    pool: &'a ThreadPool,
+    rows: usize,
+    /// Tokens that every row holds.
+    len: usize,
+    cache: Vec<f32>,
+    scratch: Vec<f32>,
+    /// `[rows, vocab_size]`
+    logits: Vec<f32>,
+}
+
+impl<'a> CpuDecoder<'a> {
+    /// `rows` empty sequences.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the cache does not fit; [`Error::Input`] for no rows.
+    pub fn new(model: Model<'a>, pool: &'a ThreadPool, rows: usize) -> Result<Self, Error> {
+        let config = model.config;
+        if rows == 0 {
+            return Err(Error::Input("a decoder needs at least one row".into()));
+        }
+        let cache = config.n_layer.saturating_mul(rows).saturating_mul(config.block_size * 2 * config.n_embd);
+        Ok(Self {
+            model,
+            pool,
+            rows,
+            len: 0,
+            cache: zeros(cache, "the keys and values of the sequences")?,
+            scratch: Vec::new(),
+            logits: zeros(rows.saturating_mul(config.vocab_size), "the logits of the sequences")?,
+        })
+    }
+
+    /// Runs the layers over `[rows, n]` new tokens and fills `logits`.
+    fn forward(&mut self, tokens: &[u32]) {
+        let Self { model, rows, len, cache, scratch, logits, .. } = self;
+        let (rows, len, n) = (*rows, *len, tokens.len() / *rows);
+        let config = model.config;
+        let (c, eps, block) = (config.n_embd, config.layer_norm_epsilon, config.block_size);
+        let p = |range: &std::ops::Range<usize>| &model.params[range.clone()];
+        let lengths = [c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, config.n_head].map(|width| tokens.len() * width);
+        let panel = attention::panel(n, len + n);
+        let panels = panel * rayon::current_num_threads();
+        let wanted = lengths.iter().sum::<usize>() + panels;
+        if scratch.len() < wanted {
+            scratch.resize(wanted, 0.0);
+        }
+        let mut rest = &mut scratch[..];
+        let [x, ln, qkv, att, x_mid, fc, gelu, mean, rstd, lse] = lengths.map(|length| {
+            let (piece, after) = std::mem::take(&mut rest).split_at_mut(length);
+            rest = after;
+            piece
+        });
+        let panels = &mut rest[..panels];
+
+        embedding::forward(tokens, n, len, p(&model.list.wte), p(&model.list.wpe), x);
+        for (w, cache) in model.list.blocks.iter().zip(cache.chunks_exact_mut(rows * block * 2 * c)) {
+            layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, ln, mean, rstd);
+            linear::forward(ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            for (cache, qkv) in cache.chunks_exact_mut(block * 2 * c).zip(qkv.chunks_exact(n * 3 * c)) {
+                for (slot, token) in cache[len * 2 * c..].chunks_exact_mut(2 * c).zip(qkv.chunks_exact(3 * c)) {
+                    slot.copy_from_slice(&token[c..]);
+                }
+            }
+            attend(model.config.n_head, rows, len, qkv, cache, att, lse, panels, panel);
+            linear::forward_residual(att, p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias), x, x_mid);
+            layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, ln, mean, rstd);
+            linear::forward(ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            gelu::forward(config.activation, fc, gelu);
+            linear::forward_residual(gelu, p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias), x_mid, x);
+        }
+        // Only the last token of each row is asked what follows it.
+        for (last, row) in x_mid.chunks_exact_mut(c).zip(x.chunks_exact(n * c)) {
+            last.copy_from_slice(&row[(n - 1) * c..]);
+        }
+        let (last, ln, mean, rstd) = (&x_mid[..rows * c], &mut ln[..rows * c], &mut mean[..rows], &mut rstd[..rows]);
+        layernorm::forward(last, p(&model.list.ln_f_weight), p(&model.list.ln_f_bias), eps, ln, mean, rstd);
+        linear::project(ln, p(&model.list.wte), config.vocab_size, logits);
+    }
+}
+
+/// Attention of `[rows, n]` new queries over `len + n` cached keys and values of one block.
+#[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
+fn attend(
+    n_head: usize,
+    rows: usize,
+    len: usize,
+    qkv: &[f32],
+    cache: &[f32],
+    att: &mut [f32],
+    lse: &mut [f32],
+    panels: &mut [f32],
+    panel: usize,
+) {
+    let n = lse.len() / rows / n_head;
+    let c = att.len() / rows / n;
+    let head_width = c / n_head;
+    let (att, lse) = (Canvas::new(att, c), Canvas::new(lse, n));
+    attention::for_each_head(rows * n_head, panels, panel, |task, panel| {
+        let (row, head) = (task / n_head, task % n_head);
+        let columns = head * head_width..(head + 1) * head_width;
+        let cache = &cache[row * (cache.len() / rows)..];
+        let q = Mat::strided(&qkv[row * n * 3 * c + columns.start..], n, head_width, 3 * c);
+        let k = Mat::strided(&cache[columns.start..], len + n, head_width, 2 * c);
+        let v = Mat::strided(&cache[c + columns.start..], len + n, head_width, 2 * c);
+        // SAFETY: each (row, head) is one task's alone, and windows of different heads share no column.
+        let (out, lse) = unsafe { (att.window(row * n..(row + 1) * n, columns), lse.row(task, 0..n)) };
+        attention::head_forward(q, k, v, len, None, out, lse, panel);
+    });
+}
+
+impl Decoder for CpuDecoder<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], Error> {
+        let config = self.model.config;
+        let n = tokens.len() / self.rows;
+        if n == 0 || n * self.rows != tokens.len() {
+            let (tokens, rows) = (tokens.len(), self.rows);
+            return Err(Error::Input(format!("{tokens} tokens cannot be fed to {rows} rows")));
+        }
+        if self.len + n > config.block_size {
+            let (len, block) = (self.len, config.block_size);
+            return Err(Error::Input(format!("{n} tokens after {len} do not fit in a block of {block}")));
+        }
+        check_tokens(tokens, config)?;
+        let pool = self.pool;
+        pool.install(|| self.forward(tokens));
+        self.len += n;
+        Ok(&self.logits)
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}

@@ -1,0 +1,72 @@
+//! Token and position embedding: x[t] = wte[token[t]] + wpe[position[t]]   (llm.c's `encoder`).
+//!
+//! `tokens`: [rows·seq_len]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [rows·seq_len, width].
+
+use rayon::prelude::*;
+
+use crate::gemm::Canvas;
+
+/// Columns in one task of the backward pass.
+const COLUMNS: usize = 32;
+
+/// Position `i` of every row stands at `first_position + i`.
+pub fn forward(tokens: &[u32], seq_len: usize, first_position: usize, wte: &[f32], wpe: &[f32], x: &mut [f32]) {
+    let width = x.len() / tokens.len();
+    x.par_chunks_mut(width).zip(tokens.par_iter()).enumerate().for_each(|(t, (x, &token))| {
+        let position = first_position + t % seq_len;
+        let token = &wte[token as usize * width..][..width];
+        let position = &wpe[position * width..][..width];
+        for ((x, &a), &b) in x.iter_mut().zip(token).zip(position) {
+            *x = a + b;
+        }
+    });
+}
+
+/// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`, for rows that begin at position 0.
+///
+/// Two tasks never touch the same column, and each takes the tokens in order: the same bits on any number of threads.
+pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
+    let width = dx.len() / tokens.len();
+    dwpe[..seq_len * width].par_chunks_mut(width).enumerate().for_each(|(position, dwpe)| {
+        for dx in dx.chunks_exact(width).skip(position).step_by(seq_len) {
+            for (d, &dx) in dwpe.iter_mut().zip(dx) {
+                *d += dx;
+            }
+        }
+    });
+    let dwte = Canvas::new(dwte, width);
+    (0..width).into_par_iter().step_by(COLUMNS).for_each(|first| {
+        let columns = first..(first + COLUMNS).min(width);
+        for (&token, dx) in tokens.iter().zip(dx.chunks_exact(width)) {
+            // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks hold the same column.
+            let dwte = unsafe { dwte.row(token as usize, columns.clone()) };
+            for (d, &dx) in dwte.iter_mut().zip(&dx[columns.clone()]) {
+                *d += dx;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{check_gradient, dot, random};
+
+    #[test]
+    fn backward_matches_finite_differences_with_repeated_tokens() {
+        for (seq_len, width, vocab) in [(5, 12, 7), (1, 3, 2), (4, 100, 97)] {
+            let tokens: Vec<u32> = (0..3 * seq_len as u32).map(|t| t * t % vocab as u32).collect();
+            let (wte, wpe) = (random(vocab * width, 1), random((seq_len + 2) * width, 2));
+            let dx = random(tokens.len() * width, 3);
+            let loss = |wte: &[f32], wpe: &[f32]| {
+                let mut x = vec![f32::NAN; tokens.len() * width];
+                forward(&tokens, seq_len, 0, wte, wpe, &mut x);
+                dot(&x, &dx)
+            };
+            let (mut dwte, mut dwpe) = (vec![0.0; wte.len()], vec![0.0; wpe.len()]);
+            backward(&tokens, seq_len, &dx, &mut dwte, &mut dwpe);
+            check_gradient(&wte, &dwte, |wte| loss(wte, &wpe));
+            check_gradient(&wpe, &dwpe, |wpe| loss(&wte, wpe));
+        }
+    }
+}

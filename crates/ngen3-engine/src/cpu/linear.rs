@@ -1,0 +1,132 @@
+//! A linear layer: y = x·Wᵀ + b.
+//!
+//! `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs]; `y`: [rows, outputs]; saved for backward: `x`.
+
+use rayon::prelude::*;
+
+use super::simd::{simd, sum_zip};
+use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul};
+
+/// Columns in one task of a bias gradient.
+const COLUMNS: usize = 64;
+
+/// Up to this many rows a product is bound by reading the weight.
+const FEW_ROWS: usize = 4;
+
+/// Outputs in one task of such a product.
+const OUTPUTS: usize = 64;
+
+/// `y = x·Wᵀ + b`
+pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+    add_product(x, weight, bias.len(), y);
+}
+
+/// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
+pub fn forward_residual(x: &[f32], weight: &[f32], bias: &[f32], residual: &[f32], y: &mut [f32]) {
+    let outputs = bias.len();
+    y.par_chunks_mut(outputs).zip(residual.par_chunks(outputs)).for_each(|(y, residual)| {
+        for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
+            *y = r + b;
+        }
+    });
+    add_product(x, weight, outputs, y);
+}
+
+/// `y = x·Wᵀ` with no bias, `y`: [rows, outputs]: logits from hidden states.
+pub fn project(x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+    y.fill(0.0);
+    add_product(x, weight, outputs, y);
+}
+
+fn add_product(x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+    let inputs = weight.len() / outputs;
+    let rows = y.len() / outputs;
+    if rows <= FEW_ROWS {
+        return add_few(x, weight, inputs, y);
+    }
+    let (x, weight) = (Mat::new(x, rows, inputs), Mat::new(weight, outputs, inputs));
+    matmul(MatMut::new(y, rows, outputs), Into::Add, x, weight.t(), Threads::All);
+}
+
+/// Few rows read the whole weight for little arithmetic: each thread streams its share of it once, for all rows.
+fn add_few(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
+    let outputs = weight.len() / inputs;
+    let y = Canvas::new(y, outputs);
+    weight.par_chunks(inputs * OUTPUTS).enumerate().for_each(|(chunk, weight)| {
+        let first = chunk * OUTPUTS;
+        for (row, x) in x.chunks_exact(inputs).enumerate() {
+            // SAFETY: each chunk of outputs is one task's alone, and it takes its rows in turn.
+            let y = unsafe { y.row(row, first..first + weight.len() / inputs) };
+            simd(
+                #[inline(always)]
+                || {
+                    for (y, w) in y.iter_mut().zip(weight.chunks_exact(inputs)) {
+                        *y += sum_zip(x, w, |x, w| x * w);
+                    }
+                },
+            );
+        }
+    });
+}
+
+/// `dx = dy·W`
+pub fn backward_input(dy: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
+    let inputs = weight.len() / outputs;
+    let rows = dy.len() / outputs;
+    let (dy, weight) = (Mat::new(dy, rows, outputs), Mat::new(weight, outputs, inputs));
+    matmul(MatMut::new(dx, rows, inputs), Into::Set, dy, weight, Threads::All);
+}
+
+/// `dW += dyᵀ·x`, `db += Σ dy` over rows.
+pub fn backward_params(x: &[f32], dy: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+    let outputs = dbias.len();
+    let inputs = dweight.len() / outputs;
+    let rows = dy.len() / outputs;
+    let (x, dy_t) = (Mat::new(x, rows, inputs), Mat::new(dy, rows, outputs).t());
+    matmul(MatMut::new(dweight, outputs, inputs), Into::Add, dy_t, x, Threads::All);
+
+    dbias.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, dbias)| {
+        simd(
+            #[inline(always)]
+            || {
+                for row in dy.chunks_exact(outputs) {
+                    for (db, &dy) in dbias.iter_mut().zip(&row[chunk * COLUMNS..]) {
+                        *db += dy;
+                    }
+                }
+            },
+        );
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{check_gradient, dot, random};
+
+    #[test]
+    fn backward_matches_finite_differences() {
+        for (rows, inputs, outputs) in [(5, 12, 36), (1, 7, 3), (33, 16, 97)] {
+            let (x, weight, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
+            let (dy, residual) = (random(rows * outputs, 4), random(rows * outputs, 5));
+            let loss = |x: &[f32], weight: &[f32], bias: &[f32]| {
+                let mut y = vec![f32::NAN; rows * outputs];
+                forward(x, weight, bias, &mut y);
+                dot(&y, &dy)
+            };
+            let mut with_residual = vec![f32::NAN; rows * outputs];
+            forward_residual(&x, &weight, &bias, &residual, &mut with_residual);
+            let expected = loss(&x, &weight, &bias) + dot(&residual, &dy);
+            assert!((dot(&with_residual, &dy) - expected).abs() < 1e-3);
+
+            let (mut dweight, mut dbias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
+            let mut dx = vec![f32::NAN; x.len()];
+            backward_input(&dy, &weight, outputs, &mut dx);
+            backward_params(&x, &dy, &mut dweight, &mut dbias);
+            check_gradient(&x, &dx, |x| loss(x, &weight, &bias));
+            check_gradient(&weight, &dweight, |weight| loss(&x, weight, &bias));
+            check_gradient(&bias, &dbias, |bias| loss(&x, &weight, bias));
+        }
+    }
+}

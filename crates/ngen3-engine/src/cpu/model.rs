@@ -1,0 +1,217 @@
+//! The model, forward and backward: nanoGPT's `GPT.forward`, and each of its lines again in reverse.
+//!
+//!     x = wte[token] + wpe[position]
+//!     for each block: x = x + c_proj(attention(ln_1(x)));  x = x + c_proj(gelu(c_fc(ln_2(x))))
+//!     loss = cross entropy of ln_f(x)·wteᵀ
+
+use std::ops::Range;
+
+use ngen3_model::{Config, ParamList};
+
+use super::arena::{Arena, Layers, Saved};
+use super::dropout::Dropout;
+use super::{attention, embedding, gelu, layernorm, linear, loss};
+use crate::Batch;
+use crate::gemm::Into;
+
+/// A model's shape and parameters.
+#[derive(Clone, Copy)]
+pub struct Model<'a> {
+    pub config: &'a Config,
+    pub list: &'a ParamList,
+    /// `[total]`
+    pub params: &'a [f32],
+}
+
+/// Dropout at every place of one pass.
+#[derive(Clone, Copy)]
+pub struct Drops {
+    /// Probability that an activation is dropped.
+    pub p: f32,
+    /// Decides which.
+    pub seed: u64,
+}
+
+/// Places where activations are dropped: after the embedding, and three in each block.
+enum Site {
+    Embedding,
+    Attention(usize),
+    AttentionProjection(usize),
+    MlpProjection(usize),
+}
+
+impl Drops {
+    const NONE: Self = Self { p: 0.0, seed: 0 };
+
+    fn at(&self, site: Site) -> Option<Dropout> {
+        let site = match site {
+            Site::Embedding => 0,
+            Site::Attention(layer) => 1 + 3 * layer,
+            Site::AttentionProjection(layer) => 2 + 3 * layer,
+            Site::MlpProjection(layer) => 3 + 3 * layer,
+        };
+        Dropout::new(self.p, self.seed, site as u64)
+    }
+}
+
+impl Model<'_> {
+    /// Mean loss of the batch.
+    pub fn loss(&self, batch: &Batch, arena: &mut Arena) -> f32 {
+        self.forward(batch, Drops::NONE, arena);
+        let (_, b, mut shared) = arena.split();
+        loss::forward(b.ln, self.wte(), &batch.targets, b.losses, shared.for_loss());
+        mean(b.losses)
+    }
+
+    /// Mean loss of the batch; adds `weight` times its gradient to `grads`, `[total]`.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch,
+        weight: f32,
+        drops: Drops,
+        arena: &mut Arena,
+        grads: &mut [f32],
+    ) -> f32 {
+        self.forward(batch, drops, arena);
+        self.backward(batch, weight, drops, arena, grads)
+    }
+
+    fn wte(&self) -> &[f32] {
+        &self.params[self.list.wte.clone()]
+    }
+
+    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs.
+    fn forward(&self, batch: &Batch, drops: Drops, arena: &mut Arena) {
+        let p = |range: &Range<usize>| &self.params[range.clone()];
+        let eps = self.config.layer_norm_epsilon;
+        let shape = attention::Shape::new(self.config, batch.seq_len, batch.inputs.len());
+        let (mut blocks, b, mut shared) = arena.split();
+        let Layers { gelu, attention: panels, .. } = shared.for_layers();
+
+        let x = blocks.stream(0);
+        embedding::forward(&batch.inputs, batch.seq_len, 0, self.wte(), p(&self.list.wpe), x);
+        if let Some(dropout) = drops.at(Site::Embedding) {
+            dropout.apply(x);
+        }
+        for (layer, w) in self.list.blocks.iter().enumerate() {
+            let (saved, out) = blocks.block(layer);
+            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc } = saved;
+
+            layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
+            linear::forward(b.ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            attention::forward(shape, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
+            let (weight, bias) = (p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias));
+            project(att, weight, bias, drops.at(Site::AttentionProjection(layer)), x, b.dbranch, x_mid);
+
+            layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, b.ln, ln_2_mean, ln_2_rstd);
+            linear::forward(b.ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            gelu::forward(self.config.activation, fc, gelu);
+            let (weight, bias) = (p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias));
+            project(gelu, weight, bias, drops.at(Site::MlpProjection(layer)), x_mid, b.dbranch, out);
+        }
+        let x = blocks.stream(self.config.n_layer);
+        let (gamma, beta) = (p(&self.list.ln_f_weight), p(&self.list.ln_f_bias));
+        layernorm::forward(x, gamma, beta, eps, b.ln, b.ln_f_mean, b.ln_f_rstd);
+    }
+
+    /// Reads what [`Model::forward`] left in the arena, last line first.
+    fn backward(&self, batch: &Batch, weight: f32, drops: Drops, arena: &mut Arena, grads: &mut [f32]) -> f32 {
+        let p = |range: &Range<usize>| &self.params[range.clone()];
+        let c = self.config.n_embd;
+        let shape = attention::Shape::new(self.config, batch.seq_len, batch.inputs.len());
+        let (mut blocks, b, mut shared) = arena.split();
+
+        let token_weight = weight / batch.targets.len() as f32;
+        let dwte = &mut grads[self.list.wte.clone()];
+        let logits = shared.for_loss();
+        loss::forward_backward(b.ln, self.wte(), &batch.targets, token_weight, b.losses, b.dbranch, dwte, logits);
+        let gamma = p(&self.list.ln_f_weight);
+        let saved =
+            layernorm::Saved { x: blocks.stream(self.config.n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
+        let (dgamma, dbeta) = pair(grads, &self.list.ln_f_weight, &self.list.ln_f_bias);
+        layernorm::backward(saved, b.dbranch, b.dx, Into::Set, dgamma, dbeta, b.partials);
+
+        let Layers { gelu, dwide, attention: panels } = shared.for_layers();
+        for (layer, w) in self.list.blocks.iter().enumerate().rev() {
+            let (saved, _) = blocks.block(layer);
+            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc } = saved;
+
+            // x = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
+            let dy = dropped(drops.at(Site::MlpProjection(layer)), b.dx, b.dbranch);
+            gelu::forward(self.config.activation, fc, gelu);
+            let (dweight, dbias) = pair(grads, &w.mlp_c_proj_weight, &w.mlp_c_proj_bias);
+            linear::backward_params(gelu, dy, dweight, dbias);
+            linear::backward_input(dy, p(&w.mlp_c_proj_weight), c, dwide);
+            gelu::backward(self.config.activation, fc, dwide);
+            let (gamma, beta) = (p(&w.ln_2_weight), p(&w.ln_2_bias));
+            layernorm::apply(x_mid, ln_2_mean, ln_2_rstd, gamma, beta, b.ln);
+            let (dweight, dbias) = pair(grads, &w.c_fc_weight, &w.c_fc_bias);
+            linear::backward_params(b.ln, dwide, dweight, dbias);
+            linear::backward_input(dwide, p(&w.c_fc_weight), 4 * c, b.dbranch);
+            let saved = layernorm::Saved { x: x_mid, mean: ln_2_mean, rstd: ln_2_rstd, gamma };
+            let (dgamma, dbeta) = pair(grads, &w.ln_2_weight, &w.ln_2_bias);
+            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
+
+            // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
+            let dy = dropped(drops.at(Site::AttentionProjection(layer)), b.dx, b.dbranch);
+            let (dweight, dbias) = pair(grads, &w.attn_c_proj_weight, &w.attn_c_proj_bias);
+            linear::backward_params(att, dy, dweight, dbias);
+            // `ln` serves as the gradient of attention's output until ln_1's output is made again.
+            linear::backward_input(dy, p(&w.attn_c_proj_weight), c, b.ln);
+            let dqkv = &mut dwide[..qkv.len()];
+            attention::backward(shape, qkv, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
+            let (gamma, beta) = (p(&w.ln_1_weight), p(&w.ln_1_bias));
+            layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
+            let (dweight, dbias) = pair(grads, &w.c_attn_weight, &w.c_attn_bias);
+            linear::backward_params(b.ln, dqkv, dweight, dbias);
+            linear::backward_input(dqkv, p(&w.c_attn_weight), 3 * c, b.dbranch);
+            let saved = layernorm::Saved { x, mean: ln_1_mean, rstd: ln_1_rstd, gamma };
+            let (dgamma, dbeta) = pair(grads, &w.ln_1_weight, &w.ln_1_bias);
+            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
+        }
+        if let Some(dropout) = drops.at(Site::Embedding) {
+            dropout.apply(b.dx);
+        }
+        let (dwte, dwpe) = pair(grads, &self.list.wte, &self.list.wpe);
+        embedding::backward(&batch.inputs, batch.seq_len, b.dx, dwte, dwpe);
+        mean(b.losses)
+    }
+}
+
+/// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
+fn project(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    dropout: Option<Dropout>,
+    residual: &[f32],
+    branch: &mut [f32],
+    out: &mut [f32],
+) {
+    let Some(dropout) = dropout else {
+        return linear::forward_residual(x, weight, bias, residual, out);
+    };
+    linear::forward(x, weight, bias, branch);
+    dropout.apply(branch);
+    for ((out, &r), &b) in out.iter_mut().zip(residual).zip(branch.iter()) {
+        *out = r + b;
+    }
+}
+
+/// The gradient of a branch before its dropout: `dx` itself, or a masked copy in `branch`.
+fn dropped<'a>(dropout: Option<Dropout>, dx: &'a [f32], branch: &'a mut [f32]) -> &'a [f32] {
+    let Some(dropout) = dropout else { return dx };
+    branch.copy_from_slice(dx);
+    dropout.apply(branch);
+    branch
+}
+
+/// The gradients of two parameters of which `first` stands before `second`.
+fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize>) -> (&'a mut [f32], &'a mut [f32]) {
+    let (low, high) = grads.split_at_mut(second.start);
+    (&mut low[first.clone()], &mut high[..second.len()])
+}
+
+fn mean(losses: &[f32]) -> f32 {
+    (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64) as f32
+}

@@ -1,0 +1,36 @@
+//! What the kernels' tests share.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Uniform numbers in [−1, 1).
+pub fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// `Σ a·b`: turns a tensor into a scalar loss whose gradient is `b`.
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// Holds `grad` against central differences of `loss` at `x`, in all elements or 60 spread ones.
+pub fn check_gradient(x: &[f32], grad: &[f32], loss: impl Fn(&[f32]) -> f64) {
+    assert_eq!(x.len(), grad.len());
+    const STEP: f32 = 1e-2;
+    let scale = grad.iter().fold(1.0f32, |m, g| m.max(g.abs()));
+    for i in (0..x.len()).step_by(x.len().div_ceil(60)) {
+        // Fourth order, so that the step can be large enough for f32's rounding to vanish in it.
+        let at = |offset: f32| {
+            let mut moved = x.to_vec();
+            moved[i] += offset;
+            (loss(&moved), f64::from(moved[i]))
+        };
+        let ((a, xa), (b, xb)) = (at(-STEP), at(STEP));
+        let ((c, xc), (d, xd)) = (at(-2.0 * STEP), at(2.0 * STEP));
+        let expected = (4.0 * (b - a) / (xb - xa) - (d - c) / (xd - xc)) / 3.0;
+        let error = (f64::from(grad[i]) - expected).abs();
+        assert!(error < 1e-3 * f64::from(scale), "element {i}: gradient {}, finite difference {expected}", grad[i]);
+    }
+}

@@ -1,0 +1,155 @@
+//! Strided views of f32 matrices that know their bounds.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A read-only matrix inside a slice: element `(i, j)` stands at `i·row_stride + j·col_stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A dense row-major `[rows, cols]` matrix.
+    ///
+    /// # Panics
+    /// If `data` is not exactly that long.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols}");
+        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// `[rows, cols]` whose rows start `row_stride` elements apart, such as one head's queries within `qkv`.
+    ///
+    /// # Panics
+    /// If the last element would stand outside `data`.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols} by {row_stride} in {}", data.len());
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// How many columns there are.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The rows in `range`, as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    pub fn rows(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let start = (range.start * self.row_stride).min(self.data.len());
+        Self { data: &self.data[start..], rows: range.len(), ..self }
+    }
+
+    /// The transpose, `[cols, rows]`, of the same elements.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            data: self.data,
+        }
+    }
+}
+
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (cols <= row_stride && (rows - 1) * row_stride + cols <= len)
+}
+
+/// A row-major matrix to be written, whose rows may stand apart.
+#[derive(Debug)]
+pub struct MatMut<'a> {
+    pub(super) data: *mut f32,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    /// A dense `[rows, cols]` matrix.
+    ///
+    /// # Panics
+    /// If `data` is not exactly that long.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols}");
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// `[rows, cols]` whose rows start `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// If the last element would stand outside `data`.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols} by {row_stride} in {}", data.len());
+        Self { data: data.as_mut_ptr(), rows, cols, row_stride, borrow: PhantomData }
+    }
+
+    /// The rows in `range`, as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    pub fn rows(&mut self, range: Range<usize>) -> MatMut<'_> {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let data = self.data.wrapping_add(range.start * self.row_stride);
+        MatMut { data, rows: range.len(), cols: self.cols, row_stride: self.row_stride, borrow: PhantomData }
+    }
+}
+
+/// A dense `[rows, width]` matrix of which parallel tasks write windows that do not overlap, such as one head's columns.
+#[derive(Debug)]
+pub struct Canvas<'a> {
+    data: *mut f32,
+    rows: usize,
+    width: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the windows that tasks take are disjoint, by the promise of whoever calls `window`; f32 has no thread affinity.
+unsafe impl Sync for Canvas<'_> {}
+
+impl<'a> Canvas<'a> {
+    /// All of `data` as rows of `width`.
+    ///
+    /// # Panics
+    /// If `data` is not whole rows.
+    pub fn new(data: &'a mut [f32], width: usize) -> Self {
+        assert!(data.len().is_multiple_of(width), "{} elements as rows of {width}", data.len());
+        Self { rows: data.len() / width, data: data.as_mut_ptr(), width, borrow: PhantomData }
+    }
+
+    /// The elements in these rows and columns.
+    ///
+    /// # Safety
+    /// No other window with an element in common may be alive.
+    ///
+    /// # Panics
+    /// If the window reaches past the canvas.
+    pub unsafe fn window(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.width, "columns {cols:?} of {}", self.width);
+        let data = self.data.wrapping_add(rows.start * self.width + cols.start);
+        MatMut { data, rows: rows.len(), cols: cols.len(), row_stride: self.width, borrow: PhantomData }
+    }
+
+    /// These columns of one row.
+    ///
+    /// # Safety
+    /// As [`Canvas::window`].
+    ///
+    /// # Panics
+    /// As [`Canvas::window`].
+    #[expect(clippy::mut_from_ref, reason = "windows are disjoint, by the caller's promise")]
+    pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &mut [f32] {
+        let len = cols.len();
+        // SAFETY: `window` checks the bounds; the caller promises that nothing overlaps.
+        unsafe { std::slice::from_raw_parts_mut(self.window(row..row + 1, cols).data, len) }
+    }
+}
