@@ -84,7 +84,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Read`] naming the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        read(path).map_err(|reason| Error::Read { path: path.into(), reason })
+        read(path).map_err(|reason| Error::Read { path: path.into(), reason: one_line(&reason) })
     }
 
     /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
@@ -113,6 +113,11 @@ impl Checkpoint {
         checkpoint.expect(path, expected)?;
         Ok(checkpoint)
     }
+}
+
+/// A reason may quote the file, which can hold anything: its line breaks and its length stay out of the error.
+fn one_line(reason: &str) -> String {
+    reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect()
 }
 
 fn fields(config: &Config) -> Map<String, Value> {

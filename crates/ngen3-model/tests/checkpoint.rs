@@ -1,14 +1,25 @@
-//! Checkpoints as files: what is written is read back, and what is not a checkpoint is refused.
+//! Checkpoints as files: what is written is read back, and PyTorch's own files are read.
+//!
+//! The `.pt` fixtures were written by PyTorch: see `fixtures/make_checkpoints.py`, which also says what they hold.
 
 use std::fs;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use ngen3_model::{Activation, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use serde_json::json;
 
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
 /// Odd sizes: width 12, 3 heads, 2 layers, vocabulary 97.
+fn small_config() -> Config {
+    Config::new(2, 3, 12, 16, 97)
+}
+
 fn small() -> Checkpoint {
-    let config = Config::new(2, 3, 12, 16, 97);
+    let config = small_config();
     let params = ParamList::new(&config).init(7);
     let training = json!({
         "learning_rate": 0.0003, "tiny": 1e-300, "third": 1.0 / 3.0, "seed": u64::MAX, "below": i64::MIN, "steps": 2000,
@@ -25,6 +36,11 @@ fn small() -> Checkpoint {
 
 fn save(path: &Path, checkpoint: &Checkpoint) {
     checkpoint::save(path, &checkpoint.config, &checkpoint.params, &checkpoint.meta).unwrap();
+}
+
+/// What the script puts into each parameter.
+fn fixture_params(config: &Config) -> Vec<f32> {
+    (0..ParamList::new(config).total()).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0).collect()
 }
 
 #[test]
@@ -45,6 +61,30 @@ fn what_is_saved_is_loaded_in_both_formats() {
 }
 
 #[test]
+fn every_bit_of_a_float_survives() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = small();
+    let odd = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e-42, f32::MAX];
+    expected.params[..odd.len()].copy_from_slice(&odd);
+    for name in ["a.pt", "a.safetensors"] {
+        let path = folder.path().join(name);
+        save(&path, &expected);
+        let bits = |checkpoint: &Checkpoint| checkpoint.params.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&Checkpoint::load(&path).unwrap()), bits(&expected), "{name}");
+    }
+}
+
+#[test]
+fn the_same_model_makes_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    for ending in ["pt", "safetensors"] {
+        let paths = ["a", "b"].map(|name| folder.path().join(name).with_extension(ending));
+        paths.iter().for_each(|path| save(path, &small()));
+        assert!(fs::read(&paths[0]).unwrap() == fs::read(&paths[1]).unwrap(), "{ending}");
+    }
+}
+
+#[test]
 fn the_content_decides_the_format_not_the_name() {
     let folder = tempfile::tempdir().unwrap();
     let expected = small();
@@ -56,4 +96,98 @@ fn the_content_decides_the_format_not_the_name() {
     fs::rename(safe, &other_safe).unwrap();
     assert_eq!(Checkpoint::load(&other_torch).unwrap(), expected);
     assert_eq!(Checkpoint::load(&other_safe).unwrap(), expected);
+}
+
+/// What `torch.load(mmap=True)` needs of each storage.
+#[test]
+fn storages_are_uncompressed_and_aligned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pt");
+    let expected = small();
+    save(&path, &expected);
+    let list = ParamList::new(&expected.config);
+    let bytes = fs::read(&path).unwrap();
+    let mut zip = zip::ZipArchive::new(fs::File::open(&path).unwrap()).unwrap();
+    for (key, param) in list.iter().enumerate() {
+        let entry = zip.by_name(&format!("archive/data/{key}")).unwrap();
+        let start = entry.data_start().unwrap() as usize;
+        assert_eq!(start % 64, 0, "{}", param.name);
+        let found: Vec<_> = bytes[start..start + entry.size() as usize]
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        assert_eq!(found, expected.params[param.range()], "{}", param.name);
+    }
+    assert!(
+        zip.by_name(&format!("archive/data/{}", list.iter().count())).is_err(),
+        "the head has a storage of its own"
+    );
+    let mut version = String::new();
+    zip.by_name("archive/version").unwrap().read_to_string(&mut version).unwrap();
+    assert_eq!(version, "3\n");
+}
+
+#[test]
+fn a_checkpoint_of_nanogpt_is_read() {
+    let found = Checkpoint::load(&fixture("nanogpt.pt")).unwrap();
+    assert_eq!(found.config, Config { activation: Activation::Gelu, ..small_config() });
+    assert_eq!(found.params, fixture_params(&found.config));
+    assert_eq!(found.meta.iter_num, 2_000);
+    assert_eq!(found.meta.best_val_loss, Some(1.25));
+    assert_eq!(found.meta.tokenizer, TokenizerRef::Unknown, "97 tokens are not GPT-2's");
+    // Without what JSON cannot say: a tensor and an infinity.
+    let expected = json!({
+        "dataset": "shakespeare", "learning_rate": 6e-4, "betas": [0.9, 0.95], "compile": true, "gradient": null,
+    });
+    assert_eq!(serde_json::Value::Object(found.meta.training), expected);
+}
+
+#[test]
+fn half_precision_without_biases_and_with_a_copied_head_is_read() {
+    let found = Checkpoint::load(&fixture("half_no_bias.pt")).unwrap();
+    let list = ParamList::new(&found.config);
+    let mut values = (0..).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0);
+    for param in &list {
+        let found = &found.params[param.range()];
+        if param.name.ends_with(".bias") {
+            assert!(found.iter().all(|&value| value == 0.0), "{}", param.name);
+        } else {
+            assert_eq!(found, values.by_ref().take(param.len()).collect::<Vec<_>>(), "{}", param.name);
+        }
+    }
+    assert_eq!(found.meta.iter_num, 0);
+    assert_eq!(found.meta.best_val_loss, None);
+}
+
+#[test]
+fn views_into_one_storage_are_read() {
+    let found = Checkpoint::load(&fixture("one_storage.pt")).unwrap();
+    assert_eq!(found.params, fixture_params(&found.config));
+}
+
+#[test]
+fn another_shape_than_the_expected_one_is_named_field_by_field() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a_model.pt");
+    save(&path, &small());
+    assert_eq!(Checkpoint::load_for(&path, &small_config()).unwrap(), small());
+    let other = Config { n_layer: 4, vocab_size: 50_257, activation: Activation::Gelu, ..small_config() };
+    let error = Checkpoint::load_for(&path, &other).unwrap_err().to_string();
+    let expected = format!(
+        "{} holds another model: n_layer is 2, not 4; vocab_size is 97, not 50257; activation is \"gelu_new\", not \"gelu\"",
+        path.display()
+    );
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn another_ending_is_refused_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.bin");
+    let Checkpoint { config, params, meta } = small();
+    let error = checkpoint::save(&path, &config, &params, &meta).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot write {}: a checkpoint's name ends in .pt or .safetensors", path.display()));
+    assert!(!path.exists());
 }

@@ -12,9 +12,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::checkpoint::state::{Dtype, Tensor};
 
-/// What [`Pickle::to_json`] will make of one pickle: values, each counted with the length of its text. Values that
-/// share parts would otherwise grow without bound.
+/// Bytes of JSON that one value of a pickle may become: values that share parts would otherwise grow without bound.
 const JSON_BUDGET: usize = 64 << 20;
+/// What one JSON value costs beside its text.
+const JSON_VALUE: usize = 64;
 const JSON_DEPTH: usize = 64;
 /// Arguments of a call and dimensions of a tensor; these are copied, and a pickle can pass the same tuple many times.
 const MAX_TUPLE: usize = 16;
@@ -109,12 +110,12 @@ impl Pickle {
     /// A value as JSON; what has no JSON form (a tensor, a number that is not finite, a key that is no text) is left
     /// out of the list or dictionary it stands in.
     pub fn to_json(&self, id: Id) -> Result<Option<Value>, String> {
-        self.json(id, JSON_DEPTH, &mut JSON_BUDGET.clone())
+        self.json(id, JSON_DEPTH, &mut { JSON_BUDGET })
     }
 
     fn json(&self, id: Id, depth: usize, budget: &mut usize) -> Result<Option<Value>, String> {
         let text = if let Node::Str(text) = self.node(id) { text.len() } else { 0 };
-        *budget = budget.checked_sub(1 + text).ok_or("its pickle unfolds to too many values")?;
+        *budget = budget.checked_sub(JSON_VALUE + text).ok_or("its pickle unfolds to too many values")?;
         let depth = depth.checked_sub(1).ok_or("its pickle nests values too deeply")?;
         Ok(match self.node(id) {
             Node::None => Some(Value::Null),

@@ -1,0 +1,307 @@
+//! Files that are no checkpoint, or lie: one clear error each, and never wrong numbers.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, checkpoint};
+use proptest::prelude::*;
+use zip::write::SimpleFileOptions;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A small valid file: its bytes and what it holds.
+fn valid(ending: &'static str) -> &'static (Vec<u8>, Checkpoint) {
+    static TORCH: LazyLock<(Vec<u8>, Checkpoint)> = LazyLock::new(|| make("pt"));
+    static SAFETENSORS: LazyLock<(Vec<u8>, Checkpoint)> = LazyLock::new(|| make("safetensors"));
+    if ending == "pt" { &TORCH } else { &SAFETENSORS }
+}
+
+fn make(ending: &str) -> (Vec<u8>, Checkpoint) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a").with_extension(ending);
+    let config = Config::new(1, 1, 2, 4, 5);
+    let checkpoint = Checkpoint { params: ParamList::new(&config).init(7), config, meta: CheckpointMeta::default() };
+    checkpoint::save(&path, &checkpoint.config, &checkpoint.params, &checkpoint.meta).unwrap();
+    (fs::read(&path).unwrap(), checkpoint)
+}
+
+/// Loads a file of these bytes; the error without the file's name, which it must have.
+fn load(bytes: &[u8]) -> Result<Checkpoint, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    Checkpoint::load(file.path()).map_err(|error| {
+        let (error, name) = (error.to_string(), file.path().display());
+        let reason = error.strip_prefix(&format!("cannot read {name}: "));
+        reason.unwrap_or_else(|| panic!("{error} does not name {name}")).to_string()
+    })
+}
+
+/// A valid `.pt` with the entries changed by `edit`, and their checksums true; `None` leaves an entry out.
+fn edited(edit: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Vec<u8> {
+    let (bytes, _) = valid("pt");
+    let mut zip = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
+    let mut out = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index).unwrap();
+        let name = entry.name().unwrap().into_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        if let Some(bytes) = edit(name.strip_prefix("archive/").unwrap(), bytes) {
+            out.start_file(name, SimpleFileOptions::default()).unwrap();
+            out.write_all(&bytes).unwrap();
+        }
+    }
+    out.finish().unwrap().into_inner()
+}
+
+fn with_pickle(edit: impl Fn(Vec<u8>) -> Vec<u8>) -> Vec<u8> {
+    edited(|name, bytes| Some(if name == "data.pkl" { edit(bytes) } else { bytes }))
+}
+
+/// A valid `.pt` in whose pickle `from` is replaced by `to`, at the first place.
+fn replaced(from: &[u8], to: &[u8]) -> Vec<u8> {
+    with_pickle(|pickle| {
+        let at = pickle.windows(from.len()).position(|window| window == from).expect("the pickle has it");
+        [&pickle[..at], to, &pickle[at + from.len()..]].concat()
+    })
+}
+
+/// A `.safetensors` file of this header and `data` bytes of zeros.
+fn safetensors(header: &str, data: usize) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; data]].concat()
+}
+
+#[track_caller]
+fn assert_refused(bytes: &[u8], reason: &str) {
+    let error = load(bytes).unwrap_err();
+    assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+    assert!(!error.contains('\n'), "{error:?} has more than one line");
+}
+
+#[test]
+fn what_is_no_checkpoint_is_refused() {
+    assert_refused(b"", "it is empty");
+    assert_refused(b"hello, world", "it is not a checkpoint");
+    assert_refused(b"PK", "it is damaged or cut short");
+    assert_refused(b"PK\x03\x04 and then nothing of the kind", "it is damaged or cut short");
+    assert_refused(&fs::read(fixture("legacy.pt")).unwrap(), "from before version 1.6");
+    let folder = tempfile::tempdir().unwrap();
+    let error = Checkpoint::load(folder.path()).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot read {}: it is not a file", folder.path().display()));
+    let missing = folder.path().join("7M_model.pt");
+    let error = Checkpoint::load(&missing).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("cannot read {}: No such file", missing.display())), "{error}");
+}
+
+#[test]
+fn a_pickle_that_calls_a_function_is_refused_and_nothing_is_called() {
+    let error = Checkpoint::load(&fixture("hostile.pt")).unwrap_err().to_string();
+    assert!(error.contains("\"posix.system\", which is not allowed"), "{error}");
+    assert!(!Path::new("pwned").exists());
+    let call = b"\x80\x02cos\nsystem\nX\x0b\x00\x00\x00touch pwned\x85R.";
+    assert_refused(&with_pickle(|_| call.to_vec()), "\"os.system\", which is not allowed");
+    assert!(!Path::new("pwned").exists());
+}
+
+#[test]
+fn opcodes_that_no_checkpoint_needs_are_refused() {
+    // NEWOBJ, STACK_GLOBAL, INST, OBJ, EXT1, REDUCE of a string, BUILD of a tuple.
+    for (pickle, reason) in [
+        (&b"\x80\x02))\x81."[..], "opcode 0x81 is not allowed"),
+        (b"\x80\x02X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "opcode 0x93 is not allowed"),
+        (b"\x80\x02(ios\nsystem\n.", "opcode 0x69 is not allowed"),
+        (b"\x80\x02(o.", "opcode 0x6f is not allowed"),
+        (b"\x80\x02\x82\x01.", "opcode 0x82 is not allowed"),
+        (b"\x80\x02X\x01\x00\x00\x00a)R.", "calls what is no function"),
+        (b"\x80\x02))b.", "the state of what is no dictionary"),
+        (b"\x80\x04).", "protocol 4"),
+        (b"\x80\x02", "ends in the middle of its pickle"),
+        (b"\x80\x02.", "takes more values than it has"),
+        (b"\x80\x02h\x05.", "recalls value 5"),
+        (b"\x80\x02).", "not a dictionary"),
+        (b"\x80\x02}.", "no model entry"),
+        (b"\x80\x02X\xff\xff\xff\xffabc.", "ends in the middle of its pickle"),
+    ] {
+        assert_refused(&with_pickle(|_| pickle.to_vec()), reason);
+    }
+}
+
+#[test]
+fn shapes_that_no_model_has_are_refused() {
+    let key = |name: &str| [b"X", &(name.len() as u32).to_le_bytes()[..], name.as_bytes()].concat();
+    let set = |name: &str, old: u8, new: &[u8]| {
+        replaced(&[&key(name), &[b'K', old][..]].concat(), &[&key(name), new].concat())
+    };
+    assert_refused(&set("n_layer", 1, b"K\x00"), "n_layer is 0");
+    assert_refused(&set("n_layer", 1, b"K\x02"), "it has no tensor transformer.h.1.ln_1.weight");
+    assert_refused(&set("n_layer", 1, b"J\x00\x00\xf0\x00"), "it says that it has 15728640 layers, but holds 17");
+    assert_refused(&set("n_layer", 1, b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10"), "n_layer is 1152921504606846976");
+    assert_refused(&set("n_layer", 1, b"K\x01K\x00\x86"), "n_layer is [1,0]");
+    assert_refused(&set("n_layer", 1, b"J\xff\xff\xff\xff"), "n_layer is -1");
+    assert_refused(&set("n_head", 1, b"K\x03"), "n_embd 2 is not a multiple of n_head 3");
+    let other = set("vocab_size", 5, b"K\x06");
+    assert_refused(&other, "its tensor transformer.wte.weight has the shape [5, 2], not [6, 2]");
+    assert_refused(&replaced(&key("model_args"), &key("model_orgs")), "it has no model_args");
+    assert_refused(
+        &replaced(&key("activation"), &[&key("activation")[..], b"K\x01X\x01\x00\x00\x00a"].concat()),
+        "activation",
+    );
+}
+
+#[test]
+fn tensors_that_do_not_fit_their_storage_are_refused() {
+    // wte, [5, 2], is described by ("storage", FloatStorage, "0", "cpu", 10), offset 0, shape (5, 2), strides (2, 1).
+    let wte = |numel: &[u8], offset: &[u8]| replaced(b"cpuK\x0atQK\x00", &[b"cpu", numel, b"tQ", offset].concat());
+    assert_refused(&wte(b"K\x0b", b"K\x00"), "its storage 0 has 40 bytes, not 44");
+    assert_refused(
+        &wte(b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10", b"K\x00"),
+        "its storage 0 has 40 bytes, not 4611686018427387904",
+    );
+    assert_refused(&wte(b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"K\x00"), "claims 9223372036854775807 elements");
+    assert_refused(&wte(b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"K\x00"), "its storage 0 claims");
+    assert_refused(&wte(b"K\x0a", b"K\x01"), "starts at element 1 of storage 0, which has only 10");
+    let far = b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x00";
+    assert_refused(&wte(b"K\x0a", far), "of storage 0, which has only 10");
+    assert_refused(&replaced(b"(K\x05K\x02t", b"(K\x01K\x02t"), "has the shape [1, 2], not [5, 2]");
+    // Strides of 0 make one row look like five.
+    assert_refused(&replaced(b"(K\x02K\x01t\x89", b"(K\x00K\x01t\x89"), "transformer.wte.weight is not contiguous");
+
+    let short = edited(|name, bytes| Some(if name == "data/3" { bytes[..4].to_vec() } else { bytes }));
+    assert_refused(&short, "its storage 3 has 4 bytes, not 8");
+    assert_refused(&edited(|name, bytes| (name != "data/3").then_some(bytes)), "its data/3 cannot be read");
+    assert_refused(&edited(|name, bytes| (name != "data.pkl").then_some(bytes)), "0 data.pkl, not one");
+    let big = edited(|name, bytes| Some(if name == "byteorder" { b"big".to_vec() } else { bytes }));
+    assert_refused(&big, "its byteorder is \"big\"");
+}
+
+#[test]
+fn tensors_of_other_models_are_refused_by_name() {
+    for (name, reason) in [
+        ("untied.pt", "its lm_head.weight differs from transformer.wte.weight"),
+        ("transposed.pt", "its tensor transformer.h.0.attn.c_attn.weight is not contiguous"),
+        ("double.pt", "its tensor transformer.h.0.attn.c_attn.weight is of type float64"),
+        ("shape.pt", "its tensor transformer.h.0.attn.c_attn.weight has the shape [12, 36], not [36, 12]"),
+        ("stranger.pt", "a tensor transformer.h.0.attn.q_norm.weight, which is no part of a GPT-2 model"),
+        ("compressed.pt", "compress"),
+    ] {
+        assert_refused(&fs::read(fixture(name)).unwrap(), reason);
+    }
+}
+
+#[test]
+fn what_an_error_quotes_is_one_short_line() {
+    let name = "\u{1b}[2J\n".repeat(1000);
+    let from = b"X\x0e\x00\x00\x00lm_head.weight";
+    let error =
+        load(&replaced(from, &[b"X", &(name.len() as u32).to_le_bytes()[..], name.as_bytes()].concat())).unwrap_err();
+    assert!(error.len() < 1000 && !error.contains(char::is_control), "{error:?}");
+}
+
+/// Few bytes that ask for much: values that share their parts, deep nesting, a value inside itself.
+#[test]
+fn a_pickle_cannot_grow() {
+    let config = |value: &[u8]| {
+        let from = b"X\x06\x00\x00\x00config}";
+        replaced(from, &[&from[..from.len() - 1], value, b"X\x04\x00\x00\x00more}"].concat())
+    };
+    let mut doubling = b"](X\x08\x00\x00\x00laughterq\x00".to_vec();
+    for level in 1..40 {
+        doubling.extend([b'h', level - 1, b'h', level - 1, 0x86, b'q', level]);
+    }
+    doubling.push(b'e');
+    assert_refused(&config(&doubling), "its pickle unfolds to too many values");
+    assert_refused(
+        &config(&[&b"]".repeat(1 << 20)[..], &b"a".repeat((1 << 20) - 1)].concat()),
+        "nests values too deeply",
+    );
+    assert_refused(&config(b"]q\x00h\x00a"), "nests values too deeply");
+    let wide = [b"(", &b"K\x01".repeat(1000)[..], b"t"].concat();
+    assert_refused(&replaced(b"(K\x05K\x02t", &wide), "a tuple of at most 16 values");
+}
+
+#[test]
+fn safetensors_headers_that_lie_are_refused() {
+    let (bytes, _) = valid("safetensors");
+    let claim = |size: u64| [&size.to_le_bytes(), &bytes[8..]].concat();
+    assert_refused(&claim(1 << 60), "its header claims 1152921504606846976 bytes; the file has");
+    assert_refused(&claim(bytes.len() as u64), "its header claims");
+    assert_refused(&claim(20), "its header is not that of a safetensors file");
+    assert_refused(&bytes[..bytes.len() - 1], "it is cut short or damaged");
+    assert_refused(&[&bytes[..], b"more"].concat(), "it is cut short or damaged");
+    assert_refused(&safetensors("{}", 0), "it has no model_args");
+    let tensor = |shape: &str, offsets: &str| {
+        safetensors(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#), 8)
+    };
+    for (shape, offsets) in [
+        ("[3]", "[0,8]"),
+        ("[2]", "[4,12]"),
+        ("[4294967296,4294967296]", "[0,8]"),
+        ("[18446744073709551615]", "[0,8]"),
+        ("[2]", "[8,0]"),
+        ("[-2]", "[0,8]"),
+    ] {
+        assert_refused(&tensor(shape, offsets), "its header is not that of a safetensors file");
+    }
+
+    let text = String::from_utf8_lossy(bytes);
+    let header = &text[8..text.find("}}   ").map_or_else(|| text.rfind("}}").unwrap() + 2, |at| at + 2)];
+    let data = 4 * ParamList::new(&Config::new(1, 1, 2, 4, 5)).total();
+    assert!(load(&safetensors(header, data)).is_ok(), "the header by itself is in order");
+    let integers = header.replacen("\"F32\"", "\"I32\"", 1);
+    assert_refused(&safetensors(&integers, data), "its tensor transformer.wte.weight is of type");
+    let renamed = header.replacen("transformer.wpe.weight", "transformer.wpe.heavy", 1);
+    assert_refused(&safetensors(&renamed, data), "it has no tensor transformer.wpe.weight");
+    let no_json = header.replacen("{\\\"n_layer", "[\\\"n_layer", 1);
+    assert_refused(&safetensors(&no_json, data), "its metadata entry model_args");
+}
+
+proptest! {
+    #[test]
+    fn a_file_cut_short_is_refused(cut in any::<prop::sample::Index>(), torch: bool) {
+        let (bytes, _) = valid(if torch { "pt" } else { "safetensors" });
+        prop_assert!(load(&bytes[..cut.index(bytes.len())]).is_err());
+    }
+
+    /// Some bytes of a zip file mean nothing to a reader; all others are under its checksums.
+    #[test]
+    fn flipped_bits_are_refused_or_change_nothing(flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8), 1..4)) {
+        let (mut bytes, expected) = valid("pt").clone();
+        for (at, bit) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1u8 << bit;
+        }
+        if let Ok(found) = load(&bytes) {
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn any_pickle_gives_an_error_or_a_checkpoint(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let bytes = with_pickle(|mut pickle| {
+            for (at, byte) in &edits {
+                let at = at.index(pickle.len());
+                pickle[at] = *byte;
+            }
+            pickle
+        });
+        if let Ok(found) = load(&bytes) {
+            prop_assert_eq!(found.params.len(), ParamList::new(&found.config).total());
+        }
+    }
+
+    #[test]
+    fn any_safetensors_header_gives_an_error_or_a_checkpoint(edits in prop::collection::vec((0usize..4000, any::<u8>()), 1..8)) {
+        let (mut bytes, _) = valid("safetensors").clone();
+        for (at, byte) in edits {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        if let Ok(found) = load(&bytes) {
+            prop_assert_eq!(found.params.len(), ParamList::new(&found.config).total());
+        }
+    }
+}
