@@ -1,0 +1,212 @@
+//! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
+//! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
+
+use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_model::{Activation, Config, ParamList};
+
+const ROWS: usize = 5;
+
+fn config(activation: Activation) -> Config {
+    Config { activation, ..Config::new(2, 3, 12, 5, 97) }
+}
+
+/// The script's `hashed`.
+fn hashed(i: u64) -> f64 {
+    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
+}
+
+fn params(config: &Config) -> Vec<f32> {
+    (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
+}
+
+fn batch(config: &Config, step: u64) -> Batch {
+    let n = ROWS * config.block_size;
+    let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
+    let inputs = ids.by_ref().take(n).collect();
+    Batch { seq_len: config.block_size, inputs, targets: ids.collect() }
+}
+
+fn engine(config: &Config, threads: usize) -> CpuEngine {
+    CpuEngine::new(config.clone(), params(config), Options { threads, dtype: Dtype::F32 }).expect("a valid shape")
+}
+
+const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+
+fn fixture(activation: &str) -> serde_json::Value {
+    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/parity.json")).expect("JSON");
+    all[activation].clone()
+}
+
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn loss_and_every_gradient_equal_pytorchs() {
+    for (activation, name) in [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")] {
+        let (config, expected) = (config(activation), fixture(name));
+        let mut engine = engine(&config, 2);
+        let loss = engine.forward_backward(&batch(&config, 0), 1.0, 0.0, 0).expect("a valid batch");
+        let expected_loss = expected["loss"].as_f64().expect("a number");
+        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
+        let (found, expected) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
+        for param in &ParamList::new(&config) {
+            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+            let range = param.range();
+            let size = norm(&mut expected[range.clone()].iter().copied());
+            let error = norm(&mut range.map(|i| f64::from(found[i]) - expected[i]));
+            assert!(error < 1e-4 * size, "{}: relative error {}", param.name, error / size);
+        }
+    }
+}
+
+#[test]
+fn a_hundred_steps_follow_pytorchs() {
+    for (activation, name) in [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")] {
+        let (config, expected) = (config(activation), fixture(name));
+        let mut engine = engine(&config, 2);
+        for (step, (loss, norm)) in
+            numbers(&expected["losses"]).into_iter().zip(numbers(&expected["norms"])).enumerate()
+        {
+            let found = engine.forward_backward(&batch(&config, step as u64), 1.0, 0.0, 0).expect("a valid batch");
+            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
+            assert!((f64::from(found) - loss).abs() < 1e-3, "step {step}: {found}, not {loss}");
+            assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-2, "step {step}: norm {found_norm}, not {norm}");
+        }
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences_with_dropout() {
+    let config = config(Activation::GeluNew);
+    let batch = batch(&config, 0);
+    let mut engine = engine(&config, 1);
+    let (dropout, seed) = (0.2, 7);
+    engine.forward_backward(&batch, 1.0, dropout, seed).expect("a valid batch");
+    let grads = engine.read(Slot::Grads).into_owned();
+    let start = params(&config);
+    let list = ParamList::new(&config);
+    let mut at = |index: usize, offset: f32| {
+        let mut moved = start.clone();
+        moved[index] += offset;
+        engine.write(Slot::Params, &moved);
+        f64::from(engine.forward_backward(&batch, 0.0, dropout, seed).expect("a valid batch"))
+    };
+    for param in &list {
+        let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
+        for index in [param.offset, param.offset + param.len() / 2, param.range().end - 1] {
+            let h = 4e-3f32;
+            let wide = (at(index, 2.0 * h) - at(index, -2.0 * h)) / (4.0 * f64::from(h));
+            let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
+            let expected = (4.0 * narrow - wide) / 3.0;
+            let error = (f64::from(grads[index]) - expected).abs();
+            assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name, grads[index]);
+        }
+    }
+}
+
+#[test]
+fn micro_batches_add_up_to_the_whole_batch() {
+    let config = config(Activation::GeluNew);
+    let whole = batch(&config, 0);
+    let mut engine = engine(&config, 2);
+    let loss = engine.forward_backward(&whole, 1.0, 0.0, 0).expect("a valid batch");
+    let expected = engine.read(Slot::Grads).into_owned();
+    engine.write(Slot::Grads, &vec![0.0; expected.len()]);
+    let mut total = 0.0;
+    let n = config.block_size;
+    for row in 0..ROWS {
+        let part = |ids: &[u32]| ids[row * n..(row + 1) * n].to_vec();
+        let row = Batch { seq_len: n, inputs: part(&whole.inputs), targets: part(&whole.targets) };
+        total += engine.forward_backward(&row, 1.0 / ROWS as f32, 0.0, 0).expect("a valid batch") / ROWS as f32;
+    }
+    assert!((total - loss).abs() < 1e-5);
+    for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads() {
+    let config = Config::new(2, 4, 32, 70, 301);
+    let run = |threads| {
+        let mut engine = engine(&config, threads);
+        let losses: Vec<f32> = (0..5)
+            .map(|step| {
+                let loss = engine.forward_backward(&batch(&config, step), 1.0, 0.1, step).expect("a valid batch");
+                engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+                loss
+            })
+            .collect();
+        (losses, engine.read(Slot::Params).into_owned())
+    };
+    let one = run(1);
+    for threads in [2, 3, 7] {
+        assert_eq!(one, run(threads), "{threads} threads");
+    }
+}
+
+#[test]
+fn decoding_gives_what_the_whole_sequence_gives() {
+    let config = Config::new(2, 3, 12, 80, 97);
+    let params = params(&config);
+    let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype: Dtype::F32 }).expect("a shape");
+    let rows = 3;
+    let sequence = |row: u64| (0..80u64).map(move |t| (hashed(row * 999 + t) * 97.0) as u32);
+    let mut whole = engine.decoder(rows).expect("memory");
+    let all: Vec<u32> = (0..rows as u64).flat_map(sequence).collect();
+    let expected = whole.feed(&all).expect("a block").to_vec();
+
+    let mut parts = engine.decoder(rows).expect("memory");
+    let take =
+        |from: usize, n: usize| -> Vec<u32> { (0..rows as u64).flat_map(|r| sequence(r).skip(from).take(n)).collect() };
+    let mut logits = Vec::new();
+    let mut fed = 0;
+    for n in [1, 66, 5, 1, 1, 6] {
+        logits = parts.feed(&take(fed, n)).expect("room").to_vec();
+        fed += n;
+    }
+    assert_eq!((fed, parts.len()), (80, 80));
+    for (found, expected) in logits.iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-4, "{found}, not {expected}");
+    }
+    assert!(parts.feed(&take(0, 1)).is_err(), "the block is full");
+    parts.clear();
+    assert!(parts.feed(&[97, 0, 0]).is_err(), "outside the vocabulary");
+    assert!(parts.feed(&[1, 2]).is_err(), "ragged");
+    assert!(parts.is_empty());
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing() {
+    let config = config(Activation::GeluNew);
+    let mut engine = engine(&config, 1);
+    engine.forward_backward(&batch(&config, 0), f32::INFINITY, 0.0, 0).expect("a valid batch");
+    assert!(!engine.update(&ADAMW).expect("memory").is_finite());
+    assert_eq!(&*engine.read(Slot::Params), params(&config));
+    assert!(engine.read(Slot::Grads).iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn wrong_input_is_an_error() {
+    let config = config(Activation::GeluNew);
+    let mut engine = engine(&config, 1);
+    let good = batch(&config, 0);
+    let bad = [
+        Batch { seq_len: 0, ..good.clone() },
+        Batch { seq_len: 4, ..good.clone() },
+        Batch { seq_len: 25, ..good.clone() },
+        Batch { targets: vec![0], ..good.clone() },
+        Batch { inputs: vec![97; 25], ..good.clone() },
+        Batch { targets: vec![u32::MAX; 25], ..good.clone() },
+        Batch::default(),
+    ];
+    for batch in bad {
+        assert!(engine.loss(&batch).is_err(), "{batch:?}");
+        assert!(engine.forward_backward(&batch, 1.0, 0.0, 0).is_err(), "{batch:?}");
+    }
+    assert!(engine.forward_backward(&good, 1.0, 1.0, 0).is_err(), "everything would be dropped");
+    assert!(engine.loss(&good).is_ok());
+    assert!(CpuEngine::new(config.clone(), vec![0.0; 3], Options::default()).is_err(), "too few parameters");
+    assert!(CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(), "12 / 5");
+}
