@@ -1,0 +1,174 @@
+//! Byte-level byte-pair encoding with GPT-2's pre-tokeniser: the fast tokenizer.
+//!
+//! Words are cut by `pretoken.rs`, looked up in a cache (`cache.rs`), and merged (`merge.rs`) when not found there.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::alphabet::{BYTE_OF_ID, spell, unspell};
+use super::cache::{Cache, short_word, short_word_of_window};
+use super::classes::classes;
+use super::merge::Merges;
+use super::pretoken::{ascii_word, word_end};
+
+/// A byte-level vocabulary.
+pub(super) struct Bpe {
+    /// The bytes of all tokens in order of id, end to end; token `i` is `starts[i]..starts[i + 1]`, empty in a hole.
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    /// The id of each single byte.
+    id_of_byte: [u32; 256],
+    merges: Merges,
+    /// Tokens that are written as they are and not in the byte alphabet: the special ones, which text is not searched for.
+    verbatim: Vec<(String, u32)>,
+    /// Caches that no thread is using now.
+    caches: Mutex<Vec<Cache>>,
+}
+
+/// The longest token list that `starts` can index.
+const MOST_BYTES: usize = u32::MAX as usize;
+
+impl Bpe {
+    /// A vocabulary of the 256 bytes, one token for each merge of two earlier ids, and `<|endoftext|>`, in this order.
+    /// `merges` name only earlier ids.
+    pub(super) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32)>, eot: &str) -> Bpe {
+        let mut bytes: Vec<u8> = BYTE_OF_ID.to_vec();
+        let mut starts: Vec<u32> = (0..=256).collect();
+        let mut id_of_byte = [0; 256];
+        for (id, &byte) in BYTE_OF_ID.iter().enumerate() {
+            id_of_byte[byte as usize] = id as u32;
+        }
+        let mut table = Merges::with_capacity(merges.len());
+        for (left, right) in merges {
+            let merged = starts.len() as u32 - 1;
+            for part in [left, right] {
+                bytes.extend_from_within(starts[part as usize] as usize..starts[part as usize + 1] as usize);
+            }
+            starts.push(bytes.len() as u32);
+            table.push(left, right, merged);
+        }
+        let verbatim = vec![(eot.to_string(), starts.len() as u32 - 1)];
+        bytes.extend_from_slice(eot.as_bytes());
+        starts.push(bytes.len() as u32);
+        Bpe { bytes, starts, id_of_byte, merges: table, verbatim, caches: Mutex::default() }
+    }
+
+    /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `verbatim` likewise, and may
+    /// repeat some of `tokens`. `None` if a byte has no token or the tokens are too long to index.
+    pub(super) fn from_tokens(tokens: &[(&str, u32)], merges: Merges, verbatim: Vec<(String, u32)>) -> Option<Bpe> {
+        let all = tokens.iter().copied().chain(verbatim.iter().map(|(token, id)| (token.as_str(), *id)));
+        let size = all.clone().map(|(_, id)| id as usize + 1).max()?;
+        let mut token_of_id = vec![""; size];
+        for (token, id) in all {
+            token_of_id[id as usize] = token;
+        }
+        let mut id_of_byte = [None; 256];
+        for &(token, id) in tokens {
+            if let Some(&[byte]) = unspell(token).as_deref() {
+                id_of_byte[byte as usize] = Some(id);
+            }
+        }
+        let (mut bytes, mut starts) = (Vec::new(), vec![0]);
+        for token in token_of_id {
+            // As Hugging Face's byte-level decoder does: a token with a character outside the alphabet is plain text.
+            bytes.extend(unspell(token).unwrap_or_else(|| token.as_bytes().to_vec()));
+            starts.push(bytes.len() as u32);
+        }
+        let id_of_byte: Option<Vec<u32>> = id_of_byte.into_iter().collect();
+        let id_of_byte = id_of_byte?.try_into().ok()?;
+        (bytes.len() <= MOST_BYTES).then(|| Bpe {
+            bytes,
+            starts,
+            id_of_byte,
+            merges,
+            verbatim,
+            caches: Mutex::default(),
+        })
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// A token's bytes; none for an id outside the vocabulary or in a hole.
+    pub(super) fn token(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        match self.starts.get(id..).and_then(|starts| starts.get(..2)) {
+            Some(&[start, end]) => &self.bytes[start as usize..end as usize],
+            _ => &[],
+        }
+    }
+
+    /// The id of a token as tokenizer.json spells it.
+    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+        if let Some((_, id)) = self.verbatim.iter().find(|(verbatim, _)| verbatim == token) {
+            return Some(*id);
+        }
+        let bytes = unspell(token).filter(|bytes| !bytes.is_empty())?;
+        let is_verbatim = |id| self.verbatim.iter().any(|&(_, verbatim)| verbatim == id);
+        (0..self.vocab_size() as u32).find(|&id| self.token(id) == bytes && !is_verbatim(id))
+    }
+
+    pub(super) fn verbatim(&self) -> &[(String, u32)] {
+        &self.verbatim
+    }
+
+    /// Every token's spelling in order of id.
+    pub(super) fn spellings(&self) -> Vec<String> {
+        let mut spellings: Vec<String> = (0..self.vocab_size() as u32).map(|id| spell(self.token(id))).collect();
+        for (token, id) in &self.verbatim {
+            spellings[*id as usize].clone_from(token);
+        }
+        spellings
+    }
+
+    pub(super) fn merges(&self) -> &Merges {
+        &self.merges
+    }
+
+    /// Appends the ids of `text`.
+    pub(super) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+        let free = self.caches.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut cache = free.unwrap_or_else(Cache::new);
+        self.encode_with(&mut cache, text.as_bytes(), out);
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).push(cache);
+    }
+
+    fn encode_with(&self, cache: &mut Cache, bytes: &[u8], out: &mut Vec<u32>) {
+        let classes = classes();
+        let mut start = 0;
+        while start < bytes.len() {
+            let (word, end);
+            let window = bytes[start..].first_chunk::<16>().map(|window| u128::from_le_bytes(*window));
+            let ascii = window.map_or(0, ascii_word);
+            if let (Some(window), 1..) = (window, ascii) {
+                word = short_word_of_window(window, ascii);
+                end = start + ascii as usize;
+            } else {
+                end = word_end(classes, bytes, start);
+                if end - start > 15 {
+                    let long = &bytes[start..end];
+                    if !cache.get_long(long, out) {
+                        let ids = self.merge(long, out);
+                        cache.put_long(long, &out[ids..]);
+                    }
+                    start = end;
+                    continue;
+                }
+                word = short_word(&bytes[start..end]);
+            }
+            if !cache.get_short(word, out) {
+                let ids = self.merge(&bytes[start..end], out);
+                cache.put_short(word, &out[ids..]);
+            }
+            start = end;
+        }
+    }
+
+    /// Appends the ids of one word; where they begin.
+    fn merge(&self, word: &[u8], out: &mut Vec<u32>) -> usize {
+        let start = out.len();
+        out.extend(word.iter().map(|&byte| self.id_of_byte[byte as usize]));
+        self.merges.apply(out, start);
+        start
+    }
+}

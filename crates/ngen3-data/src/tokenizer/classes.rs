@@ -1,0 +1,108 @@
+//! The character classes of GPT-2's pattern (`\p{L}`, `\p{N}`, `\s`), as a table for fast look-up.
+//!
+//! The ranges come from `regex-syntax`, where tiktoken's regular expressions take them from too. The table has two levels:
+//! a block number for each 256 code points, and the distinct blocks.
+
+use std::sync::LazyLock;
+
+/// What GPT-2's pattern tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Neither white space, letter nor number: `[^\s\p{L}\p{N}]`.
+    Other,
+    /// `\p{L}`
+    Letter,
+    /// `\p{N}`
+    Number,
+    /// `\s`
+    Space,
+}
+
+type Block = [Class; 256];
+
+/// The class of every code point.
+pub(super) struct Classes {
+    block_of: Vec<u8>,
+    blocks: Vec<Block>,
+}
+
+/// The one table of the program.
+pub(super) fn classes() -> &'static Classes {
+    static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
+    &CLASSES
+}
+
+impl Classes {
+    fn new() -> Classes {
+        let mut class_of = vec![Class::Other; char::MAX as usize + 1];
+        for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
+            let hir = regex_syntax::parse(pattern).expect("a built-in class parses");
+            let regex_syntax::hir::HirKind::Class(regex_syntax::hir::Class::Unicode(ranges)) = hir.kind() else {
+                unreachable!("{pattern} is a class of characters");
+            };
+            for range in ranges.iter() {
+                class_of[range.start() as usize..=range.end() as usize].fill(class);
+            }
+        }
+        let mut table = Classes { block_of: Vec::new(), blocks: Vec::new() };
+        for block in class_of.as_chunks::<256>().0 {
+            let number = table.blocks.iter().position(|known| known == block).unwrap_or_else(|| {
+                table.blocks.push(*block);
+                table.blocks.len() - 1
+            });
+            table.block_of.push(number.try_into().expect("fewer than 256 distinct blocks"));
+        }
+        table
+    }
+
+    fn of(&self, code: u32) -> Class {
+        self.blocks[self.block_of[(code >> 8) as usize] as usize][(code & 0xff) as usize]
+    }
+
+    /// The class and the length in bytes of the character that begins at `at`. `bytes` is valid UTF-8.
+    #[inline]
+    pub(super) fn at(&self, bytes: &[u8], at: usize) -> (Class, usize) {
+        let low = |i: usize| u32::from(bytes[at + i] & 0x3f);
+        let first = u32::from(bytes[at]);
+        match first {
+            0..0x80 => (self.of(first), 1),
+            0x80..0xe0 => (self.of((first & 0x1f) << 6 | low(1)), 2),
+            0xe0..0xf0 => (self.of((first & 0xf) << 12 | low(1) << 6 | low(2)), 3),
+            _ => (self.of((first & 0x7) << 18 | low(1) << 12 | low(2) << 6 | low(3)), 4),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_of_characters_from_every_plane() {
+        for (c, class) in [
+            ('a', Class::Letter),
+            ('é', Class::Letter),
+            ('中', Class::Letter),
+            ('𐐀', Class::Letter),
+            ('ʰ', Class::Letter),
+            ('7', Class::Number),
+            ('½', Class::Number),
+            ('Ⅷ', Class::Number),
+            ('٣', Class::Number),
+            (' ', Class::Space),
+            ('\u{b}', Class::Space),
+            ('\u{85}', Class::Space),
+            ('\u{a0}', Class::Space),
+            ('\u{2028}', Class::Space),
+            ('\u{3000}', Class::Space),
+            ('\u{200b}', Class::Other),
+            ('\u{301}', Class::Other),
+            ('\0', Class::Other),
+            ('🎉', Class::Other),
+            (char::MAX, Class::Other),
+        ] {
+            let text = c.to_string();
+            assert_eq!(classes().at(text.as_bytes(), 0), (class, text.len()), "{c:?}");
+        }
+    }
+}

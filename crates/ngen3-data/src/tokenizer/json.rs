@@ -1,0 +1,257 @@
+//! Reading and writing Hugging Face's tokenizer.json.
+//!
+//! The file comes from outside, so its ids are checked before anything is sized by them. A file that asks for exactly what
+//! `bpe.rs` does, in its every setting, becomes a [`Bpe`]; any other is handed to the `tokenizers` crate.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use super::alphabet::unspell;
+use super::bpe::Bpe;
+use super::merge::Merges;
+use super::{Kind, MAX_VOCAB_SIZE, caught};
+
+/// Largest file taken, in bytes: well above any in use.
+const MAX_BYTES: usize = 128 << 20;
+
+/// The tokenizer that a file describes, and the file as text. The error is the reason alone.
+pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {
+    if bytes.len() > MAX_BYTES {
+        return Err(format!("{} bytes is too large for a tokenizer.json (at most {MAX_BYTES})", bytes.len()));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+    // serde_json refuses nesting deeper than 128.
+    let file: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
+    let model = file.get("model").and_then(Value::as_object);
+    let model = model.ok_or("it has no \"model\": is it a Hugging Face tokenizer.json?")?;
+    let vocab = vocab(model)?;
+    let added = added_tokens(&file)?;
+    check_distinct(&vocab, &added)?;
+    check_prefix(model)?;
+    let kind = match byte_level(&file, model, &vocab, &added)? {
+        Some(bpe) => Kind::ByteLevel(Box::new(bpe)),
+        None => Kind::HuggingFace(Box::new(hugging_face(bytes, &added)?)),
+    };
+    Ok((kind, text.to_string()))
+}
+
+/// A token and its id.
+type Token<'a> = (&'a str, u32);
+
+/// An entry of `added_tokens`.
+struct Added<'a> {
+    token: Token<'a>,
+    special: bool,
+}
+
+/// The model's tokens in the file's order. Unigram models list them; the others map each to its id.
+fn vocab(model: &Map<String, Value>) -> Result<Vec<Token<'_>>, String> {
+    match model.get("vocab") {
+        Some(Value::Object(map)) => map.iter().map(|(token, value)| Ok((token.as_str(), id(token, value)?))).collect(),
+        Some(Value::Array(list)) if list.len() > MAX_VOCAB_SIZE => {
+            Err(format!("its vocabulary lists {} tokens; at most {MAX_VOCAB_SIZE} are taken", list.len()))
+        }
+        Some(Value::Array(list)) => {
+            let token = |(i, entry): (usize, &'_ Value)| match entry.get(0) {
+                Some(Value::String(_)) => Ok(i as u32),
+                _ => Err(format!("entry {i} of its vocabulary has no token")),
+            };
+            let ids = list.iter().enumerate().map(token).collect::<Result<Vec<u32>, String>>()?;
+            Ok(list.iter().filter_map(|entry| entry.get(0)?.as_str()).zip(ids).collect())
+        }
+        _ => Err("its model has no \"vocab\"".into()),
+    }
+}
+
+fn id(token: &str, value: &Value) -> Result<u32, String> {
+    match value.as_u64() {
+        Some(id) if id < MAX_VOCAB_SIZE as u64 => Ok(id as u32),
+        Some(id) => Err(format!("token {token:?} has the id {id}; the highest taken is {}", MAX_VOCAB_SIZE - 1)),
+        None => Err(format!("token {token:?} has the id {value}, which is not an id")),
+    }
+}
+
+fn added_tokens(file: &Value) -> Result<Vec<Added<'_>>, String> {
+    let entries = match file.get("added_tokens") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(value) => value.as_array().ok_or("\"added_tokens\" is not a list")?,
+    };
+    let read = |(i, entry): (usize, _)| -> Result<Added<'_>, String> {
+        let entry: &Value = entry;
+        let content = entry.get("content").and_then(Value::as_str).filter(|content| !content.is_empty());
+        let content = content.ok_or_else(|| format!("entry {i} of \"added_tokens\" has no content"))?;
+        let token = (content, id(content, entry.get("id").unwrap_or(&Value::Null))?);
+        Ok(Added { token, special: entry.get("special") == Some(&Value::Bool(true)) })
+    };
+    entries.iter().enumerate().map(read).collect()
+}
+
+/// Two tokens of one id would make decoding a matter of luck.
+fn check_distinct(vocab: &[Token], added: &[Added]) -> Result<(), String> {
+    let mut token_of_id: HashMap<u32, &str> = HashMap::with_capacity(vocab.len() + added.len());
+    for &(token, id) in vocab.iter().chain(added.iter().map(|added| &added.token)) {
+        if let Some(other) = token_of_id.insert(id, token).filter(|&other| other != token) {
+            return Err(format!("tokens {other:?} and {token:?} both have the id {id}"));
+        }
+    }
+    Ok(())
+}
+
+/// The `tokenizers` crate cuts the prefix off the right part of every merge, and panics where there is none.
+fn check_prefix(model: &Map<String, Value>) -> Result<(), String> {
+    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).unwrap_or("");
+    for merge in model.get("merges").and_then(Value::as_array).into_iter().flatten() {
+        let right = match merge {
+            Value::String(line) => line.split(' ').nth(1),
+            merge => merge.get(1).and_then(Value::as_str),
+        };
+        if right.is_some_and(|right| !right.starts_with(prefix)) {
+            return Err(format!("merge {merge} does not fit continuing_subword_prefix {prefix:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The `tokenizers` crate gives added tokens their ids itself, whatever the file says: one that the model's vocabulary has
+/// keeps its id there, others follow it in order. Where the two differ, ids would not mean what the file's model learned.
+fn check_added<'a>(added: &[Added<'a>], id_of: impl Fn(&'a str) -> Option<u32>) -> Result<(), String> {
+    for &Added { token: (token, id), .. } in added {
+        let got = id_of(token);
+        if got != Some(id) {
+            let got = got.map_or("none".to_string(), |got| got.to_string());
+            return Err(format!(
+                "added token {token:?} has the id {id} in the file but is given {got} (added tokens keep their id in the \
+                 model's vocabulary, or follow it without a hole)"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn hugging_face(bytes: &[u8], added: &[Added]) -> Result<tokenizers::Tokenizer, String> {
+    let mut tokenizer = caught(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string()))?;
+    tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
+    tokenizer.with_padding(None);
+    // Special tokens in text are text.
+    tokenizer.set_encode_special_tokens(true);
+    check_added(added, |token| tokenizer.token_to_id(token))?;
+    Ok(tokenizer)
+}
+
+/// The fast tokenizer, if the file describes what it does and nothing else: byte-level BPE, all 256 bytes in the
+/// vocabulary, GPT-2's pre-tokeniser, no normaliser, no dropout, nothing put around words, all added tokens special.
+/// An unknown token is then never used, and the post-processor has no say as nothing is put around the text.
+fn byte_level(
+    file: &Value,
+    model: &Map<String, Value>,
+    vocab: &[Token],
+    added: &[Added],
+) -> Result<Option<Bpe>, String> {
+    let null = |value: Option<&Value>| matches!(value, None | Some(Value::Null));
+    let null_or = |key: &str, harmless: Value| null(model.get(key)) || model[key] == harmless;
+    let flag = |key: &str| null(model.get(key)) || model[key].is_boolean();
+    let byte_level = |part: &str| file[part]["type"] == "ByteLevel" && file[part]["trim_offsets"].is_boolean();
+    let plain = (null(file.get("version")) || file["version"] == "1.0")
+        && null(file.get("normalizer"))
+        && byte_level("pre_tokenizer")
+        && file["pre_tokenizer"]["add_prefix_space"] == false
+        && matches!(file["pre_tokenizer"].get("use_regex"), None | Some(Value::Bool(true)))
+        && byte_level("decoder")
+        && file["decoder"]["add_prefix_space"].is_boolean()
+        && (model.get("type").is_none() || model["type"] == "BPE")
+        && null(model.get("dropout"))
+        && null_or("continuing_subword_prefix", json!(""))
+        && null_or("end_of_word_suffix", json!(""))
+        && null_or("ignore_merges", json!(false))
+        && flag("fuse_unk")
+        && flag("byte_fallback")
+        && (null(model.get("unk_token")) || model["unk_token"].is_string())
+        && model["vocab"].is_object()
+        && added.iter().all(|added| added.special);
+    let (true, Some(merges)) = (plain, model.get("merges").and_then(Value::as_array)) else { return Ok(None) };
+
+    let id_of: HashMap<&str, u32> = vocab.iter().copied().collect();
+    let mut table = Merges::with_capacity(merges.len());
+    for merge in merges {
+        let (left, right) = match merge {
+            // A line of the older merges.txt, whose first line this is.
+            Value::String(line) if line.starts_with("#version") => continue,
+            Value::String(line) => match line.split_once(' ') {
+                Some(pair) => pair,
+                None => return Err(format!("merge {line:?} is not two tokens")),
+            },
+            merge => match merge.as_array().map(Vec::as_slice) {
+                Some([Value::String(left), Value::String(right)]) => (left.as_str(), right.as_str()),
+                _ => return Err(format!("merge {merge} is not two tokens")),
+            },
+        };
+        let find = |token: &str| {
+            id_of
+                .get(token)
+                .copied()
+                .ok_or_else(|| format!("merge {merge} needs {token:?}, which is not in the vocabulary"))
+        };
+        if !table.push(find(left)?, find(right)?, find(&format!("{left}{right}"))?) {
+            return Ok(None);
+        }
+    }
+    let mut next = vocab.len() as u32;
+    let mut given = HashMap::new();
+    for &Added { token: (token, _), .. } in added {
+        given.entry(token).or_insert_with(|| {
+            id_of.get(token).copied().unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            })
+        });
+    }
+    check_added(added, |token| given.get(token).copied())?;
+    let is_added = |token: &str| given.contains_key(token);
+    let odd = vocab.iter().filter(|(token, _)| unspell(token).is_none() && !is_added(token)).copied();
+    let verbatim = given.iter().map(|(&token, &id)| (token, id)).chain(odd);
+    Ok(Bpe::from_tokens(vocab, table, verbatim.map(|(token, id)| (token.to_string(), id)).collect()))
+}
+
+/// A tokenizer.json that gives the ids of `bpe`, which [`Bpe::from_merges`] made.
+pub(super) fn write(bpe: &Bpe) -> String {
+    let spellings = bpe.spellings();
+    let merges: Vec<Value> = bpe
+        .merges()
+        .in_order()
+        .into_iter()
+        .map(|(left, right)| json!([spellings[left as usize], spellings[right as usize]]))
+        .collect();
+    let special = |(content, id): &(String, u32)| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true
+        })
+    };
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let vocab: Map<String, Value> =
+        spellings.into_iter().enumerate().map(|(id, token)| (token, Value::from(id))).collect();
+    let file = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": bpe.verbatim().iter().map(special).collect::<Vec<_>>(),
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": false,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    });
+    file.to_string()
+}

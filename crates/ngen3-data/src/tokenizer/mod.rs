@@ -1,0 +1,202 @@
+//! Text to token ids and back.
+//!
+//! [`Tokenizer`] is GPT-2's, embedded ([`Tokenizer::gpt2`]); any Hugging Face tokenizer.json
+//! ([`Tokenizer::from_json`]); or one's own ([`train`]). Byte-level BPE with GPT-2's pre-tokeniser, which is what the first
+//! and the last are and many files hold, runs on our own code; other files run on the `tokenizers` crate.
+//!
+//! Read `pretoken.rs` (how a text is cut into words), `merge.rs` (how a word becomes ids) and `bpe.rs` (the two together)
+//! first; then `json.rs` (tokenizer.json), `stream.rs` (ids to text as they come), `train.rs`.
+
+mod alphabet;
+mod bpe;
+mod cache;
+mod classes;
+mod error;
+mod gpt2;
+mod json;
+mod merge;
+mod pretoken;
+mod stream;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock};
+
+use bpe::Bpe;
+pub use error::Error;
+pub use stream::TextStream;
+
+/// The token that ends a document.
+pub const ENDOFTEXT: &str = "<|endoftext|>";
+
+/// Largest vocabulary taken, holes included: well above any in use, and small enough that no file can ask for much memory.
+pub const MAX_VOCAB_SIZE: usize = 1 << 22;
+
+/// Turns text into token ids and back. Cheap to clone; one serves any number of threads.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    kind: Kind,
+    /// The tokenizer.json it was read from.
+    json: Option<String>,
+    vocab_size: usize,
+}
+
+enum Kind {
+    ByteLevel(Box<Bpe>),
+    HuggingFace(Box<tokenizers::Tokenizer>),
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({}, {} tokens)", self.name(), self.vocab_size())
+    }
+}
+
+impl Tokenizer {
+    /// GPT-2's byte-level BPE: the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
+    pub fn gpt2() -> Tokenizer {
+        static GPT2: LazyLock<Tokenizer> =
+            LazyLock::new(|| Tokenizer::new("gpt2".into(), Kind::ByteLevel(Box::new(gpt2::gpt2())), None));
+        GPT2.clone()
+    }
+
+    /// A tokenizer from the bytes of a Hugging Face tokenizer.json. `name` is how errors and `meta.json` call it.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if the file is not one, is over 128 MiB, or has ids that cannot be: two tokens of one id, an id of
+    /// [`MAX_VOCAB_SIZE`] or more, an added token whose id is not the one that it gets.
+    pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
+        let (kind, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
+        Ok(Tokenizer::new(name.into(), kind, Some(json)))
+    }
+
+    fn new(name: String, kind: Kind, json: Option<String>) -> Tokenizer {
+        let vocab_size = match &kind {
+            Kind::ByteLevel(bpe) => bpe.vocab_size(),
+            Kind::HuggingFace(tokenizer) => tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+        };
+        Tokenizer { inner: Arc::new(Inner { name, kind, json, vocab_size }) }
+    }
+
+    /// The name it was made with: "gpt2" for the embedded one.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The highest id + 1, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.vocab_size
+    }
+
+    /// The id of the token that ends a document: `<|endoftext|>`, else `</s>`, else `<eos>`.
+    pub fn eot(&self) -> Option<u32> {
+        [ENDOFTEXT, "</s>", "<eos>"].into_iter().find_map(|token| self.id_of(token))
+    }
+
+    /// The id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Looks through the
+    /// vocabulary; not for use in a loop.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.id_of(token),
+            Kind::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+        }
+    }
+
+    /// A Hugging Face tokenizer.json that gives the same ids; for a tokenizer read from one, that same file.
+    pub fn to_json(&self) -> String {
+        match (&self.inner.json, &self.inner.kind) {
+            (Some(json), _) => json.clone(),
+            (None, Kind::ByteLevel(bpe)) => json::write(bpe),
+            (None, Kind::HuggingFace(_)) => unreachable!("these come from a file only"),
+        }
+    }
+
+    /// The ids of `text`. See [`try_encode_into`](Tokenizer::try_encode_into).
+    ///
+    /// # Panics
+    /// If a tokenizer from a file, run by the `tokenizers` crate, fails on this text.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// Appends the ids of `text` to `out`. See [`try_encode_into`](Tokenizer::try_encode_into).
+    ///
+    /// # Panics
+    /// If a tokenizer from a file, run by the `tokenizers` crate, fails on this text.
+    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+        if let Err(error) = self.try_encode_into(text, out) {
+            panic!("{error}");
+        }
+    }
+
+    /// Appends the ids of `text` to `out`.
+    ///
+    /// All of it is ordinary text: the characters `<|endoftext|>` in it become the several ids of their spelling, never the
+    /// one special id (tiktoken's `encode_ordinary`), and nothing is put around it (no `<s>`, no `[CLS]`). The same holds
+    /// for a tokenizer from a file; only its added tokens that are not special are found in text, as its authors mean them
+    /// to be. A truncation or padding that the file asks for is not done.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
+    /// unknown token on an unknown character, a regular expression that gives up. Byte-level BPE never fails.
+    pub fn try_encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.encode_into(text, out),
+            Kind::HuggingFace(tokenizer) => {
+                let encoding = caught(|| tokenizer.encode_fast(text, false).map_err(|error| error.to_string()))
+                    .map_err(|reason| Error::Encode {
+                        name: self.name().into(),
+                        excerpt: text.chars().take(40).collect(),
+                        reason,
+                    })?;
+                out.extend_from_slice(encoding.get_ids());
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of `ids`, special tokens as they are written. Bytes that are not UTF-8 become U+FFFD; ids outside the
+    /// vocabulary give nothing. (Should the decoder of a tokenizer run by the `tokenizers` crate fail: the tokens as
+    /// tokenizer.json spells them.)
+    pub fn decode(&self, ids: &[u32]) -> String {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => {
+                let bytes: Vec<u8> = ids.iter().flat_map(|&id| bpe.token(id)).copied().collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Kind::HuggingFace(tokenizer) => {
+                let decoded = caught(|| tokenizer.decode(ids, false).map_err(|error| error.to_string()));
+                decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
+            }
+        }
+    }
+
+    /// Text from ids as they come.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(self.clone())
+    }
+
+    /// The last byte offset at which `text` can be cut so that the ids of the two parts, encoded apart, are the ids of the
+    /// whole, whatever text follows. `None` if there is no such place; always `None` for a tokenizer run by the `tokenizers`
+    /// crate, whose texts must be encoded whole. Looks from the end, so it costs little.
+    pub fn safe_split(&self, text: &str) -> Option<usize> {
+        match &self.inner.kind {
+            Kind::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
+            Kind::HuggingFace(_) => None,
+        }
+    }
+}
+
+/// Runs code of the `tokenizers` crate, in which a malformed file or an unlucky text can panic; that is an error here.
+fn caught<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(format!("the tokenizers library panicked: {}", message.unwrap_or("no message")))
+    })
+}
