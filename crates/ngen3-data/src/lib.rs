@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Text to tokens to batches.
+//!
+//! Read in the order of the data: `source/` (where text comes from), `tokenizer/` (text to ids), `dataset.rs` (a folder of
+//! tokens is made), `token_file.rs` (and opened), `batch.rs` (and drawn from).
+
+mod batch;
+mod dataset;
+mod encode;
+mod error;
+pub mod source;
+mod token_file;
+pub mod tokenizer;
+
+pub use batch::BatchSampler;
+pub use dataset::{Spec, Summary, build, folder_name};
+pub use error::Error;
+pub use token_file::{Dtype, Meta, TokenFile};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,259 @@
+//! Batches drawn from a token file.
+//!
+//! Nothing is remembered between batches: the seed, the step and the micro-batch alone decide where a batch's rows stand,
+//! so that a resumed run draws exactly what the uninterrupted one would have.
+
+use std::path::Path;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{Error, TokenFile};
+
+/// The validation part, where it is a file of its own.
+const VAL: &str = "val.bin";
+
+/// Draws rows of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
+#[derive(Debug)]
+pub struct BatchSampler {
+    data: TokenFile,
+    /// `val.bin`, if there is one; else the validation part is the end of `data`.
+    val: Option<TokenFile>,
+    /// Tokens of `data` to train on; the rest is for validation unless there is a `val.bin`.
+    train_len: usize,
+    block_size: usize,
+    batch_size: usize,
+    seed: u64,
+}
+
+impl BatchSampler {
+    /// Opens a token file, and the `val.bin` beside it if there is one; otherwise the last `val_fraction` of the tokens is
+    /// for validation. With neither there is no validation, and [`BatchSampler::val_len`] is 0.
+    ///
+    /// # Errors
+    /// As [`TokenFile::open`]; [`Error::Data`] when a part is shorter than a block and the token after it, or `val.bin` was
+    /// made with another vocabulary; [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
+    pub fn open(
+        path: &Path,
+        block_size: usize,
+        batch_size: usize,
+        val_fraction: f64,
+        seed: u64,
+    ) -> Result<Self, Error> {
+        if !(0.0..1.0).contains(&val_fraction) {
+            return Err(Error::Input(format!("val_fraction is {val_fraction}; it must be at least 0 and below 1")));
+        }
+        if block_size == 0 || batch_size == 0 {
+            return Err(Error::Input("block_size and batch_size must be at least 1".into()));
+        }
+        let data = TokenFile::open(path)?;
+        let beside = path.with_file_name(VAL);
+        let val = if beside.exists() && beside != path { Some(TokenFile::open(&beside)?) } else { None };
+        let train_len = match &val {
+            Some(_) => data.len(),
+            None => (data.len() as f64 * (1.0 - val_fraction)) as usize,
+        };
+        let sampler = Self { data, val, train_len, block_size, batch_size, seed };
+        sampler.check_len("training", sampler.train_len, "use a smaller --block_size or more text")?;
+        if sampler.has_validation() {
+            let advice = "use a smaller --block_size, a larger --val_fraction, or more text";
+            sampler.check_len("validation", sampler.val_len(), advice)?;
+        }
+        Ok(sampler)
+    }
+
+    fn check_len(&self, part: &str, len: usize, advice: &str) -> Result<(), Error> {
+        if len > self.block_size {
+            return Ok(());
+        }
+        Err(Error::Data(format!(
+            "the {part} part of {} has {len} tokens, too few for a block of {} and the token after it: {advice}",
+            self.data.path().display(),
+            self.block_size
+        )))
+    }
+
+    /// The token file.
+    pub fn data(&self) -> &TokenFile {
+        &self.data
+    }
+
+    /// Tokens to train on.
+    pub fn train_len(&self) -> usize {
+        self.train_len
+    }
+
+    /// Tokens to validate on, 0 if there is no validation.
+    pub fn val_len(&self) -> usize {
+        self.val.as_ref().map_or(self.data.len() - self.train_len, TokenFile::len)
+    }
+
+    /// Whether there is anything to validate on.
+    pub fn has_validation(&self) -> bool {
+        self.val_len() > 0
+    }
+
+    /// Checks that a model with this vocabulary can read every token.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the first token that it cannot.
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
+        self.data.check_vocab(vocab_size)?;
+        self.val.as_ref().map_or(Ok(()), |val| val.check_vocab(vocab_size))
+    }
+
+    /// A training batch: `inputs` and `targets` become `[batch_size, block_size]`, from places that the seed, the optimizer
+    /// step and the micro-batch within it decide.
+    pub fn train_batch(&self, step: u64, micro: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
+        // The key of the generator is (seed, step, micro), so that no two batches share a stream.
+        let mut key = [0; 32];
+        for (bytes, value) in key.as_chunks_mut().0.iter_mut().zip([self.seed, step, micro]) {
+            *bytes = value.to_le_bytes();
+        }
+        let mut rng = ChaCha8Rng::from_seed(key);
+        let starts = self.train_len - self.block_size;
+        let places = (0..self.batch_size).map(|_| scale(rng.next_u64(), starts));
+        self.fill(&self.data, places, inputs, targets);
+    }
+
+    /// Validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`. The
+    /// first rows, however many are used, stand evenly over the validation part. Leaves both empty if there is none.
+    pub fn val_batch(&self, index: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
+        // Multiples of the golden ratio modulo 1 leave no large gap after any number of them (Weyl 1916).
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let (file, first) = self.val.as_ref().map_or((&self.data, self.train_len), |val| (val, 0));
+        let rows = if self.has_validation() { self.batch_size } else { 0 };
+        let starts = self.val_len().saturating_sub(self.block_size);
+        let row = index.wrapping_mul(self.batch_size as u64);
+        let places = (0..rows as u64).map(|i| first + scale(row.wrapping_add(i).wrapping_mul(GOLDEN), starts));
+        self.fill(file, places, inputs, targets);
+    }
+
+    fn fill(
+        &self,
+        file: &TokenFile,
+        places: impl Iterator<Item = usize>,
+        inputs: &mut Vec<u32>,
+        targets: &mut Vec<u32>,
+    ) {
+        inputs.clear();
+        targets.clear();
+        for at in places {
+            file.copy(at..at + self.block_size, inputs);
+            file.copy(at + 1..at + self.block_size + 1, targets);
+        }
+    }
+}
+
+/// A number below `n` from 64 even bits (Lemire 2019, without its rejection: the bias is below n / 2^64).
+fn scale(bits: u64, n: usize) -> usize {
+    ((u128::from(bits) * n as u128) >> 64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A folder with data.bin, in which every token is its own position, and perhaps a val.bin that counts on from 1000.
+    fn folder(tokens: u16, val_tokens: u16) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = |range: std::ops::Range<u16>| range.flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        std::fs::write(folder.path().join("data.bin"), bytes(0..tokens)).unwrap();
+        if val_tokens > 0 {
+            std::fs::write(folder.path().join("val.bin"), bytes(1000..1000 + val_tokens)).unwrap();
+        }
+        folder
+    }
+
+    fn open(tokens: u16, val_tokens: u16, block_size: usize, val_fraction: f64) -> Result<BatchSampler, String> {
+        let folder = folder(tokens, val_tokens);
+        let path = folder.path().join("data.bin");
+        BatchSampler::open(&path, block_size, 4, val_fraction, 7).map_err(|error| error.to_string())
+    }
+
+    /// The rows' first tokens, after checking that each row counts up and that targets are one ahead.
+    fn starts(block_size: usize, draw: impl FnOnce(&mut Vec<u32>, &mut Vec<u32>)) -> Vec<u32> {
+        let (mut inputs, mut targets) = (vec![1, 2, 3], vec![4]);
+        draw(&mut inputs, &mut targets);
+        assert_eq!(inputs.len(), 4 * block_size);
+        for row in inputs.chunks(block_size) {
+            assert!(row.windows(2).all(|pair| pair[1] == pair[0] + 1), "{row:?}");
+        }
+        assert!(inputs.iter().zip(&targets).all(|(input, target)| *target == input + 1));
+        assert_eq!(inputs.len(), targets.len());
+        inputs.into_iter().step_by(block_size).collect()
+    }
+
+    #[test]
+    fn training_rows_come_from_the_whole_training_part_and_nowhere_else() {
+        let sampler = open(100, 0, 8, 0.2).unwrap();
+        assert_eq!((sampler.train_len(), sampler.val_len()), (80, 20));
+        let found: BTreeSet<u32> = (0..2_000)
+            .flat_map(|step| starts(8, |inputs, targets| sampler.train_batch(step, 0, inputs, targets)))
+            .collect();
+        assert_eq!(found, (0..72).collect(), "the last row's last target is token 79");
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_step_and_micro_batch_alone() {
+        let folder = folder(1_000, 0);
+        let draw = |seed, step, micro| {
+            let sampler = BatchSampler::open(&folder.path().join("data.bin"), 8, 4, 0.1, seed).unwrap();
+            starts(8, |inputs, targets| sampler.train_batch(step, micro, inputs, targets))
+        };
+        // These very numbers: a checkpoint of an older version must resume on the batches it would have had.
+        assert_eq!(draw(1337, 5, 2), [217, 368, 813, 114]);
+        let all = [draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1), draw(0, 0, 0), draw(1337, 5, 2)];
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+    }
+
+    #[test]
+    fn validation_rows_are_fixed_and_even() {
+        for (sampler, first) in [(open(1_000, 0, 8, 0.4).unwrap(), 600), (open(50, 400, 8, 0.4).unwrap(), 1_000)] {
+            assert_eq!(sampler.val_len(), 400);
+            let draw = |index| starts(8, |inputs, targets| sampler.val_batch(index, inputs, targets));
+            assert_eq!(draw(3), draw(3));
+            for batches in [1, 3, 25] {
+                let mut found: Vec<u32> = (0..batches).flat_map(draw).collect();
+                found.sort_unstable();
+                assert!(found[0] >= first && found[found.len() - 1] + 8 < first + 400);
+                let even = 392 / found.len() as u32;
+                let widest = found.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+                assert!(widest <= 3 * even, "{batches} batches leave a gap of {widest}, where {even} would be even");
+            }
+        }
+    }
+
+    #[test]
+    fn a_val_bin_leaves_all_of_data_bin_for_training_and_no_fraction_means_no_validation() {
+        let sampler = open(100, 30, 8, 0.1).unwrap();
+        assert_eq!((sampler.train_len(), sampler.val_len()), (100, 30));
+        let sampler = open(100, 0, 8, 0.0).unwrap();
+        assert_eq!((sampler.train_len(), sampler.has_validation()), (100, false));
+    }
+
+    #[test]
+    fn parts_shorter_than_a_block_and_absurd_settings_are_refused() {
+        let error = open(9, 0, 9, 0.0).unwrap_err();
+        assert!(error.contains("training part of") && error.contains("9 tokens, too few for a block of 9"), "{error}");
+        assert!(open(9, 0, 8, 0.0).is_ok());
+        let error = open(100, 0, 10, 0.1).unwrap_err();
+        assert!(error.contains("validation part of") && error.contains("10 tokens, too few"), "{error}");
+        assert!(open(100, 0, 9, 0.1).is_ok());
+        assert!(open(100, 5, 8, 0.1).unwrap_err().contains("validation part"));
+        for fraction in [-0.1, 1.0, f64::NAN] {
+            assert!(open(100, 0, 8, fraction).unwrap_err().contains("val_fraction"));
+        }
+        assert!(open(100, 0, 0, 0.1).unwrap_err().contains("at least 1"));
+    }
+
+    #[test]
+    fn every_file_is_checked_against_the_vocabulary() {
+        assert!(open(100, 30, 8, 0.1).unwrap().check_vocab(1_030).is_ok());
+        let error = open(100, 30, 8, 0.1).unwrap().check_vocab(1_029).unwrap_err().to_string();
+        assert!(error.contains("token 1029 at position 29") && error.contains("val.bin"), "{error}");
+        assert!(open(100, 30, 8, 0.1).unwrap().check_vocab(99).unwrap_err().to_string().contains("data.bin"));
+    }
+}

@@ -1,0 +1,355 @@
+//! A dataset is made: text from many places becomes the folder `_data_NAME_`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use ngen3_model::files::{AtomicFile, write_atomic};
+use sha2::{Digest, Sha256};
+
+use crate::encode::{Encoded, encode};
+use crate::source::{Event, Feed, Settings, Source, list};
+use crate::token_file::{DATA, Dtype, EMBEDDED, META, Meta, TOKENIZER, hex};
+use crate::{Error, Tokenizer};
+
+/// What to make a dataset from.
+#[derive(Clone, Debug)]
+pub struct Spec<'a> {
+    /// The dataset's name; its folder is [`folder_name`].
+    pub name: &'a str,
+    /// Where the text is.
+    pub sources: &'a [Source],
+    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    pub tokenizer: Option<&'a Path>,
+    /// Whether bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    pub lossy: bool,
+    /// Threads to encode with.
+    pub threads: usize,
+    /// The folder that the dataset's folder is made in.
+    pub root: &'a Path,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The token file.
+    pub data: PathBuf,
+    /// Bytes of text.
+    pub text_bytes: u64,
+    /// Tokens of text.
+    pub text_tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// The token that ends each document, as it is written, if the tokenizer has one.
+    pub end_of_text: Option<String>,
+}
+
+/// `_data_NAME_`.
+///
+/// # Errors
+/// [`Error::Input`] for a name that is no part of a path.
+pub fn folder_name(name: &str) -> Result<String, Error> {
+    if name.is_empty() || name.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
+        return Err(Error::Input(format!(
+            "a dataset cannot be called {name:?}: the name becomes part of a folder's name, so it must not be empty or \
+             contain / or \\"
+        )));
+    }
+    Ok(format!("_data_{name}_"))
+}
+
+/// Makes a dataset: `data.bin`, `meta.json`, and `tokenizer.json` unless the tokenizer is the embedded one.
+///
+/// Every source is read before anything takes its name: after an error, an older dataset of this name is as it was, and
+/// otherwise there is nothing. `tell` hears how far it is.
+///
+/// # Errors
+/// Whatever is wrong with the name, the tokenizer, a source or the disk; [`Error::Input`] when there is no text at all;
+/// [`Error::Interrupted`] soon after `stop` is set.
+pub fn build(spec: &Spec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, Error> {
+    let folder = spec.root.join(folder_name(spec.name)?);
+    let tokenizer = spec.tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
+    let listing = list(spec.sources)?;
+    if let Some(first) = listing.skipped.first() {
+        tell(Event::Note(format!(
+            "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
+            listing.skipped.len(),
+            first.display()
+        )));
+    }
+
+    let folder = Folder::create(folder)?;
+    let data = folder.path.join(DATA);
+    let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let settings = Settings { lossy: spec.lossy, scratch: folder.path.clone() };
+    let cutter = tokenizer.clone();
+    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text));
+    let end = tokenizer.eot();
+    let (mut text_bytes, mut text_tokens, mut documents) = (0, 0, 0);
+    encode(&mut feed, &tokenizer, spec.threads, stop, tell, &mut |encoded| match encoded {
+        Encoded::Tokens { ids, text_bytes: bytes } => {
+            text_bytes += bytes as u64;
+            text_tokens += ids.len() as u64;
+            writer.push(&ids)
+        }
+        Encoded::End => {
+            documents += 1;
+            writer.push(end.as_slice())
+        }
+    })?;
+    if text_tokens == 0 {
+        return Err(Error::Input("there is no text in what was given; nothing was written".into()));
+    }
+
+    let json = spec.tokenizer.map(|_| tokenizer.to_json());
+    let meta = Meta {
+        tokenizer: tokenizer.name().into(),
+        vocab_size: tokenizer.vocab_size(),
+        dtype: writer.dtype,
+        tokens: writer.tokens,
+        documents,
+        source: spec.sources.iter().map(Source::to_string).collect(),
+        sha256: String::new(),
+        tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+    };
+    commit(&folder, writer, meta, json.as_deref())?;
+    let end_of_text = end.map(|id| tokenizer.decode(&[id]));
+    Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
+}
+
+/// Gives the finished files their names. Each is whole; a crash in between leaves files that do not fit together, which
+/// opening them tells by the token count and the tokenizer's hash.
+fn commit(folder: &Folder, writer: Writer, mut meta: Meta, tokenizer: Option<&str>) -> Result<(), Error> {
+    let path = |name| folder.path.join(name);
+    // What could stand in the way of the last file is looked for before the first takes its name.
+    let (meta_file, tokenizer_file) = (AtomicFile::create(&path(META))?, AtomicFile::create(&path(TOKENIZER))?);
+    drop((meta_file, tokenizer_file));
+    meta.sha256 = writer.commit()?;
+    match tokenizer {
+        Some(json) => write_atomic(&path(TOKENIZER), |file| file.write_all(json.as_bytes()))?,
+        None => remove_if_there(&path(TOKENIZER))?,
+    }
+    write_atomic(&path(META), |file| {
+        serde_json::to_writer_pretty(&mut *file, &meta)?;
+        file.write_all(b"\n")
+    })?;
+    folder.keep();
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(ngen3_model::Error::Write { path: path.into(), source }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a tokenizer.json; it goes by its file's name.
+fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| Error::Read { name: path.display().to_string(), reason: error.to_string() })?;
+    let name = path.file_name().map_or_else(|| EMBEDDED.into(), |name| name.to_string_lossy());
+    Ok(Tokenizer::from_json(&bytes, &name)?)
+}
+
+/// The dataset's folder, which vanishes again if it is new and nothing came of it.
+struct Folder {
+    path: PathBuf,
+    fleeting: std::cell::Cell<bool>,
+}
+
+impl Folder {
+    fn create(path: PathBuf) -> Result<Self, Error> {
+        let created = match std::fs::create_dir(&path) {
+            Ok(()) => true,
+            Err(_) if path.is_dir() => false,
+            Err(source) => return Err(ngen3_model::Error::Write { path, source }.into()),
+        };
+        Ok(Self { path, fleeting: created.into() })
+    }
+
+    fn keep(&self) {
+        self.fleeting.set(false);
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.fleeting.get() {
+            // Fails if something is in it after all, which must then stay.
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// `data.bin` being written.
+struct Writer {
+    path: PathBuf,
+    file: AtomicFile,
+    dtype: Dtype,
+    tokens: u64,
+    hash: Sha256,
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    fn create(path: &Path, dtype: Dtype) -> Result<Self, Error> {
+        let file = AtomicFile::create(path)?;
+        Ok(Self { path: path.into(), file, dtype, tokens: 0, hash: Sha256::new(), bytes: Vec::new() })
+    }
+
+    fn push(&mut self, ids: &[u32]) -> Result<(), Error> {
+        self.bytes.clear();
+        match self.dtype {
+            // No id is cut short: the vocabulary decided the dtype.
+            Dtype::Uint16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            Dtype::Uint32 => self.bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
+        }
+        self.tokens += ids.len() as u64;
+        self.hash.update(&self.bytes);
+        let path = &self.path;
+        self.file
+            .write_all(&self.bytes)
+            .map_err(|source| ngen3_model::Error::Write { path: path.clone(), source }.into())
+    }
+
+    /// Gives the file its name; returns its hash.
+    fn commit(self) -> Result<String, Error> {
+        self.file.commit()?;
+        Ok(hex(&self.hash.finalize()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::TokenFile;
+
+    static GO: AtomicBool = AtomicBool::new(false);
+
+    fn make(root: &Path, sources: &[Source], tokenizer: Option<&Path>, threads: usize) -> Result<Summary, Error> {
+        let spec = Spec { name: "x", sources, tokenizer, lossy: false, threads, root };
+        build(&spec, &GO, &mut |_| {})
+    }
+
+    fn tokens(file: &TokenFile) -> Vec<u32> {
+        let mut tokens = Vec::new();
+        file.copy(0..file.len(), &mut tokens);
+        tokens
+    }
+
+    /// A text of several pieces whose ids would tell a wrong cut or a wrong order.
+    fn long_text() -> String {
+        (0..400_000).map(|n| format!("{n} the  'll\n\n é{}", n % 7)).collect()
+    }
+
+    #[test]
+    fn pieces_and_threads_do_not_change_the_ids() {
+        let root = tempfile::tempdir().unwrap();
+        let text = long_text();
+        let paths = [root.path().join("a.txt"), root.path().join("b.txt")];
+        fs::write(&paths[0], &text).unwrap();
+        fs::write(&paths[1], "short").unwrap();
+        let mut expected = Tokenizer::gpt2().encode(&text);
+        let text_tokens = expected.len() + Tokenizer::gpt2().encode("short").len();
+        expected.push(50_256);
+        expected.extend(Tokenizer::gpt2().encode("short"));
+        expected.push(50_256);
+        for threads in [1, 5] {
+            let sources = paths.clone().map(Source::Path);
+            let summary = make(root.path(), &sources, None, threads).unwrap();
+            assert_eq!(summary.text_bytes, text.len() as u64 + 5);
+            assert_eq!((summary.text_tokens, summary.documents), (text_tokens as u64, 2));
+            assert_eq!(summary.end_of_text.as_deref(), Some("<|endoftext|>"));
+            let file = TokenFile::open(&summary.data).unwrap();
+            assert!(tokens(&file) == expected, "{threads} threads");
+            file.verify().unwrap();
+            let meta = file.meta().unwrap();
+            assert_eq!((meta.tokenizer.as_str(), meta.vocab_size, meta.dtype), ("gpt2", 50_257, Dtype::Uint16));
+            assert_eq!((meta.tokens, meta.documents), (expected.len() as u64, 2));
+            assert_eq!(meta.source, paths.clone().map(|path| path.display().to_string()));
+            assert_eq!(names(&root.path().join("_data_x_")), ["data.bin", "meta.json"]);
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_of_ones_own_travels_with_the_data_and_leaves_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("gpt2");
+        fs::write(&path, Tokenizer::gpt2().to_json()).unwrap();
+        let summary = make(root.path(), &[Source::Shakespeare], Some(&path), 2).unwrap();
+        let folder = root.path().join("_data_x_");
+        assert_eq!(names(&folder), ["data.bin", "meta.json", "tokenizer.json"]);
+        let file = TokenFile::open(&summary.data).unwrap();
+        assert_eq!(file.len(), 338_026);
+        assert!(file.meta().unwrap().tokenizer_sha256.is_some(), "though it has the embedded one's name");
+        assert_eq!(file.tokenizer().unwrap().vocab_size(), 50_257);
+        make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
+        assert_eq!(names(&folder), ["data.bin", "meta.json"]);
+    }
+
+    #[test]
+    fn after_an_error_there_is_nothing_new_and_the_old_is_as_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let bad = root.path().join("bad.txt");
+        fs::write(&bad, [long_text().as_bytes(), b"\xff"].concat()).unwrap();
+        let empty = root.path().join("empty.txt");
+        fs::write(&empty, "").unwrap();
+        let fails = || {
+            for path in [&bad, &empty, &root.path().join("missing.txt")] {
+                make(root.path(), &[Source::Path(path.clone())], None, 2).unwrap_err();
+            }
+            let spec = Spec {
+                name: "x",
+                sources: &[Source::Shakespeare],
+                tokenizer: None,
+                lossy: false,
+                threads: 2,
+                root: root.path(),
+            };
+            let error = build(&spec, &AtomicBool::new(true), &mut |_| {}).unwrap_err();
+            assert!(matches!(error, Error::Interrupted));
+        };
+        fails();
+        assert!(!root.path().join("_data_x_").exists());
+        let data = make(root.path(), &[Source::Shakespeare], None, 2).unwrap().data;
+        fails();
+        TokenFile::open(&data).unwrap().verify().unwrap();
+        assert_eq!(names(&root.path().join("_data_x_")), ["data.bin", "meta.json"]);
+    }
+
+    #[test]
+    fn whatever_stands_in_the_way_is_named_before_anything_is_replaced() {
+        for name in ["data.bin", "meta.json", "tokenizer.json"] {
+            let root = tempfile::tempdir().unwrap();
+            let in_the_way = root.path().join("_data_x_").join(name);
+            fs::create_dir_all(&in_the_way).unwrap();
+            let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot write {}: ", in_the_way.display())), "{error}");
+            assert_eq!(names(&root.path().join("_data_x_")), [name]);
+        }
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("_data_x_"), "a file").unwrap();
+        let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write ") && error.contains("_data_x_"), "{error}");
+    }
+
+    #[test]
+    fn names_that_would_lead_elsewhere_are_refused() {
+        assert_eq!(folder_name("my data.v2").unwrap(), "_data_my data.v2_");
+        for name in ["", "a/b", "..\\b", "a\0", "a\n"] {
+            assert!(folder_name(name).unwrap_err().to_string().contains("cannot be called"), "{name:?}");
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}

@@ -1,0 +1,92 @@
+//! Text is encoded on several threads, and comes out in the order it went in.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use crate::source::{Event, Feed, Piece};
+use crate::{Error, Tokenizer};
+
+/// What comes out.
+pub(crate) enum Encoded {
+    /// The ids of a piece of the current document.
+    Tokens {
+        ids: Vec<u32>,
+        /// Bytes of text that they stand for.
+        text_bytes: usize,
+    },
+    /// The current document ends here.
+    End,
+}
+
+/// A piece to be encoded, and where its ids go.
+struct Job {
+    text: String,
+    reply: SyncSender<Result<Encoded, Error>>,
+}
+
+/// What has been asked for and not yet been given to `take`, oldest first.
+enum Pending {
+    Tokens(Receiver<Result<Encoded, Error>>),
+    End,
+}
+
+/// Encodes all that a feed gives on `threads` threads, and gives it to `take` in order.
+///
+/// # Errors
+/// The first error of the feed, the tokenizer or `take`.
+pub(crate) fn encode(
+    feed: &mut Feed,
+    tokenizer: &Tokenizer,
+    threads: usize,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event),
+    take: &mut dyn FnMut(Encoded) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (jobs, queue) = sync_channel::<Job>(threads);
+    let queue = Mutex::new(queue);
+    let work = || {
+        loop {
+            let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            // No more jobs will come.
+            let Ok(Job { text, reply }) = job else { return };
+            let mut ids = Vec::with_capacity(text.len() / 3);
+            let result = tokenizer.try_encode_into(&text, &mut ids);
+            // Whoever asked may have stopped at an earlier error.
+            let _ = reply.send(result.map(|()| Encoded::Tokens { ids, text_bytes: text.len() }).map_err(Error::from));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+        // Moved in, so that it is dropped, and the workers return, however this closure ends.
+        let jobs = jobs;
+        let mut pending = VecDeque::new();
+        let mut settle = |pending| match pending {
+            Pending::Tokens(result) => take(result.recv().map_err(|_| worker_died())??),
+            Pending::End => take(Encoded::End),
+        };
+        while let Some(piece) = feed.next(stop, tell)? {
+            match piece {
+                Piece::Text(text) => {
+                    let (reply, result) = sync_channel(1);
+                    jobs.send(Job { text, reply }).map_err(|_| worker_died())?;
+                    pending.push_back(Pending::Tokens(result));
+                }
+                Piece::End => pending.push_back(Pending::End),
+            }
+            // Enough to keep every thread busy; no more, so that memory stays as it is however long the text.
+            while pending.len() > 3 * threads {
+                pending.pop_front().map_or(Ok(()), &mut settle)?;
+            }
+        }
+        pending.into_iter().try_for_each(settle)
+    })
+}
+
+/// Its panic is reported when the threads are joined; this only ends the wait for it.
+fn worker_died() -> Error {
+    Error::Input("a tokenizing thread died".into())
+}

@@ -1,0 +1,52 @@
+//! What can go wrong between text and batches.
+
+use crate::tokenizer;
+
+/// An error that names what was wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something asked for that cannot be: a source, a dataset's name, a setting.
+    #[error("{0}")]
+    Input(String),
+    /// A source that is missing, unreadable or damaged.
+    #[error("cannot read {name}: {reason}")]
+    Read {
+        /// The file, address or pipe.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A source that is not UTF-8.
+    #[error("{name} is not UTF-8: byte {offset}{} is 0x{byte:02x}; convert the text, or replace such bytes with --lossy",
+        if *unpacked { " of its unpacked text" } else { "" })]
+    Utf8 {
+        /// The file, address or pipe.
+        name: String,
+        /// Bytes before the first one that is wrong.
+        offset: u64,
+        /// That byte.
+        byte: u8,
+        /// Whether `offset` counts in what a compressed source holds.
+        unpacked: bool,
+    },
+    /// A URL that could not be had.
+    #[error("cannot download {url}: {reason}")]
+    Download {
+        /// The address, without a password.
+        url: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A token file that is damaged, does not fit its meta.json, or does not fit the model.
+    #[error("{0}")]
+    Data(String),
+    /// A tokenizer that cannot be read, or fails on a text.
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::Error),
+    /// A file that could not be written.
+    #[error(transparent)]
+    Write(#[from] ngen3_model::Error),
+    /// The work was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

@@ -1,0 +1,285 @@
+//! Documents are read in order, on a thread of their own, and handed over as pieces of text.
+
+use std::io::Cursor;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use super::http::Client;
+use super::open::{Opened, open, open_file};
+use super::text::TextReader;
+use super::{Input, SHAKESPEARE, Source};
+use crate::Error;
+
+/// Bytes of text in a piece, unless there is no place to cut.
+const PIECE: usize = 1 << 20;
+/// Messages that may wait for the consumer.
+const QUEUE: usize = 4;
+/// How often a waiting consumer looks whether it should stop.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
+/// How documents are read.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whether bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    pub lossy: bool,
+    /// The folder for the temporary files of downloads.
+    pub scratch: PathBuf,
+}
+
+/// What a feed gives, in order. The pieces of a document, end to end, are its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Text of the current document, never empty.
+    Text(String),
+    /// The current document, which had text, ends here.
+    End,
+}
+
+/// What there is to tell meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Something that the user should know.
+    Note(String),
+    /// Bytes downloaded of the current document, and how many there are.
+    Downloading {
+        /// So far.
+        done: u64,
+        /// All, if known.
+        total: Option<u64>,
+    },
+    /// Bytes read of all documents as they are stored (compressed, perhaps), and how many there are.
+    Reading {
+        /// So far.
+        done: u64,
+        /// All, if known.
+        total: Option<u64>,
+    },
+}
+
+/// Documents being read.
+pub struct Feed {
+    messages: Receiver<Message>,
+}
+
+enum Message {
+    Event(Event),
+    Piece(Piece),
+    /// The last message.
+    Done(Result<(), Error>),
+}
+
+/// The consumer has gone, so there is no one to read for.
+struct Gone;
+
+impl Feed {
+    /// Begins to read. `cut` says where a text that may go on can be cut in two (`Tokenizer::safe_split`); where it cannot,
+    /// pieces grow until it can, up to whole documents.
+    pub fn start(inputs: Vec<Input>, settings: Settings, cut: impl Fn(&str) -> Option<usize> + Send + 'static) -> Self {
+        let (sender, messages) = sync_channel(QUEUE);
+        // Not joined: when the consumer stops early this thread may be waiting for stdin or a network, and ends when that does.
+        std::thread::spawn(move || {
+            let mut reading = Reading { sender, settings, cut, inputs, read_before: 0, client: None };
+            let result = (0..reading.inputs.len()).try_for_each(|index| reading.read(index));
+            // If the consumer has gone, it has no use for the outcome.
+            let _ = reading.sender.send(Message::Done(result));
+        });
+        Self { messages }
+    }
+
+    /// The next piece; `None` after the last. `tell` hears the events on the way.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] soon after `stop` is set; whatever is wrong with a document. There is nothing after an error.
+    pub fn next(&mut self, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Option<Piece>, Error> {
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            match self.messages.recv_timeout(LOOK_UP) {
+                Ok(Message::Event(event)) => tell(event),
+                Ok(Message::Piece(piece)) => return Ok(Some(piece)),
+                Ok(Message::Done(result)) => return result.map(|()| None),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Input("reading stopped without saying why".into()));
+                }
+            }
+        }
+    }
+}
+
+/// The reading thread's state.
+struct Reading<C> {
+    sender: SyncSender<Message>,
+    settings: Settings,
+    cut: C,
+    inputs: Vec<Input>,
+    /// Bytes of the documents before this one.
+    read_before: u64,
+    /// Made for the first address.
+    client: Option<Client>,
+}
+
+impl From<Gone> for Error {
+    fn from(Gone: Gone) -> Self {
+        Self::Interrupted
+    }
+}
+
+impl<C: Fn(&str) -> Option<usize>> Reading<C> {
+    fn send(&self, message: Message) -> Result<(), Gone> {
+        self.sender.send(message).map_err(|_| Gone)
+    }
+
+    /// Bytes of all documents as they are stored, if every size is known.
+    fn total(&self) -> Option<u64> {
+        self.inputs.iter().map(|input| input.size).sum()
+    }
+
+    fn open(&mut self, name: &str, index: usize) -> Result<Opened, Error> {
+        match &self.inputs[index].source {
+            Source::Path(path) => open_file(name, path),
+            Source::Stdin => open(name, std::io::stdin(), false),
+            Source::Shakespeare => open(name, Cursor::new(SHAKESPEARE), false),
+            Source::Url(url) => {
+                let sender = self.sender.clone();
+                let mut tell = move |event| sender.send(Message::Event(event)).is_ok();
+                let client = self.client.get_or_insert_with(Client::new);
+                let (file, size) = client.download(url, &self.settings.scratch, &mut tell)?;
+                self.inputs[index].size = Some(size);
+                open(name, file, false)
+            }
+        }
+    }
+
+    /// Reads one document to its end.
+    fn read(&mut self, index: usize) -> Result<(), Error> {
+        let name = self.inputs[index].source.to_string();
+        let opened = self.open(&name, index)?;
+        let total = self.total();
+        let consumed = opened.consumed.clone();
+        let mut reader = TextReader::new(&name, opened, self.settings.lossy)?;
+        let mut text = String::new();
+        let (mut wanted, mut empty) = (PIECE, true);
+        while reader.read(&mut text)? {
+            let done = self.read_before + consumed.load(Ordering::Relaxed);
+            if text.len() < wanted {
+                continue;
+            }
+            if let Some(at) = (self.cut)(&text).filter(|&at| at > 0) {
+                let rest = text.split_off(at);
+                self.send(Message::Piece(Piece::Text(std::mem::replace(&mut text, rest))))?;
+                self.send(Message::Event(Event::Reading { done, total }))?;
+                (wanted, empty) = (PIECE, false);
+            } else {
+                // Looking again after every buffer would take quadratic time.
+                wanted = 2 * text.len();
+            }
+        }
+        self.read_before += consumed.load(Ordering::Relaxed);
+        if reader.replaced > 0 {
+            let note = format!("{name}: {} stretches of bytes that are not UTF-8 became U+FFFD", reader.replaced);
+            self.send(Message::Event(Event::Note(note)))?;
+        }
+        if !text.is_empty() {
+            self.send(Message::Piece(Piece::Text(text)))?;
+        } else if empty {
+            self.send(Message::Event(Event::Note(format!("{name} is empty and was left out"))))?;
+            return Ok(());
+        }
+        self.send(Message::Event(Event::Reading { done: self.read_before, total }))?;
+        self.send(Message::Piece(Piece::End))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::source::list;
+
+    static GO: AtomicBool = AtomicBool::new(false);
+
+    fn settings() -> Settings {
+        Settings { lossy: false, scratch: std::env::temp_dir() }
+    }
+
+    /// The texts of the documents, the longest piece, and the notes.
+    fn read_all(mut feed: Feed) -> Result<(Vec<String>, usize, Vec<String>), Error> {
+        let (mut documents, mut text, mut longest, mut notes) = (Vec::new(), String::new(), 0, Vec::new());
+        let mut tell = |event| {
+            if let Event::Note(note) = event {
+                notes.push(note);
+            }
+        };
+        while let Some(piece) = feed.next(&GO, &mut tell)? {
+            match piece {
+                Piece::Text(piece) => {
+                    longest = longest.max(piece.len());
+                    text.push_str(&piece);
+                }
+                Piece::End => documents.push(std::mem::take(&mut text)),
+            }
+        }
+        assert!(text.is_empty(), "every text is followed by its end");
+        Ok((documents, longest, notes))
+    }
+
+    fn last_space(text: &str) -> Option<usize> {
+        text.rfind(' ')
+    }
+
+    #[test]
+    fn documents_come_whole_and_in_order_and_empty_ones_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = "é words ".repeat(700_000);
+        for (name, text) in [("a.txt", "first"), ("b.txt", ""), ("c.txt", &long)] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        let inputs = list(&[Source::Path(folder.path().into()), Source::Shakespeare]).unwrap().inputs;
+        let (documents, longest, notes) = read_all(Feed::start(inputs, settings(), last_space)).unwrap();
+        assert_eq!(documents.len(), 3);
+        assert_eq!(documents[0], "first");
+        assert!(documents[1] == long, "the long document is whole");
+        assert!(documents[2].starts_with("First Citizen:\n") && documents[2].len() == 1_115_394);
+        assert!(longest < 2 * PIECE, "{longest}");
+        assert_eq!(notes, [format!("{} is empty and was left out", folder.path().join("b.txt").display())]);
+    }
+
+    #[test]
+    fn a_text_without_a_place_to_cut_comes_in_one_piece() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        fs::write(&path, "x".repeat(3 * PIECE)).unwrap();
+        let inputs = list(&[Source::Path(path)]).unwrap().inputs;
+        let (documents, longest, _) = read_all(Feed::start(inputs, settings(), |_| None)).unwrap();
+        assert_eq!((documents[0].len(), longest), (3 * PIECE, 3 * PIECE));
+    }
+
+    #[test]
+    fn reading_ends_at_a_bad_document_and_when_asked_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        fs::write(&path, b"fine \xff").unwrap();
+        let inputs = list(&[Source::Shakespeare, Source::Path(path)]).unwrap().inputs;
+        let error = read_all(Feed::start(inputs.clone(), settings(), last_space)).unwrap_err();
+        assert!(matches!(error, Error::Utf8 { offset: 5, .. }), "{error}");
+        let error = Feed::start(inputs, settings(), last_space).next(&AtomicBool::new(true), &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::Interrupted), "{error}");
+    }
+
+    #[test]
+    fn progress_ends_at_the_total() {
+        let inputs = list(&[Source::Shakespeare]).unwrap().inputs;
+        let mut feed = Feed::start(inputs, settings(), last_space);
+        let mut last = None;
+        let mut tell = |event| last = Some(event);
+        while feed.next(&GO, &mut tell).unwrap().is_some() {}
+        let size = SHAKESPEARE.len() as u64;
+        assert_eq!(last, Some(Event::Reading { done: size, total: Some(size) }));
+    }
+}

@@ -1,0 +1,182 @@
+//! Bytes become text: UTF-8 is checked as it streams by.
+
+use std::io::{self, Read};
+
+use super::open::{Opened, peek};
+use crate::Error;
+
+/// Bytes asked of the source at a time.
+const BUFFER: usize = 1 << 18;
+
+/// The text of one document.
+///
+/// A UTF-8 signature (byte order mark) at the start is a mark of the encoding, not text, and is dropped. A UTF-16 one is an
+/// error, since such a file would be nonsense byte by byte.
+pub(super) struct TextReader {
+    name: String,
+    bytes: Box<dyn Read + Send>,
+    unpacked: bool,
+    lossy: bool,
+    /// The first `held` bytes are a character that has not wholly arrived.
+    buffer: Vec<u8>,
+    held: usize,
+    /// Where `buffer` begins in the document, in bytes.
+    offset: u64,
+    /// Stretches of wrong bytes that became U+FFFD.
+    pub(super) replaced: u64,
+}
+
+impl TextReader {
+    pub(super) fn new(name: &str, opened: Opened, lossy: bool) -> Result<Self, Error> {
+        let Opened { mut bytes, unpacked, .. } = opened;
+        let start = peek(&mut bytes, 3).map_err(|error| read_error(name, unpacked, &error))?;
+        if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
+            let reason = "it is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)".into();
+            return Err(Error::Read { name: name.into(), reason });
+        }
+        let signature = start == [0xef, 0xbb, 0xbf];
+        let (offset, start) = if signature { (3, Vec::new()) } else { (0, start) };
+        let bytes = Box::new(io::Cursor::new(start).chain(bytes));
+        let buffer = vec![0; BUFFER];
+        Ok(Self { name: name.into(), bytes, unpacked, lossy, buffer, held: 0, offset, replaced: 0 })
+    }
+
+    /// Appends the next stretch of text to `text`; `false` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Utf8`] with the first wrong byte, unless they are to be replaced; [`Error::Read`].
+    pub(super) fn read(&mut self, text: &mut String) -> Result<bool, Error> {
+        let n = loop {
+            match self.bytes.read(&mut self.buffer[self.held..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result.map_err(|error| read_error(&self.name, self.unpacked, &error))?,
+            }
+        };
+        let (mut start, end) = (0, self.held + n);
+        loop {
+            let error = match std::str::from_utf8(&self.buffer[start..end]) {
+                Ok(rest) => {
+                    text.push_str(rest);
+                    start = end;
+                    break;
+                }
+                Err(error) => error,
+            };
+            let bad = start + error.valid_up_to();
+            text.push_str(std::str::from_utf8(&self.buffer[start..bad]).expect("valid up to here"));
+            start = bad;
+            let length = match error.error_len() {
+                Some(length) => length,
+                // A character cut short: more may come, unless this is the end.
+                None if n > 0 => break,
+                None => end - bad,
+            };
+            if !self.lossy {
+                let (name, byte) = (self.name.clone(), self.buffer[bad]);
+                return Err(Error::Utf8 { name, offset: self.offset + bad as u64, byte, unpacked: self.unpacked });
+            }
+            text.push(char::REPLACEMENT_CHARACTER);
+            self.replaced += 1;
+            start += length;
+        }
+        self.buffer.copy_within(start..end, 0);
+        self.held = end - start;
+        self.offset += start as u64;
+        Ok(n > 0)
+    }
+}
+
+fn read_error(name: &str, unpacked: bool, error: &io::Error) -> Error {
+    let reason = match error.kind() {
+        io::ErrorKind::UnexpectedEof if unpacked => "its compressed data ends too early; is it cut short?".into(),
+        _ if unpacked => format!("its compressed data is damaged ({error})"),
+        _ => error.to_string(),
+    };
+    Error::Read { name: name.into(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::open::open;
+
+    /// Gives at most `step` bytes at a time.
+    struct Trickle(io::Cursor<Vec<u8>>, usize);
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let n = buffer.len().min(self.1);
+            self.0.read(&mut buffer[..n])
+        }
+    }
+
+    /// The text, and how many stretches were replaced.
+    fn read(bytes: &[u8], step: usize, lossy: bool) -> Result<(String, u64), Error> {
+        let opened = open("a.txt", Trickle(io::Cursor::new(bytes.to_vec()), step), true)?;
+        let mut reader = TextReader::new("a.txt", opened, lossy)?;
+        let mut text = String::new();
+        while reader.read(&mut text)? {}
+        Ok((text, reader.replaced))
+    }
+
+    #[test]
+    fn the_first_wrong_byte_is_named_across_buffers() {
+        for at in [0, 1, BUFFER - 1, BUFFER, 2 * BUFFER + 7] {
+            let mut bytes = "é".repeat(at / 2).into_bytes();
+            bytes.resize(at, b'x');
+            bytes.extend_from_slice(b"\xffrest");
+            let error = read(&bytes, usize::MAX, false).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("a.txt is not UTF-8: byte {at} is 0xff; convert the text, or replace such bytes with --lossy")
+            );
+        }
+    }
+
+    #[test]
+    fn a_character_cut_short_at_the_end_is_wrong() {
+        let error = read("ab€".as_bytes().split_last().unwrap().1, 1, false).unwrap_err();
+        assert!(matches!(error, Error::Utf8 { offset: 2, byte: 0xe2, .. }), "{error}");
+    }
+
+    #[test]
+    fn signatures_are_dropped_or_refused() {
+        assert_eq!(read(b"\xef\xbb\xbfab\xef\xbb\xbf", 1, false).unwrap().0, "ab\u{feff}", "only at the start");
+        let error = read(b"\xef\xbb\xbfab\xff", 1, false).unwrap_err();
+        assert!(matches!(error, Error::Utf8 { offset: 5, .. }), "the offset counts from the file's start: {error}");
+        for bytes in [b"\xff\xfea\0b\0", b"\xfe\xff\0a\0b"] {
+            for lossy in [false, true] {
+                assert!(read(bytes, 1, lossy).unwrap_err().to_string().contains("UTF-16"));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_read_as_the_standard_library_reads_them(
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xe2), Just(0x82), Just(0xac), 0x61..0x7au8], 0..60),
+            step in 1usize..9,
+        ) {
+            let start_is_special = [&[0xff, 0xfe][..], &[0xfe, 0xff], &[0xef, 0xbb, 0xbf], &[0x1f, 0x8b]];
+            prop_assume!(!start_is_special.iter().any(|special| bytes.starts_with(special)));
+            let (text, replaced) = read(&bytes, step, true).unwrap();
+            prop_assert_eq!(&text, &String::from_utf8_lossy(&bytes));
+            match std::str::from_utf8(&bytes) {
+                Ok(right) => {
+                    prop_assert_eq!(replaced, 0);
+                    prop_assert_eq!(read(&bytes, step, false).unwrap().0, right);
+                }
+                Err(wrong) => {
+                    prop_assert!(replaced > 0);
+                    let at = wrong.valid_up_to();
+                    match read(&bytes, step, false) {
+                        Err(Error::Utf8 { offset, byte, .. }) => prop_assert_eq!((offset, byte), (at as u64, bytes[at])),
+                        other => prop_assert!(false, "{:?}", other),
+                    }
+                }
+            }
+        }
+    }
+}

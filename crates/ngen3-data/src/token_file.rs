@@ -1,0 +1,424 @@
+//! Tokens on disk: `data.bin`, ids back to back in little-endian u16 (u32 for a vocabulary over 65,536), and `meta.json`
+//! beside it. Without a meta.json it is nanoGPT's file: GPT-2's ids in u16.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use ngen3_model::GPT2_VOCAB_SIZE;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Tokenizer};
+
+/// The file that `meta.json` describes.
+pub(crate) const DATA: &str = "data.bin";
+pub(crate) const META: &str = "meta.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
+/// The tokenizer that is inside the program, so that no file need stand beside the data.
+pub(crate) const EMBEDDED: &str = "gpt2";
+
+/// How a token is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// Two bytes.
+    Uint16,
+    /// Four bytes.
+    Uint32,
+}
+
+impl Dtype {
+    /// The smaller one that holds every id of a vocabulary.
+    pub fn for_vocab(vocab_size: usize) -> Self {
+        if vocab_size <= 1 << 16 { Self::Uint16 } else { Self::Uint32 }
+    }
+
+    /// Bytes a token.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Uint16 => 2,
+            Self::Uint32 => 4,
+        }
+    }
+}
+
+/// What `meta.json` says about `data.bin`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// `gpt2` for the embedded one; for any other, `tokenizer.json` stands beside the data.
+    pub tokenizer: String,
+    /// Highest id + 1.
+    pub vocab_size: usize,
+    /// How a token is stored; numpy's name for it.
+    pub dtype: Dtype,
+    /// Tokens in `data.bin`.
+    pub tokens: u64,
+    /// Documents, each ended by the tokenizer's end-of-text token if it has one.
+    pub documents: u64,
+    /// What the text came from.
+    pub source: Vec<String>,
+    /// SHA-256 of `data.bin`, in hexadecimal.
+    pub sha256: String,
+    /// SHA-256 of `tokenizer.json`, in hexadecimal, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_sha256: Option<String>,
+}
+
+/// A file of tokens, mapped into memory and read as needed.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    map: Mmap,
+    dtype: Dtype,
+    meta: Option<Meta>,
+}
+
+impl TokenFile {
+    /// Opens a token file and checks its size against the `meta.json` beside it; its hash is checked by
+    /// [`TokenFile::verify`]. Other files of the folder (`val.bin`) share that file's tokenizer and dtype.
+    ///
+    /// # Errors
+    /// [`Error::Data`] or [`Error::Read`] for a file that is missing, empty, cut short, or not the one that its `meta.json`
+    /// describes.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let shown = path.display();
+        let unreadable = |error: std::io::Error| match error.kind() {
+            ErrorKind::NotFound => Error::Data(format!("there is no {shown}; make it with ngen3 tokenize")),
+            _ => Error::Read { name: shown.to_string(), reason: error.to_string() },
+        };
+        if path.is_dir() {
+            return Err(Error::Data(format!("{shown} is a folder; its tokens are in {}", path.join(DATA).display())));
+        }
+        let file = File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let meta = read_meta(&path.with_file_name(META))?;
+        let dtype = meta.as_ref().map_or(Dtype::Uint16, |meta| meta.dtype);
+        if size == 0 {
+            return Err(Error::Data(format!("{shown} is empty; tokenize some text into it")));
+        }
+        let width = dtype.size() as u64;
+        if !size.is_multiple_of(width) {
+            return Err(Error::Data(format!(
+                "{shown} has {size} bytes, which is no whole number of {width}-byte tokens (is it cut short?)"
+            )));
+        }
+        if let Some(meta) = described(path, &meta).filter(|meta| meta.tokens != size / width) {
+            return Err(Error::Data(format!(
+                "{shown} holds {} tokens, but {META} beside it says {}: they are not of the same making, so tokenize again",
+                size / width,
+                meta.tokens
+            )));
+        }
+        // SAFETY: we only read the map. Our own writers replace a file by renaming, so that its pages stay as they are; like
+        // every user of mmap we rely on no other program cutting the file short meanwhile.
+        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+        Ok(Self { path: path.into(), map, dtype, meta })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of tokens, at least 1.
+    pub fn len(&self) -> usize {
+        self.map.len() / self.dtype.size()
+    }
+
+    /// Whether there are no tokens: never, such a file does not open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What `meta.json` says, if there is one.
+    pub fn meta(&self) -> Option<&Meta> {
+        self.meta.as_ref()
+    }
+
+    /// Highest id + 1 of the tokenizer that it was made with.
+    pub fn vocab_size(&self) -> usize {
+        self.meta.as_ref().map_or(GPT2_VOCAB_SIZE, |meta| meta.vocab_size)
+    }
+
+    /// One token.
+    ///
+    /// # Panics
+    /// If `at` is not below [`TokenFile::len`].
+    pub fn token(&self, at: usize) -> u32 {
+        let width = self.dtype.size();
+        decode(self.dtype, &self.map[at * width..(at + 1) * width]).next().expect("the slice holds one token")
+    }
+
+    /// Appends a range of tokens to `out`.
+    ///
+    /// # Panics
+    /// If the range does not lie within the file.
+    pub fn copy(&self, range: Range<usize>, out: &mut Vec<u32>) {
+        let width = self.dtype.size();
+        out.extend(decode(self.dtype, &self.map[range.start * width..range.end * width]));
+    }
+
+    /// The tokenizer that it was made with: `tokenizer.json` beside it, else the embedded GPT-2 one.
+    ///
+    /// # Errors
+    /// [`Error::Data`] or [`Error::Tokenizer`] if `tokenizer.json` is missing, broken, or another than the one used.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        let path = self.path.with_file_name(TOKENIZER);
+        let (name, expected) = match &self.meta {
+            Some(meta) => match &meta.tokenizer_sha256 {
+                Some(expected) => (meta.tokenizer.clone(), Some(expected)),
+                None => return Ok(Tokenizer::gpt2()),
+            },
+            None if !path.exists() => return Ok(Tokenizer::gpt2()),
+            None => (TOKENIZER.into(), None),
+        };
+        let bytes = std::fs::read(&path).map_err(|error| {
+            let shown = self.path.display();
+            Error::Data(format!(
+                "{shown} was made with the tokenizer {name}, but {} cannot be read: {error}",
+                path.display()
+            ))
+        })?;
+        if expected.is_some_and(|expected| *expected != hex(&Sha256::digest(&bytes))) {
+            return Err(Error::Data(format!(
+                "{} is not the tokenizer that {} was made with; tokenize again",
+                path.display(),
+                self.path.display()
+            )));
+        }
+        Ok(Tokenizer::from_json(&bytes, &name)?)
+    }
+
+    /// Reads the whole file and compares its hash with the one in `meta.json`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if they differ.
+    pub fn verify(&self) -> Result<(), Error> {
+        let Some(meta) = described(&self.path, &self.meta) else { return Ok(()) };
+        if meta.sha256 == hex(&Sha256::digest(&self.map)) {
+            return Ok(());
+        }
+        let shown = self.path.display();
+        Err(Error::Data(format!("{shown} has changed since it was made: its SHA-256 is not the one in {META}")))
+    }
+
+    /// Checks, on all threads, that a model with this vocabulary can read every token.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the first token that it cannot.
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
+        /// Tokens that a thread looks through at a time.
+        const STRETCH: usize = 1 << 20;
+        let outside = |token: u32| token as usize >= vocab_size;
+        // The maximum needs no branch for each token, and is all that a sound file takes.
+        let stretches = self.map.par_chunks(STRETCH * self.dtype.size());
+        let first = stretches.enumerate().find_map_first(|(stretch, bytes)| {
+            let max = decode(self.dtype, bytes).max();
+            let at = max.filter(|&max| outside(max)).and(decode(self.dtype, bytes).position(outside))?;
+            Some(stretch * STRETCH + at)
+        });
+        match first {
+            None => Ok(()),
+            Some(at) => Err(Error::Data(format!(
+                "token {} at position {at} of {} is outside the model's vocabulary of {vocab_size} (was it made with \
+                 another tokenizer?)",
+                self.token(at),
+                self.path.display()
+            ))),
+        }
+    }
+}
+
+/// What `meta.json` says about the file's content: nothing, unless the file is `data.bin`.
+fn described<'a>(path: &Path, meta: &'a Option<Meta>) -> Option<&'a Meta> {
+    meta.as_ref().filter(|_| path.file_name().is_some_and(|name| name == DATA))
+}
+
+/// Tokens from their bytes; a rest too short for a token is left out.
+fn decode(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = u32> {
+    // One of the two is empty; both loops are simple enough to be vectorised.
+    let (narrow, wide) = match dtype {
+        Dtype::Uint16 => (bytes, &[][..]),
+        Dtype::Uint32 => (&[][..], bytes),
+    };
+    let narrow = narrow.as_chunks().0.iter().map(|&token| u32::from(u16::from_le_bytes(token)));
+    narrow.chain(wide.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)))
+}
+
+fn read_meta(path: &Path) -> Result<Option<Meta>, Error> {
+    let broken = |reason: String| Error::Data(format!("{} is broken ({reason}); tokenize again", path.display()));
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    let meta: Meta = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+    if meta.vocab_size == 0 || Dtype::for_vocab(meta.vocab_size).size() > meta.dtype.size() {
+        return Err(broken(format!("a vocabulary of {} in {:?}", meta.vocab_size, meta.dtype)));
+    }
+    if meta.tokenizer_sha256.is_none() && meta.tokenizer != EMBEDDED {
+        return Err(broken(format!("a tokenizer {:?} without tokenizer_sha256", meta.tokenizer)));
+    }
+    Ok(Some(meta))
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A folder with these files; the error of opening one of them.
+    fn open_error(files: &[(&str, &[u8])], name: &str) -> String {
+        let folder = folder(files);
+        let error = TokenFile::open(&folder.path().join(name)).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "one line: {error}");
+        error.replace(&format!("{}/", folder.path().display()), "")
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn meta(changes: serde_json::Value) -> Vec<u8> {
+        let mut meta = json!({
+            "tokenizer": "gpt2", "vocab_size": 50257, "dtype": "uint16", "tokens": 3, "documents": 1, "source": ["a.txt"],
+            "sha256": hex(&Sha256::digest([1, 0, 2, 0, 3, 1])),
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            meta[key] = value.clone();
+        }
+        meta.to_string().into_bytes()
+    }
+
+    const THREE: (&str, &[u8]) = ("data.bin", &[1, 0, 2, 0, 3, 1]);
+
+    #[test]
+    fn a_bare_file_is_gpt2_in_u16() {
+        let folder = folder(&[("train.bin", THREE.1)]);
+        let file = TokenFile::open(&folder.path().join("train.bin")).unwrap();
+        assert_eq!((file.len(), file.vocab_size(), file.meta()), (3, 50_257, None));
+        assert_eq!((file.token(0), file.token(2)), (1, 259));
+        let mut tokens = vec![7];
+        file.copy(1..3, &mut tokens);
+        assert_eq!(tokens, [7, 2, 259]);
+        assert_eq!(file.tokenizer().unwrap().name(), "gpt2");
+        file.verify().unwrap();
+    }
+
+    #[test]
+    fn meta_json_decides_dtype_and_vocabulary_and_is_held_against_the_file() {
+        let wide = meta(json!({"vocab_size": 70000, "dtype": "uint32", "tokens": 2}));
+        let folder =
+            folder(&[("data.bin", &[1, 0, 1, 0, 2, 0, 0, 0]), ("meta.json", &wide), ("val.bin", &[9, 0, 0, 0])]);
+        let file = TokenFile::open(&folder.path().join("data.bin")).unwrap();
+        assert_eq!((file.len(), file.token(0), file.token(1), file.vocab_size()), (2, 65_537, 2, 70_000));
+        assert!(file.verify().unwrap_err().to_string().contains("has changed since it was made"));
+        let val = TokenFile::open(&folder.path().join("val.bin")).unwrap();
+        assert_eq!((val.len(), val.token(0)), (1, 9));
+        val.verify().unwrap();
+    }
+
+    #[test]
+    fn files_that_do_not_hold_are_refused() {
+        let absent = open_error(&[], "data.bin");
+        assert_eq!(absent, "there is no data.bin; make it with ngen3 tokenize");
+        assert_eq!(open_error(&[("data.bin", b"")], "data.bin"), "data.bin is empty; tokenize some text into it");
+        let odd = open_error(&[("data.bin", b"abc")], "data.bin");
+        assert_eq!(odd, "data.bin has 3 bytes, which is no whole number of 2-byte tokens (is it cut short?)");
+        let fewer = open_error(&[THREE, ("meta.json", &meta(json!({"tokens": 4})))], "data.bin");
+        assert!(fewer.starts_with("data.bin holds 3 tokens, but meta.json beside it says 4"), "{fewer}");
+        let halved = open_error(&[THREE, ("meta.json", &meta(json!({"dtype": "uint32"})))], "data.bin");
+        assert!(halved.contains("6 bytes, which is no whole number of 4-byte tokens"), "{halved}");
+        for (changes, reason) in [
+            (json!({"dtype": "float"}), "unknown variant `float`"),
+            (json!({"tokens": -1}), "invalid value"),
+            (json!({"vocab_size": 0}), "a vocabulary of 0"),
+            (json!({"vocab_size": 70000}), "a vocabulary of 70000 in Uint16"),
+            (json!({"tokenizer": "mine"}), "without tokenizer_sha256"),
+        ] {
+            let error = open_error(&[THREE, ("meta.json", &meta(changes))], "data.bin");
+            assert!(error.starts_with("meta.json is broken (") && error.contains(reason), "{error}");
+        }
+        assert!(open_error(&[THREE, ("meta.json", b"{")], "data.bin").starts_with("meta.json is broken"));
+        let folder = folder(&[]);
+        let error = TokenFile::open(folder.path()).unwrap_err().to_string();
+        assert!(error.ends_with("data.bin") && error.contains("is a folder"), "{error}");
+    }
+
+    #[test]
+    fn the_tokenizer_is_the_one_that_made_the_data() {
+        let json = Tokenizer::gpt2().to_json();
+        let hash = hex(&Sha256::digest(&json));
+        let mine = meta(json!({"tokenizer": "mine", "tokenizer_sha256": hash}));
+        let tokenizer = |files: &[(&str, &[u8])]| {
+            let folder = folder(files);
+            TokenFile::open(&folder.path().join("data.bin")).unwrap().tokenizer().map_err(|error| error.to_string())
+        };
+        let found = tokenizer(&[THREE, ("meta.json", &mine), ("tokenizer.json", json.as_bytes())]).unwrap();
+        assert_eq!((found.name(), found.vocab_size()), ("mine", 50_257));
+        let left_over = tokenizer(&[THREE, ("meta.json", &meta(json!({}))), ("tokenizer.json", b"left over")]);
+        assert_eq!(left_over.unwrap().name(), "gpt2");
+        assert_eq!(tokenizer(&[THREE, ("tokenizer.json", json.as_bytes())]).unwrap().name(), "tokenizer.json");
+        assert!(tokenizer(&[THREE, ("meta.json", &mine)]).unwrap_err().contains("the tokenizer mine"));
+        let other = tokenizer(&[THREE, ("meta.json", &mine), ("tokenizer.json", b"{}")]).unwrap_err();
+        assert!(other.contains("is not the tokenizer that"), "{other}");
+        assert!(tokenizer(&[THREE, ("tokenizer.json", b"{}")]).is_err());
+    }
+
+    #[test]
+    fn the_first_token_outside_a_vocabulary_is_named() {
+        for outside in [vec![], vec![0], vec![2_500_000], vec![1_048_576, 1_048_577, 2_999_999]] {
+            let mut bytes = vec![0; 6_000_000];
+            for at in &outside {
+                bytes[2 * at..2 * at + 2].copy_from_slice(&50_300u16.to_le_bytes());
+            }
+            let folder = folder(&[("data.bin", &bytes)]);
+            let file = TokenFile::open(&folder.path().join("data.bin")).unwrap();
+            file.check_vocab(50_301).unwrap();
+            let found = file.check_vocab(50_257).map_err(|error| error.to_string());
+            let expected = outside.first().map_or(Ok(()), |at| {
+                Err(format!(
+                    "token 50300 at position {at} of {} is outside the model's vocabulary of 50257 (was it made with \
+                     another tokenizer?)",
+                    file.path().display()
+                ))
+            });
+            assert_eq!(found, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(data in prop::collection::vec(any::<u8>(), 0..40), meta in ".{0,80}", has_meta: bool) {
+            let mut files = vec![("data.bin", data.as_slice())];
+            if has_meta {
+                files.push(("meta.json", meta.as_bytes()));
+            }
+            let folder = folder(&files);
+            if let Ok(file) = TokenFile::open(&folder.path().join("data.bin")) {
+                let mut tokens = Vec::new();
+                file.copy(0..file.len(), &mut tokens);
+                prop_assert_eq!(tokens.len(), data.len() / 2);
+                prop_assert_eq!(file.check_vocab(1 << 16).is_ok(), true);
+            }
+        }
+    }
+}
