@@ -1,10 +1,15 @@
 //! What computes: forward, loss, backward, update, and decoding. Knows token ids, never text or files.
 //!
-//! [`Engine`] is what the training loop and the sampler see; `cpu/` implements it.
+//! [`Engine`] is what the training loop and the sampler see; `cpu/` implements it. `sampling.rs` chooses a token from its
+//! logits, `generate.rs` chains them.
 
 mod cpu;
 mod engine;
 mod gemm;
+mod generate;
+mod sampling;
 
 pub use cpu::{CpuEngine, Dtype, Options};
 pub use engine::{AdamW, Batch, Decoder, Engine, Error, Slot};
+pub use generate::{Generator, Request};
+pub use sampling::{Sampler, Sampling};
