@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn draws_come_as_often_as_their_probability() {
         let mut sampler = Sampler::new(Sampling { seed: 5, ..Default::default() }, 0).unwrap();
-        let mut counts = [0; 4];
+        let mut counts = [0i32; 4];
         for _ in 0..40_000 {
             counts[sampler.sample(&LOGITS, &[]).unwrap() as usize] += 1;
         }
