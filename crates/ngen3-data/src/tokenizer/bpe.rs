@@ -14,7 +14,7 @@ use super::pretoken::{ascii_word, word_end};
 pub(super) struct Bpe {
     /// The bytes of all tokens in order of id, end to end; token `i` is `starts[i]..starts[i + 1]`, empty in a hole.
     bytes: Vec<u8>,
-    starts: Vec<u32>,
+    starts: Vec<usize>,
     /// The id of each single byte.
     id_of_byte: [u32; 256],
     merges: Merges,
@@ -24,36 +24,34 @@ pub(super) struct Bpe {
     caches: Mutex<Vec<Cache>>,
 }
 
-/// The longest token list that `starts` can index.
-const MOST_BYTES: usize = u32::MAX as usize;
-
 impl Bpe {
-    /// A vocabulary of the 256 bytes, one token for each merge of two earlier ids, and `<|endoftext|>`, in this order.
-    /// `merges` name only earlier ids.
-    pub(super) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32)>, eot: &str) -> Bpe {
+    /// A vocabulary of the 256 bytes, the tokens that `merges` make, and `eot`, in this order. A merge is (left id, right id,
+    /// merged id), of earlier tokens, into the next id or an earlier one of the same bytes.
+    pub(super) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32, u32)>, eot: &str) -> Bpe {
         let mut bytes: Vec<u8> = BYTE_OF_ID.to_vec();
-        let mut starts: Vec<u32> = (0..=256).collect();
+        let mut starts: Vec<usize> = (0..=256).collect();
         let mut id_of_byte = [0; 256];
         for (id, &byte) in BYTE_OF_ID.iter().enumerate() {
             id_of_byte[byte as usize] = id as u32;
         }
         let mut table = Merges::with_capacity(merges.len());
-        for (left, right) in merges {
-            let merged = starts.len() as u32 - 1;
-            for part in [left, right] {
-                bytes.extend_from_within(starts[part as usize] as usize..starts[part as usize + 1] as usize);
+        for (left, right, merged) in merges {
+            if merged as usize == starts.len() - 1 {
+                for part in [left as usize, right as usize] {
+                    bytes.extend_from_within(starts[part]..starts[part + 1]);
+                }
+                starts.push(bytes.len());
             }
-            starts.push(bytes.len() as u32);
             table.push(left, right, merged);
         }
         let verbatim = vec![(eot.to_string(), starts.len() as u32 - 1)];
         bytes.extend_from_slice(eot.as_bytes());
-        starts.push(bytes.len() as u32);
+        starts.push(bytes.len());
         Bpe { bytes, starts, id_of_byte, merges: table, verbatim, caches: Mutex::default() }
     }
 
     /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `verbatim` likewise, and may
-    /// repeat some of `tokens`. `None` if a byte has no token or the tokens are too long to index.
+    /// repeat some of `tokens`. `None` if a byte has no token.
     pub(super) fn from_tokens(tokens: &[(&str, u32)], merges: Merges, verbatim: Vec<(String, u32)>) -> Option<Bpe> {
         let all = tokens.iter().copied().chain(verbatim.iter().map(|(token, id)| (token.as_str(), *id)));
         let size = all.clone().map(|(_, id)| id as usize + 1).max()?;
@@ -71,18 +69,11 @@ impl Bpe {
         for token in token_of_id {
             // As Hugging Face's byte-level decoder does: a token with a character outside the alphabet is plain text.
             bytes.extend(unspell(token).unwrap_or_else(|| token.as_bytes().to_vec()));
-            starts.push(bytes.len() as u32);
+            starts.push(bytes.len());
         }
         let id_of_byte: Option<Vec<u32>> = id_of_byte.into_iter().collect();
         let id_of_byte = id_of_byte?.try_into().ok()?;
-        (bytes.len() <= MOST_BYTES).then(|| Bpe {
-            bytes,
-            starts,
-            id_of_byte,
-            merges,
-            verbatim,
-            caches: Mutex::default(),
-        })
+        Some(Bpe { bytes, starts, id_of_byte, merges, verbatim, caches: Mutex::default() })
     }
 
     pub(super) fn vocab_size(&self) -> usize {
@@ -93,7 +84,7 @@ impl Bpe {
     pub(super) fn token(&self, id: u32) -> &[u8] {
         let id = id as usize;
         match self.starts.get(id..).and_then(|starts| starts.get(..2)) {
-            Some(&[start, end]) => &self.bytes[start as usize..end as usize],
+            Some(&[start, end]) => &self.bytes[start..end],
             _ => &[],
         }
     }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 
 /// log2 of the places for short words.
-const PLACES_LOG2: u32 = 14;
+const PLACES_LOG2: u32 = 15;
 /// Longest word worth remembering, in bytes.
 const LONGEST: usize = 128;
 /// Most ids kept outside the table; when they are reached everything is forgotten.

@@ -8,8 +8,10 @@ const MERGES: &[u8] = include_bytes!("gpt2/merges.bin");
 /// 256 bytes, 50,000 merges, `<|endoftext|>`.
 pub(super) fn gpt2() -> Bpe {
     let (pairs, []) = MERGES.as_chunks::<4>() else { unreachable!("four bytes a merge") };
-    let ids = |&[a, b, c, d]: &[u8; 4]| (u16::from_le_bytes([a, b]).into(), u16::from_le_bytes([c, d]).into());
-    Bpe::from_merges(pairs.iter().map(ids), super::ENDOFTEXT)
+    let merge = |(rank, &[a, b, c, d]): (usize, &[u8; 4])| {
+        (u16::from_le_bytes([a, b]).into(), u16::from_le_bytes([c, d]).into(), 256 + rank as u32)
+    };
+    Bpe::from_merges(pairs.iter().enumerate().map(merge), super::ENDOFTEXT)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Merging byte pairs within one word: always the leftmost pair of the lowest rank, until no pair has one.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 
 use foldhash::fast::FixedState;
@@ -22,10 +23,13 @@ impl Merges {
         Merges { by_pair: HashMap::with_capacity_and_hasher(count, FixedState::default()) }
     }
 
-    /// Adds a merge of the next rank; false if the pair has one already.
+    /// Adds a merge of the next rank; false, adding nothing, if the pair has one already.
     pub(super) fn push(&mut self, left: u32, right: u32, merged: u32) -> bool {
         let rank = self.by_pair.len() as u32;
-        self.by_pair.insert((left, right), (rank, merged)).is_none()
+        let entry = self.by_pair.entry((left, right));
+        let new = matches!(entry, Entry::Vacant(_));
+        entry.or_insert((rank, merged));
+        new
     }
 
     /// The merges in order of rank: (left id, right id).

@@ -17,6 +17,7 @@ mod json;
 mod merge;
 mod pretoken;
 mod stream;
+mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
@@ -24,6 +25,7 @@ use std::sync::{Arc, LazyLock};
 use bpe::Bpe;
 pub use error::Error;
 pub use stream::TextStream;
+pub use train::{Trained, train};
 
 /// The token that ends a document.
 pub const ENDOFTEXT: &str = "<|endoftext|>";
@@ -167,7 +169,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.inner.kind {
             Kind::ByteLevel(bpe) => {
-                let bytes: Vec<u8> = ids.iter().flat_map(|&id| bpe.token(id)).copied().collect();
+                let mut bytes = Vec::with_capacity(4 * ids.len());
+                for &id in ids {
+                    bytes.extend_from_slice(bpe.token(id));
+                }
                 String::from_utf8_lossy(&bytes).into_owned()
             }
             Kind::HuggingFace(tokenizer) => {

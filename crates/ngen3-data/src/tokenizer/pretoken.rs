@@ -83,3 +83,107 @@ pub(super) fn safe_split(classes: &Classes, text: &str) -> Option<usize> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokenizers::utils::SysRegex;
+
+    use super::super::classes::classes;
+    use super::*;
+
+    const PATTERN: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+    fn words(text: &str) -> Vec<(usize, usize)> {
+        let (mut words, mut start) = (Vec::new(), 0);
+        while start < text.len() {
+            let end = word_end(classes(), text.as_bytes(), start);
+            words.push((start, end));
+            start = end;
+        }
+        words
+    }
+
+    fn assert_as_the_pattern(text: &str) {
+        let pattern = SysRegex::new(PATTERN).unwrap();
+        let expected: Vec<_> = pattern.find_iter(text).collect();
+        let got = words(text);
+        if let Some(at) = (0..expected.len()).find(|&at| got.get(at) != Some(&expected[at])) {
+            let (start, end) = expected[at];
+            panic!("word {at} is {:?}, not {:?}", &text[start..end], got.get(at).map(|&(s, e)| &text[s..e]));
+        }
+        assert_eq!(got.len(), expected.len());
+    }
+
+    #[test]
+    fn every_character_is_of_the_class_that_the_pattern_says() {
+        // After a letter, a number and a mark, each of a class of its own: the words tell the class of every character.
+        let mut text = String::new();
+        for c in '\0'..=char::MAX {
+            text.extend(['a', c, '1', c, '!', c]);
+        }
+        assert_as_the_pattern(&text);
+    }
+
+    /// Texts thick with what the pattern treats specially.
+    fn text() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            4 => "['sdmtlvrea]{1,3}",
+            4 => "[ \n\t\r\u{b}\u{85}\u{a0}\u{2003}\u{3000}]{1,3}",
+            3 => "[a-zA-Z]{1,20}",
+            2 => "[0-9½٣Ⅷ]{1,3}",
+            2 => "[!-/@\\[-`{-~\0\u{200b}\u{301}🎉]{1,3}",
+            2 => "[éßжя中日ㅎ𐐀]{1,6}",
+            1 => any::<char>().prop_map(String::from),
+        ];
+        prop::collection::vec(part, 0..30).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_the_matches_of_the_pattern(text in text()) {
+            assert_as_the_pattern(&text);
+        }
+
+        #[test]
+        fn the_quick_way_cuts_the_same_words(text in text()) {
+            for (start, end) in words(&text) {
+                if let Some(window) = text.as_bytes()[start..].first_chunk::<16>() {
+                    let quick = ascii_word(u128::from_le_bytes(*window)) as usize;
+                    let word = &text.as_bytes()[start..end];
+                    let letters = word.strip_prefix(b" ").unwrap_or(word);
+                    let next_is_ascii = text.as_bytes().get(end).is_some_and(u8::is_ascii);
+                    let simple = letters.iter().all(u8::is_ascii_alphabetic) && !letters.is_empty();
+                    prop_assert_eq!(quick, if simple && word.len() <= 15 && next_is_ascii { word.len() } else { 0 });
+                }
+            }
+        }
+
+        #[test]
+        fn a_safe_split_changes_no_word_whatever_follows(before in text(), after in text()) {
+            if let Some(cut) = safe_split(classes(), &before) {
+                let whole = before.clone() + &after;
+                let mut parts = words(&before[..cut]);
+                parts.extend(words(&whole[cut..]).into_iter().map(|(start, end)| (start + cut, end + cut)));
+                prop_assert!(cut > 0 && cut < before.len());
+                prop_assert_eq!(parts, words(&whole));
+            }
+        }
+    }
+
+    #[test]
+    fn a_safe_split_is_found_before_the_last_word() {
+        let split = |text: &str| safe_split(classes(), text).map(|cut| text.split_at(cut).1.to_string());
+        assert_eq!(split("one two three").as_deref(), Some(" three"));
+        assert_eq!(split("one two\n\n").as_deref(), Some("\n\n"));
+        assert_eq!(split("one two\n  thr").as_deref(), Some("\n  thr"));
+        assert_eq!(split("abc123").as_deref(), Some("123"));
+        assert_eq!(split("中文。字").as_deref(), Some("字"));
+        assert_eq!(split("it's").as_deref(), Some("'s"));
+        assert_eq!(split("'s"), None);
+        assert_eq!(split("\n\na"), None);
+        assert_eq!(split("aaaa"), None);
+        assert_eq!(split(" "), None);
+        assert_eq!(split(""), None);
+    }
+}

@@ -1,0 +1,272 @@
+//! Training a byte-level BPE of one's own (Sennrich et al. 2016): count the words of the text, then again and again merge
+//! the pair of neighbouring tokens that is most frequent within words.
+//!
+//! The words are counted in parallel. The merging keeps, for every pair, its count and the words it occurs in, so a merge
+//! costs only what it changes; a heap holds the counts, out of date ones being corrected when they surface. The result
+//! depends on the text alone: counts are sums, and of equally frequent pairs the one with the lower left id, then the lower
+//! right id, is merged first.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use foldhash::fast::FixedState;
+use rayon::prelude::*;
+
+use super::alphabet::BYTE_OF_ID;
+use super::bpe::Bpe;
+use super::classes::classes;
+use super::pretoken::{safe_split, word_end};
+use super::{ENDOFTEXT, Error, Kind, MAX_VOCAB_SIZE, Tokenizer};
+
+/// A pair that occurs only once is not worth a token.
+const MIN_COUNT: u64 = 2;
+/// Text gathered before its words are counted in parallel, in bytes.
+const BATCH: usize = 32 << 20;
+/// Text that one thread counts at a time, in bytes.
+const PIECE: usize = 1 << 20;
+
+/// What [`train`] made.
+pub struct Trained {
+    /// The tokenizer. Its vocabulary is smaller than [`requested`](Trained::requested) if the text ran out of pairs that
+    /// occur twice.
+    pub tokenizer: Tokenizer,
+    /// The vocabulary size asked for.
+    pub requested: usize,
+    /// Bytes of text seen.
+    pub bytes: u64,
+    /// Distinct words seen.
+    pub words: usize,
+}
+
+impl Trained {
+    /// Whether the vocabulary has the size asked for. If not, the text was too small (or too uniform) for it.
+    pub fn reached(&self) -> bool {
+        self.tokenizer.vocab_size() == self.requested
+    }
+}
+
+/// Trains a byte-level BPE with GPT-2's pre-tokeniser: ids 0 to 255 are the single bytes, then come the merges, and
+/// `<|endoftext|>` has the last id. Each text is a document, or a part of one cut where [`Tokenizer::safe_split`] says.
+/// Runs on rayon's current pool; the result is the same on any number of threads.
+///
+/// # Errors
+/// The first error of `texts`; [`Error::VocabSize`] below 257 or above [`MAX_VOCAB_SIZE`]; [`Error::NoText`]. Too little
+/// text for `vocab_size` is no error: see [`Trained::reached`].
+pub fn train<S, E>(texts: impl Iterator<Item = Result<S, E>>, vocab_size: usize, name: &str) -> Result<Trained, E>
+where
+    S: AsRef<str> + Sync,
+    E: From<Error>,
+{
+    if !(257..=MAX_VOCAB_SIZE).contains(&vocab_size) {
+        return Err(Error::VocabSize(vocab_size).into());
+    }
+    let (counts, bytes) = count_words(texts)?;
+    if counts.is_empty() {
+        return Err(Error::NoText.into());
+    }
+    let words = counts.len();
+    let merges = Learner::new(counts).learn(vocab_size - 257);
+    let bpe = Bpe::from_merges(merges.into_iter(), ENDOFTEXT);
+    let tokenizer = Tokenizer::new(name.into(), Kind::ByteLevel(Box::new(bpe)), None);
+    Ok(Trained { tokenizer, requested: vocab_size, bytes, words })
+}
+
+type Counts = HashMap<Box<[u8]>, u64, FixedState>;
+
+/// Every distinct word with how often it occurs, and the bytes of all texts.
+fn count_words<S: AsRef<str> + Sync, E>(mut texts: impl Iterator<Item = Result<S, E>>) -> Result<(Counts, u64), E> {
+    let (mut counts, mut bytes) = (Counts::default(), 0);
+    loop {
+        let (mut batch, mut size) = (Vec::new(), 0);
+        while size < BATCH
+            && let Some(text) = texts.next().transpose()?
+        {
+            size += text.as_ref().len();
+            batch.push(text);
+        }
+        if batch.is_empty() {
+            return Ok((counts, bytes));
+        }
+        bytes += size as u64;
+        let pieces: Vec<&str> = batch.iter().flat_map(|text| pieces(text.as_ref())).collect();
+        let counted = pieces.par_iter().fold(Counts::default, count).reduce(Counts::default, add);
+        counts = add(counts, counted);
+    }
+}
+
+/// Cuts a text into pieces of about [`PIECE`] bytes without changing its words.
+fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let mut size = PIECE;
+        while size < text.len() {
+            if let Some(cut) = safe_split(classes(), &text[..text.floor_char_boundary(size)]) {
+                let (piece, rest) = text.split_at(cut);
+                text = rest;
+                return Some(piece);
+            }
+            size *= 2;
+        }
+        (!text.is_empty()).then(|| std::mem::take(&mut text))
+    })
+}
+
+fn count(mut counts: Counts, text: &&str) -> Counts {
+    let bytes = text.as_bytes();
+    let mut start = 0;
+    while start < bytes.len() {
+        let end = word_end(classes(), bytes, start);
+        let word = &bytes[start..end];
+        match counts.get_mut(word) {
+            Some(count) => *count += 1,
+            None => {
+                counts.insert(word.into(), 1);
+            }
+        }
+        start = end;
+    }
+    counts
+}
+
+fn add(a: Counts, b: Counts) -> Counts {
+    let (mut more, fewer) = if a.len() >= b.len() { (a, b) } else { (b, a) };
+    for (word, count) in fewer {
+        *more.entry(word).or_insert(0) += count;
+    }
+    more
+}
+
+/// Two neighbouring tokens: (left id, right id).
+type Pair = (u32, u32);
+
+/// Where a pair occurs.
+#[derive(Default)]
+struct Occurrences {
+    /// How often in the text.
+    count: u64,
+    /// The words it is in, and perhaps words it was in. Ascending within what one merge added.
+    words: Vec<u32>,
+}
+
+/// A distinct word of the text.
+struct Word {
+    /// Its tokens now are `tokens[start..start + len]`.
+    start: usize,
+    len: usize,
+    /// How often it occurs in the text.
+    count: u64,
+}
+
+struct Learner {
+    tokens: Vec<u32>,
+    words: Vec<Word>,
+    pairs: HashMap<Pair, Occurrences, FixedState>,
+    /// The most frequent pair is on top, once its count is found to be up to date.
+    heap: BinaryHeap<(u64, Reverse<Pair>)>,
+}
+
+impl Learner {
+    fn new(counts: Counts) -> Learner {
+        let mut id_of_byte = [0; 256];
+        for (id, &byte) in BYTE_OF_ID.iter().enumerate() {
+            id_of_byte[byte as usize] = id as u32;
+        }
+        let mut learner =
+            Learner { tokens: Vec::new(), words: Vec::new(), pairs: HashMap::default(), heap: BinaryHeap::new() };
+        for (word, count) in counts.into_iter().filter(|(word, _)| word.len() > 1) {
+            let start = learner.tokens.len();
+            learner.tokens.extend(word.iter().map(|&byte| id_of_byte[byte as usize]));
+            let index = learner.words.len() as u32;
+            learner.words.push(Word { start, len: word.len(), count });
+            for two in learner.tokens[start..].windows(2) {
+                add_pair(&mut learner.pairs, (two[0], two[1]), index, count);
+            }
+        }
+        learner.heap = learner.pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect();
+        learner
+    }
+
+    /// Merges until there are `new_tokens` more tokens or no pair is left: (left id, right id, merged id), in order.
+    fn learn(mut self, new_tokens: usize) -> Vec<(u32, u32, u32)> {
+        let mut bytes_of_token: Vec<Vec<u8>> = BYTE_OF_ID.iter().map(|&byte| vec![byte]).collect();
+        let mut token_of_bytes: HashMap<Vec<u8>, u32, FixedState> = HashMap::default();
+        let mut merges = Vec::new();
+        while bytes_of_token.len() < 256 + new_tokens
+            && let Some(pair) = self.most_frequent()
+        {
+            // Two pairs may spell the same token (ab·c and a·bc). It is the same token then.
+            let bytes = [&*bytes_of_token[pair.0 as usize], &*bytes_of_token[pair.1 as usize]].concat();
+            let next = bytes_of_token.len() as u32;
+            let merged = *token_of_bytes.entry(bytes.clone()).or_insert(next);
+            if merged == next {
+                bytes_of_token.push(bytes);
+            }
+            merges.push((pair.0, pair.1, merged));
+            self.merge(pair, merged);
+        }
+        merges
+    }
+
+    fn most_frequent(&mut self) -> Option<Pair> {
+        while let Some((count, Reverse(pair))) = self.heap.pop() {
+            let now = self.pairs.get(&pair).map_or(0, |found| found.count);
+            if now == count {
+                return (count >= MIN_COUNT).then_some(pair);
+            }
+            if now > 0 {
+                self.heap.push((now, Reverse(pair)));
+            }
+        }
+        None
+    }
+
+    /// Replaces `pair` by `merged` in all words, left to right, and brings the pairs up to date.
+    fn merge(&mut self, pair: Pair, merged: u32) {
+        let mut found = self.pairs.remove(&pair).unwrap_or_default().words;
+        found.sort_unstable();
+        found.dedup();
+        let mut grown: Vec<Pair> = Vec::new();
+        for index in found {
+            let Word { start, len, count } = self.words[index as usize];
+            let tokens = &mut self.tokens[start..start + len];
+            let mut written = 0;
+            let mut read = 0;
+            while read < len {
+                if read + 1 == len || (tokens[read], tokens[read + 1]) != pair {
+                    tokens[written] = tokens[read];
+                    written += 1;
+                    read += 1;
+                    continue;
+                }
+                let mut changed = |old: Pair, new: Pair| {
+                    if let Some(found) = self.pairs.get_mut(&old) {
+                        found.count = found.count.saturating_sub(count);
+                    }
+                    add_pair(&mut self.pairs, new, index, count);
+                    grown.push(new);
+                };
+                if written > 0 {
+                    changed((tokens[written - 1], pair.0), (tokens[written - 1], merged));
+                }
+                if read + 2 < len {
+                    changed((pair.1, tokens[read + 2]), (merged, tokens[read + 2]));
+                }
+                tokens[written] = merged;
+                written += 1;
+                read += 2;
+            }
+            self.words[index as usize].len = written;
+        }
+        grown.sort_unstable();
+        grown.dedup();
+        let counted = grown.into_iter().filter_map(|pair| Some((self.pairs.get(&pair)?.count, Reverse(pair))));
+        self.heap.extend(counted);
+    }
+}
+
+fn add_pair(pairs: &mut HashMap<Pair, Occurrences, FixedState>, pair: Pair, word: u32, count: u64) {
+    let found = pairs.entry(pair).or_default();
+    found.count += count;
+    if found.words.last() != Some(&word) {
+        found.words.push(word);
+    }
+}
