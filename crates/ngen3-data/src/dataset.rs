@@ -83,7 +83,7 @@ pub fn build(spec: &Spec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Res
     let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
     let settings = Settings { lossy: spec.lossy, scratch: folder.path.clone() };
     let cutter = tokenizer.clone();
-    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text));
+    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))?;
     let end = tokenizer.eot();
     let (mut text_bytes, mut text_tokens, mut documents) = (0, 0, 0);
     encode(&mut feed, &tokenizer, spec.threads, stop, tell, &mut |encoded| match encoded {

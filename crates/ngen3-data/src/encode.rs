@@ -59,7 +59,8 @@ pub(crate) fn encode(
     };
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(work);
+            let thread = std::thread::Builder::new().spawn_scoped(scope, work);
+            thread.map_err(|error| Error::Input(format!("cannot start {threads} threads: {error}")))?;
         }
         // Moved in, so that it is dropped, and the workers return, however this closure ends.
         let jobs = jobs;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+use ngen3_data::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -32,4 +33,12 @@ pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
             .context("cannot watch for Ctrl-C")?;
     }
     Ok(stop)
+}
+
+/// A library's result as a command's: its way of saying that it was stopped becomes [`Interrupted`].
+pub fn interruptible<T>(result: Result<T, Error>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        Error::Interrupted => Interrupted.into(),
+        error => error.into(),
+    })
 }

@@ -7,15 +7,12 @@
 
 mod argv;
 mod commands;
-#[allow(dead_code)]
 mod interrupt;
-#[allow(dead_code)]
 mod progress;
 mod stdout;
 #[allow(dead_code)]
 mod threads;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -47,17 +44,37 @@ fn main() -> ExitCode {
         // The reader of our output has had enough (`ngen3 … | head`): nothing is wrong, and nobody is listening.
         Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-            // When stderr is closed too there is no one left to tell; the exit code still speaks.
-            let _ = writeln!(std::io::stderr(), "error: {}", causes.join(": "));
+            progress::write_line(&format!("error: {}", one_line(&error)));
             if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }
 
+/// An error and its causes on one line. Some errors say their cause themselves; that is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let text = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        if !line.ends_with(&text) {
+            line += if line.is_empty() { "" } else { ": " };
+            line += &text;
+        }
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_take_one_line_and_say_nothing_twice() {
+        let error =
+            anyhow::anyhow!("the disk\n  is full").context("cannot write a.bin: the disk is full").context("sorry");
+        assert_eq!(one_line(&error), "sorry: cannot write a.bin: the disk is full");
+        assert_eq!(one_line(&anyhow::anyhow!("a").context("b")), "b: a");
+    }
 
     #[test]
     fn the_definitions_are_consistent_and_help_shows_underscores() {

@@ -87,7 +87,7 @@ impl Progress {
     fn plain_line(&self, position: u64, now: Instant, message: &str) -> String {
         let count = |n: u64| match self.unit {
             Unit::Bytes => megabytes(n as f64),
-            Unit::Steps => HumanCount(n).to_string(),
+            Unit::Steps => counted(n),
         };
         let mut line = format!("{}: {}", self.label, count(position));
         let total = self.bar.length();
@@ -119,6 +119,11 @@ impl Drop for Progress {
 /// Writes a line to stderr. A stderr that nobody reads is no reason to stop the work, so failure is not reported.
 pub fn write_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// `1,234,567`
+pub fn counted(n: u64) -> String {
+    HumanCount(n).to_string()
 }
 
 /// `12.3 MB`: bytes in millions.

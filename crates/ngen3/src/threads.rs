@@ -1,6 +1,6 @@
 //! `--threads`: how many threads a command computes with.
 
-use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
 
 use anyhow::Context;
 
@@ -9,18 +9,18 @@ use anyhow::Context;
 #[command(rename_all = "snake_case")]
 pub struct Threads {
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 }
 
 impl Threads {
-    /// Starts rayon's global pool with this many threads; call once, before any work. Returns the number.
-    pub fn start(self) -> anyhow::Result<usize> {
-        let mut pool = rayon::ThreadPoolBuilder::new();
-        if let Some(threads) = self.threads {
-            pool = pool.num_threads(threads.get());
-        }
-        pool.build_global().context("cannot start threads")?;
-        Ok(rayon::current_num_threads())
+    /// The number of threads, at least 1.
+    pub fn count(self) -> usize {
+        self.threads.map_or_else(|| available_parallelism().map_or(1, usize::from), usize::from)
+    }
+
+    /// Starts rayon's global pool with this many threads; call once, before any work.
+    pub fn start(self) -> anyhow::Result<()> {
+        rayon::ThreadPoolBuilder::new().num_threads(self.count()).build_global().context("cannot start threads")
     }
 }

@@ -76,16 +76,24 @@ struct Gone;
 impl Feed {
     /// Begins to read. `cut` says where a text that may go on can be cut in two (`Tokenizer::safe_split`); where it cannot,
     /// pieces grow until it can, up to whole documents.
-    pub fn start(inputs: Vec<Input>, settings: Settings, cut: impl Fn(&str) -> Option<usize> + Send + 'static) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no thread to be had.
+    pub fn start(
+        inputs: Vec<Input>,
+        settings: Settings,
+        cut: impl Fn(&str) -> Option<usize> + Send + 'static,
+    ) -> Result<Self, Error> {
         let (sender, messages) = sync_channel(QUEUE);
         // Not joined: when the consumer stops early this thread may be waiting for stdin or a network, and ends when that does.
-        std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             let mut reading = Reading { sender, settings, cut, inputs, read_before: 0, client: None };
             let result = (0..reading.inputs.len()).try_for_each(|index| reading.read(index));
             // If the consumer has gone, it has no use for the outcome.
             let _ = reading.sender.send(Message::Done(result));
         });
-        Self { messages }
+        thread.map_err(|error| Error::Input(format!("cannot start a thread to read with: {error}")))?;
+        Ok(Self { messages })
     }
 
     /// The next piece; `None` after the last. `tell` hears the events on the way.
@@ -180,7 +188,7 @@ impl<C: Fn(&str) -> Option<usize>> Reading<C> {
         }
         self.read_before += consumed.load(Ordering::Relaxed);
         if reader.replaced > 0 {
-            let note = format!("{name}: {} stretches of bytes that are not UTF-8 became U+FFFD", reader.replaced);
+            let note = format!("{name}: bytes that are not UTF-8 were replaced by U+FFFD (count: {})", reader.replaced);
             self.send(Message::Event(Event::Note(note)))?;
         }
         if !text.is_empty() {
@@ -209,7 +217,8 @@ mod tests {
     }
 
     /// The texts of the documents, the longest piece, and the notes.
-    fn read_all(mut feed: Feed) -> Result<(Vec<String>, usize, Vec<String>), Error> {
+    fn read_all(feed: Result<Feed, Error>) -> Result<(Vec<String>, usize, Vec<String>), Error> {
+        let mut feed = feed?;
         let (mut documents, mut text, mut longest, mut notes) = (Vec::new(), String::new(), 0, Vec::new());
         let mut tell = |event| {
             if let Event::Note(note) = event {
@@ -268,14 +277,15 @@ mod tests {
         let inputs = list(&[Source::Shakespeare, Source::Path(path)]).unwrap().inputs;
         let error = read_all(Feed::start(inputs.clone(), settings(), last_space)).unwrap_err();
         assert!(matches!(error, Error::Utf8 { offset: 5, .. }), "{error}");
-        let error = Feed::start(inputs, settings(), last_space).next(&AtomicBool::new(true), &mut |_| {}).unwrap_err();
+        let mut feed = Feed::start(inputs, settings(), last_space).unwrap();
+        let error = feed.next(&AtomicBool::new(true), &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::Interrupted), "{error}");
     }
 
     #[test]
     fn progress_ends_at_the_total() {
         let inputs = list(&[Source::Shakespeare]).unwrap().inputs;
-        let mut feed = Feed::start(inputs, settings(), last_space);
+        let mut feed = Feed::start(inputs, settings(), last_space).unwrap();
         let mut last = None;
         let mut tell = |event| last = Some(event);
         while feed.next(&GO, &mut tell).unwrap().is_some() {}

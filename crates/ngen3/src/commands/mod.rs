@@ -1,12 +1,16 @@
 //! The commands. Each file holds a command's flags (`Args`) and what it does (`run`), and no logic that another
 //! program could want: that lives in the library crates.
 
+mod sample;
+mod tokenize;
 mod variants;
 
 /// What `ngen3` can do.
 #[derive(clap::Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Command {
+    Sample(sample::Args),
+    Tokenize(tokenize::Args),
     Variants(variants::Args),
 }
 
@@ -14,6 +18,8 @@ impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Sample(args) => sample::run(args),
+            Self::Tokenize(args) => tokenize::run(args),
             Self::Variants(args) => variants::run(args),
         }
     }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use ngen3_model::{Config, ParamList, VARIANTS};
 
+use crate::progress::counted;
 use crate::stdout;
 
 /// List the model variants with their true parameter counts and memory
@@ -48,7 +49,7 @@ fn table() -> String {
             config.block_size,
             batch,
             format!("{:e}", variant.recipe.learning_rate),
-            thousands(parameters as u64),
+            counted(parameters as u64),
             bytes(train_bytes(&config, batch)),
             bytes(sample_bytes(&config)),
         );
@@ -69,11 +70,6 @@ fn train_bytes(config: &Config, batch_size: usize) -> u64 {
 /// Bytes to sample one text: parameters, and a full block of keys and values.
 fn sample_bytes(config: &Config) -> u64 {
     4 * ParamList::new(config).total() as u64 + 8 * (config.n_layer * config.n_embd * config.block_size) as u64
-}
-
-/// `1234567` as `1,234,567`.
-fn thousands(n: u64) -> String {
-    indicatif::HumanCount(n).to_string()
 }
 
 /// Bytes with three digits or so: `29 MB`, `1.5 GB`.

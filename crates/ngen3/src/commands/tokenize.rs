@@ -1,0 +1,98 @@
+//! `ngen3 tokenize`: text becomes a dataset.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use ngen3_data::source::{Event, Source};
+use ngen3_data::{Spec, build};
+
+use crate::interrupt::{self, interruptible};
+use crate::progress::{Progress, counted, megabytes};
+use crate::stdout;
+use crate::threads::Threads;
+
+/// Turn text into a dataset of tokens, the folder _data_NAME_
+///
+/// Each file is a document and is followed by <|endoftext|>. The folder holds data.bin (token ids, little-endian, of 16
+/// bits, or 32 if the vocabulary is larger than 65,536), meta.json (what they are) and, unless it is GPT-2's, the
+/// tokenizer. A UTF-8 byte order mark at the start of a file is dropped.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Name of the dataset; its folder is _data_NAME_
+    #[arg(long, value_name = "NAME")]
+    dataset: String,
+    /// Text: files, folders (their .txt and .md files), http(s) addresses, - for stdin, or builtin:shakespeare; may be
+    /// compressed (.gz, .zst)
+    #[arg(long, value_name = "PATH_OR_URL", required = true, num_args = 1..)]
+    txt: Vec<OsString>,
+    /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Replace bytes that are not UTF-8 by U+FFFD instead of stopping at them
+    #[arg(long)]
+    lossy: bool,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 tokenize --dataset tinyshakespeare --txt builtin:shakespeare
+  ngen3 tokenize --dataset books --txt books/ more/a.txt.gz more/b.txt.zst
+  ngen3 tokenize --dataset web --txt https://example.org/corpus.txt.gz
+  cat *.log | ngen3 tokenize --dataset logs --txt - --lossy
+  ngen3 tokenize --dataset small --txt books/ --tokenizer my_tokenizer.json";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let sources = parse_sources(&args.txt)?;
+    let stop = interrupt::watch()?;
+    let spec = Spec {
+        name: &args.dataset,
+        sources: &sources,
+        tokenizer: args.tokenizer.as_deref(),
+        lossy: args.lossy,
+        threads: args.threads.count(),
+        root: Path::new(""),
+    };
+    let started = Instant::now();
+    let progress = Progress::bytes("tokenizing", None);
+    let result = build(&spec, &stop, &mut |event| show(&progress, event));
+    drop(progress);
+    let made = interruptible(result)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let ends = match &made.end_of_text {
+        Some(token) => format!(" + {} {token}", counted(made.documents)),
+        None => ", and no token between documents, since this tokenizer has none for that".into(),
+    };
+    stdout::print(&format!(
+        "{}: {} tokens of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
+        made.data.display(),
+        counted(made.text_tokens),
+        megabytes(made.text_bytes as f64),
+        megabytes(made.text_bytes as f64 / seconds.max(1e-9)),
+    ))
+}
+
+/// Reads what `--txt` names.
+pub fn parse_sources(named: &[OsString]) -> anyhow::Result<Vec<Source>> {
+    named.iter().map(|named| Source::parse(named)).collect::<Result<_, _>>().context("--txt")
+}
+
+/// Shows what a feed of text has to tell.
+pub fn show(progress: &Progress, event: Event) {
+    match event {
+        Event::Note(note) => progress.line(&format!("note: {note}")),
+        Event::Downloading { done, total } => {
+            progress.set_total(total);
+            progress.set(done, "downloading");
+        }
+        Event::Reading { done, total } => {
+            progress.set_total(total);
+            progress.set(done, "");
+        }
+    }
+}

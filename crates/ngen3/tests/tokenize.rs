@@ -1,0 +1,305 @@
+//! `ngen3 tokenize`, as a user types it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Tiny-shakespeare, as it is inside the program.
+fn shakespeare() -> Vec<u8> {
+    zstd::decode_all(&include_bytes!("../../ngen3-data/data/tinyshakespeare.txt.zst")[..]).unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// `ngen3 LINE` in a folder; the words of `line` are split at spaces.
+fn ngen3(folder: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ngen3"));
+    command.args(line.split(' ')).current_dir(folder);
+    for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        command.env_remove(proxy);
+    }
+    command
+}
+
+fn run(folder: &Path, line: &str) -> Output {
+    ngen3(folder, line).output().unwrap()
+}
+
+/// Runs what must succeed; gives stdout and stderr.
+fn succeed(folder: &Path, line: &str) -> (String, String) {
+    texts(&run(folder, line), 0)
+}
+
+/// Runs what must fail with this code; gives its one line of complaint.
+fn fail(folder: &Path, line: &str, code: i32) -> String {
+    complaint(&run(folder, line), code)
+}
+
+fn complaint(output: &Output, code: i32) -> String {
+    let (out, err) = texts(output, code);
+    assert!(out.is_empty(), "{out}");
+    let lines: Vec<_> = err.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert_eq!(lines.len(), 1, "one line: {err}");
+    lines[0].strip_prefix("error: ").unwrap_or_else(|| panic!("{err}")).to_owned()
+}
+
+fn texts(output: &Output, code: i32) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}{err}");
+    (out, err)
+}
+
+fn tokens(folder: &Path, dataset: &str) -> Vec<u16> {
+    let bytes = fs::read(folder.join(format!("_data_{dataset}_/data.bin"))).unwrap();
+    bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
+}
+
+/// Every file below a folder, with its content.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.push((path.display().to_string(), Vec::new()));
+            found.extend(contents(&path));
+        } else {
+            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn tiny_shakespeare_has_the_tokens_that_tiktoken_gives_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, err) = succeed(folder.path(), "tokenize --dataset ts --txt builtin:shakespeare");
+    assert!(out.starts_with("_data_ts_/data.bin: 338,025 tokens of text + 1 <|endoftext|>, from 1.1 MB in "), "{out}");
+    assert!(err.is_empty(), "{err}");
+    let tokens = tokens(folder.path(), "ts");
+    assert_eq!(tokens.len(), 338_026);
+    // "First Citizen:\nBefore we" and the end, as tiktoken has them.
+    assert_eq!(tokens[..6], [5962, 22307, 25, 198, 8421, 356]);
+    assert_eq!(tokens[338_025], 50_256);
+    let meta = fs::read_to_string(folder.path().join("_data_ts_/meta.json")).unwrap();
+    for field in ["\"tokenizer\": \"gpt2\"", "\"vocab_size\": 50257", "\"tokens\": 338026", "\"documents\": 1"] {
+        assert!(meta.contains(field), "{meta}");
+    }
+}
+
+#[test]
+fn the_same_text_gives_the_same_tokens_wherever_it_comes_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let text = shakespeare();
+    let (start, rest) = text.split_at(300_001);
+    fs::create_dir_all(root.join("books/deep")).unwrap();
+    fs::write(root.join("books/deep/plain.txt"), &text).unwrap();
+    fs::write(root.join("books/cover.png"), "not text").unwrap();
+    fs::write(root.join("a.gz"), [gzip(start), gzip(rest)].concat()).unwrap();
+    fs::write(root.join("a.zst"), zstd::encode_all(&text[..], 1).unwrap()).unwrap();
+    fs::write(root.join("signed.txt"), [b"\xef\xbb\xbf", &text[..]].concat()).unwrap();
+
+    succeed(root, "tokenize --dataset expected --txt builtin:shakespeare");
+    let expected = tokens(root, "expected");
+    let url = serve(gzip(&text), "Content-Encoding: gzip");
+    for source in ["books/deep/plain.txt", "books", "a.gz", "a.zst", "signed.txt", &url] {
+        for threads in [1, 3] {
+            let line = format!("tokenize --dataset=other --threads {threads} --txt {source}");
+            let (out, err) = succeed(root, &line);
+            assert!(out.contains("338,025 tokens of text + 1 <|endoftext|>"), "{source}: {out}");
+            assert_eq!(err.contains("skipped 1 of what the folder holds, such as books/cover.png"), source == "books");
+            assert!(tokens(root, "other") == expected, "{source} with {threads} threads");
+        }
+    }
+
+    let mut child = ngen3(root, "tokenize --dataset piped --txt -")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&text).unwrap();
+    texts(&child.wait_with_output().unwrap(), 0);
+    assert!(tokens(root, "piped") == expected, "stdin");
+}
+
+/// Serves `body` on loopback to whoever asks, for as long as the test runs; gives the address, which redirects once.
+fn serve(body: Vec<u8>, header: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/moved", listener.local_addr().unwrap());
+    let found = format!("HTTP/1.1 200 OK\r\n{header}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(&stream).lines().map(Result::unwrap);
+            let request = lines.next().unwrap();
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let answer = match request.split(' ').nth(1) {
+                Some("/moved") => {
+                    "HTTP/1.1 301 Moved\r\nLocation: /text\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                }
+                Some("/text") => &found,
+                _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            };
+            stream.write_all(answer.as_bytes()).unwrap();
+            if answer == found {
+                stream.write_all(&body).unwrap();
+            }
+        }
+    });
+    url
+}
+
+#[test]
+fn every_file_is_a_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for (name, text) in [("a.txt", "one"), ("b.txt", ""), ("c.log", "three"), ("d.txt", " <|endoftext|>")] {
+        fs::write(root.join(name), text).unwrap();
+    }
+    let (out, err) = succeed(root, "tokenize --dataset x --txt c.log a.txt --txt b.txt --txt d.txt");
+    // The characters <|endoftext|> within a text are text.
+    assert_eq!(tokens(root, "x"), [15542, 50_256, 505, 50_256, 1279, 91, 437, 1659, 5239, 91, 29, 50_256]);
+    assert!(out.contains("9 tokens of text + 3 <|endoftext|>"), "{out}");
+    assert_eq!(err, "note: b.txt is empty and was left out\n");
+}
+
+#[test]
+fn bytes_that_are_not_utf8_are_named_or_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut text = shakespeare();
+    text[700_000] = 0xff;
+    fs::write(root.join("bad.txt"), &text).unwrap();
+    let error = fail(root, "tokenize --dataset x --txt bad.txt", 1);
+    assert_eq!(
+        error,
+        "bad.txt is not UTF-8: byte 700000 is 0xff; convert the text, or replace such bytes with --lossy"
+    );
+    assert!(!root.join("_data_x_").exists());
+    fs::write(root.join("bad.txt.gz"), gzip(&text)).unwrap();
+    let error = fail(root, "tokenize --dataset x --txt bad.txt.gz", 1);
+    assert!(error.starts_with("bad.txt.gz is not UTF-8: byte 700000 of its unpacked text is 0xff"), "{error}");
+
+    let (_, err) = succeed(root, "tokenize --dataset x --txt bad.txt --lossy");
+    assert_eq!(err, "note: bad.txt: bytes that are not UTF-8 were replaced by U+FFFD (count: 1)\n");
+    fs::write(root.join("replaced.txt"), String::from_utf8_lossy(&text).as_bytes()).unwrap();
+    succeed(root, "tokenize --dataset y --txt replaced.txt");
+    assert!(tokens(root, "x") == tokens(root, "y"));
+}
+
+#[test]
+fn bad_input_gives_one_line_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    succeed(root, "tokenize --dataset x --txt builtin:shakespeare");
+    fs::create_dir(root.join("bare")).unwrap();
+    fs::write(root.join("_data_file_"), "in the way").unwrap();
+    fs::write(root.join("broken.json"), "{").unwrap();
+    fs::write(root.join("cut.gz"), &gzip(&shakespeare())[..100_000]).unwrap();
+    fs::write(root.join("empty.txt"), "").unwrap();
+    fs::write(root.join("plain.gz"), "plain").unwrap();
+    fs::write(root.join("wide.txt"), b"\xff\xfea\0").unwrap();
+    let before = contents(root);
+    let url = serve(Vec::new(), "X: y").replace("/moved", "/missing");
+    for (line, expected) in [
+        ("--dataset x --txt missing.txt", "cannot read missing.txt: there is no such file or folder"),
+        ("--dataset x --txt empty.txt", "there is no text in what was given; nothing was written"),
+        ("--dataset x --txt bare", "bare: no file in this folder ends in .txt or .md (or these with .gz or .zst)"),
+        ("--dataset x --txt cut.gz", "cannot read cut.gz: its compressed data ends too early; is it cut short?"),
+        ("--dataset x --txt plain.gz", "cannot read plain.gz: its name ends in .gz, but it is not compressed"),
+        ("--dataset x --txt wide.txt", "cannot read wide.txt: it is UTF-16; convert it to UTF-8"),
+        ("--dataset x --txt builtin:milton", "--txt: there is no built-in text \"milton\""),
+        ("--dataset x --txt ftp://a.org/b", "--txt: ftp://a.org/b: only http:// and https:// addresses can be read"),
+        ("--dataset x --txt - -", "stdin (-) can be read only once"),
+        (&format!("--dataset x --txt {url}"), &format!("cannot download {url}: the server answered 404 Not Found")),
+        ("--dataset x --txt http://127.0.0.1:1/", "cannot download http://127.0.0.1:1/: "),
+        ("--dataset x --txt builtin:shakespeare --tokenizer broken.json", "tokenizer broken.json: "),
+        ("--dataset x --txt builtin:shakespeare --tokenizer none.json", "cannot read none.json: "),
+        ("--dataset ../x --txt builtin:shakespeare", "a dataset cannot be called \"../x\""),
+        ("--dataset file --txt builtin:shakespeare", "cannot write _data_file_: "),
+    ] {
+        let error = fail(root, &format!("tokenize {line}"), 1);
+        assert!(error.starts_with(expected), "{line}: {error}");
+    }
+    for line in
+        ["--dataset x", "--txt builtin:shakespeare", "--dataset x --txt a --threads 0", "--dataset x --txt a --no"]
+    {
+        let (out, err) = texts(&run(root, &format!("tokenize {line}")), 2);
+        assert!(out.is_empty() && err.starts_with("error: "), "{err}");
+    }
+    assert_eq!(contents(root), before, "nothing was changed, added or left behind");
+}
+
+/// A limit on the size of files stands for a full disk, which a test cannot have.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_leaves_the_old_dataset_and_no_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let full = || {
+        // Ignoring SIGXFSZ makes the write fail instead of killing the program.
+        let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" tokenize --dataset x --txt builtin:shakespeare";
+        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_ngen3")]).current_dir(root).output().unwrap()
+    };
+    let error = complaint(&full(), 1);
+    assert!(error.starts_with("cannot write _data_x_/data.bin: ") && error.contains("large"), "{error}");
+    assert!(contents(root).is_empty());
+    fs::write(root.join("a.txt"), "old").unwrap();
+    succeed(root, "tokenize --dataset x --txt a.txt");
+    let before = contents(root);
+    complaint(&full(), 1);
+    assert_eq!(contents(root), before);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_while_waiting_for_text_ends_it_tidily() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut child = ngen3(root, "tokenize --dataset x --txt -")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"some text, and then silence").unwrap();
+    // Signals are caught before the folder is made.
+    while !root.join("_data_x_").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it waits for more text");
+        std::thread::yield_now();
+    }
+    let killed = Command::new("sh").args(["-c", "kill -INT \"$0\"", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    // Taken out, so that waiting does not close it: the program ends though its stdin stays open.
+    let stdin = child.stdin.take();
+    assert_eq!(complaint(&child.wait_with_output().unwrap(), 130), "interrupted");
+    drop(stdin);
+    assert!(contents(root).is_empty());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = ngen3(folder.path(), "variants").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn every_help_has_examples() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["", "tokenize ", "variants "] {
+        let (out, _) = succeed(folder.path(), &format!("{command}--help"));
+        assert!(out.contains("Examples:\n  ngen3 "), "{out}");
+    }
+}
