@@ -54,12 +54,12 @@ impl<'a> Generator<'a> {
         if request.prompt.is_empty() {
             return Err(Error::Input("the prompt has no tokens".into()));
         }
+        let decoder = engine.decoder(request.rows)?;
         let row = |stream| {
             let sampler = Sampler::new(request.sampling, stream)?;
             Ok(Row { sampler, text: request.prompt.to_vec(), ended: false })
         };
         let rows = (0..request.rows as u64).map(row).collect::<Result<Vec<_>, Error>>()?;
-        let decoder = engine.decoder(request.rows)?;
         let block_size = engine.config().block_size;
         Ok(Self { decoder, block_size, request, rows, made: 0, step: Vec::new() })
     }

@@ -1,0 +1,289 @@
+//! `ngen3 sample`, as a user types it.
+//!
+//! The models are parrots: made by hand so that the token at each position of the block is known.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use ngen3_data::Tokenizer;
+use ngen3_model::{CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
+use tempfile::TempDir;
+
+/// Width and block of a parrot: as many positions as channels.
+const WIDTH: usize = 16;
+
+/// A model that says `ids[p]` at position `p` of its block, whatever stands there.
+///
+/// Its blocks add nothing to the residual stream, so that logits = LN(wte[token] + wpe[p])·wteᵀ. Positions are large and
+/// each has a channel of its own, in which exactly the token to be said has something.
+fn parrot(path: &Path, config: &Config, ids: &[u32], tokenizer: TokenizerRef) {
+    let list = ParamList::new(config);
+    let mut params = vec![0.0; list.total()];
+    params[list.ln_f_weight.clone()].fill(1.0);
+    let c = config.n_embd;
+    for position in 0..config.block_size {
+        params[list.wpe.start + position * c + position] = 1000.0;
+        let id = ids[position % ids.len()] as usize;
+        params[list.wte.start + id * c + position] = 1.0;
+    }
+    let meta = CheckpointMeta { tokenizer, ..CheckpointMeta::default() };
+    checkpoint::save(path, config, &params, &meta).unwrap();
+}
+
+/// A folder with `parrot_model.pt`, which says `text` from its start, over and over.
+fn folder_with_parrot(text: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = Tokenizer::gpt2().encode(text);
+    assert!(ids.len() <= WIDTH, "{text:?} has {} tokens", ids.len());
+    let config = Config::new(1, 1, WIDTH, WIDTH, 50_257);
+    parrot(&folder.path().join("parrot_model.pt"), &config, &ids, TokenizerRef::Gpt2);
+    folder
+}
+
+/// A folder with `random_model.pt`, freshly initialised.
+fn folder_with_random_model() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(2, 2, 8, 16, 50_257);
+    let params = ParamList::new(&config).init(1);
+    let path = folder.path().join("random_model.pt");
+    checkpoint::save(&path, &config, &params, &CheckpointMeta::default()).unwrap();
+    folder
+}
+
+fn sample(folder: &TempDir, arguments: &[&str]) -> Output {
+    sample_with_stdin(folder, arguments, b"")
+}
+
+fn sample_with_stdin(folder: &TempDir, arguments: &[&str], stdin: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ngen3"))
+        .arg("sample")
+        .args(arguments)
+        .current_dir(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that reads no stdin may be gone by now.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// What a parrot prints, greedily unless `arguments` say otherwise.
+#[track_caller]
+fn said(folder: &TempDir, arguments: &[&str]) -> String {
+    let base = ["--model_checkpoint", "parrot_model.pt", "--temperature", "0"];
+    text_of(sample(folder, &[&base, arguments].concat()))
+}
+
+#[track_caller]
+fn text_of(output: Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.contains(" tokens in "), "the time is missing: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, code: i32, reason: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert!(errors.contains(reason), "{errors:?} does not say {reason:?}");
+    assert!(output.stdout.is_empty(), "{:?}", String::from_utf8_lossy(&output.stdout));
+    if code == 1 {
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
+}
+
+#[test]
+fn the_prompt_is_printed_and_continued() {
+    let folder = folder_with_parrot(" is a rose is a");
+    assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "4"]), "Rose is a rose is\n");
+    // The prompt's last token stands at position 1: what follows it is said.
+    assert_eq!(said(&folder, &["--prompt", "A rose", "--length", "2"]), "A rose a rose\n");
+    assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "0"]), "Rose\n");
+    // A new document begins with the end of the one before, which is not printed.
+    assert_eq!(said(&folder, &["--length", "3"]), " is a rose\n");
+}
+
+#[test]
+fn a_text_outgrows_the_block() {
+    // 16 tokens, one a position; after the block is full it goes on from the last 12, so at the 12th.
+    let text = " a b c d e f g h i j k l m n o p";
+    let folder = folder_with_parrot(text);
+    let expected = format!("x{text} l m n o p l m n\n");
+    assert_eq!(said(&folder, &["--prompt", "x", "--length", "24"]), expected);
+    let long = "x".to_string() + &" y".repeat(40);
+    assert_eq!(said(&folder, &["--prompt", &long, "--length", "3"]), format!("{long} p l m\n"));
+}
+
+#[test]
+fn prompts_come_from_files_and_stdin_as_they_are() {
+    let folder = folder_with_parrot(" is a rose");
+    std::fs::write(folder.path().join("prompt.txt"), "Rose").unwrap();
+    assert_eq!(said(&folder, &["--prompt_file", "prompt.txt", "--length", "2"]), "Rose is a\n");
+    let from_stdin = ["--model-checkpoint", "parrot_model.pt", "--temperature", "0", "--prompt", "-", "--length", "1"];
+    assert_eq!(text_of(sample_with_stdin(&folder, &from_stdin, "größe\n".as_bytes())), {
+        let position = Tokenizer::gpt2().encode("größe\n").len() - 1;
+        format!("größe\n{}\n", [" is", " a", " rose"][position % 3])
+    });
+    let refused = sample_with_stdin(&folder, &from_stdin, b"gr\xf6\xdfe");
+    assert_refused(&refused, 1, "the prompt on stdin is not UTF-8 text at byte 2");
+}
+
+#[test]
+fn a_sample_ends_at_the_end_of_text_and_at_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(1, 1, WIDTH, WIDTH, 50_257);
+    let mut ids = Tokenizer::gpt2().encode(" is a rose");
+    ids.push(50_256);
+    parrot(&folder.path().join("parrot_model.pt"), &config, &ids, TokenizerRef::Gpt2);
+    assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "50"]), "Rose is a rose\n");
+    assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "50", "--stop", "s a r"]), "Rose i\n");
+    assert_eq!(said(&folder, &["--prompt", "Rose", "--stop", "never", "--stop", "a"]), "Rose is \n");
+}
+
+#[test]
+fn characters_of_several_tokens_are_whole() {
+    let text = " 🦜 ö 漢字";
+    let folder = folder_with_parrot(text);
+    let length = Tokenizer::gpt2().encode(text).len().to_string();
+    assert_eq!(said(&folder, &["--prompt", "x", "--length", &length]), format!("x{text}\n"));
+    // Cut inside the parrot, which is then no character.
+    assert_eq!(said(&folder, &["--prompt", "x", "--length", "2"]), "x \u{fffd}\n");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_samples_differ() {
+    let folder = folder_with_random_model();
+    let base = ["--model_checkpoint", "random_model.pt", "--prompt", "Rose", "--length", "20"];
+    let text = |more: &[&str]| text_of(sample(&folder, &[&base, more].concat()));
+    let one = text(&["--seed", "5"]);
+    assert_eq!(one, text(&["--seed", "5"]));
+    assert_eq!(one, text(&["--seed", "5", "--threads", "1"]));
+    assert_ne!(one, text(&["--seed", "6"]));
+    let three = text(&["--seed", "5", "--num_samples", "3"]);
+    let samples: Vec<&str> = three.split_inclusive(" ---\n").collect();
+    let [first, second, third, last] = samples[..] else { panic!("{three}") };
+    assert_eq!(first, "--- sample 1 of 3 ---\n");
+    let (second, third) = (
+        second.strip_suffix("--- sample 2 of 3 ---\n").unwrap(),
+        third.strip_suffix("--- sample 3 of 3 ---\n").unwrap(),
+    );
+    assert_eq!(second, one, "the first sample is the one that is made alone");
+    assert!(third != second && last != second && last != third, "{three}");
+    assert!([second, third, last].iter().all(|text| text.starts_with("Rose") && text.ends_with('\n')), "{three}");
+    // One candidate leaves nothing to chance.
+    let greedy = text(&["--temperature", "0"]);
+    for certain in [["--top_k", "1"], ["--top_p", "1e-9"], ["--min_p", "1"]] {
+        assert_eq!(text(&certain), greedy, "{certain:?}");
+    }
+}
+
+/// A tokenizer in which each small letter and the space is a token.
+fn letters() -> TokenizerRef {
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        ('a'..='z').chain(['Ġ']).enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
+    let byte_level = serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [],
+        },
+    });
+    TokenizerRef::Json(json.to_string())
+}
+
+#[test]
+fn a_repetition_penalty_keeps_a_model_from_repeating_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(1, 1, WIDTH, WIDTH, 27);
+    let meta = CheckpointMeta { tokenizer: letters(), ..CheckpointMeta::default() };
+    let path = folder.path().join("random_model.pt");
+    checkpoint::save(&path, &config, &ParamList::new(&config).init(1), &meta).unwrap();
+    let text = |penalty| {
+        let arguments =
+            ["--model_checkpoint", "random_model.pt", "--prompt", "a", "--length", "5", "--temperature", "0"];
+        text_of(sample(&folder, &[&arguments[..], &["--repetition_penalty", penalty]].concat()))
+    };
+    let distinct = |text: &str| text.chars().collect::<std::collections::HashSet<_>>().len();
+    assert!(distinct(&text("1")) < 7, "greedy does not repeat itself: {}", text("1"));
+    // The prompt, five letters and the line break.
+    assert_eq!(distinct(&text("1e10")), 7, "{}", text("1e10"));
+}
+
+#[test]
+fn the_tokenizer_comes_with_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("parrot_model.pt");
+    let config = Config::new(1, 1, WIDTH, WIDTH, 30);
+    parrot(&path, &config, &[1, 2, 26, 0, 29], letters());
+    // Token 29 is the likeliest at position 4, but the tokenizer has no such token.
+    let text = said(&folder, &["--prompt", "a", "--length", "5"]);
+    assert!(text.starts_with("abc a") && text.len() == "abc a?\n".len(), "{text:?}");
+
+    parrot(&path, &Config::new(1, 1, WIDTH, WIDTH, 3), &[1, 2], letters());
+    let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
+    assert_refused(&refused, 1, "the tokenizer in parrot_model.pt has 27 tokens, but the model only 3");
+    parrot(&path, &config, &[1, 2], TokenizerRef::Json("{}".into()));
+    let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
+    assert_refused(&refused, 1, "tokenizer of parrot_model.pt: ");
+    parrot(&path, &config, &[1, 2], TokenizerRef::Unknown);
+    let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
+    assert_refused(&refused, 1, "parrot_model.pt does not say which tokenizer made its 30 token ids");
+}
+
+#[test]
+fn another_variant_is_refused() {
+    let folder = folder_with_parrot(" is a rose");
+    let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "7M"]);
+    let reason =
+        "parrot_model.pt is not a 7M model: it has 1 layers, 1 heads, width 16, not 4 layers, 4 heads, width 128";
+    assert_refused(&refused, 1, reason);
+    let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "8M"]);
+    assert_refused(&refused, 1, "there is no variant \"8M\"; there are 7M, 120M");
+    // A block and a vocabulary of one's own do not change the variant.
+    let config = Config { block_size: 4, ..Config::new(4, 4, 128, 128, 50_257) };
+    let path = folder.path().join("7M_model.safetensors");
+    checkpoint::save(&path, &config, &ParamList::new(&config).init(1), &CheckpointMeta::default()).unwrap();
+    let made = sample(&folder, &["--variant", "7m", "--model_checkpoint", "7M_model.safetensors", "--length", "6"]);
+    assert!(!text_of(made).is_empty());
+}
+
+#[test]
+fn bad_input_gives_one_line() {
+    let folder = folder_with_parrot(" is a rose");
+    let refused = |arguments: &[&str], code, reason: &str| {
+        let base = ["--model_checkpoint", "parrot_model.pt"];
+        assert_refused(&sample(&folder, &[&base, arguments].concat()), code, reason);
+    };
+    refused(&["--temperature", "-1"], 1, "temperature is -1; it must be 0 (greedy) or a positive number");
+    refused(&["--top_p", "0"], 1, "top_p is 0; it must be above 0 and at most 1");
+    refused(&["--min_p", "2"], 1, "min_p is 2; it must be between 0 and 1");
+    refused(&["--repetition_penalty", "-1"], 1, "repetition_penalty is -1; it must be a positive number");
+    refused(&["--temperature", "warm"], 2, "--temperature");
+    refused(&["--num_samples", "0"], 2, "--num_samples");
+    refused(&["--dtype", "f8"], 2, "there are auto and f32");
+    refused(&["--stop", ""], 2, "--stop");
+    refused(&["--prompt", "a", "--prompt_file", "b"], 2, "cannot be used with");
+    refused(&["--prompt_file", "nowhere.txt"], 1, "cannot read nowhere.txt: No such file");
+    assert_refused(&sample(&folder, &["--prompt", "a"]), 2, "--model_checkpoint");
+    let missing = sample(&folder, &["--model_checkpoint", "7M_model.pt"]);
+    assert_refused(&missing, 1, "cannot read 7M_model.pt: No such file");
+
+    let path = folder.path().join("parrot_model.pt");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&["--prompt", "a"], 1, "cannot read parrot_model.pt: it is damaged or cut short");
+    let config = Config::new(1, 1, 4, 4, 50_257);
+    checkpoint::save(&path, &config, &vec![f32::NAN; ParamList::new(&config).total()], &CheckpointMeta::default())
+        .unwrap();
+    let nan = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--prompt", "a"]);
+    assert_eq!(nan.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nan.stderr).contains("the model's logit of token 0 is NaN"), "{nan:?}");
+}
