@@ -70,13 +70,7 @@ pub fn build(spec: &Spec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Res
     let folder = spec.root.join(folder_name(spec.name)?);
     let tokenizer = spec.tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
     let listing = list(spec.sources)?;
-    if let Some(first) = listing.skipped.first() {
-        tell(Event::Note(format!(
-            "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
-            listing.skipped.len(),
-            first.display()
-        )));
-    }
+    listing.tell_skipped(tell);
 
     let folder = Folder::create(folder)?;
     let data = folder.path.join(DATA);

@@ -1,14 +1,13 @@
 //! `ngen3 tokenize`, as a user types it.
 
+mod common;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-/// Tiny-shakespeare, as it is inside the program.
-fn shakespeare() -> Vec<u8> {
-    zstd::decode_all(&include_bytes!("../../ngen3-data/data/tinyshakespeare.txt.zst")[..]).unwrap()
-}
+use common::{complaint, contents, fail, ngen3, run, shakespeare, succeed, texts};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -16,64 +15,9 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// `ngen3 LINE` in a folder; the words of `line` are split at spaces.
-fn ngen3(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ngen3"));
-    command.args(line.split(' ')).current_dir(folder);
-    for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
-        command.env_remove(proxy);
-    }
-    command
-}
-
-fn run(folder: &Path, line: &str) -> Output {
-    ngen3(folder, line).output().unwrap()
-}
-
-/// Runs what must succeed; gives stdout and stderr.
-fn succeed(folder: &Path, line: &str) -> (String, String) {
-    texts(&run(folder, line), 0)
-}
-
-/// Runs what must fail with this code; gives its one line of complaint.
-fn fail(folder: &Path, line: &str, code: i32) -> String {
-    complaint(&run(folder, line), code)
-}
-
-fn complaint(output: &Output, code: i32) -> String {
-    let (out, err) = texts(output, code);
-    assert!(out.is_empty(), "{out}");
-    let lines: Vec<_> = err.lines().filter(|line| !line.starts_with("note: ")).collect();
-    assert_eq!(lines.len(), 1, "one line: {err}");
-    lines[0].strip_prefix("error: ").unwrap_or_else(|| panic!("{err}")).to_owned()
-}
-
-fn texts(output: &Output, code: i32) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{out}{err}");
-    (out, err)
-}
-
 fn tokens(folder: &Path, dataset: &str) -> Vec<u16> {
     let bytes = fs::read(folder.join(format!("_data_{dataset}_/data.bin"))).unwrap();
     bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
-}
-
-/// Every file below a folder, with its content.
-fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.push((path.display().to_string(), Vec::new()));
-            found.extend(contents(&path));
-        } else {
-            found.push((path.display().to_string(), fs::read(&path).unwrap()));
-        }
-    }
-    found.sort();
-    found
 }
 
 #[test]

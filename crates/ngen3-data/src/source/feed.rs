@@ -96,7 +96,7 @@ impl Feed {
         Ok(Self { messages })
     }
 
-    /// The next piece; `None` after the last. `tell` hears the events on the way.
+    /// The next piece; `None`, once, after the last. `tell` hears the events on the way.
     ///
     /// # Errors
     /// [`Error::Interrupted`] soon after `stop` is set; whatever is wrong with a document. There is nothing after an error.

@@ -94,6 +94,19 @@ pub struct Listing {
     pub skipped: Vec<PathBuf>,
 }
 
+impl Listing {
+    /// Says what was skipped, if anything was.
+    pub fn tell_skipped(&self, tell: &mut dyn FnMut(Event)) {
+        if let Some(first) = self.skipped.first() {
+            tell(Event::Note(format!(
+                "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
+                self.skipped.len(),
+                first.display()
+            )));
+        }
+    }
+}
+
 /// Finds the documents that sources stand for. A folder stands for its text files (`.txt` and `.md`, perhaps with `.gz` or
 /// `.zst` after it), at any depth, in the order of their paths; a file that is named itself is read whatever its ending.
 ///

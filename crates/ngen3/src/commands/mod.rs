@@ -3,6 +3,8 @@
 
 mod sample;
 mod tokenize;
+mod tokenizer;
+mod train;
 mod variants;
 
 /// What `ngen3` can do.
@@ -11,6 +13,8 @@ mod variants;
 pub enum Command {
     Sample(sample::Args),
     Tokenize(tokenize::Args),
+    Tokenizer(tokenizer::Args),
+    Train(train::Args),
     Variants(variants::Args),
 }
 
@@ -20,6 +24,8 @@ impl Command {
         match self {
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
+            Self::Tokenizer(args) => tokenizer::run(args),
+            Self::Train(args) => train::run(args),
             Self::Variants(args) => variants::run(args),
         }
     }

@@ -1,0 +1,55 @@
+//! A tokenizer is trained: text from many places becomes a tokenizer.json.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ngen3_model::files::AtomicFile;
+
+use crate::source::{Event, Feed, Piece, Settings, Source, list};
+use crate::tokenizer::{Trained, train};
+use crate::{Error, Tokenizer};
+
+/// Trains a byte-level BPE of `vocab_size` tokens on all the text of `sources` and writes it to `out`, whole or not at all,
+/// as a Hugging Face tokenizer.json. Counts and merges on rayon's current pool. `tell` hears how far it is.
+///
+/// # Errors
+/// Whatever is wrong with a source, the size or the file; [`Error::Interrupted`] when `stop` is set.
+pub fn train_tokenizer(
+    sources: &[Source],
+    lossy: bool,
+    vocab_size: usize,
+    out: &Path,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Trained, Error> {
+    let listing = list(sources)?;
+    listing.tell_skipped(tell);
+    // Before any work, so that a file that cannot be written is known at once.
+    let mut file = AtomicFile::create(out)?;
+    let scratch = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Tokenizers of this kind have GPT-2's pre-tokeniser, so its places to cut are theirs.
+    let cutter = Tokenizer::gpt2();
+    let settings = Settings { lossy, scratch: scratch.into() };
+    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))?;
+    let texts = std::iter::from_fn(|| {
+        loop {
+            match feed.next(stop, tell).transpose()? {
+                Ok(Piece::Text(text)) => return Some(Ok(text)),
+                Ok(Piece::End) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    });
+    // Fused, since a feed has nothing to say after its end.
+    let texts = texts.fuse();
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let trained = train::<_, Error>(texts, vocab_size, &name)?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    let json = trained.tokenizer.to_json();
+    file.write_all(json.as_bytes()).map_err(|source| ngen3_model::Error::Write { path: out.into(), source })?;
+    file.commit()?;
+    Ok(trained)
+}

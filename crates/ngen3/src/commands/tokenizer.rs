@@ -1,0 +1,82 @@
+//! `ngen3 tokenizer train`: a tokenizer of one's own.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ngen3_data::train_tokenizer;
+
+use super::tokenize::{parse_sources, show};
+use crate::interrupt::{self, interruptible};
+use crate::progress::{Progress, counted, megabytes};
+use crate::stdout;
+use crate::threads::Threads;
+
+/// Make a tokenizer of your own
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand)]
+#[command(rename_all = "snake_case")]
+enum Action {
+    Train(TrainArgs),
+}
+
+/// Train a byte-level BPE tokenizer on text
+///
+/// A small vocabulary makes a small model far smaller and faster. The result is a Hugging Face tokenizer.json: pass it to
+/// tokenize with --tokenizer, and it travels with the data and the model from then on.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+struct TrainArgs {
+    /// Text, as for tokenize: files, folders, http(s) addresses, - for stdin, or builtin:shakespeare
+    #[arg(long, value_name = "PATH_OR_URL", required = true, num_args = 1..)]
+    txt: Vec<OsString>,
+    /// Tokens in the vocabulary: 256 bytes, merges, and <|endoftext|>
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    vocab_size: usize,
+    /// Where to write the tokenizer
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace bytes that are not UTF-8 by U+FFFD instead of stopping at them
+    #[arg(long)]
+    lossy: bool,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 tokenizer train --txt books/ --vocab_size 8192 --out books.json
+  ngen3 tokenize --dataset books --txt books/ --tokenizer books.json";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Action::Train(args) = args.action;
+    let sources = parse_sources(&args.txt)?;
+    let stop = interrupt::watch()?;
+    args.threads.start()?;
+    let started = Instant::now();
+    let progress = Progress::bytes("counting words", None);
+    let result =
+        train_tokenizer(&sources, args.lossy, args.vocab_size, &args.out, &stop, &mut |event| show(&progress, event));
+    drop(progress);
+    let made = interruptible(result)?;
+    let short = if made.reached() {
+        String::new()
+    } else {
+        format!(" (not {}: no more pairs occur twice in this text)", counted(made.requested as u64))
+    };
+    stdout::print(&format!(
+        "{}: {} tokens{short}, from {} and {} distinct words in {:.1} s\n",
+        args.out.display(),
+        counted(made.tokenizer.vocab_size() as u64),
+        megabytes(made.bytes as f64),
+        counted(made.words as u64),
+        started.elapsed().as_secs_f64(),
+    ))
+}

@@ -1,0 +1,66 @@
+//! The program as a user runs it, for the tests of several commands; each uses what it needs.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Tiny-shakespeare, as it is inside the program.
+pub fn shakespeare() -> Vec<u8> {
+    zstd::decode_all(&include_bytes!("../../../ngen3-data/data/tinyshakespeare.txt.zst")[..]).unwrap()
+}
+
+/// `ngen3 LINE` in a folder; the words of `line` are split at spaces.
+pub fn ngen3(folder: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ngen3"));
+    command.args(line.split(' ')).current_dir(folder);
+    for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+        command.env_remove(proxy);
+    }
+    command
+}
+
+pub fn run(folder: &Path, line: &str) -> Output {
+    ngen3(folder, line).output().unwrap()
+}
+
+/// Runs what must succeed; gives stdout and stderr.
+pub fn succeed(folder: &Path, line: &str) -> (String, String) {
+    texts(&run(folder, line), 0)
+}
+
+/// Runs what must fail with this code; gives its one line of complaint.
+pub fn fail(folder: &Path, line: &str, code: i32) -> String {
+    complaint(&run(folder, line), code)
+}
+
+pub fn complaint(output: &Output, code: i32) -> String {
+    let (out, err) = texts(output, code);
+    assert!(out.is_empty(), "{out}");
+    let lines: Vec<_> = err.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert_eq!(lines.len(), 1, "one line: {err}");
+    lines[0].strip_prefix("error: ").unwrap_or_else(|| panic!("{err}")).to_owned()
+}
+
+pub fn texts(output: &Output, code: i32) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}{err}");
+    (out, err)
+}
+
+/// Every file below a folder, with its content.
+pub fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.push((path.display().to_string(), Vec::new()));
+            found.extend(contents(&path));
+        } else {
+            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
