@@ -19,9 +19,10 @@ Examples:
 /// What the table's last two columns mean, printed below it.
 const MEMORY: &str = "\
 Parameters count the shared token embedding once; the name is a label.
-Memory is in f32. To sample: 4 bytes a parameter, and 8 a layer, channel and position for keys and values.
-To train: 16 bytes a parameter (weight, gradient, two moments), and 64 a layer, channel and token of a batch for what
-the backward pass needs; a smaller --batch_size with --gradient_accumulation needs less.";
+Memory is what the numbers take, all in f32. To sample: 4 bytes a parameter, and 8 a layer, channel and position for
+the keys and values of one text. To train: 16 bytes a parameter (weight, gradient, two moments); for each token of a
+batch, 40 a channel in every layer and 48 a channel besides; and 25 MB for logits. A smaller --batch_size with more
+--gradient_accumulation needs less.";
 
 /// Runs the command.
 pub fn run(Args {}: Args) -> anyhow::Result<()> {
@@ -60,11 +61,13 @@ fn table() -> String {
     out
 }
 
-/// Bytes to train with rows of `block_size` tokens: parameters, gradients and AdamW's moments, and per layer and token
-/// 16 numbers a channel (residual stream 2, LayerNorms 2, query, key and value 3, attention 1, MLP 8).
-fn train_bytes(config: &Config, batch_size: usize) -> u64 {
-    let tokens = (batch_size * config.block_size) as u64;
-    16 * ParamList::new(config).total() as u64 + 64 * (config.n_layer * config.n_embd) as u64 * tokens
+/// Bytes to train with rows of `block_size` tokens: parameters, gradients and AdamW's moments; what a layer keeps for its
+/// backward (input 1, query, key and value 3, attention 1, stream 1, MLP 4, times width); what the layers share (12 times
+/// width); a block of logits.
+pub fn train_bytes(config: &Config, batch_size: usize) -> u64 {
+    let channels = (batch_size * config.block_size * config.n_embd) as u64;
+    let layers = config.n_layer as u64;
+    16 * ParamList::new(config).total() as u64 + (40 * layers + 48) * channels + 25_000_000
 }
 
 /// Bytes to sample one text: parameters, and a full block of keys and values.
@@ -73,7 +76,7 @@ fn sample_bytes(config: &Config) -> u64 {
 }
 
 /// Bytes with three digits or so: `29 MB`, `1.5 GB`.
-fn bytes(n: u64) -> String {
+pub fn bytes(n: u64) -> String {
     let megabytes = n as f64 / 1e6;
     if megabytes < 1e3 { format!("{megabytes:.0} MB") } else { format!("{:.1} GB", megabytes / 1e3) }
 }
@@ -90,7 +93,7 @@ mod tests {
             line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
         };
         // 50,257·128 + 128·128 + 4·(12·128² + 13·128) + 2·128 parameters.
-        let expected = ["7M", "4", "4", "128", "128", "16", "3e-4", "7,242,624", "183", "MB", "29", "MB"];
+        let expected = ["7M", "4", "4", "128", "128", "16", "3e-4", "7,242,624", "195", "MB", "29", "MB"];
         assert_eq!(row("7M"), expected);
         assert_eq!(row("500M")[..6], ["500M", "28", "18", "1152", "512", "16"]);
         assert_eq!(row("500M")[6], "2.5e-4");

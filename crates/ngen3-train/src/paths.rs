@@ -1,0 +1,124 @@
+//! Where a run keeps its files.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ngen3_model::checkpoint::Format;
+
+use crate::Error;
+
+/// The files of a run that makes `X_model.pt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunPaths {
+    /// `X_model.pt` or `X_model.safetensors`: the latest weights.
+    pub model: PathBuf,
+    /// `X_model.state/state.safetensors`: what resuming needs.
+    pub state: PathBuf,
+    /// `X_model.run/`: metrics, TensorBoard events, the loss curve.
+    pub run: PathBuf,
+}
+
+impl RunPaths {
+    /// The files beside `model`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] unless the name ends in `.pt` or `.safetensors`.
+    pub fn new(model: &Path) -> Result<Self, Error> {
+        Format::of(model)?;
+        Ok(Self {
+            model: model.into(),
+            state: model.with_extension("state").join("state.safetensors"),
+            run: model.with_extension("run"),
+        })
+    }
+
+    /// Makes the folders, checks that a file can be made in each, and removes what killed runs left half-written.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the folder: better now than after the first hour of training.
+    pub fn prepare(&self) -> Result<(), Error> {
+        if self.model.is_dir() {
+            return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
+        }
+        for (folder, file) in [
+            (parent(&self.model), self.model.file_name()),
+            (parent(&self.state), self.state.file_name()),
+            (&self.run, None),
+        ] {
+            fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+            tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
+            if let Some(file) = file {
+                remove_leftovers(folder, file.to_os_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder that a file stands in.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes the temporary files (`.FILE.xxxxxx.tmp`) of writes that were killed before they were whole.
+fn remove_leftovers(folder: &Path, file: OsString) -> Result<(), Error> {
+    let mut prefix = OsString::from(".");
+    prefix.push(file);
+    prefix.push(".");
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let name = entry.file_name();
+        let (name, prefix) = (name.as_encoded_bytes(), prefix.as_encoded_bytes());
+        if name.starts_with(prefix) && name.ends_with(b".tmp") {
+            fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_stand_beside_the_model() {
+        let paths = RunPaths::new(Path::new("a/7M_model.pt")).unwrap();
+        assert_eq!(paths.state, Path::new("a/7M_model.state/state.safetensors"));
+        assert_eq!(paths.run, Path::new("a/7M_model.run"));
+        let error = RunPaths::new(Path::new("model.bin")).unwrap_err().to_string();
+        assert!(error.contains("model.bin") && error.contains(".pt or .safetensors"), "{error}");
+    }
+
+    #[test]
+    fn half_written_files_are_removed_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = RunPaths::new(&dir.path().join("new/x.pt")).unwrap();
+        paths.prepare().unwrap();
+        let folder = dir.path().join("new");
+        for name in [".x.pt.Ab3.tmp", ".xx.pt.Ab3.tmp", "x.pt", ".x.pt.Ab3"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        let state_leftover = folder.join("x.state/.state.safetensors.Q.tmp");
+        fs::write(&state_leftover, "").unwrap();
+        paths.prepare().unwrap();
+        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".x.pt.Ab3", ".xx.pt.Ab3.tmp", "x.pt", "x.run", "x.state"]);
+        assert!(!state_leftover.exists());
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = RunPaths::new(&dir.path().join("file/x.pt")).unwrap().prepare().unwrap_err().to_string();
+        assert!(error.contains("cannot make the folder") && error.contains("file"), "{error}");
+        fs::create_dir(dir.path().join("x.pt")).unwrap();
+        let error = RunPaths::new(&dir.path().join("x.pt")).unwrap().prepare().unwrap_err().to_string();
+        assert!(error.contains("it is a folder"), "{error}");
+    }
+}

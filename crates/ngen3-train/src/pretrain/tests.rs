@@ -1,0 +1,357 @@
+//! Runs of the fake model: what the loop does, and what it leaves on the disk.
+
+use std::fs;
+use std::path::Path;
+
+use ngen3_model::{Checkpoint, Config, TokenizerRef};
+use tempfile::TempDir;
+
+use super::*;
+use crate::testing::{FakeEngine, settings};
+use crate::{Begin, Overrides, Request, Shape};
+
+const FRESH: Begin = Begin::Fresh { init_from: None, overwrite: false };
+
+fn config() -> Config {
+    Config::new(1, 1, 2, 4, 7)
+}
+
+/// A folder with 300 tokens below 7, the later ones oftener.
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_data(dir.path(), 3);
+    dir
+}
+
+fn write_data(dir: &Path, skew: u32) {
+    let tokens = (0..300u32).map(|i| ((i * i * skew + i / 7) % 11).min(6) as u16);
+    fs::write(dir.join("data.bin"), tokens.flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
+}
+
+fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
+    Request {
+        variant: None,
+        config_file: None,
+        data: dir.join("data.bin"),
+        out: Some(dir.join("x.pt")),
+        begin,
+        settings: asked,
+        shape: Shape::from(&config()),
+    }
+}
+
+/// What was said about a run, which it can stop.
+#[derive(Default)]
+struct Watcher {
+    stop_after: Option<u64>,
+    stop: AtomicBool,
+    steps: Vec<StepReport>,
+    evaluations: Vec<(u64, f32, bool)>,
+}
+
+struct Watching<'a>(&'a AtomicBool, Option<u64>, &'a mut Vec<StepReport>, &'a mut Vec<(u64, f32, bool)>);
+
+impl Progress for Watching<'_> {
+    fn step(&mut self, report: &StepReport) {
+        self.2.push(*report);
+        if self.1 == Some(report.step) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool) {
+        self.3.push((step, val_loss, best));
+    }
+}
+
+impl Watcher {
+    fn run(&mut self, request: Request, tweak: impl FnOnce(&mut FakeEngine)) -> Result<(Outcome, FakeEngine), Error> {
+        let (job, weights) = Job::prepare(request)?;
+        let mut engine = FakeEngine::new(job.config.clone(), 0);
+        engine.write(Slot::Params, &weights.params);
+        if let Some(moments) = weights.moments {
+            moments.restore(&mut engine);
+        }
+        tweak(&mut engine);
+        let mut watching = Watching(&self.stop, self.stop_after, &mut self.steps, &mut self.evaluations);
+        let outcome = pretrain(&job, &mut engine, &mut watching, &self.stop)?;
+        Ok((outcome, engine))
+    }
+}
+
+fn run(request: Request) -> Result<Outcome, Error> {
+    Watcher::default().run(request, |_| {}).map(|(outcome, _)| outcome)
+}
+
+/// metrics.jsonl without its times.
+fn metrics(dir: &Path) -> Vec<Line> {
+    let text = fs::read_to_string(dir.join("x.run/metrics.jsonl")).unwrap();
+    let line = |text: &str| {
+        let mut line: Line = serde_json::from_str(text).unwrap();
+        line.elapsed_s = 0.0;
+        if let Some(train) = &mut line.train {
+            (train.ms_per_step, train.tokens_per_s) = (0.0, 0.0);
+        }
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+fn error(request: Request) -> String {
+    run(request).unwrap_err().to_string()
+}
+
+#[test]
+fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
+    let asked = Overrides { gradient_accumulation: Some(2), ..settings(14).into() };
+    let whole = folder();
+    assert_eq!(run(request(whole.path(), FRESH, asked.clone())).unwrap(), Outcome::Finished);
+
+    let parts = folder();
+    let mut watcher = Watcher { stop_after: Some(5), ..Watcher::default() };
+    let (outcome, _) = watcher.run(request(parts.path(), FRESH, asked.clone()), |_| {}).unwrap();
+    assert_eq!(outcome, Outcome::Interrupted(5));
+    let (saved, best) =
+        (Checkpoint::load(&parts.path().join("x.pt")).unwrap().meta, watcher.evaluations.last().unwrap());
+    assert_eq!((saved.iter_num, saved.best_val_loss), (5, Some(f64::from(best.1))));
+    // A killed run may have logged more than its state knows.
+    let metrics_path = parts.path().join("x.run/metrics.jsonl");
+    let more = fs::read_to_string(&metrics_path).unwrap() + "{\"step\":6,\"elapsed_s\":1}\n{\"st";
+    fs::write(&metrics_path, more).unwrap();
+
+    // Settings need not be said again.
+    let mut watcher = Watcher { stop_after: Some(9), ..Watcher::default() };
+    let (outcome, _) = watcher.run(request(parts.path(), Begin::Resume, Overrides::default()), |_| {}).unwrap();
+    assert_eq!(outcome, Outcome::Interrupted(9));
+    assert_eq!(run(request(parts.path(), Begin::Resume, asked)).unwrap(), Outcome::Finished);
+
+    assert_eq!(metrics(parts.path()), metrics(whole.path()));
+    let bytes = |dir: &TempDir| fs::read(dir.path().join("x.pt")).unwrap();
+    assert_eq!(bytes(&parts), bytes(&whole));
+    let state = |dir: &TempDir| {
+        let state = state::load(&dir.path().join("x.state/state.safetensors")).unwrap().unwrap();
+        (state.header.step, state.params, state.exp_avg, state.exp_avg_sq)
+    };
+    assert_eq!(state(&parts), state(&whole));
+}
+
+#[test]
+fn it_learns_and_says_so_at_the_intervals() {
+    let dir = folder();
+    let asked = Overrides { log_interval: Some(3), eval_interval: Some(4), ..settings(10).into() };
+    let mut watcher = Watcher::default();
+    watcher.run(request(dir.path(), FRESH, asked), |_| {}).unwrap();
+    let lines = metrics(dir.path());
+    assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 3, 4, 6, 8, 9, 10]);
+    let evaluated: Vec<_> = lines.iter().filter(|line| line.val_loss.is_some()).map(|line| line.step).collect();
+    assert_eq!(evaluated, [0, 4, 8, 10]);
+    let said: Vec<_> = watcher.evaluations.iter().map(|&(step, ..)| step).collect();
+    assert_eq!(said, [0, 4, 8, 10]);
+    let losses: Vec<f32> = lines.iter().filter_map(|line| line.val_loss).collect();
+    assert!(losses[3] < losses[0] - 0.1, "{losses:?}");
+    assert!(watcher.evaluations[0].2, "the first evaluation is the best so far");
+    assert_eq!(watcher.steps.len(), 10);
+    let logged: Vec<_> = watcher.steps.iter().filter(|report| report.logged).map(|report| report.step).collect();
+    assert_eq!(logged, [1, 3, 6, 9, 10]);
+    for report in &watcher.steps {
+        assert_eq!(report.lr, settings(10).lr_at(report.step - 1));
+    }
+    assert_eq!(watcher.steps[9].left, Duration::ZERO);
+}
+
+#[test]
+fn micro_batches_weigh_alike_and_share_no_dropout_mask() {
+    let dir = folder();
+    let asked = Overrides { gradient_accumulation: Some(4), ..settings(3).into() };
+    let (_, engine) = Watcher::default().run(request(dir.path(), FRESH, asked), |_| {}).unwrap();
+    assert_eq!(engine.calls.len(), 12);
+    assert!(engine.calls.iter().all(|&(weight, _)| weight == 0.25));
+    let mut seeds: Vec<u64> = engine.calls.iter().map(|&(_, seed)| seed).collect();
+    seeds.sort();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 12);
+}
+
+#[test]
+fn a_diverged_run_keeps_the_last_good_model() {
+    // At step 6 the weights break: seen by the loss of step 7, by the evaluation at 6, or by the check before a save.
+    for (eval_interval, save_interval, kept, seen) in [
+        (100, 5, 5, "loss became NaN at step 7"),
+        (3, 3, 3, "validation loss became NaN at step 6"),
+        (100, 1, 5, "loss became NaN at step 6"),
+    ] {
+        let dir = folder();
+        let asked =
+            Overrides { eval_interval: Some(eval_interval), save_interval: Some(save_interval), ..settings(20).into() };
+        let error = Watcher::default()
+            .run(request(dir.path(), FRESH, asked), |engine| engine.breaks_at = Some(6))
+            .map(|(outcome, _)| outcome)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(seen) && error.contains(&format!("keeps the model of step {kept}")), "{error}");
+        let checkpoint = Checkpoint::load(&dir.path().join("x.pt")).unwrap();
+        assert_eq!(checkpoint.meta.iter_num, kept);
+        assert!(checkpoint.params.iter().all(|value| value.is_finite()));
+        // A gentler rate goes on from there.
+        let gentle = Overrides { learning_rate: Some(0.01), min_lr: Some(0.0), ..Overrides::default() };
+        assert_eq!(run(request(dir.path(), Begin::Resume, gentle)).unwrap(), Outcome::Finished);
+    }
+}
+
+#[test]
+fn no_steps_initialise_and_save() {
+    let dir = folder();
+    assert_eq!(run(request(dir.path(), FRESH, settings(0).into())).unwrap(), Outcome::Finished);
+    let checkpoint = Checkpoint::load(&dir.path().join("x.pt")).unwrap();
+    assert_eq!(checkpoint.params, ngen3_model::ParamList::new(&config()).init(settings(0).seed));
+    assert_eq!((checkpoint.meta.iter_num, checkpoint.meta.best_val_loss), (0, None));
+    assert_eq!(checkpoint.meta.tokenizer, TokenizerRef::Unknown, "nothing says what made these ids");
+    assert_eq!(checkpoint.meta.training["learning_rate"].to_string(), "0.1");
+    // It can go on from there as if it had been asked for steps at once.
+    run(request(dir.path(), Begin::Resume, Overrides { max_iters: Some(20), ..Overrides::default() })).unwrap();
+    let whole = folder();
+    run(request(whole.path(), FRESH, settings(20).into())).unwrap();
+    assert_eq!(metrics(dir.path()), metrics(whole.path()));
+}
+
+#[test]
+fn a_model_that_is_there_is_replaced_only_when_asked() {
+    let dir = folder();
+    run(request(dir.path(), FRESH, settings(3).into())).unwrap();
+    let before = fs::read(dir.path().join("x.pt")).unwrap();
+    let message = error(request(dir.path(), FRESH, settings(2).into()));
+    assert!(message.contains("x.pt is there already") && message.contains("--resume"), "{message}");
+    assert_eq!(fs::read(dir.path().join("x.pt")).unwrap(), before);
+
+    let overwrite = Begin::Fresh { init_from: None, overwrite: true };
+    run(request(dir.path(), overwrite, settings(2).into())).unwrap();
+    assert_eq!(Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta.iter_num, 2);
+    assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn a_finished_run_can_be_made_longer() {
+    let dir = folder();
+    run(request(dir.path(), FRESH, settings(4).into())).unwrap();
+    let (job, _) = Job::prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    assert!(job.is_finished() && job.notes.is_empty());
+
+    let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
+    let (job, _) = Job::prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
+    assert!(!job.is_finished());
+    assert_eq!(job.notes[0], "changed since the run stopped: max_iters 4 → 8");
+    assert!(job.notes[1].contains("the learning rate goes on at"), "{:?}", job.notes);
+    assert_eq!(run(request(dir.path(), Begin::Resume, longer)).unwrap(), Outcome::Finished);
+    assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+
+    let message = error(request(dir.path(), Begin::Resume, Overrides { max_iters: Some(5), ..Overrides::default() }));
+    assert_eq!(message, "max_iters is 5, and the run has done 8 steps already");
+}
+
+#[test]
+fn a_run_does_not_go_on_as_another() {
+    let dir = folder();
+    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    assert!(message.contains("there is nothing to resume: no ") && message.contains("state.safetensors"), "{message}");
+    run(request(dir.path(), FRESH, settings(4).into())).unwrap();
+
+    let mut other = request(dir.path(), Begin::Resume, Overrides::default());
+    other.shape = Shape { n_layer: Some(3), block_size: Some(2), ..Shape::default() };
+    assert!(error(other).ends_with("holds another model: n_layer is 1, not 3; block_size is 4, not 2"));
+
+    let message =
+        error(request(dir.path(), Begin::Resume, Overrides { val_fraction: Some(0.5), ..Overrides::default() }));
+    assert!(message.contains("trained on 240 tokens and validated on 60") && message.contains("--val_fraction"));
+
+    write_data(dir.path(), 5);
+    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    assert!(message.contains("is not the data that the run was trained on"), "{message}");
+
+    let state = dir.path().join("x.state/state.safetensors");
+    let bytes = fs::read(&state).unwrap();
+    fs::write(&state, &bytes[..bytes.len() - 1]).unwrap();
+    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    assert!(message.contains("state.safetensors: not a training state: it is"), "{message}");
+}
+
+#[test]
+fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
+    let dir = folder();
+    run(request(dir.path(), FRESH, settings(4).into())).unwrap();
+    let from = dir.path().join("x.pt");
+    let params = Checkpoint::load(&from).unwrap().params;
+    let begin = || Begin::Fresh { init_from: Some(from.clone()), overwrite: false };
+    let to = |shape: Shape| {
+        let request = request(dir.path(), begin(), settings(0).into());
+        Job::prepare(Request { out: Some(dir.path().join("y.pt")), shape, ..request })
+    };
+
+    let (job, weights) = to(Shape::default()).unwrap();
+    assert_eq!((job.config, job.step), (config(), 0));
+    assert_eq!(weights.params, params);
+    assert!(weights.moments.is_none());
+
+    // A shorter block keeps the first positions and everything else.
+    let (job, weights) = to(Shape { block_size: Some(3), ..Shape::default() }).unwrap();
+    let (whole, cut) = (ngen3_model::ParamList::new(&config()), ngen3_model::ParamList::new(&job.config));
+    assert_eq!(job.config.block_size, 3);
+    assert_eq!(weights.params[cut.wte.clone()], params[whole.wte.clone()]);
+    assert_eq!(weights.params[cut.wpe.clone()], params[whole.wpe.start..whole.wpe.end - 2]);
+    assert_eq!(weights.params[cut.wpe.end..], params[whole.wpe.end..]);
+
+    for (shape, expected) in [
+        (Shape { block_size: Some(5), ..Shape::default() }, "block_size is 4, not 5"),
+        (Shape { n_embd: Some(4), n_head: Some(2), ..Shape::default() }, "n_head is 1, not 2; n_embd is 2, not 4"),
+        (Shape { vocab_size: Some(9), ..Shape::default() }, "vocab_size is 7, not 9"),
+        (
+            Shape { activation: Some(ngen3_model::Activation::Gelu), ..Shape::default() },
+            "activation is GeluNew, not Gelu",
+        ),
+    ] {
+        let message = to(shape).unwrap_err().to_string();
+        assert!(message.contains("x.pt holds another model") && message.ends_with(expected), "{message}");
+    }
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused_before_anything_is_written() {
+    let dir = folder();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let plain = || request(dir.path(), FRESH, settings(4).into());
+    let before = names();
+    let cases = [
+        (Request { shape: Shape { n_head: None, ..Shape::from(&config()) }, ..plain() }, "shape is not complete"),
+        (
+            Request { shape: Shape { n_head: Some(3), ..Shape::from(&config()) }, ..plain() },
+            "not a multiple of n_head 3",
+        ),
+        (Request { shape: Shape { vocab_size: Some(6), ..Shape::from(&config()) }, ..plain() }, "outside the model's"),
+        (
+            Request { shape: Shape { block_size: Some(100), ..Shape::from(&config()) }, ..plain() },
+            "too few for a block",
+        ),
+        (Request { out: Some(dir.path().join("x.bin")), ..plain() }, ".pt or .safetensors"),
+        (Request { out: None, ..plain() }, "which model?"),
+        (Request { data: dir.path().join("none.bin"), ..plain() }, "none.bin"),
+        (Request { config_file: Some(dir.path().join("none.toml")), ..plain() }, "none.toml"),
+    ];
+    for (request, expected) in cases {
+        let message = error(request);
+        assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
+        assert_eq!(names(), before, "{expected}");
+    }
+}
+
+#[test]
+fn dropout_seeds_differ_in_every_number() {
+    let mut seeds: Vec<u64> = (0..3)
+        .flat_map(|seed| (0..3).flat_map(move |step| (0..3).map(move |micro| dropout_seed(seed, step, micro))))
+        .collect();
+    seeds.sort();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 27);
+}

@@ -1,0 +1,259 @@
+//! `X_model.run/`: what happened in a run, for people and programs to look at.
+//!
+//! `metrics.jsonl` is the record: one [`Line`] of JSON for each logged step, on the disk as soon as it is written.
+//! TensorBoard's event file and `loss.svg` hold the same and are made from it. A resumed run drops the lines after the
+//! step that it goes on from, so the record always reads as that of one uninterrupted run.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ngen3_model::files::write_atomic;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, plot, tensorboard};
+
+/// TensorBoard finds event files by this beginning of their names.
+const EVENTS_PREFIX: &str = "events.out.tfevents.";
+
+/// One line of `metrics.jsonl`: what was measured when `step` updates were done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Updates done.
+    pub step: u64,
+    /// What the last update measured; nothing before the first one.
+    #[serde(flatten)]
+    pub train: Option<Train>,
+    /// Seconds of training since step 0, those before a resumption counted in.
+    pub elapsed_s: f64,
+    /// Mean loss over the validation batches, in nats per token, at steps with an evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f32>,
+}
+
+/// What an update measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Train {
+    /// Loss of the update's batch before the update, in nats per token.
+    pub train_loss: f32,
+    /// Its learning rate.
+    pub lr: f32,
+    /// Global norm of its gradient before clipping.
+    pub grad_norm: f32,
+    /// Mean duration of an update since the line before.
+    pub ms_per_step: f64,
+    /// Tokens trained on in a second, over the same time.
+    pub tokens_per_s: f64,
+}
+
+/// The open record of a run.
+#[derive(Debug)]
+pub struct RunLog {
+    folder: PathBuf,
+    metrics: File,
+    events: File,
+    lines: Vec<Line>,
+}
+
+impl RunLog {
+    /// Opens the record in `folder`, made if need be, for a run that stands at `step`: lines after it are dropped, and
+    /// at step 0 all of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if `metrics.jsonl` is not
+    /// what this wrote.
+    pub fn open(folder: &Path, step: u64) -> Result<Self, Error> {
+        fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+        let path = folder.join("metrics.jsonl");
+        let lines = if step == 0 { Vec::new() } else { read_lines(&path, step)? };
+        write_atomic(&path, |file| lines.iter().try_for_each(|line| file.write_all(&json(line))))?;
+        let metrics = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
+        let events = new_event_file(folder, &lines)?;
+        Ok(Self { folder: folder.into(), metrics, events, lines })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written.
+    pub fn write(&mut self, line: Line) -> Result<(), Error> {
+        self.metrics.write_all(&json(&line)).map_err(Error::io("write", &self.folder.join("metrics.jsonl")))?;
+        write_event(&mut self.events, &line, now()).map_err(Error::io("write TensorBoard events in", &self.folder))?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// Brings everything to the disk and draws `loss.svg` anew: to be called at every save.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Model`] if a file cannot be written.
+    pub fn sync(&mut self) -> Result<(), Error> {
+        for file in [&self.metrics, &self.events] {
+            file.sync_data().map_err(Error::io("write in", &self.folder))?;
+        }
+        let title = self.folder.file_stem().unwrap_or_default().to_string_lossy();
+        let svg = plot::loss_svg(&title, &self.lines);
+        write_atomic(&self.folder.join("loss.svg"), |file| file.write_all(svg.as_bytes()))?;
+        Ok(())
+    }
+}
+
+/// The lines of `metrics.jsonl` up to `step`. No file is no lines.
+fn read_lines(path: &Path, step: u64) -> Result<Vec<Line>, Error> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    parse_lines(&text, step).map_err(|what| Error::file(path, what))
+}
+
+/// The lines up to `step`. A last line without its newline is the torso that a killed run left, and is dropped.
+fn parse_lines(text: &str, step: u64) -> Result<Vec<Line>, String> {
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    let mut lines: Vec<Line> = Vec::new();
+    for (index, text) in whole.lines().enumerate() {
+        let line: Line = serde_json::from_str(text).map_err(|error| {
+            format!("line {} is not one of a training run ({error}); move the file away", index + 1)
+        })?;
+        if line.step > step {
+            break;
+        }
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+fn json(line: &Line) -> Vec<u8> {
+    let mut text = serde_json::to_vec(line).expect("numbers serialise");
+    text.push(b'\n');
+    text
+}
+
+/// Replaces the folder's event files by a new one that holds `lines`.
+fn new_event_file(folder: &Path, lines: &[Line]) -> Result<File, Error> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let path = entry.map_err(Error::io("read", folder))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(EVENTS_PREFIX)) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    let now = now();
+    let path = folder.join(format!("{EVENTS_PREFIX}{:010}.ngen3", now as u64));
+    let write = || {
+        let mut file = File::create(&path)?;
+        tensorboard::write_record(&mut file, &tensorboard::version_event(now))?;
+        // As if the run had never paused: it ends now.
+        let end = lines.last().map_or(0.0, |line| line.elapsed_s);
+        for line in lines {
+            write_event(&mut file, line, now - (end - line.elapsed_s))?;
+        }
+        Ok(file)
+    };
+    write().map_err(Error::io("write", &path))
+}
+
+fn write_event(file: &mut File, line: &Line, wall_time: f64) -> std::io::Result<()> {
+    let mut scalars = Vec::new();
+    if let Some(train) = &line.train {
+        scalars.extend([
+            ("loss/train", train.train_loss),
+            ("lr", train.lr),
+            ("grad_norm", train.grad_norm),
+            ("tokens_per_s", train.tokens_per_s as f32),
+        ]);
+    }
+    scalars.extend(line.val_loss.map(|loss| ("loss/val", loss)));
+    tensorboard::write_record(file, &tensorboard::scalar_event(wall_time, line.step, &scalars))
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(step: u64) -> Line {
+        let train = Train { train_loss: 1.5, lr: 3e-4, grad_norm: 0.5, ms_per_step: 10.0, tokens_per_s: 100.0 };
+        Line {
+            step,
+            train: (step > 0).then_some(train),
+            elapsed_s: 0.1,
+            val_loss: step.is_multiple_of(2).then_some(2.5),
+        }
+    }
+
+    fn steps(path: &Path) -> Vec<u64> {
+        read_lines(path, u64::MAX).unwrap().iter().map(|line| line.step).collect()
+    }
+
+    #[test]
+    fn a_line_has_the_fields_that_were_promised() {
+        let expected = "{\"step\":2,\"train_loss\":1.5,\"lr\":0.0003,\"grad_norm\":0.5,\"ms_per_step\":10.0,\
+            \"tokens_per_s\":100.0,\"elapsed_s\":0.1,\"val_loss\":2.5}\n";
+        assert_eq!(String::from_utf8(json(&line(2))).unwrap(), expected);
+        let expected = "{\"step\":0,\"elapsed_s\":0.1,\"val_loss\":2.5}\n";
+        assert_eq!(String::from_utf8(json(&line(0))).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_where_it_stood() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("x.run");
+        let path = folder.join("metrics.jsonl");
+        let mut log = RunLog::open(&folder, 0).unwrap();
+        (0..=4).for_each(|step| log.write(line(step)).unwrap());
+        log.sync().unwrap();
+        assert!(fs::read_to_string(folder.join("loss.svg")).unwrap().ends_with("</svg>\n"));
+        drop(log);
+        // A killed run can leave half a line.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":5,\"trai").unwrap();
+
+        let mut log = RunLog::open(&folder, 2).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2], "lines after step 2 are gone from the file at once");
+        log.write(line(3)).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 3]);
+        assert_eq!(log.lines, [line(0), line(1), line(2), line(3)]);
+        let events = fs::read_dir(&folder)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(EVENTS_PREFIX));
+        assert_eq!(events.count(), 1, "TensorBoard sees one run, not two");
+
+        RunLog::open(&folder, 0).unwrap();
+        assert!(steps(&path).is_empty(), "a run at step 0 starts its record anew");
+    }
+
+    #[test]
+    fn a_foreign_line_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("metrics.jsonl"), "{\"step\":0,\"elapsed_s\":0}\nhello\n").unwrap();
+        let error = RunLog::open(dir.path(), 5).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl: line 2 is not"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn lines_come_back_as_they_were_written(
+            step in any::<u64>(), loss in 0f32..1e4, lr in 0f32..1.0, val in proptest::option::of(0f32..1e4),
+            trained in any::<bool>(),
+        ) {
+            let train = Train { train_loss: loss, lr, grad_norm: loss, ms_per_step: 1.25, tokens_per_s: 0.5 };
+            let line = Line { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val };
+            let text = String::from_utf8(json(&line)).unwrap();
+            prop_assert_eq!(parse_lines(&text, u64::MAX), Ok(vec![line]));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "([\\PC\n]{0,20}|\\{\"step\":[0-9]{1,3},\"elapsed_s\":1\\}\n){0,4}") {
+            if let Ok(lines) = parse_lines(&text, 50) {
+                prop_assert!(lines.iter().all(|line| line.step <= 50));
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The three ways to begin a run: fresh, from a checkpoint's weights, from where it stopped.
+
+use std::path::{Path, PathBuf};
+
+use ngen3_model::{Checkpoint, Config, Error as ModelError, ParamList, Recipe, TokenizerRef, Variant};
+
+use crate::config_file::Shape;
+use crate::job::Moments;
+use crate::state::{self, DataIdentity, State};
+use crate::{Error, Overrides, RunPaths, TrainSettings};
+
+/// What a shape trains with when no variant says.
+const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
+
+/// Where a run stands when it starts.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub config: Config,
+    pub settings: TrainSettings,
+    /// `[total]`; `None` if they are to be drawn.
+    pub params: Option<Vec<f32>>,
+    pub moments: Option<Moments>,
+    pub step: u64,
+    pub best_val_loss: Option<f32>,
+    pub elapsed_s: f64,
+    pub origin: Origin,
+    pub notes: Vec<String>,
+}
+
+/// What the data has to fit, besides the model.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    Nothing,
+    /// A checkpoint, and the tokenizer that it was trained with.
+    Checkpoint(PathBuf, TokenizerRef),
+    /// A state, and the data that it was trained on.
+    State(DataIdentity),
+}
+
+impl Start {
+    /// At step 0 with weights to be drawn. `vocab_size` is the data's, for a model that is not told another.
+    pub fn fresh(variant: Option<&Variant>, shape: Shape, asked: Overrides, vocab_size: usize) -> Result<Self, Error> {
+        let Shape { n_layer, n_head, n_embd, block_size, vocab_size: told, activation } = shape.or(shape_of(variant));
+        let (Some(n_layer), Some(n_head), Some(n_embd), Some(block_size)) = (n_layer, n_head, n_embd, block_size)
+        else {
+            return Err(Error::Usage(
+                "the model's shape is not complete: name a --variant, or give n_layer, n_head, n_embd and block_size in \
+                 a --config file"
+                    .into(),
+            ));
+        };
+        let mut config = Config::new(n_layer, n_head, n_embd, block_size, told.unwrap_or(vocab_size));
+        config.activation = activation.unwrap_or_default();
+        config.validate()?;
+        Self::at_step_0(config, None, variant, asked, Origin::Nothing)
+    }
+
+    /// At step 0 with the weights of a checkpoint, whose shape must be the one asked for. Only its block may be asked to
+    /// be smaller: the positions past it are cut off.
+    pub fn init_from(path: &Path, variant: Option<&Variant>, shape: Shape, asked: Overrides) -> Result<Self, Error> {
+        let Checkpoint { mut config, mut params, meta } = Checkpoint::load(path)?;
+        let mut wanted = shape.or(shape_of(variant));
+        if let Some(block_size) = wanted.block_size.take_if(|block_size| *block_size < config.block_size) {
+            let shorter = Config { block_size, ..config.clone() };
+            shorter.validate()?;
+            params = cut_positions(&params, &config, &shorter);
+            config = shorter;
+        }
+        let differences = differences(&config, &wanted);
+        if !differences.is_empty() {
+            return Err(ModelError::OtherModel { path: path.into(), differences }.into());
+        }
+        Self::at_step_0(config, Some(params), variant, asked, Origin::Checkpoint(path.into(), meta.tokenizer))
+    }
+
+    fn at_step_0(
+        config: Config,
+        params: Option<Vec<f32>>,
+        variant: Option<&Variant>,
+        asked: Overrides,
+        origin: Origin,
+    ) -> Result<Self, Error> {
+        let settings = TrainSettings::settle(asked, variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe))?;
+        let (step, best_val_loss, elapsed_s) = (0, None, 0.0);
+        let (moments, notes) = (None, Vec::new());
+        Ok(Self { config, settings, params, moments, step, best_val_loss, elapsed_s, origin, notes })
+    }
+
+    /// Where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
+    pub fn resume(paths: &RunPaths, variant: Option<&Variant>, shape: Shape, asked: Overrides) -> Result<Self, Error> {
+        let Some(State { header, params, exp_avg, exp_avg_sq }) = state::load(&paths.state)? else {
+            return Err(Error::Usage(format!(
+                "there is nothing to resume: no {}. Leave --resume away to start; --init_from starts from the weights of \
+                 a checkpoint",
+                paths.state.display()
+            )));
+        };
+        let differences = differences(&header.config, &shape.or(shape_of(variant)));
+        if !differences.is_empty() {
+            return Err(ModelError::OtherModel { path: paths.state.clone(), differences }.into());
+        }
+        let mut own = Overrides::from(header.settings.clone());
+        if header.step == 0 && own.warmup_iters == Some(TrainSettings::default_warmup(header.settings.max_iters)) {
+            // Nothing is warm yet (`--max_iters 0` only made the model), so a longer run gets the warm-up of its length.
+            own.warmup_iters = None;
+        }
+        let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
+        if settings.max_iters < header.step {
+            return Err(Error::Usage(format!(
+                "max_iters is {}, and the run has done {} steps already",
+                settings.max_iters, header.step
+            )));
+        }
+        let changes = settings.changes_since(&header.settings);
+        let mut notes = Vec::new();
+        if !changes.is_empty() {
+            notes.push(format!("changed since the run stopped: {}", changes.join(", ")));
+        }
+        let (before, now) = (header.settings.lr_at(header.step), settings.lr_at(header.step));
+        if before != now {
+            notes.push(format!(
+                "the learning rate goes on at {now:.2e}; before the change it would have been {before:.2e}"
+            ));
+        }
+        Ok(Self {
+            config: header.config,
+            settings,
+            params: Some(params),
+            moments: Some(Moments { exp_avg, exp_avg_sq }),
+            step: header.step,
+            best_val_loss: header.best_val_loss,
+            elapsed_s: header.elapsed_s,
+            origin: Origin::State(header.data),
+            notes,
+        })
+    }
+}
+
+/// A variant's shape. Its vocabulary and activation are only defaults: the data and the checkpoint decide them.
+fn shape_of(variant: Option<&Variant>) -> Shape {
+    variant.map_or_else(Shape::default, |variant| Shape {
+        vocab_size: None,
+        activation: None,
+        ..Shape::from(&variant.config())
+    })
+}
+
+/// Each field in which a model is not what is wanted; empty if there is none.
+fn differences(config: &Config, wanted: &Shape) -> String {
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, .. } = config;
+    let numbers = [
+        ("n_layer", n_layer, wanted.n_layer),
+        ("n_head", n_head, wanted.n_head),
+        ("n_embd", n_embd, wanted.n_embd),
+        ("block_size", block_size, wanted.block_size),
+        ("vocab_size", vocab_size, wanted.vocab_size),
+    ];
+    let mut differences: Vec<String> = numbers
+        .into_iter()
+        .filter_map(|(name, found, wanted)| {
+            wanted.filter(|wanted| wanted != found).map(|wanted| format!("{name} is {found}, not {wanted}"))
+        })
+        .collect();
+    if let Some(wanted) = wanted.activation.filter(|wanted| wanted != activation) {
+        differences.push(format!("activation is {activation:?}, not {wanted:?}"));
+    }
+    differences.join("; ")
+}
+
+/// The parameters of the same model with a shorter block: the first positions are kept.
+fn cut_positions(params: &[f32], from: &Config, to: &Config) -> Vec<f32> {
+    let (from, to) = (ParamList::new(from), ParamList::new(to));
+    let pairs = from.iter().zip(&to);
+    pairs.flat_map(|(from, to)| &params[from.range()][..to.len()]).copied().collect()
+}

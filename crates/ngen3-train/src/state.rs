@@ -1,0 +1,285 @@
+//! `X_model.state/state.safetensors`: everything that a run needs to go on bit for bit, in one file.
+//!
+//! Weights, AdamW's moments and the step they belong to stand together, so that no crash can leave some of one step
+//! beside some of another. The file is a safetensors file: three flat arrays in the order of
+//! [`ngen3_model::ParamList`], and a [`Header`] as JSON in its metadata. The sampler of batches needs no state: what a
+//! step trains on follows from the seed and the step alone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::path::Path;
+
+use ngen3_engine::{Engine, Slot};
+use ngen3_model::files::write_atomic;
+use ngen3_model::{Config, ParamList};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, TrainSettings};
+
+/// Written into every file, and expected: another layout would get another number.
+const FORMAT: &str = "ngen3 training state 1";
+
+/// No header is longer than this, in bytes.
+const MAX_HEADER: u64 = 1 << 20;
+
+/// What a state says beside the arrays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The model's shape.
+    pub config: Config,
+    /// How the run is trained.
+    pub settings: TrainSettings,
+    /// Updates done.
+    pub step: u64,
+    /// Lowest validation loss so far.
+    pub best_val_loss: Option<f32>,
+    /// Seconds of training since step 0.
+    pub elapsed_s: f64,
+    /// What the run trains on.
+    pub data: DataIdentity,
+}
+
+/// What tells one data set from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataIdentity {
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens to validate on.
+    pub val_tokens: u64,
+    /// SHA-256 of data.bin, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A state as a file holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Everything but the arrays.
+    pub header: Header,
+    /// Weights, `[total]`.
+    pub params: Vec<f32>,
+    /// AdamW's first moment, `[total]`.
+    pub exp_avg: Vec<f32>,
+    /// AdamW's second moment, `[total]`.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+/// The arrays, in the order of the file.
+const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::ExpAvg), ("exp_avg_sq", Slot::ExpAvgSq)];
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    format: String,
+    run: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Array {
+    dtype: String,
+    shape: [u64; 1],
+    data_offsets: [u64; 2],
+}
+
+/// Where arrays of `total` numbers stand.
+fn layout(total: u64) -> BTreeMap<String, Array> {
+    let bytes = 4 * total;
+    let array = |at| Array { dtype: "F32".into(), shape: [total], data_offsets: [at * bytes, (at + 1) * bytes] };
+    ARRAYS.iter().zip(0..).map(|(&(name, _), at)| (name.to_owned(), array(at))).collect()
+}
+
+/// Writes a state whole or not at all.
+///
+/// # Errors
+/// [`Error::Model`] if it cannot be written; the old file is then as it was.
+pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Error> {
+    let total = ParamList::new(&header.config).total() as u64;
+    let metadata = Metadata { format: FORMAT.into(), run: to_json(header) };
+    let metadata = to_json(&metadata);
+    let arrays = to_json(&layout(total));
+    // One JSON object out of two, padded so that the arrays start at a multiple of 8.
+    let mut json = format!("{{\"__metadata__\":{metadata},{}", &arrays[1..]);
+    json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
+    write_atomic(path, |file| {
+        file.write_all(&(json.len() as u64).to_le_bytes())?;
+        file.write_all(json.as_bytes())?;
+        ARRAYS.iter().try_for_each(|&(_, slot)| write_floats(file, &engine.read(slot)))
+    })?;
+    Ok(())
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("names and numbers serialise")
+}
+
+/// Reads a state; `None` if there is none.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::File`] if it is damaged.
+pub fn load(path: &Path) -> Result<Option<State>, Error> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    let len = file.metadata().map_err(Error::io("read", path))?.len();
+    read(BufReader::new(file), len).map(Some).map_err(|what| Error::file(path, format!("not a training state: {what}")))
+}
+
+/// Reads a state from a file of `len` bytes. Nothing is reserved that the file is too short to fill.
+fn read(mut file: impl Read, len: u64) -> Result<State, String> {
+    let mut start = [0; 8];
+    file.read_exact(&mut start).map_err(|_| "it ends within its first bytes")?;
+    let json_len = u64::from_le_bytes(start);
+    if json_len > MAX_HEADER || json_len > len.saturating_sub(8) {
+        return Err(format!("it claims a header of {json_len} bytes"));
+    }
+    let mut json = vec![0; json_len as usize];
+    file.read_exact(&mut json).map_err(|error| error.to_string())?;
+    let mut entries: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(&json).map_err(|error| format!("its header is damaged ({error})"))?;
+    let metadata = entries.remove("__metadata__").unwrap_or_default();
+    let metadata: Metadata = serde_json::from_value(metadata).map_err(|_| "it was not written by ngen3 train")?;
+    if metadata.format != FORMAT {
+        return Err(format!("its format is {:?}, and this program reads {FORMAT:?}", metadata.format));
+    }
+    let header: Header =
+        serde_json::from_str(&metadata.run).map_err(|error| format!("its header is damaged ({error})"))?;
+    header.config.validate().map_err(|error| error.to_string())?;
+    header.settings.validate().map_err(|error| error.to_string())?;
+    // A block has more than one parameter: a count that the file has no room for is not worth laying out.
+    if header.config.n_layer as u64 > len {
+        return Err(format!("it is too short for a model of {} blocks", header.config.n_layer));
+    }
+    let total = ParamList::new(&header.config).total() as u64;
+    let arrays: BTreeMap<String, Array> = entries
+        .into_iter()
+        .map(|(name, value)| Ok((name, serde_json::from_value(value)?)))
+        .collect::<Result<_, serde_json::Error>>()
+        .map_err(|error| format!("its header is damaged ({error})"))?;
+    let expected = 8 + json_len + 12 * total;
+    if arrays != layout(total) || len != expected {
+        return Err(format!("it is {len} bytes long where its model needs {expected}"));
+    }
+    let mut array = || read_floats(&mut file, total as usize).map_err(|error| error.to_string());
+    Ok(State { params: array()?, exp_avg: array()?, exp_avg_sq: array()?, header })
+}
+
+/// Numbers that are converted at a time.
+const CHUNK: usize = 4_096;
+
+fn write_floats(out: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
+    let mut bytes = Vec::with_capacity(4 * CHUNK);
+    for chunk in values.chunks(CHUNK) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+fn read_floats(file: &mut impl Read, len: usize) -> std::io::Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(len);
+    let mut bytes = vec![0; 4 * CHUNK];
+    while values.len() < len {
+        let bytes = &mut bytes[..4 * CHUNK.min(len - values.len())];
+        file.read_exact(bytes)?;
+        values.extend(bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)));
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{FakeEngine, settings};
+
+    fn header() -> Header {
+        Header {
+            config: Config::new(1, 1, 2, 3, 5),
+            settings: settings(7),
+            step: 3,
+            best_val_loss: Some(0.1),
+            elapsed_s: 12.25,
+            data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
+        }
+    }
+
+    fn engine() -> FakeEngine {
+        let mut engine = FakeEngine::new(header().config, 1);
+        let total = ParamList::new(&header().config).total();
+        for (slot, add) in [(Slot::Params, 0.5), (Slot::ExpAvg, -1.0), (Slot::ExpAvgSq, 1e-20)] {
+            engine.write(slot, &(0..total).map(|i| i as f32 + add).collect::<Vec<_>>());
+        }
+        engine
+    }
+
+    fn saved() -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.safetensors");
+        save(&path, &header(), &engine()).unwrap();
+        std::fs::read(&path).unwrap()
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Result<State, String> {
+        read(bytes, bytes.len() as u64)
+    }
+
+    #[test]
+    fn a_state_comes_back_as_it_was() {
+        let state = read_bytes(&saved()).unwrap();
+        assert_eq!(state.header, header());
+        assert_eq!(state.params, *engine().read(Slot::Params));
+        assert_eq!(state.exp_avg, *engine().read(Slot::ExpAvg));
+        assert_eq!(state.exp_avg_sq, *engine().read(Slot::ExpAvgSq));
+        assert_eq!(load(Path::new("no/such/state")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_state_cut_anywhere_or_too_long_is_refused() {
+        let bytes = saved();
+        for len in (0..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
+            assert!(read_bytes(&bytes[..len]).is_err(), "cut to {len} bytes");
+        }
+        assert!(read_bytes(&[bytes.as_slice(), &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn a_header_that_lies_reserves_no_memory() {
+        let lies = |from: &str, to: &str| {
+            let bytes = saved();
+            let json_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let json = std::str::from_utf8(&bytes[8..8 + json_len]).unwrap();
+            let changed = json.replace(from, to);
+            assert_ne!(changed, json);
+            let start = (changed.len() as u64).to_le_bytes();
+            read_bytes(&[&start, changed.as_bytes(), &bytes[8 + json_len..]].concat()).unwrap_err()
+        };
+        let error = lies("n_layer\\\":1,", "n_layer\\\":16000000,");
+        assert!(error.contains("too short for a model of 16000000 blocks"), "{error}");
+        let error = lies("vocab_size\\\":5,", "vocab_size\\\":16000000,");
+        assert!(error.contains("where its model needs"), "{error}");
+        assert!(lies("n_head\\\":1,", "n_head\\\":0,").contains("n_head is 0"));
+        assert!(lies("training state 1", "training state 2").contains("its format is"));
+        let huge = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
+        assert_eq!(read_bytes(&huge).unwrap_err(), format!("it claims a header of {} bytes", 1u64 << 60));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_bytes_are_read_or_refused(at in 0usize..900, byte in any::<u8>()) {
+            let mut bytes = saved();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            if let Err(error) = read_bytes(&bytes) {
+                prop_assert!(!error.is_empty());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(read_bytes(&bytes).is_err());
+        }
+    }
+}

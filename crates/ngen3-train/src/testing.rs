@@ -1,0 +1,119 @@
+//! A model small enough to check by eye, for the tests of the loop.
+
+use std::borrow::Cow;
+
+use ngen3_engine::{AdamW, Batch, Decoder, Engine, Error, Slot};
+use ngen3_model::{Config, ParamList, Recipe};
+
+use crate::{Overrides, TrainSettings};
+
+/// Settings of a run of so many steps that logs and evaluates often.
+pub fn settings(max_iters: u64) -> TrainSettings {
+    let asked = Overrides {
+        max_iters: Some(max_iters),
+        log_interval: Some(1),
+        eval_interval: Some(4),
+        eval_iters: Some(2),
+        batch_size: Some(2),
+        learning_rate: Some(0.1),
+        dropout: Some(0.25),
+        val_fraction: Some(0.2),
+        ..Overrides::default()
+    };
+    TrainSettings::settle(asked, &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 }).expect("a valid run")
+}
+
+/// Predicts each token from its frequency alone: the first `vocab_size` parameters are the logits.
+pub struct FakeEngine {
+    config: Config,
+    arrays: [Vec<f32>; 4],
+    /// Every call that trained: weight and dropout seed.
+    pub calls: Vec<(f32, u64)>,
+    /// The update at which the weights become NaN, as those of a diverged run do.
+    pub breaks_at: Option<u64>,
+}
+
+fn index(slot: Slot) -> usize {
+    match slot {
+        Slot::Params => 0,
+        Slot::Grads => 1,
+        Slot::ExpAvg => 2,
+        Slot::ExpAvgSq => 3,
+    }
+}
+
+impl FakeEngine {
+    /// A model of this shape with the weights of `seed`.
+    pub fn new(config: Config, seed: u64) -> Self {
+        let params = ParamList::new(&config).init(seed);
+        let zeros = vec![0.0; params.len()];
+        Self { config, arrays: [params, zeros.clone(), zeros.clone(), zeros], calls: Vec::new(), breaks_at: None }
+    }
+
+    fn probabilities(&self) -> Vec<f32> {
+        let exp: Vec<f32> = self.arrays[0][..self.config.vocab_size].iter().map(|logit| logit.exp()).collect();
+        let sum: f32 = exp.iter().sum();
+        exp.iter().map(|e| e / sum).collect()
+    }
+}
+
+impl Engine for FakeEngine {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
+        let p = self.probabilities();
+        let mut sum = 0.0;
+        for &target in &batch.targets {
+            let p = p.get(target as usize).ok_or_else(|| Error::Input(format!("token {target}")))?;
+            sum -= p.ln();
+        }
+        Ok(sum / batch.targets.len() as f32)
+    }
+
+    fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
+        let loss = self.loss(batch)?;
+        self.calls.push((weight, seed));
+        let p = self.probabilities();
+        // The mask that the seed decides changes the gradient, so a wrong seed changes the run.
+        let kept = 1.0 - dropout * (seed % 1_000) as f32 / 1_000.0;
+        let count = batch.targets.len() as f32;
+        for (token, p) in p.iter().enumerate() {
+            let share = batch.targets.iter().filter(|&&target| target as usize == token).count() as f32 / count;
+            self.arrays[1][token] += weight * kept * (p - share);
+        }
+        Ok(loss)
+    }
+
+    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+        let [params, grads, exp_avg, exp_avg_sq] = &mut self.arrays;
+        let norm = grads.iter().map(|g| g * g).sum::<f32>().sqrt();
+        let scale = if adamw.grad_clip > 0.0 && norm > adamw.grad_clip { adamw.grad_clip / norm } else { 1.0 };
+        let correction = |beta: f32| 1.0 - beta.powi(adamw.step as i32);
+        for i in 0..params.len() {
+            let g = grads[i] * scale;
+            exp_avg[i] = adamw.beta1 * exp_avg[i] + (1.0 - adamw.beta1) * g;
+            exp_avg_sq[i] = adamw.beta2 * exp_avg_sq[i] + (1.0 - adamw.beta2) * g * g;
+            let root = (exp_avg_sq[i] / correction(adamw.beta2)).sqrt() + adamw.eps;
+            params[i] -= adamw.lr * (exp_avg[i] / correction(adamw.beta1) / root + adamw.weight_decay * params[i]);
+        }
+        grads.fill(0.0);
+        if self.breaks_at == Some(adamw.step) {
+            params.fill(f32::NAN);
+        }
+        Ok(norm)
+    }
+
+    fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self.arrays[index(slot)])
+    }
+
+    fn write(&mut self, slot: Slot, values: &[f32]) {
+        self.arrays[index(slot)].copy_from_slice(values);
+    }
+
+    fn decoder(&self, _: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        unreachable!("training does not decode")
+    }
+}
