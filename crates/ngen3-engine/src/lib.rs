@@ -3,6 +3,7 @@
 //! [`Engine`] is what the training loop and the sampler see; `cpu/` implements it. `sampling.rs` chooses a token from its
 //! logits, `generate.rs` chains them.
 
+pub mod bench;
 mod cpu;
 mod engine;
 mod gemm;

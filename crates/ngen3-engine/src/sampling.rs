@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::Error;
+use crate::cpu::simd::{exp, max, simd};
 
 /// How tokens are chosen. The default draws from the model's own distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,21 +64,19 @@ impl Sampling {
     }
 }
 
-/// A token that may be drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    token: u32,
-    logit: f32,
-    /// In proportion to its probability; the likeliest has 1.
-    weight: f32,
-}
+/// Candidates that `top_p` looks at before it looks at all.
+const FEW: usize = 1024;
 
 /// Draws tokens from one random stream.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    candidates: Vec<Candidate>,
+    /// `[vocab_size]`: the logits after the penalty, then in proportion to the probabilities. The likeliest token has
+    /// 1; a token that may not be drawn has 0.
+    weights: Vec<f32>,
+    /// Weights out of order, to find the largest.
+    scratch: Vec<f32>,
 }
 
 impl Sampler {
@@ -90,7 +89,7 @@ impl Sampler {
         sampling.validate()?;
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         random.set_stream(stream);
-        Ok(Self { sampling, random, candidates: Vec::new() })
+        Ok(Self { sampling, random, weights: Vec::new(), scratch: Vec::new() })
     }
 
     /// Chooses the next token. `history` is what the repetition penalty looks at: the prompt and all that followed.
@@ -98,117 +97,183 @@ impl Sampler {
     /// # Errors
     /// [`Error::Input`] if a logit is NaN or +∞, or none is finite.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
-        self.shortlist(logits, history)?;
-        // Greedy has one candidate and needs no draw.
-        if let [only] = self.candidates[..] {
-            return Ok(only.token);
+        let best = self.penalise(logits, history)?;
+        if self.sampling.temperature == 0.0 {
+            let likeliest = self.weights.iter().position(|&logit| logit == best);
+            return Ok(likeliest.expect("the largest logit is one of them") as u32);
         }
+        self.weigh(best);
         // 53 random bits: every multiple of 2⁻⁵³ below 1 is equally likely.
         let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        Ok(draw(&self.candidates, uniform))
+        Ok(draw(&self.weights, uniform))
     }
 
-    /// Fills `candidates` with those that may be drawn, never none.
-    fn shortlist(&mut self, logits: &[f32], history: &[u32]) -> Result<(), Error> {
-        let Self { sampling, candidates, .. } = self;
-        let bad = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-        if let Some(token) = logits.iter().position(bad) {
+    /// Fills `weights` with the logits after the repetition penalty; returns the largest.
+    fn penalise(&mut self, logits: &[f32], history: &[u32]) -> Result<f32, Error> {
+        let penalty = self.sampling.repetition_penalty;
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        if penalty != 1.0 {
+            for &token in history {
+                // From the model's own logit, so that a token seen often is penalised once.
+                if let Some(&logit) = logits.get(token as usize).filter(|logit| logit.is_finite()) {
+                    let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                    self.weights[token as usize] = changed.clamp(f32::MIN, f32::MAX);
+                }
+            }
+        }
+        // A comparison with NaN is false.
+        let (valid, best) = simd(
+            #[inline(always)]
+            || (logits.iter().fold(true, |valid, &logit| valid & (logit < f32::INFINITY)), max(&self.weights)),
+        );
+        if !valid {
+            let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
             let logit = logits[token];
             return Err(Error::Input(format!(
                 "the model's logit of token {token} is {logit}: its parameters are damaged, or its training diverged"
             )));
         }
-        candidates.clear();
-        candidates.extend((0..).zip(logits).map(|(token, &logit)| Candidate { token, logit, weight: 0.0 }));
-        if sampling.repetition_penalty != 1.0 {
-            for &token in history {
-                // From the model's own logit, so that a token seen often is penalised once.
-                if let Some(&logit) = logits.get(token as usize) {
-                    candidates[token as usize].logit = penalised(logit, sampling.repetition_penalty);
+        if best == f32::NEG_INFINITY {
+            return Err(Error::Input("the model allows no token: no logit is finite".into()));
+        }
+        Ok(best)
+    }
+
+    /// Turns the logits in `weights`, of which `best` is the largest, into weights, and those of tokens that are no
+    /// candidates into 0.
+    fn weigh(&mut self, best: f32) {
+        let Self { sampling: Sampling { temperature, top_k, top_p, min_p, .. }, weights, scratch, .. } = self;
+        // Relative to the likeliest, so that the exponential does not overflow.
+        simd(
+            #[inline(always)]
+            || {
+                for weight in weights.iter_mut() {
+                    let allowed = if *weight > f32::NEG_INFINITY { 1.0 } else { 0.0 };
+                    *weight = exp((*weight - best) / *temperature) * allowed;
+                }
+            },
+        );
+        if *top_k > 0 && *top_k < weights.len() {
+            largest(weights, *top_k, scratch);
+            keep_largest(weights, scratch);
+        }
+        if *top_p < 1.0 {
+            let wanted = f64::from(*top_p) * mass(weights);
+            // Few of many are enough, as a rule.
+            largest(weights, FEW, scratch);
+            if mass(scratch) < wanted {
+                scratch.clear();
+                scratch.extend_from_slice(weights);
+            }
+            let count = count_reaching(scratch, wanted);
+            keep_largest(weights, &scratch[..count]);
+        }
+        if *min_p > 0.0 {
+            drop_below(weights, *min_p);
+        }
+    }
+}
+
+fn descending(a: &f32, b: &f32) -> std::cmp::Ordering {
+    b.total_cmp(a)
+}
+
+/// Fills `found` with the `k` largest weights, in any order; with all above 0 when those are fewer.
+///
+/// The k-th largest of the maxima of small pieces is a bound that k weights reach and few others do.
+fn largest(weights: &[f32], k: usize, found: &mut Vec<f32>) {
+    found.clear();
+    simd(
+        #[inline(always)]
+        || found.extend(weights.as_chunks::<16>().0.iter().map(|piece| max(piece))),
+    );
+    let bound = if k < found.len() { *found.select_nth_unstable_by(k - 1, descending).1 } else { 0.0 };
+    found.clear();
+    found.extend(weights.iter().filter(|&&weight| weight >= bound && weight > 0.0));
+    if k < found.len() {
+        found.select_nth_unstable_by(k - 1, descending);
+        found.truncate(k);
+    }
+}
+
+/// How many of the largest weights add up to `wanted`; these are then the first, in any order.
+///
+/// Halves the range in which the last of them stands: the larger half of it is either enough, or all of it is needed.
+fn count_reaching(weights: &mut [f32], wanted: f64) -> usize {
+    let (mut needed, mut end, mut found) = (0, weights.len(), 0.0);
+    while end - needed > 1 {
+        let middle = needed.midpoint(end);
+        weights[needed..end].select_nth_unstable_by(middle - needed - 1, descending);
+        let upper = mass(&weights[needed..middle]);
+        if found + upper >= wanted {
+            end = middle;
+        } else {
+            found += upper;
+            needed = middle;
+        }
+    }
+    end
+}
+
+/// Sets all weights to 0 but the `largest`; of those that equal the smallest of these, it keeps the lower ids.
+fn keep_largest(weights: &mut [f32], largest: &[f32]) {
+    let smallest = largest.iter().copied().fold(f32::INFINITY, f32::min);
+    let equal = |weights: &[f32]| weights.iter().filter(|&&weight| weight == smallest).count();
+    drop_below(weights, smallest);
+    let extra = equal(weights) - equal(largest);
+    weights.iter_mut().rev().filter(|weight| **weight == smallest).take(extra).for_each(|weight| *weight = 0.0);
+}
+
+fn drop_below(weights: &mut [f32], smallest: f32) {
+    simd(
+        #[inline(always)]
+        || weights.iter_mut().for_each(|weight| *weight = if *weight < smallest { 0.0 } else { *weight }),
+    );
+}
+
+/// Sum of weights, in an order that does not depend on the vector width.
+fn mass(weights: &[f32]) -> f64 {
+    simd(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; 16];
+            let (chunks, rest) = weights.as_chunks::<16>();
+            for chunk in chunks {
+                for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+                    *lane += f64::from(weight);
+                }
+            }
+            lanes.iter().copied().chain(rest.iter().copied().map(f64::from)).sum()
+        },
+    )
+}
+
+/// The token at which the running sum of weights passes `uniform`, in [0, 1), times the whole.
+fn draw(weights: &[f32], uniform: f64) -> u32 {
+    // Tokens whose weights are added up before any is looked at.
+    const CHUNK: usize = 1024;
+    let masses: Vec<f64> = weights.chunks(CHUNK).map(mass).collect();
+    let target = uniform * masses.iter().sum::<f64>();
+    let mut passed = 0.0;
+    let mut last = 0;
+    for (chunk, mass) in masses.iter().enumerate() {
+        if passed + mass <= target {
+            passed += mass;
+            continue;
+        }
+        for (token, &weight) in (chunk * CHUNK..).zip(&weights[chunk * CHUNK..]) {
+            passed += f64::from(weight);
+            if weight > 0.0 {
+                last = token;
+                if passed > target {
+                    return token as u32;
                 }
             }
         }
-        candidates.retain(|candidate| candidate.logit > f32::NEG_INFINITY);
-        let likeliest = candidates.iter().copied().min_by(by_likelihood);
-        let likeliest =
-            likeliest.ok_or_else(|| Error::Input("the model allows no token: no logit is finite".into()))?;
-        if sampling.temperature == 0.0 {
-            candidates.clear();
-            candidates.push(likeliest);
-            return Ok(());
-        }
-
-        if (1..candidates.len()).contains(&sampling.top_k) {
-            candidates.select_nth_unstable_by(sampling.top_k - 1, by_likelihood);
-            candidates.truncate(sampling.top_k);
-            candidates.sort_unstable_by(by_likelihood);
-        }
-        // Relative to the likeliest, so that the exponential neither overflows nor is 0 for all.
-        for candidate in candidates.iter_mut() {
-            candidate.weight = ((candidate.logit - likeliest.logit) / sampling.temperature).exp();
-        }
-        if sampling.top_p < 1.0 {
-            keep_top_p(candidates, sampling.top_p);
-        }
-        if sampling.min_p > 0.0 {
-            candidates.retain(|candidate| candidate.weight >= sampling.min_p);
-        }
-        Ok(())
     }
-}
-
-/// The likelier first; among equals, the lower id.
-fn by_likelihood(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.partial_cmp(&a.logit).expect("NaN was refused").then(a.token.cmp(&b.token))
-}
-
-fn penalised(logit: f32, penalty: f32) -> f32 {
-    if logit == f32::NEG_INFINITY {
-        return logit;
-    }
-    let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
-    changed.clamp(f32::MIN, f32::MAX)
-}
-
-fn mass(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
-}
-
-/// Keeps the fewest likeliest whose share of the whole reaches `top_p`, in order of likelihood.
-///
-/// Those are few of many as a rule, so the likeliest are split off and sorted a piece at a time, each as large as all
-/// before it.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
-    let wanted = f64::from(top_p) * mass(candidates);
-    let (mut sorted, mut found) = (0, 0.0);
-    while sorted < candidates.len() {
-        let piece = sorted.max(64).min(candidates.len() - sorted);
-        let rest = &mut candidates[sorted..];
-        if piece < rest.len() {
-            rest.select_nth_unstable_by(piece, by_likelihood);
-        }
-        rest[..piece].sort_unstable_by(by_likelihood);
-        for candidate in &rest[..piece] {
-            found += f64::from(candidate.weight);
-            sorted += 1;
-            if found >= wanted {
-                candidates.truncate(sorted);
-                return;
-            }
-        }
-    }
-}
-
-/// The candidate at which the running sum of weights passes `uniform`, in [0, 1), times the whole.
-fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
-    let target = uniform * mass(candidates);
-    let mut passed = 0.0;
-    let drawn = candidates.iter().find(|candidate| {
-        passed += f64::from(candidate.weight);
-        passed > target
-    });
-    // The sum is taken in the same order twice, so it passes any target below it; and the likeliest has weight 1.
-    drawn.expect("the running sum passes the target").token
+    // Sums in two orders differ in their last bits: a target at the very end may lie beyond the second.
+    last as u32
 }
 
 #[cfg(test)]
@@ -222,8 +287,9 @@ mod tests {
 
     fn shortlist(sampling: Sampling, logits: &[f32], history: &[u32]) -> Vec<(u32, f32)> {
         let mut sampler = Sampler::new(sampling, 0).unwrap();
-        sampler.shortlist(logits, history).unwrap();
-        sampler.candidates.iter().map(|candidate| (candidate.token, candidate.weight)).collect()
+        let best = sampler.penalise(logits, history).unwrap();
+        sampler.weigh(best);
+        (0..).zip(sampler.weights).filter(|&(_, weight)| weight > 0.0).collect()
     }
 
     #[track_caller]
@@ -255,7 +321,7 @@ mod tests {
     fn top_k_keeps_k_and_the_lower_id_among_equals() {
         let top_k = |top_k| Sampling { top_k, ..Default::default() };
         assert_shortlist(top_k(1), &[], &[(0, 1.0)]);
-        assert_shortlist(top_k(3), &[], &[(0, 1.0), (2, 0.5), (1, 0.25)]);
+        assert_shortlist(top_k(3), &[], &[(0, 1.0), (1, 0.25), (2, 0.5)]);
         assert_shortlist(top_k(4), &[], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
         assert_shortlist(top_k(usize::MAX), &[], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
     }
@@ -266,7 +332,7 @@ mod tests {
         assert_shortlist(top_p(1e-9), &[], &[(0, 1.0)]);
         assert_shortlist(top_p(0.49), &[], &[(0, 1.0)]);
         assert_shortlist(top_p(0.51), &[], &[(0, 1.0), (2, 0.5)]);
-        assert_shortlist(top_p(0.8), &[], &[(0, 1.0), (2, 0.5), (1, 0.25)]);
+        assert_shortlist(top_p(0.8), &[], &[(0, 1.0), (1, 0.25), (2, 0.5)]);
         // Of what top_k leaves (4/6, 2/6), 0.6 is reached by the first alone.
         assert_shortlist(Sampling { top_k: 2, top_p: 0.6, ..Default::default() }, &[], &[(0, 1.0)]);
     }
@@ -299,11 +365,12 @@ mod tests {
 
     #[test]
     fn a_draw_falls_where_the_running_sum_says() {
-        let candidates =
-            [(7, 1.0), (3, 0.0), (5, 0.5), (2, 0.5)].map(|(token, weight)| Candidate { token, weight, logit: 0.0 });
-        for (uniform, token) in [(0.0, 7), (0.4999, 7), (0.5, 5), (0.7499, 5), (0.75, 2), (1.0 - f64::EPSILON / 2.0, 2)]
+        let mut weights = vec![0.0; 5000];
+        (weights[2], weights[1500], weights[1501]) = (1.0, 0.5, 0.5);
+        for (uniform, token) in
+            [(0.0, 2), (0.4999, 2), (0.5, 1500), (0.7499, 1500), (0.75, 1501), (1.0 - f64::EPSILON / 2.0, 1501)]
         {
-            assert_eq!(draw(&candidates, uniform), token, "{uniform}");
+            assert_eq!(draw(&weights, uniform), token, "{uniform}");
         }
     }
 

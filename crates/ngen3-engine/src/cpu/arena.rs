@@ -3,15 +3,29 @@
 //! With N = rows·seq_len tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
 //! token); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all blocks share:
 //!
-//!     block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//!     packed embeddings │ block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//!
+//! The embeddings stand first, where the next pass of the same batch finds them whatever its size.
 //!
 //! A block's first buffer is its input, so a block writes its output where the next one begins. The workspace is cut up
-//! twice: once for the loss (its block of logits), once for the layers. Both never hold anything at the same time.
+//! twice: once for the loss (a block of it), once for the layers. Both never hold anything at the same time.
+//!
+//! A batch larger than [`PASS_TOKENS`] goes through in several passes whose gradients add up, so that memory does not grow
+//! with it and what a layer leaves behind is still in cache when the next one reads it.
 
 use ngen3_model::Config;
 
+use super::model::Model;
 use super::{attention, layernorm, loss, zeros};
-use crate::{Batch, Error};
+use crate::Error;
+
+/// Tokens that go through the layers together, or one row where rows are longer.
+const PASS_TOKENS: usize = 2048;
+
+/// Rows in one pass.
+pub fn pass_rows(rows: usize, seq_len: usize) -> usize {
+    (PASS_TOKENS / seq_len).clamp(1, rows)
+}
 
 /// The allocation and the shape that it is laid out for.
 #[derive(Debug, Default)]
@@ -28,20 +42,21 @@ struct Layout {
     heads: usize,
     attention: usize,
     layernorm: usize,
-    logits: usize,
+    loss: usize,
+    packed_wte: usize,
 }
 
 impl Layout {
-    fn new(config: &Config, batch: &Batch, threads: usize) -> Self {
-        let tokens = batch.inputs.len();
+    fn new(config: &Config, loss: loss::Shape, seq_len: usize, tokens: usize, threads: usize) -> Self {
         Self {
             tokens,
             width: config.n_embd,
             n_layer: config.n_layer,
             heads: config.n_head,
-            attention: attention::Shape::new(config, batch.seq_len, tokens).scratch(threads),
+            attention: attention::Shape::new(config, seq_len, tokens).scratch(threads),
             layernorm: layernorm::backward_scratch(tokens, config.n_embd),
-            logits: loss::scratch(tokens, config.vocab_size),
+            loss: loss.scratch(),
+            packed_wte: loss.packed_wte(),
         }
     }
 
@@ -54,8 +69,8 @@ impl Layout {
     }
 
     fn total(&self) -> usize {
-        let shared = self.layers_workspace().max(self.logits);
-        self.n_layer * self.block() + self.tokens * (4 * self.width + 3) + self.layernorm + shared
+        let shared = self.layers_workspace().max(self.loss);
+        self.n_layer * self.block() + self.tokens * (4 * self.width + 3) + self.layernorm + self.packed_wte + shared
     }
 }
 
@@ -99,6 +114,8 @@ pub struct Buffers<'a> {
     pub losses: &'a mut [f32],
     /// Partial sums of LayerNorm's backward.
     pub partials: &'a mut [f32],
+    /// The embeddings as the loss reads them.
+    pub packed_wte: &'a mut [f32],
 }
 
 /// The part of the workspace that the loss and the layers use in turn.
@@ -129,12 +146,12 @@ impl<'a> Knife<'a> {
 }
 
 impl Arena {
-    /// Lays the arena out for this batch, unless it already is.
+    /// Lays the arena out for passes of up to `tokens` tokens in rows of `seq_len`; allocates when it has never been as large.
     ///
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
-    pub fn reserve(&mut self, config: &Config, batch: &Batch, threads: usize) -> Result<(), Error> {
-        let layout = Layout::new(config, batch, threads);
+    pub fn reserve(&mut self, model: &Model, seq_len: usize, tokens: usize, threads: usize) -> Result<(), Error> {
+        let layout = Layout::new(&model.config, model.loss_shape(tokens), seq_len, tokens, threads);
         if self.data.len() < layout.total() {
             self.data = Vec::new();
             self.data = zeros(layout.total(), "the activations of a batch")?;
@@ -148,6 +165,7 @@ impl Arena {
         let layout = self.layout;
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
         let mut knife = Knife(&mut self.data[..layout.total()]);
+        let packed_wte = knife.cut(layout.packed_wte);
         let blocks = Blocks { data: knife.cut(layout.n_layer * layout.block() + stream), layout };
         let buffers = Buffers {
             ln: knife.cut(stream),
@@ -157,6 +175,7 @@ impl Arena {
             ln_f_rstd: knife.cut(tokens),
             losses: knife.cut(tokens),
             partials: knife.cut(layout.layernorm),
+            packed_wte,
         };
         (blocks, buffers, Shared { data: knife.0, layout })
     }
@@ -195,9 +214,9 @@ impl Blocks<'_> {
 }
 
 impl Shared<'_> {
-    /// As a block of logits.
+    /// As what the loss needs.
     pub fn for_loss(&mut self) -> &mut [f32] {
-        &mut self.data[..self.layout.logits]
+        &mut self.data[..self.layout.loss]
     }
 
     /// As what the layers need beside the other buffers.

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::dropout::Dropout;
 use super::simd::{exp, exp_and_sum, max, simd, sum_zip};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul};
+use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul_f32};
 
 /// Queries taken together.
 const TILE: usize = 64;
@@ -139,7 +139,7 @@ pub fn head_forward(
         let tile = first..(first + TILE).min(n);
         let keys = offset + tile.end;
         let scores = &mut panel[..tile.len() * keys];
-        matmul(
+        matmul_f32(
             MatMut::new(scores, tile.len(), keys),
             Into::Set,
             q.rows(tile.clone()),
@@ -165,7 +165,7 @@ pub fn head_forward(
             },
         );
         let probabilities = Mat::new(scores, tile.len(), keys);
-        matmul(out.rows(tile), Into::Set, probabilities, v.rows(0..keys), Threads::One);
+        matmul_f32(out.rows(tile), Into::Set, probabilities, v.rows(0..keys), Threads::One);
     }
 }
 
@@ -213,8 +213,8 @@ pub fn backward(
             let (k, v) = (k.rows(0..keys), v.rows(0..keys));
             let scores = &mut scores[..tile.len() * keys];
             let dscores = &mut dscores[..tile.len() * keys];
-            matmul(MatMut::new(scores, tile.len(), keys), Into::Set, q, k.t(), Threads::One);
-            matmul(MatMut::new(dscores, tile.len(), keys), Into::Set, dout, v.t(), Threads::One);
+            matmul_f32(MatMut::new(scores, tile.len(), keys), Into::Set, q, k.t(), Threads::One);
+            matmul_f32(MatMut::new(dscores, tile.len(), keys), Into::Set, dout, v.t(), Threads::One);
             simd(
                 #[inline(always)]
                 || {
@@ -241,9 +241,9 @@ pub fn backward(
                 },
             );
             let (p, ds) = (Mat::new(scores, tile.len(), keys), Mat::new(dscores, tile.len(), keys));
-            matmul(dv.rows(0..keys), into, p.t(), dout, Threads::One);
-            matmul(dk.rows(0..keys), into, ds.t(), q, Threads::One);
-            matmul(dq.rows(tile), Into::Set, ds, k, Threads::One);
+            matmul_f32(dv.rows(0..keys), into, p.t(), dout, Threads::One);
+            matmul_f32(dk.rows(0..keys), into, ds.t(), q, Threads::One);
+            matmul_f32(dq.rows(tile), Into::Set, ds, k, Threads::One);
         }
     });
 }

@@ -13,7 +13,7 @@ use crate::{Decoder, Error};
 
 /// Sequences of one model, decoded together.
 pub struct CpuDecoder<'a> {
-    model: Model<'a>,
+    model: &'a Model,
     pool: &'a ThreadPool,
     rows: usize,
     /// Tokens that every row holds.
@@ -29,8 +29,8 @@ impl<'a> CpuDecoder<'a> {
     ///
     /// # Errors
     /// [`Error::Memory`] when the cache does not fit; [`Error::Input`] for no rows.
-    pub fn new(model: Model<'a>, pool: &'a ThreadPool, rows: usize) -> Result<Self, Error> {
-        let config = model.config;
+    pub fn new(model: &'a Model, pool: &'a ThreadPool, rows: usize) -> Result<Self, Error> {
+        let config = &model.config;
         if rows == 0 {
             return Err(Error::Input("a decoder needs at least one row".into()));
         }
@@ -50,7 +50,7 @@ impl<'a> CpuDecoder<'a> {
     fn forward(&mut self, tokens: &[u32]) {
         let Self { model, rows, len, cache, scratch, logits, .. } = self;
         let (rows, len, n) = (*rows, *len, tokens.len() / *rows);
-        let config = model.config;
+        let config = &model.config;
         let (c, eps, block) = (config.n_embd, config.layer_norm_epsilon, config.block_size);
         let p = |range: &std::ops::Range<usize>| &model.params[range.clone()];
         let lengths = [c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, config.n_head].map(|width| tokens.len() * width);
@@ -71,18 +71,18 @@ impl<'a> CpuDecoder<'a> {
         embedding::forward(tokens, n, len, p(&model.list.wte), p(&model.list.wpe), x);
         for (w, cache) in model.list.blocks.iter().zip(cache.chunks_exact_mut(rows * block * 2 * c)) {
             layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, ln, mean, rstd);
-            linear::forward(ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            linear::forward(model.precision, ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
             for (cache, qkv) in cache.chunks_exact_mut(block * 2 * c).zip(qkv.chunks_exact(n * 3 * c)) {
                 for (slot, token) in cache[len * 2 * c..].chunks_exact_mut(2 * c).zip(qkv.chunks_exact(3 * c)) {
                     slot.copy_from_slice(&token[c..]);
                 }
             }
             attend(model.config.n_head, rows, len, qkv, cache, att, lse, panels, panel);
-            linear::forward_residual(att, p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias), x, x_mid);
+            linear::forward_residual(model.precision, att, p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias), x, x_mid);
             layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, ln, mean, rstd);
-            linear::forward(ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            linear::forward(model.precision, ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
             gelu::forward(config.activation, fc, gelu);
-            linear::forward_residual(gelu, p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias), x_mid, x);
+            linear::forward_residual(model.precision, gelu, p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias), x_mid, x);
         }
         // Only the last token of each row is asked what follows it.
         for (last, row) in x_mid.chunks_exact_mut(c).zip(x.chunks_exact(n * c)) {
@@ -90,7 +90,7 @@ impl<'a> CpuDecoder<'a> {
         }
         let (last, ln, mean, rstd) = (&x_mid[..rows * c], &mut ln[..rows * c], &mut mean[..rows], &mut rstd[..rows]);
         layernorm::forward(last, p(&model.list.ln_f_weight), p(&model.list.ln_f_bias), eps, ln, mean, rstd);
-        linear::project(ln, p(&model.list.wte), config.vocab_size, logits);
+        linear::project(model.precision, ln, p(&model.list.wte), config.vocab_size, logits);
     }
 }
 
@@ -130,7 +130,7 @@ impl Decoder for CpuDecoder<'_> {
     }
 
     fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], Error> {
-        let config = self.model.config;
+        let config = &self.model.config;
         let n = tokens.len() / self.rows;
         if n == 0 || n * self.rows != tokens.len() {
             let (tokens, rows) = (tokens.len(), self.rows);

@@ -23,8 +23,6 @@ pub fn forward(tokens: &[u32], seq_len: usize, first_position: usize, wte: &[f32
 }
 
 /// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`, for rows that begin at position 0.
-///
-/// Two tasks never touch the same column, and each takes the tokens in order: the same bits on any number of threads.
 pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
     let width = dx.len() / tokens.len();
     dwpe[..seq_len * width].par_chunks_mut(width).enumerate().for_each(|(position, dwpe)| {
@@ -34,6 +32,14 @@ pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dw
             }
         }
     });
+    scatter(tokens, dx, 1.0, dwte);
+}
+
+/// `dwte[token[t]] += scale·dx[t]`
+///
+/// Two tasks never touch the same column, and each takes the tokens in order: the same bits on any number of threads.
+pub fn scatter(tokens: &[u32], dx: &[f32], scale: f32, dwte: &mut [f32]) {
+    let width = dx.len() / tokens.len();
     let dwte = Canvas::new(dwte, width);
     (0..width).into_par_iter().step_by(COLUMNS).for_each(|first| {
         let columns = first..(first + COLUMNS).min(width);
@@ -41,7 +47,7 @@ pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dw
             // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks hold the same column.
             let dwte = unsafe { dwte.row(token as usize, columns.clone()) };
             for (d, &dx) in dwte.iter_mut().zip(&dx[columns.clone()]) {
-                *d += dx;
+                *d += scale * dx;
             }
         }
     });

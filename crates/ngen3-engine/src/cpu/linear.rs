@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::simd::{simd, sum_zip};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul};
+use crate::gemm::{Canvas, Into, Mat, MatMut, Precision, matmul};
 
 /// Columns in one task of a bias gradient.
 const COLUMNS: usize = 64;
@@ -17,36 +17,43 @@ const FEW_ROWS: usize = 4;
 const OUTPUTS: usize = 64;
 
 /// `y = x·Wᵀ + b`
-pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+pub fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
     y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
-    add_product(x, weight, bias.len(), y);
+    add_product(precision, x, weight, bias.len(), y);
 }
 
 /// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
-pub fn forward_residual(x: &[f32], weight: &[f32], bias: &[f32], residual: &[f32], y: &mut [f32]) {
+pub fn forward_residual(
+    precision: Precision,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+) {
     let outputs = bias.len();
     y.par_chunks_mut(outputs).zip(residual.par_chunks(outputs)).for_each(|(y, residual)| {
         for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
             *y = r + b;
         }
     });
-    add_product(x, weight, outputs, y);
+    add_product(precision, x, weight, outputs, y);
 }
 
 /// `y = x·Wᵀ` with no bias, `y`: [rows, outputs]: logits from hidden states.
-pub fn project(x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+pub fn project(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
     y.fill(0.0);
-    add_product(x, weight, outputs, y);
+    add_product(precision, x, weight, outputs, y);
 }
 
-fn add_product(x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+fn add_product(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
     let inputs = weight.len() / outputs;
     let rows = y.len() / outputs;
     if rows <= FEW_ROWS {
         return add_few(x, weight, inputs, y);
     }
     let (x, weight) = (Mat::new(x, rows, inputs), Mat::new(weight, outputs, inputs));
-    matmul(MatMut::new(y, rows, outputs), Into::Add, x, weight.t(), Threads::All);
+    matmul(precision, MatMut::new(y, rows, outputs), Into::Add, x, weight.t());
 }
 
 /// Few rows read the whole weight for little arithmetic: each thread streams its share of it once, for all rows.
@@ -71,20 +78,20 @@ fn add_few(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
 }
 
 /// `dx = dy·W`
-pub fn backward_input(dy: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
+pub fn backward_input(precision: Precision, dy: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
     let inputs = weight.len() / outputs;
     let rows = dy.len() / outputs;
     let (dy, weight) = (Mat::new(dy, rows, outputs), Mat::new(weight, outputs, inputs));
-    matmul(MatMut::new(dx, rows, inputs), Into::Set, dy, weight, Threads::All);
+    matmul(precision, MatMut::new(dx, rows, inputs), Into::Set, dy, weight);
 }
 
 /// `dW += dyᵀ·x`, `db += Σ dy` over rows.
-pub fn backward_params(x: &[f32], dy: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+pub fn backward_params(precision: Precision, x: &[f32], dy: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
     let outputs = dbias.len();
     let inputs = dweight.len() / outputs;
     let rows = dy.len() / outputs;
     let (x, dy_t) = (Mat::new(x, rows, inputs), Mat::new(dy, rows, outputs).t());
-    matmul(MatMut::new(dweight, outputs, inputs), Into::Add, dy_t, x, Threads::All);
+    matmul(precision, MatMut::new(dweight, outputs, inputs), Into::Add, dy_t, x);
 
     dbias.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, dbias)| {
         simd(
@@ -112,18 +119,18 @@ mod tests {
             let (dy, residual) = (random(rows * outputs, 4), random(rows * outputs, 5));
             let loss = |x: &[f32], weight: &[f32], bias: &[f32]| {
                 let mut y = vec![f32::NAN; rows * outputs];
-                forward(x, weight, bias, &mut y);
+                forward(Precision::F32, x, weight, bias, &mut y);
                 dot(&y, &dy)
             };
             let mut with_residual = vec![f32::NAN; rows * outputs];
-            forward_residual(&x, &weight, &bias, &residual, &mut with_residual);
+            forward_residual(Precision::F32, &x, &weight, &bias, &residual, &mut with_residual);
             let expected = loss(&x, &weight, &bias) + dot(&residual, &dy);
             assert!((dot(&with_residual, &dy) - expected).abs() < 1e-3);
 
             let (mut dweight, mut dbias) = (vec![0.0; weight.len()], vec![0.0; outputs]);
             let mut dx = vec![f32::NAN; x.len()];
-            backward_input(&dy, &weight, outputs, &mut dx);
-            backward_params(&x, &dy, &mut dweight, &mut dbias);
+            backward_input(Precision::F32, &dy, &weight, outputs, &mut dx);
+            backward_params(Precision::F32, &x, &dy, &mut dweight, &mut dbias);
             check_gradient(&x, &dx, |x| loss(x, &weight, &bias));
             check_gradient(&weight, &dweight, |weight| loss(&x, weight, &bias));
             check_gradient(&bias, &dbias, |bias| loss(&x, &weight, bias));

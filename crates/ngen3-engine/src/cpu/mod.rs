@@ -14,7 +14,7 @@ mod layernorm;
 mod linear;
 mod loss;
 mod model;
-mod simd;
+pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -23,8 +23,10 @@ use std::borrow::Cow;
 use ngen3_model::{Config, ParamList};
 use rayon::ThreadPool;
 
+use crate::gemm::{Precision, bf16};
 use crate::{AdamW, Batch, Decoder, Engine, Error, Slot};
 use arena::Arena;
+use model::{Drops, Model};
 
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Dtype {
     Auto,
     /// Exact, on every processor.
     F32,
+    /// Operands of products rounded to bf16, sums and everything else in f32; needs AVX512-BF16.
+    Bf16,
 }
 
 /// How a [`CpuEngine`] runs.
@@ -48,11 +52,9 @@ pub struct Options {
 /// A model, its gradients and its optimizer on the CPU.
 #[derive(Debug)]
 pub struct CpuEngine {
-    config: Config,
-    list: ParamList,
+    model: Model,
     pool: ThreadPool,
-    /// `[total]`, as are the three below; those are empty until training needs them.
-    params: Vec<f32>,
+    /// `[total]`, as are the two below; empty until training needs them.
     grads: Vec<f32>,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
@@ -71,21 +73,29 @@ impl CpuEngine {
         if params.len() != list.total() {
             return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|i| format!("ngen3-{i}"))
-            .build()
-            .map_err(|e| Error::Threads(e.to_string()))?;
+        let precision = match options.dtype {
+            Dtype::Auto if bf16::available() => Precision::Bf16,
+            Dtype::Auto | Dtype::F32 => Precision::F32,
+            Dtype::Bf16 if bf16::available() => Precision::Bf16,
+            Dtype::Bf16 => return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into())),
+        };
+        let pool = pool(options.threads)?;
         Ok(Self {
-            config,
-            list,
+            model: Model { config, list, precision, params },
             pool,
-            params,
             grads: Vec::new(),
             exp_avg: Vec::new(),
             exp_avg_sq: Vec::new(),
             arena: Arena::default(),
         })
+    }
+
+    /// What the operands of products are rounded to.
+    pub fn dtype(&self) -> Dtype {
+        match self.model.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+        }
     }
 
     /// Threads that compute.
@@ -95,7 +105,7 @@ impl CpuEngine {
 
     fn slot_mut(&mut self, slot: Slot) -> &mut Vec<f32> {
         match slot {
-            Slot::Params => &mut self.params,
+            Slot::Params => &mut self.model.params,
             Slot::Grads => &mut self.grads,
             Slot::ExpAvg => &mut self.exp_avg,
             Slot::ExpAvgSq => &mut self.exp_avg_sq,
@@ -104,13 +114,22 @@ impl CpuEngine {
 
     /// Makes sure that a slot holds `[total]` numbers, zeros at first.
     fn fill_slot(&mut self, slot: Slot) -> Result<(), Error> {
-        let total = self.list.total();
+        let total = self.model.list.total();
         let values = self.slot_mut(slot);
         if values.is_empty() {
             *values = zeros(total, "a copy of the parameters")?;
         }
         Ok(())
     }
+}
+
+/// The threads that compute; 0 is one for each core.
+pub(crate) fn pool(threads: usize) -> Result<ThreadPool, Error> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("ngen3-{i}"))
+        .build()
+        .map_err(|e| Error::Threads(e.to_string()))
 }
 
 /// `[n]` zeros, or an error where memory does not reach.
@@ -123,33 +142,31 @@ fn zeros(n: usize, what: &'static str) -> Result<Vec<f32>, Error> {
 
 impl Engine for CpuEngine {
     fn config(&self) -> &Config {
-        &self.config
+        &self.model.config
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
-        batch.check(&self.config)?;
-        self.arena.reserve(&self.config, batch, self.pool.current_num_threads())?;
-        let model = model::Model { config: &self.config, list: &self.list, params: &self.params };
-        Ok(self.pool.install(|| model.loss(batch, &mut self.arena)))
+        batch.check(&self.model.config)?;
+        let threads = self.threads();
+        self.pool.install(|| self.model.loss(batch, threads, &mut self.arena))
     }
 
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
-        batch.check(&self.config)?;
+        batch.check(&self.model.config)?;
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
         }
-        self.arena.reserve(&self.config, batch, self.pool.current_num_threads())?;
         self.fill_slot(Slot::Grads)?;
-        let model = model::Model { config: &self.config, list: &self.list, params: &self.params };
-        let drops = model::Drops { p: dropout, seed };
-        Ok(self.pool.install(|| model.forward_backward(batch, weight, drops, &mut self.arena, &mut self.grads)))
+        let (threads, drops) = (self.threads(), Drops { p: dropout, seed });
+        let Self { model, pool, arena, grads, .. } = self;
+        pool.install(|| model.forward_backward(batch, weight, drops, threads, arena, grads))
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
         for slot in [Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
             self.fill_slot(slot)?;
         }
-        let Self { list, pool, params, grads, exp_avg, exp_avg_sq, .. } = self;
+        let Self { model: Model { list, params, .. }, pool, grads, exp_avg, exp_avg_sq, .. } = self;
         Ok(pool.install(|| {
             let norm = adamw::grad_norm(grads);
             if !norm.is_finite() {
@@ -176,23 +193,22 @@ impl Engine for CpuEngine {
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
         let values = match slot {
-            Slot::Params => &self.params,
+            Slot::Params => &self.model.params,
             Slot::Grads => &self.grads,
             Slot::ExpAvg => &self.exp_avg,
             Slot::ExpAvgSq => &self.exp_avg_sq,
         };
-        if values.is_empty() { Cow::Owned(vec![0.0; self.list.total()]) } else { Cow::Borrowed(values) }
+        if values.is_empty() { Cow::Owned(vec![0.0; self.model.list.total()]) } else { Cow::Borrowed(values) }
     }
 
     fn write(&mut self, slot: Slot, values: &[f32]) {
-        assert_eq!(values.len(), self.list.total(), "a flat array of every parameter");
+        assert_eq!(values.len(), self.model.list.total(), "a flat array of every parameter");
         let target = self.slot_mut(slot);
         target.clear();
         target.extend_from_slice(values);
     }
 
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-        let model = model::Model { config: &self.config, list: &self.list, params: &self.params };
-        Ok(Box::new(decode::CpuDecoder::new(model, &self.pool, rows)?))
+        Ok(Box::new(decode::CpuDecoder::new(&self.model, &self.pool, rows)?))
     }
 }

@@ -8,19 +8,32 @@ use std::ops::Range;
 
 use ngen3_model::{Config, ParamList};
 
-use super::arena::{Arena, Layers, Saved};
-use super::dropout::Dropout;
+use super::arena::{Arena, Layers, Saved, pass_rows};
+use super::dropout::{Dropout, splitmix};
+use super::loss::Gradients;
 use super::{attention, embedding, gelu, layernorm, linear, loss};
-use crate::Batch;
-use crate::gemm::Into;
+use crate::gemm::{Into, Precision};
+use crate::{Batch, Error};
 
 /// A model's shape and parameters.
-#[derive(Clone, Copy)]
-pub struct Model<'a> {
-    pub config: &'a Config,
-    pub list: &'a ParamList,
+#[derive(Debug)]
+pub struct Model {
+    pub config: Config,
+    pub list: ParamList,
+    /// What products round their operands to.
+    pub precision: Precision,
     /// `[total]`
-    pub params: &'a [f32],
+    pub params: Vec<f32>,
+}
+
+/// Rows of a batch that go through the layers together.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    seq_len: usize,
+    /// `[rows, seq_len]`
+    inputs: &'a [u32],
+    /// `[rows, seq_len]`
+    targets: &'a [u32],
 }
 
 /// Dropout at every place of one pass.
@@ -54,13 +67,14 @@ impl Drops {
     }
 }
 
-impl Model<'_> {
+impl Model {
     /// Mean loss of the batch.
-    pub fn loss(&self, batch: &Batch, arena: &mut Arena) -> f32 {
-        self.forward(batch, Drops::NONE, arena);
-        let (_, b, mut shared) = arena.split();
-        loss::forward(b.ln, self.wte(), &batch.targets, b.losses, shared.for_loss());
-        mean(b.losses)
+    pub fn loss(&self, batch: &Batch, threads: usize, arena: &mut Arena) -> Result<f32, Error> {
+        self.passes(batch, threads, arena, |_, pass, shape, arena| {
+            self.forward(pass, Drops::NONE, arena);
+            let (_, b, mut shared) = arena.split();
+            loss::run(shape, b.ln, (self.wte(), b.packed_wte), pass.targets, b.losses, None, shared.for_loss());
+        })
     }
 
     /// Mean loss of the batch; adds `weight` times its gradient to `grads`, `[total]`.
@@ -69,11 +83,43 @@ impl Model<'_> {
         batch: &Batch,
         weight: f32,
         drops: Drops,
+        threads: usize,
         arena: &mut Arena,
         grads: &mut [f32],
-    ) -> f32 {
-        self.forward(batch, drops, arena);
-        self.backward(batch, weight, drops, arena, grads)
+    ) -> Result<f32, Error> {
+        let weight = weight / batch.targets.len() as f32;
+        self.passes(batch, threads, arena, |i, pass, shape, arena| {
+            let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
+            self.forward(pass, drops, arena);
+            self.backward(pass, shape, weight, drops, arena, grads);
+        })
+    }
+
+    /// Takes the batch through `work` a few rows at a time; the mean of the losses that it leaves in the arena.
+    fn passes(
+        &self,
+        batch: &Batch,
+        threads: usize,
+        arena: &mut Arena,
+        mut work: impl FnMut(u64, Pass<'_>, loss::Shape, &mut Arena),
+    ) -> Result<f32, Error> {
+        let tokens = pass_rows(batch.inputs.len() / batch.seq_len, batch.seq_len) * batch.seq_len;
+        arena.reserve(self, batch.seq_len, tokens, threads)?;
+        loss::pack_wte(self.loss_shape(tokens), self.wte(), arena.split().1.packed_wte);
+        let mut total = 0.0;
+        for (i, (inputs, targets)) in batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).enumerate() {
+            // The last pass may be shorter.
+            arena.reserve(self, batch.seq_len, inputs.len(), threads)?;
+            let pass = Pass { seq_len: batch.seq_len, inputs, targets };
+            work(i as u64, pass, self.loss_shape(inputs.len()), arena);
+            total += arena.split().1.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        Ok((total / batch.targets.len() as f64) as f32)
+    }
+
+    /// The loss of a pass.
+    pub fn loss_shape(&self, tokens: usize) -> loss::Shape {
+        loss::Shape::new(self.precision, tokens, self.config.n_embd, self.config.vocab_size)
     }
 
     fn wte(&self) -> &[f32] {
@@ -81,15 +127,15 @@ impl Model<'_> {
     }
 
     /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs.
-    fn forward(&self, batch: &Batch, drops: Drops, arena: &mut Arena) {
+    fn forward(&self, batch: Pass<'_>, drops: Drops, arena: &mut Arena) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let eps = self.config.layer_norm_epsilon;
-        let shape = attention::Shape::new(self.config, batch.seq_len, batch.inputs.len());
+        let shape = attention::Shape::new(&self.config, batch.seq_len, batch.inputs.len());
         let (mut blocks, b, mut shared) = arena.split();
         let Layers { gelu, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
-        embedding::forward(&batch.inputs, batch.seq_len, 0, self.wte(), p(&self.list.wpe), x);
+        embedding::forward(batch.inputs, batch.seq_len, 0, self.wte(), p(&self.list.wpe), x);
         if let Some(dropout) = drops.at(Site::Embedding) {
             dropout.apply(x);
         }
@@ -98,16 +144,16 @@ impl Model<'_> {
             let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc } = saved;
 
             layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
-            linear::forward(b.ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            linear::forward(self.precision, b.ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
             attention::forward(shape, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
-            let (weight, bias) = (p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias));
-            project(att, weight, bias, drops.at(Site::AttentionProjection(layer)), x, b.dbranch, x_mid);
+            let weights = (p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias));
+            self.project(att, weights, drops.at(Site::AttentionProjection(layer)), x, b.dbranch, x_mid);
 
             layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, b.ln, ln_2_mean, ln_2_rstd);
-            linear::forward(b.ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            linear::forward(self.precision, b.ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
             gelu::forward(self.config.activation, fc, gelu);
-            let (weight, bias) = (p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias));
-            project(gelu, weight, bias, drops.at(Site::MlpProjection(layer)), x_mid, b.dbranch, out);
+            let weights = (p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias));
+            self.project(gelu, weights, drops.at(Site::MlpProjection(layer)), x_mid, b.dbranch, out);
         }
         let x = blocks.stream(self.config.n_layer);
         let (gamma, beta) = (p(&self.list.ln_f_weight), p(&self.list.ln_f_bias));
@@ -115,16 +161,23 @@ impl Model<'_> {
     }
 
     /// Reads what [`Model::forward`] left in the arena, last line first.
-    fn backward(&self, batch: &Batch, weight: f32, drops: Drops, arena: &mut Arena, grads: &mut [f32]) -> f32 {
+    fn backward(
+        &self,
+        batch: Pass<'_>,
+        loss_shape: loss::Shape,
+        weight: f32,
+        drops: Drops,
+        arena: &mut Arena,
+        grads: &mut [f32],
+    ) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let c = self.config.n_embd;
-        let shape = attention::Shape::new(self.config, batch.seq_len, batch.inputs.len());
+        let shape = attention::Shape::new(&self.config, batch.seq_len, batch.inputs.len());
         let (mut blocks, b, mut shared) = arena.split();
 
-        let token_weight = weight / batch.targets.len() as f32;
-        let dwte = &mut grads[self.list.wte.clone()];
-        let logits = shared.for_loss();
-        loss::forward_backward(b.ln, self.wte(), &batch.targets, token_weight, b.losses, b.dbranch, dwte, logits);
+        let gradients = Gradients { weight, dhidden: b.dbranch, dwte: &mut grads[self.list.wte.clone()] };
+        let wte = (self.wte(), &*b.packed_wte);
+        loss::run(loss_shape, b.ln, wte, batch.targets, b.losses, Some(gradients), shared.for_loss());
         let gamma = p(&self.list.ln_f_weight);
         let saved =
             layernorm::Saved { x: blocks.stream(self.config.n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
@@ -140,14 +193,14 @@ impl Model<'_> {
             let dy = dropped(drops.at(Site::MlpProjection(layer)), b.dx, b.dbranch);
             gelu::forward(self.config.activation, fc, gelu);
             let (dweight, dbias) = pair(grads, &w.mlp_c_proj_weight, &w.mlp_c_proj_bias);
-            linear::backward_params(gelu, dy, dweight, dbias);
-            linear::backward_input(dy, p(&w.mlp_c_proj_weight), c, dwide);
+            linear::backward_params(self.precision, gelu, dy, dweight, dbias);
+            linear::backward_input(self.precision, dy, p(&w.mlp_c_proj_weight), c, dwide);
             gelu::backward(self.config.activation, fc, dwide);
             let (gamma, beta) = (p(&w.ln_2_weight), p(&w.ln_2_bias));
             layernorm::apply(x_mid, ln_2_mean, ln_2_rstd, gamma, beta, b.ln);
             let (dweight, dbias) = pair(grads, &w.c_fc_weight, &w.c_fc_bias);
-            linear::backward_params(b.ln, dwide, dweight, dbias);
-            linear::backward_input(dwide, p(&w.c_fc_weight), 4 * c, b.dbranch);
+            linear::backward_params(self.precision, b.ln, dwide, dweight, dbias);
+            linear::backward_input(self.precision, dwide, p(&w.c_fc_weight), 4 * c, b.dbranch);
             let saved = layernorm::Saved { x: x_mid, mean: ln_2_mean, rstd: ln_2_rstd, gamma };
             let (dgamma, dbeta) = pair(grads, &w.ln_2_weight, &w.ln_2_bias);
             layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
@@ -155,16 +208,16 @@ impl Model<'_> {
             // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
             let dy = dropped(drops.at(Site::AttentionProjection(layer)), b.dx, b.dbranch);
             let (dweight, dbias) = pair(grads, &w.attn_c_proj_weight, &w.attn_c_proj_bias);
-            linear::backward_params(att, dy, dweight, dbias);
+            linear::backward_params(self.precision, att, dy, dweight, dbias);
             // `ln` serves as the gradient of attention's output until ln_1's output is made again.
-            linear::backward_input(dy, p(&w.attn_c_proj_weight), c, b.ln);
+            linear::backward_input(self.precision, dy, p(&w.attn_c_proj_weight), c, b.ln);
             let dqkv = &mut dwide[..qkv.len()];
             attention::backward(shape, qkv, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
             let (gamma, beta) = (p(&w.ln_1_weight), p(&w.ln_1_bias));
             layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
             let (dweight, dbias) = pair(grads, &w.c_attn_weight, &w.c_attn_bias);
-            linear::backward_params(b.ln, dqkv, dweight, dbias);
-            linear::backward_input(dqkv, p(&w.c_attn_weight), 3 * c, b.dbranch);
+            linear::backward_params(self.precision, b.ln, dqkv, dweight, dbias);
+            linear::backward_input(self.precision, dqkv, p(&w.c_attn_weight), 3 * c, b.dbranch);
             let saved = layernorm::Saved { x, mean: ln_1_mean, rstd: ln_1_rstd, gamma };
             let (dgamma, dbeta) = pair(grads, &w.ln_1_weight, &w.ln_1_bias);
             layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
@@ -173,28 +226,27 @@ impl Model<'_> {
             dropout.apply(b.dx);
         }
         let (dwte, dwpe) = pair(grads, &self.list.wte, &self.list.wpe);
-        embedding::backward(&batch.inputs, batch.seq_len, b.dx, dwte, dwpe);
-        mean(b.losses)
+        embedding::backward(batch.inputs, batch.seq_len, b.dx, dwte, dwpe);
     }
-}
 
-/// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
-fn project(
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    dropout: Option<Dropout>,
-    residual: &[f32],
-    branch: &mut [f32],
-    out: &mut [f32],
-) {
-    let Some(dropout) = dropout else {
-        return linear::forward_residual(x, weight, bias, residual, out);
-    };
-    linear::forward(x, weight, bias, branch);
-    dropout.apply(branch);
-    for ((out, &r), &b) in out.iter_mut().zip(residual).zip(branch.iter()) {
-        *out = r + b;
+    /// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
+    fn project(
+        &self,
+        x: &[f32],
+        (weight, bias): (&[f32], &[f32]),
+        dropout: Option<Dropout>,
+        residual: &[f32],
+        branch: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let Some(dropout) = dropout else {
+            return linear::forward_residual(self.precision, x, weight, bias, residual, out);
+        };
+        linear::forward(self.precision, x, weight, bias, branch);
+        dropout.apply(branch);
+        for ((out, &r), &b) in out.iter_mut().zip(residual).zip(branch.iter()) {
+            *out = r + b;
+        }
     }
 }
 
@@ -210,8 +262,4 @@ fn dropped<'a>(dropout: Option<Dropout>, dx: &'a [f32], branch: &'a mut [f32]) -
 fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize>) -> (&'a mut [f32], &'a mut [f32]) {
     let (low, high) = grads.split_at_mut(second.start);
     (&mut low[first.clone()], &mut high[..second.len()])
-}
-
-fn mean(losses: &[f32]) -> f32 {
-    (losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64) as f32
 }

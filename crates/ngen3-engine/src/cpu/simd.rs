@@ -20,6 +20,12 @@ fn arch() -> Arch {
     })
 }
 
+/// Whether kernels written for AVX-512 may run.
+#[cfg(target_arch = "x86_64")]
+pub fn avx512() -> bool {
+    matches!(arch(), Arch::V4(_))
+}
+
 /// Calls `f` compiled for the widest vectors there are. `f` should be marked `#[inline(always)]`.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {

@@ -2,11 +2,21 @@
 //!
 //! [`Mat`] and [`MatMut`] are views that know their bounds, so that [`matmul`] is safe: a transpose is a view
 //! ([`Mat::t`]), never a copy. The f32 kernels are the `gemm` crate's, which picks AVX-512, AVX2, NEON or plain code
-//! when the program runs.
+//! when the program runs; `bf16.rs` holds our own for operands rounded to bf16.
 
+pub mod bf16;
 mod view;
 
 pub use view::{Canvas, Mat, MatMut};
+
+/// What the operands of a product are rounded to. Sums are f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    F32,
+    /// bfloat16: f32's range with 8 bits of precision.
+    Bf16,
+}
 
 /// What happens to what the destination held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +36,22 @@ pub enum Threads {
     All,
 }
 
+/// `c = a·b` or `c += a·b` in the given precision, on all threads; shapes as in [`matmul_f32`].
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn matmul(precision: Precision, c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+    match precision {
+        Precision::F32 => matmul_f32(c, into, a, b, Threads::All),
+        Precision::Bf16 => bf16::matmul(c, into, a, b),
+    }
+}
+
 /// `c = a·b` or `c += a·b`, with `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn matmul(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
+pub fn matmul_f32(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
     assert_eq!((a.rows, b.rows, b.cols), (m, k, n), "shapes of a product: [m, k]·[k, n] = [m, n]");
     let parallelism = match threads {
@@ -101,7 +122,7 @@ mod tests {
                     let start = random(m * (n + 3), 5);
                     let mut c = start.clone();
                     let end = (m - 1) * (n + 3) + n;
-                    matmul(MatMut::strided(&mut c[..end], m, n, n + 3), into, a, b, threads);
+                    matmul_f32(MatMut::strided(&mut c[..end], m, n, n + 3), into, a, b, threads);
                     let expected = matmul_reference(a, b);
                     for (at, (&found, &before)) in c.iter().zip(&start).enumerate() {
                         let (i, j) = (at / (n + 3), at % (n + 3));

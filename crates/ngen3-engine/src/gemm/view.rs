@@ -32,6 +32,20 @@ impl<'a> Mat<'a> {
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// Row `i`, where rows are contiguous.
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> &'a [f32] {
+        debug_assert_eq!(self.col_stride, 1);
+        &self.data[i * self.row_stride..][..self.cols]
+    }
+
+    /// Elements `first..first + n` of column `j`, where columns are contiguous (a transposed view).
+    #[inline(always)]
+    pub(super) fn column(&self, j: usize, first: usize, n: usize) -> &'a [f32] {
+        debug_assert_eq!(self.row_stride, 1);
+        &self.data[j * self.col_stride + first..][..n]
+    }
+
     /// How many columns there are.
     pub fn cols(&self) -> usize {
         self.cols
@@ -101,7 +115,33 @@ impl<'a> MatMut<'a> {
         let data = self.data.wrapping_add(range.start * self.row_stride);
         MatMut { data, rows: range.len(), cols: self.cols, row_stride: self.row_stride, borrow: PhantomData }
     }
+
+    /// Row `i`.
+    pub(super) fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        // SAFETY: the constructors checked that every row lies within the borrowed slice.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
+    }
+
+    /// The elements in these rows and columns.
+    ///
+    /// # Safety
+    /// No other part with an element in common may be in use.
+    ///
+    /// # Panics
+    /// If the part reaches past the matrix.
+    pub(super) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        let data = self.data.wrapping_add(rows.start * self.row_stride + cols.start);
+        MatMut { data, rows: rows.len(), cols: cols.len(), row_stride: self.row_stride, borrow: PhantomData }
+    }
 }
+
+// SAFETY: a view is handed to tasks only to be cut into parts that do not overlap (`part`); f32 has no thread affinity.
+unsafe impl Sync for MatMut<'_> {}
+// SAFETY: it stands for a `&mut [f32]`.
+unsafe impl Send for MatMut<'_> {}
 
 /// A dense `[rows, width]` matrix of which parallel tasks write windows that do not overlap, such as one head's columns.
 #[derive(Debug)]
