@@ -453,14 +453,14 @@ mod tests {
     }
 
     proptest! {
-        /// Logits on a coarse grid, so that many are equal.
+        /// Logits on a coarse grid, so that many are equal; none so far apart that the exponential reaches its floor.
         #[test]
         fn the_shortlist_is_that_of_a_full_sort(
             grid in prop::collection::vec(-20i8..20, 1..400),
             top_k in 0usize..500,
             top_p in prop_oneof![Just(1.0f32), 0.001f32..1.0],
             min_p in prop_oneof![Just(0.0f32), 0.001f32..1.0],
-            temperature in 0.05f32..3.0,
+            temperature in 0.2f32..3.0,
         ) {
             let logits: Vec<f32> = grid.iter().map(|&step| f32::from(step) / 4.0).collect();
             let sampling = Sampling { temperature, top_k, top_p, min_p, ..Default::default() };
