@@ -1,20 +1,13 @@
 //! Files that are no checkpoint, given to a command: one clear line, exit code 1, and nothing else happens.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::{fail, succeed};
 use ngen3_model::{CheckpointMeta, Config, ParamList, checkpoint};
 use tempfile::TempDir;
-
-fn sample(folder: &TempDir, file: &str, more: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ngen3"))
-        .args(["sample", "--model_checkpoint", file, "--length", "2", "--seed", "1"])
-        .args(more)
-        .current_dir(folder.path())
-        .output()
-        .unwrap()
-}
 
 /// A small valid checkpoint's bytes.
 fn valid(ending: &str) -> Vec<u8> {
@@ -25,15 +18,9 @@ fn valid(ending: &str) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-#[track_caller]
-fn assert_refused(folder: &TempDir, file: &str, more: &[&str], reason: &str) {
-    let output = sample(folder, file, more);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert_eq!(errors.lines().count(), 1, "{errors}");
-    assert!(errors.starts_with("error: ") && errors.contains(reason), "{errors:?} does not say {reason:?}");
-    assert!(errors.contains(file), "{errors:?} does not name {file}");
-    assert!(output.stdout.is_empty());
+fn assert_refused(folder: &TempDir, file: &str, reason: &str) {
+    let error = fail(folder.path(), &format!("sample --model_checkpoint {file}"), 1);
+    assert!(error.contains(file) && error.contains(reason), "{error:?} does not say {file}: {reason:?}");
 }
 
 #[test]
@@ -43,23 +30,23 @@ fn damaged_and_hostile_files_are_refused() {
     let (torch, safetensors) = (valid("pt"), valid("safetensors"));
 
     write("empty.pt", b"");
-    assert_refused(&folder, "empty.pt", &[], "it is empty");
+    assert_refused(&folder, "empty.pt", "it is empty");
     write("text.pt", b"Not a model, but a line of text.\n");
-    assert_refused(&folder, "text.pt", &[], "it is not a checkpoint");
-    assert_refused(&folder, "missing_model.pt", &[], "No such file");
+    assert_refused(&folder, "text.pt", "it is not a checkpoint");
+    assert_refused(&folder, "missing_model.pt", "No such file");
 
     write("cut.pt", &torch[..torch.len() / 2]);
-    assert_refused(&folder, "cut.pt", &[], "it is damaged or cut short");
+    assert_refused(&folder, "cut.pt", "it is damaged or cut short");
     // One bit of the token embedding, in the middle of the file.
     let mut flipped = torch.clone();
     flipped[torch.len() / 2] ^= 4;
     write("flipped.pt", &flipped);
-    assert_refused(&folder, "flipped.pt", &[], "its storage 0 is damaged: Invalid checksum");
+    assert_refused(&folder, "flipped.pt", "its storage 0 is damaged: Invalid checksum");
 
     write("cut.safetensors", &safetensors[..safetensors.len() / 2]);
-    assert_refused(&folder, "cut.safetensors", &[], "it is cut short or damaged");
+    assert_refused(&folder, "cut.safetensors", "it is cut short or damaged");
     write("claims.safetensors", &[&(1u64 << 60).to_le_bytes(), &safetensors[8..]].concat());
-    assert_refused(&folder, "claims.safetensors", &[], "its header claims 1152921504606846976 bytes");
+    assert_refused(&folder, "claims.safetensors", "its header claims 1152921504606846976 bytes");
 
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ngen3-model/tests/fixtures");
     let before = fs::read_dir(folder.path()).unwrap().count();
@@ -69,7 +56,7 @@ fn damaged_and_hostile_files_are_refused() {
         ("untied.pt", "its lm_head.weight differs from transformer.wte.weight"),
     ] {
         fs::copy(fixtures.join(name), folder.path().join(name)).unwrap();
-        assert_refused(&folder, name, &[], reason);
+        assert_refused(&folder, name, reason);
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before + 3, "a pickle was run");
 }
@@ -79,7 +66,7 @@ fn a_checkpoint_of_another_variant_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("7M_model.pt"), valid("pt")).unwrap();
     let reason = "is not a 7M model: it has 1 layers, 1 heads, width 4, not 4 layers, 4 heads, width 128";
-    assert_refused(&folder, "7M_model.pt", &["--variant", "7M"], reason);
-    let output = sample(&folder, "7M_model.pt", &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let error = fail(folder.path(), "sample --model_checkpoint 7M_model.pt --variant 7M", 1);
+    assert_eq!(error, format!("7M_model.pt {reason}"));
+    succeed(folder.path(), "sample --model_checkpoint 7M_model.pt --length 2");
 }

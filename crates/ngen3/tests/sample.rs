@@ -2,10 +2,13 @@
 //!
 //! The models are parrots: made by hand so that the token at each position of the block is known.
 
+mod common;
+
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
+use common::{complaint, ngen3, texts};
 use ngen3_data::Tokenizer;
 use ngen3_model::{CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use tempfile::TempDir;
@@ -56,10 +59,8 @@ fn sample(folder: &TempDir, arguments: &[&str]) -> Output {
 }
 
 fn sample_with_stdin(folder: &TempDir, arguments: &[&str], stdin: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ngen3"))
-        .arg("sample")
+    let mut child = ngen3(folder.path(), "sample")
         .args(arguments)
-        .current_dir(folder.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -71,29 +72,21 @@ fn sample_with_stdin(folder: &TempDir, arguments: &[&str], stdin: &[u8]) -> Outp
 }
 
 /// What a parrot prints, greedily unless `arguments` say otherwise.
-#[track_caller]
 fn said(folder: &TempDir, arguments: &[&str]) -> String {
     let base = ["--model_checkpoint", "parrot_model.pt", "--temperature", "0"];
     text_of(sample(folder, &[&base, arguments].concat()))
 }
 
-#[track_caller]
 fn text_of(output: Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    assert!(errors.contains(" tokens in "), "the time is missing: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    let (out, err) = texts(&output, 0);
+    assert!(err.contains(" tokens in "), "the time is missing: {err}");
+    out
 }
 
-#[track_caller]
 fn assert_refused(output: &Output, code: i32, reason: &str) {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{errors}");
-    assert!(errors.contains(reason), "{errors:?} does not say {reason:?}");
-    assert!(output.stdout.is_empty(), "{:?}", String::from_utf8_lossy(&output.stdout));
-    if code == 1 {
-        assert_eq!(errors.lines().count(), 1, "{errors}");
-    }
+    // A mistake in the flags also shows how the command is used.
+    let said = if code == 2 { texts(output, 2).1 } else { complaint(output, code) };
+    assert!(said.contains(reason), "{said:?} does not say {reason:?}");
 }
 
 #[test]
@@ -268,7 +261,7 @@ fn bad_input_gives_one_line() {
     refused(&["--repetition_penalty", "-1"], 1, "repetition_penalty is -1; it must be a positive number");
     refused(&["--temperature", "warm"], 2, "--temperature");
     refused(&["--num_samples", "0"], 2, "--num_samples");
-    refused(&["--dtype", "f8"], 2, "there are auto and f32");
+    refused(&["--dtype", "f8"], 2, "there are auto, f32 and bf16");
     refused(&["--stop", ""], 2, "--stop");
     refused(&["--prompt", "a", "--prompt_file", "b"], 2, "cannot be used with");
     refused(&["--prompt_file", "nowhere.txt"], 1, "cannot read nowhere.txt: No such file");
@@ -283,7 +276,7 @@ fn bad_input_gives_one_line() {
     let config = Config::new(1, 1, 4, 4, 50_257);
     checkpoint::save(&path, &config, &vec![f32::NAN; ParamList::new(&config).total()], &CheckpointMeta::default())
         .unwrap();
-    let nan = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--prompt", "a"]);
-    assert_eq!(nan.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&nan.stderr).contains("the model's logit of token 0 is NaN"), "{nan:?}");
+    // The prompt is printed by then.
+    let (out, err) = texts(&sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--prompt", "a"]), 1);
+    assert!(out == "a" && err.contains("the model's logit of token 0 is NaN"), "{out}{err}");
 }

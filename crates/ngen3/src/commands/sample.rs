@@ -62,7 +62,7 @@ pub struct Args {
     /// The same seed gives the same text [default: another each time, told on stderr]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Numbers to compute with: auto (the fastest that the processor has) or f32
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
     dtype: Dtype,
     #[command(flatten)]
@@ -80,7 +80,8 @@ fn parse_dtype(name: &str) -> Result<Dtype, String> {
     match name {
         "auto" => Ok(Dtype::Auto),
         "f32" => Ok(Dtype::F32),
-        _ => Err("there are auto and f32".into()),
+        "bf16" => Ok(Dtype::Bf16),
+        _ => Err("there are auto, f32 and bf16".into()),
     }
 }
 
