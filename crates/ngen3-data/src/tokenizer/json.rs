@@ -25,6 +25,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {
     let file: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
     let model = file.get("model").and_then(Value::as_object);
     let model = model.ok_or("it has no \"model\": is it a Hugging Face tokenizer.json?")?;
+    if let Some(kind) = model.get("type")
+        && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| kind == known)
+    {
+        return Err(format!("its model is of the type {kind}; BPE, WordPiece, WordLevel and Unigram are known"));
+    }
     let vocab = vocab(model)?;
     let added = added_tokens(&file)?;
     check_distinct(&vocab, &added)?;
