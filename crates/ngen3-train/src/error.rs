@@ -26,6 +26,14 @@ pub enum Error {
         /// Its reason.
         source: std::io::Error,
     },
+    /// A save failed, such as on a full disk; the one before it stands.
+    #[error("{what}; what was saved at step {step} is whole, and --resume goes on from it")]
+    Save {
+        /// What went wrong.
+        what: Box<Error>,
+        /// The step of the last save.
+        step: u64,
+    },
     /// The loss left the numbers: there is nothing to go on from.
     #[error(
         "the {what} became {value} at step {step} (learning rate {lr:e}); {kept}. Try a lower --learning_rate, more \

@@ -143,10 +143,10 @@ impl Job {
             Origin::Checkpoint(from, trained_with) => check_tokenizers(&from, &trained_with, &path, &tokenizer)?,
             Origin::State(before) => check_data(&path, &before, &data)?,
         }
-        let list = ParamList::new(&config);
-        memory::check(list.total())?;
+        memory::check(&config, batch_size)?;
         paths.prepare()?;
-        let weights = Weights { params: params.unwrap_or_else(|| list.init(seed)), moments };
+        let params = params.unwrap_or_else(|| ParamList::new(&config).init(seed));
+        let weights = Weights { params, moments };
         let job = Self { config, settings, paths, sampler, data, tokenizer, step, best_val_loss, elapsed_s, notes };
         Ok((job, weights))
     }

@@ -1,19 +1,26 @@
 //! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
 
+use ngen3_model::{Config, ParamList};
+
 use crate::Error;
 
-/// Bytes that a parameter needs in training: itself, its gradient and AdamW's two moments in f32.
-const BYTES_PER_PARAMETER: u64 = 16;
-
-/// Checks that parameters, gradients and moments fit; activations come on top, and the engine answers for them.
+/// Checks that a model and one of its batches fit.
 ///
 /// # Errors
 /// [`Error::Usage`] saying how much is needed and how much there is.
-pub(crate) fn check(parameters: usize) -> Result<(), Error> {
+pub(crate) fn check(config: &Config, batch_size: usize) -> Result<(), Error> {
     match total() {
-        Some(there_is) => compare(parameters as u64 * BYTES_PER_PARAMETER, there_is),
+        Some(there_is) => compare(at_least(config, batch_size), there_is),
         None => Ok(()),
     }
+}
+
+/// Bytes that training cannot do without, whatever the engine does: each parameter, its gradient and AdamW's two moments,
+/// and the residual stream of each layer.
+fn at_least(config: &Config, batch_size: usize) -> u64 {
+    let parameters = 16 * ParamList::new(config).total() as u128;
+    let stream = 4 * (config.n_layer * config.n_embd) as u128 * (batch_size as u128 * config.block_size as u128);
+    u64::try_from(parameters.saturating_add(stream)).unwrap_or(u64::MAX)
 }
 
 fn compare(needed: u64, there_is: u64) -> Result<(), Error> {
@@ -21,8 +28,8 @@ fn compare(needed: u64, there_is: u64) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "training this model needs {:.1} GB of memory for its parameters, gradients and moments, and this machine has \
-         {:.1} GB: choose a smaller model",
+        "training this model needs at least {:.1} GB of memory, and this machine has {:.1} GB: choose a smaller model or \
+         --batch_size",
         needed as f64 / 1e9,
         there_is as f64 / 1e9
     )))
@@ -44,6 +51,8 @@ fn parse(meminfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use ngen3_model::VARIANTS;
+
     use super::*;
 
     #[test]
@@ -55,8 +64,11 @@ mod tests {
 
     #[test]
     fn a_model_too_large_is_told_so() {
-        assert!(compare(10, 10).is_ok());
-        let error = compare(106_400_000_000, 24_000_000_000).unwrap_err().to_string();
-        assert!(error.contains("needs 106.4 GB") && error.contains("has 24.0 GB"), "{error}");
+        let largest = VARIANTS.last().unwrap().config();
+        let needed = at_least(&largest, 4);
+        assert!(compare(needed, needed).is_ok());
+        let error = compare(needed, 24_000_000_000).unwrap_err().to_string();
+        assert!(error.contains("needs at least 108.6 GB") && error.contains("has 24.0 GB"), "{error}");
+        assert!(at_least(&VARIANTS[0].config(), usize::MAX) > 1 << 60, "an absurd batch does not wrap around");
     }
 }

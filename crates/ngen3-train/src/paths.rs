@@ -41,16 +41,15 @@ impl RunPaths {
         if self.model.is_dir() {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
         }
-        for (folder, file) in [
-            (parent(&self.model), self.model.file_name()),
-            (parent(&self.state), self.state.file_name()),
-            (&self.run, None),
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
+        for (folder, files) in [
+            (parent(&self.model), vec![name(&self.model)]),
+            (parent(&self.state), vec![name(&self.state)]),
+            (&self.run, vec!["metrics.jsonl".into(), "loss.svg".into()]),
         ] {
             fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
             tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
-            if let Some(file) = file {
-                remove_leftovers(folder, file.to_os_string())?;
-            }
+            files.into_iter().try_for_each(|file| remove_leftovers(folder, file))?;
         }
         Ok(())
     }
@@ -102,13 +101,14 @@ mod tests {
         for name in [".x.pt.Ab3.tmp", ".xx.pt.Ab3.tmp", "x.pt", ".x.pt.Ab3"] {
             fs::write(folder.join(name), "").unwrap();
         }
-        let state_leftover = folder.join("x.state/.state.safetensors.Q.tmp");
-        fs::write(&state_leftover, "").unwrap();
+        let others = ["x.state/.state.safetensors.Q.tmp", "x.run/.metrics.jsonl.Q.tmp", "x.run/.loss.svg.Q.tmp"];
+        let others = others.map(|name| folder.join(name));
+        others.iter().for_each(|path| fs::write(path, "").unwrap());
         paths.prepare().unwrap();
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [".x.pt.Ab3", ".xx.pt.Ab3.tmp", "x.pt", "x.run", "x.state"]);
-        assert!(!state_leftover.exists());
+        assert!(others.iter().all(|path| !path.exists()));
     }
 
     #[test]

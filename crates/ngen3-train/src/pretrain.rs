@@ -129,7 +129,7 @@ pub fn pretrain(
             lr,
             grad_norm,
             tokens_per_s,
-            left: loop_clock.elapsed().div_f64((step - job.step) as f64).mul_f64((settings.max_iters - step) as f64),
+            left: remaining(loop_clock.elapsed(), step - job.step, settings.max_iters - step),
             logged,
         });
 
@@ -146,6 +146,11 @@ pub fn pretrain(
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// How long `left` steps take if `done` took so long.
+fn remaining(elapsed: Duration, done: u64, left: u64) -> Duration {
+    Duration::try_from_secs_f64(elapsed.as_secs_f64() / done as f64 * left as f64).unwrap_or(Duration::MAX)
 }
 
 /// What evaluating and saving need besides the engine.
@@ -203,10 +208,15 @@ impl Run<'_> {
             elapsed_s,
             data: job.data.clone(),
         };
-        state::save(&job.paths.state, &header, engine)?;
-        job.save_model(&engine.read(Slot::Params), step, self.best)?;
-        self.saved = Some(step);
-        Ok(())
+        let saved = state::save(&job.paths.state, &header, engine)
+            .and_then(|()| job.save_model(&engine.read(Slot::Params), step, self.best));
+        match (saved, self.saved) {
+            (Err(what), Some(step)) => Err(Error::Save { what: what.into(), step }),
+            (saved, _) => {
+                self.saved = Some(step);
+                saved
+            }
+        }
     }
 
     /// Stops a run whose numbers are no longer numbers.

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// More threads than any machine has cores are a mistake.
+const MAX_THREADS: usize = 1_024;
+
 /// Writes the list of settings down once, as [`TrainSettings`] and as [`Overrides`].
 macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
@@ -157,7 +160,7 @@ impl TrainSettings {
 
     /// Tokens that one optimizer step trains on, in rows of `block_size`.
     pub fn tokens_per_step(&self, block_size: usize) -> u64 {
-        self.batch_size as u64 * block_size as u64 * self.gradient_accumulation
+        (self.batch_size as u64).saturating_mul(block_size as u64).saturating_mul(self.gradient_accumulation)
     }
 
     /// The update numbered `step`, from 1.
@@ -186,6 +189,9 @@ impl TrainSettings {
             if value == 0 {
                 return wrong(name, &value, "at least 1");
             }
+        }
+        if self.threads > MAX_THREADS {
+            return wrong("threads", &self.threads, &format!("at most {MAX_THREADS}"));
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return wrong("learning_rate", &self.learning_rate, "a number above 0");
@@ -274,6 +280,7 @@ mod tests {
             ("dropout", Overrides { dropout: Some(1.0), ..none() }),
             ("dropout", Overrides { dropout: Some(-0.1), ..none() }),
             ("val_fraction", Overrides { val_fraction: Some(1.0), ..none() }),
+            ("threads", Overrides { threads: Some(100_000), ..none() }),
         ];
         for (name, asked) in cases {
             let error = TrainSettings::settle(asked, &RECIPE).unwrap_err().to_string();

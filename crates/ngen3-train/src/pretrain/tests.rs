@@ -347,6 +347,12 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn time_left_is_a_rule_of_three_that_never_overflows() {
+    assert_eq!(remaining(Duration::from_secs(6), 3, 10), Duration::from_secs(20));
+    assert_eq!(remaining(Duration::from_secs(9), 1, u64::MAX), Duration::MAX);
+}
+
+#[test]
 fn dropout_seeds_differ_in_every_number() {
     let mut seeds: Vec<u64> = (0..3)
         .flat_map(|seed| (0..3).flat_map(move |step| (0..3).map(move |micro| dropout_seed(seed, step, micro))))

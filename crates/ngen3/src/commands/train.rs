@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -195,7 +197,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     write_line(&header(&job, &engine));
     let started = Instant::now();
     let mut status = Status::new();
+    let told = tell_when_stopped(&stop, &status.line);
     let outcome = pretrain(&job, &mut engine, &mut status, &stop);
+    drop(told);
     status.line.finish_and_clear();
     match outcome? {
         Outcome::Finished => {
@@ -211,6 +215,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Err(Interrupted.into())
         }
     }
+}
+
+/// Says, when the run is asked to stop, that it heard: the step that is under way can be a long one. Until the returned
+/// guard is dropped.
+fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
+    let guard = Arc::new(());
+    let (running, stop, line) = (Arc::downgrade(&guard), Arc::clone(stop), line.clone());
+    std::thread::spawn(move || {
+        while running.strong_count() > 0 {
+            if stop.load(Ordering::Relaxed) {
+                line.suspend(|| write_line("stopping after this step; once more to stop at once, without saving"));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    guard
 }
 
 fn engine_dtype(dtype: Dtype) -> ngen3_engine::Dtype {
@@ -300,7 +321,7 @@ impl Progress for Status {
 fn step_line(report: &StepReport) -> String {
     let StepReport { step, max_iters, loss, lr, grad_norm, tokens_per_s, left, .. } = *report;
     format!(
-        "step {} of {}: loss {loss:.4}, lr {lr:.2e}, grad norm {grad_norm:.2}, {} tokens/s, {} left",
+        "step {}/{}: loss {loss:.4}, lr {lr:.1e}, norm {grad_norm:.2}, {} tokens/s, {} left",
         counted(step),
         counted(max_iters),
         counted(tokens_per_s as u64),
@@ -308,14 +329,14 @@ fn step_line(report: &StepReport) -> String {
     )
 }
 
-/// `41 s`, `12 min 30 s`, `3 h 5 min`, `2 d 4 h`.
+/// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
 fn span(duration: Duration) -> String {
-    let s = (duration.as_secs_f64() + 0.5) as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3_600 => format!("{} min {} s", s / 60, s % 60),
-        3_600..86_400 => format!("{} h {} min", s / 3_600, s % 3_600 / 60),
-        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3_600),
+    let (minute, hour, day) = (60.0, 3_600.0, 86_400.0);
+    match duration.as_secs_f64().round() {
+        s if s < 100.0 => format!("{s} s"),
+        s if s < 100.0 * minute => format!("{:.0} min", s / minute),
+        s if s < 48.0 * hour => format!("{:.1} h", s / hour),
+        s => format!("{:.1} days", s / day),
     }
 }
 
@@ -380,9 +401,11 @@ mod tests {
         };
         assert_eq!(
             step_line(&report),
-            "step 1,200 of 2,000: loss 4.2500, lr 3.00e-4, grad norm 0.50, 4,096 tokens/s, 12 min 34 s left"
+            "step 1,200/2,000: loss 4.2500, lr 3.0e-4, norm 0.50, 4,096 tokens/s, 13 min left"
         );
-        for (s, expected) in [(0.4, "0 s"), (59.7, "1 min 0 s"), (11_100.0, "3 h 5 min"), (187_200.0, "2 d 4 h")] {
+        for (s, expected) in
+            [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
+        {
             assert_eq!(span(Duration::from_secs_f64(s)), expected);
         }
     }

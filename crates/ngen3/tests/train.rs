@@ -1,0 +1,315 @@
+//! `ngen3 train`, as a user types it.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{contents, fail, ngen3, run, succeed, texts};
+use ngen3_model::{Checkpoint, TokenizerRef};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A model of 5,000 parameters.
+const TINY: &str = "\
+layers = 2
+heads = 3
+width = 12
+block = 8
+vocabulary = 97
+batch_size = 4
+learning_rate = 0.01
+eval_iters = 2
+";
+
+/// A folder with the settings of a tiny model and tokens that it can learn.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tiny.toml"), TINY).unwrap();
+    write_tokens(folder.path(), "data.bin", (0..4_000u32).map(|i| ((i * i) % 97) as u16));
+    folder
+}
+
+fn write_tokens(folder: &Path, name: &str, tokens: impl Iterator<Item = u16>) {
+    fs::write(folder.join(name), tokens.flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
+}
+
+/// The lines of metrics.jsonl, without what time decides.
+fn metrics(folder: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        for time in ["ms_per_step", "tokens_per_s", "elapsed_s"] {
+            line.as_object_mut().unwrap().remove(time);
+        }
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+fn load(folder: &Path, name: &str) -> Checkpoint {
+    Checkpoint::load(&folder.join(name)).unwrap()
+}
+
+/// Runs what must fail after its header; gives the one line of complaint at the end.
+fn fail_late(command: &mut Command, code: i32) -> String {
+    let (out, err) = texts(&command.output().unwrap(), code);
+    assert!(out.is_empty(), "{out}");
+    assert_eq!(err.matches("error: ").count(), 1, "{err}");
+    err.lines().last().unwrap().strip_prefix("error: ").unwrap_or_else(|| panic!("{err}")).to_owned()
+}
+
+#[test]
+fn a_model_learns_and_the_run_is_on_record() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("tiny.toml"), format!("{TINY}max_iters = 7\nseed = 3\n")).unwrap();
+    let line = "train --config tiny.toml --data data.bin --max-iters 60 --eval_interval 25 --warmup-iters=2";
+    let (out, err) = succeed(folder, line);
+    assert!(out.starts_with("tiny_model.pt: 60 steps in ") && out.contains("validation loss "), "{out}");
+    for expected in [
+        "vocabulary 97: 5,052 parameters",
+        "3,600 tokens to train on, 400 to validate on",
+        "60 steps of 32 tokens (4 rows of 8)",
+        "step 0: validation loss 4.",
+        "step 60/60: loss ",
+        "lr 1.",
+        "norm ",
+        " tokens/s, 0 s left",
+    ] {
+        assert!(err.contains(expected), "{expected}: {err}");
+    }
+
+    let lines = metrics(folder, "tiny_model.run");
+    assert_eq!(
+        lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [0, 1, 10, 20, 25, 30, 40, 50, 60]
+    );
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["val_loss"].as_f64()).collect();
+    assert_eq!(losses.len(), 4);
+    assert!(losses[3] < losses[0] - 0.5, "{losses:?}");
+    let text = fs::read_to_string(folder.join("tiny_model.run/metrics.jsonl")).unwrap();
+    for field in ["step", "train_loss", "lr", "grad_norm", "ms_per_step", "tokens_per_s", "elapsed_s", "val_loss"] {
+        assert!(text.lines().last().unwrap().contains(&format!("\"{field}\":")), "{field}: {text}");
+    }
+    assert!(fs::read_to_string(folder.join("tiny_model.run/loss.svg")).unwrap().contains("Loss of tiny_model"));
+    let names: Vec<_> = contents(&folder.join("tiny_model.run")).into_iter().map(|(name, _)| name).collect();
+    assert!(names.iter().any(|name| name.contains("events.out.tfevents.")), "{names:?}");
+
+    let checkpoint = load(folder, "tiny_model.pt");
+    assert_eq!(checkpoint.meta.iter_num, 60);
+    assert_eq!(checkpoint.meta.training["seed"], 3, "from the file");
+    assert_eq!(checkpoint.meta.training["max_iters"], 60, "the command line comes before the file");
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!((checkpoint.meta.best_val_loss.unwrap() - best).abs() < 1e-6);
+}
+
+#[test]
+fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out own.json");
+    succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer own.json");
+    fs::write(folder.join("small.toml"), "n_layer = 1\nn_head = 1\nn_embd = 8\nblock_size = 16\n").unwrap();
+    let line =
+        "train --config small.toml --data _data_plays_/data.bin --max_iters 1 --eval_iters 1 --out m.safetensors";
+    succeed(folder, line);
+    let checkpoint = load(folder, "m.safetensors");
+    assert_eq!(checkpoint.config.vocab_size, 300);
+    let own = fs::read_to_string(folder.join("_data_plays_/tokenizer.json")).unwrap();
+    assert_eq!(checkpoint.meta.tokenizer, TokenizerRef::Json(own));
+
+    succeed(folder, "tokenize --dataset gpt2 --txt builtin:shakespeare");
+    let line = "train --config small.toml --data _data_gpt2_/data.bin --init_from m.safetensors --out n.pt";
+    let complaint = fail(folder, line, 1);
+    assert!(complaint.contains("is outside the model's vocabulary of 300"), "{complaint}");
+}
+
+#[test]
+fn no_steps_initialise_and_a_model_is_not_replaced_unasked() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --config tiny.toml --data data.bin --out m.pt --max_iters 0";
+    succeed(folder, line);
+    let first = load(folder, "m.pt");
+    assert_eq!(first.meta.iter_num, 0);
+
+    let before = contents(folder);
+    let complaint = fail(folder, line, 1);
+    assert!(complaint.contains("m.pt is there already") && complaint.contains("--overwrite"), "{complaint}");
+    assert_eq!(contents(folder), before);
+
+    succeed(folder, &format!("{line} --overwrite --seed 2"));
+    assert_ne!(load(folder, "m.pt").params, first.params);
+    succeed(folder, "train --config tiny.toml --data data.bin --out m.pt --resume --max_iters 3");
+    assert_eq!(load(folder, "m.pt").meta.iter_num, 3);
+    let (out, _) = succeed(folder, "train --config tiny.toml --data data.bin --out m.pt --resume");
+    assert_eq!(out, "m.pt: all 3 steps are done; a larger --max_iters trains on\n");
+}
+
+/// Starts a run and reads stderr until it has logged step 20.
+fn start(folder: &Path, line: &str) -> (Child, BufReader<impl Read + use<>>) {
+    let mut child = ngen3(folder, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("step 20/") {
+        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    (child, stderr)
+}
+
+#[test]
+fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
+    let line = "train --config tiny.toml --data data.bin --max_iters 3000 --eval_interval 1000 --dropout 0.1 \
+                --gradient_accumulation 2";
+    let whole = folder();
+    succeed(whole.path(), line);
+    for signal in ["INT", "TERM"] {
+        let parts = folder();
+        let (mut child, mut stderr) = start(parts.path(), line);
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+        let stopped = load(parts.path(), "tiny_model.pt").meta.iter_num;
+        assert!((20..3_000).contains(&stopped), "{stopped}");
+        let said = text.lines().find(|line| line.contains("is saved after step")).unwrap();
+        let (_, command) = said.split_once("; go on with: ").unwrap();
+        assert!(command.ends_with(&format!("{line} --resume")), "{command}");
+
+        let resumed = Command::new("sh").args(["-c", command]).current_dir(parts.path()).output().unwrap();
+        texts(&resumed, 0);
+        assert_eq!(metrics(parts.path(), "tiny_model.run"), metrics(whole.path(), "tiny_model.run"), "{signal}");
+        let bytes = |folder: &TempDir| fs::read(folder.path().join("tiny_model.pt")).unwrap();
+        assert!(bytes(&parts) == bytes(&whole), "the models differ after {signal}");
+    }
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_keeps_the_last_good_model() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, "train --config tiny.toml --data data.bin --max_iters 5");
+    let good = fs::read(folder.join("tiny_model.pt")).unwrap();
+    let line =
+        "train --config tiny.toml --data data.bin --resume --max_iters 50 --learning_rate 1e30 --save_interval 1";
+    let complaint = fail_late(&mut ngen3(folder, line), 1);
+    for expected in [" at step 6 (learning rate ", "tiny_model.pt keeps the model of step 5", "a lower --learning_rate"]
+    {
+        assert!(complaint.contains(expected), "{complaint}");
+    }
+    assert_eq!(fs::read(folder.join("tiny_model.pt")).unwrap(), good);
+    succeed(folder, "train --config tiny.toml --data data.bin --resume --max_iters 10");
+    assert_eq!(load(folder, "tiny_model.pt").meta.iter_num, 10);
+}
+
+#[test]
+fn a_run_starts_from_the_weights_of_a_checkpoint() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, "train --config tiny.toml --data data.bin --max_iters 5 --out a.pt");
+    let a = load(folder, "a.pt");
+    succeed(folder, "train --data data.bin --init_from a.pt --out b.safetensors --max_iters 0");
+    let b = load(folder, "b.safetensors");
+    assert_eq!((b.config, b.params, b.meta.iter_num), (a.config, a.params, 0));
+    succeed(folder, "train --data data.bin --init_from a.pt --out c.pt --max_iters 2 --block_size 4");
+    assert_eq!(load(folder, "c.pt").config.block_size, 4);
+}
+
+#[test]
+fn bad_input_is_one_clear_line_and_changes_nothing() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, "train --config tiny.toml --data data.bin --max_iters 2 --out good.pt");
+    fs::write(folder.join("empty.bin"), "").unwrap();
+    fs::write(folder.join("odd.bin"), [1, 0, 2]).unwrap();
+    write_tokens(folder, "short.bin", [1, 2, 3].into_iter());
+    write_tokens(folder, "foreign.bin", (0..400).map(|i| if i == 81 { 97 } else { 5 }));
+    let good = fs::read(folder.join("good.pt")).unwrap();
+    fs::write(folder.join("cut.pt"), &good[..good.len() / 2]).unwrap();
+    let state = fs::read(folder.join("good.state/state.safetensors")).unwrap();
+    fs::create_dir(folder.join("cut.state")).unwrap();
+    fs::write(folder.join("cut.state/state.safetensors"), &state[..state.len() / 2]).unwrap();
+    fs::write(folder.join("typo.toml"), "learnin_rate = 1\n").unwrap();
+    fs::write(folder.join("wrong.toml"), "layers = 'two'\n").unwrap();
+    fs::create_dir(folder.join("dir.pt")).unwrap();
+    write_tokens(folder, "other.bin", (0..4_000).map(|i| i % 90));
+    let before = contents(folder);
+
+    let cases = [
+        ("--config tiny.toml --data none.bin", 1, "there is no none.bin"),
+        ("--config tiny.toml --data empty.bin", 1, "empty.bin is empty"),
+        ("--config tiny.toml --data odd.bin", 1, "odd.bin has 3 bytes"),
+        ("--config tiny.toml --data short.bin", 1, "too few for a block of 8"),
+        ("--config tiny.toml --data foreign.bin", 1, "token 97 at position 81 of foreign.bin is outside"),
+        ("--config tiny.toml --data data.bin --init_from cut.pt --out x.pt", 1, "cut.pt"),
+        ("--config tiny.toml --data data.bin --init_from data.bin --out x.pt", 1, "it is not a checkpoint"),
+        ("--variant 7M --data data.bin --init_from good.pt", 1, "good.pt holds another model: n_layer is 2, not 4"),
+        ("--variant 7M --data data.bin --out good.pt --resume", 1, "n_layer is 2, not 4"),
+        ("--config tiny.toml --data data.bin --out cut.pt --resume", 1, "not a training state"),
+        ("--config tiny.toml --data data.bin --out no.pt --resume", 1, "there is nothing to resume"),
+        (
+            "--config tiny.toml --data other.bin --out good.pt --resume",
+            1,
+            "is not the data that the run was trained on",
+        ),
+        ("--config tiny.toml --data data.bin --out data.bin/x.pt", 1, "cannot make the folder data.bin"),
+        ("--config tiny.toml --data data.bin --out /proc/x.pt", 1, "the folder /proc"),
+        ("--config tiny.toml --data data.bin --out dir.pt", 1, "dir.pt"),
+        ("--config tiny.toml --data data.bin --out x.onnx", 1, "ends in .pt or .safetensors"),
+        ("--config typo.toml --data data.bin", 1, "\"learnin_rate\"; did you mean learning_rate?"),
+        ("--config wrong.toml --data data.bin", 1, "wrong.toml: n_layer: invalid type"),
+        ("--config none.toml --data data.bin", 1, "none.toml"),
+        ("--data data.bin", 1, "which model?"),
+        ("--config tiny.toml --data data.bin --batch_size 0", 1, "batch_size is 0; it must be at least 1"),
+        ("--config tiny.toml --data data.bin --batch_size 9999999999", 1, "memory, and this machine has"),
+        ("--config tiny.toml --data data.bin --learning_rate -1", 1, "learning_rate is -1"),
+        ("--config tiny.toml --data data.bin --dropout 1", 1, "dropout is 1"),
+        ("--config tiny.toml --data data.bin --warmup_iters 50 --max_iters 10", 1, "warmup_iters is 50"),
+    ];
+    for (flags, code, expected) in cases {
+        let complaint = fail(folder, &format!("train {flags}"), code);
+        assert!(complaint.contains(expected), "{flags}: {complaint}");
+        assert_eq!(contents(folder), before, "{flags}");
+    }
+    for flags in ["--config tiny.toml", "--variant 8M --data data.bin", "--data data.bin --resume --overwrite"] {
+        let (_, err) = texts(&run(folder, &format!("train {flags}")), 2);
+        assert!(err.starts_with("error: "), "{flags}: {err}");
+        assert_eq!(contents(folder), before, "{flags}");
+    }
+}
+
+/// Runs a command that can write no file larger than `blocks` of 512 bytes.
+fn with_little_disk(folder: &Path, blocks: u32, line: &str) -> Command {
+    let program = env!("CARGO_BIN_EXE_ngen3");
+    let mut command = Command::new("sh");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec '{program}' {line}");
+    command.args(["-c", &script]).current_dir(folder);
+    command
+}
+
+#[test]
+fn a_full_disk_is_an_error_at_the_start_and_harms_no_old_file() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --config tiny.toml --data data.bin --save_interval 2 --max_iters";
+    let complaint = fail_late(&mut with_little_disk(folder, 60, &format!("{line} 4")), 1);
+    assert!(complaint.contains("cannot write tiny_model.state/state.safetensors"), "{complaint}");
+    assert!(!folder.join("tiny_model.pt").exists());
+
+    succeed(folder, &format!("{line} 4"));
+    let saved =
+        || ["tiny_model.pt", "tiny_model.state/state.safetensors"].map(|name| fs::read(folder.join(name)).unwrap());
+    let before = saved();
+    let complaint = fail_late(&mut with_little_disk(folder, 60, &format!("{line} 8 --resume")), 1);
+    assert!(complaint.contains("cannot write tiny_model.state/state.safetensors: "), "{complaint}");
+    assert!(complaint.ends_with("what was saved at step 4 is whole, and --resume goes on from it"), "{complaint}");
+    assert!(saved() == before, "the old files are whole");
+    let leftovers: Vec<_> =
+        contents(folder).into_iter().map(|(name, _)| name).filter(|name| name.ends_with(".tmp")).collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+    succeed(folder, &format!("{line} 8 --resume"));
+}
