@@ -10,7 +10,6 @@ mod commands;
 mod interrupt;
 mod progress;
 mod stdout;
-#[allow(dead_code)]
 mod threads;
 
 use std::process::ExitCode;
@@ -27,8 +26,10 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  ngen3 quickstart
   ngen3 tokenize --dataset tinyshakespeare --txt builtin:shakespeare
-  ngen3 variants
+  ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin
+  ngen3 sample --variant 7M --model_checkpoint 7M_model.pt --prompt \"To be\" --length 100
 
 Every command has examples of its own: ngen3 COMMAND --help. Flags and commands may be written with _ or -.";
 

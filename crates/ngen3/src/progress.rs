@@ -10,17 +10,9 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 /// Seconds between lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unit {
-    Bytes,
-    Steps,
-}
-
 /// The progress of one piece of work. It vanishes from the terminal when dropped.
 pub struct Progress {
     label: &'static str,
-    unit: Unit,
     bar: ProgressBar,
     started: Instant,
     /// When the last plain line was written; `None` on a terminal, which has the bar.
@@ -28,27 +20,18 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Counts bytes; `total` is `None` when it is not known (a pipe).
-    pub fn bytes(label: &'static str, total: Option<u64>) -> Self {
-        Self::new(label, Unit::Bytes, total)
-    }
-
-    /// Counts steps.
-    pub fn steps(label: &'static str, total: u64) -> Self {
-        Self::new(label, Unit::Steps, Some(total))
-    }
-
-    fn new(label: &'static str, unit: Unit, total: Option<u64>) -> Self {
+    /// Counts bytes; how many there are is not known at first.
+    pub fn bytes(label: &'static str) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(total, target);
-        bar.set_style(style(unit, total.is_some()));
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(style(false));
         bar.set_prefix(label);
         if terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let started = Instant::now();
-        Self { label, unit, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
+        Self { label, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
     }
 
     /// Says how much there is, once it is known.
@@ -60,10 +43,10 @@ impl Progress {
             Some(total) => self.bar.set_length(total),
             None => self.bar.unset_length(),
         }
-        self.bar.set_style(style(self.unit, total.is_some()));
+        self.bar.set_style(style(total.is_some()));
     }
 
-    /// Moves to `position`; `message` (such as the loss) stands at the end of the line.
+    /// Moves to `position`; `message` stands at the end of the line.
     pub fn set(&self, position: u64, message: &str) {
         self.bar.set_position(position);
         let Some(last) = &self.last_line else {
@@ -85,20 +68,13 @@ impl Progress {
 
     /// `tokenizing: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left, MESSAGE`
     fn plain_line(&self, position: u64, now: Instant, message: &str) -> String {
-        let count = |n: u64| match self.unit {
-            Unit::Bytes => megabytes(n as f64),
-            Unit::Steps => counted(n),
-        };
-        let mut line = format!("{}: {}", self.label, count(position));
+        let mut line = format!("{}: {}", self.label, megabytes(position as f64));
         let total = self.bar.length();
         if let Some(total) = total {
-            let _ = write!(line, " of {}", count(total));
+            let _ = write!(line, " of {}", megabytes(total as f64));
         }
         let rate = position as f64 / now.duration_since(self.started).as_secs_f64().max(1e-9);
-        let _ = match self.unit {
-            Unit::Bytes => write!(line, ", {}/s", megabytes(rate)),
-            Unit::Steps => write!(line, ", {rate:.1}/s"),
-        };
+        let _ = write!(line, ", {}/s", megabytes(rate));
         if let Some(left) = total.and_then(|total| total.checked_sub(position)).filter(|_| rate > 0.0) {
             let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
             let _ = write!(line, ", {:#} left", HumanDuration(seconds));
@@ -126,18 +102,16 @@ pub fn counted(n: u64) -> String {
     HumanCount(n).to_string()
 }
 
-/// `12.3 MB`: bytes in millions.
+/// `12.3 MB`: bytes in millions; from a thousand of these on, `1.23 GB`.
 pub fn megabytes(bytes: f64) -> String {
-    format!("{:.1} MB", bytes / 1e6)
+    if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
 
-fn style(unit: Unit, total_known: bool) -> ProgressStyle {
-    let template = match (unit, total_known) {
-        (Unit::Bytes, true) => {
-            "{prefix} {bar:30} {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
-        }
-        (Unit::Bytes, false) => "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}  {msg}",
-        (Unit::Steps, _) => "{prefix} {bar:30} {human_pos} of {human_len}  {per_sec}  {eta} left  {msg}",
+fn style(total_known: bool) -> ProgressStyle {
+    let template = if total_known {
+        "{prefix} {bar:30} {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
+    } else {
+        "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}  {msg}"
     };
     ProgressStyle::with_template(template).expect("the templates are well formed")
 }
@@ -152,12 +126,12 @@ mod tests {
 
     #[test]
     fn plain_lines_say_how_far_how_fast_and_how_long() {
-        let progress = Progress::bytes("reading", Some(300_000_000));
-        assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left");
-        progress.set_total(None);
+        let progress = Progress::bytes("reading");
         assert_eq!(line(&progress, 120_000_000, 3, ""), "reading: 120.0 MB, 40.0 MB/s");
-        let progress = Progress::steps("training", 2_000);
-        assert_eq!(line(&progress, 1_000, 100, "loss 4.2"), "training: 1,000 of 2,000, 10.0/s, 2m left, loss 4.2");
-        assert_eq!(line(&progress, 0, 1, ""), "training: 0 of 2,000, 0.0/s");
+        progress.set_total(Some(1_300_000_000));
+        assert_eq!(line(&progress, 100_000_000, 1, ""), "reading: 100.0 MB of 1.30 GB, 100.0 MB/s, 12s left");
+        assert_eq!(line(&progress, 0, 1, "waiting"), "reading: 0.0 MB of 1.30 GB, 0.0 MB/s, waiting");
+        progress.set_total(None);
+        assert_eq!(line(&progress, 2_000_000, 1, ""), "reading: 2.0 MB, 2.0 MB/s");
     }
 }

@@ -59,7 +59,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         root: Path::new(""),
     };
     let started = Instant::now();
-    let progress = Progress::bytes("tokenizing", None);
+    let progress = Progress::bytes("tokenizing");
     let result = build(&spec, &stop, &mut |event| show(&progress, event));
     drop(progress);
     let made = interruptible(result)?;

@@ -61,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     args.threads.start()?;
     let started = Instant::now();
-    let progress = Progress::bytes("counting words", None);
+    let progress = Progress::bytes("counting words");
     let result =
         train_tokenizer(&sources, args.lossy, args.vocab_size, &args.out, &stop, &mut |event| show(&progress, event));
     drop(progress);
