@@ -178,7 +178,7 @@ fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
         assert!((20..3_000).contains(&stopped), "{stopped}");
         let said = text.lines().find(|line| line.contains("is saved after step")).unwrap();
         let (_, command) = said.split_once("; go on with: ").unwrap();
-        assert!(command.ends_with(&format!("{line} --resume")), "{command}");
+        assert!(command.ends_with("train --data data.bin --out tiny_model.pt --resume"), "{command}");
 
         let resumed = Command::new("sh").args(["-c", command]).current_dir(parts.path()).output().unwrap();
         texts(&resumed, 0);

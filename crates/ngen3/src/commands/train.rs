@@ -1,8 +1,8 @@
 //! `ngen3 train`: a model learns from a dataset.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -203,14 +203,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     status.line.finish_and_clear();
     match outcome? {
         Outcome::Finished => {
-            let mut text = format!("{model}: {} steps in {}", counted(job.settings.max_iters), span(started.elapsed()));
+            let took = started.elapsed().as_secs_f64() + job.elapsed_s;
+            let mut text = format!("{model}: {} steps in {}", counted(job.settings.max_iters), span(took));
             if let Some(loss) = status.val_loss {
                 text += &format!(", validation loss {loss:.4}");
             }
             stdout::print(&(text + "\n"))
         }
         Outcome::Interrupted(step) => {
-            let command = resume_command(std::env::args_os());
+            let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
+            let command = resume_command(&program, job.sampler.data().path(), &job.paths.model);
             write_line(&format!("{model} is saved after step {}; go on with: {command}", counted(step)));
             Err(Interrupted.into())
         }
@@ -325,14 +327,14 @@ fn step_line(report: &StepReport) -> String {
         counted(step),
         counted(max_iters),
         counted(tokens_per_s as u64),
-        span(left)
+        span(left.as_secs_f64())
     )
 }
 
 /// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
-fn span(duration: Duration) -> String {
+fn span(seconds: f64) -> String {
     let (minute, hour, day) = (60.0, 3_600.0, 86_400.0);
-    match duration.as_secs_f64().round() {
+    match seconds.round() {
         s if s < 100.0 => format!("{s} s"),
         s if s < 100.0 * minute => format!("{:.0} min", s / minute),
         s if s < 48.0 * hour => format!("{:.1} h", s / hour),
@@ -340,20 +342,10 @@ fn span(duration: Duration) -> String {
     }
 }
 
-/// The command that was typed, as it must be typed to go on.
-fn resume_command(arguments: impl Iterator<Item = OsString>) -> String {
-    let mut words = Vec::new();
-    let mut arguments = arguments.peekable();
-    while let Some(word) = arguments.next() {
-        let name = word.to_string_lossy().replace('-', "_");
-        if name == "__init_from" {
-            arguments.next();
-        } else if !name.starts_with("__init_from=") && !["__overwrite", "__resume"].contains(&name.as_str()) {
-            words.push(quoted(&word));
-        }
-    }
-    words.push("--resume".into());
-    words.join(" ")
+/// The command that goes on with a run. Its state knows everything but where it and the data are.
+fn resume_command(program: &OsStr, data: &Path, model: &Path) -> String {
+    let words = [program, "train".as_ref(), "--data".as_ref(), data.as_ref(), "--out".as_ref(), model.as_ref()];
+    words.map(quoted).join(" ") + " --resume"
 }
 
 /// A word as a POSIX shell reads it.
@@ -372,19 +364,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_to_go_on_is_the_one_that_was_typed() {
-        let resumed = |line: &str| resume_command(line.split(' ').map(OsString::from));
-        assert_eq!(
-            resumed("ngen3 train --variant 7M --data d.bin --overwrite --init-from a.pt --seed 1"),
-            "ngen3 train --variant 7M --data d.bin --seed 1 --resume"
-        );
-        assert_eq!(resumed("ngen3 train --init_from=a.pt --data=d.bin"), "ngen3 train --data=d.bin --resume");
-        assert_eq!(resumed("ngen3 train --data d.bin --resume"), "ngen3 train --data d.bin --resume");
-        let words = ["ngen3", "train", "--data", "my data's/d.bin"];
-        assert_eq!(
-            resume_command(words.into_iter().map(OsString::from)),
-            r"ngen3 train --data 'my data'\''s/d.bin' --resume"
-        );
+    fn the_command_to_go_on_is_one_that_a_shell_understands() {
+        let command = |data: &str| resume_command("ngen3".as_ref(), data.as_ref(), "7M_model.pt".as_ref());
+        assert_eq!(command("_data_x_/data.bin"), "ngen3 train --data _data_x_/data.bin --out 7M_model.pt --resume");
+        assert_eq!(command("my data's/d.bin"), r"ngen3 train --data 'my data'\''s/d.bin' --out 7M_model.pt --resume");
     }
 
     #[test]
@@ -406,7 +389,7 @@ mod tests {
         for (s, expected) in
             [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
         {
-            assert_eq!(span(Duration::from_secs_f64(s)), expected);
+            assert_eq!(span(s), expected);
         }
     }
 }
