@@ -1,6 +1,7 @@
 //! The commands. Each file holds a command's flags (`Args`) and what it does (`run`), and no logic that another
 //! program could want: that lives in the library crates.
 
+mod quickstart;
 mod sample;
 mod tokenize;
 mod tokenizer;
@@ -11,6 +12,7 @@ mod variants;
 #[derive(clap::Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Command {
+    Quickstart(quickstart::Args),
     Sample(sample::Args),
     Tokenize(tokenize::Args),
     Tokenizer(tokenizer::Args),
@@ -22,6 +24,7 @@ impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Quickstart(args) => quickstart::run(args),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Tokenizer(args) => tokenizer::run(args),

@@ -76,6 +76,9 @@ pub(super) mod x86 {
     /// The processor has AVX-512F and AVX512-BF16; `a` and `b` are whole panels of the same depth; `c` is at most MR x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tile(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into: Into) {
+        if into == Into::Add {
+            prefetch(c);
+        }
         // SAFETY: what this function asks of its caller is what these two ask.
         unsafe { store(&sums_of_panels(a, b), c, into) }
     }
@@ -106,6 +109,17 @@ pub(super) mod x86 {
         sums
     }
 
+    /// Asks for the tile of C before the sums that will be added to it are made, which takes longer than memory does.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn prefetch(c: &MatMut<'_>) {
+        for i in 0..c.rows {
+            let row = c.data.wrapping_add(i * c.row_stride).cast();
+            _mm_prefetch::<_MM_HINT_T0>(row);
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
+        }
+    }
+
     /// # Safety
     /// The processor has AVX-512F; `c` is at most MR x NR.
     #[inline]
@@ -113,7 +127,11 @@ pub(super) mod x86 {
     pub unsafe fn store(sums: &[[__m512; 2]; MR], c: &mut MatMut<'_>, into: Into) {
         let columns = if c.cols == NR { u32::MAX } else { (1 << c.cols) - 1 };
         let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
-        for (i, sums) in sums.iter().enumerate().take(c.rows) {
+        // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
+        for (i, sums) in sums.iter().enumerate() {
+            if i >= c.rows {
+                continue;
+            }
             // SAFETY: row `i` is one of C's, and the masks leave out what is past its columns.
             unsafe {
                 let row = c.data.add(i * c.row_stride);

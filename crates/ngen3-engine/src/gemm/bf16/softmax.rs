@@ -97,7 +97,7 @@ pub fn tokens_tile(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::x86::{store, sums_of_panels};
+    use super::super::kernel::x86::{prefetch, store, sums_of_panels};
     use super::{E_TILE, ExpTile, Into, MAX_EXPONENT, MR, MatMut, NR};
 
     /// eˣ for x ≤ 80: relative error below 1e-5, and below 3e-7 for |x| < 1. Cephes' 2ᶠ (Moshier 1989) on f in [−½, ½].
@@ -161,6 +161,7 @@ mod x86 {
     /// The processor has AVX-512F and AVX512-BF16; `e` is whole tiles, `b` as deep; `c` is at most MR x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tokens_tile(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
+        prefetch(c);
         // SAFETY: each tile of e is MR rows of NR/2 pairs, for which b has NR/2 vectors pairs of NR.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];

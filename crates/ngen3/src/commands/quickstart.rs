@@ -1,0 +1,101 @@
+//! `ngen3 quickstart`: the whole path on a small scale, by typing the other commands one after the other.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::progress::write_line;
+use crate::{Cli, stdout};
+
+/// From text to a trained model and a sample in about two minutes, with no network
+///
+/// Types the commands of the main path, small, on the Shakespeare that comes with the program, showing each as you would
+/// type it. The files stay in a folder for you to look at and go on from.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Folder for the files; it is made, and must not hold an earlier quickstart
+    #[arg(long, value_name = "FOLDER", default_value = "ngen3_quickstart")]
+    dir: PathBuf,
+    /// Training steps
+    #[arg(long, value_name = "N", default_value_t = 1_200)]
+    steps: u64,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 quickstart
+  ngen3 quickstart --dir playground --steps 200";
+
+/// What is typed, with what it is for. A vocabulary of 2,048 learned from the text itself makes each step a sixth as long
+/// as GPT-2's 50,257 would, so that the model gets to see the plays several times.
+fn script(steps: u64) -> Vec<(&'static str, Vec<String>)> {
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let train = format!(
+        "train --variant 7M --data _data_tinyshakespeare_/data.bin --max_iters {steps} --learning_rate 2e-3 \
+         --log_interval 100 --eval_interval {}",
+        (steps / 4).max(1)
+    );
+    let mut sample =
+        words("sample --variant 7M --model_checkpoint 7M_model.pt --length 200 --temperature 0.8 --seed 1");
+    sample.extend(["--prompt".into(), "ROMEO:".into()]);
+    vec![
+        (
+            "learn a vocabulary",
+            words("tokenizer train --txt builtin:shakespeare --vocab_size 2048 --out tokenizer.json"),
+        ),
+        (
+            "turn the text into tokens",
+            words("tokenize --dataset tinyshakespeare --txt builtin:shakespeare --tokenizer tokenizer.json"),
+        ),
+        ("train a model on them", words(&train)),
+        ("let it write", sample),
+    ]
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let dir = &args.dir;
+    if dir.join("7M_model.pt").exists() {
+        anyhow::bail!(
+            "{} holds a quickstart already: give another folder with --dir, or remove this one",
+            dir.display()
+        );
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    std::env::set_current_dir(dir).with_context(|| format!("cannot enter the folder {}", dir.display()))?;
+    for (purpose, words) in script(args.steps) {
+        write_line(&format!("\n# {purpose}\n$ ngen3 {}", words.join(" ")));
+        let command = Cli::try_parse_from(std::iter::once("ngen3".to_owned()).chain(words))?.command;
+        command.run()?;
+    }
+    stdout::print(&format!(
+        "
+The files are in {}: 7M_model.pt (the model), _data_tinyshakespeare_ (its tokens), 7M_model.run (loss.svg, metrics).
+From there, go on with:
+  cd {}
+  ngen3 sample --model_checkpoint 7M_model.pt --prompt \"JULIET:\" --length 300 --temperature 0.8
+  ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin --max_iters {} --resume
+And with a text of your own, and GPT-2's vocabulary:
+  ngen3 tokenize --dataset mine --txt FILE_OR_URL
+  ngen3 train --variant 7M --data _data_mine_/data.bin
+",
+        dir.display(),
+        dir.display(),
+        args.steps * 2,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_one_that_could_be_typed() {
+        for (purpose, words) in script(10) {
+            let parsed = Cli::try_parse_from(std::iter::once("ngen3".to_owned()).chain(words));
+            assert!(parsed.is_ok(), "{purpose}");
+        }
+    }
+}
