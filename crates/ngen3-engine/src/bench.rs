@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::gemm::{Into, Mat, MatMut, Precision, matmul};
+use crate::gemm::{Into, Mat, MatMut, matmul};
 use crate::{Dtype, Error};
 
 /// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
@@ -10,7 +10,7 @@ use crate::{Dtype, Error};
 /// # Errors
 /// [`Error::Threads`] when the threads cannot be started.
 pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Result<f64, Error> {
-    let precision = if dtype == Dtype::F32 { Precision::F32 } else { Precision::Bf16 };
+    let precision = dtype.precision();
     let pool = crate::cpu::pool(threads)?;
     let (a, b, mut c) = (vec![1.0; m * k], vec![1.0; n * k], vec![0.0; m * n]);
     let mut best = Duration::MAX;

@@ -8,6 +8,7 @@ mod cpu;
 mod engine;
 mod gemm;
 mod generate;
+pub mod profile;
 mod sampling;
 
 pub use cpu::{CpuEngine, Dtype, Options};

@@ -7,12 +7,14 @@ use rayon::prelude::*;
 
 use super::simd::{simd, sum};
 use crate::AdamW;
+use crate::profile::{Part, timed};
 
 /// Elements in one task.
 const CHUNK: usize = 1 << 14;
 
 /// Global norm of the gradients, √Σ g², added up in the same order on any number of threads.
 pub fn grad_norm(grads: &[f32]) -> f32 {
+    let _timed = timed(Part::Update);
     // Each task's partial sum is an f64 of at most CHUNK squares; a tree of them in a fixed shape.
     fn sum_of_squares(grads: &[f32]) -> f64 {
         if grads.len() <= CHUNK {
@@ -39,6 +41,7 @@ pub fn update(
     exp_avg: &mut [f32],
     exp_avg_sq: &mut [f32],
 ) {
+    let _timed = timed(Part::Update);
     let AdamW { step, lr, beta1, beta2, eps, weight_decay, .. } = *adamw;
     let correction = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
     let step_size = (f64::from(lr) / correction(beta1)) as f32;

@@ -13,11 +13,12 @@
 //! A batch larger than [`PASS_TOKENS`] goes through in several passes whose gradients add up, so that memory does not grow
 //! with it and what a layer leaves behind is still in cache when the next one reads it.
 
-use ngen3_model::Config;
+use ngen3_model::{Config, ParamList};
 
 use super::model::Model;
 use super::{attention, layernorm, loss, zeros};
 use crate::Error;
+use crate::gemm::Precision;
 
 /// Tokens that go through the layers together, or one row where rows are longer.
 const PASS_TOKENS: usize = 2048;
@@ -25,6 +26,14 @@ const PASS_TOKENS: usize = 2048;
 /// Rows in one pass.
 pub fn pass_rows(rows: usize, seq_len: usize) -> usize {
     (PASS_TOKENS / seq_len).clamp(1, rows)
+}
+
+/// Bytes that training with this batch takes: parameters, gradients, AdamW's two moments, and the arena.
+pub fn training_bytes(config: &Config, precision: Precision, rows: usize, threads: usize) -> u64 {
+    let total = ParamList::new(config).total();
+    let tokens = pass_rows(rows, config.block_size) * config.block_size;
+    let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
+    4 * (4 * total + Layout::new(config, loss, config.block_size, tokens, threads).total()) as u64
 }
 
 /// The allocation and the shape that it is laid out for.

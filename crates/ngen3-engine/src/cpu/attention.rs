@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::dropout::Dropout;
 use super::simd::{exp, exp_and_sum, max, simd, sum_zip};
 use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul_f32};
+use crate::profile::{Part, timed};
 
 /// Queries taken together.
 const TILE: usize = 64;
@@ -104,6 +105,7 @@ pub fn forward(
     lse: &mut [f32],
     scratch: &mut [f32],
 ) {
+    let _timed = timed(Part::Attention);
     let Shape { rows, seq_len, n_head, .. } = shape;
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, seq_len));
     assert_eq!(qkv.len(), 3 * rows * seq_len * shape.width(), "queries, keys and values");
@@ -190,6 +192,7 @@ pub fn backward(
     dqkv: &mut [f32],
     scratch: &mut [f32],
 ) {
+    let _timed = timed(Part::Attention);
     let Shape { rows, seq_len, n_head, head_width } = shape;
     let scale = 1.0 / (head_width as f32).sqrt();
     assert_eq!(qkv.len(), 3 * rows * seq_len * shape.width(), "queries, keys and values");

@@ -5,12 +5,14 @@
 use rayon::prelude::*;
 
 use crate::gemm::Canvas;
+use crate::profile::{Part, timed};
 
 /// Columns in one task of the backward pass.
 const COLUMNS: usize = 32;
 
 /// Position `i` of every row stands at `first_position + i`.
 pub fn forward(tokens: &[u32], seq_len: usize, first_position: usize, wte: &[f32], wpe: &[f32], x: &mut [f32]) {
+    let _timed = timed(Part::Embedding);
     let width = x.len() / tokens.len();
     x.par_chunks_mut(width).zip(tokens.par_iter()).enumerate().for_each(|(t, (x, &token))| {
         let position = first_position + t % seq_len;
@@ -24,6 +26,7 @@ pub fn forward(tokens: &[u32], seq_len: usize, first_position: usize, wte: &[f32
 
 /// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`, for rows that begin at position 0.
 pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
+    let _timed = timed(Part::Embedding);
     let width = dx.len() / tokens.len();
     dwpe[..seq_len * width].par_chunks_mut(width).enumerate().for_each(|(position, dwpe)| {
         for dx in dx.chunks_exact(width).skip(position).step_by(seq_len) {

@@ -9,12 +9,14 @@ use ngen3_model::Activation;
 use rayon::prelude::*;
 
 use super::simd::{exp, simd};
+use crate::profile::{Part, timed};
 
 /// Elements in one task.
 const CHUNK: usize = 1 << 13;
 
 /// `y = gelu(x)`
 pub fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {
+    let _timed = timed(Part::Gelu);
     x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| {
         simd(
             #[inline(always)]
@@ -38,6 +40,7 @@ pub fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {
 
 /// `dy` becomes `dx = dy·gelu'(x)`.
 pub fn backward(activation: Activation, x: &[f32], dy: &mut [f32]) {
+    let _timed = timed(Part::Gelu);
     x.par_chunks(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
         simd(
             #[inline(always)]

@@ -7,12 +7,14 @@ use rayon::prelude::*;
 
 use super::simd::{simd, sum, sum_zip};
 use crate::gemm::Into;
+use crate::profile::{Part, timed};
 
 /// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
 const ROWS: usize = 32;
 
 /// Computes `mean` and `rstd` of each row of `x`, and `y`.
 pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
+    let _timed = timed(Part::LayerNorm);
     let width = gamma.len();
     x.par_chunks(width * ROWS)
         .zip(y.par_chunks_mut(width * ROWS))
@@ -36,6 +38,7 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], 
 
 /// Makes `y` again from `x` and the saved `mean` and `rstd`.
 pub fn apply(x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+    let _timed = timed(Part::LayerNorm);
     let width = gamma.len();
     x.par_chunks(width * ROWS)
         .zip(y.par_chunks_mut(width * ROWS))
@@ -90,6 +93,7 @@ pub fn backward(
     dbeta: &mut [f32],
     scratch: &mut [f32],
 ) {
+    let _timed = timed(Part::LayerNorm);
     let Saved { x, mean, rstd, gamma } = saved;
     let width = gamma.len();
     let scratch = &mut scratch[..backward_scratch(mean.len(), width)];

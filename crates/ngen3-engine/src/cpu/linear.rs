@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::simd::{simd, sum_zip};
 use crate::gemm::{Canvas, Into, Mat, MatMut, Precision, matmul};
+use crate::profile::{Part, timed};
 
 /// Columns in one task of a bias gradient.
 const COLUMNS: usize = 64;
@@ -18,6 +19,7 @@ const OUTPUTS: usize = 64;
 
 /// `y = x·Wᵀ + b`
 pub fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+    let _timed = timed(Part::Linear);
     y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
     add_product(precision, x, weight, bias.len(), y);
 }
@@ -31,6 +33,7 @@ pub fn forward_residual(
     residual: &[f32],
     y: &mut [f32],
 ) {
+    let _timed = timed(Part::Linear);
     let outputs = bias.len();
     y.par_chunks_mut(outputs).zip(residual.par_chunks(outputs)).for_each(|(y, residual)| {
         for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
@@ -42,6 +45,7 @@ pub fn forward_residual(
 
 /// `y = x·Wᵀ` with no bias, `y`: [rows, outputs]: logits from hidden states.
 pub fn project(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+    let _timed = timed(Part::Linear);
     y.fill(0.0);
     add_product(precision, x, weight, outputs, y);
 }
@@ -79,6 +83,7 @@ fn add_few(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
 
 /// `dx = dy·W`
 pub fn backward_input(precision: Precision, dy: &[f32], weight: &[f32], outputs: usize, dx: &mut [f32]) {
+    let _timed = timed(Part::Linear);
     let inputs = weight.len() / outputs;
     let rows = dy.len() / outputs;
     let (dy, weight) = (Mat::new(dy, rows, outputs), Mat::new(weight, outputs, inputs));
@@ -87,6 +92,7 @@ pub fn backward_input(precision: Precision, dy: &[f32], weight: &[f32], outputs:
 
 /// `dW += dyᵀ·x`, `db += Σ dy` over rows.
 pub fn backward_params(precision: Precision, x: &[f32], dy: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+    let _timed = timed(Part::Linear);
     let outputs = dbias.len();
     let inputs = dweight.len() / outputs;
     let rows = dy.len() / outputs;

@@ -40,6 +40,16 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::Auto if bf16::available() => Precision::Bf16,
+            Self::Auto | Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 /// How a [`CpuEngine`] runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -73,12 +83,10 @@ impl CpuEngine {
         if params.len() != list.total() {
             return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
         }
-        let precision = match options.dtype {
-            Dtype::Auto if bf16::available() => Precision::Bf16,
-            Dtype::Auto | Dtype::F32 => Precision::F32,
-            Dtype::Bf16 if bf16::available() => Precision::Bf16,
-            Dtype::Bf16 => return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into())),
-        };
+        let precision = options.dtype.precision();
+        if precision == Precision::Bf16 && !bf16::available() {
+            return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
+        }
         let pool = pool(options.threads)?;
         Ok(Self {
             model: Model { config, list, precision, params },
@@ -96,6 +104,15 @@ impl CpuEngine {
             Precision::F32 => Dtype::F32,
             Precision::Bf16 => Dtype::Bf16,
         }
+    }
+
+    /// Bytes of memory that training a model of this shape takes, with batches of `rows` rows of a whole block.
+    pub fn training_bytes(config: &Config, rows: usize, options: Options) -> u64 {
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        arena::training_bytes(config, options.dtype.precision(), rows, threads)
     }
 
     /// Threads that compute.

@@ -1,6 +1,7 @@
 //! The commands. Each file holds a command's flags (`Args`) and what it does (`run`), and no logic that another
 //! program could want: that lives in the library crates.
 
+mod bench;
 mod quickstart;
 mod sample;
 mod tokenize;
@@ -12,6 +13,7 @@ mod variants;
 #[derive(clap::Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Command {
+    Bench(bench::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
     Tokenize(tokenize::Args),
@@ -24,6 +26,7 @@ impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Bench(args) => bench::run(args),
             Self::Quickstart(args) => quickstart::run(args),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),

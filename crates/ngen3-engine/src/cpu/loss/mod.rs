@@ -10,6 +10,7 @@ mod bf16;
 mod exact;
 
 use crate::gemm::Precision;
+use crate::profile::{Part, timed};
 
 /// The sizes of one loss, and in what precision it multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,7 @@ impl Shape {
 
 /// Lays out the embeddings as [`run`] reads them; to be called when they have changed.
 pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
+    let _timed = timed(Part::Loss);
     match shape.precision {
         Precision::F32 => {}
         Precision::Bf16 => bf16::pack_wte(shape.sizes, wte, packed),
@@ -69,6 +71,7 @@ pub fn run(
     gradients: Option<Gradients<'_>>,
     scratch: &mut [f32],
 ) {
+    let _timed = timed(Part::Loss);
     match shape.precision {
         Precision::F32 => exact::run(hidden, wte.0, targets, losses, gradients, scratch),
         Precision::Bf16 => bf16::run(shape.sizes, hidden, wte, targets, losses, gradients, scratch),

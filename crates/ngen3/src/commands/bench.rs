@@ -1,0 +1,176 @@
+//! `ngen3 bench`: how fast a model trains and writes on this machine, and where the time goes.
+
+use std::time::Instant;
+
+use clap::ValueEnum;
+use ngen3_engine::bench::product_gflops;
+use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, profile};
+use ngen3_model::{Config, ParamList, Variant};
+use serde_json::json;
+
+use super::variants::bytes;
+use crate::progress::counted;
+use crate::stdout;
+use crate::threads::Threads;
+
+/// Measure training and decoding of a variant on this machine
+///
+/// Trains on random tokens and decodes greedily, and prints the median step, its rate in tokens and arithmetic, the share
+/// of the rate at which this machine multiplies large matrices, memory, and the time by layer. Nothing is written.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Shape and batch; ngen3 variants lists them
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, default_value = "7M")]
+    variant: &'static Variant,
+    /// Training steps to time, after two that warm up
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Rows in a batch [default: the variant's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+    /// Tokens to decode; 0 leaves decoding out
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    tokens: usize,
+    /// Numbers to compute with
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: DtypeName,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeName {
+    Auto,
+    F32,
+    Bf16,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 bench
+  ngen3 bench --variant 120M --steps 3 --dtype f32
+  ngen3 bench --variant 7M --json --threads 1";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let dtype = match args.dtype {
+        DtypeName::Auto => Dtype::Auto,
+        DtypeName::F32 => Dtype::F32,
+        DtypeName::Bf16 => Dtype::Bf16,
+    };
+    let options = Options { threads: args.threads.count(), dtype };
+    let config = args.variant.config();
+    let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
+    let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
+
+    let batch = batch(&config, rows);
+    let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());
+    for step in 0..args.steps + 2 {
+        if step == 2 {
+            profile::take();
+        }
+        let start = Instant::now();
+        loss = engine.forward_backward(&batch, 1.0, 0.0, 0)?;
+        engine.update(&adamw(step + 1, args.variant.recipe.learning_rate))?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    for (part, time) in profile::take() {
+        parts.push((format!("{part:?}").to_lowercase(), 1e3 * time.as_secs_f64() / f64::from(args.steps)));
+    }
+    times.drain(..2);
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let peak_memory = peak_memory();
+    let tokens = batch.inputs.len() as f64;
+    let gflops = train_flops(&config, batch.inputs.len()) / median / 1e9;
+    let peak = product_gflops(dtype, options.threads, [2048, 2048, 2048])?;
+    let decoded = decode(&engine, args.tokens.min(config.block_size - 4))?;
+    let dtype = format!("{:?}", engine.dtype()).to_lowercase();
+
+    if args.json {
+        let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part, json!(ms))).collect();
+        let line = json!({
+            "variant": args.variant.name, "rows": rows, "block": config.block_size, "dtype": dtype,
+            "threads": engine.threads(), "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
+            "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
+            "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
+        });
+        return stdout::print(&format!("{line}\n"));
+    }
+    let mut out = format!(
+        "{}, {rows} rows of {}, {} threads, {dtype}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
+        args.variant.name,
+        config.block_size,
+        engine.threads(),
+        "step",
+        1e3 * median,
+        args.steps,
+        1e3 * times[0],
+    );
+    out += &format!("{:<10} {:>8} tokens/s\n", "", counted((tokens / median) as u64));
+    out += &format!(
+        "{:<10} {gflops:>8.0} GFLOP/s, {:.0} % of the {peak:.0} of a large product\n",
+        "",
+        100.0 * gflops / peak
+    );
+    if let Some(memory) = peak_memory {
+        out += &format!("{:<10} {:>8} at most\n", "memory", bytes(memory));
+    }
+    if let Some(rate) = decoded {
+        out += &format!("{:<10} {:>8} tokens/s\n", "decoding", counted(rate as u64));
+    }
+    out += "\n";
+    for (part, ms) in parts {
+        out += &format!("{part:<10} {ms:>8.1} ms {:>5.1} %\n", 0.1 * ms / median);
+    }
+    stdout::print(&out)
+}
+
+/// Tokens without a pattern, the same each time.
+fn batch(config: &Config, rows: usize) -> Batch {
+    let token = |i: usize| ((i as u64 * 2_654_435_761 % (1 << 32) * config.vocab_size as u64) >> 32) as u32;
+    let n = rows * config.block_size;
+    Batch { seq_len: config.block_size, inputs: (0..n).map(token).collect(), targets: (n..2 * n).map(token).collect() }
+}
+
+fn adamw(step: u32, lr: f32) -> AdamW {
+    AdamW { step: step.into(), lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+}
+
+/// Floating-point operations of the products in one training step, the fewest that can do: each weight is multiplied with
+/// each token once forward and twice backward, and attention's two products see half of each square.
+fn train_flops(config: &Config, tokens: usize) -> f64 {
+    let Config { n_layer, n_embd, block_size, vocab_size, .. } = *config;
+    let weights = 12 * n_layer * n_embd * n_embd + vocab_size * n_embd;
+    let attention = 2 * n_layer * n_embd * block_size;
+    3.0 * tokens as f64 * (2 * weights + attention) as f64
+}
+
+/// Tokens a second, greedily after a prompt of four.
+fn decode(engine: &CpuEngine, tokens: usize) -> anyhow::Result<Option<f64>> {
+    if tokens == 0 {
+        return Ok(None);
+    }
+    let mut decoder = engine.decoder(1)?;
+    decoder.feed(&[1, 2, 3, 4])?;
+    let start = Instant::now();
+    let mut token = 5;
+    for _ in 0..tokens {
+        let logits = decoder.feed(&[token])?;
+        let likeliest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        token = likeliest.unwrap_or_default() as u32;
+    }
+    Ok(Some(tokens as f64 / start.elapsed().as_secs_f64()))
+}
+
+/// The most memory that this process has held, in bytes, where the system says.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
