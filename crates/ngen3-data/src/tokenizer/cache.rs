@@ -13,7 +13,7 @@ const PLACES_LOG2: u32 = 15;
 /// Longest word worth remembering, in bytes.
 const LONGEST: usize = 128;
 /// Most ids kept outside the table; when they are reached everything is forgotten.
-const MOST_IDS: usize = 1 << 20;
+const MOST_IDS: usize = 1 << 18;
 /// Most ids kept within a place of the table.
 const INLINE: usize = 3;
 

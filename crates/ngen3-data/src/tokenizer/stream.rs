@@ -4,7 +4,8 @@ use super::{Kind, Tokenizer};
 
 /// Turns ids into text as they come: each [`push`](TextStream::push) gives what can be shown now. What all calls and
 /// [`finish`](TextStream::finish) give, end to end, is what [`Tokenizer::decode`] gives for all ids at once. (With one
-/// exception: a tokenizer from a file whose decoder rewrites earlier text once it sees later ids. What was shown stays.)
+/// exception: the decoder of a tokenizer run by the `tokenizers` crate may rewrite earlier text once it sees later ids. What
+/// was shown stays, and all from the first difference on is shown after it.)
 pub struct TextStream {
     tokenizer: Tokenizer,
     /// For byte-level tokenizers: the beginning of a character whose rest has not come.
@@ -28,7 +29,10 @@ impl TextStream {
                 self.bytes.extend_from_slice(bpe.token(id));
                 take_complete(&mut self.bytes)
             }
-            Kind::HuggingFace(_) => {
+            Kind::HuggingFace(tokenizer) => {
+                if tokenizer.id_to_token(id).is_none() {
+                    return String::new();
+                }
                 self.ids.push(id);
                 self.take(false)
             }
@@ -47,8 +51,9 @@ impl TextStream {
     fn take(&mut self, all: bool) -> String {
         let before = self.tokenizer.decode(&self.ids[..self.shown]);
         let now = self.tokenizer.decode(&self.ids);
-        let Some(new) = now.strip_prefix(&before).filter(|new| !new.is_empty()) else { return String::new() };
-        if !all && new.ends_with(char::REPLACEMENT_CHARACTER) {
+        let same = now.chars().zip(before.chars()).take_while(|(new, old)| new == old);
+        let new = &now[same.map(|(c, _)| c.len_utf8()).sum()..];
+        if new.is_empty() || (!all && new.ends_with(char::REPLACEMENT_CHARACTER)) {
             return String::new();
         }
         self.ids.drain(..self.shown);

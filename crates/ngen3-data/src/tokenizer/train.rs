@@ -20,6 +20,9 @@ use super::{ENDOFTEXT, Error, Kind, MAX_VOCAB_SIZE, Tokenizer};
 
 /// A pair that occurs only once is not worth a token.
 const MIN_COUNT: u64 = 2;
+/// Longer words (text without spaces: a genome, base64) are counted in parts of this many bytes, since a merge goes through
+/// the whole of every word that it changes.
+const LONGEST_WORD: usize = 512;
 /// Text gathered before its words are counted in parallel, in bytes.
 const BATCH: usize = 32 << 20;
 /// Text that one thread counts at a time, in bytes.
@@ -115,11 +118,12 @@ fn count(mut counts: Counts, text: &&str) -> Counts {
     let mut start = 0;
     while start < bytes.len() {
         let end = word_end(classes(), bytes, start);
-        let word = &bytes[start..end];
-        match counts.get_mut(word) {
-            Some(count) => *count += 1,
-            None => {
-                counts.insert(word.into(), 1);
+        for word in bytes[start..end].chunks(LONGEST_WORD) {
+            match counts.get_mut(word) {
+                Some(count) => *count += 1,
+                None => {
+                    counts.insert(word.into(), 1);
+                }
             }
         }
         start = end;

@@ -189,6 +189,18 @@ fn a_wordpiece_file_works() {
 }
 
 #[test]
+fn a_stream_loses_nothing_when_the_decoder_rewrites_what_was_shown() {
+    let tokenizer = sentencepiece();
+    // A run of bytes that is not UTF-8 as a whole decodes to U+FFFD for each, even the é that began it.
+    let ids = [3 + 0xc3, 3 + 0xa9, 3 + 0xc3, 260, 261];
+    assert_eq!(tokenizer.decode(&ids), "\u{fffd}\u{fffd}\u{fffd}ab");
+    let mut stream = tokenizer.stream();
+    let shown = ids.map(|id| stream.push(id));
+    assert_eq!(shown, ["", "é", "", "\u{fffd}\u{fffd}\u{fffd}a", "b"]);
+    assert_eq!(stream.finish(), "");
+}
+
+#[test]
 fn a_text_that_the_files_model_cannot_take_is_an_error() {
     let tokenizer = read(&json!({"pre_tokenizer": {"type": "Whitespace"},
         "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"the": 0}}}));
