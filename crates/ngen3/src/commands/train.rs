@@ -189,7 +189,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return stdout::print(&format!("{model}: all {steps} steps are done; a larger --max_iters trains on\n"));
     }
 
-    let options = Options { threads: job.settings.threads, dtype: engine_dtype(job.settings.dtype) };
+    let options =
+        Options { threads: job.settings.threads, dtype: engine_dtype(job.settings.dtype), ..Options::default() };
     let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
     if let Some(moments) = moments {
         moments.restore(&mut engine);
@@ -252,6 +253,7 @@ fn header(job: &Job, engine: &CpuEngine) -> String {
         1 => String::new(),
         n => format!(", {n} times"),
     };
+    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..Options::default() };
     let mut lines = vec![
         format!(
             "model: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters",
@@ -275,7 +277,7 @@ fn header(job: &Job, engine: &CpuEngine) -> String {
             config.block_size,
             engine.threads(),
             format!("{:?}", engine.dtype()).to_lowercase(),
-            variants::bytes(variants::train_bytes(config, batch_size))
+            variants::bytes(CpuEngine::training_bytes(config, batch_size, same))
         ),
     ];
     if job.step > 0 {
