@@ -11,7 +11,7 @@ mod generate;
 pub mod profile;
 mod sampling;
 
-pub use cpu::{CpuEngine, Dtype, Options};
+pub use cpu::{CpuEngine, Dtype, Options, Quant};
 pub use engine::{AdamW, Batch, Decoder, Engine, Error, Slot};
 pub use generate::{Generator, Request};
 pub use sampling::{Sampler, Sampling};

@@ -27,7 +27,8 @@ fn batch(config: &Config, step: u64) -> Batch {
 }
 
 fn engine(config: &Config, threads: usize) -> CpuEngine {
-    CpuEngine::new(config.clone(), params(config), Options { threads, dtype: Dtype::F32 }).expect("a valid shape")
+    CpuEngine::new(config.clone(), params(config), Options { threads, dtype: Dtype::F32, ..Options::default() })
+        .expect("a valid shape")
 }
 
 const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
@@ -150,7 +151,9 @@ fn the_same_bits_on_any_number_of_threads() {
 fn decoding_gives_what_the_whole_sequence_gives() {
     let config = Config::new(2, 3, 12, 80, 97);
     let params = params(&config);
-    let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype: Dtype::F32 }).expect("a shape");
+    let engine =
+        CpuEngine::new(config.clone(), params, Options { threads: 2, dtype: Dtype::F32, ..Options::default() })
+            .expect("a shape");
     let rows = 3;
     let sequence = |row: u64| (0..80u64).map(move |t| (hashed(row * 999 + t) * 97.0) as u32);
     let mut whole = engine.decoder(rows).expect("memory");

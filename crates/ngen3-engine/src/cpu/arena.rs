@@ -3,7 +3,9 @@
 //! With N = rows·seq_len tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
 //! token); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all blocks share:
 //!
-//!     packed embeddings │ block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//! ```text
+//! packed embeddings │ block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//! ```
 //!
 //! The embeddings stand first, where the next pass of the same batch finds them whatever its size.
 //!

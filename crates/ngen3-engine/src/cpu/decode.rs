@@ -2,18 +2,63 @@
 //!
 //! The same layers as in training, on the new tokens only; attention's queries look into a cache,
 //! [n_layer, rows, block_size, 2·width], in which each token has its keys of all heads followed by its values.
+//!
+//! A prompt goes through in one pass of matrix products. A token or two at a time go through products that only read the
+//! weights (`matvec.rs`), from a copy in fewer bytes where there is one.
 
+use std::ops::Range;
+
+use ngen3_model::BlockRanges;
 use rayon::ThreadPool;
 
+use super::matvec::{Matrix, Quant};
 use super::model::Model;
 use super::{attention, embedding, gelu, layernorm, linear, zeros};
 use crate::engine::check_tokens;
-use crate::gemm::{Canvas, Mat};
+use crate::gemm::{Canvas, Mat, Precision};
 use crate::{Decoder, Error};
+
+/// Up to so many tokens in one pass, reading the weights is what takes the time.
+const FEW_TOKENS: usize = 8;
+
+/// The weights that decoding reads for each token.
+struct Weights<'a> {
+    blocks: Vec<BlockWeights<'a>>,
+    wte: Matrix<'a>,
+}
+
+struct BlockWeights<'a> {
+    c_attn: Matrix<'a>,
+    attn_c_proj: Matrix<'a>,
+    c_fc: Matrix<'a>,
+    mlp_c_proj: Matrix<'a>,
+}
+
+impl<'a> Weights<'a> {
+    fn new(model: &'a Model, quant: Quant) -> Self {
+        let c = model.config.n_embd;
+        let matrix = |range: &Range<usize>, inputs: usize| {
+            let weight = &model.params[range.clone()];
+            match (quant, model.precision) {
+                (Quant::Int8, _) => Matrix::int8(weight, inputs),
+                (Quant::None, Precision::Bf16) => Matrix::bf16(weight),
+                (Quant::None, Precision::F32) => Matrix::F32(weight),
+            }
+        };
+        let block = |w: &BlockRanges| BlockWeights {
+            c_attn: matrix(&w.c_attn_weight, c),
+            attn_c_proj: matrix(&w.attn_c_proj_weight, c),
+            c_fc: matrix(&w.c_fc_weight, c),
+            mlp_c_proj: matrix(&w.mlp_c_proj_weight, 4 * c),
+        };
+        Self { blocks: model.list.blocks.iter().map(block).collect(), wte: matrix(&model.list.wte, c) }
+    }
+}
 
 /// Sequences of one model, decoded together.
 pub struct CpuDecoder<'a> {
     model: &'a Model,
+    weights: Weights<'a>,
     pool: &'a ThreadPool,
     rows: usize,
     /// Tokens that every row holds.
@@ -29,7 +74,7 @@ impl<'a> CpuDecoder<'a> {
     ///
     /// # Errors
     /// [`Error::Memory`] when the cache does not fit; [`Error::Input`] for no rows.
-    pub fn new(model: &'a Model, pool: &'a ThreadPool, rows: usize) -> Result<Self, Error> {
+    pub fn new(model: &'a Model, pool: &'a ThreadPool, quant: Quant, rows: usize) -> Result<Self, Error> {
         let config = &model.config;
         if rows == 0 {
             return Err(Error::Input("a decoder needs at least one row".into()));
@@ -37,6 +82,7 @@ impl<'a> CpuDecoder<'a> {
         let cache = config.n_layer.saturating_mul(rows).saturating_mul(config.block_size * 2 * config.n_embd);
         Ok(Self {
             model,
+            weights: pool.install(|| Weights::new(model, quant)),
             pool,
             rows,
             len: 0,
@@ -48,11 +94,11 @@ impl<'a> CpuDecoder<'a> {
 
     /// Runs the layers over `[rows, n]` new tokens and fills `logits`.
     fn forward(&mut self, tokens: &[u32]) {
-        let Self { model, rows, len, cache, scratch, logits, .. } = self;
+        let Self { model, weights, rows, len, cache, scratch, logits, .. } = self;
         let (rows, len, n) = (*rows, *len, tokens.len() / *rows);
         let config = &model.config;
         let (c, eps, block) = (config.n_embd, config.layer_norm_epsilon, config.block_size);
-        let p = |range: &std::ops::Range<usize>| &model.params[range.clone()];
+        let p = |range: &Range<usize>| &model.params[range.clone()];
         let lengths = [c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, config.n_head].map(|width| tokens.len() * width);
         let panel = attention::panel(n, len + n);
         let panels = panel * rayon::current_num_threads();
@@ -69,20 +115,33 @@ impl<'a> CpuDecoder<'a> {
         let panels = &mut rest[..panels];
 
         embedding::forward(tokens, n, len, p(&model.list.wte), p(&model.list.wpe), x);
-        for (w, cache) in model.list.blocks.iter().zip(cache.chunks_exact_mut(rows * block * 2 * c)) {
+        // y += x·Wᵀ, in the way that suits the number of tokens.
+        let add_product = |x: &[f32], matrix: &Matrix<'_>, weight: &[f32], outputs: usize, y: &mut [f32]| {
+            if y.len() <= FEW_TOKENS * outputs {
+                matrix.add_product(x, weight.len() / outputs, y);
+            } else {
+                linear::add_product(model.precision, x, weight, outputs, y);
+            }
+        };
+        let blocks = model.list.blocks.iter().zip(&weights.blocks);
+        for ((w, matrices), cache) in blocks.zip(cache.chunks_exact_mut(rows * block * 2 * c)) {
             layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, ln, mean, rstd);
-            linear::forward(model.precision, ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            linear::fill_bias(p(&w.c_attn_bias), qkv);
+            add_product(ln, &matrices.c_attn, p(&w.c_attn_weight), 3 * c, qkv);
             for (cache, qkv) in cache.chunks_exact_mut(block * 2 * c).zip(qkv.chunks_exact(n * 3 * c)) {
                 for (slot, token) in cache[len * 2 * c..].chunks_exact_mut(2 * c).zip(qkv.chunks_exact(3 * c)) {
                     slot.copy_from_slice(&token[c..]);
                 }
             }
-            attend(model.config.n_head, rows, len, qkv, cache, att, lse, panels, panel);
-            linear::forward_residual(model.precision, att, p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias), x, x_mid);
+            attend(config.n_head, rows, len, qkv, cache, att, lse, panels, panel);
+            linear::fill_residual(x, p(&w.attn_c_proj_bias), x_mid);
+            add_product(att, &matrices.attn_c_proj, p(&w.attn_c_proj_weight), c, x_mid);
             layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, ln, mean, rstd);
-            linear::forward(model.precision, ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            linear::fill_bias(p(&w.c_fc_bias), fc);
+            add_product(ln, &matrices.c_fc, p(&w.c_fc_weight), 4 * c, fc);
             gelu::forward(config.activation, fc, gelu);
-            linear::forward_residual(model.precision, gelu, p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias), x_mid, x);
+            linear::fill_residual(x_mid, p(&w.mlp_c_proj_bias), x);
+            add_product(gelu, &matrices.mlp_c_proj, p(&w.mlp_c_proj_weight), c, x);
         }
         // Only the last token of each row is asked what follows it.
         for (last, row) in x_mid.chunks_exact_mut(c).zip(x.chunks_exact(n * c)) {
@@ -90,7 +149,8 @@ impl<'a> CpuDecoder<'a> {
         }
         let (last, ln, mean, rstd) = (&x_mid[..rows * c], &mut ln[..rows * c], &mut mean[..rows], &mut rstd[..rows]);
         layernorm::forward(last, p(&model.list.ln_f_weight), p(&model.list.ln_f_bias), eps, ln, mean, rstd);
-        linear::project(model.precision, ln, p(&model.list.wte), config.vocab_size, logits);
+        logits.fill(0.0);
+        add_product(ln, &weights.wte, p(&model.list.wte), config.vocab_size, logits);
     }
 }
 

@@ -4,24 +4,23 @@
 
 use rayon::prelude::*;
 
-use super::simd::{simd, sum_zip};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Precision, matmul};
+use super::simd::simd;
+use crate::gemm::{Into, Mat, MatMut, Precision, matmul};
 use crate::profile::{Part, timed};
 
 /// Columns in one task of a bias gradient.
 const COLUMNS: usize = 64;
 
-/// Up to this many rows a product is bound by reading the weight.
-const FEW_ROWS: usize = 4;
-
-/// Outputs in one task of such a product.
-const OUTPUTS: usize = 64;
-
 /// `y = x·Wᵀ + b`
 pub fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
     let _timed = timed(Part::Linear);
-    y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+    fill_bias(bias, y);
     add_product(precision, x, weight, bias.len(), y);
+}
+
+/// Every row of `y` becomes the bias, for a product to be added to.
+pub fn fill_bias(bias: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
 }
 
 /// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
@@ -34,51 +33,26 @@ pub fn forward_residual(
     y: &mut [f32],
 ) {
     let _timed = timed(Part::Linear);
+    fill_residual(residual, bias, y);
+    add_product(precision, x, weight, bias.len(), y);
+}
+
+/// `y` becomes the residual and the bias, for a product to be added to.
+pub fn fill_residual(residual: &[f32], bias: &[f32], y: &mut [f32]) {
     let outputs = bias.len();
     y.par_chunks_mut(outputs).zip(residual.par_chunks(outputs)).for_each(|(y, residual)| {
         for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
             *y = r + b;
         }
     });
-    add_product(precision, x, weight, outputs, y);
 }
 
-/// `y = x·Wᵀ` with no bias, `y`: [rows, outputs]: logits from hidden states.
-pub fn project(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
-    let _timed = timed(Part::Linear);
-    y.fill(0.0);
-    add_product(precision, x, weight, outputs, y);
-}
-
-fn add_product(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
+/// `y += x·Wᵀ`
+pub fn add_product(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
     let inputs = weight.len() / outputs;
     let rows = y.len() / outputs;
-    if rows <= FEW_ROWS {
-        return add_few(x, weight, inputs, y);
-    }
     let (x, weight) = (Mat::new(x, rows, inputs), Mat::new(weight, outputs, inputs));
     matmul(precision, MatMut::new(y, rows, outputs), Into::Add, x, weight.t());
-}
-
-/// Few rows read the whole weight for little arithmetic: each thread streams its share of it once, for all rows.
-fn add_few(x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
-    let outputs = weight.len() / inputs;
-    let y = Canvas::new(y, outputs);
-    weight.par_chunks(inputs * OUTPUTS).enumerate().for_each(|(chunk, weight)| {
-        let first = chunk * OUTPUTS;
-        for (row, x) in x.chunks_exact(inputs).enumerate() {
-            // SAFETY: each chunk of outputs is one task's alone, and it takes its rows in turn.
-            let y = unsafe { y.row(row, first..first + weight.len() / inputs) };
-            simd(
-                #[inline(always)]
-                || {
-                    for (y, w) in y.iter_mut().zip(weight.chunks_exact(inputs)) {
-                        *y += sum_zip(x, w, |x, w| x * w);
-                    }
-                },
-            );
-        }
-    });
 }
 
 /// `dx = dy·W`

@@ -13,6 +13,7 @@ mod gelu;
 mod layernorm;
 mod linear;
 mod loss;
+mod matvec;
 mod model;
 pub(crate) mod simd;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use rayon::ThreadPool;
 use crate::gemm::{Precision, bf16};
 use crate::{AdamW, Batch, Decoder, Engine, Error, Slot};
 use arena::Arena;
+pub use matvec::Quant;
 use model::{Drops, Model};
 
 /// The numbers that products are made of.
@@ -57,12 +59,15 @@ pub struct Options {
     pub threads: usize,
     /// The numbers that products are made of.
     pub dtype: Dtype,
+    /// Whether the weights are rounded further, to decode faster; not for training.
+    pub quant: Quant,
 }
 
 /// A model, its gradients and its optimizer on the CPU.
 #[derive(Debug)]
 pub struct CpuEngine {
     model: Model,
+    quant: Quant,
     pool: ThreadPool,
     /// `[total]`, as are the two below; empty until training needs them.
     grads: Vec<f32>,
@@ -88,8 +93,13 @@ impl CpuEngine {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
+        let mut model = Model { config, list, precision, params };
+        if options.quant == Quant::Int8 {
+            model.round_to_int8();
+        }
         Ok(Self {
-            model: Model { config, list, precision, params },
+            model,
+            quant: options.quant,
             pool,
             grads: Vec::new(),
             exp_avg: Vec::new(),
@@ -226,6 +236,6 @@ impl Engine for CpuEngine {
     }
 
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-        Ok(Box::new(decode::CpuDecoder::new(&self.model, &self.pool, rows)?))
+        Ok(Box::new(decode::CpuDecoder::new(&self.model, &self.pool, self.quant, rows)?))
     }
 }

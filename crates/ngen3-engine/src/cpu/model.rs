@@ -1,17 +1,20 @@
 //! The model, forward and backward: nanoGPT's `GPT.forward`, and each of its lines again in reverse.
 //!
-//!     x = wte[token] + wpe[position]
-//!     for each block: x = x + c_proj(attention(ln_1(x)));  x = x + c_proj(gelu(c_fc(ln_2(x))))
-//!     loss = cross entropy of ln_f(x)·wteᵀ
+//! ```text
+//! x = wte[token] + wpe[position]
+//! for each block: x = x + c_proj(attention(ln_1(x)));  x = x + c_proj(gelu(c_fc(ln_2(x))))
+//! loss = cross entropy of ln_f(x)·wteᵀ
+//! ```
 
 use std::ops::Range;
 
-use ngen3_model::{Config, ParamList};
+use ngen3_model::{BlockRanges, Config, ParamList};
+use rayon::prelude::*;
 
 use super::arena::{Arena, Layers, Saved, pass_rows};
 use super::dropout::{Dropout, splitmix};
 use super::loss::Gradients;
-use super::{attention, embedding, gelu, layernorm, linear, loss};
+use super::{attention, embedding, gelu, layernorm, linear, loss, matvec};
 use crate::gemm::{Into, Precision};
 use crate::{Batch, Error};
 
@@ -120,6 +123,20 @@ impl Model {
     /// The loss of a pass.
     pub fn loss_shape(&self, tokens: usize) -> loss::Shape {
         loss::Shape::new(self.precision, tokens, self.config.n_embd, self.config.vocab_size)
+    }
+
+    /// Replaces every weight that decoding reads by what its int8 copy stands for, so that losses and prompts are those of the
+    /// quantised model too.
+    pub fn round_to_int8(&mut self) {
+        let c = self.config.n_embd;
+        let block = |w: &BlockRanges| {
+            let BlockRanges { c_attn_weight, attn_c_proj_weight, c_fc_weight, mlp_c_proj_weight, .. } = w.clone();
+            [(c_attn_weight, c), (attn_c_proj_weight, c), (c_fc_weight, c), (mlp_c_proj_weight, 4 * c)]
+        };
+        let blocks = self.list.blocks.iter().flat_map(block);
+        for (range, inputs) in blocks.chain([(self.list.wte.clone(), c)]) {
+            self.params[range].par_chunks_mut(inputs).for_each(matvec::round_to_int8);
+        }
     }
 
     fn wte(&self) -> &[f32] {

@@ -34,7 +34,7 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
 
 /// Partial sums kept apart so that a sum of f32 vectorises: the order of addition is the same for every vector width,
 /// and so are the bits of the result.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// `Σ f(a[i], b[i])`, in an order that does not depend on the vector width.
 #[inline(always)]
@@ -77,8 +77,9 @@ pub fn max(a: &[f32]) -> f32 {
     rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
 }
 
+/// The sum of the lanes, in a tree.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES]) -> f32 {
+pub fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {

@@ -63,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         DtypeName::F32 => Dtype::F32,
         DtypeName::Bf16 => Dtype::Bf16,
     };
-    let options = Options { threads: args.threads.count(), dtype };
+    let options = Options { threads: args.threads.count(), dtype, ..Options::default() };
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
     let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;

@@ -107,7 +107,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         check_variant(path, &config, variant)?;
     }
     let tokenizer = tokenizer(path, &config, &meta.tokenizer)?;
-    let options = Options { threads: args.threads.count(), dtype: args.dtype };
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let engine = CpuEngine::new(config, params, options)?;
 
     let ids = encode(&tokenizer, &prompt)?;

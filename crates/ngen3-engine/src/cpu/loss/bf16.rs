@@ -4,8 +4,10 @@
 //! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers as bf16 in the order in which
 //! each of the two products of the backward pass reads it. Words are cut into [`SEGMENTS`], one task each:
 //!
-//!     for 192 words of the segment:   e = exp(wte·hiddenᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
-//!     when every segment is done:     dhidden /= sum,  dwte += eᵀ·(hidden/sum)
+//! ```text
+//! for 192 words of the segment:   e = exp(wte·hiddenᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
+//! when every segment is done:     dhidden /= sum,  dwte += eᵀ·(hidden/sum)
+//! ```
 //!
 //! The shift is the target's logit, so that a token's loss is ln(sum) and e = 1 at the target; what backward subtracts there
 //! is added in f32. Shifting by the target needs no pass to find the largest logit, and cannot overflow before the loss
