@@ -23,6 +23,7 @@ use std::borrow::Cow;
 
 use ngen3_model::{Config, ParamList};
 use rayon::ThreadPool;
+use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, bf16};
 use crate::{AdamW, Batch, Decoder, Engine, Error, Slot};
@@ -31,7 +32,8 @@ pub use matvec::Quant;
 use model::{Drops, Model};
 
 /// The numbers that products are made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Dtype {
     /// The fastest that this processor has.
     #[default]
@@ -40,6 +42,29 @@ pub enum Dtype {
     F32,
     /// Operands of products rounded to bf16, sums and everything else in f32; needs AVX512-BF16.
     Bf16,
+}
+
+impl std::str::FromStr for Dtype {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err("there are auto, f32 and bf16".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 impl Dtype {

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use clap::ValueEnum;
 use ngen3_engine::bench::product_gflops;
 use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, profile};
 use ngen3_model::{Config, ParamList, Variant};
@@ -32,22 +31,14 @@ pub struct Args {
     /// Tokens to decode; 0 leaves decoding out
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
-    /// Numbers to compute with
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
-    dtype: DtypeName,
+    dtype: Dtype,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     threads: Threads,
-}
-
-/// `--dtype`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DtypeName {
-    Auto,
-    F32,
-    Bf16,
 }
 
 const EXAMPLES: &str = "\
@@ -58,12 +49,7 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let dtype = match args.dtype {
-        DtypeName::Auto => Dtype::Auto,
-        DtypeName::F32 => Dtype::F32,
-        DtypeName::Bf16 => Dtype::Bf16,
-    };
-    let options = Options { threads: args.threads.count(), dtype, ..Options::default() };
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
     let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
@@ -88,9 +74,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
     let gflops = train_flops(&config, batch.inputs.len()) / median / 1e9;
-    let peak = product_gflops(dtype, options.threads, [2048, 2048, 2048])?;
+    let peak = product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
     let decoded = decode(&engine, args.tokens.min(config.block_size - 4))?;
-    let dtype = format!("{:?}", engine.dtype()).to_lowercase();
+    let dtype = engine.dtype().to_string();
 
     if args.json {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part, json!(ms))).collect();

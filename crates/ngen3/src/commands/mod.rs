@@ -6,6 +6,7 @@ mod quickstart;
 mod sample;
 mod tokenize;
 mod tokenizer;
+mod trace;
 mod train;
 mod variants;
 
@@ -18,6 +19,7 @@ pub enum Command {
     Sample(sample::Args),
     Tokenize(tokenize::Args),
     Tokenizer(tokenizer::Args),
+    Trace(trace::Args),
     Train(train::Args),
     Variants(variants::Args),
 }
@@ -31,6 +33,7 @@ impl Command {
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Tokenizer(args) => tokenizer::run(args),
+            Self::Trace(args) => trace::run(args),
             Self::Train(args) => train::run(args),
             Self::Variants(args) => variants::run(args),
         }

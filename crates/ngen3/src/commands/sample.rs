@@ -63,7 +63,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = parse_dtype)]
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
     #[command(flatten)]
     threads: Threads,
@@ -75,15 +75,6 @@ Examples:
   ngen3 sample --model_checkpoint 7M_model.pt --top_k 50 --num_samples 3 --seed 1
   ngen3 sample --model_checkpoint 7M_model.pt --prompt_file play.txt --stop \"ROMEO:\" --temperature 0
   echo \"Once upon a time\" | ngen3 sample --model_checkpoint 7M_model.pt --prompt -";
-
-fn parse_dtype(name: &str) -> Result<Dtype, String> {
-    match name {
-        "auto" => Ok(Dtype::Auto),
-        "f32" => Ok(Dtype::F32),
-        "bf16" => Ok(Dtype::Bf16),
-        _ => Err("there are auto, f32 and bf16".into()),
-    }
-}
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {

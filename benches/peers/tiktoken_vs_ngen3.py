@@ -1,7 +1,7 @@
 """Tokenizes one file with tiktoken and with `ngen3 tokenize`, side by side, and prints the ratio.
 
     cargo build --release
-    python benches/peers/tokenize.py FILE [--threads 2] [--runs 3] [--ngen3 target/release/ngen3]
+    python benches/peers/tiktoken_vs_ngen3.py FILE [--threads 2] [--runs 3] [--ngen3 target/release/ngen3]
 
 tiktoken gets the text in memory, already cut into pieces, and only its encoding is timed (encode_ordinary_batch).
 ngen3 is timed as a user runs it: start, read, check, encode, hash, write, sync. Runs take turns; the best of each counts.

@@ -1,0 +1,79 @@
+//! `ngen3 trace`: a model's loss and gradients on the first rows of a dataset, to hold another implementation against.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use ngen3_data::TokenFile;
+use ngen3_engine::{Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_model::{Checkpoint, ParamList, files};
+use serde_json::{Map, json};
+
+use crate::stdout;
+use crate::threads::Threads;
+
+/// Write a model's loss and gradients on the first rows of a dataset as JSON
+///
+/// The rows stand back to back from the first token. For each parameter the file has the gradient's norm and its first eight
+/// values: what benches/peers/torch_gpt.py trace writes from the same checkpoint in PyTorch.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// The model
+    #[arg(long, value_name = "FILE")]
+    model_checkpoint: PathBuf,
+    /// Tokens; ngen3 tokenize makes them
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Rows of a block each
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    rows: u16,
+    /// File for the JSON
+    #[arg(long, value_name = "FILE", default_value = "trace.json")]
+    out: PathBuf,
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: Dtype,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 trace --model_checkpoint 7M_model.pt --data _data_tinyshakespeare_/data.bin --dtype f32
+  python benches/peers/torch_gpt.py trace --checkpoint 7M_model.pt --data _data_tinyshakespeare_/data.bin --out torch.json";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Checkpoint { config, params, .. } = Checkpoint::load(&args.model_checkpoint)?;
+    let data = TokenFile::open(&args.data)?;
+    let n = usize::from(args.rows) * config.block_size;
+    ensure!(
+        data.len() > n,
+        "{} has {} tokens, too few for {} rows of {} and the token after them",
+        args.data.display(),
+        data.len(),
+        args.rows,
+        config.block_size
+    );
+    let mut batch = Batch { seq_len: config.block_size, ..Batch::default() };
+    data.copy(0..n, &mut batch.inputs);
+    data.copy(1..n + 1, &mut batch.targets);
+
+    let list = ParamList::new(&config);
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+    let mut engine = CpuEngine::new(config, params, options)?;
+    let loss = engine.forward_backward(&batch, 1.0, 0.0, 0)?;
+    let grads = engine.read(Slot::Grads);
+    let traced: Map<_, _> = list
+        .iter()
+        .map(|param| {
+            let grad = &grads[param.range()];
+            let norm = grad.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+            (param.name.clone(), json!({ "norm": norm, "first": &grad[..grad.len().min(8)] }))
+        })
+        .collect();
+    let trace = json!({ "loss": loss, "grads": traced });
+    files::write_atomic(&args.out, |file| file.write_all(format!("{trace:#}\n").as_bytes()))?;
+    stdout::print(&format!("loss {loss:.6}; gradients in {}\n", args.out.display()))
+}
