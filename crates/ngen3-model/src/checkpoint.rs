@@ -7,11 +7,11 @@
 
 mod header;
 mod pickle;
-mod safetensors;
-mod state;
-mod torch;
+pub(crate) mod safetensors;
+pub(crate) mod state;
+pub(crate) mod torch;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::files::write_atomic;
-use crate::{Config, Error, ParamList};
+use crate::{Config, Error, GPT2_VOCAB_SIZE, ParamList, hf};
 
 /// A model as a file holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,6 +58,19 @@ pub enum TokenizerRef {
     Unknown,
 }
 
+/// nanoGPT trains from scratch with GPT-2's vocabulary rounded up to a multiple of 64.
+const NANOGPT_VOCAB_SIZE: usize = 50_304;
+
+impl TokenizerRef {
+    /// What made the ids of a model that does not say: GPT-2's tokenizer, if the vocabulary is of its size.
+    pub(crate) fn guess(vocab_size: usize) -> Self {
+        match vocab_size {
+            GPT2_VOCAB_SIZE | NANOGPT_VOCAB_SIZE => Self::Gpt2,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 impl From<String> for TokenizerRef {
     fn from(text: String) -> Self {
         match text.as_str() {
@@ -79,12 +92,13 @@ impl From<TokenizerRef> for String {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint: ours, nanoGPT's `ckpt.pt`, or a safetensors file of ours. The content decides the format.
+    /// Reads a checkpoint: ours, nanoGPT's `ckpt.pt`, a safetensors file of ours, or a Hugging Face folder. The content
+    /// decides the format.
     ///
     /// # Errors
     /// [`Error::Read`] naming the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        read(path).map_err(|reason| Error::Read { path: path.into(), reason: one_line(&reason) })
+        if path.is_dir() { hf::read(path) } else { read(path).map_err(refused(path)) }
     }
 
     /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
@@ -115,9 +129,13 @@ impl Checkpoint {
     }
 }
 
-/// A reason may quote the file, which can hold anything: its line breaks and its length stay out of the error.
-fn one_line(reason: &str) -> String {
-    reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect()
+/// Says that a file cannot be read, and why. A reason may quote the file, which can hold anything: its line breaks and its
+/// length stay out of the error.
+pub(crate) fn refused(path: &Path) -> impl FnOnce(String) -> Error {
+    |reason| {
+        let reason = reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect();
+        Error::Read { path: path.into(), reason }
+    }
 }
 
 fn fields(config: &Config) -> Map<String, Value> {
@@ -170,12 +188,21 @@ impl Format {
 }
 
 fn read(path: &Path) -> Result<Checkpoint, String> {
+    let (file, len, format) = open(path)?;
+    match format {
+        Format::Torch => torch::read(file, len),
+        Format::Safetensors => safetensors::read(file, len),
+    }
+}
+
+/// Opens a file of tensors: with its length, and the format that its first bytes tell.
+pub(crate) fn open(path: &Path) -> Result<(File, u64, Format), String> {
     let say = |error: io::Error| error.to_string();
-    let mut file = File::open(path).map_err(say)?;
-    let metadata = file.metadata().map_err(say)?;
+    let metadata = fs::metadata(path).map_err(say)?;
     if !metadata.is_file() {
         return Err("it is not a file".into());
     }
+    let mut file = File::open(path).map_err(say)?;
     let len = metadata.len();
     let mut start = [0; 9];
     let got = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
@@ -183,9 +210,9 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
     file.rewind().map_err(say)?;
     match start[..got] {
         [] => Err("it is empty".into()),
-        [b'P', b'K', ..] => torch::read(file, len),
+        [b'P', b'K', ..] => Ok((file, len, Format::Torch)),
         // A header's length, then its JSON.
-        [_, _, _, _, _, _, _, _, b'{'] => safetensors::read(file, len),
+        [_, _, _, _, _, _, _, _, b'{'] => Ok((file, len, Format::Safetensors)),
         // A bare pickle: its first opcode names the protocol.
         [0x80, ..] => Err("it is in PyTorch's format from before version 1.6; load it with PyTorch and torch.save it \
             again, then it can be read here"

@@ -6,6 +6,7 @@ pub mod checkpoint;
 mod config;
 mod error;
 pub mod files;
+pub mod hf;
 mod params;
 
 pub use checkpoint::{Checkpoint, CheckpointMeta, TokenizerRef};

@@ -91,7 +91,8 @@ fn what_is_no_checkpoint_is_refused() {
     assert_refused(&fs::read(fixture("legacy.pt")).unwrap(), "from before version 1.6");
     let folder = tempfile::tempdir().unwrap();
     let error = Checkpoint::load(folder.path()).unwrap_err().to_string();
-    assert_eq!(error, format!("cannot read {}: it is not a file", folder.path().display()));
+    let reason = "it is a folder without a config.json, which a Hugging Face model has";
+    assert_eq!(error, format!("cannot read {}: {reason}", folder.path().display()));
     let missing = folder.path().join("7M_model.pt");
     let error = Checkpoint::load(&missing).unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot read {}: No such file", missing.display())), "{error}");
@@ -232,7 +233,7 @@ fn safetensors_headers_that_lie_are_refused() {
     assert_refused(&claim(20), "its header is not that of a safetensors file");
     assert_refused(&bytes[..bytes.len() - 1], "it is cut short or damaged");
     assert_refused(&[&bytes[..], b"more"].concat(), "it is cut short or damaged");
-    assert_refused(&safetensors("{}", 0), "it has no model_args");
+    assert_refused(&safetensors("{}", 0), "it does not say what model it holds");
     let tensor = |shape: &str, offsets: &str| {
         safetensors(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#), 8)
     };

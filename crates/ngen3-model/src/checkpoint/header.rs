@@ -12,14 +12,12 @@
 use serde_json::{Map, Value, json};
 
 use super::{CheckpointMeta, TokenizerRef};
-use crate::{Activation, Config, GPT2_VOCAB_SIZE};
+use crate::{Activation, Config};
 
 /// The entries, in nanoGPT's order.
 pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
 /// nanoGPT's `best_val_loss` before the first evaluation.
 const NO_LOSS: f64 = 1e9;
-/// nanoGPT trains from scratch with GPT-2's vocabulary rounded up to a multiple of 64.
-const NANOGPT_VOCAB_SIZE: usize = 50_304;
 
 /// The entries of a checkpoint.
 pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
@@ -93,8 +91,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
 
     let tokenizer = match extra.remove("tokenizer") {
         Some(value) => from_value("tokenizer", value)?,
-        None if [GPT2_VOCAB_SIZE, NANOGPT_VOCAB_SIZE].contains(&config.vocab_size) => TokenizerRef::Gpt2,
-        None => TokenizerRef::Unknown,
+        None => TokenizerRef::guess(config.vocab_size),
     };
     let training = match extra.remove("training") {
         Some(value) => from_value("training", value)?,

@@ -13,11 +13,13 @@ use half::{bf16, f16};
 use crate::{Config, Param, ParamList};
 
 /// Elements converted at a time.
-const CHUNK: usize = 1 << 14;
+const CHUNK: usize = 1 << 17;
+/// Columns of a transposed matrix filled at a time: as many cache lines are then written side by side.
+const STRIPE: usize = 16;
 
 /// How the elements of a storage are encoded, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dtype {
+pub(crate) enum Dtype {
     F32,
     F16,
     Bf16,
@@ -37,7 +39,7 @@ impl Dtype {
 
 /// A tensor inside a storage.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     pub storage: Rc<str>,
     pub dtype: Dtype,
     /// Elements of the storage.
@@ -45,8 +47,18 @@ pub(super) struct Tensor {
     /// The element of the storage where the tensor starts.
     pub offset: usize,
     pub shape: Vec<usize>,
-    /// Whether its elements stand one after the other, row by row.
-    pub contiguous: bool,
+    pub order: Order,
+}
+
+/// How the elements of a tensor stand in its storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// One after the other, row by row.
+    Rows,
+    /// One after the other, column by column: a matrix that the file holds transposed.
+    Columns,
+    /// Some other way, which is not read.
+    Strided,
 }
 
 impl Tensor {
@@ -56,7 +68,7 @@ impl Tensor {
 }
 
 /// Where storages are read.
-pub(super) trait Storages {
+pub(crate) trait Storages {
     /// The bytes of a storage, from its first; checked against the file's checksum, if it has one, at their end.
     ///
     /// # Errors
@@ -67,7 +79,7 @@ pub(super) trait Storages {
 /// Reads the parameters of a model of the shape `config` from the tensors of a state dict.
 ///
 /// Without `bias`, biases that are missing are zero. `file_len` bounds what is believed of the tensors.
-pub(super) fn read_params(
+pub(crate) fn read_params(
     config: &Config,
     bias: bool,
     mut tensors: HashMap<String, Tensor>,
@@ -111,8 +123,13 @@ pub(super) fn read_params(
         stream(storages, &group[0].1, |at, values| {
             for (param, tensor) in group {
                 let Some(here) = overlap(at, values.len(), tensor.offset, param.len()) else { continue };
-                let to = param.offset + here.start - tensor.offset;
-                params[to..to + here.len()].copy_from_slice(&values[here.start - at..here.end - at]);
+                let found = &values[here.start - at..here.end - at];
+                let first = here.start - tensor.offset;
+                let into = &mut params[param.range()];
+                match tensor.order {
+                    Order::Columns => place_columns(into, &param.shape, first, found),
+                    _ => into[first..first + found.len()].copy_from_slice(found),
+                }
             }
             Ok(())
         })?;
@@ -143,12 +160,18 @@ pub(super) fn read_params(
 
 fn check(name: &str, shape: &[usize], tensor: &Tensor) -> Result<(), String> {
     if tensor.shape != shape {
-        return Err(format!("its tensor {name} has the shape {:?}, not {shape:?}", tensor.shape));
+        let (mut found, mut wanted) = (tensor.shape.clone(), shape.to_vec());
+        if tensor.order == Order::Columns {
+            // As the file has it.
+            found.reverse();
+            wanted.reverse();
+        }
+        return Err(format!("its tensor {name} has the shape {found:?}, not {wanted:?}"));
     }
     if let Dtype::Other(dtype, _) = tensor.dtype {
         return Err(format!("its tensor {name} is of type {dtype}; float32, float16 and bfloat16 are read"));
     }
-    if !tensor.contiguous {
+    if tensor.order == Order::Strided {
         return Err(format!("its tensor {name} is not contiguous; save it with .contiguous()"));
     }
     let end = tensor.len().and_then(|len| len.checked_add(tensor.offset));
@@ -162,6 +185,23 @@ fn check(name: &str, shape: &[usize], tensor: &Tensor) -> Result<(), String> {
     Ok(())
 }
 
+/// Puts elements of a matrix, which come column by column, into its rows. `found[0]` is the `first` element of all.
+fn place_columns(rows: &mut [f32], shape: &[usize], first: usize, found: &[f32]) {
+    let [height, width] = shape else { unreachable!("only matrices are transposed") };
+    let end = first + found.len();
+    // A column stands in the file as a line of `height` elements.
+    for stripe in (0..*height).step_by(STRIPE) {
+        for column in first / height..end.div_ceil(*height) {
+            let line = column * height;
+            let from = (line + stripe).max(first);
+            let to = (line + (stripe + STRIPE).min(*height)).min(end);
+            for at in from..to {
+                rows[(at - line) * width + column] = found[at - first];
+            }
+        }
+    }
+}
+
 /// The elements that `at..at + len` and `offset..offset + wanted` share.
 fn overlap(at: usize, len: usize, offset: usize, wanted: usize) -> Option<Range<usize>> {
     let (start, end) = (at.max(offset), (at + len).min(offset + wanted));
@@ -169,7 +209,7 @@ fn overlap(at: usize, len: usize, offset: usize, wanted: usize) -> Option<Range<
 }
 
 /// Reads a tensor's whole storage and hands it on in chunks of f32: `sink(index of the first element, elements)`.
-pub(super) fn stream(
+pub(crate) fn stream(
     storages: &mut dyn Storages,
     tensor: &Tensor,
     mut sink: impl FnMut(usize, &[f32]) -> Result<(), String>,
@@ -205,7 +245,7 @@ pub(super) fn stream(
 }
 
 /// Writes elements as little-endian f32.
-pub(super) fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
+pub(crate) fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(4 * CHUNK);
     for chunk in values.chunks(CHUNK) {
         bytes.clear();

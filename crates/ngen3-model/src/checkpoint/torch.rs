@@ -89,16 +89,30 @@ pub(super) fn read(file: File, len: u64) -> Result<Checkpoint, String> {
         return Err("it has no model entry: it is not a checkpoint in nanoGPT's layout".into());
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
-    let mut tensors = HashMap::new();
-    for (name, id) in model {
-        let name = name.strip_prefix(COMPILED).unwrap_or(name);
-        let Node::Tensor(tensor) = pickle.node(id) else {
-            return Err(format!("its model entry {name} is not a tensor"));
-        };
-        tensors.insert(name.to_string(), tensor.clone());
-    }
+    let tensors = state_dict(&pickle, model)?;
     let params = state::read_params(&header.config, header.bias, tensors, &mut archive, len)?;
     Ok(Checkpoint { config: header.config, params, meta: header.meta })
+}
+
+/// Opens a file that holds a state dict and nothing else, such as Hugging Face's `pytorch_model.bin`.
+pub(crate) fn open_state_dict(file: File) -> Result<(Archive, HashMap<String, Tensor>), String> {
+    let mut archive = Archive::open(file)?;
+    let pickle = archive.read_pickle()?;
+    let entries = pickle.entries(pickle.root()).ok_or("its pickle is not a state dict")?;
+    let tensors = state_dict(&pickle, entries)?;
+    Ok((archive, tensors))
+}
+
+/// The tensors of a state dict by their names.
+fn state_dict(pickle: &Pickle, entries: HashMap<&str, Id>) -> Result<HashMap<String, Tensor>, String> {
+    let tensor = |(name, id): (&str, Id)| {
+        let name = name.strip_prefix(COMPILED).unwrap_or(name);
+        match pickle.node(id) {
+            Node::Tensor(tensor) => Ok((name.to_string(), tensor.clone())),
+            _ => Err(format!("its model entry {name} is not a tensor")),
+        }
+    };
+    entries.into_iter().map(tensor).collect()
 }
 
 /// The entries that `header.rs` reads, as JSON. nanoGPT's `best_val_loss` is a tensor of one element.
@@ -133,7 +147,7 @@ fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f32>, String>
 }
 
 /// A zip file whose entries are uncompressed, lie apart, and stand in one folder.
-struct Archive {
+pub(crate) struct Archive {
     zip: ZipArchive<BufReader<File>>,
     /// The folder, with its slash: torch.save names it after the file.
     root: String,

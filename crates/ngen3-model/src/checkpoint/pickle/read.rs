@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Number, Value};
 
-use crate::checkpoint::state::{Dtype, Tensor};
+use crate::checkpoint::state::{Dtype, Order, Tensor};
 
 /// Bytes of JSON that one value of a pickle may become: values that share parts would otherwise grow without bound.
 const JSON_BUDGET: usize = 64 << 20;
@@ -404,7 +404,8 @@ impl<'a> Machine<'a> {
             contiguous &= dim == 1 || stride == expected;
             expected = expected.saturating_mul(dim);
         }
-        Ok(Tensor { storage: storage.clone(), dtype: *dtype, storage_len: *storage_len, offset, shape, contiguous })
+        let order = if contiguous { Order::Rows } else { Order::Strided };
+        Ok(Tensor { storage: storage.clone(), dtype: *dtype, storage_len: *storage_len, offset, shape, order })
     }
 
     fn sizes(&self, id: Id) -> Result<Vec<usize>, String> {

@@ -1,0 +1,155 @@
+//! `README.md`: the model card. Everything it says was measured or is in the checkpoint.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::export::{CurvePoint, Export, ExportFormat, gguf_name};
+use crate::{Activation, Config, ParamList};
+
+/// Rows of the table of losses.
+const ROWS: usize = 12;
+/// What a training record calls the data; see [`data`].
+const DATA: &str = "data";
+
+/// The card of a model.
+pub(super) fn write(export: &Export, list: &ParamList) -> String {
+    let mut card = String::new();
+    put(&mut card, front_matter(export));
+    let name = export.name;
+    put(&mut card, format!("# {name}\n"));
+    let parameters = list.total() as f64 / 1e6;
+    let meta = &export.checkpoint.meta;
+    let steps = if meta.iter_num > 0 { format!(", trained for {} steps", meta.iter_num) } else { String::new() };
+    put(
+        &mut card,
+        format!(
+            "A language model of GPT-2's architecture with {parameters:.1} million parameters{steps}. It continues text. It \
+             was exported by NGen3.\n"
+        ),
+    );
+    put(&mut card, usage(export));
+    put(&mut card, shape(&export.checkpoint.config));
+    put(&mut card, training(export));
+    put(&mut card, curve(export));
+    card
+}
+
+fn put(card: &mut String, text: String) {
+    if !text.is_empty() {
+        writeln!(card, "{text}").expect("a String takes everything");
+    }
+}
+
+/// The YAML that the hub reads. Strings are written as JSON, which is YAML.
+fn front_matter(export: &Export) -> String {
+    let library = match export.format {
+        ExportFormat::Hf => "transformers",
+        ExportFormat::Gguf => "gguf",
+    };
+    let mut yaml = format!("---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- gpt2\n- ngen3\n");
+    if let (Some(loss), Some(data)) = (final_val_loss(export), data(export)) {
+        // Neither a task nor a data set of the hub; what was measured is the loss on the part kept for validation.
+        let (name, data) = (Value::from(export.name), Value::from(data));
+        yaml += &format!(
+            "model-index:\n- name: {name}\n  results:\n  - task:\n      type: text-generation\n    dataset:\n      name: {data}\n      \
+             type: text\n      split: validation\n    metrics:\n    - type: loss\n      name: Validation loss (nats per token)\n      \
+             value: {loss}\n"
+        );
+    }
+    yaml + "---\n"
+}
+
+fn usage(export: &Export) -> String {
+    match export.format {
+        ExportFormat::Hf => "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+            folder = \"PATH_TO_THIS_FOLDER\"\n\
+            tokenizer = AutoTokenizer.from_pretrained(folder)\n\
+            model = AutoModelForCausalLM.from_pretrained(folder)\n\
+            inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\")\n\
+            print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))\n```\n"
+            .into(),
+        ExportFormat::Gguf => {
+            format!("## Use\n\n```sh\nllama-cli -m {} -p \"Once upon a time\" -n 50 -no-cnv\n```\n", gguf_name(export))
+        }
+    }
+}
+
+fn shape(config: &Config) -> String {
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, layer_norm_epsilon } = config;
+    let activation = match activation {
+        Activation::GeluNew => "gelu_new",
+        Activation::Gelu => "gelu",
+    };
+    format!(
+        "## Shape\n\n| | |\n|---|---|\n| layers | {n_layer} |\n| heads | {n_head} |\n| width | {n_embd} |\n\
+         | longest context | {block_size} tokens |\n| vocabulary | {vocab_size} tokens |\n| activation | {activation} |\n\
+         | LayerNorm epsilon | {layer_norm_epsilon:e} |\n"
+    )
+}
+
+/// The settings that the checkpoint records.
+fn training(export: &Export) -> String {
+    let meta = &export.checkpoint.meta;
+    if meta.training.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("## Training\n\n");
+    if let Some(data) = data(export) {
+        let tokens = |name: &str| meta.training[DATA].get(name).and_then(Value::as_u64);
+        let tokens = match (tokens("train_tokens"), tokens("val_tokens")) {
+            (Some(train), Some(val)) => format!(" ({train} tokens to train on, {val} to validate on)"),
+            _ => String::new(),
+        };
+        text += &format!("Data: {}{tokens}.\n\n", cell(&data));
+    }
+    if let Some(loss) = meta.best_val_loss {
+        text += &format!("Lowest validation loss during training: {loss:.4} nats per token.\n\n");
+    }
+    text += "| setting | value |\n|---|---|\n";
+    for (name, value) in meta.training.iter().filter(|(name, value)| *name != DATA && !value.is_object()) {
+        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
+        text += &format!("| {} | {} |\n", cell(name), cell(&value));
+    }
+    text
+}
+
+/// What the model was trained on, as its training record says: where the text came from.
+fn data(export: &Export) -> Option<String> {
+    let sources = export.checkpoint.meta.training.get(DATA)?.get("source")?.as_array()?;
+    let sources: Vec<&str> = sources.iter().filter_map(Value::as_str).collect();
+    (!sources.is_empty()).then(|| sources.join(", "))
+}
+
+/// The validation loss of the weights as they are: measured after the last step, not before.
+fn final_val_loss(export: &Export) -> Option<f32> {
+    let last = export.curve.iter().rev().find(|point| point.val_loss.is_some())?;
+    last.val_loss.filter(|_| last.step == export.checkpoint.meta.iter_num)
+}
+
+/// The losses of training: a drawing, and a table of the evaluations or, if there were none, of the training loss.
+fn curve(export: &Export) -> String {
+    let evaluated: Vec<&CurvePoint> = export.curve.iter().filter(|point| point.val_loss.is_some()).collect();
+    let points = if evaluated.is_empty() { export.curve.iter().collect() } else { evaluated };
+    if points.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("## Training curve\n\n");
+    if export.loss_svg.is_some() {
+        text += "![loss by step](loss.svg)\n\n";
+    }
+    text += "Losses in nats per token.\n\n| step | training loss | validation loss |\n|---|---|---|\n";
+    let loss = |loss: Option<f32>| loss.map_or_else(String::new, |loss| format!("{loss:.4}"));
+    // The first, the last, and as many between as there is room for.
+    let rows = points.len().min(ROWS);
+    for row in 0..rows {
+        let point = points[if rows == 1 { 0 } else { row * (points.len() - 1) / (rows - 1) }];
+        text += &format!("| {} | {} | {} |\n", point.step, loss(point.train_loss), loss(point.val_loss));
+    }
+    text
+}
+
+/// Text that stays inside its place in a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}

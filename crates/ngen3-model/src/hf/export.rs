@@ -1,0 +1,196 @@
+//! A checkpoint becomes a folder that others can use.
+
+use std::io::Write;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde_json::{Value, json};
+
+use super::folder::NewFolder;
+use super::tokenizer::{self, ByteLevel, pretty};
+use super::{ExportDtype, card, config, gguf, weights};
+use crate::files::write_atomic;
+use crate::{Activation, Checkpoint, Error, ParamList};
+
+/// Weights are split into files of at most so many bytes.
+const MAX_SHARD: usize = 5_000_000_000;
+
+/// What a folder is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// Hugging Face's `transformers`, and all that reads its folders.
+    Hf,
+    /// llama.cpp.
+    Gguf,
+}
+
+impl FromStr for ExportFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "hf" => Ok(Self::Hf),
+            "gguf" => Ok(Self::Gguf),
+            _ => Err(Error::Config(format!("there is no format {name:?}; there are hf and gguf"))),
+        }
+    }
+}
+
+/// What was measured at one step of a model's training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CurvePoint {
+    /// Updates done.
+    pub step: u64,
+    /// Loss of the update's batch, in nats per token.
+    pub train_loss: Option<f32>,
+    /// Loss on the validation tokens, in nats per token.
+    pub val_loss: Option<f32>,
+}
+
+/// A model on its way out.
+#[derive(Clone, Debug)]
+pub struct Export<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// The model.
+    pub checkpoint: &'a Checkpoint,
+    /// The tokenizer.json of its tokenizer, if it is known.
+    pub tokenizer: Option<&'a str>,
+    /// The token that ends a document: its text and its id.
+    pub eot: Option<(&'a str, u32)>,
+    /// How its training went, in order; empty if that is not known.
+    pub curve: &'a [CurvePoint],
+    /// A drawing of it, in SVG.
+    pub loss_svg: Option<&'a str>,
+    /// What the folder is for.
+    pub format: ExportFormat,
+    /// How the weights are stored.
+    pub dtype: ExportDtype,
+    /// Largest file of weights, in bytes; `None` is 5 GB.
+    pub max_shard_bytes: Option<usize>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// Names of the files and their sizes in bytes, by name.
+    pub files: Vec<(String, u64)>,
+}
+
+/// Writes a model into the folder `path`, which appears whole or not at all. A folder that holds an export already is
+/// replaced if `overwrite`.
+///
+/// # Errors
+/// [`Error::Config`] for what the format cannot hold; [`Error::Write`] naming what could not be written.
+pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported, Error> {
+    let json: Option<Value> = match (export.format, export.tokenizer) {
+        (ExportFormat::Hf, _) if export.dtype == ExportDtype::Q8_0 => {
+            return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
+        }
+        (ExportFormat::Gguf, Some(text)) => {
+            let json = serde_json::from_str(text);
+            Some(json.map_err(|error| Error::Config(format!("the tokenizer is no tokenizer.json: {error}")))?)
+        }
+        _ => None,
+    };
+    let byte_level = match export.format {
+        ExportFormat::Hf => None,
+        ExportFormat::Gguf => Some(gguf_tokenizer(export, json.as_ref())?),
+    };
+
+    let folder = NewFolder::create(path, overwrite, is_ours)?;
+    write(export, byte_level.as_ref(), folder.files()).map_err(|error| folder.explain(error))?;
+    let files = list(folder.files()).map_err(|source| Error::Write { path: path.into(), source })?;
+    folder.commit()?;
+    Ok(Exported { files })
+}
+
+/// Writes everything into `folder`. `gguf` is the tokenizer of that format.
+fn write(export: &Export, gguf: Option<&ByteLevel>, folder: &Path) -> Result<(), Error> {
+    let list = ParamList::new(&export.checkpoint.config);
+    match gguf {
+        None => write_hf(export, &list, folder)?,
+        Some(tokenizer) => {
+            let Checkpoint { config, params, .. } = export.checkpoint;
+            let eot = export.eot.map(|(_, id)| id);
+            let model = gguf::Model { name: export.name, config, list: &list, params, tokenizer, eot };
+            write_atomic(&folder.join(gguf_name(export)), |file| gguf::write(file, &model, export.dtype))?;
+        }
+    }
+    put(folder, "README.md", &card::write(export, &list))?;
+    export.loss_svg.map_or(Ok(()), |svg| put(folder, "loss.svg", svg))
+}
+
+/// What llama.cpp's `gpt2` can run: this activation, a byte-level tokenizer.
+fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
+    if export.checkpoint.config.activation != Activation::GeluNew {
+        return Err(Error::Config("the model's activation is gelu, and llama.cpp's gpt2 has only gelu_new".into()));
+    }
+    let Some(json) = json else {
+        return Err(Error::Config(
+            "a GGUF file holds the model's tokenizer, and this model does not say which it has".into(),
+        ));
+    };
+    ByteLevel::of(json).ok_or_else(|| {
+        Error::Config(
+            "the model's tokenizer does not work as GPT-2's does, which is the kind a GGUF file can hold here".into(),
+        )
+    })
+}
+
+/// The name of an export's GGUF file.
+pub(super) fn gguf_name(export: &Export) -> String {
+    format!("{}-{}.gguf", export.name, export.dtype.name())
+}
+
+fn write_hf(export: &Export, list: &ParamList, folder: &Path) -> Result<(), Error> {
+    let Checkpoint { config, params, meta } = export.checkpoint;
+    let dtype = match export.dtype {
+        ExportDtype::Bf16 => "bfloat16",
+        ExportDtype::F16 => "float16",
+        _ => "float32",
+    };
+    let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
+    let eot = export.eot.map(|(_, id)| id);
+    put(folder, "config.json", &pretty(&config::write(config, eot, dropout, dtype)))?;
+    let generation = json!({ "bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot });
+    put(folder, "generation_config.json", &pretty(&generation))?;
+    if let Some(text) = export.tokenizer {
+        let files = tokenizer::files(text, export.eot.map(|(text, _)| text), config.block_size);
+        let wrong = |reason| Error::Config(format!("the tokenizer cannot be exported: {reason}"));
+        files.map_err(wrong)?.iter().try_for_each(|(name, content)| put(folder, name, content))?;
+    }
+    weights::write(folder, list, params, export.dtype, export.max_shard_bytes.unwrap_or(MAX_SHARD), meta)
+}
+
+fn put(folder: &Path, name: &str, content: &str) -> Result<(), Error> {
+    write_atomic(&folder.join(name), |file| file.write_all(content.as_bytes()))
+}
+
+/// Whether a file of this name is part of an export, so that `--overwrite` may replace it.
+fn is_ours(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "loss.svg",
+        "merges.txt",
+        "model.safetensors.index.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ];
+    let weights = name.starts_with("model") && name.ends_with(".safetensors");
+    weights || name.ends_with(".gguf") || NAMES.contains(&name)
+}
+
+fn list(folder: &Path) -> std::io::Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        files.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()));
+    }
+    files.sort();
+    Ok(files)
+}

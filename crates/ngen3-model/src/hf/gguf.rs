@@ -1,0 +1,215 @@
+//! GGUF: one file with the weights and the tokenizer, for llama.cpp.
+//!
+//! The format is that of GGML's `docs/gguf.md`, version 3: a list of values by name, a list of tensors, the tensors. Names
+//! are those of llama.cpp's architecture `gpt2`; its matrices stand as ours do. Vectors and `wpe` are always f32, which is
+//! what llama.cpp adds; a matrix whose rows do not divide into blocks of `q8_0` is f16.
+
+use std::io::{self, Write};
+
+use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
+use super::tokenizer::ByteLevel;
+use crate::{Config, Param, ParamList};
+
+const VERSION: u32 = 3;
+/// Tensors start at multiples of it.
+const ALIGNMENT: usize = 32;
+
+/// What a GGUF file is made of.
+pub(super) struct Model<'a> {
+    pub name: &'a str,
+    pub config: &'a Config,
+    pub list: &'a ParamList,
+    pub params: &'a [f32],
+    pub tokenizer: &'a ByteLevel<'a>,
+    /// The id of the token that ends a document.
+    pub eot: Option<u32>,
+}
+
+/// Writes a whole file.
+pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) -> io::Result<()> {
+    let values = values(model, dtype);
+    let mut head = Bytes(Vec::new());
+    head.0.extend(b"GGUF");
+    head.u32(VERSION);
+    head.u64(model.list.iter().count() as u64);
+    head.u64(values.count);
+    head.0.extend(values.bytes.0);
+    let mut start = 0;
+    for param in model.list {
+        let dtype = dtype_of(param, dtype);
+        head.string(&tensor_name(&param.name));
+        head.u32(param.shape.len() as u32);
+        // The innermost dimension comes first.
+        param.shape.iter().rev().for_each(|&dim| head.u64(dim as u64));
+        head.u32(match dtype {
+            ExportDtype::F32 => 0,
+            ExportDtype::F16 => 1,
+            ExportDtype::Q8_0 => 8,
+            ExportDtype::Bf16 => 30,
+        });
+        head.u64(start as u64);
+        start += dtype.bytes(param.len()).next_multiple_of(ALIGNMENT);
+    }
+    head.pad();
+    file.write_all(&head.0)?;
+    for param in model.list {
+        let dtype = dtype_of(param, dtype);
+        let mut encoder = Encoder::new(file, dtype);
+        model.params[param.range()].chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
+        let len = dtype.bytes(param.len());
+        file.write_all(&[0; ALIGNMENT][..len.next_multiple_of(ALIGNMENT) - len])?;
+    }
+    Ok(())
+}
+
+fn dtype_of(param: &Param, asked: ExportDtype) -> ExportDtype {
+    match param.shape.as_slice() {
+        [_] => ExportDtype::F32,
+        _ if param.name == "transformer.wpe.weight" => ExportDtype::F32,
+        [_, width] if asked == ExportDtype::Q8_0 && !width.is_multiple_of(Q8_BLOCK) => ExportDtype::F16,
+        _ => asked,
+    }
+}
+
+/// llama.cpp's name of a parameter.
+fn tensor_name(name: &str) -> String {
+    let name = name.strip_prefix("transformer.").unwrap_or(name);
+    let (name, ending) = name.rsplit_once('.').expect("every parameter is a weight or a bias");
+    let name = match name {
+        "wte" => "token_embd".into(),
+        "wpe" => "position_embd".into(),
+        "ln_f" => "output_norm".into(),
+        _ => {
+            let layer = name.strip_prefix("h.").and_then(|name| name.split_once('.'));
+            let (layer, name) = layer.expect("every other parameter is a layer's");
+            let name = match name {
+                "ln_1" => "attn_norm",
+                "attn.c_attn" => "attn_qkv",
+                "attn.c_proj" => "attn_output",
+                "ln_2" => "ffn_norm",
+                "mlp.c_fc" => "ffn_up",
+                "mlp.c_proj" => "ffn_down",
+                _ => unreachable!("a layer has no {name}"),
+            };
+            format!("blk.{layer}.{name}")
+        }
+    };
+    format!("{name}.{ending}")
+}
+
+fn values(model: &Model, dtype: ExportDtype) -> Values {
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, layer_norm_epsilon, .. } = *model.config;
+    let file_type = match dtype {
+        ExportDtype::F32 => 0,
+        ExportDtype::F16 => 1,
+        ExportDtype::Q8_0 => 7,
+        ExportDtype::Bf16 => 32,
+    };
+    let mut values = Values { count: 0, bytes: Bytes(Vec::new()) };
+    values.string("general.architecture", "gpt2");
+    values.string("general.type", "model");
+    values.string("general.name", model.name);
+    values.u32("general.file_type", file_type);
+    values.u32("general.quantization_version", 2);
+    values.u32("gpt2.block_count", n_layer as u32);
+    values.u32("gpt2.context_length", block_size as u32);
+    values.u32("gpt2.embedding_length", n_embd as u32);
+    values.u32("gpt2.feed_forward_length", 4 * n_embd as u32);
+    values.u32("gpt2.attention.head_count", n_head as u32);
+    values.f32("gpt2.attention.layer_norm_epsilon", layer_norm_epsilon);
+
+    values.string("tokenizer.ggml.model", "gpt2");
+    values.string("tokenizer.ggml.pre", "gpt-2");
+    // A model may have more rows than its tokenizer has tokens.
+    let token = |id: usize| model.tokenizer.tokens.get(id).copied().flatten();
+    let names = (0..vocab_size).map(|id| token(id).map_or_else(|| format!("[PAD{id}]"), |token| token.text.into()));
+    values.strings("tokenizer.ggml.tokens", names);
+    let types = (0..vocab_size).map(|id| match token(id).map(|token| token.added) {
+        // Normal, control, user-defined, unused.
+        Some(None) => 1,
+        Some(Some(true)) => 3,
+        Some(Some(false)) => 4,
+        None => 5,
+    });
+    values.i32s("tokenizer.ggml.token_type", types);
+    let merges = model.tokenizer.merges.iter().map(|(left, right)| format!("{left} {right}"));
+    values.strings("tokenizer.ggml.merges", merges);
+    if let Some(eot) = model.eot {
+        values.u32("tokenizer.ggml.bos_token_id", eot);
+        values.u32("tokenizer.ggml.eos_token_id", eot);
+    }
+    values.bool("tokenizer.ggml.add_bos_token", false);
+    values
+}
+
+/// Values by name, with the number of each type in front.
+struct Values {
+    count: u64,
+    bytes: Bytes,
+}
+
+impl Values {
+    fn key(&mut self, name: &str, kind: u32) {
+        self.count += 1;
+        self.bytes.string(name);
+        self.bytes.u32(kind);
+    }
+
+    fn u32(&mut self, name: &str, value: u32) {
+        self.key(name, 4);
+        self.bytes.u32(value);
+    }
+
+    fn f32(&mut self, name: &str, value: f32) {
+        self.key(name, 6);
+        self.bytes.u32(value.to_bits());
+    }
+
+    fn bool(&mut self, name: &str, value: bool) {
+        self.key(name, 7);
+        self.bytes.0.push(value.into());
+    }
+
+    fn string(&mut self, name: &str, value: &str) {
+        self.key(name, 8);
+        self.bytes.string(value);
+    }
+
+    fn strings(&mut self, name: &str, items: impl ExactSizeIterator<Item = String>) {
+        self.array(name, 8, items.len());
+        items.for_each(|item| self.bytes.string(&item));
+    }
+
+    fn i32s(&mut self, name: &str, items: impl ExactSizeIterator<Item = u32>) {
+        self.array(name, 5, items.len());
+        items.for_each(|item| self.bytes.u32(item));
+    }
+
+    fn array(&mut self, name: &str, kind: u32, len: usize) {
+        self.key(name, 9);
+        self.bytes.u32(kind);
+        self.bytes.u64(len as u64);
+    }
+}
+
+/// Little-endian bytes in the making.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn string(&mut self, text: &str) {
+        self.u64(text.len() as u64);
+        self.0.extend(text.as_bytes());
+    }
+
+    fn pad(&mut self) {
+        self.0.resize(self.0.len().next_multiple_of(ALIGNMENT), 0);
+    }
+}

@@ -1,0 +1,29 @@
+//! Hugging Face's model folders, in and out, and GGUF files out.
+//!
+//! A folder holds `config.json` (the shape), the weights (`model.safetensors` or `pytorch_model.bin`, either in several
+//! files listed by an index) and the tokenizer. Its GPT-2 has our parameters under our names, but for two things: the
+//! matrices of linear layers stand transposed, `[in, out]` (its `Conv1D`), and some files leave `transformer.` away.
+//!
+//! Read `config.rs` first (what a config.json must say to be run exactly), then `read.rs`; for the way out `export.rs`,
+//! which makes the folder, then `weights.rs` and `gguf.rs`, the two formats of the weights.
+
+mod card;
+mod config;
+mod encode;
+mod export;
+mod folder;
+mod gguf;
+mod read;
+mod tokenizer;
+mod weights;
+
+pub use encode::ExportDtype;
+pub use export::{CurvePoint, Export, ExportFormat, Exported, export};
+pub(crate) use read::read;
+
+use crate::Param;
+
+/// Whether Hugging Face's file has this parameter transposed.
+fn is_conv1d(param: &Param) -> bool {
+    param.shape.len() == 2 && param.name.starts_with("transformer.h.")
+}

@@ -1,0 +1,203 @@
+//! From a Hugging Face folder to a checkpoint.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{config, is_conv1d, tokenizer, weights};
+use crate::checkpoint::safetensors::Reader;
+use crate::checkpoint::state::{self, Order, Storages, Tensor};
+use crate::checkpoint::{self, Format, refused, torch};
+use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList};
+
+/// The files that weights can be in, in the order in which `transformers` looks for them.
+const WEIGHTS: [(&str, Kind); 4] = [
+    ("model.safetensors", Kind::Whole),
+    ("model.safetensors.index.json", Kind::Index),
+    ("pytorch_model.bin", Kind::Whole),
+    ("pytorch_model.bin.index.json", Kind::Index),
+];
+/// Largest config.json taken, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Largest index taken, in bytes.
+const MAX_INDEX: u64 = 16 << 20;
+/// The most files that an index may list.
+const MAX_SHARDS: usize = 1 << 12;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Whole,
+    Index,
+}
+
+/// Reads the model of a folder.
+///
+/// # Errors
+/// [`Error::Read`] naming the file and what is wrong with it.
+pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
+    let path = folder.join("config.json");
+    let Some(text) = read_text(&path, MAX_CONFIG)? else {
+        return Err(refused(folder)("it is a folder without a config.json, which a Hugging Face model has".into()));
+    };
+    let config = config::parse(&text).map_err(refused(&path))?;
+    let tokenizer = tokenizer::read(folder, config.vocab_size)?;
+
+    let Some((name, kind)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
+        let names = WEIGHTS.map(|(name, _)| name).join(", ");
+        return Err(refused(folder)(format!("it has no weights: none of {names}")));
+    };
+    let path = folder.join(name);
+    let mut shards = match kind {
+        Kind::Whole => Shards::open(folder, BTreeSet::from([name.to_string()]))?,
+        Kind::Index => {
+            let text = read_text(&path, MAX_INDEX)?.unwrap_or_default();
+            let index = Index::parse(&text).map_err(refused(&path))?;
+            let shards = Shards::open(folder, index.weight_map.values().cloned().collect())?;
+            index.check(&shards).map_err(refused(&path))?;
+            shards
+        }
+    };
+    let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
+    let meta = CheckpointMeta { tokenizer, ..meta.map_err(refused(&path))? };
+    let tensors = rename(&config, std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
+    let len = shards.len;
+    let params = state::read_params(&config, true, tensors, &mut shards, len).map_err(refused(&path))?;
+    Ok(Checkpoint { config, params, meta })
+}
+
+/// A file's text; `None` if there is no such file.
+pub(super) fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
+    let say = |error: io::Error| refused(path)(error.to_string());
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(say(error)),
+    };
+    if !metadata.is_file() {
+        return Err(refused(path)("it is not a file".into()));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes)).map_err(say)?;
+    if bytes.len() as u64 > max {
+        return Err(refused(path)(format!("it is larger than {max} bytes")));
+    }
+    String::from_utf8(bytes).map(Some).map_err(|error| refused(path)(format!("it is not UTF-8: {error}")))
+}
+
+/// `model.safetensors.index.json`: which file has which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn parse(text: &str) -> Result<Self, String> {
+        let index: Self = serde_json::from_str(text).map_err(|error| format!("it is not an index: {error}"))?;
+        for file in index.weight_map.values() {
+            let plain = !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']);
+            if !plain {
+                return Err(format!("it lists the file {file:?}; only files of the same folder are read"));
+            }
+        }
+        Ok(index)
+    }
+
+    fn check(&self, shards: &Shards) -> Result<(), String> {
+        let missing = self.weight_map.iter().find(|(name, file)| {
+            shards
+                .tensors
+                .get(*name)
+                .and_then(|tensor| tensor.storage.split_once('/'))
+                .is_none_or(|(at, _)| at != *file)
+        });
+        match missing {
+            Some((name, file)) => Err(format!("it says that {name} is in {file}, which does not hold it")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The files of weights as one. A storage's name is the file's, a slash, and its name in there.
+struct Shards {
+    files: BTreeMap<String, Box<dyn Storages>>,
+    tensors: HashMap<String, Tensor>,
+    /// Bytes of all files.
+    len: u64,
+    /// What an export of ours says of the model's training.
+    meta: Option<String>,
+}
+
+impl Shards {
+    fn open(folder: &Path, names: BTreeSet<String>) -> Result<Self, Error> {
+        if names.is_empty() || names.len() > MAX_SHARDS {
+            return Err(refused(folder)(format!("its index lists {} files of weights", names.len())));
+        }
+        let mut shards = Self { files: BTreeMap::new(), tensors: HashMap::new(), len: 0, meta: None };
+        for name in names {
+            let path = folder.join(&name);
+            shards.add(name, &path).map_err(refused(&path))?;
+        }
+        Ok(shards)
+    }
+
+    fn add(&mut self, name: String, path: &Path) -> Result<(), String> {
+        let (file, len, format) = checkpoint::open(path)?;
+        let (storages, tensors): (Box<dyn Storages>, _) = match format {
+            Format::Safetensors => {
+                let reader = Reader::open(file, len)?;
+                self.meta = self.meta.take().or_else(|| reader.metadata(weights::META).map(String::from));
+                let tensors = reader.tensors();
+                (Box::new(reader), tensors)
+            }
+            Format::Torch => {
+                let (archive, tensors) = torch::open_state_dict(file)?;
+                (Box::new(archive), tensors)
+            }
+        };
+        for (tensor_name, tensor) in tensors {
+            let storage = format!("{name}/{}", tensor.storage).into();
+            if self.tensors.insert(tensor_name.clone(), Tensor { storage, ..tensor }).is_some() {
+                return Err(format!("its tensor {tensor_name} is in another file of weights too"));
+            }
+        }
+        self.len = self.len.saturating_add(len);
+        self.files.insert(name, storages);
+        Ok(())
+    }
+}
+
+impl Storages for Shards {
+    fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
+        let (file, storage) = storage.split_once('/').expect("named by Shards::add");
+        let file = self.files.get_mut(file).ok_or_else(|| format!("there is no file {file}"))?;
+        file.open(storage, bytes)
+    }
+}
+
+/// Gives Hugging Face's tensors our names and our orientation.
+fn rename(config: &Config, tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
+    let mut renamed = HashMap::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let bare = ["wte.", "wpe.", "h.", "ln_f."].iter().any(|start| name.starts_with(start));
+        let full = if bare { format!("transformer.{name}") } else { name };
+        if let Some(twice) = renamed.insert(full.clone(), tensor) {
+            return Err(format!("its tensor {full} is there twice, {:?} and {:?}", twice.shape, renamed[&full].shape));
+        }
+    }
+    // As in `state::read_params`: the number of layers is the file's word.
+    if config.n_layer > renamed.len() {
+        return Err(format!("it has {} tensors, too few for {} layers", renamed.len(), config.n_layer));
+    }
+    for param in ParamList::new(config).iter().filter(|param| is_conv1d(param)) {
+        if let Some(tensor) = renamed.get_mut(&param.name)
+            && tensor.order == Order::Rows
+        {
+            tensor.shape.reverse();
+            tensor.order = Order::Columns;
+        }
+    }
+    Ok(renamed)
+}

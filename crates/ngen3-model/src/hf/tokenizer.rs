@@ -1,0 +1,231 @@
+//! A folder's tokenizer: `tokenizer.json`, or GPT-2's older `vocab.json` and `merges.txt`.
+//!
+//! This crate makes no token ids; it knows of the file what is needed to recognise GPT-2's tokenizer, and to write the
+//! older files and GGUF's lists from it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::read::read_text;
+use crate::checkpoint::{TokenizerRef, refused};
+use crate::{Error, GPT2_VOCAB_SIZE};
+
+/// Largest file taken, in bytes: well above any in use.
+const MAX_BYTES: u64 = 128 << 20;
+/// The token that ends a document in GPT-2's vocabulary, whose last it is.
+const ENDOFTEXT: &str = "<|endoftext|>";
+/// SHA-256 of GPT-2's tokens in order of id, a line break between each two.
+const GPT2_TOKENS: &str = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f";
+/// SHA-256 of the `vocab.bpe` that OpenAI published, which is also merges.txt.
+const GPT2_MERGES: &str = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5";
+
+/// Reads the tokenizer of a folder, for a model of so many tokens.
+///
+/// # Errors
+/// [`Error::Read`] if a file is too large or no JSON. Whether it is a tokenizer shows when it is used.
+pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Error> {
+    let path = folder.join("tokenizer.json");
+    let (text, json) = match read_text(&path, MAX_BYTES)? {
+        Some(text) => {
+            let json = parse(&text).map_err(refused(&path))?;
+            (text, json)
+        }
+        None => match read_older(folder)? {
+            Some(json) => (json.to_string(), json),
+            None => return Ok(TokenizerRef::guess(vocab_size)),
+        },
+    };
+    Ok(if is_gpt2(&json) { TokenizerRef::Gpt2 } else { TokenizerRef::Json(text) })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is not what it should be: {error}"))
+}
+
+/// The tokenizer.json that `vocab.json`, `merges.txt` and the files beside them stand for.
+fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
+    fn object(path: &Path) -> Result<Map<String, Value>, Error> {
+        let text = read_text(path, MAX_BYTES)?;
+        text.map_or_else(|| Ok(Map::new()), |text| parse(&text).map_err(refused(path)))
+    }
+    let vocab = object(&folder.join("vocab.json"))?;
+    if vocab.is_empty() {
+        return Ok(None);
+    }
+    let path = folder.join("merges.txt");
+    let Some(merges) = read_text(&path, MAX_BYTES)? else {
+        return Err(refused(&path)("it is missing, and vocab.json needs it".into()));
+    };
+    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    let added = object(&folder.join("added_tokens.json"))?;
+    let prefix_space = object(&folder.join("tokenizer_config.json"))?.remove("add_prefix_space");
+    let entry = |content: &str, id: &Value, special: bool| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": special
+        })
+    };
+    let special = vocab.get(ENDOFTEXT).map(|id| entry(ENDOFTEXT, id, true));
+    let mut added: Vec<Value> = added
+        .iter()
+        .filter(|(content, _)| *content != ENDOFTEXT)
+        .map(|(content, id)| entry(content, id, false))
+        .chain(special)
+        .collect();
+    added.sort_by_key(|entry| entry["id"].as_u64());
+    let prefix_space = prefix_space.unwrap_or(Value::Bool(false));
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": true, "use_regex": true
+    });
+    Ok(Some(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges
+        }
+    })))
+}
+
+/// Whether a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
+fn is_gpt2(file: &Value) -> bool {
+    let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
+    let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
+    let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    let hash = |text: String| Sha256::digest(text).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    tokens.len() == GPT2_VOCAB_SIZE
+        && added.iter().all(|entry| entry["content"] == ENDOFTEXT && entry["special"] == true)
+        && hash(tokens.join("\n")) == GPT2_TOKENS
+        && hash(merges_txt(&lists.merges)) == GPT2_MERGES
+}
+
+/// `merges.txt`: a line for each merge, the first that happens first.
+pub(super) fn merges_txt(merges: &[(&str, &str)]) -> String {
+    let mut text = String::from("#version: 0.2\n");
+    for (left, right) in merges {
+        writeln!(text, "{left} {right}").expect("a String takes everything");
+    }
+    text
+}
+
+/// The merges of a BPE model; `None` if it is another model, or one of them is no pair.
+fn merges(file: &Value) -> Option<Vec<(&str, &str)>> {
+    fn pair(merge: &Value) -> Option<(&str, &str)> {
+        match merge {
+            Value::String(line) => line.split_once(' '),
+            merge => match merge.as_array()?.as_slice() {
+                [Value::String(left), Value::String(right)] => Some((left.as_str(), right.as_str())),
+                _ => None,
+            },
+        }
+    }
+    if file["model"].get("type").is_some_and(|kind| kind != "BPE") {
+        return None;
+    }
+    let header = |merge: &&Value| merge.as_str().is_some_and(|line| line.starts_with("#version"));
+    file["model"]["merges"].as_array()?.iter().skip_while(header).map(pair).collect()
+}
+
+/// A token of a byte-level vocabulary.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Token<'a> {
+    /// In the byte alphabet, but for added tokens.
+    pub text: &'a str,
+    /// Whether it is special, such as `<|endoftext|>`; `None` if it comes from bytes and merges.
+    pub added: Option<bool>,
+}
+
+/// A vocabulary that works as GPT-2's does: byte-level BPE, with GPT-2's pre-tokeniser and nothing around it.
+#[derive(Debug)]
+pub(super) struct ByteLevel<'a> {
+    /// By id; `None` where an id has no token.
+    pub tokens: Vec<Option<Token<'a>>>,
+    pub merges: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> ByteLevel<'a> {
+    /// Looks at a tokenizer.json; `None` if it works in another way.
+    pub fn of(file: &'a Value) -> Option<Self> {
+        let model = &file["model"];
+        let none = |value: Option<&Value>| value.is_none_or(Value::is_null);
+        let none_or = |key: &str, empty: Value| none(model.get(key)) || model[key] == empty;
+        let split = &file["pre_tokenizer"];
+        let plain = none(file.get("normalizer"))
+            && split["type"] == "ByteLevel"
+            && split["add_prefix_space"] == false
+            && split.get("use_regex").is_none_or(|regex| regex == true)
+            && file["decoder"]["type"] == "ByteLevel"
+            && none(model.get("dropout"))
+            && none_or("continuing_subword_prefix", json!(""))
+            && none_or("end_of_word_suffix", json!(""))
+            && none_or("ignore_merges", json!(false));
+        if !plain {
+            return None;
+        }
+        let merges = merges(file)?;
+        let vocab = model["vocab"].as_object()?;
+        let added = file.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let size = vocab.len() + added.len();
+        let mut tokens = vec![None; size];
+        let mut put = |text, id: &Value, added| {
+            let slot = tokens.get_mut(usize::try_from(id.as_u64()?).ok()?)?;
+            *slot = Some(Token { text, added });
+            Some(())
+        };
+        for (token, id) in vocab {
+            put(token, id, None)?;
+        }
+        for entry in added {
+            put(entry["content"].as_str()?, &entry["id"], Some(entry["special"] == true))?;
+        }
+        while tokens.last().is_some_and(Option::is_none) {
+            tokens.pop();
+        }
+        Some(Self { tokens, merges })
+    }
+}
+
+/// The files of a tokenizer beside the model that it belongs to, as `transformers` writes them: names and contents. `eot`
+/// is the token that ends a document, `max_length` the longest text of the model, in tokens.
+pub(super) fn files(text: &str, eot: Option<&str>, max_length: usize) -> Result<Vec<(&'static str, String)>, String> {
+    let json: Value = parse(text)?;
+    let byte_level = ByteLevel::of(&json).is_some() && eot == Some(ENDOFTEXT);
+    let mut special = Map::new();
+    if let Some(eot) = eot {
+        special.extend(["bos_token", "eos_token", "unk_token"].map(|role| (role.to_string(), eot.into())));
+    }
+    let mut settings = special.clone();
+    settings.insert("clean_up_tokenization_spaces".into(), false.into());
+    settings.insert("model_max_length".into(), max_length.into());
+    // The class of GPT-2 brings GPT-2's rules with it; the general one has only what the file says.
+    let class = if byte_level { "GPT2Tokenizer" } else { "PreTrainedTokenizerFast" };
+    settings.insert("tokenizer_class".into(), class.into());
+    if byte_level {
+        settings.insert("add_prefix_space".into(), false.into());
+    }
+    let mut files = vec![
+        ("tokenizer.json", text.to_string()),
+        ("tokenizer_config.json", pretty(&settings.into())),
+        ("special_tokens_map.json", pretty(&special.into())),
+    ];
+    if let (Some(merges), Some(vocab)) = (merges(&json), json["model"]["vocab"].as_object()) {
+        files.push(("vocab.json", serde_json::to_string(vocab).expect("JSON serialises")));
+        files.push(("merges.txt", merges_txt(&merges)));
+    }
+    Ok(files)
+}
+
+/// JSON for people to read, with a line break at its end.
+pub(super) fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

@@ -1,0 +1,121 @@
+//! `model.safetensors`: the weights as `transformers` keeps them, in one file or in several with an index.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use safetensors::Dtype as FileDtype;
+use safetensors::tensor::TensorInfo;
+use serde_json::{Map, Value, json};
+
+use super::encode::{Encoder, ExportDtype};
+use super::is_conv1d;
+use super::tokenizer::pretty;
+use crate::checkpoint::safetensors::write_header;
+use crate::files::write_atomic;
+use crate::{CheckpointMeta, Error, Param, ParamList};
+
+/// The entry of a file's metadata that says what the model's checkpoint says of its training.
+pub(super) const META: &str = "ngen3";
+
+fn meta_text(meta: &CheckpointMeta) -> String {
+    json!({ "iter_num": meta.iter_num, "best_val_loss": meta.best_val_loss, "training": meta.training }).to_string()
+}
+
+/// Reads what [`write`] says of the training; the tokenizer is not part of it.
+pub(super) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
+    let wrong = |what| format!("its metadata entry {META} has no usable {what}");
+    let mut file: Map<String, Value> = serde_json::from_str(text).map_err(|_| wrong("JSON"))?;
+    Ok(CheckpointMeta {
+        iter_num: file.get("iter_num").and_then(Value::as_u64).ok_or_else(|| wrong("iter_num"))?,
+        best_val_loss: file.get("best_val_loss").and_then(Value::as_f64),
+        training: match file.remove("training") {
+            Some(Value::Object(training)) => training,
+            _ => return Err(wrong("training")),
+        },
+        ..CheckpointMeta::default()
+    })
+}
+
+/// Writes the weights into `folder`, in files of at most `max_bytes` (or a single tensor) each.
+///
+/// # Errors
+/// [`Error::Write`] naming the file.
+pub(super) fn write(
+    folder: &Path,
+    list: &ParamList,
+    params: &[f32],
+    dtype: ExportDtype,
+    max_bytes: usize,
+    meta: &CheckpointMeta,
+) -> Result<(), Error> {
+    let shards = split(list, dtype, max_bytes);
+    let name = |index: usize| match shards.len() {
+        1 => "model.safetensors".to_string(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+    };
+    let meta = meta_text(meta);
+    for (index, shard) in shards.iter().enumerate() {
+        write_atomic(&folder.join(name(index)), |file| write_shard(file, shard, params, dtype, &meta))?;
+    }
+    if shards.len() == 1 {
+        return Ok(());
+    }
+    let files = shards.iter().enumerate().flat_map(|(index, shard)| shard.iter().map(move |param| (param, index)));
+    let weight_map: Map<_, _> = files.map(|(param, index)| (param.name.clone(), name(index).into())).collect();
+    let metadata = json!({ "total_parameters": list.total(), "total_size": dtype.bytes(list.total()) });
+    let index = pretty(&json!({ "metadata": metadata, "weight_map": weight_map }));
+    write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
+}
+
+/// Which parameters stand in which file.
+fn split(list: &ParamList, dtype: ExportDtype, max_bytes: usize) -> Vec<Vec<&Param>> {
+    let mut shards = vec![Vec::new()];
+    let mut bytes = 0;
+    for param in list {
+        let here = dtype.bytes(param.len());
+        if bytes > 0 && bytes + here > max_bytes {
+            shards.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += here;
+        shards.last_mut().expect("there is one from the start").push(param);
+    }
+    shards
+}
+
+fn write_shard(
+    file: &mut impl Write,
+    shard: &[&Param],
+    params: &[f32],
+    dtype: ExportDtype,
+    meta: &str,
+) -> io::Result<()> {
+    let file_dtype = match dtype {
+        ExportDtype::F32 => FileDtype::F32,
+        ExportDtype::Bf16 => FileDtype::BF16,
+        ExportDtype::F16 => FileDtype::F16,
+        ExportDtype::Q8_0 => unreachable!("refused before anything is written"),
+    };
+    let metadata = [("format", "pt"), (META, meta)].map(|(name, text)| (name.to_string(), Value::from(text)));
+    let mut start = 0;
+    let info = |param: &&Param| {
+        let mut shape = param.shape.clone();
+        if is_conv1d(param) {
+            shape.reverse();
+        }
+        let data_offsets = (start, start + dtype.bytes(param.len()));
+        start = data_offsets.1;
+        (param.name.clone(), TensorInfo { dtype: file_dtype, shape, data_offsets })
+    };
+    write_header(file, Map::from_iter(metadata), shard.iter().map(info))?;
+    let mut encoder = Encoder::new(file, dtype);
+    for param in shard {
+        let values = &params[param.range()];
+        if is_conv1d(param) {
+            encoder.write_transposed(param, values, param.shape[0])?;
+        } else {
+            values.chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
+        }
+    }
+    Ok(())
+}
