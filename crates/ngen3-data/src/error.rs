@@ -37,6 +37,14 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+    /// Something of the Hugging Face hub that could not be had.
+    #[error("cannot get {name}: {reason}")]
+    Hub {
+        /// The repository, or a file of it.
+        name: String,
+        /// The hub's own reason, or the network's.
+        reason: String,
+    },
     /// A token file that is damaged, does not fit its meta.json, or does not fit the model.
     #[error("{0}")]
     Data(String),

@@ -7,6 +7,7 @@ mod batch;
 mod dataset;
 mod encode;
 mod error;
+pub mod hub;
 mod learn;
 pub mod source;
 mod token_file;

@@ -17,12 +17,12 @@ use super::Event;
 use crate::Error;
 
 /// Attempts that may fail one after the other without a byte of progress, after the first.
-const RETRIES: u32 = 4;
+pub(crate) const RETRIES: u32 = 4;
 /// Wait before the first retry; it doubles with each one.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 /// How long to wait for a connection, and for any next byte.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const BUFFER: usize = 1 << 18;
 
 /// Downloads files.
@@ -221,7 +221,7 @@ fn answered(status: StatusCode) -> String {
     format!("the server answered {status}")
 }
 
-fn explain(error: &ureq::Error) -> String {
+pub(crate) fn explain(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "there is no such host".into(),
         ureq::Error::Io(error) => error.to_string(),
@@ -233,7 +233,7 @@ fn explain(error: &ureq::Error) -> String {
 
 /// Whether a connection that failed so may fare better in a moment. Others (no such host, no route, refused) will not,
 /// unless there has been an answer before.
-fn is_passing(kind: io::ErrorKind) -> bool {
+pub(crate) fn is_passing(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof].contains(&kind)
 }

@@ -5,7 +5,7 @@
 //! (bytes become text), `feed.rs`; `http.rs` stands apart.
 
 mod feed;
-mod http;
+pub(crate) mod http;
 mod open;
 mod text;
 

@@ -1,0 +1,176 @@
+//! The cache folder, laid out as Python's `huggingface_hub` lays it out:
+//!
+//! ```text
+//! models--OWNER--NAME/
+//!   refs/main                        the commit that a branch or tag stood for
+//!   trees/COMMIT.json                what files a commit has
+//!   snapshots/COMMIT/a/file.json     links to ../../../blobs/ETAG
+//!   blobs/ETAG                       the files' bytes
+//! .locks/models--OWNER--NAME/ETAG.lock
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use ngen3_model::files::write_atomic;
+use serde::{Deserialize, Serialize};
+
+use super::{File, Info, is_safe_path};
+use crate::Error;
+
+const LISTING_VERSION: u32 = 1;
+
+/// `trees/COMMIT.json`.
+#[derive(Serialize, Deserialize)]
+struct Listing {
+    format_version: u32,
+    files: BTreeMap<String, Listed>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Listed {
+    size: u64,
+    blob_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lfs_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lfs_size: Option<u64>,
+}
+
+/// Whether this is a whole commit id, and so safe as a file's name.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Where a commit's files are.
+pub(super) fn snapshot_folder(repo: &Path, commit: &str) -> PathBuf {
+    repo.join("snapshots").join(commit)
+}
+
+/// Keeps which commit a branch or tag stands for.
+pub(super) fn write_ref(repo: &Path, revision: &str, commit: &str) -> Result<(), Error> {
+    let path = repo.join("refs").join(revision);
+    if fs::read_to_string(&path).is_ok_and(|kept| kept == commit) {
+        return Ok(());
+    }
+    make_folder_of(&path)?;
+    Ok(write_atomic(&path, |file| file.write_all(commit.as_bytes()))?)
+}
+
+/// The commit that a branch or tag stood for when the hub was last asked.
+pub(super) fn read_ref(repo: &Path, revision: &str) -> Result<Option<String>, Error> {
+    let path = repo.join("refs").join(revision);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(|error| unreadable(&path, &error))?,
+    };
+    let commit = text.trim();
+    if !is_commit(commit) {
+        return Err(Error::Read { name: path.display().to_string(), reason: "it holds no commit; remove it".into() });
+    }
+    Ok(Some(commit.to_owned()))
+}
+
+/// Keeps what files a commit has, if the hub told all that Python wants to know of them.
+pub(super) fn write_listing(repo: &Path, info: &Info) -> Result<(), Error> {
+    let path = repo.join("trees").join(format!("{}.json", info.sha));
+    let files = info.siblings.iter().map(|file| {
+        let (lfs_sha256, lfs_size) = file.lfs.as_ref().map(|lfs| (lfs.sha256.clone(), lfs.size)).unzip();
+        Some((
+            file.rfilename.clone(),
+            Listed { size: file.size?, blob_id: file.blob_id.clone()?, lfs_sha256, lfs_size },
+        ))
+    });
+    let Some(files) = files.collect::<Option<_>>() else { return Ok(()) };
+    if path.exists() {
+        return Ok(());
+    }
+    make_folder_of(&path)?;
+    let listing = Listing { format_version: LISTING_VERSION, files };
+    Ok(write_atomic(&path, |file| Ok(serde_json::to_writer_pretty(file, &listing)?))?)
+}
+
+/// What files a commit has, if that was kept.
+pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<File>>, Error> {
+    let path = repo.join("trees").join(format!("{commit}.json"));
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(|error| unreadable(&path, &error))?,
+    };
+    let damaged = |reason: String| Error::Read { name: path.display().to_string(), reason: reason + "; remove it" };
+    let listing: Listing = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if listing.format_version != LISTING_VERSION {
+        return Ok(None);
+    }
+    if let Some(path) = listing.files.keys().find(|path| !is_safe_path(path)) {
+        return Err(damaged(format!("it lists a file {path:?}, which would lead out of the cache")));
+    }
+    Ok(Some(listing.files.into_iter().map(|(path, listed)| File { path, size: Some(listed.size) }).collect()))
+}
+
+/// The files below a snapshot's folder, if there is one, in the order of their paths.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<File>, Error> {
+    let mut found = Vec::new();
+    let mut folders = vec![(folder.to_path_buf(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        let entries = match folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            result => result.map_err(|error| unreadable(&folder, &error))?,
+        };
+        for entry in entries {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let path = format!("{prefix}{name}");
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push((entry.path(), path + "/"));
+            } else if let Ok(meta) = entry.path().metadata() {
+                found.push(File { path, size: Some(meta.len()) });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// Gives a blob its name in a snapshot: a link, or a copy where links are not to be had.
+pub(super) fn link(blob: &Path, name: &Path) -> Result<(), Error> {
+    make_folder_of(name)?;
+    let failed = |source: io::Error| Error::from(ngen3_model::Error::Write { path: name.into(), source });
+    // `blobs` is beside `snapshots`; both paths start in the repository's folder.
+    let repo = blob.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let depth = name.strip_prefix(repo).map_or(0, |below| below.components().count().saturating_sub(1));
+    let target = "../".repeat(depth) + "blobs/" + &blob.file_name().unwrap_or_default().to_string_lossy();
+    // A link whose blob is gone is in the way of a new one.
+    if name.symlink_metadata().is_ok() {
+        fs::remove_file(name).map_err(failed)?;
+    }
+    match symlink(Path::new(&target), name) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            write_atomic(name, |file| io::copy(&mut fs::File::open(blob)?, file))?;
+            Ok(())
+        }
+        result => result.map_err(failed),
+    }
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, name: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, name)
+}
+
+#[cfg(not(unix))]
+fn symlink(_: &Path, _: &Path) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Makes the folder that a file is to stand in.
+pub(super) fn make_folder_of(path: &Path) -> Result<(), Error> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source }.into())
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Error {
+    Error::Read { name: path.display().to_string(), reason: error.to_string() }
+}

@@ -1,0 +1,306 @@
+//! Requests to the hub: redirects, retries, and what the hub says when it refuses.
+
+use std::time::{Duration, Instant};
+
+use ureq::Body;
+use ureq::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
+
+use super::Tell;
+use crate::Error;
+use crate::source::Event;
+use crate::source::http::{CONNECT_TIMEOUT, PAUSE, READ_TIMEOUT, RETRIES, explain, is_passing};
+
+/// Redirects that are followed, one after the other.
+const REDIRECTS: usize = 10;
+/// The longest that a hub may ask us to wait before the next try.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// How often somebody is asked, during a wait, whether to go on.
+const LOOK_UP: Duration = Duration::from_millis(100);
+/// Characters of the hub's own words that are shown.
+const WORDS: usize = 300;
+
+const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
+const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
+
+/// Talks to one hub.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: ureq::Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+/// Why an attempt ended early.
+pub(super) enum Trouble {
+    /// Trying again may help, at the earliest after `wait`. `progress` tells whether the attempt got anywhere.
+    Passing { reason: String, wait: Option<Duration>, progress: bool },
+    /// Trying again is no use.
+    Final(String),
+    /// Something other than the hub.
+    Other(Error),
+}
+
+impl Trouble {
+    pub(super) fn passing(reason: impl Into<String>) -> Self {
+        Self::Passing { reason: reason.into(), wait: None, progress: false }
+    }
+}
+
+impl<E: Into<Error>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl Client {
+    pub(super) fn new(endpoint: String, token: Option<String>) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            // Followed here instead, since the hub tells of a file on the redirect to where its bytes are.
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(READ_TIMEOUT))
+            .timeout_per_read(Some(READ_TIMEOUT))
+            .user_agent(concat!("ngen3/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Self { agent: config.new_agent(), endpoint, token }
+    }
+
+    pub(super) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The body of `url`, of at most `limit` bytes. `name` is what it is about, for errors.
+    pub(super) fn get_text(&self, name: &str, url: &str, limit: u64, tell: &mut Tell) -> Result<String, Error> {
+        persist(name, tell, |_| {
+            let mut response = self.request(&Method::GET, url, &HeaderMap::new())?;
+            response.body_mut().with_config().limit(limit).read_to_string().map_err(|error| trouble(error, true))
+        })
+    }
+
+    /// One request, with its redirects, that ends in success: a HEAD ends at the hub's own last answer, be it a redirect to
+    /// another server.
+    pub(super) fn request(&self, method: &Method, url: &str, headers: &HeaderMap) -> Result<Response<Body>, Trouble> {
+        let mut url = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let mut request = self.agent.get(&url).header(header::ACCEPT_ENCODING, "identity");
+            if method == Method::HEAD {
+                request = self.agent.head(&url).header(header::ACCEPT_ENCODING, "identity");
+            }
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let ours = origin(&url) == origin(&self.endpoint);
+            if let Some(token) = self.token.as_ref().filter(|_| ours) {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(|error| trouble(error, false))?;
+            let status = response.status();
+            let location = response.headers().get(header::LOCATION).filter(|_| status.is_redirection());
+            let Some(location) = location else { return self.check(response) };
+            let next = location.to_str().ok().and_then(|location| join(&url, location)).ok_or_else(|| {
+                Trouble::Final(format!("{} sends us to a place that is no address: {location:?}", origin(&url)))
+            })?;
+            if method == Method::HEAD && origin(&next) != origin(&url) {
+                return Ok(response);
+            }
+            url = next;
+        }
+        Err(Trouble::Final(format!("{} sends us round in circles", self.endpoint)))
+    }
+
+    /// Passes a good answer on; a bad one becomes what to do about it.
+    fn check(&self, mut response: Response<Body>) -> Result<Response<Body>, Trouble> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let mut reason = format!("the hub answered {status}");
+        if let Some(words) = own_words(&mut response) {
+            reason = format!("{reason}: {words}");
+        }
+        let wait = retry_after(response.headers());
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
+                Err(Trouble::Passing { reason, wait, progress: false })
+            }
+            _ if status.is_server_error() => Err(Trouble::Passing { reason, wait, progress: false }),
+            _ => Err(Trouble::Final(reason + self.advice(status, response.headers()))),
+        }
+    }
+
+    /// What the user can do about a refusal.
+    fn advice(&self, status: StatusCode, headers: &HeaderMap) -> &'static str {
+        let code = headers.get(ERROR_CODE).and_then(|code| code.to_str().ok());
+        match (status, code) {
+            (_, Some("GatedRepo")) if self.token.is_none() => {
+                " (ask for access on its page, then set HF_TOKEN to a token of yours)"
+            }
+            (_, Some("GatedRepo")) => " (ask for access on its page)",
+            (_, Some("RevisionNotFound")) => " (is the revision right?)",
+            (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some("RepoNotFound"))
+            | (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)
+                if self.token.is_none() =>
+            {
+                " (is the name right? if it is private, set HF_TOKEN to a token that may read it)"
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) | (_, Some("RepoNotFound")) => {
+                " (is the name right, and may the token in use, from HF_TOKEN or the token file, read it?)"
+            }
+            _ => "",
+        }
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// Tries until it works, helps no more, or has failed [`RETRIES`] times after the last progress.
+pub(super) fn persist<T>(
+    name: &str,
+    tell: &mut Tell,
+    mut attempt: impl FnMut(&mut Tell) -> Result<T, Trouble>,
+) -> Result<T, Error> {
+    let failed = |reason: String| Error::Hub { name: name.into(), reason };
+    let (mut attempts, mut failures) = (0, 0);
+    loop {
+        attempts += 1;
+        let (reason, wait, progress) = match attempt(tell) {
+            Ok(value) => return Ok(value),
+            Err(Trouble::Other(error)) => return Err(error),
+            Err(Trouble::Final(reason)) => return Err(failed(reason)),
+            Err(Trouble::Passing { reason, wait, progress }) => (reason, wait, progress),
+        };
+        failures = if progress { 1 } else { failures + 1 };
+        if failures > RETRIES {
+            return Err(failed(format!("{reason} (gave up after {attempts} attempts)")));
+        }
+        let pause = wait.unwrap_or_else(|| PAUSE * 2u32.pow(failures - 1));
+        if pause > LONGEST_WAIT {
+            return Err(failed(format!("{reason} (it asks us to come back in {} s)", pause.as_secs())));
+        }
+        if !tell(Event::Note(format!("{name}: {reason}; trying again in {pause:?}"))) {
+            return Err(Error::Interrupted);
+        }
+        let end = Instant::now() + pause;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            std::thread::sleep(left.min(LOOK_UP));
+            if !tell(Event::Downloading { done: 0, total: None }) {
+                return Err(Error::Interrupted);
+            }
+        }
+    }
+}
+
+/// What a failed connection means. `answered` tells whether the server had begun to answer.
+pub(super) fn trouble(error: ureq::Error, answered: bool) -> Trouble {
+    let reason = explain(&error);
+    match error {
+        ureq::Error::Timeout(_) => Trouble::passing(reason),
+        ureq::Error::Io(error) if answered || is_passing(error.kind()) => Trouble::passing(reason),
+        ureq::Error::Io(_) | ureq::Error::HostNotFound => {
+            Trouble::Final(format!("{reason} (is there a network? HF_HUB_OFFLINE=1 uses what is in the cache)"))
+        }
+        // What ureq makes of a connection that is closed before or within an answer.
+        ureq::Error::Protocol(_) => Trouble::passing(reason),
+        _ => Trouble::Final(reason),
+    }
+}
+
+/// The hub's reason: a header, or the `error` of a JSON body.
+fn own_words(response: &mut Response<Body>) -> Option<String> {
+    let from_header =
+        response.headers().get(ERROR_MESSAGE).map(|words| String::from_utf8_lossy(words.as_bytes()).into());
+    let words: String = from_header.or_else(|| {
+        let body = response.body_mut().with_config().limit(1 << 16).read_to_string().ok()?;
+        let body: serde_json::Value = serde_json::from_str(&body).ok()?;
+        Some(body.get("error")?.as_str()?.to_owned())
+    })?;
+    let words: String = words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(WORDS).collect();
+    let words: String = words.chars().filter(|c| !c.is_control()).collect();
+    Some(words.trim_end_matches('.').to_owned()).filter(|words| !words.is_empty())
+}
+
+/// `Retry-After` in seconds; its other form, a date, is not used by hubs.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// `scheme://host:port`, to which a secret may be sent or not.
+fn origin(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    format!("{scheme}://{host}").to_ascii_lowercase()
+}
+
+/// Where a redirect of `url` to `location` leads; only to http(s).
+fn join(url: &str, location: &str) -> Option<String> {
+    let scheme = url.split_once("://")?.0;
+    let joined = if location.starts_with("http://") || location.starts_with("https://") {
+        location.to_owned()
+    } else if location.contains("://") && !location.starts_with('/') {
+        return None;
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        origin(url) + location
+    } else {
+        let path = url.split(['?', '#']).next()?;
+        let folder = &path[..path.rfind('/').filter(|&at| at > scheme.len() + 2)?];
+        format!("{folder}/{location}")
+    };
+    joined.parse::<Uri>().ok().map(|_| joined)
+}
+
+/// A path as it is written in an address: every byte but letters, digits, `-._~` and the slashes is escaped.
+pub(super) fn encode_path(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            encoded += &format!("%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say() {
+        let at = |location| join("http://a.org:8/x/y?z", location);
+        assert_eq!(at("https://b.org/c").as_deref(), Some("https://b.org/c"));
+        assert_eq!(at("//b.org/c").as_deref(), Some("http://b.org/c"));
+        assert_eq!(at("/c?d").as_deref(), Some("http://a.org:8/c?d"));
+        assert_eq!(at("c").as_deref(), Some("http://a.org:8/x/c"));
+        assert_eq!(at("file:///etc/passwd"), None);
+        assert_eq!(join("http://a.org", "c"), None);
+    }
+
+    #[test]
+    fn paths_are_escaped() {
+        assert_eq!(encode_path("a b/ü#?%.txt"), "a%20b/%C3%BC%23%3F%25.txt");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_server_sends_us_to_it_is_http(location in "\\PC{0,30}") {
+            if let Some(next) = join("https://a.org/x/y", &location) {
+                prop_assert!(next.starts_with("http://") || next.starts_with("https://"));
+                // A place named by a path alone is on the same server.
+                if !location.starts_with("//") && !location.starts_with("http") {
+                    prop_assert_eq!(origin(&next), "https://a.org");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! One file of the hub comes into the cache, whole or not at all.
+//!
+//! The hub is asked for the file's ETag and size first. The bytes go to `blobs/ETAG.incomplete`; when the connection breaks,
+//! or the program did, the next attempt asks for the rest (`Range`), which must be of the same file since the ETag names
+//! its content. Only what has the size, and the SHA-256 where the ETag is one, that the hub promised becomes `blobs/ETAG`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use ureq::Body;
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+
+use super::Tell;
+use super::cache::make_folder_of;
+use super::client::{Client, Trouble, persist, trouble};
+use crate::Error;
+use crate::source::Event;
+use crate::token_file::hex;
+
+const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
+const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
+const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
+const BUFFER: usize = 1 << 18;
+/// How often a download that another program is busy with is looked at.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
+/// A file to be had.
+pub(super) struct Wanted<'a> {
+    /// For messages.
+    pub(super) name: &'a str,
+    /// Its address at the hub.
+    pub(super) url: &'a str,
+    /// The commit that it is of.
+    pub(super) commit: &'a str,
+    /// The repository's folder in the cache.
+    pub(super) folder: &'a Path,
+}
+
+/// What the hub says of a file.
+struct Promise {
+    /// Names the content; safe as a file's name.
+    etag: String,
+    size: Option<u64>,
+    /// The content's SHA-256, for files that are kept as large ones.
+    sha256: Option<String>,
+}
+
+/// A file that is being filled.
+struct Partial {
+    path: PathBuf,
+    file: File,
+    have: u64,
+}
+
+impl Wanted<'_> {
+    /// Downloads the file unless the cache has its content; gives the blob's path.
+    pub(super) fn download(&self, client: &Client, tell: &mut Tell) -> Result<PathBuf, Error> {
+        let promise = persist(self.name, tell, |_| self.ask(client))?;
+        let blob = self.folder.join("blobs").join(&promise.etag);
+        if blob.exists() {
+            return Ok(blob);
+        }
+        make_folder_of(&blob)?;
+        let _lock = self.lock(&promise.etag, tell)?;
+        // Whoever had the lock may have brought it.
+        if blob.exists() {
+            return Ok(blob);
+        }
+        let path = blob.with_file_name(format!("{}.incomplete", promise.etag));
+        let mut partial = Partial::open(path)?;
+        let result = persist(self.name, tell, |tell| self.attempt(client, &promise, &mut partial, tell));
+        result.and_then(|()| partial.keep(&blob))?;
+        Ok(blob)
+    }
+
+    /// Asks what the file is.
+    fn ask(&self, client: &Client) -> Result<Promise, Trouble> {
+        let response = client.request(&Method::HEAD, self.url, &HeaderMap::new())?;
+        let text = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
+        if let Some(commit) = text(&COMMIT).filter(|&commit| commit != self.commit) {
+            return Err(Trouble::Final(format!("the hub answered for another commit, {commit:?}")));
+        }
+        let linked = text(&LINKED_ETAG);
+        let etag = linked.or(text(&header::ETAG)).map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
+        let Some(etag) = etag.filter(|etag| is_plain(etag)) else {
+            return Err(Trouble::Final(format!("the hub names its content by {etag:?}, which is no ETag of a hub")));
+        };
+        let own_size = text(&header::CONTENT_LENGTH).filter(|_| response.status() == StatusCode::OK);
+        let size = text(&LINKED_SIZE).or(own_size).and_then(|size| size.parse().ok());
+        let is_sha256 = etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let sha256 = linked.filter(|_| is_sha256).map(|_| etag.to_ascii_lowercase());
+        Ok(Promise { etag: etag.into(), size, sha256 })
+    }
+
+    /// Holds what Python's `huggingface_hub` holds while it downloads this content.
+    fn lock(&self, etag: &str, tell: &mut Tell) -> Result<File, Error> {
+        let cache = self.folder.parent().unwrap_or(Path::new("."));
+        let path = cache.join(".locks").join(self.folder.file_name().unwrap_or_default()).join(format!("{etag}.lock"));
+        make_folder_of(&path)?;
+        let failed = |source| ngen3_model::Error::Write { path: path.clone(), source };
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+        let mut waited = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                // Some network file systems have no locks; two downloads at once are then a risk worth taking.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(file),
+                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let note = Event::Note(format!("waiting for another program that downloads {}", self.name));
+            let event = if waited { Event::Downloading { done: 0, total: None } } else { note };
+            if !tell(event) {
+                return Err(Error::Interrupted);
+            }
+            waited = true;
+            std::thread::sleep(LOOK_UP);
+        }
+    }
+
+    /// One request, for the whole or for the rest.
+    fn attempt(
+        &self,
+        client: &Client,
+        promise: &Promise,
+        partial: &mut Partial,
+        tell: &mut Tell,
+    ) -> Result<(), Trouble> {
+        if promise.size.is_some_and(|size| partial.have > size) {
+            partial.start_over()?;
+        }
+        let resumed = partial.have;
+        if promise.size != Some(resumed) || resumed == 0 {
+            let mut headers = HeaderMap::new();
+            if resumed > 0 {
+                let range = HeaderValue::from_str(&format!("bytes={resumed}-"));
+                headers.insert(header::RANGE, range.map_err(|error| Trouble::Final(error.to_string()))?);
+            }
+            let response = match client.request(&Method::GET, self.url, &headers) {
+                // The server has no such rest, whatever the reason: take the whole.
+                Err(Trouble::Final(_)) if resumed > 0 => {
+                    partial.start_over()?;
+                    client.request(&Method::GET, self.url, &HeaderMap::new())?
+                }
+                result => result?,
+            };
+            self.take(promise, partial, response, tell)?;
+        }
+        if let Some(size) = promise.size.filter(|&size| size != partial.have) {
+            let reason = format!("{} of {size} bytes came", partial.have);
+            return Err(Trouble::Passing { reason, wait: None, progress: partial.have > resumed });
+        }
+        if let Some(promised) = &promise.sha256
+            && partial.sha256()? != *promised
+        {
+            partial.start_over()?;
+            let reason = "what came is not what the hub promised (its SHA-256 differs)";
+            // The part that was there before may be to blame.
+            return Err(if resumed > 0 { Trouble::passing(reason) } else { Trouble::Final(reason.into()) });
+        }
+        Ok(())
+    }
+
+    /// Writes an answer's body after what there is, if it is what was asked for.
+    fn take(
+        &self,
+        promise: &Promise,
+        partial: &mut Partial,
+        mut response: Response<Body>,
+        tell: &mut Tell,
+    ) -> Result<(), Trouble> {
+        let length = response.body().content_length();
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            partial.start_over()?;
+        } else if !starts_at(response.headers(), partial.have) {
+            partial.start_over()?;
+            return Err(Trouble::passing("the server could not go on where the download broke off"));
+        }
+        let total = promise.size.or(length.map(|length| partial.have.saturating_add(length)));
+        if let (Some(size), Some(length)) = (promise.size, length)
+            && partial.have.saturating_add(length) != size
+        {
+            partial.start_over()?;
+            return Err(Trouble::Final(format!("the hub promised {size} bytes, but the server has {length}")));
+        }
+        let (before, mut body) = (partial.have, response.body_mut().as_reader());
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let n = match body.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    let of = total.map_or(String::new(), |total| format!(" of {total}"));
+                    let cause = match trouble(ureq::Error::from(error), true) {
+                        Trouble::Passing { reason, .. } | Trouble::Final(reason) => reason,
+                        other @ Trouble::Other(_) => return Err(other),
+                    };
+                    let reason = format!("the connection broke after {}{of} bytes ({cause})", partial.have);
+                    return Err(Trouble::Passing { reason, wait: None, progress: partial.have > before });
+                }
+            };
+            if promise.size.is_some_and(|size| partial.have + n as u64 > size) {
+                partial.start_over()?;
+                return Err(Trouble::Final(format!(
+                    "more than the {} bytes that the hub promised came",
+                    total.unwrap_or(0)
+                )));
+            }
+            partial.write(&buffer[..n])?;
+            if !tell(Event::Downloading { done: partial.have, total }) {
+                return Err(Error::Interrupted.into());
+            }
+        }
+    }
+}
+
+impl Partial {
+    /// Opens the file, with whatever an earlier attempt left in it.
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let open = || {
+            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let have = file.seek(SeekFrom::End(0))?;
+            Ok((file, have))
+        };
+        match open() {
+            Ok((file, have)) => Ok(Self { path, file, have }),
+            Err(source) => Err(ngen3_model::Error::Write { path, source }.into()),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        ngen3_model::Error::Write { path: self.path.clone(), source }.into()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(|error| self.failed(error))?;
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn start_over(&mut self) -> Result<(), Error> {
+        self.have = 0;
+        self.file.rewind().and_then(|()| self.file.set_len(0)).map_err(|error| self.failed(error))
+    }
+
+    fn sha256(&mut self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        let mut read = || {
+            self.file.rewind()?;
+            let mut buffer = vec![0; BUFFER];
+            loop {
+                match self.file.read(&mut buffer)? {
+                    0 => return Ok(()),
+                    n => hash.update(&buffer[..n]),
+                }
+            }
+        };
+        read().map_err(|error| self.failed(error))?;
+        Ok(hex(&hash.finalize()))
+    }
+
+    /// Gives the whole file its name.
+    fn keep(self, blob: &Path) -> Result<(), Error> {
+        let renamed = self.file.sync_all().and_then(|()| fs::rename(&self.path, blob));
+        renamed.map_err(|source| ngen3_model::Error::Write { path: blob.into(), source }.into())
+    }
+}
+
+impl Drop for Partial {
+    /// What holds nothing is of no use to the next attempt.
+    fn drop(&mut self) {
+        if self.have == 0 && self.path.exists() {
+            // If it stays it is an empty file that nobody reads.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a text can be a file's name as it stands.
+fn is_plain(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+/// Whether a 206 answer begins where we left off: `Content-Range: bytes HAVE-…`.
+fn starts_at(headers: &HeaderMap, have: u64) -> bool {
+    let range = headers.get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+}

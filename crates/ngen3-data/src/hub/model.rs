@@ -1,0 +1,83 @@
+//! What a model's folder needs, from the hub.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{Hub, Kind, Snapshot, Tell};
+use crate::Error;
+
+const CONFIG: &str = "config.json";
+/// Ways to keep weights, the preferred one first: one file, or an index of several.
+const WEIGHTS: [(&str, &str); 2] =
+    [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
+/// What else is taken along if it is there.
+const EXTRAS: [&str; 8] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
+/// `*.index.json`: which file has which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: std::collections::BTreeMap<String, String>,
+}
+
+/// Fetches a model from the hub that the environment names, with its configuration, weights (safetensors if it has them)
+/// and tokenizer; gives the folder that holds them. `revision` is a branch, a tag or a commit; the main branch without it.
+///
+/// # Errors
+/// As [`Hub::open`]; [`Error::Hub`] for a repository that is no model.
+pub fn resolve_model(name: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
+    Hub::from_env()?.fetch_model(name, revision, &mut |_| true)
+}
+
+impl Hub {
+    /// As [`resolve_model`], from this hub; `tell` hears how far it is.
+    ///
+    /// # Errors
+    /// As [`resolve_model`].
+    pub fn fetch_model(&self, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<PathBuf, Error> {
+        let snapshot = self.open(Kind::Model, name, revision, tell)?;
+        let lacks = |what: &str| Error::Hub { name: snapshot.title.clone(), reason: format!("it has no {what}") };
+        if !snapshot.has(CONFIG) {
+            return Err(lacks("config.json, so it is no model of the transformers library"));
+        }
+        snapshot.fetch(CONFIG, tell)?;
+        let (whole, index) = WEIGHTS
+            .into_iter()
+            .find(|(whole, index)| snapshot.has(whole) || snapshot.has(index))
+            .ok_or_else(|| lacks("model.safetensors and no pytorch_model.bin"))?;
+        if snapshot.has(whole) {
+            snapshot.fetch(whole, tell)?;
+        } else {
+            let path = snapshot.fetch(index, tell)?;
+            for shard in shards(&snapshot, &path)? {
+                snapshot.fetch(&shard, tell)?;
+            }
+        }
+        for extra in EXTRAS.into_iter().filter(|extra| snapshot.has(extra)) {
+            snapshot.fetch(extra, tell)?;
+        }
+        Ok(snapshot.folder())
+    }
+}
+
+/// The files that an index names.
+fn shards(snapshot: &Snapshot, index: &Path) -> Result<BTreeSet<String>, Error> {
+    let unreadable = |reason: String| Error::Read { name: index.display().to_string(), reason };
+    let bytes = std::fs::read(index).map_err(|error| unreadable(error.to_string()))?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
+    let shards: BTreeSet<_> = index.weight_map.into_values().collect();
+    match shards.iter().find(|shard| !snapshot.has(shard)) {
+        Some(missing) => Err(unreadable(format!("it names {missing:?}, which the repository does not have"))),
+        None => Ok(shards),
+    }
+}
