@@ -135,9 +135,12 @@ pub trait Engine {
 
     /// Replaces a flat array.
     ///
+    /// # Errors
+    /// [`Error::Memory`] when the array was not held before and does not fit.
+    ///
     /// # Panics
     /// If `values` is not `[total]`.
-    fn write(&mut self, slot: Slot, values: &[f32]);
+    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error>;
 
     /// Starts `rows` independent sequences that grow one token at a time.
     ///

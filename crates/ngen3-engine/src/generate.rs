@@ -191,7 +191,7 @@ mod tests {
             unreachable!("generation reads no parameters")
         }
 
-        fn write(&mut self, _: Slot, _: &[f32]) {
+        fn write(&mut self, _: Slot, _: &[f32]) -> Result<(), Error> {
             unreachable!("generation changes nothing")
         }
     }

@@ -90,7 +90,7 @@ fn gradients_match_finite_differences_with_dropout() {
     let mut at = |index: usize, offset: f32| {
         let mut moved = start.clone();
         moved[index] += offset;
-        engine.write(Slot::Params, &moved);
+        engine.write(Slot::Params, &moved).expect("memory");
         f64::from(engine.forward_backward(&batch, 0.0, dropout, seed).expect("a valid batch"))
     };
     for param in &list {
@@ -113,7 +113,7 @@ fn micro_batches_add_up_to_the_whole_batch() {
     let mut engine = engine(&config, 2);
     let loss = engine.forward_backward(&whole, 1.0, 0.0, 0).expect("a valid batch");
     let expected = engine.read(Slot::Grads).into_owned();
-    engine.write(Slot::Grads, &vec![0.0; expected.len()]);
+    engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
     let mut total = 0.0;
     let n = config.block_size;
     for row in 0..ROWS {

@@ -161,7 +161,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Dtype;
+    use ngen3_engine::Dtype;
 
     #[test]
     fn settings_and_a_shape_are_read() {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use ngen3_data::{BatchSampler, TokenFile};
 use ngen3_engine::{Engine, Slot};
 use ngen3_model::{CheckpointMeta, Config, ParamList, TokenizerRef, Variant, checkpoint};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::config_file::{self, Shape};
@@ -96,9 +97,13 @@ pub struct Moments {
 
 impl Moments {
     /// Gives them to the engine.
-    pub fn restore(self, engine: &mut dyn Engine) {
-        engine.write(Slot::ExpAvg, &self.exp_avg);
-        engine.write(Slot::ExpAvgSq, &self.exp_avg_sq);
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when they do not fit in memory.
+    pub fn restore(self, engine: &mut dyn Engine) -> Result<(), Error> {
+        engine.write(Slot::ExpAvg, &self.exp_avg)?;
+        engine.write(Slot::ExpAvgSq, &self.exp_avg_sq)?;
+        Ok(())
     }
 }
 
@@ -163,10 +168,19 @@ impl Job {
     pub fn save_model(&self, params: &[f32], step: u64, best_val_loss: Option<f32>) -> Result<(), Error> {
         // By way of text, so that 3e-4 stays 0.0003 where f32 becomes f64.
         let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
-        let training = serde_json::from_str(&json).expect("what serialises is JSON");
+        let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
+        training.insert("data".into(), self.describe_data());
         let best_val_loss = best_val_loss.map(f64::from);
         let meta = CheckpointMeta { iter_num: step, best_val_loss, tokenizer: self.tokenizer.clone(), training };
         Ok(checkpoint::save(&self.paths.model, &self.config, params, &meta)?)
+    }
+
+    /// What the model remembers of its data: where the text came from, how much it is, and its hash.
+    fn describe_data(&self) -> Value {
+        let file = self.sampler.data();
+        let source = file.meta().map_or_else(|| vec![file.path().display().to_string()], |meta| meta.source.clone());
+        let DataIdentity { train_tokens, val_tokens, sha256 } = &self.data;
+        json!({ "source": source, "train_tokens": train_tokens, "val_tokens": val_tokens, "sha256": sha256 })
     }
 }
 

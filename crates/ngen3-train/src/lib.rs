@@ -25,6 +25,6 @@ pub use error::Error;
 pub use job::{Begin, Job, Moments, Request, Weights};
 pub use paths::RunPaths;
 pub use pretrain::{Outcome, Progress, StepReport, pretrain};
-pub use run_log::{Line, Train};
-pub use settings::{Dtype, Overrides, TrainSettings};
+pub use run_log::{Line, Train, read_metrics};
+pub use settings::{Overrides, TrainSettings};
 pub use state::DataIdentity;

@@ -99,6 +99,14 @@ impl RunLog {
     }
 }
 
+/// What was measured in the run of the folder `run`, up to `step`; nothing if there is no record.
+///
+/// # Errors
+/// [`Error::Io`] if `metrics.jsonl` cannot be read; [`Error::File`] if it is not a run's.
+pub fn read_metrics(run: &Path, step: u64) -> Result<Vec<Line>, Error> {
+    read_lines(&run.join("metrics.jsonl"), step)
+}
+
 /// The lines of `metrics.jsonl` up to `step`. No file is no lines.
 fn read_lines(path: &Path, step: u64) -> Result<Vec<Line>, Error> {
     let text = match fs::read_to_string(path) {

@@ -3,7 +3,7 @@
 //! [`TrainSettings`] is what a run uses. [`Overrides`] is the same list with every entry optional: what a command line
 //! or a TOML file asks for. [`TrainSettings::settle`] turns the second into the first, and holds every default.
 
-use ngen3_engine::AdamW;
+use ngen3_engine::{AdamW, Dtype};
 use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -100,19 +100,6 @@ settings! {
     threads: usize,
     /// Precision of the matrix products' operands.
     dtype: Dtype,
-}
-
-/// Precision of the matrix products' operands; everything else is f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Dtype {
-    /// The fastest that this processor is good at.
-    #[default]
-    Auto,
-    /// Exact, on every processor.
-    F32,
-    /// Rounded to bfloat16, where the processor multiplies such numbers.
-    Bf16,
 }
 
 impl TrainSettings {

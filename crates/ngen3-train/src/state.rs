@@ -210,7 +210,7 @@ mod tests {
         let mut engine = FakeEngine::new(header().config, 1);
         let total = ParamList::new(&header().config).total();
         for (slot, add) in [(Slot::Params, 0.5), (Slot::ExpAvg, -1.0), (Slot::ExpAvgSq, 1e-20)] {
-            engine.write(slot, &(0..total).map(|i| i as f32 + add).collect::<Vec<_>>());
+            engine.write(slot, &(0..total).map(|i| i as f32 + add).collect::<Vec<_>>()).unwrap();
         }
         engine
     }

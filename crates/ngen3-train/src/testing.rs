@@ -109,8 +109,9 @@ impl Engine for FakeEngine {
         Cow::Borrowed(&self.arrays[index(slot)])
     }
 
-    fn write(&mut self, slot: Slot, values: &[f32]) {
+    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
         self.arrays[index(slot)].copy_from_slice(values);
+        Ok(())
     }
 
     fn decoder(&self, _: usize) -> Result<Box<dyn Decoder + '_>, Error> {

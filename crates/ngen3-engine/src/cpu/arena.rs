@@ -17,8 +17,9 @@
 
 use ngen3_model::{Config, ParamList};
 
+use super::memory::{Buffer, Knife, padded};
 use super::model::Model;
-use super::{attention, layernorm, loss, zeros};
+use super::{attention, layernorm, loss};
 use crate::Error;
 use crate::gemm::Precision;
 
@@ -41,7 +42,7 @@ pub fn training_bytes(config: &Config, precision: Precision, rows: usize, thread
 /// The allocation and the shape that it is laid out for.
 #[derive(Debug, Default)]
 pub struct Arena {
-    data: Vec<f32>,
+    data: Buffer,
     layout: Layout,
 }
 
@@ -71,17 +72,23 @@ impl Layout {
         }
     }
 
+    /// The pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
-        self.tokens * (10 * self.width + 4 + self.heads)
+        let (n, c) = (self.tokens, self.width);
+        [n * c, n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c].map(padded).iter().sum()
     }
 
+    /// The pieces of [`Layers`].
     fn layers_workspace(&self) -> usize {
-        self.tokens * 8 * self.width + self.attention
+        2 * padded(self.tokens * 4 * self.width) + padded(self.attention)
     }
 
+    /// What stands in the arena, in its order; the stream after the last block is part of [`Blocks`].
     fn total(&self) -> usize {
-        let shared = self.layers_workspace().max(self.loss);
-        self.n_layer * self.block() + self.tokens * (4 * self.width + 3) + self.layernorm + self.packed_wte + shared
+        let (tokens, stream) = (self.tokens, self.tokens * self.width);
+        let blocks = self.n_layer * self.block() + padded(stream);
+        let buffers: usize = [stream, stream, stream, tokens, tokens, tokens, self.layernorm].map(padded).iter().sum();
+        padded(self.packed_wte) + padded(blocks) + buffers + self.layers_workspace().max(self.loss)
     }
 }
 
@@ -145,17 +152,6 @@ pub struct Layers<'a> {
     pub attention: &'a mut [f32],
 }
 
-/// Cuts pieces off the front of a slice.
-struct Knife<'a>(&'a mut [f32]);
-
-impl<'a> Knife<'a> {
-    fn cut(&mut self, n: usize) -> &'a mut [f32] {
-        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(n);
-        self.0 = rest;
-        piece
-    }
-}
-
 impl Arena {
     /// Lays the arena out for passes of up to `tokens` tokens in rows of `seq_len`; allocates when it has never been as large.
     ///
@@ -164,8 +160,8 @@ impl Arena {
     pub fn reserve(&mut self, model: &Model, seq_len: usize, tokens: usize, threads: usize) -> Result<(), Error> {
         let layout = Layout::new(&model.config, model.loss_shape(tokens), seq_len, tokens, threads);
         if self.data.len() < layout.total() {
-            self.data = Vec::new();
-            self.data = zeros(layout.total(), "the activations of a batch")?;
+            self.data = Buffer::default();
+            self.data = Buffer::zeros(layout.total(), "the activations of a batch")?;
         }
         self.layout = layout;
         Ok(())
@@ -177,7 +173,7 @@ impl Arena {
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
         let mut knife = Knife(&mut self.data[..layout.total()]);
         let packed_wte = knife.cut(layout.packed_wte);
-        let blocks = Blocks { data: knife.cut(layout.n_layer * layout.block() + stream), layout };
+        let blocks = Blocks { data: knife.cut(layout.n_layer * layout.block() + padded(stream)), layout };
         let buffers = Buffers {
             ln: knife.cut(stream),
             dx: knife.cut(stream),

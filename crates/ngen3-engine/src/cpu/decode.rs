@@ -12,8 +12,9 @@ use ngen3_model::BlockRanges;
 use rayon::ThreadPool;
 
 use super::matvec::{Matrix, Quant};
+use super::memory::Buffer;
 use super::model::Model;
-use super::{attention, embedding, gelu, layernorm, linear, zeros};
+use super::{attention, embedding, gelu, layernorm, linear};
 use crate::engine::check_tokens;
 use crate::gemm::{Canvas, Mat, Precision};
 use crate::{Decoder, Error};
@@ -63,10 +64,10 @@ pub struct CpuDecoder<'a> {
     rows: usize,
     /// Tokens that every row holds.
     len: usize,
-    cache: Vec<f32>,
+    cache: Buffer,
     scratch: Vec<f32>,
     /// `[rows, vocab_size]`
-    logits: Vec<f32>,
+    logits: Buffer,
 }
 
 impl<'a> CpuDecoder<'a> {
@@ -86,9 +87,9 @@ impl<'a> CpuDecoder<'a> {
             pool,
             rows,
             len: 0,
-            cache: zeros(cache, "the keys and values of the sequences")?,
+            cache: Buffer::zeros(cache, "the keys and values of the sequences")?,
             scratch: Vec::new(),
-            logits: zeros(rows.saturating_mul(config.vocab_size), "the logits of the sequences")?,
+            logits: Buffer::zeros(rows.saturating_mul(config.vocab_size), "the logits of the sequences")?,
         })
     }
 

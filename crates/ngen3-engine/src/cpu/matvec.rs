@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::simd::{LANES, fold, simd};
 use crate::gemm::Canvas;
-use crate::gemm::bf16::pack;
+use crate::gemm::tiles::pack;
 
 /// Elements of the weight in one task: enough to be worth waking another thread for.
 const TASK: usize = 1 << 16;

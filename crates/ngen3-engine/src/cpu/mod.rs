@@ -14,6 +14,7 @@ mod layernorm;
 mod linear;
 mod loss;
 mod matvec;
+pub(crate) mod memory;
 mod model;
 pub(crate) mod simd;
 #[cfg(test)]
@@ -25,10 +26,11 @@ use ngen3_model::{Config, ParamList};
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
-use crate::gemm::{Precision, bf16};
+use crate::gemm::{Precision, tiles};
 use crate::{AdamW, Batch, Decoder, Engine, Error, Slot};
 use arena::Arena;
 pub use matvec::Quant;
+use memory::Buffer;
 use model::{Drops, Model};
 
 /// The numbers that products are made of.
@@ -70,7 +72,7 @@ impl std::fmt::Display for Dtype {
 impl Dtype {
     pub(crate) fn precision(self) -> Precision {
         match self {
-            Self::Auto if bf16::available() => Precision::Bf16,
+            Self::Auto if tiles::kernel::available() => Precision::Bf16,
             Self::Auto | Self::F32 => Precision::F32,
             Self::Bf16 => Precision::Bf16,
         }
@@ -95,9 +97,9 @@ pub struct CpuEngine {
     quant: Quant,
     pool: ThreadPool,
     /// `[total]`, as are the two below; empty until training needs them.
-    grads: Vec<f32>,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
+    grads: Buffer,
+    exp_avg: Buffer,
+    exp_avg_sq: Buffer,
     arena: Arena,
 }
 
@@ -114,7 +116,7 @@ impl CpuEngine {
             return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
         }
         let precision = options.dtype.precision();
-        if precision == Precision::Bf16 && !bf16::available() {
+        if precision == Precision::Bf16 && !tiles::kernel::available() {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
@@ -126,9 +128,9 @@ impl CpuEngine {
             model,
             quant: options.quant,
             pool,
-            grads: Vec::new(),
-            exp_avg: Vec::new(),
-            exp_avg_sq: Vec::new(),
+            grads: Buffer::default(),
+            exp_avg: Buffer::default(),
+            exp_avg_sq: Buffer::default(),
             arena: Arena::default(),
         })
     }
@@ -155,21 +157,14 @@ impl CpuEngine {
         self.pool.current_num_threads()
     }
 
-    fn slot_mut(&mut self, slot: Slot) -> &mut Vec<f32> {
-        match slot {
-            Slot::Params => &mut self.model.params,
-            Slot::Grads => &mut self.grads,
-            Slot::ExpAvg => &mut self.exp_avg,
-            Slot::ExpAvgSq => &mut self.exp_avg_sq,
-        }
-    }
-
-    /// Makes sure that a slot holds `[total]` numbers, zeros at first.
-    fn fill_slot(&mut self, slot: Slot) -> Result<(), Error> {
+    /// Makes sure that the gradients and, for an update, the moments are there, zeros at first.
+    fn reserve(&mut self, moments: bool) -> Result<(), Error> {
         let total = self.model.list.total();
-        let values = self.slot_mut(slot);
-        if values.is_empty() {
-            *values = zeros(total, "a copy of the parameters")?;
+        let slots = [(&mut self.grads, true), (&mut self.exp_avg, moments), (&mut self.exp_avg_sq, moments)];
+        for (slot, wanted) in slots {
+            if wanted && slot.is_empty() {
+                *slot = Buffer::zeros(total, "gradients and moments as long as the parameters")?;
+            }
         }
         Ok(())
     }
@@ -182,14 +177,6 @@ pub(crate) fn pool(threads: usize) -> Result<ThreadPool, Error> {
         .thread_name(|i| format!("ngen3-{i}"))
         .build()
         .map_err(|e| Error::Threads(e.to_string()))
-}
-
-/// `[n]` zeros, or an error where memory does not reach.
-fn zeros(n: usize, what: &'static str) -> Result<Vec<f32>, Error> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(n).map_err(|_| Error::Memory { what, bytes: n.saturating_mul(4) })?;
-    values.resize(n, 0.0);
-    Ok(values)
 }
 
 impl Engine for CpuEngine {
@@ -208,16 +195,14 @@ impl Engine for CpuEngine {
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
         }
-        self.fill_slot(Slot::Grads)?;
+        self.reserve(false)?;
         let (threads, drops) = (self.threads(), Drops { p: dropout, seed });
         let Self { model, pool, arena, grads, .. } = self;
         pool.install(|| model.forward_backward(batch, weight, drops, threads, arena, grads))
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
-        for slot in [Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
-            self.fill_slot(slot)?;
-        }
+        self.reserve(true)?;
         let Self { model: Model { list, params, .. }, pool, grads, exp_avg, exp_avg_sq, .. } = self;
         Ok(pool.install(|| {
             let norm = adamw::grad_norm(grads);
@@ -245,7 +230,7 @@ impl Engine for CpuEngine {
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
         let values = match slot {
-            Slot::Params => &self.model.params,
+            Slot::Params => &self.model.params[..],
             Slot::Grads => &self.grads,
             Slot::ExpAvg => &self.exp_avg,
             Slot::ExpAvgSq => &self.exp_avg_sq,
@@ -253,11 +238,19 @@ impl Engine for CpuEngine {
         if values.is_empty() { Cow::Owned(vec![0.0; self.model.list.total()]) } else { Cow::Borrowed(values) }
     }
 
-    fn write(&mut self, slot: Slot, values: &[f32]) {
+    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
         assert_eq!(values.len(), self.model.list.total(), "a flat array of every parameter");
-        let target = self.slot_mut(slot);
-        target.clear();
-        target.extend_from_slice(values);
+        if slot != Slot::Params {
+            self.reserve(slot != Slot::Grads)?;
+        }
+        let target = match slot {
+            Slot::Params => &mut self.model.params[..],
+            Slot::Grads => &mut self.grads,
+            Slot::ExpAvg => &mut self.exp_avg,
+            Slot::ExpAvgSq => &mut self.exp_avg_sq,
+        };
+        target.copy_from_slice(values);
+        Ok(())
     }
 
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error> {

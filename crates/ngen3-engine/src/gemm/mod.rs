@@ -2,9 +2,9 @@
 //!
 //! [`Mat`] and [`MatMut`] are views that know their bounds, so that [`matmul`] is safe: a transpose is a view
 //! ([`Mat::t`]), never a copy. The f32 kernels are the `gemm` crate's, which picks AVX-512, AVX2, NEON or plain code
-//! when the program runs; `bf16.rs` holds our own for operands rounded to bf16.
+//! when the program runs; `tiles.rs` holds our own.
 
-pub mod bf16;
+pub mod tiles;
 mod view;
 
 pub use view::{Canvas, Mat, MatMut};
@@ -43,7 +43,7 @@ pub enum Threads {
 pub fn matmul(precision: Precision, c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
     match precision {
         Precision::F32 => matmul_f32(c, into, a, b, Threads::All),
-        Precision::Bf16 => bf16::matmul(c, into, a, b),
+        Precision::Bf16 => tiles::matmul::<2>(c, into, a, b),
     }
 }
 

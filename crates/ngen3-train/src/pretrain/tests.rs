@@ -68,9 +68,9 @@ impl Watcher {
     fn run(&mut self, request: Request, tweak: impl FnOnce(&mut FakeEngine)) -> Result<(Outcome, FakeEngine), Error> {
         let (job, weights) = Job::prepare(request)?;
         let mut engine = FakeEngine::new(job.config.clone(), 0);
-        engine.write(Slot::Params, &weights.params);
+        engine.write(Slot::Params, &weights.params).unwrap();
         if let Some(moments) = weights.moments {
-            moments.restore(&mut engine);
+            moments.restore(&mut engine).unwrap();
         }
         tweak(&mut engine);
         let mut watching = Watching(&self.stop, self.stop_after, &mut self.steps, &mut self.evaluations);

@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::{CpuEngine, Options};
+use ngen3_engine::{CpuEngine, Dtype, Options};
 use ngen3_model::{ParamList, Variant};
 use ngen3_train::{
-    Begin, Dtype, Job, Outcome, Overrides, Progress, Request, Shape, StepReport, TrainSettings, Weights, pretrain,
+    Begin, Job, Outcome, Overrides, Progress, Request, Shape, StepReport, TrainSettings, Weights, pretrain,
 };
 
 use super::variants;
 use crate::interrupt::{self, Interrupted};
 use crate::progress::{counted, write_line};
-use crate::stdout;
+use crate::{model, stdout};
 
 /// Train a model on a dataset
 ///
@@ -43,8 +43,9 @@ pub struct Args {
     /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
     #[arg(long)]
     resume: bool,
-    /// Start from the weights of a checkpoint
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    /// Start from the weights of a model: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the
+    /// size of the variant)
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     init_from: Option<PathBuf>,
     /// Replace a model that is there already
     #[arg(long, conflicts_with = "resume")]
@@ -115,7 +116,7 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16 [default: auto]
-    #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
+    #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
 }
 
@@ -125,15 +126,6 @@ Examples:
   ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin --max_iters 5000 --resume
   ngen3 train --config tiny.toml --data _data_tinyshakespeare_/data.bin --out tiny.pt
   ngen3 train --variant 7M --init_from 7M_model.pt --data _data_plays_/data.bin --out plays.pt";
-
-fn parse_dtype(name: &str) -> Result<Dtype, String> {
-    match name {
-        "auto" => Ok(Dtype::Auto),
-        "f32" => Ok(Dtype::F32),
-        "bf16" => Ok(Dtype::Bf16),
-        _ => Err("there are auto, f32 and bf16".into()),
-    }
-}
 
 impl Flags {
     /// What was asked of a run, and of its model's shape.
@@ -165,11 +157,18 @@ impl Flags {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let (settings, mut shape) = args.flags.asked();
+    // Before the signals are watched: a download that is stopped goes on the next time.
+    let init_from = args.init_from.map(|named| model::find(&named, args.variant, None)).transpose()?;
+    if let Some(gpt2) = init_from.as_ref().and_then(|found| found.gpt2) {
+        // Not every variant has the shape of the GPT-2 that is named after it.
+        let (n_layer, n_head, n_embd) = (Some(gpt2.n_layer), Some(gpt2.n_head), Some(gpt2.n_embd));
+        shape = Shape { n_layer, n_head, n_embd, ..shape };
+    }
     let stop = interrupt::watch()?;
-    let (settings, shape) = args.flags.asked();
     let begin = match args.resume {
         true => Begin::Resume,
-        false => Begin::Fresh { init_from: args.init_from, overwrite: args.overwrite },
+        false => Begin::Fresh { init_from: init_from.map(|found| found.path), overwrite: args.overwrite },
     };
     let request = Request {
         variant: args.variant,
@@ -189,11 +188,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return stdout::print(&format!("{model}: all {steps} steps are done; a larger --max_iters trains on\n"));
     }
 
-    let options =
-        Options { threads: job.settings.threads, dtype: engine_dtype(job.settings.dtype), ..Options::default() };
+    let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
     let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
     if let Some(moments) = moments {
-        moments.restore(&mut engine);
+        moments.restore(&mut engine)?;
     }
     write_line(&header(&job, &engine));
     let started = Instant::now();
@@ -237,14 +235,6 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
     guard
 }
 
-fn engine_dtype(dtype: Dtype) -> ngen3_engine::Dtype {
-    match dtype {
-        Dtype::Auto => ngen3_engine::Dtype::Auto,
-        Dtype::F32 => ngen3_engine::Dtype::F32,
-        Dtype::Bf16 => ngen3_engine::Dtype::Bf16,
-    }
-}
-
 /// What is about to happen, in a few lines.
 fn header(job: &Job, engine: &CpuEngine) -> String {
     let Job { config, settings, sampler, .. } = job;
@@ -276,7 +266,7 @@ fn header(job: &Job, engine: &CpuEngine) -> String {
             counted(settings.tokens_per_step(config.block_size)),
             config.block_size,
             engine.threads(),
-            format!("{:?}", engine.dtype()).to_lowercase(),
+            engine.dtype(),
             variants::bytes(CpuEngine::training_bytes(config, batch_size, same))
         ),
     ];

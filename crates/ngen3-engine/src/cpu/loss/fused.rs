@@ -1,8 +1,8 @@
-//! The fused loss on bf16 products: three products and no recomputation.
+//! The fused loss on our own products, in bf16 (P = 2 elements in a cell) or f32 (P = 1): three products, no recomputation.
 //!
 //! A block of R tokens at a time. The logits are computed with words down and tokens across, so that a tile's vectors run along
-//! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers as bf16 in the order in which
-//! each of the two products of the backward pass reads it. Words are cut into [`SEGMENTS`], one task each:
+//! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers in the order in which each of
+//! the two products of the backward pass reads it. Words are cut into [`SEGMENTS`], one task each:
 //!
 //! ```text
 //! for 192 words of the segment:   e = exp(wte·hiddenᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
@@ -17,12 +17,13 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
 use super::super::embedding;
+use super::super::memory::{Knife, padded};
 use super::super::simd::{simd, sum_zip};
 use super::Gradients;
-use crate::gemm::bf16::kernel::{self, MR, NR};
-use crate::gemm::bf16::pack::rounded;
-use crate::gemm::bf16::softmax::{E_TILE, ExpTile, exp_tile, sum_tile, tokens_tile};
-use crate::gemm::bf16::{pack, packed_len};
+use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::pack::rounded;
+use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile, tokens_tile};
+use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 
 /// Tasks into which the vocabulary is cut; fixed, so that the bits do not depend on the number of threads.
@@ -31,8 +32,9 @@ const SEGMENTS: usize = 32;
 /// Panels of words whose e is kept in the second-level cache for the product that follows.
 const CHUNK: usize = 16;
 
-/// Bytes of e in one block: it should stay in the last-level cache until the last product.
-const E_BYTES: usize = 26 << 20;
+/// Numbers of e in one block, 26 MB of bf16. A smaller block stays in cache until the last product; a larger one reads
+/// `wte` and adds to its gradient fewer times. In bf16 both are near their best here.
+const E_NUMBERS: usize = 13 << 20;
 
 /// Numbers in a segment's part of dhidden, which is added to again and again: half of a second-level cache.
 const PARTIAL: usize = 128 << 10;
@@ -50,8 +52,8 @@ pub struct Shape {
 
 impl Shape {
     /// Tokens in one block, a multiple of [`NR`].
-    fn block(&self) -> usize {
-        let most = (E_BYTES / 2 / self.vocab_size).min(PARTIAL / self.width);
+    fn block<const P: usize>(&self) -> usize {
+        let most = (E_NUMBERS / self.vocab_size).min(PARTIAL / self.width);
         (most / NR * NR).clamp(NR, self.tokens.next_multiple_of(NR))
     }
 
@@ -68,36 +70,33 @@ impl Shape {
     }
 
     /// u32s of the packed embeddings, to be filled by [`pack_wte`].
-    pub fn packed_wte(&self) -> usize {
-        packed_len::<MR>(self.vocab_size, self.width) + packed_len::<MR>(self.width, self.vocab_size)
+    pub fn packed_wte<const P: usize>(&self) -> usize {
+        padded(packed_len::<P, MR>(self.vocab_size, self.width)) + packed_len::<P, MR>(self.width, self.vocab_size)
     }
 
     /// f32s that a loss needs besides.
-    pub fn scratch(&self) -> usize {
-        self.lengths().iter().sum()
+    pub fn scratch<const P: usize>(&self) -> usize {
+        self.lengths::<P>().map(padded).iter().sum()
     }
 
-    fn lengths(&self) -> [usize; 8] {
-        let block = self.block();
+    fn lengths<const P: usize>(&self) -> [usize; 8] {
+        let block = self.block::<P>();
         [
-            packed_len::<NR>(block, self.width),
-            packed_len::<NR>(self.width, block),
+            packed_len::<P, NR>(block, self.width),
+            packed_len::<P, NR>(self.width, block),
             block * self.width,
             block,
             self.segments() * block,
-            self.panels() * block / NR * E_TILE,
-            self.segments() * CHUNK * MR / 2 * block,
+            self.panels() * block / NR * e_tile::<P>(),
+            self.segments() * CHUNK * MR / P * block,
             self.segments() * self.width * block,
         ]
     }
 
-    fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
-        let mut rest = scratch;
-        let [hidden, scaled, scaled_f32, shift, sums, e, word_pairs, dhidden] = self.lengths().map(|length| {
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(length);
-            rest = after;
-            piece
-        });
+    fn cut<'a, const P: usize>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
+        let mut knife = Knife(scratch);
+        let [hidden, scaled, scaled_f32, shift, sums, e, by_word_e, dhidden] =
+            self.lengths::<P>().map(|length| knife.cut(length));
         Scratch {
             hidden: cast_slice_mut(hidden),
             scaled: cast_slice_mut(scaled),
@@ -105,7 +104,7 @@ impl Shape {
             shift,
             sums,
             e: cast_slice_mut(e),
-            word_pairs: cast_slice_mut(word_pairs),
+            by_word_e: cast_slice_mut(by_word_e),
             dhidden,
         }
     }
@@ -113,9 +112,9 @@ impl Shape {
 
 /// One block's buffers. R tokens, width C.
 struct Scratch<'a> {
-    /// Hidden states as B of the logits, panels of [C/2, NR].
+    /// Hidden states as B of the logits, panels of [C/P, NR].
     hidden: &'a mut [u32],
-    /// Hidden states over their sums as B of dwte, panels of [R/2, NR].
+    /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
     scaled: &'a mut [u32],
     /// `[R, C]`: the same in f32.
     scaled_f32: &'a mut [f32],
@@ -123,24 +122,26 @@ struct Scratch<'a> {
     shift: &'a mut [f32],
     /// `[segments, R]`
     sums: &'a mut [f32],
-    /// `[panels, R/NR, E_TILE]`: e with pairs along the tokens.
+    /// `[panels, R/NR, MR, NR/P]`: e with cells along the tokens.
     e: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/2, NR]`: e of one chunk with pairs along the words.
-    word_pairs: &'a mut [u32],
+    /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk with cells along the words.
+    by_word_e: &'a mut [u32],
     /// `[segments, C, R]`: each segment's part of dhiddenᵀ.
     dhidden: &'a mut [f32],
 }
 
 /// Packs the embeddings for both products that they are part of: panels of words, then panels of channels.
-pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
-    let (by_word, by_channel) = cast_slice_mut(packed).split_at_mut(packed_len::<MR>(shape.vocab_size, shape.width));
+pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
+    let mut knife = Knife(packed);
+    let by_word = cast_slice_mut(knife.cut(packed_len::<P, MR>(shape.vocab_size, shape.width)));
+    let by_channel = cast_slice_mut(knife.0);
     let wte = Mat::new(wte, shape.vocab_size, shape.width);
-    pack::<MR>(wte, by_word);
-    pack::<MR>(wte.t(), by_channel);
+    pack::<P, MR>(wte, by_word);
+    pack::<P, MR>(wte.t(), by_channel);
 }
 
 /// Fills `losses` and, where asked, the gradients: see [`super::forward_backward`].
-pub fn run(
+pub fn run<const P: usize>(
     shape: Shape,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
@@ -150,15 +151,15 @@ pub fn run(
     scratch: &mut [f32],
 ) {
     let Shape { width, .. } = shape;
-    let block = shape.block();
+    let block = shape.block::<P>();
     let packed_wte = bytemuck::cast_slice(packed_wte);
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
-        let mut s = shape.cut(scratch);
+        let mut s = shape.cut::<P>(scratch);
         let rows = targets.len();
-        pack::<NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<NR>(rows, width)]);
-        shifts(hidden, wte, targets, s.shift);
-        segments(shape, rows.div_ceil(NR), packed_wte, gradients.is_some(), &mut s);
+        pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
+        shifts::<P>(hidden, wte, targets, s.shift);
+        segments::<P>(shape, rows.div_ceil(NR), packed_wte, gradients.is_some(), &mut s);
         let (sums, others) = s.sums.split_at_mut(block);
         for others in others.chunks_exact(block) {
             sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
@@ -167,7 +168,7 @@ pub fn run(
         if let Some(gradients) = &mut gradients {
             let dhidden = &mut gradients.dhidden[i * block * width..][..rows * width];
             let Gradients { weight, dwte, .. } = gradients;
-            gather(shape, wte, targets, *weight, sums, s.dhidden, dhidden);
+            gather(block, wte, targets, *weight, sums, s.dhidden, dhidden);
             let padded = rows.next_multiple_of(NR);
             let scaled = &mut s.scaled_f32[..padded * width];
             scaled[rows * width..].fill(0.0);
@@ -175,9 +176,9 @@ pub fn run(
                 let scale = *weight / *sum;
                 scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * scale);
             }
-            let packed = &mut s.scaled[..packed_len::<NR>(width, padded)];
-            pack::<NR>(Mat::new(scaled, padded, width).t(), packed);
-            spread(width, block / NR, padded, s.e, packed, dwte);
+            let packed = &mut s.scaled[..packed_len::<P, NR>(width, padded)];
+            pack::<P, NR>(Mat::new(scaled, padded, width).t(), packed);
+            spread::<P>(width, block / NR, padded, s.e, packed, dwte);
         }
     }
     if let Some(Gradients { weight, dwte, .. }) = gradients {
@@ -186,14 +187,14 @@ pub fn run(
 }
 
 /// Each token's target's logit, of operands rounded as in the product; 0 for tokens past the end.
-fn shifts(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
+fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
     let width = hidden.len() / targets.len();
     simd(
         #[inline(always)]
         || {
             for ((shift, hidden), &target) in shift.iter_mut().zip(hidden.chunks_exact(width)).zip(targets) {
                 let word = &wte[target as usize * width..][..width];
-                *shift = sum_zip(hidden, word, |h, w| rounded(h) * rounded(w));
+                *shift = sum_zip(hidden, word, |h, w| rounded::<P>(h) * rounded::<P>(w));
             }
         },
     );
@@ -201,56 +202,57 @@ fn shifts(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
 }
 
 /// Runs every segment over `tiles` panels of tokens: fills `sums` and, with gradients, `e` and the parts of `dhidden`.
-fn segments(shape: Shape, tiles: usize, packed_wte: &[u32], with_gradients: bool, s: &mut Scratch<'_>) {
+fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with_gradients: bool, s: &mut Scratch<'_>) {
     let Shape { width, vocab_size, .. } = shape;
-    let (block, pairs) = (shape.block(), width.div_ceil(2));
-    let (by_word, by_channel) = packed_wte.split_at(packed_len::<MR>(vocab_size, width));
+    let (block, depth) = (shape.block::<P>(), cells::<P>(width));
+    let by_word = packed_len::<P, MR>(vocab_size, width);
+    let (by_word, by_channel) = (&packed_wte[..by_word], &packed_wte[padded(by_word)..]);
     let (hidden, shift) = (&*s.hidden, s.shift.as_chunks::<NR>().0);
-    let panel_e = block / NR * E_TILE;
-    let chunk_pairs = CHUNK * MR / 2;
+    let panel_e = block / NR * e_tile::<P>();
+    let chunk_cells = CHUNK * MR / P;
     by_word
-        .par_chunks(shape.segment_panels() * MR * pairs)
+        .par_chunks(shape.segment_panels() * MR * depth)
         .zip(s.e.par_chunks_mut(shape.segment_panels() * panel_e))
         .zip(s.sums.par_chunks_mut(block).zip(s.dhidden.par_chunks_mut(width * block)))
-        .zip(s.word_pairs.par_chunks_mut(chunk_pairs * block))
+        .zip(s.by_word_e.par_chunks_mut(chunk_cells * block))
         .enumerate()
-        .for_each(|(segment, (((words, e), (sums, dhidden)), word_pairs))| {
+        .for_each(|(segment, (((words, e), (sums, dhidden)), by_word_e))| {
             sums.fill(0.0);
             let first_panel = segment * shape.segment_panels();
-            for (chunk, words) in words.chunks(CHUNK * MR * pairs).enumerate() {
+            for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
                 let chunk_panel = first_panel + chunk * CHUNK;
-                for (i, a) in words.chunks_exact(MR * pairs).enumerate() {
+                for (i, a) in words.chunks_exact(MR * depth).enumerate() {
                     let panel = chunk_panel + i;
                     let e = &mut e[(panel - first_panel) * panel_e..][..panel_e];
                     for j in 0..tiles {
                         let tile = ExpTile {
                             a,
-                            b: &hidden[j * NR * pairs..][..NR * pairs],
+                            b: &hidden[j * NR * depth..][..NR * depth],
                             words: MR.min(vocab_size - panel * MR),
                             shift: &shift[j],
                             sums: &mut sums.as_chunks_mut::<NR>().0[j],
                         };
                         if with_gradients {
-                            let words = &mut word_pairs[(j * chunk_pairs + i * MR / 2) * NR..][..MR / 2 * NR];
-                            exp_tile(tile, words, &mut e[j * E_TILE..][..E_TILE]);
+                            let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
+                            exp_tile::<P>(tile, words, &mut e[j * e_tile::<P>()..][..e_tile::<P>()]);
                         } else {
-                            sum_tile(tile);
+                            sum_tile::<P>(tile);
                         }
                     }
                 }
                 if !with_gradients {
                     continue;
                 }
-                let first_pair = chunk_panel * MR / 2;
-                let depth = (words.len() / pairs / 2).min(vocab_size.div_ceil(2) - first_pair);
+                let first_cell = chunk_panel * MR / P;
+                let chunk_depth = (words.len() / depth / P).min(cells::<P>(vocab_size) - first_cell);
                 let into = if chunk == 0 { Into::Set } else { Into::Add };
-                for (c, a) in by_channel.chunks_exact(MR * vocab_size.div_ceil(2)).enumerate() {
-                    let a = &a[first_pair * MR..][..depth * MR];
+                for (c, a) in by_channel.chunks_exact(MR * cells::<P>(vocab_size)).enumerate() {
+                    let a = &a[first_cell * MR..][..chunk_depth * MR];
                     let channels = MR.min(width - c * MR);
                     for j in 0..tiles {
-                        let b = &word_pairs[j * chunk_pairs * NR..][..depth * NR];
+                        let b = &by_word_e[j * chunk_cells * NR..][..chunk_depth * NR];
                         let part = &mut dhidden[c * MR * block + j * NR..];
-                        kernel::tile(a, b, &mut MatMut::strided(part, channels, NR, block), into);
+                        kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
                     }
                 }
             }
@@ -258,8 +260,8 @@ fn segments(shape: Shape, tiles: usize, packed_wte: &[u32], with_gradients: bool
 }
 
 /// `dhidden[t] = weight·(Σ over segments of their part/sum[t] − wte[target[t]])`
-fn gather(shape: Shape, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32], parts: &[f32], dhidden: &mut [f32]) {
-    let (width, block) = (shape.width, shape.block());
+fn gather(block: usize, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32], parts: &[f32], dhidden: &mut [f32]) {
+    let width = dhidden.len() / targets.len();
     let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR)).zip(sums.par_chunks(NR));
     tiles.enumerate().for_each(|(j, ((dhidden, targets), sums))| {
         simd(
@@ -282,14 +284,18 @@ fn gather(shape: Shape, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32],
 }
 
 /// `dwte += eᵀ·scaled` over `padded` tokens, where `e` has `tiles` tiles for each panel of words.
-fn spread(width: usize, tiles: usize, padded: usize, e: &[u32], scaled: &[u32], dwte: &mut [f32]) {
-    dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * E_TILE)).for_each(|(dwte, e)| {
-        for (dwte, e) in dwte.chunks_mut(MR * width).zip(e.chunks_exact(tiles * E_TILE)) {
+fn spread<const P: usize>(width: usize, tiles: usize, padded: usize, e: &[u32], scaled: &[u32], dwte: &mut [f32]) {
+    dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>())).for_each(|(dwte, e)| {
+        for (dwte, e) in dwte.chunks_mut(MR * width).zip(e.chunks_exact(tiles * e_tile::<P>())) {
             let words = dwte.len() / width;
-            for (n, b) in scaled.chunks_exact(padded / 2 * NR).enumerate() {
+            for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
                 let columns = NR.min(width - n * NR);
                 let part = &mut dwte[n * NR..];
-                tokens_tile(&e[..padded / NR * E_TILE], b, &mut MatMut::strided(part, words, columns, width));
+                tokens_tile::<P>(
+                    &e[..padded / NR * e_tile::<P>()],
+                    b,
+                    &mut MatMut::strided(part, words, columns, width),
+                );
             }
         }
     });

@@ -1,0 +1,142 @@
+//! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
+//!
+//! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
+//! kernel reads them; [`kernel`] multiplies one panel of A with one of B into a tile of C that lives in registers; this
+//! file cuts the product into blocks that stay in cache and hands them to the threads.
+//!
+//! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
+//! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
+//!
+//! [`softmax`] holds the kernels of the fused loss, which do more with a tile than store it.
+//!
+//! Each element of C is summed in the same order whatever the number of threads: the same bits.
+
+pub mod kernel;
+pub mod pack;
+pub mod softmax;
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::{Into, Mat, MatMut};
+use crate::cpu::memory::{Buffer, Knife, padded};
+use kernel::{MR, NR};
+
+/// Cells along k that one pass takes: a panel of B of this depth and one of A fit the first-level cache together.
+const KC_CELLS: usize = 128;
+
+/// Rows of A in one task: its panels stay in the second-level cache while B's pass by.
+const MC: usize = 16 * MR;
+
+/// Columns of B in one task.
+const NC: usize = 8 * NR;
+
+thread_local! {
+    /// Packed operands. Grows to the largest product seen, then stays: a step allocates nothing.
+    static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
+}
+
+/// Cells in which `k` elements are packed, `P` in each.
+pub const fn cells<const P: usize>(k: usize) -> usize {
+    k.div_ceil(P)
+}
+
+/// `c = a·b` or `c += a·b` with `P` elements in a cell, on all threads of the pool.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn matmul<const P: usize>(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
+    let depth = cells::<P>(a.cols);
+    let (a_len, b_len) = (packed_len::<P, MR>(a.rows, a.cols), packed_len::<P, NR>(b.cols, b.rows));
+    // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
+    let mut workspace = WORKSPACE.take();
+    if workspace.len() < padded(a_len) + b_len {
+        let larger = Buffer::zeros(padded(a_len) + b_len, "packed operands");
+        workspace = larger.expect("memory for the operands of a product, which is smaller than the activations");
+    }
+    let mut knife = Knife(&mut workspace);
+    let packed_a = bytemuck::cast_slice_mut(knife.cut(a_len));
+    let packed_b = bytemuck::cast_slice_mut(&mut knife.0[..b_len]);
+    pack::<P, MR>(a, packed_a);
+    pack::<P, NR>(b.t(), packed_b);
+    multiply::<P>(c, into, packed_a, packed_b, depth);
+    WORKSPACE.set(workspace);
+}
+
+/// Cells that `rows` rows of length `k` take, packed in panels of `R` rows.
+pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usize {
+    rows.div_ceil(R) * R * cells::<P>(k)
+}
+
+/// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
+pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
+    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
+    let panel = R * cells::<P>(source.cols).max(1);
+    packed.par_chunks_mut(panel).enumerate().for_each(|(i, panel)| pack::panel::<P, R>(source, i * R, panel));
+}
+
+/// `c = a·b` or `c += a·b` for operands packed in panels of [`MR`] rows and [`NR`] columns, `depth` cells deep.
+fn multiply<const P: usize>(c: MatMut<'_>, into: Into, a: &[u32], b: &[u32], depth: usize) {
+    let (m, n) = (c.rows, c.cols);
+    let (row_blocks, col_blocks) = (m.div_ceil(MC), n.div_ceil(NC));
+    (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (rows, cols) = ((task % row_blocks) * MC, (task / row_blocks) * NC);
+        // SAFETY: every task has a different block of C, and blocks share no element.
+        let mut c = unsafe { c.part(rows..(rows + MC).min(m), cols..(cols + NC).min(n)) };
+        let a = &a[rows * depth..((rows + MC) * depth).min(a.len())];
+        let b = &b[cols * depth..((cols + NC) * depth).min(b.len())];
+        multiply_block::<P>(&mut c, into, a, b, depth);
+    });
+}
+
+/// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's pass by.
+fn multiply_block<const P: usize>(c: &mut MatMut<'_>, into: Into, a: &[u32], b: &[u32], depth: usize) {
+    let (m, n) = (c.rows, c.cols);
+    if depth == 0 && into == Into::Set {
+        (0..m).for_each(|i| c.row_mut(i).fill(0.0));
+    }
+    for first in (0..depth).step_by(KC_CELLS) {
+        let cells = KC_CELLS.min(depth - first);
+        let into = if first == 0 { into } else { Into::Add };
+        for (j, b) in b.chunks_exact(NR * depth).enumerate() {
+            let b = &b[first * NR..][..cells * NR];
+            for (i, a) in a.chunks_exact(MR * depth).enumerate() {
+                let a = &a[first * MR..][..cells * MR];
+                // SAFETY: the tile lies within this block, which is this task's alone.
+                let mut tile = unsafe { c.part(i * MR..((i + 1) * MR).min(m), j * NR..((j + 1) * NR).min(n)) };
+                kernel::tile::<P>(a, b, &mut tile, into);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::random;
+    use crate::gemm::matmul_reference;
+
+    #[test]
+    fn products_of_odd_shapes_match_three_loops_over_rounded_operands() {
+        for (m, n, k) in [(1, 1, 1), (5, 97, 12), (17, 3, 31), (200, 33, 129), (13, 270, 301), (3, 2, 0)] {
+            let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(pack::rounded::<2>).collect() };
+            let (a, bt) = (rounded(m * k, 1), rounded(k * n, 2));
+            let (a, b) = (Mat::new(&a, m, k), Mat::new(&bt, n, k).t());
+            let expected = matmul_reference(a, b);
+            for into in [Into::Set, Into::Add] {
+                let (mut in_bf16, mut in_f32) = (vec![1.0; m * n], vec![1.0; m * n]);
+                matmul::<2>(MatMut::new(&mut in_bf16, m, n), into, a, b);
+                matmul::<1>(MatMut::new(&mut in_f32, m, n), into, a, b);
+                let kept = if into == Into::Add { 1.0 } else { 0.0 };
+                for ((in_bf16, in_f32), expected) in in_bf16.iter().zip(&in_f32).zip(&expected) {
+                    let expected = expected + kept;
+                    for found in [in_bf16, in_f32] {
+                        assert!((f64::from(*found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
