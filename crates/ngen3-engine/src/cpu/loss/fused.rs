@@ -21,7 +21,7 @@ use super::super::memory::{Knife, padded};
 use super::super::simd::{simd, sum_zip};
 use super::Gradients;
 use crate::gemm::tiles::kernel::{self, MR, NR};
-use crate::gemm::tiles::pack::rounded;
+use crate::gemm::tiles::pack::{panel as pack_panel, rounded};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile, tokens_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
@@ -61,8 +61,14 @@ impl Shape {
         self.vocab_size.div_ceil(MR)
     }
 
+    /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
     fn segment_panels(&self) -> usize {
-        self.panels().div_ceil(SEGMENTS)
+        self.panels().div_ceil(SEGMENTS).next_multiple_of(CHUNK)
+    }
+
+    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep.
+    fn chunk_cells<const P: usize>(&self) -> usize {
+        self.width.div_ceil(MR) * panel_cells::<P>()
     }
 
     fn segments(&self) -> usize {
@@ -71,7 +77,8 @@ impl Shape {
 
     /// u32s of the packed embeddings, to be filled by [`pack_wte`].
     pub fn packed_wte<const P: usize>(&self) -> usize {
-        padded(packed_len::<P, MR>(self.vocab_size, self.width)) + packed_len::<P, MR>(self.width, self.vocab_size)
+        padded(packed_len::<P, MR>(self.vocab_size, self.width))
+            + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
     }
 
     /// f32s that a loss needs besides.
@@ -130,14 +137,28 @@ struct Scratch<'a> {
     dhidden: &'a mut [f32],
 }
 
-/// Packs the embeddings for both products that they are part of: panels of words, then panels of channels.
+/// Cells of [`MR`] channels over a chunk of words.
+const fn panel_cells<const P: usize>() -> usize {
+    CHUNK * MR / P * MR
+}
+
+/// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
+/// channels. A chunk is read from memory once and turned while it is in cache.
 pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
+    let Shape { width, vocab_size, .. } = shape;
     let mut knife = Knife(packed);
-    let by_word = cast_slice_mut(knife.cut(packed_len::<P, MR>(shape.vocab_size, shape.width)));
-    let by_channel = cast_slice_mut(knife.0);
-    let wte = Mat::new(wte, shape.vocab_size, shape.width);
+    let by_word = cast_slice_mut(knife.cut(packed_len::<P, MR>(vocab_size, width)));
+    let by_channel: &mut [u32] = cast_slice_mut(knife.0);
+    let wte = Mat::new(wte, vocab_size, width);
     pack::<P, MR>(wte, by_word);
-    pack::<P, MR>(wte.t(), by_channel);
+    by_channel.par_chunks_mut(shape.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
+        let first = chunk * CHUNK * MR;
+        let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
+        let depth = cells::<P>(words.cols());
+        for (c, panel) in panels.chunks_exact_mut(panel_cells::<P>()).enumerate() {
+            pack_panel::<P, MR>(words, c * MR, &mut panel[..depth * MR]);
+        }
+    });
 }
 
 /// Fills `losses` and, where asked, the gradients: see [`super::forward_backward`].
@@ -243,14 +264,15 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with
                 if !with_gradients {
                     continue;
                 }
-                let first_cell = chunk_panel * MR / P;
-                let chunk_depth = (words.len() / depth / P).min(cells::<P>(vocab_size) - first_cell);
+                let depth = cells::<P>((words.len() / depth).min(vocab_size - chunk_panel * MR));
                 let into = if chunk == 0 { Into::Set } else { Into::Add };
-                for (c, a) in by_channel.chunks_exact(MR * cells::<P>(vocab_size)).enumerate() {
-                    let a = &a[first_cell * MR..][..chunk_depth * MR];
+                let by_channel =
+                    &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
+                for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
+                    let a = &a[..depth * MR];
                     let channels = MR.min(width - c * MR);
                     for j in 0..tiles {
-                        let b = &by_word_e[j * chunk_cells * NR..][..chunk_depth * NR];
+                        let b = &by_word_e[j * chunk_cells * NR..][..depth * NR];
                         let part = &mut dhidden[c * MR * block + j * NR..];
                         kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
                     }
