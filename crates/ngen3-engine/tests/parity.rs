@@ -1,7 +1,7 @@
 //! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
 //! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
 
-use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, Quant, Slot};
 use ngen3_model::{Activation, Config, ParamList};
 
 const ROWS: usize = 5;
@@ -178,6 +178,34 @@ fn decoding_gives_what_the_whole_sequence_gives() {
     assert!(parts.feed(&[97, 0, 0]).is_err(), "outside the vocabulary");
     assert!(parts.feed(&[1, 2]).is_err(), "ragged");
     assert!(parts.is_empty());
+}
+
+#[test]
+fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
+    let config = Config::new(2, 4, 64, 40, 301);
+    let tokens: Vec<u32> = (0..30u64).map(|t| (hashed(t) * 301.0) as u32).collect();
+    // The logits after the last token, fed in one pass and a token at a time.
+    let logits = |dtype, quant| {
+        let params = ParamList::new(&config).init(1).iter().map(|p| p * 5.0).collect();
+        let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant }).expect("a shape");
+        let mut decoder = engine.decoder(1).expect("memory");
+        let at_once = decoder.feed(&tokens).expect("room").to_vec();
+        decoder.clear();
+        let one_by_one = tokens.iter().map(|&t| decoder.feed(&[t]).expect("room").to_vec()).last().expect("tokens");
+        (at_once, one_by_one)
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+    };
+    let (exact, exact_steps) = logits(Dtype::F32, Quant::None);
+    assert!(distance(&exact_steps, &exact) < 1e-5);
+    let (at_once, one_by_one) = logits(Dtype::F32, Quant::Int8);
+    assert!(distance(&one_by_one, &at_once) < 1e-5, "a prompt goes through the same int8 weights");
+    let error = distance(&at_once, &exact);
+    assert!(error > 1e-4 && error < 0.05, "int8: {error}");
+    let (_, one_by_one) = logits(Dtype::Auto, Quant::None);
+    assert!(distance(&one_by_one, &exact) < 0.02, "auto");
 }
 
 #[test]
