@@ -178,7 +178,9 @@ impl Job {
     /// What the model remembers of its data: where the text came from, how much it is, and its hash.
     fn describe_data(&self) -> Value {
         let file = self.sampler.data();
-        let source = file.meta().map_or_else(|| vec![file.path().display().to_string()], |meta| meta.source.clone());
+        // Of a bare file only its name: where it lay is nobody's business who gets the model.
+        let name = || vec![file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()];
+        let source = file.meta().map_or_else(name, |meta| meta.source.clone());
         let DataIdentity { train_tokens, val_tokens, sha256 } = &self.data;
         json!({ "source": source, "train_tokens": train_tokens, "val_tokens": val_tokens, "sha256": sha256 })
     }

@@ -1,13 +1,14 @@
 //! `ngen3`: from raw text to a language model, on the machine in front of you.
 //!
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
-//! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`threads`], [`progress`], [`interrupt`]
-//! and [`stdout`]. This file turns the outcome of a command into one line and an exit code: 0 done, 1 failed, 2 used
-//! wrongly, 130 interrupted.
+//! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`model`] (what a flag may name as a model),
+//! [`threads`], [`progress`], [`interrupt`] and [`stdout`]. This file turns the outcome of a command into one line and an
+//! exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 mod argv;
 mod commands;
 mod interrupt;
+mod model;
 mod progress;
 mod stdout;
 mod threads;
@@ -30,6 +31,7 @@ Examples:
   ngen3 tokenize --dataset tinyshakespeare --txt builtin:shakespeare
   ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin
   ngen3 sample --variant 7M --model_checkpoint 7M_model.pt --prompt \"To be\" --length 100
+  ngen3 export --variant 7M --model_path 7M_model.pt --output_dir exported_7M
 
 Every command has examples of its own: ngen3 COMMAND --help. Flags and commands may be written with _ or -.";
 

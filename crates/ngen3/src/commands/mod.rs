@@ -2,9 +2,11 @@
 //! program could want: that lives in the library crates.
 
 mod bench;
+mod export;
+mod import;
 mod quickstart;
 mod sample;
-mod tokenize;
+pub mod tokenize;
 mod tokenizer;
 mod trace;
 mod train;
@@ -15,6 +17,8 @@ mod variants;
 #[command(rename_all = "snake_case")]
 pub enum Command {
     Bench(bench::Args),
+    Export(export::Args),
+    Import(import::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
     Tokenize(tokenize::Args),
@@ -29,6 +33,8 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Bench(args) => bench::run(args),
+            Self::Export(args) => export::run(args),
+            Self::Import(args) => import::run(args),
             Self::Quickstart(args) => quickstart::run(args),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
@@ -10,11 +10,11 @@ use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
 use ngen3_engine::{CpuEngine, Dtype, Generator, Options, Request, Sampling};
-use ngen3_model::{Checkpoint, Config, TokenizerRef, Variant};
+use ngen3_model::{Checkpoint, Variant};
 
 use crate::progress::write_line;
-use crate::stdout;
 use crate::threads::Threads;
+use crate::{model, stdout};
 
 /// Let a model continue a text
 ///
@@ -23,10 +23,11 @@ use crate::threads::Threads;
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Checkpoint to sample from (.pt or .safetensors)
-    #[arg(long, value_name = "FILE")]
+    /// Model to sample from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the
+    /// variant)
+    #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
-    /// Check that the checkpoint is of this variant
+    /// Check that the model is of this variant
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     /// Text to continue; - reads it from stdin [default: a new document]
@@ -93,11 +94,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let variant = args.variant.as_deref().map(Variant::by_name).transpose()?;
 
     let path = &args.model_checkpoint;
-    let Checkpoint { config, params, meta } = Checkpoint::load(path)?;
-    if let Some(variant) = variant {
-        check_variant(path, &config, variant)?;
-    }
-    let tokenizer = tokenizer(path, &config, &meta.tokenizer)?;
+    let (_, Checkpoint { config, params, meta }) = model::load(path, variant)?;
+    let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
+        bail!(
+            "{} does not say which tokenizer made its {} token ids, and they are not GPT-2's: it cannot continue text",
+            path.display(),
+            config.vocab_size
+        );
+    };
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let engine = CpuEngine::new(config, params, options)?;
 
@@ -160,38 +164,6 @@ fn read_prompt(args: &Args) -> anyhow::Result<String> {
     };
     String::from_utf8(bytes)
         .map_err(|error| anyhow!("{name} is not UTF-8 text at byte {}", error.utf8_error().valid_up_to()))
-}
-
-/// A variant is its layers, heads and width; block and vocabulary may be a user's own.
-fn check_variant(path: &Path, config: &Config, variant: &Variant) -> anyhow::Result<()> {
-    let Config { n_layer, n_head, n_embd, .. } = variant.config();
-    let expected = Config { n_layer, n_head, n_embd, ..config.clone() };
-    if *config != expected {
-        let shape = |c: &Config| format!("{} layers, {} heads, width {}", c.n_layer, c.n_head, c.n_embd);
-        bail!("{} is not a {} model: it has {}, not {}", path.display(), variant.name, shape(config), shape(&expected));
-    }
-    Ok(())
-}
-
-/// The tokenizer that a checkpoint names or holds.
-fn tokenizer(path: &Path, config: &Config, named: &TokenizerRef) -> anyhow::Result<Tokenizer> {
-    let path = path.display();
-    let tokenizer = match named {
-        TokenizerRef::Gpt2 => Tokenizer::gpt2(),
-        TokenizerRef::Json(text) => Tokenizer::from_json(text.as_bytes(), &format!("of {path}"))?,
-        TokenizerRef::Unknown => bail!(
-            "{path} does not say which tokenizer made its {} token ids, and they are not GPT-2's: it cannot continue text",
-            config.vocab_size
-        ),
-    };
-    if tokenizer.vocab_size() > config.vocab_size {
-        bail!(
-            "the tokenizer in {path} has {} tokens, but the model only {}",
-            tokenizer.vocab_size(),
-            config.vocab_size
-        );
-    }
-    Ok(tokenizer)
 }
 
 /// The prompt's ids; for no prompt, the token that stands between documents, or else a line break.

@@ -9,8 +9,8 @@ use ngen3_engine::{Batch, CpuEngine, Dtype, Engine, Options, Slot};
 use ngen3_model::{Checkpoint, ParamList, files};
 use serde_json::{Map, json};
 
-use crate::stdout;
 use crate::threads::Threads;
+use crate::{model, stdout};
 
 /// Write a model's loss and gradients on the first rows of a dataset as JSON
 ///
@@ -19,8 +19,8 @@ use crate::threads::Threads;
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// The model
-    #[arg(long, value_name = "FILE")]
+    /// The model: .pt, .safetensors, a Hugging Face folder, or a name on the hub
+    #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
     /// Tokens; ngen3 tokenize makes them
     #[arg(long, value_name = "FILE")]
@@ -28,6 +28,9 @@ pub struct Args {
     /// Rows of a block each
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     rows: u16,
+    /// Also write the logits after the first row
+    #[arg(long)]
+    logits: bool,
     /// File for the JSON
     #[arg(long, value_name = "FILE", default_value = "trace.json")]
     out: PathBuf,
@@ -45,7 +48,7 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Checkpoint { config, params, .. } = Checkpoint::load(&args.model_checkpoint)?;
+    let (_, Checkpoint { config, params, .. }) = model::load(&args.model_checkpoint, None)?;
     let data = TokenFile::open(&args.data)?;
     let n = usize::from(args.rows) * config.block_size;
     ensure!(
@@ -73,7 +76,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             (param.name.clone(), json!({ "norm": norm, "first": &grad[..grad.len().min(8)] }))
         })
         .collect();
-    let trace = json!({ "loss": loss, "grads": traced });
+    let mut trace = json!({ "loss": loss, "grads": traced });
+    if args.logits {
+        trace["logits"] = json!(engine.decoder(1)?.feed(&batch.inputs[..batch.seq_len])?);
+    }
     files::write_atomic(&args.out, |file| file.write_all(format!("{trace:#}\n").as_bytes()))?;
     stdout::print(&format!("loss {loss:.6}; gradients in {}\n", args.out.display()))
 }

@@ -1,0 +1,241 @@
+//! Hugging Face's models in and out, as a user types it, and the same numbers on both sides.
+//!
+//! The folders that transformers wrote stand with `ngen3-model`, with the logits that it computed from them:
+//! `crates/ngen3-model/tests/fixtures/hf/make_hf.py`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{contents, fail, ngen3, shakespeare, succeed, texts};
+use ngen3_data::Tokenizer;
+use ngen3_engine::{CpuEngine, Dtype, Engine, Options};
+use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ngen3-model/tests/fixtures/hf").join(name)
+}
+
+/// What transformers computed.
+fn expected(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(fixture(name).join("expected.json")).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+/// The largest difference between our logits and those that transformers computed, after each of the tokens.
+fn largest_difference(model: Checkpoint, expected: &Value) -> f64 {
+    let options = Options { threads: 1, dtype: Dtype::F32, ..Options::default() };
+    let engine = CpuEngine::new(model.config, model.params, options).unwrap();
+    let mut decoder = engine.decoder(1).unwrap();
+    let tokens = expected["tokens"].as_array().unwrap();
+    let mut largest: f64 = 0.0;
+    for (token, theirs) in tokens.iter().zip(expected["logits"].as_array().unwrap()) {
+        let ours = decoder.feed(&[token.as_u64().unwrap() as u32]).unwrap();
+        let theirs = numbers(theirs);
+        assert_eq!(ours.len(), theirs.len());
+        for (&ours, theirs) in ours.iter().zip(theirs) {
+            assert!(ours.is_finite());
+            largest = largest.max((f64::from(ours) - theirs).abs());
+        }
+    }
+    largest
+}
+
+#[test]
+fn the_logits_of_every_folder_are_those_of_transformers() {
+    for name in
+        ["whole", "sharded", "f16", "bf16", "bare", "bin", "bin_sharded", "copied_head", "tokenizer", "older_tokenizer"]
+    {
+        let expected = expected(name);
+        let spread = numbers(&expected["logits"][6]).into_iter().fold(0f64, |max, logit| max.max(logit.abs()));
+        assert!(spread > 1.0, "{name}: a mistake would not show in logits of {spread}");
+        let largest = largest_difference(Checkpoint::load(&fixture(name)).unwrap(), &expected);
+        assert!(largest < 1e-4, "{name}: the largest difference of a logit is {largest}");
+    }
+}
+
+#[test]
+fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("sharded");
+    let (out, _) = succeed(folder.path(), &format!("import --from {} --out a.pt", source.display()));
+    let shape = "a.pt: 2 layers, 3 heads, width 12, block 16, vocabulary 97: ";
+    assert!(out.starts_with(shape) && out.contains("does not say which tokenizer"), "{out}");
+    let error = fail(folder.path(), &format!("import --from {} --out a.pt", source.display()), 1);
+    assert_eq!(error, "a.pt is there already; replace it with --overwrite");
+    succeed(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()));
+
+    let (out, err) = succeed(folder.path(), "export --model_path a.pt --output_dir b");
+    assert!(out.contains("  config.json (") && out.contains("  model.safetensors ("), "{out}");
+    assert!(err.contains("note: the model does not say which tokenizer"), "{err}");
+    succeed(folder.path(), "import --from b --out c.safetensors");
+    let [first, second, third] = ["a.pt", "b", "c.safetensors"].map(|name| Checkpoint::load(&folder.path().join(name)));
+    let first = first.unwrap();
+    assert_eq!(second.unwrap(), first);
+    assert_eq!(third.unwrap(), first);
+    assert!(largest_difference(first, &expected("sharded")) < 1e-4);
+}
+
+#[test]
+fn its_own_tokenizer_comes_along() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer", "older_tokenizer"] {
+        let (out, _) =
+            succeed(folder.path(), &format!("import --overwrite --from {} --out a.pt", fixture(name).display()));
+        assert!(out.contains("with a tokenizer of 300 tokens"), "{out}");
+        let TokenizerRef::Json(json) = Checkpoint::load(&folder.path().join("a.pt")).unwrap().meta.tokenizer else {
+            panic!("{name} has a tokenizer of its own");
+        };
+        let expected = expected(name);
+        let ids = Tokenizer::from_json(json.as_bytes(), name).unwrap().encode(expected["text"].as_str().unwrap());
+        assert_eq!(ids, numbers(&expected["ids"]).into_iter().map(|id| id as u32).collect::<Vec<_>>(), "{name}");
+        // The commands take the folder as it is; the same model writes the same text.
+        let sample = |model: &str| {
+            let line =
+                format!("sample --model_checkpoint {model} --prompt loss --length 20 --temperature 0 --dtype f32");
+            succeed(folder.path(), &line).0
+        };
+        let text = sample("a.pt");
+        assert!(text.starts_with("loss") && text.len() > 10, "{text}");
+        assert_eq!(sample(fixture(name).to_str().unwrap()), text);
+    }
+}
+
+/// A model of a known shape and GPT-2's vocabulary, small as that goes.
+fn save_gpt2(path: &Path, vocab_size: usize) {
+    let config = Config::new(1, 1, 4, 8, vocab_size);
+    checkpoint::save(path, &config, &ParamList::new(&config).init(1), &CheckpointMeta::default()).unwrap();
+}
+
+#[test]
+fn gpt2s_tokenizer_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    save_gpt2(&folder.path().join("a.pt"), 50_304);
+    let (out, _) = succeed(folder.path(), "export --model_path a.pt --output_dir b");
+    for name in ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"] {
+        assert!(out.contains(&format!("  {name} (")), "{out}");
+    }
+    let gpt2 = |path: &str| Checkpoint::load(&folder.path().join(path)).unwrap().meta.tokenizer == TokenizerRef::Gpt2;
+    assert!(gpt2("b"));
+    let b = |name: &str| folder.path().join("b").join(name);
+    fs::remove_file(b("tokenizer.json")).unwrap();
+    assert!(gpt2("b"), "by vocab.json and merges.txt");
+    // Two merges the other way round.
+    let merges = fs::read_to_string(b("merges.txt")).unwrap();
+    let mut lines: Vec<_> = merges.lines().collect();
+    lines.swap(100, 101);
+    fs::write(b("merges.txt"), lines.join("\n")).unwrap();
+    assert!(!gpt2("b"));
+    let (out, _) = succeed(folder.path(), "import --from b --out c.pt");
+    assert!(out.contains("with a tokenizer of 50,257 tokens"), "{out}");
+    for name in ["vocab.json", "merges.txt"] {
+        fs::remove_file(b(name)).unwrap();
+    }
+    assert!(gpt2("b"), "by the size of its vocabulary");
+}
+
+#[test]
+fn what_was_trained_is_exported_with_its_story() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("play.txt"), &shakespeare()[..60_000]).unwrap();
+    succeed(folder.path(), "tokenizer train --txt play.txt --vocab_size 300 --out tokenizer.json");
+    succeed(folder.path(), "tokenize --dataset play --txt play.txt --tokenizer tokenizer.json");
+    fs::write(folder.path().join("tiny.toml"), "n_layer = 1\nn_head = 2\nn_embd = 32\nblock_size = 32\n").unwrap();
+    succeed(
+        folder.path(),
+        "train --config tiny.toml --data _data_play_/data.bin --max_iters 20 --eval_interval 10 --eval_iters 2 \
+         --batch_size 4 --learning_rate 1e-2",
+    );
+    succeed(folder.path(), "export --model_path tiny_model.pt --output_dir exported");
+    let exported = folder.path().join("exported");
+    let card = fs::read_to_string(exported.join("README.md")).unwrap();
+    let metrics = fs::read_to_string(folder.path().join("tiny_model.run/metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    let loss = last["val_loss"].to_string();
+    for part in [
+        "# tiny_model\n",
+        "trained for 20 steps",
+        "Data: play.txt (",
+        "| batch_size | 4 |",
+        "| learning_rate | 0.01 |",
+        "| 20 |",
+        "![loss by step](loss.svg)",
+        &format!("      value: {loss}\n"),
+    ] {
+        assert!(card.contains(part), "{part:?} is not in {card}");
+    }
+    assert!(fs::read_to_string(exported.join("loss.svg")).unwrap().contains("<svg"));
+    let own = fs::read_to_string(folder.path().join("tokenizer.json")).unwrap();
+    assert_eq!(fs::read_to_string(exported.join("tokenizer.json")).unwrap(), own);
+
+    // The folder does all that the checkpoint does, and remembers what it knew.
+    let loaded = |path: &Path| Checkpoint::load(path).unwrap();
+    assert_eq!(loaded(&exported), loaded(&folder.path().join("tiny_model.pt")));
+    let train = "train --config tiny.toml --data _data_play_/data.bin --max_iters 2 --batch_size 2 --out more.pt";
+    succeed(folder.path(), &format!("{train} --init_from exported"));
+    succeed(folder.path(), "trace --model_checkpoint exported --data _data_play_/data.bin --out a.json --dtype f32");
+    succeed(
+        folder.path(),
+        "trace --model_checkpoint tiny_model.pt --data _data_play_/data.bin --out b.json --dtype f32",
+    );
+    let trace = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    assert!(trace("a.json") == trace("b.json"), "the same loss and gradients");
+
+    let gguf = "export --model_path exported --output_dir gguf --format gguf --dtype q8_0";
+    let (out, _) = succeed(folder.path(), gguf);
+    assert!(out.contains("  exported-q8_0.gguf ("), "{out}");
+}
+
+#[test]
+fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    save_gpt2(&folder.path().join("a.pt"), 50_257);
+    fs::create_dir(folder.path().join("full")).unwrap();
+    fs::write(folder.path().join("full/thesis.txt"), "years of work").unwrap();
+    let untied = fixture("untied");
+    let before = contents(folder.path());
+    for (line, code, reason) in [
+        ("export --model_path a.pt --output_dir full", 1, "the folder is not empty; choose another"),
+        (
+            "export --model_path a.pt --output_dir full --overwrite",
+            1,
+            "holds thesis.txt, which is no part of an export",
+        ),
+        ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
+        ("export --model_path a.pt --output_dir b --variant 7M", 1, "a.pt is not a 7M model: it has 1 layers, 1 heads"),
+        ("export --model_path missing.pt --output_dir b", 1, "cannot read missing.pt: No such file"),
+        ("export --model_path full --output_dir b", 1, "cannot read full: it is a folder without a config.json"),
+        ("export --model_path a.pt --output_dir no/where", 1, "there is no folder no"),
+        ("import --from full --out b.bin", 1, "a checkpoint's name ends in .pt or .safetensors"),
+        ("import --from a.pt --out b.pt --revision main", 1, "a.pt is no repository on the hub"),
+        ("import --from hf --out b.pt", 1, "hf is OpenAI's GPT-2 in the size of a variant; name one of 120M"),
+        ("sample --model_checkpoint hf --variant 7M", 1, "there is no GPT-2 for the variant 7M"),
+        (&format!("import --from {} --out b.pt", untied.display()), 1, "its lm_head.weight differs"),
+    ] {
+        let error = fail(folder.path(), line, code);
+        assert!(error.contains(reason), "{line}: {error:?} does not say {reason:?}");
+    }
+    // A name that is nothing here may be one on the hub; what the hub's cache lacks is said.
+    let mut command = ngen3(folder.path(), "import --from nobody/nothing --out b.pt");
+    let cache = tempfile::tempdir().unwrap();
+    let output = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache.path()).output().unwrap();
+    let (_, error) = texts(&output, 1);
+    assert!(
+        error.contains("there is no file or folder nobody/nothing here, so it was looked for on the hub"),
+        "{error}"
+    );
+    for (line, reason) in [
+        ("export --model_path a.pt --output_dir b --dtype f64", "there is no type \"f64\"; there are f32, bf16, f16"),
+        ("export --model_path a.pt --output_dir b --format onnx", "there is no format \"onnx\"; there are hf and gguf"),
+    ] {
+        let output = ngen3(folder.path(), line).output().unwrap();
+        let (_, error) = texts(&output, 2);
+        assert!(error.contains(reason), "{error}");
+    }
+    assert_eq!(contents(folder.path()), before, "nothing was written");
+}

@@ -1,0 +1,139 @@
+"""Holds a folder that `ngen3 export` wrote against transformers: logits, greedy text, token ids.
+
+    ngen3 export --model_path 7M_model.pt --output_dir exported_7M
+    python scripts/interop.py exported_7M --model 7M_model.pt --ngen3 target/release/ngen3
+
+FOLDER is opened by transformers, MODEL (FOLDER itself if not given) by ngen3. Any folder of a GPT-2 will do, so that the
+other way round is checked too: a folder that transformers wrote, read by ngen3. A folder with a GGUF file is opened with
+the gguf package and, through its GGUF reader, with transformers.
+
+Prints a line for each check and ends with code 1 if one failed.
+Needs: pip install torch transformers safetensors (and gguf)
+"""
+import argparse, json, pathlib, struct, subprocess, sys, tempfile
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("--model")
+parser.add_argument("--ngen3", default="ngen3")
+parser.add_argument("--prompt", default="ROMEO:\nWhat")
+args = parser.parse_args()
+model_path = args.model or str(args.folder)
+failed = False
+
+
+def report(what, good, detail):
+    global failed
+    failed |= not good
+    print(f"{'ok  ' if good else 'FAIL'} {what}: {detail}", flush=True)
+
+
+def ngen3(*words):
+    done = subprocess.run([args.ngen3, *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"ngen3 {' '.join(map(str, words))}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def trace(tokens):
+    """Our loss and logits on one row."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = pathlib.Path(folder, "data.bin"), pathlib.Path(folder, "trace.json")
+        data.write_bytes(struct.pack(f"<{len(tokens)}H", *tokens))
+        ngen3("trace", "--model_checkpoint", model_path, "--data", data, "--rows", 1, "--out", out, "--dtype", "f32", "--logits")
+        return json.loads(out.read_text())
+
+
+def check_numbers(name, model, tolerance):
+    """Loss, gradients and logits of one row of a block, in float32."""
+    block, vocab = model.config.n_positions, model.config.vocab_size
+    tokens = torch.randint(min(vocab, 65536), (block + 1,), generator=torch.Generator().manual_seed(1)).tolist()
+    theirs = model(torch.tensor([tokens[:-1]])).logits[0]
+    loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(tokens[1:]))
+    model.zero_grad()
+    loss.backward()
+    ours = trace(tokens)
+    difference = (torch.tensor(ours["logits"]) - theirs[-1].detach()).abs().max().item()
+    report(f"{name}, logits", difference < tolerance, f"largest difference {difference:.1e} of {theirs[-1].abs().max():.2f}")
+    report(f"{name}, loss", abs(ours["loss"] - loss.item()) < tolerance, f"{ours['loss']:.6f} here, {loss:.6f} there")
+    worst = 0.0
+    for key, parameter in model.named_parameters():
+        if key in ours["grads"]:
+            norm = parameter.grad.norm().item()
+            worst = max(worst, abs(ours["grads"][key]["norm"] - norm) / max(norm, 1e-6))
+    report(f"{name}, gradients", worst < 10 * tolerance, f"largest relative difference of a norm {worst:.1e}")
+
+
+def check_text(model, tokenizer):
+    """100 greedy tokens."""
+    ids = tokenizer(args.prompt, return_tensors="pt").input_ids
+    length = min(100, model.config.n_positions - ids.shape[1])
+    if length <= 0:
+        return print(f"skip greedy text: the block of {model.config.n_positions} has no room after the prompt")
+    with torch.no_grad():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)[0]
+    theirs = tokenizer.decode(made, skip_special_tokens=False).removesuffix("<|endoftext|>")
+    ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
+                 "--dtype", "f32").removesuffix("\n")
+    detail = f"{length} tokens the same: {ours[len(args.prompt):][:50]!r}…" if ours == theirs else f"{ours!r} here, {theirs!r} there"
+    report("greedy text", ours == theirs, detail)
+
+
+def check_tokenizer(tokenizer):
+    """Texts that are easy to get wrong; `<|endoftext|>` in a text is text."""
+    nasty = pathlib.Path(__file__).parent.parent / "crates/ngen3-data/tests/tokenizer/nasty.json"
+    cases = json.loads(nasty.read_text())
+    encode = lambda text: tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    own = json.loads((args.folder / "tokenizer.json").read_text())
+    if len(own["model"]["vocab"]) == 50257:
+        wrong = [text for text, ids in cases if encode(text) != ids]
+        report("token ids", not wrong, f"{len(cases) - len(wrong)} of {len(cases)} nasty texts the same" + (f", not {wrong[0]!r}" if wrong else ""))
+    text = "\n".join(text for text, _ in cases)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "nasty.txt")
+        path.write_bytes(text.encode())
+        done = subprocess.run([args.ngen3, "tokenize", "--dataset", "x", "--txt", path, "--tokenizer", args.folder.resolve() / "tokenizer.json"],
+                              cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            return report("token ids", False, done.stderr.strip())
+        meta = json.loads(pathlib.Path(folder, "_data_x_/meta.json").read_text())
+        size = {"uint16": "H", "uint32": "I"}[meta["dtype"]]
+        data = pathlib.Path(folder, "_data_x_/data.bin").read_bytes()
+        ours = list(struct.unpack(f"<{len(data) // struct.calcsize(size)}{size}", data))
+    theirs = encode(text)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    report("token ids", ours == theirs + end, f"{len(ours)} here, {len(theirs)} there, of all the nasty texts in one")
+    report("decoding", tokenizer.decode(theirs, clean_up_tokenization_spaces=False) == text, f"{len(text)} characters come back")
+
+
+def check_gguf(path):
+    import gguf
+    reader = gguf.GGUFReader(path)
+    types = sorted({tensor.tensor_type.name for tensor in reader.tensors})
+    field = reader.fields["general.architecture"].contents()
+    report("gguf opens", field == "gpt2", f"architecture {field}, {len(reader.tensors)} tensors of {', '.join(types)}")
+    model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, dtype=torch.float32).eval()
+    check_numbers("gguf", model, {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1}[types[-1] if types != ["F32"] else "F32"])
+
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+for gguf_file in sorted(args.folder.glob("*.gguf")):
+    check_gguf(gguf_file)
+if (args.folder / "config.json").exists():
+    stored = json.loads((args.folder / "config.json").read_text())
+    stored = stored.get("dtype") or stored.get("torch_dtype", "float32")
+    model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    # Rounded weights are read exactly; if MODEL is another file, it has the weights as they were.
+    tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}[stored] if args.model else 1e-4
+    check_numbers(f"transformers {transformers.__version__} ({stored})", model, tolerance)
+    if (args.folder / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(args.folder)
+        check_tokenizer(tokenizer)
+        if tolerance == 1e-4:
+            check_text(model, tokenizer)
+sys.exit(failed)
