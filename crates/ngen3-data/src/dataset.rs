@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::files::{AtomicFile, write_atomic};
 use sha2::{Digest, Sha256};
 
 use crate::encode::{Encoded, encode};
+use crate::hf::{self, HfSource};
 use crate::source::{Event, Feed, Settings, Source, list};
 use crate::token_file::{DATA, Dtype, EMBEDDED, META, Meta, TOKENIZER, hex};
 use crate::{Error, Tokenizer};
@@ -27,6 +28,30 @@ pub struct Spec<'a> {
     pub threads: usize,
     /// The folder that the dataset's folder is made in.
     pub root: &'a Path,
+}
+
+/// What to make a dataset from, where its documents are rows of a dataset of the Hugging Face hub.
+#[derive(Clone, Debug)]
+pub struct HfSpec<'a> {
+    /// The dataset's name; its folder is [`folder_name`].
+    pub name: &'a str,
+    /// The rows.
+    pub source: &'a HfSource,
+    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    pub tokenizer: Option<&'a Path>,
+    /// Threads to encode with.
+    pub threads: usize,
+    /// The folder that the dataset's folder is made in.
+    pub root: &'a Path,
+}
+
+/// What is made, whatever it is made from.
+struct Target<'a> {
+    folder: PathBuf,
+    tokenizer: Tokenizer,
+    tokenizer_is_own: bool,
+    threads: usize,
+    stop: &'a AtomicBool,
 }
 
 /// What was made.
@@ -67,48 +92,96 @@ pub fn folder_name(name: &str) -> Result<String, Error> {
 /// Whatever is wrong with the name, the tokenizer, a source or the disk; [`Error::Input`] when there is no text at all;
 /// [`Error::Interrupted`] soon after `stop` is set.
 pub fn build(spec: &Spec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, Error> {
-    let folder = spec.root.join(folder_name(spec.name)?);
-    let tokenizer = spec.tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
+    let target = Target::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
     let listing = list(spec.sources)?;
     listing.tell_skipped(tell);
+    let source = spec.sources.iter().map(Source::to_string).collect();
+    target.make(source, tell, |scratch, cutter| {
+        let settings = Settings { lossy: spec.lossy, scratch: scratch.into() };
+        Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))
+    })
+}
 
-    let folder = Folder::create(folder)?;
-    let data = folder.path.join(DATA);
-    let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
-    let settings = Settings { lossy: spec.lossy, scratch: folder.path.clone() };
-    let cutter = tokenizer.clone();
-    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))?;
-    let end = tokenizer.eot();
-    let (mut text_bytes, mut text_tokens, mut documents) = (0, 0, 0);
-    encode(&mut feed, &tokenizer, spec.threads, stop, tell, &mut |encoded| match encoded {
-        Encoded::Tokens { ids, text_bytes: bytes } => {
-            text_bytes += bytes as u64;
-            text_tokens += ids.len() as u64;
-            writer.push(&ids)
-        }
-        Encoded::End => {
-            documents += 1;
-            writer.push(end.as_slice())
-        }
+/// Makes a dataset as [`build`] does, with a document for each row of a split of a Hugging Face dataset that has text. Rows
+/// keep their order.
+///
+/// # Errors
+/// As [`build`]; whatever is wrong with the dataset, its split or its column.
+pub fn build_hf(spec: &HfSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, Error> {
+    let target = Target::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
+    let found = hf::find(spec.source, &mut |event| {
+        tell(event);
+        !stop.load(Ordering::Relaxed)
     })?;
-    if text_tokens == 0 {
-        return Err(Error::Input("there is no text in what was given; nothing was written".into()));
+    target.make(vec![found.title()], tell, |scratch, cutter| {
+        found.feed(scratch.into(), move |text| cutter.safe_split(text))
+    })
+}
+
+impl<'a> Target<'a> {
+    fn new(
+        name: &str,
+        root: &Path,
+        tokenizer: Option<&Path>,
+        threads: usize,
+        stop: &'a AtomicBool,
+    ) -> Result<Self, Error> {
+        let folder = root.join(folder_name(name)?);
+        let tokenizer_is_own = tokenizer.is_some();
+        let tokenizer = tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
+        Ok(Self { folder, tokenizer, tokenizer_is_own, threads, stop })
     }
 
-    let json = spec.tokenizer.map(|_| tokenizer.to_json());
-    let meta = Meta {
-        tokenizer: tokenizer.name().into(),
-        vocab_size: tokenizer.vocab_size(),
-        dtype: writer.dtype,
-        tokens: writer.tokens,
-        documents,
-        source: spec.sources.iter().map(Source::to_string).collect(),
-        sha256: String::new(),
-        tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
-    };
-    commit(&folder, writer, meta, json.as_deref())?;
-    let end_of_text = end.map(|id| tokenizer.decode(&[id]));
-    Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
+    /// Encodes and writes what the feed gives that `start` begins: it is given a folder for temporary files, and the
+    /// tokenizer to cut with.
+    fn make(
+        self,
+        source: Vec<String>,
+        tell: &mut dyn FnMut(Event),
+        start: impl FnOnce(&Path, Tokenizer) -> Result<Feed, Error>,
+    ) -> Result<Summary, Error> {
+        let Self { folder, tokenizer, tokenizer_is_own, threads, stop } = self;
+        let folder = Folder::create(folder)?;
+        let data = folder.path.join(DATA);
+        let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+        let mut feed = start(&folder.path, tokenizer.clone())?;
+        let end = tokenizer.eot();
+        let (mut text_bytes, mut documents) = (0, 0);
+        encode(&mut feed, &tokenizer, threads, stop, tell, &mut |encoded| match encoded {
+            Encoded::Tokens { ids, text_bytes: bytes } => {
+                text_bytes += bytes as u64;
+                writer.push(&ids)
+            }
+            Encoded::End => {
+                documents += 1;
+                writer.push(end.as_slice())
+            }
+            Encoded::Documents { ids, text_bytes: bytes, count } => {
+                text_bytes += bytes as u64;
+                documents += count as u64;
+                writer.push(&ids)
+            }
+        })?;
+        let text_tokens = writer.tokens - if end.is_some() { documents } else { 0 };
+        if text_tokens == 0 {
+            return Err(Error::Input("there is no text in what was given; nothing was written".into()));
+        }
+
+        let json = tokenizer_is_own.then(|| tokenizer.to_json());
+        let meta = Meta {
+            tokenizer: tokenizer.name().into(),
+            vocab_size: tokenizer.vocab_size(),
+            dtype: writer.dtype,
+            tokens: writer.tokens,
+            documents,
+            source,
+            sha256: String::new(),
+            tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+        };
+        commit(&folder, writer, meta, json.as_deref())?;
+        let end_of_text = end.map(|id| tokenizer.decode(&[id]));
+        Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
+    }
 }
 
 /// Gives the finished files their names. Each is whole; a crash in between leaves files that do not fit together, which

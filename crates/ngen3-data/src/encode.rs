@@ -18,18 +18,48 @@ pub(crate) enum Encoded {
     },
     /// The current document ends here.
     End,
+    /// Whole documents.
+    Documents {
+        /// Their ids, with the token that ends each, if there is one.
+        ids: Vec<u32>,
+        /// Bytes of text that they stand for.
+        text_bytes: usize,
+        /// How many documents.
+        count: usize,
+    },
 }
 
 /// A piece to be encoded, and where its ids go.
 struct Job {
     text: String,
+    /// Where documents end in `text`, if it is whole ones.
+    ends: Option<Vec<usize>>,
     reply: SyncSender<Result<Encoded, Error>>,
 }
 
 /// What has been asked for and not yet been given to `take`, oldest first.
 enum Pending {
-    Tokens(Receiver<Result<Encoded, Error>>),
+    Job(Receiver<Result<Encoded, Error>>),
     End,
+}
+
+impl Job {
+    fn encode(&self, tokenizer: &Tokenizer) -> Result<Encoded, Error> {
+        let Self { text, ends, .. } = self;
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        let text_bytes = text.len();
+        let Some(ends) = ends else {
+            tokenizer.try_encode_into(text, &mut ids)?;
+            return Ok(Encoded::Tokens { ids, text_bytes });
+        };
+        let mut start = 0;
+        for &end in ends {
+            tokenizer.try_encode_into(&text[start..end], &mut ids)?;
+            ids.extend(tokenizer.eot());
+            start = end;
+        }
+        Ok(Encoded::Documents { ids, text_bytes, count: ends.len() })
+    }
 }
 
 /// Encodes all that a feed gives on `threads` threads, and gives it to `take` in order.
@@ -50,11 +80,9 @@ pub(crate) fn encode(
         loop {
             let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             // No more jobs will come.
-            let Ok(Job { text, reply }) = job else { return };
-            let mut ids = Vec::with_capacity(text.len() / 3);
-            let result = tokenizer.try_encode_into(&text, &mut ids);
+            let Ok(job) = job else { return };
             // Whoever asked may have stopped at an earlier error.
-            let _ = reply.send(result.map(|()| Encoded::Tokens { ids, text_bytes: text.len() }).map_err(Error::from));
+            let _ = job.reply.send(job.encode(tokenizer));
         }
     };
     std::thread::scope(|scope| {
@@ -66,18 +94,21 @@ pub(crate) fn encode(
         let jobs = jobs;
         let mut pending = VecDeque::new();
         let mut settle = |pending| match pending {
-            Pending::Tokens(result) => take(result.recv().map_err(|_| worker_died())??),
+            Pending::Job(result) => take(result.recv().map_err(|_| worker_died())??),
             Pending::End => take(Encoded::End),
         };
         while let Some(piece) = feed.next(stop, tell)? {
-            match piece {
-                Piece::Text(text) => {
-                    let (reply, result) = sync_channel(1);
-                    jobs.send(Job { text, reply }).map_err(|_| worker_died())?;
-                    pending.push_back(Pending::Tokens(result));
+            let (text, ends) = match piece {
+                Piece::Text(text) => (text, None),
+                Piece::Documents { text, ends } => (text, Some(ends)),
+                Piece::End => {
+                    pending.push_back(Pending::End);
+                    continue;
                 }
-                Piece::End => pending.push_back(Pending::End),
-            }
+            };
+            let (reply, result) = sync_channel(1);
+            jobs.send(Job { text, ends, reply }).map_err(|_| worker_died())?;
+            pending.push_back(Pending::Job(result));
             // Enough to keep every thread busy; no more, so that memory stays as it is however long the text.
             while pending.len() > 3 * threads {
                 pending.pop_front().map_or(Ok(()), &mut settle)?;

@@ -35,7 +35,7 @@ pub fn train_tokenizer(
     let texts = std::iter::from_fn(|| {
         loop {
             match feed.next(stop, tell).transpose()? {
-                Ok(Piece::Text(text)) => return Some(Ok(text)),
+                Ok(Piece::Text(text) | Piece::Documents { text, .. }) => return Some(Ok(text)),
                 Ok(Piece::End) => {}
                 Err(error) => return Some(Err(error)),
             }

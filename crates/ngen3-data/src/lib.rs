@@ -1,12 +1,14 @@
 //! Text to tokens to batches.
 //!
-//! Read in the order of the data: `source/` (where text comes from), `tokenizer/` (text to ids), `dataset.rs` (a folder of
-//! tokens is made), `token_file.rs` (and opened), `batch.rs` (and drawn from).
+//! Read in the order of the data: `source/` (where text comes from), `hub/` and `hf/` (or rows of text, from the Hugging Face
+//! hub), `tokenizer/` (text to ids), `dataset.rs` (a folder of tokens is made), `token_file.rs` (and opened), `batch.rs` (and
+//! drawn from).
 
 mod batch;
 mod dataset;
 mod encode;
 mod error;
+mod hf;
 pub mod hub;
 mod learn;
 pub mod source;
@@ -14,8 +16,9 @@ mod token_file;
 pub mod tokenizer;
 
 pub use batch::BatchSampler;
-pub use dataset::{Spec, Summary, build, folder_name};
+pub use dataset::{HfSpec, Spec, Summary, build, build_hf, folder_name};
 pub use error::Error;
+pub use hf::HfSource;
 pub use learn::train_tokenizer;
 pub use token_file::{Dtype, Meta, TokenFile};
 pub use tokenizer::Tokenizer;

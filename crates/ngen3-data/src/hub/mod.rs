@@ -200,6 +200,11 @@ impl Hub {
 }
 
 impl Snapshot {
+    /// Where it is from.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// The commit, 40 hexadecimal digits.
     pub fn commit(&self) -> &str {
         &self.commit

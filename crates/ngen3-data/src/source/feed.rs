@@ -35,6 +35,13 @@ pub enum Piece {
     Text(String),
     /// The current document, which had text, ends here.
     End,
+    /// Whole documents, each with text, end to end: many small ones take one piece.
+    Documents {
+        /// Their texts.
+        text: String,
+        /// Where each ends in `text`, in bytes.
+        ends: Vec<usize>,
+    },
 }
 
 /// What there is to tell meanwhile.
@@ -70,8 +77,33 @@ enum Message {
     Done(Result<(), Error>),
 }
 
-/// The consumer has gone, so there is no one to read for.
-struct Gone;
+/// Where the reading thread puts what it reads.
+#[derive(Clone)]
+pub(crate) struct Sink {
+    sender: SyncSender<Message>,
+}
+
+impl Sink {
+    /// Hands a piece over.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] when the consumer has gone, so that there is no one to read for.
+    pub(crate) fn piece(&self, piece: Piece) -> Result<(), Error> {
+        self.send(Message::Piece(piece))
+    }
+
+    /// Tells something.
+    ///
+    /// # Errors
+    /// As [`Sink::piece`].
+    pub(crate) fn event(&self, event: Event) -> Result<(), Error> {
+        self.send(Message::Event(event))
+    }
+
+    fn send(&self, message: Message) -> Result<(), Error> {
+        self.sender.send(message).map_err(|_| Error::Interrupted)
+    }
+}
 
 impl Feed {
     /// Begins to read. `cut` says where a text that may go on can be cut in two (`Tokenizer::safe_split`); where it cannot,
@@ -84,13 +116,23 @@ impl Feed {
         settings: Settings,
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<Self, Error> {
+        Self::run(move |sink| {
+            let mut reading = Reading { sink, settings, cut, inputs, read_before: 0, client: None };
+            (0..reading.inputs.len()).try_for_each(|index| reading.read(index))
+        })
+    }
+
+    /// Begins to read whatever `read` puts into the sink.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no thread to be had.
+    pub(crate) fn run(read: impl FnOnce(Sink) -> Result<(), Error> + Send + 'static) -> Result<Self, Error> {
         let (sender, messages) = sync_channel(QUEUE);
         // Not joined: when the consumer stops early this thread may be waiting for stdin or a network, and ends when that does.
         let thread = std::thread::Builder::new().spawn(move || {
-            let mut reading = Reading { sender, settings, cut, inputs, read_before: 0, client: None };
-            let result = (0..reading.inputs.len()).try_for_each(|index| reading.read(index));
+            let result = read(Sink { sender: sender.clone() });
             // If the consumer has gone, it has no use for the outcome.
-            let _ = reading.sender.send(Message::Done(result));
+            let _ = sender.send(Message::Done(result));
         });
         thread.map_err(|error| Error::Input(format!("cannot start a thread to read with: {error}")))?;
         Ok(Self { messages })
@@ -120,7 +162,7 @@ impl Feed {
 
 /// The reading thread's state.
 struct Reading<C> {
-    sender: SyncSender<Message>,
+    sink: Sink,
     settings: Settings,
     cut: C,
     inputs: Vec<Input>,
@@ -130,17 +172,7 @@ struct Reading<C> {
     client: Option<Client>,
 }
 
-impl From<Gone> for Error {
-    fn from(Gone: Gone) -> Self {
-        Self::Interrupted
-    }
-}
-
 impl<C: Fn(&str) -> Option<usize>> Reading<C> {
-    fn send(&self, message: Message) -> Result<(), Gone> {
-        self.sender.send(message).map_err(|_| Gone)
-    }
-
     /// Bytes of all documents as they are stored, if every size is known.
     fn total(&self) -> Option<u64> {
         self.inputs.iter().map(|input| input.size).sum()
@@ -152,8 +184,8 @@ impl<C: Fn(&str) -> Option<usize>> Reading<C> {
             Source::Stdin => open(name, std::io::stdin(), false),
             Source::Shakespeare => open(name, Cursor::new(SHAKESPEARE), false),
             Source::Url(url) => {
-                let sender = self.sender.clone();
-                let mut tell = move |event| sender.send(Message::Event(event)).is_ok();
+                let sink = self.sink.clone();
+                let mut tell = move |event| sink.event(event).is_ok();
                 let client = self.client.get_or_insert_with(Client::new);
                 let (file, size) = client.download(url, &self.settings.scratch, &mut tell)?;
                 self.inputs[index].size = Some(size);
@@ -178,8 +210,8 @@ impl<C: Fn(&str) -> Option<usize>> Reading<C> {
             }
             if let Some(at) = (self.cut)(&text).filter(|&at| at > 0) {
                 let rest = text.split_off(at);
-                self.send(Message::Piece(Piece::Text(std::mem::replace(&mut text, rest))))?;
-                self.send(Message::Event(Event::Reading { done, total }))?;
+                self.sink.piece(Piece::Text(std::mem::replace(&mut text, rest)))?;
+                self.sink.event(Event::Reading { done, total })?;
                 (wanted, empty) = (PIECE, false);
             } else {
                 // Looking again after every buffer would take quadratic time.
@@ -189,17 +221,16 @@ impl<C: Fn(&str) -> Option<usize>> Reading<C> {
         self.read_before += consumed.load(Ordering::Relaxed);
         if reader.replaced > 0 {
             let note = format!("{name}: bytes that are not UTF-8 were replaced by U+FFFD (count: {})", reader.replaced);
-            self.send(Message::Event(Event::Note(note)))?;
+            self.sink.event(Event::Note(note))?;
         }
         if !text.is_empty() {
-            self.send(Message::Piece(Piece::Text(text)))?;
+            self.sink.piece(Piece::Text(text))?;
         } else if empty {
-            self.send(Message::Event(Event::Note(format!("{name} is empty and was left out"))))?;
+            self.sink.event(Event::Note(format!("{name} is empty and was left out")))?;
             return Ok(());
         }
-        self.send(Message::Event(Event::Reading { done: self.read_before, total }))?;
-        self.send(Message::Piece(Piece::End))?;
-        Ok(())
+        self.sink.event(Event::Reading { done: self.read_before, total })?;
+        self.sink.piece(Piece::End)
     }
 }
 
@@ -232,6 +263,7 @@ mod tests {
                     text.push_str(&piece);
                 }
                 Piece::End => documents.push(std::mem::take(&mut text)),
+                Piece::Documents { .. } => unreachable!("files are read as pieces of documents"),
             }
         }
         assert!(text.is_empty(), "every text is followed by its end");

@@ -6,12 +6,13 @@
 
 mod feed;
 pub(crate) mod http;
-mod open;
-mod text;
+pub(crate) mod open;
+pub(crate) mod text;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+pub(crate) use feed::Sink;
 pub use feed::{Event, Feed, Piece, Settings};
 
 use crate::Error;
@@ -178,7 +179,7 @@ fn is_text_name(path: &Path) -> bool {
         || is(path, &COMPRESSED_ENDINGS) && path.file_stem().is_some_and(|stem| is(Path::new(stem), &TEXT_ENDINGS))
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     let reason = match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file or folder".into(),
         _ => error.to_string(),

@@ -14,18 +14,18 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// A document that can be read.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     /// Its bytes, unpacked.
-    pub(super) bytes: Box<dyn Read + Send>,
+    pub(crate) bytes: Box<dyn Read + Send>,
     /// Whether they had been packed.
-    pub(super) unpacked: bool,
+    pub(crate) unpacked: bool,
     /// How many bytes have been read of what was stored, packed or not.
-    pub(super) consumed: Arc<AtomicU64>,
+    pub(crate) consumed: Arc<AtomicU64>,
 }
 
 /// Opens bytes that may be gzip or zstd, as their first bytes tell. `name` is for errors; when it promises a compressed
 /// file and `name_binds`, plain bytes are an error rather than text.
-pub(super) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<Opened, Error> {
+pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<Opened, Error> {
     let consumed = Arc::new(AtomicU64::new(0));
     let mut counted = Counted { inner: stored, count: Arc::clone(&consumed) };
     let failed = |error: &io::Error| Error::Read { name: name.into(), reason: error.to_string() };
@@ -48,13 +48,13 @@ pub(super) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: b
 }
 
 /// Opens a file on disk.
-pub(super) fn open_file(name: &str, path: &std::path::Path) -> Result<Opened, Error> {
+pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<Opened, Error> {
     let file = File::open(path).map_err(|error| super::unreadable(path, &error))?;
     open(name, file, true)
 }
 
 /// Up to `n` bytes from the start of a stream; fewer only at its end.
-pub(super) fn peek(reader: &mut impl Read, n: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn peek(reader: &mut impl Read, n: usize) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(n);
     reader.by_ref().take(n as u64).read_to_end(&mut start)?;
     Ok(start)

@@ -86,7 +86,8 @@ impl TextReader {
     }
 }
 
-fn read_error(name: &str, unpacked: bool, error: &io::Error) -> Error {
+/// What a failure to read bytes means; `unpacked` if they come out of a compressed file.
+pub(crate) fn read_error(name: &str, unpacked: bool, error: &io::Error) -> Error {
     let reason = match error.kind() {
         io::ErrorKind::UnexpectedEof if unpacked => "its compressed data ends too early; is it cut short?".into(),
         _ if unpacked => format!("its compressed data is damaged ({error})"),

@@ -1,0 +1,174 @@
+//! What a dataset's README says of its files: the `configs` of the YAML at its head.
+
+use serde_json::Value;
+
+use crate::Error;
+
+/// Bytes of YAML that are read at most.
+const LIMIT: usize = 1 << 22;
+
+/// A configuration of a dataset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Config {
+    pub(super) name: String,
+    /// Splits with the patterns of their files; `None` if the files' names tell.
+    pub(super) splits: Option<Vec<(String, Vec<String>)>>,
+    /// The folder that all paths start from.
+    pub(super) folder: Option<String>,
+    /// What stands between the fields of a CSV file.
+    pub(super) delimiter: Option<String>,
+    is_default: bool,
+}
+
+/// The configurations that a README names; none if it has none.
+///
+/// # Errors
+/// [`Error::Read`] for `name`, the README, if its YAML is malformed or its `configs` are not as `datasets` has them.
+pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<Config>, Error> {
+    let failed = |reason: String| Error::Read { name: name.into(), reason };
+    let Some(yaml) = head(readme) else { return Ok(Vec::new()) };
+    if yaml.len() > LIMIT {
+        return Err(failed(format!("the YAML at its head has more than {LIMIT} bytes")));
+    }
+    let yaml: Value =
+        serde_saphyr::from_str(yaml).map_err(|error| failed(format!("its YAML is malformed: {error}")))?;
+    let configs = match yaml.get("configs") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(configs)) => configs,
+        Some(_) => return Err(failed("its configs are no list".into())),
+    };
+    configs.iter().map(|value| config(value).map_err(failed)).collect()
+}
+
+/// The configuration that is meant when none is named: the only one, the one called `default`, or the one marked so.
+pub(super) fn default(configs: &[Config]) -> Option<&Config> {
+    match configs {
+        [only] => Some(only),
+        _ => configs.iter().find(|config| config.name == "default" || config.is_default),
+    }
+}
+
+/// The text between `---` and `---` at the head.
+fn head(readme: &str) -> Option<&str> {
+    let readme = readme.strip_prefix('\u{feff}').unwrap_or(readme);
+    let rest = readme.strip_prefix("---")?;
+    let rest = rest.strip_prefix("\r\n").or_else(|| rest.strip_prefix('\n'))?;
+    let mut at = 0;
+    for line in rest.split_inclusive('\n') {
+        if line.trim_end() == "---" {
+            return Some(&rest[..at]);
+        }
+        at += line.len();
+    }
+    None
+}
+
+fn config(value: &Value) -> Result<Config, String> {
+    let text = |name: &str| match value.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        // YAML reads a name such as 2024 as a number.
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(_) => Err(format!("the {name} of one of its configs is no text")),
+    };
+    let name = text("config_name")?.ok_or("one of its configs has no config_name")?;
+    let splits = match value.get("data_files") {
+        None | Some(Value::Null) => None,
+        Some(files) => Some(splits(files).ok_or_else(|| {
+            format!("the data_files of its config {name} are neither paths nor a list of a split and a path each")
+        })?),
+    };
+    let delimiter = match text("sep")? {
+        Some(sep) => Some(sep),
+        None => text("delimiter")?,
+    };
+    let is_default = value.get("default").and_then(Value::as_bool).unwrap_or(false);
+    Ok(Config { name, splits, folder: text("data_dir")?, delimiter, is_default })
+}
+
+/// `data_files`: a path, a list of paths, or splits with one or several paths each. Paths alone are the split `train`.
+fn splits(value: &Value) -> Option<Vec<(String, Vec<String>)>> {
+    let paths = |value: &Value| match value {
+        Value::String(path) => Some(vec![path.clone()]),
+        Value::Array(paths) => paths.iter().map(|path| path.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    let name = |value: &Value| match value {
+        Value::String(name) => Some(name.clone()),
+        Value::Number(name) => Some(name.to_string()),
+        _ => None,
+    };
+    match value {
+        Value::Object(splits) => splits.iter().map(|(split, value)| Some((split.clone(), paths(value)?))).collect(),
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            list.iter().map(|item| Some((name(item.get("split")?)?, paths(item.get("path")?)?))).collect()
+        }
+        paths_alone => Some(vec![("train".into(), paths(paths_alone)?)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(yaml: &str) -> Vec<Config> {
+        configs("README.md", &format!("---\n{yaml}\n---\n# Title\n---\n")).unwrap()
+    }
+
+    fn files(config: &Config) -> Vec<(&str, Vec<&str>)> {
+        let splits = config.splits.as_ref().unwrap();
+        splits.iter().map(|(split, paths)| (split.as_str(), paths.iter().map(String::as_str).collect())).collect()
+    }
+
+    #[test]
+    fn the_forms_of_data_files_are_read() {
+        let found = read(
+            "license: mit\nconfigs:\n- config_name: a\n  data_files: x.csv\n  sep: '|'\n- config_name: b\n  data_files:\n  - y/*\n  \
+             - z/*\n- config_name: c\n  default: true\n  data_files:\n  - split: train\n    path: t/*\n  - split: test\n    path: \
+             [u/*, v/*]\n- config_name: d\n  data_dir: w",
+        );
+        assert_eq!(files(&found[0]), [("train", vec!["x.csv"])]);
+        assert_eq!(found[0].delimiter.as_deref(), Some("|"));
+        assert_eq!(files(&found[1]), [("train", vec!["y/*", "z/*"])]);
+        assert_eq!(files(&found[2]), [("train", vec!["t/*"]), ("test", vec!["u/*", "v/*"])]);
+        assert_eq!((&found[3].splits, found[3].folder.as_deref()), (&None, Some("w")));
+        assert_eq!(default(&found).unwrap().name, "c");
+        assert_eq!(default(&found[..1]).unwrap().name, "a");
+        assert_eq!(default(&found[..2]), None);
+    }
+
+    #[test]
+    fn a_readme_need_not_say_anything() {
+        for readme in
+            ["", "# Title", "---\nlicense: mit\n---\n", "---\nconfigs:\n---\n", "---\nnever closed\n", "----\n"]
+        {
+            assert_eq!(configs("README.md", readme).unwrap(), [], "{readme}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let error = |yaml: &str| configs("README.md", &format!("---\n{yaml}\n---\n")).unwrap_err().to_string();
+        assert!(error("configs: [").starts_with("cannot read README.md: its YAML is malformed: "));
+        assert!(error("configs: 3").contains("no list"));
+        assert!(error("configs:\n- data_files: x").contains("config_name"));
+        assert!(error("configs:\n- config_name: a\n  data_files: {train: 3}").contains("data_files of its config a"));
+        // A billion laughs.
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for n in 1..10 {
+            bomb += &format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(", "));
+        }
+        assert!(error(&bomb).contains("malformed"));
+        assert!(error(&format!("a: {}", "[".repeat(100_000))).contains("malformed"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(yaml in "[-a: \\n\\[\\]{}&*!|>'\"#%]{0,40}") {
+            let _ = configs("README.md", &format!("---\n{yaml}\n---\n"));
+            let _ = configs("README.md", &format!("---\nconfigs:\n{yaml}\n---\n"));
+        }
+    }
+}

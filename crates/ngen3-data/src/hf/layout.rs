@@ -1,0 +1,425 @@
+//! Which files make up which split, by the conventions of the `datasets` library:
+//!
+//! 1. the README's `configs` with their `data_files`;
+//! 2. else names such as `data/train-00000-of-00002.parquet`, any word in place of `train`;
+//! 3. else folders called `train`, `validation`, `test` or their synonyms;
+//! 4. else such words in files' names (`train.csv`, `my-dev-set.jsonl`);
+//! 5. else every file is of the split `train`.
+//!
+//! Where none of these finds a file that can be read (a dataset that is a Python script), the hub's own conversion is on the
+//! branch `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`.
+
+use std::collections::BTreeMap;
+
+use super::card::{self, Config};
+use super::format::{DataFile, Format, READABLE};
+use super::glob::{is_pattern, matches};
+use super::repository::Repository;
+use super::split::is_name;
+use crate::Error;
+use crate::hub::{File, Tell};
+use crate::source::Event;
+
+const README: &str = "README.md";
+/// Where the hub keeps what it converted.
+const CONVERTED: &str = "refs/convert/parquet";
+/// What the conversion is called that holds the beginning of a large split.
+const PARTIAL: &str = "partial-";
+
+/// The usual splits with the words for them.
+const SPLITS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "dev", "val"]),
+    ("test", &["test", "testing", "eval", "evaluation"]),
+];
+/// What may stand beside such a word.
+const BESIDE: &str = "[-._ 0-9]";
+
+/// Files that stand beside data without being data.
+const NO_DATA: [&str; 5] =
+    ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
+
+/// The splits of one configuration.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// In order, each with its files in reading order, whatever their formats.
+    splits: Vec<(String, Vec<File>)>,
+    delimiter: Option<u8>,
+    /// Where the splits come from, for messages.
+    title: String,
+}
+
+/// Finds the splits of a configuration, and the repository that has them: the hub's conversion may take the place of the
+/// one given.
+///
+/// # Errors
+/// [`Error::Input`] naming the configurations there are, or saying that nothing can be read.
+pub(super) fn find(
+    repository: Repository,
+    config: Option<&str>,
+    tell: &mut Tell,
+) -> Result<(Repository, Layout), Error> {
+    if let Repository::Hub { revision: Some(revision), .. } = &repository
+        && revision == CONVERTED
+    {
+        let layout = converted(&repository, config, tell)?;
+        return Ok((repository, layout));
+    }
+    if let Repository::Hub { snapshot, name, .. } = &repository
+        && !snapshot.is_complete()
+    {
+        let note = format!("offline: only the files of {name} that are in the cache are known; there may be more");
+        tell(Event::Note(note));
+    }
+    let files = repository.files();
+    let configs = read_card(&repository, &files, tell)?;
+    if !configs.is_empty() {
+        let config = choose(&configs, config, &repository)?;
+        let layout = from_card(config, &repository, &files)?;
+        return Ok((repository, layout));
+    }
+    let is_default = config.is_none_or(|config| config == "default");
+    let splits = if is_default && !is_script(&repository, &files) { by_name(&files, "") } else { Vec::new() };
+    if !splits.is_empty() {
+        let title = repository.title();
+        return Ok((repository, Layout { splits, delimiter: None, title }));
+    }
+    match repository {
+        Repository::Hub { snapshot, name, revision: None } => {
+            let converted_repository =
+                Repository::on_hub(snapshot.hub(), &name, Some(CONVERTED), tell).map_err(|error| match error {
+                    Error::Hub { name, reason } => Error::Hub {
+                        reason: format!(
+                            "{}, and of the hub's conversion ({CONVERTED}): {reason}",
+                            nothing(&files, config)
+                        ),
+                        name,
+                    },
+                    error => error,
+                })?;
+            let layout = converted(&converted_repository, config, tell)?;
+            Ok((converted_repository, layout))
+        }
+        other => Err(Error::Input(format!("{}: {}", other.title(), nothing(&files, config)))),
+    }
+}
+
+impl Layout {
+    /// The files of a split that are of the format most of them have.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the splits there are, or for a split of which no file can be read.
+    pub(super) fn files(&self, split: &str, repository: &Repository, tell: &mut Tell) -> Result<Vec<DataFile>, Error> {
+        let Some((_, files)) = self.splits.iter().find(|(name, _)| name == split) else {
+            let names: Vec<_> = self.splits.iter().map(|(name, _)| name.as_str()).collect();
+            let reason = format!("{} has no split {split:?}; it has: {}", self.title, names.join(", "));
+            return Err(Error::Input(reason));
+        };
+        let mut readable: Vec<_> = files
+            .iter()
+            .filter_map(|file| {
+                let format = Format::of(&file.path)?;
+                Some(DataFile { path: file.path.clone(), size: file.size, format })
+            })
+            .collect();
+        let count = |format: Format| readable.iter().filter(|file| file.format.is_akin_to(format)).count();
+        let best = readable.iter().map(|file| file.format).max_by_key(|&format| {
+            // More files first, then the better format.
+            (count(format), std::cmp::Reverse(format.rank()))
+        });
+        let Some(best) = best else {
+            let example = files.first().map_or_else(String::new, |file| format!(" (there is {})", file.path));
+            let reason = format!("split {split} of {}: none of its files is {READABLE}{example}", self.title);
+            return Err(Error::Input(reason));
+        };
+        readable.retain(|file| file.format.is_akin_to(best));
+        if readable.len() < files.len() {
+            let left = files.iter().find(|file| !readable.iter().any(|kept| kept.path == file.path));
+            tell(Event::Note(format!(
+                "split {split}: {} of its files were left out, such as {}: the others are of another format",
+                files.len() - readable.len(),
+                left.map_or_else(String::new, |file| repository.name_of(&file.path)),
+            )));
+        }
+        if let Some(delimiter) = self.delimiter {
+            for file in &mut readable {
+                if let Format::Csv { delimiter: own } = &mut file.format {
+                    *own = delimiter;
+                }
+            }
+        }
+        Ok(readable)
+    }
+}
+
+fn read_card(repository: &Repository, files: &[File], tell: &mut Tell) -> Result<Vec<Config>, Error> {
+    if !files.iter().any(|file| file.path == README) {
+        return Ok(Vec::new());
+    }
+    let name = repository.name_of(README);
+    let bytes = std::fs::read(repository.fetch(README, tell)?);
+    let bytes = bytes.map_err(|error| Error::Read { name: name.clone(), reason: error.to_string() })?;
+    card::configs(&name, &String::from_utf8_lossy(&bytes))
+}
+
+/// A dataset that is made by a Python script of its own name.
+fn is_script(repository: &Repository, files: &[File]) -> bool {
+    let Repository::Hub { name, .. } = repository else { return false };
+    let script = format!("{}.py", name.rsplit('/').next().unwrap_or(name));
+    files.iter().any(|file| file.path == script)
+}
+
+/// The configuration of this name, or the one that is meant without a name.
+fn choose<'a>(configs: &'a [Config], named: Option<&str>, repository: &Repository) -> Result<&'a Config, Error> {
+    let found = match named {
+        Some(named) => configs.iter().find(|config| config.name == named),
+        None => card::default(configs),
+    };
+    let names = || configs.iter().map(|config| config.name.as_str()).collect::<Vec<_>>();
+    found.ok_or_else(|| no_config(named, &names(), repository))
+}
+
+fn no_config(named: Option<&str>, names: &[&str], repository: &Repository) -> Error {
+    let (title, names) = (repository.title(), names.join(", "));
+    Error::Input(match named {
+        Some(named) => format!("{title} has no configuration {named:?}; it has: {names}"),
+        None => format!("{title} has several configurations; choose one with --hf_config: {names}"),
+    })
+}
+
+fn from_card(config: &Config, repository: &Repository, files: &[File]) -> Result<Layout, Error> {
+    let title = format!("{} (configuration {})", repository.title(), config.name);
+    let folder = config.folder.as_deref().unwrap_or("").trim_start_matches("./").trim_matches('/');
+    let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+    let splits = match &config.splits {
+        Some(splits) => splits
+            .iter()
+            .map(|(split, patterns)| Ok((split.clone(), resolve(patterns, &prefix, files, &title)?)))
+            .collect::<Result<_, Error>>()?,
+        None => by_name(files, &prefix),
+    };
+    let delimiter = match config.delimiter.as_deref().map(str::as_bytes) {
+        None => None,
+        Some([byte]) => Some(*byte),
+        Some(_) => return Err(Error::Input(format!("{title}: a delimiter of several characters is not read"))),
+    };
+    Ok(Layout { splits, delimiter, title })
+}
+
+/// The files that patterns stand for: in the patterns' order, and of each in the order of the paths.
+fn resolve(patterns: &[String], prefix: &str, files: &[File], title: &str) -> Result<Vec<File>, Error> {
+    let mut found: Vec<File> = Vec::new();
+    for pattern in patterns {
+        if pattern.contains("://") {
+            return Err(Error::Input(format!("{title}: its files are elsewhere ({pattern}), which is not read")));
+        }
+        let pattern = format!("{prefix}{}", pattern.trim_start_matches("./"));
+        let before = found.len();
+        for file in files.iter().filter(|file| file.path != README && matches(&pattern, &file.path)) {
+            // A file that two patterns stand for is one file.
+            if !found.contains(file) {
+                found.push(file.clone());
+            }
+        }
+        if found.len() == before && !is_pattern(&pattern) && !found.iter().any(|file| file.path == pattern) {
+            return Err(Error::Input(format!("{title}: its README names {pattern}, which is not there")));
+        }
+    }
+    Ok(found)
+}
+
+/// The splits that the names of folders and files below `prefix` tell, of files that can be read.
+fn by_name(files: &[File], prefix: &str) -> Vec<(String, Vec<File>)> {
+    let files: Vec<(&str, &File)> = files
+        .iter()
+        .filter(|file| Format::of(&file.path).is_some())
+        .filter_map(|file| Some((file.path.strip_prefix(prefix)?, file)))
+        .filter(|(path, _)| !NO_DATA.contains(&path.rsplit('/').next().unwrap_or(path)))
+        .collect();
+    let having = |pattern: String| {
+        let files = files.iter().filter(move |(path, _)| matches(&pattern, path));
+        files.map(|(_, file)| (*file).clone())
+    };
+
+    let digits = "[0-9]".repeat(5);
+    let mut sharded: BTreeMap<&str, Vec<File>> = BTreeMap::new();
+    for (path, file) in &files {
+        if matches(&format!("data/*-{digits}-of-{digits}*.*"), path)
+            && let Some(split) = path.strip_prefix("data/").and_then(shard_of).filter(|split| is_name(split))
+        {
+            sharded.entry(split).or_default().push((*file).clone());
+        }
+    }
+    if !sharded.is_empty() {
+        let usual = SPLITS.iter().filter_map(|(split, _)| Some(((*split).to_owned(), sharded.remove(split)?)));
+        let usual: Vec<_> = usual.collect();
+        return usual.into_iter().chain(sharded.into_iter().map(|(split, files)| (split.to_owned(), files))).collect();
+    }
+
+    let in_folders = |word: &str| {
+        [
+            format!("**/{word}/**"),
+            format!("**/{word}{BESIDE}*/**"),
+            format!("**/*{BESIDE}{word}/**"),
+            format!("**/*{BESIDE}{word}{BESIDE}*/**"),
+        ]
+    };
+    let in_names = |word: &str| [format!("**/{word}{BESIDE}*"), format!("**/*{BESIDE}{word}{BESIDE}*")];
+    let with_patterns = |patterns: &dyn Fn(&str) -> Vec<String>| {
+        let splits = SPLITS.iter().map(|(split, words)| {
+            let mut found: Vec<File> = Vec::new();
+            for file in words.iter().flat_map(|word| patterns(word)).flat_map(having) {
+                if !found.contains(&file) {
+                    found.push(file);
+                }
+            }
+            ((*split).to_owned(), found)
+        });
+        splits.filter(|(_, files)| !files.is_empty()).collect::<Vec<_>>()
+    };
+    let folders = with_patterns(&|word| in_folders(word).to_vec());
+    if !folders.is_empty() {
+        return folders;
+    }
+    let names = with_patterns(&|word| in_names(word).to_vec());
+    if !names.is_empty() || files.is_empty() {
+        return names;
+    }
+    vec![("train".into(), files.into_iter().map(|(_, file)| file.clone()).collect())]
+}
+
+/// `SPLIT` of `SPLIT-00000-of-00001….…`.
+fn shard_of(name: &str) -> Option<&str> {
+    let at = name.rfind("-of-")?;
+    name.get(..at.checked_sub(6)?)
+}
+
+/// The splits of a configuration on the hub's branch of conversions.
+fn converted(repository: &Repository, config: Option<&str>, tell: &mut Tell) -> Result<Layout, Error> {
+    let mut configs: BTreeMap<String, BTreeMap<String, Vec<File>>> = BTreeMap::new();
+    for file in repository.files() {
+        if let [config, split, name] = file.path.split('/').collect::<Vec<_>>()[..]
+            && name.ends_with(".parquet")
+        {
+            let split = split.strip_prefix(PARTIAL).unwrap_or(split).to_owned();
+            configs.entry(config.to_owned()).or_default().entry(split).or_default().push(file);
+        }
+    }
+    if configs.is_empty() {
+        let reason = format!("{}: there is no CONFIG/SPLIT/….parquet on the branch {CONVERTED}", repository.title());
+        return Err(Error::Input(reason));
+    }
+    let names: Vec<_> = configs.keys().map(String::as_str).collect();
+    let name = match (config, names.as_slice()) {
+        (Some(named), names) if names.contains(&named) => named,
+        (None, [only]) => only,
+        (None, names) if names.contains(&"default") => "default",
+        (named, names) => return Err(no_config(named, names, repository)),
+    };
+    let name = name.to_owned();
+    let splits = configs.remove(&name).unwrap_or_default();
+    if splits.values().flatten().any(|file| file.path.contains(&format!("/{PARTIAL}"))) {
+        tell(Event::Note(format!("the hub has converted only the beginning of {}", repository.title())));
+    }
+    let title = format!("{} (configuration {name})", repository.title());
+    Ok(Layout { splits: splits.into_iter().collect(), delimiter: None, title })
+}
+
+/// Why a repository gives no split.
+fn nothing(files: &[File], config: Option<&str>) -> String {
+    if let Some(config) = config.filter(|_| files.iter().any(|file| Format::of(&file.path).is_some())) {
+        return format!("it has no configuration {config:?}: its README names none");
+    }
+    let mut example = files.iter().map(|file| file.path.as_str()).filter(|path| *path != README);
+    let example = example.next().map_or_else(String::new, |path| format!(" (there is {path})"));
+    format!("it has no file that can be read ({READABLE}){example}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(paths: &[&str]) -> Vec<File> {
+        let mut files: Vec<_> = paths.iter().map(|path| File { path: (*path).into(), size: None }).collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        files
+    }
+
+    fn splits(paths: &[&str]) -> Vec<String> {
+        by_name(&files(paths), "")
+            .into_iter()
+            .map(|(split, files)| {
+                let files: Vec<_> = files.into_iter().map(|file| file.path).collect();
+                format!("{split}: {}", files.join(" "))
+            })
+            .collect()
+    }
+
+    /// What `get_data_patterns` of `datasets` 5.2 and fsspec make of the same names.
+    #[test]
+    fn names_tell_the_splits_as_they_tell_datasets() {
+        assert_eq!(splits(&["README.md", "dataset.csv"]), ["train: dataset.csv"]);
+        assert_eq!(
+            splits(&["train.csv", "test.csv", "dev.csv"]),
+            ["train: train.csv", "validation: dev.csv", "test: test.csv"]
+        );
+        assert_eq!(
+            splits(&["data/train_0.csv", "data/train_1.csv", "data/other.csv"]),
+            ["train: data/train_0.csv data/train_1.csv",]
+        );
+        assert_eq!(
+            splits(&["data/train/b.jsonl", "data/train/a.jsonl", "data/test/x/c.jsonl", "train.csv"]),
+            ["train: data/train/a.jsonl data/train/b.jsonl", "test: data/test/x/c.jsonl",]
+        );
+        assert_eq!(
+            splits(&["my-train-set.txt", "my-evaluation.txt", "trainer.txt"]),
+            ["train: my-train-set.txt", "test: my-evaluation.txt",]
+        );
+        assert_eq!(
+            splits(&[
+                "data/train-00001-of-00002.parquet",
+                "data/train-00000-of-00002.parquet",
+                "data/random-00000-of-00001-abc.parquet",
+                "data/test-00000-of-00001.parquet",
+                "data/notes.txt",
+            ]),
+            [
+                "train: data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet",
+                "test: data/test-00000-of-00001.parquet",
+                "random: data/random-00000-of-00001-abc.parquet",
+            ]
+        );
+        assert_eq!(splits(&["train.zip", "script.py", "README.md", "dataset_infos.json"]), Vec::<String>::new());
+        assert_eq!(
+            splits(&["a.txt", "data-00000-of-00001.arrow", "state.json"]),
+            ["train: a.txt data-00000-of-00001.arrow"]
+        );
+    }
+
+    #[test]
+    fn most_files_of_a_split_decide_on_the_format() {
+        let layout = |paths: &[&str]| Layout {
+            splits: vec![("train".into(), files(paths))],
+            delimiter: None,
+            title: "x".into(),
+        };
+        let repository = Repository::Local { root: "r".into(), title: "r".into(), files: Vec::new() };
+        let chosen = |paths: &[&str]| {
+            let mut notes = 0;
+            let files = layout(paths).files("train", &repository, &mut |_| {
+                notes += 1;
+                true
+            });
+            files.map(|files| (files.into_iter().map(|file| file.path).collect::<Vec<_>>(), notes))
+        };
+        assert_eq!(
+            chosen(&["a.csv", "b.jsonl", "c.jsonl.gz"]).unwrap(),
+            (vec!["b.jsonl".into(), "c.jsonl.gz".into()], 1)
+        );
+        assert_eq!(chosen(&["a.csv", "b.parquet"]).unwrap(), (vec!["b.parquet".into()], 1));
+        assert_eq!(chosen(&["a.csv", "b.tsv"]).unwrap(), (vec!["a.csv".into(), "b.tsv".into()], 0));
+        assert!(chosen(&["a.zip"]).unwrap_err().to_string().contains("none of its files is .parquet"));
+        let error = layout(&["a.csv"]).files("tset", &repository, &mut |_| true).unwrap_err();
+        assert_eq!(error.to_string(), "x has no split \"tset\"; it has: train");
+    }
+}

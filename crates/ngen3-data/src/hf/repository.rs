@@ -1,0 +1,109 @@
+//! Where a dataset's files are: a folder or file here, or the hub.
+
+use std::path::{Path, PathBuf};
+
+use super::format::{Format, READABLE};
+use crate::Error;
+use crate::hub::{File, Hub, Kind, Snapshot, Tell};
+use crate::source::unreadable;
+
+/// A dataset's files.
+#[derive(Debug)]
+pub(super) enum Repository {
+    /// Below a folder; or one file in it.
+    Local { root: PathBuf, title: String, files: Vec<File> },
+    /// At the hub.
+    Hub { snapshot: Box<Snapshot>, name: String, revision: Option<String> },
+}
+
+impl Repository {
+    /// A folder, with all that is below it but what is hidden (`.…`) or private (`__…`), or a single file.
+    pub(super) fn local(path: &Path) -> Result<Self, Error> {
+        let meta = path.metadata().map_err(|error| unreadable(path, &error))?;
+        let title = path.display().to_string();
+        let mut files = Vec::new();
+        if !meta.is_dir() {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = name.ok_or_else(|| Error::Input(format!("the name of {title} is not UTF-8")))?.to_owned();
+            if Format::of(&name).is_none() {
+                return Err(Error::Input(format!("{title}: only {READABLE} can be read")));
+            }
+            files.push(File { path: name, size: meta.is_file().then_some(meta.len()) });
+            return Ok(Self::Local { root: path.parent().unwrap_or(Path::new("")).into(), title, files });
+        }
+        search(path, "", &mut files)?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self::Local { root: path.into(), title, files })
+    }
+
+    /// A dataset of the hub.
+    pub(super) fn on_hub(hub: &Hub, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<Self, Error> {
+        let snapshot = hub.open(Kind::Dataset, name, revision, tell)?;
+        Ok(Self::Hub { snapshot: Box::new(snapshot), name: name.into(), revision: revision.map(str::to_owned) })
+    }
+
+    /// What it is, for messages and for meta.json.
+    pub(super) fn title(&self) -> String {
+        match self {
+            Self::Local { title, .. } => title.clone(),
+            Self::Hub { snapshot, name, .. } => format!("{name}@{}", snapshot.commit()),
+        }
+    }
+
+    /// Its files, in the order of their paths.
+    pub(super) fn files(&self) -> Vec<File> {
+        match self {
+            Self::Local { files, .. } => files.clone(),
+            Self::Hub { snapshot, .. } => {
+                let mut files = snapshot.files().to_vec();
+                files.retain(|file| !is_hidden(&file.path));
+                files.sort_by(|a, b| a.path.cmp(&b.path));
+                files
+            }
+        }
+    }
+
+    /// A file on disk, downloaded if need be.
+    pub(super) fn fetch(&self, path: &str, tell: &mut Tell) -> Result<PathBuf, Error> {
+        match self {
+            Self::Local { root, .. } => Ok(root.join(path)),
+            Self::Hub { snapshot, .. } => snapshot.fetch(path, tell),
+        }
+    }
+
+    /// A file's name, for messages.
+    pub(super) fn name_of(&self, path: &str) -> String {
+        match self {
+            Self::Local { root, .. } => root.join(path).display().to_string(),
+            Self::Hub { name, .. } => format!("{path} of {name}"),
+        }
+    }
+}
+
+fn is_hidden(path: &str) -> bool {
+    path.split('/').any(|part| part.starts_with('.'))
+        || path.rsplit_once('/').is_some_and(|(folders, _)| folders.split('/').any(|part| part.starts_with("__")))
+}
+
+fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Error> {
+    let entries = folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    for entry in entries.map_err(|error| unreadable(folder, &error))? {
+        let kind = entry.file_type().map_err(|error| unreadable(&entry.path(), &error))?;
+        // No file that a pattern or a split's name could mean has a name that is not UTF-8.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.starts_with('.') || kind.is_dir() && name.starts_with("__") {
+            continue;
+        }
+        let path = format!("{prefix}{name}");
+        if kind.is_dir() {
+            search(&entry.path(), &format!("{path}/"), files)?;
+            continue;
+        }
+        // A link to a file counts as that file; a link to a folder could lead round in a circle.
+        let meta = entry.path().metadata().map_err(|error| unreadable(&entry.path(), &error))?;
+        if meta.is_file() {
+            files.push(File { path, size: Some(meta.len()) });
+        }
+    }
+    Ok(())
+}

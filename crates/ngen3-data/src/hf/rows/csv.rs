@@ -1,0 +1,57 @@
+//! CSV and its kin: a first line of names, then fields with a delimiter between them, perhaps in `"`.
+
+use ::csv::{ByteRecord, ReaderBuilder};
+
+use super::{Row, Rows, Take};
+use crate::Error;
+
+/// Fields that stand for nothing, as pandas and so `datasets` has them.
+const NOTHING: [&str; 19] = [
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+];
+
+pub(super) fn read(rows: &Rows, delimiter: u8, take: &mut Take) -> Result<(), Error> {
+    let stream = rows.stream()?;
+    let (consumed, unpacked) = (stream.consumed.clone(), stream.unpacked);
+    let failed = |error: ::csv::Error| {
+        let place = error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
+        match error.into_kind() {
+            ::csv::ErrorKind::Io(error) => crate::source::text::read_error(rows.name, unpacked, &error),
+            ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                rows.failed(format!("{place}it has {len} fields where the first line names {expected_len} columns"))
+            }
+            other => rows.failed(format!("{place}{}", ::csv::Error::from(std::io::Error::other(format!("{other:?}"))))),
+        }
+    };
+    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(stream.bytes);
+    let names = reader.byte_headers().map_err(failed)?.clone();
+    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    let index = match rows.column {
+        None => None,
+        Some(column) => {
+            let index = names.iter().position(|name| *name == column.full);
+            Some(index.ok_or_else(|| rows.failed(column.missing(&names)))?)
+        }
+    };
+    let (mut record, mut number) = (ByteRecord::new(), 0);
+    while reader.read_byte_record(&mut record).map_err(failed)? {
+        number += 1;
+        if number <= rows.skip {
+            continue;
+        }
+        let field = match index {
+            None => "",
+            Some(index) => std::str::from_utf8(&record[index]).map_err(|_| {
+                let line = record.position().map_or(0, ::csv::Position::line);
+                rows.failed(format!("line {line}: its column {} is not UTF-8", names[index]))
+            })?,
+        };
+        let text = (!NOTHING.contains(&field)).then_some(field);
+        let consumed = consumed.load(std::sync::atomic::Ordering::Relaxed);
+        if take(Row { text, consumed })?.is_break() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! JSON lines, one object each; or one array of objects, told by its `[`. Only the wanted column is kept of an object.
+
+use std::fmt;
+use std::io::BufRead;
+use std::ops::ControlFlow;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::{Row, Rows, Stream, Take};
+use crate::Error;
+use crate::hf::column::Column;
+
+/// Rows after which a column that none of them had is taken for missing.
+const PATIENCE: u64 = 1000;
+/// Names of columns that are remembered for a complaint.
+const NAMES: usize = 50;
+
+pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
+    let mut stream = rows.stream()?;
+    let mut reading =
+        Reading { rows, take, number: 0, seen: false, names: Vec::new(), text: String::new(), consumed: 0 };
+    if first_byte(&mut stream)? == Some(b'[') {
+        read_array(&mut stream, &mut reading)?;
+    } else {
+        read_lines(&mut stream, &mut reading)?;
+    }
+    reading.finish()
+}
+
+/// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.
+fn first_byte(stream: &mut Stream) -> Result<Option<u8>, Error> {
+    let mut start = true;
+    loop {
+        let buffer = match stream.bytes.fill_buf() {
+            Ok(buffer) => buffer,
+            Err(error) => return Err(stream.failed(&error)),
+        };
+        let Some(&byte) = buffer.first() else { return Ok(None) };
+        let mark = start && buffer.starts_with(&[0xef, 0xbb, 0xbf]);
+        start = false;
+        match byte {
+            _ if mark => stream.bytes.consume(3),
+            byte if byte.is_ascii_whitespace() => stream.bytes.consume(1),
+            byte => return Ok(Some(byte)),
+        }
+    }
+}
+
+fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
+    let (mut line, mut number) = (Vec::new(), 0u64);
+    loop {
+        line.clear();
+        let n = stream.bytes.read_until(b'\n', &mut line).map_err(|error| stream.failed(&error))?;
+        if n == 0 {
+            return Ok(());
+        }
+        number += 1;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        reading.consumed = stream.consumed();
+        let value = match reading.column() {
+            None => None,
+            Some(column) => {
+                let mut json = serde_json::Deserializer::from_slice(&line);
+                let value = Pick { column, names: reading.names() }.deserialize(&mut json);
+                let value = value.and_then(|value| json.end().map(|()| value));
+                value.map_err(|error| reading.rows.failed(format!("line {number}: {}", without_place(&error))))?
+            }
+        };
+        if reading.row(value)?.is_break() {
+            reading.seen = true;
+            return Ok(());
+        }
+    }
+}
+
+fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    let consumed = stream.consumed.clone();
+    let (unpacked, name) = (stream.unpacked, stream.name.clone());
+    let mut json = serde_json::Deserializer::from_reader(&mut stream.bytes);
+    let elements = Elements { reading, outcome: &mut outcome, consumed: &consumed };
+    let result = json.deserialize_seq(elements).and_then(|()| json.end());
+    let rows = reading.rows;
+    match (outcome, result) {
+        (Err(Stop::Error(error)), _) => Err(error),
+        (Err(Stop::Enough), _) | (Ok(()), Ok(())) => Ok(()),
+        (Ok(()), Err(error)) if error.is_io() => {
+            Err(crate::source::text::read_error(&name, unpacked, &std::io::Error::from(error)))
+        }
+        (Ok(()), Err(error)) => Err(rows.failed(error)),
+    }
+}
+
+/// An error of one line says where in it, not that it is line 1.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(at) => format!("{} (column {})", &text[..at], error.column()),
+        None => text,
+    }
+}
+
+/// Rows being handed over.
+struct Reading<'a, 'b> {
+    rows: &'a Rows<'a>,
+    take: &'a mut Take<'b>,
+    number: u64,
+    /// Whether any row had the column.
+    seen: bool,
+    /// Columns that rows had, as long as none had the one.
+    names: Vec<String>,
+    text: String,
+    consumed: u64,
+}
+
+impl<'a> Reading<'a, '_> {
+    /// The wanted column; none for a row that is skipped.
+    fn column(&self) -> Option<&'a Column> {
+        self.rows.column.filter(|_| self.number >= self.rows.skip)
+    }
+
+    /// Where the names of the columns go, while they may be needed.
+    fn names(&mut self) -> Option<&mut Vec<String>> {
+        (!self.seen).then_some(&mut self.names)
+    }
+
+    /// Takes a row; `value` is what its top-level column holds.
+    fn row(&mut self, value: Option<(Value, bool)>) -> Result<ControlFlow<()>, Error> {
+        self.number += 1;
+        if self.number <= self.rows.skip {
+            return Ok(ControlFlow::Continue(()));
+        }
+        self.text.clear();
+        let mut has = false;
+        if let (Some(column), Some((value, exact))) = (self.rows.column, &value) {
+            self.seen = true;
+            let below = if *exact { &[] } else { &column.path[1..] };
+            has = column
+                .json_text(value, below, &mut self.text)
+                .map_err(|reason| self.rows.failed(format!("row {}: {reason}", self.number)))?;
+        }
+        if self.number == self.rows.skip + PATIENCE {
+            self.check_seen()?;
+        }
+        (self.take)(Row { text: has.then_some(&self.text), consumed: self.consumed })
+    }
+
+    fn check_seen(&self) -> Result<(), Error> {
+        match self.rows.column {
+            Some(column) if !self.seen && self.number > self.rows.skip => {
+                Err(self.rows.failed(column.missing(&self.names)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&self) -> Result<(), Error> {
+        self.check_seen()
+    }
+}
+
+/// What the wanted column of an object holds, and whether its name is the whole of the column's; `None` if it lacks it.
+struct Pick<'a> {
+    column: &'a Column,
+    names: Option<&'a mut Vec<String>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Pick<'_> {
+    type Value = Option<(Value, bool)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Pick<'_> {
+    type Value = Option<(Value, bool)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object, whose fields are the columns")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut found: Option<(Value, bool)> = None;
+        while let Some(wanted) = map.next_key_seed(Name { column: self.column, names: self.names.as_deref_mut() })? {
+            match (wanted, &found) {
+                // The whole name goes before the beginning of a path; of two alike the last counts.
+                (Some(exact), None) => found = Some((map.next_value()?, exact)),
+                (Some(exact), Some((_, before))) if exact >= *before => found = Some((map.next_value()?, exact)),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A field's name: `Some` if it is the wanted column, with whether it is its whole name.
+struct Name<'a> {
+    column: &'a Column,
+    names: Option<&'a mut Vec<String>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<bool>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = Option<bool>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+        if let Some(names) = self.names.filter(|names| names.len() < NAMES)
+            && !names.iter().any(|known| known == name)
+        {
+            names.push(name.to_owned());
+        }
+        Ok(self.column.below(name).map(<[String]>::is_empty))
+    }
+}
+
+/// Why reading an array ended before its end.
+enum Stop {
+    Enough,
+    Error(Error),
+}
+
+/// The elements of an array, each handed over as it is read.
+struct Elements<'a, 'b, 'c> {
+    reading: &'a mut Reading<'b, 'c>,
+    outcome: &'a mut Result<(), Stop>,
+    consumed: &'a std::sync::atomic::AtomicU64,
+}
+
+impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an array of objects")
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
+        let Self { reading, outcome, consumed } = self;
+        loop {
+            let value = match reading.column() {
+                Some(column) => seq.next_element_seed(Pick { column, names: reading.names() })?,
+                None => seq.next_element::<IgnoredAny>()?.map(|_| None),
+            };
+            let Some(value) = value else { return Ok(()) };
+            reading.consumed = consumed.load(std::sync::atomic::Ordering::Relaxed);
+            match reading.row(value) {
+                Ok(ControlFlow::Continue(())) => continue,
+                Ok(ControlFlow::Break(())) => {
+                    reading.seen = true;
+                    *outcome = Err(Stop::Enough);
+                }
+                Err(error) => *outcome = Err(Stop::Error(error)),
+            }
+            return Err(S::Error::custom("enough"));
+        }
+    }
+}

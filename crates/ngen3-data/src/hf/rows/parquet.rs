@@ -1,0 +1,70 @@
+//! Parquet, a stretch of rows at a time: pages are unpacked as they are needed, and only those of the text's column.
+
+use arrow_array::RecordBatchReader;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+
+use super::{Row, Rows, Take};
+use crate::Error;
+
+/// Bytes of text that a stretch of rows should have, and the most rows.
+const STRETCH: u64 = 1 << 20;
+const ROWS: u64 = 8192;
+
+/// Opens a file and reads its footer.
+fn open(rows: &Rows) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>, Error> {
+    // Types as parquet has them, whatever another program wanted to read them as.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    ParquetRecordBatchReaderBuilder::try_new_with_options(rows.file()?, options).map_err(|error| damaged(rows, &error))
+}
+
+fn damaged(rows: &Rows, error: &dyn std::fmt::Display) -> Error {
+    rows.failed(format!("it is no whole parquet file; is it cut short? ({error})"))
+}
+
+pub(super) fn count(rows: &Rows) -> Result<u64, Error> {
+    let count = open(rows)?.metadata().file_metadata().num_rows();
+    u64::try_from(count).map_err(|_| damaged(rows, &format!("it says that it has {count} rows")))
+}
+
+pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
+    let Some(column) = rows.column else { return Ok(()) };
+    let size = rows.path.metadata().map_err(|error| rows.failed(error))?.len();
+    let builder = open(rows)?;
+    let (index, below) = column.find(builder.schema().fields()).map_err(|reason| rows.failed(reason))?;
+    let promised = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+    let total = promised.max(1);
+    let bytes: i64 = builder.metadata().row_groups().iter().map(|group| group.total_byte_size().max(0)).sum();
+    let each = (u64::try_from(bytes).unwrap_or(0) / total).max(1);
+    // At most ROWS, so it fits.
+    let stretch = (STRETCH / each).clamp(1, ROWS) as usize;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
+    let skip = usize::try_from(rows.skip).unwrap_or(usize::MAX);
+    let reader = builder.with_projection(mask).with_batch_size(stretch).with_offset(skip).build();
+    let reader = reader.map_err(|error| damaged(rows, &error))?;
+    if reader.schema().fields().len() != 1 {
+        return Err(damaged(rows, &"its column is not in it"));
+    }
+    let (mut done, mut text) = (rows.skip, String::new());
+    for batch in reader {
+        let batch = batch.map_err(|error| damaged(rows, &error))?;
+        let array = batch.column(0);
+        for row in 0..batch.num_rows() {
+            text.clear();
+            let has = column
+                .arrow_text(array, row, below, &mut text)
+                .map_err(|reason| rows.failed(format!("row {}: {reason}", done + 1)))?;
+            done += 1;
+            // The share of the rows that are done stands for the share of the bytes.
+            let consumed = (u128::from(size) * u128::from(done.min(total)) / u128::from(total)) as u64;
+            if take(Row { text: has.then_some(&text), consumed })?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    // A footer can promise more rows than the pages have.
+    if done < promised {
+        return Err(damaged(rows, &format!("it has {done} of the {promised} rows that it promises")));
+    }
+    Ok(())
+}
