@@ -26,8 +26,9 @@ use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile, tokens_ti
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 
-/// Tasks into which the vocabulary is cut; fixed, so that the bits do not depend on the number of threads.
-const SEGMENTS: usize = 32;
+/// Tasks into which the vocabulary is cut at most; fixed, so that the bits do not depend on the number of threads. GPT-2's is 44
+/// nearly equal ones, which two, four or eleven threads share without waiting for each other.
+const SEGMENTS: usize = 44;
 
 /// Panels of words whose e is kept in the second-level cache for the product that follows.
 const CHUNK: usize = 16;
@@ -63,7 +64,7 @@ impl Shape {
 
     /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
     fn segment_panels(&self) -> usize {
-        self.panels().div_ceil(SEGMENTS).next_multiple_of(CHUNK)
+        self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
     }
 
     /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep.
