@@ -3,6 +3,7 @@
 
 mod bench;
 mod export;
+mod hf_tokenize;
 mod import;
 mod quickstart;
 mod sample;
@@ -18,6 +19,7 @@ mod variants;
 pub enum Command {
     Bench(bench::Args),
     Export(export::Args),
+    HfTokenize(hf_tokenize::Args),
     Import(import::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
@@ -34,6 +36,7 @@ impl Command {
         match self {
             Self::Bench(args) => bench::run(args),
             Self::Export(args) => export::run(args),
+            Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
             Self::Quickstart(args) => quickstart::run(args),
             Self::Sample(args) => sample::run(args),

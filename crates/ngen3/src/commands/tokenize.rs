@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ngen3_data::source::{Event, Source};
-use ngen3_data::{Spec, build};
+use ngen3_data::{Spec, Summary, build};
 
 use crate::interrupt::{self, interruptible};
 use crate::progress::{Progress, counted, megabytes};
@@ -63,18 +63,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let result = build(&spec, &stop, &mut |event| show(&progress, event));
     drop(progress);
     let made = interruptible(result)?;
-    let seconds = started.elapsed().as_secs_f64();
+    stdout::print(&report(&made, started.elapsed()))
+}
+
+/// Says what was made, in one line.
+pub fn report(made: &Summary, took: Duration) -> String {
+    let seconds = took.as_secs_f64();
     let ends = match &made.end_of_text {
         Some(token) => format!(" + {} {token}", counted(made.documents)),
         None => ", and no token between documents, since this tokenizer has none for that".into(),
     };
-    stdout::print(&format!(
+    format!(
         "{}: {} tokens of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
         made.data.display(),
         counted(made.text_tokens),
         megabytes(made.text_bytes as f64),
         megabytes(made.text_bytes as f64 / seconds.max(1e-9)),
-    ))
+    )
 }
 
 /// Reads what `--txt` names.
