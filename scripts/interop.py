@@ -5,25 +5,28 @@
 
 FOLDER is opened by transformers, MODEL (FOLDER itself if not given) by ngen3. Any folder of a GPT-2 will do, so that the
 other way round is checked too: a folder that transformers wrote, read by ngen3. A folder with a GGUF file is opened with
-the gguf package and, through its GGUF reader, with transformers.
+the gguf package, with transformers through its GGUF reader, and, given --llama_cpp, with llama.cpp.
 
 Prints a line for each check and ends with code 1 if one failed.
-Needs: pip install torch transformers safetensors (and gguf)
+Needs: pip install torch transformers safetensors (for GGUF files: gguf accelerate)
 """
 import argparse, json, pathlib, struct, subprocess, sys, tempfile
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("--model")
 parser.add_argument("--ngen3", default="ngen3")
 parser.add_argument("--prompt", default="ROMEO:\nWhat")
+parser.add_argument("--llama_cpp", help="a folder in which `npm install node-llama-cpp` was run")
 args = parser.parse_args()
 model_path = args.model or str(args.folder)
 failed = False
+# How far rounded weights may take the logits.
+TOLERANCE = {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1}
 
 
 def report(what, good, detail):
@@ -110,14 +113,49 @@ def check_tokenizer(tokenizer):
     report("decoding", tokenizer.decode(theirs, clean_up_tokenization_spaces=False) == text, f"{len(text)} characters come back")
 
 
+LLAMA = """
+import {getLlama} from "node-llama-cpp";
+const [path, prompt, length, block] = process.argv.slice(2);
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
+const model = await llama.loadModel({modelPath: path});
+const context = await model.createContext({contextSize: Number(block), threads: 1});
+const prompted = model.tokenize(prompt), made = [];
+for await (const token of context.getSequence().evaluate(prompted, {temperature: 0}))
+    if (model.isEogToken(token) || made.push(token) >= Number(length)) break;
+console.log(JSON.stringify(model.detokenize([...prompted, ...made])));
+process.exit(0);
+"""
+
+
+def check_llama_cpp(path, block):
+    """Greedy text: as long as the block has room, for a context in llama.cpp goes on in its own way."""
+    length = min(100, block - len(args.prompt) - 1)
+    with tempfile.NamedTemporaryFile("w", dir=args.llama_cpp, suffix=".mjs") as script:
+        script.write(LLAMA)
+        script.flush()
+        done = subprocess.run(["node", script.name, path.resolve(), args.prompt, str(length), str(block)],
+                              cwd=args.llama_cpp, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return report("llama.cpp", False, done.stderr.strip()[-500:])
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
+                 "--dtype", "f32").removesuffix("\n")
+    same = next((at for at, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    report("llama.cpp, greedy text", ours == theirs, f"{length} tokens, {same} of {len(ours)} characters the same: {ours[len(args.prompt):][:50]!r}…")
+
+
 def check_gguf(path):
     import gguf
     reader = gguf.GGUFReader(path)
     types = sorted({tensor.tensor_type.name for tensor in reader.tensors})
     field = reader.fields["general.architecture"].contents()
     report("gguf opens", field == "gpt2", f"architecture {field}, {len(reader.tensors)} tensors of {', '.join(types)}")
-    model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, dtype=torch.float32).eval()
-    check_numbers("gguf", model, {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1}[types[-1] if types != ["F32"] else "F32"])
+    config = AutoConfig.from_pretrained(args.folder, gguf_file=path.name)
+    config.n_positions = config.n_ctx  # which transformers leaves at GPT-2's 1024
+    model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, config=config, dtype=torch.float32).eval()
+    if args.llama_cpp and types == ["F32"]:
+        check_llama_cpp(path, config.n_ctx)
+    check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types))
 
 
 transformers.logging.set_verbosity_error()
@@ -129,7 +167,7 @@ if (args.folder / "config.json").exists():
     stored = stored.get("dtype") or stored.get("torch_dtype", "float32")
     model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     # Rounded weights are read exactly; if MODEL is another file, it has the weights as they were.
-    tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}[stored] if args.model else 1e-4
+    tolerance = TOLERANCE[{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[stored]] if args.model else 1e-4
     check_numbers(f"transformers {transformers.__version__} ({stored})", model, tolerance)
     if (args.folder / "tokenizer.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(args.folder)

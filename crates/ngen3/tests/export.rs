@@ -191,6 +191,61 @@ fn what_was_trained_is_exported_with_its_story() {
     assert!(out.contains("  exported-q8_0.gguf ("), "{out}");
 }
 
+/// Puts a folder into a cache as the hub's clients do: as the main branch of a model.
+fn cache_model(cache: &Path, repo: &str, folder: &Path) {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repo = cache.join("hub").join(format!("models--{}", repo.replace('/', "--")));
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), commit).unwrap();
+    let snapshot = repo.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), snapshot.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn names_on_the_hub_and_hf_are_models_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    cache_model(cache.path(), "someone/small", &fixture("sharded"));
+    cache_model(cache.path(), "openai-community/gpt2", &fixture("tokenizer"));
+    let offline = |line: &str, code: i32| {
+        let mut command = ngen3(folder.path(), line);
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache.path());
+        for unwanted in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"] {
+            command.env_remove(unwanted);
+        }
+        texts(&command.output().unwrap(), code)
+    };
+    offline("import --from someone/small --out a.pt", 0);
+    let loaded = |path: &Path| Checkpoint::load(path).unwrap();
+    assert_eq!(loaded(&folder.path().join("a.pt")), loaded(&fixture("sharded")));
+    let (out, _) = offline("export --model_path someone/small --output_dir b --format hf", 0);
+    assert!(out.starts_with("b:\n"), "{out}");
+    let card = fs::read_to_string(folder.path().join("b/README.md")).unwrap();
+    assert!(card.contains("# small\n"), "{card}");
+    let (_, error) = offline("import --from someone/small --revision v2 --out c.pt", 1);
+    assert!(error.contains("v2 is not in the cache"), "{error}");
+
+    // hf is GPT-2 in the size of the variant, whatever the variant's own shape is.
+    let line = "sample --model_checkpoint hf --variant 120M --prompt loss --length 3 --temperature 0";
+    let (out, _) = offline(line, 0);
+    assert!(out.starts_with("loss"), "{out}");
+    fs::write(folder.path().join("text.txt"), "some text, ".repeat(100)).unwrap();
+    let tokenizer = fixture("tokenizer").join("tokenizer.json");
+    offline(&format!("tokenize --dataset x --txt text.txt --tokenizer {}", tokenizer.display()), 0);
+    let train = "train --init_from hf --variant 120M --data _data_x_/data.bin --max_iters 0 --block_size 8";
+    let (_, error) = offline(train, 1);
+    assert!(error.contains("n_layer is 2, not 12; n_head is 3, not 12; n_embd is 12, not 768"), "{error}");
+    // What is here by a name comes first.
+    fs::create_dir_all(folder.path().join("someone")).unwrap();
+    fs::rename(folder.path().join("b"), folder.path().join("someone/small")).unwrap();
+    let (_, error) = offline("import --from someone/small --revision v2 --out c.pt", 1);
+    assert!(error.contains("someone/small is no repository on the hub, so it has no revisions"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();

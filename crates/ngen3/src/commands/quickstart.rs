@@ -51,6 +51,10 @@ fn script(steps: u64) -> Vec<(&'static str, Vec<String>)> {
         ),
         ("train a model on them", words(&train)),
         ("let it write", sample),
+        (
+            "make it a folder that Hugging Face's transformers open",
+            words("export --variant 7M --model_path 7M_model.pt --output_dir exported_7M"),
+        ),
     ]
 }
 
@@ -72,7 +76,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     stdout::print(&format!(
         "
-The files are in {}: 7M_model.pt (the model), _data_tinyshakespeare_ (its tokens), 7M_model.run (loss.svg, metrics).
+The files are in {}: 7M_model.pt (the model), _data_tinyshakespeare_ (its tokens), 7M_model.run (loss.svg, metrics),
+exported_7M (the model for transformers, with a model card).
 From there, go on with:
   cd {}
   ngen3 sample --model_checkpoint 7M_model.pt --prompt \"JULIET:\" --length 300 --temperature 0.8
