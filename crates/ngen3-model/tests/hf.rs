@@ -220,6 +220,8 @@ fn what_we_cannot_run_is_refused_by_name() {
     assert_refused(folder.path(), "it has a tensor transformer.h.1.");
     fs::write(&path, config.replace("\"n_layer\": 2", "\"n_layer\": 16000000")).unwrap();
     assert_refused(folder.path(), "it has 28 tensors, too few for 16000000 layers");
+    fs::write(&path, config.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false")).unwrap();
+    assert_refused(folder.path(), "it has no lm_head.weight, and its config.json says that the head is not the token");
     fs::write(&path, " ".repeat(2 << 20)).unwrap();
     assert_refused(folder.path(), "config.json: it is larger than 1048576 bytes");
     fs::write(&path, config).unwrap();

@@ -7,8 +7,16 @@ use serde_json::{Map, Value, json};
 
 use crate::{Activation, Config, GPT2_VOCAB_SIZE};
 
+/// What a config.json says.
+#[derive(Debug, PartialEq)]
+pub(super) struct Parsed {
+    pub config: Config,
+    /// Whether the final projection is the token embedding; if not, its weights must be there to be compared.
+    pub tied: bool,
+}
+
 /// Reads a config.json. The error is the reason alone.
-pub(super) fn parse(text: &str) -> Result<Config, String> {
+pub(super) fn parse(text: &str) -> Result<Parsed, String> {
     let file: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| format!("it is not a JSON object: {error}"))?;
     let get = |name: &str| file.get(name).filter(|value| !value.is_null());
@@ -64,7 +72,7 @@ pub(super) fn parse(text: &str) -> Result<Config, String> {
     if inner != 4 * config.n_embd {
         return Err(format!("its n_inner is {inner}; only models with 4 · n_embd = {} can be run", 4 * config.n_embd));
     }
-    Ok(config)
+    Ok(Parsed { config, tied: get("tie_word_embeddings").is_none_or(|tied| tied == true) })
 }
 
 /// The config.json of a model. `eot` is the id of the token that ends a document, `dtype` how the weights are stored.
@@ -111,17 +119,18 @@ mod tests {
         config.activation = Activation::Gelu;
         config.layer_norm_epsilon = 1e-6;
         let text = write(&config, Some(96), 0.1, "float32").to_string();
-        assert_eq!(parse(&text), Ok(config));
+        assert_eq!(parse(&text), Ok(Parsed { config, tied: true }));
         assert!(text.contains("\"layer_norm_epsilon\":1e-6"), "{text}");
     }
 
     #[test]
     fn what_is_not_said_is_gpt2() {
-        assert_eq!(parse("{\"model_type\": \"gpt2\"}"), Ok(Config::new(12, 12, 768, 1024, GPT2_VOCAB_SIZE)));
+        let config = |text: &str| parse(text).map(|parsed| parsed.config);
+        assert_eq!(config("{\"model_type\": \"gpt2\"}"), Ok(Config::new(12, 12, 768, 1024, GPT2_VOCAB_SIZE)));
         let other_names = r#"{"model_type": "gpt2", "num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 12,
             "n_ctx": 16, "vocab_size": 97, "n_inner": 48, "activation_function": "gelu_pytorch_tanh",
             "reorder_and_upcast_attn": true}"#;
-        assert_eq!(parse(other_names), Ok(Config::new(2, 3, 12, 16, 97)));
+        assert_eq!(config(other_names), Ok(Config::new(2, 3, 12, 16, 97)));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{config, is_conv1d, tokenizer, weights};
+use super::config::{self, Parsed};
+use super::{is_conv1d, tokenizer, weights};
 use crate::checkpoint::safetensors::Reader;
 use crate::checkpoint::state::{self, Order, Storages, Tensor};
 use crate::checkpoint::{self, Format, refused, torch};
@@ -42,7 +43,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     let Some(text) = read_text(&path, MAX_CONFIG)? else {
         return Err(refused(folder)("it is a folder without a config.json, which a Hugging Face model has".into()));
     };
-    let config = config::parse(&text).map_err(refused(&path))?;
+    let Parsed { config, tied } = config::parse(&text).map_err(refused(&path))?;
     let tokenizer = tokenizer::read(folder, config.vocab_size)?;
 
     let Some((name, kind)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
@@ -63,6 +64,10 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
     let meta = CheckpointMeta { tokenizer, ..meta.map_err(refused(&path))? };
     let tensors = rename(&config, std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
+    if !tied && !tensors.contains_key("lm_head.weight") {
+        let reason = "it has no lm_head.weight, and its config.json says that the head is not the token embedding";
+        return Err(refused(&path)(reason.into()));
+    }
     let len = shards.len;
     let params = state::read_params(&config, true, tensors, &mut shards, len).map_err(refused(&path))?;
     Ok(Checkpoint { config, params, meta })
