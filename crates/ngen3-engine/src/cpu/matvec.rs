@@ -137,26 +137,24 @@ fn product<T: Copy + Sync>(
     }
 }
 
-/// `Σ value(w)·x`, in four chains of vectors so that none waits for its own last addition.
+/// `Σ value(w)·x`, in as many sums as fill four vectors, so that none waits for its own last addition.
 #[inline(always)]
 fn dot<T: Copy>(w: &[T], x: &[f32], value: impl Fn(T) -> f32) -> f32 {
-    const CHAINS: usize = 4;
-    let mut sums = [[0.0f32; LANES]; CHAINS];
-    let (w_blocks, w_rest) = w.as_chunks::<{ CHAINS * LANES }>();
-    let (x_blocks, x_rest) = x.as_chunks::<{ CHAINS * LANES }>();
+    const SUMS: usize = 4 * LANES;
+    let mut sums = [0.0f32; SUMS];
+    let (w_blocks, w_rest) = w.as_chunks::<SUMS>();
+    let (x_blocks, x_rest) = x.as_chunks::<SUMS>();
     for (w, x) in w_blocks.iter().zip(x_blocks) {
-        for (chain, sums) in sums.iter_mut().enumerate() {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                *sum += value(w[chain * LANES + lane]) * x[chain * LANES + lane];
-            }
+        for i in 0..SUMS {
+            sums[i] += value(w[i]) * x[i];
         }
     }
-    for (i, (&w, &x)) in w_rest.iter().zip(x_rest).enumerate() {
-        sums[i / LANES][i % LANES] += value(w) * x;
+    for ((sum, &w), &x) in sums.iter_mut().zip(w_rest).zip(x_rest) {
+        *sum += value(w) * x;
     }
     let mut lanes = [0.0f32; LANES];
-    for sums in sums {
-        lanes.iter_mut().zip(sums).for_each(|(lane, sum)| *lane += sum);
+    for (i, sum) in sums.into_iter().enumerate() {
+        lanes[i % LANES] += sum;
     }
     fold(lanes)
 }
