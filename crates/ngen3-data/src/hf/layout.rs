@@ -9,7 +9,7 @@
 //! Where none of these finds a file that can be read (a dataset that is a Python script), the hub's own conversion is on the
 //! branch `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::card::{self, Config};
 use super::format::{DataFile, Format, READABLE};
@@ -208,24 +208,37 @@ fn from_card(config: &Config, repository: &Repository, files: &[File]) -> Result
 
 /// The files that patterns stand for: in the patterns' order, and of each in the order of the paths.
 fn resolve(patterns: &[String], prefix: &str, files: &[File], title: &str) -> Result<Vec<File>, Error> {
-    let mut found: Vec<File> = Vec::new();
+    let mut found = Once::default();
     for pattern in patterns {
         if pattern.contains("://") {
             return Err(Error::Input(format!("{title}: its files are elsewhere ({pattern}), which is not read")));
         }
         let pattern = format!("{prefix}{}", pattern.trim_start_matches("./"));
-        let before = found.len();
+        let mut any = false;
         for file in files.iter().filter(|file| file.path != README && matches(&pattern, &file.path)) {
-            // A file that two patterns stand for is one file.
-            if !found.contains(file) {
-                found.push(file.clone());
-            }
+            found.add(file);
+            any = true;
         }
-        if found.len() == before && !is_pattern(&pattern) && !found.iter().any(|file| file.path == pattern) {
+        if !any && !is_pattern(&pattern) {
             return Err(Error::Input(format!("{title}: its README names {pattern}, which is not there")));
         }
     }
-    Ok(found)
+    Ok(found.files)
+}
+
+/// Files in the order they were found; one that is found twice is one file.
+#[derive(Default)]
+struct Once<'a> {
+    files: Vec<File>,
+    paths: HashSet<&'a str>,
+}
+
+impl<'a> Once<'a> {
+    fn add(&mut self, file: &'a File) {
+        if self.paths.insert(&file.path) {
+            self.files.push(file.clone());
+        }
+    }
 }
 
 /// The splits that the names of folders and files below `prefix` tell, of files that can be read.
@@ -236,11 +249,6 @@ fn by_name(files: &[File], prefix: &str) -> Vec<(String, Vec<File>)> {
         .filter_map(|file| Some((file.path.strip_prefix(prefix)?, file)))
         .filter(|(path, _)| !NO_DATA.contains(&path.rsplit('/').next().unwrap_or(path)))
         .collect();
-    let having = |pattern: String| {
-        let files = files.iter().filter(move |(path, _)| matches(&pattern, path));
-        files.map(|(_, file)| (*file).clone())
-    };
-
     let digits = "[0-9]".repeat(5);
     let mut sharded: BTreeMap<&str, Vec<File>> = BTreeMap::new();
     for (path, file) in &files {
@@ -267,13 +275,11 @@ fn by_name(files: &[File], prefix: &str) -> Vec<(String, Vec<File>)> {
     let in_names = |word: &str| [format!("**/{word}{BESIDE}*"), format!("**/*{BESIDE}{word}{BESIDE}*")];
     let with_patterns = |patterns: &dyn Fn(&str) -> Vec<String>| {
         let splits = SPLITS.iter().map(|(split, words)| {
-            let mut found: Vec<File> = Vec::new();
-            for file in words.iter().flat_map(|word| patterns(word)).flat_map(having) {
-                if !found.contains(&file) {
-                    found.push(file);
-                }
+            let mut found = Once::default();
+            for pattern in words.iter().flat_map(|word| patterns(word)) {
+                files.iter().filter(|(path, _)| matches(&pattern, path)).for_each(|(_, file)| found.add(file));
             }
-            ((*split).to_owned(), found)
+            ((*split).to_owned(), found.files)
         });
         splits.filter(|(_, files)| !files.is_empty()).collect::<Vec<_>>()
     };

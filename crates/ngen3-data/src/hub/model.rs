@@ -30,20 +30,12 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Fetches a model from the hub that the environment names, with its configuration, weights (safetensors if it has them)
-/// and tokenizer; gives the folder that holds them. `revision` is a branch, a tag or a commit; the main branch without it.
-///
-/// # Errors
-/// As [`Hub::open`]; [`Error::Hub`] for a repository that is no model.
-pub fn resolve_model(name: &str, revision: Option<&str>) -> Result<PathBuf, Error> {
-    Hub::from_env()?.fetch_model(name, revision, &mut |_| true)
-}
-
 impl Hub {
-    /// As [`resolve_model`], from this hub; `tell` hears how far it is.
+    /// Fetches a model with its configuration, weights (safetensors if it has them) and tokenizer; gives the folder that holds
+    /// them. `revision` is a branch, a tag or a commit; the main branch without it. `tell` hears how far it is.
     ///
     /// # Errors
-    /// As [`resolve_model`].
+    /// As [`Hub::open`] and [`Snapshot::fetch`]; [`Error::Hub`] for a repository that is no model.
     pub fn fetch_model(&self, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<PathBuf, Error> {
         let snapshot = self.open(Kind::Model, name, revision, tell)?;
         let lacks = |what: &str| Error::Hub { name: snapshot.title.clone(), reason: format!("it has no {what}") };

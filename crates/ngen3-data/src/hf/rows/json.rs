@@ -20,12 +20,13 @@ pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
     let mut stream = rows.stream()?;
     let mut reading =
         Reading { rows, take, number: 0, seen: false, names: Vec::new(), text: String::new(), consumed: 0 };
-    if first_byte(&mut stream)? == Some(b'[') {
-        read_array(&mut stream, &mut reading)?;
+    let outcome = if first_byte(&mut stream)? == Some(b'[') {
+        read_array(&mut stream, &mut reading)?
     } else {
-        read_lines(&mut stream, &mut reading)?;
-    }
-    reading.finish()
+        read_lines(&mut stream, &mut reading)?
+    };
+    // Of a file that was not read to its end nobody knows what columns it has.
+    if outcome.is_continue() { reading.check_seen() } else { Ok(()) }
 }
 
 /// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.
@@ -47,13 +48,13 @@ fn first_byte(stream: &mut Stream) -> Result<Option<u8>, Error> {
     }
 }
 
-fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
+fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();
         let n = stream.bytes.read_until(b'\n', &mut line).map_err(|error| stream.failed(&error))?;
         if n == 0 {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         number += 1;
         if line.trim_ascii().is_empty() {
@@ -70,13 +71,12 @@ fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
             }
         };
         if reading.row(value)?.is_break() {
-            reading.seen = true;
-            return Ok(());
+            return Ok(ControlFlow::Break(()));
         }
     }
 }
 
-fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
+fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {
     let mut outcome = Ok(());
     let consumed = stream.consumed.clone();
     let (unpacked, name) = (stream.unpacked, stream.name.clone());
@@ -86,7 +86,8 @@ fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<(), Error> {
     let rows = reading.rows;
     match (outcome, result) {
         (Err(Stop::Error(error)), _) => Err(error),
-        (Err(Stop::Enough), _) | (Ok(()), Ok(())) => Ok(()),
+        (Err(Stop::Enough), _) => Ok(ControlFlow::Break(())),
+        (Ok(()), Ok(())) => Ok(ControlFlow::Continue(())),
         (Ok(()), Err(error)) if error.is_io() => {
             Err(crate::source::text::read_error(&name, unpacked, &std::io::Error::from(error)))
         }
@@ -155,10 +156,6 @@ impl<'a> Reading<'a, '_> {
             }
             _ => Ok(()),
         }
-    }
-
-    fn finish(&self) -> Result<(), Error> {
-        self.check_seen()
     }
 }
 
@@ -261,10 +258,7 @@ impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
             reading.consumed = consumed.load(std::sync::atomic::Ordering::Relaxed);
             match reading.row(value) {
                 Ok(ControlFlow::Continue(())) => continue,
-                Ok(ControlFlow::Break(())) => {
-                    reading.seen = true;
-                    *outcome = Err(Stop::Enough);
-                }
+                Ok(ControlFlow::Break(())) => *outcome = Err(Stop::Enough),
                 Err(error) => *outcome = Err(Stop::Error(error)),
             }
             return Err(S::Error::custom("enough"));
