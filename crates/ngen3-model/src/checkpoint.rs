@@ -41,6 +41,8 @@ pub struct CheckpointMeta {
     pub best_val_loss: Option<f64>,
     /// What made its token ids.
     pub tokenizer: TokenizerRef,
+    /// How conversations become text, for a model that was trained on them.
+    pub chat: Option<ChatFormat>,
     /// How it was trained: settings by name.
     pub training: Map<String, Value>,
 }
@@ -56,6 +58,19 @@ pub enum TokenizerRef {
     Json(String),
     /// The file does not say, and its vocabulary is not GPT-2's: `""`.
     Unknown,
+}
+
+/// How conversations become text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatFormat {
+    /// A Jinja template, which `transformers` keeps as `chat_template`.
+    pub template: String,
+    /// What the template knows as `bos_token`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_token: Option<String>,
+    /// What the template knows as `eos_token`. A turn of the assistant ends with it, if it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token: Option<String>,
 }
 
 /// nanoGPT trains from scratch with GPT-2's vocabulary rounded up to a multiple of 64.

@@ -9,7 +9,7 @@ pub mod files;
 pub mod hf;
 mod params;
 
-pub use checkpoint::{Checkpoint, CheckpointMeta, TokenizerRef};
+pub use checkpoint::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use config::{Activation, Config, GPT2_VOCAB_SIZE, Recipe, VARIANTS, Variant};
 pub use error::Error;
 pub use params::{BlockRanges, Init, Param, ParamList};

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ngen3_model::{Activation, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
+use ngen3_model::{Activation, ChatFormat, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use serde_json::json;
 
 fn fixture(name: &str) -> PathBuf {
@@ -29,6 +29,11 @@ fn small() -> Checkpoint {
         iter_num: 2_000,
         best_val_loss: Some(3.4567891234),
         tokenizer: TokenizerRef::Gpt2,
+        chat: Some(ChatFormat {
+            template: "{{ bos_token }}\n{# 'größe' #}".into(),
+            bos_token: Some("<s>".into()),
+            eos_token: None,
+        }),
         training: training.as_object().unwrap().clone(),
     };
     Checkpoint { config, params, meta }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, Exported, export};
-use ngen3_model::{Activation, Checkpoint, CheckpointMeta, Config, Error, ParamList, TokenizerRef};
+use ngen3_model::{Activation, ChatFormat, Checkpoint, CheckpointMeta, Config, Error, ParamList, TokenizerRef};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -55,6 +55,7 @@ fn small() -> Checkpoint {
         iter_num: 2_000,
         best_val_loss: Some(3.4567891234),
         tokenizer: TokenizerRef::Unknown,
+        chat: None,
         training: training.as_object().unwrap().clone(),
     };
     Checkpoint { config, params, meta }
@@ -174,6 +175,28 @@ fn the_tokenizer_comes_along() {
 }
 
 #[test]
+fn chat_templates_are_found_where_transformers_keeps_them() {
+    let folder = copy("tokenizer");
+    let chat = |settings: &str| {
+        fs::write(folder.path().join("tokenizer_config.json"), settings).unwrap();
+        Checkpoint::load(folder.path()).unwrap().meta.chat
+    };
+    let format = |template: &str, bos: Option<&str>, eos: Option<&str>| {
+        Some(ChatFormat { template: template.into(), bos_token: bos.map(Into::into), eos_token: eos.map(Into::into) })
+    };
+    assert_eq!(chat(r#"{"eos_token": "!"}"#), None);
+    let settings = r#"{"chat_template": "a", "bos_token": {"content": "<s>", "special": true}, "eos_token": "!"}"#;
+    assert_eq!(chat(settings), format("a", Some("<s>"), Some("!")));
+    let several = r#"{"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+    assert_eq!(chat(several), format("d", None, None));
+    assert_eq!(chat(r#"{"chat_template": [{"name": "tools"}], "eos_token": 3}"#), None);
+    fs::write(folder.path().join("chat_template.jinja"), "j\n").unwrap();
+    assert_eq!(chat(settings), format("j\n", Some("<s>"), Some("!")));
+    fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
+    assert_refused(folder.path(), "tokenizer_config.json: it is not what it should be");
+}
+
+#[test]
 fn an_export_has_the_tokenizer_in_every_form() {
     let text = fs::read_to_string(fixture("tokenizer").join("tokenizer.json")).unwrap();
     let checkpoint = Checkpoint::load(&fixture("tokenizer")).unwrap();
@@ -194,6 +217,20 @@ fn an_export_has_the_tokenizer_in_every_form() {
     assert_eq!(json("config.json")["eos_token_id"], 0);
     assert_eq!(json("generation_config.json")["pad_token_id"], 0);
     assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint);
+
+    // How conversations become text goes both ways, with the tokens that it names.
+    let chat = ChatFormat {
+        template: "{{ bos_token }}{{ messages }}\n".into(),
+        bos_token: Some("<|endoftext|>".into()),
+        eos_token: Some("!".into()),
+    };
+    let meta = CheckpointMeta { chat: Some(chat.clone()), ..checkpoint.meta.clone() };
+    let talking = Checkpoint { meta, ..checkpoint.clone() };
+    export(&Export { checkpoint: &talking, ..with.clone() }, &path, true).unwrap();
+    assert_eq!(json("tokenizer_config.json")["chat_template"], chat.template);
+    assert_eq!(json("tokenizer_config.json")["eos_token"], "!");
+    assert_eq!(json("special_tokens_map.json")["unk_token"], "<|endoftext|>");
+    assert_eq!(Checkpoint::load(&path).unwrap(), talking);
 
     // One that works in its own way keeps to its own file.
     let other = text.replacen("\"add_prefix_space\": false", "\"add_prefix_space\": true", 1);

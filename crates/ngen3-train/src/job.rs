@@ -171,7 +171,8 @@ impl Job {
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
         training.insert("data".into(), self.describe_data());
         let best_val_loss = best_val_loss.map(f64::from);
-        let meta = CheckpointMeta { iter_num: step, best_val_loss, tokenizer: self.tokenizer.clone(), training };
+        let (tokenizer, chat) = (self.tokenizer.clone(), None);
+        let meta = CheckpointMeta { iter_num: step, best_val_loss, tokenizer, chat, training };
         Ok(checkpoint::save(&self.paths.model, &self.config, params, &meta)?)
     }
 

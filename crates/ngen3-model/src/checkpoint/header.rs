@@ -4,7 +4,7 @@
 //! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
 //! iter_num       optimizer steps done
 //! best_val_loss  nats per token; 1e9, where nanoGPT starts, while there is none
-//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, training
+//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, chat (if any), training
 //! ```
 //!
 //! A `.pt` holds these as Python values, a `.safetensors` as JSON in its metadata; both pass through here as JSON.
@@ -23,7 +23,7 @@ const NO_LOSS: f64 = 1e9;
 pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
     // Through the shortest decimal form, so that 1e-5 does not become 9.999999747378752e-06.
     let epsilon: f64 = config.layer_norm_epsilon.to_string().parse().expect("a float prints as a float");
-    let entries = json!({
+    let mut entries = json!({
         "model_args": {
             "n_layer": config.n_layer,
             "n_head": config.n_head,
@@ -42,6 +42,9 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
             "training": meta.training,
         },
     });
+    if let Some(chat) = &meta.chat {
+        entries["config"]["chat"] = json!(chat);
+    }
     match entries {
         Value::Object(entries) => entries,
         other => unreachable!("an object was written, not {other}"),
@@ -93,6 +96,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         Some(value) => from_value("tokenizer", value)?,
         None => TokenizerRef::guess(config.vocab_size),
     };
+    let chat = extra.remove("chat").map(|value| from_value("chat", value)).transpose()?;
     let training = match extra.remove("training") {
         Some(value) => from_value("training", value)?,
         None => extra,
@@ -105,7 +109,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         Some(value) => value.as_f64().filter(|&loss| loss < NO_LOSS),
         None => None,
     };
-    Ok(Header { config, meta: CheckpointMeta { iter_num, best_val_loss, tokenizer, training }, bias })
+    Ok(Header { config, meta: CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training }, bias })
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {

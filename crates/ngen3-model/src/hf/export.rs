@@ -156,7 +156,7 @@ fn write_hf(export: &Export, list: &ParamList, folder: &Path) -> Result<(), Erro
     let generation = json!({ "bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot });
     put(folder, "generation_config.json", &pretty(&generation))?;
     if let Some(text) = export.tokenizer {
-        let files = tokenizer::files(text, export.eot.map(|(text, _)| text), config.block_size);
+        let files = tokenizer::files(text, export.eot.map(|(text, _)| text), meta.chat.as_ref(), config.block_size);
         let wrong = |reason| Error::Config(format!("the tokenizer cannot be exported: {reason}"));
         files.map_err(wrong)?.iter().try_for_each(|(name, content)| put(folder, name, content))?;
     }

@@ -8,6 +8,7 @@
 //! which makes the folder, then `weights.rs` and `gguf.rs`, the two formats of the weights.
 
 mod card;
+mod chat;
 mod config;
 mod encode;
 mod export;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config::{self, Parsed};
-use super::{is_conv1d, tokenizer, weights};
+use super::{chat, is_conv1d, tokenizer, weights};
 use crate::checkpoint::safetensors::Reader;
 use crate::checkpoint::state::{self, Order, Storages, Tensor};
 use crate::checkpoint::{self, Format, refused, torch};
@@ -45,6 +45,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     };
     let Parsed { config, tied } = config::parse(&text).map_err(refused(&path))?;
     let tokenizer = tokenizer::read(folder, config.vocab_size)?;
+    let chat = chat::read(folder)?;
 
     let Some((name, kind)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
         let names = WEIGHTS.map(|(name, _)| name).join(", ");
@@ -62,7 +63,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
         }
     };
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
-    let meta = CheckpointMeta { tokenizer, ..meta.map_err(refused(&path))? };
+    let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(refused(&path))? };
     let tensors = rename(&config, std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
     if !tied && !tensors.contains_key("lm_head.weight") {
         let reason = "it has no lm_head.weight, and its config.json says that the head is not the token embedding";

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::read::read_text;
 use crate::checkpoint::{TokenizerRef, refused};
-use crate::{Error, GPT2_VOCAB_SIZE};
+use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE};
 
 /// Largest file taken, in bytes: well above any in use.
 const MAX_BYTES: u64 = 128 << 20;
@@ -196,15 +196,27 @@ impl<'a> ByteLevel<'a> {
 }
 
 /// The files of a tokenizer beside the model that it belongs to, as `transformers` writes them: names and contents. `eot`
-/// is the token that ends a document, `max_length` the longest text of the model, in tokens.
-pub(super) fn files(text: &str, eot: Option<&str>, max_length: usize) -> Result<Vec<(&'static str, String)>, String> {
+/// is the token that ends a document, `chat` how conversations become text, `max_length` the longest text of the model, in
+/// tokens.
+pub(super) fn files(
+    text: &str,
+    eot: Option<&str>,
+    chat: Option<&ChatFormat>,
+    max_length: usize,
+) -> Result<Vec<(&'static str, String)>, String> {
     let json: Value = parse(text)?;
     let byte_level = ByteLevel::of(&json).is_some() && eot == Some(ENDOFTEXT);
     let mut special = Map::new();
     if let Some(eot) = eot {
         special.extend(["bos_token", "eos_token", "unk_token"].map(|role| (role.to_string(), eot.into())));
     }
+    if let Some(chat) = chat {
+        for (role, token) in [("bos_token", &chat.bos_token), ("eos_token", &chat.eos_token)] {
+            special.extend(token.iter().map(|token| (role.to_string(), token.as_str().into())));
+        }
+    }
     let mut settings = special.clone();
+    settings.extend(chat.map(|chat| ("chat_template".to_string(), chat.template.as_str().into())));
     settings.insert("clean_up_tokenization_spaces".into(), false.into());
     settings.insert("model_max_length".into(), max_length.into());
     // The class of GPT-2 brings GPT-2's rules with it; the general one has only what the file says.

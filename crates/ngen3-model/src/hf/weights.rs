@@ -21,7 +21,7 @@ fn meta_text(meta: &CheckpointMeta) -> String {
     json!({ "iter_num": meta.iter_num, "best_val_loss": meta.best_val_loss, "training": meta.training }).to_string()
 }
 
-/// Reads what [`write`] says of the training; the tokenizer is not part of it.
+/// Reads what [`write`] says of the training; the tokenizer and its chat template are not part of it.
 pub(super) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
     let wrong = |what| format!("its metadata entry {META} has no usable {what}");
     let mut file: Map<String, Value> = serde_json::from_str(text).map_err(|_| wrong("JSON"))?;
