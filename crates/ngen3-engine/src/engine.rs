@@ -27,48 +27,130 @@ pub enum Error {
     Threads(String),
 }
 
-/// Rows of consecutive tokens and, for each token, the one that follows it.
+/// Marks a position whose next token is not to be predicted.
+pub const IGNORE: u32 = u32::MAX;
+
+/// One row of a [`Batch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Tokens.
+    pub len: usize,
+    /// Whether it continues the last row before it that continues none: it sees that row's tokens, and its positions go on
+    /// after them. Several rows may continue the same one and do not see each other. Losses only, no gradients.
+    pub continues: bool,
+}
+
+/// Rows of tokens back to back and, for each token, the one that follows it.
+///
+/// Rows may be of different lengths: nothing is padded. A row sees nothing of the others, and its positions start at 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Tokens in a row; at most `block_size`.
-    pub seq_len: usize,
-    /// `[rows, seq_len]`
+    /// `[tokens]`
     pub inputs: Vec<u32>,
-    /// `[rows, seq_len]`: the token to be predicted at each position.
+    /// `[tokens]`: what is to be predicted at each position, or [`IGNORE`].
     pub targets: Vec<u32>,
+    /// Their lengths add up to `tokens`.
+    pub rows: Vec<Row>,
 }
 
 impl Batch {
+    /// Rows of `seq_len` tokens each.
+    pub fn even(seq_len: usize, inputs: Vec<u32>, targets: Vec<u32>) -> Self {
+        let rows = inputs.len().div_ceil(seq_len.max(1));
+        Self { inputs, targets, rows: vec![Row { len: seq_len, continues: false }; rows] }
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, inputs: &[u32], targets: &[u32]) {
+        self.add(inputs, targets, false);
+    }
+
+    /// Adds a row that continues the last one added by [`Batch::push`].
+    pub fn push_after(&mut self, inputs: &[u32], targets: &[u32]) {
+        self.add(inputs, targets, true);
+    }
+
+    fn add(&mut self, inputs: &[u32], targets: &[u32], continues: bool) {
+        self.inputs.extend_from_slice(inputs);
+        self.targets.extend_from_slice(targets);
+        self.rows.push(Row { len: inputs.len(), continues });
+    }
+
+    /// Takes all rows out; what was allocated is kept.
+    pub fn clear(&mut self) {
+        self.inputs.clear();
+        self.targets.clear();
+        self.rows.clear();
+    }
+
+    /// Targets that count.
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != IGNORE).count()
+    }
+
+    /// How many targets count.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when none does: there is no mean.
+    pub(crate) fn check_counted(&self) -> Result<usize, Error> {
+        match self.counted() {
+            0 => Err(Error::Input("no target of the batch counts".into())),
+            counted => Ok(counted),
+        }
+    }
+
     /// Checks that a model of this shape can take the batch.
     ///
     /// # Errors
-    /// [`Error::Input`] for ragged or empty rows, rows longer than the block, or a token outside the vocabulary.
+    /// [`Error::Input`] for rows that are empty, that reach past the block or do not add up, for a first row that continues
+    /// nothing, or a token outside the vocabulary.
     pub fn check(&self, config: &Config) -> Result<(), Error> {
-        let Self { seq_len, inputs, targets } = self;
-        if *seq_len == 0 || inputs.is_empty() || !inputs.len().is_multiple_of(*seq_len) || inputs.len() != targets.len()
-        {
+        let Self { inputs, targets, rows } = self;
+        let block = config.block_size;
+        let mut total = 0usize;
+        let mut before = None;
+        for row in rows {
+            let prefix = match (row.continues, before) {
+                (false, _) => 0,
+                (true, Some(len)) => len,
+                (true, None) => return Err(Error::Input("the first row of a batch continues nothing".into())),
+            };
+            if row.len == 0 {
+                return Err(Error::Input("a row without tokens".into()));
+            }
+            if row.len.saturating_add(prefix) > block {
+                let len = row.len.saturating_add(prefix);
+                return Err(Error::Input(format!("a row of {len} tokens in a model with a block of {block}")));
+            }
+            if !row.continues {
+                before = Some(row.len);
+            }
+            total += row.len;
+        }
+        if total == 0 || inputs.len() != total || targets.len() != total {
             let (inputs, targets) = (inputs.len(), targets.len());
             return Err(Error::Input(format!(
-                "{inputs} inputs and {targets} targets do not make rows of {seq_len} tokens"
-            )));
-        }
-        if *seq_len > config.block_size {
-            return Err(Error::Input(format!(
-                "rows of {seq_len} tokens in a model with a block of {}",
-                config.block_size
+                "{inputs} inputs and {targets} targets do not make rows of {total} tokens"
             )));
         }
         check_tokens(inputs, config)?;
-        check_tokens(targets, config)
+        match targets.iter().find(|&&target| target != IGNORE && target as usize >= config.vocab_size) {
+            Some(target) => Err(outside(*target, config)),
+            None => Ok(()),
+        }
     }
 }
 
 /// Checks that every token is in the vocabulary.
 pub(crate) fn check_tokens(tokens: &[u32], config: &Config) -> Result<(), Error> {
     match tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
-        Some(token) => Err(Error::Input(format!("token {token} is outside the vocabulary of {}", config.vocab_size))),
+        Some(token) => Err(outside(*token, config)),
         None => Ok(()),
     }
+}
+
+fn outside(token: u32, config: &Config) -> Error {
+    Error::Input(format!("token {token} is outside the vocabulary of {}", config.vocab_size))
 }
 
 /// One AdamW update (Loshchilov & Hutter 2019).
@@ -108,19 +190,28 @@ pub trait Engine {
     /// The model's shape.
     fn config(&self) -> &Config;
 
-    /// Mean cross entropy of the batch in nats per token, with no gradient and no dropout.
+    /// Cross entropy at each place in nats, `[tokens]`, with no dropout; 0 where the target does not count.
     ///
     /// # Errors
-    /// [`Error::Input`] for a token outside the vocabulary, a row longer than the block, or ragged rows.
-    fn loss(&mut self, batch: &Batch) -> Result<f32, Error>;
+    /// As [`Batch::check`]; [`Error::Memory`] when the activations do not fit.
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error>;
 
-    /// Mean cross entropy of the batch; adds `weight` times its gradient to [`Slot::Grads`].
+    /// Mean cross entropy of the targets that count, in nats per token, with no gradient and no dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::losses`], and [`Error::Input`] when no target counts.
+    fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
+        let total = self.losses(batch)?.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        Ok((total / batch.check_counted()? as f64) as f32)
+    }
+
+    /// Mean cross entropy of the targets that count; adds `weight` times its gradient to [`Slot::Grads`].
     ///
     /// `weight` is 1/`gradient_accumulation` for a mean over micro-batches. `dropout` zeroes activations with that
     /// probability, by masks that `seed` alone decides.
     ///
     /// # Errors
-    /// As [`Engine::loss`].
+    /// As [`Engine::loss`], and [`Error::Input`] for a row that continues another.
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error>;
 
     /// Clips the gradients, applies one AdamW update, clears the gradients; returns their global norm before clipping.

@@ -175,7 +175,7 @@ mod tests {
             Ok(Box::new(CountingDecoder { rows, len: 0, block_size, close, feeds, logits: Vec::new() }))
         }
 
-        fn loss(&mut self, _: &Batch) -> Result<f32, Error> {
+        fn losses(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
             unreachable!("generation computes no loss")
         }
 

@@ -12,6 +12,6 @@ pub mod profile;
 mod sampling;
 
 pub use cpu::{CpuEngine, Dtype, Options, Quant};
-pub use engine::{AdamW, Batch, Decoder, Engine, Error, Slot};
+pub use engine::{AdamW, Batch, Decoder, Engine, Error, IGNORE, Row, Slot};
 pub use generate::{Generator, Request};
 pub use sampling::{Sampler, Sampling};

@@ -1,7 +1,7 @@
 //! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
 //! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
 
-use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, Quant, Slot};
+use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, IGNORE, Options, Quant, Row, Slot};
 use ngen3_model::{Activation, Config, ParamList};
 
 const ROWS: usize = 5;
@@ -23,7 +23,7 @@ fn batch(config: &Config, step: u64) -> Batch {
     let n = ROWS * config.block_size;
     let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
     let inputs = ids.by_ref().take(n).collect();
-    Batch { seq_len: config.block_size, inputs, targets: ids.collect() }
+    Batch::even(config.block_size, inputs, ids.collect())
 }
 
 fn engine(config: &Config, threads: usize) -> CpuEngine {
@@ -118,13 +118,84 @@ fn micro_batches_add_up_to_the_whole_batch() {
     let n = config.block_size;
     for row in 0..ROWS {
         let part = |ids: &[u32]| ids[row * n..(row + 1) * n].to_vec();
-        let row = Batch { seq_len: n, inputs: part(&whole.inputs), targets: part(&whole.targets) };
+        let row = Batch::even(n, part(&whole.inputs), part(&whole.targets));
         total += engine.forward_backward(&row, 1.0 / ROWS as f32, 0.0, 0).expect("a valid batch") / ROWS as f32;
     }
     assert!((total - loss).abs() < 1e-5);
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
     }
+}
+
+#[test]
+fn rows_of_any_length_give_what_each_gives_alone() {
+    let config = Config::new(2, 3, 12, 40, 97);
+    let mut engine = engine(&config, 2);
+    let ids =
+        |n: usize, seed: u64| -> Vec<u32> { (0..n as u64).map(|i| (hashed(seed * 1000 + i) * 97.0) as u32).collect() };
+    let (mut whole, mut losses, mut counted) = (Batch::default(), Vec::new(), 0);
+    let rows: Vec<Batch> = [40, 1, 17, 33]
+        .iter()
+        .zip(1..)
+        .map(|(&len, seed)| {
+            let (inputs, mut targets) = (ids(len, seed), ids(len, seed + 100));
+            // Every third is not asked for.
+            targets.iter_mut().skip(1).step_by(3).for_each(|target| *target = IGNORE);
+            whole.push(&inputs, &targets);
+            let mut row = Batch::default();
+            row.push(&inputs, &targets);
+            row
+        })
+        .collect();
+    for row in &rows {
+        let of_row = engine.losses(row).expect("a valid row");
+        assert!(of_row.iter().zip(&row.targets).all(|(&loss, &target)| (loss == 0.0) == (target == IGNORE)));
+        losses.extend(of_row);
+        counted += row.counted();
+    }
+    let together = engine.losses(&whole).expect("a valid batch");
+    assert!(together.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-5));
+    let mean = losses.iter().sum::<f32>() / counted as f32;
+    assert!((engine.loss(&whole).expect("a valid batch") - mean).abs() < 1e-5);
+
+    let loss = engine.forward_backward(&whole, 1.0, 0.0, 0).expect("a valid batch");
+    assert!((loss - mean).abs() < 1e-5);
+    let expected = engine.read(Slot::Grads).into_owned();
+    engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
+    for row in &rows {
+        let weight = row.counted() as f32 / counted as f32;
+        engine.forward_backward(row, weight, 0.0, 0).expect("a valid row");
+    }
+    for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn a_row_that_continues_another_gives_what_both_give_as_one() {
+    let config = Config::new(2, 3, 12, 40, 97);
+    let mut engine = engine(&config, 2);
+    let ids =
+        |n: usize, seed: u64| -> Vec<u32> { (0..n as u64).map(|i| (hashed(seed * 1000 + i) * 97.0) as u32).collect() };
+    let (prefix, endings) = (ids(11, 1), [ids(4, 2), ids(29, 3), ids(1, 4)]);
+    let mut shared = Batch::default();
+    shared.push(&ids(5, 9), &ids(5, 8));
+    shared.push(&prefix, &[IGNORE; 11]);
+    for ending in &endings {
+        shared.push_after(ending, ending);
+    }
+    let found = engine.losses(&shared).expect("a valid batch");
+    let mut expected = engine.losses(&Batch::even(5, ids(5, 9), ids(5, 8))).expect("a valid row");
+    expected.extend([0.0; 11]);
+    for ending in &endings {
+        let mut whole = Batch::default();
+        let targets: Vec<u32> = [IGNORE; 11].iter().chain(ending).copied().collect();
+        whole.push(&[&prefix[..], ending].concat(), &targets);
+        expected.extend(&engine.losses(&whole).expect("a valid row")[11..]);
+    }
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
+    assert!(engine.forward_backward(&shared, 1.0, 0.0, 0).is_err(), "losses only");
 }
 
 #[test]
@@ -224,12 +295,15 @@ fn wrong_input_is_an_error() {
     let mut engine = engine(&config, 1);
     let good = batch(&config, 0);
     let bad = [
-        Batch { seq_len: 0, ..good.clone() },
-        Batch { seq_len: 4, ..good.clone() },
-        Batch { seq_len: 25, ..good.clone() },
+        Batch::even(0, good.inputs.clone(), good.targets.clone()),
+        Batch::even(4, good.inputs.clone(), good.targets.clone()),
+        Batch::even(25, good.inputs.clone(), good.targets.clone()),
+        Batch { rows: vec![Row { len: 25, continues: true }], ..good.clone() },
+        Batch { rows: vec![Row { len: usize::MAX, continues: false }; 2], ..good.clone() },
         Batch { targets: vec![0], ..good.clone() },
         Batch { inputs: vec![97; 25], ..good.clone() },
-        Batch { targets: vec![u32::MAX; 25], ..good.clone() },
+        Batch { targets: vec![IGNORE; 25], ..good.clone() },
+        Batch { targets: vec![98; 25], ..good.clone() },
         Batch::default(),
     ];
     for batch in bad {

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ngen3_engine::{Batch, Engine, Slot};
+use ngen3_engine::{Batch, Engine, Row, Slot};
 
 use crate::run_log::{Line, RunLog, Train};
 use crate::state::{self, Header};
@@ -67,9 +67,10 @@ pub fn pretrain(
     let clock = Instant::now();
     let elapsed_s = || job.elapsed_s + clock.elapsed().as_secs_f64();
     let mut step = job.step;
+    let row = Row { len: job.config.block_size, continues: false };
     let mut run = Run {
         job,
-        batch: Batch { seq_len: job.config.block_size, ..Batch::default() },
+        batch: Batch { rows: vec![row; settings.batch_size], ..Batch::default() },
         saved: None,
         best: job.best_val_loss,
     };

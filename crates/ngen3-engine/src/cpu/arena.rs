@@ -1,6 +1,6 @@
-//! Where the activations of a training step live: one allocation, laid out once for a batch's shape.
+//! Where the activations of a training step live: one allocation, laid out for a pass's shape.
 //!
-//! With N = rows·seq_len tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
+//! With N tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
 //! token); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all blocks share:
 //!
 //! ```text
@@ -12,31 +12,23 @@
 //! A block's first buffer is its input, so a block writes its output where the next one begins. The workspace is cut up
 //! twice: once for the loss (a block of it), once for the layers. Both never hold anything at the same time.
 //!
-//! A batch larger than [`PASS_TOKENS`] goes through in several passes whose gradients add up, so that memory does not grow
-//! with it and what a layer leaves behind is still in cache when the next one reads it.
+//! A large batch goes through in several passes (`rows.rs`) whose gradients add up; the arena is as large as the largest.
 
 use ngen3_model::{Config, ParamList};
 
 use super::memory::{Buffer, Knife, padded};
 use super::model::Model;
+use super::rows::largest_pass;
 use super::{attention, layernorm, loss};
 use crate::Error;
 use crate::gemm::Precision;
 
-/// Tokens that go through the layers together, or one row where rows are longer.
-const PASS_TOKENS: usize = 2048;
-
-/// Rows in one pass.
-pub fn pass_rows(rows: usize, seq_len: usize) -> usize {
-    (PASS_TOKENS / seq_len).clamp(1, rows)
-}
-
 /// Bytes that training with this batch takes: parameters, gradients, AdamW's two moments, and the arena.
 pub fn training_bytes(config: &Config, precision: Precision, rows: usize, threads: usize) -> u64 {
     let total = ParamList::new(config).total();
-    let tokens = pass_rows(rows, config.block_size) * config.block_size;
+    let tokens = largest_pass(rows, config.block_size);
     let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
-    4 * (4 * total + Layout::new(config, loss, config.block_size, tokens, threads).total()) as u64
+    4 * (4 * total + Layout::new(config, loss, tokens, threads).total()) as u64
 }
 
 /// The allocation and the shape that it is laid out for.
@@ -59,13 +51,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(config: &Config, loss: loss::Shape, seq_len: usize, tokens: usize, threads: usize) -> Self {
+    fn new(config: &Config, loss: loss::Shape, tokens: usize, threads: usize) -> Self {
         Self {
             tokens,
             width: config.n_embd,
             n_layer: config.n_layer,
             heads: config.n_head,
-            attention: attention::Shape::new(config, seq_len, tokens).scratch(threads),
+            attention: attention::Shape::new(config).scratch(threads),
             layernorm: layernorm::backward_scratch(tokens, config.n_embd),
             loss: loss.scratch(),
             packed_wte: loss.packed_wte(),
@@ -102,7 +94,7 @@ pub struct Saved<'a> {
     pub ln_1_rstd: &'a mut [f32],
     /// `[N, 3·C]`
     pub qkv: &'a mut [f32],
-    /// `[rows, heads, seq_len]`
+    /// `[heads, tokens]` of each row, one row after the other.
     pub lse: &'a mut [f32],
     /// `[N, C]`: attention's output before its projection.
     pub att: &'a mut [f32],
@@ -148,17 +140,17 @@ pub struct Layers<'a> {
     pub gelu: &'a mut [f32],
     /// `[N, 4·C]`: the gradient of `fc`, or in its first 3/4 that of `qkv`.
     pub dwide: &'a mut [f32],
-    /// Attention's panels.
+    /// What attention's tasks copy their operands to.
     pub attention: &'a mut [f32],
 }
 
 impl Arena {
-    /// Lays the arena out for passes of up to `tokens` tokens in rows of `seq_len`; allocates when it has never been as large.
+    /// Lays the arena out for passes of up to `tokens` tokens; allocates when it has never been as large.
     ///
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
-    pub fn reserve(&mut self, model: &Model, seq_len: usize, tokens: usize, threads: usize) -> Result<(), Error> {
-        let layout = Layout::new(&model.config, model.loss_shape(tokens), seq_len, tokens, threads);
+    pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize) -> Result<(), Error> {
+        let layout = Layout::new(&model.config, model.loss_shape(tokens), tokens, threads);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             self.data = Buffer::zeros(layout.total(), "the activations of a batch")?;

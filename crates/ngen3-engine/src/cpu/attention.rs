@@ -1,12 +1,13 @@
 //! Causal self-attention: out = softmax(q·kᵀ/√head_width)·v for each head   (Vaswani et al. 2017).
 //!
-//! `qkv`: [rows·seq_len, 3·width], query, key and value of every head side by side as `c_attn` makes them;
-//! `out`: [rows·seq_len, width], the heads merged; saved for backward: `qkv` and `lse`: [rows, heads, seq_len], the
-//! logarithm of each softmax's denominator.
+//! `qkv`: [tokens, 3·width], query, key and value of every head side by side as `c_attn` makes them; `out`: [tokens, width], the
+//! heads merged; saved for backward: `qkv`, `out` and `lse`: [heads, tokens] of each row, one row after the other, the logarithm
+//! of each softmax's denominator.
 //!
-//! No heads × seq_len × seq_len buffer: a task takes one head of one row, and in it [`TILE`] queries at a time with all the
-//! keys that they may see; keys after the tile are never touched. Backward makes the probabilities again from `lse`
-//! (as FlashAttention does, Dao et al. 2022).
+//! No heads × tokens × tokens buffer: a task takes one head of one row, and in it [`TILE`] queries at a time with the keys that
+//! they may see; keys after the tile are never touched. Backward makes the probabilities again from `lse` (as
+//! FlashAttention does, Dao et al. 2022). A task first copies its operands out of `qkv`, whose rows stand far apart, into
+//! scratch memory that stays in its cache, the keys turned into panels of [`NR`] for the product with the queries.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,44 +16,48 @@ use ngen3_model::Config;
 use rayon::prelude::*;
 
 use super::dropout::Dropout;
-use super::simd::{exp, exp_and_sum, max, simd, sum_zip};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Threads, matmul_f32};
+use super::memory::{Knife, padded};
+use super::rows::Span;
+use super::simd::{LANES, exp, exp_and_sum, max, simd, sum_zip};
+use crate::gemm::tiles::kernel::NR;
+use crate::gemm::tiles::{pack, strided};
+use crate::gemm::{Canvas, Into, Mat, MatMut};
 use crate::profile::{Part, timed};
 
-/// Queries taken together.
+/// Queries of backward taken together, whose part of the keys' gradients is summed in registers.
 const TILE: usize = 64;
 
-/// How attention is cut up.
+/// Heads, and the width of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Independent sequences.
-    pub rows: usize,
-    /// Tokens in each.
-    pub seq_len: usize,
     /// Heads.
     pub n_head: usize,
     /// Width of one head.
     pub head_width: usize,
+    /// Tokens in the longest row.
+    pub longest: usize,
 }
 
 impl Shape {
-    /// `tokens` tokens in rows of `seq_len`.
-    pub fn new(config: &Config, seq_len: usize, tokens: usize) -> Self {
-        Self { rows: tokens / seq_len, seq_len, n_head: config.n_head, head_width: config.head_width() }
+    /// The model's.
+    pub fn new(config: &Config) -> Self {
+        Self { n_head: config.n_head, head_width: config.head_width(), longest: config.block_size }
     }
 
     fn width(&self) -> usize {
         self.n_head * self.head_width
     }
 
-    /// Scores of one tile: what each thread needs [`PANELS`] of.
-    fn panel(&self) -> usize {
-        panel(self.seq_len, self.seq_len)
-    }
-
     /// Room that [`forward`] and [`backward`] need on `threads` threads.
     pub fn scratch(&self, threads: usize) -> usize {
-        threads * PANELS * self.panel()
+        let backward = self.backward_lengths(self.longest).map(padded).iter().sum::<usize>();
+        threads * (head_scratch(self.longest, self.head_width) + backward)
+    }
+
+    /// Pieces of the scratch memory that only backward needs, for `keys` keys.
+    fn backward_lengths(&self, keys: usize) -> [usize; 6] {
+        let [by_key, by_channel, scores] = lengths(keys, self.head_width);
+        [by_channel, by_key, by_key, by_key, scores, TILE]
     }
 
     /// One head's query (0), key (1) or value (2) columns in a row of `qkv`.
@@ -61,44 +66,83 @@ impl Shape {
         first..first + self.head_width
     }
 
-    /// One head's queries, keys or values of one row, `[seq_len, head_width]`.
-    fn part<'a>(&self, qkv: &'a [f32], row: usize, head: usize, part: usize) -> Mat<'a> {
-        let first = row * self.seq_len * 3 * self.width() + self.columns(head, part).start;
-        Mat::strided(&qkv[first..], self.seq_len, self.head_width, 3 * self.width())
+    /// One head's queries, keys or values of some tokens, `[tokens, head_width]`.
+    fn part<'a>(&self, qkv: &'a [f32], tokens: Range<usize>, head: usize, part: usize) -> Mat<'a> {
+        let first = (tokens.start * 3 * self.width() + self.columns(head, part).start).min(qkv.len());
+        Mat::strided(&qkv[first..], tokens.len(), self.head_width, 3 * self.width())
     }
 
-    /// One head's columns of one row of a `[rows·seq_len, width]` tensor.
-    fn merged<'a>(&self, x: &'a [f32], row: usize, head: usize) -> Mat<'a> {
-        let first = row * self.seq_len * self.width() + head * self.head_width;
-        Mat::strided(&x[first..], self.seq_len, self.head_width, self.width())
+    /// One head's columns of some tokens of a `[tokens, width]` tensor.
+    fn merged<'a>(&self, x: &'a [f32], tokens: Range<usize>, head: usize) -> Mat<'a> {
+        let first = tokens.start * self.width() + head * self.head_width;
+        Mat::strided(&x[first..], tokens.len(), self.head_width, self.width())
     }
 }
 
-/// Scores that one tile of `n` queries over `keys` keys takes.
-pub fn panel(n: usize, keys: usize) -> usize {
-    TILE.min(n) * keys
+/// Elements of one head's keys or values a key to a row, of the same in panels, and of [`TILE`] queries' scores.
+fn lengths(keys: usize, head_width: usize) -> [usize; 3] {
+    let across = keys.next_multiple_of(NR);
+    [keys * head_width, across * head_width, TILE * across]
 }
 
-/// Hands each of `tasks` heads to `work`, on as many threads as `scratch` has panels for.
-pub fn for_each_head(tasks: usize, scratch: &mut [f32], panel: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+/// Room that [`head_forward`] needs for `keys` keys.
+pub fn head_scratch(keys: usize, head_width: usize) -> usize {
+    let [by_key, by_channel, scores] = lengths(keys, head_width);
+    [by_key, by_key, by_channel, scores].map(padded).iter().sum()
+}
+
+/// Hands each of `tasks` to `work`, on as many threads as `scratch` has pieces for.
+pub fn for_each_head(tasks: usize, scratch: &mut [f32], piece: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let next = AtomicUsize::new(0);
-    scratch.par_chunks_exact_mut(panel).for_each(|panel| {
+    scratch.par_chunks_exact_mut(piece).for_each(|piece| {
         loop {
             let task = next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
                 return;
             }
-            work(task, panel);
+            work(task, piece);
         }
     });
 }
 
-/// Scores and their gradients.
-const PANELS: usize = 2;
+/// Dropout of the probabilities of one head of one row, and the number of its first among those of the whole pass.
+#[derive(Clone, Copy)]
+pub struct HeadDropout {
+    dropout: Dropout,
+    first: u32,
+    /// Keys.
+    keys: usize,
+}
+
+impl HeadDropout {
+    /// Applies it to the probabilities of one query, or to their gradients.
+    #[inline(always)]
+    fn apply(&self, query: usize, row: &mut [f32]) {
+        let first = self.first.wrapping_add((query * self.keys) as u32);
+        for (j, p) in row.iter_mut().enumerate() {
+            *p *= self.dropout.factor(first.wrapping_add(j as u32));
+        }
+    }
+}
+
+/// The dropout of one head of the span at `start`.
+fn head_dropout(
+    dropout: Option<Dropout>,
+    spans: &[Span],
+    span: usize,
+    head: usize,
+    n_head: usize,
+) -> Option<HeadDropout> {
+    let dropout = dropout?;
+    let before: usize = spans[..span].iter().map(|span| n_head * span.len * span.len).sum();
+    let keys = spans[span].len;
+    Some(HeadDropout { dropout, first: (before + head * keys * keys) as u32, keys })
+}
 
 /// Fills `out` and `lse`. `scratch` is [`Shape::scratch`] long.
 pub fn forward(
     shape: Shape,
+    spans: &[Span],
     qkv: &[f32],
     dropout: Option<Dropout>,
     out: &mut [f32],
@@ -106,86 +150,145 @@ pub fn forward(
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Attention);
-    let Shape { rows, seq_len, n_head, .. } = shape;
-    let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, seq_len));
-    assert_eq!(qkv.len(), 3 * rows * seq_len * shape.width(), "queries, keys and values");
-    for_each_head(rows * n_head, scratch, PANELS * shape.panel(), |task, panels| {
-        let (row, head) = (task / n_head, task % n_head);
+    let n_head = shape.n_head;
+    let tokens = out.len() / shape.width();
+    assert_eq!(qkv.len(), 3 * tokens * shape.width(), "queries, keys and values");
+    let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, n_head * tokens));
+    for_each_head(spans.len() * n_head, scratch, shape.scratch(1), |task, scratch| {
+        let (span, head) = (task / n_head, task % n_head);
+        let dropout = head_dropout(dropout, spans, span, head, n_head);
+        let Span { start, len, prefix } = spans[span].clone();
+        let own = start..start + len;
         // SAFETY: each (row, head) is one task's alone, and windows of different heads share no column.
         let (out, lse) = unsafe {
             let columns = head * shape.head_width..(head + 1) * shape.head_width;
-            (out.window(row * seq_len..(row + 1) * seq_len, columns), lse.row(task, 0..seq_len))
+            let first = n_head * start + head * len;
+            (out.window(own.clone(), columns), lse.row(0, first..first + len))
         };
-        let [q, k, v] = [0, 1, 2].map(|part| shape.part(qkv, row, head, part));
-        let dropout = dropout.map(|dropout| (dropout, task * seq_len));
-        head_forward(q, k, v, 0, dropout, out, lse, panels);
+        let [before_k, before_v] = [1, 2].map(|part| shape.part(qkv, prefix.clone(), head, part));
+        let [q, k, v] = [0, 1, 2].map(|part| shape.part(qkv, own.clone(), head, part));
+        head_forward(q, [before_k, k], [before_v, v], dropout, out, lse, scratch);
     });
 }
 
-/// One head of one sequence: queries `q`, `[n, head_width]`, at positions `offset..offset + n`, over keys `k` and values `v`,
-/// `[offset + n, head_width]`. `panel` has room for `min(n, TILE)` rows of `offset + n` scores. With dropout comes the number
-/// of this head's first query among all.
-#[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
+/// One head of one row: queries `q`, `[n, head_width]`, over keys and values that come in two parts, `[before, head_width]` and
+/// `[n, head_width]`. `scratch` is [`head_scratch`] long.
 pub fn head_forward(
     q: Mat<'_>,
-    k: Mat<'_>,
-    v: Mat<'_>,
-    offset: usize,
-    dropout: Option<(Dropout, usize)>,
+    k: [Mat<'_>; 2],
+    v: [Mat<'_>; 2],
+    dropout: Option<HeadDropout>,
     mut out: MatMut<'_>,
     lse: &mut [f32],
-    panel: &mut [f32],
+    scratch: &mut [f32],
 ) {
-    let (n, scale) = (lse.len(), 1.0 / (q.cols() as f32).sqrt());
-    for first in (0..n).step_by(TILE) {
-        let tile = first..(first + TILE).min(n);
-        let keys = offset + tile.end;
-        let scores = &mut panel[..tile.len() * keys];
-        matmul_f32(
-            MatMut::new(scores, tile.len(), keys),
-            Into::Set,
-            q.rows(tile.clone()),
-            k.rows(0..keys).t(),
-            Threads::One,
-        );
+    let (n, width) = (lse.len(), q.cols());
+    let offset = k[0].n_rows();
+    let keys = offset + n;
+    let [by_key, by_channel, scores] = lengths(keys, width);
+    let mut knife = Knife(scratch);
+    let (k_rows, v_rows) = (knife.cut(by_key), knife.cut(by_key));
+    let (k_panels, scores) = (knife.cut(by_channel), knife.cut(scores));
+    gather(k, k_rows);
+    gather(v, v_rows);
+    panels(Mat::new(k_rows, keys, width), k_panels);
+    let (v, scale) = (Mat::new(v_rows, keys, width), 1.0 / (width as f32).sqrt());
+    for first in (0..n).step_by(strided::rows()) {
+        let group = first..(first + strided::rows()).min(n);
+        let seen = offset + group.end;
+        let across = seen.next_multiple_of(NR);
+        products_with_panels(q.rows(group.clone()), k_panels, across, across, scores);
+        let mut totals = [1.0; TILE];
         simd(
             #[inline(always)]
             || {
-                for (query, row) in tile.clone().zip(scores.chunks_exact_mut(keys)) {
-                    let (seen, unseen) = row.split_at_mut(offset + query + 1);
-                    let largest = max(seen);
-                    let total = exp_and_sum(seen, scale, largest);
-                    for p in seen.iter_mut() {
-                        *p /= total;
-                    }
-                    unseen.fill(0.0);
+                for ((query, row), total) in group.clone().zip(scores.chunks_exact_mut(across)).zip(&mut totals) {
+                    let last = offset + query + 1;
+                    // Whole vectors are quicker than a rest, and exp of −∞ is next to nothing.
+                    let vectors = &mut row[..last.next_multiple_of(LANES)];
+                    vectors[last..].fill(f32::NEG_INFINITY);
+                    let largest = max(vectors);
+                    *total = exp_and_sum(vectors, scale, largest);
+                    row[last..].fill(0.0);
                     lse[query] = largest * scale + total.ln();
-                    if let Some((dropout, first_query)) = dropout {
-                        drop_row(dropout, first_query + query, offset + n, seen);
+                    if let Some(dropout) = dropout {
+                        dropout.apply(query, &mut row[..last]);
                     }
                 }
             },
         );
-        let probabilities = Mat::new(scores, tile.len(), keys);
-        matmul_f32(out.rows(tile), Into::Set, probabilities, v.rows(0..keys), Threads::One);
+        let probabilities = Mat::strided(scores, group.len(), seen, across);
+        let mut out = out.rows(group.clone());
+        strided::matmul(out.rows(0..group.len()), Into::Set, probabilities, v.rows(0..seen));
+        for (i, total) in totals.iter().enumerate().take(group.len()) {
+            let scale = 1.0 / total;
+            out.row_mut(i).iter_mut().for_each(|x| *x *= scale);
+        }
     }
 }
 
-/// Applies dropout to the probabilities, or their gradients, of one query: `query` counts over all rows and heads.
-#[inline(always)]
-fn drop_row(dropout: Dropout, query: usize, seq_len: usize, row: &mut [f32]) {
-    let first = (query as u32).wrapping_mul(seq_len as u32);
-    for (j, p) in row.iter_mut().enumerate() {
-        *p *= dropout.factor(first.wrapping_add(j as u32));
+/// One query, `[head_width]`, over keys and values where they lie, `[keys, head_width]`: reading them is all the work there
+/// is. `scores`: `[keys]`.
+pub fn one_query(q: &[f32], k: Mat<'_>, v: Mat<'_>, out: &mut [f32], scores: &mut [f32]) {
+    let scale = 1.0 / (q.len() as f32).sqrt();
+    simd(
+        #[inline(always)]
+        || {
+            for (i, score) in scores.iter_mut().enumerate() {
+                *score = sum_zip(
+                    q,
+                    k.row(i),
+                    #[inline(always)]
+                    |a, b| a * b,
+                );
+            }
+            let largest = max(scores);
+            let total = exp_and_sum(scores, scale, largest);
+            out.fill(0.0);
+            for (i, &p) in scores.iter().enumerate() {
+                for (out, &v) in out.iter_mut().zip(v.row(i)) {
+                    *out += p * v;
+                }
+            }
+            out.iter_mut().for_each(|out| *out /= total);
+        },
+    );
+}
+
+/// Copies the rows of both parts, one after the other.
+fn gather(parts: [Mat<'_>; 2], to: &mut [f32]) {
+    let width = parts[0].cols();
+    let rows = parts.iter().flat_map(|part| (0..part.n_rows()).map(|i| part.row(i)));
+    to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+}
+
+/// Turns rows into panels of [`NR`] rows, each `[width, NR]`; rows past the end are zeros.
+fn panels(rows: Mat<'_>, to: &mut [f32]) {
+    let panel = NR * rows.cols();
+    for (i, to) in to.chunks_exact_mut(panel).enumerate() {
+        pack::panel::<1, NR>(rows, i * NR, bytemuck::cast_slice_mut(to));
     }
 }
 
-/// From `dout`: [rows·seq_len, width], the gradient of `out`, fills `dqkv`: [rows·seq_len, 3·width].
+/// `to = a·panelsᵀ`, with the first `keys` rows of what [`panels`] turned, in rows `stride` apart.
+fn products_with_panels(a: Mat<'_>, panels: &[f32], keys: usize, stride: usize, to: &mut [f32]) {
+    let width = a.cols();
+    for (j, panel) in panels.chunks_exact(NR * width).take(keys / NR).enumerate() {
+        let to = MatMut::strided(&mut to[j * NR..], a.n_rows(), NR, stride);
+        strided::matmul(to, Into::Set, a, Mat::new(panel, width, NR));
+    }
+}
+
+/// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
 ///
-/// With p the probabilities:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − Σ p·dp)/√head_width,  dq = ds·k,  dk = dsᵀ·q.
+/// With p the probabilities:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q, where
+/// dout·out is what the sum of p·dp over the keys comes to.
+#[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn backward(
     shape: Shape,
+    spans: &[Span],
     qkv: &[f32],
+    out: &[f32],
     lse: &[f32],
     dropout: Option<Dropout>,
     dout: &[f32],
@@ -193,62 +296,129 @@ pub fn backward(
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Attention);
-    let Shape { rows, seq_len, n_head, head_width } = shape;
-    let scale = 1.0 / (head_width as f32).sqrt();
-    assert_eq!(qkv.len(), 3 * rows * seq_len * shape.width(), "queries, keys and values");
+    let Shape { n_head, head_width, .. } = shape;
+    assert_eq!(qkv.len(), 3 * out.len(), "queries, keys and values");
     let dqkv = Canvas::new(dqkv, 3 * shape.width());
-    for_each_head(rows * n_head, scratch, PANELS * shape.panel(), |task, panels| {
-        let (row, head) = (task / n_head, task % n_head);
-        let [q, k, v] = [0, 1, 2].map(|part| shape.part(qkv, row, head, part));
-        let dout = shape.merged(dout, row, head);
-        let lse = &lse[task * seq_len..][..seq_len];
+    for_each_head(spans.len() * n_head, scratch, shape.scratch(1), |task, scratch| {
+        let (span, head) = (task / n_head, task % n_head);
+        let Span { start, len, .. } = spans[span].clone();
+        let tokens = start..start + len;
+        let operands = Operands {
+            q: shape.part(qkv, tokens.clone(), head, 0),
+            k: shape.part(qkv, tokens.clone(), head, 1),
+            v: shape.part(qkv, tokens.clone(), head, 2),
+            out: shape.merged(out, tokens.clone(), head),
+            dout: shape.merged(dout, tokens.clone(), head),
+            lse: &lse[n_head * start + head * len..][..len],
+        };
         // SAFETY: each (row, head) is one task's alone, and windows of different heads or parts share no column.
-        let [mut dq, mut dk, mut dv] =
-            [0, 1, 2].map(|part| unsafe { dqkv.window(row * seq_len..(row + 1) * seq_len, shape.columns(head, part)) });
-        let first_query = task * seq_len;
-        let (scores, dscores) = panels.split_at_mut(shape.panel());
-        // The last tile sees every key, so that it comes first and sets dk and dv, to which the others add.
-        for first in (0..seq_len).step_by(TILE).rev() {
-            let tile = first..(first + TILE).min(seq_len);
-            let keys = tile.end;
-            let into = if keys == seq_len { Into::Set } else { Into::Add };
-            let (q, dout) = (q.rows(tile.clone()), dout.rows(tile.clone()));
-            let (k, v) = (k.rows(0..keys), v.rows(0..keys));
-            let scores = &mut scores[..tile.len() * keys];
-            let dscores = &mut dscores[..tile.len() * keys];
-            matmul_f32(MatMut::new(scores, tile.len(), keys), Into::Set, q, k.t(), Threads::One);
-            matmul_f32(MatMut::new(dscores, tile.len(), keys), Into::Set, dout, v.t(), Threads::One);
+        let gradients = [0, 1, 2].map(|part| unsafe { dqkv.window(tokens.clone(), shape.columns(head, part)) });
+        let [by_key, by_channel, scores] = lengths(len, head_width);
+        let mut knife = Knife(scratch);
+        let forward = [by_key, by_key, by_channel, scores].map(|n| knife.cut(n));
+        let own = shape.backward_lengths(len).map(|n| knife.cut(n));
+        head_backward(operands, head_dropout(dropout, spans, span, head, n_head), gradients, forward, own);
+    });
+}
+
+/// What one head of one row had in forward, and the gradient of what it gave, each `[len, head_width]`; `lse`: `[len]`.
+struct Operands<'a> {
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    out: Mat<'a>,
+    dout: Mat<'a>,
+    lse: &'a [f32],
+}
+
+/// The gradients of one head's queries, keys and values.
+fn head_backward(
+    operands: Operands<'_>,
+    dropout: Option<HeadDropout>,
+    gradients: [MatMut<'_>; 3],
+    [q_rows, k_rows, k_panels, scores]: [&mut [f32]; 4],
+    [v_panels, dout_rows, dk, dv, dscores, inner]: [&mut [f32]; 6],
+) {
+    let Operands { q, k, v, out, dout, lse } = operands;
+    let [mut dq, mut to_dk, mut to_dv] = gradients;
+    let (len, width) = (lse.len(), q.cols());
+    let scale = 1.0 / (width as f32).sqrt();
+    let none = q.rows(0..0);
+    gather([none, v], dout_rows);
+    panels(Mat::new(dout_rows, len, width), v_panels);
+    gather([none, q], q_rows);
+    gather([none, k], k_rows);
+    gather([none, dout], dout_rows);
+    panels(Mat::new(k_rows, len, width), k_panels);
+    let [q, k, dout] = [&*q_rows, k_rows, dout_rows].map(|rows| Mat::new(rows, len, width));
+    dk.fill(0.0);
+    dv.fill(0.0);
+    for first in (0..len).step_by(TILE) {
+        let tile = first..(first + TILE).min(len);
+        let across = tile.end.next_multiple_of(NR);
+        for from in tile.clone().step_by(strided::rows()) {
+            let group = from..(from + strided::rows()).min(tile.end);
+            let place = (from - first) * across..(group.end - first) * across;
+            let (scores, dscores) = (&mut scores[place.clone()], &mut dscores[place]);
+            let seen = group.end.next_multiple_of(NR);
+            let (q, dout) = (q.rows(group.clone()), dout.rows(group.clone()));
+            products_with_panels(q, k_panels, seen, across, scores);
+            products_with_panels(dout, v_panels, seen, across, dscores);
             simd(
                 #[inline(always)]
                 || {
-                    let both = scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys));
-                    for (query, (p, dp)) in tile.clone().zip(both) {
-                        let (seen, unseen) = p.split_at_mut(query + 1);
-                        let (dseen, dunseen) = dp.split_at_mut(query + 1);
-                        unseen.fill(0.0);
-                        dunseen.fill(0.0);
-                        for p in seen.iter_mut() {
+                    for (i, query) in group.clone().enumerate() {
+                        inner[query - first] = sum_zip(
+                            dout.row(i),
+                            out.row(query),
+                            #[inline(always)]
+                            |a, b| a * b,
+                        );
+                    }
+                    let both = scores.chunks_exact_mut(across).zip(dscores.chunks_exact_mut(across));
+                    for (query, (p, dp)) in group.clone().zip(both) {
+                        let (last, inner) = (query + 1, inner[query - first]);
+                        // Whole vectors; what they hold past the last key is cleared below.
+                        let vectors = last.next_multiple_of(LANES);
+                        let (p_row, dp_row) = (&mut p[..vectors], &mut dp[..vectors]);
+                        for p in p_row.iter_mut() {
                             *p = exp(*p * scale - lse[query]);
                         }
                         if let Some(dropout) = dropout {
-                            drop_row(dropout, first_query + query, seq_len, dseen);
+                            dropout.apply(query, &mut dp_row[..last]);
                         }
-                        let inner = sum_zip(seen, dseen, |p, dp| p * dp);
-                        for (dp, &p) in dseen.iter_mut().zip(seen.iter()) {
+                        for (dp, &p) in dp_row.iter_mut().zip(p_row.iter()) {
                             *dp = p * (*dp - inner) * scale;
                         }
                         if let Some(dropout) = dropout {
-                            drop_row(dropout, first_query + query, seq_len, seen);
+                            dropout.apply(query, &mut p_row[..last]);
                         }
+                        p[last..].fill(0.0);
+                        dp[last..].fill(0.0);
                     }
                 },
             );
-            let (p, ds) = (Mat::new(scores, tile.len(), keys), Mat::new(dscores, tile.len(), keys));
-            matmul_f32(dv.rows(0..keys), into, p.t(), dout, Threads::One);
-            matmul_f32(dk.rows(0..keys), into, ds.t(), q, Threads::One);
-            matmul_f32(dq.rows(tile), Into::Set, ds, k, Threads::One);
+            let ds = Mat::strided(dscores, group.len(), group.end, across);
+            strided::matmul(dq.rows(group.clone()), Into::Set, ds, k.rows(0..group.end));
         }
-    });
+        // A key has seen nothing of the queries before it.
+        for from in (0..tile.end).step_by(strided::rows()) {
+            let keys = from..(from + strided::rows()).min(tile.end);
+            let queries = from.max(first)..tile.end;
+            let rows = (queries.start - first) * across;
+            let [p, ds] = [&scores[rows..], &dscores[rows..]]
+                .map(|x| Mat::strided(&x[keys.start..], queries.len(), keys.len(), across).t());
+            let part = keys.start * width..keys.end * width;
+            let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
+            strided::matmul(dv, Into::Add, p, dout.rows(queries.clone()));
+            let dk = MatMut::new(&mut dk[part], keys.len(), width);
+            strided::matmul(dk, Into::Add, ds, q.rows(queries));
+        }
+    }
+    for (i, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).enumerate() {
+        to_dk.row_mut(i).copy_from_slice(dk);
+        to_dv.row_mut(i).copy_from_slice(dv);
+    }
 }
 
 #[cfg(test)]
@@ -256,40 +426,69 @@ mod tests {
     use super::*;
     use crate::cpu::testing::{check_gradient, dot, random};
 
-    fn shapes() -> [Shape; 3] {
-        [
-            Shape { rows: 2, seq_len: 5, n_head: 3, head_width: 4 },
-            Shape { rows: 1, seq_len: 1, n_head: 1, head_width: 3 },
-            Shape { rows: 1, seq_len: TILE + 7, n_head: 2, head_width: 5 },
-        ]
+    /// Rows of these lengths, of which the second of each pair continues the one that its place names.
+    struct Case {
+        shape: Shape,
+        spans: Vec<Span>,
+        tokens: usize,
     }
 
-    fn run(shape: Shape, qkv: &[f32], dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
-        let mut out = vec![f32::NAN; shape.rows * shape.seq_len * shape.width()];
-        let mut lse = vec![f32::NAN; shape.rows * shape.n_head * shape.seq_len];
-        forward(shape, qkv, dropout, &mut out, &mut lse, &mut vec![f32::NAN; shape.scratch(2)]);
-        (out, lse)
+    impl Case {
+        fn new(n_head: usize, head_width: usize, rows: &[(usize, Option<usize>)]) -> Self {
+            let (mut spans, mut tokens): (Vec<Span>, usize) = (Vec::new(), 0);
+            for &(len, after) in rows {
+                let prefix = after.map_or(0..0, |row| spans[row].start..spans[row].start + spans[row].len);
+                spans.push(Span { start: tokens, len, prefix });
+                tokens += len;
+            }
+            let longest = spans.iter().map(|span| span.prefix.len() + span.len).max().expect("a row");
+            Self { shape: Shape { n_head, head_width, longest }, spans, tokens }
+        }
+
+        fn qkv(&self) -> Vec<f32> {
+            random(self.tokens * 3 * self.shape.width(), 1)
+        }
+
+        fn run(&self, qkv: &[f32], dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
+            let mut out = vec![f32::NAN; self.tokens * self.shape.width()];
+            let mut lse = vec![f32::NAN; self.shape.n_head * self.tokens];
+            let mut scratch = vec![f32::NAN; self.shape.scratch(2)];
+            forward(self.shape, &self.spans, qkv, dropout, &mut out, &mut lse, &mut scratch);
+            (out, lse)
+        }
+    }
+
+    fn rows_alone() -> [Case; 4] {
+        [
+            Case::new(3, 4, &[(5, None), (5, None)]),
+            Case::new(1, 3, &[(1, None)]),
+            Case::new(2, 5, &[(TILE + 7, None), (3, None), (40, None)]),
+            Case::new(1, 33, &[(2 * TILE + 1, None)]),
+        ]
     }
 
     #[test]
     fn forward_matches_the_definition() {
-        for shape in shapes() {
-            let Shape { rows, seq_len, n_head, head_width } = shape;
-            let width = shape.width();
-            let qkv = random(rows * seq_len * 3 * width, 1);
-            let (out, _) = run(shape, &qkv, None);
-            let at = |row: usize, t: usize, part: usize, head: usize, d: usize| {
-                f64::from(qkv[(row * seq_len + t) * 3 * width + part * width + head * head_width + d])
+        let continued = Case::new(2, 4, &[(3, None), (9, None), (70, Some(1)), (5, Some(1)), (6, None), (1, Some(4))]);
+        for case in rows_alone().into_iter().chain([continued]) {
+            let Shape { n_head, head_width, .. } = case.shape;
+            let width = case.shape.width();
+            let qkv = case.qkv();
+            let (out, _) = case.run(&qkv, None);
+            let at = |token: usize, part: usize, head: usize, d: usize| {
+                f64::from(qkv[token * 3 * width + part * width + head * head_width + d])
             };
-            for (row, head, t) in
-                (0..rows * n_head * seq_len).map(|i| (i / seq_len / n_head, i / seq_len % n_head, i % seq_len))
-            {
-                let score = |j| (0..head_width).map(|d| at(row, t, 0, head, d) * at(row, j, 1, head, d)).sum::<f64>();
-                let p: Vec<f64> = (0..=t).map(|j| (score(j) / (head_width as f64).sqrt()).exp()).collect();
-                for d in 0..head_width {
-                    let expected = (0..=t).map(|j| p[j] * at(row, j, 2, head, d)).sum::<f64>() / p.iter().sum::<f64>();
-                    let found = f64::from(out[(row * seq_len + t) * width + head * head_width + d]);
-                    assert!((found - expected).abs() < 1e-5, "{shape:?}: {found}, not {expected}");
+            for (span, head) in case.spans.iter().flat_map(|span| (0..n_head).map(move |head| (span, head))) {
+                for query in span.start..span.start + span.len {
+                    let seen: Vec<usize> = span.prefix.clone().chain(span.start..query + 1).collect();
+                    let score = |j| (0..head_width).map(|d| at(query, 0, head, d) * at(j, 1, head, d)).sum::<f64>();
+                    let p: Vec<f64> = seen.iter().map(|&j| (score(j) / (head_width as f64).sqrt()).exp()).collect();
+                    for d in 0..head_width {
+                        let sum = p.iter().zip(&seen).map(|(p, &j)| p * at(j, 2, head, d)).sum::<f64>();
+                        let expected = sum / p.iter().sum::<f64>();
+                        let found = f64::from(out[query * width + head * head_width + d]);
+                        assert!((found - expected).abs() < 1e-5, "{:?}: {found}, not {expected}", case.shape);
+                    }
                 }
             }
         }
@@ -297,34 +496,30 @@ mod tests {
 
     #[test]
     fn backward_matches_finite_differences_with_and_without_dropout() {
-        for shape in shapes() {
+        for case in rows_alone() {
             for dropout in [None, Dropout::new(0.3, 4, 5)] {
-                let qkv = random(shape.rows * shape.seq_len * 3 * shape.width(), 1);
-                let (out, lse) = run(shape, &qkv, dropout);
+                let qkv = case.qkv();
+                let (out, lse) = case.run(&qkv, dropout);
                 let dout = random(out.len(), 2);
                 let mut dqkv = vec![f32::NAN; qkv.len()];
-                backward(shape, &qkv, &lse, dropout, &dout, &mut dqkv, &mut vec![f32::NAN; shape.scratch(2)]);
-                check_gradient(&qkv, &dqkv, |qkv| dot(&run(shape, qkv, dropout).0, &dout));
+                let mut scratch = vec![f32::NAN; case.shape.scratch(2)];
+                backward(case.shape, &case.spans, &qkv, &out, &lse, dropout, &dout, &mut dqkv, &mut scratch);
+                check_gradient(&qkv, &dqkv, |qkv| dot(&case.run(qkv, dropout).0, &dout));
             }
         }
     }
 
     #[test]
-    fn queries_after_a_cache_see_what_the_whole_sequence_sees() {
-        let shape = Shape { rows: 1, seq_len: 90, n_head: 2, head_width: 4 };
-        let qkv = random(shape.seq_len * 3 * shape.width(), 1);
-        let (whole, _) = run(shape, &qkv, None);
-        for (head, offset) in [(0, 1), (1, 20), (1, 89)] {
-            let [q, k, v] = [0, 1, 2].map(|part| shape.part(&qkv, 0, head, part));
-            let n = shape.seq_len - offset;
-            let mut out = vec![f32::NAN; n * 4];
-            let mut panel = vec![f32::NAN; TILE * shape.seq_len];
-            let (q, out_view) = (q.rows(offset..shape.seq_len), MatMut::new(&mut out, n, 4));
-            head_forward(q, k, v, offset, None, out_view, &mut vec![0.0; n], &mut panel);
-            for (t, row) in out.chunks_exact(4).enumerate() {
-                for (d, found) in row.iter().enumerate() {
-                    assert!((found - whole[(offset + t) * 8 + head * 4 + d]).abs() < 1e-6);
-                }
+    fn one_query_sees_what_the_last_of_many_sees() {
+        let case = Case::new(2, 5, &[(90, None)]);
+        let qkv = case.qkv();
+        let (out, _) = case.run(&qkv, None);
+        for head in 0..2 {
+            let [q, k, v] = [0, 1, 2].map(|part| case.shape.part(&qkv, 0..90, head, part));
+            let (mut found, mut scores) = ([f32::NAN; 5], [f32::NAN; 90]);
+            one_query(q.row(89), k, v, &mut found, &mut scores);
+            for (found, expected) in found.iter().zip(&out[89 * 10 + head * 5..]) {
+                assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
             }
         }
     }

@@ -65,6 +65,7 @@ pub struct CpuDecoder<'a> {
     /// Tokens that every row holds.
     len: usize,
     cache: Buffer,
+    positions: Vec<u32>,
     scratch: Vec<f32>,
     /// `[rows, vocab_size]`
     logits: Buffer,
@@ -88,6 +89,7 @@ impl<'a> CpuDecoder<'a> {
             rows,
             len: 0,
             cache: Buffer::zeros(cache, "the keys and values of the sequences")?,
+            positions: Vec::new(),
             scratch: Vec::new(),
             logits: Buffer::zeros(rows.saturating_mul(config.vocab_size), "the logits of the sequences")?,
         })
@@ -95,15 +97,15 @@ impl<'a> CpuDecoder<'a> {
 
     /// Runs the layers over `[rows, n]` new tokens and fills `logits`.
     fn forward(&mut self, tokens: &[u32]) {
-        let Self { model, weights, rows, len, cache, scratch, logits, .. } = self;
+        let Self { model, weights, rows, len, cache, positions, scratch, logits, .. } = self;
         let (rows, len, n) = (*rows, *len, tokens.len() / *rows);
         let config = &model.config;
         let (c, eps, block) = (config.n_embd, config.layer_norm_epsilon, config.block_size);
         let p = |range: &Range<usize>| &model.params[range.clone()];
         let lengths = [c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, config.n_head].map(|width| tokens.len() * width);
-        let panel = attention::panel(n, len + n);
-        let panels = panel * rayon::current_num_threads();
-        let wanted = lengths.iter().sum::<usize>() + panels;
+        let piece = attention::head_scratch(len + n, config.head_width());
+        let pieces = piece * rayon::current_num_threads();
+        let wanted = lengths.iter().sum::<usize>() + pieces;
         if scratch.len() < wanted {
             scratch.resize(wanted, 0.0);
         }
@@ -113,9 +115,11 @@ impl<'a> CpuDecoder<'a> {
             rest = after;
             piece
         });
-        let panels = &mut rest[..panels];
+        let pieces = &mut rest[..pieces];
 
-        embedding::forward(tokens, n, len, p(&model.list.wte), p(&model.list.wpe), x);
+        positions.clear();
+        positions.extend((0..tokens.len()).map(|i| (len + i % n) as u32));
+        embedding::forward(tokens, positions, p(&model.list.wte), p(&model.list.wpe), x);
         // y += x·Wᵀ, in the way that suits the number of tokens.
         let add_product = |x: &[f32], matrix: &Matrix<'_>, weight: &[f32], outputs: usize, y: &mut [f32]| {
             if y.len() <= FEW_TOKENS * outputs {
@@ -134,7 +138,7 @@ impl<'a> CpuDecoder<'a> {
                     slot.copy_from_slice(&token[c..]);
                 }
             }
-            attend(config.n_head, rows, len, qkv, cache, att, lse, panels, panel);
+            attend(config.n_head, rows, len, qkv, cache, att, lse, pieces, piece);
             linear::fill_residual(x, p(&w.attn_c_proj_bias), x_mid);
             add_product(att, &matrices.attn_c_proj, p(&w.attn_c_proj_weight), c, x_mid);
             layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, ln, mean, rstd);
@@ -165,23 +169,27 @@ fn attend(
     cache: &[f32],
     att: &mut [f32],
     lse: &mut [f32],
-    panels: &mut [f32],
-    panel: usize,
+    scratch: &mut [f32],
+    piece: usize,
 ) {
     let n = lse.len() / rows / n_head;
     let c = att.len() / rows / n;
     let head_width = c / n_head;
     let (att, lse) = (Canvas::new(att, c), Canvas::new(lse, n));
-    attention::for_each_head(rows * n_head, panels, panel, |task, panel| {
+    attention::for_each_head(rows * n_head, scratch, piece, |task, scratch| {
         let (row, head) = (task / n_head, task % n_head);
         let columns = head * head_width..(head + 1) * head_width;
         let cache = &cache[row * (cache.len() / rows)..];
         let q = Mat::strided(&qkv[row * n * 3 * c + columns.start..], n, head_width, 3 * c);
-        let k = Mat::strided(&cache[columns.start..], len + n, head_width, 2 * c);
-        let v = Mat::strided(&cache[c + columns.start..], len + n, head_width, 2 * c);
+        let [k, v] = [0, c].map(|first| Mat::strided(&cache[first + columns.start..], len + n, head_width, 2 * c));
         // SAFETY: each (row, head) is one task's alone, and windows of different heads share no column.
-        let (out, lse) = unsafe { (att.window(row * n..(row + 1) * n, columns), lse.row(task, 0..n)) };
-        attention::head_forward(q, k, v, len, None, out, lse, panel);
+        let (mut out, lse) = unsafe { (att.window(row * n..(row + 1) * n, columns), lse.row(task, 0..n)) };
+        if n == 1 {
+            attention::one_query(q.row(0), k, v, out.row_mut(0), &mut scratch[..len + 1]);
+        } else {
+            let [k, v] = [k, v].map(|all| [all.rows(0..len), all.rows(len..len + n)]);
+            attention::head_forward(q, k, v, None, out, lse, scratch);
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! Token and position embedding: x[t] = wte[token[t]] + wpe[position[t]]   (llm.c's `encoder`).
 //!
-//! `tokens`: [rows·seq_len]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [rows·seq_len, width].
+//! `tokens` and `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [tokens, width].
 
 use rayon::prelude::*;
 
@@ -10,31 +10,23 @@ use crate::profile::{Part, timed};
 /// Columns in one task of the backward pass.
 const COLUMNS: usize = 32;
 
-/// Position `i` of every row stands at `first_position + i`.
-pub fn forward(tokens: &[u32], seq_len: usize, first_position: usize, wte: &[f32], wpe: &[f32], x: &mut [f32]) {
+/// Fills `x`.
+pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &mut [f32]) {
     let _timed = timed(Part::Embedding);
     let width = x.len() / tokens.len();
-    x.par_chunks_mut(width).zip(tokens.par_iter()).enumerate().for_each(|(t, (x, &token))| {
-        let position = first_position + t % seq_len;
+    x.par_chunks_mut(width).zip(tokens.par_iter().zip(positions)).for_each(|(x, (&token, &position))| {
         let token = &wte[token as usize * width..][..width];
-        let position = &wpe[position * width..][..width];
+        let position = &wpe[position as usize * width..][..width];
         for ((x, &a), &b) in x.iter_mut().zip(token).zip(position) {
             *x = a + b;
         }
     });
 }
 
-/// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`, for rows that begin at position 0.
-pub fn backward(tokens: &[u32], seq_len: usize, dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
+/// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`
+pub fn backward(tokens: &[u32], positions: &[u32], dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
     let _timed = timed(Part::Embedding);
-    let width = dx.len() / tokens.len();
-    dwpe[..seq_len * width].par_chunks_mut(width).enumerate().for_each(|(position, dwpe)| {
-        for dx in dx.chunks_exact(width).skip(position).step_by(seq_len) {
-            for (d, &dx) in dwpe.iter_mut().zip(dx) {
-                *d += dx;
-            }
-        }
-    });
+    scatter(positions, dx, 1.0, dwpe);
     scatter(tokens, dx, 1.0, dwte);
 }
 
@@ -65,15 +57,16 @@ mod tests {
     fn backward_matches_finite_differences_with_repeated_tokens() {
         for (seq_len, width, vocab) in [(5, 12, 7), (1, 3, 2), (4, 100, 97)] {
             let tokens: Vec<u32> = (0..3 * seq_len as u32).map(|t| t * t % vocab as u32).collect();
-            let (wte, wpe) = (random(vocab * width, 1), random((seq_len + 2) * width, 2));
+            let positions: Vec<u32> = (0..tokens.len()).map(|t| (t % seq_len) as u32 + 2).collect();
+            let (wte, wpe) = (random(vocab * width, 1), random((seq_len + 3) * width, 2));
             let dx = random(tokens.len() * width, 3);
             let loss = |wte: &[f32], wpe: &[f32]| {
                 let mut x = vec![f32::NAN; tokens.len() * width];
-                forward(&tokens, seq_len, 0, wte, wpe, &mut x);
+                forward(&tokens, &positions, wte, wpe, &mut x);
                 dot(&x, &dx)
             };
             let (mut dwte, mut dwpe) = (vec![0.0; wte.len()], vec![0.0; wpe.len()]);
-            backward(&tokens, seq_len, &dx, &mut dwte, &mut dwpe);
+            backward(&tokens, &positions, &dx, &mut dwte, &mut dwpe);
             check_gradient(&wte, &dwte, |wte| loss(wte, &wpe));
             check_gradient(&wpe, &dwpe, |wpe| loss(&wte, wpe));
         }

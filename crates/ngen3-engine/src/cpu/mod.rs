@@ -16,6 +16,7 @@ mod loss;
 mod matvec;
 pub(crate) mod memory;
 mod model;
+mod rows;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -27,11 +28,12 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
-use crate::{AdamW, Batch, Decoder, Engine, Error, Slot};
+use crate::{AdamW, Batch, Decoder, Engine, Error, IGNORE, Slot};
 use arena::Arena;
 pub use matvec::Quant;
 use memory::Buffer;
-use model::{Drops, Model};
+use model::{Drops, Model, Passes};
+use rows::Plan;
 
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +103,7 @@ pub struct CpuEngine {
     exp_avg: Buffer,
     exp_avg_sq: Buffer,
     arena: Arena,
+    plan: Plan,
 }
 
 impl CpuEngine {
@@ -132,6 +135,7 @@ impl CpuEngine {
             exp_avg: Buffer::default(),
             exp_avg_sq: Buffer::default(),
             arena: Arena::default(),
+            plan: Plan::default(),
         })
     }
 
@@ -184,10 +188,17 @@ impl Engine for CpuEngine {
         &self.model.config
     }
 
-    fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
         batch.check(&self.model.config)?;
+        self.plan.make(batch);
         let threads = self.threads();
-        self.pool.install(|| self.model.loss(batch, threads, &mut self.arena))
+        let Self { model, pool, arena, plan, .. } = self;
+        let mut losses = Vec::with_capacity(batch.targets.len());
+        let passes = Passes { batch, plan, threads, arena };
+        pool.install(|| model.losses(passes, |counted| losses.extend_from_slice(counted)))?;
+        let mut counted = losses.into_iter();
+        let at = |&target: &u32| if target == IGNORE { 0.0 } else { counted.next().unwrap_or_default() };
+        Ok(batch.targets.iter().map(at).collect())
     }
 
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
@@ -195,10 +206,16 @@ impl Engine for CpuEngine {
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
         }
+        if batch.rows.iter().any(|row| row.continues) {
+            return Err(Error::Input("rows that continue another have no gradient".into()));
+        }
+        batch.check_counted()?;
+        self.plan.make(batch);
         self.reserve(false)?;
         let (threads, drops) = (self.threads(), Drops { p: dropout, seed });
-        let Self { model, pool, arena, grads, .. } = self;
-        pool.install(|| model.forward_backward(batch, weight, drops, threads, arena, grads))
+        let Self { model, pool, arena, plan, grads, .. } = self;
+        let passes = Passes { batch, plan, threads, arena };
+        pool.install(|| model.forward_backward(passes, weight, drops, grads))
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {

@@ -11,9 +11,10 @@ use std::ops::Range;
 use ngen3_model::{BlockRanges, Config, ParamList};
 use rayon::prelude::*;
 
-use super::arena::{Arena, Layers, Saved, pass_rows};
+use super::arena::{Arena, Layers, Saved};
 use super::dropout::{Dropout, splitmix};
 use super::loss::Gradients;
+use super::rows::{Pass, Plan};
 use super::{attention, embedding, gelu, layernorm, linear, loss, matvec};
 use crate::gemm::{Into, Precision};
 use crate::{Batch, Error};
@@ -27,16 +28,6 @@ pub struct Model {
     pub precision: Precision,
     /// `[total]`
     pub params: Vec<f32>,
-}
-
-/// Rows of a batch that go through the layers together.
-#[derive(Clone, Copy)]
-struct Pass<'a> {
-    seq_len: usize,
-    /// `[rows, seq_len]`
-    inputs: &'a [u32],
-    /// `[rows, seq_len]`
-    targets: &'a [u32],
 }
 
 /// Dropout at every place of one pass.
@@ -70,54 +61,60 @@ impl Drops {
     }
 }
 
+/// A batch, how it is cut up, and where its activations go.
+pub struct Passes<'a> {
+    pub batch: &'a Batch,
+    pub plan: &'a Plan,
+    pub threads: usize,
+    pub arena: &'a mut Arena,
+}
+
+/// In f64, so that a mean over many tokens is exact.
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().map(|&loss| f64::from(loss)).sum()
+}
+
 impl Model {
-    /// Mean loss of the batch.
-    pub fn loss(&self, batch: &Batch, threads: usize, arena: &mut Arena) -> Result<f32, Error> {
-        self.passes(batch, threads, arena, |_, pass, shape, arena| {
+    /// The loss at each place that counts, in order.
+    pub fn losses(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
+        self.passes(passes, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
-            let (_, b, mut shared) = arena.split();
-            loss::run(shape, b.ln, (self.wte(), b.packed_wte), pass.targets, b.losses, None, shared.for_loss());
+            self.head(pass, arena, None);
+            each(&arena.split().1.losses[..pass.counted.len()]);
         })
     }
 
     /// Mean loss of the batch; adds `weight` times its gradient to `grads`, `[total]`.
     pub fn forward_backward(
         &self,
-        batch: &Batch,
+        passes: Passes<'_>,
         weight: f32,
         drops: Drops,
-        threads: usize,
-        arena: &mut Arena,
         grads: &mut [f32],
     ) -> Result<f32, Error> {
-        let weight = weight / batch.targets.len() as f32;
-        self.passes(batch, threads, arena, |i, pass, shape, arena| {
+        let counted = passes.plan.counted() as f64;
+        let weight = weight / counted as f32;
+        let mut total = 0.0;
+        self.passes(passes, |i, pass, arena| {
             let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
             self.forward(pass, drops, arena);
-            self.backward(pass, shape, weight, drops, arena, grads);
-        })
+            self.head(pass, arena, Some((weight, &mut *grads)));
+            self.backward(pass, drops, arena, grads);
+            total += sum(&arena.split().1.losses[..pass.counted.len()]);
+        })?;
+        Ok((total / counted) as f32)
     }
 
-    /// Takes the batch through `work` a few rows at a time; the mean of the losses that it leaves in the arena.
-    fn passes(
-        &self,
-        batch: &Batch,
-        threads: usize,
-        arena: &mut Arena,
-        mut work: impl FnMut(u64, Pass<'_>, loss::Shape, &mut Arena),
-    ) -> Result<f32, Error> {
-        let tokens = pass_rows(batch.inputs.len() / batch.seq_len, batch.seq_len) * batch.seq_len;
-        arena.reserve(self, batch.seq_len, tokens, threads)?;
-        loss::pack_wte(self.loss_shape(tokens), self.wte(), arena.split().1.packed_wte);
-        let mut total = 0.0;
-        for (i, (inputs, targets)) in batch.inputs.chunks(tokens).zip(batch.targets.chunks(tokens)).enumerate() {
-            // The last pass may be shorter.
-            arena.reserve(self, batch.seq_len, inputs.len(), threads)?;
-            let pass = Pass { seq_len: batch.seq_len, inputs, targets };
-            work(i as u64, pass, self.loss_shape(inputs.len()), arena);
-            total += arena.split().1.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+    /// Takes each pass of a batch through `work`, with the arena laid out for it.
+    fn passes(&self, passes: Passes<'_>, mut work: impl FnMut(u64, Pass<'_>, &mut Arena)) -> Result<(), Error> {
+        let Passes { batch, plan, threads, arena } = passes;
+        arena.reserve(self, plan.most_tokens(), threads)?;
+        loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
+        for (i, pass) in plan.passes(batch).enumerate() {
+            arena.reserve(self, pass.inputs.len(), threads)?;
+            work(i as u64, pass, arena);
         }
-        Ok((total / batch.targets.len() as f64) as f32)
+        Ok(())
     }
 
     /// The loss of a pass.
@@ -144,15 +141,15 @@ impl Model {
     }
 
     /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs.
-    fn forward(&self, batch: Pass<'_>, drops: Drops, arena: &mut Arena) {
+    fn forward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let eps = self.config.layer_norm_epsilon;
-        let shape = attention::Shape::new(&self.config, batch.seq_len, batch.inputs.len());
+        let shape = attention::Shape::new(&self.config);
         let (mut blocks, b, mut shared) = arena.split();
         let Layers { gelu, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
-        embedding::forward(batch.inputs, batch.seq_len, 0, self.wte(), p(&self.list.wpe), x);
+        embedding::forward(pass.inputs, pass.positions, self.wte(), p(&self.list.wpe), x);
         if let Some(dropout) = drops.at(Site::Embedding) {
             dropout.apply(x);
         }
@@ -162,7 +159,7 @@ impl Model {
 
             layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
             linear::forward(self.precision, b.ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
-            attention::forward(shape, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
+            attention::forward(shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
             let weights = (p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias));
             self.project(att, weights, drops.at(Site::AttentionProjection(layer)), x, b.dbranch, x_mid);
 
@@ -177,24 +174,32 @@ impl Model {
         layernorm::forward(x, gamma, beta, eps, b.ln, b.ln_f_mean, b.ln_f_rstd);
     }
 
-    /// Reads what [`Model::forward`] left in the arena, last line first.
-    fn backward(
-        &self,
-        batch: Pass<'_>,
-        loss_shape: loss::Shape,
-        weight: f32,
-        drops: Drops,
-        arena: &mut Arena,
-        grads: &mut [f32],
-    ) {
+    /// From `ln_f`'s output in the arena's `ln`, which it overwrites, the losses that count; and with `gradients`, a weight and
+    /// where that of each parameter goes, the gradient of `ln_f`'s output in `dbranch`.
+    fn head(&self, pass: Pass<'_>, arena: &mut Arena, gradients: Option<(f32, &mut [f32])>) {
+        let (_, b, mut shared) = arena.split();
+        let (counted, c) = (pass.counted.len(), self.config.n_embd);
+        if counted > 0 {
+            pass.gather_counted(b.ln);
+            let gradients = gradients.map(|(weight, grads)| Gradients {
+                weight,
+                dhidden: &mut b.dbranch[..counted * c],
+                dwte: &mut grads[self.list.wte.clone()],
+            });
+            let (hidden, losses) = (&b.ln[..counted * c], &mut b.losses[..counted]);
+            let wte = (self.wte(), &*b.packed_wte);
+            loss::run(self.loss_shape(counted), hidden, wte, pass.counted, losses, gradients, shared.for_loss());
+        }
+        pass.scatter_counted(b.dbranch);
+    }
+
+    /// Reads what [`Model::forward`] and [`Model::head`] left in the arena, last line first.
+    fn backward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena, grads: &mut [f32]) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let c = self.config.n_embd;
-        let shape = attention::Shape::new(&self.config, batch.seq_len, batch.inputs.len());
+        let shape = attention::Shape::new(&self.config);
         let (mut blocks, b, mut shared) = arena.split();
 
-        let gradients = Gradients { weight, dhidden: b.dbranch, dwte: &mut grads[self.list.wte.clone()] };
-        let wte = (self.wte(), &*b.packed_wte);
-        loss::run(loss_shape, b.ln, wte, batch.targets, b.losses, Some(gradients), shared.for_loss());
         let gamma = p(&self.list.ln_f_weight);
         let saved =
             layernorm::Saved { x: blocks.stream(self.config.n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
@@ -229,7 +234,7 @@ impl Model {
             // `ln` serves as the gradient of attention's output until ln_1's output is made again.
             linear::backward_input(self.precision, dy, p(&w.attn_c_proj_weight), c, b.ln);
             let dqkv = &mut dwide[..qkv.len()];
-            attention::backward(shape, qkv, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
+            attention::backward(shape, pass.spans, qkv, att, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
             let (gamma, beta) = (p(&w.ln_1_weight), p(&w.ln_1_bias));
             layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
             let (dweight, dbias) = pair(grads, &w.c_attn_weight, &w.c_attn_bias);
@@ -243,7 +248,7 @@ impl Model {
             dropout.apply(b.dx);
         }
         let (dwte, dwpe) = pair(grads, &self.list.wte, &self.list.wpe);
-        embedding::backward(batch.inputs, batch.seq_len, b.dx, dwte, dwpe);
+        embedding::backward(pass.inputs, pass.positions, b.dx, dwte, dwpe);
     }
 
     /// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.

@@ -7,13 +7,15 @@
 //! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
 //! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
 //!
-//! [`softmax`] holds the kernels of the fused loss, which do more with a tile than store it.
+//! [`softmax`] holds the kernels of the fused loss, which do more with a tile than store it; [`strided`] small products for
+//! attention, without packing.
 //!
 //! Each element of C is summed in the same order whatever the number of threads: the same bits.
 
 pub mod kernel;
 pub mod pack;
 pub mod softmax;
+pub mod strided;
 
 use std::cell::RefCell;
 

@@ -34,7 +34,7 @@ impl<'a> Mat<'a> {
 
     /// Row `i`, where rows are contiguous.
     #[inline(always)]
-    pub(super) fn row(&self, i: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize) -> &'a [f32] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]
     }
@@ -44,6 +44,11 @@ impl<'a> Mat<'a> {
     pub(super) fn column(&self, j: usize, first: usize, n: usize) -> &'a [f32] {
         debug_assert_eq!(self.row_stride, 1);
         &self.data[j * self.col_stride + first..][..n]
+    }
+
+    /// How many rows there are.
+    pub fn n_rows(&self) -> usize {
+        self.rows
     }
 
     /// How many columns there are.
@@ -117,7 +122,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// Row `i`.
-    pub(super) fn row_mut(&mut self, i: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         // SAFETY: the constructors checked that every row lies within the borrowed slice.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }

@@ -121,7 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn batch(config: &Config, rows: usize) -> Batch {
     let token = |i: usize| ((i as u64 * 2_654_435_761 % (1 << 32) * config.vocab_size as u64) >> 32) as u32;
     let n = rows * config.block_size;
-    Batch { seq_len: config.block_size, inputs: (0..n).map(token).collect(), targets: (n..2 * n).map(token).collect() }
+    Batch::even(config.block_size, (0..n).map(token).collect(), (n..2 * n).map(token).collect())
 }
 
 fn adamw(step: u32, lr: f32) -> AdamW {

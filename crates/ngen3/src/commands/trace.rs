@@ -59,9 +59,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args.rows,
         config.block_size
     );
-    let mut batch = Batch { seq_len: config.block_size, ..Batch::default() };
-    data.copy(0..n, &mut batch.inputs);
-    data.copy(1..n + 1, &mut batch.targets);
+    let (block, mut inputs, mut targets) = (config.block_size, Vec::new(), Vec::new());
+    data.copy(0..n, &mut inputs);
+    data.copy(1..n + 1, &mut targets);
+    let batch = Batch::even(block, inputs, targets);
 
     let list = ParamList::new(&config);
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
@@ -78,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .collect();
     let mut trace = json!({ "loss": loss, "grads": traced });
     if args.logits {
-        trace["logits"] = json!(engine.decoder(1)?.feed(&batch.inputs[..batch.seq_len])?);
+        trace["logits"] = json!(engine.decoder(1)?.feed(&batch.inputs[..block])?);
     }
     files::write_atomic(&args.out, |file| file.write_all(format!("{trace:#}\n").as_bytes()))?;
     stdout::print(&format!("loss {loss:.6}; gradients in {}\n", args.out.display()))
