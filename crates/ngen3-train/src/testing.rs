@@ -62,14 +62,13 @@ impl Engine for FakeEngine {
         &self.config
     }
 
-    fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
         let p = self.probabilities();
-        let mut sum = 0.0;
-        for &target in &batch.targets {
-            let p = p.get(target as usize).ok_or_else(|| Error::Input(format!("token {target}")))?;
-            sum -= p.ln();
-        }
-        Ok(sum / batch.targets.len() as f32)
+        let loss = |&target: &u32| match p.get(target as usize) {
+            Some(p) => Ok(-p.ln()),
+            None => Err(Error::Input(format!("token {target}"))),
+        };
+        batch.targets.iter().map(loss).collect()
     }
 
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
