@@ -1,34 +1,66 @@
 //! What a run is to do, settled before it starts: flags, files and data become one [`Job`].
 //!
 //! Everything that can be wrong is found here, in seconds and before any file changes: settings out of range, shapes that
-//! contradict each other, other data than before, a folder that cannot be written to. Read [`Job::prepare`] first; then
-//! [`Start`], the three ways to begin.
+//! contradict each other, other data than before, a folder that cannot be written to. It goes in two parts, since the data
+//! is opened for a shape and the shape may follow from the data: [`Request::start`] settles shape, settings and where the
+//! weights come from; [`Start::with`] checks them against the data.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ngen3_data::{BatchSampler, TokenFile};
 use ngen3_engine::{Engine, Slot};
-use ngen3_model::{CheckpointMeta, Config, ParamList, TokenizerRef, Variant, checkpoint};
+use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, Variant, checkpoint};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::config_file::{self, Shape};
 use crate::start::{Origin, Start};
-use crate::state::DataIdentity;
+use crate::state::{DataIdentity, Reached};
 use crate::{Error, Overrides, RunPaths, TrainSettings, memory};
 
-/// What somebody asked for.
+/// What kind of run it is: each goes on only as what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// From a token file.
+    #[default]
+    Train,
+    /// From a token file and a teacher.
+    Distill,
+    /// From conversations or a token file, on the way to a use.
+    Finetune,
+}
+
+impl Kind {
+    /// The name of the command.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Distill => "distill",
+            Self::Finetune => "finetune",
+        }
+    }
+
+    /// What the names of its models begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Train => "",
+            Self::Distill => "distilled_",
+            Self::Finetune => "finetuned_",
+        }
+    }
+}
+
+/// What somebody asked for, but for the data.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// What kind of run it is.
+    pub kind: Kind,
     /// The named shape, with its recipe.
     pub variant: Option<&'static Variant>,
     /// A TOML file of settings and shape.
     pub config_file: Option<PathBuf>,
-    /// The token file.
-    pub data: PathBuf,
-    /// Where the model goes; `VARIANT_model.pt` (or, without a variant, `CONFIG_model.pt`) if nobody says.
+    /// Where the model goes; `VARIANT_model.pt` (or, without a variant, `CONFIG_model.pt`) if nobody says, after
+    /// `distilled_` or `finetuned_` if it is that.
     pub out: Option<PathBuf>,
     /// Where the weights come from.
     pub begin: Begin,
@@ -39,12 +71,12 @@ pub struct Request {
 }
 
 /// Where the weights come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Begin {
-    /// Drawn at random, or read from a checkpoint, for a run that starts at step 0.
+    /// A run that starts at step 0.
     Fresh {
-        /// A checkpoint to start from.
-        init_from: Option<PathBuf>,
+        /// The weights to start from.
+        init: Init,
         /// Whether a model that is there already may be replaced.
         overwrite: bool,
     },
@@ -52,27 +84,49 @@ pub enum Begin {
     Resume,
 }
 
+/// The weights of a fresh run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// Drawn at random.
+    Random,
+    /// A checkpoint's.
+    From(PathBuf),
+    /// Those of a model that was read, or put together, already. The path is where it came from, for messages.
+    Given(PathBuf, Box<Checkpoint>),
+}
+
+/// What a run learns from, as far as its files and messages know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Data {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// What tells it from others.
+    pub identity: DataIdentity,
+    /// What made the token ids; it travels with the model.
+    pub tokenizer: TokenizerRef,
+    /// How conversations become text, if it holds any; it travels with the model.
+    pub chat: Option<ChatFormat>,
+    /// Where the text came from.
+    pub source: Vec<String>,
+}
+
 /// A run that is ready to start.
 #[derive(Debug)]
 pub struct Job {
+    /// What kind of run it is.
+    pub kind: Kind,
     /// The model's shape.
     pub config: Config,
     /// How it is trained.
     pub settings: TrainSettings,
     /// Where it goes.
     pub paths: RunPaths,
-    /// Where its batches come from.
-    pub sampler: BatchSampler,
-    /// What tells its data from others.
-    pub data: DataIdentity,
-    /// What made the token ids; it travels with the model.
-    pub tokenizer: TokenizerRef,
-    /// Updates done.
-    pub step: u64,
-    /// Lowest validation loss so far.
-    pub best_val_loss: Option<f32>,
-    /// Seconds of training so far.
-    pub elapsed_s: f64,
+    /// What it learns from.
+    pub data: Data,
+    /// What else decides what it learns (a teacher, a temperature): by name, the same for the whole run.
+    pub lesson: Map<String, Value>,
+    /// Where it stands.
+    pub reached: Reached,
     /// What is good to know before it starts, each a sentence.
     pub notes: Vec<String>,
 }
@@ -107,88 +161,108 @@ impl Moments {
     }
 }
 
-impl Job {
-    /// Settles a run, checks everything that can be checked, and reads or draws the weights it starts from. The only
-    /// thing it writes are the folders that the run's files go to.
+impl Request {
+    /// Settles the shape, the settings and the weights. `vocab_size` is the data's, for a model whose weights are drawn and
+    /// whose vocabulary nobody says.
     ///
     /// # Errors
     /// [`Error::Usage`] for what was asked wrongly; the others for files that are not what they should be.
-    pub fn prepare(request: Request) -> Result<(Self, Weights), Error> {
-        let Request { variant, config_file, data: path, out, begin, settings: flags, shape: flag_shape } = request;
+    pub fn start(self, vocab_size: impl FnOnce() -> Result<usize, Error>) -> Result<Start, Error> {
+        let Self { kind, variant, config_file, out, begin, settings: flags, shape: flag_shape } = self;
         let (file_settings, file_shape) = match &config_file {
             Some(file) => config_file::load(file)?,
             None => Default::default(),
         };
         let asked = flags.or(file_settings);
         let shape = flag_shape.or(file_shape);
-        let paths = RunPaths::new(&out.map_or_else(|| default_out(variant, config_file.as_deref()), Ok)?)?;
-
-        let file = TokenFile::open(&path)?;
-        let start = match begin {
-            Begin::Resume => Start::resume(&paths, variant, shape, asked)?,
-            Begin::Fresh { init_from, overwrite } => {
+        let paths = RunPaths::new(&out.map_or_else(|| default_out(kind, variant, config_file.as_deref()), Ok)?)?;
+        match begin {
+            Begin::Resume => Start::resume(kind, paths, variant, shape, asked),
+            Begin::Fresh { init, overwrite } => {
                 if !overwrite {
                     refuse_to_replace(&paths)?;
                 }
-                match init_from {
-                    Some(from) => Start::init_from(&from, variant, shape, asked)?,
-                    None => Start::fresh(variant, shape, asked, vocab_of(&file)?)?,
+                match init {
+                    Init::Random => Start::fresh(kind, paths, variant, shape, asked, vocab_size()?),
+                    Init::From(from) => {
+                        let checkpoint = Checkpoint::load(&from)?;
+                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)
+                    }
+                    Init::Given(from, checkpoint) => {
+                        Start::init_from(kind, paths, from, *checkpoint, variant, shape, asked)
+                    }
                 }
             }
-        };
-        let Start { config, settings, params, moments, step, best_val_loss, elapsed_s, origin, notes } = start;
+        }
+    }
+}
 
-        let TrainSettings { batch_size, val_fraction, seed, .. } = settings;
-        let sampler = BatchSampler::open(&path, config.block_size, batch_size, val_fraction, seed)?;
-        sampler.check_vocab(config.vocab_size)?;
-        let tokenizer = tokenizer_for(&config, &file)?;
-        let data = identify(&sampler)?;
+impl Start {
+    /// Checks the start against the data, and draws the weights if they are to be drawn. `lesson` is what else decides what
+    /// the run learns. The only thing this writes are the folders that the run's files go to.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
+    /// that cannot be written to.
+    pub fn with(self, data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
+        let Self { kind, paths, config, settings, params, moments, reached, origin, notes } = self;
         match origin {
             Origin::Nothing => {}
-            Origin::Checkpoint(from, trained_with) => check_tokenizers(&from, &trained_with, &path, &tokenizer)?,
-            Origin::State(before) => check_data(&path, &before, &data)?,
+            Origin::Checkpoint(from, trained_with) => check_tokenizers(&from, &trained_with, &data)?,
+            Origin::State(before) => {
+                check_data(&before.data, &data)?;
+                check_lesson(&before.lesson, &lesson)?;
+            }
         }
-        memory::check(&config, batch_size)?;
+        memory::check(&config, settings.batch_size)?;
         paths.prepare()?;
-        let params = params.unwrap_or_else(|| ParamList::new(&config).init(seed));
+        let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
         let weights = Weights { params, moments };
-        let job = Self { config, settings, paths, sampler, data, tokenizer, step, best_val_loss, elapsed_s, notes };
-        Ok((job, weights))
+        Ok((Job { kind, config, settings, paths, data, lesson, reached, notes }, weights))
     }
+}
 
-    /// Whether no step is left to do.
+impl Job {
+    /// Whether no step is left to do: all are done, or the run stopped early.
     pub fn is_finished(&self) -> bool {
-        self.step > 0 && self.step == self.settings.max_iters
+        self.reached.step > 0
+            && (self.reached.step == self.settings.max_iters || self.reached.is_stale(self.settings.patience))
     }
 
-    /// Writes the model as it is after `step` updates.
+    /// Writes the model of a finished run again if the last save may have been cut off between the state and the model.
+    ///
+    /// # Errors
+    /// As [`Job::save_model`].
+    pub fn complete(&self, params: &[f32]) -> Result<(), Error> {
+        // The best model was written before the state that knows of it.
+        let keeps_best = self.settings.keep_best && self.reached.best_val_loss.is_some();
+        if keeps_best { Ok(()) } else { self.save_model(params, &self.reached) }
+    }
+
+    /// Writes the model as it is after `reached.step` updates.
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written; the old file is then as it was.
-    pub fn save_model(&self, params: &[f32], step: u64, best_val_loss: Option<f32>) -> Result<(), Error> {
+    pub fn save_model(&self, params: &[f32], reached: &Reached) -> Result<(), Error> {
         // By way of text, so that 3e-4 stays 0.0003 where f32 becomes f64.
         let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
-        training.insert("data".into(), self.describe_data());
-        let best_val_loss = best_val_loss.map(f64::from);
-        let (tokenizer, chat) = (self.tokenizer.clone(), None);
-        let meta = CheckpointMeta { iter_num: step, best_val_loss, tokenizer, chat, training };
+        let Data { identity, tokenizer, chat, source, .. } = self.data.clone();
+        let DataIdentity { train_tokens, val_tokens, sha256 } = identity;
+        let data =
+            json!({ "source": source, "train_tokens": train_tokens, "val_tokens": val_tokens, "sha256": sha256 });
+        training.insert("data".into(), data);
+        if self.kind != Kind::Train {
+            training.insert(self.kind.name().into(), self.lesson.clone().into());
+        }
+        let best_val_loss = reached.best_val_loss.map(f64::from);
+        let meta = CheckpointMeta { iter_num: reached.step, best_val_loss, tokenizer, chat, training };
         Ok(checkpoint::save(&self.paths.model, &self.config, params, &meta)?)
-    }
-
-    /// What the model remembers of its data: where the text came from, how much it is, and its hash.
-    fn describe_data(&self) -> Value {
-        let file = self.sampler.data();
-        // Of a bare file only its name: where it lay is nobody's business who gets the model.
-        let name = || vec![file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()];
-        let source = file.meta().map_or_else(name, |meta| meta.source.clone());
-        let DataIdentity { train_tokens, val_tokens, sha256 } = &self.data;
-        json!({ "source": source, "train_tokens": train_tokens, "val_tokens": val_tokens, "sha256": sha256 })
     }
 }
 
 /// The name that a run's model has if nobody says.
-fn default_out(variant: Option<&Variant>, config_file: Option<&Path>) -> Result<PathBuf, Error> {
+fn default_out(kind: Kind, variant: Option<&Variant>, config_file: Option<&Path>) -> Result<PathBuf, Error> {
     let name = match (variant, config_file.and_then(Path::file_stem)) {
         (Some(variant), _) => variant.name.into(),
         (None, Some(stem)) => stem.to_string_lossy(),
@@ -197,7 +271,7 @@ fn default_out(variant: Option<&Variant>, config_file: Option<&Path>) -> Result<
             return Err(Error::Usage(what.into()));
         }
     };
-    Ok(format!("{name}_model.pt").into())
+    Ok(format!("{}{name}_model.pt", kind.prefix()).into())
 }
 
 /// A model is hours of work: it is not replaced because somebody typed the same command again.
@@ -214,75 +288,18 @@ fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether nothing says which tokenizer made a file: it may be nanoGPT's, of characters or of GPT-2's tokens.
-fn is_bare(file: &TokenFile) -> bool {
-    file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
-}
-
-/// The vocabulary that a model needs for a file, if it is not told another.
-fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
-    match file.meta() {
-        Some(meta) => Ok(meta.vocab_size),
-        None => Ok(file.tokenizer()?.vocab_size()),
-    }
-}
-
-/// The tokenizer that travels with the model: the data's.
-fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Error> {
-    let needed = vocab_of(file)?;
-    if config.vocab_size < needed {
-        // Every token of a bare file fits the model, so GPT-2's tokenizer, its default, is not what made it.
-        if is_bare(file) {
-            return Ok(TokenizerRef::Unknown);
-        }
-        return Err(Error::Usage(format!(
-            "the model's vocabulary of {} is smaller than the {needed} tokens of {}",
-            config.vocab_size,
-            file.path().display()
-        )));
-    }
-    let tokenizer = file.tokenizer()?;
-    Ok(if tokenizer.name() == "gpt2" { TokenizerRef::Gpt2 } else { TokenizerRef::Json(tokenizer.to_json()) })
-}
-
-/// What tells the data of this run from others.
-fn identify(sampler: &BatchSampler) -> Result<DataIdentity, Error> {
-    let file = sampler.data();
-    file.verify()?;
-    let described = file.path().file_name().is_some_and(|name| name == "data.bin");
-    let sha256 = match file.meta().filter(|_| described) {
-        Some(meta) => meta.sha256.clone(),
-        None => sha256(file.path())?,
-    };
-    Ok(DataIdentity { train_tokens: sampler.train_len() as u64, val_tokens: sampler.val_len() as u64, sha256 })
-}
-
-fn sha256(path: &Path) -> Result<String, Error> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let mut bytes = vec![0; 1 << 16];
-    loop {
-        let read = file.read(&mut bytes).map_err(Error::io("read", path))?;
-        if read == 0 {
-            break;
-        }
-        hash.update(&bytes[..read]);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Path, theirs: &TokenizerRef) -> Result<(), Error> {
-    if ours == theirs || [ours, theirs].contains(&&TokenizerRef::Unknown) {
+fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Data) -> Result<(), Error> {
+    if *ours == data.tokenizer || [ours, &data.tokenizer].contains(&&TokenizerRef::Unknown) {
         return Ok(());
     }
     Err(Error::Usage(format!(
         "{} was trained with another tokenizer than the one that made {}: the same ids stand for other text",
         from.display(),
-        data.display()
+        data.path.display()
     )))
 }
 
-fn check_data(path: &Path, before: &DataIdentity, now: &DataIdentity) -> Result<(), Error> {
+fn check_data(before: &DataIdentity, Data { path, identity: now, .. }: &Data) -> Result<(), Error> {
     if before == now {
         return Ok(());
     }
@@ -306,4 +323,21 @@ fn check_data(path: &Path, before: &DataIdentity, now: &DataIdentity) -> Result<
         )
     };
     Err(Error::Usage(what))
+}
+
+/// A run that would learn something else is another run.
+fn check_lesson(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), Error> {
+    let of = |lesson: &Map<String, Value>, name: &str| lesson.get(name).map_or("none".into(), Value::to_string);
+    let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
+    let differences: Vec<String> = names
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(|name| format!("{name} is {} there, not {}", of(before, name), of(now, name)))
+        .collect();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "the run that is to go on learns something else: {}; leave it as it was, or start another run with --out",
+        differences.join("; ")
+    )))
 }

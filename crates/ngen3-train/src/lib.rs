@@ -1,16 +1,19 @@
 //! The training loop: schedule, metrics, checkpoints and resumption.
 //!
-//! Read `pretrain.rs` first: it is the loop, one straight page. Before it, `settings.rs` (what can be set, and to what
-//! it is set if nobody does), `job.rs` (what was asked for becomes a run that is ready to start). After it, what it
-//! leaves on the disk: `state.rs` (to go on from) and `run_log.rs` (to look at).
+//! Read `train.rs` first: it is the loop of every run, one straight page. What a run learns is a [`Lesson`]: `corpus.rs` is
+//! the plain one. Before the loop come `settings.rs` (what can be set, and to what it is set if nobody does) and `job.rs`
+//! (what was asked for becomes a run that is ready to start). After it, what it leaves on the disk: `state.rs` (to go on
+//! from) and `run_log.rs` (to look at).
 
 mod config_file;
+mod corpus;
 mod error;
+mod hash;
 mod job;
+mod lesson;
 mod memory;
 mod paths;
 mod plot;
-mod pretrain;
 mod run_log;
 mod schedule;
 mod settings;
@@ -19,12 +22,17 @@ mod state;
 mod tensorboard;
 #[cfg(test)]
 mod testing;
+mod train;
 
 pub use config_file::Shape;
+pub use corpus::Corpus;
 pub use error::Error;
-pub use job::{Begin, Job, Moments, Request, Weights};
+pub use hash::sha256;
+pub use job::{Begin, Data, Init, Job, Kind, Moments, Request, Weights};
+pub use lesson::{Learned, Lesson, Micro};
 pub use paths::RunPaths;
-pub use pretrain::{Outcome, Progress, StepReport, pretrain};
 pub use run_log::{Line, Train, read_metrics};
 pub use settings::{Overrides, TrainSettings};
-pub use state::DataIdentity;
+pub use start::Start;
+pub use state::{DataIdentity, Reached};
+pub use train::{Outcome, Progress, StepReport, train};

@@ -192,7 +192,14 @@ mod tests {
 
     fn run(losses: impl IntoIterator<Item = f32>) -> Vec<Line> {
         let line = |(step, loss): (usize, f32)| {
-            let train = Train { train_loss: loss, lr: 0.0, grad_norm: 0.0, ms_per_step: 0.0, tokens_per_s: 0.0 };
+            let train = Train {
+                train_loss: loss,
+                parts: Default::default(),
+                lr: 0.0,
+                grad_norm: 0.0,
+                ms_per_step: 0.0,
+                tokens_per_s: 0.0,
+            };
             Line {
                 step: step as u64,
                 train: (step > 0).then_some(train),

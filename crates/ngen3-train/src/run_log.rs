@@ -4,6 +4,7 @@
 //! TensorBoard's event file and `loss.svg` hold the same and are made from it. A resumed run drops the lines after the
 //! step that it goes on from, so the record always reads as that of one uninterrupted run.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,9 @@ pub struct Line {
 pub struct Train {
     /// Loss of the update's batch before the update, in nats per token.
     pub train_loss: f32,
+    /// What that loss is made of, each part a key of its own, if the run tells it apart.
+    #[serde(flatten)]
+    pub parts: BTreeMap<String, f32>,
     /// Its learning rate.
     pub lr: f32,
     /// Global norm of its gradient before clipping.
@@ -163,6 +167,7 @@ fn new_event_file(folder: &Path, lines: &[Line]) -> Result<File, Error> {
 }
 
 fn write_event(file: &mut File, line: &Line, wall_time: f64) -> std::io::Result<()> {
+    let names: Vec<String>;
     let mut scalars = Vec::new();
     if let Some(train) = &line.train {
         scalars.extend([
@@ -171,6 +176,8 @@ fn write_event(file: &mut File, line: &Line, wall_time: f64) -> std::io::Result<
             ("grad_norm", train.grad_norm),
             ("tokens_per_s", train.tokens_per_s as f32),
         ]);
+        names = train.parts.keys().map(|name| format!("loss/{name}")).collect();
+        scalars.extend(names.iter().map(String::as_str).zip(train.parts.values().copied()));
     }
     scalars.extend(line.val_loss.map(|loss| ("loss/val", loss)));
     tensorboard::write_record(file, &tensorboard::scalar_event(wall_time, line.step, &scalars))
@@ -188,7 +195,8 @@ mod tests {
     use super::*;
 
     fn line(step: u64) -> Line {
-        let train = Train { train_loss: 1.5, lr: 3e-4, grad_norm: 0.5, ms_per_step: 10.0, tokens_per_s: 100.0 };
+        let (parts, grad_norm, ms_per_step) = (BTreeMap::new(), 0.5, 10.0);
+        let train = Train { train_loss: 1.5, parts, lr: 3e-4, grad_norm, ms_per_step, tokens_per_s: 100.0 };
         Line {
             step,
             train: (step > 0).then_some(train),
@@ -249,9 +257,10 @@ mod tests {
         #[test]
         fn lines_come_back_as_they_were_written(
             step in any::<u64>(), loss in 0f32..1e4, lr in 0f32..1.0, val in proptest::option::of(0f32..1e4),
-            trained in any::<bool>(),
+            trained in any::<bool>(), parts in proptest::collection::btree_map("part_[a-z]{1,5}", 0f32..1e4, 0..3),
         ) {
-            let train = Train { train_loss: loss, lr, grad_norm: loss, ms_per_step: 1.25, tokens_per_s: 0.5 };
+            let (grad_norm, ms_per_step) = (loss, 1.25);
+            let train = Train { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s: 0.5 };
             let line = Line { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val };
             let text = String::from_utf8(json(&line)).unwrap();
             prop_assert_eq!(parse_lines(&text, u64::MAX), Ok(vec![line]));

@@ -14,17 +14,17 @@ const MAX_THREADS: usize = 1_024;
 
 /// Writes the list of settings down once, as [`TrainSettings`] and as [`Overrides`].
 macro_rules! settings {
-    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+    ($($(#[doc = $doc:literal])* $(#[serde($serde:meta)])? $name:ident: $type:ty,)*) => {
         /// Everything that decides how a run goes, but for the model's shape and the data.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct TrainSettings {
-            $($(#[$doc])* pub $name: $type,)*
+            $($(#[doc = $doc])* $(#[serde($serde)])? pub $name: $type,)*
         }
 
         /// Settings that somebody asked for; `None` where nobody did.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Overrides {
-            $($(#[$doc])* pub $name: Option<$type>,)*
+            $($(#[doc = $doc])* pub $name: Option<$type>,)*
         }
 
         impl Overrides {
@@ -72,6 +72,12 @@ settings! {
     eval_iters: u64,
     /// Steps from one save to the next.
     save_interval: u64,
+    /// Whether the model that stays is that of the lowest validation loss, not the latest.
+    #[serde(default)]
+    keep_best: bool,
+    /// Evaluations without a lower validation loss after which the run stops; 0 is never.
+    #[serde(default)]
+    patience: u64,
     /// Rows of `block_size` tokens in one micro-batch.
     batch_size: usize,
     /// Micro-batches in one optimizer step.
@@ -120,6 +126,8 @@ impl TrainSettings {
             eval_interval,
             eval_iters: asked.eval_iters.unwrap_or(20),
             save_interval: asked.save_interval.unwrap_or(eval_interval),
+            keep_best: asked.keep_best.unwrap_or(false),
+            patience: asked.patience.unwrap_or(0),
             batch_size: asked.batch_size.unwrap_or(recipe.batch_size),
             gradient_accumulation: asked.gradient_accumulation.unwrap_or(1),
             learning_rate,

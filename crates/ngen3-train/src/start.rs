@@ -1,12 +1,13 @@
 //! The three ways to begin a run: fresh, from a checkpoint's weights, from where it stopped.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ngen3_model::{Checkpoint, Config, Error as ModelError, ParamList, Recipe, TokenizerRef, Variant};
+use serde_json::{Map, Value};
 
 use crate::config_file::Shape;
-use crate::job::Moments;
-use crate::state::{self, DataIdentity, State};
+use crate::job::{Kind, Moments};
+use crate::state::{self, Header, Reached, State};
 use crate::{Error, Overrides, RunPaths, TrainSettings};
 
 /// What a shape trains with when no variant says.
@@ -14,17 +15,23 @@ const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_i
 
 /// Where a run stands when it starts.
 #[derive(Debug)]
-pub(crate) struct Start {
+pub struct Start {
+    /// What kind of run it is.
+    pub kind: Kind,
+    /// Where it goes.
+    pub paths: RunPaths,
+    /// The model's shape.
     pub config: Config,
+    /// How it is trained.
     pub settings: TrainSettings,
     /// `[total]`; `None` if they are to be drawn.
     pub params: Option<Vec<f32>>,
+    /// AdamW's, of a run that goes on.
     pub moments: Option<Moments>,
-    pub step: u64,
-    pub best_val_loss: Option<f32>,
-    pub elapsed_s: f64,
-    pub origin: Origin,
-    pub notes: Vec<String>,
+    /// How far it is.
+    pub reached: Reached,
+    pub(crate) origin: Origin,
+    pub(crate) notes: Vec<String>,
 }
 
 /// What the data has to fit, besides the model.
@@ -33,13 +40,20 @@ pub(crate) enum Origin {
     Nothing,
     /// A checkpoint, and the tokenizer that it was trained with.
     Checkpoint(PathBuf, TokenizerRef),
-    /// A state, and the data that it was trained on.
-    State(DataIdentity),
+    /// A state of the same run.
+    State(Box<Header>),
 }
 
 impl Start {
     /// At step 0 with weights to be drawn. `vocab_size` is the data's, for a model that is not told another.
-    pub fn fresh(variant: Option<&Variant>, shape: Shape, asked: Overrides, vocab_size: usize) -> Result<Self, Error> {
+    pub(crate) fn fresh(
+        kind: Kind,
+        paths: RunPaths,
+        variant: Option<&Variant>,
+        shape: Shape,
+        asked: Overrides,
+        vocab_size: usize,
+    ) -> Result<Self, Error> {
         let Shape { n_layer, n_head, n_embd, block_size, vocab_size: told, activation } = shape.or(shape_of(variant));
         let (Some(n_layer), Some(n_head), Some(n_embd), Some(block_size)) = (n_layer, n_head, n_embd, block_size)
         else {
@@ -52,13 +66,23 @@ impl Start {
         let mut config = Config::new(n_layer, n_head, n_embd, block_size, told.unwrap_or(vocab_size));
         config.activation = activation.unwrap_or_default();
         config.validate()?;
-        Self::at_step_0(config, None, variant, asked, Origin::Nothing)
+        let settings = settle(asked, variant)?;
+        let (params, moments, reached, origin, notes) = (None, None, Reached::default(), Origin::Nothing, Vec::new());
+        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
     }
 
     /// At step 0 with the weights of a checkpoint, whose shape must be the one asked for. Only its block may be asked to
     /// be smaller: the positions past it are cut off.
-    pub fn init_from(path: &Path, variant: Option<&Variant>, shape: Shape, asked: Overrides) -> Result<Self, Error> {
-        let Checkpoint { mut config, mut params, meta } = Checkpoint::load(path)?;
+    pub(crate) fn init_from(
+        kind: Kind,
+        paths: RunPaths,
+        from: PathBuf,
+        checkpoint: Checkpoint,
+        variant: Option<&Variant>,
+        shape: Shape,
+        asked: Overrides,
+    ) -> Result<Self, Error> {
+        let Checkpoint { mut config, mut params, meta } = checkpoint;
         let mut wanted = shape.or(shape_of(variant));
         if let Some(block_size) = wanted.block_size.take_if(|block_size| *block_size < config.block_size) {
             let shorter = Config { block_size, ..config.clone() };
@@ -68,26 +92,22 @@ impl Start {
         }
         let differences = differences(&config, &wanted);
         if !differences.is_empty() {
-            return Err(ModelError::OtherModel { path: path.into(), differences }.into());
+            return Err(ModelError::OtherModel { path: from, differences }.into());
         }
-        Self::at_step_0(config, Some(params), variant, asked, Origin::Checkpoint(path.into(), meta.tokenizer))
-    }
-
-    fn at_step_0(
-        config: Config,
-        params: Option<Vec<f32>>,
-        variant: Option<&Variant>,
-        asked: Overrides,
-        origin: Origin,
-    ) -> Result<Self, Error> {
-        let settings = TrainSettings::settle(asked, variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe))?;
-        let (step, best_val_loss, elapsed_s) = (0, None, 0.0);
-        let (moments, notes) = (None, Vec::new());
-        Ok(Self { config, settings, params, moments, step, best_val_loss, elapsed_s, origin, notes })
+        let settings = settle(asked, variant)?;
+        let origin = Origin::Checkpoint(from, meta.tokenizer);
+        let (params, moments, reached, notes) = (Some(params), None, Reached::default(), Vec::new());
+        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
     }
 
     /// Where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
-    pub fn resume(paths: &RunPaths, variant: Option<&Variant>, shape: Shape, asked: Overrides) -> Result<Self, Error> {
+    pub(crate) fn resume(
+        kind: Kind,
+        paths: RunPaths,
+        variant: Option<&Variant>,
+        shape: Shape,
+        asked: Overrides,
+    ) -> Result<Self, Error> {
         let Some(State { header, params, exp_avg, exp_avg_sq }) = state::load(&paths.state)? else {
             return Err(Error::Usage(format!(
                 "there is nothing to resume: no {}. Leave --resume away to start; --init_from starts from the weights of \
@@ -95,20 +115,25 @@ impl Start {
                 paths.state.display()
             )));
         };
+        if header.kind != kind {
+            let (path, was) = (paths.state.display(), header.kind.name());
+            return Err(Error::Usage(format!("{path} is of a run of ngen3 {was}, which goes on with that command")));
+        }
         let differences = differences(&header.config, &shape.or(shape_of(variant)));
         if !differences.is_empty() {
-            return Err(ModelError::OtherModel { path: paths.state.clone(), differences }.into());
+            return Err(ModelError::OtherModel { path: paths.state, differences }.into());
         }
+        let step = header.reached.step;
         let mut own = Overrides::from(header.settings.clone());
-        if header.step == 0 && own.warmup_iters == Some(TrainSettings::default_warmup(header.settings.max_iters)) {
+        if step == 0 && own.warmup_iters == Some(TrainSettings::default_warmup(header.settings.max_iters)) {
             // Nothing is warm yet (`--max_iters 0` only made the model), so a longer run gets the warm-up of its length.
             own.warmup_iters = None;
         }
         let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
-        if settings.max_iters < header.step {
+        if settings.max_iters < step {
             return Err(Error::Usage(format!(
-                "max_iters is {}, and the run has done {} steps already",
-                settings.max_iters, header.step
+                "max_iters is {}, and the run has done {step} steps already",
+                settings.max_iters
             )));
         }
         let changes = settings.changes_since(&header.settings);
@@ -116,24 +141,29 @@ impl Start {
         if !changes.is_empty() {
             notes.push(format!("changed since the run stopped: {}", changes.join(", ")));
         }
-        let (before, now) = (header.settings.lr_at(header.step), settings.lr_at(header.step));
+        let (before, now) = (header.settings.lr_at(step), settings.lr_at(step));
         if before != now {
             notes.push(format!(
                 "the learning rate goes on at {now:.2e}; before the change it would have been {before:.2e}"
             ));
         }
-        Ok(Self {
-            config: header.config,
-            settings,
-            params: Some(params),
-            moments: Some(Moments { exp_avg, exp_avg_sq }),
-            step: header.step,
-            best_val_loss: header.best_val_loss,
-            elapsed_s: header.elapsed_s,
-            origin: Origin::State(header.data),
-            notes,
-        })
+        let (config, reached) = (header.config.clone(), header.reached.clone());
+        let (params, moments) = (Some(params), Some(Moments { exp_avg, exp_avg_sq }));
+        let origin = Origin::State(Box::new(header));
+        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
     }
+
+    /// What the run that goes on learns from besides its data; `None` of a run that starts.
+    pub fn lesson(&self) -> Option<&Map<String, Value>> {
+        match &self.origin {
+            Origin::State(header) => Some(&header.lesson),
+            Origin::Nothing | Origin::Checkpoint(..) => None,
+        }
+    }
+}
+
+fn settle(asked: Overrides, variant: Option<&Variant>) -> Result<TrainSettings, Error> {
+    TrainSettings::settle(asked, variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe))
 }
 
 /// A variant's shape. Its vocabulary and activation are only defaults: the data and the checkpoint decide them.

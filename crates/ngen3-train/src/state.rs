@@ -14,8 +14,9 @@ use ngen3_engine::{Engine, Slot};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{Config, ParamList};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::{Error, TrainSettings};
+use crate::{Error, Kind, TrainSettings};
 
 /// Written into every file, and expected: another layout would get another number.
 const FORMAT: &str = "ngen3 training state 1";
@@ -23,21 +24,59 @@ const FORMAT: &str = "ngen3 training state 1";
 /// No header is longer than this, in bytes.
 const MAX_HEADER: u64 = 1 << 20;
 
-/// What a state says beside the arrays.
+/// What a state says beside the arrays. What came later than the first states is optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
+    /// What kind of run it is.
+    #[serde(default)]
+    pub kind: Kind,
     /// The model's shape.
     pub config: Config,
     /// How the run is trained.
     pub settings: TrainSettings,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub reached: Reached,
+    /// What it learns from.
+    pub data: DataIdentity,
+    /// What else decides what it learns.
+    #[serde(default)]
+    pub lesson: Map<String, Value>,
+}
+
+/// How far a run is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reached {
     /// Updates done.
     pub step: u64,
     /// Lowest validation loss so far.
     pub best_val_loss: Option<f32>,
+    /// Updates that were done when it was measured.
+    #[serde(default)]
+    pub best_step: u64,
+    /// Evaluations since then, none of which was better.
+    #[serde(default)]
+    pub evals_since_best: u64,
     /// Seconds of training since step 0.
     pub elapsed_s: f64,
-    /// What the run trains on.
-    pub data: DataIdentity,
+}
+
+impl Reached {
+    /// Takes note of an evaluation; whether it is the best so far.
+    pub(crate) fn evaluated(&mut self, val_loss: f32) -> bool {
+        let best = self.best_val_loss.is_none_or(|best| val_loss < best);
+        if best {
+            (self.best_val_loss, self.best_step, self.evals_since_best) = (Some(val_loss), self.step, 0);
+        } else {
+            self.evals_since_best += 1;
+        }
+        best
+    }
+
+    /// Whether `patience` evaluations, if that is not 0, have brought nothing.
+    pub(crate) fn is_stale(&self, patience: u64) -> bool {
+        patience > 0 && self.evals_since_best >= patience
+    }
 }
 
 /// What tells one data set from another.
@@ -135,7 +174,7 @@ fn read(mut file: impl Read, len: u64) -> Result<State, String> {
     }
     let mut json = vec![0; json_len as usize];
     file.read_exact(&mut json).map_err(|error| error.to_string())?;
-    let mut entries: BTreeMap<String, serde_json::Value> =
+    let mut entries: BTreeMap<String, Value> =
         serde_json::from_slice(&json).map_err(|error| format!("its header is damaged ({error})"))?;
     let metadata = entries.remove("__metadata__").unwrap_or_default();
     let metadata: Metadata = serde_json::from_value(metadata).map_err(|_| "it was not written by ngen3 train")?;
@@ -197,11 +236,11 @@ mod tests {
 
     fn header() -> Header {
         Header {
+            kind: Kind::Distill,
             config: Config::new(1, 1, 2, 3, 5),
             settings: settings(7),
-            step: 3,
-            best_val_loss: Some(0.1),
-            elapsed_s: 12.25,
+            reached: Reached { step: 3, best_val_loss: Some(0.1), best_step: 2, evals_since_best: 1, elapsed_s: 12.25 },
+            lesson: [("temperature".into(), 2.into())].into_iter().collect(),
             data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
         }
     }

@@ -11,7 +11,7 @@ pub mod tokenize;
 mod tokenizer;
 mod trace;
 mod train;
-mod variants;
+pub mod variants;
 
 /// What `ngen3` can do.
 #[derive(clap::Subcommand)]

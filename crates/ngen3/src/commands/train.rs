@@ -1,23 +1,13 @@
 //! `ngen3 train`: a model learns from a dataset.
 
-use std::ffi::OsStr;
-use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::{CpuEngine, Dtype, Options};
-use ngen3_model::{ParamList, Variant};
-use ngen3_train::{
-    Begin, Job, Outcome, Overrides, Progress, Request, Shape, StepReport, TrainSettings, Weights, pretrain,
-};
+use ngen3_engine::Dtype;
+use ngen3_model::Variant;
+use ngen3_train::{Begin, Corpus, Init, Kind, Overrides, Request, Shape};
 
-use super::variants;
-use crate::interrupt::{self, Interrupted};
-use crate::progress::{counted, write_line};
-use crate::{model, stdout};
+use crate::training::Training;
+use crate::{interrupt, model};
 
 /// Train a model on a dataset
 ///
@@ -73,6 +63,12 @@ pub struct Flags {
     /// Steps between two saves [default: eval_interval]
     #[arg(long, value_name = "N")]
     save_interval: Option<u64>,
+    /// Keep the model of the lowest validation loss rather than the latest [default: false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    keep_best: Option<bool>,
+    /// Stop after so many evaluations without a lower validation loss; 0 is never [default: 0]
+    #[arg(long, value_name = "N")]
+    patience: Option<u64>,
     /// Rows in a batch [default: the variant's]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
@@ -136,6 +132,8 @@ impl Flags {
             eval_interval: self.eval_interval,
             eval_iters: self.eval_iters,
             save_interval: self.save_interval,
+            keep_best: self.keep_best,
+            patience: self.patience,
             batch_size: self.batch_size,
             gradient_accumulation: self.gradient_accumulation,
             learning_rate: self.learning_rate,
@@ -166,222 +164,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         shape = Shape { n_layer, n_head, n_embd, ..shape };
     }
     let stop = interrupt::watch()?;
-    let begin = match args.resume {
-        true => Begin::Resume,
-        false => Begin::Fresh { init_from: init_from.map(|found| found.path), overwrite: args.overwrite },
-    };
+    let init = init_from.map_or(Init::Random, |found| Init::From(found.path));
+    let begin = if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } };
     let request = Request {
+        kind: Kind::Train,
         variant: args.variant,
         config_file: args.config,
-        data: args.data,
         out: args.out,
         begin,
         settings,
         shape,
     };
-    let (job, Weights { params, moments }) = Job::prepare(request)?;
-    let model = job.paths.model.display();
-    if job.is_finished() {
-        // The last save may have been cut off between the state and the model.
-        job.save_model(&params, job.step, job.best_val_loss)?;
-        let steps = counted(job.step);
-        return stdout::print(&format!("{model}: all {steps} steps are done; a larger --max_iters trains on\n"));
-    }
-
-    let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
-    let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
-    if let Some(moments) = moments {
-        moments.restore(&mut engine)?;
-    }
-    write_line(&header(&job, &engine));
-    let started = Instant::now();
-    let mut status = Status::new();
-    let told = tell_when_stopped(&stop, &status.line);
-    let outcome = pretrain(&job, &mut engine, &mut status, &stop);
-    drop(told);
-    status.line.finish_and_clear();
-    match outcome? {
-        Outcome::Finished => {
-            let took = started.elapsed().as_secs_f64() + job.elapsed_s;
-            let mut text = format!("{model}: {} steps in {}", counted(job.settings.max_iters), span(took));
-            if let Some(loss) = status.val_loss {
-                text += &format!(", validation loss {loss:.4}");
-            }
-            stdout::print(&(text + "\n"))
-        }
-        Outcome::Interrupted(step) => {
-            let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
-            let command = resume_command(&program, job.sampler.data().path(), &job.paths.model);
-            write_line(&format!("{model} is saved after step {}; go on with: {command}", counted(step)));
-            Err(Interrupted.into())
-        }
-    }
-}
-
-/// Says, when the run is asked to stop, that it heard: the step that is under way can be a long one. Until the returned
-/// guard is dropped.
-fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
-    let guard = Arc::new(());
-    let (running, stop, line) = (Arc::downgrade(&guard), Arc::clone(stop), line.clone());
-    std::thread::spawn(move || {
-        while running.strong_count() > 0 {
-            if stop.load(Ordering::Relaxed) {
-                line.suspend(|| write_line("stopping after this step; once more to stop at once, without saving"));
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
-    guard
-}
-
-/// What is about to happen, in a few lines.
-fn header(job: &Job, engine: &CpuEngine) -> String {
-    let Job { config, settings, sampler, .. } = job;
-    let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
-    let accumulated = match gradient_accumulation {
-        1 => String::new(),
-        n => format!(", {n} times"),
-    };
-    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..Options::default() };
-    let mut lines = vec![
-        format!(
-            "model: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters",
-            config.n_layer,
-            config.n_head,
-            config.n_embd,
-            config.block_size,
-            counted(config.vocab_size as u64),
-            counted(ParamList::new(config).total() as u64)
-        ),
-        format!(
-            "data:  {}: {} tokens to train on, {} to validate on",
-            sampler.data().path().display(),
-            counted(sampler.train_len() as u64),
-            counted(sampler.val_len() as u64)
-        ),
-        format!(
-            "run:   {} steps of {} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory",
-            counted(max_iters),
-            counted(settings.tokens_per_step(config.block_size)),
-            config.block_size,
-            engine.threads(),
-            engine.dtype(),
-            variants::bytes(CpuEngine::training_bytes(config, batch_size, same))
-        ),
-    ];
-    if job.step > 0 {
-        lines.push(format!("       goes on after step {}", counted(job.step)));
-    }
-    lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
-    lines.join("\n")
-}
-
-/// The line that says how far the run is: redrawn at every step on a terminal, written at every logged one elsewhere.
-struct Status {
-    line: ProgressBar,
-    terminal: bool,
-    /// The latest.
-    val_loss: Option<f32>,
-}
-
-impl Status {
-    fn new() -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let line = ProgressBar::with_draw_target(None, target);
-        line.set_style(ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"));
-        Self { line, terminal, val_loss: None }
-    }
-}
-
-impl Progress for Status {
-    fn step(&mut self, report: &StepReport) {
-        let text = step_line(report);
-        if self.terminal {
-            self.line.set_message(text);
-        } else if report.logged {
-            write_line(&text);
-        }
-    }
-
-    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool) {
-        self.val_loss = Some(val_loss);
-        let best = if best { " (best so far)" } else { "" };
-        self.line.suspend(|| write_line(&format!("step {}: validation loss {val_loss:.4}{best}", counted(step))));
-    }
-}
-
-fn step_line(report: &StepReport) -> String {
-    let StepReport { step, max_iters, loss, lr, grad_norm, tokens_per_s, left, .. } = *report;
-    format!(
-        "step {}/{}: loss {loss:.4}, lr {lr:.1e}, norm {grad_norm:.2}, {} tokens/s, {} left",
-        counted(step),
-        counted(max_iters),
-        counted(tokens_per_s as u64),
-        span(left.as_secs_f64())
-    )
-}
-
-/// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
-fn span(seconds: f64) -> String {
-    let (minute, hour, day) = (60.0, 3_600.0, 86_400.0);
-    match seconds.round() {
-        s if s < 100.0 => format!("{s} s"),
-        s if s < 100.0 * minute => format!("{:.0} min", s / minute),
-        s if s < 48.0 * hour => format!("{:.1} h", s / hour),
-        s => format!("{:.1} days", s / day),
-    }
-}
-
-/// The command that goes on with a run. Its state knows everything but where it and the data are.
-fn resume_command(program: &OsStr, data: &Path, model: &Path) -> String {
-    let words = [program, "train".as_ref(), "--data".as_ref(), data.as_ref(), "--out".as_ref(), model.as_ref()];
-    words.map(quoted).join(" ") + " --resume"
-}
-
-/// A word as a POSIX shell reads it.
-fn quoted(word: &OsStr) -> String {
-    let word = word.to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_to_go_on_is_one_that_a_shell_understands() {
-        let command = |data: &str| resume_command("ngen3".as_ref(), data.as_ref(), "7M_model.pt".as_ref());
-        assert_eq!(command("_data_x_/data.bin"), "ngen3 train --data _data_x_/data.bin --out 7M_model.pt --resume");
-        assert_eq!(command("my data's/d.bin"), r"ngen3 train --data 'my data'\''s/d.bin' --out 7M_model.pt --resume");
-    }
-
-    #[test]
-    fn a_step_is_one_line() {
-        let report = StepReport {
-            step: 1_200,
-            max_iters: 2_000,
-            loss: 4.25,
-            lr: 3e-4,
-            grad_norm: 0.5,
-            tokens_per_s: 4_096.7,
-            left: Duration::from_secs(754),
-            logged: true,
-        };
-        assert_eq!(
-            step_line(&report),
-            "step 1,200/2,000: loss 4.2500, lr 3.0e-4, norm 0.50, 4,096 tokens/s, 13 min left"
-        );
-        for (s, expected) in
-            [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
-        {
-            assert_eq!(span(s), expected);
-        }
-    }
+    let (job, mut corpus, weights) = Corpus::prepare(request, &args.data)?;
+    let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
+    training.run(&mut corpus, &["train".as_ref(), "--data".as_ref(), args.data.as_ref()], &stop)
 }

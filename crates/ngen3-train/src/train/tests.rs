@@ -7,10 +7,11 @@ use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
 use super::*;
+use crate::lesson::Learned;
 use crate::testing::{FakeEngine, settings};
-use crate::{Begin, Overrides, Request, Shape};
+use crate::{Begin, Corpus, Init, Kind, Overrides, Request, Shape, Weights};
 
-const FRESH: Begin = Begin::Fresh { init_from: None, overwrite: false };
+const FRESH: Begin = Begin::Fresh { init: Init::Random, overwrite: false };
 
 fn config() -> Config {
     Config::new(1, 1, 2, 4, 7)
@@ -30,9 +31,9 @@ fn write_data(dir: &Path, skew: u32) {
 
 fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
     Request {
+        kind: Kind::Train,
         variant: None,
         config_file: None,
-        data: dir.join("data.bin"),
         out: Some(dir.join("x.pt")),
         begin,
         settings: asked,
@@ -40,20 +41,26 @@ fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
     }
 }
 
+/// Settles a run on the data.bin beside its model.
+fn prepare(request: Request) -> Result<(Job, Corpus, Weights), Error> {
+    let data = request.out.as_ref().unwrap().with_file_name("data.bin");
+    Corpus::prepare(request, &data)
+}
+
 /// What was said about a run, which it can stop.
 #[derive(Default)]
 struct Watcher {
     stop_after: Option<u64>,
     stop: AtomicBool,
-    steps: Vec<StepReport>,
+    steps: Vec<StepReport<'static>>,
     evaluations: Vec<(u64, f32, bool)>,
 }
 
-struct Watching<'a>(&'a AtomicBool, Option<u64>, &'a mut Vec<StepReport>, &'a mut Vec<(u64, f32, bool)>);
+struct Watching<'a>(&'a AtomicBool, Option<u64>, &'a mut Vec<StepReport<'static>>, &'a mut Vec<(u64, f32, bool)>);
 
 impl Progress for Watching<'_> {
-    fn step(&mut self, report: &StepReport) {
-        self.2.push(*report);
+    fn step(&mut self, report: &StepReport<'_>) {
+        self.2.push(StepReport { parts: &[], ..*report });
         if self.1 == Some(report.step) {
             self.0.store(true, Ordering::Relaxed);
         }
@@ -66,7 +73,7 @@ impl Progress for Watching<'_> {
 
 impl Watcher {
     fn run(&mut self, request: Request, tweak: impl FnOnce(&mut FakeEngine)) -> Result<(Outcome, FakeEngine), Error> {
-        let (job, weights) = Job::prepare(request)?;
+        let (job, mut corpus, weights) = prepare(request)?;
         let mut engine = FakeEngine::new(job.config.clone(), 0);
         engine.write(Slot::Params, &weights.params).unwrap();
         if let Some(moments) = weights.moments {
@@ -74,7 +81,7 @@ impl Watcher {
         }
         tweak(&mut engine);
         let mut watching = Watching(&self.stop, self.stop_after, &mut self.steps, &mut self.evaluations);
-        let outcome = pretrain(&job, &mut engine, &mut watching, &self.stop)?;
+        let outcome = train(&job, &mut corpus, &mut engine, &mut watching, &self.stop)?;
         Ok((outcome, engine))
     }
 }
@@ -130,7 +137,7 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
     assert_eq!(bytes(&parts), bytes(&whole));
     let state = |dir: &TempDir| {
         let state = state::load(&dir.path().join("x.state/state.safetensors")).unwrap().unwrap();
-        (state.header.step, state.params, state.exp_avg, state.exp_avg_sq)
+        (state.header.reached.step, state.params, state.exp_avg, state.exp_avg_sq)
     };
     assert_eq!(state(&parts), state(&whole));
 }
@@ -223,7 +230,7 @@ fn a_model_that_is_there_is_replaced_only_when_asked() {
     assert!(message.contains("x.pt is there already") && message.contains("--resume"), "{message}");
     assert_eq!(fs::read(dir.path().join("x.pt")).unwrap(), before);
 
-    let overwrite = Begin::Fresh { init_from: None, overwrite: true };
+    let overwrite = Begin::Fresh { init: Init::Random, overwrite: true };
     run(request(dir.path(), overwrite, settings(2).into())).unwrap();
     assert_eq!(Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta.iter_num, 2);
     assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2]);
@@ -233,11 +240,11 @@ fn a_model_that_is_there_is_replaced_only_when_asked() {
 fn a_finished_run_can_be_made_longer() {
     let dir = folder();
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
-    let (job, _) = Job::prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished() && job.notes.is_empty());
 
     let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
-    let (job, _) = Job::prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
     assert!(!job.is_finished());
     assert_eq!(job.notes[0], "changed since the run stopped: max_iters 4 → 8");
     assert!(job.notes[1].contains("the learning rate goes on at"), "{:?}", job.notes);
@@ -280,19 +287,19 @@ fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
     let from = dir.path().join("x.pt");
     let params = Checkpoint::load(&from).unwrap().params;
-    let begin = || Begin::Fresh { init_from: Some(from.clone()), overwrite: false };
+    let begin = || Begin::Fresh { init: Init::From(from.clone()), overwrite: false };
     let to = |shape: Shape| {
         let request = request(dir.path(), begin(), settings(0).into());
-        Job::prepare(Request { out: Some(dir.path().join("y.pt")), shape, ..request })
+        prepare(Request { out: Some(dir.path().join("y.pt")), shape, ..request })
     };
 
-    let (job, weights) = to(Shape::default()).unwrap();
-    assert_eq!((job.config, job.step), (config(), 0));
+    let (job, _, weights) = to(Shape::default()).unwrap();
+    assert_eq!((job.config, job.reached.step), (config(), 0));
     assert_eq!(weights.params, params);
     assert!(weights.moments.is_none());
 
     // A shorter block keeps the first positions and everything else.
-    let (job, weights) = to(Shape { block_size: Some(3), ..Shape::default() }).unwrap();
+    let (job, _, weights) = to(Shape { block_size: Some(3), ..Shape::default() }).unwrap();
     let (whole, cut) = (ngen3_model::ParamList::new(&config()), ngen3_model::ParamList::new(&job.config));
     assert_eq!(job.config.block_size, 3);
     assert_eq!(weights.params[cut.wte.clone()], params[whole.wte.clone()]);
@@ -335,8 +342,6 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
             "too few for a block",
         ),
         (Request { out: Some(dir.path().join("x.bin")), ..plain() }, ".pt or .safetensors"),
-        (Request { out: None, ..plain() }, "which model?"),
-        (Request { data: dir.path().join("none.bin"), ..plain() }, "none.bin"),
         (Request { config_file: Some(dir.path().join("none.toml")), ..plain() }, "none.toml"),
     ];
     for (request, expected) in cases {
@@ -344,6 +349,137 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
         assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
         assert_eq!(names(), before, "{expected}");
     }
+    for (request, data, expected) in
+        [(Request { out: None, ..plain() }, "data.bin", "which model?"), (plain(), "none.bin", "none.bin")]
+    {
+        let message = Corpus::prepare(request, &dir.path().join(data)).unwrap_err().to_string();
+        assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
+        assert_eq!(names(), before, "{expected}");
+    }
+}
+
+/// A lesson whose validation losses are written down beforehand, one for each evaluation.
+struct Scripted<'a> {
+    corpus: Corpus,
+    losses: std::slice::Iter<'a, f32>,
+}
+
+impl Lesson for Scripted<'_> {
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+        let learned = self.corpus.learn(engine, micro)?;
+        let parts = vec![("half", learned.loss / 2.0), ("index", micro.index as f32)];
+        Ok(Learned { parts, ..learned })
+    }
+
+    fn evaluate(&mut self, _: &mut dyn Engine) -> Result<Option<f32>, Error> {
+        Ok(self.losses.next().copied())
+    }
+
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+        self.corpus.probe(engine)
+    }
+}
+
+/// A run in the folder that is evaluated after every step, with these losses.
+fn scripted(dir: &Path, begin: Begin, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
+    let asked = Overrides { eval_interval: Some(1), save_interval: Some(100), ..asked };
+    let (job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
+    let mut engine = FakeEngine::new(job.config.clone(), 0);
+    engine.write(Slot::Params, &weights.params).unwrap();
+    if let Some(moments) = weights.moments {
+        moments.restore(&mut engine).unwrap();
+    }
+    let mut lesson = Scripted { corpus, losses: losses.iter() };
+    let stop = AtomicBool::new(false);
+    let mut watching = Watching(&stop, None, &mut Vec::new(), &mut Vec::new());
+    (train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap(), job)
+}
+
+#[test]
+fn the_best_model_stays_and_patience_ends_a_run() {
+    let steps = |n| Overrides { max_iters: Some(n), ..settings(10).into() };
+    let meta = |dir: &TempDir| {
+        let meta = Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta;
+        (meta.iter_num, meta.best_val_loss)
+    };
+    let losses = [5.0, 4.0, 3.0, 3.5, 3.25, 3.0, 2.0];
+
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), patience: Some(3), ..steps(10) };
+    let (outcome, _) = scripted(dir.path(), FRESH, asked.clone(), &losses);
+    assert_eq!(outcome, Outcome::Stale(5), "3.0 again is not better");
+    assert_eq!(meta(&dir), (2, Some(3.0)));
+    let best = Checkpoint::load(&dir.path().join("x.pt")).unwrap().params;
+
+    // The same run cut short holds the model of that step as its latest.
+    let short = folder();
+    let (outcome, _) = scripted(short.path(), FRESH, steps(2), &losses);
+    assert_eq!((outcome, meta(&short)), (Outcome::Finished, (2, Some(3.0))));
+    assert_eq!(Checkpoint::load(&short.path().join("x.pt")).unwrap().params, best);
+
+    // It is finished until somebody has more patience; it then goes on from its last step, and remembers its best.
+    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    assert!(job.is_finished());
+    job.complete(&[]).unwrap();
+    assert_eq!(meta(&dir), (2, Some(3.0)));
+    let more = Overrides { patience: Some(4), ..Overrides::default() };
+    let (outcome, job) = scripted(dir.path(), Begin::Resume, more, &[9.0, 1.0]);
+    assert_eq!((job.reached.step, job.reached.best_step, job.reached.evals_since_best), (5, 2, 3));
+    assert_eq!((outcome, meta(&dir)), (Outcome::Stale(6), (2, Some(3.0))));
+
+    // Without patience it goes through to the end, and without keep_best the latest stays.
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), ..steps(6) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Finished);
+    assert_eq!(meta(&dir), (6, Some(2.0)));
+    let dir = folder();
+    let asked = Overrides { patience: Some(2), ..steps(6) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Stale(4));
+    assert_eq!(meta(&dir), (4, Some(3.0)));
+
+    // With nothing held out there is no best: the latest has to do.
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), patience: Some(1), ..steps(3) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &[]).0, Outcome::Finished);
+    assert_eq!(meta(&dir), (3, None));
+}
+
+#[test]
+fn the_parts_of_a_loss_are_logged_as_means_over_the_micro_batches() {
+    let dir = folder();
+    let asked = Overrides { gradient_accumulation: Some(3), max_iters: Some(2), ..settings(2).into() };
+    scripted(dir.path(), FRESH, asked, &[1.0, 1.0, 1.0]);
+    for line in &metrics(dir.path())[1..] {
+        let train = line.train.as_ref().unwrap();
+        assert!((train.parts["half"] - train.train_loss / 2.0).abs() < 1e-6);
+        assert!((train.parts["index"] - 1.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn a_run_goes_on_only_as_what_it_was() {
+    let dir = folder();
+    let distill = |begin| Request { kind: Kind::Distill, ..request(dir.path(), begin, settings(2).into()) };
+    let lesson = |temperature: f32| [("temperature".to_owned(), temperature.into())].into_iter().collect();
+    let with = |begin, temperature| {
+        let start = distill(begin).start(|| Ok(7))?;
+        let corpus = Corpus::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
+        let data = corpus.describe(&start.config)?;
+        let (job, weights) = start.with(data, lesson(temperature))?;
+        let mut engine = FakeEngine::new(job.config.clone(), 0);
+        engine.write(Slot::Params, &weights.params)?;
+        let mut watching = Watching(&AtomicBool::new(false), None, &mut Vec::new(), &mut Vec::new());
+        train(&job, &mut { corpus }, &mut engine, &mut watching, &AtomicBool::new(false))
+    };
+    with(FRESH, 2.0).unwrap();
+    let training = Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta.training;
+    assert_eq!(training["distill"]["temperature"], 2.0);
+
+    let message = with(Begin::Resume, 4.0).unwrap_err().to_string();
+    assert!(message.contains("temperature is 2.0 there, not 4.0"), "{message}");
+    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    assert!(message.contains("is of a run of ngen3 distill, which goes on with that command"), "{message}");
+    assert_eq!(with(Begin::Resume, 2.0).unwrap(), Outcome::Finished);
 }
 
 #[test]

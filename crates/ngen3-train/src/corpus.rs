@@ -1,0 +1,149 @@
+//! A token file as a lesson: predict each token from those before it, at places drawn at random.
+
+use std::path::Path;
+
+use ngen3_data::{BatchSampler, TokenFile};
+use ngen3_engine::{Batch, Engine, Row};
+use ngen3_model::{Config, TokenizerRef};
+
+use crate::hash::sha256;
+use crate::job::{Data, Job, Request, Weights};
+use crate::lesson::{Learned, Lesson, Micro};
+use crate::state::DataIdentity;
+use crate::{Error, TrainSettings};
+
+/// A token file to train on, with the part of it that is held out.
+#[derive(Debug)]
+pub struct Corpus {
+    sampler: BatchSampler,
+    eval_iters: u64,
+    row: Row,
+    /// The latest batch.
+    batch: Batch,
+}
+
+impl Corpus {
+    /// Opens a token file for a model that is to learn from it.
+    ///
+    /// # Errors
+    /// As [`BatchSampler::open`]; [`Error::Data`] for a token outside the model's vocabulary.
+    pub fn open(path: &Path, config: &Config, settings: &TrainSettings) -> Result<Self, Error> {
+        let TrainSettings { batch_size, val_fraction, seed, eval_iters, .. } = *settings;
+        let sampler = BatchSampler::open(path, config.block_size, batch_size, val_fraction, seed)?;
+        sampler.check_vocab(config.vocab_size)?;
+        let row = Row { len: config.block_size, continues: false };
+        Ok(Self { sampler, eval_iters, row, batch: Batch::default() })
+    }
+
+    /// Settles a run of `ngen3 train` on the token file `data`.
+    ///
+    /// # Errors
+    /// As [`Request::start`] and [`crate::Start::with`].
+    pub fn prepare(request: Request, data: &Path) -> Result<(Job, Self, Weights), Error> {
+        let file = TokenFile::open(data)?;
+        let start = request.start(|| vocab_of(&file))?;
+        let corpus = Self::open(data, &start.config, &start.settings)?;
+        let described = corpus.describe(&start.config)?;
+        let (job, weights) = start.with(described, Default::default())?;
+        Ok((job, corpus, weights))
+    }
+
+    /// Where the batches come from.
+    pub fn sampler(&self) -> &BatchSampler {
+        &self.sampler
+    }
+
+    /// What a run has to know of it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the model's vocabulary is smaller than the tokenizer's; the others for files that are damaged.
+    pub fn describe(&self, config: &Config) -> Result<Data, Error> {
+        let file = self.sampler.data();
+        let tokenizer = tokenizer_for(config, file)?;
+        file.verify()?;
+        let described = file.path().file_name().is_some_and(|name| name == "data.bin");
+        let sha256 = match file.meta().filter(|_| described) {
+            Some(meta) => meta.sha256.clone(),
+            None => sha256(file.path())?,
+        };
+        // Of a bare file only its name: where it lay is nobody's business who gets the model.
+        let name = || vec![file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()];
+        let source = file.meta().map_or_else(name, |meta| meta.source.clone());
+        let (train_tokens, val_tokens) = (self.sampler.train_len() as u64, self.sampler.val_len() as u64);
+        let identity = DataIdentity { train_tokens, val_tokens, sha256 };
+        Ok(Data { path: file.path().into(), identity, tokenizer, chat: None, source })
+    }
+
+    /// The micro-batch that the seed, the step and the index within it decide.
+    pub fn train_batch(&mut self, step: u64, index: u64) -> &Batch {
+        let Self { sampler, row, batch, .. } = self;
+        sampler.train_batch(step, index, &mut batch.inputs, &mut batch.targets);
+        batch.rows.resize(batch.inputs.len() / row.len, *row);
+        batch
+    }
+
+    /// Validation batch `index`, or `None` if nothing is held out.
+    pub fn val_batch(&mut self, index: u64) -> Option<&Batch> {
+        if !self.sampler.has_validation() {
+            return None;
+        }
+        let Self { sampler, row, batch, .. } = self;
+        sampler.val_batch(index, &mut batch.inputs, &mut batch.targets);
+        batch.rows.resize(batch.inputs.len() / row.len, *row);
+        Some(batch)
+    }
+}
+
+impl Lesson for Corpus {
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+        let batch = self.train_batch(micro.step, micro.index);
+        let loss = engine.forward_backward(batch, micro.weight, micro.dropout, micro.seed)?;
+        Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
+    }
+
+    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
+        let mut sum = 0.0;
+        for index in 0..self.eval_iters {
+            let Some(batch) = self.val_batch(index) else { return Ok(None) };
+            sum += f64::from(engine.loss(batch)?);
+        }
+        Ok(Some((sum / self.eval_iters as f64) as f32))
+    }
+
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+        // With nothing held out the latest training batch has to do.
+        self.val_batch(0);
+        Ok(engine.loss(&self.batch)?)
+    }
+}
+
+/// Whether nothing says which tokenizer made a file: it may be nanoGPT's, of characters or of GPT-2's tokens.
+fn is_bare(file: &TokenFile) -> bool {
+    file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
+}
+
+/// The vocabulary that a model needs for a file, if it is not told another.
+fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
+    match file.meta() {
+        Some(meta) => Ok(meta.vocab_size),
+        None => Ok(file.tokenizer()?.vocab_size()),
+    }
+}
+
+/// The tokenizer that travels with the model: the data's.
+fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Error> {
+    let needed = vocab_of(file)?;
+    if config.vocab_size < needed {
+        // Every token of a bare file fits the model, so GPT-2's tokenizer, its default, is not what made it.
+        if is_bare(file) {
+            return Ok(TokenizerRef::Unknown);
+        }
+        return Err(Error::Usage(format!(
+            "the model's vocabulary of {} is smaller than the {needed} tokens of {}",
+            config.vocab_size,
+            file.path().display()
+        )));
+    }
+    let tokenizer = file.tokenizer()?;
+    Ok(if tokenizer.name() == "gpt2" { TokenizerRef::Gpt2 } else { TokenizerRef::Json(tokenizer.to_json()) })
+}

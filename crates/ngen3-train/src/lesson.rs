@@ -1,0 +1,57 @@
+//! What tells one kind of run from another: what a step learns, and what the model is judged by.
+//!
+//! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::Corpus`] (predict the next
+//! token), and what distilling and fine-tuning make of their data.
+
+use ngen3_engine::Engine;
+
+use crate::Error;
+
+/// One micro-batch of a step, whose gradients add up to the step's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Micro {
+    /// Updates done before.
+    pub step: u64,
+    /// Which of the step's micro-batches it is, from 0.
+    pub index: u64,
+    /// Its share of the step: 1 / `gradient_accumulation`.
+    pub weight: f32,
+    /// Probability with which an activation is zeroed.
+    pub dropout: f32,
+    /// Decides which; no two micro-batches of a run share it.
+    pub seed: u64,
+}
+
+/// What a micro-batch showed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Learned {
+    /// The loss whose gradient was added, in nats per token.
+    pub loss: f32,
+    /// What the loss is made of, if it has parts worth telling apart: a name (a word, as a key in `metrics.jsonl`) and a
+    /// value for each, the same names in every step.
+    pub parts: Vec<(&'static str, f32)>,
+    /// Tokens it went through.
+    pub tokens: u64,
+}
+
+/// What a run learns from. A step must follow from its number alone: that is why a run that stops and goes on is the run
+/// that never stopped.
+pub trait Lesson {
+    /// Adds `weight` times the gradient of a micro-batch to the engine's.
+    ///
+    /// # Errors
+    /// What the engine or a file could not do.
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error>;
+
+    /// Mean loss on what is held out, in nats per token, always on the same tokens; `None` if nothing is held out.
+    ///
+    /// # Errors
+    /// As [`Lesson::learn`].
+    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error>;
+
+    /// Loss of any one batch, held out if possible: enough to see whether the weights are still numbers.
+    ///
+    /// # Errors
+    /// As [`Lesson::learn`].
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error>;
+}

@@ -1,0 +1,269 @@
+//! A run that learns, as the commands show it: the lines before, the line that moves, what it says at its end.
+
+use std::ffi::OsStr;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ngen3_engine::{CpuEngine, Options};
+use ngen3_model::ParamList;
+use ngen3_train::{Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
+
+use crate::commands::variants;
+use crate::interrupt::Interrupted;
+use crate::progress::{counted, write_line};
+use crate::stdout;
+
+/// A job with an engine that holds its weights.
+pub struct Training<'a> {
+    job: &'a Job,
+    /// Of the model that learns.
+    pub engine: CpuEngine,
+}
+
+impl<'a> Training<'a> {
+    /// Makes the engine. `None` if no step is left to do, which is said on stdout.
+    pub fn new(job: &'a Job, Weights { params, moments }: Weights) -> anyhow::Result<Option<Self>> {
+        if job.is_finished() {
+            job.complete(&params)?;
+            let (model, done) = (job.paths.model.display(), counted(job.reached.step));
+            let text = if job.reached.step == job.settings.max_iters {
+                format!("{model}: all {done} steps are done; a larger --max_iters trains on\n")
+            } else {
+                format!("{model}: the run stopped early, after step {done}; a larger --patience trains on\n")
+            };
+            stdout::print(&text)?;
+            return Ok(None);
+        }
+        let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
+        let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
+        if let Some(moments) = moments {
+            moments.restore(&mut engine)?;
+        }
+        Ok(Some(Self { job, engine }))
+    }
+
+    /// Trains to the end, or until it is stopped: then it says how to go on, with the words of `command` (its name, and the
+    /// flags that say what the run learns from).
+    pub fn run(mut self, lesson: &mut dyn Lesson, command: &[&OsStr], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+        let job = self.job;
+        let model = job.paths.model.display();
+        write_line(&header(job, &self.engine));
+        let started = Instant::now();
+        let mut status = Status::new(job.reached.best_val_loss.map(|loss| (job.reached.best_step, loss)));
+        let told = tell_when_stopped(stop, &status.line);
+        let outcome = train(job, lesson, &mut self.engine, &mut status, stop);
+        drop(told);
+        status.line.finish_and_clear();
+        let steps = match outcome? {
+            Outcome::Finished => job.settings.max_iters,
+            Outcome::Stale(step) => {
+                let patience = job.settings.patience;
+                write_line(&format!("stopped early: {patience} evaluations in a row were no better than the best"));
+                step
+            }
+            Outcome::Interrupted(step) => {
+                let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
+                let command = resume_command(&program, command, &job.paths.model);
+                write_line(&format!("{model} is saved after step {}; go on with: {command}", counted(step)));
+                return Err(Interrupted.into());
+            }
+        };
+        let took = started.elapsed().as_secs_f64() + job.reached.elapsed_s;
+        let mut text = format!("{model}: {} steps in {}", counted(steps), span(took));
+        match (status.best, status.val_loss) {
+            (Some((step, loss)), _) if job.settings.keep_best => {
+                text += &format!(", the best kept: validation loss {loss:.4} at step {}", counted(step));
+            }
+            (_, Some(loss)) => text += &format!(", validation loss {loss:.4}"),
+            (_, None) => {}
+        }
+        stdout::print(&(text + "\n"))
+    }
+}
+
+/// Says, when the run is asked to stop, that it heard: the step that is under way can be a long one. Until the returned
+/// guard is dropped.
+fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
+    let guard = Arc::new(());
+    let (running, stop, line) = (Arc::downgrade(&guard), Arc::clone(stop), line.clone());
+    std::thread::spawn(move || {
+        while running.strong_count() > 0 {
+            if stop.load(Ordering::Relaxed) {
+                line.suspend(|| write_line("stopping after this step; once more to stop at once, without saving"));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    guard
+}
+
+/// What is about to happen, in a few lines.
+fn header(job: &Job, engine: &CpuEngine) -> String {
+    let Job { config, settings, data, .. } = job;
+    let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
+    let accumulated = match gradient_accumulation {
+        1 => String::new(),
+        n => format!(", {n} times"),
+    };
+    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..Options::default() };
+    let mut lines = vec![
+        format!(
+            "model: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters",
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            config.block_size,
+            counted(config.vocab_size as u64),
+            counted(ParamList::new(config).total() as u64)
+        ),
+        format!(
+            "data:  {}: {} tokens to train on, {} to validate on",
+            data.path.display(),
+            counted(data.identity.train_tokens),
+            counted(data.identity.val_tokens)
+        ),
+        format!(
+            "run:   {} steps of {} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory",
+            counted(max_iters),
+            counted(settings.tokens_per_step(config.block_size)),
+            config.block_size,
+            engine.threads(),
+            engine.dtype(),
+            variants::bytes(CpuEngine::training_bytes(config, batch_size, same))
+        ),
+    ];
+    if job.reached.step > 0 {
+        lines.push(format!("       goes on after step {}", counted(job.reached.step)));
+    }
+    lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
+    lines.join("\n")
+}
+
+/// The line that says how far the run is: redrawn at every step on a terminal, written at every logged one elsewhere.
+struct Status {
+    line: ProgressBar,
+    terminal: bool,
+    /// The latest.
+    val_loss: Option<f32>,
+    /// The step of the lowest, and it.
+    best: Option<(u64, f32)>,
+}
+
+impl Status {
+    /// `best` is that of a run that goes on.
+    fn new(best: Option<(u64, f32)>) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let line = ProgressBar::with_draw_target(None, target);
+        line.set_style(ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"));
+        Self { line, terminal, val_loss: None, best }
+    }
+}
+
+impl Progress for Status {
+    fn step(&mut self, report: &StepReport<'_>) {
+        let text = step_line(report);
+        if self.terminal {
+            self.line.set_message(text);
+        } else if report.logged {
+            write_line(&text);
+        }
+    }
+
+    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool) {
+        self.val_loss = Some(val_loss);
+        if best {
+            self.best = Some((step, val_loss));
+        }
+        let best = if best { " (best so far)" } else { "" };
+        self.line.suspend(|| write_line(&format!("step {}: validation loss {val_loss:.4}{best}", counted(step))));
+    }
+}
+
+fn step_line(report: &StepReport<'_>) -> String {
+    let StepReport { step, max_iters, loss, parts, lr, grad_norm, tokens_per_s, left, .. } = *report;
+    let parts: Vec<String> =
+        parts.iter().map(|(name, value)| format!("{} {value:.4}", name.replace('_', " "))).collect();
+    let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
+    format!(
+        "step {}/{}: loss {loss:.4}{parts}, lr {lr:.1e}, norm {grad_norm:.2}, {} tokens/s, {} left",
+        counted(step),
+        counted(max_iters),
+        counted(tokens_per_s as u64),
+        span(left.as_secs_f64())
+    )
+}
+
+/// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
+fn span(seconds: f64) -> String {
+    let (minute, hour, day) = (60.0, 3_600.0, 86_400.0);
+    match seconds.round() {
+        s if s < 100.0 => format!("{s} s"),
+        s if s < 100.0 * minute => format!("{:.0} min", s / minute),
+        s if s < 48.0 * hour => format!("{:.1} h", s / hour),
+        s => format!("{:.1} days", s / day),
+    }
+}
+
+/// The command that goes on with a run. Its state knows everything but where it is and what it learns from.
+fn resume_command(program: &OsStr, command: &[&OsStr], model: &Path) -> String {
+    let words = [&[program], command, &["--out".as_ref(), model.as_ref()]].concat();
+    words.into_iter().map(quoted).collect::<Vec<_>>().join(" ") + " --resume"
+}
+
+/// A word as a POSIX shell reads it.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_go_on_is_one_that_a_shell_understands() {
+        let command = |data: &str| {
+            let command = ["train", "--data", data].map(OsStr::new);
+            resume_command("ngen3".as_ref(), &command, "7M_model.pt".as_ref())
+        };
+        assert_eq!(command("_data_x_/data.bin"), "ngen3 train --data _data_x_/data.bin --out 7M_model.pt --resume");
+        assert_eq!(command("my data's/d.bin"), r"ngen3 train --data 'my data'\''s/d.bin' --out 7M_model.pt --resume");
+    }
+
+    #[test]
+    fn a_step_is_one_line() {
+        let report = StepReport {
+            step: 1_200,
+            max_iters: 2_000,
+            loss: 4.25,
+            parts: &[],
+            lr: 3e-4,
+            grad_norm: 0.5,
+            tokens_per_s: 4_096.7,
+            left: Duration::from_secs(754),
+            logged: true,
+        };
+        assert_eq!(
+            step_line(&report),
+            "step 1,200/2,000: loss 4.2500, lr 3.0e-4, norm 0.50, 4,096 tokens/s, 13 min left"
+        );
+        let parts = StepReport { parts: &[("cross_entropy", 5.5), ("divergence", 3.0)], ..report };
+        assert!(step_line(&parts).contains(": loss 4.2500 (cross entropy 5.5000, divergence 3.0000), lr "));
+        for (s, expected) in
+            [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
+        {
+            assert_eq!(span(s), expected);
+        }
+    }
+}
