@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::simd::simd;
-use crate::gemm::{Into, Mat, MatMut, Precision, matmul};
+use crate::gemm::{Into, Mat, MatMut, Precision, matmul, matmul_onto};
 use crate::profile::{Part, timed};
 
 /// Columns in one task of a bias gradient.
@@ -14,13 +14,12 @@ const COLUMNS: usize = 64;
 /// `y = x·Wᵀ + b`
 pub fn forward(precision: Precision, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
     let _timed = timed(Part::Linear);
-    fill_bias(bias, y);
-    add_product(precision, x, weight, bias.len(), y);
-}
-
-/// Every row of `y` becomes the bias, for a product to be added to.
-pub fn fill_bias(bias: &[f32], y: &mut [f32]) {
-    y.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+    onto(precision, x, weight, bias.len(), y, |y, _, col| {
+        for i in 0..y.n_rows() {
+            let row = y.row_mut(i);
+            row.copy_from_slice(&bias[col..][..row.len()]);
+        }
+    });
 }
 
 /// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
@@ -33,18 +32,45 @@ pub fn forward_residual(
     y: &mut [f32],
 ) {
     let _timed = timed(Part::Linear);
-    fill_residual(residual, bias, y);
-    add_product(precision, x, weight, bias.len(), y);
+    let outputs = bias.len();
+    onto(precision, x, weight, outputs, y, |y, row, col| {
+        for i in 0..y.n_rows() {
+            let residual = &residual[(row + i) * outputs + col..];
+            for ((y, &r), &b) in y.row_mut(i).iter_mut().zip(residual).zip(&bias[col..]) {
+                *y = r + b;
+            }
+        }
+    });
+}
+
+/// `y = start + x·Wᵀ`
+fn onto(
+    precision: Precision,
+    x: &[f32],
+    weight: &[f32],
+    outputs: usize,
+    y: &mut [f32],
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    let inputs = weight.len() / outputs;
+    let rows = y.len() / outputs;
+    let (x, weight) = (Mat::new(x, rows, inputs), Mat::new(weight, outputs, inputs));
+    matmul_onto(precision, MatMut::new(y, rows, outputs), x, weight.t(), start);
+}
+
+/// Every row of `y` becomes the bias, for a product to be added to.
+pub fn fill_bias(bias: &[f32], y: &mut [f32]) {
+    y.chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
 }
 
 /// `y` becomes the residual and the bias, for a product to be added to.
 pub fn fill_residual(residual: &[f32], bias: &[f32], y: &mut [f32]) {
     let outputs = bias.len();
-    y.par_chunks_mut(outputs).zip(residual.par_chunks(outputs)).for_each(|(y, residual)| {
+    for (y, residual) in y.chunks_mut(outputs).zip(residual.chunks(outputs)) {
         for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
             *y = r + b;
         }
-    });
+    }
 }
 
 /// `y += x·Wᵀ`

@@ -47,6 +47,26 @@ pub fn matmul(precision: Precision, c: MatMut<'_>, into: Into, a: Mat<'_>, b: Ma
     }
 }
 
+/// `c = start + a·b`, where `start` fills the part of `c` that it is given, whose first row and column it is told.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn matmul_onto(
+    precision: Precision,
+    mut c: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    match precision {
+        Precision::F32 => {
+            c.par_row_blocks(|block, row| start(block, row, 0));
+            matmul_f32(c, Into::Add, a, b, Threads::All);
+        }
+        Precision::Bf16 => tiles::matmul_onto::<2>(c, a, b, start),
+    }
+}
+
 /// `c = a·b` or `c += a·b`, with `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
 /// # Panics

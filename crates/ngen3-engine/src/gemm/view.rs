@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 /// A read-only matrix inside a slice: element `(i, j)` stands at `i·row_stride + j·col_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a> {
@@ -37,13 +39,6 @@ impl<'a> Mat<'a> {
     pub fn row(&self, i: usize) -> &'a [f32] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]
-    }
-
-    /// Elements `first..first + n` of column `j`, where columns are contiguous (a transposed view).
-    #[inline(always)]
-    pub(super) fn column(&self, j: usize, first: usize, n: usize) -> &'a [f32] {
-        debug_assert_eq!(self.row_stride, 1);
-        &self.data[j * self.col_stride + first..][..n]
     }
 
     /// How many rows there are.
@@ -121,11 +116,26 @@ impl<'a> MatMut<'a> {
         MatMut { data, rows: range.len(), cols: self.cols, row_stride: self.row_stride, borrow: PhantomData }
     }
 
+    /// How many rows there are.
+    pub fn n_rows(&self) -> usize {
+        self.rows
+    }
+
     /// Row `i`.
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         // SAFETY: the constructors checked that every row lies within the borrowed slice.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
+    }
+
+    /// Hands blocks of rows, and the first row of each, to `work` on all threads.
+    pub fn par_row_blocks(&mut self, work: impl Fn(&mut MatMut<'_>, usize) + Sync) {
+        const ROWS: usize = 64;
+        (0..self.rows).into_par_iter().step_by(ROWS).for_each(|first| {
+            // SAFETY: each task's rows are its own.
+            let mut block = unsafe { self.part(first..(first + ROWS).min(self.rows), 0..self.cols) };
+            work(&mut block, first);
+        });
     }
 
     /// The elements in these rows and columns.

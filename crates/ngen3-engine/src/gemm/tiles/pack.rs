@@ -4,7 +4,6 @@
 //! each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
 
 use super::super::Mat;
-use crate::cpu::simd::simd;
 
 /// The nearest bf16 (ties to even) of `x`, in the high half; NaN stays NaN.
 #[inline(always)]
@@ -33,59 +32,167 @@ pub fn rounded<const P: usize>(x: f32) -> f32 {
     if P == 2 { f32::from_bits(round(x)) } else { x }
 }
 
-/// Cells of a row that are rounded before they are turned.
-const BLOCK: usize = 16;
-
 /// Packs rows `first_row..first_row + R` of `source`, `[rows, k]`, into `panel`, `[k/P, R]`.
+///
+/// # Panics
+/// If the panel has another length, or the source has neither contiguous rows nor contiguous columns.
 pub fn panel<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize, panel: &mut [u32]) {
-    let rows = R.min(source.rows - first_row);
     assert_eq!(panel.len(), source.cols.div_ceil(P) * R, "a panel of {R} rows");
-    simd(
-        #[inline(always)]
-        || {
-            if source.col_stride == 1 {
-                // Rows are rounded a block at a time, which vectorises, and only then turned.
-                let mut block = [[0u32; BLOCK]; R];
-                for (b, panel) in panel.chunks_mut(BLOCK * R).enumerate() {
-                    for (r, cells) in block.iter_mut().enumerate().take(rows) {
-                        let row = source.row(first_row + r);
-                        let row = &row[b * BLOCK * P..row.len().min((b + 1) * BLOCK * P)];
-                        let (neighbours, odd) = row.as_chunks::<P>();
-                        for (cell_of, x) in cells.iter_mut().zip(neighbours) {
-                            *cell_of = cell::<P>(x[0], x[P - 1]);
-                        }
-                        if let [last, ..] = odd {
-                            cells[neighbours.len()] = cell::<P>(*last, 0.0);
-                        }
-                    }
-                    for (i, slot) in panel.as_chunks_mut::<R>().0.iter_mut().enumerate() {
-                        for (slot, cells) in slot.iter_mut().zip(&block) {
-                            *slot = cells[i];
-                        }
+    assert!(source.row_stride == 1 || source.col_stride == 1, "rows or columns that are contiguous");
+    let source = source.rows(first_row..(first_row + R).min(source.rows));
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected; the panel is long enough for R rows, of which the source has at most as many.
+        unsafe { x86::panel::<P, R>(source, panel) };
+        return;
+    }
+    panel_plain::<P, R>(source, panel);
+}
+
+/// [`panel`] without vector instructions, for a source of at most R rows.
+fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
+    let at = |row: usize, k: usize| {
+        let exists = row < source.rows && k < source.cols;
+        if exists { source.data[row * source.row_stride + k * source.col_stride] } else { 0.0 }
+    };
+    for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
+        for (row, slot) in cells.iter_mut().enumerate() {
+            *slot = cell::<P>(at(row, P * w), at(row, P * w + P - 1));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Mat;
+
+    /// The lanes of 16 that stand before `n`.
+    fn first(n: usize) -> __mmask16 {
+        ((1u32 << n.min(16)) - 1) as __mmask16
+    }
+
+    /// Two vectors of f32 as one of 32 bf16, those of `low` first.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn rounded(low: __m512, high: __m512) -> __m512i {
+        // SAFETY: the same 512 bits under another name.
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; `panel` is `R` cells for each `P` columns of the source, which has at most
+    /// `R` rows, and either its rows or its columns are contiguous.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn panel<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
+        // SAFETY: what this function asks of its caller is what these two ask.
+        unsafe {
+            if source.col_stride == 1 { from_rows::<P, R>(source, panel) } else { from_columns::<P, R>(source, panel) }
+        }
+    }
+
+    /// 16 rows by 16 cells at a time: rounded along the rows, turned in registers.
+    ///
+    /// # Safety
+    /// As [`panel`]; rows are contiguous.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn from_rows<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
+        let depth = source.cols.div_ceil(P);
+        for row in (0..R).step_by(16) {
+            let slots = first(R - row);
+            for w in (0..depth).step_by(16) {
+                let left = source.cols - w * P;
+                let (low, high) = (first(left), first(left.saturating_sub(16)));
+                let mut cells = [_mm512_setzero_si512(); 16];
+                for (i, cells) in cells.iter_mut().enumerate() {
+                    let (low, high) = if row + i < source.rows { (low, high) } else { (0, 0) };
+                    let from = source.data.as_ptr().wrapping_add((row + i) * source.row_stride + w * P);
+                    // SAFETY: the masks leave out rows that the source has not and what is past a row's end.
+                    unsafe {
+                        let x = _mm512_maskz_loadu_ps(low, from);
+                        *cells = if P == 2 {
+                            rounded(x, _mm512_maskz_loadu_ps(high, from.wrapping_add(16)))
+                        } else {
+                            _mm512_castps_si512(x)
+                        };
                     }
                 }
-                return;
-            }
-            for (w, slot) in panel.as_chunks_mut::<R>().0.iter_mut().enumerate() {
-                let last = w * P + P - 1;
-                let first = source.column(w * P, first_row, rows);
-                let second = if last < source.cols { source.column(last, first_row, rows) } else { &[] };
-                match (first.as_array::<R>(), second.as_array::<R>()) {
-                    (Some(first), Some(second)) => {
-                        for r in 0..R {
-                            slot[r] = cell::<P>(first[r], second[r]);
-                        }
+                let to = panel.as_mut_ptr().wrapping_add(w * R + row);
+                // A loop of fixed length, so that it is unrolled and the cells stay in registers.
+                for (i, cells) in turned(cells).into_iter().enumerate() {
+                    if i >= depth - w {
+                        continue;
                     }
-                    _ => {
-                        for (r, slot) in slot.iter_mut().enumerate() {
-                            let at = |column: &[f32]| column.get(r).copied().unwrap_or(0.0);
-                            *slot = cell::<P>(at(first), at(second));
-                        }
-                    }
+                    // SAFETY: cell `w + i` is one of the panel's, and the mask leaves out what is past its R slots.
+                    unsafe { _mm512_mask_storeu_epi32(to.wrapping_add(i * R).cast(), slots, cells) };
                 }
             }
-        },
-    );
+        }
+    }
+
+    /// Neighbours along k come from two columns, or one.
+    ///
+    /// # Safety
+    /// As [`panel`]; columns are contiguous.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn from_columns<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
+        // Element i of the first 16 and of the second 16, side by side.
+        let side_by_side = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
+            1, 16, 0,
+        );
+        for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
+            for row in (0..R).step_by(16) {
+                let rows = first(source.rows.saturating_sub(row));
+                let from = source.data.as_ptr().wrapping_add(w * P * source.col_stride + row);
+                let second = if w * P + 1 < source.cols { rows } else { 0 };
+                // SAFETY: these columns are the source's, the masks leave out rows past its end and a column past its last, and
+                // slots past the cell's end.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(rows, from);
+                    let cell = if P == 2 {
+                        let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.col_stride));
+                        _mm512_permutexvar_epi16(side_by_side, rounded(x, y))
+                    } else {
+                        _mm512_castps_si512(x)
+                    };
+                    _mm512_mask_storeu_epi32(cells.as_mut_ptr().wrapping_add(row).cast(), first(R - row), cell);
+                }
+            }
+        }
+    }
+
+    /// The transpose of 16 x 16 cells: in pairs, in fours, then whole quarters of a vector.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn turned(rows: [__m512i; 16]) -> [__m512i; 16] {
+        let mut pairs = [_mm512_setzero_si512(); 16];
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        // fours[4·i + j] holds column j of each quarter, of rows 4·i to 4·i + 3.
+        let mut fours = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|j| pairs[4 * i + j]);
+            fours[4 * i] = _mm512_unpacklo_epi64(a, c);
+            fours[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+            fours[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+            fours[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+        }
+        let mut columns = [_mm512_setzero_si512(); 16];
+        for j in 0..4 {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
+            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xDD>(a, b));
+            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xDD>(c, d));
+            columns[j] = _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even);
+            columns[8 + j] = _mm512_shuffle_i32x4::<0xDD>(ab_even, cd_even);
+            columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd);
+            columns[12 + j] = _mm512_shuffle_i32x4::<0xDD>(ab_odd, cd_odd);
+        }
+        columns
+    }
 }
 
 #[cfg(test)]
@@ -112,21 +219,24 @@ mod tests {
         }
     }
 
-    /// Panels of 12 rows from both orientations of a matrix.
-    fn check<const P: usize>(rows: usize, k: usize) {
+    /// Panels of R rows from both orientations of a matrix.
+    fn check<const P: usize, const R: usize>(rows: usize, k: usize) {
         let x = random(rows * k, 1);
         let mut transposed = vec![0.0; rows * k];
         for i in 0..rows * k {
             transposed[i % k * rows + i / k] = x[i];
         }
-        for first in (0..rows).step_by(12) {
-            let cells = k.div_ceil(P);
-            let (mut a, mut b) = (vec![1; cells * 12], vec![2; cells * 12]);
-            panel::<P, 12>(Mat::new(&x, rows, k), first, &mut a);
-            panel::<P, 12>(Mat::new(&transposed, k, rows).t(), first, &mut b);
-            assert_eq!(a, b);
-            for (i, &found) in a.iter().enumerate() {
-                let (w, r) = (i / 12, first + i % 12);
+        for first in (0..rows).step_by(R) {
+            let mut expected = vec![3; k.div_ceil(P) * R];
+            let whole = Mat::new(&x, rows, k);
+            panel_plain::<P, R>(whole.rows(first..(first + R).min(rows)), &mut expected);
+            let (mut a, mut b) = (vec![1; expected.len()], vec![2; expected.len()]);
+            panel::<P, R>(whole, first, &mut a);
+            panel::<P, R>(Mat::new(&transposed, k, rows).t(), first, &mut b);
+            assert_eq!(a, expected, "{rows} x {k} from {first}");
+            assert_eq!(b, expected, "{rows} x {k} from {first}, turned");
+            for (i, &found) in expected.iter().enumerate() {
+                let (w, r) = (i / R, first + i % R);
                 let at = |j: usize| if r < rows && j < k { x[r * k + j] } else { 0.0 };
                 assert_eq!(found, if P == 2 { pair(at(2 * w), at(2 * w + 1)) } else { at(w).to_bits() });
             }
@@ -135,9 +245,11 @@ mod tests {
 
     #[test]
     fn both_orientations_pack_the_same_with_zeros_past_the_end() {
-        for (rows, k) in [(5, 7), (12, 4), (13, 1), (24, 10)] {
-            check::<1>(rows, k);
-            check::<2>(rows, k);
+        for (rows, k) in [(5, 7), (12, 4), (13, 1), (24, 10), (32, 64), (33, 31), (70, 33), (12, 16), (1, 100)] {
+            check::<1, 12>(rows, k);
+            check::<2, 12>(rows, k);
+            check::<1, 32>(rows, k);
+            check::<2, 32>(rows, k);
         }
     }
 }
