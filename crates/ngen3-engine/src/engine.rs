@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use ngen3_model::Config;
+use serde::{Deserialize, Serialize};
 
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +173,128 @@ pub struct AdamW {
     pub grad_clip: f32,
 }
 
+/// How far apart a teacher's p and a student's q are, both tempered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divergence {
+    /// KL(p ‖ q): the student covers what the teacher might say (Hinton et al. 2015).
+    #[default]
+    ForwardKl,
+    /// KL(q ‖ p): the student says only what the teacher would (Gu et al. 2024, MiniLLM).
+    ReverseKl,
+    /// KL(p ‖ m)/2 + KL(q ‖ m)/2 with m = (p + q)/2 (Agarwal et al. 2024, GKD, β = 1/2).
+    JensenShannon,
+}
+
+impl std::str::FromStr for Divergence {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "forward_kl" => Ok(Self::ForwardKl),
+            "reverse_kl" => Ok(Self::ReverseKl),
+            "jensen_shannon" => Ok(Self::JensenShannon),
+            _ => Err("there are forward_kl, reverse_kl and jensen_shannon".into()),
+        }
+    }
+}
+
+/// What a teacher says of each token of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Teacher<'a> {
+    /// All of it, by its final projection.
+    Head {
+        /// `[tokens, width]` of the teacher's own width: what [`Engine::hidden`] gives.
+        hidden: &'a [f32],
+        /// `[vocab_size, width]`
+        wte: &'a [f32],
+    },
+    /// Its likeliest tokens, as [`Engine::top_k`] gives them at the same temperature; all others are one lump.
+    TopK {
+        /// How many of each place.
+        k: usize,
+        /// `[tokens, k]`
+        ids: &'a [u32],
+        /// `[tokens, k]`: logarithms of their tempered probabilities among the whole vocabulary.
+        log_probs: &'a [f32],
+    },
+}
+
+/// What a student learns from besides the data: the loss is α·T²·D + (1 − α)·cross entropy.
+#[derive(Clone, Copy, Debug)]
+pub struct Distill<'a> {
+    /// The teacher.
+    pub teacher: Teacher<'a>,
+    /// T, by which both models' logits are divided.
+    pub temperature: f32,
+    /// α
+    pub alpha: f32,
+    /// D; of a teacher's likeliest tokens only the forward one is defined.
+    pub divergence: Divergence,
+}
+
+impl Distill<'_> {
+    /// Checks that a batch of a model of this shape can be held against the teacher.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for numbers out of range, or a teacher that says something else than one thing for each token.
+    pub fn check(&self, batch: &Batch, config: &Config) -> Result<(), Error> {
+        let tokens = batch.inputs.len();
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(Error::Input(format!("temperature is {}; it must be a number above 0", self.temperature)));
+        }
+        if !(0.0..=1.0).contains(&self.alpha) {
+            return Err(Error::Input(format!("alpha is {}; it must be between 0 and 1", self.alpha)));
+        }
+        match self.teacher {
+            Teacher::Head { hidden, wte } => {
+                let width = wte.len() / config.vocab_size;
+                if width == 0 || wte.len() != width * config.vocab_size || hidden.len() != tokens * width {
+                    let (vocab_size, wte, hidden) = (config.vocab_size, wte.len(), hidden.len());
+                    return Err(Error::Input(format!(
+                        "a teacher with {wte} embeddings and {hidden} hidden states for {tokens} tokens and a vocabulary of \
+                         {vocab_size}"
+                    )));
+                }
+            }
+            Teacher::TopK { k, ids, log_probs } => {
+                if self.divergence != Divergence::ForwardKl {
+                    return Err(Error::Input("of a teacher's likeliest tokens only forward_kl is defined".into()));
+                }
+                let wanted = tokens.saturating_mul(k);
+                if k == 0 || k >= config.vocab_size || ids.len() != wanted || log_probs.len() != wanted {
+                    return Err(Error::Input(format!(
+                        "{} of a teacher's likeliest tokens, {k} of each of {tokens}",
+                        ids.len()
+                    )));
+                }
+                check_tokens(ids, config)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two parts of a distillation's loss, each the mean over the targets that count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DistillLoss {
+    /// Plain cross entropy, in nats.
+    pub cross_entropy: f32,
+    /// T²·D
+    pub divergence: f32,
+}
+
+/// What a gradient is taken with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backward {
+    /// It is multiplied by this.
+    pub weight: f32,
+    /// Activations are zeroed with this probability.
+    pub dropout: f32,
+    /// Decides which.
+    pub seed: u64,
+}
+
 /// One of the flat arrays that an engine holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
@@ -213,6 +336,30 @@ pub trait Engine {
     /// # Errors
     /// As [`Engine::loss`], and [`Error::Input`] for a row that continues another.
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error>;
+
+    /// What the final projection is given, `[tokens, width]`: the output of `ln_f`, with no dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::losses`].
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error>;
+
+    /// The `k` likeliest tokens after each place and the logarithms of their probabilities when the logits are divided by
+    /// `temperature`, each `[tokens, k]`, likeliest first.
+    ///
+    /// # Errors
+    /// As [`Engine::losses`], and [`Error::Input`] for a `k` that is 0 or above the vocabulary, or no temperature.
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error>;
+
+    /// The loss of distillation, both parts apart; with `backward`, adds the gradient of their weighted sum to [`Slot::Grads`].
+    ///
+    /// # Errors
+    /// As [`Engine::forward_backward`] and [`Distill::check`].
+    fn distill(
+        &mut self,
+        batch: &Batch,
+        distill: &Distill<'_>,
+        backward: Option<Backward>,
+    ) -> Result<DistillLoss, Error>;
 
     /// Clips the gradients, applies one AdamW update, clears the gradients; returns their global norm before clipping.
     /// When that norm is not finite nothing is changed but the gradients, which are cleared.

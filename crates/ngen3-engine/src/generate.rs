@@ -114,7 +114,7 @@ mod tests {
     use ngen3_model::Config;
 
     use super::*;
-    use crate::{AdamW, Batch, Decoder, Slot};
+    use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Slot};
 
     const VOCAB: usize = 10;
 
@@ -181,6 +181,18 @@ mod tests {
 
         fn forward_backward(&mut self, _: &Batch, _: f32, _: f32, _: u64) -> Result<f32, Error> {
             unreachable!("generation has no backward pass")
+        }
+
+        fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
+            unreachable!("generation teaches nobody")
+        }
+
+        fn top_k(&mut self, _: &Batch, _: usize, _: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+            unreachable!("generation teaches nobody")
+        }
+
+        fn distill(&mut self, _: &Batch, _: &Distill<'_>, _: Option<Backward>) -> Result<DistillLoss, Error> {
+            unreachable!("generation learns nothing")
         }
 
         fn update(&mut self, _: &AdamW) -> Result<f32, Error> {

@@ -12,6 +12,8 @@ pub mod profile;
 mod sampling;
 
 pub use cpu::{CpuEngine, Dtype, Options, Quant};
-pub use engine::{AdamW, Batch, Decoder, Engine, Error, IGNORE, Row, Slot};
+pub use engine::{
+    AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Divergence, Engine, Error, IGNORE, Row, Slot, Teacher,
+};
 pub use generate::{Generator, Request};
 pub use sampling::{Sampler, Sampling};

@@ -1,7 +1,9 @@
 //! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
 //! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
 
-use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, IGNORE, Options, Quant, Row, Slot};
+use ngen3_engine::{
+    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Row, Slot, Teacher,
+};
 use ngen3_model::{Activation, Config, ParamList};
 
 const ROWS: usize = 5;
@@ -314,4 +316,81 @@ fn wrong_input_is_an_error() {
     assert!(engine.loss(&good).is_ok());
     assert!(CpuEngine::new(config.clone(), vec![0.0; 3], Options::default()).is_err(), "too few parameters");
     assert!(CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(), "12 / 5");
+}
+
+#[test]
+fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
+    let config = config(Activation::GeluNew);
+    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/distill.json")).expect("JSON");
+    let values = |first: u64, scale: f64, n: usize| -> Vec<f32> {
+        (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
+    };
+    let mut batch = batch(&config, 0);
+    batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
+    let tokens = batch.inputs.len();
+    let (hidden, wte) = (values(20_000, 8.0, tokens * 12), values(30_000, 1.0, config.vocab_size * 12));
+    let list = ParamList::new(&config);
+    let plain = &all["model"]["cross_entropy"];
+    for temperature in [1, 2, 4] {
+        for (name, divergence) in [
+            ("forward_kl", Divergence::ForwardKl),
+            ("reverse_kl", Divergence::ReverseKl),
+            ("jensen_shannon", Divergence::JensenShannon),
+        ] {
+            let expected = &all["model"][format!("{name} {temperature}")];
+            for alpha in [0.0f32, 0.5, 1.0] {
+                let mut engine = engine(&config, 2);
+                let teacher = Teacher::Head { hidden: &hidden, wte: &wte };
+                let distill = Distill { teacher, temperature: temperature as f32, alpha, divergence };
+                let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
+                let loss = engine.distill(&batch, &distill, Some(backward)).expect("a valid batch");
+                let close = |found: f32, expected: &serde_json::Value| {
+                    let expected = expected.as_f64().expect("a number");
+                    assert!((f64::from(found) - expected).abs() < 1e-4 * expected, "{name}: {found}, not {expected}");
+                };
+                close(loss.cross_entropy, &plain["loss"]);
+                if alpha > 0.0 {
+                    close(loss.divergence, &expected["loss"]);
+                }
+                let grads = engine.read(Slot::Grads);
+                for (i, param) in list.iter().enumerate() {
+                    let direction = values(50_000 + 100 * i as u64, 1.0, param.len());
+                    let found: f64 =
+                        grads[param.range()].iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+                    let [soft, hard] = [expected, plain].map(|value| numbers(&value["grads"][i]));
+                    let mixed = f64::from(alpha) * soft[1] + f64::from(1.0 - alpha) * hard[1];
+                    let size = f64::from(alpha) * soft[0] + f64::from(1.0 - alpha) * hard[0];
+                    let name = &param.name;
+                    assert!((found - mixed).abs() < 1e-4 * size.max(1e-2), "{name}: {found}, not {mixed} of {size}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_of_a_teacher_teach_nearly_what_all_of_it_does() {
+    let config = config(Activation::GeluNew);
+    let batch = batch(&config, 0);
+    let mut teacher =
+        CpuEngine::new(config.clone(), ParamList::new(&config).init(3), Options::default()).expect("a shape");
+    let hidden = teacher.hidden(&batch).expect("a valid batch");
+    let wte = teacher.read(Slot::Params)[ParamList::new(&config).wte.clone()].to_vec();
+    let (ids, log_probs) = teacher.top_k(&batch, 96, 2.0).expect("a valid batch");
+    for (ids, log_probs) in ids.chunks(96).zip(log_probs.chunks(96)) {
+        assert!(log_probs.is_sorted_by(|a, b| a >= b));
+        let sum: f32 = log_probs.iter().map(|p| p.exp()).sum();
+        assert!((0.9..1.0).contains(&sum), "{sum} of all but one token");
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 96);
+    }
+    let loss = |teacher| {
+        let mut student = engine(&config, 2);
+        let distill = Distill { teacher, temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
+        student.distill(&batch, &distill, None).expect("a valid batch")
+    };
+    let whole = loss(Teacher::Head { hidden: &hidden, wte: &wte });
+    let likeliest = loss(Teacher::TopK { k: 96, ids: &ids, log_probs: &log_probs });
+    assert_eq!(whole.cross_entropy, likeliest.cross_entropy);
+    assert!((whole.divergence - likeliest.divergence).abs() < 0.02 * whole.divergence, "{whole:?} {likeliest:?}");
+    assert!(teacher.top_k(&batch, 98, 1.0).is_err() && teacher.top_k(&batch, 1, 0.0).is_err());
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use ngen3_engine::{AdamW, Batch, Decoder, Engine, Error, Slot};
+use ngen3_engine::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, Slot};
 use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
@@ -83,6 +83,18 @@ impl Engine for FakeEngine {
             self.arrays[1][token] += weight * kept * (p - share);
         }
         Ok(loss)
+    }
+
+    fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
+        unreachable!("no test's teacher is made up")
+    }
+
+    fn top_k(&mut self, _: &Batch, _: usize, _: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        unreachable!("no test's teacher is made up")
+    }
+
+    fn distill(&mut self, _: &Batch, _: &Distill<'_>, _: Option<Backward>) -> Result<DistillLoss, Error> {
+        unreachable!("no test's student is made up")
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {

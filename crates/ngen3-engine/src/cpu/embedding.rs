@@ -31,14 +31,30 @@ pub fn backward(tokens: &[u32], positions: &[u32], dx: &[f32], dwte: &mut [f32],
 }
 
 /// `dwte[token[t]] += scale·dx[t]`
-///
-/// Two tasks never touch the same column, and each takes the tokens in order: the same bits on any number of threads.
 pub fn scatter(tokens: &[u32], dx: &[f32], scale: f32, dwte: &mut [f32]) {
     let width = dx.len() / tokens.len();
+    add_rows(width, dwte, || tokens.iter().zip(dx.chunks_exact(width)).map(|(&token, dx)| (token, scale, dx)));
+}
+
+/// `dwte[token[i]] += scale[i]·dx[i / k]`: each row of `dx` goes to k places.
+pub fn scatter_scaled(tokens: &[u32], scales: &[f32], k: usize, dx: &[f32], dwte: &mut [f32]) {
+    let width = dx.len() * k / tokens.len();
+    let rows = || dx.chunks_exact(width).flat_map(|dx| std::iter::repeat_n(dx, k));
+    add_rows(width, dwte, || tokens.iter().zip(scales).zip(rows()).map(|((&token, &scale), dx)| (token, scale, dx)));
+}
+
+/// Adds rows, each scaled, to those of `dwte` that their tokens name.
+///
+/// Two tasks never touch the same column, and each takes the rows in order: the same bits on any number of threads.
+fn add_rows<'a, I: Iterator<Item = (u32, f32, &'a [f32])>>(
+    width: usize,
+    dwte: &mut [f32],
+    rows: impl Fn() -> I + Sync,
+) {
     let dwte = Canvas::new(dwte, width);
     (0..width).into_par_iter().step_by(COLUMNS).for_each(|first| {
         let columns = first..(first + COLUMNS).min(width);
-        for (&token, dx) in tokens.iter().zip(dx.chunks_exact(width)) {
+        for (token, scale, dx) in rows() {
             // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks hold the same column.
             let dwte = unsafe { dwte.row(token as usize, columns.clone()) };
             for (d, &dx) in dwte.iter_mut().zip(&dx[columns.clone()]) {

@@ -7,6 +7,7 @@ mod adamw;
 mod arena;
 mod attention;
 mod decode;
+mod distill;
 mod dropout;
 mod embedding;
 mod gelu;
@@ -28,7 +29,7 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
-use crate::{AdamW, Batch, Decoder, Engine, Error, IGNORE, Slot};
+use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot};
 use arena::Arena;
 pub use matvec::Quant;
 use memory::Buffer;
@@ -104,6 +105,8 @@ pub struct CpuEngine {
     exp_avg_sq: Buffer,
     arena: Arena,
     plan: Plan,
+    /// The logits of a block of tokens, for distilling.
+    logits: Buffer,
 }
 
 impl CpuEngine {
@@ -136,6 +139,7 @@ impl CpuEngine {
             exp_avg_sq: Buffer::default(),
             arena: Arena::default(),
             plan: Plan::default(),
+            logits: Buffer::default(),
         })
     }
 
@@ -161,6 +165,33 @@ impl CpuEngine {
         self.pool.current_num_threads()
     }
 
+    /// Checks a batch and plans how to take it through the layers.
+    fn plan(&mut self, batch: &Batch) -> Result<(), Error> {
+        batch.check(&self.model.config)?;
+        self.plan.make(batch);
+        Ok(())
+    }
+
+    /// Checks that the planned batch has a gradient, and makes room for it.
+    fn check_gradient(&mut self, batch: &Batch) -> Result<(), Error> {
+        if batch.rows.iter().any(|row| row.continues) {
+            return Err(Error::Input("rows that continue another have no gradient".into()));
+        }
+        batch.check_counted()?;
+        self.reserve(false)
+    }
+
+    /// Takes the planned batch through `work` on the threads that compute.
+    fn run<R: Send>(
+        &mut self,
+        batch: &Batch,
+        work: impl FnOnce(&Model, Passes<'_>) -> Result<R, Error> + Send,
+    ) -> Result<R, Error> {
+        let threads = self.threads();
+        let Self { model, pool, arena, plan, .. } = self;
+        pool.install(|| work(model, Passes { batch, plan, threads, arena }))
+    }
+
     /// Makes sure that the gradients and, for an update, the moments are there, zeros at first.
     fn reserve(&mut self, moments: bool) -> Result<(), Error> {
         let total = self.model.list.total();
@@ -172,6 +203,15 @@ impl CpuEngine {
         }
         Ok(())
     }
+}
+
+/// What a pass backward drops.
+fn drops(backward: &Backward) -> Result<Drops, Error> {
+    let Backward { dropout, seed, .. } = *backward;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
+    }
+    Ok(Drops { p: dropout, seed })
 }
 
 /// The threads that compute; 0 is one for each core.
@@ -189,33 +229,64 @@ impl Engine for CpuEngine {
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        batch.check(&self.model.config)?;
-        self.plan.make(batch);
-        let threads = self.threads();
-        let Self { model, pool, arena, plan, .. } = self;
         let mut losses = Vec::with_capacity(batch.targets.len());
-        let passes = Passes { batch, plan, threads, arena };
-        pool.install(|| model.losses(passes, |counted| losses.extend_from_slice(counted)))?;
+        self.plan(batch)?;
+        self.run(batch, |model, passes| model.losses(passes, |counted| losses.extend_from_slice(counted)))?;
         let mut counted = losses.into_iter();
         let at = |&target: &u32| if target == IGNORE { 0.0 } else { counted.next().unwrap_or_default() };
         Ok(batch.targets.iter().map(at).collect())
     }
 
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
-        batch.check(&self.model.config)?;
-        if !(0.0..1.0).contains(&dropout) {
-            return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
+        self.plan(batch)?;
+        let drops = drops(&Backward { weight, dropout, seed })?;
+        self.check_gradient(batch)?;
+        let mut grads = std::mem::take(&mut self.grads);
+        let loss = self.run(batch, |model, passes| model.forward_backward(passes, weight, drops, &mut grads));
+        self.grads = grads;
+        loss
+    }
+
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        self.plan(batch)?;
+        let mut hidden = Vec::with_capacity(batch.inputs.len() * self.model.config.n_embd);
+        self.run(batch, |model, passes| model.hidden(passes, |rows| hidden.extend_from_slice(rows)))?;
+        Ok(hidden)
+    }
+
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        self.plan(batch)?;
+        if k == 0 || k > self.model.config.vocab_size {
+            return Err(Error::Input(format!("the {k} likeliest tokens of {}", self.model.config.vocab_size)));
         }
-        if batch.rows.iter().any(|row| row.continues) {
-            return Err(Error::Input("rows that continue another have no gradient".into()));
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(Error::Input(format!("temperature is {temperature}; it must be a number above 0")));
         }
+        let (mut ids, mut log_probs) = (vec![0; batch.inputs.len() * k], vec![0.0; batch.inputs.len() * k]);
+        self.run(batch, |model, passes| model.top_k(passes, temperature, &mut ids, &mut log_probs))?;
+        Ok((ids, log_probs))
+    }
+
+    fn distill(
+        &mut self,
+        batch: &Batch,
+        distill: &Distill<'_>,
+        backward: Option<Backward>,
+    ) -> Result<DistillLoss, Error> {
+        self.plan(batch)?;
+        distill.check(batch, &self.model.config)?;
         batch.check_counted()?;
-        self.plan.make(batch);
-        self.reserve(false)?;
-        let (threads, drops) = (self.threads(), Drops { p: dropout, seed });
-        let Self { model, pool, arena, plan, grads, .. } = self;
-        let passes = Passes { batch, plan, threads, arena };
-        pool.install(|| model.forward_backward(passes, weight, drops, grads))
+        let drops = backward.as_ref().map(drops).transpose()?;
+        if backward.is_some() {
+            self.check_gradient(batch)?;
+        }
+        let (mut grads, mut logits) = (std::mem::take(&mut self.grads), std::mem::take(&mut self.logits));
+        let loss = self.run(batch, |model, passes| {
+            let backward = backward.zip(drops).map(|(backward, drops)| (backward.weight, drops, &mut grads[..]));
+            model.distill(passes, distill, backward, &mut logits)
+        });
+        (self.grads, self.logits) = (grads, logits);
+        loss
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {

@@ -48,7 +48,7 @@ enum Site {
 }
 
 impl Drops {
-    const NONE: Self = Self { p: 0.0, seed: 0 };
+    pub const NONE: Self = Self { p: 0.0, seed: 0 };
 
     fn at(&self, site: Site) -> Option<Dropout> {
         let site = match site {
@@ -70,7 +70,7 @@ pub struct Passes<'a> {
 }
 
 /// In f64, so that a mean over many tokens is exact.
-fn sum(losses: &[f32]) -> f64 {
+pub fn sum(losses: &[f32]) -> f64 {
     losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
@@ -81,6 +81,7 @@ impl Model {
             self.forward(pass, Drops::NONE, arena);
             self.head(pass, arena, None);
             each(&arena.split().1.losses[..pass.counted.len()]);
+            Ok(())
         })
     }
 
@@ -101,18 +102,23 @@ impl Model {
             self.head(pass, arena, Some((weight, &mut *grads)));
             self.backward(pass, drops, arena, grads);
             total += sum(&arena.split().1.losses[..pass.counted.len()]);
+            Ok(())
         })?;
         Ok((total / counted) as f32)
     }
 
     /// Takes each pass of a batch through `work`, with the arena laid out for it.
-    fn passes(&self, passes: Passes<'_>, mut work: impl FnMut(u64, Pass<'_>, &mut Arena)) -> Result<(), Error> {
+    pub fn passes(
+        &self,
+        passes: Passes<'_>,
+        mut work: impl FnMut(u64, Pass<'_>, &mut Arena) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let Passes { batch, plan, threads, arena } = passes;
         arena.reserve(self, plan.most_tokens(), threads)?;
         loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
         for (i, pass) in plan.passes(batch).enumerate() {
             arena.reserve(self, pass.inputs.len(), threads)?;
-            work(i as u64, pass, arena);
+            work(i as u64, pass, arena)?;
         }
         Ok(())
     }
@@ -136,12 +142,13 @@ impl Model {
         }
     }
 
-    fn wte(&self) -> &[f32] {
+    /// `[vocab_size, width]`
+    pub fn wte(&self) -> &[f32] {
         &self.params[self.list.wte.clone()]
     }
 
     /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs.
-    fn forward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena) {
+    pub fn forward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let eps = self.config.layer_norm_epsilon;
         let shape = attention::Shape::new(&self.config);
@@ -194,7 +201,7 @@ impl Model {
     }
 
     /// Reads what [`Model::forward`] and [`Model::head`] left in the arena, last line first.
-    fn backward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena, grads: &mut [f32]) {
+    pub fn backward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena, grads: &mut [f32]) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let c = self.config.n_embd;
         let shape = attention::Shape::new(&self.config);

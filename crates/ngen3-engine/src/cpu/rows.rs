@@ -30,6 +30,8 @@ pub struct Span {
 /// Rows that go through the layers together.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
+    /// Its first token's place in the batch.
+    pub first: usize,
     /// `[tokens]`
     pub inputs: &'a [u32],
     /// `[tokens]`: the place of each token in its row, after what the row continues.
@@ -106,6 +108,7 @@ impl Plan {
     /// The passes of the batch that this plan was made for.
     pub fn passes<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = Pass<'a>> {
         self.cuts.iter().map(|cut| Pass {
+            first: cut.tokens.start,
             inputs: &batch.inputs[cut.tokens.clone()],
             positions: &self.positions[cut.tokens.clone()],
             targets: &batch.targets[cut.tokens.clone()],

@@ -31,7 +31,7 @@ use crate::gemm::{Into, Mat, MatMut};
 const SEGMENTS: usize = 44;
 
 /// Panels of words whose e is kept in the second-level cache for the product that follows.
-const CHUNK: usize = 16;
+pub(super) const CHUNK: usize = 16;
 
 /// Numbers of e in one block, 26 MB of bf16. A smaller block stays in cache until the last product; a larger one reads
 /// `wte` and adds to its gradient fewer times. In bf16 both are near their best here.
@@ -58,21 +58,21 @@ impl Shape {
         (most / NR * NR).clamp(NR, self.tokens.next_multiple_of(NR))
     }
 
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.vocab_size.div_ceil(MR)
     }
 
     /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
-    fn segment_panels(&self) -> usize {
+    pub(super) fn segment_panels(&self) -> usize {
         self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
     }
 
     /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep.
-    fn chunk_cells<const P: usize>(&self) -> usize {
+    pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
         self.width.div_ceil(MR) * panel_cells::<P>()
     }
 
-    fn segments(&self) -> usize {
+    pub(super) fn segments(&self) -> usize {
         self.panels().div_ceil(self.segment_panels())
     }
 
@@ -190,12 +190,21 @@ pub fn run<const P: usize>(
         if let Some(gradients) = &mut gradients {
             let dhidden = &mut gradients.dhidden[i * block * width..][..rows * width];
             let Gradients { weight, dwte, .. } = gradients;
-            gather(block, wte, targets, *weight, sums, s.dhidden, dhidden);
+            let weight = *weight;
+            gather(
+                block,
+                wte,
+                targets,
+                s.dhidden,
+                dhidden,
+                #[inline(always)]
+                |t, total, word| weight * (total / sums[t] - word),
+            );
             let padded = rows.next_multiple_of(NR);
             let scaled = &mut s.scaled_f32[..padded * width];
             scaled[rows * width..].fill(0.0);
             for ((scaled, hidden), sum) in scaled.chunks_exact_mut(width).zip(hidden.chunks_exact(width)).zip(sums) {
-                let scale = *weight / *sum;
+                let scale = weight / *sum;
                 scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * scale);
             }
             let packed = &mut s.scaled[..packed_len::<P, NR>(width, padded)];
@@ -209,7 +218,7 @@ pub fn run<const P: usize>(
 }
 
 /// Each token's target's logit, of operands rounded as in the product; 0 for tokens past the end.
-fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
+pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
     let width = hidden.len() / targets.len();
     simd(
         #[inline(always)]
@@ -265,28 +274,50 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with
                 if !with_gradients {
                     continue;
                 }
-                let depth = cells::<P>((words.len() / depth).min(vocab_size - chunk_panel * MR));
                 let into = if chunk == 0 { Into::Set } else { Into::Add };
-                let by_channel =
-                    &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
-                for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
-                    let a = &a[..depth * MR];
-                    let channels = MR.min(width - c * MR);
-                    for j in 0..tiles {
-                        let b = &by_word_e[j * chunk_cells * NR..][..depth * NR];
-                        let part = &mut dhidden[c * MR * block + j * NR..];
-                        kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
-                    }
-                }
+                add_chunk::<P>(shape, block, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
             }
         });
 }
 
-/// `dhidden[t] = weight·(Σ over segments of their part/sum[t] − wte[target[t]])`
-fn gather(block: usize, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32], parts: &[f32], dhidden: &mut [f32]) {
+/// One chunk's part of dhiddenᵀ, `[C, block]`: wteᵀ·e over the words of the panels from `chunk_panel` on, with their e in
+/// `by_word_e` and all of the embeddings packed by channel.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and where they stand")]
+pub(super) fn add_chunk<const P: usize>(
+    shape: Shape,
+    block: usize,
+    tiles: usize,
+    chunk_panel: usize,
+    by_channel: &[u32],
+    by_word_e: &[u32],
+    dhidden: &mut [f32],
+    into: Into,
+) {
+    let depth = cells::<P>((CHUNK * MR).min(shape.vocab_size - chunk_panel * MR));
+    let by_channel = &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
+    for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
+        let a = &a[..depth * MR];
+        let channels = MR.min(shape.width - c * MR);
+        for j in 0..tiles {
+            let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
+            let part = &mut dhidden[c * MR * block + j * NR..];
+            kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
+        }
+    }
+}
+
+/// `dhidden[t] = combine(t, Σ over segments of their parts, wte[target[t]])`
+pub(super) fn gather(
+    block: usize,
+    wte: &[f32],
+    targets: &[u32],
+    parts: &[f32],
+    dhidden: &mut [f32],
+    combine: impl Fn(usize, f32, f32) -> f32 + Sync,
+) {
     let width = dhidden.len() / targets.len();
-    let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR)).zip(sums.par_chunks(NR));
-    tiles.enumerate().for_each(|(j, ((dhidden, targets), sums))| {
+    let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR));
+    tiles.enumerate().for_each(|(j, (dhidden, targets))| {
         simd(
             #[inline(always)]
             || {
@@ -298,7 +329,7 @@ fn gather(block: usize, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32],
                     }
                     for (t, &target) in targets.iter().enumerate() {
                         let word = wte[target as usize * width + c];
-                        dhidden[t * width + c] = weight * (total[t] / sums[t] - word);
+                        dhidden[t * width + c] = combine(j * NR + t, total[t], word);
                     }
                 }
             },
@@ -307,7 +338,14 @@ fn gather(block: usize, wte: &[f32], targets: &[u32], weight: f32, sums: &[f32],
 }
 
 /// `dwte += eᵀ·scaled` over `padded` tokens, where `e` has `tiles` tiles for each panel of words.
-fn spread<const P: usize>(width: usize, tiles: usize, padded: usize, e: &[u32], scaled: &[u32], dwte: &mut [f32]) {
+pub(super) fn spread<const P: usize>(
+    width: usize,
+    tiles: usize,
+    padded: usize,
+    e: &[u32],
+    scaled: &[u32],
+    dwte: &mut [f32],
+) {
     dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>())).for_each(|(dwte, e)| {
         for (dwte, e) in dwte.chunks_mut(MR * width).zip(e.chunks_exact(tiles * e_tile::<P>())) {
             let words = dwte.len() / width;

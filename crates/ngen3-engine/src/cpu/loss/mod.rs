@@ -4,13 +4,21 @@
 //!
 //! The logits of all tokens are never formed (at 8,192 tokens they would take 1.6 GB, their gradient as much again): a block
 //! of tokens at a time goes through its logits, its softmax and both of its products backward. `plain.rs` does this with f32
-//! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like.
+//! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like. `distill.rs` adds
+//! what a teacher says.
 
+mod distill;
 mod fused;
 mod plain;
+mod top_k;
 
+use super::memory::Buffer;
+use crate::Error;
+use crate::engine::Distill;
 use crate::gemm::{Precision, tiles};
 use crate::profile::{Part, timed};
+
+pub use distill::Losses;
 
 /// The sizes of one loss, and in what precision it multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +100,30 @@ pub fn run(
         Way::Plain => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
         Way::FusedF32 => fused::run::<1>(shape.sizes, hidden, wte, targets, losses, gradients, scratch),
         Way::FusedBf16 => fused::run::<2>(shape.sizes, hidden, wte, targets, losses, gradients, scratch),
+    }
+}
+
+/// Fills the losses of distillation and, where asked, the gradients of their sum. `memory` grows to what that needs.
+///
+/// # Errors
+/// [`Error::Memory`] when it does not fit.
+#[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
+pub fn distill(
+    shape: Shape,
+    hidden: &[f32],
+    wte: &[f32],
+    targets: &[u32],
+    distill: &Distill<'_>,
+    losses: Losses<'_>,
+    gradients: Option<Gradients<'_>>,
+    memory: &mut Buffer,
+) -> Result<(), Error> {
+    let _timed = timed(Part::Loss);
+    match shape.way {
+        Way::Plain | Way::FusedF32 => {
+            distill::run::<1>(shape.sizes, hidden, wte, targets, distill, losses, gradients, memory)
+        }
+        Way::FusedBf16 => distill::run::<2>(shape.sizes, hidden, wte, targets, distill, losses, gradients, memory),
     }
 }
 

@@ -5,6 +5,7 @@
 //! runs where AVX512-BF16 is missing.
 
 use super::super::{Into, MatMut};
+use crate::cpu::simd::simd;
 
 /// Rows of a tile: with two vectors of columns, 24 of the 32 registers hold sums.
 pub const MR: usize = 12;
@@ -36,10 +37,14 @@ pub fn tile<const P: usize>(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into: Into
         unsafe { x86::tile::<P>(a, b, c, into) };
         return;
     }
-    tile_plain::<P>(a, b, c, into);
+    simd(
+        #[inline(always)]
+        || tile_plain::<P>(a, b, c, into),
+    );
 }
 
-/// [`tile`] without vector instructions.
+/// [`tile`] in plain Rust.
+#[inline(always)]
 pub fn tile_plain<const P: usize>(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into: Into) {
     let mut sums = [[0.0f32; NR]; MR];
     for (a, b) in a.as_chunks::<MR>().0.iter().zip(b.as_chunks::<NR>().0) {
@@ -63,10 +68,12 @@ pub fn tile_plain<const P: usize>(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into
     }
 }
 
+#[inline(always)]
 fn low(pair: u32) -> f32 {
     f32::from_bits(pair << 16)
 }
 
+#[inline(always)]
 fn high(pair: u32) -> f32 {
     f32::from_bits(pair & 0xFFFF_0000)
 }

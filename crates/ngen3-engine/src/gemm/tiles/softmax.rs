@@ -63,7 +63,23 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
             tile.sums[token] += *e;
         }
     }
-    let Some((by_word, by_token)) = out else { return };
+    if let Some((by_word, by_token)) = out {
+        lay_out_plain::<P>(&e, by_word, by_token);
+    }
+}
+
+/// Lays a tile of words x tokens out in both orders, as [`exp_tile`] does with its exponentials.
+pub fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
+    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "a tile of e, twice");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected; the line above checked the outputs.
+        return unsafe { x86::lay_out::<P>(e, by_word, by_token) };
+    }
+    lay_out_plain::<P>(e, by_word, by_token);
+}
+
+fn lay_out_plain<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
     for (row, out) in by_word.chunks_exact_mut(NR).enumerate() {
         for (token, out) in out.iter_mut().enumerate() {
             *out = cell::<P>(e[P * row][token], e[P * row + P - 1][token]);
@@ -141,6 +157,30 @@ mod x86 {
             if !STORE {
                 return;
             }
+            store_both::<P>(e, by_word, by_token);
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; the outputs are a tile long.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
+        // SAFETY: rows are NR long; the outputs are as the caller promises.
+        unsafe {
+            let rows =
+                std::array::from_fn(|i| [_mm512_loadu_ps(e[i].as_ptr()), _mm512_loadu_ps(e[i].as_ptr().add(NR / 2))]);
+            store_both::<P>(rows, by_word, by_token);
+        }
+    }
+
+    /// Always inlined, and given the tile by value, so that it stays in registers.
+    ///
+    /// # Safety
+    /// As [`lay_out`], from a function compiled for these features.
+    #[inline(always)]
+    unsafe fn store_both<const P: usize>(e: [[__m512; 2]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
+        // SAFETY: each row of the tile has its place in both outputs, which are a tile long.
+        unsafe {
             let (mut words, mut tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
             if P == 1 {
                 // One element a cell: the two orders are the same.

@@ -1,0 +1,159 @@
+//! What distilling needs besides training: a teacher's hidden states or likeliest tokens, and the student's step.
+
+use rayon::prelude::*;
+
+use super::dropout::splitmix;
+use super::loss::{self, Gradients, Losses};
+use super::memory::Buffer;
+use super::model::{Drops, Model, Passes, sum};
+use super::rows::Pass;
+use super::simd::{exp_and_sum, max, simd};
+use crate::Error;
+use crate::engine::{Distill, DistillLoss, IGNORE, Teacher};
+use crate::gemm::{Into, Mat, MatMut, matmul};
+
+/// Tokens whose logits are looked at together for the likeliest.
+const TOP_K_TOKENS: usize = 256;
+
+impl Model {
+    /// `ln_f`'s output at each place, in order.
+    pub fn hidden(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
+        self.passes(passes, |_, pass, arena| {
+            self.forward(pass, Drops::NONE, arena);
+            each(arena.split().1.ln);
+            Ok(())
+        })
+    }
+
+    /// The k likeliest tokens after each place and the logarithms of their tempered probabilities, likeliest first.
+    pub fn top_k(
+        &self,
+        passes: Passes<'_>,
+        temperature: f32,
+        ids: &mut [u32],
+        log_probs: &mut [f32],
+    ) -> Result<(), Error> {
+        let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
+        let k = ids.len() / passes.batch.inputs.len();
+        let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
+        self.passes(passes, |_, pass, arena| {
+            self.forward(pass, Drops::NONE, arena);
+            let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
+            let (ids, log_probs) = (&mut ids[places.clone()], &mut log_probs[places]);
+            let blocks = ids.chunks_mut(TOP_K_TOKENS * k).zip(log_probs.chunks_mut(TOP_K_TOKENS * k));
+            for (hidden, (ids, log_probs)) in arena.split().1.ln.chunks(TOP_K_TOKENS * c).zip(blocks) {
+                let rows = hidden.len() / c;
+                let logits = &mut logits[..rows * vocab_size];
+                let (hidden, wte) = (Mat::new(hidden, rows, c), Mat::new(self.wte(), vocab_size, c));
+                matmul(self.precision, MatMut::new(logits, rows, vocab_size), Into::Set, hidden, wte.t());
+                logits
+                    .par_chunks_exact_mut(vocab_size)
+                    .zip(ids.par_chunks_exact_mut(k).zip(log_probs.par_chunks_exact_mut(k)))
+                    .for_each_init(Vec::new, |order, (logits, (ids, log_probs))| {
+                        likeliest(logits, temperature, order, ids, log_probs);
+                    });
+            }
+            Ok(())
+        })
+    }
+
+    /// Both parts of the loss of distillation; with `backward`, a weight and what is dropped, adds the gradient of their weighted
+    /// sum to the gradients that come with it.
+    pub fn distill(
+        &self,
+        passes: Passes<'_>,
+        distill: &Distill<'_>,
+        mut backward: Option<(f32, Drops, &mut [f32])>,
+        memory: &mut Buffer,
+    ) -> Result<DistillLoss, Error> {
+        let counted = passes.plan.counted() as f64;
+        let (mut cross_entropy, mut divergence) = (0.0, 0.0);
+        let mut divergences = Vec::new();
+        self.passes(passes, |i, pass, arena| {
+            let drops = backward.as_ref().map_or(Drops::NONE, |(_, drops, _)| *drops);
+            let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
+            self.forward(pass, drops, arena);
+            let (_, b, _) = arena.split();
+            let (n, c) = (pass.counted.len(), self.config.n_embd);
+            divergences.resize(n, 0.0);
+            if n > 0 {
+                pass.gather_counted(b.ln);
+                let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
+                    weight: *weight / counted as f32,
+                    dhidden: &mut b.dbranch[..n * c],
+                    dwte: &mut grads[self.list.wte.clone()],
+                });
+                let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
+                let said = Said::of(distill, self.config.vocab_size, pass);
+                let distill = Distill { teacher: said.teacher(), ..*distill };
+                let (shape, hidden) = (self.loss_shape(n), &b.ln[..n * c]);
+                loss::distill(shape, hidden, self.wte(), pass.counted, &distill, losses, gradients, memory)?;
+            }
+            cross_entropy += sum(&b.losses[..n]);
+            divergence += sum(&divergences);
+            if let Some((_, _, grads)) = &mut backward {
+                pass.scatter_counted(b.dbranch);
+                self.backward(pass, drops, arena, grads);
+            }
+            Ok(())
+        })?;
+        let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / counted) as f32);
+        Ok(DistillLoss { cross_entropy, divergence })
+    }
+}
+
+/// What the teacher says of the tokens of one pass whose target counts.
+enum Said<'a> {
+    Head { hidden: Vec<f32>, wte: &'a [f32] },
+    TopK { k: usize, ids: Vec<u32>, log_probs: Vec<f32> },
+}
+
+impl<'a> Said<'a> {
+    fn of(distill: &Distill<'a>, vocab_size: usize, pass: Pass<'_>) -> Self {
+        /// The rows of `all`, the whole batch's, that the pass counts.
+        fn counted<T: Copy>(all: &[T], width: usize, pass: Pass<'_>) -> Vec<T> {
+            let rows = all[pass.first * width..].chunks_exact(width).zip(pass.targets);
+            rows.filter(|&(_, &target)| target != IGNORE).flat_map(|(row, _)| row).copied().collect()
+        }
+        match distill.teacher {
+            Teacher::Head { hidden, wte } => Self::Head { hidden: counted(hidden, wte.len() / vocab_size, pass), wte },
+            Teacher::TopK { k, ids, log_probs } => {
+                Self::TopK { k, ids: counted(ids, k, pass), log_probs: counted(log_probs, k, pass) }
+            }
+        }
+    }
+
+    fn teacher(&self) -> Teacher<'_> {
+        match self {
+            Self::Head { hidden, wte } => Teacher::Head { hidden, wte },
+            Self::TopK { k, ids, log_probs } => Teacher::TopK { k: *k, ids, log_probs },
+        }
+    }
+}
+
+/// Fills `ids` with the likeliest tokens and `log_probs` with the logarithms of their probabilities at this temperature.
+fn likeliest(logits: &mut [f32], temperature: f32, order: &mut Vec<u32>, ids: &mut [u32], log_probs: &mut [f32]) {
+    let k = ids.len();
+    order.clear();
+    order.extend(0..logits.len() as u32);
+    // Of two equals the lower id, so that the choice does not depend on how they are sorted.
+    let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if k < order.len() {
+        order.select_nth_unstable_by(k - 1, before);
+    }
+    order[..k].sort_unstable_by(before);
+    ids.copy_from_slice(&order[..k]);
+    for (log_prob, &id) in log_probs.iter_mut().zip(&*ids) {
+        *log_prob = logits[id as usize];
+    }
+    let (largest, total) = simd(
+        #[inline(always)]
+        || {
+            let largest = max(logits);
+            (largest, exp_and_sum(logits, 1.0 / temperature, largest))
+        },
+    );
+    for log_prob in log_probs {
+        *log_prob = (*log_prob - largest) / temperature - total.ln();
+    }
+}
