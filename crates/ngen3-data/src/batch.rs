@@ -105,15 +105,39 @@ impl BatchSampler {
     /// A training batch: `inputs` and `targets` become `[batch_size, block_size]`, from places that the seed, the optimizer
     /// step and the micro-batch within it decide.
     pub fn train_batch(&self, step: u64, micro: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
+        let places = self.draw(step, micro, self.train_len - self.block_size);
+        self.fill(&self.data, places, inputs, targets);
+    }
+
+    /// How many windows of a block, back to back from the first token on, the training part has: a fixed choice of rows,
+    /// for which something can be computed once.
+    pub fn windows(&self) -> usize {
+        (self.train_len - 1) / self.block_size
+    }
+
+    /// The windows of a training batch, `[batch_size]`, which the seed, the step and the micro-batch decide.
+    pub fn draw_windows(&self, step: u64, micro: u64) -> Vec<usize> {
+        self.draw(step, micro, self.windows()).collect()
+    }
+
+    /// A batch of these windows: `inputs` and `targets` become `[windows, block_size]`.
+    ///
+    /// # Panics
+    /// If there is no such window.
+    pub fn window_batch(&self, windows: &[usize], inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
+        assert!(windows.iter().all(|&window| window < self.windows()), "a window past the last");
+        self.fill(&self.data, windows.iter().map(|window| window * self.block_size), inputs, targets);
+    }
+
+    /// A number below `n` for each row of a batch.
+    fn draw(&self, step: u64, micro: u64, n: usize) -> impl Iterator<Item = usize> {
         // The key of the generator is (seed, step, micro), so that no two batches share a stream.
         let mut key = [0; 32];
         for (bytes, value) in key.as_chunks_mut().0.iter_mut().zip([self.seed, step, micro]) {
             *bytes = value.to_le_bytes();
         }
         let mut rng = ChaCha8Rng::from_seed(key);
-        let starts = self.train_len - self.block_size;
-        let places = (0..self.batch_size).map(|_| scale(rng.next_u64(), starts));
-        self.fill(&self.data, places, inputs, targets);
+        (0..self.batch_size).map(move |_| scale(rng.next_u64(), n))
     }
 
     /// Validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`. The
@@ -194,6 +218,21 @@ mod tests {
             .flat_map(|step| starts(8, |inputs, targets| sampler.train_batch(step, 0, inputs, targets)))
             .collect();
         assert_eq!(found, (0..72).collect(), "the last row's last target is token 79");
+    }
+
+    #[test]
+    fn windows_cover_the_training_part_once_and_are_drawn_alike() {
+        for (tokens, windows) in [(11, 1), (20, 1), (21, 2), (100, 9), (101, 10)] {
+            assert_eq!(open(tokens, 30, 10, 0.0).unwrap().windows(), windows, "{tokens} tokens");
+        }
+        let sampler = open(100, 0, 8, 0.2).unwrap();
+        assert_eq!(sampler.windows(), 9, "80 tokens: the tenth window would lack its last target");
+        let found = starts(8, |inputs, targets| sampler.window_batch(&[0, 8, 3, 3], inputs, targets));
+        assert_eq!(found, [0, 64, 24, 24]);
+        let drawn: BTreeSet<usize> = (0..200).flat_map(|step| sampler.draw_windows(step, 0)).collect();
+        assert_eq!(drawn, (0..9).collect());
+        assert_eq!(sampler.draw_windows(3, 1), sampler.draw_windows(3, 1));
+        assert_ne!(sampler.draw_windows(3, 1), sampler.draw_windows(3, 2));
     }
 
     #[test]

@@ -82,6 +82,14 @@ impl Corpus {
         batch
     }
 
+    /// A batch of these windows of the training part; see [`BatchSampler::windows`].
+    pub fn window_batch(&mut self, windows: &[usize]) -> &Batch {
+        let Self { sampler, row, batch, .. } = self;
+        sampler.window_batch(windows, &mut batch.inputs, &mut batch.targets);
+        batch.rows.resize(windows.len(), *row);
+        batch
+    }
+
     /// Validation batch `index`, or `None` if nothing is held out.
     pub fn val_batch(&mut self, index: u64) -> Option<&Batch> {
         if !self.sampler.has_validation() {
@@ -123,7 +131,7 @@ fn is_bare(file: &TokenFile) -> bool {
 }
 
 /// The vocabulary that a model needs for a file, if it is not told another.
-fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
+pub(crate) fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
     match file.meta() {
         Some(meta) => Ok(meta.vocab_size),
         None => Ok(file.tokenizer()?.vocab_size()),

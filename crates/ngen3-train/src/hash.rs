@@ -1,9 +1,10 @@
-//! SHA-256, by which a run knows its data again.
+//! SHA-256, by which a run knows its data and its teacher again.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use ngen3_model::Checkpoint;
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -24,6 +25,16 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
         hash.update(&bytes[..read]);
     }
     Ok(hex(hash))
+}
+
+/// Of a model's shape and weights, in hexadecimal: the same from whatever file they come.
+pub fn sha256_of_model(model: &Checkpoint) -> String {
+    let mut hash = Sha256::new();
+    hash.update(serde_json::to_vec(&model.config).expect("numbers and names serialise"));
+    for some in model.params.chunks(1 << 12) {
+        hash.update(some.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+    hex(hash)
 }
 
 fn hex(hash: Sha256) -> String {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config_file::{self, Shape};
-use crate::start::{Origin, Start};
+use crate::start::{Origin, Start, shape_of, some_layers};
 use crate::state::{DataIdentity, Reached};
 use crate::{Error, Overrides, RunPaths, TrainSettings, memory};
 
@@ -37,6 +37,20 @@ impl Kind {
             Self::Train => "train",
             Self::Distill => "distill",
             Self::Finetune => "finetune",
+        }
+    }
+
+    /// The flag that names the model's variant.
+    pub(crate) fn variant_flag(self) -> &'static str {
+        if self == Self::Distill { "--student_variant" } else { "--variant" }
+    }
+
+    /// The flag that names the weights to start from.
+    pub(crate) fn init_flag(self) -> &'static str {
+        match self {
+            Self::Train => "--init_from",
+            Self::Distill => "--init_student",
+            Self::Finetune => "--model_checkpoint",
         }
     }
 
@@ -91,8 +105,8 @@ pub enum Init {
     Random,
     /// A checkpoint's.
     From(PathBuf),
-    /// Those of a model that was read, or put together, already. The path is where it came from, for messages.
-    Given(PathBuf, Box<Checkpoint>),
+    /// As many layers of a deeper model as the shape asks for, or half of them; the path is where it came from, for messages.
+    LayersOf(PathBuf, Box<Checkpoint>),
 }
 
 /// What a run learns from, as far as its files and messages know it.
@@ -188,8 +202,9 @@ impl Request {
                         let checkpoint = Checkpoint::load(&from)?;
                         Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)
                     }
-                    Init::Given(from, checkpoint) => {
-                        Start::init_from(kind, paths, from, *checkpoint, variant, shape, asked)
+                    Init::LayersOf(from, deeper) => {
+                        let checkpoint = some_layers(*deeper, &from, shape.clone().or(shape_of(variant)).n_layer)?;
+                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)
                     }
                 }
             }
@@ -210,7 +225,7 @@ impl Start {
             Origin::Nothing => {}
             Origin::Checkpoint(from, trained_with) => check_tokenizers(&from, &trained_with, &data)?,
             Origin::State(before) => {
-                check_data(&before.data, &data)?;
+                check_data(kind, &before.data, &data)?;
                 check_lesson(&before.lesson, &lesson)?;
             }
         }
@@ -267,8 +282,9 @@ fn default_out(kind: Kind, variant: Option<&Variant>, config_file: Option<&Path>
         (Some(variant), _) => variant.name.into(),
         (None, Some(stem)) => stem.to_string_lossy(),
         (None, None) => {
-            let what = "which model? Name a --variant, a shape in a --config file, or the file with --out";
-            return Err(Error::Usage(what.into()));
+            let flag = kind.variant_flag();
+            let what = format!("which model? Name a {flag}, a shape in a --config file, or the file with --out");
+            return Err(Error::Usage(what));
         }
     };
     Ok(format!("{}{name}_model.pt", kind.prefix()).into())
@@ -299,7 +315,7 @@ fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Data) -> Result<(),
     )))
 }
 
-fn check_data(before: &DataIdentity, Data { path, identity: now, .. }: &Data) -> Result<(), Error> {
+fn check_data(kind: Kind, before: &DataIdentity, Data { path, identity: now, .. }: &Data) -> Result<(), Error> {
     if before == now {
         return Ok(());
     }
@@ -316,10 +332,11 @@ fn check_data(before: &DataIdentity, Data { path, identity: now, .. }: &Data) ->
     } else {
         format!(
             "{} is not the data that the run was trained on (its SHA-256 begins with {}, not {}); to train on other \
-             data, start a run with --init_from",
+             data, start a run with {}",
             path.display(),
             &now.sha256.get(..8).unwrap_or_default(),
-            &before.sha256.get(..8).unwrap_or_default()
+            &before.sha256.get(..8).unwrap_or_default(),
+            kind.init_flag()
         )
     };
     Err(Error::Usage(what))
@@ -327,7 +344,12 @@ fn check_data(before: &DataIdentity, Data { path, identity: now, .. }: &Data) ->
 
 /// A run that would learn something else is another run.
 fn check_lesson(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), Error> {
-    let of = |lesson: &Map<String, Value>, name: &str| lesson.get(name).map_or("none".into(), Value::to_string);
+    let of = |lesson: &Map<String, Value>, name: &str| match lesson.get(name) {
+        None | Some(Value::Null) => "none".into(),
+        // Of a hash the beginning is enough.
+        Some(Value::String(text)) => text.chars().take(16).collect(),
+        Some(value) => value.to_string(),
+    };
     let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
     let differences: Vec<String> = names
         .filter(|name| before.get(*name) != now.get(*name))

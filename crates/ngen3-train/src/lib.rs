@@ -1,12 +1,13 @@
 //! The training loop: schedule, metrics, checkpoints and resumption.
 //!
 //! Read `train.rs` first: it is the loop of every run, one straight page. What a run learns is a [`Lesson`]: `corpus.rs` is
-//! the plain one. Before the loop come `settings.rs` (what can be set, and to what it is set if nobody does) and `job.rs`
+//! the plain one, `distill.rs` adds a teacher. Before the loop come `settings.rs` (what can be set, and to what it is set if nobody does) and `job.rs`
 //! (what was asked for becomes a run that is ready to start). After it, what it leaves on the disk: `state.rs` (to go on
 //! from) and `run_log.rs` (to look at).
 
 mod config_file;
 mod corpus;
+pub mod distill;
 mod error;
 mod hash;
 mod job;
@@ -19,6 +20,7 @@ mod schedule;
 mod settings;
 mod start;
 mod state;
+mod teacher_cache;
 mod tensorboard;
 #[cfg(test)]
 mod testing;
@@ -35,4 +37,5 @@ pub use run_log::{Line, Train, read_metrics};
 pub use settings::{Overrides, TrainSettings};
 pub use start::Start;
 pub use state::{DataIdentity, Reached};
+pub use teacher_cache::TeacherCache;
 pub use train::{Outcome, Progress, StepReport, train};

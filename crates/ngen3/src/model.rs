@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Hub;
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, TokenizerRef, Variant};
+use ngen3_train::Shape;
 
 use crate::commands::tokenize::show;
 use crate::progress::Progress;
@@ -23,9 +24,9 @@ const GPT2: [Gpt2; 4] = [
 pub struct Gpt2 {
     variant: &'static str,
     repo: &'static str,
-    pub n_layer: usize,
-    pub n_head: usize,
-    pub n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_embd: usize,
 }
 
 /// Where a model is.
@@ -37,6 +38,19 @@ pub struct Found {
     pub name: String,
     /// The size of GPT-2 that `hf` stands for.
     pub gpt2: Option<&'static Gpt2>,
+}
+
+impl Found {
+    /// The shape that was asked for, if this is to have it: not every variant has the shape of the GPT-2 that is named after
+    /// it.
+    pub fn shaped(&self, shape: Shape) -> Shape {
+        match self.gpt2 {
+            Some(&Gpt2 { n_layer, n_head, n_embd, .. }) => {
+                Shape { n_layer: Some(n_layer), n_head: Some(n_head), n_embd: Some(n_embd), ..shape }
+            }
+            None => shape,
+        }
+    }
 }
 
 /// Finds what a flag names: what is here by this name comes first; then `hf`, which is GPT-2 in the size of the variant;

@@ -107,11 +107,21 @@ fn training(export: &Export) -> String {
         text += &format!("Lowest validation loss during training: {loss:.4} nats per token.\n\n");
     }
     text += "| setting | value |\n|---|---|\n";
-    for (name, value) in meta.training.iter().filter(|(name, value)| *name != DATA && !value.is_object()) {
-        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
-        text += &format!("| {} | {} |\n", cell(name), cell(&value));
+    for (name, value) in meta.training.iter().filter(|(name, _)| *name != DATA) {
+        // What tells a kind of training from others, such as a teacher's temperature, stands under the kind's name.
+        match value.as_object() {
+            Some(own) => own.iter().for_each(|(own, value)| setting(&mut text, &format!("{name}: {own}"), value)),
+            None => setting(&mut text, name, value),
+        }
     }
     text
+}
+
+fn setting(text: &mut String, name: &str, value: &Value) {
+    if !value.is_null() {
+        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
+        *text += &format!("| {} | {} |\n", cell(name), cell(&value));
+    }
 }
 
 /// What the model was trained on, as its training record says: where the text came from.

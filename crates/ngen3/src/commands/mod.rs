@@ -2,6 +2,7 @@
 //! program could want: that lives in the library crates.
 
 mod bench;
+mod distill;
 mod export;
 mod hf_tokenize;
 mod import;
@@ -18,6 +19,7 @@ pub mod variants;
 #[command(rename_all = "snake_case")]
 pub enum Command {
     Bench(bench::Args),
+    Distill(distill::Args),
     Export(export::Args),
     HfTokenize(hf_tokenize::Args),
     Import(import::Args),
@@ -35,6 +37,7 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Bench(args) => bench::run(args),
+            Self::Distill(args) => distill::run(args),
             Self::Export(args) => export::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),

@@ -155,14 +155,13 @@ impl Flags {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (settings, mut shape) = args.flags.asked();
+    let (settings, shape) = args.flags.asked();
     // Before the signals are watched: a download that is stopped goes on the next time.
     let init_from = args.init_from.map(|named| model::find(&named, args.variant, None)).transpose()?;
-    if let Some(gpt2) = init_from.as_ref().and_then(|found| found.gpt2) {
-        // Not every variant has the shape of the GPT-2 that is named after it.
-        let (n_layer, n_head, n_embd) = (Some(gpt2.n_layer), Some(gpt2.n_head), Some(gpt2.n_embd));
-        shape = Shape { n_layer, n_head, n_embd, ..shape };
-    }
+    let shape = match &init_from {
+        Some(found) => found.shaped(shape),
+        None => shape,
+    };
     let stop = interrupt::watch()?;
     let init = init_from.map_or(Init::Random, |found| Init::From(found.path));
     let begin = if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } };

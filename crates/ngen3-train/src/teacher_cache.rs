@@ -1,0 +1,365 @@
+//! What a teacher says of every place of a training set, worked out once: `--teacher_cache DIR`.
+//!
+//! The training part is cut into windows of a block, back to back, and training takes its rows from these (elsewhere a row
+//! starts at any token). For each place of each window the folder holds the teacher's `top_k` likeliest tokens at the
+//! temperature, and their log probabilities over the whole vocabulary; what is missing to 1 is the rest, as one lump.
+//! `cache.json` says what it is of ([`About`]); `windows-00000.bin` and on hold a fixed number of windows each, a window
+//! being its ids `[block, top_k]` (u16, or u32 where the vocabulary needs it) and then its log probabilities (f32), all
+//! little-endian. Files are written whole or not at all, and those that are there are not made again.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use ngen3_engine::{Engine, Teacher};
+use ngen3_model::files::write_atomic;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Corpus, DataIdentity, Error};
+
+/// Written into every folder, and expected: another layout would get another number.
+const FORMAT: &str = "ngen3 teacher cache 1";
+
+/// A file holds about so many bytes: the most that is lost when filling is cut off.
+const FILE_BYTES: usize = 8 << 20;
+
+/// What a cache is of: it serves runs for which all of this is the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    format: String,
+    /// SHA-256 of the teacher's shape and weights.
+    pub teacher: String,
+    /// SHA-256 of the token file.
+    pub data: String,
+    /// Its tokens that are trained on.
+    pub train_tokens: u64,
+    /// Tokens that there are.
+    pub vocab_size: usize,
+    /// Tokens in a window.
+    pub block_size: usize,
+    /// Of both distributions.
+    pub temperature: f32,
+    /// Tokens that are told apart at each place.
+    pub top_k: usize,
+    windows_per_file: usize,
+}
+
+impl About {
+    /// Of a teacher with this hash, on this data.
+    pub fn new(
+        teacher: String,
+        data: DataIdentity,
+        vocab_size: usize,
+        block_size: usize,
+        temperature: f32,
+        top_k: usize,
+    ) -> Self {
+        let DataIdentity { train_tokens, sha256: data, .. } = data;
+        let (format, windows_per_file) = (FORMAT.into(), 1);
+        let mut about =
+            Self { format, teacher, data, train_tokens, vocab_size, block_size, temperature, top_k, windows_per_file };
+        about.windows_per_file = (FILE_BYTES / about.window_bytes()).max(1);
+        about
+    }
+
+    fn id_bytes(&self) -> usize {
+        if self.vocab_size <= 1 << 16 { 2 } else { 4 }
+    }
+
+    fn window_bytes(&self) -> usize {
+        self.block_size * self.top_k * (self.id_bytes() + 4)
+    }
+
+    fn windows(&self) -> usize {
+        (self.train_tokens as usize - 1) / self.block_size
+    }
+}
+
+/// A folder with what a teacher says.
+#[derive(Debug)]
+pub struct TeacherCache {
+    folder: PathBuf,
+    about: About,
+}
+
+/// What a teacher says of a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopK {
+    /// Tokens that are told apart at each place.
+    pub k: usize,
+    /// `[tokens, top_k]`
+    pub ids: Vec<u32>,
+    /// `[tokens, top_k]`, each at most 0.
+    pub log_probs: Vec<f32>,
+}
+
+impl TopK {
+    pub(crate) fn teacher(&self) -> Teacher<'_> {
+        Teacher::TopK { k: self.k, ids: &self.ids, log_probs: &self.log_probs }
+    }
+}
+
+impl TeacherCache {
+    /// Opens the folder, or makes it. Everything in it is checked for its length.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be; [`Error::Io`].
+    pub fn open(folder: &Path, about: About) -> Result<Self, Error> {
+        fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+        let path = folder.join("cache.json");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let found: Map<String, Value> = serde_json::from_str(&text)
+                    .map_err(|error| Error::file(&path, format!("it does not describe a teacher's cache ({error})")))?;
+                let wanted = serde_json::to_value(&about).expect("names and numbers serialise");
+                if let Some((name, wanted)) = wanted.as_object().into_iter().flatten().find(|(name, wanted)| {
+                    // By way of text: 0.1 is one number there, whatever its width was.
+                    found.get(*name).map(Value::to_string) != Some(wanted.to_string())
+                }) {
+                    let found = found.get(name).map_or("missing".into(), Value::to_string);
+                    return Err(Error::file(
+                        &path,
+                        format!(
+                            "it is of something else: {name} is {found}, not {wanted}; give another --teacher_cache"
+                        ),
+                    ));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let text = serde_json::to_string_pretty(&about).expect("names and numbers serialise");
+                write_atomic(&path, |file| file.write_all(format!("{text}\n").as_bytes()))?;
+            }
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        }
+        let cache = Self { folder: folder.into(), about };
+        for index in 0..cache.files() {
+            cache.has(index)?;
+        }
+        Ok(cache)
+    }
+
+    /// Bytes of the whole cache.
+    pub fn bytes(&self) -> u64 {
+        (self.about.windows() * self.about.window_bytes()) as u64
+    }
+
+    /// Tokens that are told apart at each place.
+    pub fn top_k(&self) -> usize {
+        self.about.top_k
+    }
+
+    fn files(&self) -> usize {
+        self.about.windows().div_ceil(self.about.windows_per_file)
+    }
+
+    fn path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("windows-{index:05}.bin"))
+    }
+
+    /// The windows of a file.
+    fn windows_of(&self, index: usize) -> std::ops::Range<usize> {
+        let each = self.about.windows_per_file;
+        index * each..((index + 1) * each).min(self.about.windows())
+    }
+
+    /// Whether a file is there. It is as long as it must be, or refused.
+    fn has(&self, index: usize) -> Result<bool, Error> {
+        let path = self.path(index);
+        let expected = (self.windows_of(index).len() * self.about.window_bytes()) as u64;
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() == expected => Ok(true),
+            Ok(metadata) => Err(Error::file(
+                &path,
+                format!("it has {} bytes and must have {expected}: remove it, and it is made again", metadata.len()),
+            )),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("read", &path)(error)),
+        }
+    }
+
+    /// Asks the teacher for what is not there yet, `rows` windows at a time. `go_on` hears how many bytes of
+    /// [`TeacherCache::bytes`] there are, and stops it by `false`; `false` is then the answer here too.
+    ///
+    /// # Errors
+    /// What a file or the teacher could not do.
+    pub fn fill(
+        &self,
+        teacher: &mut dyn Engine,
+        corpus: &mut Corpus,
+        rows: usize,
+        go_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<bool, Error> {
+        for index in 0..self.files() {
+            if self.has(index)? {
+                continue;
+            }
+            let windows: Vec<usize> = self.windows_of(index).collect();
+            let mut done = (windows[0] * self.about.window_bytes()) as u64;
+            let mut bytes = Vec::with_capacity(windows.len() * self.about.window_bytes());
+            for some in windows.chunks(rows) {
+                if !go_on(done) {
+                    return Ok(false);
+                }
+                let batch = corpus.window_batch(some);
+                let (ids, log_probs) = teacher.top_k(batch, self.about.top_k, self.about.temperature)?;
+                self.encode(&ids, &log_probs, &mut bytes);
+                done += (some.len() * self.about.window_bytes()) as u64;
+            }
+            write_atomic(&self.path(index), |file| file.write_all(&bytes))?;
+        }
+        Ok(go_on(self.bytes()))
+    }
+
+    fn encode(&self, ids: &[u32], log_probs: &[f32], out: &mut Vec<u8>) {
+        let each = self.about.block_size * self.about.top_k;
+        for (ids, log_probs) in ids.chunks_exact(each).zip(log_probs.chunks_exact(each)) {
+            match self.about.id_bytes() {
+                2 => out.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+                _ => out.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            }
+            out.extend(log_probs.iter().flat_map(|value| value.to_le_bytes()));
+        }
+    }
+
+    /// What the teacher says of these windows.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that holds what no teacher says.
+    pub fn read(&self, windows: &[usize]) -> Result<TopK, Error> {
+        let About { vocab_size, block_size, top_k, .. } = self.about;
+        let numbers = block_size * top_k;
+        let mut bytes = vec![0; self.about.window_bytes()];
+        let mut found = TopK { k: top_k, ..TopK::default() };
+        for window in windows {
+            let (index, within) = (window / self.about.windows_per_file, window % self.about.windows_per_file);
+            let path = self.path(index);
+            File::open(&path)
+                .and_then(|mut file| {
+                    file.seek(SeekFrom::Start((within * bytes.len()) as u64))?;
+                    file.read_exact(&mut bytes)
+                })
+                .map_err(Error::io("read", &path))?;
+            let (ids, log_probs) = bytes.split_at(numbers * self.about.id_bytes());
+            match self.about.id_bytes() {
+                2 => found.ids.extend(ids.as_chunks().0.iter().map(|&two| u32::from(u16::from_le_bytes(two)))),
+                _ => found.ids.extend(ids.as_chunks().0.iter().map(|&four| u32::from_le_bytes(four))),
+            }
+            found.log_probs.extend(log_probs.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)));
+            let start = found.ids.len() - numbers;
+            let sound = found.ids[start..].iter().all(|&id| (id as usize) < vocab_size)
+                && found.log_probs[start..].iter().all(|value| (f32::MIN..=0.0).contains(value));
+            if !sound {
+                let what = format!("window {window} in it is damaged: remove the file, and it is made again");
+                return Err(Error::file(&path, what));
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ngen3_engine::Slot;
+    use ngen3_model::Config;
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::testing::{FakeEngine, settings};
+
+    const TOKENS: u64 = 300;
+
+    fn about(vocab_size: usize) -> About {
+        let data = DataIdentity { train_tokens: 240, val_tokens: 60, sha256: "d".into() };
+        About { windows_per_file: 7, ..About::new("t".into(), data, vocab_size, 4, 2.0, 3) }
+    }
+
+    /// A folder with tokens below 7, a corpus of them, and a teacher.
+    fn all() -> (TempDir, Corpus, FakeEngine) {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..TOKENS).flat_map(|i| ((i * i % 7) as u16).to_le_bytes()).collect();
+        fs::write(dir.path().join("data.bin"), bytes).unwrap();
+        let config = Config::new(1, 1, 2, 4, 7);
+        let corpus = Corpus::open(&dir.path().join("data.bin"), &config, &settings(1)).unwrap();
+        (dir, corpus, FakeEngine::new(config, 3))
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_the_teacher_says_comes_back_as_it_was_said() {
+        for vocab_size in [7, 70_000] {
+            let (dir, mut corpus, mut teacher) = all();
+            let cache = TeacherCache::open(&dir.path().join("said"), about(vocab_size)).unwrap();
+            assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
+            let windows = [58, 0, 7, 7];
+            let (ids, log_probs) = teacher.top_k(corpus.window_batch(&windows), 3, 2.0).unwrap();
+            assert_eq!(cache.read(&windows).unwrap(), TopK { k: 3, ids, log_probs });
+            let files = fs::read_dir(dir.path().join("said")).unwrap();
+            let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+            assert!(bytes > cache.bytes() && bytes < cache.bytes() + 1_000);
+        }
+    }
+
+    #[test]
+    fn filling_goes_on_after_the_last_whole_file() {
+        let (dir, mut corpus, mut teacher) = all();
+        let folder = dir.path().join("said");
+        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        let mut heard = Vec::new();
+        let stopped = cache.fill(&mut teacher, &mut corpus, 3, &mut |bytes| {
+            heard.push(bytes);
+            heard.len() < 6
+        });
+        assert!(!stopped.unwrap());
+        let window = about(7).window_bytes() as u64;
+        assert_eq!(heard, [0, 3, 6, 7, 10, 13].map(|windows| windows * window));
+        assert_eq!(names(&folder), ["cache.json", "windows-00000.bin"]);
+
+        // The teacher changes its mind: what it said before stays.
+        let before = fs::read(folder.join("windows-00000.bin")).unwrap();
+        let other = FakeEngine::new(Config::new(1, 1, 2, 4, 7), 9);
+        teacher.write(Slot::Params, &other.read(Slot::Params)).unwrap();
+        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
+        assert_eq!(names(&folder).len(), 1 + 9, "59 windows, 7 in a file");
+        assert_eq!(fs::read(folder.join("windows-00000.bin")).unwrap(), before);
+        assert_ne!(fs::read(folder.join("windows-00001.bin")).unwrap(), before);
+    }
+
+    #[test]
+    fn damaged_bytes_are_read_or_refused() {
+        let (dir, mut corpus, mut teacher) = all();
+        let folder = dir.path().join("said");
+        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        cache.fill(&mut teacher, &mut corpus, 8, &mut |_| true).unwrap();
+        let path = folder.join("windows-00003.bin");
+        let whole = fs::read(&path).unwrap();
+        proptest!(|(at in 0..whole.len(), byte in any::<u8>())| {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            fs::write(&path, bytes).unwrap();
+            if let Ok(said) = cache.read(&(21..28).collect::<Vec<_>>()) {
+                prop_assert!(said.ids.iter().all(|&id| id < 7));
+                prop_assert!(said.log_probs.iter().all(|&value| value <= 0.0 && value.is_finite()));
+            }
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn any_description_is_read_or_refused(text in "\\PC{0,60}") {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("cache.json"), text).unwrap();
+            prop_assert!(TeacherCache::open(dir.path(), about(7)).is_err());
+        }
+    }
+}

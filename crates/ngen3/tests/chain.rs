@@ -1,0 +1,48 @@
+//! The whole path, each command taking what the one before left: text, tokens, teacher, student, sample, export.
+
+mod common;
+
+use std::fs;
+
+use common::succeed;
+use ngen3_model::Checkpoint;
+use serde_json::Value;
+
+#[test]
+fn every_command_takes_what_the_one_before_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let shape = |layers, width| {
+        format!(
+            "n_layer = {layers}\nn_head = 2\nn_embd = {width}\nblock_size = 32\nbatch_size = 8\nlearning_rate = 3e-3\n\
+             eval_iters = 2\n"
+        )
+    };
+    fs::write(folder.join("teacher.toml"), shape(3, 32)).unwrap();
+    fs::write(folder.join("student.toml"), shape(1, 16)).unwrap();
+
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out own.json");
+    succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer own.json");
+    succeed(folder, "train --config teacher.toml --data _data_plays_/data.bin --max_iters 60");
+    let (out, _) = succeed(
+        folder,
+        "distill --teacher_model_path teacher_model.pt --config student.toml --data _data_plays_/data.bin \
+         --temperature 2.0 --alpha 0.5 --max_iters 40",
+    );
+    assert!(out.starts_with("distilled_student_model.pt: 40 steps"), "{out}");
+    let (text, _) = succeed(
+        folder,
+        "sample --model_checkpoint distilled_student_model.pt --prompt ROMEO: --length 20 --temperature 1.0 --seed 1",
+    );
+    assert!(text.starts_with("ROMEO:") && text.len() > 20, "{text}");
+    succeed(folder, "export --model_path distilled_student_model.pt --output_dir exported");
+
+    let student = Checkpoint::load(&folder.join("distilled_student_model.pt")).unwrap();
+    let exported = Checkpoint::load(&folder.join("exported")).unwrap();
+    assert_eq!((exported.config, exported.params), (student.config, student.params));
+    let config: Value = serde_json::from_slice(&fs::read(folder.join("exported/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["model_type"], &config["n_embd"]), (&"gpt2".into(), &16.into()));
+    assert!(folder.join("exported/tokenizer.json").exists());
+    let card = fs::read_to_string(folder.join("exported/README.md")).unwrap();
+    assert!(card.contains("shakespeare") && card.contains("| distill: temperature | 2.0 |"), "{card}");
+}
