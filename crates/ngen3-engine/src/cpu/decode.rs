@@ -22,6 +22,9 @@ use crate::{Decoder, Error};
 /// Up to so many tokens in one pass, reading the weights is what takes the time.
 const FEW_TOKENS: usize = 8;
 
+/// Numbers of keys that one thread reads sooner than two.
+const SMALL_ATTENTION: usize = 1 << 17;
+
 /// The weights that decoding reads for each token.
 struct Weights<'a> {
     blocks: Vec<BlockWeights<'a>>,
@@ -176,6 +179,8 @@ fn attend(
     let c = att.len() / rows / n;
     let head_width = c / n_head;
     let (att, lse) = (Canvas::new(att, c), Canvas::new(lse, n));
+    // Waking another thread costs more than a few short dot products.
+    let scratch = if n * rows * (len + n) * c <= SMALL_ATTENTION { &mut scratch[..piece] } else { scratch };
     attention::for_each_head(rows * n_head, scratch, piece, |task, scratch| {
         let (row, head) = (task / n_head, task % n_head);
         let columns = head * head_width..(head + 1) * head_width;

@@ -13,6 +13,13 @@ use crate::gemm::tiles::pack;
 /// Elements of the weight in one task: enough to be worth waking another thread for.
 const TASK: usize = 1 << 16;
 
+/// Outputs that are computed side by side where rows are short.
+const GROUP: usize = 8;
+
+/// Inputs up to which they are: adding up a row's sums is then much of its work. Longer rows are read one after the other, as
+/// memory likes best.
+const SHORT: usize = 256;
+
 /// A weight, `[outputs, inputs]`, as decoding reads it.
 #[derive(Debug)]
 pub enum Matrix<'a> {
@@ -123,8 +130,17 @@ fn product<T: Copy + Sync>(
             simd(
                 #[inline(always)]
                 || {
-                    for (i, (y, weight)) in y.iter_mut().zip(weight.chunks_exact(inputs)).enumerate() {
-                        *y += scale(first + i) * dot(weight, x, value);
+                    let side_by_side = if inputs <= SHORT { y.len() / GROUP * GROUP } else { 0 };
+                    let (groups, rest) = y.split_at_mut(side_by_side);
+                    let groups = groups.as_chunks_mut::<GROUP>().0;
+                    for (i, (y, weight)) in groups.iter_mut().zip(weight.chunks_exact(GROUP * inputs)).enumerate() {
+                        for (j, (y, dot)) in y.iter_mut().zip(dots::<T, GROUP>(weight, x, value)).enumerate() {
+                            *y += scale(first + i * GROUP + j) * dot;
+                        }
+                    }
+                    let weight = weight[side_by_side * inputs..].chunks_exact(inputs);
+                    for (i, (y, weight)) in rest.iter_mut().zip(weight).enumerate() {
+                        *y += scale(first + side_by_side + i) * dot(weight, x, value);
                     }
                 },
             );
@@ -157,6 +173,31 @@ fn dot<T: Copy>(w: &[T], x: &[f32], value: impl Fn(T) -> f32) -> f32 {
         lanes[i % LANES] += sum;
     }
     fold(lanes)
+}
+
+/// `Σ value(w)·x` for each of N rows of the weight, side by side: none waits for its own last addition, and a vector of x is
+/// loaded once for all.
+#[inline(always)]
+fn dots<T: Copy, const N: usize>(weight: &[T], x: &[f32], value: impl Fn(T) -> f32) -> [f32; N] {
+    let inputs = x.len();
+    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    let rows: [&[T]; N] = std::array::from_fn(|n| &weight[n * inputs..][..inputs]);
+    let blocks = rows.map(|row| &row.as_chunks::<LANES>().0[..x_blocks.len()]);
+    let mut sums = [[0.0f32; LANES]; N];
+    for (b, x) in x_blocks.iter().enumerate() {
+        for (sums, blocks) in sums.iter_mut().zip(&blocks) {
+            let w = blocks[b];
+            for i in 0..LANES {
+                sums[i] += value(w[i]) * x[i];
+            }
+        }
+    }
+    for (sums, row) in sums.iter_mut().zip(&rows) {
+        for ((sum, &w), &x) in sums.iter_mut().zip(&row[inputs - x_rest.len()..]).zip(x_rest) {
+            *sum += value(w) * x;
+        }
+    }
+    sums.map(fold)
 }
 
 #[cfg(test)]
