@@ -1,15 +1,17 @@
 //! What a model is: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
 //!
-//! Read `config.rs` first, then `params.rs`, then `checkpoint.rs`.
+//! Read `config.rs` first, then `params.rs`, then `checkpoint.rs`. `lora.rs` is what an adapter beside a model is.
 
 pub mod checkpoint;
 mod config;
 mod error;
 pub mod files;
 pub mod hf;
+mod lora;
 mod params;
 
 pub use checkpoint::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use config::{Activation, Config, GPT2_VOCAB_SIZE, Recipe, VARIANTS, Variant};
 pub use error::Error;
+pub use lora::{AdapterRanges, Lora, LoraList, Target, Targets};
 pub use params::{BlockRanges, Init, Param, ParamList};

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
@@ -23,6 +23,11 @@ pub enum Init {
     Normal {
         /// Standard deviation.
         std: f32,
+    },
+    /// Uniform in ±bound, for the first matrix of an adapter.
+    Uniform {
+        /// Largest absolute value.
+        bound: f32,
     },
 }
 
@@ -164,22 +169,28 @@ impl ParamList {
     /// Fresh parameters, `[total]`. The same seed gives the same numbers on every machine, and each tensor draws from a
     /// stream of its own, so that a layer more or less does not change the others.
     pub fn init(&self, seed: u64) -> Vec<f32> {
-        let mut flat = vec![0.0; self.total];
-        for (stream, param) in self.params.iter().enumerate() {
-            let values = &mut flat[param.range()];
-            match param.init {
-                Init::Zeros => {}
-                Init::Ones => values.fill(1.0),
-                Init::Normal { std } => {
-                    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                    rng.set_stream(stream as u64);
-                    let normal = Normal::new(0.0, std).expect("the standard deviation is finite and positive");
-                    values.fill_with(|| normal.sample(&mut rng));
-                }
-            }
-        }
-        flat
+        init(&self.params, self.total, seed)
     }
+}
+
+/// Fresh values of these parameters, `[total]`.
+pub(crate) fn init(params: &[Param], total: usize, seed: u64) -> Vec<f32> {
+    let mut flat = vec![0.0; total];
+    for (stream, param) in params.iter().enumerate() {
+        let values = &mut flat[param.range()];
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream as u64);
+        match param.init {
+            Init::Zeros => {}
+            Init::Ones => values.fill(1.0),
+            Init::Normal { std } => {
+                let normal = Normal::new(0.0, std).expect("the standard deviation is finite and positive");
+                values.fill_with(|| normal.sample(&mut rng));
+            }
+            Init::Uniform { bound } => values.fill_with(|| rng.random_range(-bound..=bound)),
+        }
+    }
+    flat
 }
 
 impl<'a> IntoIterator for &'a ParamList {
@@ -228,6 +239,7 @@ mod tests {
                     let found = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
                     assert!((found / std - 1.0).abs() < 0.1, "{}: std {found}, not {std}", param.name);
                 }
+                Init::Uniform { .. } => unreachable!("no parameter of a model starts uniform"),
             }
         }
     }

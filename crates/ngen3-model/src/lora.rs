@@ -1,0 +1,338 @@
+//! What a low-rank adapter is (Hu et al. 2021): next to a linear layer's weight W, `[outputs, inputs]`, two thin matrices
+//! A, `[rank, inputs]`, and B, `[outputs, rank]`, so that the layer computes with W + (alpha/rank)·B·A. Only A and B learn.
+//!
+//! [`Lora`] says where and how thin; [`LoraList`] is to an adapter what [`crate::ParamList`] is to a model: its parameters
+//! live back to back in one flat `[total]` array, and this list knows their names, shapes and places. Names and shapes
+//! are those of Hugging Face's `peft`, less its prefix `base_model.model.`.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Config, Error, Init, Param, params};
+
+/// One of the four linear layers of a transformer block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Target {
+    /// `attn.c_attn`: query, key and value.
+    CAttn,
+    /// `attn.c_proj`: attention's output projection.
+    AttnCProj,
+    /// `mlp.c_fc`: the MLP's way up.
+    CFc,
+    /// `mlp.c_proj`: the MLP's way down.
+    MlpCProj,
+}
+
+impl Target {
+    /// All of them, in a block's order.
+    pub const ALL: [Self; 4] = [Self::CAttn, Self::AttnCProj, Self::CFc, Self::MlpCProj];
+
+    /// Its name within a block, which is also what `peft` takes among its `target_modules`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CAttn => "attn.c_attn",
+            Self::AttnCProj => "attn.c_proj",
+            Self::CFc => "mlp.c_fc",
+            Self::MlpCProj => "mlp.c_proj",
+        }
+    }
+
+    /// The layers that one of `peft`'s target modules means in GPT-2: those whose name it ends.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there are none.
+    pub fn named(name: &str) -> Result<Vec<Self>, Error> {
+        let ends =
+            |target: &Self| target.name().strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let found: Vec<Self> = Self::ALL.into_iter().filter(|target| !name.is_empty() && ends(target)).collect();
+        if found.is_empty() {
+            return Err(Error::Config(format!(
+                "{name:?} is no layer that takes an adapter: there are c_attn, c_fc and c_proj, the last as attn.c_proj or \
+                 mlp.c_proj where only one of both is meant"
+            )));
+        }
+        Ok(found)
+    }
+
+    /// `[outputs, inputs]` of its weight in a model of this shape.
+    pub fn shape(self, config: &Config) -> [usize; 2] {
+        let c = config.n_embd;
+        match self {
+            Self::CAttn => [3 * c, c],
+            Self::AttnCProj => [c, c],
+            Self::CFc => [4 * c, c],
+            Self::MlpCProj => [c, 4 * c],
+        }
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        match Self::named(&name)?[..] {
+            [target] => Ok(target),
+            _ => Err(Error::Config(format!("{name} is more than one layer"))),
+        }
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.name().into()
+    }
+}
+
+/// The layers of every block that get an adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Targets(Vec<Target>);
+
+impl Default for Targets {
+    /// All four.
+    fn default() -> Self {
+        Self(Target::ALL.to_vec())
+    }
+}
+
+impl Targets {
+    /// These, in a block's order, each once.
+    pub fn new(targets: impl IntoIterator<Item = Target>) -> Self {
+        let mut targets: Vec<Target> = targets.into_iter().collect();
+        targets.sort_unstable();
+        targets.dedup();
+        Self(targets)
+    }
+
+    /// In a block's order.
+    pub fn iter(&self) -> impl Iterator<Item = Target> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl FromStr for Targets {
+    type Err = Error;
+
+    /// Names as [`Target::named`] takes them, with commas between them.
+    fn from_str(names: &str) -> Result<Self, Error> {
+        let found = names.split(',').map(|name| Target::named(name.trim())).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::new(found.into_iter().flatten()))
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.iter().map(Target::name).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// The shape of an adapter. Field names are `peft`'s, less its prefixes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// Rows of A and columns of B.
+    pub rank: usize,
+    /// The product B·A is multiplied by alpha/rank.
+    pub alpha: f32,
+    /// Where.
+    #[serde(default)]
+    pub targets: Targets,
+}
+
+impl Lora {
+    /// What B·A is multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Checks that a model of this shape can have the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming what is out of range.
+    pub fn validate(&self, config: &Config) -> Result<(), Error> {
+        config.validate()?;
+        let Self { rank, alpha, targets } = self;
+        if *rank == 0 || *rank > config.n_embd {
+            let width = config.n_embd;
+            return Err(Error::Config(format!(
+                "the rank of an adapter is {rank}; it must be between 1 and {width}, the model's width"
+            )));
+        }
+        if !(*alpha > 0.0 && alpha.is_finite()) {
+            return Err(Error::Config(format!("the alpha of an adapter is {alpha}; it must be a number above 0")));
+        }
+        if targets.0.is_empty() {
+            return Err(Error::Config(
+                "an adapter that is nowhere: name at least one of c_attn, c_proj and c_fc".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where one layer's two matrices stand in the flat array, B after A.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterRanges {
+    /// `[rank, inputs]`
+    pub a: Range<usize>,
+    /// `[outputs, rank]`
+    pub b: Range<usize>,
+}
+
+/// Every parameter of an adapter, in the order of the flat array: block by block, each in the order of [`Target::ALL`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraList {
+    params: Vec<Param>,
+    total: usize,
+    /// For each block, the layers of [`Target::ALL`].
+    blocks: Vec<[Option<AdapterRanges>; 4]>,
+}
+
+impl LoraList {
+    /// Lays out the adapter's parameters.
+    ///
+    /// # Errors
+    /// As [`Lora::validate`].
+    pub fn new(config: &Config, lora: &Lora) -> Result<Self, Error> {
+        lora.validate(config)?;
+        let (mut params, mut total) = (Vec::new(), 0);
+        let mut add = |name: String, shape: [usize; 2], init: Init| {
+            let param = Param { name, shape: shape.to_vec(), offset: total, init };
+            let range = param.range();
+            total = range.end;
+            params.push(param);
+            range
+        };
+        let mut blocks = vec![[const { None }; 4]; config.n_layer];
+        for (layer, block) in blocks.iter_mut().enumerate() {
+            for target in lora.targets.iter() {
+                let [outputs, inputs] = target.shape(config);
+                let name = |which| format!("transformer.h.{layer}.{}.lora_{which}.weight", target.name());
+                // peft's own choice: Kaiming's uniform with a = √5 (He et al. 2015).
+                let bound = 1.0 / (inputs as f32).sqrt();
+                block[target as usize] = Some(AdapterRanges {
+                    a: add(name('A'), [lora.rank, inputs], Init::Uniform { bound }),
+                    b: add(name('B'), [outputs, lora.rank], Init::Zeros),
+                });
+            }
+        }
+        Ok(Self { params, total, blocks })
+    }
+
+    /// Number of parameters: the length of the flat array.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// The parameters in the order of the flat array.
+    pub fn iter(&self) -> std::slice::Iter<'_, Param> {
+        self.params.iter()
+    }
+
+    /// Where the adapter of one layer stands, if it has one.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn adapter(&self, layer: usize, target: Target) -> Option<&AdapterRanges> {
+        self.blocks[layer][target as usize].as_ref()
+    }
+
+    /// A fresh adapter, `[total]`, which changes nothing: every B is zero. The same seed gives the same numbers on every
+    /// machine.
+    pub fn init(&self, seed: u64) -> Vec<f32> {
+        params::init(&self.params, self.total, seed)
+    }
+}
+
+impl<'a> IntoIterator for &'a LoraList {
+    type Item = &'a Param;
+    type IntoIter = std::slice::Iter<'a, Param>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lora(targets: &str) -> Lora {
+        Lora { rank: 4, alpha: 8.0, targets: targets.parse().unwrap() }
+    }
+
+    #[test]
+    fn targets_are_named_as_peft_names_them() {
+        for (names, expected) in [
+            ("c_attn", &[Target::CAttn][..]),
+            ("c_proj, c_attn", &[Target::CAttn, Target::AttnCProj, Target::MlpCProj]),
+            ("mlp.c_proj,c_fc,mlp.c_fc", &[Target::CFc, Target::MlpCProj]),
+            ("c_attn,c_fc,c_proj", &Target::ALL),
+        ] {
+            let targets: Targets = names.parse().unwrap();
+            assert_eq!(targets.0, expected, "{names}");
+            assert_eq!(targets.to_string().parse::<Targets>().unwrap(), targets);
+            let json = serde_json::to_string(&targets).unwrap();
+            assert_eq!(serde_json::from_str::<Targets>(&json).unwrap(), targets, "{json}");
+        }
+        for name in ["", "proj", "q_proj", ".c_attn", "h.0.attn.c_attn", "c_attn,"] {
+            let error = name.parse::<Targets>().unwrap_err().to_string();
+            assert!(error.contains("no layer that takes an adapter"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_list_is_dense_and_a_fresh_adapter_changes_nothing() {
+        let config = Config::new(3, 2, 64, 32, 500);
+        let list = LoraList::new(&config, &lora("c_attn,c_fc,c_proj")).unwrap();
+        let mut offset = 0;
+        let flat = list.init(7);
+        assert_eq!(flat, list.init(7));
+        for param in &list {
+            assert_eq!(param.offset, offset, "{} does not follow its predecessor", param.name);
+            offset += param.len();
+            assert!(param.decays());
+            let values = &flat[param.range()];
+            if param.name.ends_with("lora_B.weight") {
+                assert!(values.iter().all(|&v| v == 0.0), "{}", param.name);
+                continue;
+            }
+            let bound = 1.0 / (param.shape[1] as f32).sqrt();
+            let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            assert!(largest <= bound && largest > 0.9 * bound, "{}: {largest}, bound {bound}", param.name);
+        }
+        assert_eq!((offset, flat.len()), (list.total(), list.total()));
+        // Each layer has rank numbers for each of its inputs and outputs: 4 + 2 + 5 + 5 widths.
+        assert_eq!(list.total(), 3 * 4 * 16 * 64);
+        assert_eq!(list.iter().next().unwrap().name, "transformer.h.0.attn.c_attn.lora_A.weight");
+        assert_ne!(flat, list.init(8));
+    }
+
+    #[test]
+    fn only_the_targets_have_an_adapter() {
+        let config = Config::new(2, 2, 8, 4, 50);
+        let list = LoraList::new(&config, &lora("attn.c_proj")).unwrap();
+        assert_eq!(list.adapter(1, Target::AttnCProj), Some(&AdapterRanges { a: 64..96, b: 96..128 }));
+        assert_eq!((list.adapter(1, Target::MlpCProj), list.iter().count(), list.total()), (None, 4, 128));
+    }
+
+    #[test]
+    fn an_adapter_that_no_model_can_have_is_an_error() {
+        let config = Config::new(2, 2, 8, 4, 50);
+        let good = lora("c_attn");
+        for (bad, expected) in [
+            (Lora { rank: 0, ..good.clone() }, "rank of an adapter is 0"),
+            (Lora { rank: 9, ..good.clone() }, "between 1 and 8"),
+            (Lora { alpha: f32::NAN, ..good.clone() }, "alpha of an adapter is NaN"),
+            (Lora { alpha: 0.0, ..good.clone() }, "above 0"),
+            (Lora { targets: Targets::new([]), ..good.clone() }, "nowhere"),
+        ] {
+            let error = LoraList::new(&config, &bad).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(LoraList::new(&Config { n_head: 3, ..config }, &good).is_err());
+    }
+}
