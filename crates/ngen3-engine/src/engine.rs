@@ -1,8 +1,9 @@
 //! The contract between the loops and whatever computes.
 //!
 //! A training step is `forward_backward` once for each micro-batch (gradients add up inside the engine), then
-//! `update`. Sampling borrows a [`Decoder`] from the engine. Everything an engine holds (parameters, gradients,
-//! AdamW's moments) is a flat `[total]` array in the order of `ngen3_model::ParamList`, read and written by [`Slot`].
+//! `update`. Sampling borrows a [`Decoder`] from the engine. Everything that learns (parameters, gradients, AdamW's
+//! moments) is a flat `[total]` array in the order of `ngen3_model::ParamList`, or of `ngen3_model::LoraList` where only
+//! adapters learn, read and written by [`Slot`].
 
 use std::borrow::Cow;
 
@@ -380,10 +381,16 @@ pub trait Engine {
     /// If `values` is not `[total]`.
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error>;
 
+    /// The whole model's parameters in the order of `ngen3_model::ParamList`, with adapters, if there are any, merged into the
+    /// weights that they stand beside: what a checkpoint holds.
+    fn merged(&self) -> Cow<'_, [f32]> {
+        self.read(Slot::Params)
+    }
+
     /// Starts `rows` independent sequences that grow one token at a time.
     ///
     /// # Errors
-    /// [`Error::Memory`] when their keys and values do not fit.
+    /// [`Error::Memory`] when their keys and values do not fit; [`Error::Input`] while the model has adapters.
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error>;
 }
 

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-use crate::Config;
+use crate::{Config, Target};
 
 /// How a parameter is filled before training.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +93,18 @@ pub struct BlockRanges {
     pub mlp_c_proj_weight: Range<usize>,
     /// `[n_embd]`
     pub mlp_c_proj_bias: Range<usize>,
+}
+
+impl BlockRanges {
+    /// Weight and bias of one of the block's linear layers.
+    pub fn linear(&self, target: Target) -> (&Range<usize>, &Range<usize>) {
+        match target {
+            Target::CAttn => (&self.c_attn_weight, &self.c_attn_bias),
+            Target::AttnCProj => (&self.attn_c_proj_weight, &self.attn_c_proj_bias),
+            Target::CFc => (&self.c_fc_weight, &self.c_fc_bias),
+            Target::MlpCProj => (&self.mlp_c_proj_weight, &self.mlp_c_proj_bias),
+        }
+    }
 }
 
 /// Every parameter of a model, in the order of the flat array.

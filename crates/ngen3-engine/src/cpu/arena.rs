@@ -14,7 +14,7 @@
 //!
 //! A large batch goes through in several passes (`rows.rs`) whose gradients add up; the arena is as large as the largest.
 
-use ngen3_model::{Config, ParamList};
+use ngen3_model::{Config, Target};
 
 use super::memory::{Buffer, Knife, padded};
 use super::model::Model;
@@ -23,12 +23,11 @@ use super::{attention, layernorm, loss};
 use crate::Error;
 use crate::gemm::Precision;
 
-/// Bytes that training with this batch takes: parameters, gradients, AdamW's two moments, and the arena.
-pub fn training_bytes(config: &Config, precision: Precision, rows: usize, threads: usize) -> u64 {
-    let total = ParamList::new(config).total();
+/// Numbers in the arena of batches of `rows` rows of a whole block, with adapters of this rank or, at 0, none.
+pub fn numbers(config: &Config, precision: Precision, rank: usize, rows: usize, threads: usize) -> usize {
     let tokens = largest_pass(rows, config.block_size);
     let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
-    4 * (4 * total + Layout::new(config, loss, tokens, threads).total()) as u64
+    Layout::new(config, loss, rank, tokens, threads).total()
 }
 
 /// The allocation and the shape that it is laid out for.
@@ -44,6 +43,7 @@ struct Layout {
     width: usize,
     n_layer: usize,
     heads: usize,
+    rank: usize,
     attention: usize,
     layernorm: usize,
     loss: usize,
@@ -51,12 +51,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(config: &Config, loss: loss::Shape, tokens: usize, threads: usize) -> Self {
+    fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize) -> Self {
         Self {
             tokens,
             width: config.n_embd,
             n_layer: config.n_layer,
             heads: config.n_head,
+            rank,
             attention: attention::Shape::new(config).scratch(threads),
             layernorm: layernorm::backward_scratch(tokens, config.n_embd),
             loss: loss.scratch(),
@@ -67,7 +68,18 @@ impl Layout {
     /// The pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
-        [n * c, n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c].map(padded).iter().sum()
+        let low = self.low();
+        [n * c, n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, low].map(padded).iter().sum()
+    }
+
+    /// What the adapters of one block save.
+    fn low(&self) -> usize {
+        Target::ALL.len() * self.tokens * self.rank
+    }
+
+    /// What one adapter needs besides: see [`super::lora::Low`].
+    fn low_scratch(&self) -> usize {
+        self.rank * self.tokens.max(4 * self.width)
     }
 
     /// The pieces of [`Layers`].
@@ -79,7 +91,8 @@ impl Layout {
     fn total(&self) -> usize {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
         let blocks = self.n_layer * self.block() + padded(stream);
-        let buffers: usize = [stream, stream, stream, tokens, tokens, tokens, self.layernorm].map(padded).iter().sum();
+        let buffers = [stream, stream, stream, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
+        let buffers: usize = buffers.map(padded).iter().sum();
         padded(self.packed_wte) + padded(blocks) + buffers + self.layers_workspace().max(self.loss)
     }
 }
@@ -106,6 +119,8 @@ pub struct Saved<'a> {
     pub ln_2_rstd: &'a mut [f32],
     /// `[N, 4·C]`: the MLP's hidden layer before GELU.
     pub fc: &'a mut [f32],
+    /// `[4, N, rank]`: what the adapters of the block's linear layers save; empty without.
+    pub low: &'a mut [f32],
 }
 
 /// What a step needs besides the saved activations. N tokens, width C.
@@ -124,6 +139,8 @@ pub struct Buffers<'a> {
     pub losses: &'a mut [f32],
     /// Partial sums of LayerNorm's backward.
     pub partials: &'a mut [f32],
+    /// What an adapter needs besides; empty without.
+    pub low_scratch: &'a mut [f32],
     /// The embeddings as the loss reads them.
     pub packed_wte: &'a mut [f32],
 }
@@ -150,7 +167,7 @@ impl Arena {
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
     pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize) -> Result<(), Error> {
-        let layout = Layout::new(&model.config, model.loss_shape(tokens), tokens, threads);
+        let layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             self.data = Buffer::zeros(layout.total(), "the activations of a batch")?;
@@ -174,6 +191,7 @@ impl Arena {
             ln_f_rstd: knife.cut(tokens),
             losses: knife.cut(tokens),
             partials: knife.cut(layout.layernorm),
+            low_scratch: knife.cut(layout.low_scratch()),
             packed_wte,
         };
         (blocks, buffers, Shared { data: knife.0, layout })
@@ -202,6 +220,7 @@ impl Blocks<'_> {
             ln_2_mean: knife.cut(tokens),
             ln_2_rstd: knife.cut(tokens),
             fc: knife.cut(tokens * 4 * width),
+            low: knife.cut(self.layout.low()),
         };
         (saved, knife.cut(tokens * width))
     }

@@ -81,7 +81,7 @@ impl Model {
                 let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
                     weight: *weight / counted as f32,
                     dhidden: &mut b.dbranch[..n * c],
-                    dwte: &mut grads[self.list.wte.clone()],
+                    dwte: self.dwte(grads),
                 });
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
                 let said = Said::of(distill, self.config.vocab_size, pass);

@@ -82,15 +82,14 @@ pub struct Saved<'a> {
 
 /// With x̂ = (x − μ)·rstd and g = dy·γ:  dx += rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ += Σ dy·x̂,  dβ += Σ dy.
 ///
-/// `dx` is set, or added to where `x` also flows around the block. `scratch` is
-/// [`backward_scratch`] long.
+/// `dx` is set, or added to where `x` also flows around the block. `dparams` is dγ and dβ, or nothing where they do not learn.
+/// `scratch` is [`backward_scratch`] long.
 pub fn backward(
     saved: Saved<'_>,
     dy: &[f32],
     dx: &mut [f32],
     into: Into,
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
+    dparams: Option<(&mut [f32], &mut [f32])>,
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::LayerNorm);
@@ -132,6 +131,7 @@ pub fn backward(
                 },
             );
         });
+    let Some((dgamma, dbeta)) = dparams else { return };
     for partial in scratch.chunks_exact(2 * width) {
         for i in 0..width {
             dgamma[i] += partial[i];
@@ -165,9 +165,9 @@ mod tests {
             let (mut dx, mut dgamma, mut dbeta) = (start.clone(), vec![0.0; width], vec![0.0; width]);
             let saved = Saved { x: &x, mean: &mean, rstd: &rstd, gamma: &gamma };
             let mut scratch = vec![f32::NAN; backward_scratch(rows, width)];
-            backward(saved, &dy, &mut dx, Into::Add, &mut dgamma, &mut dbeta, &mut scratch);
+            backward(saved, &dy, &mut dx, Into::Add, Some((&mut dgamma, &mut dbeta)), &mut scratch);
             let mut only = vec![f32::NAN; rows * width];
-            backward(saved, &dy, &mut only, Into::Set, &mut vec![0.0; width], &mut vec![0.0; width], &mut scratch);
+            backward(saved, &dy, &mut only, Into::Set, None, &mut scratch);
             for ((dx, start), only) in dx.iter().zip(&start).zip(&only) {
                 assert!((dx - (start + only)).abs() < 1e-5);
             }

@@ -13,6 +13,7 @@ mod embedding;
 mod gelu;
 mod layernorm;
 mod linear;
+mod lora;
 mod loss;
 mod matvec;
 pub(crate) mod memory;
@@ -24,13 +25,14 @@ pub(crate) mod testing;
 
 use std::borrow::Cow;
 
-use ngen3_model::{Config, ParamList};
+use ngen3_model::{Config, Lora, LoraList, ParamList};
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
 use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot};
 use arena::Arena;
+use lora::Adapters;
 pub use matvec::Quant;
 use memory::Buffer;
 use model::{Drops, Model, Passes};
@@ -99,7 +101,7 @@ pub struct CpuEngine {
     model: Model,
     quant: Quant,
     pool: ThreadPool,
-    /// `[total]`, as are the two below; empty until training needs them.
+    /// As many as what learns, as are the two below; empty until training needs them.
     grads: Buffer,
     exp_avg: Buffer,
     exp_avg_sq: Buffer,
@@ -126,7 +128,7 @@ impl CpuEngine {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
-        let mut model = Model { config, list, precision, params };
+        let mut model = Model { config, list, precision, params, adapters: None };
         if options.quant == Quant::Int8 {
             model.round_to_int8();
         }
@@ -151,13 +153,55 @@ impl CpuEngine {
         }
     }
 
+    /// Puts low-rank adapters beside the model's linear layers, `params` in the order of [`LoraList`]. From now on they learn
+    /// and nothing else does, and every [`Slot`] is theirs, `[LoraList::total]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the model cannot have them, `params` has another length, or there are adapters already.
+    pub fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
+        if self.model.adapters.is_some() {
+            return Err(Error::Input("a model with adapters cannot take others before they are merged".into()));
+        }
+        self.model.adapters = Some(Adapters::new(&self.model.config, lora, params)?);
+        self.forget();
+        Ok(())
+    }
+
+    /// Adds the adapters, if there are any, to the weights that they stand beside. The model is then a plain one, all of
+    /// which learns, decodes, and fills the slots.
+    pub fn merge(&mut self) {
+        let Self { model: Model { list, params, adapters, .. }, pool, .. } = self;
+        if let Some(adapters) = adapters.take() {
+            pool.install(|| adapters.merge_into(list, params));
+            self.forget();
+        }
+    }
+
+    /// The adapters' shape, if there are any.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.model.adapters.as_ref().map(|adapters| &adapters.lora)
+    }
+
+    /// Lets go of the gradients and moments: what learns is another thing now.
+    fn forget(&mut self) {
+        self.grads = Buffer::default();
+        self.exp_avg = Buffer::default();
+        self.exp_avg_sq = Buffer::default();
+    }
+
     /// Bytes of memory that training a model of this shape takes, with batches of `rows` rows of a whole block.
     pub fn training_bytes(config: &Config, rows: usize, options: Options) -> u64 {
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        arena::training_bytes(config, options.dtype.precision(), rows, threads)
+        4 * (4 * ParamList::new(config).total() + arena_numbers(config, 0, rows, options)) as u64
+    }
+
+    /// Bytes of memory that training adapters beside such a model takes.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when it cannot have them.
+    pub fn adapting_bytes(config: &Config, lora: &Lora, rows: usize, options: Options) -> Result<u64, Error> {
+        let adapters = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?.total();
+        let arena = arena_numbers(config, lora.rank, rows, options);
+        Ok(4 * (ParamList::new(config).total() + 4 * adapters + arena) as u64)
     }
 
     /// Threads that compute.
@@ -194,7 +238,7 @@ impl CpuEngine {
 
     /// Makes sure that the gradients and, for an update, the moments are there, zeros at first.
     fn reserve(&mut self, moments: bool) -> Result<(), Error> {
-        let total = self.model.list.total();
+        let total = self.model.learned().1.len();
         let slots = [(&mut self.grads, true), (&mut self.exp_avg, moments), (&mut self.exp_avg_sq, moments)];
         for (slot, wanted) in slots {
             if wanted && slot.is_empty() {
@@ -203,6 +247,15 @@ impl CpuEngine {
         }
         Ok(())
     }
+}
+
+/// Numbers in the arena of such a training.
+fn arena_numbers(config: &Config, rank: usize, rows: usize, options: Options) -> usize {
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    arena::numbers(config, options.dtype.precision(), rank, rows, threads)
 }
 
 /// What a pass backward drops.
@@ -291,7 +344,8 @@ impl Engine for CpuEngine {
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
         self.reserve(true)?;
-        let Self { model: Model { list, params, .. }, pool, grads, exp_avg, exp_avg_sq, .. } = self;
+        let Self { model, pool, grads, exp_avg, exp_avg_sq, .. } = self;
+        let (list, params) = model.learned_mut();
         Ok(pool.install(|| {
             let norm = adamw::grad_norm(grads);
             if !norm.is_finite() {
@@ -300,7 +354,7 @@ impl Engine for CpuEngine {
             }
             // As torch.nn.utils.clip_grad_norm_ has it.
             let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            for param in list.iter() {
+            for param in list {
                 let range = param.range();
                 adamw::update(
                     adamw,
@@ -318,21 +372,21 @@ impl Engine for CpuEngine {
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
         let values = match slot {
-            Slot::Params => &self.model.params[..],
+            Slot::Params => self.model.learned().1,
             Slot::Grads => &self.grads,
             Slot::ExpAvg => &self.exp_avg,
             Slot::ExpAvgSq => &self.exp_avg_sq,
         };
-        if values.is_empty() { Cow::Owned(vec![0.0; self.model.list.total()]) } else { Cow::Borrowed(values) }
+        if values.is_empty() { Cow::Owned(vec![0.0; self.model.learned().1.len()]) } else { Cow::Borrowed(values) }
     }
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
-        assert_eq!(values.len(), self.model.list.total(), "a flat array of every parameter");
+        assert_eq!(values.len(), self.model.learned().1.len(), "a flat array of every parameter that learns");
         if slot != Slot::Params {
             self.reserve(slot != Slot::Grads)?;
         }
         let target = match slot {
-            Slot::Params => &mut self.model.params[..],
+            Slot::Params => self.model.learned_mut().1,
             Slot::Grads => &mut self.grads,
             Slot::ExpAvg => &mut self.exp_avg,
             Slot::ExpAvgSq => &mut self.exp_avg_sq,
@@ -341,7 +395,17 @@ impl Engine for CpuEngine {
         Ok(())
     }
 
+    fn merged(&self) -> Cow<'_, [f32]> {
+        let Some(adapters) = &self.model.adapters else { return Cow::Borrowed(&self.model.params) };
+        let mut params = self.model.params.clone();
+        self.pool.install(|| adapters.merge_into(&self.model.list, &mut params));
+        Cow::Owned(params)
+    }
+
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        if self.model.adapters.is_some() {
+            return Err(Error::Input("a model with adapters decodes once they are merged".into()));
+        }
         Ok(Box::new(decode::CpuDecoder::new(&self.model, &self.pool, self.quant, rows)?))
     }
 }

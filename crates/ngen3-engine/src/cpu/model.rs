@@ -8,14 +8,16 @@
 
 use std::ops::Range;
 
-use ngen3_model::{BlockRanges, Config, ParamList};
+use ngen3_model::{BlockRanges, Config, Param, ParamList, Target};
 use rayon::prelude::*;
 
 use super::arena::{Arena, Layers, Saved};
 use super::dropout::{Dropout, splitmix};
+use super::linear::{Learns, Linear, pair};
+use super::lora::{Adapters, Low};
 use super::loss::Gradients;
 use super::rows::{Pass, Plan};
-use super::{attention, embedding, gelu, layernorm, linear, loss, matvec};
+use super::{attention, embedding, gelu, layernorm, loss, matvec};
 use crate::gemm::{Into, Precision};
 use crate::{Batch, Error};
 
@@ -28,6 +30,8 @@ pub struct Model {
     pub precision: Precision,
     /// `[total]`
     pub params: Vec<f32>,
+    /// If there are any, they learn and nothing else does.
+    pub adapters: Option<Adapters>,
 }
 
 /// Dropout at every place of one pass.
@@ -75,6 +79,55 @@ pub fn sum(losses: &[f32]) -> f64 {
 }
 
 impl Model {
+    /// What training changes: names, shapes and places; and their values, back to back.
+    pub fn learned(&self) -> (std::slice::Iter<'_, Param>, &[f32]) {
+        match &self.adapters {
+            Some(adapters) => (adapters.list.iter(), &adapters.params),
+            None => (self.list.iter(), &self.params),
+        }
+    }
+
+    /// As [`Model::learned`], to be changed.
+    pub fn learned_mut(&mut self) -> (std::slice::Iter<'_, Param>, &mut [f32]) {
+        match &mut self.adapters {
+            Some(adapters) => (adapters.list.iter(), &mut adapters.params),
+            None => (self.list.iter(), &mut self.params),
+        }
+    }
+
+    /// Of the adapters; 0 without.
+    pub fn rank(&self) -> usize {
+        self.adapters.as_ref().map_or(0, |adapters| adapters.lora.rank)
+    }
+
+    /// One of a block's linear layers.
+    fn linear(&self, layer: usize, target: Target) -> Linear<'_> {
+        let (weight, bias) = self.list.blocks[layer].linear(target);
+        let learns = match &self.adapters {
+            None => Learns::Itself { weight, bias },
+            Some(adapters) => {
+                adapters.at(layer, target).map_or(Learns::Nothing, |(adapter, at)| Learns::Adapter(adapter, at))
+            }
+        };
+        let (weight, bias) = (&self.params[weight.clone()], &self.params[bias.clone()]);
+        Linear { precision: self.precision, weight, bias, learns }
+    }
+
+    /// The gradients of two parameters other than a linear layer's; nothing where only adapters learn.
+    fn dparams<'a>(
+        &self,
+        grads: &'a mut [f32],
+        first: &Range<usize>,
+        second: &Range<usize>,
+    ) -> Option<(&'a mut [f32], &'a mut [f32])> {
+        self.adapters.is_none().then(|| pair(grads, first, second))
+    }
+
+    /// The gradient of the embeddings, for the loss to add to; nothing where only adapters learn.
+    pub fn dwte<'a>(&self, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
+        self.adapters.is_none().then(|| &mut grads[self.list.wte.clone()])
+    }
+
     /// The loss at each place that counts, in order.
     pub fn losses(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
         self.passes(passes, |_, pass, arena| {
@@ -132,12 +185,9 @@ impl Model {
     /// quantised model too.
     pub fn round_to_int8(&mut self) {
         let c = self.config.n_embd;
-        let block = |w: &BlockRanges| {
-            let BlockRanges { c_attn_weight, attn_c_proj_weight, c_fc_weight, mlp_c_proj_weight, .. } = w.clone();
-            [(c_attn_weight, c), (attn_c_proj_weight, c), (c_fc_weight, c), (mlp_c_proj_weight, 4 * c)]
-        };
-        let blocks = self.list.blocks.iter().flat_map(block);
-        for (range, inputs) in blocks.chain([(self.list.wte.clone(), c)]) {
+        let linear = |(w, target): (&BlockRanges, Target)| (w.linear(target).0.clone(), target.shape(&self.config)[1]);
+        let layers = self.list.blocks.iter().flat_map(|w| Target::ALL.map(|target| (w, target))).map(linear);
+        for (range, inputs) in layers.chain([(self.list.wte.clone(), c)]) {
             self.params[range].par_chunks_mut(inputs).for_each(matvec::round_to_int8);
         }
     }
@@ -162,19 +212,21 @@ impl Model {
         }
         for (layer, w) in self.list.blocks.iter().enumerate() {
             let (saved, out) = blocks.block(layer);
-            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc } = saved;
+            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
+            let low = &mut Low { saved: low, scratch: b.low_scratch };
+            let linear = |target| self.linear(layer, target);
 
             layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
-            linear::forward(self.precision, b.ln, p(&w.c_attn_weight), p(&w.c_attn_bias), qkv);
+            linear(Target::CAttn).forward(b.ln, low, qkv);
             attention::forward(shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
-            let weights = (p(&w.attn_c_proj_weight), p(&w.attn_c_proj_bias));
-            self.project(att, weights, drops.at(Site::AttentionProjection(layer)), x, b.dbranch, x_mid);
+            let drop = drops.at(Site::AttentionProjection(layer));
+            project(linear(Target::AttnCProj), att, low, drop, x, b.dbranch, x_mid);
 
             layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, b.ln, ln_2_mean, ln_2_rstd);
-            linear::forward(self.precision, b.ln, p(&w.c_fc_weight), p(&w.c_fc_bias), fc);
+            linear(Target::CFc).forward(b.ln, low, fc);
             gelu::forward(self.config.activation, fc, gelu);
-            let weights = (p(&w.mlp_c_proj_weight), p(&w.mlp_c_proj_bias));
-            self.project(gelu, weights, drops.at(Site::MlpProjection(layer)), x_mid, b.dbranch, out);
+            let drop = drops.at(Site::MlpProjection(layer));
+            project(linear(Target::MlpCProj), gelu, low, drop, x_mid, b.dbranch, out);
         }
         let x = blocks.stream(self.config.n_layer);
         let (gamma, beta) = (p(&self.list.ln_f_weight), p(&self.list.ln_f_bias));
@@ -191,7 +243,7 @@ impl Model {
             let gradients = gradients.map(|(weight, grads)| Gradients {
                 weight,
                 dhidden: &mut b.dbranch[..counted * c],
-                dwte: &mut grads[self.list.wte.clone()],
+                dwte: self.dwte(grads),
             });
             let (hidden, losses) = (&b.ln[..counted * c], &mut b.losses[..counted]);
             let wte = (self.wte(), &*b.packed_wte);
@@ -203,53 +255,59 @@ impl Model {
     /// Reads what [`Model::forward`] and [`Model::head`] left in the arena, last line first.
     pub fn backward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena, grads: &mut [f32]) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
-        let c = self.config.n_embd;
         let shape = attention::Shape::new(&self.config);
         let (mut blocks, b, mut shared) = arena.split();
 
         let gamma = p(&self.list.ln_f_weight);
         let saved =
             layernorm::Saved { x: blocks.stream(self.config.n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
-        let (dgamma, dbeta) = pair(grads, &self.list.ln_f_weight, &self.list.ln_f_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Into::Set, dgamma, dbeta, b.partials);
+        let dparams = self.dparams(grads, &self.list.ln_f_weight, &self.list.ln_f_bias);
+        layernorm::backward(saved, b.dbranch, b.dx, Into::Set, dparams, b.partials);
 
         let Layers { gelu, dwide, attention: panels } = shared.for_layers();
         for (layer, w) in self.list.blocks.iter().enumerate().rev() {
             let (saved, _) = blocks.block(layer);
-            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc } = saved;
+            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
+            let low = &mut Low { saved: low, scratch: b.low_scratch };
+            let linear = |target| self.linear(layer, target);
 
             // x = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
             let dy = dropped(drops.at(Site::MlpProjection(layer)), b.dx, b.dbranch);
-            gelu::forward(self.config.activation, fc, gelu);
-            let (dweight, dbias) = pair(grads, &w.mlp_c_proj_weight, &w.mlp_c_proj_bias);
-            linear::backward_params(self.precision, gelu, dy, dweight, dbias);
-            linear::backward_input(self.precision, dy, p(&w.mlp_c_proj_weight), c, dwide);
+            let c_proj = linear(Target::MlpCProj);
+            if c_proj.learns() {
+                gelu::forward(self.config.activation, fc, gelu);
+            }
+            c_proj.backward(gelu, dy, low, grads, Some(dwide));
             gelu::backward(self.config.activation, fc, dwide);
             let (gamma, beta) = (p(&w.ln_2_weight), p(&w.ln_2_bias));
-            layernorm::apply(x_mid, ln_2_mean, ln_2_rstd, gamma, beta, b.ln);
-            let (dweight, dbias) = pair(grads, &w.c_fc_weight, &w.c_fc_bias);
-            linear::backward_params(self.precision, b.ln, dwide, dweight, dbias);
-            linear::backward_input(self.precision, dwide, p(&w.c_fc_weight), 4 * c, b.dbranch);
+            let c_fc = linear(Target::CFc);
+            if c_fc.learns() {
+                layernorm::apply(x_mid, ln_2_mean, ln_2_rstd, gamma, beta, b.ln);
+            }
+            c_fc.backward(b.ln, dwide, low, grads, Some(b.dbranch));
             let saved = layernorm::Saved { x: x_mid, mean: ln_2_mean, rstd: ln_2_rstd, gamma };
-            let (dgamma, dbeta) = pair(grads, &w.ln_2_weight, &w.ln_2_bias);
-            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
+            let dparams = self.dparams(grads, &w.ln_2_weight, &w.ln_2_bias);
+            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dparams, b.partials);
 
             // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
             let dy = dropped(drops.at(Site::AttentionProjection(layer)), b.dx, b.dbranch);
-            let (dweight, dbias) = pair(grads, &w.attn_c_proj_weight, &w.attn_c_proj_bias);
-            linear::backward_params(self.precision, att, dy, dweight, dbias);
             // `ln` serves as the gradient of attention's output until ln_1's output is made again.
-            linear::backward_input(self.precision, dy, p(&w.attn_c_proj_weight), c, b.ln);
+            linear(Target::AttnCProj).backward(att, dy, low, grads, Some(b.ln));
             let dqkv = &mut dwide[..qkv.len()];
             attention::backward(shape, pass.spans, qkv, att, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
             let (gamma, beta) = (p(&w.ln_1_weight), p(&w.ln_1_bias));
-            layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
-            let (dweight, dbias) = pair(grads, &w.c_attn_weight, &w.c_attn_bias);
-            linear::backward_params(self.precision, b.ln, dqkv, dweight, dbias);
-            linear::backward_input(self.precision, dqkv, p(&w.c_attn_weight), 3 * c, b.dbranch);
+            let c_attn = linear(Target::CAttn);
+            if c_attn.learns() {
+                layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
+            }
+            if layer == 0 && self.adapters.is_some() {
+                // Nothing learns before the first block's adapters.
+                return c_attn.backward(b.ln, dqkv, low, grads, None);
+            }
+            c_attn.backward(b.ln, dqkv, low, grads, Some(b.dbranch));
             let saved = layernorm::Saved { x, mean: ln_1_mean, rstd: ln_1_rstd, gamma };
-            let (dgamma, dbeta) = pair(grads, &w.ln_1_weight, &w.ln_1_bias);
-            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dgamma, dbeta, b.partials);
+            let dparams = self.dparams(grads, &w.ln_1_weight, &w.ln_1_bias);
+            layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dparams, b.partials);
         }
         if let Some(dropout) = drops.at(Site::Embedding) {
             dropout.apply(b.dx);
@@ -257,25 +315,25 @@ impl Model {
         let (dwte, dwpe) = pair(grads, &self.list.wte, &self.list.wpe);
         embedding::backward(pass.inputs, pass.positions, b.dx, dwte, dwpe);
     }
+}
 
-    /// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
-    fn project(
-        &self,
-        x: &[f32],
-        (weight, bias): (&[f32], &[f32]),
-        dropout: Option<Dropout>,
-        residual: &[f32],
-        branch: &mut [f32],
-        out: &mut [f32],
-    ) {
-        let Some(dropout) = dropout else {
-            return linear::forward_residual(self.precision, x, weight, bias, residual, out);
-        };
-        linear::forward(self.precision, x, weight, bias, branch);
-        dropout.apply(branch);
-        for ((out, &r), &b) in out.iter_mut().zip(residual).zip(branch.iter()) {
-            *out = r + b;
-        }
+/// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
+fn project(
+    linear: Linear<'_>,
+    x: &[f32],
+    low: &mut Low<'_>,
+    dropout: Option<Dropout>,
+    residual: &[f32],
+    branch: &mut [f32],
+    out: &mut [f32],
+) {
+    let Some(dropout) = dropout else {
+        return linear.forward_residual(x, low, residual, out);
+    };
+    linear.forward(x, low, branch);
+    dropout.apply(branch);
+    for ((out, &r), &b) in out.iter_mut().zip(residual).zip(branch.iter()) {
+        *out = r + b;
     }
 }
 
@@ -285,10 +343,4 @@ fn dropped<'a>(dropout: Option<Dropout>, dx: &'a [f32], branch: &'a mut [f32]) -
     branch.copy_from_slice(dx);
     dropout.apply(branch);
     branch
-}
-
-/// The gradients of two parameters of which `first` stands before `second`.
-fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize>) -> (&'a mut [f32], &'a mut [f32]) {
-    let (low, high) = grads.split_at_mut(second.start);
-    (&mut low[first.clone()], &mut high[..second.len()])
 }

@@ -129,7 +129,7 @@ pub fn run<const P: usize>(
             .map(|top_k| top_k.settle::<P>(distill.temperature, hidden, wte, s.shift, block, s.factors, divergence));
         let Some(Gradients { dhidden, dwte, .. }) = &mut gradients else { continue };
 
-        gradient::<P>(soft, &mut s);
+        gradient::<P>(soft, dwte.is_some(), &mut s);
         let at_target = (1.0 - distill.alpha) * weight;
         let dhidden = &mut dhidden[first * width..][..rows * width];
         gather(
@@ -141,6 +141,10 @@ pub fn run<const P: usize>(
             #[inline(always)]
             |_, total, word| total - at_target * word,
         );
+        if let Some(corrections) = &corrections {
+            corrections.add_to_hidden(wte, dhidden);
+        }
+        let Some(dwte) = dwte else { continue };
         let padded = rows.next_multiple_of(NR);
         let packed = &mut s.by_token[..packed_len::<P, NR>(width, padded)];
         let padded_hidden = &mut s.padded_hidden[..padded * width];
@@ -149,8 +153,8 @@ pub fn run<const P: usize>(
         pack::<P, NR>(Mat::new(padded_hidden, padded, width).t(), packed);
         spread::<P>(width, block / NR, padded, s.g, packed, dwte);
         embedding::scatter(targets, hidden, -at_target, dwte);
-        if let Some(corrections) = corrections {
-            corrections.apply(hidden, wte, dhidden, dwte);
+        if let Some(corrections) = &corrections {
+            corrections.add_to_embeddings(hidden, dwte);
         }
     }
     Ok(())
@@ -494,8 +498,8 @@ fn above_mean(ln_a: f32, ln_b: f32) -> f32 {
     std::f32::consts::LN_2 - (if d > 0.0 { d } else { 0.0 }) - 2.0 * s * series
 }
 
-/// Fills `g` and the parts of `dhidden`.
-fn gradient<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
+/// Fills the parts of `dhidden` and, where it is wanted, `g`.
+fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
     let Soft { sizes, tiles, .. } = soft;
     let Sizes { shape, block, .. } = sizes;
     let Shape { width, vocab_size, .. } = shape;
@@ -522,7 +526,8 @@ fn gradient<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                             || gradient_tile(soft, z, u, factors, j * NR, &mut tile[..exist]),
                         );
                         let words = (j * CHUNK * MR / P + (panel - chunk) * MR / P) * NR;
-                        let tokens = ((panel - first) * across + j) * e_tile::<P>();
+                        // Where nobody will read g, every tile goes to one place, which stays in cache.
+                        let tokens = if wants_g { ((panel - first) * across + j) * e_tile::<P>() } else { 0 };
                         lay_out::<P>(&tile, &mut by_word[words..][..e_tile::<P>()], &mut g[tokens..][..e_tile::<P>()]);
                     }
                 }

@@ -181,7 +181,12 @@ pub fn run<const P: usize>(
         let rows = targets.len();
         pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
         shifts::<P>(hidden, wte, targets, s.shift);
-        segments::<P>(shape, rows.div_ceil(NR), packed_wte, gradients.is_some(), &mut s);
+        let wanted = match &gradients {
+            None => Wanted::Losses,
+            Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
+            Some(_) => Wanted::All,
+        };
+        segments::<P>(shape, rows.div_ceil(NR), packed_wte, wanted, &mut s);
         let (sums, others) = s.sums.split_at_mut(block);
         for others in others.chunks_exact(block) {
             sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
@@ -200,6 +205,7 @@ pub fn run<const P: usize>(
                 #[inline(always)]
                 |t, total, word| weight * (total / sums[t] - word),
             );
+            let Some(dwte) = dwte else { continue };
             let padded = rows.next_multiple_of(NR);
             let scaled = &mut s.scaled_f32[..padded * width];
             scaled[rows * width..].fill(0.0);
@@ -212,7 +218,7 @@ pub fn run<const P: usize>(
             spread::<P>(width, block / NR, padded, s.e, packed, dwte);
         }
     }
-    if let Some(Gradients { weight, dwte, .. }) = gradients {
+    if let Some(Gradients { weight, dwte: Some(dwte), .. }) = gradients {
         embedding::scatter(targets, hidden, -weight, dwte);
     }
 }
@@ -232,8 +238,19 @@ pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32
     shift[targets.len()..].fill(0.0);
 }
 
-/// Runs every segment over `tiles` panels of tokens: fills `sums` and, with gradients, `e` and the parts of `dhidden`.
-fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with_gradients: bool, s: &mut Scratch<'_>) {
+/// What is to come out of the segments.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// The sums.
+    Losses,
+    /// Also the parts of `dhidden`.
+    Dhidden,
+    /// Also `e`, for the product that follows.
+    All,
+}
+
+/// Runs every segment over `tiles` panels of tokens: fills of `sums`, `dhidden` and `e` what is wanted.
+fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
     let Shape { width, vocab_size, .. } = shape;
     let (block, depth) = (shape.block::<P>(), cells::<P>(width));
     let by_word = packed_len::<P, MR>(vocab_size, width);
@@ -254,7 +271,8 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with
                 let chunk_panel = first_panel + chunk * CHUNK;
                 for (i, a) in words.chunks_exact(MR * depth).enumerate() {
                     let panel = chunk_panel + i;
-                    let e = &mut e[(panel - first_panel) * panel_e..][..panel_e];
+                    // Where nobody will read e, every tile goes to one place, which stays in cache.
+                    let own = (panel - first_panel) * panel_e;
                     for j in 0..tiles {
                         let tile = ExpTile {
                             a,
@@ -263,15 +281,16 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], with
                             shift: &shift[j],
                             sums: &mut sums.as_chunks_mut::<NR>().0[j],
                         };
-                        if with_gradients {
-                            let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
-                            exp_tile::<P>(tile, words, &mut e[j * e_tile::<P>()..][..e_tile::<P>()]);
-                        } else {
+                        if wanted == Wanted::Losses {
                             sum_tile::<P>(tile);
+                            continue;
                         }
+                        let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
+                        let tokens = if wanted == Wanted::All { own + j * e_tile::<P>() } else { 0 };
+                        exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
                     }
                 }
-                if !with_gradients {
+                if wanted == Wanted::Losses {
                     continue;
                 }
                 let into = if chunk == 0 { Into::Set } else { Into::Add };

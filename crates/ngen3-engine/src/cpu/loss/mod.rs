@@ -40,8 +40,8 @@ pub struct Gradients<'a> {
     pub weight: f32,
     /// `[tokens, width]`: set.
     pub dhidden: &'a mut [f32],
-    /// `[vocab_size, width]`: added to.
-    pub dwte: &'a mut [f32],
+    /// `[vocab_size, width]`: added to; `None` where the embeddings do not learn, and their product is not made.
+    pub dwte: Option<&'a mut [f32]>,
 }
 
 impl Shape {
@@ -168,11 +168,15 @@ mod tests {
 
         /// Losses, and with them the gradients of half their sum, where asked.
         fn run(&self, with_gradients: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+            self.run_with(with_gradients, true)
+        }
+
+        fn run_with(&self, with_gradients: bool, with_dwte: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
             let mut packed = vec![f32::NAN; self.shape.packed_wte()];
             pack_wte(self.shape, &self.wte, &mut packed);
             let mut losses = vec![f32::NAN; self.targets.len()];
             let (mut dhidden, mut dwte) = (vec![f32::NAN; self.hidden.len()], vec![0.0; self.wte.len()]);
-            let gradients = Gradients { weight: 0.5, dhidden: &mut dhidden, dwte: &mut dwte };
+            let gradients = Gradients { weight: 0.5, dhidden: &mut dhidden, dwte: with_dwte.then_some(&mut dwte[..]) };
             let gradients = with_gradients.then_some(gradients);
             let mut scratch = vec![f32::NAN; self.shape.scratch()];
             run(self.shape, &self.hidden, (&self.wte, &packed), &self.targets, &mut losses, gradients, &mut scratch);
@@ -217,6 +221,18 @@ mod tests {
                 }
                 let (dh, dw) = (distance(&dhidden, &plain.1), distance(&dwte, &plain.2));
                 assert!(dh < tolerance && dw < tolerance, "{way:?} {tokens} x {width} x {vocab_size}: {dh}, {dw}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_embeddings_gradient_all_else_is_the_same() {
+        for (tokens, width, vocab_size) in [(5, 12, 97), (70, 33, 7001)] {
+            for way in [Way::Plain, Way::FusedF32, Way::FusedBf16] {
+                let case = Case::new(way, tokens, width, vocab_size);
+                let (whole, without) = (case.run_with(true, true), case.run_with(true, false));
+                assert_eq!((whole.0, whole.1), (without.0, without.1), "{way:?}");
+                assert!(without.2.iter().all(|&d| d == 0.0));
             }
         }
     }

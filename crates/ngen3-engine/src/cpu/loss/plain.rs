@@ -56,13 +56,13 @@ pub fn run(
         let dhidden = &mut dhidden[i * block * width..][..rows * width];
         let view = MatMut::new(dhidden, rows, width);
         matmul_f32(view, Into::Set, exps, Mat::new(wte, vocab_size, width), Threads::All);
+        for (dhidden, sum) in dhidden.chunks_exact_mut(width).zip(&*sums) {
+            dhidden.iter_mut().for_each(|d| *d *= *weight / *sum);
+        }
+        let Some(dwte) = dwte else { continue };
         let scaled = &mut scaled[..rows * width];
-        let rows_of = scaled.chunks_exact_mut(width).zip(hidden.chunks_exact(width));
-        for (((scaled, hidden), dhidden), sum) in rows_of.zip(dhidden.chunks_exact_mut(width)).zip(sums) {
-            for ((s, h), d) in scaled.iter_mut().zip(hidden).zip(dhidden) {
-                *s = h * (*weight / *sum);
-                *d *= *weight / *sum;
-            }
+        for ((scaled, hidden), sum) in scaled.chunks_exact_mut(width).zip(hidden.chunks_exact(width)).zip(&*sums) {
+            scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * (*weight / *sum));
         }
         let scaled = Mat::new(scaled, rows, width);
         matmul_f32(MatMut::new(dwte, vocab_size, width), Into::Add, exps.t(), scaled, Threads::All);

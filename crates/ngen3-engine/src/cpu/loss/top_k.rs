@@ -93,10 +93,10 @@ impl<'a> TopK<'a> {
 }
 
 impl Corrections<'_> {
-    /// Adds them, as the logits' gradients that they are, to those of the hidden states and of the embeddings.
-    pub fn apply(&self, hidden: &[f32], wte: &[f32], dhidden: &mut [f32], dwte: &mut [f32]) {
+    /// Adds them, as the logits' gradients that they are, to those of the hidden states.
+    pub fn add_to_hidden(&self, wte: &[f32], dhidden: &mut [f32]) {
         let Self { k, ids, values } = self;
-        let width = hidden.len() * k / ids.len();
+        let width = dhidden.len() * k / ids.len();
         dhidden.par_chunks_exact_mut(width).zip(ids.par_chunks(*k).zip(values.par_chunks(*k))).for_each(
             |(dhidden, (ids, values))| {
                 for (&id, value) in ids.iter().zip(values) {
@@ -105,6 +105,10 @@ impl Corrections<'_> {
                 }
             },
         );
-        embedding::scatter_scaled(ids, values, *k, hidden, dwte);
+    }
+
+    /// And to those of the embeddings.
+    pub fn add_to_embeddings(&self, hidden: &[f32], dwte: &mut [f32]) {
+        embedding::scatter_scaled(self.ids, &self.values, self.k, hidden, dwte);
     }
 }

@@ -56,11 +56,17 @@ fn run(
     let n = targets.len();
     let (mut cross_entropy, mut divergence) = (vec![f32::NAN; n], vec![f32::NAN; n]);
     let (mut dhidden, mut dwte) = (vec![f32::NAN; hidden.len()], vec![0.0; wte.len()]);
-    let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };
-    let gradients = Gradients { weight, dhidden: &mut dhidden, dwte: &mut dwte };
     let shape = LossShape::new(precision, shape.tokens, shape.width, shape.vocab_size);
-    let mut memory = Buffer::default();
-    super::super::distill(shape, hidden, wte, targets, distill, losses, Some(gradients), &mut memory).expect("memory");
+    let mut run = |dhidden: &mut [f32], dwte: Option<&mut [f32]>| {
+        let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };
+        let gradients = Some(Gradients { weight, dhidden, dwte });
+        let mut memory = Buffer::default();
+        super::super::distill(shape, hidden, wte, targets, distill, losses, gradients, &mut memory).expect("memory");
+    };
+    let mut without_dwte = vec![f32::NAN; hidden.len()];
+    run(&mut without_dwte, None);
+    run(&mut dhidden, Some(&mut dwte));
+    assert_eq!(dhidden, without_dwte, "whether or not the embeddings learn");
     Found { cross_entropy, divergence, dhidden, dwte }
 }
 
