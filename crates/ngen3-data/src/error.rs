@@ -45,6 +45,14 @@ pub enum Error {
         /// The hub's own reason, or the network's.
         reason: String,
     },
+    /// Something that could not be put on the Hugging Face hub.
+    #[error("cannot upload {name}: {reason}")]
+    Upload {
+        /// The repository, or a file of it.
+        name: String,
+        /// The hub's own reason, or the network's.
+        reason: String,
+    },
     /// A token file that is damaged, does not fit its meta.json, or does not fit the model.
     #[error("{0}")]
     Data(String),

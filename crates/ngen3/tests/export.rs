@@ -4,6 +4,8 @@
 //! `crates/ngen3-model/tests/fixtures/hf/make_hf.py`.
 
 mod common;
+#[path = "../../ngen3-data/tests/hf_hub/server.rs"]
+mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -244,6 +246,38 @@ fn names_on_the_hub_and_hf_are_models_too() {
     fs::rename(folder.path().join("b"), folder.path().join("someone/small")).unwrap();
     let (_, error) = offline("import --from someone/small --revision v2 --out c.pt", 1);
     assert!(error.contains("someone/small is no repository on the hub, so it has no revisions"), "{error}");
+}
+
+#[test]
+fn an_export_is_pushed_to_the_hub_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = server::FakeHub::start();
+    let hub = |line: &str, token: &str, code: i32| {
+        let mut command = ngen3(folder.path(), line);
+        for unwanted in ["HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"] {
+            command.env_remove(unwanted);
+        }
+        command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", folder.path().join("hf")).env("HF_TOKEN", token);
+        texts(&command.output().unwrap(), code)
+    };
+    let model = fixture("sharded");
+    let push = format!("export --model_path {} --output_dir out --overwrite --push me/small", model.display());
+    let (_, error) = hub(&push, "hf_reader", 1);
+    assert!(
+        error.contains("error: cannot upload model me/small: the hub answered 403") && error.contains("write access"),
+        "{error}"
+    );
+    let (out, _) = hub(&push, "hf_writer", 0);
+    let page = format!("{}/me/small, commit ", server.endpoint);
+    assert!(out.lines().last().unwrap().starts_with(&page), "{out}");
+    let there = server.files("models", "me/small");
+    for (name, bytes) in contents(&folder.path().join("out")) {
+        let name = name.rsplit('/').next().unwrap();
+        assert!(there[name] == bytes, "{name}");
+    }
+    hub("import --from me/small --out back.pt", "hf_writer", 0);
+    let loaded = |path: &Path| Checkpoint::load(path).unwrap();
+    assert_eq!(loaded(&folder.path().join("back.pt")).params, loaded(&model).params);
 }
 
 #[test]

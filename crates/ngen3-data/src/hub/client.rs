@@ -30,12 +30,23 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
+/// What is sent with a request.
+pub(super) struct Payload<'a> {
+    /// Its media type.
+    pub kind: &'a str,
+    pub reader: &'a mut dyn std::io::Read,
+    /// In bytes.
+    pub length: u64,
+}
+
 /// Why an attempt ended early.
 pub(super) enum Trouble {
     /// Trying again may help, at the earliest after `wait`. `progress` tells whether the attempt got anywhere.
     Passing { reason: String, wait: Option<Duration>, progress: bool },
     /// Trying again is no use.
     Final(String),
+    /// The hub says no, by this status.
+    Refused { status: StatusCode, reason: String },
     /// Something other than the hub.
     Other(Error),
 }
@@ -109,6 +120,29 @@ impl Client {
         Err(Trouble::Final(format!("{} sends us round in circles", self.endpoint)))
     }
 
+    /// One request with a body, that ends in success. The token goes to the hub alone. A hub that sends us elsewhere with what we
+    /// bring is not followed: the body is read only once.
+    pub(super) fn send(&self, method: &Method, url: &str, payload: Payload<'_>) -> Result<Response<Body>, Trouble> {
+        let mut request = if method == Method::PUT { self.agent.put(url) } else { self.agent.post(url) }
+            .header(header::CONTENT_TYPE, payload.kind)
+            .header(header::CONTENT_LENGTH, payload.length);
+        if payload.kind.contains("git-lfs") {
+            request = request.header(header::ACCEPT, payload.kind);
+        }
+        let ours = origin(url) == origin(&self.endpoint);
+        if let Some(token) = self.token.as_ref().filter(|_| ours) {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let mut reader = payload.reader;
+        let response = request.send(ureq::SendBody::from_reader(&mut reader)).map_err(|error| trouble(error, false))?;
+        self.check(response)
+    }
+
+    /// Whether we can say who we are.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// Passes a good answer on; a bad one becomes what to do about it.
     fn check(&self, mut response: Response<Body>) -> Result<Response<Body>, Trouble> {
         let status = response.status();
@@ -125,7 +159,7 @@ impl Client {
                 Err(Trouble::Passing { reason, wait, progress: false })
             }
             _ if status.is_server_error() => Err(Trouble::Passing { reason, wait, progress: false }),
-            _ => Err(Trouble::Final(reason + self.advice(status, response.headers()))),
+            _ => Err(Trouble::Refused { status, reason: reason + self.advice(status, response.headers()) }),
         }
     }
 
@@ -145,7 +179,7 @@ impl Client {
                 " (is the name right? if it is private, set HF_TOKEN to a token that may read it)"
             }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) | (_, Some("RepoNotFound")) => {
-                " (is the name right, and may the token in use, from HF_TOKEN or the token file, read it?)"
+                " (is the name right, and may the token in use, from HF_TOKEN or the token file, use it?)"
             }
             _ => "",
         }
@@ -171,7 +205,7 @@ pub(super) fn persist<T>(
         let (reason, wait, progress) = match attempt(tell) {
             Ok(value) => return Ok(value),
             Err(Trouble::Other(error)) => return Err(error),
-            Err(Trouble::Final(reason)) => return Err(failed(reason)),
+            Err(Trouble::Final(reason) | Trouble::Refused { reason, .. }) => return Err(failed(reason)),
             Err(Trouble::Passing { reason, wait, progress }) => (reason, wait, progress),
         };
         failures = if progress { 1 } else { failures + 1 };

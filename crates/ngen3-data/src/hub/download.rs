@@ -196,7 +196,9 @@ impl Wanted<'_> {
                 Err(error) => {
                     let of = total.map_or(String::new(), |total| format!(" of {total}"));
                     let cause = match trouble(ureq::Error::from(error), true) {
-                        Trouble::Passing { reason, .. } | Trouble::Final(reason) => reason,
+                        Trouble::Passing { reason, .. } | Trouble::Refused { reason, .. } | Trouble::Final(reason) => {
+                            reason
+                        }
                         other @ Trouble::Other(_) => return Err(other),
                     };
                     let reason = format!("the connection broke after {}{of} bytes ({cause})", partial.have);

@@ -2,7 +2,7 @@
 //!
 //! A [`Hub`] is a server and a cache, as the `HF_*` variables say (`env.rs`). [`Hub::open`] settles a name and a revision to
 //! one commit with its list of files, a [`Snapshot`]; [`Snapshot::fetch`] gives the path of one of them, downloading it
-//! unless the cache has it. [`Hub::fetch_model`] does both for all that a model needs.
+//! unless the cache has it. [`Hub::fetch_model`] does both for all that a model needs; [`Hub::push`] is the way back.
 //!
 //! Names, addresses and the cache's layout come from the `hf-hub` crate. The requests are our own (`client.rs`,
 //! `download.rs`), since that crate neither goes on with a broken download, nor checks what arrived, nor passes on what the
@@ -13,12 +13,14 @@ mod client;
 mod download;
 mod env;
 mod model;
+mod upload;
 
 use std::path::{Path, PathBuf};
 
 pub use env::Env;
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
+pub use upload::Pushed;
 
 use crate::Error;
 use crate::source::Event;

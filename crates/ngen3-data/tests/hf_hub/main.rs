@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ngen3_data::Error;
-use ngen3_data::hub::{Env, Hub, Kind, Snapshot};
+use ngen3_data::hub::{Env, Hub, Kind, Pushed, Snapshot};
 use ngen3_data::source::Event;
 use server::{Access, FakeHub, Fault};
 
@@ -368,4 +368,73 @@ fn a_model_comes_with_all_that_belongs_to_it() {
     assert!(
         fetched("a/evil").unwrap_err().contains("it names \"../../x.safetensors\", which the repository does not have")
     );
+}
+
+/// A folder with a large file and two small ones.
+fn export() -> (tempfile::TempDir, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("model.safetensors"), content()).unwrap();
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    fs::write(folder.path().join("notes.tmp"), "not for others").unwrap();
+    (folder, ["config.json", "model.safetensors", "notes.tmp"].map(str::to_owned).to_vec())
+}
+
+fn push(hub: &Hub, folder: &Path, files: &[String]) -> Result<Pushed, String> {
+    hub.push("me/mine", folder, files, false, "a model", &mut |_| true).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_folder_arrives_as_one_commit_and_large_files_are_sent_once() {
+    for parts in [None, Some(500_000)] {
+        let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+        if let Some(bytes) = parts {
+            server.in_parts(bytes);
+        }
+        let (folder, files) = export();
+        let hub = hub(&server, cache.path(), Some("hf_writer"));
+        let pushed = push(&hub, folder.path(), &files).unwrap();
+        assert_eq!(pushed.url, format!("{}/me/mine", server.endpoint));
+        assert_eq!(pushed.commit.unwrap().len(), 40);
+        let there = server.files("models", "me/mine");
+        assert_eq!(there.keys().collect::<Vec<_>>(), ["config.json", "model.safetensors"], "the hub ignores the other");
+        assert!(there["model.safetensors"] == content() && there["config.json"] == b"{}");
+        let puts = |log: Vec<String>| log.iter().filter(|line| line.contains("PUT")).count();
+        assert_eq!(puts(server.log()), if parts.is_some() { 3 } else { 1 });
+
+        fs::write(folder.path().join("config.json"), "{\"new\": 1}").unwrap();
+        push(&hub, folder.path(), &files).unwrap();
+        assert_eq!(server.files("models", "me/mine")["config.json"], b"{\"new\": 1}");
+        assert_eq!(puts(server.log()), 0, "the hub has these bytes");
+    }
+}
+
+#[test]
+fn an_upload_goes_on_after_trouble_and_a_refusal_leaves_nothing() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    let (folder, files) = export();
+    let writer = hub(&server, cache.path(), Some("hf_writer"));
+    server.fault("/put/", 1, Fault::Answer(503, "Retry-After: 0", ""));
+    server.fault("/preupload/", 1, Fault::Answer(429, "Retry-After: 0", ""));
+    push(&writer, folder.path(), &files).unwrap();
+    assert_eq!(server.files("models", "me/mine")["model.safetensors"], content());
+
+    let reader = hub(&server, cache.path(), Some("hf_reader"));
+    let error = push(&reader, folder.path(), &files).unwrap_err();
+    assert!(error.contains("model me/mine") && error.contains("403") && error.contains("write access"), "{error}");
+    let error = push(&hub(&server, cache.path(), None), folder.path(), &files).unwrap_err();
+    assert!(error.contains("set HF_TOKEN"), "{error}");
+    let error = push(&offline(&server, cache.path()), folder.path(), &files).unwrap_err();
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    let error = writer.push("mine", folder.path(), &files, false, "a model", &mut |_| true).unwrap_err().to_string();
+    assert!(error.contains("OWNER/NAME"), "{error}");
+    let outside = ["../secret".to_owned()];
+    assert!(push(&writer, folder.path(), &outside).unwrap_err().contains("../secret"));
+    let missing = ["missing.json".to_owned()];
+    assert!(push(&writer, folder.path(), &missing).unwrap_err().contains("missing.json"));
+
+    let stopped = writer.push("me/other", folder.path(), &files, true, "a model", &mut |event| {
+        !matches!(event, Event::Downloading { .. })
+    });
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    assert!(server.files("models", "me/other").is_empty(), "nothing is committed");
 }

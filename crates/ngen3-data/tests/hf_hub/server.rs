@@ -3,10 +3,14 @@
 //! `GET /api/{models,datasets}/NAME/revision/REV` tells a commit and its files; `/[datasets/]NAME/resolve/REV/PATH` gives a
 //! file: small ones itself, large ones (`LARGE` endings) by a redirect to a second server, as the real one does with its
 //! content delivery network, which must never see a token. Both know ranges. [`FakeHub::fault`] makes trouble.
+//! `uploads.rs` has what it takes to receive.
 #![allow(dead_code)]
 
+#[path = "uploads.rs"]
+mod uploads;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -55,7 +59,9 @@ struct State {
     moved: BTreeMap<String, String>,
     faults: Vec<(String, usize, Fault)>,
     log: Vec<String>,
+    this_server: String,
     other_server: String,
+    uploads: uploads::Uploads,
 }
 
 /// The server; it runs until the test's process ends.
@@ -68,6 +74,7 @@ struct Request {
     method: String,
     target: String,
     headers: BTreeMap<String, String>,
+    body: Vec<u8>,
 }
 
 impl FakeHub {
@@ -75,7 +82,10 @@ impl FakeHub {
         let state = Arc::new(Mutex::new(State::default()));
         let endpoint = listen(&state, false);
         let other = listen(&state, true);
-        state.lock().unwrap().other_server = other;
+        {
+            let mut state = state.lock().unwrap();
+            (state.this_server, state.other_server) = (endpoint.clone(), other);
+        }
         Self { endpoint, state }
     }
 
@@ -112,7 +122,19 @@ impl FakeHub {
         self.state().moved.insert(from.into(), to.into());
     }
 
-    /// The next `times` answers to GETs whose address has `part` in it go wrong.
+    /// Large files are to come in parts of so many bytes from now on.
+    pub fn in_parts(&self, bytes: usize) {
+        self.state().uploads.part_size = Some(bytes);
+    }
+
+    /// The files of a repository's main branch.
+    pub fn files(&self, kind: &str, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let state = self.state();
+        let repository = state.repositories.get(&format!("{kind}/{name}"));
+        repository.and_then(|found| found.revisions.get("main")).map(|(_, files)| files.clone()).unwrap_or_default()
+    }
+
+    /// The next `times` answers to GETs, POSTs and PUTs whose address has `part` in it go wrong.
     pub fn fault(&self, part: &str, times: usize, fault: Fault) {
         self.state().faults.push((part.into(), times, fault));
     }
@@ -139,15 +161,18 @@ fn listen(state: &Arc<Mutex<State>>, other: bool) -> String {
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines().map_while(Result::ok);
     let first = lines.next()?;
     let mut words = first.split(' ').map(str::to_owned);
     let (method, target) = (words.next()?, words.next()?);
-    let headers = lines
+    let headers: BTreeMap<String, String> = lines
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())))
         .collect();
-    Some(Request { method, target, headers })
+    let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
+    reader.read_exact(&mut body).ok()?;
+    Some(Request { method, target, headers, body })
 }
 
 fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::Result<()> {
@@ -161,7 +186,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::R
     }
     state.log.push(if other { format!("other server: {line}") } else { line });
     let fault =
-        match state.faults.iter().position(|(part, ..)| request.method == "GET" && request.target.contains(part)) {
+        match state.faults.iter().position(|(part, ..)| request.method != "HEAD" && request.target.contains(part)) {
             Some(at) => {
                 let fault = state.faults[at].2.clone();
                 state.faults[at].1 -= 1;
@@ -172,7 +197,13 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::R
             }
             None => None,
         };
-    let answer = if other { large(&state, &request) } else { answer(&state, &request) };
+    let answer = match (&*request.method, other) {
+        // What goes wrong with what is sent goes wrong before it is kept.
+        ("POST" | "PUT", _) if fault.is_some() => plain(200, &[], "{}"),
+        ("POST" | "PUT", _) => uploads::receive(&mut state, &request, other),
+        (_, true) => large(&state, &request),
+        (_, false) => answer(&state, &request),
+    };
     drop(state);
     let Answer { mut status, mut headers, mut body } = answer;
     let mut cut = None;

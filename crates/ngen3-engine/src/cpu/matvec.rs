@@ -46,6 +46,18 @@ pub enum Quant {
     Int8,
 }
 
+impl std::str::FromStr for Quant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "int8" => Ok(Self::Int8),
+            _ => Err("there are none and int8".into()),
+        }
+    }
+}
+
 impl<'a> Matrix<'a> {
     /// Rounds to bf16.
     pub fn bf16(weight: &[f32]) -> Self {

@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
+use ngen3_data::hub::{Hub, Pushed};
+use ngen3_data::source::Event;
 use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, export};
 use ngen3_model::{Checkpoint, Variant};
 use ngen3_train::{RunPaths, read_metrics};
 
-use crate::progress::{megabytes, write_line};
+use crate::commands::tokenize::show;
+use crate::interrupt::{self, interruptible};
+use crate::progress::{Progress, megabytes, write_line};
 use crate::{model, stdout};
 
 /// Write a model as a folder that other programs open
@@ -37,13 +42,20 @@ pub struct Args {
     /// Replace an export that is in the folder already
     #[arg(long)]
     overwrite: bool,
+    /// Then upload it to the hub, as one commit; needs HF_TOKEN. A repository that is not there is made
+    #[arg(long, value_name = "OWNER/NAME")]
+    push: Option<String>,
+    /// Make the repository for its owner alone
+    #[arg(long, requires = "push")]
+    private: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ngen3 export --variant 7M --model_path 7M_model.pt --output_dir exported_7M
   ngen3 export --model_path 7M_model.pt --output_dir exported_7M_half --dtype bf16
-  ngen3 export --model_path 7M_model.pt --output_dir gguf_7M --format gguf --dtype q8_0";
+  ngen3 export --model_path 7M_model.pt --output_dir gguf_7M --format gguf --dtype q8_0
+  HF_TOKEN=hf_… ngen3 export --model_path 7M_model.pt --output_dir exported_7M --push me/shakespeare-7M";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -71,11 +83,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args.overwrite,
     )?;
     let mut text = format!("{}:\n", args.output_dir.display());
-    for (name, bytes) in exported.files {
-        let size = if bytes < 100_000 { format!("{bytes} bytes") } else { megabytes(bytes as f64) };
+    for (name, bytes) in &exported.files {
+        let size = if *bytes < 100_000 { format!("{bytes} bytes") } else { megabytes(*bytes as f64) };
         text += &format!("  {name} ({size})\n");
     }
-    stdout::print(&text)
+    stdout::print(&text)?;
+    let Some(repository) = args.push else { return Ok(()) };
+    let files: Vec<String> = exported.files.into_iter().map(|(name, _)| name).collect();
+    push(&repository, &args.output_dir, &files, args.private)
+}
+
+/// Uploads the export.
+fn push(repository: &str, folder: &Path, files: &[String], private: bool) -> anyhow::Result<()> {
+    let stop = interrupt::watch()?;
+    let progress = Progress::bytes("uploading");
+    let pushed = Hub::from_env()?.push(repository, folder, files, private, "Upload by ngen3 export", &mut |event| {
+        match event {
+            Event::Downloading { done, total } => {
+                progress.set_total(total);
+                progress.set(done, "");
+            }
+            event => show(&progress, event),
+        }
+        !stop.load(Ordering::Relaxed)
+    });
+    drop(progress);
+    let Pushed { url, commit } = interruptible(pushed)?;
+    let commit = commit.map_or_else(String::new, |commit| format!(", commit {commit}"));
+    stdout::print(&format!("{url}{commit}\n"))
 }
 
 /// How a model was trained, up to where it stands, and the drawing of it: what its run left beside it.

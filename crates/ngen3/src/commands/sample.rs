@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
-use ngen3_engine::{CpuEngine, Dtype, Generator, Options, Request, Sampling};
+use ngen3_engine::{CpuEngine, Dtype, Generator, Options, Quant, Request, Sampling};
 use ngen3_model::{Checkpoint, Variant};
 
 use crate::progress::write_line;
@@ -66,6 +66,9 @@ pub struct Args {
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
+    /// Round the weights further, to read fewer bytes for each token: int8, with a scale for each output; or none
+    #[arg(long, value_name = "TYPE", default_value = "none")]
+    quant: Quant,
     #[command(flatten)]
     threads: Threads,
 }
@@ -102,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             config.vocab_size
         );
     };
-    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, quant: args.quant };
     let engine = CpuEngine::new(config, params, options)?;
 
     let ids = encode(&tokenizer, &prompt)?;

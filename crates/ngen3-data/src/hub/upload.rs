@@ -1,0 +1,387 @@
+//! Putting a folder on the hub, as one commit: all of it arrives or none.
+//!
+//! Four steps, as the hub's own clients take them: make the repository unless it is there; ask which files are small (they go
+//! into the commit itself) and which are kept by their SHA-256 elsewhere (git LFS); upload those, whole or in the parts that the
+//! hub asks for; commit. What a broken upload had brought over is not sent again: the hub says which it has.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use ureq::http::{Method, StatusCode, header};
+
+use super::client::{Payload, Trouble, persist};
+use super::{Hub, Tell, check_name, is_safe_path};
+use crate::Error;
+use crate::source::Event;
+
+/// Bytes of a file that the hub looks at to tell what it is.
+const SAMPLE: usize = 512;
+/// Bytes that an answer may have.
+const ANSWER: u64 = 1 << 24;
+const GIT_LFS: &str = "application/vnd.git-lfs+json";
+const JSON: &str = "application/json";
+
+/// What was put there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The repository's page.
+    pub url: String,
+    /// The new commit, if the hub says.
+    pub commit: Option<String>,
+}
+
+/// A file to be uploaded.
+struct Upload {
+    path: String,
+    file: PathBuf,
+    size: u64,
+    sha256: String,
+}
+
+/// A file as the hub wants it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mode {
+    path: String,
+    upload_mode: String,
+    #[serde(default)]
+    should_ignore: bool,
+}
+
+/// Where the bytes of a large file are to go; no actions if the hub has them.
+#[derive(Deserialize)]
+struct Object {
+    oid: String,
+    actions: Option<Actions>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Actions {
+    upload: Action,
+    verify: Option<Action>,
+}
+
+#[derive(Deserialize)]
+struct Action {
+    href: String,
+    #[serde(default)]
+    header: Map<String, Value>,
+}
+
+impl Hub {
+    /// Puts these files of a folder into a model's repository on its main branch, as one commit. A repository that is not there
+    /// is made, for everyone or, if `private`, for its owner.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a name that cannot be one, no token, or offline; [`Error::Upload`] with the hub's reason;
+    /// [`Error::Read`] for a file; [`Error::Interrupted`]. Nothing is committed then.
+    pub fn push(
+        &self,
+        name: &str,
+        folder: &Path,
+        files: &[String],
+        private: bool,
+        summary: &str,
+        tell: &mut Tell,
+    ) -> Result<Pushed, Error> {
+        let Some((owner, short)) = name.split_once('/') else {
+            return Err(Error::Input(format!(
+                "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
+            )));
+        };
+        check_name(super::Kind::Model, name)?;
+        if self.offline {
+            return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
+        }
+        if !self.client.has_token() {
+            return Err(Error::Input("to upload, set HF_TOKEN to a token of yours that may write".into()));
+        }
+        let uploads = files.iter().map(|path| Upload::of(folder, path)).collect::<Result<Vec<_>, _>>()?;
+        let session = Session { hub: self, title: format!("model {name}"), name };
+        let pushed = session.create(owner, short, private, tell).and_then(|()| session.run(&uploads, summary, tell));
+        pushed.map_err(|error| match error {
+            Error::Hub { name, reason } => Error::Upload { name, reason },
+            error => error,
+        })
+    }
+}
+
+impl Upload {
+    fn of(folder: &Path, path: &str) -> Result<Self, Error> {
+        if !is_safe_path(path) {
+            return Err(Error::Input(format!("{path:?} cannot be a file of a repository")));
+        }
+        let file = folder.join(path);
+        let failed = |error: io::Error| read_error(&file, &error);
+        let mut hash = Sha256::new();
+        let mut open = File::open(&file).map_err(failed)?;
+        let size = io::copy(&mut open, &mut HashWriter(&mut hash)).map_err(failed)?;
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path: path.into(), file, size, sha256 })
+    }
+
+    fn open(&self) -> Result<File, Error> {
+        File::open(&self.file).map_err(|error| read_error(&self.file, &error))
+    }
+
+    /// The first `most` bytes.
+    fn read(&self, most: u64) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        self.open()?.take(most).read_to_end(&mut bytes).map_err(|error| read_error(&self.file, &error))?;
+        Ok(bytes)
+    }
+}
+
+fn read_error(file: &Path, error: &io::Error) -> Error {
+    Error::Read { name: file.display().to_string(), reason: error.to_string() }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One upload.
+struct Session<'a> {
+    hub: &'a Hub,
+    /// For messages.
+    title: String,
+    name: &'a str,
+}
+
+impl Session<'_> {
+    /// Uploads the large files, then commits all.
+    fn run(&self, uploads: &[Upload], summary: &str, tell: &mut Tell) -> Result<Pushed, Error> {
+        let modes = self.modes(uploads, tell)?;
+        let mode = |upload: &Upload| modes.iter().find(|mode| mode.path == upload.path);
+        let wanted = || uploads.iter().filter(|&upload| mode(upload).is_none_or(|mode| !mode.should_ignore));
+        let is_large = |upload: &Upload| upload.size > 0 && mode(upload).is_some_and(|mode| mode.upload_mode == "lfs");
+        self.send_large(&wanted().filter(|&upload| is_large(upload)).collect::<Vec<_>>(), tell)?;
+        let files = wanted().map(|upload| (upload, is_large(upload)));
+        self.commit(summary, files, tell)
+    }
+
+    fn url(&self, rest: &str) -> String {
+        format!("{}/{rest}", self.hub.client.endpoint())
+    }
+
+    /// Posts and reads the answer's JSON.
+    fn post<T: serde::de::DeserializeOwned>(
+        &self,
+        url: &str,
+        kind: &str,
+        body: &str,
+        tell: &mut Tell,
+    ) -> Result<T, Error> {
+        let answer = persist(&self.title, tell, |_| {
+            let payload = Payload { kind, reader: &mut body.as_bytes(), length: body.len() as u64 };
+            let mut response = self.hub.client.send(&Method::POST, url, payload)?;
+            let text = response.body_mut().with_config().limit(ANSWER).read_to_string();
+            text.map_err(|error| super::client::trouble(error, true))
+        })?;
+        serde_json::from_str(&answer).map_err(|error| Error::Hub {
+            name: self.title.clone(),
+            reason: format!("the answer of {url} is not what a hub says ({error})"),
+        })
+    }
+
+    /// Makes the repository; one that is there is fine.
+    fn create(&self, owner: &str, name: &str, private: bool, tell: &mut Tell) -> Result<(), Error> {
+        let body = json!({ "name": name, "organization": owner, "type": "model", "private": private }).to_string();
+        persist(&self.title, tell, |_| {
+            let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
+            match self.hub.client.send(&Method::POST, &self.url("api/repos/create"), payload) {
+                Err(Trouble::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
+                Err(trouble) => Err(trouble),
+            }
+        })
+    }
+
+    fn modes(&self, uploads: &[Upload], tell: &mut Tell) -> Result<Vec<Mode>, Error> {
+        #[derive(Deserialize)]
+        struct Modes {
+            files: Vec<Mode>,
+        }
+        let files = uploads
+            .iter()
+            .map(|upload| {
+                let sample = STANDARD.encode(upload.read(SAMPLE as u64)?);
+                Ok(json!({ "path": upload.path, "sample": sample, "size": upload.size }))
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let url = self.url(&format!("api/models/{}/preupload/main", self.name));
+        Ok(self.post::<Modes>(&url, JSON, &json!({ "files": files }).to_string(), tell)?.files)
+    }
+
+    /// Uploads the bytes of large files.
+    fn send_large(&self, uploads: &[&Upload], tell: &mut Tell) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Batch {
+            objects: Vec<Object>,
+        }
+        if uploads.is_empty() {
+            return Ok(());
+        }
+        let objects: Vec<Value> =
+            uploads.iter().map(|upload| json!({ "oid": upload.sha256, "size": upload.size })).collect();
+        let body = json!({
+            "operation": "upload",
+            "transfers": ["basic", "multipart"],
+            "objects": objects,
+            "hash_algo": "sha256",
+            "ref": { "name": "main" },
+        });
+        let url = self.url(&format!("{}.git/info/lfs/objects/batch", self.name));
+        let batch: Batch = self.post(&url, GIT_LFS, &body.to_string(), tell)?;
+        let total = uploads.iter().map(|upload| upload.size).sum();
+        let mut done = 0;
+        for upload in uploads {
+            let object = batch.objects.iter().find(|object| object.oid == upload.sha256);
+            let refused = |reason: String| Error::Hub { name: format!("{} for {}", upload.path, self.title), reason };
+            let object = object.ok_or_else(|| refused("the hub does not say where it is to go".into()))?;
+            if let Some(error) = &object.error {
+                let words = error.get("message").and_then(Value::as_str).unwrap_or("no reason given");
+                return Err(refused(format!("the hub refuses it: {words}")));
+            }
+            if let Some(actions) = &object.actions {
+                self.send_object(upload, actions, &mut |sent| {
+                    tell(Event::Downloading { done: done + sent, total: Some(total) })
+                })?;
+            }
+            done += upload.size;
+            if !tell(Event::Downloading { done, total: Some(total) }) {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Uploads one file, whole or in parts, and has it verified.
+    fn send_object(&self, upload: &Upload, actions: &Actions, sent: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+        let title = format!("{} for {}", upload.path, self.title);
+        let wrong = |reason: String| Error::Hub { name: title.clone(), reason };
+        let header = &actions.upload.header;
+        let Some(chunk) = header.get("chunk_size") else {
+            self.put(&title, upload, &actions.upload.href, 0..upload.size, sent)?;
+            return self.verify(upload, actions, sent);
+        };
+        let size = chunk.as_u64().or_else(|| chunk.as_str()?.parse().ok()).filter(|&size| size > 0);
+        let size = size.ok_or_else(|| wrong(format!("the hub wants parts of {chunk} bytes")))?;
+        let mut parts: Vec<(u64, &str)> =
+            header.iter().filter_map(|(key, url)| Some((key.parse().ok()?, url.as_str()?))).collect();
+        parts.sort_unstable();
+        if parts.len() as u64 != upload.size.div_ceil(size) {
+            let (named, bytes) = (parts.len(), upload.size);
+            return Err(wrong(format!("the hub has {named} places for parts of {size} bytes, of {bytes} bytes")));
+        }
+        let mut etags = Vec::new();
+        for (i, (_, url)) in (0..).zip(&parts) {
+            let range = i * size..((i + 1) * size).min(upload.size);
+            let etag = self.put(&title, upload, url, range, sent)?;
+            let etag = etag.ok_or_else(|| wrong(format!("part {} was taken without an ETag", i + 1)))?;
+            etags.push(json!({ "partNumber": i + 1, "etag": etag }));
+        }
+        let body = json!({ "oid": upload.sha256, "parts": etags }).to_string();
+        persist(&title, &mut |_| sent(upload.size), |_| {
+            let payload = Payload { kind: GIT_LFS, reader: &mut body.as_bytes(), length: body.len() as u64 };
+            self.hub.client.send(&Method::POST, &actions.upload.href, payload).map(drop)
+        })?;
+        self.verify(upload, actions, sent)
+    }
+
+    /// Puts some bytes of a file; gives the ETag of what was taken.
+    fn put(
+        &self,
+        title: &str,
+        upload: &Upload,
+        url: &str,
+        range: std::ops::Range<u64>,
+        sent: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Option<String>, Error> {
+        persist(title, &mut |_| true, |_| {
+            let mut file = upload.open()?;
+            file.seek(SeekFrom::Start(range.start)).map_err(|error| read_error(&upload.file, &error))?;
+            let length = range.end - range.start;
+            let mut reader = Watched { file: file.take(length), done: range.start, sent: &mut *sent, stopped: false };
+            let payload = Payload { kind: "application/octet-stream", reader: &mut reader, length };
+            let answer = self.hub.client.send(&Method::PUT, url, payload);
+            if reader.stopped {
+                return Err(Trouble::Other(Error::Interrupted));
+            }
+            let response = answer?;
+            let etag = response.headers().get(header::ETAG);
+            Ok(etag.and_then(|etag| etag.to_str().ok()).map(str::to_owned))
+        })
+    }
+
+    fn verify(&self, upload: &Upload, actions: &Actions, sent: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+        let Some(verify) = &actions.verify else { return Ok(()) };
+        let body = json!({ "oid": upload.sha256, "size": upload.size }).to_string();
+        persist(&format!("{} for {}", upload.path, self.title), &mut |_| sent(upload.size), |_| {
+            let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
+            self.hub.client.send(&Method::POST, &verify.href, payload).map(drop)
+        })
+    }
+
+    fn commit<'a>(
+        &self,
+        summary: &str,
+        files: impl Iterator<Item = (&'a Upload, bool)>,
+        tell: &mut Tell,
+    ) -> Result<Pushed, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Committed {
+            commit_oid: Option<String>,
+        }
+        let mut body = json!({ "key": "header", "value": { "summary": summary, "description": "" } }).to_string();
+        for (upload, is_large) in files {
+            let Upload { path, size, sha256, .. } = upload;
+            let line = if is_large {
+                json!({ "key": "lfsFile", "value": { "path": path, "algo": "sha256", "oid": sha256, "size": size } })
+            } else {
+                let content = STANDARD.encode(upload.read(u64::MAX)?);
+                json!({ "key": "file", "value": { "content": content, "path": path, "encoding": "base64" } })
+            };
+            body += &format!("\n{line}");
+        }
+        let url = self.url(&format!("api/models/{}/commit/main", self.name));
+        let Committed { commit_oid } = self.post(&url, "application/x-ndjson", &body, tell)?;
+        Ok(Pushed { url: self.url(self.name), commit: commit_oid })
+    }
+}
+
+/// A part of a file that tells how far it was read, and ends when told to.
+struct Watched<'a> {
+    file: io::Take<File>,
+    done: u64,
+    sent: &'a mut dyn FnMut(u64) -> bool,
+    stopped: bool,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.sent)(self.done) {
+            self.stopped = true;
+            return Err(io::Error::other("interrupted"));
+        }
+        let read = self.file.read(buffer)?;
+        self.done += read as u64;
+        Ok(read)
+    }
+}
