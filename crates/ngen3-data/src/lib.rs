@@ -18,7 +18,7 @@ pub mod tokenizer;
 pub use batch::BatchSampler;
 pub use dataset::{HfSpec, Spec, Summary, build, build_hf, folder_name};
 pub use error::Error;
-pub use hf::HfSource;
+pub use hf::{HfSource, Record, read_records};
 pub use learn::train_tokenizer;
 pub use token_file::{Dtype, Meta, TokenFile};
 pub use tokenizer::Tokenizer;

@@ -234,7 +234,8 @@ fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
     TURNS.into_iter().find(|(speaker, said)| has(speaker) && has(said))
 }
 
-fn arrow_string(array: &dyn Array, row: usize) -> Option<&str> {
+/// The string that an array holds in a row, if it is one of strings.
+pub(super) fn arrow_string(array: &dyn Array, row: usize) -> Option<&str> {
     match array.data_type() {
         DataType::Utf8 => Some(array.as_string::<i32>().value(row)),
         DataType::LargeUtf8 => Some(array.as_string::<i64>().value(row)),

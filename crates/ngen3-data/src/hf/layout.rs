@@ -104,6 +104,19 @@ pub(super) fn find(
     }
 }
 
+/// The files in a folder here that are called as a split itself (`dev.jsonl`, `dev-00000-of-00001.parquet`), if its README
+/// does not tell the splits. Benchmarks have a `dev` beside a `validation`, which names otherwise mean the same.
+pub(super) fn called(repository: &Repository, split: &str) -> Option<Layout> {
+    let Repository::Local { files, title, .. } = repository else { return None };
+    let is_called = |file: &&File| {
+        let stem = file.path.split('.').next().unwrap_or_default();
+        !file.path.contains('/') && Format::of(&file.path).is_some() && shard_of(stem).unwrap_or(stem) == split
+    };
+    let found: Vec<_> = files.iter().filter(is_called).cloned().collect();
+    let told = found.is_empty() || files.iter().any(|file| file.path == README);
+    (!told).then(|| Layout { splits: vec![(split.to_owned(), found)], delimiter: None, title: title.clone() })
+}
+
 impl Layout {
     /// The files of a split that are of the format most of them have.
     ///

@@ -14,7 +14,7 @@ mod repository;
 mod rows;
 mod split;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 use crate::hub::{Hub, Tell, is_local};
@@ -22,6 +22,8 @@ use crate::source::Feed;
 use column::Column;
 use reading::Reading;
 use repository::Repository;
+use rows::Rows;
+pub use rows::records::Record;
 use split::Slice;
 
 /// Something that a user named as rows of text.
@@ -63,21 +65,53 @@ struct Part {
 pub(crate) fn find(source: &HfSource, tell: &mut Tell) -> Result<Found, Error> {
     let slices = split::parse(&source.split)?;
     Column::parse(&source.column, &source.separator)?;
-    let repository = if is_local(&source.dataset) {
-        if let Some(revision) = &source.revision {
-            let reason = format!("{} is a folder or file here, so it has no revision {revision}", source.dataset);
-            return Err(Error::Input(reason));
-        }
-        Repository::local(&PathBuf::from(&source.dataset))?
-    } else {
-        Repository::on_hub(&Hub::from_env()?, &source.dataset, source.revision.as_deref(), tell)?
-    };
+    let repository = open(&source.dataset, source.revision.as_deref(), tell)?;
     let (repository, layout) = layout::find(repository, source.config.as_deref(), tell)?;
     let parts = slices
         .into_iter()
         .map(|slice| Ok(Part { files: layout.files(&slice.split, &repository, tell)?, slice }))
         .collect::<Result<_, Error>>()?;
     Ok(Found { source: source.clone(), repository, parts })
+}
+
+/// The files of `dataset`, here or on the hub.
+fn open(dataset: &str, revision: Option<&str>, tell: &mut Tell) -> Result<Repository, Error> {
+    match revision {
+        Some(revision) if is_local(dataset) => {
+            Err(Error::Input(format!("{dataset} is a folder or file here, so it has no revision {revision}")))
+        }
+        _ if is_local(dataset) => Repository::local(Path::new(dataset)),
+        _ => Repository::on_hub(&Hub::from_env()?, dataset, revision, tell),
+    }
+}
+
+/// The rows of one split, whole, in order; and what they are, in one line. For benchmarks, which are small: all rows are
+/// held at once. Files are found as by `hf_tokenize`; but in a folder here without a README, files that are called as the
+/// split come first.
+///
+/// # Errors
+/// As of `hf_tokenize`: [`Error::Input`] for a configuration or split that is not there, [`Error::Hub`] and [`Error::Read`]
+/// for files that cannot be had or are damaged.
+pub fn read_records(
+    dataset: &str,
+    config: Option<&str>,
+    split: &str,
+    tell: &mut Tell,
+) -> Result<(String, Vec<Record>), Error> {
+    let repository = open(dataset, None, tell)?;
+    let (repository, layout) = match layout::called(&repository, split).filter(|_| config.is_none()) {
+        Some(layout) => (repository, layout),
+        None => layout::find(repository, config, tell)?,
+    };
+    let title = format!("{}, split {split}", repository.title());
+    let mut records = Vec::new();
+    for file in layout.files(split, &repository, tell)? {
+        let (name, path) = (repository.name_of(&file.path), repository.fetch(&file.path, tell)?);
+        let scratch = std::env::temp_dir();
+        let rows = Rows { name: &name, path: &path, format: file.format, column: None, skip: 0, scratch: &scratch };
+        records.append(&mut rows.records()?);
+    }
+    Ok((title, records))
 }
 
 impl Found {

@@ -3,6 +3,8 @@
 //! `fixtures/` is made by `make_fixtures.py`, with what `datasets` reads from each file in `expected.json`. Documents are
 //! read back from the tokens, so that nothing on the way is left out.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

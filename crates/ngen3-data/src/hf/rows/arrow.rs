@@ -15,8 +15,8 @@ const MAGIC: &[u8] = b"ARROW1";
 
 type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
-/// Opens a file, with only the top-level column that `choose` names; gives its schema, which has all of them.
-fn open(rows: &Rows, choose: &dyn Fn(&Fields) -> Result<Option<usize>, String>) -> Result<(SchemaRef, Batches), Error> {
+/// Opens a file, with only the top-level columns that `choose` names; gives its schema, which has all of them.
+fn open(rows: &Rows, choose: &dyn Fn(&Fields) -> Result<Vec<usize>, String>) -> Result<(SchemaRef, Batches), Error> {
     let damaged = |error: ArrowError| damaged(rows, &error);
     let mut file = rows.file()?;
     let mut start = Vec::new();
@@ -29,8 +29,7 @@ fn open(rows: &Rows, choose: &dyn Fn(&Fields) -> Result<Option<usize>, String>) 
     } else {
         StreamReader::try_new(buffered(again()?), None).map_err(damaged)?.schema()
     };
-    let chosen = choose(schema.fields()).map_err(|reason| rows.failed(reason))?;
-    let projection = Some(chosen.into_iter().collect());
+    let projection = Some(choose(schema.fields()).map_err(|reason| rows.failed(reason))?);
     let batches: Batches = if is_file {
         Box::new(FileReader::try_new(buffered(again()?), projection).map_err(damaged)?)
     } else {
@@ -43,9 +42,15 @@ fn damaged(rows: &Rows, error: &dyn std::fmt::Display) -> Error {
     rows.failed(format!("it is no whole Arrow file; is it cut short? ({error})"))
 }
 
+/// All rows, with all their columns.
+pub(super) fn batches(rows: &Rows) -> Result<Vec<RecordBatch>, Error> {
+    let (_, batches) = open(rows, &|fields| Ok((0..fields.len()).collect()))?;
+    batches.collect::<Result<_, _>>().map_err(|error| damaged(rows, &error))
+}
+
 pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
     let find = |fields: &Fields| rows.column.map(|column| column.find(fields)).transpose();
-    let (schema, batches) = open(rows, &|fields| Ok(find(fields)?.map(|(index, _)| index)))?;
+    let (schema, batches) = open(rows, &|fields| Ok(find(fields)?.map(|(index, _)| index).into_iter().collect()))?;
     let found = find(schema.fields()).map_err(|reason| rows.failed(reason))?;
     let (mut number, mut text) = (0, String::new());
     for batch in batches {

@@ -1,7 +1,9 @@
 //! CSV and its kin: a first line of names, then fields with a delimiter between them, perhaps in `"`.
 
 use ::csv::{ByteRecord, ReaderBuilder};
+use serde_json::Value;
 
+use super::records::Record;
 use super::{Row, Rows, Take};
 use crate::Error;
 
@@ -11,19 +13,37 @@ const NOTHING: [&str; 19] = [
     "NULL", "NaN", "None", "n/a", "nan", "null",
 ];
 
+/// All rows, with all their columns.
+pub(super) fn records(rows: &Rows, delimiter: u8) -> Result<Vec<Record>, Error> {
+    let stream = rows.stream()?;
+    let unpacked = stream.unpacked;
+    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(stream.bytes);
+    let names = reader.headers().map_err(|error| failed(rows, unpacked, error))?.clone();
+    let rows = reader.into_records().map(|record| {
+        let record = record.map_err(|error| failed(rows, unpacked, error))?;
+        let value = |field: &str| if NOTHING.contains(&field) { Value::Null } else { field.into() };
+        Ok(names.iter().zip(&record).map(|(name, field)| (name.to_owned(), value(field))).collect())
+    });
+    rows.collect()
+}
+
+/// What is wrong with a file, and on which line.
+fn failed(rows: &Rows, unpacked: bool, error: ::csv::Error) -> Error {
+    let place = error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
+    match error.into_kind() {
+        ::csv::ErrorKind::Io(error) => crate::source::text::read_error(rows.name, unpacked, &error),
+        ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            rows.failed(format!("{place}it has {len} fields where the first line names {expected_len} columns"))
+        }
+        ::csv::ErrorKind::Utf8 { .. } => rows.failed(format!("{place}it is not UTF-8")),
+        other => rows.failed(format!("{place}{}", ::csv::Error::from(std::io::Error::other(format!("{other:?}"))))),
+    }
+}
+
 pub(super) fn read(rows: &Rows, delimiter: u8, take: &mut Take) -> Result<(), Error> {
     let stream = rows.stream()?;
     let (consumed, unpacked) = (stream.consumed.clone(), stream.unpacked);
-    let failed = |error: ::csv::Error| {
-        let place = error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
-        match error.into_kind() {
-            ::csv::ErrorKind::Io(error) => crate::source::text::read_error(rows.name, unpacked, &error),
-            ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                rows.failed(format!("{place}it has {len} fields where the first line names {expected_len} columns"))
-            }
-            other => rows.failed(format!("{place}{}", ::csv::Error::from(std::io::Error::other(format!("{other:?}"))))),
-        }
-    };
+    let failed = |error| failed(rows, unpacked, error);
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(stream.bytes);
     let names = reader.byte_headers().map_err(failed)?.clone();
     let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::records::Record;
 use super::{Row, Rows, Stream, Take};
 use crate::Error;
 use crate::hf::column::Column;
@@ -27,6 +28,29 @@ pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
     };
     // Of a file that was not read to its end nobody knows what columns it has.
     if outcome.is_continue() { reading.check_seen() } else { Ok(()) }
+}
+
+/// All rows, with all their columns.
+pub(super) fn records(rows: &Rows) -> Result<Vec<Record>, Error> {
+    let mut stream = rows.stream()?;
+    if first_byte(&mut stream)? == Some(b'[') {
+        return serde_json::from_reader(&mut stream.bytes).map_err(|error| match error.is_io() {
+            true => stream.failed(&error.into()),
+            false => rows.failed(error),
+        });
+    }
+    let (mut line, mut number, mut records) = (Vec::new(), 0u64, Vec::new());
+    loop {
+        line.clear();
+        number += 1;
+        if stream.bytes.read_until(b'\n', &mut line).map_err(|error| stream.failed(&error))? == 0 {
+            return Ok(records);
+        }
+        if !line.trim_ascii().is_empty() {
+            let record = serde_json::from_slice(&line);
+            records.push(record.map_err(|error| rows.failed(format!("line {number}: {}", without_place(&error))))?);
+        }
+    }
 }
 
 /// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.

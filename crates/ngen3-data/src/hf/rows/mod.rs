@@ -4,6 +4,7 @@ mod arrow;
 mod csv;
 mod json;
 mod parquet;
+pub(super) mod records;
 mod text;
 
 use std::any::Any;

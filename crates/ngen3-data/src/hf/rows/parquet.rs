@@ -1,6 +1,6 @@
 //! Parquet, a stretch of rows at a time: pages are unpacked as they are needed, and only those of the text's column.
 
-use arrow_array::RecordBatchReader;
+use arrow_array::{RecordBatch, RecordBatchReader};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
@@ -25,6 +25,18 @@ fn damaged(rows: &Rows, error: &dyn std::fmt::Display) -> Error {
 pub(super) fn count(rows: &Rows) -> Result<u64, Error> {
     let count = open(rows)?.metadata().file_metadata().num_rows();
     u64::try_from(count).map_err(|_| damaged(rows, &format!("it says that it has {count} rows")))
+}
+
+/// All rows, with all their columns.
+pub(super) fn batches(rows: &Rows) -> Result<Vec<RecordBatch>, Error> {
+    let promised = count(rows)?;
+    let reader = open(rows)?.build().map_err(|error| damaged(rows, &error))?;
+    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| damaged(rows, &error))?;
+    let found = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
+    if found < promised {
+        return Err(damaged(rows, &format!("it has {found} of the {promised} rows that it promises")));
+    }
+    Ok(batches)
 }
 
 pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {

@@ -1,11 +1,25 @@
 //! Plain text: every line is a row of the one column `text`, without its line break (`\n`, `\r\n` or `\r`).
 
 use std::io::BufRead;
+use std::ops::ControlFlow;
 
+use super::records::Record;
 use super::{Row, Rows, Take};
 use crate::Error;
+use crate::hf::column::Column;
 
 const COLUMN: &str = "text";
+
+/// All rows.
+pub(super) fn records(rows: &Rows) -> Result<Vec<Record>, Error> {
+    let column = Column::parse(COLUMN, "")?;
+    let mut records = Vec::new();
+    read(&Rows { column: Some(&column), skip: 0, ..*rows }, &mut |row| {
+        records.push(Record::from_iter([(COLUMN.to_owned(), row.text.into())]));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(records)
+}
 
 pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
     if let Some(column) = rows.column.filter(|column| column.full != COLUMN) {
