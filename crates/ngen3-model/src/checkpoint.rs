@@ -45,6 +45,8 @@ pub struct CheckpointMeta {
     pub chat: Option<ChatFormat>,
     /// How it was trained: settings by name.
     pub training: Map<String, Value>,
+    /// What benchmarks and texts it was measured on, by the task's name: `{version, n-shot, n-samples, dataset, metrics}`.
+    pub evaluations: Map<String, Value>,
 }
 
 /// The tokenizer that a model's ids belong to; it travels with the model. Stored as one string.
@@ -113,7 +115,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Read`] naming the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        if path.is_dir() { hf::read(path) } else { read(path).map_err(refused(path)) }
+        if path.is_dir() { hf::read(path) } else { Ok(read(path).map_err(refused(path))?.0) }
     }
 
     /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
@@ -176,6 +178,20 @@ pub fn save(path: &Path, config: &Config, params: &[f32], meta: &CheckpointMeta)
     }
 }
 
+/// Changes what a checkpoint of ours says beside the parameters. `false` if the file is another program's, which may hold
+/// what would be lost: it stays as it is.
+///
+/// # Errors
+/// [`Error::Read`] and [`Error::Write`] naming the file; it is then as it was.
+pub fn amend(path: &Path, change: impl FnOnce(&mut CheckpointMeta)) -> Result<bool, Error> {
+    let (mut checkpoint, ours) = read(path).map_err(refused(path))?;
+    if ours {
+        change(&mut checkpoint.meta);
+        save(path, &checkpoint.config, &checkpoint.params, &checkpoint.meta)?;
+    }
+    Ok(ours)
+}
+
 /// The format that a checkpoint's ending chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -202,7 +218,8 @@ impl Format {
     }
 }
 
-fn read(path: &Path) -> Result<Checkpoint, String> {
+/// Reads a file; says whether it is one of ours.
+fn read(path: &Path) -> Result<(Checkpoint, bool), String> {
     let (file, len, format) = open(path)?;
     match format {
         Format::Torch => torch::read(file, len),

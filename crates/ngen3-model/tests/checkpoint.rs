@@ -25,6 +25,11 @@ fn small() -> Checkpoint {
         "learning_rate": 0.0003, "tiny": 1e-300, "third": 1.0 / 3.0, "seed": u64::MAX, "below": i64::MIN, "steps": 2000,
         "big": 70_000, "decay": true, "resumed": false, "out": null, "betas": [0.9, 0.95], "nested": {"größe": "ja ✓"},
     });
+    let evaluations = json!({"piqa": {
+        "version": 1.0, "n-shot": 0, "n-samples": 1838,
+        "dataset": {"type": "baber/piqa", "config": null, "split": "validation"},
+        "metrics": {"acc": {"value": 0.625, "stderr": 0.0113}, "acc_norm": {"value": 0.5, "stderr": null}},
+    }});
     let meta = CheckpointMeta {
         iter_num: 2_000,
         best_val_loss: Some(3.4567891234),
@@ -35,6 +40,7 @@ fn small() -> Checkpoint {
             eos_token: None,
         }),
         training: training.as_object().unwrap().clone(),
+        evaluations: evaluations.as_object().unwrap().clone(),
     };
     Checkpoint { config, params, meta }
 }
@@ -46,6 +52,26 @@ fn save(path: &Path, checkpoint: &Checkpoint) {
 /// What the script puts into each parameter.
 fn fixture_params(config: &Config) -> Vec<f32> {
     (0..ParamList::new(config).total()).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0).collect()
+}
+
+#[test]
+fn what_was_measured_is_added_to_our_files_only() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a_model.pt", "a_model.safetensors"] {
+        let path = folder.path().join(name);
+        let mut expected = small();
+        save(&path, &expected);
+        let add =
+            |meta: &mut CheckpointMeta| drop(meta.evaluations.insert("winogrande".into(), json!({"version": 1.0})));
+        assert!(checkpoint::amend(&path, add).unwrap());
+        add(&mut expected.meta);
+        assert_eq!(Checkpoint::load(&path).unwrap(), expected, "{name}");
+    }
+    // nanoGPT's holds an optimizer, which would be lost.
+    let path = folder.path().join("ckpt.pt");
+    fs::copy(fixture("nanogpt.pt"), &path).unwrap();
+    assert!(!checkpoint::amend(&path, |_| unreachable!("the file is not ours")).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), fs::read(fixture("nanogpt.pt")).unwrap());
 }
 
 #[test]

@@ -51,12 +51,18 @@ fn small() -> Checkpoint {
         "learning_rate": 0.0003, "max_iters": 2000, "dtype": "auto", "dropout": 0.1,
         "data": {"source": ["plays | poems.txt", "b"], "train_tokens": 900, "val_tokens": 100},
     });
+    let evaluations = json!({"piqa": {
+        "version": 1.0, "n-shot": 0, "n-samples": 1838,
+        "dataset": {"type": "baber/piqa", "config": null, "split": "validation"},
+        "metrics": {"acc": {"value": 0.625, "stderr": 0.0113}, "acc_norm": {"value": 0.5, "stderr": null}},
+    }});
     let meta = CheckpointMeta {
         iter_num: 2_000,
         best_val_loss: Some(3.4567891234),
         tokenizer: TokenizerRef::Unknown,
         chat: None,
         training: training.as_object().unwrap().clone(),
+        evaluations: evaluations.as_object().unwrap().clone(),
     };
     Checkpoint { config, params, meta }
 }
@@ -379,6 +385,9 @@ fn the_card_says_what_was_measured_and_nothing_else() {
     assert!(text.starts_with("---\nlibrary_name: transformers\n"), "{text}");
     for part in [
         "      value: 3\n",
+        "      name: \"piqa\"\n      type: \"baber/piqa\"\n      split: \"validation\"\n    metrics:\n    - type: \"acc\"\n      \
+         name: \"acc\"\n      value: 0.625\n    - type: \"acc_stderr\"\n",
+        "| piqa | 1 | 0 | 1838 | acc | 0.6250 | 0.0113 |\n| piqa | 1 | 0 | 1838 | acc_norm | 0.5000 |  |\n",
         "      name: \"plays | poems.txt, b\"\n",
         "trained for 2000 steps",
         "| learning_rate | 0.0003 |",
@@ -395,10 +404,10 @@ fn the_card_says_what_was_measured_and_nothing_else() {
 
     // Measured before the last step: of other weights than these.
     let text = card(Export { curve: &curve[..20], ..plain(&checkpoint) });
-    assert!(!text.contains("model-index") && text.contains("| 1800 |"), "{text}");
+    assert!(!text.contains("Validation loss") && text.contains("| 1800 |"), "{text}");
     let bare = Checkpoint { meta: CheckpointMeta::default(), ..checkpoint };
     let text = card(plain(&bare));
-    for absent in ["model-index", "## Training", "steps", "NaN", "null"] {
+    for absent in ["model-index", "## Evaluation", "## Training", "steps", "NaN", "null"] {
         assert!(!text.contains(absent), "{absent:?} is in {text}");
     }
 }

@@ -271,7 +271,14 @@ impl Job {
             training.insert(self.kind.name().into(), self.lesson.clone().into());
         }
         let best_val_loss = reached.best_val_loss.map(f64::from);
-        let meta = CheckpointMeta { iter_num: reached.step, best_val_loss, tokenizer, chat, training };
+        let meta = CheckpointMeta {
+            iter_num: reached.step,
+            best_val_loss,
+            tokenizer,
+            chat,
+            training,
+            evaluations: Map::new(),
+        };
         Ok(checkpoint::save(&self.paths.model, &self.config, params, &meta)?)
     }
 }

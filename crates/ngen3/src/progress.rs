@@ -10,9 +10,26 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 /// Seconds between lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Items,
+}
+
+impl Unit {
+    fn shown(self, n: f64) -> String {
+        match self {
+            Self::Bytes => megabytes(n),
+            Self::Items => counted(n.round() as u64),
+        }
+    }
+}
+
 /// The progress of one piece of work. It vanishes from the terminal when dropped.
 pub struct Progress {
     label: &'static str,
+    unit: Unit,
     bar: ProgressBar,
     started: Instant,
     /// When the last plain line was written; `None` on a terminal, which has the bar.
@@ -22,16 +39,25 @@ pub struct Progress {
 impl Progress {
     /// Counts bytes; how many there are is not known at first.
     pub fn bytes(label: &'static str) -> Self {
+        Self::new(label, Unit::Bytes)
+    }
+
+    /// Counts items; how many there are is not known at first.
+    pub fn items(label: &'static str) -> Self {
+        Self::new(label, Unit::Items)
+    }
+
+    fn new(label: &'static str, unit: Unit) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        bar.set_style(style(false));
+        bar.set_style(style(unit, false));
         bar.set_prefix(label);
         if terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let started = Instant::now();
-        Self { label, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
+        Self { label, unit, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
     }
 
     /// Says how much there is, once it is known.
@@ -43,7 +69,7 @@ impl Progress {
             Some(total) => self.bar.set_length(total),
             None => self.bar.unset_length(),
         }
-        self.bar.set_style(style(total.is_some()));
+        self.bar.set_style(style(self.unit, total.is_some()));
     }
 
     /// Moves to `position`; `message` stands at the end of the line.
@@ -68,13 +94,13 @@ impl Progress {
 
     /// `tokenizing: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left, MESSAGE`
     fn plain_line(&self, position: u64, now: Instant, message: &str) -> String {
-        let mut line = format!("{}: {}", self.label, megabytes(position as f64));
+        let mut line = format!("{}: {}", self.label, self.unit.shown(position as f64));
         let total = self.bar.length();
         if let Some(total) = total {
-            let _ = write!(line, " of {}", megabytes(total as f64));
+            let _ = write!(line, " of {}", self.unit.shown(total as f64));
         }
         let rate = position as f64 / now.duration_since(self.started).as_secs_f64().max(1e-9);
-        let _ = write!(line, ", {}/s", megabytes(rate));
+        let _ = write!(line, ", {}/s", self.unit.shown(rate));
         if let Some(left) = total.and_then(|total| total.checked_sub(position)).filter(|_| rate > 0.0) {
             let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
             let _ = write!(line, ", {:#} left", HumanDuration(seconds));
@@ -107,11 +133,14 @@ pub fn megabytes(bytes: f64) -> String {
     if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
 
-fn style(total_known: bool) -> ProgressStyle {
-    let template = if total_known {
-        "{prefix} {bar:30} {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
-    } else {
-        "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}  {msg}"
+fn style(unit: Unit, total_known: bool) -> ProgressStyle {
+    let template = match (unit, total_known) {
+        (Unit::Bytes, true) => {
+            "{prefix} {bar:30} {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}"
+        }
+        (Unit::Bytes, false) => "{prefix} {spinner} {decimal_bytes}  {decimal_bytes_per_sec}  {msg}",
+        (Unit::Items, true) => "{prefix} {bar:30} {human_pos} of {human_len}  {per_sec}  {eta} left  {msg}",
+        (Unit::Items, false) => "{prefix} {spinner} {human_pos}  {per_sec}  {msg}",
     };
     ProgressStyle::with_template(template).expect("the templates are well formed")
 }
@@ -133,5 +162,8 @@ mod tests {
         assert_eq!(line(&progress, 0, 1, "waiting"), "reading: 0.0 MB of 1.30 GB, 0.0 MB/s, waiting");
         progress.set_total(None);
         assert_eq!(line(&progress, 2_000_000, 1, ""), "reading: 2.0 MB, 2.0 MB/s");
+        let progress = Progress::items("evaluating");
+        progress.set_total(Some(1838));
+        assert_eq!(line(&progress, 1_200, 4, "piqa"), "evaluating: 1,200 of 1,838, 300/s, 2s left, piqa");
     }
 }

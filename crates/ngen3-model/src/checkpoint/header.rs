@@ -4,7 +4,8 @@
 //! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
 //! iter_num       optimizer steps done
 //! best_val_loss  nats per token; 1e9, where nanoGPT starts, while there is none
-//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, chat (if any), training
+//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, training, chat and
+//!                evaluations (if any)
 //! ```
 //!
 //! A `.pt` holds these as Python values, a `.safetensors` as JSON in its metadata; both pass through here as JSON.
@@ -45,6 +46,9 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
     if let Some(chat) = &meta.chat {
         entries["config"]["chat"] = json!(chat);
     }
+    if !meta.evaluations.is_empty() {
+        entries["config"]["evaluations"] = json!(meta.evaluations);
+    }
     match entries {
         Value::Object(entries) => entries,
         other => unreachable!("an object was written, not {other}"),
@@ -57,6 +61,8 @@ pub(super) struct Header {
     pub meta: CheckpointMeta,
     /// Whether linears and LayerNorms have biases; without, they are zero.
     pub bias: bool,
+    /// Whether we wrote it.
+    pub ours: bool,
 }
 
 /// Reads the entries of our checkpoints and of nanoGPT's, whose `config` holds its training settings and whose
@@ -97,6 +103,11 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         None => TokenizerRef::guess(config.vocab_size),
     };
     let chat = extra.remove("chat").map(|value| from_value("chat", value)).transpose()?;
+    let evaluations = match extra.remove("evaluations") {
+        Some(value) => from_value("evaluations", value)?,
+        None => Map::new(),
+    };
+    let ours = extra.contains_key("training");
     let training = match extra.remove("training") {
         Some(value) => from_value("training", value)?,
         None => extra,
@@ -109,7 +120,8 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         Some(value) => value.as_f64().filter(|&loss| loss < NO_LOSS),
         None => None,
     };
-    Ok(Header { config, meta: CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training }, bias })
+    let meta = CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training, evaluations };
+    Ok(Header { config, meta, bias, ours })
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {

@@ -55,7 +55,7 @@ pub(crate) fn write_header(
 }
 
 /// Reads a checkpoint of `len` bytes.
-pub(super) fn read(file: File, len: u64) -> Result<Checkpoint, String> {
+pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut reader = Reader::open(file, len)?;
     let mut entries = Map::new();
     for name in header::NAMES {
@@ -72,7 +72,7 @@ pub(super) fn read(file: File, len: u64) -> Result<Checkpoint, String> {
     let header = header::parse(entries)?;
     let tensors = reader.tensors();
     let params = state::read_params(&header.config, header.bias, tensors, &mut reader, len)?;
-    Ok(Checkpoint { config: header.config, params, meta: header.meta })
+    Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 
 /// A file whose header has been read. Each tensor is a storage of its own.

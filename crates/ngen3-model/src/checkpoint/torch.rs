@@ -79,7 +79,7 @@ fn pickle(config: &Config, list: &ParamList, meta: &CheckpointMeta) -> Vec<u8> {
 }
 
 /// Reads a checkpoint of `len` bytes.
-pub(super) fn read(file: File, len: u64) -> Result<Checkpoint, String> {
+pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut archive = Archive::open(file)?;
     let pickle = archive.read_pickle()?;
     let Some(entries) = pickle.entries(pickle.root()) else {
@@ -91,7 +91,7 @@ pub(super) fn read(file: File, len: u64) -> Result<Checkpoint, String> {
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
     let params = state::read_params(&header.config, header.bias, tensors, &mut archive, len)?;
-    Ok(Checkpoint { config: header.config, params, meta: header.meta })
+    Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 
 /// Opens a file that holds a state dict and nothing else, such as Hugging Face's `pytorch_model.bin`.

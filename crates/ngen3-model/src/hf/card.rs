@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::evaluations;
 use super::export::{CurvePoint, Export, ExportFormat, gguf_name};
 use crate::{Activation, Config, ParamList};
 
@@ -30,6 +31,7 @@ pub(super) fn write(export: &Export, list: &ParamList) -> String {
     );
     put(&mut card, usage(export));
     put(&mut card, shape(&export.checkpoint.config));
+    put(&mut card, evaluations::section(&meta.evaluations, cell));
     put(&mut card, training(export));
     put(&mut card, curve(export));
     card
@@ -48,14 +50,17 @@ fn front_matter(export: &Export) -> String {
         ExportFormat::Gguf => "gguf",
     };
     let mut yaml = format!("---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- gpt2\n- ngen3\n");
+    let mut results = evaluations::index(&export.checkpoint.meta.evaluations);
     if let (Some(loss), Some(data)) = (final_val_loss(export), data(export)) {
         // Neither a task nor a data set of the hub; what was measured is the loss on the part kept for validation.
-        let (name, data) = (Value::from(export.name), Value::from(data));
-        yaml += &format!(
-            "model-index:\n- name: {name}\n  results:\n  - task:\n      type: text-generation\n    dataset:\n      name: {data}\n      \
-             type: text\n      split: validation\n    metrics:\n    - type: loss\n      name: Validation loss (nats per token)\n      \
-             value: {loss}\n"
+        let data = Value::from(data);
+        results += &format!(
+            "  - task:\n      type: text-generation\n    dataset:\n      name: {data}\n      type: text\n      split: validation\n    \
+             metrics:\n    - type: loss\n      name: Validation loss (nats per token)\n      value: {loss}\n"
         );
+    }
+    if !results.is_empty() {
+        yaml += &format!("model-index:\n- name: {}\n  results:\n{results}", Value::from(export.name));
     }
     yaml + "---\n"
 }

@@ -11,6 +11,7 @@ mod card;
 mod chat;
 mod config;
 mod encode;
+mod evaluations;
 mod export;
 mod folder;
 mod gguf;

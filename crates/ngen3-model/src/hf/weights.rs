@@ -18,7 +18,12 @@ use crate::{CheckpointMeta, Error, Param, ParamList};
 pub(super) const META: &str = "ngen3";
 
 fn meta_text(meta: &CheckpointMeta) -> String {
-    json!({ "iter_num": meta.iter_num, "best_val_loss": meta.best_val_loss, "training": meta.training }).to_string()
+    let CheckpointMeta { iter_num, best_val_loss, training, evaluations, .. } = meta;
+    let mut entry = json!({ "iter_num": iter_num, "best_val_loss": best_val_loss, "training": training });
+    if !evaluations.is_empty() {
+        entry["evaluations"] = json!(evaluations);
+    }
+    entry.to_string()
 }
 
 /// Reads what [`write`] says of the training; the tokenizer and its chat template are not part of it.
@@ -31,6 +36,11 @@ pub(super) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
         training: match file.remove("training") {
             Some(Value::Object(training)) => training,
             _ => return Err(wrong("training")),
+        },
+        evaluations: match file.remove("evaluations") {
+            None => Map::new(),
+            Some(Value::Object(evaluations)) => evaluations,
+            Some(_) => return Err(wrong("evaluations")),
         },
         ..CheckpointMeta::default()
     })

@@ -3,6 +3,7 @@
 
 mod bench;
 mod distill;
+mod eval;
 mod export;
 mod hf_tokenize;
 mod import;
@@ -20,6 +21,7 @@ pub mod variants;
 pub enum Command {
     Bench(bench::Args),
     Distill(distill::Args),
+    Eval(eval::Args),
     Export(export::Args),
     HfTokenize(hf_tokenize::Args),
     Import(import::Args),
@@ -38,6 +40,7 @@ impl Command {
         match self {
             Self::Bench(args) => bench::run(args),
             Self::Distill(args) => distill::run(args),
+            Self::Eval(args) => eval::run(args),
             Self::Export(args) => export::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),

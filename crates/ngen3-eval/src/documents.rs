@@ -1,0 +1,111 @@
+//! A task's rows: from the hub, or from a folder laid out like it.
+//!
+//! Below the folder of `--data_dir` a task has one called as its dataset (`piqa`, `hellaswag`, `winogrande`, `mmlu`), with a
+//! folder for each configuration in it where configurations hold different questions (`mmlu/anatomy`); a folder of the
+//! task's own data may be given itself. Which file is which split, their names tell, as everywhere (`validation.jsonl`,
+//! `test-00000-of-00001.parquet`). PIQA's answers may be in a file of their own, as its authors publish it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ngen3_data::hub::Tell;
+use ngen3_data::{Record, read_records};
+
+use crate::Error;
+use crate::task::{Source, Task};
+
+/// What names of files call a split.
+const WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev"]), ("train", &["train"])];
+
+/// Rows of a split.
+#[derive(Debug)]
+pub(crate) struct Documents {
+    /// Where they are from.
+    pub title: String,
+    /// The rows, at least one.
+    pub rows: Vec<Record>,
+}
+
+/// Reads one split of a task's data.
+///
+/// # Errors
+/// [`Error::Documents`] naming the task and what is missing or wrong.
+pub(crate) fn read(task: &dyn Task, split: &str, data_dir: Option<&Path>, tell: &mut Tell) -> Result<Documents, Error> {
+    let source = task.source();
+    let place = data_dir.map(|folder| place(&source, folder)).transpose();
+    let place = place.map_err(|reason| wrong(task, reason))?;
+    let read = match &place {
+        Some((folder, config)) => {
+            let folder = folder.to_str().ok_or_else(|| wrong(task, format!("{} is not UTF-8", folder.display())))?;
+            read_records(folder, *config, split, tell)
+        }
+        None => read_records(source.dataset, source.config, split, tell),
+    };
+    let (title, mut rows) = read.map_err(|error| match error {
+        ngen3_data::Error::Interrupted => Error::Interrupted,
+        error if data_dir.is_none() => {
+            wrong(task, format!("{error} (a folder of its data can be given with --data_dir)"))
+        }
+        error => wrong(task, error.to_string()),
+    })?;
+    if rows.is_empty() {
+        return Err(wrong(task, format!("{title} has no rows")));
+    }
+    if let (Some(column), Some((folder, _))) = (task.labels(), &place) {
+        add_labels(column, folder, split, &mut rows).map_err(|reason| wrong(task, reason))?;
+    }
+    Ok(Documents { title, rows })
+}
+
+/// A complaint about a task's data.
+pub(crate) fn wrong(task: &dyn Task, reason: String) -> Error {
+    Error::Documents { task: task.name(), reason }
+}
+
+/// The folder with a task's data below the one that was given, and the configuration to choose in it.
+fn place(source: &Source, folder: &Path) -> Result<(PathBuf, Option<&'static str>), String> {
+    if !folder.is_dir() {
+        return Err(format!("there is no folder {}", folder.display()));
+    }
+    let name = source.dataset.rsplit('/').next().unwrap_or(source.dataset);
+    let own = folder.join(name);
+    let folder = if own.is_dir() { own } else { folder.into() };
+    let Some(config) = source.config else { return Ok((folder, None)) };
+    let inner = folder.join(config);
+    if folder.join("README.md").is_file() {
+        // As it is on the hub: the README says which files are which configuration's.
+        Ok((folder, Some(config)))
+    } else if inner.is_dir() {
+        Ok((inner, None))
+    } else if source.apart {
+        Err(format!("there is no folder {}", inner.display()))
+    } else {
+        Ok((folder, None))
+    }
+}
+
+/// Adds the answers that stand in a file of their own, a line for each row, if the rows lack them and there is such a file.
+fn add_labels(column: &str, folder: &Path, split: &str, rows: &mut [Record]) -> Result<(), String> {
+    let words = WORDS.iter().find(|(name, _)| *name == split).map_or(&[][..], |(_, words)| words);
+    let is_labels = |name: &str| name.ends_with("labels.lst") && words.iter().any(|word| name.contains(word));
+    if rows.iter().any(|row| row.contains_key(column)) {
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        files.extend(path.file_name().and_then(|name| name.to_str()).is_some_and(is_labels).then_some(path));
+    }
+    let Some(file) = files.into_iter().min() else { return Ok(()) };
+    let shown = file.display();
+    let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let labels: Vec<_> = text.lines().collect();
+    if labels.len() != rows.len() {
+        return Err(format!("{shown} has {} lines for {} rows", labels.len(), rows.len()));
+    }
+    for (row, label) in rows.iter_mut().zip(labels) {
+        row.insert(column.into(), label.trim().into());
+    }
+    Ok(())
+}

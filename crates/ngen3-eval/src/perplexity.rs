@@ -1,0 +1,314 @@
+//! Perplexity: how surprised a model is by a text, token by token.
+//!
+//! Every token of the text is predicted once, the first one after `<|endoftext|>`. A window of the block's length moves over
+//! the text by `stride` tokens; the first window scores all of its tokens, every other one those that are new. With a
+//! stride of the whole block this is the harness's `loglikelihood_rolling`; a smaller one gives each token more context.
+//!
+//! Token perplexity is exp of the mean loss. A byte's perplexity and the bits per byte leave out the loss of the tokens that
+//! end documents, which stand for no text.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use ngen3_data::source::{Event, Feed, Piece, Settings, Source, list};
+use ngen3_data::{TokenFile, Tokenizer};
+use ngen3_engine::{Batch, IGNORE};
+
+use crate::{Error, Losses, Metric, Value};
+
+/// The name of the task.
+pub(crate) const NAME: &str = "perplexity";
+/// Tokens of a batch.
+const BATCH_TOKENS: usize = 8192;
+/// What a file of tokens is called.
+const TOKENS: &str = "bin";
+
+/// A text whose perplexity is wanted.
+#[derive(Debug)]
+pub struct Text {
+    /// Where it is from.
+    pub title: String,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Documents(Vec<String>),
+    /// A file of tokens, from this one on.
+    Tokens(TokenFile, usize),
+}
+
+impl Text {
+    /// Reads what a user named: a file ending in `.bin` holds tokens, all else is read as by `tokenize`. Of tokens only the
+    /// last `val_fraction` are meant, if it is given: what training keeps for validation.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for what is missing, damaged or not UTF-8; [`Error::Input`] for a text of nothing, or a fraction of
+    /// what is not tokens.
+    pub fn read(
+        named: &Path,
+        val_fraction: Option<f64>,
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self, Error> {
+        let title = named.file_name().unwrap_or(named.as_os_str()).to_string_lossy().into_owned();
+        if named.extension().is_some_and(|ending| ending == TOKENS) {
+            let file = TokenFile::open(named)?;
+            // As training cuts it.
+            let start = val_fraction.map_or(0, |fraction| (file.len() as f64 * (1.0 - fraction)) as usize);
+            return Ok(Self { title, content: Content::Tokens(file, start) });
+        }
+        if val_fraction.is_some() {
+            let reason = format!("val_fraction is for a data.bin, and {} is a text", named.display());
+            return Err(Error::Input(reason));
+        }
+        let source = Source::parse(named.as_os_str())?;
+        let title = match &source {
+            Source::Path(_) => title,
+            source => source.to_string(),
+        };
+        let listing = list(&[source])?;
+        listing.tell_skipped(tell);
+        let settings = Settings { lossy: false, scratch: std::env::temp_dir() };
+        let mut feed = Feed::start(listing.inputs, settings, |_| None)?;
+        let (mut documents, mut text) = (Vec::new(), String::new());
+        while let Some(piece) = feed.next(stop, tell).map_err(stopped)? {
+            match piece {
+                Piece::Text(part) => text += &part,
+                Piece::End => documents.push(std::mem::take(&mut text)),
+                Piece::Documents { text, ends } => {
+                    let starts = std::iter::once(&0).chain(&ends);
+                    documents.extend(starts.zip(&ends).map(|(&start, &end)| text[start..end].to_owned()));
+                }
+            }
+        }
+        if documents.is_empty() {
+            return Err(Error::Input(format!("{} is empty: there is no text to measure", named.display())));
+        }
+        Ok(Self { title, content: Content::Documents(documents) })
+    }
+
+    /// The text in a model's tokens, its documents with `end` between them.
+    fn encode(&self, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<Vec<u32>, Error> {
+        let mut tokens = Vec::new();
+        match &self.content {
+            Content::Documents(documents) => {
+                let tokenizer = tokenizer.ok_or_else(|| {
+                    let reason = "the model does not say which tokenizer made its token ids, so it cannot read a text; give \
+                        it a data.bin";
+                    Error::Input(reason.into())
+                })?;
+                for (number, document) in documents.iter().enumerate() {
+                    tokens.extend(tokenizer.eot().filter(|_| number > 0));
+                    tokenizer.try_encode_into(document, &mut tokens).map_err(ngen3_data::Error::from)?;
+                }
+            }
+            Content::Tokens(file, start) => {
+                file.check_vocab(vocab_size)?;
+                if let Some(tokenizer) = tokenizer
+                    && !same_vocabulary(tokenizer, &file.tokenizer()?)
+                {
+                    let shown = file.path().display();
+                    return Err(Error::Input(format!("{shown} was made with another tokenizer than the model's")));
+                }
+                file.copy(*start..file.len(), &mut tokens);
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Bytes of text that tokens stand for; `whole` says that they are all of this text, which then knows.
+    fn bytes(&self, tokens: &[u32], whole: bool, tokenizer: &Tokenizer) -> usize {
+        match &self.content {
+            Content::Documents(documents) if whole => documents.iter().map(String::len).sum(),
+            _ => tokens.split(|&token| Some(token) == tokenizer.eot()).map(|part| tokenizer.decode(part).len()).sum(),
+        }
+    }
+}
+
+fn stopped(error: ngen3_data::Error) -> Error {
+    match error {
+        ngen3_data::Error::Interrupted => Error::Interrupted,
+        error => error.into(),
+    }
+}
+
+fn same_vocabulary(a: &Tokenizer, b: &Tokenizer) -> bool {
+    let same = |id| a.decode(&[id]) == b.decode(&[id]);
+    a.vocab_size() == b.vocab_size() && (0..a.vocab_size() as u32).all(same)
+}
+
+/// Where a window stands: it reads up to a block of tokens that end before `end`, and scores those from `start` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    start: usize,
+    end: usize,
+}
+
+/// The windows over `n` tokens of which the first is only given.
+fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
+    let mut windows = Vec::new();
+    let (mut start, mut end) = (1, n.min(block + 1));
+    while start < n {
+        windows.push(Window { start, end });
+        (start, end) = (end, n.min(end + stride));
+    }
+    windows
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(crate) struct Measure {
+    pub values: Vec<Value>,
+    /// Windows there are, and windows that were looked at.
+    pub windows: (usize, usize),
+    /// Tokens that were predicted, and bytes that they stand for.
+    pub tokens: usize,
+    pub bytes: Option<usize>,
+    /// Tokens from one window to the next.
+    pub stride: usize,
+}
+
+/// Measures a text with a model, over the first `limit` windows. `tell` hears how many windows are done and how many there
+/// are, and says whether to go on.
+///
+/// # Errors
+/// [`Error::Input`] for a stride that cannot be, a text without a token to predict, or a model that gives what is not a
+/// number; [`Error::Data`] for tokens that are not the model's; [`Error::Engine`]; [`Error::Interrupted`].
+pub(crate) fn measure(
+    text: &Text,
+    engine: &mut dyn Losses,
+    tokenizer: Option<&Tokenizer>,
+    stride: Option<usize>,
+    limit: Option<usize>,
+    tell: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Measure, Error> {
+    let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
+    let stride = stride.unwrap_or(block);
+    if !(1..=block).contains(&stride) {
+        return Err(Error::Input(format!(
+            "a stride of {stride} tokens: it is at least 1 and at most the block, {block}"
+        )));
+    }
+    let mut tokens = text.encode(tokenizer, vocab_size)?;
+    let end_of_text = tokenizer.and_then(Tokenizer::eot);
+    tokens.splice(0..0, end_of_text);
+    let all = windows(tokens.len(), block, stride);
+    let wanted = &all[..limit.unwrap_or(usize::MAX).min(all.len())];
+    let Some(last) = wanted.last() else {
+        return Err(Error::Input(format!("{} has no token to predict", text.title)));
+    };
+    let (mut total, mut of_ends, mut done) = (0.0, 0.0, 0);
+    let mut batch = Batch::default();
+    let most = BATCH_TOKENS.div_ceil(block);
+    for windows in wanted.chunks(most) {
+        batch.clear();
+        for &Window { start, end } in windows {
+            let first = end.saturating_sub(block + 1);
+            let mut targets = vec![IGNORE; start - 1 - first];
+            targets.extend_from_slice(&tokens[start..end]);
+            batch.push(&tokens[first..end - 1], &targets);
+        }
+        let losses = engine.losses(&batch)?;
+        for (&loss, &target) in losses.iter().zip(&batch.targets) {
+            total += f64::from(loss);
+            if Some(target) == end_of_text {
+                of_ends += f64::from(loss);
+            }
+        }
+        if !total.is_finite() {
+            return Err(Error::Input("the model gives probabilities that are not numbers".into()));
+        }
+        done += windows.len();
+        if !tell(done, wanted.len()) {
+            return Err(Error::Interrupted);
+        }
+    }
+    let predicted = &tokens[1..last.end];
+    let value = |metric, value| Value { metric, value, error: None };
+    let mut values = vec![value(Metric::Perplexity, (total / predicted.len() as f64).exp())];
+    let whole = end_of_text.is_some() && wanted.len() == all.len();
+    let bytes = tokenizer.map(|tokenizer| text.bytes(predicted, whole, tokenizer));
+    if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
+        let nats = (total - of_ends) / bytes as f64;
+        values.push(value(Metric::BytePerplexity, nats.exp()));
+        values.push(value(Metric::BitsPerByte, nats / std::f64::consts::LN_2));
+    }
+    Ok(Measure { values, windows: (all.len(), wanted.len()), tokens: predicted.len(), bytes, stride })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Counting;
+
+    fn text(documents: &[&str]) -> Text {
+        let documents = documents.iter().map(|&text| text.to_owned()).collect();
+        Text { title: "x".into(), content: Content::Documents(documents) }
+    }
+
+    fn value(measure: &Measure, metric: Metric) -> f64 {
+        measure.values.iter().find(|value| value.metric == metric).unwrap().value
+    }
+
+    #[test]
+    fn every_token_is_predicted_once_with_as_much_context_as_the_stride_leaves() {
+        let at = |windows: Vec<Window>| windows.iter().map(|w| (w.start, w.end)).collect::<Vec<_>>();
+        assert_eq!(at(windows(10, 4, 4)), [(1, 5), (5, 9), (9, 10)]);
+        assert_eq!(at(windows(10, 4, 2)), [(1, 5), (5, 7), (7, 9), (9, 10)]);
+        assert_eq!(at(windows(3, 4, 4)), [(1, 3)]);
+        assert_eq!(at(windows(1, 4, 4)), []);
+    }
+
+    #[test]
+    fn ends_of_documents_are_tokens_but_no_text() {
+        let tokenizer = Tokenizer::gpt2();
+        let (first, second) = ("To be, or not to be.", "That is the question.");
+        let mut engine = Counting::new(64);
+        let measure = measure(&text(&[first, second]), &mut engine, Some(&tokenizer), None, None, &mut |_, _| true);
+        let measure = measure.unwrap();
+        let end = tokenizer.eot().unwrap();
+        let ids = [vec![end], tokenizer.encode(first), vec![end], tokenizer.encode(second)].concat();
+        let losses: Vec<_> = (1..ids.len()).map(|at| f64::from(Counting::loss(&ids[..at], ids[at]))).collect();
+        let total: f64 = losses.iter().sum();
+        let of_end = losses[tokenizer.encode(first).len()];
+        let bytes = (first.len() + second.len()) as f64;
+        assert_eq!((measure.tokens, measure.bytes), (ids.len() - 1, Some(first.len() + second.len())));
+        let close = |metric, expected: f64| assert!((value(&measure, metric) - expected).abs() < 1e-9);
+        close(Metric::Perplexity, (total / losses.len() as f64).exp());
+        close(Metric::BytePerplexity, ((total - of_end) / bytes).exp());
+        close(Metric::BitsPerByte, (total - of_end) / bytes / 2f64.ln());
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_told() {
+        let tokenizer = Tokenizer::gpt2();
+        let mut engine = Counting::new(8);
+        let mut error = |tokenizer, stride| {
+            measure(&text(&["To be"]), &mut engine, tokenizer, stride, None, &mut |_, _| true).unwrap_err().to_string()
+        };
+        assert_eq!(error(Some(&tokenizer), Some(9)), "a stride of 9 tokens: it is at least 1 and at most the block, 8");
+        assert!(error(Some(&tokenizer), Some(0)).contains("a stride of 0"));
+        assert!(error(None, None).contains("give it a data.bin"));
+        let stopped = measure(&text(&["To be"]), &mut engine, Some(&tokenizer), None, None, &mut |_, _| false);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+    }
+
+    proptest! {
+        #[test]
+        fn windows_lie_end_to_end(n in 0usize..200, block in 1usize..20, stride in 1usize..20) {
+            let stride = stride.min(block);
+            let mut next = 1;
+            for (number, window) in windows(n, block, stride).into_iter().enumerate() {
+                prop_assert_eq!(window.start, next);
+                prop_assert!(window.end > window.start && window.end <= n);
+                let most = if number == 0 { block } else { stride };
+                prop_assert!(window.end - window.start <= most);
+                next = window.end;
+            }
+            prop_assert_eq!(next, n.max(1));
+        }
+    }
+}

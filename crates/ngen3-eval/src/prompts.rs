@@ -1,0 +1,160 @@
+//! Rows become questions with examples before them, and questions become tokens.
+
+use ngen3_data::Tokenizer;
+use rayon::prelude::*;
+
+use crate::documents::{Documents, wrong};
+use crate::python::{Random, rstrip};
+use crate::task::{Item, Row, Shots, Task};
+use crate::{Error, Request};
+
+/// A question as a model is asked it.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// What stands before it: the task's description, and examples.
+    pub before: String,
+    /// The question.
+    pub item: Item,
+}
+
+impl Question {
+    /// For each answer: the text that is given, and the text after it that is scored.
+    pub fn pairs(&self) -> impl Iterator<Item = (String, String)> {
+        self.item.pairs().into_iter().map(|(given, scored)| (format!("{}{given}", self.before), scored))
+    }
+}
+
+/// Examples for the questions of a task, as the harness draws them.
+pub(crate) struct Examples {
+    /// What they are drawn from; `None` if there are to be none.
+    pub pool: Option<Documents>,
+    /// How many before each question.
+    pub count: usize,
+    /// Decides on the draws.
+    pub seed: u32,
+}
+
+/// The questions of the first `limit` rows.
+///
+/// # Errors
+/// [`Error::Documents`] naming the row that is not in the task's form; or that there are too few examples.
+pub(crate) fn questions(
+    task: &dyn Task,
+    documents: &Documents,
+    examples: &Examples,
+    limit: Option<usize>,
+) -> Result<Vec<Question>, Error> {
+    let mut random = Random::new(examples.seed);
+    let item = |documents: &Documents, row: usize| {
+        let item = task.item(Row(&documents.rows[row]));
+        item.map_err(|reason| wrong(task, format!("{}, row {}: {reason}", documents.title, row + 1)))
+    };
+    let rows = limit.unwrap_or(usize::MAX).min(documents.rows.len());
+    let question = |row: usize| {
+        let mut before = task.description();
+        if let Some(pool) = &examples.pool {
+            for example in choose(task, pool, examples.count, &documents.rows[row], &mut random)? {
+                before += &item(pool, example)?.example();
+            }
+        }
+        Ok(Question { before, item: item(documents, row)? })
+    };
+    (0..rows).map(question).collect()
+}
+
+/// Rows of the pool for one question.
+fn choose(
+    task: &dyn Task,
+    pool: &Documents,
+    count: usize,
+    asked: &ngen3_data::Record,
+    random: &mut Random,
+) -> Result<Vec<usize>, Error> {
+    let available = pool.rows.len();
+    let too_few =
+        |needed: usize| wrong(task, format!("{} has {available} rows, and {count} examples take {needed}", pool.title));
+    if let Shots::First(_) = task.source().shots {
+        return if count <= available { Ok((0..count).collect()) } else { Err(too_few(count)) };
+    }
+    // One more than needed, should the question itself be among them.
+    if count + 1 > available {
+        return Err(too_few(count + 1));
+    }
+    let is_other = |row: &usize| pool.rows[*row] != *asked;
+    let mut chosen = random.sample(available, count + 1);
+    chosen.retain(is_other);
+    if chosen.len() < count {
+        let others: Vec<_> = (0..available).filter(is_other).collect();
+        if others.len() < count {
+            return Err(too_few(count));
+        }
+        chosen = random.sample(others.len(), count).into_iter().map(|at| others[at]).collect();
+    }
+    chosen.truncate(count);
+    Ok(chosen)
+}
+
+/// The requests of all questions, an inner vector for each.
+///
+/// # Errors
+/// [`Error::Documents`] for an answer that cannot be scored.
+pub(crate) fn encode(
+    task: &dyn Task,
+    questions: &[Question],
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Vec<Request>>, Error> {
+    let encode = |(number, question): (usize, &Question)| {
+        let requests = question.pairs().map(|(given, scored)| request(tokenizer, &given, &scored));
+        let requests: Result<_, _> = requests.collect();
+        requests.map_err(|reason| wrong(task, format!("row {}: {reason}", number + 1)))
+    };
+    questions.par_iter().enumerate().map(encode).collect()
+}
+
+/// A text to be scored after one that is given, in tokens.
+///
+/// The two are encoded as one text, and what the given text takes by itself is cut off, so that words at the seam are
+/// those of the whole. White space at the end of the given text goes with what follows, for a word's token begins with it.
+/// After nothing, the token that ends a document is given.
+fn request(tokenizer: &Tokenizer, given: &str, scored: &str) -> Result<Request, String> {
+    let encode = |text: &str| {
+        let mut ids = Vec::new();
+        tokenizer.try_encode_into(text, &mut ids).map(|()| ids).map_err(|error| error.to_string())
+    };
+    let trimmed = rstrip(given);
+    let mut tokens = encode(&format!("{given}{scored}"))?;
+    let mut context = encode(trimmed)?.len();
+    if context == 0 {
+        let end = tokenizer.eot().ok_or("nothing comes before the answer, and the tokenizer has no <|endoftext|>")?;
+        if tokens.first() != Some(&end) {
+            tokens.insert(0, end);
+        }
+        context = 1;
+    }
+    if tokens.len() <= context {
+        return Err(format!("the answer {scored:?} has no tokens of its own"));
+    }
+    Ok(Request { tokens, context })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(given: &str, scored: &str) -> (String, String) {
+        let tokenizer = Tokenizer::gpt2();
+        let Request { tokens, context } = request(&tokenizer, given, scored).unwrap();
+        (tokenizer.decode(&tokens[..context]), tokenizer.decode(&tokens[context..]))
+    }
+
+    #[test]
+    fn white_space_goes_with_the_word_after_it() {
+        assert_eq!(split("Answer:", " yes"), ("Answer:".into(), " yes".into()));
+        assert_eq!(split("The ", "cat"), ("The".into(), " cat".into()));
+        assert_eq!(split("The \n", " cat"), ("The".into(), " \n cat".into()));
+        assert_eq!(split("", "cat"), ("<|endoftext|>".into(), "cat".into()));
+        assert_eq!(split("  ", "cat"), ("<|endoftext|>".into(), "  cat".into()));
+        assert!(request(&Tokenizer::gpt2(), "The", "").unwrap_err().contains("no tokens"));
+        assert!(request(&Tokenizer::gpt2(), "", "").is_err());
+    }
+}

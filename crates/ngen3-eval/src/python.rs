@@ -1,0 +1,165 @@
+//! What Python does to strings, and draws by chance, done alike: the harness is written in Python.
+
+/// White space as Python's `str.isspace` has it.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// `str.strip`
+pub(crate) fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// `str.rstrip`
+pub(crate) fn rstrip(text: &str) -> &str {
+    text.trim_end_matches(is_space)
+}
+
+/// `str.capitalize`: the first letter large, all others small.
+pub(crate) fn capitalize(text: &str) -> String {
+    let Some(first) = text.chars().next() else { return String::new() };
+    let lower = text.to_lowercase();
+    let rest = &lower[first.to_lowercase().map(char::len_utf8).sum()..];
+    // A letter that becomes several (ß) has only the first of them large. The four letters that are two in one have a form
+    // with only the first of them large.
+    let title = match first {
+        'Ǆ' | 'ǆ' => "ǅ".into(),
+        'Ǉ' | 'ǉ' => "ǈ".into(),
+        'Ǌ' | 'ǌ' => "ǋ".into(),
+        'Ǳ' | 'ǳ' => "ǲ".into(),
+        _ => {
+            let mut upper = first.to_uppercase();
+            upper.next().into_iter().chain(upper.flat_map(char::to_lowercase)).collect::<String>()
+        }
+    };
+    title + rest
+}
+
+/// `random.Random(seed)`: the Mersenne Twister MT19937 (Matsumoto & Nishimura 1998).
+#[derive(Clone)]
+pub(crate) struct Random {
+    state: [u32; N],
+    at: usize,
+}
+
+const N: usize = 624;
+const M: usize = 397;
+
+impl Random {
+    /// A generator whose key is the one number `seed`.
+    pub fn new(seed: u32) -> Self {
+        let mut state = [0u32; N];
+        state[0] = 19_650_218;
+        for i in 1..N {
+            state[i] = (state[i - 1] ^ state[i - 1] >> 30).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
+        }
+        // init_by_array of the reference, for a key of one number.
+        let mix =
+            |state: &[u32; N], before: usize, factor: u32| (state[before] ^ state[before] >> 30).wrapping_mul(factor);
+        let mut i = 1;
+        let wrap = |state: &mut [u32; N], i: &mut usize| {
+            *i += 1;
+            if *i == N {
+                state[0] = state[N - 1];
+                *i = 1;
+            }
+        };
+        for _ in 0..N {
+            state[i] = (state[i] ^ mix(&state, i - 1, 1_664_525)).wrapping_add(seed);
+            wrap(&mut state, &mut i);
+        }
+        for _ in 1..N {
+            state[i] = (state[i] ^ mix(&state, i - 1, 1_566_083_941)).wrapping_sub(i as u32);
+            wrap(&mut state, &mut i);
+        }
+        state[0] = 1 << 31;
+        Self { state, at: N }
+    }
+
+    /// The next 32 bits.
+    fn next(&mut self) -> u32 {
+        if self.at == N {
+            for i in 0..N {
+                let y = self.state[i] & 0x8000_0000 | self.state[(i + 1) % N] & 0x7fff_ffff;
+                let twist = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+                self.state[i] = self.state[(i + M) % N] ^ y >> 1 ^ twist;
+            }
+            self.at = 0;
+        }
+        let mut y = self.state[self.at];
+        self.at += 1;
+        y ^= y >> 11;
+        y ^= y << 7 & 0x9d2c_5680;
+        y ^= y << 15 & 0xefc6_0000;
+        y ^ y >> 18
+    }
+
+    /// A number below `n`, which is at least 1 and below 2³².
+    fn below(&mut self, n: usize) -> usize {
+        let bits = usize::BITS - n.leading_zeros();
+        loop {
+            let drawn = (self.next() >> (32 - bits)) as usize;
+            if drawn < n {
+                return drawn;
+            }
+        }
+    }
+
+    /// `sample(range(n), k)`: different numbers below `n` in the order of drawing; `k` is at most `n`, which is below 2³².
+    pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
+        // Python keeps a list of what is left if that is smaller than a set of what is drawn.
+        let mut set_size = 21;
+        if k > 5 {
+            set_size += 4usize.pow(((k * 3) as f64).log(4.0).ceil() as u32);
+        }
+        if n <= set_size {
+            let mut pool: Vec<_> = (0..n).collect();
+            return (0..k).map(|i| pool.swap_remove(self.below(n - i))).collect();
+        }
+        let mut drawn: Vec<usize> = Vec::with_capacity(k);
+        while drawn.len() < k {
+            let number = self.below(n);
+            if !drawn.contains(&number) {
+                drawn.push(number);
+            }
+        }
+        drawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Python 3.11 gives them.
+    #[test]
+    fn samples_are_those_of_python() {
+        let mut random = Random::new(1234);
+        let first: Vec<_> = (0..4).map(|_| random.next()).collect();
+        assert_eq!(first, [4_150_886_329, 3_342_196_574, 1_892_932_127, 501_869_158]);
+        let mut random = Random::new(1234);
+        assert_eq!(random.sample(5, 3), [3, 0, 4]);
+        assert_eq!(random.sample(21, 5), [2, 18, 1, 20, 3]);
+        assert_eq!(random.sample(22, 5), [11, 7, 0, 20, 19]);
+        assert_eq!(random.sample(1000, 6), [495, 630, 474, 152, 93, 187]);
+        assert_eq!(random.sample(40_000, 3), [7498, 958, 32_970]);
+        assert_eq!(
+            random.sample(100, 33),
+            [
+                62, 31, 8, 85, 69, 59, 97, 76, 86, 11, 65, 74, 5, 34, 71, 93, 82, 38, 61, 45, 91, 98, 25, 58, 67, 2,
+                89, 9, 0, 42, 18, 60, 48
+            ]
+        );
+        assert_eq!(random.sample(7, 7), [1, 0, 5, 3, 4, 2, 6]);
+    }
+
+    #[test]
+    fn strings_are_those_of_python() {
+        assert_eq!(
+            ["ABC DEF ΑΣ", "ǆabc", "ßA", "ΑΣ", "", "4 A"].map(capitalize),
+            ["Abc def ας", "ǅabc", "Ssa", "Ας", "", "4 a"]
+        );
+        assert_eq!(strip("\x1c x\u{3000}\x1f"), "x");
+        assert_eq!(rstrip(" x \n"), " x");
+    }
+}

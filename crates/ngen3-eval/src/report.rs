@@ -1,0 +1,206 @@
+//! What was measured of one model, and the two forms it is kept in: the harness's JSON, and the record that a checkpoint
+//! carries to its model card.
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::task::{Item, Source};
+use crate::{Metric, Plan};
+
+/// A number with its standard error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Value {
+    /// What is measured.
+    pub metric: Metric,
+    /// How much it is.
+    pub value: f64,
+    /// Its standard error, if there is one.
+    pub error: Option<f64>,
+}
+
+/// What was measured of a task, a group or a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The harness's name for it.
+    pub name: String,
+    /// Its short name, below its group.
+    pub alias: String,
+    /// The version of the harness's definition.
+    pub version: f64,
+    /// Groups that it stands in.
+    pub depth: usize,
+    /// Examples before each question.
+    pub num_fewshot: usize,
+    /// Questions or windows that there are.
+    pub original: usize,
+    /// Those that were looked at.
+    pub effective: usize,
+    /// The numbers.
+    pub values: Vec<Value>,
+    /// Questions of which the beginning did not fit into the model's block.
+    pub cut: usize,
+    /// Questions with an answer longer than the block, which was scored a part at a time.
+    pub parted: usize,
+    pub(crate) of: Of,
+}
+
+/// What a [`Measured`] is of.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Of {
+    Task { source: Source, samples: Vec<Sample> },
+    Group { members: &'static [&'static str], dataset: Option<&'static str> },
+    Text { title: String, stride: usize, tokens: usize, bytes: Option<usize> },
+}
+
+/// What a model made of one question.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sample {
+    /// ln p of each answer.
+    pub loglikelihoods: Vec<f64>,
+}
+
+impl Sample {
+    /// Whether the answer that a metric chooses is the right one.
+    pub fn is_right(&self, metric: Metric, item: &Item) -> bool {
+        metric.choose(item.answers(), &self.loglikelihoods) == item.gold
+    }
+}
+
+/// All that was measured of one model; a group stands before its parts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Tasks, groups and texts, in the order that they were asked for.
+    pub measured: Vec<Measured>,
+}
+
+/// The name of the filter through which answers go: none.
+const FILTER: &str = "none";
+
+impl Report {
+    /// What a user should know of it, a line each: contexts that were cut, answers that were scored in parts.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for one in self.measured.iter().filter(|one| one.depth == 0) {
+            let of = format!("of {} questions", one.effective);
+            if one.cut > 0 {
+                let cut = one.cut;
+                notes.push(format!(
+                    "{}: {cut} {of} did not fit into the model's block and lost their beginning",
+                    one.name
+                ));
+            }
+            if one.parted > 0 {
+                let parted = one.parted;
+                notes.push(format!(
+                    "{}: {parted} {of} have an answer longer than the model's block, which was scored a part at a time",
+                    one.name
+                ));
+            }
+        }
+        notes
+    }
+
+    /// The results in the harness's shape. `config` is what is known of the model and the run.
+    pub fn json(&self, plan: &Plan, config: Json) -> Json {
+        let of = |value: &dyn Fn(&Measured) -> Json| -> Map<String, Json> {
+            self.measured.iter().map(|one| (one.name.clone(), value(one))).collect()
+        };
+        let is_group = |one: &&Measured| matches!(one.of, Of::Group { .. });
+        let only = |groups: bool, value: &dyn Fn(&Measured) -> Json| -> Map<String, Json> {
+            let chosen = self.measured.iter().filter(|one| is_group(one) == groups);
+            chosen.map(|one| (one.name.clone(), value(one))).collect()
+        };
+        json!({
+            "results": of(&results),
+            "groups": only(true, &results),
+            "group_subtasks": only(true, &|one| match &one.of {
+                Of::Group { members, .. } => json!(members),
+                _ => Json::Null,
+            }),
+            "configs": only(false, &|one| self.config_of(one, plan)),
+            "versions": of(&|one| one.version.into()),
+            "n-shot": of(&|one| one.num_fewshot.into()),
+            "higher_is_better": of(&|one| {
+                one.values.iter().map(|value| {
+                    (value.metric.name().to_owned(), Json::from(value.metric.higher_is_better()))
+                }).collect::<Map<_, _>>().into()
+            }),
+            "n-samples": only(false, &|one| json!({ "original": one.original, "effective": one.effective })),
+            "config": config,
+        })
+    }
+
+    fn config_of(&self, one: &Measured, plan: &Plan) -> Json {
+        match &one.of {
+            Of::Task { source, .. } => {
+                let description = plan.tasks.iter().find(|prepared| prepared.task.name() == one.name);
+                json!({
+                    "task": one.name,
+                    "dataset_path": source.dataset,
+                    "dataset_name": source.config,
+                    "split": source.split,
+                    "fewshot_split": source.shots.split(),
+                    "description": description.map_or_else(String::new, |prepared| prepared.task.description()),
+                    "output_type": "multiple_choice",
+                    "num_fewshot": one.num_fewshot,
+                    "metric_list": one.values.iter().map(|value| json!({
+                        "metric": value.metric.name(),
+                        "aggregation": "mean",
+                        "higher_is_better": value.metric.higher_is_better(),
+                    })).collect::<Vec<_>>(),
+                    "truncated": one.cut,
+                    "scored_in_parts": one.parted,
+                    "metadata": { "version": one.version },
+                })
+            }
+            Of::Text { title, stride, tokens, bytes } => json!({
+                "task": one.name,
+                "text": title,
+                "output_type": "loglikelihood_rolling",
+                "stride": stride,
+                "tokens": tokens,
+                "bytes": bytes,
+                "metadata": { "version": one.version },
+            }),
+            Of::Group { .. } => Json::Null,
+        }
+    }
+
+    /// What a checkpoint keeps: the tasks that were asked for by name, each with all that a model card says of it.
+    pub fn record(&self) -> Map<String, Json> {
+        let asked = self.measured.iter().filter(|one| one.depth == 0);
+        let record = asked.map(|one| {
+            let dataset = match &one.of {
+                Of::Task { source, .. } => {
+                    json!({ "type": source.dataset, "config": source.config, "split": source.split })
+                }
+                Of::Group { dataset, .. } => json!({ "type": dataset, "split": "test" }),
+                Of::Text { title, stride, .. } => json!({ "type": "text", "name": title, "stride": stride }),
+            };
+            let mut kept = json!({
+                "version": one.version,
+                "n-shot": one.num_fewshot,
+                "n-samples": one.effective,
+                "dataset": dataset,
+            });
+            let values: Map<_, _> = one
+                .values
+                .iter()
+                .map(|value| (value.metric.name().to_owned(), json!({ "value": value.value, "stderr": value.error })))
+                .collect();
+            kept["metrics"] = values.into();
+            (one.name.clone(), kept)
+        });
+        record.collect()
+    }
+}
+
+/// `acc,none` and `acc_stderr,none`, as the harness has them.
+fn results(one: &Measured) -> Json {
+    let mut results = json!({ "name": one.name, "alias": one.alias, "sample_len": one.effective });
+    for value in &one.values {
+        let name = value.metric.name();
+        results[format!("{name},{FILTER}")] = value.value.into();
+        results[format!("{name}_stderr,{FILTER}")] = value.error.map_or_else(|| "N/A".into(), Json::from);
+    }
+    results
+}

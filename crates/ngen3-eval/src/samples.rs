@@ -1,0 +1,49 @@
+//! Every question with what a model made of it, a JSON object a line, as the harness logs samples.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use ngen3_model::files::write_atomic;
+use serde_json::{Map, json};
+
+use crate::report::Of;
+use crate::{Error, Plan, Report};
+
+impl Report {
+    /// Writes `samples_TASK.jsonl` for each task into a folder, which is made if need be.
+    ///
+    /// # Errors
+    /// [`Error::Write`] naming the file.
+    pub fn write_samples(&self, plan: &Plan, folder: &Path) -> Result<(), Error> {
+        fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source })?;
+        for one in &self.measured {
+            let Of::Task { samples, .. } = &one.of else { continue };
+            let Some(prepared) = plan.tasks.iter().find(|prepared| prepared.task.name() == one.name) else { continue };
+            write_atomic(&folder.join(format!("samples_{}.jsonl", one.name)), |file| {
+                for (row, (question, sample)) in prepared.questions.iter().zip(samples).enumerate() {
+                    let arguments = question.pairs().enumerate().map(|(at, (given, scored))| {
+                        (format!("gen_args_{at}"), json!({ "arg_0": given, "arg_1": scored }))
+                    });
+                    let arguments: Map<_, _> = arguments.collect();
+                    let metrics = prepared.task.metrics();
+                    let mut line = json!({
+                        "doc_id": row,
+                        "doc": prepared.documents.rows[row],
+                        "target": question.item.gold,
+                        "arguments": arguments,
+                        "filtered_resps": sample.loglikelihoods,
+                        "filter": "none",
+                        "metrics": metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>(),
+                    });
+                    for &metric in metrics {
+                        line[metric.name()] = f64::from(u8::from(sample.is_right(metric, &question.item))).into();
+                    }
+                    writeln!(file, "{line}")?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}

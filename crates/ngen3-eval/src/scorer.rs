@@ -1,0 +1,310 @@
+//! The log-likelihood of texts after others: requests become batches, and batches sums.
+//!
+//! Requests are sorted by their tokens, so that those which begin alike (a question with its endings, or a sentence with one
+//! name or another in it) stand together. What such a family shares is one row of the batch, computed once; the rest of each
+//! member is a row that continues it. Where one family ends and the next begins is what makes the fewest tokens, found by
+//! dynamic programming. Rows are of any length and fill a batch without padding.
+//!
+//! The token that is to be predicted first is predicted by the last one of the context. So the shared row ends before that
+//! token, at the latest, and each member has a place of its own for its first prediction.
+
+use ngen3_engine::{Batch, Engine, IGNORE};
+use ngen3_model::Config;
+
+use crate::Error;
+
+/// Tokens of a batch: enough to fill the engine's passes, and few enough that a user sees how it goes on.
+const BATCH_TOKENS: usize = 8192;
+/// Tokens of a family, unless one row alone has more: what the engine takes in one pass.
+const FAMILY_TOKENS: usize = 2048;
+/// Members of a family.
+const FAMILY_ROWS: usize = 128;
+/// What a row of a family costs besides its tokens, in tokens.
+const ROW_COST: usize = 4;
+
+/// What an evaluation needs of an engine.
+pub trait Losses {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+
+    /// As [`Engine::losses`].
+    ///
+    /// # Errors
+    /// Its errors.
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, ngen3_engine::Error>;
+}
+
+impl<E: Engine> Losses for E {
+    fn config(&self) -> &Config {
+        Engine::config(self)
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, ngen3_engine::Error> {
+        Engine::losses(self, batch)
+    }
+}
+
+/// A text to be scored after one that is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Both, end to end.
+    pub tokens: Vec<u32>,
+    /// Tokens of the given text, at least 1 and fewer than there are.
+    pub context: usize,
+}
+
+/// What requests came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    /// ln p of each request's scored tokens after its given ones.
+    pub loglikelihoods: Vec<f64>,
+    /// Whether the beginning of what was given did not fit into the model's block, for each request.
+    pub cut: Vec<bool>,
+    /// Whether what was to be scored did not fit either, so that it was scored a part at a time, for each request.
+    pub parted: Vec<bool>,
+}
+
+/// Scores requests with a model.
+pub struct Scorer<'a> {
+    engine: &'a mut dyn Losses,
+}
+
+/// A part of a request that fits into the block: all of it, but for the longest.
+#[derive(Clone, Copy, Debug)]
+struct Piece<'a> {
+    /// One more than the model reads: the last one is only predicted.
+    tokens: &'a [u32],
+    /// Tokens at the end that are scored.
+    scored: usize,
+    /// Which request it is of.
+    request: usize,
+}
+
+impl Piece<'_> {
+    fn inputs(&self) -> &[u32] {
+        &self.tokens[..self.tokens.len() - 1]
+    }
+
+    /// Tokens whose prediction is not scored.
+    fn unscored(&self) -> usize {
+        self.tokens.len() - 1 - self.scored
+    }
+
+    /// How many tokens at its beginning may be a row that it shares with this one.
+    fn shares(&self, other: &Self) -> usize {
+        let alike = self.inputs().iter().zip(other.inputs()).take_while(|(a, b)| a == b).count();
+        alike.min(self.unscored()).min(other.unscored())
+    }
+}
+
+impl<'a> Scorer<'a> {
+    /// A scorer with this model.
+    pub fn new(engine: &'a mut dyn Losses) -> Self {
+        Self { engine }
+    }
+
+    /// Scores all requests. `tell` hears how many are done, and says whether to go on.
+    ///
+    /// A request of more tokens than the block and one is cut from the left, as in the harness. If what is to be scored is
+    /// itself longer than the block, which the harness refuses, each half block of it is scored after what fits before it.
+    ///
+    /// # Errors
+    /// [`Error::Engine`]; [`Error::Input`] when the model gives what is not a number; [`Error::Interrupted`] when `tell` says
+    /// to stop.
+    ///
+    /// # Panics
+    /// If a request has no context or nothing to be scored.
+    pub fn score(&mut self, requests: &[Request], tell: &mut dyn FnMut(usize) -> bool) -> Result<Scores, Error> {
+        let block = self.engine.config().block_size;
+        let (mut scores, mut pieces) = (Scores::default(), Vec::with_capacity(requests.len()));
+        for (request, Request { tokens, context }) in requests.iter().enumerate() {
+            assert!((1..tokens.len()).contains(context), "a request has a context and something to be scored");
+            let parted = tokens.len() - context > block;
+            let step = if parted { block.div_ceil(2) } else { tokens.len() - context };
+            for start in (*context..tokens.len()).step_by(step) {
+                let end = tokens.len().min(start + step);
+                let tokens = &tokens[end.saturating_sub(block + 1)..end];
+                pieces.push(Piece { tokens, scored: end - start, request });
+            }
+            scores.loglikelihoods.push(0.0);
+            scores.cut.push(!parted && tokens.len() > block + 1);
+            scores.parted.push(parted);
+        }
+        pieces.sort_by(|a, b| a.tokens.cmp(b.tokens));
+        let (mut batch, mut members) = (Batch::default(), Vec::new());
+        let (mut rest, mut done) = (&pieces[..], 0);
+        for family in families(&pieces) {
+            let (family, others) = rest.split_at(family);
+            rest = others;
+            push(family, &mut batch, &mut members);
+            if batch.inputs.len() < BATCH_TOKENS && !rest.is_empty() {
+                continue;
+            }
+            let losses = self.engine.losses(&batch)?;
+            for (piece, end) in members.drain(..) {
+                let loss: f64 = losses[end - piece.scored..end].iter().map(|&loss| f64::from(loss)).sum();
+                if !loss.is_finite() {
+                    return Err(Error::Input("the model gives probabilities that are not numbers".into()));
+                }
+                scores.loglikelihoods[piece.request] -= loss;
+                done += 1;
+            }
+            batch.clear();
+            // The longest requests have several pieces; all are done with the last of them.
+            if !tell(requests.len() * done / pieces.len()) {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(scores)
+    }
+}
+
+/// How many pieces, which are sorted, make the first family, the second, and so on.
+fn families(pieces: &[Piece]) -> Vec<usize> {
+    let shares: Vec<_> = pieces.windows(2).map(|pair| pair[0].shares(&pair[1])).collect();
+    // The fewest tokens that the first n pieces take, and how many are in the last family then.
+    let mut best = vec![(0, 0)];
+    for end in 1..=pieces.len() {
+        let (mut shared, mut tokens) = (usize::MAX, 0);
+        let mut choice = (usize::MAX, 0);
+        for start in (end.saturating_sub(FAMILY_ROWS)..end).rev() {
+            let rows = end - start;
+            tokens += pieces[start].tokens.len() - 1;
+            let mut cost = tokens;
+            if rows > 1 {
+                shared = shared.min(shares[start]);
+                cost = tokens - (rows - 1) * shared;
+                if shared == 0 || cost > FAMILY_TOKENS {
+                    break;
+                }
+                cost += (rows + 1) * ROW_COST;
+            }
+            choice = choice.min((best[start].0 + cost, rows));
+        }
+        best.push(choice);
+    }
+    let (mut sizes, mut end) = (Vec::new(), pieces.len());
+    while end > 0 {
+        sizes.push(best[end].1);
+        end -= best[end].1;
+    }
+    sizes.reverse();
+    sizes
+}
+
+/// Adds a family to a batch, and to `members` each piece with the place after its last token.
+fn push<'a>(family: &[Piece<'a>], batch: &mut Batch, members: &mut Vec<(Piece<'a>, usize)>) {
+    let shared = match family {
+        [first, .., last] => first.shares(last),
+        _ => 0,
+    };
+    // Sorted, so what the first and the last share, all share; but some may be scored earlier.
+    let shared = family.iter().map(Piece::unscored).fold(shared, usize::min);
+    if shared > 0 {
+        batch.push(&family[0].tokens[..shared], &vec![IGNORE; shared]);
+    }
+    for piece in family {
+        let mut targets = vec![IGNORE; piece.unscored() - shared];
+        targets.extend_from_slice(&piece.tokens[piece.unscored() + 1..]);
+        let inputs = &piece.inputs()[shared..];
+        if shared > 0 {
+            batch.push_after(inputs, &targets)
+        } else {
+            batch.push(inputs, &targets)
+        }
+        members.push((*piece, batch.inputs.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Counting;
+
+    fn score(block: usize, requests: &[Request]) -> (Scores, Counting) {
+        let mut engine = Counting::new(block);
+        let scores = Scorer::new(&mut engine).score(requests, &mut |_| true).unwrap();
+        (scores, engine)
+    }
+
+    fn request(tokens: &[u32], context: usize) -> Request {
+        Request { tokens: tokens.to_vec(), context }
+    }
+
+    /// What each token costs, one request at a time, by the definition.
+    fn plainly(block: usize, request: &Request) -> f64 {
+        let Request { tokens, context } = request;
+        let scored = tokens.len() - context;
+        let step = if scored > block { block.div_ceil(2) } else { scored };
+        let loss = |at: usize| {
+            let end = tokens.len().min(context + (at - context) / step * step + step);
+            f64::from(Counting::loss(&tokens[end.saturating_sub(block + 1)..at], tokens[at]))
+        };
+        -(*context..tokens.len()).map(loss).sum::<f64>()
+    }
+
+    #[test]
+    fn a_question_with_its_endings_is_computed_once() {
+        let question: Vec<u32> = (0..40).collect();
+        let endings = [vec![7, 8, 9], vec![7, 8], vec![1], vec![2, 2, 2]];
+        let requests = endings.map(|ending| request(&[&question[..], &ending].concat(), 40));
+        let (scores, engine) = score(64, &requests);
+        for (request, &score) in requests.iter().zip(&scores.loglikelihoods) {
+            assert!((score - plainly(64, request)).abs() < 1e-4);
+        }
+        // The question but for its last token once; then, of each ending, that token and all but the last.
+        assert_eq!(engine.tokens, 39 + 3 + 2 + 1 + 3);
+        assert_eq!((scores.cut, scores.parted), (vec![false; 4], vec![false; 4]));
+    }
+
+    #[test]
+    fn what_comes_before_a_name_is_computed_once() {
+        let opening = |name: u32| [&(0..30).collect::<Vec<_>>()[..], &[name, 50, 51, 52]].concat();
+        let (_, engine) = score(64, &[request(&opening(40), 31), request(&opening(41), 31)]);
+        assert_eq!(engine.tokens, 30 + 3 + 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_from_the_left_and_counted() {
+        let tokens: Vec<u32> = (0..20).collect();
+        let requests = [request(&tokens[..9], 5), request(&tokens, 17), request(&tokens, 3)];
+        let (scores, _) = score(8, &requests);
+        assert_eq!(scores.cut, [false, true, false]);
+        assert_eq!(scores.parted, [false, false, true]);
+        for (request, &score) in requests.iter().zip(&scores.loglikelihoods) {
+            assert!((score - plainly(8, request)).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn it_can_be_stopped_and_numbers_must_be_numbers() {
+        let mut engine = Counting::new(8);
+        let stopped = Scorer::new(&mut engine).score(&[request(&[1, 2], 1)], &mut |_| false);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+        engine.broken = true;
+        let broken = Scorer::new(&mut engine).score(&[request(&[1, 2], 1)], &mut |_| true);
+        assert!(broken.unwrap_err().to_string().contains("not numbers"));
+        assert_eq!(Scorer::new(&mut engine).score(&[], &mut |_| true).unwrap(), Scores::default());
+    }
+
+    proptest! {
+        #[test]
+        fn any_requests_score_as_one_by_one(
+            // Few different tokens, so that much is shared.
+            requests in prop::collection::vec(
+                (prop::collection::vec(0u32..3, 2..24), any::<prop::sample::Index>()), 1..40),
+            block in 1usize..20,
+        ) {
+            let requests: Vec<_> = requests.into_iter().map(|(tokens, at)| {
+                let context = 1 + at.index(tokens.len() - 1);
+                Request { tokens, context }
+            }).collect();
+            let (scores, _) = score(block, &requests);
+            for (request, &score) in requests.iter().zip(&scores.loglikelihoods) {
+                prop_assert!((score - plainly(block, request)).abs() < 1e-3, "{request:?}: {score}");
+            }
+        }
+    }
+}

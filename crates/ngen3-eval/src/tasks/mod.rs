@@ -1,0 +1,107 @@
+//! The tasks that there are. Each is one file; adding one is that file and a line in [`all`].
+
+mod hellaswag;
+mod mmlu;
+mod piqa;
+mod winogrande;
+
+use crate::{Error, Task};
+
+/// Tasks that are shown as one, with the mean over all their questions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Group {
+    /// What it is called.
+    pub name: &'static str,
+    /// Its short name, for tables in which its own group stands above it.
+    pub alias: &'static str,
+    /// The version of the harness's definition.
+    pub version: f64,
+    /// Names of the groups and tasks in it.
+    pub members: &'static [&'static str],
+}
+
+/// Every task.
+fn all() -> Vec<Box<dyn Task>> {
+    let mut tasks: Vec<Box<dyn Task>> =
+        vec![Box::new(piqa::Piqa), Box::new(hellaswag::HellaSwag), Box::new(winogrande::WinoGrande)];
+    tasks.extend(mmlu::subjects());
+    tasks
+}
+
+/// Every group: a group comes after those in it.
+const GROUPS: &[Group] = &mmlu::GROUPS;
+
+/// What was chosen by name.
+#[derive(Default)]
+pub(crate) struct Chosen {
+    /// Tasks, also those of groups, each once.
+    pub tasks: Vec<Box<dyn Task>>,
+    /// Groups, also those in groups, each once.
+    pub groups: Vec<Group>,
+}
+
+/// The tasks and groups of these names, in the order of the names.
+///
+/// # Errors
+/// [`Error::Input`] for a name that there is not, listing those there are.
+pub(crate) fn named(names: &[&str]) -> Result<Chosen, Error> {
+    let mut known = all();
+    let mut chosen = Chosen::default();
+    let mut wanted: Vec<&str> = names.iter().rev().copied().collect();
+    while let Some(name) = wanted.pop() {
+        if chosen.tasks.iter().any(|task| task.name() == name) {
+            continue;
+        }
+        if let Some(group) = GROUPS.iter().find(|group| group.name == name) {
+            wanted.extend(group.members.iter().rev());
+            if !chosen.groups.contains(group) {
+                chosen.groups.push(*group);
+            }
+        } else if let Some(at) = known.iter().position(|task| task.name() == name) {
+            chosen.tasks.push(known.swap_remove(at));
+        } else {
+            return Err(Error::Input(format!("there is no task {name:?}; there are {}", listed())));
+        }
+    }
+    Ok(chosen)
+}
+
+/// The names of tasks and groups, without those that a group stands for.
+fn listed() -> String {
+    let inside = |name: &str| GROUPS.iter().any(|group| group.members.contains(&name));
+    let mut names: Vec<_> = all().iter().map(|task| task.name()).filter(|name| !inside(name)).collect();
+    for group in GROUPS.iter().filter(|group| !inside(group.name)) {
+        let members: Vec<_> = group.members.to_vec();
+        names.push(format!(
+            "{} (or a part of it: {}, or a subject such as {})",
+            group.name,
+            members.join(", "),
+            EXAMPLE
+        ));
+    }
+    names.push("perplexity".into());
+    names.join(", ")
+}
+
+/// A task that is known by its group only.
+const EXAMPLE: &str = "mmlu_anatomy";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(wanted: &[&str]) -> (Vec<String>, Vec<&'static str>) {
+        let Chosen { tasks, groups } = named(wanted).unwrap();
+        (tasks.iter().map(|task| task.name()).collect(), groups.iter().map(|group| group.name).collect())
+    }
+
+    #[test]
+    fn a_group_stands_for_its_tasks() {
+        let (tasks, groups) = names(&["mmlu", "piqa"]);
+        assert_eq!((tasks.len(), tasks[0].as_str(), tasks[57].as_str()), (58, "mmlu_abstract_algebra", "piqa"));
+        assert_eq!(groups, ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]);
+        let (tasks, groups) = names(&["mmlu_anatomy", "piqa", "mmlu_stem", "piqa"]);
+        assert_eq!((tasks.len(), &tasks[..2]), (20, &["mmlu_anatomy".to_owned(), "piqa".to_owned()][..]));
+        assert_eq!(groups, ["mmlu_stem"]);
+    }
+}

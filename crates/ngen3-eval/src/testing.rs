@@ -1,0 +1,56 @@
+//! A model for tests, whose losses can be told from their definition.
+
+use ngen3_engine::{Batch, Error, IGNORE};
+use ngen3_model::Config;
+
+use crate::Losses;
+
+/// Gives a loss that depends on every token that a position sees, and counts tokens.
+pub(crate) struct Counting {
+    config: Config,
+    /// Tokens that it was given.
+    pub tokens: usize,
+    /// Whether all that it gives is no number.
+    pub broken: bool,
+}
+
+impl Counting {
+    pub fn new(block: usize) -> Self {
+        Self { config: Config::new(1, 1, 8, block, 50_257), tokens: 0, broken: false }
+    }
+
+    /// The loss of `next` after these tokens.
+    pub fn loss(seen: &[u32], next: u32) -> f32 {
+        let mix = |state: u32, &token: &u32| (state.rotate_left(5) ^ token).wrapping_mul(2_654_435_769);
+        (mix(seen.iter().fold(17, mix), &next) >> 16) as f32 / 65_536.0
+    }
+}
+
+impl Losses for Counting {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        batch.check(&self.config)?;
+        self.tokens += batch.inputs.len();
+        let (mut losses, mut start, mut shared) = (Vec::new(), 0, 0..0);
+        for row in &batch.rows {
+            let range = start..start + row.len;
+            if !row.continues {
+                shared = range.clone();
+            }
+            for at in range.clone() {
+                let before = if row.continues { &batch.inputs[shared.clone()] } else { &[] };
+                let seen = [before, &batch.inputs[start..=at]].concat();
+                losses.push(match batch.targets[at] {
+                    IGNORE => 0.0,
+                    _ if self.broken => f32::NAN,
+                    target => Self::loss(&seen, target),
+                });
+            }
+            start = range.end;
+        }
+        Ok(losses)
+    }
+}

@@ -1,0 +1,208 @@
+//! Tasks give what EleutherAI's lm-evaluation-harness gives: prompts, log-likelihoods, choices, means and standard errors.
+//!
+//! `fixtures/` is made by `make_fixtures.py`, which runs the harness with the same tiny model on the same rows.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use ngen3_data::source::Source;
+use ngen3_data::{Spec, Tokenizer, build};
+use ngen3_engine::{CpuEngine, Dtype, Options};
+use ngen3_eval::{Model, Plan, Report, Settings, Text};
+use ngen3_model::{Checkpoint, TokenizerRef};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+#[derive(Deserialize)]
+struct Run {
+    tasks: Vec<String>,
+    num_fewshot: usize,
+    results: Map<String, Value>,
+    versions: Map<String, Value>,
+    samples: BTreeMap<String, Samples>,
+}
+
+#[derive(Deserialize)]
+struct Samples {
+    /// Of the first questions, each answer's context and continuation.
+    arguments: Vec<Vec<(String, String)>>,
+    /// Of each question, each answer's.
+    loglikelihoods: Vec<Vec<f64>>,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
+    serde_json::from_slice(&fs::read(fixtures().join(name)).unwrap()).unwrap()
+}
+
+/// Writes all rows below a folder, as a user would have them: a folder for each set, a file for each split.
+fn data_dir() -> tempfile::TempDir {
+    type Sets = BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<Value>>>>;
+    let folder = tempfile::tempdir().unwrap();
+    for (task, parts) in read::<Sets>("sets.json") {
+        for (part, splits) in parts {
+            let path = folder.path().join(&task).join(part);
+            fs::create_dir_all(&path).unwrap();
+            for (split, rows) in splits {
+                let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+                fs::write(path.join(format!("{split}.jsonl")), lines).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+/// Calls `run` with the fixture's model.
+fn with_model<T>(run: impl FnOnce(&mut Model) -> T) -> T {
+    let Checkpoint { config, params, meta } = Checkpoint::load(&fixtures().join("model")).unwrap();
+    let TokenizerRef::Json(json) = meta.tokenizer else { panic!("the tokenizer is in the folder") };
+    let tokenizer = Tokenizer::from_json(json.as_bytes(), "the fixture's").unwrap();
+    let options = Options { dtype: Dtype::F32, ..Options::default() };
+    let mut engine = CpuEngine::new(config, params, options).unwrap();
+    run(&mut Model { engine: &mut engine, tokenizer: Some(&tokenizer) })
+}
+
+/// The report in the harness's shape, and the samples of each task, a line each.
+fn evaluate(run: &Run, data: &Path) -> (Report, Value, BTreeMap<String, Vec<Value>>) {
+    let tasks: Vec<_> = run.tasks.iter().map(String::as_str).collect();
+    let settings = Settings {
+        tasks: &tasks,
+        data_dir: Some(data),
+        num_fewshot: run.num_fewshot,
+        fewshot_seed: 1234,
+        limit: None,
+        stride: None,
+    };
+    let plan = Plan::new(settings, None, &mut |_| true).unwrap();
+    let report = with_model(|model| plan.run(model, &mut |_| true)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    report.write_samples(&plan, folder.path()).unwrap();
+    let samples = run.samples.keys().map(|task| {
+        let text = fs::read_to_string(folder.path().join(format!("samples_{task}.jsonl"))).unwrap();
+        (task.clone(), text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    });
+    let samples = samples.collect();
+    let json = report.json(&plan, Value::Null);
+    (report, json, samples)
+}
+
+#[test]
+fn tasks_give_what_the_harness_gives() {
+    let data = data_dir();
+    for run in read::<Vec<Run>>("expected.json") {
+        let of = format!("{:?} with {} examples", run.tasks, run.num_fewshot);
+        let (report, json, found) = evaluate(&run, data.path());
+        for (task, Samples { arguments, loglikelihoods }) in &run.samples {
+            let found = &found[task];
+            assert_eq!(found.len(), loglikelihoods.len(), "{of}");
+            for (sample, expected) in found.iter().zip(arguments) {
+                for (at, (context, continuation)) in expected.iter().enumerate() {
+                    let found = &sample["arguments"][format!("gen_args_{at}")];
+                    assert_eq!(found["arg_0"], *context, "{of}");
+                    assert_eq!(found["arg_1"], *continuation, "{of}");
+                }
+            }
+            for (row, (sample, expected)) in found.iter().zip(loglikelihoods).enumerate() {
+                let found = sample["filtered_resps"].as_array().unwrap();
+                assert_eq!(found.len(), expected.len(), "{of}");
+                for (found, expected) in found.iter().zip(expected) {
+                    let difference = (found.as_f64().unwrap() - expected).abs();
+                    assert!(difference < 1e-3, "{of}, {task}, row {row}: {found} is not {expected}");
+                }
+            }
+        }
+        for (task, expected) in &run.results {
+            for (name, expected) in expected.as_object().unwrap() {
+                let found = &json["results"][task][name];
+                match (found.as_f64(), expected.as_f64()) {
+                    (Some(found), Some(expected)) => {
+                        assert!((found - expected).abs() < 1e-9, "{of}, {task}, {name}: {found} is not {expected}");
+                    }
+                    // Counts of a group's questions by metric, which we do not repeat; names and "N/A".
+                    _ if name == "sample_count" => {}
+                    _ => assert_eq!(found, expected, "{of}, {task}, {name}"),
+                }
+            }
+        }
+        for (task, version) in &run.versions {
+            let version = version.as_f64().or_else(|| version.as_str()?.parse().ok());
+            assert_eq!(json["versions"][task].as_f64(), version, "{of}, {task}");
+        }
+        if run.tasks == ["piqa"] {
+            // One question is longer than the block.
+            assert_eq!(report.measured[0].cut, 1, "{of}");
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Perplexities {
+    text: String,
+    tokens: usize,
+    runs: Vec<PerplexityRun>,
+}
+
+#[derive(Deserialize)]
+struct PerplexityRun {
+    stride: Option<usize>,
+    perplexity: f64,
+}
+
+/// The text itself, and the same as a file of tokens.
+#[test]
+fn perplexity_is_that_of_pytorch_and_of_the_harness() {
+    let Perplexities { text, tokens, runs } = read("perplexity.json");
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("a.txt");
+    fs::write(&plain, &text).unwrap();
+    let tokenizer = fixtures().join("model/tokenizer.json");
+    let spec = Spec {
+        name: "a",
+        sources: &[Source::Path(plain.clone())],
+        tokenizer: Some(&tokenizer),
+        lossy: false,
+        threads: 1,
+        root: folder.path(),
+    };
+    let made = build(&spec, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    for path in [plain, made.data] {
+        let in_tokens = path.extension().unwrap() == "bin";
+        // The file of tokens ends with <|endoftext|>, which is predicted too, but is no text. Where each token has a window of
+        // its own it changes nothing for the others.
+        for PerplexityRun { stride, perplexity } in runs.iter().filter(|run| !in_tokens || run.stride == Some(1)) {
+            let text_read = Text::read(&path, None, &AtomicBool::new(false), &mut |_| {}).unwrap();
+            let settings = Settings {
+                tasks: &["perplexity"],
+                data_dir: None,
+                num_fewshot: 0,
+                fewshot_seed: 0,
+                limit: None,
+                stride: *stride,
+            };
+            let plan = Plan::new(settings, Some(text_read), &mut |_| true).unwrap();
+            let report = with_model(|model| plan.run(model, &mut |_| true)).unwrap();
+            let json = report.json(&plan, Value::Null);
+            let value = |name: &str| json["results"]["perplexity"][format!("{name},none")].as_f64().unwrap();
+            let config = &json["configs"]["perplexity"];
+            assert_eq!(config["tokens"], tokens + usize::from(in_tokens));
+            assert_eq!(config["bytes"], text.len());
+            let nats = perplexity.ln() * tokens as f64 / text.len() as f64;
+            let close = |found: f64, expected: f64| {
+                assert!(
+                    (found - expected).abs() < 1e-4 * expected,
+                    "{path:?}, stride {stride:?}: {found} is not {expected}"
+                );
+            };
+            if !in_tokens {
+                close(value("perplexity"), *perplexity);
+            }
+            close(value("byte_perplexity"), nats.exp());
+            close(value("bits_per_byte"), nats / std::f64::consts::LN_2);
+        }
+    }
+}

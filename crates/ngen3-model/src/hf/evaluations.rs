@@ -1,0 +1,88 @@
+//! What a checkpoint says that it was measured on, for its model card: results for the `model-index` that the hub reads, and
+//! a table for people. Entries that are not in the form that `CheckpointMeta` gives are left out.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+/// What was measured of one task.
+struct Task<'a> {
+    name: &'a str,
+    record: &'a Value,
+}
+
+/// One number of it.
+struct Metric<'a> {
+    name: &'a str,
+    value: f64,
+    error: Option<f64>,
+}
+
+impl<'a> Task<'a> {
+    fn all(evaluations: &'a Map<String, Value>) -> impl Iterator<Item = Self> {
+        evaluations.iter().map(|(name, record)| Self { name, record })
+    }
+
+    fn metrics(&self) -> Vec<Metric<'a>> {
+        let metrics = self.record["metrics"].as_object().into_iter().flatten();
+        let metric = |(name, metric): (&'a String, &'a Value)| {
+            Some(Metric { name, value: metric["value"].as_f64()?, error: metric["stderr"].as_f64() })
+        };
+        metrics.filter_map(metric).collect()
+    }
+
+    fn number(&self, name: &str) -> String {
+        self.record[name].as_f64().map_or_else(String::new, |number| number.to_string())
+    }
+}
+
+/// Items for the list `results` of a `model-index`, in YAML.
+pub(super) fn index(evaluations: &Map<String, Value>) -> String {
+    let mut yaml = String::new();
+    for task in Task::all(evaluations).filter(|task| !task.metrics().is_empty()) {
+        let dataset = &task.record["dataset"];
+        let text = |name: &str| dataset[name].as_str().map(Value::from);
+        let name = text("name").unwrap_or_else(|| task.name.into());
+        let kind = text("type").unwrap_or_else(|| task.name.into());
+        yaml += "  - task:\n      type: text-generation\n    dataset:\n";
+        yaml += &format!("      name: {name}\n      type: {kind}\n");
+        for part in ["config", "split"] {
+            yaml += &text(part).map_or_else(String::new, |value| format!("      {part}: {value}\n"));
+        }
+        yaml += "    metrics:\n";
+        for Metric { name, value, error } in task.metrics() {
+            let title = match task.number("n-shot").as_str() {
+                "" | "0" => name.to_owned(),
+                shots => format!("{name}, {shots} examples"),
+            };
+            let mut add = |kind: String, title: String, value: f64| {
+                yaml += &format!("    - type: {}\n      name: {}\n      value: {value}\n", json!(kind), json!(title));
+            };
+            add(name.into(), title.clone(), value);
+            if let Some(error) = error {
+                add(format!("{name}_stderr"), format!("{title}: standard error"), error);
+            }
+        }
+    }
+    yaml
+}
+
+/// The section of a card; nothing if nothing was measured.
+pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> String) -> String {
+    let mut rows = String::new();
+    for task in Task::all(evaluations) {
+        for Metric { name, value, error } in task.metrics() {
+            let error = error.map_or_else(String::new, |error| format!("{error:.4}"));
+            let numbers = ["version", "n-shot", "n-samples"].map(|name| task.number(name)).join(" | ");
+            writeln!(rows, "| {} | {numbers} | {} | {value:.4} | {error} |", cell(task.name), cell(name))
+                .expect("a String takes everything");
+        }
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    "## Evaluation\n\nTasks and versions are those of EleutherAI's lm-evaluation-harness; `ngen3 eval` measured them.\n\n\
+     | task | version | n-shot | items | metric | value | standard error |\n|---|---|---|---|---|---|---|\n"
+        .to_owned()
+        + &rows
+}

@@ -1,0 +1,269 @@
+//! `ngen3 eval`: how good models are, on benchmarks and texts.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use ngen3_data::Tokenizer;
+use ngen3_engine::{CpuEngine, Dtype, Options};
+use ngen3_eval::{Error, Model, Plan, Report, Settings, Text};
+use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
+use serde_json::{Value, json};
+
+use super::tokenize::show;
+use crate::interrupt::{self, Interrupted};
+use crate::progress::{Progress, counted, write_line};
+use crate::threads::Threads;
+use crate::{model, stdout};
+
+/// Measure models on benchmarks and texts
+///
+/// The tasks piqa, hellaswag, winogrande and mmlu (or a part of it, such as mmlu_stem or mmlu_anatomy) are those of
+/// EleutherAI's lm-evaluation-harness: the same questions, prompts, examples and sums, so that the numbers can stand beside
+/// each other. The task perplexity measures a text: --text.
+///
+/// The tasks' data comes from the Hugging Face hub, or from a folder: --data_dir has a folder for each task (piqa,
+/// hellaswag, winogrande, mmlu/SUBJECT), with a file for each split in it (validation.jsonl, test.parquet), or is one task's
+/// own. What was measured of all questions is added to a checkpoint of ours, and export writes it into the model card.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Models to measure, side by side: .pt, .safetensors, Hugging Face folders, names on the hub
+    #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
+    model_checkpoint: Vec<PathBuf>,
+    /// Check that the models are of this variant
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    variant: Option<&'static Variant>,
+    /// What to measure, with commas: piqa, hellaswag, winogrande, mmlu, perplexity
+    #[arg(long, value_name = "TASKS", value_delimiter = ',', required = true)]
+    tasks: Vec<String>,
+    /// Folder with the tasks' data [default: from the hub]
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Examples before each question
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    num_fewshot: u16,
+    /// Decides which examples, where they are drawn by chance
+    #[arg(long, value_name = "SEED", default_value_t = 1234)]
+    fewshot_seed: u32,
+    /// Only so many questions of each task, the first ones, or windows of the text: to try things out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+    /// What perplexity measures: a text (as tokenize reads it) or a data.bin
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Of a data.bin only the last part, which train kept for validation, such as 0.1
+    #[arg(long, value_name = "F", requires = "text", value_parser = fraction)]
+    val_fraction: Option<f64>,
+    /// Tokens from one window over the text to the next [default: the model's block]
+    #[arg(long, value_name = "N", requires = "text")]
+    stride: Option<usize>,
+    /// Write the results into a file, as JSON in the harness's shape; of several models, a list
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write every question with its scores into FOLDER/MODEL/samples_TASK.jsonl
+    #[arg(long, value_name = "FOLDER")]
+    log_samples: Option<PathBuf>,
+    /// Do not add the results to the checkpoints
+    #[arg(long)]
+    no_merge: bool,
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: Dtype,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks piqa,hellaswag,winogrande,mmlu --out results.json
+  ngen3 eval --model_checkpoint 7M_model.pt openai-community/gpt2 --tasks piqa --data_dir benchmarks/
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks mmlu_stem --num_fewshot 5 --limit 100
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --stride 64
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text _data_x_/data.bin --val_fraction 0.1";
+
+fn fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.parse().ok().filter(|fraction| *fraction > 0.0 && *fraction <= 1.0);
+    fraction.ok_or_else(|| "it is above 0 and at most 1".into())
+}
+
+/// A model that was measured.
+struct Done {
+    name: String,
+    report: Report,
+    json: Value,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let stop = interrupt::watch()?;
+    args.threads.start()?;
+    let names = model_names(&args.model_checkpoint);
+    let tasks: Vec<_> = args.tasks.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
+    ensure!(!tasks.is_empty(), "no task is named");
+    let measured = args.text.is_none() || tasks.contains(&"perplexity");
+    ensure!(measured, "--text is for the task perplexity, which is not among --tasks");
+    for path in [args.out.as_deref(), args.log_samples.as_deref()].into_iter().flatten() {
+        check_parent(path)?;
+    }
+    let plan = plan(&args, &tasks, &stop)?;
+    let mut done = Vec::new();
+    for (named, name) in args.model_checkpoint.iter().zip(&names) {
+        done.push(measure(&args, named, name, &plan, &stop)?);
+    }
+    let models: Vec<_> = done.iter().map(|done| (done.name.as_str(), &done.report)).collect();
+    stdout::print(&ngen3_eval::table(&models))?;
+    if let Some(out) = &args.out {
+        let mut results: Vec<_> = done.into_iter().map(|done| done.json).collect();
+        let results = if results.len() == 1 { results.remove(0) } else { results.into() };
+        files::write_atomic(out, |file| file.write_all(format!("{results:#}\n").as_bytes()))?;
+    }
+    Ok(())
+}
+
+/// Reads all data, before the first model.
+fn plan<'a>(args: &'a Args, tasks: &'a [&'a str], stop: &Arc<AtomicBool>) -> anyhow::Result<Plan<'a>> {
+    let progress = Progress::bytes("reading");
+    let text =
+        args.text.as_deref().map(|text| Text::read(text, args.val_fraction, stop, &mut |event| show(&progress, event)));
+    let settings = Settings {
+        tasks,
+        data_dir: args.data_dir.as_deref(),
+        num_fewshot: args.num_fewshot.into(),
+        fewshot_seed: args.fewshot_seed,
+        limit: args.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        stride: args.stride,
+    };
+    let mut tell = |event| {
+        show(&progress, event);
+        !stop.load(Ordering::Relaxed)
+    };
+    interruptible(text.transpose().and_then(|text| Plan::new(settings, text, &mut tell)))
+}
+
+/// Measures one model; writes its samples, and adds the results to its checkpoint.
+fn measure(args: &Args, named: &Path, name: &str, plan: &Plan, stop: &AtomicBool) -> anyhow::Result<Done> {
+    let (found, checkpoint) = model::load(named, args.variant)?;
+    let tokenizer = model::tokenizer(named, &checkpoint.config, &checkpoint.meta)?;
+    let Checkpoint { config, params, meta } = checkpoint;
+    let (block_size, parameters) = (config.block_size, ParamList::new(&config).total());
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+    let mut engine = CpuEngine::new(config, params, options)?;
+    let dtype = engine.dtype();
+    let started = Instant::now();
+    let report = ask(plan, &mut engine, tokenizer.as_ref(), stop);
+    let report = report.with_context(|| format!("cannot measure {}", named.display()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let items: usize = report.measured.iter().filter(|one| one.depth == 0).map(|one| one.effective).sum();
+    let rate = (items as f64 / seconds.max(1e-9)).round() as u64;
+    write_line(&format!("{name}: {} items in {seconds:.1} s ({}/s)", counted(items as u64), counted(rate)));
+    for note in report.notes() {
+        write_line(&format!("note: {note}"));
+    }
+
+    let mut json = report.json(
+        plan,
+        json!({
+            "model": "ngen3",
+            "model_args": named.display().to_string(),
+            "model_num_parameters": parameters,
+            "model_dtype": dtype.to_string(),
+            "device": "cpu",
+            "limit": args.limit,
+            "fewshot_seed": args.fewshot_seed,
+        }),
+    );
+    json["model_name"] = name.into();
+    json["max_length"] = block_size.into();
+    json["eot_token_id"] = tokenizer.as_ref().and_then(Tokenizer::eot).into();
+    json["ngen3_version"] = env!("CARGO_PKG_VERSION").into();
+    json["total_evaluation_time_seconds"] = format!("{seconds:.3}").into();
+    if let Some(folder) = &args.log_samples {
+        report.write_samples(plan, &folder.join(name))?;
+    }
+    if !args.no_merge {
+        merge(&found.path, meta.iter_num, &report, args.limit.is_some())?;
+    }
+    Ok(Done { name: name.into(), report, json })
+}
+
+fn ask(
+    plan: &Plan,
+    engine: &mut CpuEngine,
+    tokenizer: Option<&Tokenizer>,
+    stop: &AtomicBool,
+) -> anyhow::Result<Report> {
+    let progress = Progress::items("evaluating");
+    let mut tell = |at: ngen3_eval::Progress| {
+        progress.set_total(Some(at.total as u64));
+        progress.set(at.done as u64, at.task);
+        !stop.load(Ordering::Relaxed)
+    };
+    interruptible(plan.run(&mut Model { engine, tokenizer }, &mut tell))
+}
+
+/// Adds results to a checkpoint of ours, unless only some questions were asked, or the file has changed meanwhile.
+fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) -> anyhow::Result<()> {
+    let shown = path.display();
+    let mut changed = false;
+    let reason = if limited {
+        "--limit left questions out"
+    } else if path.is_dir() {
+        "it is a folder"
+    } else if !checkpoint::amend(path, |meta| {
+        changed = meta.iter_num != iter_num;
+        if !changed {
+            meta.evaluations.extend(report.record());
+        }
+    })? {
+        "another program wrote it"
+    } else if changed {
+        "it was trained on meanwhile"
+    } else {
+        return Ok(());
+    };
+    write_line(&format!("note: the results were not added to {shown}: {reason}"));
+    Ok(())
+}
+
+/// Names for columns and folders: what files are called, or their whole paths where two are called alike.
+fn model_names(models: &[PathBuf]) -> Vec<String> {
+    let short =
+        |path: &PathBuf| path.file_stem().or(path.file_name()).unwrap_or_default().to_string_lossy().into_owned();
+    let names: Vec<_> = models.iter().map(short).collect();
+    let alike = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let long = |path: &PathBuf| path.display().to_string().replace(['/', '\\'], "_");
+    names.iter().zip(models).map(|(name, path)| if alike(name) { long(path) } else { name.clone() }).collect()
+}
+
+/// Better now than after an hour.
+fn check_parent(path: &Path) -> anyhow::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            anyhow::bail!("cannot write {}: there is no folder {}", path.display(), folder.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A library's result as a command's: its way of saying that it was stopped becomes [`Interrupted`].
+fn interruptible<T>(result: Result<T, Error>) -> anyhow::Result<T> {
+    result.map_err(|error| match error {
+        Error::Interrupted | Error::Data(ngen3_data::Error::Interrupted) => Interrupted.into(),
+        error => error.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_that_are_called_alike_go_by_their_paths() {
+        let names = |paths: [&str; 3]| model_names(&paths.map(PathBuf::from));
+        assert_eq!(names(["a/7M_model.pt", "b/7M_model.pt", "gpt2"]), ["a_7M_model.pt", "b_7M_model.pt", "gpt2"]);
+    }
+}

@@ -1,0 +1,289 @@
+//! `ngen3 eval`, as a user types it.
+
+mod common;
+#[path = "../../ngen3-data/tests/hf_hub/server.rs"]
+mod server;
+
+use std::fs;
+use std::path::Path;
+
+use common::{fail, ngen3, succeed, texts};
+use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, checkpoint};
+use serde_json::{Value, json};
+use server::FakeHub;
+
+/// GPT-2's vocabulary, and not much of a model.
+fn config() -> Config {
+    Config::new(1, 2, 8, 32, 50_257)
+}
+
+/// Writes a model that has learned nothing.
+fn untrained(path: &Path) {
+    let params = ParamList::new(&config()).init(3);
+    checkpoint::save(path, &config(), &params, &CheckpointMeta::default()).unwrap();
+}
+
+/// Questions in the form of PIQA; which answer is right has nothing to do with what they say.
+fn piqa(n: usize) -> String {
+    const WORDS: [&str; 12] = [
+        "kettle", "ladder", "violin", "paint", "open", "clean", "slowly", "twice", "at night", "a jar", "the lid",
+        "rope",
+    ];
+    let words = |seed: usize, count: usize| {
+        (0..count).map(|i| WORDS[(seed * 7919 + i * i * 31 + 13) / 5 % WORDS.len()]).collect::<Vec<_>>().join(" ")
+    };
+    let row = |i: usize| json!({ "goal": words(i, 4), "sol1": words(2 * i + 1, 3), "sol2": words(3 * i + 2, 3), "label": (i * i / 3 + i) % 2 });
+    (0..n).map(|i| format!("{}\n", row(i))).collect()
+}
+
+fn write(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// A folder with a model and 400 questions.
+fn prepared() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    untrained(&folder.path().join("tiny_model.pt"));
+    write(&folder.path().join("sets/piqa/validation.jsonl"), &piqa(400));
+    folder
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_model_that_has_learned_nothing_scores_near_chance_and_the_error_says_so() {
+    let folder = prepared();
+    let line =
+        "eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir sets --out results.json --log_samples logged";
+    let (out, err) = succeed(folder.path(), line);
+    assert!(out.starts_with("task  version  n-shot  items  metric"), "{out}");
+    assert!(out.contains("\npiqa        1       0    400  acc "), "{out}");
+    assert!(err.contains("tiny_model: 400 items in "), "{err}");
+
+    let results = json_of(&folder.path().join("results.json"));
+    let value = |name: &str| results["results"]["piqa"][name].as_f64().unwrap();
+    for metric in ["acc", "acc_norm"] {
+        let (acc, error) = (value(&format!("{metric},none")), value(&format!("{metric}_stderr,none")));
+        assert!((error - 0.025).abs() < 0.001, "{error}");
+        assert!((acc - 0.5).abs() < 3.0 * error, "{acc} ± {error}");
+    }
+    assert_eq!(results["versions"], json!({ "piqa": 1.0 }));
+    assert_eq!(results["n-shot"], json!({ "piqa": 0 }));
+    assert_eq!(results["n-samples"], json!({ "piqa": { "original": 400, "effective": 400 } }));
+    assert_eq!(results["config"]["model_num_parameters"], ParamList::new(&config()).total());
+
+    // The samples say which of them were right.
+    let samples = fs::read_to_string(folder.path().join("logged/tiny_model/samples_piqa.jsonl")).unwrap();
+    let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let right = samples.iter().filter(|sample| {
+        let scores = &sample["filtered_resps"];
+        let chosen = usize::from(scores[1].as_f64() > scores[0].as_f64());
+        assert_eq!(sample["acc"] == 1.0, sample["target"] == chosen, "{sample}");
+        sample["acc"] == 1.0
+    });
+    assert_eq!(right.count() as f64 / 400.0, value("acc,none"));
+}
+
+#[test]
+fn results_travel_with_the_checkpoint_into_the_model_card() {
+    let folder = prepared();
+    let model = folder.path().join("tiny_model.pt");
+    let before = fs::read(&model).unwrap();
+    let line = "eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir sets";
+    let (_, err) = succeed(folder.path(), &format!("{line} --limit 5"));
+    assert!(err.contains("note: the results were not added to tiny_model.pt: --limit left questions out"), "{err}");
+    succeed(folder.path(), &format!("{line} --no_merge"));
+    assert!(fs::read(&model).unwrap() == before, "the model is as it was");
+
+    succeed(folder.path(), line);
+    let loaded = Checkpoint::load(&model).unwrap();
+    assert_eq!(loaded.params, ParamList::new(&config()).init(3));
+    let acc = loaded.meta.evaluations["piqa"]["metrics"]["acc"]["value"].as_f64().unwrap();
+    // Another task's results join them.
+    write(&folder.path().join("a.txt"), "To be, or not to be, that is the question.\n");
+    succeed(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks perplexity --text a.txt");
+    succeed(folder.path(), "export --model_path tiny_model.pt --output_dir out");
+    let card = fs::read_to_string(folder.path().join("out/README.md")).unwrap();
+    for part in [
+        "model-index:\n- name: \"tiny_model\"\n  results:\n",
+        "      type: \"baber/piqa\"\n      split: \"validation\"\n",
+        &format!("    - type: \"acc\"\n      name: \"acc\"\n      value: {acc}\n"),
+        &format!("| piqa | 1 | 0 | 400 | acc | {acc:.4} |"),
+        "      name: \"a.txt\"\n      type: \"text\"\n",
+    ] {
+        assert!(card.contains(part), "{part:?} is not in {card}");
+    }
+
+    // A folder is not ours to change, and measures the same.
+    let exported = fs::read(folder.path().join("out/model.safetensors")).unwrap();
+    let (out, err) = succeed(folder.path(), &format!("{line} --out again.json").replace("tiny_model.pt", "out"));
+    assert!(err.contains("note: the results were not added to out: it is a folder"), "{err}");
+    assert!(fs::read(folder.path().join("out/model.safetensors")).unwrap() == exported);
+    assert!(out.contains(&format!("{acc:.4} ±")), "{out}");
+    assert_eq!(json_of(&folder.path().join("again.json"))["results"]["piqa"]["acc,none"], acc);
+}
+
+#[test]
+fn another_programs_checkpoint_is_measured_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ngen3-model/tests/fixtures/nanogpt.pt");
+    let path = folder.path().join("ckpt.pt");
+    fs::copy(&fixture, &path).unwrap();
+    let vocab_size = Checkpoint::load(&path).unwrap().config.vocab_size;
+    let tokens: Vec<u8> = (0..500).flat_map(|i| ((i * i % vocab_size) as u16).to_le_bytes()).collect();
+    fs::write(folder.path().join("x.bin"), tokens).unwrap();
+    let (out, err) = succeed(folder.path(), "eval --model_checkpoint ckpt.pt --tasks perplexity --text x.bin");
+    assert!(out.contains("perplexity") && !out.contains("bits_per_byte"), "nobody knows what the tokens say: {out}");
+    assert!(err.contains("note: the results were not added to ckpt.pt: another program wrote it"), "{err}");
+    assert!(fs::read(&path).unwrap() == fs::read(&fixture).unwrap());
+}
+
+#[test]
+fn a_model_of_equal_odds_is_as_perplexed_as_its_vocabulary_is_large() {
+    let folder = tempfile::tempdir().unwrap();
+    let params = vec![0.0; ParamList::new(&config()).total()];
+    let meta = CheckpointMeta::default();
+    checkpoint::save(&folder.path().join("flat.safetensors"), &config(), &params, &meta).unwrap();
+    succeed(folder.path(), "tokenize --dataset plays --txt builtin:shakespeare");
+    let line = "eval --model_checkpoint flat.safetensors --tasks perplexity --out r.json --dtype f32 --limit 20 --text";
+    for text in ["builtin:shakespeare", "_data_plays_/data.bin", "_data_plays_/data.bin --val_fraction 0.1 --stride 8"]
+    {
+        succeed(folder.path(), &format!("{line} {text}"));
+        let results = json_of(&folder.path().join("r.json"));
+        let value = |name: &str| results["results"]["perplexity"][format!("{name},none")].as_f64().unwrap();
+        assert!((value("perplexity") - 50_257.0).abs() < 0.1, "{text}: {}", value("perplexity"));
+        let config = &results["configs"]["perplexity"];
+        let tokens = if text.contains("stride") { 32 + 19 * 8 } else { 20 * 32 };
+        assert_eq!(config["tokens"], tokens, "{text}");
+        let bits = 50_257f64.log2() * f64::from(tokens) / config["bytes"].as_f64().unwrap();
+        assert!((value("bits_per_byte") - bits).abs() < 1e-4, "{text}: {} is not {bits}", value("bits_per_byte"));
+    }
+}
+
+#[test]
+fn models_stand_side_by_side() {
+    let folder = prepared();
+    untrained(&folder.path().join("second.safetensors"));
+    let line =
+        "eval --model_checkpoint tiny_model.pt second.safetensors --tasks piqa --data_dir sets --limit 20 --out r.json";
+    let (out, _) = succeed(folder.path(), line);
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].contains("tiny_model") && lines[0].ends_with("second"), "{out}");
+    let columns: Vec<_> = lines[1].split("  ").filter(|cell| cell.contains('±')).collect();
+    assert_eq!(columns.len(), 2, "{out}");
+    assert_eq!(columns[0].trim(), columns[1].trim(), "they are the same model");
+    let results = json_of(&folder.path().join("r.json"));
+    let names: Vec<_> = results.as_array().unwrap().iter().map(|one| one["model_name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["tiny_model", "second"]);
+}
+
+#[test]
+fn piqa_is_read_as_its_authors_publish_it_and_as_the_hub_has_it() {
+    let folder = prepared();
+    let line = "eval --model_checkpoint tiny_model.pt --tasks piqa --no_merge --out r.json";
+    let (expected, _) = succeed(folder.path(), &format!("{line} --data_dir sets"));
+
+    let rows: Vec<Value> = piqa(400).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let labels: String = rows.iter().map(|row| format!("{}\n", row["label"])).collect();
+    let bare: String = rows
+        .iter()
+        .map(|row| {
+            let mut row = row.as_object().unwrap().clone();
+            row.remove("label");
+            format!("{}\n", Value::from(row))
+        })
+        .collect();
+    write(&folder.path().join("original/valid.jsonl"), &bare);
+    write(&folder.path().join("original/valid-labels.lst"), &labels);
+    assert_eq!(succeed(folder.path(), &format!("{line} --data_dir original")).0, expected);
+    write(&folder.path().join("original/valid-labels.lst"), "0\n1\n");
+    let error = fail(folder.path(), &format!("{line} --data_dir original"), 1);
+    assert!(error.ends_with("original/valid-labels.lst has 2 lines for 400 rows"), "{error}");
+
+    let server = FakeHub::start();
+    server.add("datasets", "baber/piqa", "main", &[("validation.jsonl", piqa(400).as_bytes())]);
+    let mut command = ngen3(folder.path(), line);
+    for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"] {
+        command.env_remove(name);
+    }
+    command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", folder.path().join("hf"));
+    assert_eq!(texts(&command.output().unwrap(), 0).0, expected);
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
+    let folder = prepared();
+    let sets = folder.path().join("sets");
+    let complaint = |flags: &str| fail(folder.path(), &format!("eval --model_checkpoint tiny_model.pt {flags}"), 1);
+    let error = complaint("--tasks piqa,boolq --data_dir sets");
+    assert!(
+        error.starts_with("there is no task \"boolq\"; there are piqa, hellaswag, winogrande, mmlu (or a part"),
+        "{error}"
+    );
+    assert!(error.ends_with(", perplexity"), "{error}");
+    assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
+    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/anatomy");
+    assert!(complaint("--tasks perplexity").contains("name it with --text"));
+    assert!(complaint("--tasks piqa --data_dir sets --text x").starts_with("--text is for the task perplexity"));
+    assert_eq!(
+        complaint("--tasks piqa --data_dir sets --num_fewshot 2"),
+        "piqa: sets/piqa has no split \"train\"; it has: validation"
+    );
+    write(&sets.join("piqa/train.jsonl"), &piqa(3));
+    let error = complaint("--tasks piqa --data_dir sets --num_fewshot 3");
+    assert_eq!(error, "piqa: sets/piqa, split train has 3 rows, and 3 examples take 4");
+
+    write(&sets.join("winogrande/validation.jsonl"), "");
+    assert_eq!(
+        complaint("--tasks winogrande --data_dir sets"),
+        "winogrande: sets/winogrande, split validation has no rows"
+    );
+    write(&sets.join("winogrande/validation.jsonl"), "{\"sentence\": \"a _\", \"option\": \"b\"}\n");
+    let error = complaint("--tasks winogrande --data_dir sets");
+    assert_eq!(
+        error,
+        "winogrande: sets/winogrande, split validation, row 1: it has no column \"option1\"; its columns are: sentence, option"
+    );
+    let unanswered = "{\"sentence\": \"a _\", \"option1\": \"b\", \"option2\": \"c\", \"answer\": \"\"}\n";
+    write(&sets.join("winogrande/validation.jsonl"), unanswered);
+    let error = complaint("--tasks winogrande --data_dir sets");
+    assert!(error.ends_with("row 1: its answer is \"\", not one of 1 to 2 (a split without answers?)"), "{error}");
+    write(&sets.join("winogrande/validation.jsonl"), "{\"sentence\"\n");
+    assert!(complaint("--tasks winogrande --data_dir sets").contains("validation.jsonl: line 1: "));
+
+    write(&folder.path().join("empty.txt"), "");
+    assert!(complaint("--tasks perplexity --text empty.txt").contains("empty"));
+    write(&folder.path().join("a.txt"), "To be");
+    let error = complaint("--tasks perplexity --text a.txt --stride 33");
+    assert!(error.contains("a stride of 33 tokens: it is at least 1 and at most the block, 32"), "{error}");
+    assert!(complaint("--tasks piqa --data_dir sets --out no/r.json").contains("there is no folder no"));
+    fail(folder.path(), "eval --model_checkpoint nowhere.pt --tasks piqa --data_dir sets", 1);
+    let mut offline = ngen3(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa");
+    offline.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path().join("hf"));
+    let error = common::complaint(&offline.output().unwrap(), 1);
+    assert!(
+        error.contains("baber/piqa") && error.ends_with("(a folder of its data can be given with --data_dir)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_longer_than_the_block_is_cut_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    untrained(&folder.path().join("tiny_model.pt"));
+    let long = "a jar ".repeat(40);
+    let rows = [
+        json!({ "goal": "short", "sol1": "a", "sol2": "b", "label": 0 }),
+        json!({ "goal": long, "sol1": "a", "sol2": "b", "label": 0 }),
+        json!({ "goal": "short", "sol1": long, "sol2": "b", "label": 1 }),
+    ];
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    write(&folder.path().join("piqa/validation.jsonl"), &text);
+    let (_, err) = succeed(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir .");
+    let cut = "note: piqa: 1 of 3 questions did not fit into the model's block and lost their beginning";
+    assert!(err.contains(cut), "{err}");
+    assert!(err.contains("1 of 3 questions have an answer longer than the model's block"), "{err}");
+}
