@@ -40,9 +40,9 @@ def local(folder):
         own = own if own.is_dir() else folder
         own = own / name if name and (own / name).is_dir() else own
         splits = {file.stem: rows(file) for file in own.glob("*.jsonl") if file.stem in ("train", "validation", "test", "dev")}
-        for split, word in ORIGINAL.items():
-            for file in own.glob(f"*{word}.jsonl"):
-                labels = next(own.glob(f"*{word}*labels.lst")).read_text().split()
+        for split, word in ORIGINAL.items():  # PIQA as its authors publish it
+            for file, answers in zip(own.glob(f"*{word}.jsonl"), own.glob(f"*{word}*labels.lst")):
+                labels = answers.read_text().split()
                 splits[split] = [row | {"label": int(label)} for row, label in zip(rows(file), labels, strict=True)]
         if "train" not in splits:  # it must have one, though without examples none of it is used
             splits["train"] = splits["validation"] if "validation" in splits else splits["test"]

@@ -156,10 +156,20 @@ def perplexities():
     return {"text": text, "tokens": len(ids) - 1, "runs": runs}
 
 
+def write(name, value):
+    """As JSON, a line for each thing at the top."""
+    dump = lambda value: json.dumps(value, ensure_ascii=False, default=float)
+    if isinstance(value, dict):
+        text = "{\n" + ",\n".join(f"{dump(key)}: {dump(one)}" for key, one in value.items()) + "\n}\n"
+    else:
+        text = "[\n" + ",\n".join(map(dump, value)) + "\n]\n"
+    (FIXTURES / name).write_text(text)
+
+
 def main():
     FIXTURES.mkdir(exist_ok=True)
     sets = make_sets()
-    (FIXTURES / "sets.json").write_text(json.dumps(sets, ensure_ascii=False, indent=0) + "\n")
+    write("sets.json", sets)
     make_model(sets)
     expected = []
     for tasks in (["piqa"], ["hellaswag"], ["winogrande"], ["mmlu"]):
@@ -174,8 +184,8 @@ def main():
                     "loglikelihoods": [[round(ll, 4) for ll, _ in sample["filtered_resps"]] for sample in samples],
                 }
             expected.append(run)
-    (FIXTURES / "perplexity.json").write_text(json.dumps(perplexities(), ensure_ascii=False, indent=1) + "\n")
-    (FIXTURES / "expected.json").write_text(json.dumps(expected, ensure_ascii=False, indent=0, default=float) + "\n")
+    write("perplexity.json", perplexities())
+    write("expected.json", expected)
 
 
 main()
