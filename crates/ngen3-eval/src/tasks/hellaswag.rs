@@ -61,6 +61,8 @@ fn clean(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What the harness's `preprocess` makes of the same texts.
@@ -71,5 +73,13 @@ mod tests {
         assert_eq!(clean("a [b\n] c [d"), "a [b\n] c [d");
         assert_eq!(clean("a [[b] c] d"), "a c] d");
         assert_eq!(clean("a   b    c"), "a  b  c");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_can_be_cleaned(text in "[\\[\\] \n\tΣßǆé a-cİ]{0,20}") {
+            prop_assert!(clean(&text).len() <= text.len());
+            prop_assert!(capitalize(&text).chars().count() >= text.chars().count());
+        }
     }
 }
