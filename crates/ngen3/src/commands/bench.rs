@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ngen3_engine::bench::product_gflops;
 use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, profile};
-use ngen3_model::{Config, ParamList, Variant};
+use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
 use serde_json::json;
 
 use super::variants::bytes;
@@ -34,6 +34,9 @@ pub struct Args {
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
+    /// Train low-rank adapters of this rank beside the model, in place of all of it
+    #[arg(long, value_name = "R")]
+    lora_rank: Option<usize>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -45,6 +48,7 @@ const EXAMPLES: &str = "\
 Examples:
   ngen3 bench
   ngen3 bench --variant 120M --steps 3 --dtype f32
+  ngen3 bench --variant 120M --steps 3 --lora_rank 8
   ngen3 bench --variant 7M --json --threads 1";
 
 /// Runs the command.
@@ -53,6 +57,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
     let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
+    if let Some(rank) = args.lora_rank {
+        let lora = Lora { rank, alpha: rank as f32, targets: Targets::default() };
+        engine.adapt(&lora, LoraList::new(&config, &lora)?.init(0))?;
+    }
 
     let batch = batch(&config, rows);
     let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());
@@ -73,8 +81,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let median = times[times.len() / 2];
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
-    let gflops = train_flops(&config, batch.inputs.len()) / median / 1e9;
+    let gflops = train_flops(&config, batch.inputs.len(), args.lora_rank) / median / 1e9;
     let peak = product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
+    engine.merge();
     let decoded = decode(&engine, args.tokens.min(config.block_size - 4))?;
     let dtype = engine.dtype().to_string();
 
@@ -82,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part, json!(ms))).collect();
         let line = json!({
             "variant": args.variant.name, "rows": rows, "block": config.block_size, "dtype": dtype,
-            "threads": engine.threads(), "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
+            "threads": engine.threads(), "lora_rank": args.lora_rank, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
             "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
         });
@@ -129,12 +138,16 @@ fn adamw(step: u32, lr: f32) -> AdamW {
 }
 
 /// Floating-point operations of the products in one training step, the fewest that can do: each weight is multiplied with
-/// each token once forward and twice backward, and attention's two products see half of each square.
-fn train_flops(config: &Config, tokens: usize) -> f64 {
+/// each token once forward and twice backward, or once where an adapter learns in its place, whose two matrices are multiplied
+/// three times; and attention's two products see half of each square.
+fn train_flops(config: &Config, tokens: usize, lora_rank: Option<usize>) -> f64 {
     let Config { n_layer, n_embd, block_size, vocab_size, .. } = *config;
     let weights = 12 * n_layer * n_embd * n_embd + vocab_size * n_embd;
     let attention = 2 * n_layer * n_embd * block_size;
-    3.0 * tokens as f64 * (2 * weights + attention) as f64
+    // The adapters of a block have 16 widths of inputs and outputs.
+    let adapters = 16 * n_layer * n_embd * lora_rank.unwrap_or(0);
+    let times = if lora_rank.is_some() { 2 } else { 3 };
+    tokens as f64 * (times * 2 * weights + 3 * (2 * adapters + attention)) as f64
 }
 
 /// Tokens a second, greedily after a prompt of four.
