@@ -20,7 +20,7 @@ use ngen3_model::{Config, Target};
 use super::memory::{Buffer, Knife, padded};
 use super::model::Model;
 use super::rows::largest_pass;
-use super::{attention, layernorm, loss};
+use super::{attention, layernorm, lora, loss};
 use crate::Error;
 use crate::gemm::Precision;
 
@@ -97,7 +97,7 @@ impl Layout {
 
     /// What one adapter needs besides: see [`super::lora::Low`].
     fn low_scratch(&self) -> usize {
-        self.rank * self.tokens.max(4 * self.width)
+        lora::scratch(self.rank, 5 * self.width, self.tokens)
     }
 
     /// The pieces of [`Layers`].

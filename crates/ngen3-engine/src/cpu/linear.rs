@@ -82,7 +82,7 @@ impl Linear<'_> {
         let Learns::Adapter(adapter, _) = self.learns else {
             return matmul_onto(self.precision, y, x, weight.t(), start);
         };
-        let branch = adapter.forward(self.precision, x, low);
+        let branch = adapter.forward(x, low);
         matmul_onto(self.precision, y, x, weight.t(), |y, row, col| {
             start(y, row, col);
             branch.onto(y, Into::Add, row, col);
@@ -107,7 +107,7 @@ impl Linear<'_> {
             return;
         };
         let (da, db) = pair(grads, &at.a, &at.b);
-        let branch = adapter.backward(self.precision, Mat::new(x, rows, weight.cols()), dy, low, da, db);
+        let branch = adapter.backward(Mat::new(x, rows, weight.cols()), dy, low, da, db);
         if let Some(dx) = dx {
             matmul_onto(self.precision, dx, dy, weight, |dx, row, col| branch.onto(dx, Into::Set, row, col));
         }

@@ -2,13 +2,23 @@
 //!
 //! `x`: [rows, inputs]; `a`: [rank, inputs]; `b`: [outputs, rank]; `y`: [rows, outputs]; saved for backward: `x` and `low`,
 //! [rows, rank]. W + s·B·A is formed only for what leaves the engine. Both products that end in something as wide as the
-//! layer, low·Bᵀ and dlow·A, are laid under the layer's own, tile by tile: they cost no pass over memory.
+//! layer, low·Bᵀ and dlow·A, are laid under the layer's own, tile by tile; the others take `x` and `dy` as they lie, a few rows
+//! at a time that stay in cache: an adapter costs no pass over memory but these. Its products are in f32, whatever the layer's.
 
 use ngen3_model::{AdapterRanges, Config, Lora, LoraList, ParamList, Target};
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::gemm::tiles::strided;
-use crate::gemm::{Into, Mat, MatMut, Precision, Threads, matmul, matmul_f32};
+use crate::gemm::{Into, Mat, MatMut, Threads, matmul_f32};
+
+/// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
+const ROWS: usize = 128;
+
+/// Numbers that [`Low::scratch`] holds: room for a layer with this many inputs and outputs together, in passes of `rows` rows.
+pub fn scratch(rank: usize, width: usize, rows: usize) -> usize {
+    rank * (rows + rows.div_ceil(ROWS).max(1) * width)
+}
 
 /// All adapters of a model.
 #[derive(Debug)]
@@ -72,7 +82,8 @@ pub struct Adapter<'a> {
 pub struct Low<'a> {
     /// `[4, rows, rank]`: `low` of each of the block's layers.
     pub saved: &'a mut [f32],
-    /// Forward Bᵀ, `[rank, outputs]`; backward the gradient of `low`, `[rows, rank]`.
+    /// Forward Aᵀ, `[inputs, rank]`, and Bᵀ, `[rank, outputs]`; backward the gradient of `low`, `[rows, rank]`, and each task's
+    /// part of the gradients of A and Bᵀ, `[rank, inputs]` and `[rank, outputs]`. See [`scratch`].
     pub scratch: &'a mut [f32],
 }
 
@@ -100,23 +111,27 @@ impl Adapter<'_> {
     }
 
     /// `low = s·x·Aᵀ`; returns low·Bᵀ, to be added to y.
-    pub fn forward<'a>(&self, precision: Precision, x: Mat<'_>, low: &'a mut Low<'_>) -> Branch<'a> {
+    pub fn forward<'a>(&self, x: Mat<'_>, low: &'a mut Low<'_>) -> Branch<'a> {
         let Self { rank, scale, a, b, .. } = *self;
-        let (rows, outputs) = (x.n_rows(), b.len() / rank);
-        let turned = &mut low.scratch[..b.len()];
-        for (r, turned) in turned.chunks_exact_mut(outputs).enumerate() {
-            turned.iter_mut().zip(b.chunks_exact(rank)).for_each(|(turned, b)| *turned = b[r]);
-        }
+        let (rows, inputs) = (x.n_rows(), x.cols());
+        let (turned_a, rest) = low.scratch.split_at_mut(a.len());
+        let turned_b = &mut rest[..b.len()];
+        turn(a, inputs, turned_a);
+        turn(b, rank, turned_b);
         let low = self.saved(rows, low.saved);
-        matmul(precision, MatMut::new(low, rows, rank), Into::Set, x, Mat::new(a, rank, x.cols()).t());
-        low.iter_mut().for_each(|low| *low *= scale);
-        Branch { rank, low, wide: turned }
+        let turned_a = Mat::new(turned_a, inputs, rank);
+        low.par_chunks_mut(ROWS * rank).enumerate().for_each(|(task, low)| {
+            let n = low.len() / rank;
+            let x = x.rows(task * ROWS..task * ROWS + n);
+            strided::matmul(MatMut::new(low, n, rank), Into::Set, x, turned_a);
+            low.iter_mut().for_each(|low| *low *= scale);
+        });
+        Branch { rank, low, wide: turned_b }
     }
 
     /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x;  returns dlow·A, for dx to begin with.
     pub fn backward<'a>(
         &'a self,
-        precision: Precision,
         x: Mat<'_>,
         dy: Mat<'_>,
         low: &'a mut Low<'_>,
@@ -125,13 +140,38 @@ impl Adapter<'_> {
     ) -> Branch<'a> {
         let Self { rank, scale, a, b, .. } = *self;
         let (rows, inputs, outputs) = (x.n_rows(), x.cols(), dy.cols());
-        let dlow = &mut low.scratch[..rows * rank];
-        matmul(precision, MatMut::new(dlow, rows, rank), Into::Set, dy, Mat::new(b, outputs, rank));
-        dlow.iter_mut().for_each(|dlow| *dlow *= scale);
-        let low = Mat::new(self.saved(rows, low.saved), rows, rank);
-        matmul(precision, MatMut::new(db, outputs, rank), Into::Add, dy.t(), low);
-        matmul(precision, MatMut::new(da, rank, inputs), Into::Add, Mat::new(dlow, rows, rank).t(), x);
+        let (dlow, parts) = low.scratch.split_at_mut(rows * rank);
+        let (low, b) = (&*self.saved(rows, low.saved), Mat::new(b, outputs, rank));
+        let part = rank * (inputs + outputs);
+        let parts = &mut parts[..rows.div_ceil(ROWS) * part];
+        let tasks = dlow.par_chunks_mut(ROWS * rank).zip(low.par_chunks(ROWS * rank)).zip(parts.par_chunks_mut(part));
+        tasks.enumerate().for_each(|(task, ((dlow, low), part))| {
+            let n = low.len() / rank;
+            let rows = task * ROWS..task * ROWS + n;
+            let (x, dy) = (x.rows(rows.clone()), dy.rows(rows));
+            strided::matmul(MatMut::new(dlow, n, rank), Into::Set, dy, b);
+            dlow.iter_mut().for_each(|dlow| *dlow *= scale);
+            let (da, db) = part.split_at_mut(a.len());
+            strided::matmul(MatMut::new(da, rank, inputs), Into::Set, Mat::new(dlow, n, rank).t(), x);
+            strided::matmul(MatMut::new(db, rank, outputs), Into::Set, Mat::new(low, n, rank).t(), dy);
+        });
+        let (total, others) = parts.split_at_mut(part);
+        for others in others.chunks_exact(part) {
+            total.iter_mut().zip(others).for_each(|(total, other)| *total += other);
+        }
+        da.iter_mut().zip(&*total).for_each(|(da, part)| *da += part);
+        for (r, part) in total[a.len()..].chunks_exact(outputs).enumerate() {
+            db.chunks_exact_mut(rank).zip(part).for_each(|(db, part)| db[r] += part);
+        }
         Branch { rank, low: dlow, wide: a }
+    }
+}
+
+/// The transpose of rows of `width`.
+fn turn(rows: &[f32], width: usize, turned: &mut [f32]) {
+    let n = rows.len() / width;
+    for (i, row) in rows.chunks_exact(width).enumerate() {
+        turned[i..].iter_mut().step_by(n).zip(row).for_each(|(turned, &x)| *turned = x);
     }
 }
 
@@ -140,15 +180,17 @@ mod tests {
     use super::super::linear::{Learns, Linear};
     use super::*;
     use crate::cpu::testing::{check_gradient, dot, random};
+    use crate::gemm::Precision;
 
     #[test]
     fn backward_matches_finite_differences() {
-        for (rows, inputs, outputs, rank) in [(5, 12, 36, 3), (1, 7, 3, 1), (33, 16, 97, 16), (70, 40, 20, 5)] {
+        for (rows, inputs, outputs, rank) in [(5, 12, 36, 3), (1, 7, 3, 1), (33, 16, 97, 16), (270, 40, 20, 5)] {
             let (x, weight, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
             let (a, b, dy) = (random(rank * inputs, 4), random(outputs * rank, 5), random(rows * outputs, 6));
             let target = Target::AttnCProj;
             let at = AdapterRanges { a: 2..2 + a.len(), b: 2 + a.len()..2 + a.len() + b.len() };
-            let (mut saved, mut scratch) = (vec![0.0; 4 * rows * rank], vec![0.0; rank * rows.max(outputs)]);
+            let (mut saved, mut scratch) =
+                (vec![0.0; 4 * rows * rank], vec![0.0; super::scratch(rank, inputs + outputs, rows)]);
             let run = |x: &[f32], a: &[f32], b: &[f32], saved: &mut [f32], scratch: &mut [f32]| {
                 let adapter = Adapter { target, rank, scale: 0.7, a, b };
                 let layer = Linear {
