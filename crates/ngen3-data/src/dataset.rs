@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::encode::{Encoded, encode};
 use crate::hf::{self, HfSource};
 use crate::source::{Event, Feed, Settings, Source, list};
-use crate::token_file::{DATA, Dtype, EMBEDDED, META, Meta, TOKENIZER, hex};
+use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, hex};
 use crate::{Error, Tokenizer};
 
 /// What to make a dataset from.
@@ -46,10 +46,10 @@ pub struct HfSpec<'a> {
 }
 
 /// What is made, whatever it is made from.
-struct Target<'a> {
-    folder: PathBuf,
-    tokenizer: Tokenizer,
-    tokenizer_is_own: bool,
+pub(crate) struct Target<'a> {
+    pub(crate) folder: PathBuf,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer_is_own: bool,
     threads: usize,
     stop: &'a AtomicBool,
 }
@@ -119,7 +119,7 @@ pub fn build_hf(spec: &HfSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -
 }
 
 impl<'a> Target<'a> {
-    fn new(
+    pub(crate) fn new(
         name: &str,
         root: &Path,
         tokenizer: Option<&Path>,
@@ -177,21 +177,33 @@ impl<'a> Target<'a> {
             source,
             sha256: String::new(),
             tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+            chat: None,
         };
-        commit(&folder, writer, meta, json.as_deref())?;
+        commit(&folder, writer, None, meta, json.as_deref())?;
         let end_of_text = end.map(|id| tokenizer.decode(&[id]));
         Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
     }
 }
 
 /// Gives the finished files their names. Each is whole; a crash in between leaves files that do not fit together, which
-/// opening them tells by the token count and the tokenizer's hash.
-fn commit(folder: &Folder, writer: Writer, mut meta: Meta, tokenizer: Option<&str>) -> Result<(), Error> {
+/// opening them tells by the token count and the hashes.
+pub(crate) fn commit(
+    folder: &Folder,
+    writer: Writer,
+    mask: Option<Writer>,
+    mut meta: Meta,
+    tokenizer: Option<&str>,
+) -> Result<(), Error> {
     let path = |name| folder.path.join(name);
     // What could stand in the way of the last file is looked for before the first takes its name.
-    let (meta_file, tokenizer_file) = (AtomicFile::create(&path(META))?, AtomicFile::create(&path(TOKENIZER))?);
-    drop((meta_file, tokenizer_file));
+    for name in [META, TOKENIZER, MASK] {
+        drop(AtomicFile::create(&path(name))?);
+    }
     meta.sha256 = writer.commit()?;
+    match (mask, &mut meta.chat) {
+        (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
+        _ => remove_if_there(&path(MASK))?,
+    }
     match tokenizer {
         Some(json) => write_atomic(&path(TOKENIZER), |file| file.write_all(json.as_bytes()))?,
         None => remove_if_there(&path(TOKENIZER))?,
@@ -222,13 +234,13 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
 }
 
 /// The dataset's folder, which vanishes again if it is new and nothing came of it.
-struct Folder {
-    path: PathBuf,
+pub(crate) struct Folder {
+    pub(crate) path: PathBuf,
     fleeting: std::cell::Cell<bool>,
 }
 
 impl Folder {
-    fn create(path: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
             Err(_) if path.is_dir() => false,
@@ -251,35 +263,40 @@ impl Drop for Folder {
     }
 }
 
-/// `data.bin` being written.
-struct Writer {
+/// `data.bin`, or `mask.bin`, being written.
+pub(crate) struct Writer {
     path: PathBuf,
     file: AtomicFile,
     dtype: Dtype,
-    tokens: u64,
+    pub(crate) tokens: u64,
     hash: Sha256,
     bytes: Vec<u8>,
 }
 
 impl Writer {
-    fn create(path: &Path, dtype: Dtype) -> Result<Self, Error> {
+    pub(crate) fn create(path: &Path, dtype: Dtype) -> Result<Self, Error> {
         let file = AtomicFile::create(path)?;
         Ok(Self { path: path.into(), file, dtype, tokens: 0, hash: Sha256::new(), bytes: Vec::new() })
     }
 
-    fn push(&mut self, ids: &[u32]) -> Result<(), Error> {
-        self.bytes.clear();
+    pub(crate) fn push(&mut self, ids: &[u32]) -> Result<(), Error> {
+        self.tokens += ids.len() as u64;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
         match self.dtype {
             // No id is cut short: the vocabulary decided the dtype.
-            Dtype::Uint16 => self.bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            Dtype::Uint32 => self.bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
+            Dtype::Uint16 => bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            Dtype::Uint32 => bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
         }
-        self.tokens += ids.len() as u64;
-        self.hash.update(&self.bytes);
+        self.push_bytes(&bytes)?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.hash.update(bytes);
         let path = &self.path;
-        self.file
-            .write_all(&self.bytes)
-            .map_err(|source| ngen3_model::Error::Write { path: path.clone(), source }.into())
+        self.file.write_all(bytes).map_err(|source| ngen3_model::Error::Write { path: path.clone(), source }.into())
     }
 
     /// Gives the file its name; returns its hash.

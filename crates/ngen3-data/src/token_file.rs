@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use ngen3_model::GPT2_VOCAB_SIZE;
+use ngen3_model::{ChatFormat, GPT2_VOCAB_SIZE};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use crate::{Error, Tokenizer};
 pub(crate) const DATA: &str = "data.bin";
 pub(crate) const META: &str = "meta.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const MASK: &str = "mask.bin";
 
 /// The tokenizer that is inside the program, so that no file need stand beside the data.
 pub(crate) const EMBEDDED: &str = "gpt2";
@@ -67,6 +68,21 @@ pub struct Meta {
     /// SHA-256 of `tokenizer.json`, in hexadecimal, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_sha256: Option<String>,
+    /// Where the documents are conversations: what tells the assistant's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<Box<ChatMeta>>,
+}
+
+/// What `meta.json` says about `mask.bin`, which stands beside `data.bin` where the documents are conversations and has a byte
+/// for each token: see [`crate::chat::marks`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMeta {
+    /// SHA-256 of `mask.bin`, in hexadecimal.
+    pub mask_sha256: String,
+    /// What the numbers in `mask.bin` mean, for whoever reads it without us.
+    pub mask: String,
+    /// How the conversations became text.
+    pub format: ChatFormat,
 }
 
 /// A file of tokens, mapped into memory and read as needed.

@@ -71,7 +71,8 @@ impl Corpus {
         let source = file.meta().map_or_else(name, |meta| meta.source.clone());
         let (train_tokens, val_tokens) = (self.sampler.train_len() as u64, self.sampler.val_len() as u64);
         let identity = DataIdentity { train_tokens, val_tokens, sha256 };
-        Ok(Data { path: file.path().into(), identity, tokenizer, chat: None, source })
+        let chat = file.meta().and_then(|meta| meta.chat.as_ref()).map(|chat| chat.format.clone());
+        Ok(Data { path: file.path().into(), identity, tokenizer, chat, source })
     }
 
     /// The micro-batch that the seed, the step and the index within it decide.

@@ -8,13 +8,15 @@
 use std::path::{Path, PathBuf};
 
 use ngen3_engine::{Engine, Slot};
-use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, Variant, checkpoint};
+use ngen3_model::hf::write_adapter;
+use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, Lora, ParamList, TokenizerRef, Variant, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config_file::{self, Shape};
-use crate::start::{Origin, Start, shape_of, some_layers};
-use crate::state::{DataIdentity, Reached};
+use crate::finetune::finetune_defaults;
+use crate::start::{Origin, Start, recipe_of, shape_of, some_layers};
+use crate::state::{Adapting, DataIdentity, Reached};
 use crate::{Error, Overrides, RunPaths, TrainSettings, memory};
 
 /// What kind of run it is: each goes on only as what it was.
@@ -82,6 +84,8 @@ pub struct Request {
     pub settings: Overrides,
     /// Shape given on the command line; it comes before the file's, and that before the variant's.
     pub shape: Shape,
+    /// Adapters that are to learn beside the model of a fresh run, which then stays as it is.
+    pub lora: Option<Lora>,
 }
 
 /// Where the weights come from.
@@ -105,6 +109,8 @@ pub enum Init {
     Random,
     /// A checkpoint's.
     From(PathBuf),
+    /// Those of a checkpoint that was read already; the path is where it came from, for messages.
+    Given(PathBuf, Box<Checkpoint>),
     /// As many layers of a deeper model as the shape asks for, or half of them; the path is where it came from, for messages.
     LayersOf(PathBuf, Box<Checkpoint>),
 }
@@ -139,6 +145,8 @@ pub struct Job {
     pub data: Data,
     /// What else decides what it learns (a teacher, a temperature): by name, the same for the whole run.
     pub lesson: Map<String, Value>,
+    /// The adapters, if only they learn.
+    pub adapting: Option<Adapting>,
     /// Where it stands.
     pub reached: Reached,
     /// What is good to know before it starts, each a sentence.
@@ -150,6 +158,8 @@ pub struct Job {
 pub struct Weights {
     /// `[total]`, in the order of [`ParamList`].
     pub params: Vec<f32>,
+    /// In the order of [`LoraList`], if only adapters learn.
+    pub adapter: Option<Vec<f32>>,
     /// AdamW's moments, of a run that goes on.
     pub moments: Option<Moments>,
 }
@@ -182,7 +192,7 @@ impl Request {
     /// # Errors
     /// [`Error::Usage`] for what was asked wrongly; the others for files that are not what they should be.
     pub fn start(self, vocab_size: impl FnOnce() -> Result<usize, Error>) -> Result<Start, Error> {
-        let Self { kind, variant, config_file, out, begin, settings: flags, shape: flag_shape } = self;
+        let Self { kind, variant, config_file, out, begin, settings: flags, shape: flag_shape, lora } = self;
         let (file_settings, file_shape) = match &config_file {
             Some(file) => config_file::load(file)?,
             None => Default::default(),
@@ -190,24 +200,35 @@ impl Request {
         let asked = flags.or(file_settings);
         let shape = flag_shape.or(file_shape);
         let paths = RunPaths::new(&out.map_or_else(|| default_out(kind, variant, config_file.as_deref()), Ok)?)?;
-        match begin {
-            Begin::Resume => Start::resume(kind, paths, variant, shape, asked),
+        let start = match begin {
+            Begin::Resume => return Start::resume(kind, paths, variant, shape, asked),
             Begin::Fresh { init, overwrite } => {
                 if !overwrite {
                     refuse_to_replace(&paths)?;
                 }
+                let asked = match kind {
+                    Kind::Finetune => finetune_defaults(asked, recipe_of(variant).learning_rate, lora.is_some()),
+                    Kind::Train | Kind::Distill => asked,
+                };
                 match init {
-                    Init::Random => Start::fresh(kind, paths, variant, shape, asked, vocab_size()?),
+                    Init::Random => Start::fresh(kind, paths, variant, shape, asked, vocab_size()?)?,
                     Init::From(from) => {
                         let checkpoint = Checkpoint::load(&from)?;
-                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)
+                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)?
+                    }
+                    Init::Given(from, checkpoint) => {
+                        Start::init_from(kind, paths, from, *checkpoint, variant, shape, asked)?
                     }
                     Init::LayersOf(from, deeper) => {
                         let checkpoint = some_layers(*deeper, &from, shape.clone().or(shape_of(variant)).n_layer)?;
-                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)
+                        Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)?
                     }
                 }
             }
+        };
+        match lora {
+            Some(lora) => start.adapting(lora),
+            None => Ok(start),
         }
     }
 }
@@ -220,20 +241,25 @@ impl Start {
     /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
     /// that cannot be written to.
     pub fn with(self, data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
-        let Self { kind, paths, config, settings, params, moments, reached, origin, notes } = self;
-        match origin {
+        let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes } = self;
+        match &origin {
             Origin::Nothing => {}
-            Origin::Checkpoint(from, trained_with) => check_tokenizers(&from, &trained_with, &data)?,
+            Origin::Checkpoint(from, trained_with) => check_tokenizers(from, trained_with, &data)?,
             Origin::State(before) => {
                 check_data(kind, &before.data, &data)?;
                 check_lesson(&before.lesson, &lesson)?;
             }
         }
-        memory::check(&config, settings.batch_size)?;
+        let learned = adapter.as_ref().map_or_else(|| ParamList::new(&config).total(), Vec::len);
+        memory::check(&config, learned, settings.batch_size)?;
         paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
-        let weights = Weights { params, moments };
-        Ok((Job { kind, config, settings, paths, data, lesson, reached, notes }, weights))
+        if adapting.is_some() && !matches!(origin, Origin::State(_)) {
+            // Kept beside the state, so that the run can go on whatever becomes of the file that it came from.
+            checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
+        }
+        let weights = Weights { params, adapter, moments };
+        Ok((Job { kind, config, settings, paths, data, lesson, adapting, reached, notes }, weights))
     }
 }
 
@@ -248,17 +274,17 @@ impl Job {
     ///
     /// # Errors
     /// As [`Job::save_model`].
-    pub fn complete(&self, params: &[f32]) -> Result<(), Error> {
+    pub fn complete(&self, engine: &dyn Engine) -> Result<(), Error> {
         // The best model was written before the state that knows of it.
         let keeps_best = self.settings.keep_best && self.reached.best_val_loss.is_some();
-        if keeps_best { Ok(()) } else { self.save_model(params, &self.reached) }
+        if keeps_best { Ok(()) } else { self.save_model(engine, &self.reached) }
     }
 
-    /// Writes the model as it is after `reached.step` updates.
+    /// Writes the model as it is after `reached.step` updates, adapters merged; and these themselves, if there are any.
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written; the old file is then as it was.
-    pub fn save_model(&self, params: &[f32], reached: &Reached) -> Result<(), Error> {
+    pub fn save_model(&self, engine: &dyn Engine, reached: &Reached) -> Result<(), Error> {
         // By way of text, so that 3e-4 stays 0.0003 where f32 becomes f64.
         let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
@@ -270,6 +296,9 @@ impl Job {
         if self.kind != Kind::Train {
             training.insert(self.kind.name().into(), self.lesson.clone().into());
         }
+        if let Some(Adapting { lora, .. }) = &self.adapting {
+            training.insert("lora".into(), serde_json::to_value(lora).expect("names and numbers serialise"));
+        }
         let best_val_loss = reached.best_val_loss.map(f64::from);
         let meta = CheckpointMeta {
             iter_num: reached.step,
@@ -279,7 +308,10 @@ impl Job {
             training,
             evaluations: Map::new(),
         };
-        Ok(checkpoint::save(&self.paths.model, &self.config, params, &meta)?)
+        if let Some(Adapting { lora, base, .. }) = &self.adapting {
+            write_adapter(&self.paths.adapter, &self.config, lora, &engine.read(Slot::Params), base)?;
+        }
+        Ok(checkpoint::save(&self.paths.model, &self.config, &engine.merged(), &meta)?)
     }
 }
 

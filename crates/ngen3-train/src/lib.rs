@@ -1,14 +1,15 @@
 //! The training loop: schedule, metrics, checkpoints and resumption.
 //!
 //! Read `train.rs` first: it is the loop of every run, one straight page. What a run learns is a [`Lesson`]: `corpus.rs` is
-//! the plain one, `distill.rs` adds a teacher. Before the loop come `settings.rs` (what can be set, and to what it is set if nobody does) and `job.rs`
-//! (what was asked for becomes a run that is ready to start). After it, what it leaves on the disk: `state.rs` (to go on
-//! from) and `run_log.rs` (to look at).
+//! the plain one, `distill.rs` adds a teacher, `finetune.rs` is that of conversations. Before the loop come `settings.rs`
+//! (what can be set, and to what it is set if nobody does) and `job.rs` (what was asked for becomes a run that is ready to
+//! start). After it, what it leaves on the disk: `state.rs` (to go on from) and `run_log.rs` (to look at).
 
 mod config_file;
 mod corpus;
 pub mod distill;
 mod error;
+mod finetune;
 mod hash;
 mod job;
 mod lesson;
@@ -29,6 +30,7 @@ mod train;
 pub use config_file::Shape;
 pub use corpus::Corpus;
 pub use error::Error;
+pub use finetune::{Conversations, Reference, ReferenceReport, last_tenth, read_reference};
 pub use hash::sha256;
 pub use job::{Begin, Data, Init, Job, Kind, Moments, Request, Weights};
 pub use lesson::{Learned, Lesson, Micro};
@@ -36,6 +38,6 @@ pub use paths::RunPaths;
 pub use run_log::{Line, Train, read_metrics};
 pub use settings::{Overrides, TrainSettings};
 pub use start::Start;
-pub use state::{DataIdentity, Reached};
+pub use state::{Adapting, DataIdentity, Reached};
 pub use teacher_cache::TeacherCache;
 pub use train::{Outcome, Progress, StepReport, train};

@@ -4,21 +4,21 @@ use ngen3_model::{Config, ParamList};
 
 use crate::Error;
 
-/// Checks that a model and one of its batches fit.
+/// Checks that a model, of which so many parameters learn, and one of its batches fit.
 ///
 /// # Errors
 /// [`Error::Usage`] saying how much is needed and how much there is.
-pub(crate) fn check(config: &Config, batch_size: usize) -> Result<(), Error> {
+pub(crate) fn check(config: &Config, learned: usize, batch_size: usize) -> Result<(), Error> {
     match total() {
-        Some(there_is) => compare(at_least(config, batch_size), there_is),
+        Some(there_is) => compare(at_least(config, learned, batch_size), there_is),
         None => Ok(()),
     }
 }
 
-/// Bytes that training cannot do without, whatever the engine does: each parameter, its gradient and AdamW's two moments,
-/// and the residual stream of each layer.
-fn at_least(config: &Config, batch_size: usize) -> u64 {
-    let parameters = 16 * ParamList::new(config).total() as u128;
+/// Bytes that training cannot do without, whatever the engine does: each parameter, of those that learn the gradient and
+/// AdamW's two moments, and the residual stream of each layer.
+fn at_least(config: &Config, learned: usize, batch_size: usize) -> u64 {
+    let parameters = 4 * ParamList::new(config).total() as u128 + 12 * learned as u128;
     let stream = 4 * (config.n_layer * config.n_embd) as u128 * (batch_size as u128 * config.block_size as u128);
     u64::try_from(parameters.saturating_add(stream)).unwrap_or(u64::MAX)
 }
@@ -65,10 +65,13 @@ mod tests {
     #[test]
     fn a_model_too_large_is_told_so() {
         let largest = VARIANTS.last().unwrap().config();
-        let needed = at_least(&largest, 4);
+        let total = |config: &Config| ParamList::new(config).total();
+        let needed = at_least(&largest, total(&largest), 4);
         assert!(compare(needed, needed).is_ok());
         let error = compare(needed, 24_000_000_000).unwrap_err().to_string();
         assert!(error.contains("needs at least 108.6 GB") && error.contains("has 24.0 GB"), "{error}");
-        assert!(at_least(&VARIANTS[0].config(), usize::MAX) > 1 << 60, "an absurd batch does not wrap around");
+        assert!(at_least(&largest, 1_000_000, 4) < needed / 3, "where only adapters learn it takes less");
+        let small = VARIANTS[0].config();
+        assert!(at_least(&small, total(&small), usize::MAX) > 1 << 60, "an absurd batch does not wrap around");
     }
 }

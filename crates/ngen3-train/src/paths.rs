@@ -15,6 +15,10 @@ pub struct RunPaths {
     pub model: PathBuf,
     /// `X_model.state/state.safetensors`: what resuming needs.
     pub state: PathBuf,
+    /// `X_model.state/base.safetensors`: the model that adapters learn beside, if they do.
+    pub base: PathBuf,
+    /// `X_model.adapter/`: the adapters themselves, as `peft` keeps them.
+    pub adapter: PathBuf,
     /// `X_model.run/`: metrics, TensorBoard events, the loss curve.
     pub run: PathBuf,
 }
@@ -29,6 +33,8 @@ impl RunPaths {
         Ok(Self {
             model: model.into(),
             state: model.with_extension("state").join("state.safetensors"),
+            base: model.with_extension("state").join("base.safetensors"),
+            adapter: model.with_extension("adapter"),
             run: model.with_extension("run"),
         })
     }
@@ -44,7 +50,7 @@ impl RunPaths {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
         for (folder, files) in [
             (parent(&self.model), vec![name(&self.model)]),
-            (parent(&self.state), vec![name(&self.state)]),
+            (parent(&self.state), vec![name(&self.state), name(&self.base)]),
             (&self.run, vec!["metrics.jsonl".into(), "loss.svg".into()]),
         ] {
             fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use ngen3_model::{Checkpoint, Config, Error as ModelError, ParamList, Recipe, TokenizerRef, Variant};
+use ngen3_model::{Checkpoint, Config, Error as ModelError, Lora, LoraList, ParamList, Recipe, TokenizerRef, Variant};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::config_file::Shape;
 use crate::job::{Kind, Moments};
-use crate::state::{self, Header, Reached, State};
+use crate::state::{self, Adapting, Header, Reached, State};
 use crate::{Error, Overrides, RunPaths, TrainSettings};
 
 /// What a shape trains with when no variant says.
@@ -26,6 +27,10 @@ pub struct Start {
     pub settings: TrainSettings,
     /// `[total]`; `None` if they are to be drawn.
     pub params: Option<Vec<f32>>,
+    /// The adapters, if only they learn.
+    pub adapting: Option<Adapting>,
+    /// Their numbers.
+    pub adapter: Option<Vec<f32>>,
     /// AdamW's, of a run that goes on.
     pub moments: Option<Moments>,
     /// How far it is.
@@ -66,9 +71,10 @@ impl Start {
         let mut config = Config::new(n_layer, n_head, n_embd, block_size, told.unwrap_or(vocab_size));
         config.activation = activation.unwrap_or_default();
         config.validate()?;
-        let settings = settle(asked, variant)?;
-        let (params, moments, reached, origin, notes) = (None, None, Reached::default(), Origin::Nothing, Vec::new());
-        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
+        let settings = TrainSettings::settle(asked, recipe_of(variant))?;
+        let (reached, origin, notes) = (Reached::default(), Origin::Nothing, Vec::new());
+        let (params, adapting, adapter, moments) = (None, None, None, None);
+        Ok(Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes })
     }
 
     /// At step 0 with the weights of a checkpoint, whose shape must be the one asked for. Only its block may be asked to
@@ -94,10 +100,22 @@ impl Start {
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: from, differences }.into());
         }
-        let settings = settle(asked, variant)?;
+        let settings = TrainSettings::settle(asked, recipe_of(variant))?;
         let origin = Origin::Checkpoint(from, meta.tokenizer);
-        let (params, moments, reached, notes) = (Some(params), None, Reached::default(), Vec::new());
-        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
+        let (params, reached, notes) = (Some(params), Reached::default(), Vec::new());
+        let (adapting, adapter, moments) = (None, None, None);
+        Ok(Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes })
+    }
+
+    /// The same start, but that only adapters learn, beside a checkpoint's weights.
+    pub(crate) fn adapting(mut self, lora: Lora) -> Result<Self, Error> {
+        let (Some(params), Origin::Checkpoint(from, _)) = (&self.params, &self.origin) else {
+            return Err(Error::Usage("adapters need a model to learn beside: name its checkpoint".into()));
+        };
+        self.adapter = Some(LoraList::new(&self.config, &lora)?.init(self.settings.seed));
+        let base = from.display().to_string();
+        self.adapting = Some(Adapting { lora, base, base_sha256: sha256_of(params) });
+        Ok(self)
     }
 
     /// Where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
@@ -148,10 +166,14 @@ impl Start {
                 "the learning rate goes on at {now:.2e}; before the change it would have been {before:.2e}"
             ));
         }
-        let (config, reached) = (header.config.clone(), header.reached.clone());
-        let (params, moments) = (Some(params), Some(Moments { exp_avg, exp_avg_sq }));
+        let (config, reached, adapting) = (header.config.clone(), header.reached.clone(), header.adapting.clone());
+        let moments = Some(Moments { exp_avg, exp_avg_sq });
+        let (params, adapter) = match &adapting {
+            None => (Some(params), None),
+            Some(adapting) => (Some(base_of(&paths, &config, adapting)?), Some(params)),
+        };
         let origin = Origin::State(Box::new(header));
-        Ok(Self { kind, paths, config, settings, params, moments, reached, origin, notes })
+        Ok(Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes })
     }
 
     /// What the run that goes on learns from besides its data; `None` of a run that starts.
@@ -163,8 +185,28 @@ impl Start {
     }
 }
 
-fn settle(asked: Overrides, variant: Option<&Variant>) -> Result<TrainSettings, Error> {
-    TrainSettings::settle(asked, variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe))
+/// What a run trains with where nobody says.
+pub(crate) fn recipe_of(variant: Option<&Variant>) -> &Recipe {
+    variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe)
+}
+
+/// The model that the adapters of a run learn beside.
+fn base_of(paths: &RunPaths, config: &Config, adapting: &Adapting) -> Result<Vec<f32>, Error> {
+    let Checkpoint { params, .. } = Checkpoint::load_for(&paths.base, config)?;
+    if sha256_of(&params) != adapting.base_sha256 {
+        let what = "it is not the model that the run's adapters learn beside; start the run anew with --overwrite";
+        return Err(Error::file(&paths.base, what));
+    }
+    Ok(params)
+}
+
+fn sha256_of(params: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    for chunk in params.chunks(1 << 14) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hash.update(&bytes);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A variant's shape. Its vocabulary and activation are only defaults: the data and the checkpoint decide them.

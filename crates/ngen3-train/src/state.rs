@@ -2,7 +2,7 @@
 //!
 //! Weights, AdamW's moments and the step they belong to stand together, so that no crash can leave some of one step
 //! beside some of another. The file is a safetensors file: three flat arrays in the order of
-//! [`ngen3_model::ParamList`], and a [`Header`] as JSON in its metadata. The sampler of batches needs no state: what a
+//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`Header`] as JSON in its metadata. The sampler of batches needs no state: what a
 //! step trains on follows from the seed and the step alone.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use ngen3_engine::{Engine, Slot};
 use ngen3_model::files::write_atomic;
-use ngen3_model::{Config, ParamList};
+use ngen3_model::{Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -42,6 +42,35 @@ pub struct Header {
     /// What else decides what it learns.
     #[serde(default)]
     pub lesson: Map<String, Value>,
+    /// The adapters, if only they learn: the arrays are theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapting: Option<Adapting>,
+}
+
+/// Adapters that learn beside a model that stays as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adapting {
+    /// Their shape.
+    pub lora: Lora,
+    /// Where the model came from, as it was named.
+    pub base: String,
+    /// SHA-256 of the model's parameters, in hexadecimal: `X_model.state/base.safetensors` has them.
+    pub base_sha256: String,
+}
+
+impl Header {
+    /// Numbers in each array.
+    ///
+    /// # Errors
+    /// The reason why the model cannot have the adapters.
+    fn total(&self) -> Result<usize, String> {
+        match &self.adapting {
+            None => Ok(ParamList::new(&self.config).total()),
+            Some(Adapting { lora, .. }) => {
+                LoraList::new(&self.config, lora).map(|list| list.total()).map_err(|error| error.to_string())
+            }
+        }
+    }
 }
 
 /// How far a run is.
@@ -131,7 +160,7 @@ fn layout(total: u64) -> BTreeMap<String, Array> {
 /// # Errors
 /// [`Error::Model`] if it cannot be written; the old file is then as it was.
 pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Error> {
-    let total = ParamList::new(&header.config).total() as u64;
+    let total = header.total().expect("adapters that learn are valid") as u64;
     let metadata = Metadata { format: FORMAT.into(), run: to_json(header) };
     let metadata = to_json(&metadata);
     let arrays = to_json(&layout(total));
@@ -189,7 +218,7 @@ fn read(mut file: impl Read, len: u64) -> Result<State, String> {
     if header.config.n_layer as u64 > len {
         return Err(format!("it is too short for a model of {} blocks", header.config.n_layer));
     }
-    let total = ParamList::new(&header.config).total() as u64;
+    let total = header.total()? as u64;
     let arrays: BTreeMap<String, Array> = entries
         .into_iter()
         .map(|(name, value)| Ok((name, serde_json::from_value(value)?)))
@@ -242,6 +271,7 @@ mod tests {
             reached: Reached { step: 3, best_val_loss: Some(0.1), best_step: 2, evals_since_best: 1, elapsed_s: 12.25 },
             lesson: [("temperature".into(), 2.into())].into_iter().collect(),
             data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
+            adapting: None,
         }
     }
 

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ngen3_engine::{Engine, Slot};
+use ngen3_engine::Engine;
 
 use crate::lesson::{Lesson, Micro};
 use crate::run_log::{Line, RunLog, Train};
@@ -197,7 +197,7 @@ impl Run<'_> {
         let best = self.reached.evaluated(loss);
         if best && self.job.settings.keep_best {
             // Before the state says so: a run that is killed in between finds the same best again.
-            self.job.save_model(&engine.read(Slot::Params), &self.reached)?;
+            self.job.save_model(engine, &self.reached)?;
         }
         progress.evaluated(self.reached.step, loss, best);
         Ok(Some(loss))
@@ -220,10 +220,11 @@ impl Run<'_> {
             reached: self.reached.clone(),
             data: job.data.identity.clone(),
             lesson: job.lesson.clone(),
+            adapting: job.adapting.clone(),
         };
         let mut saved = state::save(&job.paths.state, &header, engine);
         if saved.is_ok() && !self.keeps_best() {
-            saved = job.save_model(&engine.read(Slot::Params), &self.reached);
+            saved = job.save_model(engine, &self.reached);
         }
         match (saved, self.saved) {
             (Err(what), Some(step)) => Err(Error::Save { what: what.into(), step }),

@@ -2,7 +2,7 @@
 //!
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
 //! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`model`] (what a flag may name as a model),
-//! [`training`] (a run that learns), [`threads`], [`progress`], [`interrupt`] and [`stdout`]. This file turns the outcome of a command into one line and an
+//! [`training`] (a run that learns), [`talk`] (a text as it is made), [`threads`], [`progress`], [`interrupt`] and [`stdout`]. This file turns the outcome of a command into one line and an
 //! exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 mod argv;
@@ -11,6 +11,7 @@ mod interrupt;
 mod model;
 mod progress;
 mod stdout;
+mod talk;
 mod threads;
 mod training;
 

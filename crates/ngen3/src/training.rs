@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_engine::{CpuEngine, Options};
-use ngen3_model::ParamList;
-use ngen3_train::{Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
+use ngen3_model::{Lora, LoraList, ParamList};
+use ngen3_train::{Adapting, Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
 
 use crate::commands::variants;
 use crate::interrupt::Interrupted;
@@ -26,9 +26,14 @@ pub struct Training<'a> {
 
 impl<'a> Training<'a> {
     /// Makes the engine. `None` if no step is left to do, which is said on stdout.
-    pub fn new(job: &'a Job, Weights { params, moments }: Weights) -> anyhow::Result<Option<Self>> {
+    pub fn new(job: &'a Job, Weights { params, adapter, moments }: Weights) -> anyhow::Result<Option<Self>> {
+        let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
+        let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
+        if let (Some(adapting), Some(adapter)) = (&job.adapting, adapter) {
+            engine.adapt(&adapting.lora, adapter)?;
+        }
         if job.is_finished() {
-            job.complete(&params)?;
+            job.complete(&engine)?;
             let (model, done) = (job.paths.model.display(), counted(job.reached.step));
             let text = if job.reached.step == job.settings.max_iters {
                 format!("{model}: all {done} steps are done; a larger --max_iters trains on\n")
@@ -38,8 +43,6 @@ impl<'a> Training<'a> {
             stdout::print(&text)?;
             return Ok(None);
         }
-        let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
-        let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
         if let Some(moments) = moments {
             moments.restore(&mut engine)?;
         }
@@ -51,7 +54,7 @@ impl<'a> Training<'a> {
     pub fn run(mut self, lesson: &mut dyn Lesson, command: &[&OsStr], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
         let job = self.job;
         let model = job.paths.model.display();
-        write_line(&header(job, &self.engine));
+        write_line(&header(job, &self.engine)?);
         let started = Instant::now();
         let mut status = Status::new(job.reached.best_val_loss.map(|loss| (job.reached.best_step, loss)));
         let told = tell_when_stopped(stop, &status.line);
@@ -103,14 +106,25 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
 }
 
 /// What is about to happen, in a few lines.
-fn header(job: &Job, engine: &CpuEngine) -> String {
+fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     let Job { config, settings, data, .. } = job;
     let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
     let accumulated = match gradient_accumulation {
         1 => String::new(),
         n => format!(", {n} times"),
     };
+    // Rows of conversations are of any length up to that, and packed.
+    let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
     let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..Options::default() };
+    let (bytes, adapters) = match &job.adapting {
+        None => (CpuEngine::training_bytes(config, batch_size, same), String::new()),
+        Some(Adapting { lora, .. }) => {
+            let learned = LoraList::new(config, lora)?.total() as u64;
+            let Lora { rank, alpha, targets } = lora;
+            let text = format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", counted(learned));
+            (CpuEngine::adapting_bytes(config, lora, batch_size, same)?, text)
+        }
+    };
     let mut lines = vec![
         format!(
             "model: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters",
@@ -120,7 +134,7 @@ fn header(job: &Job, engine: &CpuEngine) -> String {
             config.block_size,
             counted(config.vocab_size as u64),
             counted(ParamList::new(config).total() as u64)
-        ),
+        ) + &adapters,
         format!(
             "data:  {}: {} tokens to train on, {} to validate on",
             data.path.display(),
@@ -128,20 +142,20 @@ fn header(job: &Job, engine: &CpuEngine) -> String {
             counted(data.identity.val_tokens)
         ),
         format!(
-            "run:   {} steps of {} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory",
+            "run:   {} steps of {upto}{} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory",
             counted(max_iters),
             counted(settings.tokens_per_step(config.block_size)),
             config.block_size,
             engine.threads(),
             engine.dtype(),
-            variants::bytes(CpuEngine::training_bytes(config, batch_size, same))
+            variants::bytes(bytes)
         ),
     ];
     if job.reached.step > 0 {
         lines.push(format!("       goes on after step {}", counted(job.reached.step)));
     }
     lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
-    lines.join("\n")
+    Ok(lines.join("\n"))
 }
 
 /// The line that says how far the run is: redrawn at every step on a terminal, written at every logged one elsewhere.

@@ -2,7 +2,8 @@
 //!
 //! A string is its own text. A list is a conversation: its texts, one after the other with the separator between them. A
 //! turn that is a struct of `role` and `content`, or of `from` and `value`, reads `role: content`. A path `a.b` is the field
-//! `b` of the struct `a`, also of every struct of a list.
+//! `b` of the struct `a`, also of every struct of a list. Where rows are to be conversations ([`Column::of_conversations`]),
+//! a list of turns stays one, as JSON.
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, StructArray, downcast_dictionary_array};
@@ -24,6 +25,8 @@ pub(super) struct Column {
     /// The names on the way down.
     pub(super) path: Vec<String>,
     separator: String,
+    /// Whether a list of turns stays one.
+    conversations: bool,
 }
 
 /// A row's text as it comes together.
@@ -57,7 +60,12 @@ impl Column {
             return Err(Error::Input("the name of the text column is empty".into()));
         }
         let path = text.split('.').map(str::to_owned).collect();
-        Ok(Self { full: text.into(), path, separator: separator.into() })
+        Ok(Self { full: text.into(), path, separator: separator.into(), conversations: false })
+    }
+
+    /// The same column, whose lists stay lists: the text of a row is then JSON, but for plain strings.
+    pub(super) fn of_conversations(self) -> Self {
+        Self { conversations: true, ..self }
     }
 
     /// The names below a top-level column of this name; `None` if it is not the one.
@@ -126,6 +134,9 @@ impl Column {
         below: &[String],
         text: &mut String,
     ) -> Result<bool, String> {
+        if self.conversations {
+            return Ok(put_value(self.arrow_value(array.as_ref(), row, below)?, text));
+        }
         let mut turns = Turns { text, separator: &self.separator, count: 0 };
         self.walk_arrow(array.as_ref(), row, below, &mut turns)?;
         Ok(turns.count > 0)
@@ -178,6 +189,47 @@ impl Column {
         }
     }
 
+    /// What a row holds, as JSON. Of structs only what can be part of a turn is kept: texts, and lists and structs of them.
+    fn arrow_value(&self, array: &dyn Array, row: usize, below: &[String]) -> Result<Value, String> {
+        if array.is_null(row) {
+            return Ok(Value::Null);
+        }
+        if let Some(text) = arrow_string(array, row) {
+            return Ok(text.into());
+        }
+        let items = match array.data_type() {
+            DataType::List(_) => Some(array.as_list::<i32>().value(row)),
+            DataType::LargeList(_) => Some(array.as_list::<i64>().value(row)),
+            DataType::FixedSizeList(..) => Some(array.as_fixed_size_list().value(row)),
+            _ => None,
+        };
+        if let Some(items) = items {
+            let values = (0..items.len()).map(|item| self.arrow_value(items.as_ref(), item, below));
+            return values.collect::<Result<_, _>>().map(Value::Array);
+        }
+        match (array.data_type(), below) {
+            (DataType::Struct(_), [name, rest @ ..]) => {
+                let child = array.as_struct().column_by_name(name).ok_or_else(|| self.wrong_kind("other structs"))?;
+                self.arrow_value(child.as_ref(), row, rest)
+            }
+            (DataType::Struct(_), []) => {
+                let fields = array.as_struct();
+                let values = fields.column_names().into_iter().zip(fields.columns());
+                let values =
+                    values.map(|(name, column)| Ok((name.into(), self.arrow_value(column.as_ref(), row, &[])?)));
+                values.collect::<Result<_, _>>().map(Value::Object)
+            }
+            (DataType::Dictionary(..), _) => downcast_dictionary_array!(
+                array => match array.key(row) {
+                    Some(key) => self.arrow_value(array.values().as_ref(), key, below),
+                    None => Ok(Value::Null),
+                },
+                other => Err(self.wrong_kind(&other.to_string())),
+            ),
+            _ => Ok(Value::Null),
+        }
+    }
+
     /// A string of a turn; `None` where there is none.
     fn field<'a>(&self, fields: &'a StructArray, name: &str, row: usize) -> Result<Option<&'a str>, String> {
         let Some(column) = fields.column_by_name(name).filter(|column| !column.is_null(row)) else { return Ok(None) };
@@ -192,6 +244,9 @@ impl Column {
 
     /// Appends the text of what a JSON row has under the top-level name; says whether it has any.
     pub(super) fn json_text(&self, value: &Value, below: &[String], text: &mut String) -> Result<bool, String> {
+        if self.conversations {
+            return Ok(put_value(json_value(value, below), text));
+        }
         let mut turns = Turns { text, separator: &self.separator, count: 0 };
         self.walk_json(value, below, &mut turns)?;
         Ok(turns.count > 0)
@@ -226,6 +281,28 @@ impl Column {
             }
             (other, _) => Err(self.wrong_kind(kind_of(other))),
         }
+    }
+}
+
+/// Appends a value to a row's text, strings as they are; says whether there is any.
+fn put_value(value: Value, text: &mut String) -> bool {
+    match value {
+        Value::Null => return false,
+        Value::String(plain) => text.push_str(&plain),
+        other => text.push_str(&other.to_string()),
+    }
+    true
+}
+
+/// What stands below a value, of each item where it is a list.
+fn json_value(value: &Value, below: &[String]) -> Value {
+    match (value, below) {
+        (value, []) => value.clone(),
+        (Value::Array(items), _) => items.iter().map(|item| json_value(item, below)).collect(),
+        (Value::Object(fields), [name, rest @ ..]) => {
+            fields.get(name).map_or(Value::Null, |value| json_value(value, rest))
+        }
+        _ => Value::Null,
     }
 }
 
@@ -342,6 +419,48 @@ mod tests {
         assert_eq!(arrow("b", turns, 0).unwrap_err(), "it has no column \"b\"; its columns are: a");
         let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
         assert!(arrow("a", numbers, 0).unwrap_err().contains("its column a holds Int32, which is not a string"));
+    }
+
+    #[test]
+    fn conversations_stay_what_they_are_whatever_the_format() {
+        let column = |path: &str| Column::parse(path, "|").unwrap().of_conversations();
+        let json = |path: &str, row: Value| {
+            let (column, mut text) = (column(path), String::new());
+            let below = column.below("a").unwrap();
+            column.json_text(&row, below, &mut text).unwrap().then_some(text)
+        };
+        let arrow = |path: &str, array: ArrayRef| {
+            let (column, mut text) = (column(path), String::new());
+            let schema = Schema::new(vec![Field::new("a", array.data_type().clone(), true)]);
+            let (_, below) = column.find(&schema.fields).unwrap();
+            column.arrow_text(&array, 0, below, &mut text).unwrap().then_some(text)
+        };
+        let strings: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
+        assert_eq!(json("a", json!("x")).as_deref(), Some("x"));
+        assert_eq!(arrow("a", strings).as_deref(), Some("x"));
+        assert_eq!(json("a", Value::Null), None);
+
+        let mut list = ListBuilder::new(StringBuilder::new());
+        list.append_value([Some("x"), None, Some("y")]);
+        let (plain, list): (_, ArrayRef) = (json!(["x", null, "y"]), Arc::new(list.finish()));
+        assert_eq!(json("a", plain.clone()), Some(plain.to_string()));
+        assert_eq!(arrow("a", list), Some(plain.to_string()), "an entry that is missing is not passed over");
+
+        let field = |name: &str, kind| Arc::new(Field::new(name, kind, true));
+        let text = |texts: [Option<&str>; 2]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
+        let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1, 2]));
+        let turns = StructArray::from(vec![
+            (field("role", DataType::Utf8), text([Some("user"), Some("tool")])),
+            (field("content", DataType::Utf8), text([Some("Hi"), None])),
+            (field("id", DataType::Int32), numbers),
+        ]);
+        let item = Arc::new(Field::new("item", turns.data_type().clone(), true));
+        let turns: ArrayRef = Arc::new(arrow_array::FixedSizeListArray::new(item, 2, Arc::new(turns), None));
+        let expected =
+            json!([{"role": "user", "content": "Hi", "id": null}, {"role": "tool", "content": null, "id": null}]);
+        assert_eq!(arrow("a", turns), Some(expected.to_string()));
+        let nested = json!({"b": [{"c": "x"}, {"c": "y"}]});
+        assert_eq!(json("a.b.c", nested), Some(json!(["x", "y"]).to_string()));
     }
 
     proptest! {

@@ -20,7 +20,7 @@ use crate::Error;
 use crate::hub::{Hub, Tell, is_local};
 use crate::source::Feed;
 use column::Column;
-use reading::Reading;
+use reading::{Reading, TakeRow, Walk};
 use repository::Repository;
 use rows::Rows;
 pub use rows::records::Record;
@@ -131,6 +131,17 @@ impl Found {
     ) -> Result<Feed, Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?;
         let Self { repository, parts, .. } = self;
-        Feed::run(move |sink| Reading::new(&repository, &column, &scratch, sink, &cut).read(&parts))
+        Feed::run(move |sink| Reading::new(sink, &cut).read(&repository, &column, &scratch, &parts))
+    }
+
+    /// Gives each row to `take`, with a text that is a string as it is, or a list of turns as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Read`] for a file that is damaged, or lacks the column; whatever `take` returns.
+    pub(crate) fn conversations(&self, tell: &mut Tell, take: &mut TakeRow) -> Result<(), Error> {
+        let column = Column::parse(&self.source.column, &self.source.separator)?.of_conversations();
+        let scratch = std::env::temp_dir();
+        let mut walk = Walk { repository: &self.repository, column: &column, scratch: &scratch, tell };
+        walk.each(&self.parts, take).map(drop)
     }
 }

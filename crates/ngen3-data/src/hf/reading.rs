@@ -7,8 +7,9 @@ use super::Part;
 use super::column::Column;
 use super::format::{DataFile, Format};
 use super::repository::Repository;
-use super::rows::{Row, Rows};
+use super::rows::Rows;
 use crate::Error;
+use crate::hub::Tell;
 use crate::source::{Event, Piece, Sink};
 
 /// Bytes of text that documents are gathered to; longer ones go by themselves.
@@ -30,57 +31,47 @@ impl Opened<'_> {
     }
 }
 
-/// The reading thread's state.
-pub(super) struct Reading<'a, C> {
-    repository: &'a Repository,
-    column: &'a Column,
-    scratch: &'a Path,
-    sink: Sink,
-    cut: &'a C,
-    /// Whole documents that have not been handed over.
-    text: String,
-    ends: Vec<usize>,
-    /// Rows without text, and all.
-    empty: u64,
-    rows: u64,
-    /// Bytes of the files before this one, and of all if the whole of them is read.
-    before: u64,
-    total: Option<u64>,
+/// A row on its way.
+pub(crate) struct Passing<'a> {
+    /// Its file.
+    pub(crate) name: &'a str,
+    /// Which row of the file it is, from 1.
+    pub(crate) number: u64,
+    /// Its text, if it has any.
+    pub(crate) text: Option<&'a str>,
+    /// Bytes of all files that are read by then.
+    pub(crate) done: u64,
 }
 
-impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
-    pub(super) fn new(
-        repository: &'a Repository,
-        column: &'a Column,
-        scratch: &'a Path,
-        sink: Sink,
-        cut: &'a C,
-    ) -> Self {
-        let (text, ends) = (String::new(), Vec::new());
-        Self { repository, column, scratch, sink, cut, text, ends, empty: 0, rows: 0, before: 0, total: None }
-    }
+/// Takes a row.
+pub(crate) type TakeRow<'a> = dyn FnMut(Passing) -> Result<(), Error> + 'a;
 
-    /// Reads all parts in order.
-    pub(super) fn read(mut self, parts: &[Part]) -> Result<(), Error> {
-        let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
-        self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
+/// Goes through the rows of a source.
+pub(super) struct Walk<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) column: &'a Column,
+    /// A folder for temporary files.
+    pub(super) scratch: &'a Path,
+    /// Hears of downloads.
+    pub(super) tell: &'a mut Tell<'a>,
+}
+
+impl<'a> Walk<'a> {
+    /// Gives the rows of all parts to `take`, in order; returns the bytes of their files.
+    pub(super) fn each(&mut self, parts: &[Part], take: &mut TakeRow) -> Result<u64, Error> {
+        let mut before = 0;
         for part in parts {
             let rows = match part.slice.rows() {
                 Some(rows) => rows,
                 None => self.count_rows(part)?,
             };
-            self.read_part(part, rows)?;
+            self.part(part, rows, &mut before, take)?;
         }
-        self.hand_over(self.before)?;
-        if self.empty > 0 {
-            let note = format!("{} of {} rows have no text and were left out", self.empty, self.rows);
-            self.sink.event(Event::Note(note))?;
-        }
-        Ok(())
+        Ok(before)
     }
 
     /// Counts a split's rows to know which ones a slice means.
-    fn count_rows(&self, part: &Part) -> Result<Range<u64>, Error> {
+    fn count_rows(&mut self, part: &Part) -> Result<Range<u64>, Error> {
         let mut count: u64 = 0;
         for file in &part.files {
             count = count.saturating_add(self.open(file)?.rows(None, 0).count()?);
@@ -88,7 +79,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
         part.slice.rows_of(count)
     }
 
-    fn read_part(&mut self, part: &Part, wanted: Range<u64>) -> Result<(), Error> {
+    fn part(&mut self, part: &Part, wanted: Range<u64>, before: &mut u64, take: &mut TakeRow) -> Result<(), Error> {
         // Rows of the split before the current file.
         let mut passed = 0;
         for file in &part.files {
@@ -106,25 +97,69 @@ impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
             }
             passed += skip;
             let opened = self.open(file)?;
+            let mut number = skip;
             opened.rows(Some(self.column), skip).read(&mut |row| {
                 passed += 1;
-                self.take(&row)?;
+                number += 1;
+                take(Passing { name: &opened.name, number, text: row.text, done: *before + row.consumed })?;
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
-            self.before += file.size.unwrap_or(0);
+            *before += file.size.unwrap_or(0);
         }
         Ok(())
     }
 
     /// Has a file at hand.
-    fn open(&self, file: &DataFile) -> Result<Opened<'a>, Error> {
-        let path = self.repository.fetch(&file.path, &mut |event| self.sink.event(event).is_ok())?;
+    fn open(&mut self, file: &DataFile) -> Result<Opened<'a>, Error> {
+        let path = self.repository.fetch(&file.path, &mut *self.tell)?;
         Ok(Opened { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
     }
+}
 
-    fn take(&mut self, row: &Row) -> Result<(), Error> {
+/// The reading thread's state.
+pub(super) struct Reading<'a, C> {
+    sink: Sink,
+    cut: &'a C,
+    /// Whole documents that have not been handed over.
+    text: String,
+    ends: Vec<usize>,
+    /// Rows without text, and all.
+    empty: u64,
+    rows: u64,
+    /// Bytes of all files, if the whole of them is read.
+    total: Option<u64>,
+}
+
+impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
+    pub(super) fn new(sink: Sink, cut: &'a C) -> Self {
+        Self { sink, cut, text: String::new(), ends: Vec::new(), empty: 0, rows: 0, total: None }
+    }
+
+    /// Reads all parts in order.
+    pub(super) fn read(
+        mut self,
+        repository: &Repository,
+        column: &Column,
+        scratch: &Path,
+        parts: &[Part],
+    ) -> Result<(), Error> {
+        let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
+        self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
+        let sink = self.sink.clone();
+        let mut tell = move |event| sink.event(event).is_ok();
+        let mut walk = Walk { repository, column, scratch, tell: &mut tell };
+        let done = walk.each(parts, &mut |row| self.take(&row))?;
+        self.hand_over(done)?;
+        if self.empty > 0 {
+            let note = format!("{} of {} rows have no text and were left out", self.empty, self.rows);
+            self.sink.event(Event::Note(note))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, row: &Passing) -> Result<(), Error> {
         self.rows += 1;
-        let done = self.before + row.consumed;
+        let done = row.done;
         let Some(text) = row.text.filter(|text| !text.is_empty()) else {
             self.empty += 1;
             return Ok(());

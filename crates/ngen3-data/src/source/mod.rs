@@ -20,6 +20,12 @@ use crate::Error;
 /// Tiny-shakespeare, 1,115,394 bytes when unpacked.
 const SHAKESPEARE: &[u8] = include_bytes!("../../data/tinyshakespeare.txt.zst");
 
+/// The text of `builtin:shakespeare`.
+pub fn shakespeare() -> String {
+    let bytes = zstd::decode_all(SHAKESPEARE).expect("it was packed by zstd");
+    String::from_utf8(bytes).expect("it is ASCII")
+}
+
 /// What files a folder is searched for, each perhaps followed by a compressed file's ending.
 const TEXT_ENDINGS: [&str; 2] = ["txt", "md"];
 const COMPRESSED_ENDINGS: [&str; 2] = ["gz", "zst"];

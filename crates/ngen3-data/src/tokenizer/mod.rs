@@ -151,16 +151,63 @@ impl Tokenizer {
         match &self.inner.kind {
             Kind::ByteLevel(bpe) => bpe.encode_into(text, out),
             Kind::HuggingFace(tokenizer) => {
-                let encoding = caught(|| tokenizer.encode_fast(text, false).map_err(|error| error.to_string()))
-                    .map_err(|reason| Error::Encode {
-                        name: self.name().into(),
-                        excerpt: text.chars().take(40).collect(),
-                        reason,
-                    })?;
+                let encoding = self.encode_with(text, || tokenizer.encode_fast(text, false))?;
                 out.extend_from_slice(encoding.get_ids());
             }
         }
         Ok(())
+    }
+
+    /// As [`try_encode_into`](Tokenizer::try_encode_into); appends to `starts` where each token begins in `text`, in bytes. A
+    /// token in the middle of a character counts from where it begins.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn try_encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => {
+                let first = out.len();
+                bpe.encode_into(text, out);
+                let mut at = 0;
+                starts.extend(out[first..].iter().map(|&id| {
+                    at += bpe.token(id).len();
+                    at - bpe.token(id).len()
+                }));
+            }
+            Kind::HuggingFace(tokenizer) => {
+                let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
+                out.extend_from_slice(encoding.get_ids());
+                starts.extend(encoding.get_offsets().iter().map(|offsets| offsets.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the `tokenizers` crate on a text.
+    fn encode_with(
+        &self,
+        text: &str,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, Error> {
+        caught(|| encode().map_err(|error| error.to_string())).map_err(|reason| Error::Encode {
+            name: self.name().into(),
+            excerpt: text.chars().take(40).collect(),
+            reason,
+        })
+    }
+
+    /// The special tokens, which no text is searched for, as they are written, and their ids.
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.verbatim().to_vec(),
+            Kind::HuggingFace(tokenizer) => {
+                let added = tokenizer.get_added_tokens_decoder().into_iter();
+                let mut special: Vec<_> =
+                    added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
+                special.sort();
+                special
+            }
+        }
     }
 
     /// The text of `ids`, special tokens as they are written. Bytes that are not UTF-8 become U+FFFD; ids outside the

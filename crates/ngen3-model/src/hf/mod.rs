@@ -5,8 +5,9 @@
 //! matrices of linear layers stand transposed, `[in, out]` (its `Conv1D`), and some files leave `transformer.` away.
 //!
 //! Read `config.rs` first (what a config.json must say to be run exactly), then `read.rs`; for the way out `export.rs`,
-//! which makes the folder, then `weights.rs` and `gguf.rs`, the two formats of the weights.
+//! which makes the folder, then `weights.rs` and `gguf.rs`, the two formats of the weights, and `adapter.rs`, which writes adapters for `peft`.
 
+mod adapter;
 mod card;
 mod chat;
 mod config;
@@ -19,6 +20,7 @@ mod read;
 mod tokenizer;
 mod weights;
 
+pub use adapter::write_adapter;
 pub use encode::ExportDtype;
 pub use export::{CurvePoint, Export, ExportFormat, Exported, export};
 pub(crate) use read::read;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use ngen3_engine::Slot;
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
@@ -38,6 +39,7 @@ fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
         begin,
         settings: asked,
         shape: Shape::from(&config()),
+        lora: None,
     }
 }
 
@@ -420,7 +422,7 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     // It is finished until somebody has more patience; it then goes on from its last step, and remembers its best.
     let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished());
-    job.complete(&[]).unwrap();
+    job.complete(&FakeEngine::new(config(), 1)).unwrap();
     assert_eq!(meta(&dir), (2, Some(3.0)));
     let more = Overrides { patience: Some(4), ..Overrides::default() };
     let (outcome, job) = scripted(dir.path(), Begin::Resume, more, &[9.0, 1.0]);

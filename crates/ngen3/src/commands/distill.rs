@@ -118,6 +118,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         begin: if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } },
         settings,
         shape,
+        lora: None,
     };
     let Args { temperature, alpha, divergence, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ngen3_data::chat::ChatInput;
 use ngen3_data::{HfSource, HfSpec, build_hf};
 
-use super::tokenize;
+use super::tokenize::{self, ChatFlags};
 use crate::interrupt::{self, interruptible};
 use crate::progress::Progress;
 use crate::stdout;
@@ -20,13 +21,38 @@ use crate::threads::Threads;
 /// plain text (each line a row, column text); all may be compressed (.gz, .zst).
 ///
 /// A column holds a string, or a conversation: a list of strings, or of {role, content} or {from, value}, which reads
-/// "role: content". Turns are joined by --hf_separator. a.b is the field b within a.
+/// "role: content". Turns are joined by --hf_separator. a.b is the field b within a. With --chats conversations stay
+/// conversations and go through a chat template.
 ///
 /// Files come into the cache that Python's libraries share. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and
 /// HF_HUB_OFFLINE mean what they mean there. A download that was broken off goes on where it was.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
+    #[command(flatten)]
+    rows: Rows,
+    /// What stands between the turns of a conversation; \n is a line break, \t a tab
+    #[arg(long, value_name = "TEXT", default_value = r"\n", allow_hyphen_values = true)]
+    hf_separator: String,
+    /// Name of the dataset that is made; its folder is _data_NAME_
+    #[arg(long, value_name = "NAME")]
+    dataset: String,
+    /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    threads: Threads,
+    /// The rows are conversations: mask.bin beside data.bin tells which tokens are the assistant's, as finetune wants it
+    #[arg(long)]
+    chats: bool,
+    #[command(flatten)]
+    chat: ChatFlags,
+}
+
+/// Which rows, of which dataset.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct Rows {
     /// The dataset: OWNER/NAME on the hub, or a folder or file here
     #[arg(long, value_name = "OWNER/NAME")]
     hf_dataset: String,
@@ -42,17 +68,20 @@ pub struct Args {
     /// A branch, a tag or a commit [default: the main branch]
     #[arg(long, value_name = "REVISION")]
     hf_revision: Option<String>,
-    /// What stands between the turns of a conversation; \n is a line break, \t a tab
-    #[arg(long, value_name = "TEXT", default_value = r"\n", allow_hyphen_values = true)]
-    hf_separator: String,
-    /// Name of the dataset that is made; its folder is _data_NAME_
-    #[arg(long, value_name = "NAME")]
-    dataset: String,
-    /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
-    #[command(flatten)]
-    threads: Threads,
+}
+
+impl Rows {
+    /// The rows as a source, whose turns are joined by `separator` where they become text.
+    pub fn source(self, separator: String) -> HfSource {
+        HfSource {
+            dataset: self.hf_dataset,
+            config: self.hf_config,
+            split: self.hf_split,
+            column: self.hf_text_column,
+            revision: self.hf_revision,
+            separator,
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -61,20 +90,17 @@ Examples:
       --dataset dailydialog_train
   ngen3 hf_tokenize --hf_dataset roneneldan/TinyStories --dataset stories
   ngen3 hf_tokenize --hf_dataset OWNER/NAME --hf_config en --hf_split 'train[:10%]' --dataset tenth
-  ngen3 hf_tokenize --hf_dataset my_folder/ --hf_text_column messages --dataset chats
+  ngen3 hf_tokenize --hf_dataset my_folder/ --hf_text_column messages --dataset chats --chats
   HF_HUB_OFFLINE=1 ngen3 hf_tokenize --hf_dataset roneneldan/TinyStories --dataset stories";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let source = HfSource {
-        dataset: args.hf_dataset,
-        config: args.hf_config,
-        split: args.hf_split,
-        column: args.hf_text_column,
-        revision: args.hf_revision,
-        separator: unescape(&args.hf_separator),
-    };
+    let source = args.rows.source(unescape(&args.hf_separator));
     let stop = interrupt::watch()?;
+    if args.chats {
+        let input = ChatInput::Hf(&source);
+        return tokenize::chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
+    }
     let spec = HfSpec {
         name: &args.dataset,
         source: &source,

@@ -2,9 +2,12 @@
 //! program could want: that lives in the library crates.
 
 mod bench;
+mod chat;
 mod distill;
 mod eval;
 mod export;
+mod finetune;
+mod hf_finetune;
 mod hf_tokenize;
 mod import;
 mod quickstart;
@@ -20,9 +23,12 @@ pub mod variants;
 #[command(rename_all = "snake_case")]
 pub enum Command {
     Bench(bench::Args),
+    Chat(chat::Args),
     Distill(distill::Args),
     Eval(eval::Args),
     Export(export::Args),
+    Finetune(finetune::Args),
+    HfFinetune(hf_finetune::Args),
     HfTokenize(hf_tokenize::Args),
     Import(import::Args),
     Quickstart(quickstart::Args),
@@ -39,9 +45,12 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Bench(args) => bench::run(args),
+            Self::Chat(args) => chat::run(args),
             Self::Distill(args) => distill::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Export(args) => export::run(args),
+            Self::Finetune(args) => finetune::run(args),
+            Self::HfFinetune(args) => hf_finetune::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
             Self::Quickstart(args) => quickstart::run(args),

@@ -146,7 +146,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// A number that differs from run to run and is short enough to type.
-fn seed_of_the_moment() -> u64 {
+pub fn seed_of_the_moment() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_micros() as u64 % 1_000_000_000
 }

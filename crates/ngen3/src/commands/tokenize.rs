@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ngen3_data::chat::{ChatInput, ChatSpec, build_chats};
 use ngen3_data::source::{Event, Source};
 use ngen3_data::{Spec, Summary, build};
 
@@ -26,8 +28,12 @@ pub struct Args {
     dataset: String,
     /// Text: files, folders (their .txt and .md files), http(s) addresses, - for stdin, or builtin:shakespeare; may be
     /// compressed (.gz, .zst)
-    #[arg(long, value_name = "PATH_OR_URL", required = true, num_args = 1..)]
+    #[arg(long, value_name = "PATH_OR_URL", required_unless_present = "chats", num_args = 1..)]
     txt: Vec<OsString>,
+    /// Conversations instead of text: files, or - for stdin, of JSON lines (messages, conversations, lists of strings), one
+    /// JSON list of them, or a dialogue a line, whose turns are separated by tabs or __eou__; may be compressed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "lossy"], num_args = 1..)]
+    chats: Vec<PathBuf>,
     /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
@@ -36,6 +42,30 @@ pub struct Args {
     lossy: bool,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    chat: ChatFlags,
+}
+
+/// How conversations are read and rendered.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Conversations")]
+pub struct ChatFlags {
+    /// A Jinja file that renders conversations, as in transformers [default: the role, a line break, what is said,
+    /// <|endoftext|>]
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Leave out conversations that are bad, and count them, instead of stopping at the first
+    #[arg(long)]
+    pub skip_bad: bool,
+}
+
+impl ChatFlags {
+    /// The text of the template that was named.
+    pub fn template(&self) -> anyhow::Result<Option<String>> {
+        let read =
+            |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        self.chat_template.as_ref().map(read).transpose()
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -43,6 +73,7 @@ Examples:
   ngen3 tokenize --dataset tinyshakespeare --txt builtin:shakespeare
   ngen3 tokenize --dataset books --txt books/ more/a.txt.gz more/b.txt.zst
   ngen3 tokenize --dataset web --txt https://example.org/corpus.txt.gz
+  ngen3 tokenize --dataset conversations --chats chats.jsonl
   cat *.log | ngen3 tokenize --dataset logs --txt - --lossy
   ngen3 tokenize --dataset small --txt books/ --tokenizer my_tokenizer.json";
 
@@ -50,6 +81,10 @@ Examples:
 pub fn run(args: Args) -> anyhow::Result<()> {
     let sources = parse_sources(&args.txt)?;
     let stop = interrupt::watch()?;
+    if !args.chats.is_empty() {
+        let input = ChatInput::Files(&args.chats);
+        return chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
+    }
     let spec = Spec {
         name: &args.dataset,
         sources: &sources,
@@ -64,6 +99,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     drop(progress);
     let made = interruptible(result)?;
     stdout::print(&report(&made, started.elapsed()))
+}
+
+/// Makes a dataset of conversations.
+pub fn chats(
+    name: &str,
+    input: ChatInput,
+    tokenizer: Option<&Path>,
+    flags: &ChatFlags,
+    threads: Threads,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    threads.start()?;
+    let template = flags.template()?;
+    let (template, root) = (template.as_deref(), Path::new(""));
+    let spec = ChatSpec { name, input, tokenizer, template, skip_bad: flags.skip_bad, root };
+    let progress = Progress::bytes("tokenizing");
+    let result = build_chats(&spec, stop, &mut |event| show(&progress, event));
+    drop(progress);
+    let made = interruptible(result)?;
+    stdout::print(&format!(
+        "{}: {} conversations, {} tokens, {} of them to be learned (mask.bin beside it)\n",
+        made.data.display(),
+        counted(made.conversations),
+        counted(made.tokens),
+        counted(made.learned)
+    ))
 }
 
 /// Says what was made, in one line.

@@ -173,6 +173,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         begin,
         settings,
         shape,
+        lora: None,
     };
     let (job, mut corpus, weights) = Corpus::prepare(request, &args.data)?;
     let Some(training) = Training::new(&job, weights)? else { return Ok(()) };

@@ -1,0 +1,363 @@
+//! Conversations from files or from the hub are tokenised, in memory or into the folder `_data_NAME_`.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::encode::Encoded;
+use super::read::{Place, read_file};
+use super::{ChatEncoder, Conversation, marks};
+use crate::Error;
+use crate::dataset::{Folder, Target, Writer, commit};
+use crate::hf::{self, HfSource};
+use crate::source::Event;
+use crate::token_file::{ChatMeta, DATA, Dtype, MASK, Meta, hex};
+
+/// Conversations that are rendered and tokenised at a time, on all threads.
+const GATHERED: usize = 1024;
+
+/// What is wrong with a conversation, at most so many characters of it: it may quote the file.
+const MAX_REASON: usize = 300;
+
+/// Where conversations are.
+#[derive(Clone, Copy, Debug)]
+pub enum ChatInput<'a> {
+    /// Files, `-` for stdin.
+    Files(&'a [PathBuf]),
+    /// A column of a Hugging Face dataset.
+    Hf(&'a HfSource),
+}
+
+/// What to make a dataset of conversations from.
+#[derive(Debug)]
+pub struct ChatSpec<'a> {
+    /// The dataset's name.
+    pub name: &'a str,
+    /// The conversations.
+    pub input: ChatInput<'a>,
+    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    pub tokenizer: Option<&'a Path>,
+    /// A Jinja template; without one, the default.
+    pub template: Option<&'a str>,
+    /// Whether bad conversations are left out and counted; otherwise the first one is an error.
+    pub skip_bad: bool,
+    /// The folder that the dataset's folder is made in.
+    pub root: &'a Path,
+}
+
+/// A conversation as tokens, with where it came from.
+pub(super) struct Found {
+    pub encoded: Encoded,
+    /// Bytes of what was said.
+    pub text_bytes: u64,
+    pub place: Place,
+    /// Which of the inputs.
+    pub file: usize,
+}
+
+/// What was gathered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gathered {
+    /// What the conversations came from: the name of each file.
+    pub files: Vec<String>,
+    /// Conversations that were bad and left out.
+    pub skipped: u64,
+}
+
+/// Reads, renders and tokenises all conversations, and gives them to `take` in order. With `answers` it must be possible to
+/// tell what the assistant says.
+///
+/// # Errors
+/// [`Error::Read`] naming the file, the place in it and what is wrong; unless `skip_bad`, at the first bad conversation.
+pub(super) fn gather(
+    input: ChatInput,
+    encoder: &ChatEncoder,
+    answers: bool,
+    skip_bad: bool,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event),
+    take: &mut dyn FnMut(Found) -> Result<(), Error>,
+) -> Result<Gathered, Error> {
+    let files: Vec<String> = match input {
+        ChatInput::Files(paths) => paths
+            .iter()
+            .map(|path| if path == Path::new("-") { "stdin".into() } else { path.display().to_string() })
+            .collect(),
+        ChatInput::Hf(_) => Vec::new(),
+    };
+    let mut gathering =
+        Gathering { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
+    let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    match input {
+        ChatInput::Files(paths) => {
+            for (file, path) in paths.iter().enumerate() {
+                read_file(path, &mut |place, conversation| {
+                    go_on()?;
+                    gathering.add(file, place, conversation)
+                })?;
+            }
+        }
+        ChatInput::Hf(source) => {
+            let found = hf::find(source, &mut |event| {
+                tell(event);
+                go_on().is_ok()
+            })?;
+            let (mut rows, mut empty) = (0, 0);
+            found.conversations(
+                &mut |event| {
+                    tell(event);
+                    go_on().is_ok()
+                },
+                &mut |row| {
+                    go_on()?;
+                    rows += 1;
+                    if gathering.files.last().is_none_or(|last| last != row.name) {
+                        gathering.files.push(row.name.to_owned());
+                    }
+                    let (file, place) = (gathering.files.len() - 1, Place { unit: "row", number: row.number });
+                    match row.text.filter(|text| !text.is_empty()) {
+                        Some(text) => gathering.add(file, place, Conversation::from_cell(text)),
+                        None => {
+                            empty += 1;
+                            Ok(())
+                        }
+                    }
+                },
+            )?;
+            if empty > 0 {
+                tell(Event::Note(format!("{empty} of {rows} rows are empty and were left out")));
+            }
+        }
+    }
+    gathering.settle()?;
+    let Gathering { files, skipped, first, .. } = gathering;
+    if let Some(first) = first {
+        tell(Event::Note(format!("conversations that are bad were left out (count: {skipped}); the first: {first}")));
+    }
+    Ok(Gathered { files, skipped })
+}
+
+/// Conversations on their way.
+struct Gathering<'a> {
+    encoder: &'a ChatEncoder,
+    answers: bool,
+    skip_bad: bool,
+    /// Read and not yet rendered.
+    waiting: Vec<(usize, Place, Conversation)>,
+    files: Vec<String>,
+    skipped: u64,
+    /// The first that was left out, and why.
+    first: Option<String>,
+    take: &'a mut dyn FnMut(Found) -> Result<(), Error>,
+}
+
+impl Gathering<'_> {
+    fn add(&mut self, file: usize, place: Place, found: Result<Conversation, String>) -> Result<(), Error> {
+        match found {
+            Ok(conversation) => self.waiting.push((file, place, conversation)),
+            Err(reason) => {
+                // What comes before it may be bad too, and is to be told first.
+                self.settle()?;
+                self.bad(file, place, &reason)?;
+            }
+        }
+        if self.waiting.len() == GATHERED { self.settle() } else { Ok(()) }
+    }
+
+    /// Renders and tokenises what is waiting.
+    fn settle(&mut self) -> Result<(), Error> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let (encoder, answers) = (self.encoder, self.answers);
+        let encoded: Vec<_> =
+            waiting.par_iter().map(|(_, _, conversation)| encoder.encode(conversation, answers)).collect();
+        for ((file, place, conversation), encoded) in waiting.into_iter().zip(encoded) {
+            match encoded {
+                Ok(encoded) => (self.take)(Found { encoded, text_bytes: conversation.text_bytes(), place, file })?,
+                Err(reason) => self.bad(file, place, &reason)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn bad(&mut self, file: usize, place: Place, reason: &str) -> Result<(), Error> {
+        let name = self.files[file].clone();
+        let reason: String =
+            reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect();
+        if self.skip_bad {
+            self.skipped += 1;
+            self.first.get_or_insert_with(|| format!("{name}, {place}: {reason}"));
+            return Ok(());
+        }
+        Err(Error::Read { name, reason: format!("{place}: {reason} (--skip_bad leaves out what is bad)") })
+    }
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatSummary {
+    /// The token file.
+    pub data: PathBuf,
+    /// Conversations.
+    pub conversations: u64,
+    /// Bytes of what was said.
+    pub text_bytes: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Tokens that are to be learned.
+    pub learned: u64,
+    /// Conversations that were bad and left out.
+    pub skipped: u64,
+}
+
+/// Makes a dataset of conversations: as [`crate::build`] does, with `mask.bin` beside `data.bin`.
+///
+/// # Errors
+/// As [`crate::build`]; [`Error::Read`] naming a bad conversation.
+pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<ChatSummary, Error> {
+    let Target { folder, tokenizer, tokenizer_is_own, .. } =
+        Target::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
+    let folder = Folder::create(folder)?;
+    let data = folder.path.join(DATA);
+    let encoder = ChatEncoder::with_template(tokenizer.clone(), spec.template)?;
+    let mut ids = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let mut mask = Writer::create(&folder.path.join(MASK), Dtype::Uint16)?;
+    let (mut conversations, mut text_bytes, mut learned) = (0, 0, 0);
+    let gathered = gather(spec.input, &encoder, true, spec.skip_bad, stop, tell, &mut |found| {
+        conversations += 1;
+        text_bytes += found.text_bytes;
+        learned += found.encoded.marks.iter().filter(|&&mark| mark & marks::LEARNED != 0).count() as u64;
+        ids.push(&found.encoded.ids)?;
+        mask.push_bytes(&found.encoded.marks)
+    })?;
+    if conversations == 0 {
+        return Err(Error::Input("there are no conversations in what was given; nothing was written".into()));
+    }
+    let tokens = ids.tokens;
+    let json = tokenizer_is_own.then(|| tokenizer.to_json());
+    let meta = Meta {
+        tokenizer: tokenizer.name().into(),
+        vocab_size: tokenizer.vocab_size(),
+        dtype: Dtype::for_vocab(tokenizer.vocab_size()),
+        tokens,
+        documents: conversations,
+        source: gathered.files,
+        sha256: String::new(),
+        tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+        chat: Some(Box::new(ChatMeta {
+            mask_sha256: String::new(),
+            mask: MEANING.into(),
+            format: encoder.template().format().clone(),
+        })),
+    };
+    commit(&folder, ids, Some(mask), meta, json.as_deref())?;
+    Ok(ChatSummary { data, conversations, text_bytes, tokens, learned, skipped: gathered.skipped })
+}
+
+/// What `meta.json` says of the masks; see [`marks`].
+const MEANING: &str = "a byte for each token of data.bin, the sum of: 1 the token is to be learned (it is the assistant's, or of \
+     a text without turns), 2 a conversation begins, 4 a turn begins";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::TokenFile;
+    use crate::chat::{ChatTemplate, Chats};
+
+    static GO: AtomicBool = AtomicBool::new(false);
+
+    fn spec<'a>(root: &'a Path, files: &'a [PathBuf]) -> ChatSpec<'a> {
+        ChatSpec { name: "x", input: ChatInput::Files(files), tokenizer: None, template: None, skip_bad: false, root }
+    }
+
+    fn error(result: Result<ChatSummary, Error>, root: &Path) -> String {
+        result.unwrap_err().to_string().replace(&format!("{}/", root.display()), "")
+    }
+
+    #[test]
+    fn a_dataset_has_the_tokens_and_the_mask_of_what_was_read() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let files = [root.join("a.jsonl"), root.join("b.txt")];
+        fs::write(&files[0], "[\"Hi\", \"Yes\"]\n").unwrap();
+        fs::write(&files[1], "plain text\n").unwrap();
+        let made = build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
+        assert_eq!((made.conversations, made.tokens, made.learned, made.text_bytes, made.skipped), (2, 12, 5, 15, 0));
+        let file = TokenFile::open(&made.data).unwrap();
+        let meta = file.meta().unwrap();
+        assert_eq!((meta.documents, meta.tokens), (2, 12));
+        let chat = meta.chat.as_ref().unwrap();
+        assert_eq!(chat.format, ChatTemplate::default_format("<|endoftext|>"));
+        assert!(chat.mask.contains("1 the token is to be learned"));
+        let mask = fs::read(root.join("_data_x_/mask.bin")).unwrap();
+        assert_eq!(mask, [6, 0, 0, 0, 4, 0, 0, 1, 1, 3, 1, 1]);
+        let chats = Chats::open(&made.data).unwrap().unwrap();
+        assert_eq!((chats.count(), chats.tokens(), chats.have_turns()), (2, 12, true));
+        assert_eq!(chats.source(), files.each_ref().map(|path| path.display().to_string()));
+
+        // The same from memory.
+        let encoder = ChatEncoder::new(crate::Tokenizer::gpt2(), None).unwrap();
+        let read = Chats::read("x", ChatInput::Files(&files), &encoder, true, false, &GO, &mut |_| {}).unwrap();
+        assert_eq!(read.marks(), mask);
+        let tokens = |chats: &Chats| {
+            let mut ids = Vec::new();
+            chats.copy(0..chats.tokens(), &mut ids);
+            ids
+        };
+        assert_eq!(tokens(&read), tokens(&chats));
+        read.check_vocab(50_257).unwrap();
+        assert!(read.check_vocab(50_256).unwrap_err().to_string().contains("token 50256 of x is outside"));
+
+        // A mask of another making is refused; a dataset of plain text has none.
+        fs::write(root.join("_data_x_/mask.bin"), &mask[1..]).unwrap();
+        let told = Chats::open(&made.data).unwrap_err().to_string();
+        assert!(told.contains("mask.bin: it has 11 bytes for 12 tokens; tokenize again"), "{told}");
+        fs::write(root.join("_data_x_/mask.bin"), [2; 12]).unwrap();
+        assert!(Chats::open(&made.data).unwrap_err().to_string().contains("has changed since it was made"));
+        fs::remove_file(root.join("_data_x_/mask.bin")).unwrap();
+        assert!(Chats::open(&made.data).unwrap_err().to_string().contains("it cannot be read"));
+        let sources = [crate::source::Source::Shakespeare];
+        build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
+        let plain = crate::Spec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 1, root };
+        crate::build(&plain, &GO, &mut |_| {}).unwrap();
+        assert!(!root.join("_data_x_/mask.bin").exists());
+        assert!(Chats::open(&made.data).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_first_bad_conversation_is_named_or_all_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let files = [root.join("a.jsonl")];
+        let mut lines = vec!["[\"Hi\", \"Yes\"]"; 3_000];
+        lines[1_499] = "[\"Hi\", \"x\u{fdd0}\"]";
+        lines[2_499] = "{\"messages\": []}";
+        lines[2_999] = "{\"messages\": [";
+        fs::write(&files[0], lines.join("\n")).unwrap();
+        let told = error(build_chats(&spec(root, &files), &GO, &mut |_| {}), root);
+        assert_eq!(
+            told,
+            "cannot read a.jsonl: line 1500: turn 2 holds U+FDD0, which is no character (--skip_bad leaves out what is bad)"
+        );
+        assert!(!root.join("_data_x_").exists());
+        let mut notes = Vec::new();
+        let skipping = ChatSpec { skip_bad: true, ..spec(root, &files) };
+        let made = build_chats(&skipping, &GO, &mut |event| {
+            if let Event::Note(note) = event {
+                notes.push(note.replace(&format!("{}/", root.display()), ""));
+            }
+        });
+        assert_eq!(made.unwrap().skipped, 3);
+        let first = "a.jsonl, line 1500: turn 2 holds U+FDD0, which is no character";
+        assert_eq!(notes, [format!("conversations that are bad were left out (count: 3); the first: {first}")]);
+        fs::write(&files[0], "\n\n").unwrap();
+        assert!(error(build_chats(&skipping, &GO, &mut |_| {}), root).contains("there are no conversations"));
+        let stopped = build_chats(&skipping, &AtomicBool::new(true), &mut |_| {});
+        assert!(matches!(stopped, Err(Error::Input(_))), "there is nothing to be stopped in");
+        fs::write(&files[0], "[\"Hi\", \"Yes\"]").unwrap();
+        assert!(matches!(build_chats(&skipping, &AtomicBool::new(true), &mut |_| {}), Err(Error::Interrupted)));
+    }
+}

@@ -1,0 +1,379 @@
+//! A conversation becomes token ids, each with its [`marks`].
+//!
+//! The ids are those of the rendered text, in which the special tokens that the template wrote are the single tokens that they
+//! are, while what somebody said stays text, whatever is in it. Which part is the assistant's is told by the template, if it
+//! has `{% generation %}`; else by rendering the conversation up to each of its turns, with what comes before an answer and
+//! with the answer: the difference is what the model is to say. A token that is partly the assistant's is the assistant's.
+
+use std::ops::Range;
+
+use ngen3_model::ChatFormat;
+
+use super::template::{BEGIN, END};
+use super::{ChatTemplate, Conversation, Message, Role, marks};
+use crate::{Error, Tokenizer};
+
+/// Stands within the spelling of a special token in what somebody said, so that it is not taken for one; gone before the text
+/// is tokenised. A noncharacter of Unicode, as [`BEGIN`] and [`END`] are.
+const GUARD: char = '\u{fdd2}';
+
+/// Turns conversations into token ids.
+#[derive(Debug)]
+pub struct ChatEncoder {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    special: Vec<(String, u32)>,
+    /// Ends a text.
+    eot: u32,
+    /// Ends a turn of the assistant.
+    end: u32,
+}
+
+/// A conversation as tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Encoded {
+    pub ids: Vec<u32>,
+    /// For each id, the sum of [`marks`].
+    pub marks: Vec<u8>,
+}
+
+impl ChatEncoder {
+    /// An encoder with the model's own format, or with the default one.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when the tokenizer has no token that could end a turn, or the template is none.
+    pub fn new(tokenizer: Tokenizer, format: Option<ChatFormat>) -> Result<Self, Error> {
+        let Some(eot) = tokenizer.eot() else {
+            return Err(Error::Data(format!(
+                "the tokenizer {} has no token that ends a text (<|endoftext|>, </s> or <eos>), which conversations need",
+                tokenizer.name()
+            )));
+        };
+        let format = format.unwrap_or_else(|| ChatTemplate::default_format(&tokenizer.decode(&[eot])));
+        let mut special = tokenizer.special_tokens();
+        // A token within a longer one is not meant.
+        special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let end = format.eos_token.as_ref().and_then(|token| tokenizer.id_of(token)).unwrap_or(eot);
+        Ok(Self { tokenizer, template: ChatTemplate::new(format)?, special, eot, end })
+    }
+
+    /// An encoder with a template of one's own, or with the default one.
+    ///
+    /// # Errors
+    /// As [`ChatEncoder::new`].
+    pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Self, Error> {
+        let end = tokenizer.eot().map(|eot| tokenizer.decode(&[eot])).unwrap_or_default();
+        let own = |template: &str| ChatFormat { template: template.into(), ..ChatTemplate::default_format(&end) };
+        Self::new(tokenizer, template.map(own))
+    }
+
+    /// The template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The token with which the assistant ends its turn.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// The ids of a conversation up to where the assistant is to answer.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with what the template complains of.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let messages = self.guarded(messages).map_err(Error::Data)?;
+        let text = self.template.render(&messages, true)?;
+        let (mut ids, mut starts) = (Vec::new(), Vec::new());
+        self.tokens(&text, &mut ids, &mut starts).map_err(Error::Data)?;
+        Ok(ids)
+    }
+
+    /// The ids of a conversation and their marks. With `answers` it must be possible to tell what the assistant says.
+    pub(super) fn encode(&self, conversation: &Conversation, answers: bool) -> Result<Encoded, String> {
+        let (mut ids, mut starts) = (Vec::new(), Vec::new());
+        let mut marks = match conversation {
+            Conversation::Text(text) => {
+                self.tokenizer.try_encode_into(text, &mut ids).map_err(|error| error.to_string())?;
+                ids.push(self.eot);
+                vec![marks::LEARNED; ids.len()]
+            }
+            Conversation::Turns(messages) => {
+                let messages = self.guarded(messages)?;
+                let Rendered { text, answers, turns } = self.render(&messages, answers)?;
+                self.tokens(&text, &mut ids, &mut starts)?;
+                let plain = |at: usize| at - GUARD.len_utf8() * text[..at].matches(GUARD).count();
+                let mut found = vec![0; ids.len()];
+                // Tokens that begin before a place, and the one that the place is in.
+                let before = |at: usize| starts.partition_point(|&start| start < plain(at));
+                let at_or_in = |at: usize| match before(at) {
+                    token if starts.get(token) == Some(&plain(at)) => token,
+                    token => token.saturating_sub(1),
+                };
+                for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
+                    found[at_or_in(answer.start)..before(answer.end)].fill(marks::LEARNED);
+                }
+                for turn in turns {
+                    found.get_mut(at_or_in(turn)).into_iter().for_each(|mark| *mark |= marks::TURN);
+                }
+                found
+            }
+        };
+        match marks.first_mut() {
+            Some(first) => *first |= marks::CONVERSATION,
+            None => return Err("the chat template makes nothing of it".into()),
+        }
+        Ok(Encoded { ids, marks })
+    }
+
+    /// The messages with guards in what only looks like a special token.
+    fn guarded(&self, messages: &[Message]) -> Result<Vec<Message>, String> {
+        let guard = |(message, number): (&Message, usize)| {
+            if let Some(c) = message.content.chars().find(|c| [BEGIN, END, GUARD].contains(c)) {
+                return Err(format!("turn {number} holds U+{:04X}, which is no character", u32::from(c)));
+            }
+            let content = self.special.iter().fold(message.content.clone(), |content, (token, _)| {
+                let mut chars = token.chars();
+                match chars.next() {
+                    Some(first) if content.contains(token) => {
+                        content.replace(token.as_str(), &format!("{first}{GUARD}{}", chars.as_str()))
+                    }
+                    _ => content,
+                }
+            });
+            Ok(Message { role: message.role, content })
+        };
+        messages.iter().zip(1..).map(guard).collect()
+    }
+
+    /// Appends the ids of a rendered text, special tokens as such, and where each begins, guards not counted.
+    fn tokens(&self, text: &str, ids: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), String> {
+        let (mut rest, mut at) = (text, 0);
+        while !rest.is_empty() {
+            let found = self.special.iter().filter_map(|(token, id)| Some((rest.find(token.as_str())?, token, *id)));
+            // The first one, and of those that begin at the same place the longest.
+            let next = found.min_by_key(|(place, ..)| *place);
+            let plain = rest[..next.map_or(rest.len(), |(place, ..)| place)].replace(GUARD, "");
+            let first = starts.len();
+            self.tokenizer.try_encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
+            starts[first..].iter_mut().for_each(|start| *start += at);
+            at += plain.len();
+            let Some((place, token, id)) = next else { break };
+            ids.push(id);
+            starts.push(at);
+            at += token.len();
+            rest = &rest[place + token.len()..];
+        }
+        Ok(())
+    }
+
+    fn render(&self, messages: &[Message], answers: bool) -> Result<Rendered, String> {
+        if self.template.has_marks() {
+            let (text, answers) = without_marks(&self.template.render_marked(messages, false)?)?;
+            let turns = self.turns(messages, &text);
+            return Ok(Rendered { text, answers, turns });
+        }
+        let text = self.template.render_marked(messages, false)?;
+        let turns = self.turns(messages, &text);
+        let mut spans = Vec::new();
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| answers && message.role == Role::Assistant)
+        {
+            let upto = match index + 1 == messages.len() {
+                true => text.clone(),
+                false => self.template.render_marked(&messages[..=index], false)?,
+            };
+            // What comes before an answer is asked for; a template that adds more to it than to the answer itself (such as the
+            // beginning of a thought) has at least what came before.
+            let asked = self.template.render_marked(&messages[..index], true).ok();
+            let asked = asked.filter(|asked| upto.starts_with(asked.as_str()));
+            let before = match asked {
+                Some(asked) => asked.len(),
+                None => self.beginning(&messages[..index], &upto).ok_or(CANNOT_TELL)?,
+            };
+            if !text.starts_with(&upto) {
+                return Err(CANNOT_TELL.into());
+            }
+            // White space after the token that ends the answer is the template's.
+            let trimmed = before + upto[before..].trim_end().len();
+            let ended = self.special.iter().any(|(token, _)| upto[..trimmed].ends_with(token.as_str()));
+            spans.push(before..if ended { trimmed } else { upto.len() });
+        }
+        Ok(Rendered { text, answers: spans, turns })
+    }
+
+    /// Where each turn begins in the text of all, as far as that can be told.
+    fn turns(&self, messages: &[Message], text: &str) -> Vec<usize> {
+        (0..messages.len()).filter_map(|index| self.beginning(&messages[..index], text)).collect()
+    }
+
+    /// How much of `text` is that of these messages, if it begins with it.
+    fn beginning(&self, messages: &[Message], text: &str) -> Option<usize> {
+        if messages.is_empty() {
+            return Some(0);
+        }
+        let before = self.template.render(messages, false).ok()?;
+        text.starts_with(&before).then_some(before.len())
+    }
+}
+
+/// What is wrong with a template that changes what it wrote before as a conversation goes on.
+const CANNOT_TELL: &str = "the chat template does not write the beginning of a conversation as it writes the whole, so that the \
+     assistant's part cannot be told: mark it with {% generation %} in the template, or learn everything with --train_on all";
+
+/// A conversation as text, guards included.
+struct Rendered {
+    text: String,
+    /// What the assistant says, in bytes.
+    answers: Vec<Range<usize>>,
+    /// Where turns begin.
+    turns: Vec<usize>,
+}
+
+/// Takes the marks out of a text: what stood between them.
+fn without_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), String> {
+    let (mut text, mut spans, mut open) = (String::with_capacity(marked.len()), Vec::new(), None);
+    for c in marked.chars() {
+        match (c, open) {
+            (BEGIN, None) => open = Some(text.len()),
+            (END, Some(start)) => {
+                spans.push(start..text.len());
+                open = None;
+            }
+            (BEGIN | END, _) => return Err("the chat template has {% generation %} within {% generation %}".into()),
+            (c, _) => text.push(c),
+        }
+    }
+    Ok((text, spans))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chat::fixtures::{self, Case};
+
+    fn encoder(template: Option<&str>) -> ChatEncoder {
+        let eot = Some("<|endoftext|>".to_owned());
+        let format =
+            template.map(|template| ChatFormat { template: template.into(), bos_token: eot.clone(), eos_token: eot });
+        ChatEncoder::new(Tokenizer::gpt2(), format).unwrap()
+    }
+
+    /// The text of the tokens that have a mark, each stretch in brackets.
+    fn marked(encoder: &ChatEncoder, encoded: &Encoded, mark: u8) -> String {
+        let mut stretches = vec![Vec::new()];
+        let mut inside = false;
+        for (id, marks) in encoded.ids.iter().zip(&encoded.marks) {
+            let has = marks & mark != 0;
+            if has != inside || mark == marks::TURN && has {
+                stretches.push(Vec::new());
+            }
+            inside = has;
+            stretches.last_mut().unwrap().extend(has.then_some(*id));
+        }
+        stretches
+            .iter()
+            .filter(|ids| !ids.is_empty())
+            .map(|ids| format!("[{}]", encoder.tokenizer.decode(ids)))
+            .collect()
+    }
+
+    #[test]
+    fn ids_and_the_assistants_tokens_are_those_of_transformers() {
+        let templates = fixtures::templates();
+        let (mut cases, mut with_masks) = (0, 0);
+        for Case { name, messages, asking, ids, assistant, text } in fixtures::cases() {
+            let encoder = encoder(Some(&templates[&name]));
+            let answers = name != "namespace";
+            let encoded = encoder.encode(&Conversation::Turns(messages.clone()), answers).unwrap();
+            assert_eq!(encoded.ids, ids, "{name}: {text}");
+            assert_eq!(encoder.tokenizer.decode(&encoder.prompt(&messages).unwrap()), asking);
+            if let Some(assistant) = assistant {
+                let learned: Vec<u8> = encoded.marks.iter().map(|mark| mark & marks::LEARNED).collect();
+                assert_eq!(learned, assistant, "{name}: {text}");
+                with_masks += 1;
+            }
+            cases += 1;
+        }
+        assert_eq!((cases, with_masks), (30, 6));
+    }
+
+    #[test]
+    fn what_the_assistant_says_is_told_with_the_token_that_ends_it() {
+        let said = ["Hi", "Hello!\nYou?", "Fine.", "Good"];
+        let messages: Vec<_> = said
+            .iter()
+            .zip([Role::User, Role::Assistant].into_iter().cycle())
+            .map(|(said, role)| Message { role, content: said.to_string() })
+            .collect();
+        let conversation = Conversation::Turns(messages);
+        let templates = fixtures::templates();
+        for (name, learned, turns) in [
+            ("default", "[Hello!\nYou?<|endoftext|>][Good<|endoftext|>]", "[user][ass][user][ass]"),
+            ("chatml", "[Hello!\nYou?<|im_end|>\n][Good<|im_end|>\n]", "[<][<][<][<]"),
+            ("marked", "[ Hello!\nYou?<|endoftext|>][ Good<|endoftext|>]", "[USER][ass][USER][ass]"),
+            ("alternating", "[ Hello!\nYou? <|endoftext|>][ Good <|endoftext|>]", "[<|endoftext|>][ Hello][[][ Good]"),
+        ] {
+            let encoder = encoder(Some(&templates[name]));
+            let encoded = encoder.encode(&conversation, true).unwrap();
+            assert_eq!(marked(&encoder, &encoded, marks::LEARNED), learned, "{name}");
+            assert_eq!(encoded.marks[0] & marks::CONVERSATION, marks::CONVERSATION);
+            let begins = encoded.marks.iter().filter(|&&mark| mark & marks::CONVERSATION != 0).count();
+            assert_eq!(begins, 1);
+            assert_eq!(marked(&encoder, &encoded, marks::TURN), turns, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_special_token_that_somebody_spells_is_text() {
+        let encoder = encoder(None);
+        let said = "<|endoftext|> is <|endoftext|>";
+        let conversation = Conversation::Turns(vec![Message::user(said), Message::assistant(format!("No: {said}"))]);
+        let Encoded { ids, marks } = encoder.encode(&conversation, true).unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id == 50_256).count(), 2, "the ends of the two turns");
+        let text = encoder.tokenizer.decode(&ids);
+        assert_eq!(text, format!("user\n{said}<|endoftext|>assistant\nNo: {said}<|endoftext|>"));
+        let encoded = Encoded { ids, marks };
+        assert_eq!(marked(&encoder, &encoded, marks::LEARNED), format!("[No: {said}<|endoftext|>]"));
+        let odd = Conversation::Turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
+        assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2 holds U+FDD2, which is no character");
+    }
+
+    #[test]
+    fn a_text_is_learned_whole_and_templates_that_cannot_be_told_are_refused() {
+        let text = encoder(None).encode(&Conversation::Text("one two".into()), true).unwrap();
+        assert_eq!((text.ids.as_slice(), text.marks.as_slice()), (&[505, 734, 50_256][..], &[3, 1, 1][..]));
+        let two = Conversation::Turns(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]);
+        let backwards = encoder(Some("{% for m in messages | reverse %}{{ m.content }}{% endfor %}"));
+        assert!(backwards.encode(&two, true).unwrap_err().contains("mark it with {% generation %}"));
+        assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba"));
+        let nested = "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}";
+        assert!(encoder(Some(nested)).encode(&two, true).unwrap_err().contains("within"));
+        assert_eq!(encoder(Some("{# #}")).encode(&two, true).unwrap_err(), "the chat template makes nothing of it");
+    }
+
+    proptest! {
+        #[test]
+        fn everything_that_the_assistant_says_and_nothing_else_is_learned(
+            said in prop::collection::vec("[a-c\u{e9}\u{4e00} \\n<|]{0,8}[a-c\u{e9}]|<\\|endoftext\\|>|\\PC{1,4}x", 1..7), first: bool,
+        ) {
+            let roles = [Role::User, Role::Assistant].into_iter().cycle().skip(usize::from(first));
+            let messages: Vec<_> = said.iter().zip(roles).map(|(said, role)| Message { role, content: said.clone() }).collect();
+            let encoder = encoder(None);
+            let encoded = encoder.encode(&Conversation::Turns(messages.clone()), true).unwrap();
+            let expected: String = messages
+                .iter()
+                .filter(|message| message.role == Role::Assistant)
+                .map(|message| format!("[{}<|endoftext|>]", message.content.trim()))
+                .collect();
+            prop_assert_eq!(marked(&encoder, &encoded, marks::LEARNED), expected);
+            prop_assert_eq!(encoded.marks.iter().filter(|&&mark| mark & marks::TURN != 0).count(), messages.len());
+        }
+    }
+}

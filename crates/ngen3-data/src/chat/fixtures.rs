@@ -1,0 +1,51 @@
+//! What transformers makes of conversations: see `fixtures/make_templates.py`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Conversation, Message};
+
+/// A conversation and what it becomes.
+pub(super) struct Case {
+    pub name: String,
+    pub messages: Vec<Message>,
+    pub text: String,
+    pub asking: String,
+    pub ids: Vec<u32>,
+    /// 1 where the template marks a token as the assistant's, if it marks them.
+    pub assistant: Option<Vec<u8>>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    templates: BTreeMap<String, String>,
+    cases: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    messages: Value,
+    text: String,
+    asking: String,
+    ids: Vec<u32>,
+    assistant: Option<Vec<u8>>,
+}
+
+fn file() -> File {
+    serde_json::from_str(include_str!("fixtures/templates.json")).unwrap()
+}
+
+/// The templates by name.
+pub(super) fn templates() -> BTreeMap<String, String> {
+    file().templates
+}
+
+pub(super) fn cases() -> impl Iterator<Item = Case> {
+    file().cases.into_iter().map(|Entry { name, messages, text, asking, ids, assistant }| {
+        let Ok(Conversation::Turns(messages)) = Conversation::from_json(&messages) else { panic!("{messages}") };
+        Case { name, messages, text, asking, ids, assistant }
+    })
+}

@@ -1,0 +1,263 @@
+//! A file of conversations is read, one after the other.
+//!
+//! JSON lines (a conversation each), one JSON list of conversations, or text (a dialogue a line). The file's name tells JSON
+//! from text if it ends in `.jsonl`, `.json` or `.txt`, else its first character does. Empty lines are passed over.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::Conversation;
+use super::parse::FIELDS;
+use crate::Error;
+use crate::source::open::{Opened, open, open_file, peek};
+use crate::source::text::read_error;
+
+/// Longest line taken, in bytes: what has none is no file of conversations.
+const MAX_LINE: u64 = 64 << 20;
+/// Bytes that are looked at to tell what a file is.
+const LOOK: usize = 4096;
+const BUFFER: usize = 1 << 18;
+
+/// Where a conversation stands in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// What the file is made of.
+    pub unit: &'static str,
+    /// Which one, from 1.
+    pub number: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.unit, self.number)
+    }
+}
+
+/// Takes a conversation, or the reason why there is none at this place.
+pub(super) type Take<'a> = dyn FnMut(Place, Result<Conversation, String>) -> Result<(), Error> + 'a;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    JsonLines,
+    JsonList,
+    Lines,
+}
+
+/// Reads the conversations of a file, or of stdin if the path is `-`; `.gz` and `.zst` are unpacked.
+///
+/// # Errors
+/// [`Error::Read`] for a file that is missing, unreadable, or, as one JSON list, broken; whatever `take` returns.
+pub(super) fn read_file(path: &Path, take: &mut Take) -> Result<(), Error> {
+    if path == Path::new("-") {
+        return read("stdin", "", open("stdin", io::stdin(), false)?, take);
+    }
+    let name = path.display().to_string();
+    if path.is_dir() {
+        let reason = "it is a folder; name a file of conversations, or the data.bin of a dataset".into();
+        return Err(Error::Read { name, reason });
+    }
+    let file = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let file = file.strip_suffix(".gz").or_else(|| file.strip_suffix(".zst")).unwrap_or(&file);
+    let ending = file.rsplit_once('.').map_or("", |(_, ending)| ending);
+    read(&name, ending, open_file(&name, path)?, take)
+}
+
+fn read(name: &str, ending: &str, opened: Opened, take: &mut Take) -> Result<(), Error> {
+    let Opened { mut bytes, unpacked, .. } = opened;
+    let failed = |error: io::Error| read_error(name, unpacked, &error);
+    let mut start = peek(&mut bytes, LOOK).map_err(failed)?;
+    if start.starts_with(&[0xef, 0xbb, 0xbf]) {
+        start.drain(..3);
+    }
+    let form = form_of(ending, &start);
+    let mut bytes = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
+    if form == Form::JsonList {
+        return read_list(name, unpacked, &mut bytes, take);
+    }
+    let (mut line, mut number) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        let read = (&mut bytes).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)?;
+        if read == 0 {
+            return Ok(());
+        }
+        number += 1;
+        let place = Place { unit: "line", number };
+        if read as u64 == MAX_LINE {
+            let reason = format!("{place} is longer than {MAX_LINE} bytes");
+            return Err(Error::Read { name: name.into(), reason });
+        }
+        let found = match std::str::from_utf8(&line) {
+            Ok(line) if line.trim().is_empty() => continue,
+            Ok(line) if form == Form::JsonLines => Conversation::from_json_line(line),
+            Ok(line) => Conversation::from_line(line),
+            Err(error) => Err(format!("it is not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)),
+        };
+        take(place, found)?;
+    }
+}
+
+/// Tells what a file is by its name's ending and its first bytes.
+fn form_of(ending: &str, start: &[u8]) -> Form {
+    let text = String::from_utf8_lossy(start);
+    let text = text.trim_start();
+    let json = match ending {
+        "txt" => false,
+        "jsonl" | "json" => true,
+        _ => text.starts_with(['{', '[']),
+    };
+    match text.strip_prefix('[') {
+        _ if !json => Form::Lines,
+        // A list of strings, or of turns, is a conversation: one of many lines. Any other is the list of all.
+        Some(inside) if !is_turn(inside.trim_start()) => Form::JsonList,
+        _ => Form::JsonLines,
+    }
+}
+
+/// Whether a list begins with a turn: a string, or an object whose first key is one of a turn's.
+fn is_turn(text: &str) -> bool {
+    let key = text.strip_prefix('{').and_then(|object| object.trim_start().strip_prefix('"'));
+    text.starts_with(['"', ']'])
+        || FIELDS
+            .iter()
+            .flat_map(|(speaker, said)| [speaker, said])
+            .any(|field| key.is_some_and(|key| key.strip_prefix(field).is_some_and(|rest| rest.starts_with('"'))))
+}
+
+/// Reads one JSON list of conversations, which need not fit in memory.
+fn read_list(name: &str, unpacked: bool, bytes: &mut impl Read, take: &mut Take) -> Result<(), Error> {
+    let (mut number, mut outcome) = (0, Ok(()));
+    let mut json = serde_json::Deserializer::from_reader(bytes);
+    let result = Items { number: &mut number, outcome: &mut outcome, take }.deserialize(&mut json);
+    outcome?;
+    result.and_then(|()| json.end()).map_err(|error| match error.is_io() {
+        true => read_error(name, unpacked, &io::Error::from(error)),
+        false => {
+            Error::Read { name: name.into(), reason: format!("after conversation {number} it is not JSON: {error}") }
+        }
+    })
+}
+
+/// The items of a list, each taken as it is read.
+struct Items<'a, 'b> {
+    number: &'a mut u64,
+    outcome: &'a mut Result<(), Error>,
+    take: &'a mut Take<'b>,
+}
+
+impl<'de> DeserializeSeed<'de> for Items<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a list of conversations")
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
+        while let Some(value) = seq.next_element::<Value>()? {
+            *self.number += 1;
+            let place = Place { unit: "conversation", number: *self.number };
+            *self.outcome = (self.take)(place, Conversation::from_json(&value));
+            if self.outcome.is_err() {
+                return Err(S::Error::custom("enough"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::chat::Message;
+
+    /// A place, and a conversation or the reason why there is none.
+    type Entry = (String, Result<Conversation, String>);
+
+    /// What a file of this name and content gives.
+    fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<Entry>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        let mut found = Vec::new();
+        read_file(&path, &mut |place, conversation| {
+            found.push((place.to_string(), conversation));
+            Ok(())
+        })
+        .map_err(|error| error.to_string().replace(&format!("{}/", folder.path().display()), ""))?;
+        Ok(found)
+    }
+
+    fn two_turns() -> Result<Conversation, String> {
+        Ok(Conversation::Turns(vec![Message::user("a"), Message::assistant("b")]))
+    }
+
+    #[test]
+    fn every_kind_of_file_is_told_by_its_name_and_its_beginning() {
+        let object = r#"{"messages": [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}]}"#;
+        let turns = r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]"#;
+        let list = r#"["a", "b"]"#;
+        for one in [object, turns, list] {
+            for name in ["x.jsonl", "x.json", "x"] {
+                let lines = read(name, format!("\u{feff}{one}\n\n  {one}\r\n{one}")).unwrap();
+                let expected = ["line 1", "line 3", "line 4"].map(|place| (place.to_string(), two_turns()));
+                assert_eq!(lines, expected, "{name}: {one}");
+            }
+            for all in [format!("[\n  {one},\n  {one}\n]\n"), format!("[{one},{one}]")] {
+                let expected = ["conversation 1", "conversation 2"].map(|place| (place.to_string(), two_turns()));
+                assert_eq!(read("x.json", &all).unwrap(), expected, "{all}");
+            }
+        }
+        for name in ["x.TXT", "x"] {
+            let lines = read(name, "a\tb\n\na __eou__ b __eou__\nplain").unwrap();
+            assert_eq!(lines[..2], [("line 1".into(), two_turns()), ("line 3".into(), two_turns())]);
+            assert_eq!(lines[2], ("line 4".into(), Ok(Conversation::Text("plain".into()))));
+        }
+        assert_eq!(read("x.txt", "[aside] a").unwrap()[0].1, Ok(Conversation::Text("[aside] a".into())));
+        assert_eq!(read("x.jsonl", "").unwrap(), []);
+        assert_eq!(read("x.json", "[]").unwrap()[0].1, Err("it has no turns".into()));
+    }
+
+    #[test]
+    fn a_bad_line_far_down_is_named_and_the_rest_is_read() {
+        let mut text = "[\"a\", \"b\"]\n".repeat(39_999);
+        text += "{\"messages\": [{\"role\": \"user\", \"content\": \"a\n[\"a\", \"b\"]\n";
+        let found = read("x.jsonl", &text).unwrap();
+        assert_eq!(found.len(), 40_001);
+        let (place, reason) = &found[39_999];
+        assert_eq!(place, "line 40000");
+        assert!(reason.as_ref().unwrap_err().starts_with("it is not JSON: "), "{reason:?}");
+        assert_eq!(found[40_000], ("line 40001".into(), two_turns()));
+        let found = read("x.txt", b"a\tb\nc\xff\td\n").unwrap();
+        assert_eq!(found[1], ("line 2".into(), Err("it is not UTF-8 (byte 2 of the line)".into())));
+    }
+
+    #[test]
+    fn a_broken_list_is_an_error_of_the_file() {
+        let error = read("x.json", r#"[["a", "b"], ["a", "#).unwrap_err();
+        assert_eq!(
+            error,
+            "cannot read x.json: after conversation 1 it is not JSON: EOF while parsing a value at line 1 column 19"
+        );
+        let error = read("x.json", r#"[["a", "b"]] more"#).unwrap_err();
+        assert!(error.contains("after conversation 1") && error.contains("trailing characters"), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let error = read_file(folder.path(), &mut |_, _| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("it is a folder"), "{error}");
+        let error = read_file(&folder.path().join("no"), &mut |_, _| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("there is no such file"), "{error}");
+    }
+}

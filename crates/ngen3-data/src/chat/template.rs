@@ -1,0 +1,236 @@
+//! Conversations become text by a Jinja template, as in `transformers`.
+//!
+//! [`ChatTemplate`] gives what `tokenizer.apply_chat_template(messages, tokenize=False)` gives, byte for byte: blocks are
+//! trimmed, `raise_exception` and `tojson` are there, strings have Python's methods, and `{% generation %}` marks what the
+//! assistant says. A template comes with a model from anywhere, so the work that it may do is limited.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use ngen3_model::ChatFormat;
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+use super::Message;
+use crate::Error;
+
+/// Instructions of the template engine that a template may take for a conversation; each turn of a usual one takes about a
+/// hundred.
+const FUEL: u64 = 20_000_000;
+const NAME: &str = "chat_template";
+
+/// Stand around what the assistant says, in text that a template rendered. They are noncharacters of Unicode, which no text
+/// holds.
+pub(super) const BEGIN: char = '\u{fdd0}';
+pub(super) const END: char = '\u{fdd1}';
+
+/// The template of a model that has none of its own: `role`, a line break, what is said, the token that ends a text. ChatML
+/// in form, with the tokens that GPT-2's vocabulary has.
+const DEFAULT: &str = include_str!("default.jinja");
+
+/// Renders conversations.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    format: ChatFormat,
+    environment: Environment<'static>,
+}
+
+impl ChatTemplate {
+    /// The format of a model that has none of its own. `end` is the token that ends a text.
+    pub fn default_format(end: &str) -> ChatFormat {
+        ChatFormat { template: DEFAULT.into(), bos_token: Some(end.into()), eos_token: Some(end.into()) }
+    }
+
+    /// Makes a template ready.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when it is no template, saying where.
+    pub fn new(format: ChatFormat) -> Result<Self, Error> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the usual delimiters"));
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<(), minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("_generation", |state: &mut minijinja::State, kwargs: Kwargs| {
+            let said: Value = kwargs.get::<Value>("caller")?.call(state, &[])?;
+            Ok::<_, minijinja::Error>(format!("{BEGIN}{said}{END}"))
+        });
+        environment.add_filter("tojson", tojson);
+        environment
+            .add_template_owned(NAME, with_calls(&format.template))
+            .map_err(|error| Error::Data(format!("the chat template is not one: {}", told(&error))))?;
+        Ok(Self { format, environment })
+    }
+
+    /// What it was made from.
+    pub fn format(&self) -> &ChatFormat {
+        &self.format
+    }
+
+    /// Whether the template itself marks what the assistant says.
+    pub(super) fn has_marks(&self) -> bool {
+        with_calls(&self.format.template) != self.format.template
+    }
+
+    /// The text of a conversation; `add_generation_prompt` adds what comes before the assistant's answer.
+    ///
+    /// # Errors
+    /// [`Error::Data`] with what the template complains of.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
+        let text = self.render_marked(messages, add_generation_prompt).map_err(Error::Data)?;
+        Ok(text.replace([BEGIN, END], ""))
+    }
+
+    /// The text with [`BEGIN`] and [`END`] around what the template itself marks.
+    pub(super) fn render_marked(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
+        let turns: Vec<_> = messages
+            .iter()
+            .map(|message| context! { role => message.role.name(), content => message.content.as_str() })
+            .collect();
+        let ChatFormat { bos_token, eos_token, .. } = &self.format;
+        let template = self.environment.get_template(NAME).map_err(|error| told(&error))?;
+        // A token that the tokenizer lacks is not defined, rather than empty.
+        let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
+        let context = context! {
+            messages => turns,
+            add_generation_prompt => add_generation_prompt,
+            tools => (),
+            documents => (),
+            bos_token => token(bos_token),
+            eos_token => token(eos_token),
+        };
+        template.render(context).map_err(|error| format!("the chat template refuses it: {}", told(&error)))
+    }
+}
+
+/// The template with `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function
+/// that puts marks around what it is given. White space is trimmed as around the tags.
+fn with_calls(template: &str) -> String {
+    let (mut text, mut rest) = (String::with_capacity(template.len()), template);
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        text.push_str(before);
+        let Some(end) = tag.find("%}") else { break };
+        let (tag, after) = tag.split_at(end + 2);
+        let inside = tag[2..end].trim_matches(['-', '+']);
+        match inside.trim() {
+            "generation" => text.push_str(&tag.replacen("generation", "call _generation()", 1)),
+            "endgeneration" => text.push_str(&tag.replacen("endgeneration", "endcall", 1)),
+            _ => text.push_str(tag),
+        }
+        rest = after;
+    }
+    text + rest
+}
+
+/// An error of the engine in one line, with the line of the template.
+fn told(error: &minijinja::Error) -> String {
+    let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    format!("{}{line}", what.lines().next().unwrap_or_default())
+}
+
+/// `transformers`' filter: Python's `json.dumps` with `ensure_ascii=False`.
+fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    kwargs.assert_all_used()?;
+    let wrong = |error: serde_json::Error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string());
+    let mut json = Vec::new();
+    match indent {
+        Some(indent) => {
+            let spaces = vec![b' '; indent.min(64)];
+            let formatter = PrettyFormatter::with_indent(&spaces);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter)).map_err(wrong)?;
+        }
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Spaced)).map_err(wrong)?;
+        }
+    }
+    Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
+}
+
+/// JSON on one line with `, ` and `: `.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::fixtures::{self, Case};
+
+    fn error(template: &str) -> String {
+        let format = ChatFormat { template: template.into(), bos_token: None, eos_token: Some("</s>".into()) };
+        let error = match ChatTemplate::new(format) {
+            Ok(template) => template.render(&[Message::user("Hi")], true).unwrap_err(),
+            Err(error) => error,
+        };
+        error.to_string()
+    }
+
+    #[test]
+    fn the_text_is_that_of_transformers_byte_for_byte() {
+        let (mut cases, templates) = (0, fixtures::templates());
+        for Case { name, messages, text, asking, .. } in fixtures::cases() {
+            let eot = Some("<|endoftext|>".to_owned());
+            let format = ChatFormat { template: templates[&name].clone(), bos_token: eot.clone(), eos_token: eot };
+            let template = ChatTemplate::new(format).unwrap();
+            assert_eq!(template.render(&messages, false).unwrap(), text, "{name}");
+            assert_eq!(template.render(&messages, true).unwrap(), asking, "{name}");
+            cases += 1;
+        }
+        assert_eq!(cases, 30);
+        assert_eq!(templates["default"], ChatTemplate::default_format("").template, "the script reads the same file");
+    }
+
+    #[test]
+    fn a_template_that_fails_says_why_and_where() {
+        assert_eq!(
+            error("{{ messages }}\n{{ raise_exception('no ' ~ messages[0].role) }}"),
+            "the chat template refuses it: no user (line 2 of the template)"
+        );
+        let broken = error("a\n{% for x in %}");
+        assert!(broken.starts_with("the chat template is not one: ") && broken.contains("(line 2 of"), "{broken}");
+        assert!(error("{{ messages[0].content.nonsense() }}").contains("has no method named nonsense"));
+        assert!(error("{{ bos_token.x }}").contains("undefined value"));
+        assert!(error("{% include 'other' %}").contains("the chat template refuses it"));
+        for endless in [
+            "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ 'x' * 99999999999 }}",
+        ] {
+            assert!(error(endless).contains("the chat template refuses it"), "{endless}");
+        }
+    }
+
+    #[test]
+    fn marks_of_what_is_generated_are_seen_however_they_are_written() {
+        for (tags, text) in [
+            ("a {% generation %} b {% endgeneration %} c", "a [ b ] c"),
+            ("a {%- generation -%} b {%- endgeneration -%} c", "a[b]c"),
+            ("{%generation%}{% if true %}b{% endif %}{%   endgeneration%}", "[b]"),
+        ] {
+            let format = ChatFormat { template: tags.into(), bos_token: None, eos_token: None };
+            let template = ChatTemplate::new(format).unwrap();
+            assert!(template.has_marks());
+            let marked = template.render_marked(&[], false).unwrap();
+            assert_eq!(marked.replace(BEGIN, "[").replace(END, "]"), text, "{tags}");
+            assert_eq!(template.render(&[], false).unwrap(), text.replace(['[', ']'], ""));
+        }
+    }
+}

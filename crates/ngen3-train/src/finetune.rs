@@ -1,0 +1,277 @@
+//! Conversations as a lesson: predict what the assistant says, from what was said before.
+//!
+//! [`Conversations`] is fine-tuning's own lesson; a file of plain tokens is fine-tuned on as [`crate::Corpus`] trains on it.
+//! [`Reference`] tells how much of what a model knew before it has lost.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ngen3_data::Tokenizer;
+use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
+use ngen3_engine::{Batch, Engine, IGNORE};
+use ngen3_model::files::write_atomic;
+use ngen3_model::{ChatFormat, TokenizerRef};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::job::{Data, Job, Request, Weights};
+use crate::lesson::{Learned, Lesson, Micro};
+use crate::state::DataIdentity;
+use crate::{Error, Overrides, RunPaths, TrainSettings};
+
+/// Conversations to train on, and those that are held out.
+#[derive(Debug)]
+pub struct Conversations {
+    sampler: ChatSampler,
+    /// Micro-batches in a step.
+    accumulation: u64,
+    eval_iters: usize,
+    /// The latest batch.
+    batch: Batch,
+}
+
+impl Conversations {
+    /// Settles a run of `ngen3 finetune` on conversations. `own` is the format that the model has: it stays the model's if the
+    /// conversations turn out to have no turns.
+    ///
+    /// # Errors
+    /// As [`Request::start`], [`ChatSampler::new`] and [`crate::Start::with`].
+    pub fn prepare(
+        request: Request,
+        chats: Chats,
+        train_on: TrainOn,
+        skip_bad: bool,
+        own: Option<ChatFormat>,
+    ) -> Result<(Job, Self, Weights), Error> {
+        let vocab_size = chats.tokenizer().vocab_size();
+        let start = request.start(|| Ok(vocab_size))?;
+        let TrainSettings { batch_size, val_fraction, seed, eval_iters, gradient_accumulation, .. } = start.settings;
+        chats.check_vocab(start.config.vocab_size)?;
+        let block_size = start.config.block_size;
+        let sampling = ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed };
+        let sampler = ChatSampler::new(chats, &sampling)?;
+        let chats = sampler.chats();
+        let (train_tokens, val_tokens) = sampler.learned();
+        let data = Data {
+            path: PathBuf::from(chats.name()),
+            identity: DataIdentity {
+                train_tokens: train_tokens as u64,
+                val_tokens: val_tokens as u64,
+                sha256: chats.sha256().into(),
+            },
+            tokenizer: reference_to(chats.tokenizer()),
+            chat: if chats.have_turns() { Some(chats.format().clone()) } else { own.clone() },
+            source: chats.source().to_vec(),
+        };
+        let mut notes = vec![described(&sampler, train_on)];
+        if own.is_some() && data.chat != own {
+            notes.push("the conversations have another chat template than the model; the model gets theirs".into());
+        }
+        let learned = if train_on == TrainOn::All { "all" } else { "assistant" };
+        let lesson = Map::from_iter([("train_on".to_owned(), Value::from(learned))]);
+        let (mut job, weights) = start.with(data, lesson)?;
+        job.notes.splice(0..0, notes);
+        let lesson = Self {
+            sampler,
+            accumulation: gradient_accumulation,
+            eval_iters: usize::try_from(eval_iters).unwrap_or(usize::MAX),
+            batch: Batch::default(),
+        };
+        Ok((job, lesson, weights))
+    }
+
+    /// Held-out batch `index`.
+    fn val_batch(&mut self, index: usize) -> &Batch {
+        self.batch.clear();
+        self.sampler.val_batch(index, &mut |inputs, targets| self.batch.push(inputs, targets));
+        &self.batch
+    }
+}
+
+impl Lesson for Conversations {
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+        self.batch.clear();
+        let number = micro.step * self.accumulation + micro.index;
+        self.sampler.train_batch(number, &mut |inputs, targets| self.batch.push(inputs, targets));
+        let loss = engine.forward_backward(&self.batch, micro.weight, micro.dropout, micro.seed)?;
+        Ok(Learned { loss, parts: Vec::new(), tokens: self.batch.inputs.len() as u64 })
+    }
+
+    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
+        let (mut sum, mut counted) = (0.0, 0);
+        for index in 0..self.sampler.val_batches().min(self.eval_iters) {
+            let batch = self.val_batch(index);
+            let tokens = batch.counted();
+            sum += f64::from(engine.loss(batch)?) * tokens as f64;
+            counted += tokens;
+        }
+        Ok((counted > 0).then(|| (sum / counted as f64) as f32))
+    }
+
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+        // With nothing held out the latest training batch has to do.
+        if self.sampler.val_batches() > 0 {
+            self.val_batch(0);
+        }
+        Ok(engine.loss(&self.batch)?)
+    }
+}
+
+/// The tokenizer as a model keeps it.
+fn reference_to(tokenizer: &Tokenizer) -> TokenizerRef {
+    if tokenizer.name() == "gpt2" { TokenizerRef::Gpt2 } else { TokenizerRef::Json(tokenizer.to_json()) }
+}
+
+/// What there is to learn from, in a sentence.
+fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
+    let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.cuts());
+    let (what, whose) = match (chats.have_turns(), train_on) {
+        (false, _) => ("texts", "every token is learned"),
+        (true, TrainOn::All) => ("conversations", "every turn is learned"),
+        (true, TrainOn::Assistant) => ("conversations", "the assistant's turns are learned"),
+    };
+    let mut text = format!("{train} {what} to train on, {val} held out; {whose}");
+    if cuts.long > 0 {
+        text += &format!("; {} longer than the block were cut into {}", cuts.long, cuts.pieces);
+    }
+    let left_out = [
+        (chats.skipped(), "bad"),
+        (cuts.too_long as u64, "with a message longer than the block"),
+        (cuts.unlearned as u64, "with nothing to learn"),
+    ];
+    for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!("; {count} {why} left out");
+    }
+    text
+}
+
+/// The settings of fine-tuning where nobody says otherwise: it starts from what is good already, so it learns more slowly,
+/// looks more often, and keeps the best. Adapters start from nothing, and learn as fast as a model does from scratch.
+/// `recipe_lr` is the variant's learning rate.
+pub(crate) fn finetune_defaults(asked: Overrides, recipe_lr: f32, adapters: bool) -> Overrides {
+    let max_iters = asked.max_iters.unwrap_or(1_000);
+    let defaults = Overrides {
+        max_iters: Some(max_iters),
+        learning_rate: Some(if adapters { recipe_lr } else { recipe_lr / 3.0 }),
+        eval_interval: Some((max_iters / 20).max(1)),
+        keep_best: Some(true),
+        ..Overrides::default()
+    };
+    asked.or(defaults)
+}
+
+/// A text that a model could predict before: what it has lost shows in its perplexity there.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    name: String,
+    rows: Batch,
+}
+
+/// Tokens of a reference text that are looked at: enough for two digits of its perplexity.
+const REFERENCE_TOKENS: usize = 16_384;
+/// Tokens in a pass over it.
+const REFERENCE_PASS: usize = 2_048;
+
+impl Reference {
+    /// Takes the first tokens of a text, in rows of the model's block. `None` if it has fewer than two.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the tokenizer fails on it.
+    pub fn new(name: &str, text: &str, tokenizer: &Tokenizer, block_size: usize) -> Result<Option<Self>, Error> {
+        let mut ids = Vec::new();
+        tokenizer.try_encode_into(text, &mut ids).map_err(ngen3_data::Error::from)?;
+        ids.truncate(REFERENCE_TOKENS + 1);
+        if ids.len() < 2 {
+            return Ok(None);
+        }
+        let mut rows = Batch::default();
+        let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
+        for (inputs, targets) in inputs.chunks(block_size).zip(targets.chunks(block_size)) {
+            rows.push(inputs, targets);
+        }
+        Ok(Some(Self { name: name.into(), rows }))
+    }
+
+    /// What it is called, and its length.
+    pub fn title(&self) -> String {
+        format!("{}, {} tokens", self.name, self.rows.inputs.len())
+    }
+
+    /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] for what the engine could not do.
+    pub fn perplexity(&self, engine: &mut dyn Engine) -> Result<f64, Error> {
+        let Batch { inputs, targets, rows } = &self.rows;
+        let (mut at, mut sum) = (0, 0.0);
+        let mut pass = Batch::default();
+        for (index, row) in rows.iter().enumerate() {
+            pass.push(&inputs[at..at + row.len], &targets[at..at + row.len]);
+            at += row.len;
+            if pass.inputs.len() >= REFERENCE_PASS || index + 1 == rows.len() {
+                debug_assert!(!pass.targets.contains(&IGNORE));
+                sum += f64::from(engine.loss(&pass)?) * pass.targets.len() as f64;
+                pass.clear();
+            }
+        }
+        Ok((sum / targets.len() as f64).exp())
+    }
+}
+
+/// `X_model.run/reference.json`: the perplexity on a reference text, in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceReport {
+    /// What the text is called.
+    pub text: String,
+    /// Before fine-tuning.
+    pub before: f64,
+    /// That of the model that was kept; `None` while the run is under way.
+    pub after: Option<f64>,
+}
+
+impl ReferenceReport {
+    const FILE: &str = "reference.json";
+
+    /// Reads that of a run; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; [`Error::File`] if it is damaged.
+    pub fn read(paths: &RunPaths) -> Result<Option<Self>, Error> {
+        let path = paths.run.join(Self::FILE);
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::file(&path, error.to_string()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", &path)(error)),
+        }
+    }
+
+    /// Writes it whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it cannot be written.
+    pub fn write(&self, paths: &RunPaths) -> Result<(), Error> {
+        write_atomic(&paths.run.join(Self::FILE), |file| {
+            serde_json::to_writer_pretty(&mut *file, self)?;
+            file.write_all(b"\n")
+        })?;
+        Ok(())
+    }
+}
+
+/// The last tenth of a text, from a line's beginning: where a model that was trained on it was validated.
+pub fn last_tenth(text: &str) -> &str {
+    let tail = &text[text.floor_char_boundary(text.len() / 10 * 9)..];
+    tail.split_once('\n').map_or(tail, |(_, rest)| rest)
+}
+
+/// Reads a reference text.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::File`] if it is not UTF-8.
+pub fn read_reference(path: &Path) -> Result<String, Error> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    String::from_utf8(bytes)
+        .map_err(|error| Error::file(path, format!("it is not UTF-8 at byte {}", error.utf8_error().valid_up_to())))
+}

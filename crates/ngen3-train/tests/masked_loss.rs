@@ -1,0 +1,88 @@
+//! Fine-tuning's loss against PyTorch's, where everything but what the assistant says has the label -100
+//! (`fixtures/make_masked_loss.py`).
+
+use std::fs;
+use std::sync::atomic::AtomicBool;
+
+use ngen3_data::Tokenizer;
+use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
+use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
+use ngen3_train::{Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Request, Shape, Weights};
+use serde_json::Value;
+
+/// The script's parameters.
+fn params(config: &Config) -> Vec<f32> {
+    let hashed = |i: u64| (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64;
+    (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
+}
+
+fn prepare(folder: &std::path::Path, lines: &str, train_on: TrainOn) -> (Job, Conversations, Weights) {
+    let file = folder.join("chats.jsonl");
+    fs::write(&file, lines).unwrap();
+    let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
+    let go = AtomicBool::new(false);
+    let input = [file];
+    let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, true, false, &go, &mut |_| {}).unwrap();
+    let config = Config::new(2, 3, 12, 64, 50_257);
+    let checkpoint = Checkpoint { params: params(&config), config, meta: CheckpointMeta::default() };
+    let request = Request {
+        kind: Kind::Finetune,
+        variant: None,
+        config_file: None,
+        out: Some(folder.join("x_model.pt")),
+        begin: Begin::Fresh { init: Init::Given("start.pt".into(), Box::new(checkpoint)), overwrite: false },
+        settings: Overrides { batch_size: Some(16), val_fraction: Some(0.0), ..Overrides::default() },
+        shape: Shape::default(),
+        lora: None,
+    };
+    Conversations::prepare(request, chats, train_on, false, None).unwrap()
+}
+
+#[test]
+fn only_what_the_assistant_says_counts_as_in_pytorch() {
+    let expected: Value = serde_json::from_str(include_str!("fixtures/masked_loss.json")).unwrap();
+    let lines: String = expected["conversations"].as_array().unwrap().iter().map(|said| format!("{said}\n")).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let (job, mut lesson, weights) = prepare(folder.path(), &lines, TrainOn::Assistant);
+    assert_eq!(Some(job.data.identity.train_tokens), expected["counted"].as_u64());
+    let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
+    let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
+    let micro = Micro { step: 0, index: 0, weight: 1.0, dropout: 0.0, seed: 0 };
+    let learned = lesson.learn(&mut engine, &micro).unwrap();
+    let loss = expected["loss"].as_f64().unwrap();
+    assert!((f64::from(learned.loss) / loss - 1.0).abs() < 1e-5, "{}, not {loss}", learned.loss);
+    let grads = engine.read(Slot::Grads).into_owned();
+    for param in &ParamList::new(&job.config) {
+        let found = grads[param.range()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let norm = expected["gradient_norms"][&param.name].as_f64().unwrap();
+        assert!((found / norm - 1.0).abs() < 1e-4, "{}: {found}, not {norm}", param.name);
+    }
+
+    // With everybody's turns it is another loss, on more tokens.
+    let folder = tempfile::tempdir().unwrap();
+    let (job, mut all, weights) = prepare(folder.path(), &lines, TrainOn::All);
+    assert!(job.data.identity.train_tokens > expected["counted"].as_u64().unwrap());
+    let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
+    assert!((f64::from(all.learn(&mut engine, &micro).unwrap().loss) - loss).abs() > 1e-2);
+}
+
+#[test]
+fn an_answer_is_judged_by_what_comes_before_it_in_its_own_conversation() {
+    let loss = |lines: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, mut lesson, weights) = prepare(folder.path(), lines, TrainOn::Assistant);
+        let options = Options { threads: 1, dtype: Dtype::F32, ..Options::default() };
+        let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
+        let micro = Micro { step: 0, index: 0, weight: 1.0, dropout: 0.0, seed: 0 };
+        let learned = lesson.learn(&mut engine, &micro).unwrap();
+        (f64::from(learned.loss), job.data.identity.train_tokens as f64)
+    };
+    let (one, two) = ("[\"Hello\", \"Hi there\"]\n", "[\"What is it?\", \"A bank, five blocks away\"]\n");
+    let ((first, n), (second, m)) = (loss(one), loss(two));
+    let (both, total) = loss(&format!("{one}{two}"));
+    assert_eq!(total, n + m);
+    assert!((both - (first * n + second * m) / total).abs() < 1e-5, "{both} of {first} and {second}");
+    let (followed, counted) = loss("[\"Hello\", \"Hi there\", \"a question that nobody answers\"]\n");
+    assert_eq!((followed as f32, counted), (first as f32, n));
+}

@@ -1,0 +1,234 @@
+//! `ngen3 chat`: a conversation with a model, in the terminal.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use ngen3_data::chat::{ChatEncoder, Message, Role};
+use ngen3_engine::{CpuEngine, Dtype, Options, Sampling};
+use ngen3_model::files::write_atomic;
+use ngen3_model::{Checkpoint, Variant};
+use serde_json::json;
+
+use super::sample::seed_of_the_moment;
+use crate::progress::write_line;
+use crate::talk::Answer;
+use crate::threads::Threads;
+use crate::{interrupt, model, stdout};
+
+/// Talk to a model
+///
+/// Each line is a turn; the answer goes to stdout as it is made. The model sees the whole conversation; when that outgrows its
+/// block, the oldest turns are forgotten. A line that begins with / is a command: /help lists them. Ctrl-C stops an answer.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Model to talk to: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
+    #[arg(long, value_name = "MODEL")]
+    model_checkpoint: PathBuf,
+    /// Check that the model is of this variant
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    variant: Option<&'static Variant>,
+    /// What the model is told before everything else
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    length: usize,
+    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    temperature: f32,
+    /// Draw from the likeliest K tokens only
+    #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
+    top_k: usize,
+    /// Draw from the fewest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Above 1 makes tokens that are already in the conversation less likely
+    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+    /// The same seed gives the same answers [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: Dtype,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 chat --model_checkpoint finetuned_7M_model.pt
+  ngen3 chat --model_checkpoint finetuned_7M_model.pt --system \"Answer in one word.\" --temperature 0
+  echo \"Hello, how are you?\" | ngen3 chat --model_checkpoint finetuned_7M_model.pt --seed 1";
+
+const HELP: &str = "\
+/reset      forget the conversation
+/save FILE  write the conversation as a line of JSON, which finetune reads
+/help       this
+/quit       end (so does Ctrl-D)
+";
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let seed = args.seed.unwrap_or_else(seed_of_the_moment);
+    let Args { temperature, top_k, top_p, repetition_penalty, .. } = args;
+    let sampling = Sampling { temperature, top_k, top_p, repetition_penalty, seed, ..Sampling::default() };
+    sampling.validate()?;
+    let path = &args.model_checkpoint;
+    let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
+    let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
+        bail!("{} does not say which tokenizer made its token ids, so nobody can talk to it", path.display());
+    };
+    if meta.chat.is_none() {
+        write_line("note: the model was not trained on conversations, so its answers may be none");
+    }
+    let encoder = ChatEncoder::new(tokenizer, meta.chat)?;
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+    let block_size = config.block_size;
+    let engine = CpuEngine::new(config, params, options)?;
+    let stop = interrupt::watch()?;
+
+    let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
+    let mut talk = Talk { encoder, block_size, length: args.length, messages: system.collect(), system: 0 };
+    talk.system = talk.messages.len();
+    let terminal = std::io::stdin().is_terminal();
+    let mut lines = std::io::stdin().lock();
+    if terminal {
+        write_line("/help lists the commands");
+    }
+    let mut turn = 0;
+    loop {
+        if terminal {
+            ask();
+        }
+        let mut line = String::new();
+        let read = lines.read_line(&mut line).context("cannot read what you say from stdin")?;
+        if read == 0 {
+            return Ok(());
+        }
+        match line.trim() {
+            "" => {}
+            "/quit" => return Ok(()),
+            "/help" => stdout::print(HELP)?,
+            "/reset" => talk.messages.truncate(talk.system),
+            command if command.starts_with('/') => {
+                if let Err(error) = other(command, &talk.messages) {
+                    write_line(&format!("error: {error:#}"));
+                }
+            }
+            said => {
+                stop.store(false, Ordering::Relaxed);
+                turn += 1;
+                // Each answer draws anew, and the same whatever was answered before.
+                let sampling = Sampling { seed: sampling.seed.wrapping_add(turn), ..sampling };
+                if let Err(error) = talk.answer(said, &engine, sampling, &stop)? {
+                    write_line(&format!("error: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Asks for the next turn, on a terminal.
+fn ask() {
+    let mut err = std::io::stderr().lock();
+    // As with every line on stderr: nobody may be reading.
+    let _ = err.write_all(b"> ").and_then(|()| err.flush());
+}
+
+/// A command that can fail.
+fn other(command: &str, messages: &[Message]) -> anyhow::Result<()> {
+    match command.split_once(char::is_whitespace).unwrap_or((command, "")) {
+        ("/save", file) if !file.trim().is_empty() => save(Path::new(file.trim()), messages),
+        ("/save", _) => bail!("/save needs the name of a file"),
+        (name, _) => bail!("there is no command {name}; /help lists them"),
+    }
+}
+
+fn save(path: &Path, messages: &[Message]) -> anyhow::Result<()> {
+    if messages.is_empty() {
+        bail!("nothing has been said yet");
+    }
+    let turns: Vec<_> =
+        messages.iter().map(|message| json!({ "role": message.role.name(), "content": message.content })).collect();
+    let line = format!("{}\n", json!({ "messages": turns }));
+    write_atomic(path, |file| file.write_all(line.as_bytes()))?;
+    write_line(&format!("{}: {} turns", path.display(), messages.len()));
+    Ok(())
+}
+
+/// A conversation.
+struct Talk {
+    encoder: ChatEncoder,
+    block_size: usize,
+    /// Most tokens of an answer.
+    length: usize,
+    messages: Vec<Message>,
+    /// How many of the messages came before the first turn, and stay.
+    system: usize,
+}
+
+impl Talk {
+    /// Answers a turn on stdout. The inner error is one that the conversation survives.
+    fn answer(
+        &mut self,
+        said: &str,
+        engine: &CpuEngine,
+        sampling: Sampling,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<Result<(), String>> {
+        self.messages.push(Message::user(said));
+        let prompt = match self.prompt() {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.messages.pop();
+                return Ok(Err(error));
+            }
+        };
+        let (tokenizer, end) = (self.encoder.tokenizer(), Some(self.encoder.end()));
+        let mut text = String::new();
+        let answer = Answer { prompt: &prompt, length: self.length, end, sampling };
+        let whole = answer.make(engine, tokenizer, stop, &mut |piece| {
+            text.push_str(piece);
+            stdout::print(piece)
+        })?;
+        stdout::print("\n")?;
+        if !whole {
+            write_line("(stopped)");
+        }
+        self.messages.push(Message::assistant(text));
+        Ok(Ok(()))
+    }
+
+    /// The ids of the conversation, after forgetting the oldest turns as long as there is too little room for an answer.
+    fn prompt(&mut self) -> Result<Vec<u32>, String> {
+        let room = self.length.min(self.block_size / 4).max(1);
+        let mut first = self.system;
+        loop {
+            let kept = [&self.messages[..self.system], &self.messages[first..]].concat();
+            let ids = self.encoder.prompt(&kept).map_err(|error| error.to_string())?;
+            if ids.len() + room <= self.block_size {
+                self.messages = kept;
+                if first > self.system {
+                    let forgotten = first - self.system;
+                    write_line(&format!(
+                        "note: the block is full; the oldest turns are forgotten (count: {forgotten})"
+                    ));
+                }
+                return Ok(ids);
+            }
+            // A question goes with its answer.
+            first += 2;
+            if first >= self.messages.len() {
+                return Err(format!(
+                    "that is too long: {} tokens with room for an answer, in a model with a block of {}",
+                    ids.len() + room,
+                    self.block_size
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `ngen3 finetune`: a model that was trained learns what it is to be used for.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
+use ngen3_data::source::shakespeare;
+use ngen3_data::{HfSource, Tokenizer};
+use ngen3_engine::{CpuEngine, Options, Sampling};
+use ngen3_model::{ChatFormat, Checkpoint, Config, Lora, Targets, Variant};
+use ngen3_train::{
+    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Shape, Weights,
+    last_tenth, read_reference,
+};
+
+use super::tokenize::{ChatFlags, show};
+use super::train::Flags;
+use crate::interrupt::{self, interruptible};
+use crate::progress::Progress;
+use crate::talk::Answer;
+use crate::training::Training;
+use crate::{model, stdout};
+
+/// Fine-tune a model on conversations, or on a dataset of tokens
+///
+/// --data is a token file that ngen3 tokenize made (of conversations: with mask.bin beside it), or conversations as they are:
+/// JSON lines of {"messages": [{role, content}…]}, of ShareGPT's {"conversations": [{from, value}…]} or of lists of strings
+/// (the user's and the assistant's in turn), one JSON list of such, or text with a dialogue a line, whose turns are separated
+/// by tabs or __eou__. A line of text without separators is learned whole.
+///
+/// Conversations go through the model's chat template, or the default one: the role, a line break, what is said,
+/// <|endoftext|>. Only the assistant's turns are learned. Rows are packed without padding, and nothing is seen of other
+/// conversations. Some conversations are held out; the model with the lowest loss on them is kept, in finetuned_VARIANT_model.pt.
+/// How much the model has lost of what it knew shows in its perplexity on a reference text, before and after.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Token file, or conversations (.jsonl, .json, .txt, also with .gz or .zst, or - for stdin)
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What fine-tuning is told, wherever the conversations are.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct Common {
+    /// Check that the model is of this variant
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    variant: Option<&'static Variant>,
+    /// Model to start from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
+    #[arg(long, value_name = "MODEL", required_unless_present = "resume")]
+    model_checkpoint: Option<PathBuf>,
+    /// File for the model [default: finetuned_VARIANT_model.pt]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Settings in TOML, named as the flags below; a flag comes before the file
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// Go on from where the run stopped, as if it never had
+    #[arg(long)]
+    resume: bool,
+    /// Replace a model that is there already
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Steps of the whole run [default: 1000]
+    #[arg(long, value_name = "N", conflicts_with = "max_iters")]
+    finetune_iters: Option<u64>,
+    /// Whose turns are learned: assistant or all
+    #[arg(long, value_name = "WHO", default_value = "assistant")]
+    train_on: TrainOn,
+    #[command(flatten)]
+    chat: ChatFlags,
+    #[command(flatten)]
+    lora: LoraFlags,
+    /// Text on which the perplexity before and after is measured [default: the last tenth of builtin:shakespeare]
+    #[arg(long, value_name = "FILE")]
+    reference_text: Option<PathBuf>,
+    /// What the model is to answer in the end, or to continue, if it was not trained on conversations
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Tokens to make in the end
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    sample_length: usize,
+    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    sample_temperature: f32,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Low-rank adapters.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", next_help_heading = "Low-rank adapters")]
+struct LoraFlags {
+    /// Let only adapters of this rank learn, beside the model's linear layers (LoRA). finetuned_VARIANT_model.pt then has them
+    /// merged, and finetuned_VARIANT_model.adapter by themselves, as Python's peft opens them
+    #[arg(long, value_name = "R", conflicts_with = "resume")]
+    lora_rank: Option<usize>,
+    /// They count alpha / rank times [default: twice the rank]
+    #[arg(long, value_name = "A", requires = "lora_rank", allow_negative_numbers = true)]
+    lora_alpha: Option<f32>,
+    /// Layers that get them, with commas: c_attn, c_fc, c_proj, or attn.c_proj and mlp.c_proj apart [default: all]
+    #[arg(long, value_name = "NAMES", requires = "lora_rank")]
+    lora_targets: Option<Targets>,
+}
+
+impl LoraFlags {
+    fn asked(self) -> Option<Lora> {
+        let rank = self.lora_rank?;
+        let alpha = self.lora_alpha.unwrap_or(2.0 * rank as f32);
+        Some(Lora { rank, alpha, targets: self.lora_targets.unwrap_or_default() })
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 finetune --variant 120M --model_checkpoint distilled_120M_model.pt --data _data_conversations_/data.bin \\
+      --finetune_iters 1000 --prompt \"Hello, how are you?\" --sample_length 100 --sample_temperature 1.0
+  ngen3 finetune --model_checkpoint 7M_model.pt --data chats.jsonl --skip_bad --patience 5 --out talking.pt
+  ngen3 finetune --data chats.jsonl --out talking.pt --resume
+  ngen3 finetune --variant 120M --model_checkpoint hf --data chats.jsonl --lora_rank 8 --lora_targets c_attn,c_proj
+  ngen3 finetune --model_checkpoint hf --variant 120M --data chats.jsonl --train_on all --chat_template mine.jinja";
+
+/// Where there is something to learn from.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// A token file, or a file of conversations.
+    File(&'a Path),
+    /// Rows of a dataset.
+    Hf(&'a HfSource),
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let command = ["finetune".as_ref(), "--data".as_ref(), args.data.as_os_str()];
+    fine_tune(args.common, Input::File(&args.data), &command)
+}
+
+/// The model that is to learn, but for its weights.
+struct Model {
+    path: PathBuf,
+    config: Config,
+    tokenizer: Option<Tokenizer>,
+    chat: Option<ChatFormat>,
+}
+
+/// Fine-tunes; `command` are the words that say which command it is and what it learns from.
+pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Result<()> {
+    let sampling = Sampling { temperature: args.sample_temperature, seed: 1, ..Sampling::default() };
+    sampling.validate()?;
+    let template = args.chat.template()?;
+    let (prompt, length) = (args.prompt.clone(), args.sample_length);
+    let (train_on, skip_bad, reference_text) = (args.train_on, args.chat.skip_bad, args.reference_text.clone());
+    // Before the signals are watched: a download that is stopped goes on the next time.
+    let (model, request) = begin(args)?;
+    let stop = interrupt::watch()?;
+
+    let resume = request.begin == Begin::Resume;
+    let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
+    let (job, mut lesson, weights): (Job, Box<dyn Lesson>, Weights) = match chats {
+        Some(chats) => {
+            let (job, lesson, weights) =
+                Conversations::prepare(request, chats, train_on, skip_bad, model.chat.clone())?;
+            (job, Box::new(lesson), weights)
+        }
+        None => {
+            let Input::File(path) = input else { unreachable!("rows are conversations") };
+            let (mut job, lesson, weights) = Corpus::prepare(request, path)?;
+            job.data.chat = job.data.chat.or(model.chat.clone());
+            (job, Box::new(lesson), weights)
+        }
+    };
+    let reference = reference(reference_text.as_deref(), &model)?;
+    let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
+    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| resume)) {
+        (Some(reference), Some(report)) if report.text == reference.title() => Some(report),
+        (Some(reference), None) if !resume => {
+            let before = reference.perplexity(&mut training.engine)?;
+            let report = ReferenceReport { text: reference.title(), before, after: None };
+            report.write(&job.paths)?;
+            Some(report)
+        }
+        // Nobody measured it before this run, or on another text.
+        _ => None,
+    };
+    training.run(&mut *lesson, command, &stop)?;
+    drop(lesson);
+
+    let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
+    let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
+    let mut engine = CpuEngine::new(config, params, options)?;
+    if let (Some(reference), Some(mut report)) = (reference, report) {
+        let after = reference.perplexity(&mut engine)?;
+        report.after = Some(after);
+        report.write(&job.paths)?;
+        stdout::print(&format!(
+            "perplexity on {}: {:.2} before, {after:.2} after ({:+.1} %)\n",
+            report.text,
+            report.before,
+            100.0 * (after / report.before - 1.0)
+        ))?;
+    }
+    match (prompt, model.tokenizer) {
+        (None, _) => Ok(()),
+        (Some(_), None) => bail!("the model does not say which tokenizer it has, so it can answer no --prompt"),
+        (Some(prompt), Some(tokenizer)) => sample(&engine, tokenizer, meta.chat, &prompt, length, sampling, &stop),
+    }
+}
+
+/// Finds the model to begin with, and settles what is asked of the run.
+fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
+    let (mut settings, asked_shape) = args.flags.asked();
+    settings.max_iters = args.finetune_iters.or(settings.max_iters);
+    let (found, checkpoint) = match (&args.model_checkpoint, args.resume) {
+        (Some(named), false) => model::load(named, args.variant)?,
+        _ => {
+            // What the run knows of its model stands in the file that it keeps.
+            let default = || args.variant.map(|variant| format!("finetuned_{}_model.pt", variant.name).into());
+            let out = args
+                .out
+                .clone()
+                .or_else(default)
+                .context("which run goes on? Name its file with --out, or its --variant")?;
+            model::load(&out, args.variant)?
+        }
+    };
+    let tokenizer = model::tokenizer(&found.path, &checkpoint.config, &checkpoint.meta)?;
+    let out = match args.variant {
+        None if !args.resume => args.out.or_else(|| Some(format!("finetuned_{}.pt", found.name).into())),
+        _ => args.out,
+    };
+    let config = checkpoint.config.clone();
+    let model = Model { path: found.path.clone(), config, tokenizer, chat: checkpoint.meta.chat.clone() };
+    let shape = asked_shape.or(Shape::from(&model.config));
+    let init = Init::Given(found.path, Box::new(checkpoint));
+    let begin = if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } };
+    let (variant, config_file, lora) = (args.variant, args.config, args.lora.asked());
+    Ok((model, Request { kind: Kind::Finetune, variant, config_file, out, begin, settings, shape, lora }))
+}
+
+/// Reads and tokenises the conversations; `None` if the input is a file of plain tokens.
+fn read(
+    model: &Model,
+    input: Input,
+    train_on: TrainOn,
+    skip_bad: bool,
+    template: Option<String>,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Option<Chats>> {
+    if let Input::File(path) = input
+        && path.extension().is_some_and(|ending| ending == "bin")
+    {
+        let chats = Chats::open(path)?;
+        if template.is_some() {
+            bail!("{} is tokenised already, so no --chat_template can render it", path.display());
+        }
+        return Ok(chats);
+    }
+    let Some(tokenizer) = model.tokenizer.clone() else {
+        bail!(
+            "{} does not say which tokenizer made its token ids, so it cannot read conversations; tokenize them",
+            model.path.display()
+        );
+    };
+    let encoder = match template {
+        Some(template) => ChatEncoder::with_template(tokenizer, Some(&template))?,
+        None => ChatEncoder::new(tokenizer, model.chat.clone())?,
+    };
+    let answers = train_on == TrainOn::Assistant;
+    let files;
+    let (name, input) = match input {
+        Input::File(path) => {
+            files = [path.to_owned()];
+            (path.display().to_string(), ChatInput::Files(&files))
+        }
+        Input::Hf(source) => (format!("{}, split {}", source.dataset, source.split), ChatInput::Hf(source)),
+    };
+    let progress = Progress::bytes("reading");
+    let chats = Chats::read(&name, input, &encoder, answers, skip_bad, stop, &mut |event| show(&progress, event));
+    drop(progress);
+    Ok(Some(interruptible(chats)?))
+}
+
+/// The text on which the perplexity is measured.
+fn reference(path: Option<&Path>, model: &Model) -> anyhow::Result<Option<Reference>> {
+    let Some(tokenizer) = &model.tokenizer else { return Ok(None) };
+    let (name, text) = match path {
+        Some(path) => (path.display().to_string(), read_reference(path)?),
+        None => ("the last tenth of builtin:shakespeare".into(), last_tenth(&shakespeare()).to_owned()),
+    };
+    let reference = Reference::new(&name, &text, tokenizer, model.config.block_size)?;
+    if reference.is_none() {
+        bail!("{name} is too short to measure a perplexity on");
+    }
+    Ok(reference)
+}
+
+/// Lets the model answer, or continue if it was not trained on conversations.
+fn sample(
+    engine: &CpuEngine,
+    tokenizer: Tokenizer,
+    chat: Option<ChatFormat>,
+    prompt: &str,
+    length: usize,
+    sampling: Sampling,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let (ids, end) = match chat {
+        Some(format) => {
+            let encoder = ChatEncoder::new(tokenizer.clone(), Some(format))?;
+            stdout::print(&format!("user: {prompt}\nassistant: "))?;
+            (encoder.prompt(&[Message::user(prompt)])?, Some(encoder.end()))
+        }
+        None => {
+            stdout::print(prompt)?;
+            let mut ids = Vec::new();
+            tokenizer.try_encode_into(prompt, &mut ids)?;
+            if ids.is_empty() {
+                ids.extend(tokenizer.eot());
+            }
+            (ids, tokenizer.eot())
+        }
+    };
+    Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
+    stdout::print("\n")
+}

@@ -1,0 +1,132 @@
+//! `ngen3 chat`, with what is typed on stdin.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{fail, ngen3, succeed, texts};
+use ngen3_model::{ChatFormat, CheckpointMeta, Config, ParamList, checkpoint};
+use serde_json::{Value, json};
+
+/// A folder with a model with random weights, `tiny.pt`, that knows how conversations are written.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(1, 2, 8, 64, 50_257);
+    let mut params = ParamList::new(&config).init(3);
+    // Large weights: what it says depends on what it was told.
+    params.iter_mut().for_each(|weight| *weight *= 20.0);
+    let chat = ChatFormat {
+        template: "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+            .into(),
+        bos_token: None,
+        eos_token: Some("<|endoftext|>".into()),
+    };
+    let meta = CheckpointMeta { chat: Some(chat), ..CheckpointMeta::default() };
+    checkpoint::save(&folder.path().join("tiny.pt"), &config, &params, &meta).unwrap();
+    folder
+}
+
+/// What comes of these lines: stdout and stderr.
+fn talk(folder: &Path, more: &str, typed: &str) -> (String, String) {
+    let line = format!("chat --model_checkpoint tiny.pt --length 6 --temperature 0{more}");
+    talk_by(ngen3(folder, &line), typed)
+}
+
+fn talk_by(mut command: Command, typed: &str) -> (String, String) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    texts(&child.wait_with_output().unwrap(), 0)
+}
+
+#[test]
+fn every_line_is_answered_in_the_light_of_those_before() {
+    let folder = folder();
+    let folder = folder.path();
+    let (first, err) = talk(folder, "", "Hello\n");
+    assert!(first.ends_with('\n') && first.len() > 6, "{first:?}");
+    assert_eq!(err, "");
+    // What was said before counts, unless it is forgotten.
+    let (both, _) = talk(folder, "", "Hello\n\n  Hello  \n");
+    let second = both.strip_prefix(&first).unwrap();
+    assert_ne!(second, first);
+    let (reset, _) = talk(folder, "", "Hello\n/reset\nHello\n");
+    assert_eq!(reset, format!("{first}{first}"));
+    let (told, _) = talk(folder, " --system Loud!", "Hello\n");
+    assert_ne!(told, first);
+    let (told_twice, _) = talk(folder, " --system Loud!", "Hello\n/reset\nHello\n");
+    assert_eq!(told_twice, format!("{told}{told}"), "what it is told before everything else stays");
+    let drawn = |seed: &str| {
+        let line = format!("chat --model_checkpoint tiny.pt --length 20 --temperature 5 --seed {seed}");
+        talk_by(ngen3(folder, &line), "Hello\n").0
+    };
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+}
+
+#[test]
+fn a_conversation_is_saved_as_finetune_reads_it() {
+    let folder = folder();
+    let folder = folder.path();
+    let (out, err) = talk(folder, "", "Hello\n/save saved chat.jsonl\n/quit\nnever read\n");
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert_eq!(err, "saved chat.jsonl: 2 turns\n");
+    let saved: Value = serde_json::from_slice(&fs::read(folder.join("saved chat.jsonl")).unwrap()).unwrap();
+    let answer = out.strip_suffix('\n').unwrap();
+    let turns = json!([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]);
+    assert_eq!(saved, json!({ "messages": turns }));
+    fs::rename(folder.join("saved chat.jsonl"), folder.join("saved.jsonl")).unwrap();
+    let line = "finetune --model_checkpoint tiny.pt --data saved.jsonl --finetune_iters 1 --out x.pt --val_fraction 0";
+    succeed(folder, line);
+}
+
+#[test]
+fn commands_that_fail_do_not_end_the_conversation() {
+    let folder = folder();
+    let folder = folder.path();
+    let typed = "/save\n/save x.jsonl\n/help\n/nonsense\nHello\n/save no/where.jsonl\n";
+    let (out, err) = talk(folder, "", typed);
+    assert!(out.starts_with("/reset ") && out.contains("/quit "), "{out}");
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(
+        lines[..3],
+        [
+            "error: /save needs the name of a file",
+            "error: nothing has been said yet",
+            "error: there is no command /nonsense; /help lists them"
+        ]
+    );
+    assert!(lines[3].contains("no/where.jsonl") && lines.len() == 4, "{err}");
+}
+
+#[test]
+fn the_oldest_turns_are_forgotten_when_the_block_is_full() {
+    let folder = folder();
+    let folder = folder.path();
+    let long = format!("{}\n", "word ".repeat(20).trim());
+    let (out, err) = talk(folder, " --system Be", &long.repeat(3));
+    assert_eq!(out.lines().count(), 3);
+    assert!(err.contains("note: the block is full; the oldest turns are forgotten (count: 2)"), "{err}");
+    let (_, err) = talk(folder, "", &format!("{}\nHello\n", "word ".repeat(80)));
+    assert!(err.starts_with("error: that is too long: ") && err.contains("a block of 64"), "{err}");
+    assert_eq!(err.lines().count(), 1);
+}
+
+#[test]
+fn a_model_that_cannot_talk_is_told_apart() {
+    let folder = folder();
+    let folder = folder.path();
+    let config = Config::new(1, 2, 8, 64, 97);
+    let params = ParamList::new(&config).init(3);
+    let meta = CheckpointMeta { tokenizer: ngen3_model::TokenizerRef::Unknown, ..CheckpointMeta::default() };
+    checkpoint::save(&folder.join("mute.pt"), &config, &params, &meta).unwrap();
+    let error = fail(folder, "chat --model_checkpoint mute.pt", 1);
+    assert!(error.contains("mute.pt does not say which tokenizer"), "{error}");
+    let config = Config::new(1, 2, 8, 64, 50_257);
+    let params = ParamList::new(&config).init(3);
+    checkpoint::save(&folder.join("tiny.pt"), &config, &params, &CheckpointMeta::default()).unwrap();
+    let (_, err) = talk(folder, "", "Hello\n");
+    assert_eq!(err, "note: the model was not trained on conversations, so its answers may be none\n");
+}

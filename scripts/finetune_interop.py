@@ -1,0 +1,66 @@
+"""Holds what `ngen3 finetune` leaves against transformers and peft.
+
+    pip install torch transformers peft
+    python scripts/finetune_interop.py NGEN3 BASE.pt TUNED.pt CHATS.jsonl
+
+TUNED.pt is what `NGEN3 finetune --model_checkpoint BASE.pt --data CHATS.jsonl --lora_rank R --dtype f32 --out TUNED.pt` left, with
+TUNED.adapter beside it. CHATS.jsonl has {"messages": [...]} in every line.
+
+1. The chat template of the exported model gives the same text and the same token ids as ngen3 gives, for every conversation, and
+   its turns of the assistant are the ones in mask.bin.
+2. The adapter opens in peft on the exported base, and gives the logits of the exported model in which it is merged.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ngen3, base, tuned, chats = (str(Path(path).resolve()) for path in sys.argv[1:])
+folder = Path(tempfile.mkdtemp())
+
+
+def run(*words):
+    subprocess.run([ngen3, *words], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+run("export", "--model_path", base, "--output_dir", "base")
+run("export", "--model_path", tuned, "--output_dir", "tuned")
+run("tokenize", "--dataset", "chats", "--chats", chats)
+tokenizer = AutoTokenizer.from_pretrained(folder / "tuned")
+
+ids = np.fromfile(folder / "_data_chats_/data.bin", dtype="<u2")
+marks = np.fromfile(folder / "_data_chats_/mask.bin", dtype="u1")
+starts = [*np.flatnonzero(marks & 2), len(ids)]
+conversations = [json.loads(line)["messages"] for line in open(chats)]
+assert len(starts) == len(conversations) + 1, (len(starts), len(conversations))
+for messages, start, end in zip(conversations, starts, starts[1:]):
+    found = ids[start:end].tolist()
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode(found) == text, (tokenizer.decode(found), text)
+    assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] == found, text
+    learned = tokenizer.decode([token for token, mark in zip(found, marks[start:end]) if mark & 1])
+    said = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    assert learned == "".join(content + tokenizer.eos_token for content in said), (learned, said)
+    answer = messages[-1]["content"].strip() + tokenizer.eos_token
+    if messages[-1]["role"] == "assistant":
+        assert tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True) + answer == text
+print(f"template: {len(conversations)} conversations, {len(ids)} tokens: text, ids and the assistant's turns agree")
+
+adapter = Path(tuned).with_suffix(".adapter")
+if adapter.exists():
+    merged = AutoModelForCausalLM.from_pretrained(folder / "tuned", dtype=torch.float32).eval()
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32), adapter).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+    tokens = torch.tensor(ids[: 4 * 64].astype("int64")).reshape(4, 64)
+    with torch.no_grad():
+        ours, theirs, before = (model(tokens).logits for model in (merged, beside, plain))
+    gap, change = (ours - theirs).abs().max().item(), (ours - before).abs().max().item()
+    print(f"adapter: largest gap of a logit {gap:.1e}, where it changes logits by up to {change:.1f}")
+    assert gap < 1e-4 < change
