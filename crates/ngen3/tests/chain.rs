@@ -1,4 +1,5 @@
-//! The whole path, each command taking what the one before left: text, tokens, teacher, student, sample, export.
+//! The whole path, each command taking what the one before left: text, tokens, teacher, student, conversations,
+//! sample, export.
 
 mod common;
 
@@ -30,19 +31,32 @@ fn every_command_takes_what_the_one_before_left() {
          --temperature 2.0 --alpha 0.5 --max_iters 40",
     );
     assert!(out.starts_with("distilled_student_model.pt: 40 steps"), "{out}");
+    fs::write(folder.join("chats.jsonl"), "[\"Who?\", \"Romeo\"]\n[\"Hi\", \"Yes\"]\n".repeat(10)).unwrap();
+    succeed(folder, "tokenize --dataset conversations --chats chats.jsonl --tokenizer own.json");
+    let (out, _) = succeed(
+        folder,
+        "finetune --model_checkpoint distilled_student_model.pt --data _data_conversations_/data.bin --finetune_iters 20 \
+         --prompt Who? --sample_length 10 --sample_temperature 1.0 --out finetuned_student_model.pt",
+    );
+    assert!(
+        out.starts_with("finetuned_student_model.pt: 20 steps") && out.contains("\nuser: Who?\nassistant: "),
+        "{out}"
+    );
     let (text, _) = succeed(
         folder,
-        "sample --model_checkpoint distilled_student_model.pt --prompt ROMEO: --length 20 --temperature 1.0 --seed 1",
+        "sample --model_checkpoint finetuned_student_model.pt --prompt ROMEO: --length 20 --temperature 1.0 --seed 1",
     );
     assert!(text.starts_with("ROMEO:") && text.len() > 20, "{text}");
-    succeed(folder, "export --model_path distilled_student_model.pt --output_dir exported");
+    succeed(folder, "export --model_path finetuned_student_model.pt --output_dir exported");
 
-    let student = Checkpoint::load(&folder.join("distilled_student_model.pt")).unwrap();
+    let student = Checkpoint::load(&folder.join("finetuned_student_model.pt")).unwrap();
     let exported = Checkpoint::load(&folder.join("exported")).unwrap();
     assert_eq!((exported.config, exported.params), (student.config, student.params));
+    assert!(student.meta.chat.is_some());
+    assert_eq!(exported.meta.chat, student.meta.chat);
     let config: Value = serde_json::from_slice(&fs::read(folder.join("exported/config.json")).unwrap()).unwrap();
     assert_eq!((&config["model_type"], &config["n_embd"]), (&"gpt2".into(), &16.into()));
     assert!(folder.join("exported/tokenizer.json").exists());
     let card = fs::read_to_string(folder.join("exported/README.md")).unwrap();
-    assert!(card.contains("shakespeare") && card.contains("| distill: temperature | 2.0 |"), "{card}");
+    assert!(card.contains("chats.jsonl") && card.contains("| finetune: train_on | assistant |"), "{card}");
 }

@@ -19,7 +19,7 @@ use ngen3_train::{
 use super::tokenize::{ChatFlags, show};
 use super::train::Flags;
 use crate::interrupt::{self, interruptible};
-use crate::progress::Progress;
+use crate::progress::{Progress, write_line};
 use crate::talk::Answer;
 use crate::training::Training;
 use crate::{model, stdout};
@@ -151,13 +151,16 @@ struct Model {
 
 /// Fine-tunes; `command` are the words that say which command it is and what it learns from.
 pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Result<()> {
-    let sampling = Sampling { temperature: args.sample_temperature, seed: 1, ..Sampling::default() };
+    let sampling = Sampling { temperature: args.sample_temperature, ..Sampling::default() };
     sampling.validate()?;
     let template = args.chat.template()?;
     let (prompt, length) = (args.prompt.clone(), args.sample_length);
     let (train_on, skip_bad, reference_text) = (args.train_on, args.chat.skip_bad, args.reference_text.clone());
     // Before the signals are watched: a download that is stopped goes on the next time.
     let (model, request) = begin(args)?;
+    if prompt.is_some() && model.tokenizer.is_none() {
+        bail!("{} does not say which tokenizer it has, so it can answer no --prompt", model.path.display());
+    }
     let stop = interrupt::watch()?;
 
     let resume = request.begin == Begin::Resume;
@@ -185,8 +188,15 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
             report.write(&job.paths)?;
             Some(report)
         }
-        // Nobody measured it before this run, or on another text.
-        _ => None,
+        (Some(reference), _) => {
+            let title = reference.title();
+            write_line(&format!("note: the perplexity on {title} was not measured when the run began, and is not now"));
+            None
+        }
+        (None, _) => {
+            write_line("note: the model does not say which tokenizer it has, so no perplexity is measured");
+            None
+        }
     };
     training.run(&mut *lesson, command, &stop)?;
     drop(lesson);
@@ -206,9 +216,11 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         ))?;
     }
     match (prompt, model.tokenizer) {
-        (None, _) => Ok(()),
-        (Some(_), None) => bail!("the model does not say which tokenizer it has, so it can answer no --prompt"),
-        (Some(prompt), Some(tokenizer)) => sample(&engine, tokenizer, meta.chat, &prompt, length, sampling, &stop),
+        (Some(prompt), Some(tokenizer)) => {
+            let sampling = Sampling { seed: job.settings.seed, ..sampling };
+            sample(&engine, tokenizer, meta.chat, &prompt, length, sampling, &stop)
+        }
+        _ => Ok(()),
     }
 }
 
