@@ -9,7 +9,8 @@
 //!
 //! The embeddings stand first, where the next pass of the same batch finds them whatever its size.
 //!
-//! A block's first buffer is its input, so a block writes its output where the next one begins. The workspace is cut up
+//! A block's first buffer is its input, so a block writes its output where the next one begins. A walk that has no backward
+//! keeps one block, whose output is brought back to its input before the next layer. The workspace is cut up
 //! twice: once for the loss (a block of it), once for the layers. Both never hold anything at the same time.
 //!
 //! A large batch goes through in several passes (`rows.rs`) whose gradients add up; the arena is as large as the largest.
@@ -27,7 +28,16 @@ use crate::gemm::Precision;
 pub fn numbers(config: &Config, precision: Precision, rank: usize, rows: usize, threads: usize) -> usize {
     let tokens = largest_pass(rows, config.block_size);
     let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
-    Layout::new(config, loss, rank, tokens, threads).total()
+    Layout::new(config, loss, rank, tokens, threads, Walk { backward: true, loss: true }).total()
+}
+
+/// What a walk through the model has to find in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// What every block keeps for its backward.
+    pub backward: bool,
+    /// The packed embeddings and the workspace of the plain loss.
+    pub loss: bool,
 }
 
 /// The allocation and the shape that it is laid out for.
@@ -41,7 +51,9 @@ pub struct Arena {
 struct Layout {
     tokens: usize,
     width: usize,
-    n_layer: usize,
+    /// Blocks that are kept.
+    blocks: usize,
+    backward: bool,
     heads: usize,
     rank: usize,
     attention: usize,
@@ -51,17 +63,18 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize) -> Self {
+    fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize, walk: Walk) -> Self {
         Self {
             tokens,
             width: config.n_embd,
-            n_layer: config.n_layer,
+            blocks: if walk.backward { config.n_layer } else { 1 },
+            backward: walk.backward,
             heads: config.n_head,
             rank,
             attention: attention::Shape::new(config).scratch(threads),
             layernorm: layernorm::backward_scratch(tokens, config.n_embd),
-            loss: loss.scratch(),
-            packed_wte: loss.packed_wte(),
+            loss: if walk.loss { loss.scratch() } else { 0 },
+            packed_wte: if walk.loss { loss.packed_wte() } else { 0 },
         }
     }
 
@@ -70,6 +83,11 @@ impl Layout {
         let (n, c) = (self.tokens, self.width);
         let low = self.low();
         [n * c, n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, low].map(padded).iter().sum()
+    }
+
+    /// Where block `layer` begins.
+    fn start(&self, layer: usize) -> usize {
+        if self.backward { layer * self.block() } else { 0 }
     }
 
     /// What the adapters of one block save.
@@ -90,7 +108,7 @@ impl Layout {
     /// What stands in the arena, in its order; the stream after the last block is part of [`Blocks`].
     fn total(&self) -> usize {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
-        let blocks = self.n_layer * self.block() + padded(stream);
+        let blocks = self.blocks * self.block() + padded(stream);
         let buffers = [stream, stream, stream, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
         let buffers: usize = buffers.map(padded).iter().sum();
         padded(self.packed_wte) + padded(blocks) + buffers + self.layers_workspace().max(self.loss)
@@ -166,8 +184,8 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
-    pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize) -> Result<(), Error> {
-        let layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads);
+    pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) -> Result<(), Error> {
+        let layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads, walk);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             self.data = Buffer::zeros(layout.total(), "the activations of a batch")?;
@@ -182,7 +200,7 @@ impl Arena {
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
         let mut knife = Knife(&mut self.data[..layout.total()]);
         let packed_wte = knife.cut(layout.packed_wte);
-        let blocks = Blocks { data: knife.cut(layout.n_layer * layout.block() + padded(stream)), layout };
+        let blocks = Blocks { data: knife.cut(layout.blocks * layout.block() + padded(stream)), layout };
         let buffers = Buffers {
             ln: knife.cut(stream),
             dx: knife.cut(stream),
@@ -208,7 +226,7 @@ impl Blocks<'_> {
     /// What block `layer` keeps, and where its output goes, `[N, C]`.
     pub fn block(&mut self, layer: usize) -> (Saved<'_>, &mut [f32]) {
         let Layout { tokens, width, heads, .. } = self.layout;
-        let mut knife = Knife(&mut self.data[layer * self.layout.block()..]);
+        let mut knife = Knife(&mut self.data[self.layout.start(layer)..]);
         let saved = Saved {
             x: knife.cut(tokens * width),
             ln_1_mean: knife.cut(tokens),
@@ -227,7 +245,15 @@ impl Blocks<'_> {
 
     /// The input of block `layer`, or after the last the output of all, `[N, C]`.
     pub fn stream(&mut self, layer: usize) -> &mut [f32] {
-        &mut self.data[layer * self.layout.block()..][..self.layout.tokens * self.layout.width]
+        &mut self.data[self.layout.start(layer)..][..self.layout.tokens * self.layout.width]
+    }
+
+    /// To be called when a block's output is there: the next layer's input, wherever that stands.
+    pub fn hand_on(&mut self) {
+        if !self.layout.backward {
+            let out = self.layout.block();
+            self.data.copy_within(out..out + self.layout.tokens * self.layout.width, 0);
+        }
     }
 }
 

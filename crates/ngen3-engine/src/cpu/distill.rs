@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::arena::Walk;
 use super::dropout::splitmix;
 use super::loss::{self, Gradients, Losses};
 use super::memory::Buffer;
@@ -15,10 +16,13 @@ use crate::gemm::{Into, Mat, MatMut, matmul};
 /// Tokens whose logits are looked at together for the likeliest.
 const TOP_K_TOKENS: usize = 256;
 
+/// A walk that leaves hidden states.
+const FORWARD: Walk = Walk { backward: false, loss: false };
+
 impl Model {
     /// `ln_f`'s output at each place, in order.
     pub fn hidden(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
-        self.passes(passes, |_, pass, arena| {
+        self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             each(arena.split().1.ln);
             Ok(())
@@ -36,7 +40,7 @@ impl Model {
         let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
         let k = ids.len() / passes.batch.inputs.len();
         let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
-        self.passes(passes, |_, pass, arena| {
+        self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
             let (ids, log_probs) = (&mut ids[places.clone()], &mut log_probs[places]);
@@ -69,7 +73,8 @@ impl Model {
         let counted = passes.plan.counted() as f64;
         let (mut cross_entropy, mut divergence) = (0.0, 0.0);
         let mut divergences = Vec::new();
-        self.passes(passes, |i, pass, arena| {
+        let walk = Walk { backward: backward.is_some(), ..FORWARD };
+        self.passes(passes, walk, |i, pass, arena| {
             let drops = backward.as_ref().map_or(Drops::NONE, |(_, drops, _)| *drops);
             let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
             self.forward(pass, drops, arena);

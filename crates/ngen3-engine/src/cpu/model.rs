@@ -11,7 +11,7 @@ use std::ops::Range;
 use ngen3_model::{BlockRanges, Config, Param, ParamList, Target};
 use rayon::prelude::*;
 
-use super::arena::{Arena, Layers, Saved};
+use super::arena::{Arena, Layers, Saved, Walk};
 use super::dropout::{Dropout, splitmix};
 use super::linear::{Learns, Linear, pair};
 use super::lora::{Adapters, Low};
@@ -130,7 +130,7 @@ impl Model {
 
     /// The loss at each place that counts, in order.
     pub fn losses(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
-        self.passes(passes, |_, pass, arena| {
+        self.passes(passes, Walk { backward: false, loss: true }, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             self.head(pass, arena, None);
             each(&arena.split().1.losses[..pass.counted.len()]);
@@ -149,7 +149,7 @@ impl Model {
         let counted = passes.plan.counted() as f64;
         let weight = weight / counted as f32;
         let mut total = 0.0;
-        self.passes(passes, |i, pass, arena| {
+        self.passes(passes, Walk { backward: true, loss: true }, |i, pass, arena| {
             let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
             self.forward(pass, drops, arena);
             self.head(pass, arena, Some((weight, &mut *grads)));
@@ -164,13 +164,16 @@ impl Model {
     pub fn passes(
         &self,
         passes: Passes<'_>,
+        walk: Walk,
         mut work: impl FnMut(u64, Pass<'_>, &mut Arena) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Passes { batch, plan, threads, arena } = passes;
-        arena.reserve(self, plan.most_tokens(), threads)?;
-        loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
+        arena.reserve(self, plan.most_tokens(), threads, walk)?;
+        if walk.loss {
+            loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
+        }
         for (i, pass) in plan.passes(batch).enumerate() {
-            arena.reserve(self, pass.inputs.len(), threads)?;
+            arena.reserve(self, pass.inputs.len(), threads, walk)?;
             work(i as u64, pass, arena)?;
         }
         Ok(())
@@ -197,7 +200,7 @@ impl Model {
         &self.params[self.list.wte.clone()]
     }
 
-    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs.
+    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs, if the walk has one.
     pub fn forward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let eps = self.config.layer_norm_epsilon;
@@ -227,6 +230,7 @@ impl Model {
             gelu::forward(self.config.activation, fc, gelu);
             let drop = drops.at(Site::MlpProjection(layer));
             project(linear(Target::MlpCProj), gelu, low, drop, x_mid, b.dbranch, out);
+            blocks.hand_on();
         }
         let x = blocks.stream(self.config.n_layer);
         let (gamma, beta) = (p(&self.list.ln_f_weight), p(&self.list.ln_f_bias));

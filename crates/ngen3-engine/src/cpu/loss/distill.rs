@@ -333,7 +333,7 @@ fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                         &mut []
                     };
                     let (sums, at) = (&mut *sums, j * NR);
-                    let shifts = [&shift[at..at + NR], &teacher_shift[at..at + NR]];
+                    let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
                     simd(
                         #[inline(always)]
                         || sum_tile(way, temperature, &mut z[..exist * NR], u, shifts, sums, sizes.block, at),
@@ -351,7 +351,7 @@ fn sum_tile(
     temperature: f32,
     z: &mut [f32],
     u: &mut [f32],
-    [shift, teacher_shift]: [&[f32]; 2],
+    [shift, teacher_shift]: [&[f32; NR]; 2],
     sums: &mut [f32],
     block: usize,
     at: usize,
@@ -383,6 +383,12 @@ fn sum_tile(
     for (total, sums) in totals.iter().zip(sums.chunks_exact_mut(block)) {
         sums[at..at + NR].iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
     }
+}
+
+/// The numbers of a tile's tokens, as the array that the compiler vectorises over.
+#[inline(always)]
+fn lanes(numbers: &[f32], at: usize) -> &[f32; NR] {
+    numbers[at..].first_chunk().expect("a whole tile of tokens")
 }
 
 /// Keeps exp below infinity; NaN stays NaN, so that a diverged model is noticed.
@@ -462,7 +468,7 @@ fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
                     let [z, u] = [student, teacher].map(|tiles| tiles[j * TILE..][..exist * NR].as_chunks::<NR>().0);
                     let at = j * NR;
                     let [tempered, of_teacher] =
-                        [factor::TEMPERED, factor::TEACHER].map(|i| &factors[i * block + at..][..NR]);
+                        [factor::TEMPERED, factor::TEACHER].map(|i| lanes(factors, i * block + at));
                     simd(
                         #[inline(always)]
                         || {
@@ -541,7 +547,7 @@ fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
 #[inline(always)]
 fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
     let (block, inverse) = (soft.sizes.block, 1.0 / soft.temperature);
-    let of: [&[f32]; factor::COUNT] = std::array::from_fn(|i| &factors[i * block + at..][..NR]);
+    let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
     let z = z.as_chunks::<NR>().0;
     for (g, z) in g.iter_mut().zip(z) {
         for t in 0..NR {
