@@ -31,8 +31,7 @@ pub struct Conversations {
 }
 
 impl Conversations {
-    /// Settles a run of `ngen3 finetune` on conversations. `own` is the format that the model has: it stays the model's if the
-    /// conversations turn out to have no turns.
+    /// Settles a run of `ngen3 finetune` on conversations. `own` is the format that the model has.
     ///
     /// # Errors
     /// As [`Request::start`], [`ChatSampler::new`] and [`crate::Start::with`].
@@ -41,7 +40,7 @@ impl Conversations {
         chats: Chats,
         train_on: TrainOn,
         skip_bad: bool,
-        own: Option<ChatFormat>,
+        own: Option<&ChatFormat>,
     ) -> Result<(Job, Self, Weights), Error> {
         let vocab_size = chats.tokenizer().vocab_size();
         let start = request.start(|| Ok(vocab_size))?;
@@ -60,11 +59,11 @@ impl Conversations {
                 sha256: chats.sha256().into(),
             },
             tokenizer: reference_to(chats.tokenizer()),
-            chat: if chats.have_turns() { Some(chats.format().clone()) } else { own.clone() },
+            chat: chats.have_turns().then(|| chats.format().clone()),
             source: chats.source().to_vec(),
         };
         let mut notes = vec![described(&sampler, train_on)];
-        if own.is_some() && data.chat != own {
+        if data.chat.is_some() && own.is_some_and(|own| Some(own) != data.chat.as_ref()) {
             notes.push("the conversations have another chat template than the model; the model gets theirs".into());
         }
         let learned = if train_on == TrainOn::All { "all" } else { "assistant" };

@@ -124,7 +124,7 @@ pub struct Data {
     pub identity: DataIdentity,
     /// What made the token ids; it travels with the model.
     pub tokenizer: TokenizerRef,
-    /// How conversations become text, if it holds any; it travels with the model.
+    /// How conversations become text, if it holds any; it travels with the model, which else keeps its own.
     pub chat: Option<ChatFormat>,
     /// Where the text came from.
     pub source: Vec<String>,
@@ -240,14 +240,18 @@ impl Start {
     /// # Errors
     /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
     /// that cannot be written to.
-    pub fn with(self, data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
+    pub fn with(self, mut data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
         let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes } = self;
         match &origin {
             Origin::Nothing => {}
-            Origin::Checkpoint(from, trained_with) => check_tokenizers(from, trained_with, &data)?,
+            Origin::Checkpoint(from, trained_with, chat) => {
+                check_tokenizers(from, trained_with, &data)?;
+                data.chat = data.chat.or_else(|| chat.clone());
+            }
             Origin::State(before) => {
                 check_data(kind, &before.data, &data)?;
                 check_lesson(&before.lesson, &lesson)?;
+                data.chat = data.chat.or_else(|| before.chat.clone());
             }
         }
         let learned = adapter.as_ref().map_or_else(|| ParamList::new(&config).total(), Vec::len);

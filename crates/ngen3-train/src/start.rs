@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ngen3_model::{Checkpoint, Config, Error as ModelError, Lora, LoraList, ParamList, Recipe, TokenizerRef, Variant};
+use ngen3_model::{
+    ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, ParamList, Recipe, TokenizerRef, Variant,
+};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -43,8 +45,8 @@ pub struct Start {
 #[derive(Debug)]
 pub(crate) enum Origin {
     Nothing,
-    /// A checkpoint, and the tokenizer that it was trained with.
-    Checkpoint(PathBuf, TokenizerRef),
+    /// A checkpoint, the tokenizer that it was trained with, and how it has conversations.
+    Checkpoint(PathBuf, TokenizerRef, Option<ChatFormat>),
     /// A state of the same run.
     State(Box<Header>),
 }
@@ -101,7 +103,7 @@ impl Start {
             return Err(ModelError::OtherModel { path: from, differences }.into());
         }
         let settings = TrainSettings::settle(asked, recipe_of(variant))?;
-        let origin = Origin::Checkpoint(from, meta.tokenizer);
+        let origin = Origin::Checkpoint(from, meta.tokenizer, meta.chat);
         let (params, reached, notes) = (Some(params), Reached::default(), Vec::new());
         let (adapting, adapter, moments) = (None, None, None);
         Ok(Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes })
@@ -109,7 +111,7 @@ impl Start {
 
     /// The same start, but that only adapters learn, beside a checkpoint's weights.
     pub(crate) fn adapting(mut self, lora: Lora) -> Result<Self, Error> {
-        let (Some(params), Origin::Checkpoint(from, _)) = (&self.params, &self.origin) else {
+        let (Some(params), Origin::Checkpoint(from, ..)) = (&self.params, &self.origin) else {
             return Err(Error::Usage("adapters need a model to learn beside: name its checkpoint".into()));
         };
         self.adapter = Some(LoraList::new(&self.config, &lora)?.init(self.settings.seed));

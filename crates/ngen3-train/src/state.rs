@@ -12,7 +12,7 @@ use std::path::Path;
 
 use ngen3_engine::{Engine, Slot};
 use ngen3_model::files::write_atomic;
-use ngen3_model::{Config, Lora, LoraList, ParamList};
+use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -45,6 +45,9 @@ pub struct Header {
     /// The adapters, if only they learn: the arrays are theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapting: Option<Adapting>,
+    /// How conversations become text for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatFormat>,
 }
 
 /// Adapters that learn beside a model that stays as it is.
@@ -272,6 +275,7 @@ mod tests {
             lesson: [("temperature".into(), 2.into())].into_iter().collect(),
             data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
             adapting: None,
+            chat: None,
         }
     }
 

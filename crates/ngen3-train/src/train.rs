@@ -221,6 +221,7 @@ impl Run<'_> {
             data: job.data.identity.clone(),
             lesson: job.lesson.clone(),
             adapting: job.adapting.clone(),
+            chat: job.data.chat.clone(),
         };
         let mut saved = state::save(&job.paths.state, &header, engine);
         if saved.is_ok() && !self.keeps_best() {

@@ -296,6 +296,15 @@ fn a_template_of_ones_own_is_kept_and_a_bad_one_refused() {
     let next = TINY.replace("tiny.pt", "x.pt").replace("--out x.pt", "--out y.pt");
     succeed(folder, &format!("{next} --finetune_iters 1"));
     assert_eq!(load(folder, "y.pt").meta.chat.unwrap().template, template);
+    // Whatever it learns after that.
+    fs::write(folder.join("a.txt"), "one two three four five six seven ".repeat(100)).unwrap();
+    succeed(folder, "tokenize --dataset plain --txt a.txt");
+    let more = "train --data _data_plain_/data.bin --init_from y.pt --config shape.toml --batch_size 2 --out z.pt";
+    fs::write(folder.join("shape.toml"), "n_layer = 1\nn_head = 2\nn_embd = 8\nblock_size = 48\n").unwrap();
+    succeed(folder, &format!("{more} --max_iters 1"));
+    succeed(folder, "train --data _data_plain_/data.bin --out z.pt --resume --max_iters 2");
+    let trained = load(folder, "z.pt").meta;
+    assert_eq!((trained.iter_num, trained.chat.unwrap().template.as_str()), (2, template));
     for (template, reason) in [
         ("{% for m in messages %}", "the chat template is not one: "),
         ("{{ raise_exception('not with me') }}", "line 1: the chat template refuses it: not with me"),

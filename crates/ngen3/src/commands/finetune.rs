@@ -168,13 +168,12 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let (job, mut lesson, weights): (Job, Box<dyn Lesson>, Weights) = match chats {
         Some(chats) => {
             let (job, lesson, weights) =
-                Conversations::prepare(request, chats, train_on, skip_bad, model.chat.clone())?;
+                Conversations::prepare(request, chats, train_on, skip_bad, model.chat.as_ref())?;
             (job, Box::new(lesson), weights)
         }
         None => {
             let Input::File(path) = input else { unreachable!("rows are conversations") };
-            let (mut job, lesson, weights) = Corpus::prepare(request, path)?;
-            job.data.chat = job.data.chat.or(model.chat.clone());
+            let (job, lesson, weights) = Corpus::prepare(request, path)?;
             (job, Box::new(lesson), weights)
         }
     };
