@@ -311,6 +311,9 @@ fn a_teacher_with_another_tokenizer_is_refused() {
         "{complaint}"
     );
     succeed(folder, &format!("{line} _data_a_/data.bin"));
+    succeed(folder, "export --model_path distilled_small_model.pt --output_dir student");
+    let card = fs::read_to_string(folder.join("student/README.md")).unwrap();
+    assert!(card.contains("| distill: temperature | 2.0 |"), "{card}");
     // A Hugging Face folder teaches as well.
     succeed(folder, "export --model_path a.pt --output_dir a_folder");
     let folder_line = line.replace("a.pt", "a_folder");
