@@ -234,8 +234,8 @@ fn the_tokenizer_comes_with_the_checkpoint() {
 #[test]
 fn rounded_weights_say_nearly_the_same() {
     let folder = folder_with_parrot("abcdefgh abcdefgh");
-    let exact = said(&folder, &["--prompt", "abc", "--length", "5", "--temperature", "0"]);
-    let rounded = said(&folder, &["--prompt", "abc", "--length", "5", "--temperature", "0", "--quant", "int8"]);
+    let exact = said(&folder, &["--prompt", "abc", "--length", "5"]);
+    let rounded = said(&folder, &["--prompt", "abc", "--length", "5", "--quant", "int8"]);
     assert_eq!(exact, rounded, "a parrot is sure of what it says");
     let output = sample(&folder, &["--quant", "int4"]);
     assert_eq!(output.status.code(), Some(2));
