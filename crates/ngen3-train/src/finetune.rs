@@ -274,3 +274,50 @@ pub fn read_reference(path: &Path) -> Result<String, Error> {
     String::from_utf8(bytes)
         .map_err(|error| Error::file(path, format!("it is not UTF-8 at byte {}", error.utf8_error().valid_up_to())))
 }
+
+#[cfg(test)]
+mod tests {
+    use ngen3_engine::Slot;
+    use ngen3_model::{Config, ParamList};
+
+    use super::*;
+    use crate::testing::FakeEngine;
+
+    #[test]
+    fn a_model_that_knows_nothing_guesses_among_the_whole_vocabulary() {
+        let config = Config::new(1, 1, 2, 16, 50_257);
+        let mut engine = FakeEngine::new(config.clone(), 1);
+        engine.write(Slot::Params, &vec![0.0; ParamList::new(&config).total()]).unwrap();
+        let tokenizer = Tokenizer::gpt2();
+        // Several passes, the last of them short.
+        for words in [2, 17, 3_000] {
+            let text = "word ".repeat(words);
+            let reference = Reference::new("a text", text.trim_end(), &tokenizer, 16).unwrap().unwrap();
+            assert_eq!(reference.title(), format!("a text, {} tokens", words - 1));
+            let perplexity = reference.perplexity(&mut engine).unwrap();
+            assert!((perplexity / 50_257.0 - 1.0).abs() < 1e-3, "{perplexity}");
+        }
+        assert!(Reference::new("a text", "word", &tokenizer, 16).unwrap().is_none());
+        let long = Reference::new("a text", &"word ".repeat(30_000), &tokenizer, 16).unwrap().unwrap();
+        assert_eq!(long.title(), "a text, 16384 tokens");
+    }
+
+    #[test]
+    fn what_nobody_asks_for_follows_from_the_run() {
+        let asked = |max_iters, learning_rate| Overrides { max_iters, learning_rate, ..Overrides::default() };
+        let found = finetune_defaults(asked(None, None), 3e-4, false);
+        assert_eq!((found.max_iters, found.eval_interval, found.keep_best), (Some(1_000), Some(50), Some(true)));
+        assert!((found.learning_rate.unwrap() - 1e-4).abs() < 1e-9);
+        assert_eq!(finetune_defaults(asked(None, None), 3e-4, true).learning_rate, Some(3e-4));
+        let found = finetune_defaults(asked(Some(7), Some(0.5)), 3e-4, false);
+        assert_eq!((found.max_iters, found.eval_interval, found.learning_rate), (Some(7), Some(1), Some(0.5)));
+    }
+
+    #[test]
+    fn the_last_tenth_begins_with_a_line() {
+        assert_eq!(last_tenth(&format!("{}é\nlast", "line\n".repeat(10))), "é\nlast");
+        assert_eq!(last_tenth("éééééx"), "éx");
+        assert_eq!(last_tenth("short"), "short");
+        assert_eq!(last_tenth(""), "");
+    }
+}

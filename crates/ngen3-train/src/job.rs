@@ -158,7 +158,7 @@ pub struct Job {
 pub struct Weights {
     /// `[total]`, in the order of [`ParamList`].
     pub params: Vec<f32>,
-    /// In the order of [`LoraList`], if only adapters learn.
+    /// In the order of [`ngen3_model::LoraList`], if only adapters learn.
     pub adapter: Option<Vec<f32>>,
     /// AdamW's moments, of a run that goes on.
     pub moments: Option<Moments>,
