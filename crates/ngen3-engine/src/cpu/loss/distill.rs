@@ -305,8 +305,7 @@ fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
     let segment_logits = sizes.segment_tiles() * TILE;
     let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
     // Without a teacher's head there is nothing to cut up, but as many segments.
-    let teacher: Vec<&mut [f32]> = teacher.collect();
-    let mut teacher = teacher;
+    let mut teacher: Vec<&mut [f32]> = teacher.collect();
     teacher.resize_with(sizes.shape.segments(), Default::default);
     words
         .par_chunks(panels * MR * depth)
