@@ -25,12 +25,15 @@ use super::top_k::{Corrections, TopK};
 use crate::Error;
 use crate::engine::{Distill, Divergence, Teacher};
 use crate::gemm::tiles::kernel::{self, MR, NR};
-use crate::gemm::tiles::softmax::{MAX_EXPONENT, e_tile, lay_out};
+use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 
 /// Logits of one model in a block of tokens: 13 MB, so that both models' are near a last-level cache.
 const LOGITS: usize = 13 << 18;
+
+/// Shifted logits are cut off here: beyond, exp would overflow.
+const MAX_LOGIT: f32 = 80.0;
 
 /// Numbers in a tile of logits.
 const TILE: usize = MR * NR;
@@ -393,7 +396,7 @@ fn lanes(numbers: &[f32], at: usize) -> &[f32; NR] {
 /// Keeps exp below infinity; NaN stays NaN, so that a diverged model is noticed.
 #[inline(always)]
 fn cut_off(x: f32) -> f32 {
-    if x > MAX_EXPONENT { MAX_EXPONENT } else { x }
+    if x > MAX_LOGIT { MAX_LOGIT } else { x }
 }
 
 /// Adds the segments' sums up in the first; fills the losses and `factors`.

@@ -5,13 +5,15 @@
 //! the two products of the backward pass reads it. Words are cut into [`SEGMENTS`], one task each:
 //!
 //! ```text
-//! for 192 words of the segment:   e = exp(wte·hiddenᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
+//! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
 //! when every segment is done:     dhidden /= sum,  dwte += eᵀ·(hidden/sum)
 //! ```
 //!
 //! The shift is the target's logit, so that a token's loss is ln(sum) and e = 1 at the target; what backward subtracts there
 //! is added in f32. Shifting by the target needs no pass to find the largest logit, and cannot overflow before the loss
-//! reaches 80 nats.
+//! reaches 79 nats.
+
+use std::f32::consts::LOG2_E;
 
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
@@ -22,7 +24,7 @@ use super::super::simd::{simd, sum_zip};
 use super::Gradients;
 use crate::gemm::tiles::kernel::{self, MR, NR};
 use crate::gemm::tiles::pack::{panel as pack_panel, rounded};
-use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile, tokens_tile};
+use crate::gemm::tiles::softmax::{ExpTile, ask_for, e_tile, exp_tile, sum_tile, tokens_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 
@@ -120,11 +122,11 @@ impl Shape {
 
 /// One block's buffers. R tokens, width C.
 struct Scratch<'a> {
-    /// Hidden states as B of the logits, panels of [C/P, NR].
+    /// Hidden states times log₂e as B of the logits, panels of [C/P, NR].
     hidden: &'a mut [u32],
     /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
     scaled: &'a mut [u32],
-    /// `[R, C]`: the same in f32.
+    /// `[R, C]`: what is packed, in f32.
     scaled_f32: &'a mut [f32],
     /// `[R]`
     shift: &'a mut [f32],
@@ -179,8 +181,11 @@ pub fn run<const P: usize>(
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
         let mut s = shape.cut::<P>(scratch);
         let rows = targets.len();
-        pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
-        shifts::<P>(hidden, wte, targets, s.shift);
+        // In powers of two from the start: what 2^ costs less than exp is a multiplication for each logit.
+        let in_bits = &mut s.scaled_f32[..rows * width];
+        in_bits.iter_mut().zip(hidden).for_each(|(to, h)| *to = h * LOG2_E);
+        pack::<P, NR>(Mat::new(in_bits, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
+        shifts::<P>(in_bits, wte, targets, s.shift);
         let wanted = match &gradients {
             None => Wanted::Losses,
             Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
@@ -264,19 +269,20 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], want
         .zip(s.sums.par_chunks_mut(block).zip(s.dhidden.par_chunks_mut(width * block)))
         .zip(s.by_word_e.par_chunks_mut(chunk_cells * block))
         .enumerate()
+        .with_max_len(1)
         .for_each(|(segment, (((words, e), (sums, dhidden)), by_word_e))| {
             sums.fill(0.0);
             let first_panel = segment * shape.segment_panels();
             for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
                 let chunk_panel = first_panel + chunk * CHUNK;
-                for (i, a) in words.chunks_exact(MR * depth).enumerate() {
-                    let panel = chunk_panel + i;
-                    // Where nobody will read e, every tile goes to one place, which stays in cache.
-                    let own = (panel - first_panel) * panel_e;
-                    for j in 0..tiles {
+                // A panel of tokens stays in the first-level cache while the words pass by.
+                for j in 0..tiles {
+                    let b = &hidden[j * NR * depth..][..NR * depth];
+                    for (i, a) in words.chunks_exact(MR * depth).enumerate() {
+                        let panel = chunk_panel + i;
                         let tile = ExpTile {
                             a,
-                            b: &hidden[j * NR * depth..][..NR * depth],
+                            b,
                             words: MR.min(vocab_size - panel * MR),
                             shift: &shift[j],
                             sums: &mut sums.as_chunks_mut::<NR>().0[j],
@@ -286,7 +292,9 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], want
                             continue;
                         }
                         let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
-                        let tokens = if wanted == Wanted::All { own + j * e_tile::<P>() } else { 0 };
+                        // Where nobody will read e, every tile goes to one place, which stays in cache.
+                        let own = (panel - first_panel) * panel_e + j * e_tile::<P>();
+                        let tokens = if wanted == Wanted::All { own } else { 0 };
                         exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
                     }
                 }
@@ -314,13 +322,12 @@ pub(super) fn add_chunk<const P: usize>(
 ) {
     let depth = cells::<P>((CHUNK * MR).min(shape.vocab_size - chunk_panel * MR));
     let by_channel = &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
-    for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
-        let a = &a[..depth * MR];
-        let channels = MR.min(shape.width - c * MR);
-        for j in 0..tiles {
-            let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
+    for j in 0..tiles {
+        let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
+        for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
+            let channels = MR.min(shape.width - c * MR);
             let part = &mut dhidden[c * MR * block + j * NR..];
-            kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
+            kernel::tile::<P>(&a[..depth * MR], b, &mut MatMut::strided(part, channels, NR, block), into);
         }
     }
 }
@@ -365,17 +372,20 @@ pub(super) fn spread<const P: usize>(
     scaled: &[u32],
     dwte: &mut [f32],
 ) {
-    dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>())).for_each(|(dwte, e)| {
-        for (dwte, e) in dwte.chunks_mut(MR * width).zip(e.chunks_exact(tiles * e_tile::<P>())) {
-            let words = dwte.len() / width;
-            for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
-                let columns = NR.min(width - n * NR);
-                let part = &mut dwte[n * NR..];
-                tokens_tile::<P>(
-                    &e[..padded / NR * e_tile::<P>()],
-                    b,
-                    &mut MatMut::strided(part, words, columns, width),
-                );
+    let chunks = dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
+    chunks.with_max_len(1).for_each(|(dwte, e)| {
+        let panels = dwte.len().div_ceil(MR * width);
+        // A panel of `scaled` stays in the first-level cache while the words pass by.
+        for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
+            let columns = NR.min(width - n * NR);
+            for (i, e) in e.chunks_exact(tiles * e_tile::<P>()).take(panels).enumerate() {
+                let part = &mut dwte[i * MR * width..];
+                let words = MR.min(part.len() / width);
+                if part.len() > 2 * MR * width {
+                    ask_for(&part[MR * width + n * NR..], width);
+                }
+                let c = &mut MatMut::strided(&mut part[n * NR..], words, columns, width);
+                tokens_tile::<P>(&e[..padded / NR * e_tile::<P>()], b, c);
             }
         }
     });

@@ -247,7 +247,7 @@ mod tests {
                 targets: vec![1],
             };
             let (losses, dhidden, _) = case.run(true);
-            // Fused, a loss is cut off near 80 nats; the gradient still points away from the wrong word.
+            // Fused, a loss is cut off near 79 nats; the gradient still points away from the wrong word.
             let expected = if way == Way::Plain { 179_999.0..180_001.0 } else { 79.0..82.0 };
             assert!(
                 expected.contains(&losses[0]) && dhidden[0] > 0.0 && dhidden[1] < 0.0,

@@ -1,7 +1,7 @@
 //! The fused loss's two micro-kernels. Here a tile is [`MR`] words of the vocabulary by [`NR`] tokens of text.
 //!
 //! [`exp_tile`] multiplies embeddings with hidden states, and while the logits are in registers turns them into
-//! e = exp(logit − shift), adds each token's e to its sum, and stores e twice, in the orders in which the two products of the
+//! e = 2^(logit − shift), adds each token's e to its sum, and stores e twice, in the orders in which the two products of the
 //! backward pass read it: cells along the vocabulary ([`super::kernel::tile`]'s B, `[MR/P, NR]`) and cells along the tokens
 //! ([`tokens_tile`]'s A: for each of the words the cells of its tokens, `[MR, NR/P]`).
 
@@ -14,14 +14,14 @@ pub const fn e_tile<const P: usize>() -> usize {
     MR * NR / P
 }
 
-/// exp's argument is cut off here: a token whose likeliest word is e⁸⁰ times as likely as its target would overflow.
-pub const MAX_EXPONENT: f32 = 80.0;
+/// The exponent is cut off here: a token whose likeliest word is 2¹¹⁵ times as likely as its target would overflow.
+const MAX_EXPONENT: f32 = 115.0;
 
 /// What a tile of exponentials reads and writes.
 pub struct ExpTile<'a> {
     /// Embeddings, `[depth, MR]`.
     pub a: &'a [u32],
-    /// Hidden states, `[depth, NR]`.
+    /// Hidden states times log₂e, so that logits are powers of two, `[depth, NR]`.
     pub b: &'a [u32],
     /// Words of this tile that exist; the rest count nothing.
     pub words: usize,
@@ -59,7 +59,7 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
         for (token, e) in e.iter_mut().enumerate() {
             let x = *e - tile.shift[token];
             // NaN stays NaN, so that a diverged model is noticed.
-            *e = if row < tile.words { if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp() } else { 0.0 };
+            *e = if row < tile.words { if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2() } else { 0.0 };
             tile.sums[token] += *e;
         }
     }
@@ -112,27 +112,50 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     super::kernel::tile_plain::<P>(&panel, b, c, Into::Add);
 }
 
+/// Asks for the memory of a tile of [`MR`] rows, `stride` apart, from `place` on, before [`tokens_tile`] adds to it.
+pub fn ask_for(place: &[f32], stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for row in 0..MR {
+        let row = place.as_ptr().wrapping_add(row * stride);
+        // SAFETY: a hint, which reads nothing, wherever it points.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.cast());
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.wrapping_add(16).cast());
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::x86::{multiply_add, prefetch, store, sums_of_panels};
+    use super::super::kernel::x86::{multiply_add, store, sums_of_panels};
     use super::{ExpTile, Into, MAX_EXPONENT, MR, MatMut, NR, e_tile};
 
-    /// eˣ for x ≤ 80: relative error below 1e-5, and below 3e-7 for |x| < 1. Cephes' 2ᶠ (Moshier 1989) on f in [−½, ½].
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn exp(x: __m512) -> __m512 {
-        // The second operand is what `min` returns when one is NaN.
-        let x = _mm512_min_ps(_mm512_set1_ps(MAX_EXPONENT), x);
-        let t = _mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E));
-        let n = _mm512_roundscale_ps::<0>(t);
-        let f = _mm512_sub_ps(t, n);
-        let mut p = _mm512_set1_ps(1.535_336_2e-4);
-        for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0] {
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    /// The coefficients of 2ᶠ, from f⁵ down.
+    const TWO_TO: [f32; 6] = [1.3276472e-3, 9.675541e-3, 5.550713e-2, 2.402212e-1, 6.9314694e-1, 1.0000001];
+
+    /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7. 2ᶠ on f in [−½, ½] is the polynomial of degree 5 whose
+    /// largest relative error is least (Remez 1934), 7.5e-8 before rounding.
+    ///
+    /// # Safety
+    /// From a function compiled for AVX-512F.
+    #[inline(always)]
+    unsafe fn exp2(t: __m512) -> __m512 {
+        // SAFETY: the caller is compiled for AVX-512F.
+        unsafe {
+            // The second operand is what `min` returns when one is NaN.
+            let t = _mm512_min_ps(_mm512_set1_ps(MAX_EXPONENT), t);
+            let n = _mm512_roundscale_ps::<0>(t);
+            let f = _mm512_sub_ps(t, n);
+            let mut p = _mm512_set1_ps(TWO_TO[0]);
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[1]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[2]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[3]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[4]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[5]));
+            _mm512_scalef_ps(p, n)
         }
-        _mm512_scalef_ps(p, n)
     }
 
     /// # Safety
@@ -142,22 +165,29 @@ mod x86 {
         assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "panels of the same depth");
         // SAFETY: the panels are equally deep; `shift` and `sums` are NR long; the outputs are as the caller promises.
         unsafe {
-            let mut e = sums_of_panels::<P>(tile.a, tile.b);
-            let shift = [_mm512_loadu_ps(tile.shift.as_ptr()), _mm512_loadu_ps(tile.shift.as_ptr().add(16))];
-            let mut sums = [_mm512_loadu_ps(tile.sums.as_ptr()), _mm512_loadu_ps(tile.sums.as_ptr().add(16))];
-            for (row, e) in e.iter_mut().enumerate() {
-                for half in 0..2 {
-                    let exists = if row < tile.words { 0xFFFF } else { 0 };
-                    e[half] = _mm512_maskz_mov_ps(exists, exp(_mm512_sub_ps(e[half], shift[half])));
-                    sums[half] = _mm512_add_ps(sums[half], e[half]);
-                }
+            let logits = sums_of_panels::<P>(tile.a, tile.b);
+            let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
+            let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
+            let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
+            // Written out two rows at a time, so that no logit leaves its register before its exponential is stored.
+            macro_rules! two_rows {
+                ($($row:literal)*) => {$(
+                    let mut e = [logits[$row], logits[$row + 1]];
+                    for (i, e) in e.iter_mut().enumerate() {
+                        let exists = if $row + i < tile.words { 0xFFFF } else { 0 };
+                        for half in 0..2 {
+                            e[half] = _mm512_maskz_mov_ps(exists, exp2(_mm512_sub_ps(e[half], shift[half])));
+                            sums[half] = _mm512_add_ps(sums[half], e[half]);
+                        }
+                    }
+                    if STORE {
+                        store_both::<P>(e, words.add($row * NR / P), tokens.add($row * NR / P));
+                    }
+                )*};
             }
+            two_rows!(0 2 4 6 8 10);
             _mm512_storeu_ps(tile.sums.as_mut_ptr(), sums[0]);
             _mm512_storeu_ps(tile.sums.as_mut_ptr().add(16), sums[1]);
-            if !STORE {
-                return;
-            }
-            store_both::<P>(e, by_word, by_token);
         }
     }
 
@@ -165,23 +195,27 @@ mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; the outputs are a tile long.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
-        // SAFETY: rows are NR long; the outputs are as the caller promises.
-        unsafe {
-            let rows =
-                std::array::from_fn(|i| [_mm512_loadu_ps(e[i].as_ptr()), _mm512_loadu_ps(e[i].as_ptr().add(NR / 2))]);
-            store_both::<P>(rows, by_word, by_token);
+        for (i, rows) in e.as_chunks::<2>().0.iter().enumerate() {
+            // SAFETY: rows are NR long; the outputs are as the caller promises.
+            unsafe {
+                let rows = rows.map(|row| [0, 16].map(|at| _mm512_loadu_ps(row.as_ptr().add(at))));
+                store_both::<P>(
+                    rows,
+                    by_word.as_mut_ptr().add(i * NR / P * 2),
+                    by_token.as_mut_ptr().add(i * NR / P * 2),
+                );
+            }
         }
     }
 
-    /// Always inlined, and given the tile by value, so that it stays in registers.
+    /// Stores two rows of a tile in both orders.
     ///
     /// # Safety
-    /// As [`lay_out`], from a function compiled for these features.
+    /// From a function compiled for these features; both places are two rows long.
     #[inline(always)]
-    unsafe fn store_both<const P: usize>(e: [[__m512; 2]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
-        // SAFETY: each row of the tile has its place in both outputs, which are a tile long.
+    unsafe fn store_both<const P: usize>(e: [[__m512; 2]; 2], words: *mut u32, tokens: *mut u32) {
+        // SAFETY: the caller promises the places.
         unsafe {
-            let (mut words, mut tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
             if P == 1 {
                 // One element a cell: the two orders are the same.
                 for (row, e) in e.iter().enumerate() {
@@ -198,15 +232,11 @@ mod x86 {
                 33, 1, 32, 0,
             );
             let high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-            for rows in e.as_chunks::<2>().0 {
-                let [first, second]: [__m512i; 2] = rows.map(|e| std::mem::transmute(_mm512_cvtne2ps_pbh(e[1], e[0])));
-                _mm512_storeu_si512(tokens.cast(), first);
-                _mm512_storeu_si512(tokens.add(NR / 2).cast(), second);
-                _mm512_storeu_si512(words.cast(), _mm512_permutex2var_epi16(first, low, second));
-                _mm512_storeu_si512(words.add(16).cast(), _mm512_permutex2var_epi16(first, high, second));
-                words = words.add(NR);
-                tokens = tokens.add(NR);
-            }
+            let [first, second]: [__m512i; 2] = e.map(|e| std::mem::transmute(_mm512_cvtne2ps_pbh(e[1], e[0])));
+            _mm512_storeu_si512(tokens.cast(), first);
+            _mm512_storeu_si512(tokens.add(NR / 2).cast(), second);
+            _mm512_storeu_si512(words.cast(), _mm512_permutex2var_epi16(first, low, second));
+            _mm512_storeu_si512(words.add(16).cast(), _mm512_permutex2var_epi16(first, high, second));
         }
     }
 
@@ -214,7 +244,6 @@ mod x86 {
     /// The processor has AVX-512F and AVX512-BF16; `e` is whole tiles, `b` as deep; `c` is at most MR x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
-        prefetch(c);
         let across = NR / P;
         // SAFETY: each tile of e is MR rows of NR/P cells, for each of which b has a row of NR.
         unsafe {
