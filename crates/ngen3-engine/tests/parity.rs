@@ -260,7 +260,8 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
     // The logits after the last token, fed in one pass and a token at a time.
     let logits = |dtype, quant| {
         let params = ParamList::new(&config).init(1).iter().map(|p| p * 5.0).collect();
-        let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant }).expect("a shape");
+        let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant, ..Options::default() })
+            .expect("a shape");
         let mut decoder = engine.decoder(1).expect("memory");
         let at_once = decoder.feed(&tokens).expect("room").to_vec();
         decoder.clear();

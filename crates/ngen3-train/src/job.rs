@@ -241,7 +241,8 @@ impl Start {
     /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
     /// that cannot be written to.
     pub fn with(self, mut data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
-        let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, notes } = self;
+        let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, mut notes } =
+            self;
         match &origin {
             Origin::Nothing => {}
             Origin::Checkpoint(from, trained_with, chat) => {
@@ -254,8 +255,9 @@ impl Start {
                 data.chat = data.chat.or_else(|| before.chat.clone());
             }
         }
-        let learned = adapter.as_ref().map_or_else(|| ParamList::new(&config).total(), Vec::len);
-        memory::check(&config, learned, settings.batch_size)?;
+        let moments_held = moments.as_ref().map_or(0, |moments| 2 * moments.exp_avg.len());
+        let held = 4 * (params.as_ref().map_or(0, Vec::len) + moments_held) as u64;
+        notes.extend(memory::check(&config, adapting.as_ref().map(|adapting| &adapting.lora), &settings, held)?);
         paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
         if adapting.is_some() && !matches!(origin, Origin::State(_)) {

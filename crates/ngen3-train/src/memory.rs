@@ -1,52 +1,84 @@
 //! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
 
-use ngen3_model::{Config, ParamList};
+use ngen3_engine::CpuEngine;
+use ngen3_model::{Config, Lora};
 
-use crate::Error;
+use crate::{Error, TrainSettings};
 
-/// Checks that a model, of which so many parameters learn, and one of its batches fit.
+/// Checks that training fits. `held` bytes of what it needs are in memory already.
+///
+/// Returns what is to be noted, if the machine has enough memory but others hold it now.
 ///
 /// # Errors
-/// [`Error::Usage`] saying how much is needed and how much there is.
-pub(crate) fn check(config: &Config, learned: usize, batch_size: usize) -> Result<(), Error> {
-    match total() {
-        Some(there_is) => compare(at_least(config, learned, batch_size), there_is),
-        None => Ok(()),
-    }
+/// [`Error::Usage`] saying how much is needed and how much there is; as [`CpuEngine::adapting_bytes`].
+pub(crate) fn check(
+    config: &Config,
+    lora: Option<&Lora>,
+    settings: &TrainSettings,
+    held: u64,
+) -> Result<Option<String>, Error> {
+    let needed = |recompute| needed(config, lora, &TrainSettings { recompute, ..settings.clone() });
+    let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
+    let Some(Memory { total, free }) = Memory::now() else { return Ok(None) };
+    compare(as_asked, least, total).map_err(Error::Usage)?;
+    Ok((as_asked.saturating_sub(held) > free).then(|| {
+        let recompute = if least < as_asked { format!("; --recompute needs {}", gb(least)) } else { String::new() };
+        format!("about {} of memory are needed, and {} are free now{recompute}", gb(as_asked), gb(free + held))
+    }))
 }
 
-/// Bytes that training cannot do without, whatever the engine does: each parameter, of those that learn the gradient and
-/// AdamW's two moments, and the residual stream of each layer.
-fn at_least(config: &Config, learned: usize, batch_size: usize) -> u64 {
-    let parameters = 4 * ParamList::new(config).total() as u128 + 12 * learned as u128;
-    let stream = 4 * (config.n_layer * config.n_embd) as u128 * (batch_size as u128 * config.block_size as u128);
-    u64::try_from(parameters.saturating_add(stream)).unwrap_or(u64::MAX)
+/// Bytes that training takes: the engine's, and the tokens of a batch with their targets and what is planned for them.
+fn needed(config: &Config, lora: Option<&Lora>, settings: &TrainSettings) -> Result<u64, Error> {
+    let (rows, options) = (settings.batch_size, settings.options());
+    let engine = match lora {
+        Some(lora) => CpuEngine::adapting_bytes(config, lora, rows, options)?,
+        None => CpuEngine::training_bytes(config, rows, options),
+    };
+    let tokens = (rows as u64).saturating_mul(config.block_size as u64);
+    Ok(engine.saturating_add(tokens.saturating_mul(16)))
 }
 
-fn compare(needed: u64, there_is: u64) -> Result<(), Error> {
-    if needed <= there_is {
+fn compare(needed: u64, least: u64, total: u64) -> Result<(), String> {
+    if needed <= total {
         return Ok(());
     }
-    Err(Error::Usage(format!(
-        "training this model needs at least {:.1} GB of memory, and this machine has {:.1} GB: choose a smaller model or \
-         --batch_size",
-        needed as f64 / 1e9,
-        there_is as f64 / 1e9
-    )))
+    let start = format!("training this model needs about {} of memory, and this machine has {}", gb(needed), gb(total));
+    Err(match (least <= total, least < needed) {
+        (true, _) => format!("{start}; with --recompute it needs {}", gb(least)),
+        (false, true) => {
+            format!("{start}; even with --recompute it needs {}: choose a smaller model or --batch_size", gb(least))
+        }
+        (false, false) => format!("{start}: choose a smaller model or --batch_size"),
+    })
 }
 
-/// Bytes of memory and swap, where the system says.
-fn total() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+fn gb(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// `MemTotal` and `SwapTotal` of Linux's /proc/meminfo, which counts in KiB.
-fn parse(meminfo: &str) -> Option<u64> {
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    (kib("MemTotal")? + kib("SwapTotal").unwrap_or(0)).checked_mul(1024)
+/// Bytes of memory and swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memory {
+    total: u64,
+    /// What a program that starts now can have.
+    free: u64,
+}
+
+impl Memory {
+    /// Where the system says.
+    fn now() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+    }
+
+    /// Linux's /proc/meminfo, which counts in KiB.
+    fn parse(meminfo: &str) -> Option<Self> {
+        let bytes = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+        };
+        let with_swap = |memory, swap| Some(bytes(memory)? + bytes(swap).unwrap_or(0));
+        Some(Self { total: with_swap("MemTotal", "SwapTotal")?, free: with_swap("MemAvailable", "SwapFree")? })
+    }
 }
 
 #[cfg(test)]
@@ -54,24 +86,41 @@ mod tests {
     use ngen3_model::VARIANTS;
 
     use super::*;
+    use crate::testing::settings;
 
     #[test]
     fn linux_s_own_words_are_understood() {
-        let meminfo = "MemTotal:       24576000 kB\nMemFree:         1 kB\nSwapTotal:       1024 kB\n";
-        assert_eq!(parse(meminfo), Some((24_576_000 + 1_024) * 1024));
-        assert_eq!(parse("MemTotal: lots\n"), None);
+        let meminfo =
+            "MemTotal:  24576000 kB\nMemFree:  1 kB\nMemAvailable:  2048 kB\nSwapTotal:  1024 kB\nSwapFree:  9 kB\n";
+        let expected = Memory { total: (24_576_000 + 1_024) * 1024, free: (2_048 + 9) * 1024 };
+        assert_eq!(Memory::parse(meminfo), Some(expected));
+        assert_eq!(Memory::parse("MemTotal: lots\n"), None);
     }
 
     #[test]
-    fn a_model_too_large_is_told_so() {
+    fn a_model_too_large_is_told_so_and_what_helps() {
+        const GB: u64 = 1_000_000_000;
+        assert!(compare(3 * GB, 2 * GB, 3 * GB).is_ok());
+        let error = |needed, least| compare(needed * GB, least * GB, 24 * GB).unwrap_err();
+        let start = "training this model needs about 30.0 GB of memory, and this machine has 24.0 GB";
+        assert_eq!(error(30, 20), format!("{start}; with --recompute it needs 20.0 GB"));
+        let even = "even with --recompute it needs 25.0 GB: choose a smaller model or --batch_size";
+        assert_eq!(error(30, 25), format!("{start}; {even}"));
+        assert_eq!(error(30, 30), format!("{start}: choose a smaller model or --batch_size"));
+    }
+
+    #[test]
+    fn what_a_run_needs_follows_from_how_it_trains() {
         let largest = VARIANTS.last().unwrap().config();
-        let total = |config: &Config| ParamList::new(config).total();
-        let needed = at_least(&largest, total(&largest), 4);
-        assert!(compare(needed, needed).is_ok());
-        let error = compare(needed, 24_000_000_000).unwrap_err().to_string();
-        assert!(error.contains("needs at least 108.6 GB") && error.contains("has 24.0 GB"), "{error}");
-        assert!(at_least(&largest, 1_000_000, 4) < needed / 3, "where only adapters learn it takes less");
-        let small = VARIANTS[0].config();
-        assert!(at_least(&small, total(&small), usize::MAX) > 1 << 60, "an absurd batch does not wrap around");
+        let plain = settings(1);
+        let of = |config: &Config, lora, settings: &TrainSettings| needed(config, lora, settings).unwrap();
+        let whole = of(&largest, None, &plain);
+        assert!(whole > 100_000_000_000, "{whole}");
+        let recomputed = of(&largest, None, &TrainSettings { recompute: true, ..plain.clone() });
+        assert!(recomputed < whole - whole / 100, "{recomputed} of {whole}");
+        let lora = Lora { rank: 8, alpha: 8.0, targets: Default::default() };
+        assert!(of(&largest, Some(&lora), &plain) < whole / 2, "where only adapters learn it takes less");
+        let absurd = TrainSettings { batch_size: usize::MAX, ..plain };
+        assert!(of(&VARIANTS[0].config(), None, &absurd) > 1 << 60, "an absurd batch does not wrap around");
     }
 }

@@ -3,7 +3,7 @@
 //! [`TrainSettings`] is what a run uses. [`Overrides`] is the same list with every entry optional: what a command line
 //! or a TOML file asks for. [`TrainSettings::settle`] turns the second into the first, and holds every default.
 
-use ngen3_engine::{AdamW, Dtype};
+use ngen3_engine::{AdamW, Dtype, Options};
 use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +106,9 @@ settings! {
     threads: usize,
     /// Precision of the matrix products' operands.
     dtype: Dtype,
+    /// Whether activations are computed again on the way back rather than kept.
+    #[serde(default)]
+    recompute: bool,
 }
 
 impl TrainSettings {
@@ -143,6 +146,7 @@ impl TrainSettings {
             val_fraction: asked.val_fraction.unwrap_or(0.1),
             threads: asked.threads.unwrap_or(0),
             dtype: asked.dtype.unwrap_or_default(),
+            recompute: asked.recompute.unwrap_or(false),
         };
         settings.validate()?;
         Ok(settings)
@@ -156,6 +160,12 @@ impl TrainSettings {
     /// Tokens that one optimizer step trains on, in rows of `block_size`.
     pub fn tokens_per_step(&self, block_size: usize) -> u64 {
         (self.batch_size as u64).saturating_mul(block_size as u64).saturating_mul(self.gradient_accumulation)
+    }
+
+    /// What they say to the engine.
+    pub fn options(&self) -> Options {
+        let Self { threads, dtype, recompute, .. } = *self;
+        Options { threads, dtype, recompute, ..Options::default() }
     }
 
     /// The update numbered `step`, from 1.

@@ -27,8 +27,7 @@ pub struct Training<'a> {
 impl<'a> Training<'a> {
     /// Makes the engine. `None` if no step is left to do, which is said on stdout.
     pub fn new(job: &'a Job, Weights { params, adapter, moments }: Weights) -> anyhow::Result<Option<Self>> {
-        let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
-        let mut engine = CpuEngine::new(job.config.clone(), params, options)?;
+        let mut engine = CpuEngine::new(job.config.clone(), params, job.settings.options())?;
         if let (Some(adapting), Some(adapter)) = (&job.adapting, adapter) {
             engine.adapt(&adapting.lora, adapter)?;
         }
@@ -115,7 +114,7 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     };
     // Rows of conversations are of any length up to that, and packed.
     let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
-    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..Options::default() };
+    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..settings.options() };
     let (bytes, adapters) = match &job.adapting {
         None => (CpuEngine::training_bytes(config, batch_size, same), String::new()),
         Some(Adapting { lora, .. }) => {

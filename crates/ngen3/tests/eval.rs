@@ -164,6 +164,44 @@ fn a_model_of_equal_odds_is_as_perplexed_as_its_vocabulary_is_large() {
 }
 
 #[test]
+fn what_int8_weights_cost_is_what_a_model_of_such_weights_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = |name: &str, params: &[f32]| {
+        checkpoint::save(&folder.path().join(name), &config(), params, &CheckpointMeta::default()).unwrap();
+    };
+    let list = ParamList::new(&config());
+    let mut params: Vec<f32> = list.init(3).iter().map(|p| 20.0 * p).collect();
+    save("m.pt", &params);
+    write(&folder.path().join("a.txt"), "To be, or not to be, that is the question:\n");
+    let line = "eval --tasks perplexity --text a.txt --dtype f32 --out r.json --model_checkpoint";
+    let (out, err) = succeed(folder.path(), &format!("{line} m.pt --quant int8"));
+    let both = json_of(&folder.path().join("r.json"));
+    let perplexity = |results: &Value| results["results"]["perplexity"]["perplexity,none"].as_f64().unwrap();
+    let (plain, int8) = (perplexity(&both[0]), perplexity(&both[1]));
+    let percent = 100.0 * (int8 / plain - 1.0);
+    let cost = format!("\nm: perplexity {plain:.4}, with int8 weights {int8:.4} ({percent:+.2} %)\n");
+    assert!(out.contains(&cost), "{out}");
+    assert!(out.lines().next().unwrap().ends_with("m-int8") && err.contains("m-int8: "), "{out}{err}");
+    assert_eq!((&both[0]["config"]["quant"], &both[1]["config"]["quant"]), (&Value::Null, &json!("int8")));
+    let kept = Checkpoint::load(&folder.path().join("m.pt")).unwrap().meta.evaluations;
+    assert_eq!(kept["perplexity"]["metrics"]["perplexity"]["value"], plain, "the checkpoint's own weights");
+
+    // The weights of the layers and the token embeddings, rounded to 127 steps either way for each output.
+    for param in &list {
+        let is_weight = param.shape.len() == 2 && param.range() != list.wpe;
+        for row in params[param.range()].chunks_mut(*param.shape.last().unwrap()).filter(|_| is_weight) {
+            let step = row.iter().fold(0.0f32, |largest, w| largest.max(w.abs())) / 127.0;
+            row.iter_mut().for_each(|w| *w = (*w / step).round() * step);
+        }
+    }
+    save("rounded.pt", &params);
+    succeed(folder.path(), &format!("{line} rounded.pt"));
+    let rounded = perplexity(&json_of(&folder.path().join("r.json")));
+    assert!((int8 / rounded - 1.0).abs() < 1e-5, "{int8}, not {rounded}");
+    assert!((int8 / plain - 1.0).abs() > 1e-4, "{int8} is not {plain}");
+}
+
+#[test]
 fn models_stand_side_by_side() {
     let folder = prepared();
     untrained(&folder.path().join("second.safetensors"));

@@ -128,6 +128,27 @@ fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
 }
 
 #[test]
+fn recomputing_what_is_not_kept_gives_the_same_model() {
+    let folder = folder();
+    let folder = folder.path();
+    let run = |name: &str, line: &str| {
+        succeed(folder, &format!("train --data data.bin --max_iters 6 --dropout 0.2 --out {name}.pt {line}"));
+        load(folder, &format!("{name}.pt"))
+    };
+    let deep = TINY.replace("layers = 2", "layers = 4");
+    fs::write(folder.join("deep.toml"), &deep).unwrap();
+    fs::write(folder.join("less.toml"), deep + "recompute = true\n").unwrap();
+    let kept = run("kept", "--config deep.toml");
+    assert_eq!(kept.meta.training["recompute"], false);
+    for (name, line) in [("flag", "--config deep.toml --recompute"), ("file", "--config less.toml")] {
+        let found = run(name, line);
+        assert_eq!(found.meta.training["recompute"], true);
+        assert!(found.params == kept.params, "{name}");
+        assert_eq!(metrics(folder, &format!("{name}.run")), metrics(folder, "kept.run"));
+    }
+}
+
+#[test]
 fn no_steps_initialise_and_a_model_is_not_replaced_unasked() {
     let folder = folder();
     let folder = folder.path();

@@ -1,17 +1,16 @@
 //! Where the activations of a training step live: one allocation, laid out for a pass's shape.
 //!
-//! With N tokens and C = width, each transformer block keeps what its backward needs (10·C numbers a
-//! token); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all blocks share:
+//! With N tokens and C = width, each transformer block keeps its input and what its backward needs besides (10·C numbers a
+//! token together); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all share:
 //!
 //! ```text
-//! packed embeddings │ block 0 │ block 1 │ … │ the last block's output [N, C] │ workspace
+//! packed embeddings │ streams: each block's input [N, C], the last one's output │ what each block keeps │ workspace
 //! ```
 //!
-//! The embeddings stand first, where the next pass of the same batch finds them whatever its size.
-//!
-//! A block's first buffer is its input, so a block writes its output where the next one begins. A walk that has no backward
-//! keeps one block, whose output is brought back to its input before the next layer. The workspace is cut up
-//! twice: once for the loss (a block of it), once for the layers. Both never hold anything at the same time.
+//! The embeddings stand first, where the next pass of the same batch finds them whatever its size. How much is kept is the
+//! walk's [`Keep`]: with inputs only, one block's room serves all, and backward runs a block again before it goes back through
+//! it; with nothing, two streams take turns as input and output too. The workspace is cut up twice: once for the loss (a block of
+//! it), once for the layers. Both never hold anything at the same time.
 //!
 //! A large batch goes through in several passes (`rows.rs`) whose gradients add up; the arena is as large as the largest.
 
@@ -25,17 +24,29 @@ use crate::Error;
 use crate::gemm::Precision;
 
 /// Numbers in the arena of batches of `rows` rows of a whole block, with adapters of this rank or, at 0, none.
-pub fn numbers(config: &Config, precision: Precision, rank: usize, rows: usize, threads: usize) -> usize {
+pub fn numbers(config: &Config, precision: Precision, rank: usize, rows: usize, threads: usize, keep: Keep) -> usize {
     let tokens = largest_pass(rows, config.block_size);
     let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
-    Layout::new(config, loss, rank, tokens, threads, Walk { backward: true, loss: true }).total()
+    Layout::new(config, loss, rank, tokens, threads, Walk { keep, loss: true }).total()
+}
+
+/// What is kept of the blocks that a pass has gone through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there is no backward.
+    #[default]
+    Nothing,
+    /// The input of each, from which backward makes the rest again.
+    Inputs,
+    /// All that its backward reads.
+    All,
 }
 
 /// What a walk through the model has to find in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
-    /// What every block keeps for its backward.
-    pub backward: bool,
+    /// What is kept of each block for its backward.
+    pub keep: Keep,
     /// The packed embeddings and the workspace of the plain loss.
     pub loss: bool,
 }
@@ -51,9 +62,10 @@ pub struct Arena {
 struct Layout {
     tokens: usize,
     width: usize,
-    /// Blocks that are kept.
+    /// Blocks' inputs and outputs that there is room for; layers that stand as many apart use the same.
+    streams: usize,
+    /// Blocks that there is room for, in the same way.
     blocks: usize,
-    backward: bool,
     heads: usize,
     rank: usize,
     attention: usize,
@@ -64,11 +76,16 @@ struct Layout {
 
 impl Layout {
     fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize, walk: Walk) -> Self {
+        let (streams, blocks) = match walk.keep {
+            Keep::Nothing => (2, 1),
+            Keep::Inputs => (config.n_layer + 1, 1),
+            Keep::All => (config.n_layer + 1, config.n_layer),
+        };
         Self {
             tokens,
             width: config.n_embd,
-            blocks: if walk.backward { config.n_layer } else { 1 },
-            backward: walk.backward,
+            streams,
+            blocks,
             heads: config.n_head,
             rank,
             attention: attention::Shape::new(config).scratch(threads),
@@ -78,16 +95,15 @@ impl Layout {
         }
     }
 
+    /// One stream.
+    fn stream(&self) -> usize {
+        padded(self.tokens * self.width)
+    }
+
     /// The pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
-        let low = self.low();
-        [n * c, n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, low].map(padded).iter().sum()
-    }
-
-    /// Where block `layer` begins.
-    fn start(&self, layer: usize) -> usize {
-        if self.backward { layer * self.block() } else { 0 }
+        [n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, self.low()].map(padded).iter().sum()
     }
 
     /// What the adapters of one block save.
@@ -105,20 +121,18 @@ impl Layout {
         2 * padded(self.tokens * 4 * self.width) + padded(self.attention)
     }
 
-    /// What stands in the arena, in its order; the stream after the last block is part of [`Blocks`].
+    /// What stands in the arena, in its order.
     fn total(&self) -> usize {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
-        let blocks = self.blocks * self.block() + padded(stream);
+        let blocks = self.streams * self.stream() + self.blocks * self.block();
         let buffers = [stream, stream, stream, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
         let buffers: usize = buffers.map(padded).iter().sum();
-        padded(self.packed_wte) + padded(blocks) + buffers + self.layers_workspace().max(self.loss)
+        padded(self.packed_wte) + blocks + buffers + self.layers_workspace().max(self.loss)
     }
 }
 
-/// What one transformer block keeps for its backward. N tokens, width C.
+/// What one transformer block keeps for its backward besides its input. N tokens, width C.
 pub struct Saved<'a> {
-    /// `[N, C]`: the block's input.
-    pub x: &'a mut [f32],
     /// `[N]`
     pub ln_1_mean: &'a mut [f32],
     /// `[N]`
@@ -188,7 +202,11 @@ impl Arena {
         let layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads, walk);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
-            self.data = Buffer::zeros(layout.total(), "the activations of a batch")?;
+            let what = match walk.keep {
+                Keep::All => "the activations of a batch (--recompute keeps fewer)",
+                Keep::Inputs | Keep::Nothing => "the activations of a batch",
+            };
+            self.data = Buffer::zeros(layout.total(), what)?;
         }
         self.layout = layout;
         Ok(())
@@ -200,7 +218,8 @@ impl Arena {
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
         let mut knife = Knife(&mut self.data[..layout.total()]);
         let packed_wte = knife.cut(layout.packed_wte);
-        let blocks = Blocks { data: knife.cut(layout.blocks * layout.block() + padded(stream)), layout };
+        let streams = knife.cut(layout.streams * layout.stream());
+        let blocks = Blocks { streams, saved: knife.cut(layout.blocks * layout.block()), layout };
         let buffers = Buffers {
             ln: knife.cut(stream),
             dx: knife.cut(stream),
@@ -216,19 +235,27 @@ impl Arena {
     }
 }
 
-/// The saved activations of all blocks.
+/// The inputs and outputs of all blocks, and what else is saved of them.
 pub struct Blocks<'a> {
-    data: &'a mut [f32],
+    streams: &'a mut [f32],
+    saved: &'a mut [f32],
     layout: Layout,
 }
 
 impl Blocks<'_> {
-    /// What block `layer` keeps, and where its output goes, `[N, C]`.
-    pub fn block(&mut self, layer: usize) -> (Saved<'_>, &mut [f32]) {
-        let Layout { tokens, width, heads, .. } = self.layout;
-        let mut knife = Knife(&mut self.data[self.layout.start(layer)..]);
+    /// The input of block `layer`, `[N, C]`, what else it keeps, and where its output goes, `[N, C]`.
+    pub fn block(&mut self, layer: usize) -> (&mut [f32], Saved<'_>, &mut [f32]) {
+        let Layout { tokens, width, heads, streams, blocks, .. } = self.layout;
+        let stream = |layer: usize| {
+            let start = layer % streams * self.layout.stream();
+            start..start + tokens * width
+        };
+        let [x, out] = self
+            .streams
+            .get_disjoint_mut([stream(layer), stream(layer + 1)])
+            .expect("there are at least two streams, and neighbours are two");
+        let mut knife = Knife(&mut self.saved[layer % blocks * self.layout.block()..]);
         let saved = Saved {
-            x: knife.cut(tokens * width),
             ln_1_mean: knife.cut(tokens),
             ln_1_rstd: knife.cut(tokens),
             qkv: knife.cut(tokens * 3 * width),
@@ -240,20 +267,13 @@ impl Blocks<'_> {
             fc: knife.cut(tokens * 4 * width),
             low: knife.cut(self.layout.low()),
         };
-        (saved, knife.cut(tokens * width))
+        (x, saved, out)
     }
 
     /// The input of block `layer`, or after the last the output of all, `[N, C]`.
     pub fn stream(&mut self, layer: usize) -> &mut [f32] {
-        &mut self.data[self.layout.start(layer)..][..self.layout.tokens * self.layout.width]
-    }
-
-    /// To be called when a block's output is there: the next layer's input, wherever that stands.
-    pub fn hand_on(&mut self) {
-        if !self.layout.backward {
-            let out = self.layout.block();
-            self.data.copy_within(out..out + self.layout.tokens * self.layout.width, 0);
-        }
+        let Layout { tokens, width, streams, .. } = self.layout;
+        &mut self.streams[layer % streams * self.layout.stream()..][..tokens * width]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::arena::Walk;
+use super::arena::{Keep, Walk};
 use super::dropout::splitmix;
 use super::loss::{self, Gradients, Losses};
 use super::memory::Buffer;
@@ -17,7 +17,7 @@ use crate::gemm::{Into, Mat, MatMut, matmul};
 const TOP_K_TOKENS: usize = 256;
 
 /// A walk that leaves hidden states.
-const FORWARD: Walk = Walk { backward: false, loss: false };
+const FORWARD: Walk = Walk { keep: Keep::Nothing, loss: false };
 
 impl Model {
     /// `ln_f`'s output at each place, in order.
@@ -73,7 +73,7 @@ impl Model {
         let counted = passes.plan.counted() as f64;
         let (mut cross_entropy, mut divergence) = (0.0, 0.0);
         let mut divergences = Vec::new();
-        let walk = Walk { backward: backward.is_some(), ..FORWARD };
+        let walk = Walk { keep: if backward.is_some() { self.keep } else { Keep::Nothing }, ..FORWARD };
         self.passes(passes, walk, |i, pass, arena| {
             let drops = backward.as_ref().map_or(Drops::NONE, |(_, drops, _)| *drops);
             let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };

@@ -73,6 +73,15 @@ impl Linear<'_> {
         });
     }
 
+    /// Makes again what forward leaves in `low`, without `y`.
+    pub fn save(&self, x: &[f32], low: &mut Low<'_>) {
+        let _timed = timed(Part::Linear);
+        if let Learns::Adapter(adapter, _) = self.learns {
+            let inputs = self.weight().cols();
+            adapter.forward(Mat::new(x, x.len() / inputs, inputs), low);
+        }
+    }
+
     /// `y = start + x·Wᵀ`
     fn onto(&self, x: &[f32], low: &mut Low<'_>, y: &mut [f32], start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         let _timed = timed(Part::Linear);

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
 use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot};
-use arena::Arena;
+use arena::{Arena, Keep};
 use lora::Adapters;
 pub use matvec::Quant;
 use memory::Buffer;
@@ -93,6 +93,16 @@ pub struct Options {
     pub dtype: Dtype,
     /// Whether the weights are rounded further, to decode faster; not for training.
     pub quant: Quant,
+    /// Whether a pass forward keeps only each block's input, and backward runs the block again: the same numbers, in a fraction of
+    /// the memory for activations and about a sixth more time.
+    pub recompute: bool,
+}
+
+impl Options {
+    /// What a pass forward keeps for its backward.
+    fn keep(&self) -> Keep {
+        if self.recompute { Keep::Inputs } else { Keep::All }
+    }
 }
 
 /// A model, its gradients and its optimizer on the CPU.
@@ -128,7 +138,7 @@ impl CpuEngine {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
-        let mut model = Model { config, list, precision, params, adapters: None };
+        let mut model = Model { config, list, precision, keep: options.keep(), params, adapters: None };
         if options.quant == Quant::Int8 {
             model.round_to_int8();
         }
@@ -255,7 +265,7 @@ fn arena_numbers(config: &Config, rank: usize, rows: usize, options: Options) ->
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    arena::numbers(config, options.dtype.precision(), rank, rows, threads)
+    arena::numbers(config, options.dtype.precision(), rank, rows, threads, options.keep())
 }
 
 /// What a pass backward drops.

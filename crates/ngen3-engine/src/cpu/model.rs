@@ -11,7 +11,7 @@ use std::ops::Range;
 use ngen3_model::{BlockRanges, Config, Param, ParamList, Target};
 use rayon::prelude::*;
 
-use super::arena::{Arena, Layers, Saved, Walk};
+use super::arena::{Arena, Buffers, Keep, Layers, Saved, Walk};
 use super::dropout::{Dropout, splitmix};
 use super::linear::{Learns, Linear, pair};
 use super::lora::{Adapters, Low};
@@ -28,6 +28,8 @@ pub struct Model {
     pub list: ParamList,
     /// What products round their operands to.
     pub precision: Precision,
+    /// What a pass forward keeps of each block, if there is a backward: all, or the inputs.
+    pub keep: Keep,
     /// `[total]`
     pub params: Vec<f32>,
     /// If there are any, they learn and nothing else does.
@@ -130,7 +132,7 @@ impl Model {
 
     /// The loss at each place that counts, in order.
     pub fn losses(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
-        self.passes(passes, Walk { backward: false, loss: true }, |_, pass, arena| {
+        self.passes(passes, Walk { keep: Keep::Nothing, loss: true }, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             self.head(pass, arena, None);
             each(&arena.split().1.losses[..pass.counted.len()]);
@@ -149,7 +151,7 @@ impl Model {
         let counted = passes.plan.counted() as f64;
         let weight = weight / counted as f32;
         let mut total = 0.0;
-        self.passes(passes, Walk { backward: true, loss: true }, |i, pass, arena| {
+        self.passes(passes, Walk { keep: self.keep, loss: true }, |i, pass, arena| {
             let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
             self.forward(pass, drops, arena);
             self.head(pass, arena, Some((weight, &mut *grads)));
@@ -200,12 +202,11 @@ impl Model {
         &self.params[self.list.wte.clone()]
     }
 
-    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what backward needs, if the walk has one.
+    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what the walk keeps.
     pub fn forward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let eps = self.config.layer_norm_epsilon;
-        let shape = attention::Shape::new(&self.config);
-        let (mut blocks, b, mut shared) = arena.split();
+        let (mut blocks, mut b, mut shared) = arena.split();
         let Layers { gelu, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
@@ -213,28 +214,51 @@ impl Model {
         if let Some(dropout) = drops.at(Site::Embedding) {
             dropout.apply(x);
         }
-        for (layer, w) in self.list.blocks.iter().enumerate() {
-            let (saved, out) = blocks.block(layer);
-            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
+        for layer in 0..self.config.n_layer {
+            let (x, mut saved, out) = blocks.block(layer);
+            self.block_forward(layer, pass, drops, x, &mut saved, &mut b, panels);
+            let Saved { x_mid, fc, low, .. } = saved;
             let low = &mut Low { saved: low, scratch: b.low_scratch };
-            let linear = |target| self.linear(layer, target);
-
-            layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
-            linear(Target::CAttn).forward(b.ln, low, qkv);
-            attention::forward(shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
-            let drop = drops.at(Site::AttentionProjection(layer));
-            project(linear(Target::AttnCProj), att, low, drop, x, b.dbranch, x_mid);
-
-            layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, b.ln, ln_2_mean, ln_2_rstd);
-            linear(Target::CFc).forward(b.ln, low, fc);
             gelu::forward(self.config.activation, fc, gelu);
             let drop = drops.at(Site::MlpProjection(layer));
-            project(linear(Target::MlpCProj), gelu, low, drop, x_mid, b.dbranch, out);
-            blocks.hand_on();
+            project(self.linear(layer, Target::MlpCProj), gelu, low, drop, x_mid, b.dbranch, out);
         }
         let x = blocks.stream(self.config.n_layer);
         let (gamma, beta) = (p(&self.list.ln_f_weight), p(&self.list.ln_f_bias));
         layernorm::forward(x, gamma, beta, eps, b.ln, b.ln_f_mean, b.ln_f_rstd);
+    }
+
+    /// A block from its input as far as its backward reads it: all but the MLP's second half.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "where a block stands and what it works in, all at hand in both directions"
+    )]
+    fn block_forward(
+        &self,
+        layer: usize,
+        pass: Pass<'_>,
+        drops: Drops,
+        x: &[f32],
+        saved: &mut Saved<'_>,
+        b: &mut Buffers<'_>,
+        panels: &mut [f32],
+    ) {
+        let p = |range: &Range<usize>| &self.params[range.clone()];
+        let eps = self.config.layer_norm_epsilon;
+        let shape = attention::Shape::new(&self.config);
+        let w = &self.list.blocks[layer];
+        let Saved { ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
+        let low = &mut Low { saved: low, scratch: b.low_scratch };
+        let linear = |target| self.linear(layer, target);
+
+        layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
+        linear(Target::CAttn).forward(b.ln, low, qkv);
+        attention::forward(shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
+        let drop = drops.at(Site::AttentionProjection(layer));
+        project(linear(Target::AttnCProj), att, low, drop, x, b.dbranch, x_mid);
+
+        layernorm::forward(x_mid, p(&w.ln_2_weight), p(&w.ln_2_bias), eps, b.ln, ln_2_mean, ln_2_rstd);
+        linear(Target::CFc).forward(b.ln, low, fc);
     }
 
     /// From `ln_f`'s output in the arena's `ln`, which it overwrites, the losses that count; and with `gradients`, a weight and
@@ -260,7 +284,7 @@ impl Model {
     pub fn backward(&self, pass: Pass<'_>, drops: Drops, arena: &mut Arena, grads: &mut [f32]) {
         let p = |range: &Range<usize>| &self.params[range.clone()];
         let shape = attention::Shape::new(&self.config);
-        let (mut blocks, b, mut shared) = arena.split();
+        let (mut blocks, mut b, mut shared) = arena.split();
 
         let gamma = p(&self.list.ln_f_weight);
         let saved =
@@ -270,8 +294,13 @@ impl Model {
 
         let Layers { gelu, dwide, attention: panels } = shared.for_layers();
         for (layer, w) in self.list.blocks.iter().enumerate().rev() {
-            let (saved, _) = blocks.block(layer);
-            let Saved { x, ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
+            let (x, mut saved, _) = blocks.block(layer);
+            // Forward left the last block as it was.
+            let again = self.keep == Keep::Inputs && layer + 1 < self.config.n_layer;
+            if again {
+                self.block_forward(layer, pass, drops, x, &mut saved, &mut b, panels);
+            }
+            let Saved { ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, low } = saved;
             let low = &mut Low { saved: low, scratch: b.low_scratch };
             let linear = |target| self.linear(layer, target);
 
@@ -280,6 +309,9 @@ impl Model {
             let c_proj = linear(Target::MlpCProj);
             if c_proj.learns() {
                 gelu::forward(self.config.activation, fc, gelu);
+            }
+            if again {
+                c_proj.save(gelu, low);
             }
             c_proj.backward(gelu, dy, low, grads, Some(dwide));
             gelu::backward(self.config.activation, fc, dwide);

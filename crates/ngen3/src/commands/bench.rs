@@ -37,6 +37,9 @@ pub struct Args {
     /// Train low-rank adapters of this rank beside the model, in place of all of it
     #[arg(long, value_name = "R")]
     lora_rank: Option<usize>,
+    /// Keep only each layer's input and compute the rest again on the way back, as train does with this flag
+    #[arg(long)]
+    recompute: bool,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -49,11 +52,13 @@ Examples:
   ngen3 bench
   ngen3 bench --variant 120M --steps 3 --dtype f32
   ngen3 bench --variant 120M --steps 3 --lora_rank 8
+  ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
   ngen3 bench --variant 7M --json --threads 1";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+    let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
+    let options = Options { threads, dtype, recompute, ..Options::default() };
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
     let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
@@ -61,6 +66,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let lora = Lora { rank, alpha: rank as f32, targets: Targets::default() };
         engine.adapt(&lora, LoraList::new(&config, &lora)?.init(0))?;
     }
+    let estimated = match engine.lora() {
+        Some(lora) => CpuEngine::adapting_bytes(&config, lora, rows, options)?,
+        None => CpuEngine::training_bytes(&config, rows, options),
+    };
 
     let batch = batch(&config, rows);
     let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());
@@ -91,17 +100,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part, json!(ms))).collect();
         let line = json!({
             "variant": args.variant.name, "rows": rows, "block": config.block_size, "dtype": dtype,
-            "threads": engine.threads(), "lora_rank": args.lora_rank, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
+            "threads": engine.threads(), "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
-            "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
+            "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
         });
         return stdout::print(&format!("{line}\n"));
     }
     let mut out = format!(
-        "{}, {rows} rows of {}, {} threads, {dtype}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
+        "{}, {rows} rows of {}, {} threads, {dtype}{}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
         args.variant.name,
         config.block_size,
         engine.threads(),
+        if recompute { ", recompute" } else { "" },
         "step",
         1e3 * median,
         args.steps,
@@ -114,7 +124,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         100.0 * gflops / peak
     );
     if let Some(memory) = peak_memory {
-        out += &format!("{:<10} {:>8} at most\n", "memory", bytes(memory));
+        out += &format!("{:<10} {:>8} at most, {} expected\n", "memory", bytes(memory), bytes(estimated));
     }
     if let Some(rate) = decoded {
         out += &format!("{:<10} {:>8} tokens/s\n", "decoding", counted(rate as u64));

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use ngen3_data::Tokenizer;
-use ngen3_engine::{CpuEngine, Dtype, Options};
-use ngen3_eval::{Error, Model, Plan, Report, Settings, Text};
+use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Quant, Slot};
+use ngen3_eval::{Error, Metric, Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use serde_json::{Value, json};
 
@@ -73,6 +73,9 @@ pub struct Args {
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
+    /// Measure each model a second time, with its weights rounded as sample --quant does: none or int8
+    #[arg(long, value_name = "KIND", default_value = "none")]
+    quant: Quant,
     #[command(flatten)]
     threads: Threads,
 }
@@ -83,14 +86,15 @@ Examples:
   ngen3 eval --model_checkpoint 7M_model.pt openai-community/gpt2 --tasks piqa --data_dir benchmarks/
   ngen3 eval --model_checkpoint 7M_model.pt --tasks mmlu_stem --num_fewshot 5 --limit 100
   ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --stride 64
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text _data_x_/data.bin --val_fraction 0.1";
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text _data_x_/data.bin --val_fraction 0.1
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --quant int8";
 
 fn fraction(text: &str) -> Result<f64, String> {
     let fraction = text.parse().ok().filter(|fraction| *fraction > 0.0 && *fraction <= 1.0);
     fraction.ok_or_else(|| "it is above 0 and at most 1".into())
 }
 
-/// A model that was measured.
+/// A model that was measured, with the weights that it has or with others made of them.
 struct Done {
     name: String,
     report: Report,
@@ -112,10 +116,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let plan = plan(&args, &tasks, &stop)?;
     let mut done = Vec::new();
     for (named, name) in args.model_checkpoint.iter().zip(&names) {
-        done.push(measure(&args, named, name, &plan, &stop)?);
+        done.extend(measure(&args, named, name, &plan, &stop)?);
     }
     let models: Vec<_> = done.iter().map(|done| (done.name.as_str(), &done.report)).collect();
-    stdout::print(&ngen3_eval::table(&models))?;
+    let mut out = ngen3_eval::table(&models);
+    if args.quant == Quant::Int8 {
+        out.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1])));
+    }
+    stdout::print(&out)?;
     if let Some(out) = &args.out {
         let mut results: Vec<_> = done.into_iter().map(|done| done.json).collect();
         let results = if results.len() == 1 { results.remove(0) } else { results.into() };
@@ -144,17 +152,43 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str], stop: &Arc<AtomicBool>) -> any
     interruptible(text.transpose().and_then(|text| Plan::new(settings, text, &mut tell)))
 }
 
-/// Measures one model; writes its samples, and adds the results to its checkpoint.
-fn measure(args: &Args, named: &Path, name: &str, plan: &Plan, stop: &AtomicBool) -> anyhow::Result<Done> {
+/// Measures one model, if that is asked for with rounded weights too; writes its samples, and adds the results of the weights
+/// that it has to its checkpoint.
+fn measure(args: &Args, named: &Path, name: &str, plan: &Plan, stop: &AtomicBool) -> anyhow::Result<Vec<Done>> {
     let (found, checkpoint) = model::load(named, args.variant)?;
     let tokenizer = model::tokenizer(named, &checkpoint.config, &checkpoint.meta)?;
     let Checkpoint { config, params, meta } = checkpoint;
-    let (block_size, parameters) = (config.block_size, ParamList::new(&config).total());
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-    let mut engine = CpuEngine::new(config, params, options)?;
-    let dtype = engine.dtype();
+    let mut engine = CpuEngine::new(config.clone(), params, options)?;
+    let tokenizer = tokenizer.as_ref();
+    let plain = measure_engine(args, named, name.into(), plan, &mut engine, tokenizer, stop)?;
+    let mut done = vec![plain];
+    if args.quant == Quant::Int8 {
+        let params = engine.read(Slot::Params).into_owned();
+        drop(engine);
+        let mut engine = CpuEngine::new(config, params, Options { quant: Quant::Int8, ..options })?;
+        let mut rounded = measure_engine(args, named, format!("{name}-int8"), plan, &mut engine, tokenizer, stop)?;
+        rounded.json["config"]["quant"] = "int8".into();
+        done.push(rounded);
+    }
+    if !args.no_merge {
+        merge(&found.path, meta.iter_num, &done[0].report, args.limit.is_some())?;
+    }
+    Ok(done)
+}
+
+/// Measures what an engine holds; writes its samples.
+fn measure_engine(
+    args: &Args,
+    named: &Path,
+    name: String,
+    plan: &Plan,
+    engine: &mut CpuEngine,
+    tokenizer: Option<&Tokenizer>,
+    stop: &AtomicBool,
+) -> anyhow::Result<Done> {
     let started = Instant::now();
-    let report = ask(plan, &mut engine, tokenizer.as_ref(), stop);
+    let report = ask(plan, engine, tokenizer, stop);
     let report = report.with_context(|| format!("cannot measure {}", named.display()))?;
     let seconds = started.elapsed().as_secs_f64();
     let items: usize = report.measured.iter().filter(|one| one.depth == 0).map(|one| one.effective).sum();
@@ -169,25 +203,33 @@ fn measure(args: &Args, named: &Path, name: &str, plan: &Plan, stop: &AtomicBool
         json!({
             "model": "ngen3",
             "model_args": named.display().to_string(),
-            "model_num_parameters": parameters,
-            "model_dtype": dtype.to_string(),
+            "model_num_parameters": ParamList::new(engine.config()).total(),
+            "model_dtype": engine.dtype().to_string(),
             "device": "cpu",
             "limit": args.limit,
             "fewshot_seed": args.fewshot_seed,
         }),
     );
-    json["model_name"] = name.into();
-    json["max_length"] = block_size.into();
-    json["eot_token_id"] = tokenizer.as_ref().and_then(Tokenizer::eot).into();
+    json["model_name"] = name.clone().into();
+    json["max_length"] = engine.config().block_size.into();
+    json["eot_token_id"] = tokenizer.and_then(Tokenizer::eot).into();
     json["ngen3_version"] = env!("CARGO_PKG_VERSION").into();
     json["total_evaluation_time_seconds"] = format!("{seconds:.3}").into();
     if let Some(folder) = &args.log_samples {
-        report.write_samples(plan, &folder.join(name))?;
+        report.write_samples(plan, &folder.join(&name))?;
     }
-    if !args.no_merge {
-        merge(&found.path, meta.iter_num, &report, args.limit.is_some())?;
-    }
-    Ok(Done { name: name.into(), report, json })
+    Ok(Done { name, report, json })
+}
+
+/// What rounded weights cost in perplexity, in a line, if that was measured.
+fn cost(plain: &Done, rounded: &Done) -> Option<String> {
+    let perplexity = |done: &Done| {
+        let mut values = done.report.measured.iter().flat_map(|one| &one.values);
+        values.find(|value| value.metric == Metric::Perplexity).map(|value| value.value)
+    };
+    let (before, after) = (perplexity(plain)?, perplexity(rounded)?);
+    let (name, percent) = (&plain.name, 100.0 * (after / before - 1.0));
+    Some(format!("{name}: perplexity {before:.4}, with int8 weights {after:.4} ({percent:+.2} %)\n"))
 }
 
 fn ask(

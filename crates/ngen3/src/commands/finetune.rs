@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
 use ngen3_data::source::shakespeare;
 use ngen3_data::{HfSource, Tokenizer};
-use ngen3_engine::{CpuEngine, Options, Sampling};
+use ngen3_engine::{CpuEngine, Sampling};
 use ngen3_model::{ChatFormat, Checkpoint, Config, Lora, Targets, Variant};
 use ngen3_train::{
     Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Shape, Weights,
@@ -201,8 +201,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     drop(lesson);
 
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
-    let options = Options { threads: job.settings.threads, dtype: job.settings.dtype, ..Options::default() };
-    let mut engine = CpuEngine::new(config, params, options)?;
+    let mut engine = CpuEngine::new(config, params, job.settings.options())?;
     if let (Some(reference), Some(mut report)) = (reference, report) {
         let after = reference.perplexity(&mut engine)?;
         report.after = Some(after);

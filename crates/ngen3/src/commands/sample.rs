@@ -105,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             config.vocab_size
         );
     };
-    let options = Options { threads: args.threads.count(), dtype: args.dtype, quant: args.quant };
+    let options = Options { threads: args.threads.count(), dtype: args.dtype, quant: args.quant, ..Options::default() };
     let engine = CpuEngine::new(config, params, options)?;
 
     let ids = encode(&tokenizer, &prompt)?;

@@ -21,7 +21,8 @@ Examples:
 const MEMORY: &str = "\
 Parameters count the shared token embedding once; the name is a label.
 Memory to train, with train's defaults on this machine: 16 bytes a parameter (weight, gradient, two moments), and what
-backward needs of up to 2,048 tokens at a time (40 bytes a token, channel and layer, and a workspace).
+backward needs of up to 2,048 tokens at a time (40 bytes a token, channel and layer, and a workspace); with train's
+--recompute a tenth of it (4 bytes a token, channel and layer, and the workspace).
 Memory to sample one text: 4 bytes a parameter, and 8 a layer, channel and position for keys and values.";
 
 /// Runs the command.
@@ -32,17 +33,29 @@ pub fn run(Args {}: Args) -> anyhow::Result<()> {
 /// The whole output.
 fn table() -> String {
     let mut out = format!(
-        "{:<8} {:>6} {:>5} {:>5} {:>5} {:>5} {:>8} {:>13} {:>10} {:>10}\n",
-        "variant", "layers", "heads", "width", "block", "batch", "lr", "parameters", "to train", "to sample"
+        "{:<8} {:>6} {:>5} {:>5} {:>5} {:>5} {:>8} {:>13} {:>10} {:>11} {:>10}\n",
+        "variant",
+        "layers",
+        "heads",
+        "width",
+        "block",
+        "batch",
+        "lr",
+        "parameters",
+        "to train",
+        "recompute",
+        "to sample"
     );
     for variant in &VARIANTS {
         let config = variant.config();
         let parameters = ParamList::new(&config).total();
         let batch = variant.recipe.batch_size;
+        let training =
+            |recompute| bytes(CpuEngine::training_bytes(&config, batch, Options { recompute, ..Options::default() }));
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "{:<8} {:>6} {:>5} {:>5} {:>5} {:>5} {:>8} {:>13} {:>10} {:>10}",
+            "{:<8} {:>6} {:>5} {:>5} {:>5} {:>5} {:>8} {:>13} {:>10} {:>11} {:>10}",
             variant.name,
             config.n_layer,
             config.n_head,
@@ -51,7 +64,8 @@ fn table() -> String {
             batch,
             format!("{:e}", variant.recipe.learning_rate),
             counted(parameters as u64),
-            bytes(CpuEngine::training_bytes(&config, batch, Options::default())),
+            training(false),
+            training(true),
             bytes(sample_bytes(&config)),
         );
     }
@@ -88,9 +102,11 @@ mod tests {
         let (shape, memory) = seven.split_at(8);
         assert_eq!(shape, ["7M", "4", "4", "128", "128", "16", "3e-4", "7,242,624"]);
         // Parameters and moments alone take 116 MB; how much more depends on the machine's threads and products.
-        let to_train: u64 = memory[0].parse().unwrap();
+        let [to_train, recompute]: [u64; 2] = [0, 2].map(|column| memory[column].parse().unwrap());
         assert!((150..350).contains(&to_train), "{to_train} MB");
-        assert_eq!(memory[1..], ["MB", "29", "MB"]);
+        // Of three blocks all but the input: 9 numbers a token and channel.
+        assert!((27..31).contains(&(to_train - recompute)), "{recompute} MB");
+        assert_eq!([1, 3, 4, 5].map(|column| &*memory[column]), ["MB", "MB", "29", "MB"]);
         assert_eq!(row("500M")[..6], ["500M", "28", "18", "1152", "512", "16"]);
         assert_eq!(row("500M")[6], "2.5e-4");
         assert_eq!(table.lines().filter(|l| l.contains("e-4")).count(), VARIANTS.len());
