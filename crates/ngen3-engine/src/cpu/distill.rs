@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::arena::{Keep, Walk};
 use super::dropout::splitmix;
+use super::likeliest::{self, Scratch};
 use super::loss::{self, Gradients, Losses};
 use super::memory::Buffer;
 use super::model::{Drops, Model, Passes, sum};
 use super::rows::Pass;
-use super::simd::{exp_and_sum, max, simd};
 use crate::Error;
 use crate::engine::{Distill, DistillLoss, IGNORE, Teacher};
 use crate::gemm::{Into, Mat, MatMut, matmul};
@@ -53,8 +53,8 @@ impl Model {
                 logits
                     .par_chunks_exact_mut(vocab_size)
                     .zip(ids.par_chunks_exact_mut(k).zip(log_probs.par_chunks_exact_mut(k)))
-                    .for_each_init(Vec::new, |order, (logits, (ids, log_probs))| {
-                        likeliest(logits, temperature, order, ids, log_probs);
+                    .for_each_init(Scratch::default, |scratch, (logits, (ids, log_probs))| {
+                        likeliest::choose_tempered(logits, temperature, ids, log_probs, scratch);
                     });
             }
             Ok(())
@@ -133,32 +133,5 @@ impl<'a> Said<'a> {
             Self::Head { hidden, wte } => Teacher::Head { hidden, wte },
             Self::TopK { k, ids, log_probs } => Teacher::TopK { k: *k, ids, log_probs },
         }
-    }
-}
-
-/// Fills `ids` with the likeliest tokens and `log_probs` with the logarithms of their probabilities at this temperature.
-fn likeliest(logits: &mut [f32], temperature: f32, order: &mut Vec<u32>, ids: &mut [u32], log_probs: &mut [f32]) {
-    let k = ids.len();
-    order.clear();
-    order.extend(0..logits.len() as u32);
-    // Of two equals the lower id, so that the choice does not depend on how they are sorted.
-    let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if k < order.len() {
-        order.select_nth_unstable_by(k - 1, before);
-    }
-    order[..k].sort_unstable_by(before);
-    ids.copy_from_slice(&order[..k]);
-    for (log_prob, &id) in log_probs.iter_mut().zip(&*ids) {
-        *log_prob = logits[id as usize];
-    }
-    let (largest, total) = simd(
-        #[inline(always)]
-        || {
-            let largest = max(logits);
-            (largest, exp_and_sum(logits, 1.0 / temperature, largest))
-        },
-    );
-    for log_prob in log_probs {
-        *log_prob = (*log_prob - largest) / temperature - total.ln();
     }
 }

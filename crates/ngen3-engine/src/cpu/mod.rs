@@ -12,6 +12,7 @@ mod dropout;
 mod embedding;
 mod gelu;
 mod layernorm;
+mod likeliest;
 mod linear;
 mod lora;
 mod loss;
