@@ -331,7 +331,7 @@ pub trait Engine {
 
     /// Mean cross entropy of the targets that count; adds `weight` times its gradient to [`Slot::Grads`].
     ///
-    /// `weight` is 1/`gradient_accumulation` for a mean over micro-batches. `dropout` zeroes activations with that
+    /// For a mean over micro-batches `weight` is the share of each in what counts. `dropout` zeroes activations with that
     /// probability, by masks that `seed` alone decides.
     ///
     /// # Errors

@@ -26,8 +26,11 @@ pub struct Conversations {
     /// Micro-batches in a step.
     accumulation: u64,
     eval_iters: usize,
-    /// The latest batch.
-    batch: Batch,
+    /// A step and its micro-batches: the latest that was asked for.
+    step: Option<u64>,
+    micro: Vec<Batch>,
+    /// The latest held-out batch.
+    held_out: Batch,
 }
 
 impl Conversations {
@@ -74,26 +77,44 @@ impl Conversations {
             sampler,
             accumulation: gradient_accumulation,
             eval_iters: usize::try_from(eval_iters).unwrap_or(usize::MAX),
-            batch: Batch::default(),
+            step: None,
+            micro: Vec::new(),
+            held_out: Batch::default(),
         };
         Ok((job, lesson, weights))
     }
 
+    /// A micro-batch of a step, which are all drawn together: their shares are known before the first one is learned.
+    fn micro_batch(&mut self, step: u64, index: u64) -> &Batch {
+        if self.step != Some(step) {
+            self.micro.resize_with(self.accumulation as usize, Batch::default);
+            for (number, batch) in (step * self.accumulation..).zip(&mut self.micro) {
+                batch.clear();
+                self.sampler.train_batch(number, &mut |inputs, targets| batch.push(inputs, targets));
+            }
+            self.step = Some(step);
+        }
+        &self.micro[index as usize]
+    }
+
     /// Held-out batch `index`.
     fn val_batch(&mut self, index: usize) -> &Batch {
-        self.batch.clear();
-        self.sampler.val_batch(index, &mut |inputs, targets| self.batch.push(inputs, targets));
-        &self.batch
+        let batch = &mut self.held_out;
+        batch.clear();
+        self.sampler.val_batch(index, &mut |inputs, targets| batch.push(inputs, targets));
+        batch
     }
 }
 
 impl Lesson for Conversations {
+    fn counted(&mut self, step: u64, index: u64) -> u64 {
+        self.micro_batch(step, index).counted() as u64
+    }
+
     fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
-        self.batch.clear();
-        let number = micro.step * self.accumulation + micro.index;
-        self.sampler.train_batch(number, &mut |inputs, targets| self.batch.push(inputs, targets));
-        let loss = engine.forward_backward(&self.batch, micro.weight, micro.dropout, micro.seed)?;
-        Ok(Learned { loss, parts: Vec::new(), tokens: self.batch.inputs.len() as u64 })
+        let batch = self.micro_batch(micro.step, micro.index);
+        let loss = engine.forward_backward(batch, micro.weight, micro.dropout, micro.seed)?;
+        Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
     fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
@@ -108,11 +129,13 @@ impl Lesson for Conversations {
     }
 
     fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
-        // With nothing held out the latest training batch has to do.
-        if self.sampler.val_batches() > 0 {
-            self.val_batch(0);
-        }
-        Ok(engine.loss(&self.batch)?)
+        // With nothing held out a training batch has to do.
+        let batch = if self.sampler.val_batches() > 0 {
+            self.val_batch(0)
+        } else {
+            self.micro_batch(self.step.unwrap_or_default(), 0)
+        };
+        Ok(engine.loss(batch)?)
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Micro {
     pub step: u64,
     /// Which of the step's micro-batches it is, from 0.
     pub index: u64,
-    /// Its share of the step: 1 / `gradient_accumulation`.
+    /// Its share of the step: of the targets that count in all of the step's micro-batches.
     pub weight: f32,
     /// Probability with which an activation is zeroed.
     pub dropout: f32,
@@ -37,6 +37,13 @@ pub struct Learned {
 /// What a run learns from. A step must follow from its number alone: that is why a run that stops and goes on is the run
 /// that never stopped.
 pub trait Lesson {
+    /// Targets that count in a micro-batch, so that a step's loss is the mean over all of its targets, however they are
+    /// shared out. By default all micro-batches count alike.
+    fn counted(&mut self, step: u64, index: u64) -> u64 {
+        let _ = (step, index);
+        1
+    }
+
     /// Adds `weight` times the gradient of a micro-batch to the engine's.
     ///
     /// # Errors

@@ -105,9 +105,11 @@ pub fn train(
 
         let started = Instant::now();
         let lr = settings.lr_at(before);
-        let weight = 1.0 / settings.gradient_accumulation as f32;
+        let counted: Vec<u64> = (0..settings.gradient_accumulation).map(|i| lesson.counted(before, i)).collect();
+        let all: u64 = counted.iter().sum();
         let (mut loss, mut parts) = (0.0, Vec::new());
-        for index in 0..settings.gradient_accumulation {
+        for (index, counted) in (0..).zip(counted) {
+            let weight = (counted as f64 / all as f64) as f32;
             let seed = dropout_seed(settings.seed, before, index);
             let micro = Micro { step: before, index, weight, dropout: settings.dropout, seed };
             let learned = lesson.learn(engine, &micro)?;

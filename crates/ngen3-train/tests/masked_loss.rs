@@ -8,7 +8,10 @@ use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
 use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Slot};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
-use ngen3_train::{Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Request, Shape, Weights};
+use ngen3_train::{
+    Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Progress, Request, Shape, StepReport, Weights,
+    train,
+};
 use serde_json::Value;
 
 /// The script's parameters.
@@ -18,6 +21,16 @@ fn params(config: &Config) -> Vec<f32> {
 }
 
 fn prepare(folder: &std::path::Path, lines: &str, train_on: TrainOn) -> (Job, Conversations, Weights) {
+    let settings = Overrides { batch_size: Some(16), val_fraction: Some(0.0), ..Overrides::default() };
+    prepare_with(folder, lines, train_on, settings)
+}
+
+fn prepare_with(
+    folder: &std::path::Path,
+    lines: &str,
+    train_on: TrainOn,
+    settings: Overrides,
+) -> (Job, Conversations, Weights) {
     let file = folder.join("chats.jsonl");
     fs::write(&file, lines).unwrap();
     let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
@@ -32,7 +45,7 @@ fn prepare(folder: &std::path::Path, lines: &str, train_on: TrainOn) -> (Job, Co
         config_file: None,
         out: Some(folder.join("x_model.pt")),
         begin: Begin::Fresh { init: Init::Given("start.pt".into(), Box::new(checkpoint)), overwrite: false },
-        settings: Overrides { batch_size: Some(16), val_fraction: Some(0.0), ..Overrides::default() },
+        settings,
         shape: Shape::default(),
         lora: None,
     };
@@ -85,4 +98,54 @@ fn an_answer_is_judged_by_what_comes_before_it_in_its_own_conversation() {
     assert!((both - (first * n + second * m) / total).abs() < 1e-5, "{both} of {first} and {second}");
     let (followed, counted) = loss("[\"Hello\", \"Hi there\", \"a question that nobody answers\"]\n");
     assert_eq!((followed as f32, counted), (first as f32, n));
+}
+
+/// Nobody watches.
+struct Nobody;
+
+impl Progress for Nobody {
+    fn step(&mut self, _: &StepReport<'_>) {}
+    fn evaluated(&mut self, _: u64, _: f32, _: bool) {}
+}
+
+/// The loss of one step over all conversations and the gradient that AdamW saw, in so many micro-batches; and what counts in
+/// each of these.
+fn step(lines: &str, batch_size: usize, micro_batches: u64) -> (f32, Vec<f32>, Vec<u64>) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Overrides {
+        batch_size: Some(batch_size),
+        gradient_accumulation: Some(micro_batches),
+        val_fraction: Some(0.0),
+        max_iters: Some(1),
+        beta1: Some(0.0),
+        grad_clip: Some(0.0),
+        ..Overrides::default()
+    };
+    let (job, mut lesson, weights) = prepare_with(folder.path(), lines, TrainOn::Assistant, settings);
+    let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
+    let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
+    let counted = (0..micro_batches).map(|index| lesson.counted(0, index)).collect();
+    train(&job, &mut lesson, &mut engine, &mut Nobody, &AtomicBool::new(false)).unwrap();
+    let log = fs::read_to_string(job.paths.run.join("metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    (last["train_loss"].as_f64().unwrap() as f32, engine.read(Slot::ExpAvg).into_owned(), counted)
+}
+
+#[test]
+fn micro_batches_count_by_their_targets() {
+    let answers =
+        ["no", "a bank, five blocks away, behind the church", "it is late", "ask me something else, if you must"];
+    let line = |answer: &&str| format!("[\"{}\", \"{answer}\"]\n", "and what then? ".repeat(9));
+    let lines: String = answers.iter().map(line).collect();
+    let (loss, gradient, counted) = step(&lines, 16, 1);
+    // Rows of 64 tokens hold one conversation each.
+    let (of_four, in_four, each) = step(&lines, 1, 4);
+    assert_eq!(each.iter().sum::<u64>(), counted[0]);
+    let (least, most) = (each.iter().min().unwrap(), each.iter().max().unwrap());
+    assert!(most >= &(2 * least), "{each:?}");
+    assert!((of_four - loss).abs() < 1e-6 * loss, "{of_four}, not {loss}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let size = norm(&mut gradient.iter().map(|&g| f64::from(g)));
+    let apart = norm(&mut gradient.iter().zip(&in_four).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    assert!(size > 0.0 && apart < 1e-6 * size, "{apart} of {size}");
 }
