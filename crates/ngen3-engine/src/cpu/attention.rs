@@ -4,28 +4,32 @@
 //! heads merged; saved for backward: `qkv`, `out` and `lse`: [heads, tokens] of each row, one row after the other, the logarithm
 //! of each softmax's denominator.
 //!
-//! No heads × tokens × tokens buffer: a task takes one head of one row, and in it [`TILE`] queries at a time with the keys that
-//! they may see; keys after the tile are never touched. Backward makes the probabilities again from `lse` (as
-//! FlashAttention does, Dao et al. 2022). A task first copies its operands out of `qkv`, whose rows stand far apart, into
-//! scratch memory that stays in its cache, the keys turned into panels of [`NR`] for the product with the queries.
+//! No heads × tokens × tokens buffer: a task takes one head of one row, and in it a few queries at a time with the keys that
+//! they may see; keys after those are never touched. Backward (`attention/backward.rs`) makes the probabilities again from `lse`
+//! (as FlashAttention does, Dao et al. 2022). A task first brings its operands out of `qkv`, whose rows stand far apart, into
+//! scratch memory that stays in its cache, as cells of `P` elements (`gemm/tiles.rs`): pairs of bf16, or f32 one by one. Scores
+//! and probabilities are f32.
+
+mod backward;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::cast_slice_mut;
 use ngen3_model::Config;
 use rayon::prelude::*;
+
+pub use backward::backward;
 
 use super::dropout::Dropout;
 use super::memory::{Knife, padded};
 use super::rows::Span;
 use super::simd::{LANES, exp, exp_and_sum, max, simd, sum_zip};
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::{pack, strided};
-use crate::gemm::{Canvas, Into, Mat, MatMut};
+use crate::gemm::tiles::strided::{self, ROWS};
+use crate::gemm::tiles::{cells, pack};
+use crate::gemm::{Canvas, Into, Mat, MatMut, Precision};
 use crate::profile::{Part, timed};
-
-/// Queries of backward taken together, whose part of the keys' gradients is summed in registers.
-const TILE: usize = 64;
 
 /// Heads, and the width of each.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +54,8 @@ impl Shape {
 
     /// Room that [`forward`] and [`backward`] need on `threads` threads.
     pub fn scratch(&self, threads: usize) -> usize {
-        let backward = self.backward_lengths(self.longest).map(padded).iter().sum::<usize>();
-        threads * (head_scratch(self.longest, self.head_width) + backward)
-    }
-
-    /// Pieces of the scratch memory that only backward needs, for `keys` keys.
-    fn backward_lengths(&self, keys: usize) -> [usize; 6] {
-        let [by_key, by_channel, scores] = lengths(keys, self.head_width);
-        [by_channel, by_key, by_key, by_key, scores, TILE]
+        let backward: usize = backward::lengths(self.longest, self.head_width).map(padded).iter().sum();
+        threads * backward.max(head_scratch(self.longest, self.head_width))
     }
 
     /// One head's query (0), key (1) or value (2) columns in a row of `qkv`.
@@ -79,16 +77,22 @@ impl Shape {
     }
 }
 
-/// Elements of one head's keys or values a key to a row, of the same in panels, and of [`TILE`] queries' scores.
-fn lengths(keys: usize, head_width: usize) -> [usize; 3] {
+/// Numbers that hold one head's `keys` keys or values as rows, in panels of [`NR`], and the scores of `queries` queries, whether
+/// in cells of one element or of two.
+fn lengths(keys: usize, head_width: usize, queries: usize) -> [usize; 3] {
     let across = keys.next_multiple_of(NR);
-    [keys * head_width, across * head_width, TILE * across]
+    [keys * head_width, across * head_width, queries * across]
 }
 
 /// Room that [`head_forward`] needs for `keys` keys.
 pub fn head_scratch(keys: usize, head_width: usize) -> usize {
-    let [by_key, by_channel, scores] = lengths(keys, head_width);
-    [by_key, by_key, by_channel, scores].map(padded).iter().sum()
+    forward_lengths(keys, head_width).map(padded).iter().sum()
+}
+
+/// The pieces of [`head_forward`]'s scratch memory.
+fn forward_lengths(keys: usize, head_width: usize) -> [usize; 6] {
+    let [rows, panels, scores] = lengths(keys, head_width, ROWS);
+    [rows, rows, rows, panels, scores, scores]
 }
 
 /// Hands each of `tasks` to `work`, on as many threads as `scratch` has pieces for.
@@ -140,7 +144,9 @@ fn head_dropout(
 }
 
 /// Fills `out` and `lse`. `scratch` is [`Shape::scratch`] long.
+#[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn forward(
+    precision: Precision,
     shape: Shape,
     spans: &[Span],
     qkv: &[f32],
@@ -154,26 +160,30 @@ pub fn forward(
     let tokens = out.len() / shape.width();
     assert_eq!(qkv.len(), 3 * tokens * shape.width(), "queries, keys and values");
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, n_head * tokens));
+    let head = match precision {
+        Precision::F32 => head_forward::<1>,
+        Precision::Bf16 => head_forward::<2>,
+    };
     for_each_head(spans.len() * n_head, scratch, shape.scratch(1), |task, scratch| {
-        let (span, head) = (task / n_head, task % n_head);
-        let dropout = head_dropout(dropout, spans, span, head, n_head);
+        let (span, i) = (task / n_head, task % n_head);
+        let dropout = head_dropout(dropout, spans, span, i, n_head);
         let Span { start, len, prefix } = spans[span].clone();
         let own = start..start + len;
         // SAFETY: each (row, head) is one task's alone, and windows of different heads share no column.
         let (out, lse) = unsafe {
-            let columns = head * shape.head_width..(head + 1) * shape.head_width;
-            let first = n_head * start + head * len;
+            let columns = i * shape.head_width..(i + 1) * shape.head_width;
+            let first = n_head * start + i * len;
             (out.window(own.clone(), columns), lse.row(0, first..first + len))
         };
-        let [before_k, before_v] = [1, 2].map(|part| shape.part(qkv, prefix.clone(), head, part));
-        let [q, k, v] = [0, 1, 2].map(|part| shape.part(qkv, own.clone(), head, part));
-        head_forward(q, [before_k, k], [before_v, v], dropout, out, lse, scratch);
+        let [before_k, before_v] = [1, 2].map(|part| shape.part(qkv, prefix.clone(), i, part));
+        let [q, k, v] = [0, 1, 2].map(|part| shape.part(qkv, own.clone(), i, part));
+        head(q, [before_k, k], [before_v, v], dropout, out, lse, scratch);
     });
 }
 
 /// One head of one row: queries `q`, `[n, head_width]`, over keys and values that come in two parts, `[before, head_width]` and
 /// `[n, head_width]`. `scratch` is [`head_scratch`] long.
-pub fn head_forward(
+pub fn head_forward<const P: usize>(
     q: Mat<'_>,
     k: [Mat<'_>; 2],
     v: [Mat<'_>; 2],
@@ -185,20 +195,17 @@ pub fn head_forward(
     let (n, width) = (lse.len(), q.cols());
     let offset = k[0].n_rows();
     let keys = offset + n;
-    let [by_key, by_channel, scores] = lengths(keys, width);
     let mut knife = Knife(scratch);
-    let (k_rows, v_rows) = (knife.cut(by_key), knife.cut(by_key));
-    let (k_panels, scores) = (knife.cut(by_channel), knife.cut(scores));
-    gather(k, k_rows);
-    gather(v, v_rows);
-    panels(Mat::new(k_rows, keys, width), k_panels);
-    let (v, scale) = (Mat::new(v_rows, keys, width), 1.0 / (width as f32).sqrt());
-    for first in (0..n).step_by(strided::rows()) {
-        let group = first..(first + strided::rows()).min(n);
+    let [joined, q_cells, v_cells, k_panels, scores, p_cells] = forward_lengths(keys, width).map(|n| knife.cut(n));
+    let k_panels = panels::<P>(joined_rows(k, joined), k_panels);
+    let v = down::<P>(joined_rows(v, joined), v_cells);
+    let (q, scale) = (along::<P>(q, q_cells), 1.0 / (width as f32).sqrt());
+    for first in (0..n).step_by(ROWS) {
+        let group = first..(first + ROWS).min(n);
         let seen = offset + group.end;
         let across = seen.next_multiple_of(NR);
-        products_with_panels(q.rows(group.clone()), k_panels, across, across, scores);
-        let mut totals = [1.0; TILE];
+        products_with_panels::<P>(q.rows(group.clone()), k_panels, across, across, scores);
+        let mut totals = [1.0; ROWS];
         simd(
             #[inline(always)]
             || {
@@ -217,9 +224,9 @@ pub fn head_forward(
                 }
             },
         );
-        let probabilities = Mat::strided(scores, group.len(), seen, across);
+        let probabilities = along_or_same::<P>(Mat::strided(scores, group.len(), seen, across), p_cells);
         let mut out = out.rows(group.clone());
-        strided::matmul(out.rows(0..group.len()), Into::Set, probabilities, v.rows(0..seen));
+        strided::matmul::<P>(out.rows(0..group.len()), Into::Set, probabilities, v.rows(0..cells::<P>(seen)));
         for (i, total) in totals.iter().enumerate().take(group.len()) {
             let scale = 1.0 / total;
             out.row_mut(i).iter_mut().for_each(|x| *x *= scale);
@@ -255,174 +262,65 @@ pub fn one_query(q: &[f32], k: Mat<'_>, v: Mat<'_>, out: &mut [f32], scores: &mu
     );
 }
 
-/// Copies the rows of both parts, one after the other.
-fn gather(parts: [Mat<'_>; 2], to: &mut [f32]) {
-    let width = parts[0].cols();
+/// The rows of both parts, one after the other; copied where there are two.
+fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
+    if parts[0].n_rows() == 0 {
+        return parts[1];
+    }
+    let (n, width) = (parts[0].n_rows() + parts[1].n_rows(), parts[0].cols());
     let rows = parts.iter().flat_map(|part| (0..part.n_rows()).map(|i| part.row(i)));
     to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+    Mat::new(&to[..n * width], n, width)
 }
 
-/// Turns rows into panels of [`NR`] rows, each `[width, NR]`; rows past the end are zeros.
-fn panels(rows: Mat<'_>, to: &mut [f32]) {
-    let panel = NR * rows.cols();
+/// Rows as an operand that is multiplied along them, `[rows, width/P]`.
+fn along<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    let depth = cells::<P>(rows.cols());
+    let to = cast_slice_mut(&mut to[..rows.n_rows() * depth]);
+    pack::along::<P>(rows, to);
+    Mat::new(to, rows.n_rows(), depth)
+}
+
+/// As [`along`], for rows that are in cache already: cells of one element are the rows themselves.
+fn along_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    if P == 1 { rows.cells() } else { along::<P>(rows, to) }
+}
+
+/// Rows as an operand that is multiplied across them, `[rows/P, width]`.
+fn down<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    let depth = cells::<P>(rows.n_rows());
+    let to = cast_slice_mut(&mut to[..depth * rows.cols()]);
+    pack::down::<P>(rows, to);
+    Mat::new(to, depth, rows.cols())
+}
+
+/// As [`down`], for rows that are in cache already.
+fn down_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    if P == 1 { rows.cells() } else { down::<P>(rows, to) }
+}
+
+/// Rows as panels of [`NR`] rows, each `[width/P, NR]`; rows past the end are zeros.
+fn panels<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> &'a [u32] {
+    let panel = NR * cells::<P>(rows.cols());
+    let to: &mut [u32] = cast_slice_mut(&mut to[..rows.n_rows().div_ceil(NR) * panel]);
     for (i, to) in to.chunks_exact_mut(panel).enumerate() {
-        pack::panel::<1, NR>(rows, i * NR, bytemuck::cast_slice_mut(to));
+        pack::panel::<P, NR>(rows, i * NR, to);
     }
+    to
 }
 
-/// `to = a·panelsᵀ`, with the first `keys` rows of what [`panels`] turned, in rows `stride` apart.
-fn products_with_panels(a: Mat<'_>, panels: &[f32], keys: usize, stride: usize, to: &mut [f32]) {
-    let width = a.cols();
-    for (j, panel) in panels.chunks_exact(NR * width).take(keys / NR).enumerate() {
+/// `to = a·panelsᵀ`, with the first `keys` rows of what [`panels`] laid out, in rows `stride` apart.
+fn products_with_panels<const P: usize>(a: Mat<'_, u32>, panels: &[u32], keys: usize, stride: usize, to: &mut [f32]) {
+    let depth = a.cols();
+    for (j, panel) in panels.chunks_exact(NR * depth).take(keys / NR).enumerate() {
         let to = MatMut::strided(&mut to[j * NR..], a.n_rows(), NR, stride);
-        strided::matmul(to, Into::Set, a, Mat::new(panel, width, NR));
-    }
-}
-
-/// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
-///
-/// With p the probabilities:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q, where
-/// dout·out is what the sum of p·dp over the keys comes to.
-#[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
-pub fn backward(
-    shape: Shape,
-    spans: &[Span],
-    qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    dropout: Option<Dropout>,
-    dout: &[f32],
-    dqkv: &mut [f32],
-    scratch: &mut [f32],
-) {
-    let _timed = timed(Part::Attention);
-    let Shape { n_head, head_width, .. } = shape;
-    assert_eq!(qkv.len(), 3 * out.len(), "queries, keys and values");
-    let dqkv = Canvas::new(dqkv, 3 * shape.width());
-    for_each_head(spans.len() * n_head, scratch, shape.scratch(1), |task, scratch| {
-        let (span, head) = (task / n_head, task % n_head);
-        let Span { start, len, .. } = spans[span].clone();
-        let tokens = start..start + len;
-        let operands = Operands {
-            q: shape.part(qkv, tokens.clone(), head, 0),
-            k: shape.part(qkv, tokens.clone(), head, 1),
-            v: shape.part(qkv, tokens.clone(), head, 2),
-            out: shape.merged(out, tokens.clone(), head),
-            dout: shape.merged(dout, tokens.clone(), head),
-            lse: &lse[n_head * start + head * len..][..len],
-        };
-        // SAFETY: each (row, head) is one task's alone, and windows of different heads or parts share no column.
-        let gradients = [0, 1, 2].map(|part| unsafe { dqkv.window(tokens.clone(), shape.columns(head, part)) });
-        let [by_key, by_channel, scores] = lengths(len, head_width);
-        let mut knife = Knife(scratch);
-        let forward = [by_key, by_key, by_channel, scores].map(|n| knife.cut(n));
-        let own = shape.backward_lengths(len).map(|n| knife.cut(n));
-        head_backward(operands, head_dropout(dropout, spans, span, head, n_head), gradients, forward, own);
-    });
-}
-
-/// What one head of one row had in forward, and the gradient of what it gave, each `[len, head_width]`; `lse`: `[len]`.
-struct Operands<'a> {
-    q: Mat<'a>,
-    k: Mat<'a>,
-    v: Mat<'a>,
-    out: Mat<'a>,
-    dout: Mat<'a>,
-    lse: &'a [f32],
-}
-
-/// The gradients of one head's queries, keys and values.
-fn head_backward(
-    operands: Operands<'_>,
-    dropout: Option<HeadDropout>,
-    gradients: [MatMut<'_>; 3],
-    [q_rows, k_rows, k_panels, scores]: [&mut [f32]; 4],
-    [v_panels, dout_rows, dk, dv, dscores, inner]: [&mut [f32]; 6],
-) {
-    let Operands { q, k, v, out, dout, lse } = operands;
-    let [mut dq, mut to_dk, mut to_dv] = gradients;
-    let (len, width) = (lse.len(), q.cols());
-    let scale = 1.0 / (width as f32).sqrt();
-    let none = q.rows(0..0);
-    gather([none, v], dout_rows);
-    panels(Mat::new(dout_rows, len, width), v_panels);
-    gather([none, q], q_rows);
-    gather([none, k], k_rows);
-    gather([none, dout], dout_rows);
-    panels(Mat::new(k_rows, len, width), k_panels);
-    let [q, k, dout] = [&*q_rows, k_rows, dout_rows].map(|rows| Mat::new(rows, len, width));
-    dk.fill(0.0);
-    dv.fill(0.0);
-    for first in (0..len).step_by(TILE) {
-        let tile = first..(first + TILE).min(len);
-        let across = tile.end.next_multiple_of(NR);
-        for from in tile.clone().step_by(strided::rows()) {
-            let group = from..(from + strided::rows()).min(tile.end);
-            let place = (from - first) * across..(group.end - first) * across;
-            let (scores, dscores) = (&mut scores[place.clone()], &mut dscores[place]);
-            let seen = group.end.next_multiple_of(NR);
-            let (q, dout) = (q.rows(group.clone()), dout.rows(group.clone()));
-            products_with_panels(q, k_panels, seen, across, scores);
-            products_with_panels(dout, v_panels, seen, across, dscores);
-            simd(
-                #[inline(always)]
-                || {
-                    for (i, query) in group.clone().enumerate() {
-                        inner[query - first] = sum_zip(
-                            dout.row(i),
-                            out.row(query),
-                            #[inline(always)]
-                            |a, b| a * b,
-                        );
-                    }
-                    let both = scores.chunks_exact_mut(across).zip(dscores.chunks_exact_mut(across));
-                    for (query, (p, dp)) in group.clone().zip(both) {
-                        let (last, inner) = (query + 1, inner[query - first]);
-                        // Whole vectors; what they hold past the last key is cleared below.
-                        let vectors = last.next_multiple_of(LANES);
-                        let (p_row, dp_row) = (&mut p[..vectors], &mut dp[..vectors]);
-                        for p in p_row.iter_mut() {
-                            *p = exp(*p * scale - lse[query]);
-                        }
-                        if let Some(dropout) = dropout {
-                            dropout.apply(query, &mut dp_row[..last]);
-                        }
-                        for (dp, &p) in dp_row.iter_mut().zip(p_row.iter()) {
-                            *dp = p * (*dp - inner) * scale;
-                        }
-                        if let Some(dropout) = dropout {
-                            dropout.apply(query, &mut p_row[..last]);
-                        }
-                        p[last..].fill(0.0);
-                        dp[last..].fill(0.0);
-                    }
-                },
-            );
-            let ds = Mat::strided(dscores, group.len(), group.end, across);
-            strided::matmul(dq.rows(group.clone()), Into::Set, ds, k.rows(0..group.end));
-        }
-        // A key has seen nothing of the queries before it.
-        for from in (0..tile.end).step_by(strided::rows()) {
-            let keys = from..(from + strided::rows()).min(tile.end);
-            let queries = from.max(first)..tile.end;
-            let rows = (queries.start - first) * across;
-            let [p, ds] = [&scores[rows..], &dscores[rows..]]
-                .map(|x| Mat::strided(&x[keys.start..], queries.len(), keys.len(), across).t());
-            let part = keys.start * width..keys.end * width;
-            let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
-            strided::matmul(dv, Into::Add, p, dout.rows(queries.clone()));
-            let dk = MatMut::new(&mut dk[part], keys.len(), width);
-            strided::matmul(dk, Into::Add, ds, q.rows(queries));
-        }
-    }
-    for (i, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).enumerate() {
-        to_dk.row_mut(i).copy_from_slice(dk);
-        to_dv.row_mut(i).copy_from_slice(dv);
+        strided::matmul::<P>(to, Into::Set, a, Mat::new(panel, depth, NR));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Precision::{Bf16, F32};
     use super::*;
     use crate::cpu::testing::{check_gradient, dot, random};
 
@@ -449,11 +347,11 @@ mod tests {
             random(self.tokens * 3 * self.shape.width(), 1)
         }
 
-        fn run(&self, qkv: &[f32], dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
+        fn run(&self, precision: Precision, qkv: &[f32], dropout: Option<Dropout>) -> (Vec<f32>, Vec<f32>) {
             let mut out = vec![f32::NAN; self.tokens * self.shape.width()];
             let mut lse = vec![f32::NAN; self.shape.n_head * self.tokens];
             let mut scratch = vec![f32::NAN; self.shape.scratch(2)];
-            forward(self.shape, &self.spans, qkv, dropout, &mut out, &mut lse, &mut scratch);
+            forward(precision, self.shape, &self.spans, qkv, dropout, &mut out, &mut lse, &mut scratch);
             (out, lse)
         }
     }
@@ -462,8 +360,8 @@ mod tests {
         [
             Case::new(3, 4, &[(5, None), (5, None)]),
             Case::new(1, 3, &[(1, None)]),
-            Case::new(2, 5, &[(TILE + 7, None), (3, None), (40, None)]),
-            Case::new(1, 33, &[(2 * TILE + 1, None)]),
+            Case::new(2, 5, &[(71, None), (3, None), (40, None)]),
+            Case::new(1, 33, &[(129, None)]),
         ]
     }
 
@@ -474,7 +372,7 @@ mod tests {
             let Shape { n_head, head_width, .. } = case.shape;
             let width = case.shape.width();
             let qkv = case.qkv();
-            let (out, _) = case.run(&qkv, None);
+            let (out, _) = case.run(F32, &qkv, None);
             let at = |token: usize, part: usize, head: usize, d: usize| {
                 f64::from(qkv[token * 3 * width + part * width + head * head_width + d])
             };
@@ -499,12 +397,37 @@ mod tests {
         for case in rows_alone() {
             for dropout in [None, Dropout::new(0.3, 4, 5)] {
                 let qkv = case.qkv();
-                let (out, lse) = case.run(&qkv, dropout);
+                let (out, lse) = case.run(F32, &qkv, dropout);
                 let dout = random(out.len(), 2);
                 let mut dqkv = vec![f32::NAN; qkv.len()];
                 let mut scratch = vec![f32::NAN; case.shape.scratch(2)];
-                backward(case.shape, &case.spans, &qkv, &out, &lse, dropout, &dout, &mut dqkv, &mut scratch);
-                check_gradient(&qkv, &dqkv, |qkv| dot(&case.run(qkv, dropout).0, &dout));
+                backward(F32, case.shape, &case.spans, &qkv, &out, &lse, dropout, &dout, &mut dqkv, &mut scratch);
+                check_gradient(&qkv, &dqkv, |qkv| dot(&case.run(F32, qkv, dropout).0, &dout));
+            }
+        }
+    }
+
+    #[test]
+    fn in_bf16_both_passes_stay_near_f32() {
+        for case in rows_alone() {
+            for dropout in [None, Dropout::new(0.3, 4, 5)] {
+                let qkv = case.qkv();
+                let dout = random(qkv.len() / 3, 2);
+                let [f32, bf16] = [F32, Bf16].map(|precision| {
+                    let (out, lse) = case.run(precision, &qkv, dropout);
+                    let mut dqkv = vec![f32::NAN; qkv.len()];
+                    let mut scratch = vec![f32::NAN; case.shape.scratch(2)];
+                    let Case { shape, spans, .. } = &case;
+                    backward(precision, *shape, spans, &qkv, &out, &lse, dropout, &dout, &mut dqkv, &mut scratch);
+                    [out, lse, dqkv]
+                });
+                for (i, (found, expected)) in bf16.iter().zip(&f32).enumerate() {
+                    let scale = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    for (found, expected) in found.iter().zip(expected) {
+                        let gap = (found - expected).abs();
+                        assert!(gap < 0.02 * scale, "tensor {i} of {:?}: {found}, not {expected}", case.shape);
+                    }
+                }
             }
         }
     }
@@ -513,7 +436,7 @@ mod tests {
     fn one_query_sees_what_the_last_of_many_sees() {
         let case = Case::new(2, 5, &[(90, None)]);
         let qkv = case.qkv();
-        let (out, _) = case.run(&qkv, None);
+        let (out, _) = case.run(F32, &qkv, None);
         for head in 0..2 {
             let [q, k, v] = [0, 1, 2].map(|part| case.shape.part(&qkv, 0..90, head, part));
             let (mut found, mut scores) = ([f32::NAN; 5], [f32::NAN; 90]);

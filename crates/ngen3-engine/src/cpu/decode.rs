@@ -193,7 +193,7 @@ fn attend(
             attention::one_query(q.row(0), k, v, out.row_mut(0), &mut scratch[..len + 1]);
         } else {
             let [k, v] = [k, v].map(|all| [all.rows(0..len), all.rows(len..len + n)]);
-            attention::head_forward(q, k, v, None, out, lse, scratch);
+            attention::head_forward::<1>(q, k, v, None, out, lse, scratch);
         }
     });
 }

@@ -100,7 +100,7 @@ impl Branch<'_> {
         let (rank, cols) = (self.rank, self.wide.len() / self.rank);
         let (n, width) = (part.n_rows(), part.row_mut(0).len());
         let low = Mat::new(&self.low[row * rank..(row + n) * rank], n, rank);
-        strided::matmul(part.rows(0..n), into, low, Mat::strided(&self.wide[col..], rank, width, cols));
+        strided::matmul_f32(part.rows(0..n), into, low, Mat::strided(&self.wide[col..], rank, width, cols));
     }
 }
 
@@ -123,7 +123,7 @@ impl Adapter<'_> {
         low.par_chunks_mut(ROWS * rank).enumerate().for_each(|(task, low)| {
             let n = low.len() / rank;
             let x = x.rows(task * ROWS..task * ROWS + n);
-            strided::matmul(MatMut::new(low, n, rank), Into::Set, x, turned_a);
+            strided::matmul_f32(MatMut::new(low, n, rank), Into::Set, x, turned_a);
             low.iter_mut().for_each(|low| *low *= scale);
         });
         Branch { rank, low, wide: turned_b }
@@ -149,11 +149,11 @@ impl Adapter<'_> {
             let n = low.len() / rank;
             let rows = task * ROWS..task * ROWS + n;
             let (x, dy) = (x.rows(rows.clone()), dy.rows(rows));
-            strided::matmul(MatMut::new(dlow, n, rank), Into::Set, dy, b);
+            strided::matmul_f32(MatMut::new(dlow, n, rank), Into::Set, dy, b);
             dlow.iter_mut().for_each(|dlow| *dlow *= scale);
             let (da, db) = part.split_at_mut(a.len());
-            strided::matmul(MatMut::new(da, rank, inputs), Into::Set, Mat::new(dlow, n, rank).t(), x);
-            strided::matmul(MatMut::new(db, rank, outputs), Into::Set, Mat::new(low, n, rank).t(), dy);
+            strided::matmul_f32(MatMut::new(da, rank, inputs), Into::Set, Mat::new(dlow, n, rank).t(), x);
+            strided::matmul_f32(MatMut::new(db, rank, outputs), Into::Set, Mat::new(low, n, rank).t(), dy);
         });
         let (total, others) = parts.split_at_mut(part);
         for others in others.chunks_exact(part) {

@@ -253,7 +253,7 @@ impl Model {
 
         layernorm::forward(x, p(&w.ln_1_weight), p(&w.ln_1_bias), eps, b.ln, ln_1_mean, ln_1_rstd);
         linear(Target::CAttn).forward(b.ln, low, qkv);
-        attention::forward(shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
+        attention::forward(self.precision, shape, pass.spans, qkv, drops.at(Site::Attention(layer)), att, lse, panels);
         let drop = drops.at(Site::AttentionProjection(layer));
         project(linear(Target::AttnCProj), att, low, drop, x, b.dbranch, x_mid);
 
@@ -330,7 +330,18 @@ impl Model {
             // `ln` serves as the gradient of attention's output until ln_1's output is made again.
             linear(Target::AttnCProj).backward(att, dy, low, grads, Some(b.ln));
             let dqkv = &mut dwide[..qkv.len()];
-            attention::backward(shape, pass.spans, qkv, att, lse, drops.at(Site::Attention(layer)), b.ln, dqkv, panels);
+            attention::backward(
+                self.precision,
+                shape,
+                pass.spans,
+                qkv,
+                att,
+                lse,
+                drops.at(Site::Attention(layer)),
+                b.ln,
+                dqkv,
+                panels,
+            );
             let (gamma, beta) = (p(&w.ln_1_weight), p(&w.ln_1_bias));
             let c_attn = linear(Target::CAttn);
             if c_attn.learns() {

@@ -1,26 +1,26 @@
-//! Strided views of f32 matrices that know their bounds.
+//! Strided views of matrices that know their bounds.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// A read-only matrix inside a slice: element `(i, j)` stands at `i·row_stride + j·col_stride`.
+/// A read-only matrix inside a slice, of f32 or of cells (`tiles.rs`): element `(i, j)` stands at `i·row_stride + j·col_stride`.
 #[derive(Clone, Copy, Debug)]
-pub struct Mat<'a> {
-    pub(super) data: &'a [f32],
+pub struct Mat<'a, T = f32> {
+    pub(super) data: &'a [T],
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) row_stride: usize,
     pub(super) col_stride: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, T: Copy> Mat<'a, T> {
     /// A dense row-major `[rows, cols]` matrix.
     ///
     /// # Panics
     /// If `data` is not exactly that long.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
         assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols}");
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
@@ -29,14 +29,14 @@ impl<'a> Mat<'a> {
     ///
     /// # Panics
     /// If the last element would stand outside `data`.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols} by {row_stride} in {}", data.len());
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
     /// Row `i`, where rows are contiguous.
     #[inline(always)]
-    pub fn row(&self, i: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize) -> &'a [T] {
         debug_assert_eq!(self.col_stride, 1);
         &self.data[i * self.row_stride..][..self.cols]
     }
@@ -61,6 +61,14 @@ impl<'a> Mat<'a> {
         Self { data: &self.data[start..], rows: range.len(), ..self }
     }
 
+    /// The columns in `range`, as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are not as many columns.
+    pub fn columns(self, range: Range<usize>) -> Self {
+        self.t().rows(range).t()
+    }
+
     /// The transpose, `[cols, rows]`, of the same elements.
     pub fn t(self) -> Self {
         Self {
@@ -70,6 +78,14 @@ impl<'a> Mat<'a> {
             col_stride: self.row_stride,
             data: self.data,
         }
+    }
+}
+
+impl<'a> Mat<'a> {
+    /// The same elements as cells of one each.
+    pub fn cells(self) -> Mat<'a, u32> {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Mat { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
     }
 }
 

@@ -50,13 +50,7 @@ pub fn tile_plain<const P: usize>(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into
     for (a, b) in a.as_chunks::<MR>().0.iter().zip(b.as_chunks::<NR>().0) {
         for (sums, &a) in sums.iter_mut().zip(a) {
             for (sum, &b) in sums.iter_mut().zip(b) {
-                if P == 2 {
-                    // As the instruction does it: the second product first, each sum rounded.
-                    *sum += high(a) * high(b);
-                    *sum += low(a) * low(b);
-                } else {
-                    *sum += f32::from_bits(a) * f32::from_bits(b);
-                }
+                *sum = multiply_add::<P>(a, b, *sum);
             }
         }
     }
@@ -65,6 +59,17 @@ pub fn tile_plain<const P: usize>(a: &[u32], b: &[u32], c: &mut MatMut<'_>, into
         for (c, &sum) in row.iter_mut().zip(sums) {
             *c = if into == Into::Add { *c + sum } else { sum };
         }
+    }
+}
+
+/// `sum + a·b` over the elements of each cell.
+#[inline(always)]
+pub fn multiply_add<const P: usize>(a: u32, b: u32, sum: f32) -> f32 {
+    if P == 2 {
+        // As the instruction does it: the second product first, each sum rounded.
+        (sum + high(a) * high(b)) + low(a) * low(b)
+    } else {
+        sum + f32::from_bits(a) * f32::from_bits(b)
     }
 }
 

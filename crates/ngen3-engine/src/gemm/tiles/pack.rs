@@ -1,6 +1,6 @@
-//! Rounding and laying out panels.
+//! Rounding and laying out operands in cells of `P` elements along k.
 //!
-//! A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k, that cell of
+//! Small products (`strided.rs`) read rows of cells: [`along`] each row, or [`down`] the columns. Large ones read panels. A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k, that cell of
 //! each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
 
 use super::super::Mat;
@@ -49,6 +49,53 @@ pub fn panel<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize, 
     panel_plain::<P, R>(source, panel);
 }
 
+/// The cells of each row of `source`, `[rows, k]`, in `to`, `[rows, k/P]`.
+///
+/// # Panics
+/// If `to` has another length, or the rows are not contiguous.
+pub fn along<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+    assert_eq!(to.len(), source.rows * source.cols.div_ceil(P), "cells along the rows");
+    assert!(source.col_stride == 1, "rows that are contiguous");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected; the lengths were just checked.
+        return unsafe { x86::along::<P>(source, to) };
+    }
+    along_plain::<P>(source, to);
+}
+
+/// Cells of `P` neighbours in each column of `source`, `[k, cols]`, in `to`, `[k/P, cols]`.
+///
+/// # Panics
+/// If `to` has another length, or the rows are not contiguous.
+pub fn down<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+    assert_eq!(to.len(), source.rows.div_ceil(P) * source.cols, "cells down the columns");
+    assert!(source.col_stride == 1, "rows that are contiguous");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected; the lengths were just checked.
+        return unsafe { x86::down::<P>(source, to) };
+    }
+    down_plain::<P>(source, to);
+}
+
+fn along_plain<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+    for (i, to) in to.chunks_exact_mut(source.cols.div_ceil(P).max(1)).enumerate() {
+        for (to, x) in to.iter_mut().zip(source.row(i).chunks(P)) {
+            *to = cell::<P>(x[0], *x.get(P - 1).unwrap_or(&0.0));
+        }
+    }
+}
+
+fn down_plain<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+    for (i, to) in to.chunks_exact_mut(source.cols.max(1)).enumerate() {
+        let second = P * i + P - 1;
+        for (j, (to, &x)) in to.iter_mut().zip(source.row(P * i)).enumerate() {
+            *to = cell::<P>(x, if second < source.rows { source.row(second)[j] } else { 0.0 });
+        }
+    }
+}
+
 /// [`panel`] without vector instructions, for a source of at most R rows.
 fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
     let at = |row: usize, k: usize| {
@@ -89,6 +136,65 @@ mod x86 {
         // SAFETY: what this function asks of its caller is what these two ask.
         unsafe {
             if source.col_stride == 1 { from_rows::<P, R>(source, panel) } else { from_columns::<P, R>(source, panel) }
+        }
+    }
+
+    /// Element i of the first 16 and of the second 16, side by side.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn side_by_side(halves: __m512i) -> __m512i {
+        let order = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
+            1, 16, 0,
+        );
+        _mm512_permutexvar_epi16(order, halves)
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` is as long as their cells.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn along<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+        let depth = source.cols.div_ceil(P);
+        for i in 0..source.rows {
+            for w in (0..depth).step_by(16) {
+                let left = source.cols - w * P;
+                let from = source.data.as_ptr().wrapping_add(i * source.row_stride + w * P);
+                // SAFETY: the masks leave out what is past the end of the row, of the source and of `to`.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(first(left), from);
+                    let cells = if P == 2 {
+                        rounded(x, _mm512_maskz_loadu_ps(first(left.saturating_sub(16)), from.wrapping_add(16)))
+                    } else {
+                        _mm512_castps_si512(x)
+                    };
+                    let to = to.as_mut_ptr().wrapping_add(i * depth + w);
+                    _mm512_mask_storeu_epi32(to.cast(), first(depth - w), cells);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` is as long as the columns' cells.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn down<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
+        for i in 0..source.rows.div_ceil(P) {
+            for j in (0..source.cols).step_by(16) {
+                let columns = first(source.cols - j);
+                let second = if i * P + 1 < source.rows { columns } else { 0 };
+                let from = source.data.as_ptr().wrapping_add(i * P * source.row_stride + j);
+                // SAFETY: the masks leave out columns past the last and a row that the source has not.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(columns, from);
+                    let cells = if P == 2 {
+                        let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.row_stride));
+                        side_by_side(rounded(x, y))
+                    } else {
+                        _mm512_castps_si512(x)
+                    };
+                    _mm512_mask_storeu_epi32(to.as_mut_ptr().wrapping_add(i * source.cols + j).cast(), columns, cells);
+                }
+            }
         }
     }
 
@@ -137,11 +243,6 @@ mod x86 {
     /// As [`panel`]; columns are contiguous.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn from_columns<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
-        // Element i of the first 16 and of the second 16, side by side.
-        let side_by_side = _mm512_set_epi16(
-            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
-            1, 16, 0,
-        );
         for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
             for row in (0..R).step_by(16) {
                 let rows = first(source.rows.saturating_sub(row));
@@ -153,7 +254,7 @@ mod x86 {
                     let x = _mm512_maskz_loadu_ps(rows, from);
                     let cell = if P == 2 {
                         let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.col_stride));
-                        _mm512_permutexvar_epi16(side_by_side, rounded(x, y))
+                        side_by_side(rounded(x, y))
                     } else {
                         _mm512_castps_si512(x)
                     };
@@ -240,6 +341,28 @@ mod tests {
                 let at = |j: usize| if r < rows && j < k { x[r * k + j] } else { 0.0 };
                 assert_eq!(found, if P == 2 { pair(at(2 * w), at(2 * w + 1)) } else { at(w).to_bits() });
             }
+        }
+    }
+
+    fn check_rows_of_cells<const P: usize>(rows: usize, cols: usize) {
+        let x = random(rows * (cols + 3), 2);
+        let source = Mat::strided(&x, rows, cols, cols + 3);
+        let (n, m) = (rows * cols.div_ceil(P), rows.div_ceil(P) * cols);
+        let (mut found, mut expected) = (vec![1; n], vec![2; n]);
+        along::<P>(source, &mut found);
+        along_plain::<P>(source, &mut expected);
+        assert_eq!(found, expected, "{rows} x {cols} along");
+        let (mut found, mut expected) = (vec![1; m], vec![2; m]);
+        down::<P>(source, &mut found);
+        down_plain::<P>(source, &mut expected);
+        assert_eq!(found, expected, "{rows} x {cols} down");
+    }
+
+    #[test]
+    fn rows_of_cells_equal_those_of_the_plain_twins() {
+        for (rows, cols) in [(1, 1), (5, 7), (3, 33), (8, 64), (2, 16), (17, 31), (64, 96)] {
+            check_rows_of_cells::<1>(rows, cols);
+            check_rows_of_cells::<2>(rows, cols);
         }
     }
 
