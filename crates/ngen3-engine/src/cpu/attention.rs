@@ -27,7 +27,7 @@ use super::rows::Span;
 use super::simd::{LANES, exp, exp_and_sum, max, simd, sum_zip};
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
-use crate::gemm::tiles::{cells, pack};
+use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Canvas, Into, Mat, MatMut, Precision};
 use crate::profile::{Part, timed};
 
@@ -301,11 +301,8 @@ fn down_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a,
 
 /// Rows as panels of [`NR`] rows, each `[width/P, NR]`; rows past the end are zeros.
 fn panels<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> &'a [u32] {
-    let panel = NR * cells::<P>(rows.cols());
-    let to: &mut [u32] = cast_slice_mut(&mut to[..rows.n_rows().div_ceil(NR) * panel]);
-    for (i, to) in to.chunks_exact_mut(panel).enumerate() {
-        pack::panel::<P, NR>(rows, i * NR, to);
-    }
+    let to = cast_slice_mut(&mut to[..packed_len::<P, NR>(rows.n_rows(), rows.cols())]);
+    pack::panels::<P, NR>(rows, 0, to);
     to
 }
 

@@ -29,6 +29,9 @@ use kernel::{MR, NR};
 /// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
 const KC_CELLS: usize = 256;
 
+/// Panels that one task packs.
+const GROUP: usize = 4;
+
 /// Rows of A in one task: its panels stay in the second-level cache while B's pass by.
 const MC: usize = 16 * MR;
 
@@ -96,8 +99,10 @@ pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usiz
 /// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
 pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
     assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
-    let panel = R * cells::<P>(source.cols).max(1);
-    packed.par_chunks_mut(panel).enumerate().for_each(|(i, panel)| pack::panel::<P, R>(source, i * R, panel));
+    let group = GROUP * R;
+    packed.par_chunks_mut(group * cells::<P>(source.cols).max(1)).enumerate().for_each(|(i, panels)| {
+        pack::panels::<P, R>(source, i * group, panels);
+    });
 }
 
 /// `c = a·b` or `c += a·b` for operands packed in panels of [`MR`] rows and [`NR`] columns, `depth` cells deep.

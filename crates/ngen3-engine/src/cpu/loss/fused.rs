@@ -23,7 +23,7 @@ use super::super::memory::{Knife, padded};
 use super::super::simd::{simd, sum_zip};
 use super::Gradients;
 use crate::gemm::tiles::kernel::{self, MR, NR};
-use crate::gemm::tiles::pack::{panel as pack_panel, rounded};
+use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
 use crate::gemm::tiles::softmax::{ExpTile, ask_for, e_tile, exp_tile, sum_tile, tokens_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
@@ -69,9 +69,10 @@ impl Shape {
         self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
     }
 
-    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep.
+    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep; fewer in the
+    /// last.
     pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
-        self.width.div_ceil(MR) * panel_cells::<P>()
+        packed_len::<P, MR>(self.width, CHUNK * MR)
     }
 
     pub(super) fn segments(&self) -> usize {
@@ -140,11 +141,6 @@ struct Scratch<'a> {
     dhidden: &'a mut [f32],
 }
 
-/// Cells of [`MR`] channels over a chunk of words.
-const fn panel_cells<const P: usize>() -> usize {
-    CHUNK * MR / P * MR
-}
-
 /// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
 /// channels. A chunk is read from memory once and turned while it is in cache.
 pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
@@ -157,10 +153,8 @@ pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     by_channel.par_chunks_mut(shape.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
         let first = chunk * CHUNK * MR;
         let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
-        let depth = cells::<P>(words.cols());
-        for (c, panel) in panels.chunks_exact_mut(panel_cells::<P>()).enumerate() {
-            pack_panel::<P, MR>(words, c * MR, &mut panel[..depth * MR]);
-        }
+        let packed = packed_len::<P, MR>(width, words.cols());
+        pack_panels::<P, MR>(words, 0, &mut panels[..packed]);
     });
 }
 
@@ -324,10 +318,10 @@ pub(super) fn add_chunk<const P: usize>(
     let by_channel = &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
     for j in 0..tiles {
         let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(panel_cells::<P>()).enumerate() {
+        for (c, a) in by_channel.chunks_exact(MR * depth).take(shape.width.div_ceil(MR)).enumerate() {
             let channels = MR.min(shape.width - c * MR);
             let part = &mut dhidden[c * MR * block + j * NR..];
-            kernel::tile::<P>(&a[..depth * MR], b, &mut MatMut::strided(part, channels, NR, block), into);
+            kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
         }
     }
 }

@@ -32,21 +32,28 @@ pub fn rounded<const P: usize>(x: f32) -> f32 {
     if P == 2 { f32::from_bits(round(x)) } else { x }
 }
 
-/// Packs rows `first_row..first_row + R` of `source`, `[rows, k]`, into `panel`, `[k/P, R]`.
+/// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels` of `R` rows, each `[k/P, R]`.
 ///
 /// # Panics
-/// If the panel has another length, or the source has neither contiguous rows nor contiguous columns.
-pub fn panel<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize, panel: &mut [u32]) {
-    assert_eq!(panel.len(), source.cols.div_ceil(P) * R, "a panel of {R} rows");
-    assert!(source.row_stride == 1 || source.col_stride == 1, "rows or columns that are contiguous");
-    let source = source.rows(first_row..(first_row + R).min(source.rows));
-    #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
-        // SAFETY: the features were just detected; the panel is long enough for R rows, of which the source has at most as many.
-        unsafe { x86::panel::<P, R>(source, panel) };
+/// If the panels are not whole or start past the rows, or the source has neither contiguous rows nor contiguous columns.
+pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
+    let panel = source.cols.div_ceil(P) * R;
+    if panel == 0 {
         return;
     }
-    panel_plain::<P, R>(source, panel);
+    assert_eq!(panels.len() % panel, 0, "panels of {R} rows");
+    assert!(source.row_stride == 1 || source.col_stride == 1, "rows or columns that are contiguous");
+    let source = source.rows(first_row..(first_row + panels.len() / panel * R).min(source.rows));
+    assert!(source.rows.div_ceil(R) == panels.len() / panel, "as many panels as the rows fill");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected; the panels have room for the source's rows.
+        unsafe { x86::panels::<P, R>(source, panels) };
+        return;
+    }
+    for (i, panel) in panels.chunks_exact_mut(panel).enumerate() {
+        panel_plain::<P, R>(source.rows(i * R..((i + 1) * R).min(source.rows)), panel);
+    }
 }
 
 /// The cells of each row of `source`, `[rows, k]`, in `to`, `[rows, k/P]`.
@@ -96,7 +103,7 @@ fn down_plain<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     }
 }
 
-/// [`panel`] without vector instructions, for a source of at most R rows.
+/// One panel without vector instructions, for a source of at most R rows.
 fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
     let at = |row: usize, k: usize| {
         let exists = row < source.rows && k < source.cols;
@@ -129,13 +136,18 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; `panel` is `R` cells for each `P` columns of the source, which has at most
-    /// `R` rows, and either its rows or its columns are contiguous.
+    /// The processor has AVX-512F, BW and AVX512-BF16; each of `panels` is `R` cells for each `P` columns of the source, which has at
+    /// most `R` rows for each, and either its rows or its columns are contiguous.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn panel<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
+    pub unsafe fn panels<const P: usize, const R: usize>(source: Mat<'_>, panels: &mut [u32]) {
         // SAFETY: what this function asks of its caller is what these two ask.
         unsafe {
-            if source.col_stride == 1 { from_rows::<P, R>(source, panel) } else { from_columns::<P, R>(source, panel) }
+            if source.col_stride != 1 {
+                return from_columns::<P, R>(source, panels);
+            }
+            for (i, panel) in panels.chunks_exact_mut(R * source.cols.div_ceil(P)).enumerate() {
+                from_rows::<P, R>(source.rows(i * R..((i + 1) * R).min(source.rows)), panel);
+            }
         }
     }
 
@@ -201,7 +213,7 @@ mod x86 {
     /// 16 rows by 16 cells at a time: rounded along the rows, turned in registers.
     ///
     /// # Safety
-    /// As [`panel`]; rows are contiguous.
+    /// As [`panels`], of one; rows are contiguous.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn from_rows<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
         let depth = source.cols.div_ceil(P);
@@ -237,28 +249,33 @@ mod x86 {
         }
     }
 
-    /// Neighbours along k come from two columns, or one.
+    /// Neighbours along k come from two columns, or one; of all panels in turn, so that a cache line of the source is read once.
     ///
     /// # Safety
-    /// As [`panel`]; columns are contiguous.
+    /// As [`panels`]; columns are contiguous.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn from_columns<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
-        for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
-            for row in (0..R).step_by(16) {
-                let rows = first(source.rows.saturating_sub(row));
-                let from = source.data.as_ptr().wrapping_add(w * P * source.col_stride + row);
-                let second = if w * P + 1 < source.cols { rows } else { 0 };
-                // SAFETY: these columns are the source's, the masks leave out rows past its end and a column past its last, and
-                // slots past the cell's end.
-                unsafe {
-                    let x = _mm512_maskz_loadu_ps(rows, from);
-                    let cell = if P == 2 {
-                        let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.col_stride));
-                        side_by_side(rounded(x, y))
-                    } else {
-                        _mm512_castps_si512(x)
-                    };
-                    _mm512_mask_storeu_epi32(cells.as_mut_ptr().wrapping_add(row).cast(), first(R - row), cell);
+    unsafe fn from_columns<const P: usize, const R: usize>(source: Mat<'_>, panels: &mut [u32]) {
+        let depth = source.cols.div_ceil(P);
+        for w in 0..depth {
+            let column = source.data.as_ptr().wrapping_add(w * P * source.col_stride);
+            for (i, panel) in panels.chunks_exact_mut(R * depth).enumerate() {
+                let cells = &mut panel[w * R..][..R];
+                for row in (0..R).step_by(16) {
+                    let rows = first(source.rows.saturating_sub(i * R + row));
+                    let from = column.wrapping_add(i * R + row);
+                    let second = if w * P + 1 < source.cols { rows } else { 0 };
+                    // SAFETY: these columns are the source's, the masks leave out rows past its end and a column past its last,
+                    // and slots past the cell's end.
+                    unsafe {
+                        let x = _mm512_maskz_loadu_ps(rows, from);
+                        let cell = if P == 2 {
+                            let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.col_stride));
+                            side_by_side(rounded(x, y))
+                        } else {
+                            _mm512_castps_si512(x)
+                        };
+                        _mm512_mask_storeu_epi32(cells.as_mut_ptr().wrapping_add(row).cast(), first(R - row), cell);
+                    }
                 }
             }
         }
@@ -327,17 +344,22 @@ mod tests {
         for i in 0..rows * k {
             transposed[i % k * rows + i / k] = x[i];
         }
+        let whole = Mat::new(&x, rows, k);
+        // All panels from each on, so that one and several are packed.
         for first in (0..rows).step_by(R) {
-            let mut expected = vec![3; k.div_ceil(P) * R];
-            let whole = Mat::new(&x, rows, k);
-            panel_plain::<P, R>(whole.rows(first..(first + R).min(rows)), &mut expected);
+            let cells = k.div_ceil(P) * R;
+            let mut expected = vec![3; (rows - first).div_ceil(R) * cells];
+            for (i, panel) in expected.chunks_exact_mut(cells).enumerate() {
+                let row = first + i * R;
+                panel_plain::<P, R>(whole.rows(row..(row + R).min(rows)), panel);
+            }
             let (mut a, mut b) = (vec![1; expected.len()], vec![2; expected.len()]);
-            panel::<P, R>(whole, first, &mut a);
-            panel::<P, R>(Mat::new(&transposed, k, rows).t(), first, &mut b);
+            panels::<P, R>(whole, first, &mut a);
+            panels::<P, R>(Mat::new(&transposed, k, rows).t(), first, &mut b);
             assert_eq!(a, expected, "{rows} x {k} from {first}");
             assert_eq!(b, expected, "{rows} x {k} from {first}, turned");
             for (i, &found) in expected.iter().enumerate() {
-                let (w, r) = (i / R, first + i % R);
+                let (w, r) = (i % cells / R, first + i / cells * R + i % R);
                 let at = |j: usize| if r < rows && j < k { x[r * k + j] } else { 0.0 };
                 assert_eq!(found, if P == 2 { pair(at(2 * w), at(2 * w + 1)) } else { at(w).to_bits() });
             }
