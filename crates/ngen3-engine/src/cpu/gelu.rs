@@ -8,7 +8,7 @@
 use ngen3_model::Activation;
 use rayon::prelude::*;
 
-use super::simd::{exp, simd};
+use super::simd::{exp, exp2, simd};
 use crate::profile::{Part, timed};
 
 /// Elements in one task.
@@ -72,16 +72,18 @@ fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
 /// Value and slope of the tanh form.
 #[inline(always)]
 fn gelu_new(x: f32) -> (f32, f32) {
-    const SCALE: f32 = 0.797_884_6; // √(2/π)
+    // 2u = x·(LINEAR + CUBIC·x²), and its slope.
+    const LINEAR: f32 = 2.0 * 0.797_884_6; // 2·√(2/π)
+    const CUBIC: f32 = LINEAR * 0.044715;
     // Past ±10 σ(2u) is 0 or 1 in f32, and x³ would only overflow.
     let inner = if x > 10.0 { 10.0 } else { x };
     let inner = if inner < -10.0 { -10.0 } else { inner };
-    let u = SCALE * (inner + 0.044715 * inner * inner * inner);
-    let slope_u = SCALE * (1.0 + 3.0 * 0.044715 * inner * inner);
-    let e = exp(-2.0 * u);
+    let square = inner * inner;
+    let e = exp2(-std::f32::consts::LOG2_E * inner * (LINEAR + CUBIC * square));
     let sigmoid = 1.0 / (1.0 + e);
+    let value = x * sigmoid;
     // 1 − σ = e·σ, without the cancellation.
-    (x * sigmoid, sigmoid + x * (e * sigmoid) * sigmoid * 2.0 * slope_u)
+    (value, sigmoid + value * (e * sigmoid) * (LINEAR + 3.0 * CUBIC * square))
 }
 
 /// Value and slope of x·Φ(x), with erf by Abramowitz & Stegun 7.1.26 (error below 1.5e-7).

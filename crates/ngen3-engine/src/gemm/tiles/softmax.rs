@@ -131,12 +131,9 @@ mod x86 {
 
     use super::super::kernel::x86::{multiply_add, store, sums_of_panels};
     use super::{ExpTile, Into, MAX_EXPONENT, MR, MatMut, NR, e_tile};
+    use crate::cpu::simd::EXP2;
 
-    /// The coefficients of 2ᶠ, from f⁵ down.
-    const TWO_TO: [f32; 6] = [1.3276472e-3, 9.675541e-3, 5.550713e-2, 2.402212e-1, 6.9314694e-1, 1.0000001];
-
-    /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7. 2ᶠ on f in [−½, ½] is the polynomial of degree 5 whose
-    /// largest relative error is least (Remez 1934), 7.5e-8 before rounding.
+    /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7; the polynomial is [`EXP2`].
     ///
     /// # Safety
     /// From a function compiled for AVX-512F.
@@ -148,12 +145,12 @@ mod x86 {
             let t = _mm512_min_ps(_mm512_set1_ps(MAX_EXPONENT), t);
             let n = _mm512_roundscale_ps::<0>(t);
             let f = _mm512_sub_ps(t, n);
-            let mut p = _mm512_set1_ps(TWO_TO[0]);
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[1]));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[2]));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[3]));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[4]));
-            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(TWO_TO[5]));
+            let mut p = _mm512_set1_ps(EXP2[0]);
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[1]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[2]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[3]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[4]));
+            p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[5]));
             _mm512_scalef_ps(p, n)
         }
     }
