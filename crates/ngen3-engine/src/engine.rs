@@ -205,12 +205,12 @@ impl std::str::FromStr for Divergence {
 pub enum Teacher<'a> {
     /// All of it, by its final projection.
     Head {
-        /// `[tokens, width]` of the teacher's own width: what [`Engine::hidden`] gives.
+        /// `[tokens, width]` of the teacher's own width: what [`TeacherModel::hidden`] gives.
         hidden: &'a [f32],
         /// `[vocab_size, width]`
         wte: &'a [f32],
     },
-    /// Its likeliest tokens, as [`Engine::top_k`] gives them at the same temperature; all others are one lump.
+    /// Its likeliest tokens, as [`TeacherModel::top_k`] gives them at the same temperature; all others are one lump.
     TopK {
         /// How many of each place.
         k: usize,
@@ -338,19 +338,6 @@ pub trait Engine {
     /// As [`Engine::loss`], and [`Error::Input`] for a row that continues another.
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error>;
 
-    /// What the final projection is given, `[tokens, width]`: the output of `ln_f`, with no dropout.
-    ///
-    /// # Errors
-    /// As [`Engine::losses`].
-    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error>;
-
-    /// The `k` likeliest tokens after each place and the logarithms of their probabilities when the logits are divided by
-    /// `temperature`, each `[tokens, k]`, likeliest first.
-    ///
-    /// # Errors
-    /// As [`Engine::losses`], and [`Error::Input`] for a `k` that is 0 or above the vocabulary, or no temperature.
-    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error>;
-
     /// The loss of distillation, both parts apart; with `backward`, adds the gradient of their weighted sum to [`Slot::Grads`].
     ///
     /// # Errors
@@ -392,6 +379,25 @@ pub trait Engine {
     /// # Errors
     /// [`Error::Memory`] when their keys and values do not fit; [`Error::Input`] while the model has adapters.
     fn decoder(&self, rows: usize) -> Result<Box<dyn Decoder + '_>, Error>;
+}
+
+/// What distilling needs of a teacher, which only goes forward.
+pub trait TeacherModel {
+    /// Its final projection, `[vocab_size, width]`.
+    fn wte(&self) -> &[f32];
+
+    /// What the final projection is given, `[tokens, width]`: the output of `ln_f`, with no dropout.
+    ///
+    /// # Errors
+    /// As [`Engine::losses`].
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error>;
+
+    /// The `k` likeliest tokens after each place and the logarithms of their probabilities when the logits are divided by
+    /// `temperature`, each `[tokens, k]`, likeliest first.
+    ///
+    /// # Errors
+    /// As [`Engine::losses`], and [`Error::Input`] for a `k` that is 0 or above the vocabulary, or no temperature.
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error>;
 }
 
 /// Sequences that grow one token at a time, with their keys and values kept.

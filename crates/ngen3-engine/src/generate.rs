@@ -183,14 +183,6 @@ mod tests {
             unreachable!("generation has no backward pass")
         }
 
-        fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
-            unreachable!("generation teaches nobody")
-        }
-
-        fn top_k(&mut self, _: &Batch, _: usize, _: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
-            unreachable!("generation teaches nobody")
-        }
-
         fn distill(&mut self, _: &Batch, _: &Distill<'_>, _: Option<Backward>) -> Result<DistillLoss, Error> {
             unreachable!("generation learns nothing")
         }

@@ -11,9 +11,10 @@ mod generate;
 pub mod profile;
 mod sampling;
 
-pub use cpu::{CpuEngine, Dtype, Options, Quant};
+pub use cpu::{CpuEngine, CpuTeacher, Dtype, Options, Quant};
 pub use engine::{
     AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Divergence, Engine, Error, IGNORE, Row, Slot, Teacher,
+    TeacherModel,
 };
 pub use generate::{Generator, Request};
 pub use sampling::{Sampler, Sampling};

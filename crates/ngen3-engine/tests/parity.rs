@@ -2,7 +2,8 @@
 //! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
 
 use ngen3_engine::{
-    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Row, Slot, Teacher,
+    AdamW, Backward, Batch, CpuEngine, CpuTeacher, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Row,
+    Slot, Teacher, TeacherModel,
 };
 use ngen3_model::{Activation, Config, ParamList};
 
@@ -394,4 +395,44 @@ fn the_likeliest_tokens_of_a_teacher_teach_nearly_what_all_of_it_does() {
     assert_eq!(whole.cross_entropy, likeliest.cross_entropy);
     assert!((whole.divergence - likeliest.divergence).abs() < 0.02 * whole.divergence, "{whole:?} {likeliest:?}");
     assert!(teacher.top_k(&batch, 98, 1.0).is_err() && teacher.top_k(&batch, 1, 0.0).is_err());
+}
+
+#[test]
+fn a_teacher_says_what_the_engine_of_the_same_weights_says() {
+    for config in [config(Activation::GeluNew), Config::new(3, 2, 34, 70, 301)] {
+        // More tokens than go through the layers together, in rows of several lengths.
+        let mut batch = Batch::default();
+        for row in 0..40 {
+            let len = 1 + row * 7 % config.block_size;
+            let ids: Vec<u32> = (0..len).map(|i| ((row * 31 + i * i) % config.vocab_size) as u32).collect();
+            batch.push(&ids, &ids);
+        }
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let options = Options { threads: 2, dtype, ..Options::default() };
+            let Ok(mut engine) = CpuEngine::new(config.clone(), params(&config), options) else {
+                assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
+                continue;
+            };
+            let mut teacher = CpuTeacher::new(config.clone(), params(&config), options).expect("a valid shape");
+            assert_eq!(TeacherModel::wte(&engine), teacher.wte());
+            for _ in 0..2 {
+                let hidden = teacher.hidden(&batch).expect("a valid batch");
+                assert!(hidden == engine.hidden(&batch).expect("a valid batch"), "{dtype}");
+                let likeliest = teacher.top_k(&batch, 5, 2.0).expect("a valid batch");
+                assert!(likeliest == engine.top_k(&batch, 5, 2.0).expect("a valid batch"), "{dtype}");
+            }
+            // Hidden states are those that the losses are made from.
+            let hidden = teacher.hidden(&batch).expect("a valid batch");
+            let wte = teacher.wte();
+            let width = config.n_embd;
+            let logit = |token: u32| -> f64 {
+                let (h, w) = (&hidden[..width], &wte[token as usize * width..][..width]);
+                h.iter().zip(w).map(|(&h, &w)| f64::from(h) * f64::from(w)).sum()
+            };
+            let sum: f64 = (0..config.vocab_size as u32).map(|token| logit(token).exp()).sum();
+            let loss = sum.ln() - logit(batch.targets[0]);
+            let found = f64::from(engine.losses(&batch).expect("a valid batch")[0]);
+            assert!((found - loss).abs() < 0.02 * loss.max(1.0), "{dtype}: {found}, not {loss}");
+        }
+    }
 }

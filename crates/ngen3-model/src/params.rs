@@ -127,7 +127,17 @@ pub struct ParamList {
 impl ParamList {
     /// Lays out the parameters of a model of this shape.
     pub fn new(config: &Config) -> Self {
+        Self::lay_out(config, true)
+    }
+
+    /// The same without the weights of the blocks' linear layers, for whoever keeps these elsewhere: they have no rows.
+    pub fn without_layer_weights(config: &Config) -> Self {
+        Self::lay_out(config, false)
+    }
+
+    fn lay_out(config: &Config, layer_weights: bool) -> Self {
         let c = config.n_embd;
+        let rows = |outputs| if layer_weights { outputs } else { 0 };
         let matrix = Init::Normal { std: 0.02 };
         // Each residual projection adds to the stream; this keeps the stream's variance at init independent of depth.
         let residual = Init::Normal { std: 0.02 / (2.0 * config.n_layer as f32).sqrt() };
@@ -150,15 +160,15 @@ impl ParamList {
                 BlockRanges {
                     ln_1_weight: add("ln_1.weight", &[c], Init::Ones),
                     ln_1_bias: add("ln_1.bias", &[c], Init::Zeros),
-                    c_attn_weight: add("attn.c_attn.weight", &[3 * c, c], matrix),
+                    c_attn_weight: add("attn.c_attn.weight", &[rows(3 * c), c], matrix),
                     c_attn_bias: add("attn.c_attn.bias", &[3 * c], Init::Zeros),
-                    attn_c_proj_weight: add("attn.c_proj.weight", &[c, c], residual),
+                    attn_c_proj_weight: add("attn.c_proj.weight", &[rows(c), c], residual),
                     attn_c_proj_bias: add("attn.c_proj.bias", &[c], Init::Zeros),
                     ln_2_weight: add("ln_2.weight", &[c], Init::Ones),
                     ln_2_bias: add("ln_2.bias", &[c], Init::Zeros),
-                    c_fc_weight: add("mlp.c_fc.weight", &[4 * c, c], matrix),
+                    c_fc_weight: add("mlp.c_fc.weight", &[rows(4 * c), c], matrix),
                     c_fc_bias: add("mlp.c_fc.bias", &[4 * c], Init::Zeros),
-                    mlp_c_proj_weight: add("mlp.c_proj.weight", &[c, 4 * c], residual),
+                    mlp_c_proj_weight: add("mlp.c_proj.weight", &[rows(c), 4 * c], residual),
                     mlp_c_proj_bias: add("mlp.c_proj.bias", &[c], Init::Zeros),
                 }
             })

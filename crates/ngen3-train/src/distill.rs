@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use ngen3_data::TokenFile;
-use ngen3_engine::{Backward, Distill, DistillLoss, Divergence, Engine, Slot, Teacher};
-use ngen3_model::{Checkpoint, Config, ParamList, TokenizerRef};
+use ngen3_engine::{Backward, Distill, DistillLoss, Divergence, Engine, Teacher, TeacherModel};
+use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
 use crate::corpus::vocab_of;
@@ -166,7 +166,7 @@ impl Plan {
     pub fn compare(
         &mut self,
         cache: &TeacherCache,
-        teacher: &mut dyn Engine,
+        teacher: &mut dyn TeacherModel,
         student: &mut dyn Engine,
         batches: u64,
     ) -> Result<Compared, Error> {
@@ -185,12 +185,8 @@ impl Plan {
             mean.covered += share * (covered / batch.inputs.len() as f64) as f32;
             add(&mut mean.cached, student.distill(batch, &self.terms.with(said.teacher()), None)?);
             let hidden = teacher.hidden(batch)?;
-            let params = teacher.read(Slot::Params);
-            let wte = &params[ParamList::new(teacher.config()).wte];
-            add(
-                &mut mean.exact,
-                student.distill(batch, &self.terms.with(Teacher::Head { hidden: &hidden, wte }), None)?,
-            );
+            let said = Teacher::Head { hidden: &hidden, wte: teacher.wte() };
+            add(&mut mean.exact, student.distill(batch, &self.terms.with(said), None)?);
         }
         Ok(mean)
     }
@@ -203,13 +199,13 @@ pub struct Distillation {
 }
 
 enum Source {
-    Teacher(Box<dyn Engine>),
+    Teacher(Box<dyn TeacherModel>),
     Cache(TeacherCache),
 }
 
 impl Distillation {
     /// From the teacher itself, at places drawn at random.
-    pub fn from_teacher(plan: Plan, teacher: Box<dyn Engine>) -> Self {
+    pub fn from_teacher(plan: Plan, teacher: Box<dyn TeacherModel>) -> Self {
         Self { plan, source: Source::Teacher(teacher) }
     }
 
@@ -229,9 +225,8 @@ impl Lesson for Distillation {
             Source::Teacher(teacher) => {
                 batch = corpus.train_batch(micro.step, micro.index);
                 let hidden = teacher.hidden(batch)?;
-                let params = teacher.read(Slot::Params);
-                let wte = &params[ParamList::new(teacher.config()).wte];
-                loss = engine.distill(batch, &terms.with(Teacher::Head { hidden: &hidden, wte }), backward)?;
+                let said = Teacher::Head { hidden: &hidden, wte: teacher.wte() };
+                loss = engine.distill(batch, &terms.with(said), backward)?;
             }
             Source::Cache(cache) => {
                 let windows = corpus.sampler().draw_windows(micro.step, micro.index);

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use ngen3_engine::{Engine, Teacher};
+use ngen3_engine::{Teacher, TeacherModel};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -185,7 +185,7 @@ impl TeacherCache {
     /// What a file or the teacher could not do.
     pub fn fill(
         &self,
-        teacher: &mut dyn Engine,
+        teacher: &mut dyn TeacherModel,
         corpus: &mut Corpus,
         rows: usize,
         go_on: &mut dyn FnMut(u64) -> bool,
@@ -260,7 +260,7 @@ impl TeacherCache {
 
 #[cfg(test)]
 mod tests {
-    use ngen3_engine::Slot;
+    use ngen3_engine::{Engine, Slot};
     use ngen3_model::Config;
     use proptest::prelude::*;
     use tempfile::TempDir;

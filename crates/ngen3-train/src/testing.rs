@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use ngen3_engine::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, Slot};
+use ngen3_engine::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, Slot, TeacherModel};
 use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
@@ -85,21 +85,6 @@ impl Engine for FakeEngine {
         Ok(loss)
     }
 
-    fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
-        unreachable!("no test's teacher is made up")
-    }
-
-    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
-        let exp: Vec<f32> = self.probabilities().iter().map(|p| p.powf(1.0 / temperature)).collect();
-        let sum: f32 = exp.iter().sum();
-        // Every place gets the same numbers but begins with another token, so that places are not confused.
-        let vocab = self.config.vocab_size as u32;
-        let ids: Vec<u32> =
-            batch.inputs.iter().flat_map(|&input| (0..k as u32).map(move |i| (input + i) % vocab)).collect();
-        let log_probs = ids.iter().map(|&id| (exp[id as usize] / sum).ln()).collect();
-        Ok((ids, log_probs))
-    }
-
     fn distill(&mut self, _: &Batch, _: &Distill<'_>, _: Option<Backward>) -> Result<DistillLoss, Error> {
         unreachable!("no test's student is made up")
     }
@@ -134,5 +119,26 @@ impl Engine for FakeEngine {
 
     fn decoder(&self, _: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         unreachable!("training does not decode")
+    }
+}
+
+impl TeacherModel for FakeEngine {
+    fn wte(&self) -> &[f32] {
+        unreachable!("no test's teacher is made up")
+    }
+
+    fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
+        unreachable!("no test's teacher is made up")
+    }
+
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        let exp: Vec<f32> = self.probabilities().iter().map(|p| p.powf(1.0 / temperature)).collect();
+        let sum: f32 = exp.iter().sum();
+        // Every place gets the same numbers but begins with another token, so that places are not confused.
+        let vocab = self.config.vocab_size as u32;
+        let ids: Vec<u32> =
+            batch.inputs.iter().flat_map(|&input| (0..k as u32).map(move |i| (input + i) % vocab)).collect();
+        let log_probs = ids.iter().map(|&id| (exp[id as usize] / sum).ln()).collect();
+        Ok((ids, log_probs))
     }
 }

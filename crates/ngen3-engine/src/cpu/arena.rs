@@ -66,6 +66,7 @@ struct Layout {
     streams: usize,
     /// Blocks that there is room for, in the same way.
     blocks: usize,
+    backward: bool,
     heads: usize,
     rank: usize,
     attention: usize,
@@ -81,15 +82,17 @@ impl Layout {
             Keep::Inputs => (config.n_layer + 1, 1),
             Keep::All => (config.n_layer + 1, config.n_layer),
         };
+        let backward = walk.keep != Keep::Nothing;
         Self {
             tokens,
             width: config.n_embd,
             streams,
             blocks,
+            backward,
             heads: config.n_head,
             rank,
             attention: attention::Shape::new(config).scratch(threads),
-            layernorm: layernorm::backward_scratch(tokens, config.n_embd),
+            layernorm: if backward { layernorm::backward_scratch(tokens, config.n_embd) } else { 0 },
             loss: if walk.loss { loss.scratch() } else { 0 },
             packed_wte: if walk.loss { loss.packed_wte() } else { 0 },
         }
@@ -118,14 +121,29 @@ impl Layout {
 
     /// The pieces of [`Layers`].
     fn layers_workspace(&self) -> usize {
-        2 * padded(self.tokens * 4 * self.width) + padded(self.attention)
+        padded(self.wide()) + padded(self.dwide()) + padded(self.attention)
+    }
+
+    /// Of what is four times as wide as the stream.
+    fn wide(&self) -> usize {
+        self.tokens * 4 * self.width
+    }
+
+    fn dwide(&self) -> usize {
+        if self.backward { self.wide() } else { 0 }
+    }
+
+    /// Of a gradient of the stream.
+    fn dstream(&self) -> usize {
+        if self.backward { self.tokens * self.width } else { 0 }
     }
 
     /// What stands in the arena, in its order.
     fn total(&self) -> usize {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
         let blocks = self.streams * self.stream() + self.blocks * self.block();
-        let buffers = [stream, stream, stream, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
+        let (dx, dbranch) = (self.dstream(), self.dstream());
+        let buffers = [stream, dx, dbranch, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
         let buffers: usize = buffers.map(padded).iter().sum();
         padded(self.packed_wte) + blocks + buffers + self.layers_workspace().max(self.loss)
     }
@@ -155,7 +173,7 @@ pub struct Saved<'a> {
     pub low: &'a mut [f32],
 }
 
-/// What a step needs besides the saved activations. N tokens, width C.
+/// What a step needs besides the saved activations; gradients are empty without a backward. N tokens, width C.
 pub struct Buffers<'a> {
     /// `[N, C]`: a LayerNorm's output.
     pub ln: &'a mut [f32],
@@ -222,8 +240,8 @@ impl Arena {
         let blocks = Blocks { streams, saved: knife.cut(layout.blocks * layout.block()), layout };
         let buffers = Buffers {
             ln: knife.cut(stream),
-            dx: knife.cut(stream),
-            dbranch: knife.cut(stream),
+            dx: knife.cut(layout.dstream()),
+            dbranch: knife.cut(layout.dstream()),
             ln_f_mean: knife.cut(tokens),
             ln_f_rstd: knife.cut(tokens),
             losses: knife.cut(tokens),
@@ -285,8 +303,12 @@ impl Shared<'_> {
 
     /// As what the layers need beside the other buffers.
     pub fn for_layers(&mut self) -> Layers<'_> {
-        let wide = self.layout.tokens * 4 * self.layout.width;
+        let Layout { attention, .. } = self.layout;
         let mut knife = Knife(&mut *self.data);
-        Layers { gelu: knife.cut(wide), dwide: knife.cut(wide), attention: knife.cut(self.layout.attention) }
+        Layers {
+            gelu: knife.cut(self.layout.wide()),
+            dwide: knife.cut(self.layout.dwide()),
+            attention: knife.cut(attention),
+        }
     }
 }

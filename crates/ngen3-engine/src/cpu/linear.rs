@@ -9,18 +9,26 @@ use rayon::prelude::*;
 
 use super::lora::{Adapter, Low};
 use super::simd::simd;
+use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, MatMut, Precision, matmul, matmul_onto};
 use crate::profile::{Part, timed};
 
 /// Columns in one task of a bias gradient.
 const COLUMNS: usize = 64;
 
+/// A layer's weight, `[outputs, inputs]`.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    Plain(&'a [f32]),
+    /// Of a model that only goes forward.
+    Packed(&'a Packed),
+}
+
 /// One layer.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     pub precision: Precision,
-    /// `[outputs, inputs]`
-    pub weight: &'a [f32],
+    pub weight: Weight<'a>,
     /// `[outputs]`
     pub bias: &'a [f32],
     pub learns: Learns<'a>,
@@ -42,8 +50,22 @@ impl Linear<'_> {
         self.bias.len()
     }
 
-    fn weight(&self) -> Mat<'_> {
-        Mat::new(self.weight, self.outputs(), self.weight.len() / self.outputs())
+    fn inputs(&self) -> usize {
+        match self.weight {
+            Weight::Plain(weight) => weight.len() / self.outputs(),
+            Weight::Packed(weight) => weight.inputs(),
+        }
+    }
+
+    /// `y = start + x·Wᵀ`
+    fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+        match self.weight {
+            Weight::Plain(weight) => {
+                let weight = Mat::new(weight, self.outputs(), self.inputs());
+                matmul_onto(self.precision, y, x, weight.t(), start);
+            }
+            Weight::Packed(weight) => weight.product_onto(y, x, start),
+        }
     }
 
     /// Whether [`Linear::backward`] reads `x`.
@@ -77,22 +99,20 @@ impl Linear<'_> {
     pub fn save(&self, x: &[f32], low: &mut Low<'_>) {
         let _timed = timed(Part::Linear);
         if let Learns::Adapter(adapter, _) = self.learns {
-            let inputs = self.weight().cols();
-            adapter.forward(Mat::new(x, x.len() / inputs, inputs), low);
+            adapter.forward(Mat::new(x, x.len() / self.inputs(), self.inputs()), low);
         }
     }
 
-    /// `y = start + x·Wᵀ`
+    /// `y = start + x·Wᵀ`, with what an adapter adds.
     fn onto(&self, x: &[f32], low: &mut Low<'_>, y: &mut [f32], start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         let _timed = timed(Part::Linear);
-        let weight = self.weight();
         let rows = y.len() / self.outputs();
-        let (x, y) = (Mat::new(x, rows, weight.cols()), MatMut::new(y, rows, self.outputs()));
+        let (x, y) = (Mat::new(x, rows, self.inputs()), MatMut::new(y, rows, self.outputs()));
         let Learns::Adapter(adapter, _) = self.learns else {
-            return matmul_onto(self.precision, y, x, weight.t(), start);
+            return self.product_onto(y, x, start);
         };
         let branch = adapter.forward(x, low);
-        matmul_onto(self.precision, y, x, weight.t(), |y, row, col| {
+        self.product_onto(y, x, |y, row, col| {
             start(y, row, col);
             branch.onto(y, Into::Add, row, col);
         });
@@ -101,7 +121,8 @@ impl Linear<'_> {
     /// `dx = dy·W` where it is wanted, and the gradients of what learns, added to `grads`:  dW += dyᵀ·x,  db += Σ dy over rows.
     pub fn backward(&self, x: &[f32], dy: &[f32], low: &mut Low<'_>, grads: &mut [f32], dx: Option<&mut [f32]>) {
         let _timed = timed(Part::Linear);
-        let weight = self.weight();
+        let Weight::Plain(weight) = self.weight else { unreachable!("a teacher only goes forward") };
+        let weight = Mat::new(weight, self.outputs(), self.inputs());
         let rows = dy.len() / self.outputs();
         let dy = Mat::new(dy, rows, self.outputs());
         let dx = dx.map(|dx| MatMut::new(dx, rows, weight.cols()));
@@ -184,7 +205,7 @@ mod tests {
             let at = [0..weight.len(), weight.len()..weight.len() + outputs];
             let learns = Learns::Itself { weight: &at[0], bias: &at[1] };
             fn layer<'a>(weight: &'a [f32], bias: &'a [f32], learns: Learns<'a>) -> Linear<'a> {
-                Linear { precision: Precision::F32, weight, bias, learns }
+                Linear { precision: Precision::F32, weight: Weight::Plain(weight), bias, learns }
             }
             let loss = |x: &[f32], weight: &[f32], bias: &[f32]| {
                 let mut y = vec![f32::NAN; rows * outputs];

@@ -177,7 +177,7 @@ fn turn(rows: &[f32], width: usize, turned: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::linear::{Learns, Linear};
+    use super::super::linear::{Learns, Linear, Weight};
     use super::*;
     use crate::cpu::testing::{check_gradient, dot, random};
     use crate::gemm::Precision;
@@ -195,7 +195,7 @@ mod tests {
                 let adapter = Adapter { target, rank, scale: 0.7, a, b };
                 let layer = Linear {
                     precision: Precision::F32,
-                    weight: &weight,
+                    weight: Weight::Plain(&weight),
                     bias: &bias,
                     learns: Learns::Adapter(adapter, &at),
                 };

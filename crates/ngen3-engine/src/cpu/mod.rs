@@ -21,6 +21,7 @@ pub(crate) mod memory;
 mod model;
 mod rows;
 pub(crate) mod simd;
+mod teacher;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -31,13 +32,14 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
-use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot};
+use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot, TeacherModel};
 use arena::{Arena, Keep};
 use lora::Adapters;
 pub use matvec::Quant;
 use memory::Buffer;
 use model::{Drops, Model, Passes};
-use rows::Plan;
+use rows::{PASS_TOKENS, Plan, TEACHER_TOKENS};
+pub use teacher::CpuTeacher;
 
 /// The numbers that products are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +141,8 @@ impl CpuEngine {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
-        let mut model = Model { config, list, precision, keep: options.keep(), params, adapters: None };
+        let mut model =
+            Model { config, list, precision, keep: options.keep(), params, adapters: None, packed: Vec::new() };
         if options.quant == Quant::Int8 {
             model.round_to_int8();
         }
@@ -220,10 +223,10 @@ impl CpuEngine {
         self.pool.current_num_threads()
     }
 
-    /// Checks a batch and plans how to take it through the layers.
-    fn plan(&mut self, batch: &Batch) -> Result<(), Error> {
+    /// Checks a batch and plans how to take it through the layers, up to `most` tokens at a time.
+    fn plan(&mut self, batch: &Batch, most: usize) -> Result<(), Error> {
         batch.check(&self.model.config)?;
-        self.plan.make(batch);
+        self.plan.make(batch, most);
         Ok(())
     }
 
@@ -294,7 +297,7 @@ impl Engine for CpuEngine {
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
         let mut losses = Vec::with_capacity(batch.targets.len());
-        self.plan(batch)?;
+        self.plan(batch, PASS_TOKENS)?;
         self.run(batch, |model, passes| model.losses(passes, |counted| losses.extend_from_slice(counted)))?;
         let mut counted = losses.into_iter();
         let at = |&target: &u32| if target == IGNORE { 0.0 } else { counted.next().unwrap_or_default() };
@@ -302,7 +305,7 @@ impl Engine for CpuEngine {
     }
 
     fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
-        self.plan(batch)?;
+        self.plan(batch, PASS_TOKENS)?;
         let drops = drops(&Backward { weight, dropout, seed })?;
         self.check_gradient(batch)?;
         let mut grads = std::mem::take(&mut self.grads);
@@ -311,33 +314,13 @@ impl Engine for CpuEngine {
         loss
     }
 
-    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        self.plan(batch)?;
-        let mut hidden = Vec::with_capacity(batch.inputs.len() * self.model.config.n_embd);
-        self.run(batch, |model, passes| model.hidden(passes, |rows| hidden.extend_from_slice(rows)))?;
-        Ok(hidden)
-    }
-
-    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
-        self.plan(batch)?;
-        if k == 0 || k > self.model.config.vocab_size {
-            return Err(Error::Input(format!("the {k} likeliest tokens of {}", self.model.config.vocab_size)));
-        }
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::Input(format!("temperature is {temperature}; it must be a number above 0")));
-        }
-        let (mut ids, mut log_probs) = (vec![0; batch.inputs.len() * k], vec![0.0; batch.inputs.len() * k]);
-        self.run(batch, |model, passes| model.top_k(passes, temperature, &mut ids, &mut log_probs))?;
-        Ok((ids, log_probs))
-    }
-
     fn distill(
         &mut self,
         batch: &Batch,
         distill: &Distill<'_>,
         backward: Option<Backward>,
     ) -> Result<DistillLoss, Error> {
-        self.plan(batch)?;
+        self.plan(batch, PASS_TOKENS)?;
         distill.check(batch, &self.model.config)?;
         batch.check_counted()?;
         let drops = backward.as_ref().map(drops).transpose()?;
@@ -418,5 +401,31 @@ impl Engine for CpuEngine {
             return Err(Error::Input("a model with adapters decodes once they are merged".into()));
         }
         Ok(Box::new(decode::CpuDecoder::new(&self.model, &self.pool, self.quant, rows)?))
+    }
+}
+
+impl TeacherModel for CpuEngine {
+    fn wte(&self) -> &[f32] {
+        self.model.wte()
+    }
+
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        self.plan(batch, TEACHER_TOKENS)?;
+        let mut hidden = Vec::with_capacity(batch.inputs.len() * self.model.config.n_embd);
+        self.run(batch, |model, passes| model.hidden(passes, |rows| hidden.extend_from_slice(rows)))?;
+        Ok(hidden)
+    }
+
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        self.plan(batch, TEACHER_TOKENS)?;
+        if k == 0 || k > self.model.config.vocab_size {
+            return Err(Error::Input(format!("the {k} likeliest tokens of {}", self.model.config.vocab_size)));
+        }
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(Error::Input(format!("temperature is {temperature}; it must be a number above 0")));
+        }
+        let (mut ids, mut log_probs) = (vec![0; batch.inputs.len() * k], vec![0.0; batch.inputs.len() * k]);
+        self.run(batch, |model, passes| model.top_k(passes, temperature, &mut ids, &mut log_probs))?;
+        Ok((ids, log_probs))
     }
 }

@@ -13,12 +13,13 @@ use rayon::prelude::*;
 
 use super::arena::{Arena, Buffers, Keep, Layers, Saved, Walk};
 use super::dropout::{Dropout, splitmix};
-use super::linear::{Learns, Linear, pair};
+use super::linear::{Learns, Linear, Weight, pair};
 use super::lora::{Adapters, Low};
 use super::loss::Gradients;
 use super::rows::{Pass, Plan};
 use super::{attention, embedding, gelu, layernorm, loss, matvec};
-use crate::gemm::{Into, Precision};
+use crate::gemm::tiles::packed::Packed;
+use crate::gemm::{Into, Mat, Precision};
 use crate::{Batch, Error};
 
 /// A model's shape and parameters.
@@ -34,6 +35,9 @@ pub struct Model {
     pub params: Vec<f32>,
     /// If there are any, they learn and nothing else does.
     pub adapters: Option<Adapters>,
+    /// The weights of each block's linear layers, in the order of [`Target`], of a model that only goes forward; they are not
+    /// among `params` then.
+    pub packed: Vec<[Packed; Target::ALL.len()]>,
 }
 
 /// Dropout at every place of one pass.
@@ -111,7 +115,11 @@ impl Model {
                 adapters.at(layer, target).map_or(Learns::Nothing, |(adapter, at)| Learns::Adapter(adapter, at))
             }
         };
-        let (weight, bias) = (&self.params[weight.clone()], &self.params[bias.clone()]);
+        let weight = match self.packed.get(layer) {
+            Some(packed) => Weight::Packed(&packed[target as usize]),
+            None => Weight::Plain(&self.params[weight.clone()]),
+        };
+        let bias = &self.params[bias.clone()];
         Linear { precision: self.precision, weight, bias, learns }
     }
 
@@ -197,6 +205,39 @@ impl Model {
         }
     }
 
+    /// Packs the weights of the blocks' linear layers, once for all, and lets go of what they were packed from: the model only
+    /// goes forward from now on. The last block comes first, so that there is never much more than one copy.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the packed weights of a layer do not fit.
+    pub fn pack(&mut self) -> Result<(), Error> {
+        let Self { config, list, params, packed, .. } = self;
+        let mut kept = vec![params[list.ln_f_weight.start..].to_vec()];
+        for w in list.blocks.iter().rev() {
+            let (mut plain, mut after) = (Vec::new(), w.ln_1_weight.start);
+            for target in Target::ALL {
+                let weight = w.linear(target).0;
+                plain.extend_from_slice(&params[after..weight.start]);
+                after = weight.end;
+            }
+            plain.extend_from_slice(&params[after..w.mlp_c_proj_bias.end]);
+            kept.push(plain);
+            let pack = |target: Target| {
+                let [outputs, inputs] = target.shape(config);
+                Packed::new(Mat::new(&params[w.linear(target).0.clone()], outputs, inputs))
+            };
+            let [a, b, c, d] = Target::ALL.map(pack);
+            packed.push([a?, b?, c?, d?]);
+            params.truncate(w.ln_1_weight.start);
+            params.shrink_to_fit();
+        }
+        packed.reverse();
+        params.reserve_exact(kept.iter().map(Vec::len).sum());
+        params.extend(kept.iter().rev().flatten());
+        *list = ParamList::without_layer_weights(config);
+        Ok(())
+    }
+
     /// `[vocab_size, width]`
     pub fn wte(&self) -> &[f32] {
         &self.params[self.list.wte.clone()]
@@ -266,6 +307,7 @@ impl Model {
     fn head(&self, pass: Pass<'_>, arena: &mut Arena, gradients: Option<(f32, &mut [f32])>) {
         let (_, b, mut shared) = arena.split();
         let (counted, c) = (pass.counted.len(), self.config.n_embd);
+        let backward = gradients.is_some();
         if counted > 0 {
             pass.gather_counted(b.ln);
             let gradients = gradients.map(|(weight, grads)| Gradients {
@@ -277,7 +319,9 @@ impl Model {
             let wte = (self.wte(), &*b.packed_wte);
             loss::run(self.loss_shape(counted), hidden, wte, pass.counted, losses, gradients, shared.for_loss());
         }
-        pass.scatter_counted(b.dbranch);
+        if backward {
+            pass.scatter_counted(b.dbranch);
+        }
     }
 
     /// Reads what [`Model::forward`] and [`Model::head`] left in the arena, last line first.

@@ -1,6 +1,6 @@
 //! Which tokens go through the layers together, and which of them see each other.
 //!
-//! A [`Plan`] cuts a batch into passes of up to [`PASS_TOKENS`] tokens, so that memory does not grow with the batch and what a
+//! A [`Plan`] cuts a batch into passes of so many tokens, so that memory does not grow with the batch and what a
 //! layer leaves behind is still in cache when the next one reads it. Rows are never cut, and a row stays with those that
 //! continue it.
 
@@ -9,7 +9,10 @@ use std::ops::Range;
 use crate::engine::{Batch, IGNORE, Row};
 
 /// Tokens that go through the layers together, or one row where rows are longer.
-const PASS_TOKENS: usize = 2048;
+pub const PASS_TOKENS: usize = 2048;
+
+/// As many where nothing but hidden states is asked for.
+pub const TEACHER_TOKENS: usize = 512;
 
 /// Tokens in the largest pass of `rows` rows of `len` tokens.
 pub fn largest_pass(rows: usize, len: usize) -> usize {
@@ -61,8 +64,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a batch that [`Batch::check`] has passed.
-    pub fn make(&mut self, batch: &Batch) {
+    /// Plans a batch that [`Batch::check`] has passed, in passes of up to `most` tokens or one row.
+    pub fn make(&mut self, batch: &Batch, most: usize) {
         let Self { cuts, spans, positions, counted } = self;
         cuts.clear();
         spans.clear();
@@ -73,7 +76,7 @@ impl Plan {
         while let Some(family) = family(rows) {
             rows = &rows[family.len()..];
             let tokens = family.iter().map(|row| row.len).sum::<usize>();
-            if !cut.tokens.is_empty() && cut.tokens.len() + tokens > PASS_TOKENS {
+            if !cut.tokens.is_empty() && cut.tokens.len() + tokens > most {
                 cuts.push(cut.clone());
                 let (tokens, counted, spans) = (cut.tokens.end, cut.counted.end, cut.spans.end);
                 cut = Cut { tokens: tokens..tokens, counted: counted..counted, spans: spans..spans };
@@ -174,7 +177,7 @@ mod tests {
         }
         let mut plan = Plan::default();
         for _ in 0..2 {
-            plan.make(&batch);
+            plan.make(&batch, PASS_TOKENS);
             let passes: Vec<_> = plan.passes(&batch).collect();
             let tokens: Vec<_> = passes.iter().map(|pass| pass.inputs.len()).collect();
             assert_eq!(tokens, [2000, 49, 5000, 3]);
@@ -192,7 +195,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(&[0; 5], &[IGNORE, 7, IGNORE, 8, 9]);
         let mut plan = Plan::default();
-        plan.make(&batch);
+        plan.make(&batch, PASS_TOKENS);
         let pass = plan.passes(&batch).next().expect("a pass");
         assert_eq!(pass.counted, [7, 8, 9]);
         let mut hidden: Vec<f32> = (0..10).map(|x| x as f32).collect();

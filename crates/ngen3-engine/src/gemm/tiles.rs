@@ -14,6 +14,7 @@
 
 pub mod kernel;
 pub mod pack;
+pub mod packed;
 pub mod softmax;
 pub mod strided;
 

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_engine::{CpuEngine, Divergence};
+use ngen3_engine::{CpuTeacher, Divergence};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
 use ngen3_train::{Begin, Init, Job, Kind, Request};
@@ -129,7 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Config { n_layer, n_head, n_embd, block_size, .. } = teacher.config;
     write_line(&format!("teacher: {name}: {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}"));
     let Checkpoint { config, params, .. } = teacher;
-    let teacher = Box::new(CpuEngine::new(config, params, job.settings.options())?);
+    let teacher = Box::new(CpuTeacher::new(config, params, job.settings.options())?);
     let mut lesson = match args.teacher_cache {
         Some(folder) => ask_once(&folder, plan, &job, *teacher, &mut training, &stop)?,
         None => Distillation::from_teacher(plan, teacher),
@@ -143,7 +143,7 @@ fn ask_once(
     folder: &Path,
     mut plan: Plan,
     job: &Job,
-    mut teacher: CpuEngine,
+    mut teacher: CpuTeacher,
     training: &mut Training<'_>,
     stop: &AtomicBool,
 ) -> anyhow::Result<Distillation> {
