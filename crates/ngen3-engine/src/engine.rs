@@ -288,12 +288,19 @@ pub struct DistillLoss {
 /// What a gradient is taken with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backward {
-    /// It is multiplied by this.
+    /// It is multiplied by this: a micro-batch's share in what counts of its step.
     pub weight: f32,
     /// Activations are zeroed with this probability.
     pub dropout: f32,
-    /// Decides which.
+    /// Alone decides which.
     pub seed: u64,
+}
+
+impl Default for Backward {
+    /// Of the loss itself, with nothing dropped.
+    fn default() -> Self {
+        Self { weight: 1.0, dropout: 0.0, seed: 0 }
+    }
 }
 
 /// One of the flat arrays that an engine holds.
@@ -329,14 +336,11 @@ pub trait Engine {
         Ok((total / batch.check_counted()? as f64) as f32)
     }
 
-    /// Mean cross entropy of the targets that count; adds `weight` times its gradient to [`Slot::Grads`].
-    ///
-    /// For a mean over micro-batches `weight` is the share of each in what counts. `dropout` zeroes activations with that
-    /// probability, by masks that `seed` alone decides.
+    /// Mean cross entropy of the targets that count; adds its gradient to [`Slot::Grads`].
     ///
     /// # Errors
     /// As [`Engine::loss`], and [`Error::Input`] for a row that continues another.
-    fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error>;
+    fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error>;
 
     /// The loss of distillation, both parts apart; with `backward`, adds the gradient of their weighted sum to [`Slot::Grads`].
     ///

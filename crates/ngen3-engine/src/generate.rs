@@ -179,7 +179,7 @@ mod tests {
             unreachable!("generation computes no loss")
         }
 
-        fn forward_backward(&mut self, _: &Batch, _: f32, _: f32, _: u64) -> Result<f32, Error> {
+        fn forward_backward(&mut self, _: &Batch, _: Backward) -> Result<f32, Error> {
             unreachable!("generation has no backward pass")
         }
 

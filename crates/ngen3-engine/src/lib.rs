@@ -11,7 +11,7 @@ mod generate;
 pub mod profile;
 mod sampling;
 
-pub use cpu::{CpuEngine, CpuTeacher, Dtype, Options, Quant};
+pub use cpu::{CpuEngine, CpuTeacher, Dtype, Options, Quant, splitmix};
 pub use engine::{
     AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Divergence, Engine, Error, IGNORE, Row, Slot, Teacher,
     TeacherModel,

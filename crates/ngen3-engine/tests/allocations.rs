@@ -2,7 +2,7 @@
 
 use std::alloc::System;
 
-use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options};
+use ngen3_engine::{AdamW, Backward, Batch, CpuEngine, Dtype, Engine, Options};
 use ngen3_model::{Config, ParamList};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -19,7 +19,9 @@ fn allocations(dtype: Dtype) -> usize {
     let batch =
         Batch::even(config.block_size, (0..n).map(|i| i * 7 % 1_009).collect(), (0..n).map(|i| i % 1_009).collect());
     let mut step = |number| {
-        engine.forward_backward(&batch, 1.0, 0.1, number).expect("a valid batch");
+        engine
+            .forward_backward(&batch, Backward { dropout: 0.1, seed: number, ..Backward::default() })
+            .expect("a valid batch");
         let adamw =
             AdamW { step: number, lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
         engine.update(&adamw).expect("memory");

@@ -56,7 +56,7 @@ fn loss_gradients_and_steps_equal_pefts() {
     for (name, targets) in [("all", "c_attn,c_proj,c_fc"), ("some", "c_attn,mlp.c_proj")] {
         let (config, lora, expected) = (config(), lora(targets), &all[name]);
         let mut engine = adapted(&config, &lora, 2);
-        let loss = engine.forward_backward(&batch(&config, 0), 1.0, 0.0, 0).expect("a valid batch");
+        let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         let expected_loss = expected["loss"].as_f64().expect("a number");
         assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
         let (found, grads) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
@@ -71,7 +71,8 @@ fn loss_gradients_and_steps_equal_pefts() {
         let mut engine = adapted(&config, &lora, 2);
         let (losses, norms) = (numbers(&expected["losses"]), numbers(&expected["norms"]));
         for (step, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
-            let found = engine.forward_backward(&batch(&config, step as u64), 1.0, 0.0, 0).expect("a valid batch");
+            let found =
+                engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
             let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
             assert!((f64::from(found) - loss).abs() < 1e-4, "{name}, step {step}: {found}, not {loss}");
             assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-3, "step {step}: norm {found_norm}, not {norm}");
@@ -91,14 +92,14 @@ fn gradients_match_finite_differences_with_dropout() {
         batch.targets.iter_mut().skip(1).step_by(4).for_each(|target| *target = IGNORE);
         let mut engine = adapted(&config, &lora, 1);
         let (dropout, seed) = (0.2, 7);
-        engine.forward_backward(&batch, 1.0, dropout, seed).expect("a valid batch");
+        engine.forward_backward(&batch, Backward { dropout, seed, ..Backward::default() }).expect("a valid batch");
         let grads = engine.read(Slot::Grads).into_owned();
         let start = engine.read(Slot::Params).into_owned();
         let mut at = |index: usize, offset: f32| {
             let mut moved = start.clone();
             moved[index] += offset;
             engine.write(Slot::Params, &moved).expect("memory");
-            f64::from(engine.forward_backward(&batch, 0.0, dropout, seed).expect("a valid batch"))
+            f64::from(engine.forward_backward(&batch, Backward { weight: 0.0, dropout, seed }).expect("a valid batch"))
         };
         for param in &LoraList::new(&config, &lora).expect("an adapter") {
             let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
@@ -129,7 +130,7 @@ fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
 
     let losses: Vec<f32> = (0..60)
         .map(|step| {
-            let loss = engine.forward_backward(&batch(&config, 0), 1.0, 0.0, 0).expect("a valid batch");
+            let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
             engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
             loss
         })
@@ -170,7 +171,7 @@ fn merged_equals_unmerged() {
         assert_eq!(*engine.read(Slot::Params), merged);
         let after = engine.losses(&batch).expect("a valid batch");
         assert!(with.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5), "{with:?}, not {after:?}");
-        engine.forward_backward(&batch, 1.0, 0.0, 0).expect("all of it learns again");
+        engine.forward_backward(&batch, Backward::default()).expect("all of it learns again");
         assert_eq!(engine.read(Slot::Grads).len(), merged.len());
         assert!(engine.decoder(1).is_ok());
     }
@@ -186,7 +187,12 @@ fn the_same_bits_on_any_number_of_threads() {
             engine.adapt(&lora, LoraList::new(&config, &lora).expect("an adapter").init(1)).expect("an adapter");
             let losses: Vec<f32> = (0..4)
                 .map(|step| {
-                    let loss = engine.forward_backward(&batch(&config, step), 1.0, 0.1, step).expect("a valid batch");
+                    let loss = engine
+                        .forward_backward(
+                            &batch(&config, step),
+                            Backward { dropout: 0.1, seed: step, ..Backward::default() },
+                        )
+                        .expect("a valid batch");
                     engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
                     loss
                 })
@@ -210,7 +216,7 @@ fn rounded_products_stay_near_exact_ones() {
         let mut engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, ..Options::default() })
             .expect("a shape");
         engine.adapt(&lora, values(3_000_000, list.total()).iter().map(|p| p * 0.3).collect()).expect("an adapter");
-        let loss = engine.forward_backward(&batch(&config, 0), 1.0, 0.0, 0).expect("a valid batch");
+        let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         (loss, engine.read(Slot::Grads).into_owned())
     };
     let ((exact, exact_grads), (rounded, grads)) = (run(Dtype::F32), run(Dtype::Auto));
@@ -234,11 +240,11 @@ fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
     };
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
     let whole = gradient(&|engine| {
-        engine.forward_backward(&batch, 1.0, 0.0, 0).expect("a valid batch");
+        engine.forward_backward(&batch, Backward::default()).expect("a valid batch");
     });
     let twice = gradient(&|engine| {
         for _ in 0..2 {
-            engine.forward_backward(&batch, 0.5, 0.0, 0).expect("a valid batch");
+            engine.forward_backward(&batch, Backward { weight: 0.5, ..Backward::default() }).expect("a valid batch");
         }
     });
     assert!(close(&whole, &twice));

@@ -50,7 +50,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
     for (activation, name) in [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")] {
         let (config, expected) = (config(activation), fixture(name));
         let mut engine = engine(&config, 2);
-        let loss = engine.forward_backward(&batch(&config, 0), 1.0, 0.0, 0).expect("a valid batch");
+        let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         let expected_loss = expected["loss"].as_f64().expect("a number");
         assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
         let (found, expected) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
@@ -72,7 +72,8 @@ fn a_hundred_steps_follow_pytorchs() {
         for (step, (loss, norm)) in
             numbers(&expected["losses"]).into_iter().zip(numbers(&expected["norms"])).enumerate()
         {
-            let found = engine.forward_backward(&batch(&config, step as u64), 1.0, 0.0, 0).expect("a valid batch");
+            let found =
+                engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
             let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
             assert!((f64::from(found) - loss).abs() < 1e-3, "step {step}: {found}, not {loss}");
             assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-2, "step {step}: norm {found_norm}, not {norm}");
@@ -86,7 +87,7 @@ fn gradients_match_finite_differences_with_dropout() {
     let batch = batch(&config, 0);
     let mut engine = engine(&config, 1);
     let (dropout, seed) = (0.2, 7);
-    engine.forward_backward(&batch, 1.0, dropout, seed).expect("a valid batch");
+    engine.forward_backward(&batch, Backward { dropout, seed, ..Backward::default() }).expect("a valid batch");
     let grads = engine.read(Slot::Grads).into_owned();
     let start = params(&config);
     let list = ParamList::new(&config);
@@ -94,7 +95,7 @@ fn gradients_match_finite_differences_with_dropout() {
         let mut moved = start.clone();
         moved[index] += offset;
         engine.write(Slot::Params, &moved).expect("memory");
-        f64::from(engine.forward_backward(&batch, 0.0, dropout, seed).expect("a valid batch"))
+        f64::from(engine.forward_backward(&batch, Backward { weight: 0.0, dropout, seed }).expect("a valid batch"))
     };
     for param in &list {
         let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
@@ -114,7 +115,7 @@ fn micro_batches_add_up_to_the_whole_batch() {
     let config = config(Activation::GeluNew);
     let whole = batch(&config, 0);
     let mut engine = engine(&config, 2);
-    let loss = engine.forward_backward(&whole, 1.0, 0.0, 0).expect("a valid batch");
+    let loss = engine.forward_backward(&whole, Backward::default()).expect("a valid batch");
     let expected = engine.read(Slot::Grads).into_owned();
     engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
     let mut total = 0.0;
@@ -122,7 +123,10 @@ fn micro_batches_add_up_to_the_whole_batch() {
     for row in 0..ROWS {
         let part = |ids: &[u32]| ids[row * n..(row + 1) * n].to_vec();
         let row = Batch::even(n, part(&whole.inputs), part(&whole.targets));
-        total += engine.forward_backward(&row, 1.0 / ROWS as f32, 0.0, 0).expect("a valid batch") / ROWS as f32;
+        total += engine
+            .forward_backward(&row, Backward { weight: 1.0 / ROWS as f32, ..Backward::default() })
+            .expect("a valid batch")
+            / ROWS as f32;
     }
     assert!((total - loss).abs() < 1e-5);
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
@@ -161,13 +165,13 @@ fn rows_of_any_length_give_what_each_gives_alone() {
     let mean = losses.iter().sum::<f32>() / counted as f32;
     assert!((engine.loss(&whole).expect("a valid batch") - mean).abs() < 1e-5);
 
-    let loss = engine.forward_backward(&whole, 1.0, 0.0, 0).expect("a valid batch");
+    let loss = engine.forward_backward(&whole, Backward::default()).expect("a valid batch");
     assert!((loss - mean).abs() < 1e-5);
     let expected = engine.read(Slot::Grads).into_owned();
     engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
     for row in &rows {
         let weight = row.counted() as f32 / counted as f32;
-        engine.forward_backward(row, weight, 0.0, 0).expect("a valid row");
+        engine.forward_backward(row, Backward { weight, ..Backward::default() }).expect("a valid row");
     }
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
@@ -198,7 +202,7 @@ fn a_row_that_continues_another_gives_what_both_give_as_one() {
     }
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
-    assert!(engine.forward_backward(&shared, 1.0, 0.0, 0).is_err(), "losses only");
+    assert!(engine.forward_backward(&shared, Backward::default()).is_err(), "losses only");
 }
 
 #[test]
@@ -208,7 +212,12 @@ fn the_same_bits_on_any_number_of_threads() {
         let mut engine = engine(&config, threads);
         let losses: Vec<f32> = (0..5)
             .map(|step| {
-                let loss = engine.forward_backward(&batch(&config, step), 1.0, 0.1, step).expect("a valid batch");
+                let loss = engine
+                    .forward_backward(
+                        &batch(&config, step),
+                        Backward { dropout: 0.1, seed: step, ..Backward::default() },
+                    )
+                    .expect("a valid batch");
                 engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
                 loss
             })
@@ -287,7 +296,9 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
 fn a_gradient_that_is_not_finite_changes_nothing() {
     let config = config(Activation::GeluNew);
     let mut engine = engine(&config, 1);
-    engine.forward_backward(&batch(&config, 0), f32::INFINITY, 0.0, 0).expect("a valid batch");
+    engine
+        .forward_backward(&batch(&config, 0), Backward { weight: f32::INFINITY, ..Backward::default() })
+        .expect("a valid batch");
     assert!(!engine.update(&ADAMW).expect("memory").is_finite());
     assert_eq!(&*engine.read(Slot::Params), params(&config));
     assert!(engine.read(Slot::Grads).iter().all(|&g| g == 0.0));
@@ -312,9 +323,12 @@ fn wrong_input_is_an_error() {
     ];
     for batch in bad {
         assert!(engine.loss(&batch).is_err(), "{batch:?}");
-        assert!(engine.forward_backward(&batch, 1.0, 0.0, 0).is_err(), "{batch:?}");
+        assert!(engine.forward_backward(&batch, Backward::default()).is_err(), "{batch:?}");
     }
-    assert!(engine.forward_backward(&good, 1.0, 1.0, 0).is_err(), "everything would be dropped");
+    assert!(
+        engine.forward_backward(&good, Backward { dropout: 1.0, ..Backward::default() }).is_err(),
+        "everything would be dropped"
+    );
     assert!(engine.loss(&good).is_ok());
     assert!(CpuEngine::new(config.clone(), vec![0.0; 3], Options::default()).is_err(), "too few parameters");
     assert!(CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(), "12 / 5");

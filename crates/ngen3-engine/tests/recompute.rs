@@ -64,7 +64,9 @@ fn training_gives_the_same_bits() {
             for (batch, dropout) in [(even(), 0.0), (ragged(), 0.0), (ragged(), 0.2)] {
                 let run = |recompute| {
                     let step = |engine: &mut CpuEngine, number| {
-                        engine.forward_backward(&batch, 0.5, dropout, number).expect("a valid batch")
+                        engine
+                            .forward_backward(&batch, Backward { weight: 0.5, dropout, seed: number })
+                            .expect("a valid batch")
                     };
                     engine(dtype, recompute, targets).map(|engine| steps(engine, step))
                 };

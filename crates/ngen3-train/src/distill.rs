@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use ngen3_data::TokenFile;
-use ngen3_engine::{Backward, Distill, DistillLoss, Divergence, Engine, Teacher, TeacherModel};
+use ngen3_engine::{Distill, DistillLoss, Divergence, Engine, Teacher, TeacherModel};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
@@ -218,8 +218,7 @@ impl Distillation {
 impl Lesson for Distillation {
     fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
         let Self { plan: Plan { corpus, terms }, source } = self;
-        let Micro { weight, dropout, seed, .. } = *micro;
-        let backward = Some(Backward { weight, dropout, seed });
+        let backward = Some(micro.backward);
         let (batch, loss);
         match source {
             Source::Teacher(teacher) => {

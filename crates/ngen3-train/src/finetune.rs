@@ -113,7 +113,7 @@ impl Lesson for Conversations {
 
     fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
         let batch = self.micro_batch(micro.step, micro.index);
-        let loss = engine.forward_backward(batch, micro.weight, micro.dropout, micro.seed)?;
+        let loss = engine.forward_backward(batch, micro.backward)?;
         Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 

@@ -3,7 +3,7 @@
 //! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::Corpus`] (predict the next
 //! token), and what distilling and fine-tuning make of their data.
 
-use ngen3_engine::Engine;
+use ngen3_engine::{Backward, Engine};
 
 use crate::Error;
 
@@ -14,12 +14,8 @@ pub struct Micro {
     pub step: u64,
     /// Which of the step's micro-batches it is, from 0.
     pub index: u64,
-    /// Its share of the step: of the targets that count in all of the step's micro-batches.
-    pub weight: f32,
-    /// Probability with which an activation is zeroed.
-    pub dropout: f32,
-    /// Decides which; no two micro-batches of a run share it.
-    pub seed: u64,
+    /// What its gradient is taken with; no two micro-batches of a run share a seed.
+    pub backward: Backward,
 }
 
 /// What a micro-batch showed.
@@ -44,7 +40,7 @@ pub trait Lesson {
         1
     }
 
-    /// Adds `weight` times the gradient of a micro-batch to the engine's.
+    /// Adds the gradient of a micro-batch to the engine's.
     ///
     /// # Errors
     /// What the engine or a file could not do.

@@ -71,7 +71,8 @@ impl Engine for FakeEngine {
         batch.targets.iter().map(loss).collect()
     }
 
-    fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
+    fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
+        let Backward { weight, dropout, seed } = backward;
         let loss = self.loss(batch)?;
         self.calls.push((weight, seed));
         let p = self.probabilities();

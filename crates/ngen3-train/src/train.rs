@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ngen3_engine::Engine;
+use ngen3_engine::{Backward, Engine, splitmix};
 
 use crate::lesson::{Lesson, Micro};
 use crate::run_log::{Line, RunLog, Train};
@@ -111,8 +111,8 @@ pub fn train(
         for (index, counted) in (0..).zip(counted) {
             let weight = (counted as f64 / all as f64) as f32;
             let seed = dropout_seed(settings.seed, before, index);
-            let micro = Micro { step: before, index, weight, dropout: settings.dropout, seed };
-            let learned = lesson.learn(engine, &micro)?;
+            let backward = Backward { weight, dropout: settings.dropout, seed };
+            let learned = lesson.learn(engine, &Micro { step: before, index, backward })?;
             loss += weight * learned.loss;
             tokens += learned.tokens;
             add(&mut parts, weight, learned.parts);
@@ -270,15 +270,9 @@ impl Run<'_> {
     }
 }
 
-/// Mixes the numbers so that no two micro-batches of a run share their masks (the finaliser of SplitMix64, Steele et
-/// al. 2014).
+/// Mixes the numbers so that no two micro-batches of a run share their masks.
 fn dropout_seed(seed: u64, step: u64, micro: u64) -> u64 {
-    [seed, step, micro].into_iter().fold(0, |hash: u64, n| {
-        let mut z = (hash ^ n).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    })
+    [seed, step, micro].into_iter().fold(0, |hash, n| splitmix(hash ^ n))
 }
 
 #[cfg(test)]

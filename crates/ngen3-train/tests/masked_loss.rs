@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
-use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, CpuEngine, Dtype, Engine, Options, Slot};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
 use ngen3_train::{
     Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Progress, Request, Shape, StepReport, Weights,
@@ -61,7 +61,7 @@ fn only_what_the_assistant_says_counts_as_in_pytorch() {
     assert_eq!(Some(job.data.identity.train_tokens), expected["counted"].as_u64());
     let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
     let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
-    let micro = Micro { step: 0, index: 0, weight: 1.0, dropout: 0.0, seed: 0 };
+    let micro = Micro { step: 0, index: 0, backward: Backward::default() };
     let learned = lesson.learn(&mut engine, &micro).unwrap();
     let loss = expected["loss"].as_f64().unwrap();
     assert!((f64::from(learned.loss) / loss - 1.0).abs() < 1e-5, "{}, not {loss}", learned.loss);
@@ -87,7 +87,7 @@ fn an_answer_is_judged_by_what_comes_before_it_in_its_own_conversation() {
         let (job, mut lesson, weights) = prepare(folder.path(), lines, TrainOn::Assistant);
         let options = Options { threads: 1, dtype: Dtype::F32, ..Options::default() };
         let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
-        let micro = Micro { step: 0, index: 0, weight: 1.0, dropout: 0.0, seed: 0 };
+        let micro = Micro { step: 0, index: 0, backward: Backward::default() };
         let learned = lesson.learn(&mut engine, &micro).unwrap();
         (f64::from(learned.loss), job.data.identity.train_tokens as f64)
     };

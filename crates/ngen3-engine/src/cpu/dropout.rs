@@ -59,7 +59,7 @@ impl Dropout {
     }
 }
 
-/// Steele et al. 2014: turns any 64 bits into well-mixed ones.
+/// Turns any 64 bits into well-mixed ones (SplitMix64, Steele et al. 2014).
 pub fn splitmix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

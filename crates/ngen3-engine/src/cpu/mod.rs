@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::gemm::{Precision, tiles};
 use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot, TeacherModel};
 use arena::{Arena, Keep};
+pub use dropout::splitmix;
 use lora::Adapters;
 pub use matvec::Quant;
 use memory::Buffer;
@@ -304,12 +305,12 @@ impl Engine for CpuEngine {
         Ok(batch.targets.iter().map(at).collect())
     }
 
-    fn forward_backward(&mut self, batch: &Batch, weight: f32, dropout: f32, seed: u64) -> Result<f32, Error> {
+    fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
         self.plan(batch, PASS_TOKENS)?;
-        let drops = drops(&Backward { weight, dropout, seed })?;
+        let drops = drops(&backward)?;
         self.check_gradient(batch)?;
         let mut grads = std::mem::take(&mut self.grads);
-        let loss = self.run(batch, |model, passes| model.forward_backward(passes, weight, drops, &mut grads));
+        let loss = self.run(batch, |model, passes| model.forward_backward(passes, backward.weight, drops, &mut grads));
         self.grads = grads;
         loss
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ngen3_engine::bench::product_gflops;
-use ngen3_engine::{AdamW, Batch, CpuEngine, Dtype, Engine, Options, profile};
+use ngen3_engine::{AdamW, Backward, Batch, CpuEngine, Dtype, Engine, Options, profile};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
 use serde_json::json;
 
@@ -78,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             profile::take();
         }
         let start = Instant::now();
-        loss = engine.forward_backward(&batch, 1.0, 0.0, 0)?;
+        loss = engine.forward_backward(&batch, Backward::default())?;
         engine.update(&adamw(step + 1, args.variant.recipe.learning_rate))?;
         times.push(start.elapsed().as_secs_f64());
     }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_engine::{CpuTeacher, Divergence};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
-use ngen3_train::{Begin, Init, Job, Kind, Request};
+use ngen3_train::{Init, Job, Kind, Request};
 
-use super::train::Flags;
+use super::train::{Flags, RunFlags};
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Found};
 use crate::progress::{Progress, megabytes, write_line};
@@ -66,19 +66,8 @@ pub struct Args {
     /// How many tokens of each place the cache tells apart; the others are one lump
     #[arg(long, value_name = "K", default_value_t = 64, requires = "teacher_cache")]
     teacher_top_k: usize,
-    /// File for the model (.pt or .safetensors) [default: distilled_VARIANT_model.pt]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Settings in TOML, named as the flags below, and the shape of a student that is no variant (n_layer, n_head, n_embd,
-    /// block_size, vocab_size, activation); a flag comes before the file, and the file before the variant
-    #[arg(long, value_name = "FILE.toml")]
-    config: Option<PathBuf>,
-    /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
-    #[arg(long)]
-    resume: bool,
-    /// Replace a model that is there already
-    #[arg(long, conflicts_with = "resume")]
-    overwrite: bool,
+    #[command(flatten)]
+    files: RunFlags,
     #[command(flatten)]
     flags: Flags,
 }
@@ -113,9 +102,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let request = Request {
         kind: Kind::Distill,
         variant: args.student_variant,
-        config_file: args.config,
-        out: args.out,
-        begin: if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } },
+        begin: args.files.begin(init),
+        config_file: args.files.config,
+        out: args.files.out,
         settings,
         shape,
         lora: None,

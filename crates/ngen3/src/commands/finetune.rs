@@ -17,7 +17,7 @@ use ngen3_train::{
 };
 
 use super::tokenize::{ChatFlags, show};
-use super::train::Flags;
+use super::train::{Flags, RunFlags};
 use crate::interrupt::{self, interruptible};
 use crate::progress::{Progress, write_line};
 use crate::talk::Answer;
@@ -55,18 +55,8 @@ pub struct Common {
     /// Model to start from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
     #[arg(long, value_name = "MODEL", required_unless_present = "resume")]
     model_checkpoint: Option<PathBuf>,
-    /// File for the model [default: finetuned_VARIANT_model.pt]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Settings in TOML, named as the flags below; a flag comes before the file
-    #[arg(long, value_name = "FILE.toml")]
-    config: Option<PathBuf>,
-    /// Go on from where the run stopped, as if it never had
-    #[arg(long)]
-    resume: bool,
-    /// Replace a model that is there already
-    #[arg(long, conflicts_with = "resume")]
-    overwrite: bool,
+    #[command(flatten)]
+    files: RunFlags,
     /// Steps of the whole run [default: 1000]
     #[arg(long, value_name = "N", conflicts_with = "max_iters")]
     finetune_iters: Option<u64>,
@@ -226,12 +216,13 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
 fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
     let (mut settings, asked_shape) = args.flags.asked();
     settings.max_iters = args.finetune_iters.or(settings.max_iters);
-    let (found, checkpoint) = match (&args.model_checkpoint, args.resume) {
+    let (found, checkpoint) = match (&args.model_checkpoint, args.files.resume) {
         (Some(named), false) => model::load(named, args.variant)?,
         _ => {
             // What the run knows of its model stands in the file that it keeps.
             let default = || args.variant.map(|variant| format!("finetuned_{}_model.pt", variant.name).into());
             let out = args
+                .files
                 .out
                 .clone()
                 .or_else(default)
@@ -241,15 +232,17 @@ fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
     };
     let tokenizer = model::tokenizer(&found.path, &checkpoint.config, &checkpoint.meta)?;
     let out = match args.variant {
-        None if !args.resume => args.out.or_else(|| Some(format!("finetuned_{}.pt", found.name).into())),
-        _ => args.out,
+        None if !args.files.resume => {
+            args.files.out.clone().or_else(|| Some(format!("finetuned_{}.pt", found.name).into()))
+        }
+        _ => args.files.out.clone(),
     };
     let config = checkpoint.config.clone();
     let model = Model { path: found.path.clone(), config, tokenizer, chat: checkpoint.meta.chat.clone() };
     let shape = asked_shape.or(Shape::from(&model.config));
     let init = Init::Given(found.path, Box::new(checkpoint));
-    let begin = if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } };
-    let (variant, config_file, lora) = (args.variant, args.config, args.lora.asked());
+    let begin = args.files.begin(init);
+    let (variant, config_file, lora) = (args.variant, args.files.config, args.lora.asked());
     Ok((model, Request { kind: Kind::Finetune, variant, config_file, out, begin, settings, shape, lora }))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use ngen3_data::TokenFile;
-use ngen3_engine::{Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, Batch, CpuEngine, Dtype, Engine, Options, Slot};
 use ngen3_model::{Checkpoint, ParamList, files};
 use serde_json::{Map, json};
 
@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let list = ParamList::new(&config);
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let mut engine = CpuEngine::new(config, params, options)?;
-    let loss = engine.forward_backward(&batch, 1.0, 0.0, 0)?;
+    let loss = engine.forward_backward(&batch, Backward::default())?;
     let grads = engine.read(Slot::Grads);
     let traced: Map<_, _> = list
         .iter()

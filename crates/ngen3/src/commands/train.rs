@@ -23,25 +23,40 @@ pub struct Args {
     /// Tokens to train on; ngen3 tokenize makes them
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// File for the model (.pt or .safetensors) [default: VARIANT_model.pt]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Settings in TOML, named as the flags below, and the shape of a model that is no variant (n_layer, n_head, n_embd,
-    /// block_size, vocab_size, activation); a flag comes before the file, and the file before the variant
-    #[arg(long, value_name = "FILE.toml")]
-    config: Option<PathBuf>,
-    /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
-    #[arg(long)]
-    resume: bool,
     /// Start from the weights of a model: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the
     /// size of the variant)
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     init_from: Option<PathBuf>,
-    /// Replace a model that is there already
-    #[arg(long, conflicts_with = "resume")]
-    overwrite: bool,
+    #[command(flatten)]
+    files: RunFlags,
     #[command(flatten)]
     flags: Flags,
+}
+
+/// Where a run goes, and whether it goes on from what is there: the same for every command that trains.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct RunFlags {
+    /// File for the model (.pt or .safetensors) [default: the one named above]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Settings in TOML, named as the flags below, and the shape of a model that is no variant (n_layer, n_head, n_embd,
+    /// block_size, vocab_size, activation); a flag comes before the file, and the file before the variant
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
+    #[arg(long)]
+    pub resume: bool,
+    /// Replace a model that is there already
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+}
+
+impl RunFlags {
+    /// How the run begins, if it is a fresh one with `init`.
+    pub fn begin(&self, init: Init) -> Begin {
+        if self.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: self.overwrite } }
+    }
 }
 
 /// The settings of a run. What they are when not given stands in `ngen3_train::TrainSettings` and in the variant.
@@ -169,12 +184,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let stop = interrupt::watch()?;
     let init = init_from.map_or(Init::Random, |found| Init::From(found.path));
-    let begin = if args.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: args.overwrite } };
+    let begin = args.files.begin(init);
     let request = Request {
         kind: Kind::Train,
         variant: args.variant,
-        config_file: args.config,
-        out: args.out,
+        config_file: args.files.config,
+        out: args.files.out,
         begin,
         settings,
         shape,
