@@ -114,6 +114,7 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     };
     // Rows of conversations are of any length up to that, and packed.
     let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
+    let teachers = if job.lesson.contains_key("teacher") { " beside the teacher's" } else { "" };
     let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..settings.options() };
     let (bytes, adapters) = match &job.adapting {
         None => (CpuEngine::training_bytes(config, batch_size, same), String::new()),
@@ -141,7 +142,7 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
             counted(data.identity.val_tokens)
         ),
         format!(
-            "run:   {} steps of {upto}{} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory",
+            "run:   {} steps of {upto}{} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory{teachers}",
             counted(max_iters),
             counted(settings.tokens_per_step(config.block_size)),
             config.block_size,
