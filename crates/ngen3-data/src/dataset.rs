@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::encode::{Encoded, encode};
 use crate::hf::{self, HfSource};
 use crate::source::{Event, Feed, Settings, Source, list};
-use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, hex};
-use crate::{Error, Tokenizer};
+use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, hex, read_at_most};
+use crate::{Error, Tokenizer, tokenizer};
 
 /// What to make a dataset from.
 #[derive(Clone, Debug)]
@@ -227,7 +227,7 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
 
 /// Reads a tokenizer.json; it goes by its file's name.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    let bytes = std::fs::read(path)
+    let bytes = read_at_most(path, tokenizer::MAX_BYTES)
         .map_err(|error| Error::Read { name: path.display().to_string(), reason: error.to_string() })?;
     let name = path.file_name().map_or_else(|| EMBEDDED.into(), |name| name.to_string_lossy());
     Ok(Tokenizer::from_json(&bytes, &name)?)

@@ -2,7 +2,7 @@
 //! beside it. Without a meta.json it is nanoGPT's file: GPT-2's ids in u16.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,16 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Tokenizer};
+use crate::{Error, Tokenizer, tokenizer};
 
 /// The file that `meta.json` describes.
 pub(crate) const DATA: &str = "data.bin";
 pub(crate) const META: &str = "meta.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const MASK: &str = "mask.bin";
+
+/// Bytes that `meta.json` may have; it names the sources.
+const META_BYTES: usize = 1 << 26;
 
 /// The tokenizer that is inside the program, so that no file need stand beside the data.
 pub(crate) const EMBEDDED: &str = "gpt2";
@@ -193,7 +196,7 @@ impl TokenFile {
             None if !path.exists() => return Ok(Tokenizer::gpt2()),
             None => (TOKENIZER.into(), None),
         };
-        let bytes = std::fs::read(&path).map_err(|error| {
+        let bytes = read_at_most(&path, tokenizer::MAX_BYTES).map_err(|error| {
             let shown = self.path.display();
             Error::Data(format!(
                 "{shown} was made with the tokenizer {name}, but {} cannot be read: {error}",
@@ -268,7 +271,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = u32> {
 
 fn read_meta(path: &Path) -> Result<Option<Meta>, Error> {
     let broken = |reason: String| Error::Data(format!("{} is broken ({reason}); tokenize again", path.display()));
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_at_most(path, META_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(broken(error.to_string())),
@@ -281,6 +284,16 @@ fn read_meta(path: &Path) -> Result<Option<Meta>, Error> {
         return Err(broken(format!("a tokenizer {:?} without tokenizer_sha256", meta.tokenizer)));
     }
     Ok(Some(meta))
+}
+
+/// A small file's bytes: one that is larger than `max`, which should be far above any in use, is not taken into memory.
+pub(crate) fn read_at_most(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(std::io::Error::other(format!("it is larger than {max} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// Bytes in hexadecimal.

@@ -3,8 +3,12 @@
 //! A file is written under a temporary name in its own folder, flushed to the disk, then renamed. A crash at any moment
 //! leaves the old file or the new one, never half of one. [`write_atomic`] is for what is at hand; [`AtomicFile`] is for
 //! a stream whose making can fail for reasons of its own.
+//!
+//! A killed program leaves its temporary file, `.NAME.xxxxxx.tmp`, behind. The next one that writes the same file removes
+//! it: a writer holds a lock on what it writes to, and locks end with their process ([`remove_leftovers`]).
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +23,7 @@ const BUFFER: usize = 1 << 18;
 pub struct AtomicFile {
     path: PathBuf,
     temp: TempPath,
+    /// Its file is locked.
     writer: BufWriter<File>,
 }
 
@@ -35,21 +40,11 @@ impl AtomicFile {
         if path.is_dir() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
         }
-        let name = path.file_name().ok_or_else(|| io::Error::other("it does not end in a file's name"))?;
-        let folder = folder_of(path);
-        if !folder.is_dir() {
-            let reason = format!("there is no folder {}", folder.display());
-            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
-        }
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
-        prefix.push(".");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        // Temporary files are private by default; these become the user's own, so the umask decides.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let (file, temp) = builder.tempfile_in(folder)?.into_parts();
+        let (file, temp) = make_beside(path, TEMPORARY, 0o666, |builder, folder| {
+            let (file, temp) = builder.tempfile_in(folder)?.into_parts();
+            Ok((Some(file), temp))
+        })?;
+        let file = file.expect("it was made just now");
         Ok(Self { path: path.into(), temp, writer: BufWriter::with_capacity(BUFFER, file) })
     }
 
@@ -62,8 +57,9 @@ impl AtomicFile {
         let finish = || {
             let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all()?;
-            drop(file);
             temp.persist(&path).map_err(|error| error.error)?;
+            // Its lock has to last until it has its name.
+            drop(file);
             sync_folder(folder_of(&path))
         };
         finish().map_err(|source| Error::Write { path: path.clone(), source })
@@ -97,8 +93,84 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
     Ok(made)
 }
 
+/// Removes the temporary files and folders that killed writers of `path` left beside it. What a living one writes to is
+/// locked and stays; where the file system has no locks everything does.
+pub fn remove_leftovers(path: &Path) {
+    remove_unlocked(path, TEMPORARY);
+}
+
+/// How the names of temporary files and folders end.
+pub(crate) const TEMPORARY: &str = ".tmp";
+
+/// As [`remove_leftovers`], of names with another ending.
+pub(crate) fn remove_unlocked(path: &Path, ending: &str) {
+    let (Some(prefix), Ok(entries)) = (prefix(path), fs::read_dir(folder_of(path))) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let middle = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        let middle = middle.and_then(|rest| rest.strip_suffix(ending.as_bytes()));
+        let Some(kind) = entry.file_type().ok().filter(|_| middle.is_some_and(is_random)) else { continue };
+        if !kind.is_file() && !kind.is_dir() {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok() {
+            // What cannot be removed is untidy, but in nobody's way.
+            let _ = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
+/// What `tempfile` puts into a name.
+fn is_random(part: &[u8]) -> bool {
+    part.len() == 6 && part.iter().all(u8::is_ascii_alphanumeric)
+}
+
+/// The beginning of temporary names beside `path`: `.NAME.`.
+fn prefix(path: &Path) -> Option<OsString> {
+    let mut prefix = OsString::from(".");
+    prefix.push(path.file_name()?);
+    prefix.push(".");
+    Some(prefix)
+}
+
+/// Makes something temporary beside `path`, by `make` from a builder of names and the folder, and locks the file that
+/// `make` gives with it. `mode` is what the umask leaves permissions of.
+pub(crate) fn make_beside<T: AsRef<Path>>(
+    path: &Path,
+    ending: &str,
+    mode: u32,
+    make: impl Fn(&tempfile::Builder, &Path) -> io::Result<(Option<File>, T)>,
+) -> io::Result<(Option<File>, T)> {
+    let prefix = prefix(path).ok_or_else(|| io::Error::other("it does not end in a name"))?;
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let reason = format!("there is no folder {}", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+    }
+    remove_unlocked(path, TEMPORARY);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(ending);
+    // Temporary files are private by default; these become the user's own.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    loop {
+        let (file, temp) = make(&builder, folder)?;
+        let tidied = match file.as_ref().map(File::try_lock) {
+            // Somebody took it for a leftover before it was locked, and is removing it.
+            Some(Err(TryLockError::WouldBlock)) => true,
+            // Without locks nobody removes anything.
+            _ => !temp.as_ref().exists(),
+        };
+        if !tidied {
+            return Ok((file, temp));
+        }
+    }
+}
+
 /// The folder a path stands in; `.` for a bare name.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -106,8 +178,8 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// A rename is on the disk only once its folder is.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { fs::File::open(folder)?.sync_all() } else { Ok(()) }
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -157,6 +229,44 @@ mod tests {
         file.write_all(b"half").unwrap();
         drop(file);
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        let mut living = AtomicFile::create(&path).unwrap();
+        living.write_all(b"first").unwrap();
+        let others =
+            [".a.bin.Ab3.tmp", ".a.bin.Ab3x!5.tmp", ".a.bin.c.Ab3x45.tmp", ".a.bin.Ab3x45", "a.bin.Ab3x45.tmp"];
+        for name in others.into_iter().chain([".a.bin.Ab3x45.tmp"]) {
+            fs::write(folder.path().join(name), "half").unwrap();
+        }
+        fs::create_dir_all(folder.path().join(".a.bin.000000.tmp/below")).unwrap();
+        write_atomic(&path, |file| file.write_all(b"second")).unwrap();
+        let left = names(folder.path());
+        assert!(others.iter().all(|&name| left.iter().any(|found| found == name)), "{left:?}");
+        assert_eq!(left.len(), others.len() + 2, "{left:?}");
+        living.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(names(folder.path()).len(), others.len() + 1);
+    }
+
+    #[test]
+    fn many_writers_of_one_file_do_not_remove_each_others_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        write_atomic(&path, |file| file.write_all(b"whole")).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(names(folder.path()), ["a.bin"]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Where a run keeps its files.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use ngen3_model::checkpoint::Format;
+use ngen3_model::files::remove_leftovers;
 
 use crate::Error;
 
@@ -55,7 +55,7 @@ impl RunPaths {
         ] {
             fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
             tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
-            files.into_iter().try_for_each(|file| remove_leftovers(folder, file))?;
+            files.iter().for_each(|file| remove_leftovers(&folder.join(file)));
         }
         Ok(())
     }
@@ -67,22 +67,6 @@ fn parent(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-/// Removes the temporary files (`.FILE.xxxxxx.tmp`) of writes that were killed before they were whole.
-fn remove_leftovers(folder: &Path, file: OsString) -> Result<(), Error> {
-    let mut prefix = OsString::from(".");
-    prefix.push(file);
-    prefix.push(".");
-    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-        let entry = entry.map_err(Error::io("read", folder))?;
-        let name = entry.file_name();
-        let (name, prefix) = (name.as_encoded_bytes(), prefix.as_encoded_bytes());
-        if name.starts_with(prefix) && name.ends_with(b".tmp") {
-            fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -104,16 +88,17 @@ mod tests {
         let paths = RunPaths::new(&dir.path().join("new/x.pt")).unwrap();
         paths.prepare().unwrap();
         let folder = dir.path().join("new");
-        for name in [".x.pt.Ab3.tmp", ".xx.pt.Ab3.tmp", "x.pt", ".x.pt.Ab3"] {
+        for name in [".x.pt.Ab3x45.tmp", ".xx.pt.Ab3x45.tmp", "x.pt", ".x.pt.Ab3x45"] {
             fs::write(folder.join(name), "").unwrap();
         }
-        let others = ["x.state/.state.safetensors.Q.tmp", "x.run/.metrics.jsonl.Q.tmp", "x.run/.loss.svg.Q.tmp"];
+        let others =
+            ["x.state/.state.safetensors.Qrstuv.tmp", "x.run/.metrics.jsonl.Qrstuv.tmp", "x.run/.loss.svg.Qrstuv.tmp"];
         let others = others.map(|name| folder.join(name));
         others.iter().for_each(|path| fs::write(path, "").unwrap());
         paths.prepare().unwrap();
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [".x.pt.Ab3", ".xx.pt.Ab3.tmp", "x.pt", "x.run", "x.state"]);
+        assert_eq!(names, [".x.pt.Ab3x45", ".xx.pt.Ab3x45.tmp", "x.pt", "x.run", "x.state"]);
         assert!(others.iter().all(|path| !path.exists()));
     }
 

@@ -9,6 +9,8 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use common::{contents, fail, ngen3, shakespeare, succeed, texts};
 use ngen3_data::Tokenizer;
@@ -139,6 +141,45 @@ fn gpt2s_tokenizer_is_recognised() {
         fs::remove_file(b(name)).unwrap();
     }
     assert!(gpt2("b"), "by the size of its vocabulary");
+}
+
+/// An export is killed while it writes; the next one of the same folder removes what it left, and nothing of one that lives.
+#[cfg(unix)]
+#[test]
+fn what_a_killed_export_left_is_removed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let config = Config::new(1, 1, 64, 8, 50_257);
+    checkpoint::save(&root.join("a.pt"), &config, &ParamList::new(&config).init(1), &CheckpointMeta::default())
+        .unwrap();
+    let line = "export --model_path a.pt --output_dir out --overwrite";
+    let temporary = || -> Vec<PathBuf> {
+        let all = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(".out.")).collect()
+    };
+    for _ in 0..100 {
+        let mut child = ngen3(root, line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while temporary().is_empty() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !temporary().is_empty() {
+            break;
+        }
+    }
+    assert!(!temporary().is_empty(), "it was never killed in the middle");
+
+    let living = root.join(".out.Living.tmp");
+    fs::create_dir(&living).unwrap();
+    let held = fs::File::open(&living).unwrap();
+    held.lock().unwrap();
+    succeed(root, line);
+    assert_eq!(temporary(), [living]);
+    drop(held);
+    succeed(root, line);
+    assert!(temporary().is_empty());
+    assert_eq!(Checkpoint::load(&root.join("out")).unwrap().params, ParamList::new(&config).init(1));
 }
 
 #[test]

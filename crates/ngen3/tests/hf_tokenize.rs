@@ -295,6 +295,30 @@ fn an_interrupted_download_goes_on_at_the_next_run() {
     assert!(log.iter().any(|line| line.starts_with("other server: GET") && line.contains("Range=bytes=")), "{log:#?}");
 }
 
+/// A gigabyte of brackets is refused before it is read.
+#[test]
+fn files_without_end_are_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    fs::write(root.join("x.jsonl"), "{\"text\":\"a\"}\n").unwrap();
+    fs::write(root.join("x.txt"), "a").unwrap();
+    let huge = fs::File::create(root.join("tokenizer.json")).unwrap();
+    // Sparse: it takes no room on the disk.
+    huge.set_len(1 << 40).unwrap();
+    for line in [
+        "hf_tokenize --hf_dataset x.jsonl --dataset x --tokenizer tokenizer.json",
+        "tokenize --txt x.txt --dataset x --tokenizer tokenizer.json",
+    ] {
+        let error = fail(root, line, 1);
+        assert_eq!(error, "cannot read tokenizer.json: it is larger than 134217728 bytes");
+    }
+    fs::create_dir(root.join("set")).unwrap();
+    fs::write(root.join("set/train.txt"), "a").unwrap();
+    fs::File::create(root.join("set/README.md")).unwrap().set_len(1 << 40).unwrap();
+    let error = fail(root, "hf_tokenize --hf_dataset set --dataset x", 1);
+    assert_eq!(error, "cannot read set/README.md: it is larger than 67108864 bytes");
+}
+
 #[test]
 fn the_help_has_the_command_of_the_contract() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,8 +19,11 @@ use super::split::is_name;
 use crate::Error;
 use crate::hub::{File, Tell};
 use crate::source::Event;
+use crate::token_file::read_at_most;
 
 const README: &str = "README.md";
+/// Bytes that it may have.
+const README_BYTES: usize = 1 << 26;
 /// Where the hub keeps what it converted.
 const CONVERTED: &str = "refs/convert/parquet";
 /// What the conversion is called that holds the beginning of a large split.
@@ -170,7 +173,7 @@ fn read_card(repository: &Repository, files: &[File], tell: &mut Tell) -> Result
         return Ok(Vec::new());
     }
     let name = repository.name_of(README);
-    let bytes = std::fs::read(repository.fetch(README, tell)?);
+    let bytes = read_at_most(&repository.fetch(README, tell)?, README_BYTES);
     let bytes = bytes.map_err(|error| Error::Read { name: name.clone(), reason: error.to_string() })?;
     card::configs(&name, &String::from_utf8_lossy(&bytes))
 }

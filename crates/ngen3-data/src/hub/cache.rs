@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 
-use super::{File, Info, is_safe_path};
+use super::{File, Info, LISTING_LIMIT, is_safe_path};
 use crate::Error;
+use crate::token_file::read_at_most;
 
 const LISTING_VERSION: u32 = 1;
 
@@ -95,7 +96,7 @@ pub(super) fn write_listing(repo: &Path, info: &Info) -> Result<(), Error> {
 /// What files a commit has, if that was kept.
 pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<File>>, Error> {
     let path = repo.join("trees").join(format!("{commit}.json"));
-    let bytes = match fs::read(&path) {
+    let bytes = match read_at_most(&path, LISTING_LIMIT) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         result => result.map_err(|error| unreadable(&path, &error))?,
     };

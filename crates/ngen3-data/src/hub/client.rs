@@ -8,7 +8,7 @@ use ureq::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, heade
 use super::Tell;
 use crate::Error;
 use crate::source::Event;
-use crate::source::http::{CONNECT_TIMEOUT, PAUSE, READ_TIMEOUT, RETRIES, explain, is_passing};
+use crate::source::http::{CONNECT_TIMEOUT, PAUSE, RETRIES, explain, is_passing};
 
 /// Redirects that are followed, one after the other.
 const REDIRECTS: usize = 10;
@@ -64,14 +64,14 @@ impl<E: Into<Error>> From<E> for Trouble {
 }
 
 impl Client {
-    pub(super) fn new(endpoint: String, token: Option<String>) -> Self {
+    pub(super) fn new(endpoint: String, token: Option<String>, timeout: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             // Followed here instead, since the hub tells of a file on the redirect to where its bytes are.
             .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(READ_TIMEOUT))
-            .timeout_per_read(Some(READ_TIMEOUT))
+            .timeout_recv_response(Some(timeout))
+            .timeout_per_read(Some(timeout))
             .user_agent(concat!("ngen3/", env!("CARGO_PKG_VERSION")))
             .build();
         Self { agent: config.new_agent(), endpoint, token }

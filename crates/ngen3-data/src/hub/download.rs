@@ -1,8 +1,10 @@
 //! One file of the hub comes into the cache, whole or not at all.
 //!
 //! The hub is asked for the file's ETag and size first. The bytes go to `blobs/ETAG.incomplete`; when the connection breaks,
-//! or the program did, the next attempt asks for the rest (`Range`), which must be of the same file since the ETag names
-//! its content. Only what has the size, and the SHA-256 where the ETag is one, that the hub promised becomes `blobs/ETAG`.
+//! the next attempt asks for the rest (`Range`), which must be of the same file since the ETag names its content. Only what
+//! has the size, and the SHA-256 where the ETag is one, that the hub promised becomes `blobs/ETAG`. When the program ends
+//! before, the part stays for the next one to go on with, as Python's does, if the SHA-256 will tell whether it was sound;
+//! otherwise, and when it is found to be wrong, it is deleted.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,9 +17,10 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCod
 
 use super::Tell;
 use super::cache::make_folder_of;
-use super::client::{Client, Trouble, persist, trouble};
+use super::client::{Client, Trouble, persist};
 use crate::Error;
 use crate::source::Event;
+use crate::source::http::read_some;
 use crate::token_file::hex;
 
 const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
@@ -53,6 +56,8 @@ struct Partial {
     path: PathBuf,
     file: File,
     have: u64,
+    /// Whether the whole will be checked against a hash, so that another program may go on with the part.
+    checked: bool,
 }
 
 impl Wanted<'_> {
@@ -70,7 +75,7 @@ impl Wanted<'_> {
             return Ok(blob);
         }
         let path = blob.with_file_name(format!("{}.incomplete", promise.etag));
-        let mut partial = Partial::open(path)?;
+        let mut partial = Partial::open(path, promise.sha256.is_some())?;
         let result = persist(self.name, tell, |tell| self.attempt(client, &promise, &mut partial, tell));
         result.and_then(|()| partial.keep(&blob))?;
         Ok(blob)
@@ -189,22 +194,14 @@ impl Wanted<'_> {
         let (before, mut body) = (partial.have, response.body_mut().as_reader());
         let mut buffer = vec![0; BUFFER];
         loop {
-            let n = match body.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    let of = total.map_or(String::new(), |total| format!(" of {total}"));
-                    let cause = match trouble(ureq::Error::from(error), true) {
-                        Trouble::Passing { reason, .. } | Trouble::Refused { reason, .. } | Trouble::Final(reason) => {
-                            reason
-                        }
-                        other @ Trouble::Other(_) => return Err(other),
-                    };
-                    let reason = format!("the connection broke after {}{of} bytes ({cause})", partial.have);
-                    return Err(Trouble::Passing { reason, wait: None, progress: partial.have > before });
-                }
-            };
+            let n = read_some(&mut body, &mut buffer, partial.have, total).map_err(|reason| Trouble::Passing {
+                reason,
+                wait: None,
+                progress: partial.have > before,
+            })?;
+            if n == 0 {
+                return Ok(());
+            }
             if promise.size.is_some_and(|size| partial.have + n as u64 > size) {
                 partial.start_over()?;
                 return Err(Trouble::Final(format!(
@@ -221,15 +218,15 @@ impl Wanted<'_> {
 }
 
 impl Partial {
-    /// Opens the file, with whatever an earlier attempt left in it.
-    fn open(path: PathBuf) -> Result<Self, Error> {
+    /// Opens the file; if its whole will be `checked`, with what an earlier program left in it.
+    fn open(path: PathBuf, checked: bool) -> Result<Self, Error> {
         let open = || {
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(!checked).open(&path)?;
             let have = file.seek(SeekFrom::End(0))?;
             Ok((file, have))
         };
         match open() {
-            Ok((file, have)) => Ok(Self { path, file, have }),
+            Ok((file, have)) => Ok(Self { path, file, have, checked }),
             Err(source) => Err(ngen3_model::Error::Write { path, source }.into()),
         }
     }
@@ -273,10 +270,10 @@ impl Partial {
 }
 
 impl Drop for Partial {
-    /// What holds nothing is of no use to the next attempt.
+    /// What holds nothing, or cannot be checked, is of no use to the next program.
     fn drop(&mut self) {
-        if self.have == 0 && self.path.exists() {
-            // If it stays it is an empty file that nobody reads.
+        if (self.have == 0 || !self.checked) && self.path.exists() {
+            // If it stays it is a file that nobody reads.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -7,11 +7,14 @@
 //! | `HF_HUB_CACHE` | folder of the cache | `$HF_HOME/hub` |
 //! | `HF_TOKEN` | who we are | what `HF_TOKEN_PATH` holds, by default `$HF_HOME/token` |
 //! | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: only what is in the cache | use the network |
+//! | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds to wait for an answer and for any next byte of it | 60 |
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::Error;
+use crate::source::http::READ_TIMEOUT;
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -26,13 +29,16 @@ pub struct Env {
     pub token: Option<String>,
     /// Whether the network is not to be used.
     pub offline: bool,
+    /// How long to wait for an answer, and for any next byte of it.
+    pub timeout: Duration,
 }
 
 impl Env {
     /// Reads the variables through `var`.
     ///
     /// # Errors
-    /// [`Error::Input`] for an endpoint that is no http(s) address, a token that cannot be sent, or no home folder.
+    /// [`Error::Input`] for an endpoint that is no http(s) address, a token that cannot be sent, a timeout that is no number
+    /// of seconds, or no home folder.
     pub fn read(var: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let text = |name: &str| match var(name).filter(|value| !value.is_empty()) {
             None => Ok(None),
@@ -80,19 +86,30 @@ impl Env {
         }
         let offline = text("HF_HUB_OFFLINE")?
             .is_some_and(|value| ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes)));
-        Ok(Self { endpoint, cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")), token, offline })
+        let timeout = match text("HF_HUB_DOWNLOAD_TIMEOUT")? {
+            None => READ_TIMEOUT,
+            Some(text) => match text.trim().parse().map(Duration::try_from_secs_f64) {
+                Ok(Ok(timeout)) if !timeout.is_zero() => timeout,
+                _ => {
+                    let reason = format!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, which is no number of seconds");
+                    return Err(Error::Input(reason));
+                }
+            },
+        };
+        Ok(Self { endpoint, cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")), token, offline, timeout })
     }
 }
 
 impl std::fmt::Debug for Env {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { endpoint, cache, token, offline } = self;
+        let Self { endpoint, cache, token, offline, timeout } = self;
         let token = token.as_ref().map(|_| "…");
         f.debug_struct("Env")
             .field("endpoint", endpoint)
             .field("cache", cache)
             .field("token", &token)
             .field("offline", offline)
+            .field("timeout", timeout)
             .finish()
     }
 }
@@ -110,7 +127,7 @@ mod tests {
         let env = read(&[("HOME", "/no/me")]).unwrap();
         assert_eq!(env.endpoint, "https://huggingface.co");
         assert_eq!(env.cache, Path::new("/no/me/.cache/huggingface/hub"));
-        assert_eq!((env.token, env.offline), (None, false));
+        assert_eq!((env.token, env.offline, env.timeout), (None, false, READ_TIMEOUT));
 
         let env = read(&[("HOME", "/no/me"), ("XDG_CACHE_HOME", "/no/x")]).unwrap();
         assert_eq!(env.cache, Path::new("/no/x/huggingface/hub"));
@@ -125,8 +142,8 @@ mod tests {
         assert_eq!((env.endpoint.as_str(), env.offline), ("http://127.0.0.1:1", true));
         assert_eq!((env.cache.as_path(), env.token.as_deref()), (Path::new("/no/c"), Some("hf_file")));
         assert!(!format!("{env:?}").contains("hf_file"));
-        let env = read(&[home, ("HF_TOKEN", " hf_var ")]).unwrap();
-        assert_eq!(env.token.as_deref(), Some("hf_var"));
+        let env = read(&[home, ("HF_TOKEN", " hf_var "), ("HF_HUB_DOWNLOAD_TIMEOUT", "2.5")]).unwrap();
+        assert_eq!((env.token.as_deref(), env.timeout), (Some("hf_var"), Duration::from_millis(2500)));
         std::fs::write(folder.path().join("other"), "hf_other").unwrap();
         let other = folder.path().join("other");
         let env = read(&[home, ("HF_TOKEN_PATH", other.to_str().unwrap())]).unwrap();
@@ -138,6 +155,11 @@ mod tests {
         let error = |vars: &[(&str, &str)]| read(vars).unwrap_err().to_string();
         assert!(error(&[("HOME", "/no"), ("HF_ENDPOINT", "huggingface.co")]).contains("HF_ENDPOINT"));
         assert!(error(&[("HOME", "/no"), ("HF_TOKEN", "a\r\nb: c")]).contains("HF_TOKEN"));
+        for timeout in ["soon", "0", "-1", "NaN", "1e300"] {
+            assert!(
+                error(&[("HOME", "/no"), ("HF_HUB_DOWNLOAD_TIMEOUT", timeout)]).contains("HF_HUB_DOWNLOAD_TIMEOUT")
+            );
+        }
         assert!(error(&[]).contains("HF_HOME"));
     }
 }

@@ -32,7 +32,7 @@ pub type Tell<'a> = dyn FnMut(Event) -> bool + 'a;
 /// The branch that is meant when none is named.
 const MAIN: &str = "main";
 /// Bytes of JSON that a listing may have; the largest repositories have some ten megabytes.
-const LISTING_LIMIT: u64 = 1 << 28;
+const LISTING_LIMIT: usize = 1 << 28;
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Hub {
 
     /// The hub and the cache of these settings.
     pub fn new(env: Env) -> Self {
-        let client = Client::new(env.endpoint, env.token);
+        let client = Client::new(env.endpoint, env.token, env.timeout);
         Self { client, cache: Cache::new(env.cache), offline: env.offline }
     }
 
@@ -153,7 +153,7 @@ impl Hub {
     /// The commit, its files, and that these are all.
     fn ask(&self, title: &str, repo: &Repo, tell: &mut Tell) -> Result<(String, Vec<File>, bool), Error> {
         let url = format!("{}/api/{}?blobs=true", self.client.endpoint(), repo.api_url());
-        let body = self.client.get_text(title, &url, LISTING_LIMIT, tell)?;
+        let body = self.client.get_text(title, &url, LISTING_LIMIT as u64, tell)?;
         let failed = |reason: String| Error::Hub { name: title.into(), reason };
         let info: Info = serde_json::from_str(&body).map_err(|error| {
             failed(format!("the answer of {} is not what a hub says ({error})", self.client.endpoint()))
@@ -234,9 +234,9 @@ impl Snapshot {
     /// The path of a file in the cache, downloaded unless it is there.
     ///
     /// # Errors
-    /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. What had come by then is
-    /// kept as `blobs/ETAG.incomplete` and the next try goes on from there; no other name in the cache ever holds part of a
-    /// file.
+    /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. What had come by then of a
+    /// large file is kept as `blobs/ETAG.incomplete` and the next try goes on from there; no other name in the cache ever
+    /// holds part of a file.
     pub fn fetch(&self, path: &str, tell: &mut Tell) -> Result<PathBuf, Error> {
         let name = format!("{path} of {}", self.title);
         if !is_safe_path(path) || !self.has(path) {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Hub, Kind, Snapshot, Tell};
+use super::{Hub, Kind, LISTING_LIMIT, Snapshot, Tell};
 use crate::Error;
+use crate::token_file::read_at_most;
 
 const CONFIG: &str = "config.json";
 /// Ways to keep weights, the preferred one first: one file, or an index of several.
@@ -65,7 +66,7 @@ impl Hub {
 /// The files that an index names.
 fn shards(snapshot: &Snapshot, index: &Path) -> Result<BTreeSet<String>, Error> {
     let unreadable = |reason: String| Error::Read { name: index.display().to_string(), reason };
-    let bytes = std::fs::read(index).map_err(|error| unreadable(error.to_string()))?;
+    let bytes = read_at_most(index, LISTING_LIMIT).map_err(|error| unreadable(error.to_string()))?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let shards: BTreeSet<_> = index.weight_map.into_values().collect();
     match shards.iter().find(|shard| !snapshot.has(shard)) {

@@ -162,19 +162,10 @@ impl Client {
         let mut body = response.body_mut().as_reader();
         let mut buffer = vec![0; BUFFER];
         loop {
-            let n = match body.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(n) => n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    let of = total.map_or(String::new(), |total| format!(" of {total}"));
-                    return Err(Trouble::Passing(format!(
-                        "the connection broke after {}{of} bytes ({})",
-                        partial.have,
-                        explain(&ureq::Error::from(error))
-                    )));
-                }
-            };
+            let n = read_some(&mut body, &mut buffer, partial.have, total).map_err(Trouble::Passing)?;
+            if n == 0 {
+                return Ok(());
+            }
             partial
                 .file
                 .write_all(&buffer[..n])
@@ -228,6 +219,26 @@ pub(crate) fn explain(error: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => "the server did not answer in time".into(),
         ureq::Error::Http(_) | ureq::Error::BadUri(_) => format!("the address is malformed ({error})"),
         error => error.to_string(),
+    }
+}
+
+/// Reads the next bytes of a body; 0 at its end. The error says how far it came: `have` of `total` bytes.
+pub(crate) fn read_some(
+    body: &mut impl Read,
+    buffer: &mut [u8],
+    have: u64,
+    total: Option<u64>,
+) -> Result<usize, String> {
+    loop {
+        match body.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let of = total.map_or(String::new(), |total| format!(" of {total}"));
+                let cause = explain(&ureq::Error::from(error));
+                return Err(format!("the connection broke after {have}{of} bytes ({cause})"));
+            }
+            Ok(n) => return Ok(n),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::merge::Merges;
 use super::{Kind, MAX_VOCAB_SIZE, caught};
 
 /// Largest file taken, in bytes: well above any in use.
-const MAX_BYTES: usize = 128 << 20;
+pub(crate) const MAX_BYTES: usize = 128 << 20;
 
 /// The tokenizer that a file describes, and the file as text. The error is the reason alone.
 pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {

@@ -24,6 +24,7 @@ use std::sync::{Arc, LazyLock};
 
 use bpe::Bpe;
 pub use error::Error;
+pub(crate) use json::MAX_BYTES;
 pub use stream::TextStream;
 pub use train::{Trained, train};
 

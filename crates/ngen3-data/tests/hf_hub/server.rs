@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 const LARGE: [&str; 4] = [".parquet", ".arrow", ".safetensors", ".bin"];
 
 /// Something that goes wrong.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Fault {
     /// The connection closes after this many bytes of the body.
     Drop(usize),
@@ -29,6 +29,8 @@ pub enum Fault {
     Short(usize),
     /// Every byte comes by itself, with a pause before it.
     Slow(Duration),
+    /// After this many bytes of the body nothing more comes, for longer than anybody waits.
+    Stall(usize),
     /// The first byte of the body is another one.
     Flip,
     /// The answer is this status, with these headers and this body.
@@ -139,6 +141,11 @@ impl FakeHub {
         self.state().faults.push((part.into(), times, fault));
     }
 
+    /// Nothing goes wrong any more.
+    pub fn heal(&self) {
+        self.state().faults.clear();
+    }
+
     /// What was asked for since the last call: `METHOD ADDRESS`, and `Range` and `token` where they were given.
     pub fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.state().log)
@@ -214,7 +221,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::R
         Some(Fault::Short(n)) => body.truncate(body.len() - n),
         Some(Fault::Flip) => body[0] ^= 1,
         Some(Fault::Drop(n)) => cut = Some(n),
-        Some(Fault::NoRanges) | Some(Fault::Slow(_)) | None => {}
+        Some(Fault::NoRanges | Fault::Slow(_) | Fault::Stall(_)) | None => {}
     }
     let range = request.headers.get("range").filter(|_| status == 200 && !matches!(fault, Some(Fault::NoRanges)));
     if let Some(start) = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok())
@@ -240,6 +247,11 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::R
             std::thread::sleep(pause);
             stream.write_all(&[*byte]).and_then(|()| stream.flush())
         }),
+        Some(Fault::Stall(n)) => {
+            stream.write_all(&body[..n.min(body.len())])?;
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        }
         _ => stream.write_all(&body[..cut.unwrap_or(body.len()).min(body.len())]),
     }
 }

@@ -1,6 +1,7 @@
 //! A folder that appears whole or not at all.
 //!
-//! Its files are written in a temporary folder beside it, which is renamed when all of them are on the disk.
+//! Its files are written in a temporary folder beside it, which is renamed when all of them are on the disk. What a killed
+//! program leaves is removed by the next one, as `files.rs` says.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,11 +10,17 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::Error;
+use crate::files::{TEMPORARY, folder_of, make_beside, remove_unlocked, sync_folder};
+
+/// How the name of a folder that is being replaced ends.
+const REPLACED: &str = ".old";
 
 /// A folder being made. Dropped before [`NewFolder::commit`], it leaves nothing behind and the old folder as it was.
 pub(super) struct NewFolder {
     path: PathBuf,
     temp: TempDir,
+    /// The temporary folder's lock.
+    lock: Option<File>,
 }
 
 impl NewFolder {
@@ -27,7 +34,6 @@ impl NewFolder {
     }
 
     fn open(path: &Path, overwrite: bool, ours: impl Fn(&str) -> bool) -> io::Result<Self> {
-        let name = path.file_name().ok_or_else(|| io::Error::other("it does not end in a folder's name"))?;
         if path.exists() {
             if !path.is_dir() {
                 return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is there already, and no folder"));
@@ -46,12 +52,8 @@ impl NewFolder {
                 }
             }
         }
-        let parent = parent(path);
-        if !parent.is_dir() {
-            let reason = format!("there is no folder {}", parent.display());
-            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
-        }
-        Ok(Self { path: path.into(), temp: temporary(parent, name)? })
+        let (lock, temp) = temporary(path, TEMPORARY)?;
+        Ok(Self { path: path.into(), temp, lock })
     }
 
     /// Where its files are to be written.
@@ -75,12 +77,13 @@ impl NewFolder {
     /// # Errors
     /// [`Error::Write`] naming the folder; the old one is then as it was.
     pub fn commit(self) -> Result<(), Error> {
-        let Self { path, temp } = self;
+        let Self { path, temp, lock } = self;
         let finish = || {
-            sync(temp.path())?;
+            sync_folder(temp.path())?;
             if path.exists() {
                 // Two renames: in a crash between them both folders are whole, and the old one is beside its place.
-                let old = temporary(parent(&path), path.file_name().unwrap_or_default())?;
+                let (_, old) = temporary(&path, REPLACED)?;
+                let _locked = File::open(&path).and_then(|folder| Ok(folder.try_lock().map(|()| folder)?));
                 fs::rename(&path, old.path())?;
                 if let Err(error) = fs::rename(temp.path(), &path) {
                     fs::rename(old.path(), &path)?;
@@ -92,32 +95,19 @@ impl NewFolder {
             }
             // It has another name now, so there is nothing left to remove.
             let _ = temp.keep();
-            sync(parent(&path))
+            drop(lock);
+            // Now that the new one is in place, older ones of programs that were killed here are of no more use.
+            remove_unlocked(&path, REPLACED);
+            sync_folder(folder_of(&path))
         };
         finish().map_err(|source| Error::Write { path: path.clone(), source })
     }
 }
 
-fn temporary(parent: &Path, name: &std::ffi::OsStr) -> io::Result<TempDir> {
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(name);
-    prefix.push(".");
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(".tmp");
-    // Temporary folders are private by default; this one becomes the user's own, so the umask decides.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
-}
-
-/// The folder a path stands in; `.` for a bare name.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+/// Makes a temporary folder beside `path`, and locks it where folders can be locked.
+fn temporary(path: &Path, ending: &str) -> io::Result<(Option<File>, TempDir)> {
+    make_beside(path, ending, 0o777, |builder, parent| {
+        let folder = builder.tempdir_in(parent)?;
+        Ok((File::open(folder.path()).ok(), folder))
+    })
 }
