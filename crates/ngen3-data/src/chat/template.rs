@@ -113,10 +113,10 @@ fn with_calls(template: &str) -> String {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         text.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
-        let (tag, after) = tag.split_at(end + 2);
-        let inside = tag[2..end].trim_matches(['-', '+']);
-        match inside.trim() {
+        // What closes stands after what opens: `{%}` is no tag.
+        let Some((inside, _)) = tag[2..].split_once("%}") else { break };
+        let (tag, after) = tag.split_at(inside.len() + 4);
+        match inside.trim_matches(['-', '+']).trim() {
             "generation" => text.push_str(&tag.replacen("generation", "call _generation()", 1)),
             "endgeneration" => text.push_str(&tag.replacen("endgeneration", "endcall", 1)),
             _ => text.push_str(tag),
@@ -215,6 +215,14 @@ mod tests {
             "{{ 'x' * 99999999999 }}",
         ] {
             assert!(error(endless).contains("the chat template refuses it"), "{endless}");
+        }
+    }
+
+    #[test]
+    fn tags_that_overlap_or_never_close_are_an_error() {
+        for template in ["{%}", "a {%} b {% generation %}", "{%", "{%%", "{% é"] {
+            let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
+            assert!(ChatTemplate::new(format).is_err(), "{template}");
         }
     }
 
