@@ -27,7 +27,7 @@ mod tensorboard;
 mod testing;
 mod train;
 
-pub use config_file::Shape;
+pub use config_file::{Shape, parse as parse_settings};
 pub use corpus::Corpus;
 pub use error::Error;
 pub use finetune::{Conversations, Reference, ReferenceReport, last_tenth, read_reference};
@@ -38,6 +38,6 @@ pub use paths::RunPaths;
 pub use run_log::{Line, Train, read_metrics};
 pub use settings::{Overrides, TrainSettings};
 pub use start::Start;
-pub use state::{Adapting, DataIdentity, Reached};
+pub use state::{Adapting, DataIdentity, Reached, State, load as load_state};
 pub use teacher_cache::TeacherCache;
 pub use train::{Outcome, Progress, StepReport, train};

@@ -1,0 +1,15 @@
+#![no_main]
+//! A conversation as a line of text, of JSON, or a cell of a table; and the same bytes as a chat template.
+
+use libfuzzer_sys::fuzz_target;
+use ngen3_data::chat::{ChatTemplate, Conversation, Message};
+use ngen3_model::ChatFormat;
+
+fuzz_target!(|text: &str| {
+    let _ = [Conversation::from_line(text), Conversation::from_json_line(text), Conversation::from_cell(text)];
+    let format = ChatFormat { template: text.into(), bos_token: Some("<s>".into()), eos_token: None };
+    if let Ok(template) = ChatTemplate::new(format) {
+        let messages = [Message::user("Hi"), Message::assistant("Hello\n")];
+        let _ = (template.render(&messages, false), template.render(&messages, true), template.render(&[], true));
+    }
+});

@@ -1,0 +1,33 @@
+#![no_main]
+//! Each of the JSON and text files of a Hugging Face folder, the others being in order.
+
+use std::fs;
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use ngen3_fuzz::Folder;
+use ngen3_model::{Checkpoint, ParamList};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/ngen3-model/tests/fixtures/hf");
+
+fuzz_target!(|bytes: &[u8]| {
+    for (fixture, file) in [
+        ("whole", "config.json"),
+        ("sharded", "model.safetensors.index.json"),
+        ("bin_sharded", "pytorch_model.bin.index.json"),
+        ("tokenizer", "tokenizer.json"),
+        ("tokenizer", "tokenizer_config.json"),
+        ("older_tokenizer", "vocab.json"),
+        ("older_tokenizer", "merges.txt"),
+    ] {
+        let folder = Folder::new();
+        for entry in fs::read_dir(Path::new(FIXTURES).join(fixture)).expect("fixtures").map(Result::unwrap) {
+            std::os::unix::fs::symlink(entry.path(), folder.path().join(entry.file_name())).expect("a link");
+        }
+        let _ = fs::remove_file(folder.path().join(file));
+        folder.put(file, bytes);
+        if let Ok(found) = Checkpoint::load(folder.path()) {
+            assert_eq!(found.params.len(), ParamList::new(&found.config).total());
+        }
+    }
+});

@@ -1,0 +1,60 @@
+#![no_main]
+//! What a hub answers: the bytes are the body of its every answer, then every answer itself, status and headers too; then what
+//! the cache keeps of an answer.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{LazyLock, Mutex};
+
+use libfuzzer_sys::fuzz_target;
+use ngen3_data::hub::{Env, Hub, Kind};
+use ngen3_data::source::Event;
+use ngen3_fuzz::Folder;
+
+static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+static ENDPOINT: LazyLock<String> = LazyLock::new(|| {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| serve(stream).unwrap_or_default()));
+    endpoint
+});
+
+fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    for line in lines {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    stream.write_all(&ANSWER.lock().expect("no panic"))
+}
+
+fn ask(offline: bool, folder: &Folder) {
+    let cache = folder.path().join("hub");
+    let hub = Hub::new(Env { endpoint: ENDPOINT.clone(), cache, token: None, offline });
+    // No second try.
+    let mut tell = |event| !matches!(event, Event::Note(_));
+    if let Ok(snapshot) = hub.open(Kind::Dataset, "a/b", None, &mut tell) {
+        for file in snapshot.files().iter().take(2) {
+            let _ = snapshot.fetch(&file.path, &mut tell);
+        }
+    }
+    let _ = hub.fetch_model("a/b", None, &mut tell);
+    let names = std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name());
+    assert!(names.into_iter().all(|name| name == "hub"), "something was written beside the cache");
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nETag: \"0123\"\r\nConnection: close\r\n\r\n", bytes.len());
+    for answer in [[head.as_bytes(), bytes].concat(), bytes.to_vec()] {
+        *ANSWER.lock().expect("no panic") = answer;
+        ask(false, &Folder::new());
+    }
+    let folder = Folder::new();
+    folder.put("hub/datasets--a--b/refs/main", COMMIT);
+    folder.put(&format!("hub/datasets--a--b/trees/{COMMIT}.json"), bytes);
+    ask(true, &folder);
+});
