@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_data::hub::{Env, Hub, Kind};
@@ -12,6 +13,7 @@ use ngen3_data::source::Event;
 use ngen3_fuzz::Folder;
 
 static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+const TIMEOUT: Duration = Duration::from_secs(1);
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 static ENDPOINT: LazyLock<String> = LazyLock::new(|| {
@@ -33,7 +35,7 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
 
 fn ask(offline: bool, folder: &Folder) {
     let cache = folder.path().join("hub");
-    let hub = Hub::new(Env { endpoint: ENDPOINT.clone(), cache, token: None, offline });
+    let hub = Hub::new(Env { endpoint: ENDPOINT.clone(), cache, token: None, offline, timeout: TIMEOUT });
     // No second try.
     let mut tell = |event| !matches!(event, Event::Note(_));
     if let Ok(snapshot) = hub.open(Kind::Dataset, "a/b", None, &mut tell) {
