@@ -153,13 +153,7 @@ impl Column {
             turns.push(None, text);
             return Ok(());
         }
-        let items = match array.data_type() {
-            DataType::List(_) => Some(array.as_list::<i32>().value(row)),
-            DataType::LargeList(_) => Some(array.as_list::<i64>().value(row)),
-            DataType::FixedSizeList(..) => Some(array.as_fixed_size_list().value(row)),
-            _ => None,
-        };
-        if let Some(items) = items {
+        if let Some(items) = arrow_items(array, row) {
             return (0..items.len()).try_for_each(|item| self.walk_arrow(items.as_ref(), item, below, turns));
         }
         match (array.data_type(), below) {
@@ -197,13 +191,7 @@ impl Column {
         if let Some(text) = arrow_string(array, row) {
             return Ok(text.into());
         }
-        let items = match array.data_type() {
-            DataType::List(_) => Some(array.as_list::<i32>().value(row)),
-            DataType::LargeList(_) => Some(array.as_list::<i64>().value(row)),
-            DataType::FixedSizeList(..) => Some(array.as_fixed_size_list().value(row)),
-            _ => None,
-        };
-        if let Some(items) = items {
+        if let Some(items) = arrow_items(array, row) {
             let values = (0..items.len()).map(|item| self.arrow_value(items.as_ref(), item, below));
             return values.collect::<Result<_, _>>().map(Value::Array);
         }
@@ -309,6 +297,16 @@ fn json_value(value: &Value, below: &[String]) -> Value {
 /// The fields that make a struct a turn, if it has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
     TURNS.into_iter().find(|(speaker, said)| has(speaker) && has(said))
+}
+
+/// The items of a row of lists; `None` of anything else.
+fn arrow_items(array: &dyn Array, row: usize) -> Option<ArrayRef> {
+    match array.data_type() {
+        DataType::List(_) => Some(array.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => Some(array.as_list::<i64>().value(row)),
+        DataType::FixedSizeList(..) => Some(array.as_fixed_size_list().value(row)),
+        _ => None,
+    }
 }
 
 /// The string that an array holds in a row, if it is one of strings.

@@ -30,8 +30,11 @@ pub struct Scratch {
 pub fn choose(logits: &[f32], ids: &mut [u32], scratch: &mut Scratch) {
     let (k, n) = (ids.len(), logits.len());
     assert!(k <= n, "{k} of {n} logits");
+    if k == 0 {
+        return;
+    }
     let Scratch { largest, ordered, reach } = scratch;
-    let group = (n / (GROUPS * k.max(1))).clamp(1, MAX_GROUP);
+    let group = (n / (GROUPS * k)).clamp(1, MAX_GROUP);
     largest.clear();
     simd(
         #[inline(always)]

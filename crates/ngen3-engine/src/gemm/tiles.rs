@@ -77,18 +77,25 @@ fn matmul_with<const P: usize>(
     assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
     let depth = cells::<P>(a.cols);
     let (a_len, b_len) = (packed_len::<P, MR>(a.rows, a.cols), packed_len::<P, NR>(b.cols, b.rows));
+    with_workspace(padded(a_len) + b_len, |workspace| {
+        let mut knife = Knife(workspace);
+        let packed_a = bytemuck::cast_slice_mut(knife.cut(a_len));
+        let packed_b = bytemuck::cast_slice_mut(&mut knife.0[..b_len]);
+        pack::<P, MR>(a, packed_a);
+        pack::<P, NR>(b.t(), packed_b);
+        multiply::<P>(c, into, packed_a, packed_b, depth, start);
+    });
+}
+
+/// Gives `work` this thread's room for `n` numbers of packed operands.
+fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
     // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
     let mut workspace = WORKSPACE.take();
-    if workspace.len() < padded(a_len) + b_len {
-        let larger = Buffer::zeros(padded(a_len) + b_len, "packed operands");
+    if workspace.len() < n {
+        let larger = Buffer::zeros(n, "packed operands");
         workspace = larger.expect("memory for the operands of a product, which is smaller than the activations");
     }
-    let mut knife = Knife(&mut workspace);
-    let packed_a = bytemuck::cast_slice_mut(knife.cut(a_len));
-    let packed_b = bytemuck::cast_slice_mut(&mut knife.0[..b_len]);
-    pack::<P, MR>(a, packed_a);
-    pack::<P, NR>(b.t(), packed_b);
-    multiply::<P>(c, into, packed_a, packed_b, depth, start);
+    work(&mut workspace);
     WORKSPACE.set(workspace);
 }
 

@@ -162,6 +162,45 @@ mod x86 {
         _mm512_permutexvar_epi16(order, halves)
     }
 
+    /// The next 16 cells of a row of which `left` elements are left.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F and AVX512-BF16; `left` elements stand at `from`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn cells_along<const P: usize>(from: *const f32, left: usize) -> __m512i {
+        // SAFETY: the masks leave out what is past the end of the row.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(first(left), from);
+            if P == 1 {
+                return _mm512_castps_si512(x);
+            }
+            rounded(x, _mm512_maskz_loadu_ps(first(left.saturating_sub(16)), from.wrapping_add(16)))
+        }
+    }
+
+    /// 16 cells of neighbours that stand `stride` apart: lanes `lanes` of the first, `second` of the second.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; these lanes stand at `from` and `stride` after it.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn cells_across<const P: usize>(
+        from: *const f32,
+        lanes: __mmask16,
+        stride: usize,
+        second: __mmask16,
+    ) -> __m512i {
+        // SAFETY: the caller promises the lanes.
+        unsafe {
+            let x = _mm512_maskz_loadu_ps(lanes, from);
+            if P == 1 {
+                return _mm512_castps_si512(x);
+            }
+            side_by_side(rounded(x, _mm512_maskz_loadu_ps(second, from.wrapping_add(stride))))
+        }
+    }
+
     /// # Safety
     /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` is as long as their cells.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -171,17 +210,9 @@ mod x86 {
             for w in (0..depth).step_by(16) {
                 let left = source.cols - w * P;
                 let from = source.data.as_ptr().wrapping_add(i * source.row_stride + w * P);
-                // SAFETY: the masks leave out what is past the end of the row, of the source and of `to`.
-                unsafe {
-                    let x = _mm512_maskz_loadu_ps(first(left), from);
-                    let cells = if P == 2 {
-                        rounded(x, _mm512_maskz_loadu_ps(first(left.saturating_sub(16)), from.wrapping_add(16)))
-                    } else {
-                        _mm512_castps_si512(x)
-                    };
-                    let to = to.as_mut_ptr().wrapping_add(i * depth + w);
-                    _mm512_mask_storeu_epi32(to.cast(), first(depth - w), cells);
-                }
+                let to = to.as_mut_ptr().wrapping_add(i * depth + w);
+                // SAFETY: so many elements are left of the row, and so many cells of `to`.
+                unsafe { _mm512_mask_storeu_epi32(to.cast(), first(depth - w), cells_along::<P>(from, left)) };
             }
         }
     }
@@ -195,16 +226,11 @@ mod x86 {
                 let columns = first(source.cols - j);
                 let second = if i * P + 1 < source.rows { columns } else { 0 };
                 let from = source.data.as_ptr().wrapping_add(i * P * source.row_stride + j);
+                let to = to.as_mut_ptr().wrapping_add(i * source.cols + j);
                 // SAFETY: the masks leave out columns past the last and a row that the source has not.
                 unsafe {
-                    let x = _mm512_maskz_loadu_ps(columns, from);
-                    let cells = if P == 2 {
-                        let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.row_stride));
-                        side_by_side(rounded(x, y))
-                    } else {
-                        _mm512_castps_si512(x)
-                    };
-                    _mm512_mask_storeu_epi32(to.as_mut_ptr().wrapping_add(i * source.cols + j).cast(), columns, cells);
+                    let cells = cells_across::<P>(from, columns, source.row_stride, second);
+                    _mm512_mask_storeu_epi32(to.cast(), columns, cells);
                 }
             }
         }
@@ -221,20 +247,12 @@ mod x86 {
             let slots = first(R - row);
             for w in (0..depth).step_by(16) {
                 let left = source.cols - w * P;
-                let (low, high) = (first(left), first(left.saturating_sub(16)));
                 let mut cells = [_mm512_setzero_si512(); 16];
                 for (i, cells) in cells.iter_mut().enumerate() {
-                    let (low, high) = if row + i < source.rows { (low, high) } else { (0, 0) };
+                    let left = if row + i < source.rows { left } else { 0 };
                     let from = source.data.as_ptr().wrapping_add((row + i) * source.row_stride + w * P);
-                    // SAFETY: the masks leave out rows that the source has not and what is past a row's end.
-                    unsafe {
-                        let x = _mm512_maskz_loadu_ps(low, from);
-                        *cells = if P == 2 {
-                            rounded(x, _mm512_maskz_loadu_ps(high, from.wrapping_add(16)))
-                        } else {
-                            _mm512_castps_si512(x)
-                        };
-                    }
+                    // SAFETY: so many elements are left of the row, none of a row that the source has not.
+                    *cells = unsafe { cells_along::<P>(from, left) };
                 }
                 let to = panel.as_mut_ptr().wrapping_add(w * R + row);
                 // A loop of fixed length, so that it is unrolled and the cells stay in registers.
@@ -267,13 +285,7 @@ mod x86 {
                     // SAFETY: these columns are the source's, the masks leave out rows past its end and a column past its last,
                     // and slots past the cell's end.
                     unsafe {
-                        let x = _mm512_maskz_loadu_ps(rows, from);
-                        let cell = if P == 2 {
-                            let y = _mm512_maskz_loadu_ps(second, from.wrapping_add(source.col_stride));
-                            side_by_side(rounded(x, y))
-                        } else {
-                            _mm512_castps_si512(x)
-                        };
+                        let cell = cells_across::<P>(from, rows, source.col_stride, second);
                         _mm512_mask_storeu_epi32(cells.as_mut_ptr().wrapping_add(row).cast(), first(R - row), cell);
                     }
                 }

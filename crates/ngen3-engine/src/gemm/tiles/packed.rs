@@ -1,7 +1,7 @@
 //! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
 
 use super::kernel::{MR, NR};
-use super::{WORKSPACE, cells, multiply, pack, packed_len};
+use super::{cells, multiply, pack, packed_len, with_workspace};
 use crate::Error;
 use crate::cpu::memory::Buffer;
 use crate::gemm::{Into, Mat, MatMut};
@@ -35,15 +35,10 @@ impl Packed {
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
         let length = packed_len::<2, MR>(x.n_rows(), x.cols());
-        // Taken, as in `matmul`.
-        let mut workspace = WORKSPACE.take();
-        if workspace.len() < length {
-            let larger = Buffer::zeros(length, "packed operands");
-            workspace = larger.expect("memory for the operand of a product, which is smaller than the activations");
-        }
-        let packed_x = bytemuck::cast_slice_mut(&mut workspace[..length]);
-        pack::<2, MR>(x, packed_x);
-        multiply::<2>(y, Into::Add, packed_x, bytemuck::cast_slice(&self.panels), cells::<2>(self.inputs), start);
-        WORKSPACE.set(workspace);
+        with_workspace(length, |workspace| {
+            let packed_x = bytemuck::cast_slice_mut(&mut workspace[..length]);
+            pack::<2, MR>(x, packed_x);
+            multiply::<2>(y, Into::Add, packed_x, bytemuck::cast_slice(&self.panels), cells::<2>(self.inputs), start);
+        });
     }
 }
