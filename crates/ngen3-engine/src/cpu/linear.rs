@@ -13,7 +13,7 @@ use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, MatMut, Precision, matmul, matmul_onto};
 use crate::profile::{Part, timed};
 
-/// Columns in one task of a bias gradient.
+/// Columns that one task of a bias gradient has at least.
 const COLUMNS: usize = 64;
 
 /// A layer's weight, `[outputs, inputs]`.
@@ -178,12 +178,14 @@ fn backward_params(precision: Precision, x: &[f32], dy: Mat<'_>, dweight: &mut [
     let (rows, outputs) = (dy.n_rows(), dy.cols());
     let inputs = dweight.len() / outputs;
     matmul(precision, MatMut::new(dweight, outputs, inputs), Into::Add, dy.t(), Mat::new(x, rows, inputs));
-    dbias.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, dbias)| {
+    // Long pieces of each row, which memory delivers faster: two tasks for each thread.
+    let columns = outputs.div_ceil(2 * rayon::current_num_threads()).max(COLUMNS);
+    dbias.par_chunks_mut(columns).enumerate().for_each(|(chunk, dbias)| {
         simd(
             #[inline(always)]
             || {
                 for row in 0..rows {
-                    for (db, &dy) in dbias.iter_mut().zip(&dy.row(row)[chunk * COLUMNS..]) {
+                    for (db, &dy) in dbias.iter_mut().zip(&dy.row(row)[chunk * columns..]) {
                         *db += dy;
                     }
                 }

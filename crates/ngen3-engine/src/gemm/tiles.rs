@@ -13,6 +13,7 @@
 //! Each element of C is summed in the same order whatever the number of threads: the same bits.
 
 pub mod kernel;
+mod left;
 pub mod pack;
 pub mod packed;
 pub mod softmax;
@@ -25,6 +26,7 @@ use rayon::prelude::*;
 use super::{Into, Mat, MatMut};
 use crate::cpu::memory::{Buffer, Knife, padded};
 use kernel::{MR, NR};
+use left::Left;
 
 /// Cells along k that one pass takes. A panel of B of this depth is 32 KB: all of a small first-level cache, but fewer passes over C
 /// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
@@ -75,15 +77,13 @@ fn matmul_with<const P: usize>(
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
-    let depth = cells::<P>(a.cols);
-    let (a_len, b_len) = (packed_len::<P, MR>(a.rows, a.cols), packed_len::<P, NR>(b.cols, b.rows));
+    let (a_len, b_len) = (Left::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
     with_workspace(padded(a_len) + b_len, |workspace| {
         let mut knife = Knife(workspace);
-        let packed_a = bytemuck::cast_slice_mut(knife.cut(a_len));
+        let left = Left::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
         let packed_b = bytemuck::cast_slice_mut(&mut knife.0[..b_len]);
-        pack::<P, MR>(a, packed_a);
         pack::<P, NR>(b.t(), packed_b);
-        multiply::<P>(c, into, packed_a, packed_b, depth, start);
+        multiply::<P>(c, into, left, packed_b, start);
     });
 }
 
@@ -113,13 +113,12 @@ pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32])
     });
 }
 
-/// `c = a·b` or `c += a·b` for operands packed in panels of [`MR`] rows and [`NR`] columns, `depth` cells deep.
+/// `c = a·b` or `c += a·b`, with `b` packed in panels of [`NR`] columns as deep as `a`.
 fn multiply<const P: usize>(
     c: MatMut<'_>,
     into: Into,
-    a: &[u32],
+    a: Left<'_>,
     b: &[u32],
-    depth: usize,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     let (m, n) = (c.rows, c.cols);
@@ -128,22 +127,20 @@ fn multiply<const P: usize>(
         let (rows, cols) = ((task % row_blocks) * MC, (task / row_blocks) * NC);
         // SAFETY: every task has a different block of C, and blocks share no element.
         let mut c = unsafe { c.part(rows..(rows + MC).min(m), cols..(cols + NC).min(n)) };
-        let a = &a[rows * depth..((rows + MC) * depth).min(a.len())];
-        let b = &b[cols * depth..((cols + NC) * depth).min(b.len())];
-        multiply_block::<P>(&mut c, into, a, b, depth, |tile, row, col| start(tile, rows + row, cols + col));
+        let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
+        multiply_block::<P>(&mut c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
     });
 }
 
-/// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's pass by.
+/// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's tiles pass by.
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
     into: Into,
-    a: &[u32],
+    a: Left<'_>,
     b: &[u32],
-    depth: usize,
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {
-    let (m, n) = (c.rows, c.cols);
+    let (m, n, depth) = (c.rows, c.cols, a.depth);
     if depth == 0 {
         if into == Into::Set {
             (0..m).for_each(|i| c.row_mut(i).fill(0.0));
@@ -155,14 +152,13 @@ fn multiply_block<const P: usize>(
         let into = if first == 0 { into } else { Into::Add };
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
-            for (i, a) in a.chunks_exact(MR * depth).enumerate() {
-                let a = &a[first * MR..][..cells * MR];
+            for row in (0..m).step_by(MR) {
                 // SAFETY: the tile lies within this block, which is this task's alone.
-                let mut tile = unsafe { c.part(i * MR..((i + 1) * MR).min(m), j * NR..((j + 1) * NR).min(n)) };
+                let mut tile = unsafe { c.part(row..(row + MR).min(m), j * NR..((j + 1) * NR).min(n)) };
                 if first == 0 {
-                    start(&mut tile, i * MR, j * NR);
+                    start(&mut tile, row, j * NR);
                 }
-                kernel::tile::<P>(a, b, &mut tile, into);
+                kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, into);
             }
         }
     }

@@ -24,7 +24,7 @@ use super::fused::{CHUNK, Shape, add_chunk, gather, pack_wte, shifts, spread};
 use super::top_k::{Corrections, TopK};
 use crate::Error;
 use crate::engine::{Distill, Divergence, Teacher};
-use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
@@ -324,12 +324,12 @@ fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let place = (i * across + j) * TILE..(i * across + j + 1) * TILE;
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
-                    kernel::tile::<P>(a, b, &mut MatMut::new(z, MR, NR), Into::Set);
+                    kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Into::Set);
                     let u = if way.has_head() {
                         let u = &mut teacher[place];
                         let a = &teacher_words[panel * MR * teacher_depth..][..MR * teacher_depth];
                         let b = &teacher_hidden[j * NR * teacher_depth..][..NR * teacher_depth];
-                        kernel::tile::<P>(a, b, &mut MatMut::new(u, MR, NR), Into::Set);
+                        kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(u, MR, NR), Into::Set);
                         u
                     } else {
                         &mut []

@@ -22,7 +22,7 @@ use super::super::embedding;
 use super::super::memory::{Knife, padded};
 use super::super::simd::{simd, sum_zip};
 use super::Gradients;
-use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
 use crate::gemm::tiles::softmax::{ExpTile, ask_for, e_tile, exp_tile, sum_tile, tokens_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
@@ -321,7 +321,7 @@ pub(super) fn add_chunk<const P: usize>(
         for (c, a) in by_channel.chunks_exact(MR * depth).take(shape.width.div_ceil(MR)).enumerate() {
             let channels = MR.min(shape.width - c * MR);
             let part = &mut dhidden[c * MR * block + j * NR..];
-            kernel::tile::<P>(a, b, &mut MatMut::strided(part, channels, NR, block), into);
+            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::strided(part, channels, NR, block), into);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
 
-use super::kernel::{MR, NR};
-use super::{cells, multiply, pack, packed_len, with_workspace};
+use super::kernel::NR;
+use super::left::Left;
+use super::{multiply, pack, packed_len, with_workspace};
 use crate::Error;
 use crate::cpu::memory::Buffer;
 use crate::gemm::{Into, Mat, MatMut};
@@ -34,11 +35,10 @@ impl Packed {
     /// `y = start + x·Wᵀ`, the same bits as those of [`super::matmul_onto`].
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
-        let length = packed_len::<2, MR>(x.n_rows(), x.cols());
+        let length = Left::len::<2>(x);
         with_workspace(length, |workspace| {
-            let packed_x = bytemuck::cast_slice_mut(&mut workspace[..length]);
-            pack::<2, MR>(x, packed_x);
-            multiply::<2>(y, Into::Add, packed_x, bytemuck::cast_slice(&self.panels), cells::<2>(self.inputs), start);
+            let left = Left::lay_out::<2>(x, bytemuck::cast_slice_mut(&mut workspace[..length]));
+            multiply::<2>(y, Into::Add, left, bytemuck::cast_slice(&self.panels), start);
         });
     }
 }

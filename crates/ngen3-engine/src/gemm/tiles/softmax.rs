@@ -6,7 +6,7 @@
 //! ([`tokens_tile`]'s A: for each of the words the cells of its tokens, `[MR, NR/P]`).
 
 use super::super::{Into, MatMut};
-use super::kernel::{MR, NR};
+use super::kernel::{MR, NR, Rows};
 use super::pack::cell;
 
 /// Cells of a tile of e, in either order.
@@ -54,7 +54,13 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
     let mut e = [[0.0f32; NR]; MR];
-    super::kernel::tile_plain::<P>(tile.a, tile.b, &mut MatMut::new(e.as_flattened_mut(), MR, NR), Into::Set);
+    super::kernel::tile_plain::<P>(
+        tile.a,
+        Rows::Together,
+        tile.b,
+        &mut MatMut::new(e.as_flattened_mut(), MR, NR),
+        Into::Set,
+    );
     for (row, e) in e.iter_mut().enumerate() {
         for (token, e) in e.iter_mut().enumerate() {
             let x = *e - tile.shift[token];
@@ -109,7 +115,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
             e[depth / across * e_tile::<P>() + row * across + depth % across]
         })
         .collect();
-    super::kernel::tile_plain::<P>(&panel, b, c, Into::Add);
+    super::kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Into::Add);
 }
 
 /// Asks for the memory of a tile of [`MR`] rows, `stride` apart, from `place` on, before [`tokens_tile`] adds to it.
@@ -129,7 +135,8 @@ pub fn ask_for(place: &[f32], stride: usize) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::x86::{multiply_add, store, sums_of_panels};
+    use super::super::kernel::Rows;
+    use super::super::kernel::x86::{multiply_add, store, sums_of_tile};
     use super::{ExpTile, Into, MAX_EXPONENT, MR, MatMut, NR, e_tile};
     use crate::cpu::simd::EXP2;
 
@@ -162,7 +169,7 @@ mod x86 {
         assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "panels of the same depth");
         // SAFETY: the panels are equally deep; `shift` and `sums` are NR long; the outputs are as the caller promises.
         unsafe {
-            let logits = sums_of_panels::<P>(tile.a, tile.b);
+            let logits = sums_of_tile::<P>(tile.a, Rows::Together, tile.b);
             let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
             let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
             let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
