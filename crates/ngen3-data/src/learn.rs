@@ -44,10 +44,9 @@ pub fn train_tokenizer(
     // Fused, since a feed has nothing to say after its end.
     let texts = texts.fuse();
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let trained = train::<_, Error>(texts, vocab_size, &name)?;
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted);
-    }
+    let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    let trained = train(texts, vocab_size, &name, go_on)?;
+    go_on()?;
     let json = trained.tokenizer.to_json();
     file.write_all(json.as_bytes()).map_err(|source| ngen3_model::Error::Write { path: out.into(), source })?;
     file.commit()?;

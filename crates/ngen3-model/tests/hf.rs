@@ -48,7 +48,7 @@ fn small() -> Checkpoint {
     let mut params = ParamList::new(&config).init(7);
     params[..5].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e-42, 1234.567]);
     let training = json!({
-        "learning_rate": 0.0003, "max_iters": 2000, "dtype": "auto", "dropout": 0.1,
+        "learning_rate": 0.0003, "min_lr": 3.0000001e-5, "max_iters": 2000, "dtype": "auto", "dropout": 0.1,
         "data": {"source": ["plays | poems.txt", "b"], "train_tokens": 900, "val_tokens": 100},
     });
     let evaluations = json!({"piqa": {
@@ -391,6 +391,7 @@ fn the_card_says_what_was_measured_and_nothing_else() {
         "      name: \"plays | poems.txt, b\"\n",
         "trained for 2000 steps",
         "| learning_rate | 0.0003 |",
+        "| min_lr | 0.00003 |",
         "Data: plays \\| poems.txt, b (900 tokens to train on, 100 to validate on).",
         "Lowest validation loss during training: 3.4568",
         "| 0 |  | 5.0000 |",

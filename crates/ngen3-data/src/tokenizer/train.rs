@@ -50,12 +50,17 @@ impl Trained {
 
 /// Trains a byte-level BPE with GPT-2's pre-tokeniser: ids 0 to 255 are the single bytes, then come the merges, and
 /// `<|endoftext|>` has the last id. Each text is a document, or a part of one cut where [`Tokenizer::safe_split`] says.
-/// Runs on rayon's current pool; the result is the same on any number of threads.
+/// Runs on rayon's current pool; the result is the same on any number of threads. `before_merge` is asked before each merge whether to go on.
 ///
 /// # Errors
-/// The first error of `texts`; [`Error::VocabSize`] below 257 or above [`MAX_VOCAB_SIZE`]; [`Error::NoText`]. Too little
+/// The first error of `texts` or `before_merge`; [`Error::VocabSize`] below 257 or above [`MAX_VOCAB_SIZE`]; [`Error::NoText`]. Too little
 /// text for `vocab_size` is no error: see [`Trained::reached`].
-pub fn train<S, E>(texts: impl Iterator<Item = Result<S, E>>, vocab_size: usize, name: &str) -> Result<Trained, E>
+pub fn train<S, E>(
+    texts: impl Iterator<Item = Result<S, E>>,
+    vocab_size: usize,
+    name: &str,
+    before_merge: impl FnMut() -> Result<(), E>,
+) -> Result<Trained, E>
 where
     S: AsRef<str> + Sync,
     E: From<Error>,
@@ -68,7 +73,7 @@ where
         return Err(Error::NoText.into());
     }
     let words = counts.len();
-    let merges = Learner::new(counts).learn(vocab_size - 257);
+    let merges = Learner::new(counts).learn(vocab_size - 257, before_merge)?;
     let bpe = Bpe::from_merges(merges.into_iter(), ENDOFTEXT);
     let tokenizer = Tokenizer::new(name.into(), Kind::ByteLevel(Box::new(bpe)), None);
     Ok(Trained { tokenizer, requested: vocab_size, bytes, words })
@@ -190,13 +195,18 @@ impl Learner {
     }
 
     /// Merges until there are `new_tokens` more tokens or no pair is left: (left id, right id, merged id), in order.
-    fn learn(mut self, new_tokens: usize) -> Vec<(u32, u32, u32)> {
+    fn learn<E>(
+        mut self,
+        new_tokens: usize,
+        mut before_merge: impl FnMut() -> Result<(), E>,
+    ) -> Result<Vec<(u32, u32, u32)>, E> {
         let mut bytes_of_token: Vec<Vec<u8>> = BYTE_OF_ID.iter().map(|&byte| vec![byte]).collect();
         let mut token_of_bytes: HashMap<Vec<u8>, u32, FixedState> = HashMap::default();
         let mut merges = Vec::new();
         while bytes_of_token.len() < 256 + new_tokens
             && let Some(pair) = self.most_frequent()
         {
+            before_merge()?;
             // Two pairs may spell the same token (ab·c and a·bc). It is the same token then.
             let bytes = [&*bytes_of_token[pair.0 as usize], &*bytes_of_token[pair.1 as usize]].concat();
             let next = bytes_of_token.len() as u32;
@@ -207,7 +217,7 @@ impl Learner {
             merges.push((pair.0, pair.1, merged));
             self.merge(pair, merged);
         }
-        merges
+        Ok(merges)
     }
 
     fn most_frequent(&mut self) -> Option<Pair> {

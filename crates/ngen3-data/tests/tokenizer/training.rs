@@ -9,7 +9,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use super::{reference, reference_ids, shakespeare, text};
 
 fn train_on(texts: &[&str], vocab_size: usize) -> Trained {
-    train(texts.iter().map(Ok::<_, Error>), vocab_size, "mine").unwrap()
+    train(texts.iter().map(Ok::<_, Error>), vocab_size, "mine", || Ok(())).unwrap()
 }
 
 /// The merges as tokenizer.json spells them.
@@ -98,7 +98,7 @@ fn the_smallest_vocabulary_is_bytes_and_the_end() {
 #[test]
 fn what_cannot_be_trained_is_an_error() {
     let fails = |texts: &[&str], vocab_size| {
-        train(texts.iter().map(Ok::<_, Error>), vocab_size, "mine").err().expect("an error").to_string()
+        train(texts.iter().map(Ok::<_, Error>), vocab_size, "mine", || Ok(())).err().expect("an error").to_string()
     };
     assert!(fails(&["text"], 256).contains("vocab_size 256"));
     assert!(fails(&["text"], 0).contains("257"));
@@ -108,7 +108,7 @@ fn what_cannot_be_trained_is_an_error() {
 }
 
 #[test]
-fn an_error_of_the_text_is_passed_on() {
+fn an_error_of_the_text_or_between_merges_is_passed_on() {
     #[derive(Debug, PartialEq)]
     struct Broken(&'static str);
     impl From<Error> for Broken {
@@ -117,7 +117,12 @@ fn an_error_of_the_text_is_passed_on() {
         }
     }
     let texts = [Ok("text"), Err(Broken("line 2")), Ok("text")];
-    assert_eq!(train(texts.into_iter(), 300, "mine").err(), Some(Broken("line 2")));
+    assert_eq!(train(texts.into_iter(), 300, "mine", || Ok(())).err(), Some(Broken("line 2")));
+
+    let mut left = 2;
+    let stop = || if left == 0 { Err(Broken("stopped")) } else { Ok(left -= 1) };
+    let texts = [Ok("a text of which there is a text")].into_iter();
+    assert_eq!(train(texts, 300, "mine", stop).err(), Some(Broken("stopped")));
 }
 
 proptest! {

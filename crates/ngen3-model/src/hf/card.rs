@@ -124,9 +124,17 @@ fn training(export: &Export) -> String {
 
 fn setting(text: &mut String, name: &str, value: &Value) {
     if !value.is_null() {
-        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
+        let value = match value.as_f64() {
+            Some(number) if value.is_f64() => six_digits(number),
+            _ => value.as_str().map_or_else(|| value.to_string(), String::from),
+        };
         *text += &format!("| {} | {} |\n", cell(name), cell(&value));
     }
+}
+
+/// A setting's value without the digits that only an f32's rounding has put there: a tenth of 3e-4 is 0.00003.
+fn six_digits(value: f64) -> String {
+    format!("{value:.5e}").parse().map_or_else(|_| value.to_string(), |rounded: f64| rounded.to_string())
 }
 
 /// What the model was trained on, as its training record says: where the text came from.
