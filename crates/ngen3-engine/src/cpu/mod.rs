@@ -27,7 +27,7 @@ pub(crate) mod testing;
 
 use std::borrow::Cow;
 
-use ngen3_model::{Config, Lora, LoraList, ParamList};
+use ngen3_model::{BlockRanges, Config, Lora, LoraList, ParamList, Target};
 use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
@@ -217,6 +217,20 @@ impl CpuEngine {
         let adapters = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?.total();
         let arena = arena_numbers(config, lora.rank, rows, options);
         Ok(4 * (ParamList::new(config).total() + 4 * adapters + arena) as u64)
+    }
+
+    /// Bytes of memory that sampling one text with a model of this shape takes: its parameters, what decoding reads instead of its
+    /// weights, and a whole block of keys and values.
+    pub fn sampling_bytes(config: &Config, options: Options) -> u64 {
+        let list = ParamList::new(config);
+        let linear = |block: &BlockRanges| Target::ALL.map(|target| block.linear(target).0.len()).iter().sum::<usize>();
+        let weights = list.wte.len() + list.blocks.iter().map(linear).sum::<usize>();
+        let copies = match (options.quant, options.dtype.precision()) {
+            (Quant::Int8, _) => weights,
+            (Quant::None, Precision::Bf16) => 2 * weights,
+            (Quant::None, Precision::F32) => 0,
+        };
+        (4 * list.total() + copies + 8 * config.n_layer * config.n_embd * config.block_size) as u64
     }
 
     /// Threads that compute.

@@ -1,8 +1,8 @@
 //! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
 //!
 //! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
-//! kernel reads them; [`kernel`] multiplies one panel of A with one of B into a tile of C that lives in registers; this
-//! file cuts the product into blocks that stay in cache and hands them to the threads.
+//! kernel reads them (rows of A it reads as they lie: `left.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
+//! tile of C that lives in registers; this file cuts the product into blocks that stay in cache and hands them to the threads.
 //!
 //! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
 //! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
