@@ -149,6 +149,29 @@ pub const VARIANTS: [Variant; 7] = [
     variant("7B", (32, 32, 4096, 1024), 4, 1.2e-4, 20_000),
 ];
 
+/// OpenAI's GPT-2, in one of the sizes that the variants are named after. Not all have the shape of the variant.
+#[derive(Debug)]
+pub struct Gpt2 {
+    /// The variant's name.
+    pub variant: &'static str,
+    /// Where it is on the hub.
+    pub repo: &'static str,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads.
+    pub n_head: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+}
+
+/// All of them, smallest first.
+pub const GPT2: [Gpt2; 4] = [
+    Gpt2 { variant: "120M", repo: "openai-community/gpt2", n_layer: 12, n_head: 12, n_embd: 768 },
+    Gpt2 { variant: "300M", repo: "openai-community/gpt2-medium", n_layer: 24, n_head: 16, n_embd: 1024 },
+    Gpt2 { variant: "700M", repo: "openai-community/gpt2-large", n_layer: 36, n_head: 20, n_embd: 1280 },
+    Gpt2 { variant: "1B", repo: "openai-community/gpt2-xl", n_layer: 48, n_head: 25, n_embd: 1600 },
+];
+
 impl Variant {
     /// Finds a variant by its name, in any case (`7m` is `7M`).
     ///
@@ -161,9 +184,38 @@ impl Variant {
         })
     }
 
+    /// The GPT-2 that is named after it, if there is one.
+    pub fn gpt2(&self) -> Option<&'static Gpt2> {
+        GPT2.iter().find(|gpt2| gpt2.variant == self.name)
+    }
+
+    /// Whether a model is of this variant: it has its layers, heads and width, or those of the GPT-2 that is named after it. Block and
+    /// vocabulary may be a user's own.
+    pub fn fits(&self, config: &Config) -> bool {
+        let (n_layer, n_head, n_embd, _) = self.layers_heads_width_block;
+        let found = (config.n_layer, config.n_head, config.n_embd);
+        found == (n_layer, n_head, n_embd)
+            || self.gpt2().is_some_and(|gpt2| found == (gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
+    }
+
     /// Its shape, with GPT-2's vocabulary.
     pub fn config(&self) -> Config {
         let (n_layer, n_head, n_embd, block_size) = self.layers_heads_width_block;
         Config::new(n_layer, n_head, n_embd, block_size, GPT2_VOCAB_SIZE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_fits_its_own_shape_and_that_of_the_gpt2_named_after_it() {
+        let variant = Variant::by_name("120M").unwrap();
+        let own_vocabulary = Config { vocab_size: 97, block_size: 16, ..variant.config() };
+        assert!(variant.fits(&variant.config()) && variant.fits(&own_vocabulary));
+        assert!(variant.fits(&Config::new(12, 12, 768, 1024, 50_257)));
+        assert!(!variant.fits(&Config::new(12, 8, 768, 1024, 50_257)));
+        assert!(Variant::by_name("7M").unwrap().gpt2().is_none());
     }
 }

@@ -11,7 +11,7 @@ mod lora;
 mod params;
 
 pub use checkpoint::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
-pub use config::{Activation, Config, GPT2_VOCAB_SIZE, Recipe, VARIANTS, Variant};
+pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, VARIANTS, Variant};
 pub use error::Error;
 pub use lora::{AdapterRanges, Lora, LoraList, Target, Targets};
 pub use params::{BlockRanges, Init, Param, ParamList};

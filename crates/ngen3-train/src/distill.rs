@@ -141,7 +141,8 @@ impl Plan {
                 "teacher_top_k is {k}; it must be at least 1 and below the vocabulary of {vocab}"
             )));
         }
-        let (job, weights) = start.with(described, terms.to_json())?;
+        let beside = 4 * teacher.params.len() as u64;
+        let (job, weights) = start.with(described, terms.to_json(), beside)?;
         Ok((job, Self { corpus, terms }, weights))
     }
 

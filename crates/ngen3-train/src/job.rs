@@ -217,6 +217,8 @@ impl Request {
                         Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)?
                     }
                     Init::Given(from, checkpoint) => {
+                        // Of whatever shape it is, whoever names the variant.
+                        let shape = shape.or(Shape::from(&checkpoint.config));
                         Start::init_from(kind, paths, from, *checkpoint, variant, shape, asked)?
                     }
                     Init::LayersOf(from, deeper) => {
@@ -235,12 +237,13 @@ impl Request {
 
 impl Start {
     /// Checks the start against the data, and draws the weights if they are to be drawn. `lesson` is what else decides what
-    /// the run learns. The only thing this writes are the folders that the run's files go to.
+    /// the run learns; `beside` are bytes that stay in memory beside the run's. This writes only the folders that the run's files go
+    /// to, and what its adapters learn beside.
     ///
     /// # Errors
     /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
     /// that cannot be written to.
-    pub fn with(self, mut data: Data, lesson: Map<String, Value>) -> Result<(Job, Weights), Error> {
+    pub fn with(self, mut data: Data, lesson: Map<String, Value>, beside: u64) -> Result<(Job, Weights), Error> {
         let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, mut notes } =
             self;
         match &origin {
@@ -250,14 +253,19 @@ impl Start {
                 data.chat = data.chat.or_else(|| chat.clone());
             }
             Origin::State(before) => {
-                check_data(kind, &before.data, &data)?;
+                // The lesson first: what it counts as learned depends on it.
                 check_lesson(&before.lesson, &lesson)?;
+                check_data(kind, &before.data, &data)?;
                 data.chat = data.chat.or_else(|| before.chat.clone());
             }
         }
         let moments_held = moments.as_ref().map_or(0, |moments| 2 * moments.exp_avg.len());
         let held = 4 * (params.as_ref().map_or(0, Vec::len) + moments_held) as u64;
-        notes.extend(memory::check(&config, adapting.as_ref().map(|adapting| &adapting.lora), &settings, held)?);
+        let lora = adapting.as_ref().map(|adapting| &adapting.lora);
+        notes.extend(memory::check(&config, lora, &settings, held, beside)?);
+        if data.identity.val_tokens == 0 && settings.patience > 0 {
+            notes.push("nothing is held out, so there is no validation loss for --patience to wait for".into());
+        }
         paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
         if adapting.is_some() && !matches!(origin, Origin::State(_)) {
@@ -276,14 +284,16 @@ impl Job {
             && (self.reached.step == self.settings.max_iters || self.reached.is_stale(self.settings.patience))
     }
 
-    /// Writes the model of a finished run again if the last save may have been cut off between the state and the model.
+    /// Writes the model of a finished run again if the last save was cut off between the state and the model. One that is whole stays as
+    /// it is, with what was measured on it since.
     ///
     /// # Errors
     /// As [`Job::save_model`].
     pub fn complete(&self, engine: &dyn Engine) -> Result<(), Error> {
         // The best model was written before the state that knows of it.
         let keeps_best = self.settings.keep_best && self.reached.best_val_loss.is_some();
-        if keeps_best { Ok(()) } else { self.save_model(engine, &self.reached) }
+        let whole = || Checkpoint::load(&self.paths.model).is_ok_and(|model| model.meta.iter_num == self.reached.step);
+        if keeps_best || whole() { Ok(()) } else { self.save_model(engine, &self.reached) }
     }
 
     /// Writes the model as it is after `reached.step` updates, adapters merged; and these themselves, if there are any.

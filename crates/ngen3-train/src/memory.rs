@@ -5,7 +5,8 @@ use ngen3_model::{Config, Lora};
 
 use crate::{Error, TrainSettings};
 
-/// Checks that training fits. `held` bytes of what it needs are in memory already.
+/// Checks that training fits beside what else stays in memory: `beside` bytes, a teacher's. `held` bytes of what training needs are in
+/// memory already.
 ///
 /// Returns what is to be noted, if the machine has enough memory but others hold it now.
 ///
@@ -16,11 +17,12 @@ pub(crate) fn check(
     lora: Option<&Lora>,
     settings: &TrainSettings,
     held: u64,
+    beside: u64,
 ) -> Result<Option<String>, Error> {
     let needed = |recompute| needed(config, lora, &TrainSettings { recompute, ..settings.clone() });
     let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
     let Some(Memory { total, free }) = Memory::now() else { return Ok(None) };
-    compare(as_asked, least, total).map_err(Error::Usage)?;
+    compare(as_asked, least, beside, total).map_err(Error::Usage)?;
     Ok((as_asked.saturating_sub(held) > free).then(|| {
         let recompute = if least < as_asked { format!("; --recompute needs {}", gb(least)) } else { String::new() };
         format!("about {} of memory are needed, and {} are free now{recompute}", gb(as_asked), gb(free + held))
@@ -38,11 +40,17 @@ fn needed(config: &Config, lora: Option<&Lora>, settings: &TrainSettings) -> Res
     Ok(engine.saturating_add(tokens.saturating_mul(16)))
 }
 
-fn compare(needed: u64, least: u64, total: u64) -> Result<(), String> {
+fn compare(needed: u64, least: u64, beside: u64, total: u64) -> Result<(), String> {
+    let [needed, least] = [needed, least].map(|bytes| bytes.saturating_add(beside));
     if needed <= total {
         return Ok(());
     }
-    let start = format!("training this model needs about {} of memory, and this machine has {}", gb(needed), gb(total));
+    let teacher = if beside > 0 { " beside its teacher" } else { "" };
+    let start = format!(
+        "training this model{teacher} needs about {} of memory, and this machine has {}",
+        gb(needed),
+        gb(total)
+    );
     Err(match (least <= total, least < needed) {
         (true, _) => format!("{start}; with --recompute it needs {}", gb(least)),
         (false, true) => {
@@ -100,8 +108,10 @@ mod tests {
     #[test]
     fn a_model_too_large_is_told_so_and_what_helps() {
         const GB: u64 = 1_000_000_000;
-        assert!(compare(3 * GB, 2 * GB, 3 * GB).is_ok());
-        let error = |needed, least| compare(needed * GB, least * GB, 24 * GB).unwrap_err();
+        assert!(compare(3 * GB, 2 * GB, 0, 3 * GB).is_ok());
+        let taught = compare(3 * GB, 2 * GB, GB, 3 * GB).unwrap_err();
+        assert!(taught.starts_with("training this model beside its teacher needs about 4.0 GB"), "{taught}");
+        let error = |needed, least| compare(needed * GB, least * GB, 0, 24 * GB).unwrap_err();
         let start = "training this model needs about 30.0 GB of memory, and this machine has 24.0 GB";
         assert_eq!(error(30, 20), format!("{start}; with --recompute it needs 20.0 GB"));
         let even = "even with --recompute it needs 25.0 GB: choose a smaller model or --batch_size";

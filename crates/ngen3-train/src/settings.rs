@@ -12,6 +12,9 @@ use crate::Error;
 /// More threads than any machine has cores are a mistake.
 const MAX_THREADS: usize = 1_024;
 
+/// More micro-batches than a step of a week has are a mistake.
+const MAX_ACCUMULATION: u64 = 1 << 20;
+
 /// Writes the list of settings down once, as [`TrainSettings`] and as [`Overrides`].
 macro_rules! settings {
     ($($(#[doc = $doc:literal])* $(#[serde($serde:meta)])? $name:ident: $type:ty,)*) => {
@@ -195,6 +198,9 @@ impl TrainSettings {
                 return wrong(name, &value, "at least 1");
             }
         }
+        if self.gradient_accumulation > MAX_ACCUMULATION {
+            return wrong("gradient_accumulation", &self.gradient_accumulation, &format!("at most {MAX_ACCUMULATION}"));
+        }
         if self.threads > MAX_THREADS {
             return wrong("threads", &self.threads, &format!("at most {MAX_THREADS}"));
         }
@@ -271,6 +277,7 @@ mod tests {
         let none = Overrides::default;
         let cases = [
             ("batch_size", Overrides { batch_size: Some(0), ..none() }),
+            ("gradient_accumulation", Overrides { gradient_accumulation: Some(u64::MAX), ..none() }),
             ("log_interval", Overrides { log_interval: Some(0), ..none() }),
             ("save_interval", Overrides { save_interval: Some(0), ..none() }),
             ("learning_rate", Overrides { learning_rate: Some(0.0), ..none() }),

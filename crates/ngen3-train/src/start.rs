@@ -140,7 +140,11 @@ impl Start {
             let (path, was) = (paths.state.display(), header.kind.name());
             return Err(Error::Usage(format!("{path} is of a run of ngen3 {was}, which goes on with that command")));
         }
-        let differences = differences(&header.config, &shape.or(shape_of(variant)));
+        let layers = variant.filter(|variant| !variant.fits(&header.config)).map(|variant| {
+            let Shape { n_layer, n_head, n_embd, .. } = shape_of(Some(variant));
+            Shape { n_layer, n_head, n_embd, ..Shape::default() }
+        });
+        let differences = differences(&header.config, &shape.or(layers.unwrap_or_default()));
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: paths.state, differences }.into());
         }
@@ -168,7 +172,14 @@ impl Start {
                 "the learning rate goes on at {now:.2e}; before the change it would have been {before:.2e}"
             ));
         }
-        let (config, reached, adapting) = (header.config.clone(), header.reached.clone(), header.adapting.clone());
+        let (config, mut reached, adapting) = (header.config.clone(), header.reached.clone(), header.adapting.clone());
+        if settings.keep_best && !header.settings.keep_best && reached.best_step != step {
+            notes.push(format!(
+                "the model of step {} was not kept: the best is looked for from here on",
+                reached.best_step
+            ));
+            reached = Reached { step, elapsed_s: reached.elapsed_s, ..Reached::default() };
+        }
         let moments = Some(Moments { exp_avg, exp_avg_sq });
         let (params, adapter) = match &adapting {
             None => (Some(params), None),

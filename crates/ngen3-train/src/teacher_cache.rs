@@ -112,11 +112,10 @@ impl TeacherCache {
             Ok(text) => {
                 let found: Map<String, Value> = serde_json::from_str(&text)
                     .map_err(|error| Error::file(&path, format!("it does not describe a teacher's cache ({error})")))?;
-                let wanted = serde_json::to_value(&about).expect("names and numbers serialise");
-                if let Some((name, wanted)) = wanted.as_object().into_iter().flatten().find(|(name, wanted)| {
-                    // By way of text: 0.1 is one number there, whatever its width was.
-                    found.get(*name).map(Value::to_string) != Some(wanted.to_string())
-                }) {
+                // By way of text, as it was written: 1.2 is one number there, whatever its width was.
+                let text = serde_json::to_string(&about).expect("names and numbers serialise");
+                let wanted: Map<String, Value> = serde_json::from_str(&text).expect("what serialises is JSON");
+                if let Some((name, wanted)) = wanted.iter().find(|(name, wanted)| found.get(*name) != Some(*wanted)) {
                     let found = found.get(name).map_or("missing".into(), Value::to_string);
                     return Err(Error::file(
                         &path,
@@ -270,9 +269,12 @@ mod tests {
 
     const TOKENS: u64 = 300;
 
+    /// Not a number that f32 holds exactly: its text has to be found again.
+    const TEMPERATURE: f32 = 1.2;
+
     fn about(vocab_size: usize) -> About {
         let data = DataIdentity { train_tokens: 240, val_tokens: 60, sha256: "d".into() };
-        About { windows_per_file: 7, ..About::new("t".into(), data, vocab_size, 4, 2.0, 3) }
+        About { windows_per_file: 7, ..About::new("t".into(), data, vocab_size, 4, TEMPERATURE, 3) }
     }
 
     /// A folder with tokens below 7, a corpus of them, and a teacher.
@@ -301,7 +303,7 @@ mod tests {
             let cache = TeacherCache::open(&dir.path().join("said"), about(vocab_size)).unwrap();
             assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
             let windows = [58, 0, 7, 7];
-            let (ids, log_probs) = teacher.top_k(corpus.window_batch(&windows), 3, 2.0).unwrap();
+            let (ids, log_probs) = teacher.top_k(corpus.window_batch(&windows), 3, TEMPERATURE).unwrap();
             assert_eq!(cache.read(&windows).unwrap(), TopK { k: 3, ids, log_probs });
             let files = fs::read_dir(dir.path().join("said")).unwrap();
             let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();

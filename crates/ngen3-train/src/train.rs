@@ -76,7 +76,8 @@ pub fn train(
 
     if job.reached.step == 0 {
         // Saved before the first step, so that a full disk is noticed now, and so that a run which diverges leaves the
-        // model that it started from.
+        // model that it started from. A run that was stopped here begins anew.
+        run.reached = Reached { elapsed_s: job.reached.elapsed_s, ..Reached::default() };
         let val_loss = if settings.max_iters == 0 { None } else { run.evaluate(lesson, engine, progress)? };
         run.save(lesson, engine, val_loss)?;
         log = RunLog::open(&job.paths.run, 0)?;
@@ -226,16 +227,16 @@ impl Run<'_> {
             chat: job.data.chat.clone(),
         };
         let mut saved = state::save(&job.paths.state, &header, engine);
-        if saved.is_ok() && !self.keeps_best() {
-            saved = job.save_model(engine, &self.reached);
-        }
-        match (saved, self.saved) {
-            (Err(what), Some(step)) => Err(Error::Save { what: what.into(), step }),
-            (saved, _) => {
-                self.saved = Some(step);
-                saved
+        if saved.is_ok() {
+            self.saved = Some(step);
+            if !self.keeps_best() {
+                saved = job.save_model(engine, &self.reached);
             }
         }
+        saved.map_err(|what| match self.saved {
+            Some(step) => Error::Save { what: what.into(), step },
+            None => what,
+        })
     }
 
     /// Saves a run that ends between its saves.

@@ -5,29 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Hub;
-use ngen3_model::{Checkpoint, CheckpointMeta, Config, TokenizerRef, Variant};
+use ngen3_model::{Checkpoint, CheckpointMeta, Config, GPT2, Gpt2, TokenizerRef, Variant};
 use ngen3_train::Shape;
 
 use crate::commands::tokenize::show;
 use crate::progress::Progress;
-
-/// OpenAI's GPT-2 in the sizes that the variants are named after.
-const GPT2: [Gpt2; 4] = [
-    Gpt2 { variant: "120M", repo: "openai-community/gpt2", n_layer: 12, n_head: 12, n_embd: 768 },
-    Gpt2 { variant: "300M", repo: "openai-community/gpt2-medium", n_layer: 24, n_head: 16, n_embd: 1024 },
-    Gpt2 { variant: "700M", repo: "openai-community/gpt2-large", n_layer: 36, n_head: 20, n_embd: 1280 },
-    Gpt2 { variant: "1B", repo: "openai-community/gpt2-xl", n_layer: 48, n_head: 25, n_embd: 1600 },
-];
-
-/// One of them. Not all have the shape of the variant.
-#[derive(Debug)]
-pub struct Gpt2 {
-    variant: &'static str,
-    repo: &'static str,
-    n_layer: usize,
-    n_head: usize,
-    n_embd: usize,
-}
 
 /// Where a model is.
 #[derive(Debug)]
@@ -80,10 +62,10 @@ pub fn find(named: &Path, variant: Option<&Variant>, revision: Option<&str>) -> 
 }
 
 fn gpt2(variant: Option<&Variant>) -> anyhow::Result<&'static Gpt2> {
-    let known = || GPT2.map(|gpt2| format!("{} ({})", gpt2.variant, gpt2.repo)).join(", ");
+    let known = || GPT2.each_ref().map(|gpt2| format!("{} ({})", gpt2.variant, gpt2.repo)).join(", ");
     match variant {
         None => bail!("hf is OpenAI's GPT-2 in the size of a variant; name one of {}", known()),
-        Some(variant) => GPT2.iter().find(|gpt2| gpt2.variant == variant.name).with_context(|| {
+        Some(variant) => variant.gpt2().with_context(|| {
             format!("there is no GPT-2 for the variant {}; there is one for {}", variant.name, known())
         }),
     }
@@ -111,13 +93,11 @@ pub fn load(named: &Path, variant: Option<&Variant>) -> anyhow::Result<(Found, C
     Ok((found, checkpoint))
 }
 
-/// A variant is its layers, heads and width; block and vocabulary may be a user's own.
 fn check_variant(path: &Path, config: &Config, variant: &Variant) -> anyhow::Result<()> {
-    let Config { n_layer, n_head, n_embd, .. } = variant.config();
-    let expected = Config { n_layer, n_head, n_embd, ..config.clone() };
-    if *config != expected {
+    if !variant.fits(config) {
         let shape = |c: &Config| format!("{} layers, {} heads, width {}", c.n_layer, c.n_head, c.n_embd);
-        bail!("{} is not a {} model: it has {}, not {}", path.display(), variant.name, shape(config), shape(&expected));
+        let (name, expected) = (variant.name, variant.config());
+        bail!("{} is not a {name} model: it has {}, not {}", path.display(), shape(config), shape(&expected));
     }
     Ok(())
 }

@@ -114,7 +114,7 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     };
     // Rows of conversations are of any length up to that, and packed.
     let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
-    let teachers = if job.lesson.contains_key("teacher") { " beside the teacher's" } else { "" };
+    let teachers = if job.lesson.contains_key("teacher_sha256") { " beside the teacher's" } else { "" };
     let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..settings.options() };
     let (bytes, adapters) = match &job.adapting {
         None => (CpuEngine::training_bytes(config, batch_size, same), String::new()),

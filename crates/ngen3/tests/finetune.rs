@@ -399,11 +399,13 @@ fn tensor(path: &Path, name: &str) -> Vec<f32> {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
-    for lora in ["", " --lora_rank 2"] {
+    let more = " --train_on all --skip_bad --prompt Hi --sample_length 3 --sample_temperature 0.5";
+    for (lora, again) in [("", ""), (" --lora_rank 2", more)] {
         let folder = folder();
         let folder = folder.path();
-        let line =
-            format!("{TINY} --finetune_iters 120 --eval_interval 40 --dropout 0.1 --gradient_accumulation 2{lora}");
+        let line = format!(
+            "{TINY} --finetune_iters 120 --eval_interval 40 --dropout 0.1 --gradient_accumulation 2{lora}{again}"
+        );
         succeed(folder, &line.replace("x.pt", "whole.pt"));
         let mut command = ngen3(folder, &line);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -411,11 +413,20 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
         interrupt_when(&child, || fs::read_to_string(&log).is_ok_and(|text| text.lines().count() > 3));
         let (_, err) = texts(&child.wait_with_output().unwrap(), 130);
         let told = err.lines().find(|line| line.contains("go on with: ")).unwrap();
-        assert!(told.ends_with("ngen3 finetune --data chats.jsonl --out x.pt --resume"), "{told}");
+        assert!(told.ends_with(&format!("ngen3 finetune --data chats.jsonl{again} --out x.pt --resume")), "{told}");
         fs::rename(folder.join("tiny.pt"), folder.join("gone.pt")).unwrap();
-        let (out, err) = succeed(folder, "finetune --data chats.jsonl --out x.pt --resume");
+        if !again.is_empty() {
+            let error = complaint(&run(folder, "finetune --data chats.jsonl --out x.pt --resume"), 1);
+            assert!(error.contains("learns something else: train_on is all there, not assistant"), "{error}");
+        }
+        let (out, err) = succeed(folder, &format!("finetune --data chats.jsonl{again} --out x.pt --resume"));
         assert!(err.contains("goes on after step"), "{err}");
         assert!(out.contains("perplexity on the last tenth"), "{out}");
+        assert_eq!(out.contains("\nuser: Hi\nassistant: "), !again.is_empty(), "{out}");
+        // What comes after a run that is finished can be had again.
+        let (out, _) = succeed(folder, &format!("finetune --data chats.jsonl{again} --out x.pt --resume"));
+        assert!(out.contains("all 120 steps are done") && !out.contains("perplexity"), "{out}");
+        assert_eq!(out.contains("\nuser: Hi\nassistant: "), !again.is_empty(), "{out}");
         let (whole, resumed) = (load(folder, "whole.pt"), load(folder, "x.pt"));
         assert_eq!(whole.meta, resumed.meta);
         assert!(whole.params == resumed.params, "bit for bit");
@@ -445,6 +456,22 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
         let error = complaint(&run(folder, more), 1);
         assert!(error.contains("chats.jsonl is not the data that the run was trained on"), "{error}");
     }
+}
+
+#[test]
+fn a_shorter_block_comes_from_a_flag_or_the_config_file_and_another_model_is_refused() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("short.toml"), "block_size = 40\n").unwrap();
+    fs::write(folder.join("other.toml"), "n_layer = 3\n").unwrap();
+    for (more, out) in [("--block_size 40", "a.pt"), ("--config short.toml", "b.pt")] {
+        let line = format!("{TINY} --finetune_iters 1 {more}").replace("x.pt", out);
+        let (said, _) = succeed(folder, &line);
+        assert!(said.contains("perplexity on the last tenth"), "{said}");
+        assert_eq!(load(folder, out).config.block_size, 40);
+    }
+    let error = complaint(&run(folder, &format!("{TINY} --config other.toml")), 1);
+    assert!(error.ends_with("holds another model: n_layer is 1, not 3"), "{error}");
 }
 
 fn interrupt_when(child: &Child, ready: impl Fn() -> bool) {

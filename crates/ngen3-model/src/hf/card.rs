@@ -134,7 +134,7 @@ fn setting(text: &mut String, name: &str, value: &Value) {
 
 /// A setting's value without the digits that only an f32's rounding has put there: a tenth of 3e-4 is 0.00003.
 fn six_digits(value: f64) -> String {
-    format!("{value:.5e}").parse().map_or_else(|_| value.to_string(), |rounded: f64| rounded.to_string())
+    Value::from(format!("{value:.5e}").parse().unwrap_or(value)).to_string()
 }
 
 /// What the model was trained on, as its training record says: where the text came from.

@@ -245,6 +245,17 @@ fn a_finished_run_can_be_made_longer() {
     let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished() && job.notes.is_empty());
 
+    // What was measured on the model since stays; a model that is missing is written again.
+    let path = dir.path().join("x.pt");
+    let mut model = Checkpoint::load(&path).unwrap();
+    model.meta.evaluations.insert("piqa".into(), serde_json::json!({ "acc": 0.5 }));
+    ngen3_model::checkpoint::save(&path, &model.config, &model.params, &model.meta).unwrap();
+    job.complete(&FakeEngine::new(config(), 1)).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap(), model);
+    fs::remove_file(&path).unwrap();
+    job.complete(&FakeEngine::new(config(), 1)).unwrap();
+    assert_eq!(Checkpoint::load(&path).unwrap().meta.iter_num, 4);
+
     let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
     let (job, ..) = prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
     assert!(!job.is_finished());
@@ -267,6 +278,10 @@ fn a_run_does_not_go_on_as_another() {
     let mut other = request(dir.path(), Begin::Resume, Overrides::default());
     other.shape = Shape { n_layer: Some(3), block_size: Some(2), ..Shape::default() };
     assert!(error(other).ends_with("holds another model: n_layer is 1, not 3; block_size is 4, not 2"));
+    let variant = Some(ngen3_model::Variant::by_name("7M").unwrap());
+    let other = Request { variant, ..request(dir.path(), Begin::Resume, Overrides::default()) };
+    let message = error(Request { shape: Shape::default(), ..other });
+    assert!(message.ends_with("n_layer is 1, not 4; n_head is 1, not 4; n_embd is 2, not 128"), "{message}");
 
     let message =
         error(request(dir.path(), Begin::Resume, Overrides { val_fraction: Some(0.5), ..Overrides::default() }));
@@ -439,11 +454,34 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Stale(4));
     assert_eq!(meta(&dir), (4, Some(3.0)));
 
+    // Asked for later, the best is that of what came after: the better model of before is no longer there.
+    let dir = folder();
+    assert_eq!(scripted(dir.path(), FRESH, steps(3), &losses).0, Outcome::Finished);
+    let asked = Overrides { keep_best: Some(true), max_iters: Some(5), ..Overrides::default() };
+    let (outcome, job) = scripted(dir.path(), Begin::Resume, asked, &[3.25, 3.4]);
+    assert_eq!((outcome, meta(&dir)), (Outcome::Finished, (4, Some(3.25))));
+    let note = "the model of step 2 was not kept: the best is looked for from here on";
+    assert!(job.notes.iter().any(|found| found == note), "{:?}", job.notes);
+
     // With nothing held out there is no best: the latest has to do.
     let dir = folder();
     let asked = Overrides { keep_best: Some(true), patience: Some(1), ..steps(3) };
     assert_eq!(scripted(dir.path(), FRESH, asked, &[]).0, Outcome::Finished);
     assert_eq!(meta(&dir), (3, None));
+}
+
+#[test]
+fn a_run_stopped_before_its_first_step_begins_anew() {
+    let dir = folder();
+    let asked = Overrides { patience: Some(1), ..settings(1).into() };
+    let mut watcher = Watcher::default();
+    watcher.stop.store(true, Ordering::Relaxed);
+    let (outcome, _) = watcher.run(request(dir.path(), FRESH, asked), |_| {}).unwrap();
+    assert_eq!(outcome, Outcome::Interrupted(0));
+    assert_eq!(run(request(dir.path(), Begin::Resume, Overrides::default())).unwrap(), Outcome::Finished);
+    let whole = folder();
+    run(request(whole.path(), FRESH, Overrides { patience: Some(1), ..settings(1).into() })).unwrap();
+    assert_eq!(metrics(dir.path()), metrics(whole.path()));
 }
 
 #[test]
@@ -467,7 +505,7 @@ fn a_run_goes_on_only_as_what_it_was() {
         let start = distill(begin).start(|| Ok(7))?;
         let corpus = Corpus::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
         let data = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(data, lesson(temperature))?;
+        let (job, weights) = start.with(data, lesson(temperature), 0)?;
         let mut engine = FakeEngine::new(job.config.clone(), 0);
         engine.write(Slot::Params, &weights.params)?;
         let mut watching = Watching(&AtomicBool::new(false), None, &mut Vec::new(), &mut Vec::new());

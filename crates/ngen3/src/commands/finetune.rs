@@ -1,6 +1,6 @@
 //! `ngen3 finetune`: a model that was trained learns what it is to be used for.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,15 +10,15 @@ use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
 use ngen3_data::source::shakespeare;
 use ngen3_data::{HfSource, Tokenizer};
 use ngen3_engine::{CpuEngine, Sampling};
-use ngen3_model::{ChatFormat, Checkpoint, Config, Lora, Targets, Variant};
+use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Shape, Weights,
-    last_tenth, read_reference,
+    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, last_tenth,
+    read_reference,
 };
 
 use super::tokenize::{ChatFlags, show};
 use super::train::{Flags, RunFlags};
-use crate::interrupt::{self, interruptible};
+use crate::interrupt::{self, Interrupted, interruptible};
 use crate::progress::{Progress, write_line};
 use crate::talk::Answer;
 use crate::training::Training;
@@ -134,13 +134,38 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// The model that is to learn, but for its weights.
 struct Model {
     path: PathBuf,
-    config: Config,
     tokenizer: Option<Tokenizer>,
     chat: Option<ChatFormat>,
 }
 
+impl Common {
+    /// What a run that goes on must be told again.
+    fn again(&self) -> Vec<OsString> {
+        let mut words = Vec::new();
+        let mut tell =
+            |flag: &str, value: Option<OsString>| words.extend([Some(flag.into()), value].into_iter().flatten());
+        if self.train_on == TrainOn::All {
+            tell("--train_on", Some("all".into()));
+        }
+        if self.chat.skip_bad {
+            tell("--skip_bad", None);
+        }
+        if let Some(path) = &self.reference_text {
+            tell("--reference_text", Some(path.into()));
+        }
+        if let Some(prompt) = &self.prompt {
+            tell("--prompt", Some(prompt.into()));
+            tell("--sample_length", Some(self.sample_length.to_string().into()));
+            tell("--sample_temperature", Some(self.sample_temperature.to_string().into()));
+        }
+        words
+    }
+}
+
 /// Fine-tunes; `command` are the words that say which command it is and what it learns from.
 pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Result<()> {
+    let again = args.again();
+    let command: Vec<&OsStr> = command.iter().copied().chain(again.iter().map(OsString::as_os_str)).collect();
     let sampling = Sampling { temperature: args.sample_temperature, ..Sampling::default() };
     sampling.validate()?;
     let template = args.chat.template()?;
@@ -167,28 +192,36 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
             (job, Box::new(lesson), weights)
         }
     };
-    let reference = reference(reference_text.as_deref(), &model)?;
-    let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
-    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| resume)) {
-        (Some(reference), Some(report)) if report.text == reference.title() => Some(report),
-        (Some(reference), None) if !resume => {
+    let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref(), job.config.block_size)?;
+    // None if the run is finished; what comes after it may be missing still.
+    let mut training = Training::new(&job, weights)?;
+    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| resume), &mut training) {
+        (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
+        (Some(reference), None, Some(training)) if !resume => {
             let before = reference.perplexity(&mut training.engine)?;
             let report = ReferenceReport { text: reference.title(), before, after: None };
             report.write(&job.paths)?;
             Some(report)
         }
-        (Some(reference), _) => {
+        (Some(reference), ..) => {
             let title = reference.title();
             write_line(&format!("note: the perplexity on {title} was not measured when the run began, and is not now"));
             None
         }
-        (None, _) => {
+        (None, ..) => {
             write_line("note: the model does not say which tokenizer it has, so no perplexity is measured");
             None
         }
     };
-    training.run(&mut *lesson, command, &stop)?;
+    let finished = training.is_none();
+    if let Some(training) = training {
+        training.run(&mut *lesson, &command, &stop)?;
+    }
     drop(lesson);
+    let report = report.filter(|report| !(finished && report.after.is_some()));
+    if finished && report.is_none() && prompt.is_none() {
+        return Ok(());
+    }
 
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
     let mut engine = CpuEngine::new(config, params, job.settings.options())?;
@@ -214,7 +247,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
 
 /// Finds the model to begin with, and settles what is asked of the run.
 fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
-    let (mut settings, asked_shape) = args.flags.asked();
+    let (mut settings, shape) = args.flags.asked();
     settings.max_iters = args.finetune_iters.or(settings.max_iters);
     let (found, checkpoint) = match (&args.model_checkpoint, args.files.resume) {
         (Some(named), false) => model::load(named, args.variant)?,
@@ -237,9 +270,7 @@ fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
         }
         _ => args.files.out.clone(),
     };
-    let config = checkpoint.config.clone();
-    let model = Model { path: found.path.clone(), config, tokenizer, chat: checkpoint.meta.chat.clone() };
-    let shape = asked_shape.or(Shape::from(&model.config));
+    let model = Model { path: found.path.clone(), tokenizer, chat: checkpoint.meta.chat.clone() };
     let init = Init::Given(found.path, Box::new(checkpoint));
     let begin = args.files.begin(init);
     let (variant, config_file, lora) = (args.variant, args.files.config, args.lora.asked());
@@ -290,13 +321,17 @@ fn read(
 }
 
 /// The text on which the perplexity is measured.
-fn reference(path: Option<&Path>, model: &Model) -> anyhow::Result<Option<Reference>> {
-    let Some(tokenizer) = &model.tokenizer else { return Ok(None) };
+fn reference(
+    path: Option<&Path>,
+    tokenizer: Option<&Tokenizer>,
+    block_size: usize,
+) -> anyhow::Result<Option<Reference>> {
+    let Some(tokenizer) = tokenizer else { return Ok(None) };
     let (name, text) = match path {
         Some(path) => (path.display().to_string(), read_reference(path)?),
         None => ("the last tenth of builtin:shakespeare".into(), last_tenth(&shakespeare()).to_owned()),
     };
-    let reference = Reference::new(&name, &text, tokenizer, model.config.block_size)?;
+    let reference = Reference::new(&name, &text, tokenizer, block_size)?;
     if reference.is_none() {
         bail!("{name} is too short to measure a perplexity on");
     }
@@ -329,6 +364,7 @@ fn sample(
             (ids, tokenizer.eot())
         }
     };
-    Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
-    stdout::print("\n")
+    let whole = Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
+    stdout::print("\n")?;
+    if whole { Ok(()) } else { Err(Interrupted.into()) }
 }
