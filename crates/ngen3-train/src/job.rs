@@ -347,7 +347,7 @@ fn default_out(kind: Kind, variant: Option<&Variant>, config_file: Option<&Path>
 
 /// A model is hours of work: it is not replaced because somebody typed the same command again.
 fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
-    for path in [&paths.model, &paths.state] {
+    for path in [&paths.model, &paths.state, &paths.adapter] {
         if path.exists() {
             return Err(Error::Usage(format!(
                 "{} is there already: go on from it with --resume, replace it with --overwrite, or choose another name \

@@ -1,10 +1,12 @@
 //! Where a run keeps its files.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ngen3_model::checkpoint::Format;
 use ngen3_model::files::remove_leftovers;
+use ngen3_model::hf::ADAPTER_FILES;
 
 use crate::Error;
 
@@ -58,6 +60,27 @@ impl RunPaths {
             files.iter().for_each(|file| remove_leftovers(&folder.join(file)));
         }
         Ok(())
+    }
+
+    /// Removes the adapters of an earlier run of this name: they are not those of the model that has taken its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming what cannot be removed.
+    pub(crate) fn remove_adapters(&self) -> Result<(), Error> {
+        let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name));
+        for path in adapters.iter().chain([&self.base]) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
+                _ => {}
+            }
+        }
+        match fs::remove_dir(&self.adapter) {
+            // What else somebody keeps there stays.
+            Err(error) if ![ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
+                Err(Error::io("remove", &self.adapter)(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -80,6 +80,9 @@ pub fn train(
         run.reached = Reached { elapsed_s: job.reached.elapsed_s, ..Reached::default() };
         let val_loss = if settings.max_iters == 0 { None } else { run.evaluate(lesson, engine, progress)? };
         run.save(lesson, engine, val_loss)?;
+        if job.adapting.is_none() {
+            job.paths.remove_adapters()?;
+        }
         log = RunLog::open(&job.paths.run, 0)?;
         if val_loss.is_some() {
             log.write(Line { step: 0, train: None, elapsed_s: run.elapsed_s(), val_loss })?;

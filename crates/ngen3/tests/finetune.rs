@@ -384,6 +384,10 @@ fn adapters_learn_and_nothing_else_does() {
         assert!(err.contains(expected), "{flags}: {err}");
     }
     assert_eq!(load(folder, "x.pt"), merged, "nothing was replaced");
+
+    // Another run in its place takes the adapters away.
+    succeed(folder, &format!("{TINY} --overwrite --finetune_iters 1"));
+    assert!(!folder.join("x.adapter").exists() && !folder.join("x.state/base.safetensors").exists());
 }
 
 /// The numbers of a tensor in a safetensors file.

@@ -18,6 +18,9 @@ use crate::checkpoint::state::write_f32;
 use crate::files::write_atomic;
 use crate::{Config, Error, Lora, LoraList, Target};
 
+/// What stands in the folder.
+pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
 /// What `peft` puts before the names of a wrapped model's parameters.
 const PREFIX: &str = "base_model.model.";
 
@@ -34,8 +37,8 @@ pub fn write_adapter(folder: &Path, config: &Config, lora: &Lora, values: &[f32]
     assert_eq!(values.len(), list.total(), "adapters of another shape");
     fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
     let settings = pretty(&settings(lora, base));
-    write_atomic(&folder.join("adapter_config.json"), |file| file.write_all(settings.as_bytes()))?;
-    write_atomic(&folder.join("adapter_model.safetensors"), |file| write_tensors(file, &list, values))
+    write_atomic(&folder.join(ADAPTER_FILES[0]), |file| file.write_all(settings.as_bytes()))?;
+    write_atomic(&folder.join(ADAPTER_FILES[1]), |file| write_tensors(file, &list, values))
 }
 
 fn write_tensors(file: &mut impl Write, list: &LoraList, values: &[f32]) -> io::Result<()> {

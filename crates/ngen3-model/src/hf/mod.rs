@@ -20,7 +20,7 @@ mod read;
 mod tokenizer;
 mod weights;
 
-pub use adapter::write_adapter;
+pub use adapter::{ADAPTER_FILES, write_adapter};
 pub use encode::ExportDtype;
 pub use export::{CurvePoint, Export, ExportFormat, Exported, export};
 pub(crate) use read::read;
