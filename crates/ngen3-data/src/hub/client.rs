@@ -45,6 +45,8 @@ pub(super) enum Trouble {
     Passing { reason: String, wait: Option<Duration>, progress: bool },
     /// Trying again is no use.
     Final(String),
+    /// There was no connection at all: no such host, no route, refused. Trying again may help if there was one just now.
+    Unreachable(String),
     /// The hub says no, by this status.
     Refused { status: StatusCode, reason: String },
     /// Something other than the hub.
@@ -206,6 +208,10 @@ pub(super) fn persist<T>(
             Ok(value) => return Ok(value),
             Err(Trouble::Other(error)) => return Err(error),
             Err(Trouble::Final(reason) | Trouble::Refused { reason, .. }) => return Err(failed(reason)),
+            Err(Trouble::Unreachable(reason)) => {
+                let hint = "is there a network? HF_HUB_OFFLINE=1 uses what is in the cache";
+                return Err(failed(format!("{reason} ({hint})")));
+            }
             Err(Trouble::Passing { reason, wait, progress }) => (reason, wait, progress),
         };
         failures = if progress { 1 } else { failures + 1 };
@@ -235,9 +241,7 @@ pub(super) fn trouble(error: ureq::Error, answered: bool) -> Trouble {
     match error {
         ureq::Error::Timeout(_) => Trouble::passing(reason),
         ureq::Error::Io(error) if answered || is_passing(error.kind()) => Trouble::passing(reason),
-        ureq::Error::Io(_) | ureq::Error::HostNotFound => {
-            Trouble::Final(format!("{reason} (is there a network? HF_HUB_OFFLINE=1 uses what is in the cache)"))
-        }
+        ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Trouble::Unreachable(reason),
         // What ureq makes of a connection that is closed before or within an answer.
         ureq::Error::Protocol(_) => Trouble::passing(reason),
         _ => Trouble::Final(reason),

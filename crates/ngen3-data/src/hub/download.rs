@@ -3,8 +3,8 @@
 //! The hub is asked for the file's ETag and size first. The bytes go to `blobs/ETAG.incomplete`; when the connection breaks,
 //! the next attempt asks for the rest (`Range`), which must be of the same file since the ETag names its content. Only what
 //! has the size, and the SHA-256 where the ETag is one, that the hub promised becomes `blobs/ETAG`. When the program ends
-//! before, the part stays for the next one to go on with, as Python's does, if the SHA-256 will tell whether it was sound;
-//! otherwise, and when it is found to be wrong, it is deleted.
+//! before, for whatever reason, the part stays for the next one to go on with, as Python's does, if the SHA-256 will tell
+//! whether it was sound; otherwise, and when it is found to be wrong, it is deleted.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -77,7 +77,8 @@ impl Wanted<'_> {
         let path = blob.with_file_name(format!("{}.incomplete", promise.etag));
         let mut partial = Partial::open(path, promise.sha256.is_some())?;
         let result = persist(self.name, tell, |tell| self.attempt(client, &promise, &mut partial, tell));
-        result.and_then(|()| partial.keep(&blob))?;
+        result.map_err(|error| partial.explain(error))?;
+        partial.keep(&blob)?;
         Ok(blob)
     }
 
@@ -145,11 +146,16 @@ impl Wanted<'_> {
                 headers.insert(header::RANGE, range.map_err(|error| Trouble::Final(error.to_string()))?);
             }
             let response = match client.request(&Method::GET, self.url, &headers) {
-                // The server has no such rest, whatever the reason: take the whole.
-                Err(Trouble::Final(_)) if resumed > 0 => {
+                // The server has nothing after what is there: it is all, or no part of this file.
+                Err(Trouble::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if resumed > 0 => {
+                    if promise.sha256.is_some() && promise.sha256 == Some(partial.sha256()?) {
+                        return Ok(());
+                    }
                     partial.start_over()?;
                     client.request(&Method::GET, self.url, &HeaderMap::new())?
                 }
+                // The hub answered just now, and the bytes did come: the network will be back.
+                Err(Trouble::Unreachable(reason)) if resumed > 0 => return Err(Trouble::passing(reason)),
                 result => result?,
             };
             self.take(promise, partial, response, tell)?;
@@ -228,6 +234,17 @@ impl Partial {
         match open() {
             Ok((file, have)) => Ok(Self { path, file, have, checked }),
             Err(source) => Err(ngen3_model::Error::Write { path, source }.into()),
+        }
+    }
+
+    /// The error that ended a download, with what is left of it.
+    fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Hub { name, reason } if self.checked && self.have > 0 => {
+                let reason = format!("{reason}; the {} bytes that came are kept for the next try", self.have);
+                Error::Hub { name, reason }
+            }
+            error => error,
         }
     }
 

@@ -233,6 +233,85 @@ fn the_next_run_goes_on_and_does_not_trust_what_it_finds() {
     }
 }
 
+/// Nobody listens there.
+const NOWHERE: Fault = Fault::Answer(302, "Location: http://127.0.0.1:1/gone", "");
+
+#[test]
+fn what_came_is_kept_when_the_network_goes_away() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    server.add("datasets", NAME, "main", &[("x.parquet", &content())]);
+    let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
+    let half = || below(cache.path()).into_iter().find(|path| path.ends_with(".incomplete"));
+    let size = |path: String| fs::metadata(cache.path().join(path)).unwrap().len();
+    let drop_then_nowhere = |times| {
+        // The first time all is well until the connection breaks.
+        server.fault("/resolve/", 1, Fault::Drop(usize::MAX));
+        server.fault("/other/", 1, Fault::Drop(500_000));
+        server.fault("/resolve/", times, NOWHERE);
+    };
+    // Away for long: whoever gives up waiting finds the part there.
+    drop_then_nowhere(20);
+    let mut notes = Vec::new();
+    let stopped = snapshot.fetch("x.parquet", &mut |event| {
+        if let Event::Note(note) = event {
+            notes.push(note);
+        }
+        notes.len() < 2
+    });
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    assert!(notes[1].contains("refused") && notes[1].contains("trying again"), "{notes:?}");
+    let had = size(half().unwrap());
+    assert!(had > 0);
+    // A hub that says no for another reason takes nothing away either.
+    server.heal();
+    server.fault("/other/", 1, Fault::Answer(403, "", ""));
+    let error = fetch(&snapshot, "x.parquet").unwrap_err();
+    assert!(error.contains("403") && error.ends_with("bytes that came are kept for the next try"), "{error}");
+    assert_eq!(size(half().unwrap()), had);
+    server.log();
+    assert!(fs::read(fetch(&snapshot, "x.parquet").unwrap()).unwrap() == content());
+    assert!(server.log().iter().any(|line| line.contains(&format!("Range=bytes={had}-"))));
+
+    // Away for a moment: the same run goes on.
+    let cache = tempfile::tempdir().unwrap();
+    let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
+    drop_then_nowhere(1);
+    assert!(fs::read(fetch(&snapshot, "x.parquet").unwrap()).unwrap() == content());
+    let ranges = server.log().iter().filter(|line| line.starts_with("other") && line.contains("Range=")).count();
+    assert_eq!(ranges, 1);
+
+    // Nothing has come yet: there is nothing to wait for.
+    let cache = tempfile::tempdir().unwrap();
+    let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
+    server.fault("/resolve/", 1, NOWHERE);
+    let error = fetch(&snapshot, "x.parquet").unwrap_err();
+    assert!(error.ends_with("(is there a network? HF_HUB_OFFLINE=1 uses what is in the cache)"), "{error}");
+}
+
+#[test]
+fn a_part_with_nothing_after_it_is_the_whole_or_is_fetched_anew() {
+    let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+    server.add("datasets", NAME, "main", &[("x.parquet", &content())]);
+    let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
+    let kept = fetch(&snapshot, "x.parquet").unwrap();
+    let blob = fs::canonicalize(&kept).unwrap();
+    let half = format!("{}.incomplete", blob.display());
+    let fetched_from = |part: &[u8]| {
+        fs::remove_file(&kept).unwrap();
+        fs::remove_file(&blob).unwrap();
+        fs::write(&half, part).unwrap();
+        server.log();
+        assert!(fs::read(fetch(&snapshot, "x.parquet").unwrap()).unwrap() == content());
+        let log = server.log();
+        log.iter().filter(|line| line.starts_with("other")).map(|line| line.contains("Range=")).collect::<Vec<_>>()
+    };
+    server.fault("/other/", 1, Fault::Answer(416, "", ""));
+    assert_eq!(fetched_from(&content()[..400_000]), [true, false], "the server did not want to go on");
+    server.hide_sizes();
+    assert_eq!(fetched_from(&content()), [true], "it was all there");
+    assert_eq!(fetched_from(&[&content()[..], b"more"].concat()), [true, false], "it was something else");
+}
+
 /// Whatever goes wrong, and however the attempt ends: no name but `blobs/ETAG.incomplete` holds part of a file, that one only
 /// what a later attempt goes on with, and then nothing is left of it.
 #[test]

@@ -61,6 +61,8 @@ struct State {
     moved: BTreeMap<String, String>,
     faults: Vec<(String, usize, Fault)>,
     log: Vec<String>,
+    /// Whether the size of large files is kept from those who ask.
+    hides_sizes: bool,
     this_server: String,
     other_server: String,
     uploads: uploads::Uploads,
@@ -127,6 +129,11 @@ impl FakeHub {
     /// Large files are to come in parts of so many bytes from now on.
     pub fn in_parts(&self, bytes: usize) {
         self.state().uploads.part_size = Some(bytes);
+    }
+
+    /// Nobody is told the size of large files from now on.
+    pub fn hide_sizes(&self) {
+        self.state().hides_sizes = true;
     }
 
     /// The files of a repository's main branch.
@@ -321,7 +328,7 @@ fn answer(state: &State, request: &Request) -> Answer {
         let headers = [
             commit,
             format!("X-Linked-Etag: \"{etag}\""),
-            format!("X-Linked-Size: {}", bytes.len()),
+            if state.hides_sizes { String::new() } else { format!("X-Linked-Size: {}", bytes.len()) },
             format!("Location: {}/other/{name}/{etag}", state.other_server),
         ];
         return plain(302, &headers, "");
