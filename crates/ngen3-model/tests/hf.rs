@@ -194,12 +194,42 @@ fn chat_templates_are_found_where_transformers_keeps_them() {
     let settings = r#"{"chat_template": "a", "bos_token": {"content": "<s>", "special": true}, "eos_token": "!"}"#;
     assert_eq!(chat(settings), format("a", Some("<s>"), Some("!")));
     let several = r#"{"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}"#;
-    assert_eq!(chat(several), format("d", None, None));
+    assert_eq!(chat(several), format("d", Some("<|endoftext|>"), Some("<|endoftext|>")));
     assert_eq!(chat(r#"{"chat_template": [{"name": "tools"}], "eos_token": 3}"#), None);
     fs::write(folder.path().join("chat_template.jinja"), "j\n").unwrap();
     assert_eq!(chat(settings), format("j\n", Some("<s>"), Some("!")));
     fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
     assert_refused(folder.path(), "tokenizer_config.json: it is not what it should be");
+}
+
+/// What `apply_chat_template` of transformers 5.24 renders for `bos_token` and `eos_token` from the same folders.
+#[test]
+fn the_tokens_of_a_chat_are_those_that_transformers_finds() {
+    let folder = copy("tokenizer");
+    let eot = "<|endoftext|>";
+    let content = r#"{"bos_token": "\"", "eos_token": {"content": "!", "lstrip": false, "normalized": true}}"#;
+    for (settings, special, bos, eos) in [
+        ("", "", Some(eot), Some(eot)),
+        (r#", "tokenizer_class": "GPT2Tokenizer""#, "", Some(eot), Some(eot)),
+        (r#", "tokenizer_class": "GPT2TokenizerFast""#, "", Some(eot), Some(eot)),
+        (r#", "tokenizer_class": "PreTrainedTokenizerFast""#, "", None, None),
+        (r#", "eos_token": null"#, "", Some(eot), None),
+        ("", r#"{"eos_token": "!"}"#, Some(eot), Some("!")),
+        ("", content, Some("\""), Some("!")),
+        (r##", "eos_token": "#""##, r#"{"eos_token": "!"}"#, Some(eot), Some("!")),
+        (r##", "eos_token": "#", "added_tokens_decoder": {}"##, r#"{"eos_token": "!"}"#, Some(eot), Some("#")),
+        (r#", "tokenizer_class": "PreTrainedTokenizerFast""#, r#"{"eos_token": "!"}"#, None, Some("!")),
+    ] {
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("tokenizer_config.json", &format!("{{\"chat_template\": \"a\"{settings}}}"));
+        write("special_tokens_map.json", if special.is_empty() { "{}" } else { special });
+        let chat = Checkpoint::load(folder.path()).unwrap().meta.chat.unwrap();
+        assert_eq!((chat.bos_token.as_deref(), chat.eos_token.as_deref()), (bos, eos), "{settings} {special}");
+    }
+    fs::remove_file(folder.path().join("special_tokens_map.json")).unwrap();
+    assert_eq!(Checkpoint::load(folder.path()).unwrap().meta.chat.unwrap().eos_token, None);
+    fs::write(folder.path().join("special_tokens_map.json"), "[]").unwrap();
+    assert_refused(folder.path(), "special_tokens_map.json: it is not what it should be");
 }
 
 #[test]
@@ -222,6 +252,7 @@ fn an_export_has_the_tokenizer_in_every_form() {
     assert_eq!(json("special_tokens_map.json")["eos_token"], "<|endoftext|>");
     assert_eq!(json("config.json")["eos_token_id"], 0);
     assert_eq!(json("generation_config.json")["pad_token_id"], 0);
+    assert_eq!(json("generation_config.json")["eos_token_id"], 0);
     assert_eq!(Checkpoint::load(&path).unwrap(), checkpoint);
 
     // How conversations become text goes both ways, with the tokens that it names.
@@ -235,6 +266,7 @@ fn an_export_has_the_tokenizer_in_every_form() {
     export(&Export { checkpoint: &talking, ..with.clone() }, &path, true).unwrap();
     assert_eq!(json("tokenizer_config.json")["chat_template"], chat.template);
     assert_eq!(json("tokenizer_config.json")["eos_token"], "!");
+    assert_eq!(json("generation_config.json")["eos_token_id"], json!([1, 0]), "an answer ends, or a document");
     assert_eq!(json("special_tokens_map.json")["unk_token"], "<|endoftext|>");
     assert_eq!(Checkpoint::load(&path).unwrap(), talking);
 

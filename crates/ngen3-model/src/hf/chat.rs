@@ -1,10 +1,12 @@
-//! A folder's chat template: `chat_template.jinja`, or the entry `chat_template` of `tokenizer_config.json`.
+//! A folder's chat template: `chat_template.jinja`, or the entry `chat_template` of `tokenizer_config.json`; and the tokens
+//! that it knows by name, from that file or `special_tokens_map.json`.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::read::read_text;
+use super::tokenizer::ENDOFTEXT;
 use crate::checkpoint::refused;
 use crate::{ChatFormat, Error};
 
@@ -12,25 +14,40 @@ use crate::{ChatFormat, Error};
 const MAX_BYTES: u64 = 4 << 20;
 /// The settings of a tokenizer.
 const SETTINGS: &str = "tokenizer_config.json";
+/// The special tokens, in folders of older versions of `transformers`.
+const SPECIAL: &str = "special_tokens_map.json";
+/// `transformers`' classes of GPT-2's tokenizer, whose special tokens are `<|endoftext|>` where nothing else is said.
+const GPT2: [&str; 2] = ["GPT2Tokenizer", "GPT2TokenizerFast"];
 
 /// Reads the chat template of a folder; `None` if it has none.
 ///
 /// # Errors
 /// [`Error::Read`] if a file is too large or no JSON. Whether the template is one shows when it is used.
 pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
-    let path = folder.join(SETTINGS);
-    let settings: Map<String, Value> = match read_text(&path, MAX_BYTES)? {
-        Some(text) => serde_json::from_str(&text)
-            .map_err(|error| refused(&path)(format!("it is not what it should be: {error}")))?,
-        None => Map::new(),
-    };
+    let settings = object(&folder.join(SETTINGS))?;
     // The file of its own comes first, as in `transformers`.
     let template = match read_text(&folder.join("chat_template.jinja"), MAX_BYTES)? {
         Some(template) => Some(template),
         None => settings.get("chat_template").and_then(default_of).map(str::to_owned),
     };
-    let token = |name| settings.get(name).and_then(text_of).map(str::to_owned);
-    Ok(template.map(|template| ChatFormat { template, bos_token: token("bos_token"), eos_token: token("eos_token") }))
+    let Some(template) = template else { return Ok(None) };
+    // The order of `transformers`: the older file comes first, unless the settings are of the newer kind that lists all tokens.
+    let listed = settings.contains_key("added_tokens_decoder");
+    let special = if listed { Map::new() } else { object(&folder.join(SPECIAL))? };
+    // Without a class the model's kind decides on it, which is gpt2.
+    let class = settings.get("tokenizer_class").and_then(Value::as_str);
+    let is_gpt2 = class.is_none_or(|class| GPT2.contains(&class));
+    let token = |name| match special.get(name).or_else(|| settings.get(name)) {
+        Some(token) => text_of(token).map(str::to_owned),
+        None => is_gpt2.then(|| ENDOFTEXT.to_owned()),
+    };
+    Ok(Some(ChatFormat { template, bos_token: token("bos_token"), eos_token: token("eos_token") }))
+}
+
+/// The object in a file; an empty one if there is no such file.
+fn object(path: &Path) -> Result<Map<String, Value>, Error> {
+    let Some(text) = read_text(path, MAX_BYTES)? else { return Ok(Map::new()) };
+    serde_json::from_str(&text).map_err(|error| refused(path)(format!("it is not what it should be: {error}")))
 }
 
 /// A template, or of several with names the one that is called `default`.

@@ -83,37 +83,43 @@ pub struct Exported {
 /// # Errors
 /// [`Error::Config`] for what the format cannot hold; [`Error::Write`] naming what could not be written.
 pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported, Error> {
-    let json: Option<Value> = match (export.format, export.tokenizer) {
-        (ExportFormat::Hf, _) if export.dtype == ExportDtype::Q8_0 => {
-            return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
-        }
-        (ExportFormat::Gguf, Some(text)) => {
-            let json = serde_json::from_str(text);
-            Some(json.map_err(|error| Error::Config(format!("the tokenizer is no tokenizer.json: {error}")))?)
-        }
-        _ => None,
-    };
+    if export.format == ExportFormat::Hf && export.dtype == ExportDtype::Q8_0 {
+        return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
+    }
+    let json: Option<Value> = export
+        .tokenizer
+        .map(tokenizer::parse)
+        .transpose()
+        .map_err(|reason| Error::Config(format!("the tokenizer cannot be exported: {reason}")))?;
     let byte_level = match export.format {
         ExportFormat::Hf => None,
         ExportFormat::Gguf => Some(gguf_tokenizer(export, json.as_ref())?),
     };
 
     let folder = NewFolder::create(path, overwrite, is_ours)?;
-    write(export, byte_level.as_ref(), folder.files()).map_err(|error| folder.explain(error))?;
+    write(export, json.as_ref(), byte_level.as_ref(), folder.files()).map_err(|error| folder.explain(error))?;
     let files = list(folder.files()).map_err(|source| Error::Write { path: path.into(), source })?;
     folder.commit()?;
     Ok(Exported { files })
 }
 
-/// Writes everything into `folder`. `gguf` is the tokenizer of that format.
-fn write(export: &Export, gguf: Option<&ByteLevel>, folder: &Path) -> Result<(), Error> {
+/// Writes everything into `folder`. `json` is the tokenizer's file, `gguf` the tokenizer of that format.
+fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder: &Path) -> Result<(), Error> {
     let list = ParamList::new(&export.checkpoint.config);
     match gguf {
-        None => write_hf(export, &list, folder)?,
+        None => write_hf(export, json, &list, folder)?,
         Some(tokenizer) => {
-            let Checkpoint { config, params, .. } = export.checkpoint;
-            let eot = export.eot.map(|(_, id)| id);
-            let model = gguf::Model { name: export.name, config, list: &list, params, tokenizer, eot };
+            let Checkpoint { config, params, meta } = export.checkpoint;
+            let model = gguf::Model {
+                name: export.name,
+                config,
+                list: &list,
+                params,
+                tokenizer,
+                eot: export.eot.map(|(_, id)| id),
+                chat_template: meta.chat.as_ref().map(|chat| chat.template.as_str()),
+                chat_end: chat_end(export, json),
+            };
             write_atomic(&folder.join(gguf_name(export)), |file| gguf::write(file, &model, export.dtype))?;
         }
     }
@@ -143,7 +149,13 @@ pub(super) fn gguf_name(export: &Export) -> String {
     format!("{}-{}.gguf", export.name, export.dtype.name())
 }
 
-fn write_hf(export: &Export, list: &ParamList, folder: &Path) -> Result<(), Error> {
+/// The token that ends what the assistant says, if it is another than the one that ends a document.
+fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
+    let token = export.checkpoint.meta.chat.as_ref()?.eos_token.as_ref()?;
+    tokenizer::id_of(json?, token).filter(|&end| export.eot.is_none_or(|(_, eot)| eot != end))
+}
+
+fn write_hf(export: &Export, json: Option<&Value>, list: &ParamList, folder: &Path) -> Result<(), Error> {
     let Checkpoint { config, params, meta } = export.checkpoint;
     let dtype = match export.dtype {
         ExportDtype::Bf16 => "bfloat16",
@@ -153,12 +165,17 @@ fn write_hf(export: &Export, list: &ParamList, folder: &Path) -> Result<(), Erro
     let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     let eot = export.eot.map(|(_, id)| id);
     put(folder, "config.json", &pretty(&config::write(config, eot, dropout, dtype)))?;
-    let generation = json!({ "bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot });
+    // Whichever comes ends the text: an answer ends with the one, a document with the other.
+    let ends = match (chat_end(export, json), eot) {
+        (Some(end), Some(eot)) => json!([end, eot]),
+        (end, eot) => json!(end.or(eot)),
+    };
+    let generation = json!({ "bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot });
     put(folder, "generation_config.json", &pretty(&generation))?;
-    if let Some(text) = export.tokenizer {
-        let files = tokenizer::files(text, export.eot.map(|(text, _)| text), meta.chat.as_ref(), config.block_size);
-        let wrong = |reason| Error::Config(format!("the tokenizer cannot be exported: {reason}"));
-        files.map_err(wrong)?.iter().try_for_each(|(name, content)| put(folder, name, content))?;
+    if let (Some(text), Some(json)) = (export.tokenizer, json) {
+        let eot = export.eot.map(|(text, _)| text);
+        let files = tokenizer::files(text, json, eot, meta.chat.as_ref(), config.block_size);
+        files.iter().try_for_each(|(name, content)| put(folder, name, content))?;
     }
     weights::write(folder, list, params, export.dtype, export.max_shard_bytes.unwrap_or(MAX_SHARD), meta)
 }

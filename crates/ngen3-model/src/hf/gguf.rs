@@ -23,6 +23,10 @@ pub(super) struct Model<'a> {
     pub tokenizer: &'a ByteLevel<'a>,
     /// The id of the token that ends a document.
     pub eot: Option<u32>,
+    /// The Jinja template of conversations.
+    pub chat_template: Option<&'a str>,
+    /// The id of the token that ends what the assistant says, if it is another than `eot`.
+    pub chat_end: Option<u32>,
 }
 
 /// Writes a whole file.
@@ -136,9 +140,18 @@ fn values(model: &Model, dtype: ExportDtype) -> Values {
     values.strings("tokenizer.ggml.merges", merges);
     if let Some(eot) = model.eot {
         values.u32("tokenizer.ggml.bos_token_id", eot);
-        values.u32("tokenizer.ggml.eos_token_id", eot);
+    }
+    if let Some(end) = model.chat_end.or(model.eot) {
+        values.u32("tokenizer.ggml.eos_token_id", end);
+    }
+    // llama.cpp stops at this one as well.
+    if let (Some(_), Some(eot)) = (model.chat_end, model.eot) {
+        values.u32("tokenizer.ggml.eot_token_id", eot);
     }
     values.bool("tokenizer.ggml.add_bos_token", false);
+    if let Some(template) = model.chat_template {
+        values.string("tokenizer.chat_template", template);
+    }
     values
 }
 

@@ -16,7 +16,7 @@ use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE};
 /// Largest file taken, in bytes: well above any in use.
 const MAX_BYTES: u64 = 128 << 20;
 /// The token that ends a document in GPT-2's vocabulary, whose last it is.
-const ENDOFTEXT: &str = "<|endoftext|>";
+pub(super) const ENDOFTEXT: &str = "<|endoftext|>";
 /// SHA-256 of GPT-2's tokens in order of id, a line break between each two.
 const GPT2_TOKENS: &str = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f";
 /// SHA-256 of the `vocab.bpe` that OpenAI published, which is also merges.txt.
@@ -41,7 +41,7 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
     Ok(if is_gpt2(&json) { TokenizerRef::Gpt2 } else { TokenizerRef::Json(text) })
 }
 
-fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| format!("it is not what it should be: {error}"))
 }
 
@@ -95,6 +95,16 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
             "vocab": vocab, "merges": merges
         }
     })))
+}
+
+/// The id of a token of a tokenizer.json, as that file spells it.
+pub(super) fn id_of(file: &Value, token: &str) -> Option<u32> {
+    let mut added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice).iter();
+    let id = match added.find(|entry| entry["content"] == token) {
+        Some(entry) => &entry["id"],
+        None => file["model"]["vocab"].get(token)?,
+    };
+    u32::try_from(id.as_u64()?).ok()
 }
 
 /// Whether a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
@@ -195,17 +205,17 @@ impl<'a> ByteLevel<'a> {
     }
 }
 
-/// The files of a tokenizer beside the model that it belongs to, as `transformers` writes them: names and contents. `eot`
-/// is the token that ends a document, `chat` how conversations become text, `max_length` the longest text of the model, in
-/// tokens.
+/// The files of a tokenizer beside the model that it belongs to, as `transformers` writes them: names and contents. `text`
+/// is its tokenizer.json and `json` what that says, `eot` the token that ends a document, `chat` how conversations become
+/// text, `max_length` the longest text of the model, in tokens.
 pub(super) fn files(
     text: &str,
+    json: &Value,
     eot: Option<&str>,
     chat: Option<&ChatFormat>,
     max_length: usize,
-) -> Result<Vec<(&'static str, String)>, String> {
-    let json: Value = parse(text)?;
-    let byte_level = ByteLevel::of(&json).is_some() && eot == Some(ENDOFTEXT);
+) -> Vec<(&'static str, String)> {
+    let byte_level = ByteLevel::of(json).is_some() && eot == Some(ENDOFTEXT);
     let mut special = Map::new();
     if let Some(eot) = eot {
         special.extend(["bos_token", "eos_token", "unk_token"].map(|role| (role.to_string(), eot.into())));
@@ -230,11 +240,11 @@ pub(super) fn files(
         ("tokenizer_config.json", pretty(&settings.into())),
         ("special_tokens_map.json", pretty(&special.into())),
     ];
-    if let (Some(merges), Some(vocab)) = (merges(&json), json["model"]["vocab"].as_object()) {
+    if let (Some(merges), Some(vocab)) = (merges(json), json["model"]["vocab"].as_object()) {
         files.push(("vocab.json", serde_json::to_string(vocab).expect("JSON serialises")));
         files.push(("merges.txt", merges_txt(&merges)));
     }
-    Ok(files)
+    files
 }
 
 /// JSON for people to read, with a line break at its end.

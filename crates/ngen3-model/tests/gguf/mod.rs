@@ -5,7 +5,7 @@ use std::fs;
 
 use half::f16;
 use ngen3_model::hf::{Export, ExportDtype, ExportFormat, export};
-use ngen3_model::{Activation, Checkpoint, Config, ParamList};
+use ngen3_model::{Activation, ChatFormat, Checkpoint, Config, ParamList};
 
 use super::{fixture, plain, small};
 
@@ -150,6 +150,9 @@ fn a_gguf_file_holds_the_model_and_its_tokenizer() {
     assert_eq!((tokens[303].as_str(), types[303]), ("[PAD303]", 5));
     let merges_txt = fs::read_to_string(fixture("older_tokenizer").join("merges.txt")).unwrap();
     assert_eq!(merges.join("\n"), merges_txt.lines().skip(1).collect::<Vec<_>>().join("\n"));
+    for absent in ["tokenizer.chat_template", "tokenizer.ggml.eot_token_id"] {
+        assert_eq!(found.values.get(absent), None);
+    }
 
     let list = ParamList::new(&checkpoint.config);
     assert_eq!(found.tensors.len(), list.iter().count());
@@ -169,6 +172,19 @@ fn a_gguf_file_holds_the_model_and_its_tokenizer() {
         let shape: Vec<u64> = param.shape.iter().rev().map(|&dim| dim as u64).collect();
         assert_eq!((dims, *kind), (&shape, 0), "{theirs}");
         assert_eq!(f32s(data), checkpoint.params[param.range()], "{theirs}");
+    }
+}
+
+#[test]
+fn a_gguf_file_knows_how_the_model_converses() {
+    let mut checkpoint = Checkpoint::load(&fixture("tokenizer")).unwrap();
+    for (end, eos, eot) in [("!", 1, Some(Value::U32(0))), ("<|endoftext|>", 0, None), ("<|no_token|>", 0, None)] {
+        let template = "{{ messages }}".to_owned();
+        checkpoint.meta.chat = Some(ChatFormat { template, bos_token: None, eos_token: Some(end.into()) });
+        let found = exported(&checkpoint, ExportDtype::F16).unwrap().values;
+        assert_eq!(found["tokenizer.chat_template"], Value::String("{{ messages }}".into()));
+        assert_eq!(found["tokenizer.ggml.eos_token_id"], Value::U32(eos), "{end}");
+        assert_eq!(found.get("tokenizer.ggml.eot_token_id"), eot.as_ref(), "{end}");
     }
 }
 
