@@ -223,7 +223,7 @@ impl ChatEncoder {
 
 /// What is wrong with a template that changes what it wrote before as a conversation goes on.
 const CANNOT_TELL: &str = "the chat template does not write the beginning of a conversation as it writes the whole, so that the \
-     assistant's part cannot be told: mark it with {% generation %} in the template, or learn everything with --train_on all";
+     assistant's part cannot be told: mark it with {% generation %} in the template, or give the conversations themselves to finetune with --train_on all";
 
 /// A conversation as text, guards included.
 struct Rendered {

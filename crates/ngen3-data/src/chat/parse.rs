@@ -8,6 +8,8 @@ use super::{Conversation, Message, Role};
 const TURNS: [&str; 5] = ["messages", "conversations", "turns", "utterances", "dialog"];
 /// Who speaks and what is said, in a turn that is an object.
 pub(super) const FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
+/// Where OpenAI's turns say which tools the assistant calls.
+const CALLS: [&str; 2] = ["tool_calls", "function_call"];
 /// Ends an utterance in files such as DailyDialog's.
 const END_OF_UTTERANCE: &str = "__eou__";
 
@@ -33,16 +35,17 @@ impl Conversation {
     }
 
     /// Reads a JSON value: an object of `messages` or `conversations`, a bare list of turns, or a string, which is as a line
-    /// of text. Turns are `{role, content}`, `{from, value}`, or strings: the user's and the assistant's in turn.
+    /// of text. Turns are `{role, content}`, `{from, value}`, or strings: the user's and the assistant's in turn. What is null
+    /// is not there: a table has every column in every row.
     ///
     /// # Errors
-    /// When there are no turns, or one has no role, an unknown one, or no text.
+    /// When there are no turns, or one has no role, an unknown one, or no text, or calls tools.
     pub fn from_json(value: &Value) -> Result<Self, String> {
         match value {
             Value::String(text) => Self::from_line(text),
             Value::Array(turns) => from_turns(turns, None),
             Value::Object(fields) => {
-                if let Some(turns) = TURNS.iter().find_map(|name| fields.get(*name)) {
+                if let Some(turns) = TURNS.iter().find_map(|name| present(fields, name)) {
                     let Value::Array(turns) = turns else {
                         return Err(format!("its turns are {}, not a list", kind_of(turns)));
                     };
@@ -50,6 +53,7 @@ impl Conversation {
                 }
                 match fields.get("text") {
                     Some(Value::String(text)) => Self::from_line(text),
+                    _ if TURNS.iter().any(|name| fields.contains_key(*name)) => Err("its turns are null".into()),
                     _ => {
                         let keys: Vec<_> = fields.keys().take(8).map(String::as_str).collect();
                         Err(format!(
@@ -122,11 +126,26 @@ fn in_turn<'a>(turns: impl Iterator<Item = &'a str>) -> Result<Conversation, Str
     Ok(Conversation::Turns(messages))
 }
 
+/// What stands in a field, if anything does.
+fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    fields.get(name).filter(|value| !value.is_null())
+}
+
+/// Whether a turn calls tools, which templates write from what is not in its text.
+fn calls_tools(fields: &Map<String, Value>) -> bool {
+    CALLS.iter().filter_map(|name| present(fields, name)).any(|calls| match calls {
+        Value::Array(calls) => !calls.is_empty(),
+        Value::Object(call) => !call.is_empty(),
+        Value::String(call) => !call.is_empty(),
+        _ => true,
+    })
+}
+
 /// A turn that is an object. The reason continues `turn 3 …`.
 fn message(turn: &Value) -> Result<Message, String> {
     let Value::Object(fields) = turn else { return Err(format!("is {}, not a {{role, content}}", kind_of(turn))) };
-    let (speaker, said) =
-        FIELDS.into_iter().find(|(speaker, _)| fields.contains_key(*speaker)).ok_or("has no role (nor from)")?;
+    let named = |(speaker, _): &(&str, &str)| present(fields, speaker).is_some();
+    let (speaker, said) = FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
     let role = match &fields[speaker] {
         Value::String(name) => role_of(name).ok_or_else(|| {
             format!(
@@ -136,6 +155,9 @@ fn message(turn: &Value) -> Result<Message, String> {
         })?,
         other => return Err(format!("has {} for a {speaker}", kind_of(other))),
     };
+    if calls_tools(fields) {
+        return Err("calls tools, which are not rendered".into());
+    }
     let content = content(fields, said)?;
     if content.trim().is_empty() {
         return Err("is empty".into());
@@ -218,6 +240,15 @@ mod tests {
             json!({"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi"}]}),
             &[("system", "Be kind."), ("user", "Hi")],
         );
+        // What is null is not there.
+        assert_turns(
+            json!({"messages": null, "system": null, "conversations": [
+                {"role": null, "content": null, "from": "human", "value": "Hi", "tool_calls": null},
+                {"from": "gpt", "value": " Hello!\n", "tool_calls": [], "function_call": {}},
+            ]}),
+            &two,
+        );
+        assert_turns(json!({"messages": null, "text": "Hi\t Hello!"}), &[("user", "Hi"), ("assistant", "Hello!")]);
         let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
         assert_turns(json!({"messages": [{"role": "tool", "content": parts}]}), &[("tool", "ab")]);
         let plain = [("user", "Hi !"), ("assistant", "How are you ?"), ("user", "Fine .")];
@@ -241,12 +272,22 @@ mod tests {
                 "it has neither messages nor conversations (its keys are: prompt, answer)",
             ),
             (json!({}), "it has neither messages nor conversations (its keys are: none)"),
+            (json!({"messages": null}), "its turns are null"),
             (json!(3), "it is a number, not a conversation"),
             (
                 json!({"messages": [{"role": "user", "content": "x"}, {"content": "y"}]}),
                 "turn 2 has no role (nor from)",
             ),
-            (json!({"messages": [{"role": null, "content": "x"}]}), "turn 1 has null for a role"),
+            (json!({"messages": [{"role": null, "content": "x"}]}), "turn 1 has no role (nor from)"),
+            (json!({"messages": [{"role": 3, "content": "x"}]}), "turn 1 has a number for a role"),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]}),
+                "turn 2 calls tools, which are not rendered",
+            ),
+            (
+                json!({"messages": [{"role": "assistant", "content": "Wait.", "function_call": {"name": "f"}}]}),
+                "turn 1 calls tools, which are not rendered",
+            ),
             (
                 json!({"messages": [{"role": "critic", "content": "x"}]}),
                 "turn 1 has the role \"critic\"; known are system, user, assistant and tool, and ShareGPT's human and gpt",
