@@ -39,23 +39,37 @@ pub(super) fn write(
     meta: &CheckpointMeta,
 ) -> io::Result<()> {
     let mut zip = ZipWriter::new(file);
+    if let Err(error) = write_parts(&mut zip, config, list, params, meta) {
+        // Dropped, it would try to end the archive on the disk that refuses it, and complain on stderr.
+        std::mem::forget(zip);
+        return Err(error);
+    }
+    zip.finish()?;
+    Ok(())
+}
+
+fn write_parts<W: Write + Seek>(
+    zip: &mut ZipWriter<W>,
+    config: &Config,
+    list: &ParamList,
+    params: &[f32],
+    meta: &CheckpointMeta,
+) -> io::Result<()> {
     let options = |bytes: u64| {
         let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
         stored.with_alignment(ALIGNMENT).large_file(bytes > u32::MAX.into())
     };
-    let small = |zip: &mut ZipWriter<_>, name: &str, bytes: &[u8]| {
+    let small = |zip: &mut ZipWriter<W>, name: &str, bytes: &[u8]| {
         zip.start_file(format!("archive/{name}"), options(bytes.len() as u64))?;
         zip.write_all(bytes)
     };
-    small(&mut zip, "data.pkl", &pickle(config, list, meta))?;
-    small(&mut zip, "byteorder", b"little")?;
+    small(zip, "data.pkl", &pickle(config, list, meta))?;
+    small(zip, "byteorder", b"little")?;
     for (key, param) in list.iter().enumerate() {
         zip.start_file(format!("archive/data/{key}"), options(4 * param.len() as u64))?;
-        state::write_f32(&mut zip, &params[param.range()])?;
+        state::write_f32(zip, &params[param.range()])?;
     }
-    small(&mut zip, "version", b"3\n")?;
-    zip.finish()?;
-    Ok(())
+    small(zip, "version", b"3\n")
 }
 
 fn pickle(config: &Config, list: &ParamList, meta: &CheckpointMeta) -> Vec<u8> {
