@@ -126,31 +126,39 @@ impl<'a> Plan<'a> {
                 },
             });
         }
-        Ok(Report { measured: self.grouped(measured) })
+        Ok(Report { measured: self.grouped(&measured) })
     }
 
-    /// All that was measured with the groups among it, in the order that a user named them; parts stand below their group.
-    fn grouped(&self, measured: Vec<Measured>) -> Vec<Measured> {
+    /// All that was measured with the groups among it, in the order that a user named them; parts stand below their group,
+    /// unless they were named themselves.
+    fn grouped(&self, measured: &[Measured]) -> Vec<Measured> {
         let mut ordered = Vec::new();
         for name in self.settings.tasks {
-            self.add(name, 0, &measured, &mut ordered);
+            self.add(name, 0, measured, &mut ordered);
         }
         ordered
     }
 
     fn add(&self, name: &str, depth: usize, measured: &[Measured], ordered: &mut Vec<Measured>) {
-        if ordered.iter().any(|known| known.name == name) {
+        let named = depth > 0 && self.settings.tasks.contains(&name);
+        if named || ordered.iter().any(|known| known.name == name) {
             return;
         }
         if let Some(one) = measured.iter().find(|one| one.name == name) {
             ordered.push(Measured { depth, ..one.clone() });
         } else if let Some(group) = self.groups.iter().find(|group| group.name == name) {
-            let mut below = Vec::new();
+            ordered.push(sum_up(group, depth, &self.within(name, measured)));
             for member in group.members {
-                self.add(member, depth + 1, measured, &mut below);
+                self.add(member, depth + 1, measured, ordered);
             }
-            ordered.push(sum_up(group, depth, &below));
-            ordered.append(&mut below);
+        }
+    }
+
+    /// The tasks that a name stands for, wherever they are listed.
+    fn within<'m>(&self, name: &str, measured: &'m [Measured]) -> Vec<&'m Measured> {
+        match self.groups.iter().find(|group| group.name == name) {
+            Some(group) => group.members.iter().flat_map(|member| self.within(member, measured)).collect(),
+            None => measured.iter().filter(|one| one.name == name).collect(),
         }
     }
 }
@@ -214,8 +222,7 @@ fn ask(
 }
 
 /// A group's own numbers: the mean over all questions of the tasks in it.
-fn sum_up(group: &Group, depth: usize, below: &[Measured]) -> Measured {
-    let tasks: Vec<_> = below.iter().filter(|one| !matches!(one.of, Of::Group { .. })).collect();
+fn sum_up(group: &Group, depth: usize, tasks: &[&Measured]) -> Measured {
     let metrics = tasks.first().map_or(&[][..], |task| &task.values);
     let values = metrics.iter().enumerate().map(|(at, &Value { metric, .. })| {
         let parts = tasks.iter().map(|task| (task.values[at].value, task.values[at].error, task.effective));

@@ -88,6 +88,11 @@ impl Text {
         Ok(Self { title, content: Content::Documents(documents) })
     }
 
+    /// A text that is at hand, as one document.
+    pub fn of(title: impl Into<String>, document: String) -> Self {
+        Self { title: title.into(), content: Content::Documents(vec![document]) }
+    }
+
     /// The text in a model's tokens, its documents with `end` between them.
     fn encode(&self, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<Vec<u32>, Error> {
         let mut tokens = Vec::new();

@@ -99,6 +99,12 @@ impl Report {
         notes
     }
 
+    /// Questions and windows that were looked at, each once, whatever groups they stand in.
+    pub fn items(&self) -> usize {
+        let tasks = self.measured.iter().filter(|one| !matches!(one.of, Of::Group { .. }));
+        tasks.map(|one| one.effective).sum()
+    }
+
     /// The results in the harness's shape. `config` is what is known of the model and the run.
     pub fn json(&self, plan: &Plan, config: Json) -> Json {
         let of = |value: &dyn Fn(&Measured) -> Json| -> Map<String, Json> {

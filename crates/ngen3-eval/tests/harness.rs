@@ -140,6 +140,41 @@ fn tasks_give_what_the_harness_gives() {
     }
 }
 
+#[test]
+fn what_was_asked_for_by_name_stands_once_and_is_counted_once() {
+    let data = data_dir();
+    let report = |tasks: &[&str]| {
+        let settings = Settings {
+            tasks,
+            data_dir: Some(data.path()),
+            num_fewshot: 0,
+            fewshot_seed: 1234,
+            limit: Some(2),
+            stride: None,
+        };
+        let plan = Plan::new(settings, None, &mut |_| true).unwrap();
+        with_model(|model| plan.run(model, &mut |_| true)).unwrap()
+    };
+    let whole = report(&["mmlu"]);
+    let of = |report: &Report, name: &str| {
+        let mut found = report.measured.iter().filter(|one| one.name == name);
+        let one = found.next().unwrap().clone();
+        assert!(found.next().is_none(), "{name} stands twice");
+        one
+    };
+    for names in [["mmlu_stem", "mmlu"], ["mmlu", "mmlu_stem"], ["mmlu_anatomy", "mmlu"], ["mmlu", "mmlu_anatomy"]] {
+        let found = report(&names);
+        assert_eq!((found.measured.len(), found.items()), (whole.measured.len(), whole.items()), "{names:?}");
+        let outermost: Vec<_> = found.measured.iter().filter(|one| one.depth == 0).map(|one| &one.name[..]).collect();
+        assert_eq!(outermost, names);
+        for name in names {
+            assert!(found.record().contains_key(name), "{names:?}: {name} is recorded");
+            let (found, expected) = (of(&found, name), of(&whole, name));
+            assert_eq!((found.effective, found.values), (expected.effective, expected.values), "{names:?}: {name}");
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Perplexities {
     text: String,

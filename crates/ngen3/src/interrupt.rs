@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use ngen3_data::Error;
+use ngen3_eval::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -23,7 +23,8 @@ impl std::error::Error for Interrupted {}
 /// Returns a flag that the first SIGINT or SIGTERM sets; a second signal ends the process with code 130.
 ///
 /// A command calls this once, looks at the flag between pieces of work, and returns [`Interrupted`] when it has tidied
-/// up. A command that never calls it is simply killed by the signal.
+/// up. A command that never calls it is simply killed by the signal. While a command has nothing to tidy up it may set the
+/// flag itself: the first signal then ends the process.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -36,9 +37,9 @@ pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// A library's result as a command's: its way of saying that it was stopped becomes [`Interrupted`].
-pub fn interruptible<T>(result: Result<T, Error>) -> anyhow::Result<T> {
-    result.map_err(|error| match error {
-        Error::Interrupted => Interrupted.into(),
+pub fn interruptible<T>(result: Result<T, impl Into<Error>>) -> anyhow::Result<T> {
+    result.map_err(|error| match error.into() {
+        Error::Interrupted | Error::Data(ngen3_data::Error::Interrupted) => Interrupted.into(),
         error => error.into(),
     })
 }

@@ -5,7 +5,9 @@ mod common;
 mod server;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use common::{fail, ngen3, succeed, texts};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, checkpoint};
@@ -113,6 +115,8 @@ fn results_travel_with_the_checkpoint_into_the_model_card() {
         &format!("    - type: \"acc\"\n      name: \"acc\"\n      value: {acc}\n"),
         &format!("| piqa | 1 | 0 | 400 | acc | {acc:.4} |"),
         "      name: \"a.txt\"\n      type: \"text\"\n",
+        "`ngen3 eval` measured this. EleutherAI's lm-evaluation-harness defines piqa, in the version that is given, except \
+         for acc_bytes.\n",
     ] {
         assert!(card.contains(part), "{part:?} is not in {card}");
     }
@@ -264,8 +268,13 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     assert!(error.ends_with(", perplexity"), "{error}");
     assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
     assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/anatomy");
-    assert!(complaint("--tasks perplexity").contains("name it with --text"));
-    assert!(complaint("--tasks piqa --data_dir sets --text x").starts_with("--text is for the task perplexity"));
+    for flag in ["--text x", "--stride 8"] {
+        let error = complaint(&format!("--tasks piqa --data_dir sets {flag}"));
+        assert_eq!(
+            error,
+            format!("{} is for the task perplexity, which is not among --tasks", &flag[..flag.len() - 2])
+        );
+    }
     assert_eq!(
         complaint("--tasks piqa --data_dir sets --num_fewshot 2"),
         "piqa: sets/piqa has no split \"train\"; it has: validation"
@@ -298,7 +307,14 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     let error = complaint("--tasks perplexity --text a.txt --stride 33");
     assert!(error.contains("a stride of 33 tokens: it is at least 1 and at most the block, 32"), "{error}");
     assert!(complaint("--tasks piqa --data_dir sets --out no/r.json").contains("there is no folder no"));
-    fail(folder.path(), "eval --model_checkpoint nowhere.pt --tasks piqa --data_dir sets", 1);
+    assert_eq!(complaint("--tasks piqa --data_dir sets --out sets"), "cannot write sets: it is a folder");
+    let error = complaint("--tasks piqa --data_dir sets --log_samples a.txt");
+    assert_eq!(error, "cannot write samples into a.txt: it is no folder");
+    // The last model is looked at before the first is measured.
+    let error = fail(folder.path(), "eval --model_checkpoint tiny_model.pt nowhere.pt --tasks piqa --data_dir sets", 1);
+    assert!(error.starts_with("cannot read nowhere.pt: "), "{error}");
+    let error = complaint("--tasks piqa --data_dir sets --variant 7M");
+    assert!(error.starts_with("tiny_model.pt is not a 7M model: "), "{error}");
     let mut offline = ngen3(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa");
     offline.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path().join("hf"));
     let error = common::complaint(&offline.output().unwrap(), 1);
@@ -306,6 +322,83 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
         error.contains("baber/piqa") && error.ends_with("(a folder of its data can be given with --data_dir)"),
         "{error}"
     );
+}
+
+#[test]
+fn without_a_text_the_perplexity_is_that_of_the_last_tenth_of_shakespeare() {
+    let folder = prepared();
+    let line = "eval --model_checkpoint tiny_model.pt --tasks piqa,perplexity --data_dir sets --limit 40 --out r.json";
+    succeed(folder.path(), &format!("{line} --stride 16"));
+    let value = || json_of(&folder.path().join("r.json"))["results"]["perplexity"]["perplexity,none"].clone();
+    let found = value();
+    let title = &json_of(&folder.path().join("r.json"))["configs"]["perplexity"]["text"];
+    assert_eq!(title, "the last tenth of builtin:shakespeare");
+    let text = String::from_utf8(common::shakespeare()).unwrap();
+    let from = text.len() / 10 * 9;
+    let start = from + text[from..].find('\n').unwrap() + 1;
+    write(&folder.path().join("a.txt"), &text[start..]);
+    succeed(folder.path(), &format!("{line} --stride 16 --text a.txt"));
+    assert_eq!(value(), found);
+}
+
+/// A limit on the size of files stands for a full disk, which a test cannot have.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_written_costs_no_measurement() {
+    let folder = prepared();
+    let folder = folder.path();
+    let before = fs::read(folder.join("tiny_model.pt")).unwrap();
+    // Ignoring SIGXFSZ makes the write fail instead of killing the program.
+    let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir sets \
+                  --out r.json";
+    let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_ngen3")]).current_dir(folder).output();
+    let (out, err) = texts(&output.unwrap(), 0);
+    assert!(out.contains("\npiqa        1       0    400  acc "), "{out}");
+    let note = "\nnote: the results were not added to tiny_model.pt: it is as it was: cannot write tiny_model.pt: ";
+    assert!(err.contains(note), "{err}");
+    assert_eq!(json_of(&folder.join("r.json"))["n-samples"]["piqa"]["effective"], 400);
+    assert!(fs::read(folder.join("tiny_model.pt")).unwrap() == before);
+}
+
+#[test]
+fn what_is_measured_is_kept_when_a_later_model_fails() {
+    let folder = prepared();
+    let folder = folder.path();
+    let mut params = ParamList::new(&config()).init(3);
+    params.fill(f32::NAN);
+    checkpoint::save(&folder.join("broken.pt"), &config(), &params, &CheckpointMeta::default()).unwrap();
+    let line = "eval --model_checkpoint tiny_model.pt broken.pt --tasks piqa --data_dir sets --out r.json";
+    let (out, err) = texts(&common::run(folder, line), 1);
+    assert!(out.lines().next().unwrap().ends_with("  tiny_model") && out.contains("\npiqa "), "{out}");
+    assert!(err.contains("\nerror: cannot measure broken.pt: "), "{err}");
+    let results = json_of(&folder.join("r.json"));
+    assert_eq!((&results[0]["model_name"], results.as_array().unwrap().len()), (&json!("tiny_model"), 1));
+    assert!(Checkpoint::load(&folder.join("tiny_model.pt")).unwrap().meta.evaluations.contains_key("piqa"));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_measured_is_kept_when_the_next_model_is_stopped() {
+    let folder = prepared();
+    let folder = folder.path();
+    let large = Config::new(4, 4, 128, 128, 50_257);
+    checkpoint::save(&folder.join("large.pt"), &large, &ParamList::new(&large).init(3), &CheckpointMeta::default())
+        .unwrap();
+    write(&folder.join("sets/piqa/validation.jsonl"), &piqa(2_000));
+    let line = "eval --model_checkpoint tiny_model.pt large.pt --tasks piqa --data_dir sets --out r.json";
+    let mut child = ngen3(folder, line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains("tiny_model: 2,000 items") {
+        assert_ne!(err.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    err.read_to_string(&mut text).unwrap();
+    let (out, _) = texts(&child.wait_with_output().unwrap(), 130);
+    assert!(text.ends_with("\nerror: cannot measure large.pt: interrupted\n"), "{text}");
+    assert!(out.lines().next().unwrap().ends_with("  tiny_model") && out.contains("\npiqa "), "{out}");
+    let results = json_of(&folder.join("r.json"));
+    assert_eq!((&results[0]["model_name"], results.as_array().unwrap().len()), (&json!("tiny_model"), 1));
 }
 
 #[test]

@@ -5,6 +5,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
+/// A metric of the harness's tasks that the harness does not have.
+const OUR_METRIC: &str = "acc_bytes";
+
 /// What was measured of one task.
 struct Task<'a> {
     name: &'a str,
@@ -29,6 +32,11 @@ impl<'a> Task<'a> {
             Some(Metric { name, value: metric["value"].as_f64()?, error: metric["stderr"].as_f64() })
         };
         metrics.filter_map(metric).collect()
+    }
+
+    /// Whether the harness defines it: it is no text of somebody's own.
+    fn is_the_harness_s(&self) -> bool {
+        self.record["dataset"]["type"] != "text"
     }
 
     fn number(&self, name: &str) -> String {
@@ -69,9 +77,14 @@ pub(super) fn index(evaluations: &Map<String, Value>) -> String {
 
 /// The section of a card; nothing if nothing was measured.
 pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> String) -> String {
-    let mut rows = String::new();
+    let (mut rows, mut names, mut has_ours) = (String::new(), Vec::new(), false);
     for task in Task::all(evaluations) {
-        for Metric { name, value, error } in task.metrics() {
+        let metrics = task.metrics();
+        if !metrics.is_empty() && task.is_the_harness_s() {
+            names.push(cell(task.name));
+            has_ours |= metrics.iter().any(|metric| metric.name == OUR_METRIC);
+        }
+        for Metric { name, value, error } in metrics {
             let error = error.map_or_else(String::new, |error| format!("{error:.4}"));
             let numbers = ["version", "n-shot", "n-samples"].map(|name| task.number(name)).join(" | ");
             writeln!(rows, "| {} | {numbers} | {} | {value:.4} | {error} |", cell(task.name), cell(name))
@@ -81,8 +94,16 @@ pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> S
     if rows.is_empty() {
         return rows;
     }
-    "## Evaluation\n\nTasks and versions are those of EleutherAI's lm-evaluation-harness; `ngen3 eval` measured them.\n\n\
-     | task | version | n-shot | items | metric | value | standard error |\n|---|---|---|---|---|---|---|\n"
-        .to_owned()
-        + &rows
+    let mut about = "`ngen3 eval` measured this.".to_owned();
+    if !names.is_empty() {
+        about += &format!(
+            " EleutherAI's lm-evaluation-harness defines {}, in the version that is given{}.",
+            names.join(", "),
+            if has_ours { format!(", except for {OUR_METRIC}") } else { String::new() }
+        );
+    }
+    format!(
+        "## Evaluation\n\n{about}\n\n| task | version | n-shot | items | metric | value | standard error |\n\
+         |---|---|---|---|---|---|---|\n{rows}"
+    )
 }

@@ -2,19 +2,20 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use ngen3_data::Tokenizer;
+use ngen3_data::source::shakespeare;
 use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Quant, Slot};
-use ngen3_eval::{Error, Metric, Model, Plan, Report, Settings, Text};
+use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
+use ngen3_train::last_tenth;
 use serde_json::{Value, json};
 
 use super::tokenize::show;
-use crate::interrupt::{self, Interrupted};
+use crate::interrupt::{self, interruptible};
 use crate::progress::{Progress, counted, write_line};
 use crate::threads::Threads;
 use crate::{model, stdout};
@@ -23,11 +24,12 @@ use crate::{model, stdout};
 ///
 /// The tasks piqa, hellaswag, winogrande and mmlu (or a part of it, such as mmlu_stem or mmlu_anatomy) are those of
 /// EleutherAI's lm-evaluation-harness: the same questions, prompts, examples and sums, so that the numbers can stand beside
-/// each other. The task perplexity measures a text: --text.
+/// each other. The task perplexity measures a text: --text, or else the last tenth of builtin:shakespeare.
 ///
 /// The tasks' data comes from the Hugging Face hub, or from a folder: --data_dir has a folder for each task (piqa,
 /// hellaswag, winogrande, mmlu/SUBJECT), with a file for each split in it (validation.jsonl, test.parquet), or is one task's
-/// own. What was measured of all questions is added to a checkpoint of ours, and export writes it into the model card.
+/// own. What was measured of all questions is added to a checkpoint of ours, and export writes it into the model card. An
+/// evaluation that is stopped, or fails, still gives the models that are done.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -52,14 +54,15 @@ pub struct Args {
     /// Only so many questions of each task, the first ones, or windows of the text: to try things out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// What perplexity measures: a text (as tokenize reads it) or a data.bin
+    /// What perplexity measures: a text (as tokenize reads it) or a data.bin [default: the last tenth of
+    /// builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Of a data.bin only the last part, which train kept for validation, such as 0.1
     #[arg(long, value_name = "F", requires = "text", value_parser = fraction)]
     val_fraction: Option<f64>,
     /// Tokens from one window over the text to the next [default: the model's block]
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     stride: Option<usize>,
     /// Write the results into a file, as JSON in the harness's shape; of several models, a list
     #[arg(long, value_name = "FILE")]
@@ -80,9 +83,14 @@ pub struct Args {
     threads: Threads,
 }
 
+/// The task that measures a text.
+const PERPLEXITY: &str = "perplexity";
+/// What it measures if no text is named.
+const DEFAULT_TEXT: &str = "the last tenth of builtin:shakespeare";
+
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks piqa,hellaswag,winogrande,mmlu --out results.json
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks piqa,hellaswag,winogrande,mmlu,perplexity --out results.json
   ngen3 eval --model_checkpoint 7M_model.pt openai-community/gpt2 --tasks piqa --data_dir benchmarks/
   ngen3 eval --model_checkpoint 7M_model.pt --tasks mmlu_stem --num_fewshot 5 --limit 100
   ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --stride 64
@@ -94,6 +102,16 @@ fn fraction(text: &str) -> Result<f64, String> {
     fraction.ok_or_else(|| "it is above 0 and at most 1".into())
 }
 
+/// A model that is to be measured.
+struct Candidate<'a> {
+    /// As the user named it.
+    named: &'a Path,
+    /// For columns and folders.
+    name: String,
+    /// Where it is.
+    path: PathBuf,
+}
+
 /// A model that was measured, with the weights that it has or with others made of them.
 struct Done {
     name: String,
@@ -103,40 +121,47 @@ struct Done {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let stop = interrupt::watch()?;
     args.threads.start()?;
-    let names = model_names(&args.model_checkpoint);
     let tasks: Vec<_> = args.tasks.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
     ensure!(!tasks.is_empty(), "no task is named");
-    let measured = args.text.is_none() || tasks.contains(&"perplexity");
-    ensure!(measured, "--text is for the task perplexity, which is not among --tasks");
-    for path in [args.out.as_deref(), args.log_samples.as_deref()].into_iter().flatten() {
-        check_parent(path)?;
+    for (flag, given) in [("--text", args.text.is_some()), ("--stride", args.stride.is_some())] {
+        let used = !given || tasks.contains(&PERPLEXITY);
+        ensure!(used, "{flag} is for the task perplexity, which is not among --tasks");
     }
-    let plan = plan(&args, &tasks, &stop)?;
-    let mut done = Vec::new();
-    for (named, name) in args.model_checkpoint.iter().zip(&names) {
-        done.extend(measure(&args, named, name, &plan, &stop)?);
-    }
+    check_outputs(&args)?;
+    // Before the signals are watched: a download that is stopped goes on the next time.
+    let plan = plan(&args, &tasks)?;
+    let models = candidates(&args)?;
+
+    let stop = interrupt::watch()?;
+    let mut run = Run { args: &args, plan: &plan, stop: &stop, done: Vec::new() };
+    let outcome = models.iter().try_for_each(|model| run.measure(model));
+    // What is measured is kept, whatever came after it.
+    let done = run.done;
     let models: Vec<_> = done.iter().map(|done| (done.name.as_str(), &done.report)).collect();
-    let mut out = ngen3_eval::table(&models);
+    let mut text = ngen3_eval::table(&models);
     if args.quant == Quant::Int8 {
-        out.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1])));
+        text.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1])));
     }
-    stdout::print(&out)?;
-    if let Some(out) = &args.out {
-        let mut results: Vec<_> = done.into_iter().map(|done| done.json).collect();
-        let results = if results.len() == 1 { results.remove(0) } else { results.into() };
-        files::write_atomic(out, |file| file.write_all(format!("{results:#}\n").as_bytes()))?;
+    let written = args.out.as_deref().map_or(Ok(()), |out| write_results(&args, out, &done));
+    let printed = stdout::print(&text);
+    if let (Err(_), Err(error)) = (&outcome, &written) {
+        write_line(&format!("note: {error}"));
     }
-    Ok(())
+    outcome.and(written).and(printed)
 }
 
 /// Reads all data, before the first model.
-fn plan<'a>(args: &'a Args, tasks: &'a [&'a str], stop: &Arc<AtomicBool>) -> anyhow::Result<Plan<'a>> {
+fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Plan<'a>> {
     let progress = Progress::bytes("reading");
-    let text =
-        args.text.as_deref().map(|text| Text::read(text, args.val_fraction, stop, &mut |event| show(&progress, event)));
+    let text = match args.text.as_deref() {
+        Some(text) => {
+            let never = AtomicBool::new(false);
+            Some(Text::read(text, args.val_fraction, &never, &mut |event| show(&progress, event))?)
+        }
+        None if tasks.contains(&PERPLEXITY) => Some(Text::of(DEFAULT_TEXT, last_tenth(&shakespeare()).to_owned())),
+        None => None,
+    };
     let settings = Settings {
         tasks,
         data_dir: args.data_dir.as_deref(),
@@ -147,78 +172,127 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str], stop: &Arc<AtomicBool>) -> any
     };
     let mut tell = |event| {
         show(&progress, event);
-        !stop.load(Ordering::Relaxed)
+        true
     };
-    interruptible(text.transpose().and_then(|text| Plan::new(settings, text, &mut tell)))
+    Ok(Plan::new(settings, text, &mut tell)?)
 }
 
-/// Measures one model, if that is asked for with rounded weights too; writes its samples, and adds the results of the weights
-/// that it has to its checkpoint.
-fn measure(args: &Args, named: &Path, name: &str, plan: &Plan, stop: &AtomicBool) -> anyhow::Result<Vec<Done>> {
-    let (found, checkpoint) = model::load(named, args.variant)?;
-    let tokenizer = model::tokenizer(named, &checkpoint.config, &checkpoint.meta)?;
-    let Checkpoint { config, params, meta } = checkpoint;
-    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-    let mut engine = CpuEngine::new(config.clone(), params, options)?;
-    let tokenizer = tokenizer.as_ref();
-    let plain = measure_engine(args, named, name.into(), plan, &mut engine, tokenizer, stop)?;
-    let mut done = vec![plain];
-    if args.quant == Quant::Int8 {
-        let params = engine.read(Slot::Params).into_owned();
-        drop(engine);
-        let mut engine = CpuEngine::new(config, params, Options { quant: Quant::Int8, ..options })?;
-        let mut rounded = measure_engine(args, named, format!("{name}-int8"), plan, &mut engine, tokenizer, stop)?;
-        rounded.json["config"]["quant"] = "int8".into();
-        done.push(rounded);
+/// Finds all models, and reads each, so that what is wrong with the last one is known before the first is measured.
+fn candidates(args: &Args) -> anyhow::Result<Vec<Candidate<'_>>> {
+    let names = model_names(&args.model_checkpoint);
+    let mut candidates = Vec::new();
+    for (named, name) in args.model_checkpoint.iter().zip(names) {
+        let (found, Checkpoint { config, meta, .. }) = model::load(named, args.variant)?;
+        model::tokenizer(named, &config, &meta)?;
+        candidates.push(Candidate { named, name, path: found.path });
     }
-    if !args.no_merge {
-        merge(&found.path, meta.iter_num, &done[0].report, args.limit.is_some())?;
-    }
-    Ok(done)
+    Ok(candidates)
 }
 
-/// Measures what an engine holds; writes its samples.
-fn measure_engine(
-    args: &Args,
-    named: &Path,
-    name: String,
-    plan: &Plan,
-    engine: &mut CpuEngine,
-    tokenizer: Option<&Tokenizer>,
-    stop: &AtomicBool,
-) -> anyhow::Result<Done> {
-    let started = Instant::now();
-    let report = ask(plan, engine, tokenizer, stop);
-    let report = report.with_context(|| format!("cannot measure {}", named.display()))?;
-    let seconds = started.elapsed().as_secs_f64();
-    let items: usize = report.measured.iter().filter(|one| one.depth == 0).map(|one| one.effective).sum();
-    let rate = (items as f64 / seconds.max(1e-9)).round() as u64;
-    write_line(&format!("{name}: {} items in {seconds:.1} s ({}/s)", counted(items as u64), counted(rate)));
-    for note in report.notes() {
-        write_line(&format!("note: {note}"));
+/// The work, and what is done of it.
+struct Run<'a> {
+    args: &'a Args,
+    plan: &'a Plan<'a>,
+    stop: &'a AtomicBool,
+    done: Vec<Done>,
+}
+
+impl Run<'_> {
+    /// Measures one model, if that is asked for with rounded weights too; adds the results of the weights that it has to its
+    /// checkpoint.
+    fn measure(&mut self, model: &Candidate) -> anyhow::Result<()> {
+        let args = self.args;
+        let Checkpoint { config, params, meta } = Checkpoint::load(&model.path)?;
+        let tokenizer = model::tokenizer(model.named, &config, &meta)?;
+        let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
+        let mut engine = CpuEngine::new(config.clone(), params, options)?;
+        let plain = self.ask(model, Quant::None, &mut engine, tokenizer.as_ref())?;
+        if !args.no_merge {
+            merge(&model.path, meta.iter_num, &plain.report, args.limit.is_some());
+        }
+        self.keep(plain)?;
+        if args.quant == Quant::Int8 {
+            let params = engine.read(Slot::Params).into_owned();
+            drop(engine);
+            let mut engine = CpuEngine::new(config, params, Options { quant: Quant::Int8, ..options })?;
+            let rounded = self.ask(model, Quant::Int8, &mut engine, tokenizer.as_ref())?;
+            self.keep(rounded)?;
+        }
+        Ok(())
     }
 
-    let mut json = report.json(
-        plan,
-        json!({
-            "model": "ngen3",
-            "model_args": named.display().to_string(),
-            "model_num_parameters": ParamList::new(engine.config()).total(),
-            "model_dtype": engine.dtype().to_string(),
-            "device": "cpu",
-            "limit": args.limit,
-            "fewshot_seed": args.fewshot_seed,
-        }),
-    );
-    json["model_name"] = name.clone().into();
-    json["max_length"] = engine.config().block_size.into();
-    json["eot_token_id"] = tokenizer.and_then(Tokenizer::eot).into();
-    json["ngen3_version"] = env!("CARGO_PKG_VERSION").into();
-    json["total_evaluation_time_seconds"] = format!("{seconds:.3}").into();
-    if let Some(folder) = &args.log_samples {
-        report.write_samples(plan, &folder.join(&name))?;
+    /// Measures what an engine holds.
+    fn ask(
+        &self,
+        model: &Candidate,
+        quant: Quant,
+        engine: &mut CpuEngine,
+        tokenizer: Option<&Tokenizer>,
+    ) -> anyhow::Result<Done> {
+        let started = Instant::now();
+        let progress = Progress::items("evaluating");
+        let mut tell = |at: ngen3_eval::Progress| {
+            progress.set_total(Some(at.total as u64));
+            progress.set(at.done as u64, at.task);
+            !self.stop.load(Ordering::Relaxed)
+        };
+        let report = interruptible(self.plan.run(&mut Model { engine, tokenizer }, &mut tell));
+        drop(progress);
+        let report = report.with_context(|| format!("cannot measure {}", model.named.display()))?;
+        let seconds = started.elapsed().as_secs_f64();
+        let items = report.items() as u64;
+        let rate = (items as f64 / seconds.max(1e-9)).round() as u64;
+        let name = match quant {
+            Quant::None => model.name.clone(),
+            Quant::Int8 => format!("{}-int8", model.name),
+        };
+        write_line(&format!("{name}: {} items in {seconds:.1} s ({}/s)", counted(items), counted(rate)));
+        for note in report.notes() {
+            write_line(&format!("note: {note}"));
+        }
+
+        let mut json = report.json(
+            self.plan,
+            json!({
+                "model": "ngen3",
+                "model_args": model.named.display().to_string(),
+                "model_num_parameters": ParamList::new(engine.config()).total(),
+                "model_dtype": engine.dtype().to_string(),
+                "device": "cpu",
+                "limit": self.args.limit,
+                "fewshot_seed": self.args.fewshot_seed,
+            }),
+        );
+        json["model_name"] = name.clone().into();
+        json["max_length"] = engine.config().block_size.into();
+        json["eot_token_id"] = tokenizer.and_then(Tokenizer::eot).into();
+        json["ngen3_version"] = env!("CARGO_PKG_VERSION").into();
+        json["total_evaluation_time_seconds"] = format!("{seconds:.3}").into();
+        if quant == Quant::Int8 {
+            json["config"]["quant"] = "int8".into();
+        }
+        Ok(Done { name, report, json })
     }
-    Ok(Done { name, report, json })
+
+    /// Keeps what was measured, then writes its samples, which can fail.
+    fn keep(&mut self, done: Done) -> anyhow::Result<()> {
+        self.done.push(done);
+        match (&self.args.log_samples, self.done.last()) {
+            (Some(folder), Some(done)) => Ok(done.report.write_samples(self.plan, &folder.join(&done.name))?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes what is measured as JSON: a list, unless only one model was to be measured.
+fn write_results(args: &Args, out: &Path, done: &[Done]) -> anyhow::Result<()> {
+    let several = args.model_checkpoint.len() > 1 || args.quant != Quant::None;
+    let text = match done {
+        [] => return Ok(()),
+        [one] if !several => format!("{:#}\n", one.json),
+        all => format!("{:#}\n", all.iter().map(|one| &one.json).cloned().collect::<Value>()),
+    };
+    Ok(files::write_atomic(out, |file| file.write_all(text.as_bytes()))?)
 }
 
 /// What rounded weights cost in perplexity, in a line, if that was measured.
@@ -232,43 +306,32 @@ fn cost(plain: &Done, rounded: &Done) -> Option<String> {
     Some(format!("{name}: perplexity {before:.4}, with int8 weights {after:.4} ({percent:+.2} %)\n"))
 }
 
-fn ask(
-    plan: &Plan,
-    engine: &mut CpuEngine,
-    tokenizer: Option<&Tokenizer>,
-    stop: &AtomicBool,
-) -> anyhow::Result<Report> {
-    let progress = Progress::items("evaluating");
-    let mut tell = |at: ngen3_eval::Progress| {
-        progress.set_total(Some(at.total as u64));
-        progress.set(at.done as u64, at.task);
-        !stop.load(Ordering::Relaxed)
-    };
-    interruptible(plan.run(&mut Model { engine, tokenizer }, &mut tell))
-}
-
-/// Adds results to a checkpoint of ours, unless only some questions were asked, or the file has changed meanwhile.
-fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) -> anyhow::Result<()> {
+/// Adds results to a checkpoint of ours, unless only some questions were asked, or the file has changed meanwhile. What was
+/// measured is worth more than that: if the file cannot be written, that is only told.
+fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) {
     let shown = path.display();
     let mut changed = false;
+    let mut amend = || {
+        checkpoint::amend(path, |meta| {
+            changed = meta.iter_num != iter_num;
+            if !changed {
+                meta.evaluations.extend(report.record());
+            }
+        })
+    };
     let reason = if limited {
-        "--limit left questions out"
+        "--limit left questions out".into()
     } else if path.is_dir() {
-        "it is a folder"
-    } else if !checkpoint::amend(path, |meta| {
-        changed = meta.iter_num != iter_num;
-        if !changed {
-            meta.evaluations.extend(report.record());
-        }
-    })? {
-        "another program wrote it"
-    } else if changed {
-        "it was trained on meanwhile"
+        "it is a folder".into()
     } else {
-        return Ok(());
+        match amend() {
+            Ok(true) if !changed => return,
+            Ok(true) => "it was trained on meanwhile".into(),
+            Ok(false) => "another program wrote it".into(),
+            Err(error) => format!("it is as it was: {error}"),
+        }
     };
     write_line(&format!("note: the results were not added to {shown}: {reason}"));
-    Ok(())
 }
 
 /// Names for columns and folders: what files are called, or their whole paths where two are called alike.
@@ -282,21 +345,22 @@ fn model_names(models: &[PathBuf]) -> Vec<String> {
 }
 
 /// Better now than after an hour.
-fn check_parent(path: &Path) -> anyhow::Result<()> {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            anyhow::bail!("cannot write {}: there is no folder {}", path.display(), folder.display())
+fn check_outputs(args: &Args) -> anyhow::Result<()> {
+    for path in [args.out.as_deref(), args.log_samples.as_deref()].into_iter().flatten() {
+        match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+                bail!("cannot write {}: there is no folder {}", path.display(), folder.display())
+            }
+            _ => {}
+        }
+    }
+    match (&args.out, &args.log_samples) {
+        (Some(out), _) if out.is_dir() => bail!("cannot write {}: it is a folder", out.display()),
+        (_, Some(folder)) if folder.exists() && !folder.is_dir() => {
+            bail!("cannot write samples into {}: it is no folder", folder.display())
         }
         _ => Ok(()),
     }
-}
-
-/// A library's result as a command's: its way of saying that it was stopped becomes [`Interrupted`].
-fn interruptible<T>(result: Result<T, Error>) -> anyhow::Result<T> {
-    result.map_err(|error| match error {
-        Error::Interrupted | Error::Data(ngen3_data::Error::Interrupted) => Interrupted.into(),
-        error => error.into(),
-    })
 }
 
 #[cfg(test)]
