@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -83,6 +83,72 @@ fn a_conversation_is_saved_as_finetune_reads_it() {
 }
 
 #[test]
+fn a_file_that_is_there_is_added_to() {
+    let folder = folder();
+    let folder = folder.path();
+    let (_, err) = talk(folder, "", "Hello\n/save x.jsonl\n");
+    assert_eq!(err, "x.jsonl: 2 turns\n");
+    let first = fs::read_to_string(folder.join("x.jsonl")).unwrap();
+    // As an editor may leave it.
+    fs::write(folder.join("x.jsonl"), first.trim_end()).unwrap();
+    let (_, err) = talk(folder, " --system Loud!", "Who?\nYou?\n/save x.jsonl\n");
+    assert_eq!(err, "added to x.jsonl: 5 turns\n");
+    let both = fs::read_to_string(folder.join("x.jsonl")).unwrap();
+    let second: Value = serde_json::from_str(both.strip_prefix(&first).unwrap()).unwrap();
+    assert_eq!(second["messages"][0], json!({ "role": "system", "content": "Loud!" }));
+    succeed(folder, "tokenize --dataset talks --chats x.jsonl");
+
+    let model = fs::read(folder.join("tiny.pt")).unwrap();
+    let (_, err) = talk(folder, "", "Hello\n/save tiny.pt\n");
+    assert_eq!(err, "error: tiny.pt is there and does not hold lines of JSON; give another name\n");
+    assert!(fs::read(folder.join("tiny.pt")).unwrap() == model);
+}
+
+#[test]
+fn what_is_saved_is_all_that_was_answered() {
+    let folder = folder();
+    let folder = folder.path();
+    // An answer of no tokens is none.
+    let line = "chat --model_checkpoint tiny.pt --length 0";
+    let (_, err) = talk_by(ngen3(folder, line), "Hello\n/save x.jsonl\n");
+    assert_eq!(err, "error: nothing has been answered yet\n");
+    // What the model has forgotten is in the file.
+    let long = format!("{}\n", "word ".repeat(20).trim());
+    let (_, err) = talk(folder, "", &format!("{}/save x.jsonl\n/reset\nHello\n/save y.jsonl\n", long.repeat(3)));
+    assert!(err.contains("the oldest turns are forgotten"), "{err}");
+    assert!(err.ends_with("\nx.jsonl: 6 turns\ny.jsonl: 2 turns\n"), "{err}");
+    let saved: Value = serde_json::from_slice(&fs::read(folder.join("x.jsonl")).unwrap()).unwrap();
+    assert_eq!(saved["messages"].as_array().unwrap().len(), 6);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
+    let folder = folder();
+    let line = "chat --model_checkpoint tiny.pt --length 100000000 --temperature 0";
+    let mut child = ngen3(folder.path(), line);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id().to_string();
+    let interrupt = || assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let (mut stdin, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // A template without an end: the answer goes on until it is stopped.
+    stdin.write_all(b"Hello\n").unwrap();
+    let mut byte = [0];
+    out.read_exact(&mut byte).unwrap();
+    interrupt();
+    let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
+    let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+    assert_eq!(err.next().unwrap().unwrap(), "(stopped)");
+    // A line that is answered on stderr: it waits for the next one.
+    stdin.write_all(b"/nonsense\n").unwrap();
+    assert!(err.next().unwrap().unwrap().contains("no command /nonsense"));
+    interrupt();
+    drop(stdin);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drain.join().unwrap().unwrap();
+}
+
+#[test]
 fn commands_that_fail_do_not_end_the_conversation() {
     let folder = folder();
     let folder = folder.path();
@@ -94,7 +160,7 @@ fn commands_that_fail_do_not_end_the_conversation() {
         lines[..3],
         [
             "error: /save needs the name of a file",
-            "error: nothing has been said yet",
+            "error: nothing has been answered yet",
             "error: there is no command /nonsense; /help lists them"
         ]
     );

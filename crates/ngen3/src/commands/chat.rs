@@ -1,15 +1,16 @@
 //! `ngen3 chat`: a conversation with a model, in the terminal.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::fs;
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use ngen3_data::chat::{ChatEncoder, Message, Role};
 use ngen3_engine::{CpuEngine, Dtype, Options, Sampling};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{Checkpoint, Variant};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::sample::seed_of_the_moment;
 use crate::progress::write_line;
@@ -20,7 +21,8 @@ use crate::{interrupt, model, stdout};
 /// Talk to a model
 ///
 /// Each line is a turn; the answer goes to stdout as it is made. The model sees the whole conversation; when that outgrows its
-/// block, the oldest turns are forgotten. A line that begins with / is a command: /help lists them. Ctrl-C stops an answer.
+/// block, the oldest turns are forgotten. A line that begins with / is a command: /help lists them. Ctrl-C stops an answer; where
+/// there is none to stop, it ends the chat.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -66,7 +68,7 @@ Examples:
 
 const HELP: &str = "\
 /reset      forget the conversation
-/save FILE  write the conversation as a line of JSON, which finetune reads
+/save FILE  write the conversation as a line of JSON, which finetune reads; a file that is there is added to
 /help       this
 /quit       end (so does Ctrl-D)
 ";
@@ -92,8 +94,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
 
     let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
-    let mut talk = Talk { encoder, block_size, length: args.length, messages: system.collect(), system: 0 };
-    talk.system = talk.messages.len();
+    let messages: Vec<_> = system.collect();
+    let system = messages.len();
+    let mut talk = Talk { encoder, block_size, length: args.length, messages, system, first: system };
     let terminal = std::io::stdin().is_terminal();
     let mut lines = std::io::stdin().lock();
     if terminal {
@@ -101,6 +104,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut turn = 0;
     loop {
+        // There is no answer to stop: the first signal ends the program.
+        stop.store(true, Ordering::Relaxed);
         if terminal {
             ask();
         }
@@ -113,9 +118,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "" => {}
             "/quit" => return Ok(()),
             "/help" => stdout::print(HELP)?,
-            "/reset" => talk.messages.truncate(talk.system),
+            "/reset" => talk.reset(),
             command if command.starts_with('/') => {
-                if let Err(error) = other(command, &talk.messages) {
+                if let Err(error) = other(command, &talk) {
                     write_line(&format!("error: {error:#}"));
                 }
             }
@@ -140,23 +145,36 @@ fn ask() {
 }
 
 /// A command that can fail.
-fn other(command: &str, messages: &[Message]) -> anyhow::Result<()> {
+fn other(command: &str, talk: &Talk) -> anyhow::Result<()> {
     match command.split_once(char::is_whitespace).unwrap_or((command, "")) {
-        ("/save", file) if !file.trim().is_empty() => save(Path::new(file.trim()), messages),
+        ("/save", file) if !file.trim().is_empty() => save(Path::new(file.trim()), &talk.answered()),
         ("/save", _) => bail!("/save needs the name of a file"),
         (name, _) => bail!("there is no command {name}; /help lists them"),
     }
 }
 
-fn save(path: &Path, messages: &[Message]) -> anyhow::Result<()> {
-    if messages.is_empty() {
-        bail!("nothing has been said yet");
+/// Writes a conversation into a file, after those that are in it.
+fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
+    ensure!(messages.iter().any(|message| message.role == Role::Assistant), "nothing has been answered yet");
+    let shown = path.display();
+    let before = match fs::read(path) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {shown}, to add to it")),
+    };
+    let added = before.is_some();
+    let is_object = |line: &str| line.trim().is_empty() || serde_json::from_str::<Map<String, Value>>(line).is_ok();
+    let text = String::from_utf8(before.unwrap_or_default()).ok().filter(|text| text.lines().all(is_object));
+    let mut text =
+        text.with_context(|| format!("{shown} is there and does not hold lines of JSON; give another name"))?;
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
     }
     let turns: Vec<_> =
         messages.iter().map(|message| json!({ "role": message.role.name(), "content": message.content })).collect();
-    let line = format!("{}\n", json!({ "messages": turns }));
-    write_atomic(path, |file| file.write_all(line.as_bytes()))?;
-    write_line(&format!("{}: {} turns", path.display(), messages.len()));
+    text += &format!("{}\n", json!({ "messages": turns }));
+    write_atomic(path, |file| file.write_all(text.as_bytes()))?;
+    write_line(&format!("{}{shown}: {} turns", if added { "added to " } else { "" }, messages.len()));
     Ok(())
 }
 
@@ -166,12 +184,28 @@ struct Talk {
     block_size: usize,
     /// Most tokens of an answer.
     length: usize,
+    /// All that was said; each turn of the user has its answer after it.
     messages: Vec<Message>,
     /// How many of the messages came before the first turn, and stay.
     system: usize,
+    /// The first turn that the model still sees.
+    first: usize,
 }
 
 impl Talk {
+    /// Forgets all turns.
+    fn reset(&mut self) {
+        self.messages.truncate(self.system);
+        self.first = self.system;
+    }
+
+    /// What there is to learn from: no turn is empty, as one that was stopped may be, and no question without an answer.
+    fn answered(&self) -> Vec<&Message> {
+        let (system, turns) = self.messages.split_at(self.system);
+        let turns = turns.chunks(2).filter(|pair| pair.iter().all(is_said)).flatten();
+        system.iter().filter(|message| is_said(message)).chain(turns).collect()
+    }
+
     /// Answers a turn on stdout. The inner error is one that the conversation survives.
     fn answer(
         &mut self,
@@ -206,14 +240,14 @@ impl Talk {
     /// The ids of the conversation, after forgetting the oldest turns as long as there is too little room for an answer.
     fn prompt(&mut self) -> Result<Vec<u32>, String> {
         let room = self.length.min(self.block_size / 4).max(1);
-        let mut first = self.system;
+        let mut first = self.first;
         loop {
             let kept = [&self.messages[..self.system], &self.messages[first..]].concat();
             let ids = self.encoder.prompt(&kept).map_err(|error| error.to_string())?;
             if ids.len() + room <= self.block_size {
-                self.messages = kept;
-                if first > self.system {
-                    let forgotten = first - self.system;
+                if first > self.first {
+                    let forgotten = first - self.first;
+                    self.first = first;
                     write_line(&format!(
                         "note: the block is full; the oldest turns are forgotten (count: {forgotten})"
                     ));
@@ -231,4 +265,8 @@ impl Talk {
             }
         }
     }
+}
+
+fn is_said(message: &Message) -> bool {
+    !message.content.trim().is_empty()
 }
