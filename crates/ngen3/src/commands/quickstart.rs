@@ -1,10 +1,12 @@
 //! `ngen3 quickstart`: the whole path on a small scale, by typing the other commands one after the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use clap::Parser;
 
+use crate::interrupt::{self, Interrupted};
 use crate::progress::write_line;
 use crate::{Cli, stdout};
 
@@ -28,12 +30,16 @@ Examples:
   ngen3 quickstart
   ngen3 quickstart --dir playground --steps 200";
 
+/// What the commands make.
+const DATA: &str = "_data_tinyshakespeare_/data.bin";
+const MODEL: &str = "7M_model.pt";
+
 /// What is typed, with what it is for. A vocabulary of 2,048 learned from the text itself makes each step a sixth as long
 /// as GPT-2's 50,257 would, so that the model gets to see the plays several times.
 fn script(steps: u64) -> Vec<(&'static str, Vec<String>)> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let train = format!(
-        "train --variant 7M --data _data_tinyshakespeare_/data.bin --max_iters {steps} --learning_rate 2e-3 \
+        "train --variant 7M --data {DATA} --max_iters {steps} --learning_rate 2e-3 \
          --log_interval 100 --eval_interval {}",
         (steps / 4).max(1)
     );
@@ -61,18 +67,31 @@ fn script(steps: u64) -> Vec<(&'static str, Vec<String>)> {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let dir = &args.dir;
-    if dir.join("7M_model.pt").exists() {
+    if dir.join(MODEL).exists() {
         anyhow::bail!(
             "{} holds a quickstart already: give another folder with --dir, or remove this one",
             dir.display()
         );
     }
+    let program = program()?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     std::env::set_current_dir(dir).with_context(|| format!("cannot enter the folder {}", dir.display()))?;
+    let stop = interrupt::watch()?;
     for (purpose, words) in script(args.steps) {
         write_line(&format!("\n# {purpose}\n$ ngen3 {}", words.join(" ")));
         let command = Cli::try_parse_from(std::iter::once("ngen3".to_owned()).chain(words))?.command;
-        command.run()?;
+        command.run().inspect_err(|error| {
+            // The run says how to go on from where it is; whoever reads it is elsewhere.
+            if error.is::<Interrupted>() && Path::new(MODEL).exists() {
+                write_line(&format!(
+                    "from here that is: cd {dir:?} && {program:?} train --data {DATA} --out {MODEL} --resume"
+                ));
+            }
+        })?;
+        // Some commands do not listen, and had their way.
+        if stop.load(Ordering::Relaxed) {
+            return Err(Interrupted.into());
+        }
     }
     stdout::print(&format!(
         "
@@ -90,6 +109,13 @@ And with a text of your own, and GPT-2's vocabulary:
         dir.display(),
         args.steps * 2,
     ))
+}
+
+/// This program, as it can be typed in any folder.
+fn program() -> anyhow::Result<PathBuf> {
+    let typed = PathBuf::from(std::env::args_os().next().unwrap_or_else(|| "ngen3".into()));
+    let is_found_by_name = typed.components().count() == 1;
+    if is_found_by_name { Ok(typed) } else { std::path::absolute(&typed).context("cannot tell where this program is") }
 }
 
 #[cfg(test)]
