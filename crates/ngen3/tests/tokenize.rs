@@ -173,9 +173,14 @@ fn bad_input_gives_one_line_and_changes_nothing() {
         let error = fail(root, &format!("tokenize {line}"), 1);
         assert!(error.starts_with(expected), "{line}: {error}");
     }
-    for line in
-        ["--dataset x", "--txt builtin:shakespeare", "--dataset x --txt a --threads 0", "--dataset x --txt a --no"]
-    {
+    for line in [
+        "--dataset x",
+        "--txt builtin:shakespeare",
+        "--dataset x --txt a --threads 0",
+        "--dataset x --txt a --no",
+        "--dataset x --txt builtin:shakespeare --skip_bad",
+        "--dataset x --txt builtin:shakespeare --chat_template t.jinja",
+    ] {
         let (out, err) = texts(&run(root, &format!("tokenize {line}")), 2);
         assert!(out.is_empty() && err.starts_with("error: "), "{err}");
     }

@@ -28,11 +28,12 @@ use crate::threads::Threads;
 /// HF_HUB_OFFLINE mean what they mean there. A download that was broken off goes on where it was.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
+#[command(mut_arg("chat_template", |arg| arg.requires("chats")), mut_arg("skip_bad", |arg| arg.requires("chats")))]
 pub struct Args {
     #[command(flatten)]
     rows: Rows,
     /// What stands between the turns of a conversation; \n is a line break, \t a tab
-    #[arg(long, value_name = "TEXT", default_value = r"\n", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", default_value = r"\n", conflicts_with = "chats", allow_hyphen_values = true)]
     hf_separator: String,
     /// Name of the dataset that is made; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]

@@ -28,8 +28,8 @@ pub struct Args {
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
     /// Check that the model is of this variant
-    #[arg(long, value_name = "NAME")]
-    variant: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    variant: Option<&'static Variant>,
     /// Text to continue; - reads it from stdin [default: a new document]
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
@@ -94,10 +94,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     // What can be wrong is looked at before a large file is read.
     sampling.validate()?;
     let prompt = read_prompt(&args)?;
-    let variant = args.variant.as_deref().map(Variant::by_name).transpose()?;
 
     let path = &args.model_checkpoint;
-    let (_, Checkpoint { config, params, meta }) = model::load(path, variant)?;
+    let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
     let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
         bail!(
             "{} does not say which tokenizer made its {} token ids, and they are not GPT-2's: it cannot continue text",

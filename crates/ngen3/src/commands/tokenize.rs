@@ -22,6 +22,8 @@ use crate::threads::Threads;
 /// tokenizer. A UTF-8 byte order mark at the start of a file is dropped.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
+#[command(mut_arg("chat_template", |arg| arg.conflicts_with("txt")))]
+#[command(mut_arg("skip_bad", |arg| arg.conflicts_with("txt")))]
 pub struct Args {
     /// Name of the dataset; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
