@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -13,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use ureq::http::{Method, StatusCode, header};
+use ureq::http::{HeaderMap, Method, StatusCode, header};
 
 use super::client::{Payload, Trouble, persist};
 use super::{Hub, Tell, check_name, is_safe_path};
@@ -207,6 +208,14 @@ impl Session<'_> {
             let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             match self.hub.client.send(&Method::POST, &self.url("api/repos/create"), payload) {
                 Err(Trouble::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
+                // A token for this repository alone may not make any, and need not if it is there.
+                Err(trouble @ Trouble::Refused { status: StatusCode::FORBIDDEN, .. }) => {
+                    let url = self.url(&format!("api/models/{}", self.name));
+                    match self.hub.client.request(&Method::GET, &url, &HeaderMap::new()) {
+                        Err(Trouble::Refused { .. }) => Err(trouble),
+                        found => found.map(drop),
+                    }
+                }
                 Err(trouble) => Err(trouble),
             }
         })
@@ -259,9 +268,7 @@ impl Session<'_> {
                 return Err(refused(format!("the hub refuses it: {words}")));
             }
             if let Some(actions) = &object.actions {
-                self.send_object(upload, actions, &mut |sent| {
-                    tell(Event::Downloading { done: done + sent, total: Some(total) })
-                })?;
+                self.send_object(upload, actions, done..total, tell)?;
             }
             done += upload.size;
             if !tell(Event::Downloading { done, total: Some(total) }) {
@@ -271,14 +278,21 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Uploads one file, whole or in parts, and has it verified.
-    fn send_object(&self, upload: &Upload, actions: &Actions, sent: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+    /// Uploads one file, whole or in parts, and has it verified. `progress` is from the bytes of the files before it to those
+    /// of all.
+    fn send_object(
+        &self,
+        upload: &Upload,
+        actions: &Actions,
+        progress: Range<u64>,
+        tell: &mut Tell,
+    ) -> Result<(), Error> {
         let title = format!("{} for {}", upload.path, self.title);
         let wrong = |reason: String| Error::Hub { name: title.clone(), reason };
         let header = &actions.upload.header;
         let Some(chunk) = header.get("chunk_size") else {
-            self.put(&title, upload, &actions.upload.href, 0..upload.size, sent)?;
-            return self.verify(upload, actions, sent);
+            self.put(&title, upload, &actions.upload.href, 0..upload.size, &progress, tell)?;
+            return self.verify(upload, actions, tell);
         };
         let size = chunk.as_u64().or_else(|| chunk.as_str()?.parse().ok()).filter(|&size| size > 0);
         let size = size.ok_or_else(|| wrong(format!("the hub wants parts of {chunk} bytes")))?;
@@ -292,16 +306,16 @@ impl Session<'_> {
         let mut etags = Vec::new();
         for (i, (_, url)) in (0..).zip(&parts) {
             let range = i * size..((i + 1) * size).min(upload.size);
-            let etag = self.put(&title, upload, url, range, sent)?;
+            let etag = self.put(&title, upload, url, range, &progress, tell)?;
             let etag = etag.ok_or_else(|| wrong(format!("part {} was taken without an ETag", i + 1)))?;
             etags.push(json!({ "partNumber": i + 1, "etag": etag }));
         }
         let body = json!({ "oid": upload.sha256, "parts": etags }).to_string();
-        persist(&title, &mut |_| sent(upload.size), |_| {
+        persist(&title, tell, |_| {
             let payload = Payload { kind: GIT_LFS, reader: &mut body.as_bytes(), length: body.len() as u64 };
             self.hub.client.send(&Method::POST, &actions.upload.href, payload).map(drop)
         })?;
-        self.verify(upload, actions, sent)
+        self.verify(upload, actions, tell)
     }
 
     /// Puts some bytes of a file; gives the ETag of what was taken.
@@ -310,14 +324,16 @@ impl Session<'_> {
         title: &str,
         upload: &Upload,
         url: &str,
-        range: std::ops::Range<u64>,
-        sent: &mut dyn FnMut(u64) -> bool,
+        range: Range<u64>,
+        progress: &Range<u64>,
+        tell: &mut Tell,
     ) -> Result<Option<String>, Error> {
-        persist(title, &mut |_| true, |_| {
+        persist(title, tell, |tell| {
             let mut file = upload.open()?;
             file.seek(SeekFrom::Start(range.start)).map_err(|error| read_error(&upload.file, &error))?;
             let length = range.end - range.start;
-            let mut reader = Watched { file: file.take(length), done: range.start, sent: &mut *sent, stopped: false };
+            let (done, total) = (progress.start + range.start, Some(progress.end));
+            let mut reader = Watched { file: file.take(length), done, total, tell, stopped: false };
             let payload = Payload { kind: "application/octet-stream", reader: &mut reader, length };
             let answer = self.hub.client.send(&Method::PUT, url, payload);
             if reader.stopped {
@@ -329,10 +345,10 @@ impl Session<'_> {
         })
     }
 
-    fn verify(&self, upload: &Upload, actions: &Actions, sent: &mut dyn FnMut(u64) -> bool) -> Result<(), Error> {
+    fn verify(&self, upload: &Upload, actions: &Actions, tell: &mut Tell) -> Result<(), Error> {
         let Some(verify) = &actions.verify else { return Ok(()) };
         let body = json!({ "oid": upload.sha256, "size": upload.size }).to_string();
-        persist(&format!("{} for {}", upload.path, self.title), &mut |_| sent(upload.size), |_| {
+        persist(&format!("{} for {}", upload.path, self.title), tell, |_| {
             let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             self.hub.client.send(&Method::POST, &verify.href, payload).map(drop)
         })
@@ -367,16 +383,18 @@ impl Session<'_> {
 }
 
 /// A part of a file that tells how far it was read, and ends when told to.
-struct Watched<'a> {
+struct Watched<'a, 'b> {
     file: io::Take<File>,
+    /// Bytes of all files that were sent, and that there are.
     done: u64,
-    sent: &'a mut dyn FnMut(u64) -> bool,
+    total: Option<u64>,
+    tell: &'a mut Tell<'b>,
     stopped: bool,
 }
 
-impl Read for Watched<'_> {
+impl Read for Watched<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !(self.sent)(self.done) {
+        if !(self.tell)(Event::Downloading { done: self.done, total: self.total }) {
             self.stopped = true;
             return Err(io::Error::other("interrupted"));
         }

@@ -585,6 +585,14 @@ fn an_upload_goes_on_after_trouble_and_a_refusal_leaves_nothing() {
     push(&writer, folder.path(), &files).unwrap();
     assert_eq!(server.files("models", "me/mine")["model.safetensors"], content());
 
+    // A token that may write to this repository, and make none.
+    let create = || server.fault("/repos/create", 1, Fault::Answer(403, "", "{\"error\":\"You may not make any\"}"));
+    create();
+    push(&writer, folder.path(), &files).unwrap();
+    create();
+    let error = writer.push("me/new", folder.path(), &files, false, "a model", &mut |_| true).unwrap_err().to_string();
+    assert!(error.contains("403") && error.contains("You may not make any"), "{error}");
+
     let reader = hub(&server, cache.path(), Some("hf_reader"));
     let error = push(&reader, folder.path(), &files).unwrap_err();
     assert!(error.contains("model me/mine") && error.contains("403") && error.contains("write access"), "{error}");
@@ -604,4 +612,34 @@ fn an_upload_goes_on_after_trouble_and_a_refusal_leaves_nothing() {
     });
     assert!(matches!(stopped, Err(Error::Interrupted)));
     assert!(server.files("models", "me/other").is_empty(), "nothing is committed");
+}
+
+#[test]
+fn an_upload_tells_what_it_waits_for_and_can_be_ended_then() {
+    for (part, in_parts) in [("/put/", false), ("/part/", true), ("/complete/", true), ("/verify/", false)] {
+        let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
+        if in_parts {
+            server.in_parts(500_000);
+        }
+        let (folder, files) = export();
+        let writer = hub(&server, cache.path(), Some("hf_writer"));
+        let mut notes = Vec::new();
+        let mut push = |goes_on: bool| {
+            server.fault(part, 1, Fault::Answer(503, "Retry-After: 0", ""));
+            writer.push("me/mine", folder.path(), &files, false, "a model", &mut |event| {
+                let is_note = matches!(event, Event::Note(_));
+                if let Event::Note(note) = event {
+                    notes.push(note);
+                }
+                goes_on || !is_note
+            })
+        };
+        assert!(matches!(push(false), Err(Error::Interrupted)), "{part}");
+        assert!(server.files("models", "me/mine").is_empty());
+        push(true).unwrap();
+        assert_eq!(notes.len(), if part == "/verify/" { 1 } else { 2 }, "{part}: {notes:?}");
+        let expected =
+            "model.safetensors for model me/mine: the hub answered 503 Service Unavailable; trying again in 0ns";
+        assert!(notes.iter().all(|note| note == expected), "{notes:?}");
+    }
 }

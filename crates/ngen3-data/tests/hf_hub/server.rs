@@ -1,6 +1,6 @@
 //! A hub on loopback, for tests: it speaks the part of the Hugging Face hub's API that is needed to list and to fetch.
 //!
-//! `GET /api/{models,datasets}/NAME/revision/REV` tells a commit and its files; `/[datasets/]NAME/resolve/REV/PATH` gives a
+//! `GET /api/{models,datasets}/NAME[/revision/REV]` tells a commit and its files; `/[datasets/]NAME/resolve/REV/PATH` gives a
 //! file: small ones itself, large ones (`LARGE` endings) by a redirect to a second server, as the real one does with its
 //! content delivery network, which must never see a token. Both know ranges. [`FakeHub::fault`] makes trouble.
 //! `uploads.rs` has what it takes to receive.
@@ -282,7 +282,7 @@ fn refuse(status: u16, code: &str, message: &str) -> Answer {
 fn parse(target: &str) -> Option<(String, String, Option<String>)> {
     let target = target.split('?').next()?.strip_prefix('/')?;
     if let Some(rest) = target.strip_prefix("api/") {
-        let (repository, revision) = rest.split_once("/revision/")?;
+        let (repository, revision) = rest.split_once("/revision/").unwrap_or((rest, "main"));
         return Some((repository.into(), decode(revision), None));
     }
     let (repository, rest) = target.split_once("/resolve/")?;
