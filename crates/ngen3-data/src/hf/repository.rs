@@ -1,5 +1,6 @@
 //! Where a dataset's files are: a folder or file here, or the hub.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::format::{Format, READABLE};
@@ -100,10 +101,35 @@ fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Erro
             continue;
         }
         // A link to a file counts as that file; a link to a folder could lead round in a circle.
-        let meta = entry.path().metadata().map_err(|error| unreadable(&entry.path(), &error))?;
+        let meta = match entry.path().metadata() {
+            // A link that leads nowhere is no file.
+            Err(error) if kind.is_symlink() && error.kind() == ErrorKind::NotFound => continue,
+            meta => meta.map_err(|error| unreadable(&entry.path(), &error))?,
+        };
         if meta.is_file() {
             files.push(File { path, size: Some(meta.len()) });
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_counts_as_the_file_that_it_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::write(root.join("a.txt"), "text").unwrap();
+        symlink("a.txt", root.join("b.txt")).unwrap();
+        symlink("gone.txt", root.join("c.txt")).unwrap();
+        symlink(root, root.join("round")).unwrap();
+        let found = Repository::local(root).unwrap().files();
+        let expected = ["a.txt", "b.txt"].map(|path| File { path: path.into(), size: Some(4) });
+        assert_eq!(found, expected);
+    }
 }

@@ -97,7 +97,7 @@ pub struct Input {
 pub struct Listing {
     /// The documents, in reading order.
     pub inputs: Vec<Input>,
-    /// What folders hold that is not read: files with other endings, links to folders, hidden files and folders.
+    /// What folders hold that is not read: files with other endings, links to folders or to nothing, hidden files and folders.
     pub skipped: Vec<PathBuf>,
 }
 
@@ -166,8 +166,12 @@ fn search(folder: &Path, listing: &mut Listing) -> Result<(), Error> {
         }
         // A link to a file counts as that file; a link to a folder could lead round in a circle.
         if !hidden && is_text_name(&path) {
-            let meta = path.metadata().map_err(|error| unreadable(&path, &error))?;
-            if meta.is_file() {
+            let meta = match path.metadata() {
+                // A link that leads nowhere is no file.
+                Err(error) if kind.is_symlink() && error.kind() == std::io::ErrorKind::NotFound => None,
+                meta => Some(meta.map_err(|error| unreadable(&path, &error))?),
+            };
+            if let Some(meta) = meta.filter(std::fs::Metadata::is_file) {
                 listing.inputs.push(Input { source: Source::Path(path), size: Some(meta.len()) });
                 continue;
             }
@@ -255,9 +259,10 @@ mod tests {
         fs::write(root.join("a.txt"), "text").unwrap();
         std::os::unix::fs::symlink(root.join("a.txt"), root.join("b.txt")).unwrap();
         std::os::unix::fs::symlink(root, root.join("round.txt")).unwrap();
+        std::os::unix::fs::symlink(root.join("gone"), root.join("nowhere.txt")).unwrap();
         let listing = list(&[Source::Path(root.into())]).unwrap();
         assert_eq!(listing.inputs.len(), 2);
-        assert_eq!(listing.skipped, [root.join("round.txt")]);
+        assert_eq!(listing.skipped, [root.join("nowhere.txt"), root.join("round.txt")]);
     }
 
     #[test]
