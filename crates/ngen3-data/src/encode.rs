@@ -94,7 +94,7 @@ pub(crate) fn encode(
         let jobs = jobs;
         let mut pending = VecDeque::new();
         let mut settle = |pending| match pending {
-            Pending::Job(result) => take(result.recv().map_err(|_| worker_died())??),
+            Pending::Job(result) => take(result.recv().expect("a worker answers")?),
             Pending::End => take(Encoded::End),
         };
         while let Some(piece) = feed.next(stop, tell)? {
@@ -107,7 +107,7 @@ pub(crate) fn encode(
                 }
             };
             let (reply, result) = sync_channel(1);
-            jobs.send(Job { text, ends, reply }).map_err(|_| worker_died())?;
+            jobs.send(Job { text, ends, reply }).expect("the queue outlives this");
             pending.push_back(Pending::Job(result));
             // Enough to keep every thread busy; no more, so that memory stays as it is however long the text.
             while pending.len() > 3 * threads {
@@ -116,9 +116,4 @@ pub(crate) fn encode(
         }
         pending.into_iter().try_for_each(settle)
     })
-}
-
-/// Its panic is reported when the threads are joined; this only ends the wait for it.
-fn worker_died() -> Error {
-    Error::Input("a tokenizing thread died".into())
 }
