@@ -179,9 +179,10 @@ impl Chats {
         &self.sha256
     }
 
-    /// Whether any token is that of a turn: not all texts are conversations.
+    /// Whether anybody's turns are among them: not all texts are conversations.
     pub fn have_turns(&self) -> bool {
-        self.marks.as_slice().iter().any(|mark| mark & marks::TURN != 0)
+        // A text is learned whole; of a conversation whose turns could not be told apart some token is not.
+        self.marks.as_slice().iter().any(|mark| mark & marks::TURN != 0 || mark & marks::LEARNED == 0)
     }
 
     /// The places of a conversation's tokens.

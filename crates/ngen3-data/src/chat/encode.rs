@@ -118,8 +118,12 @@ impl ChatEncoder {
                 for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
                     found[at_or_in(answer.start)..before(answer.end)].fill(marks::LEARNED);
                 }
+                let all_told = turns.len() == messages.len();
                 for turn in turns {
                     found.get_mut(at_or_in(turn)).into_iter().for_each(|mark| *mark |= marks::TURN);
+                }
+                if let Some(first) = found.first_mut().filter(|_| !all_told) {
+                    *first &= !marks::TURN;
                 }
                 found
             }
@@ -354,6 +358,10 @@ mod tests {
         assert!(backwards.encode(&two, true).unwrap_err().contains("mark it with {% generation %}"));
         assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba"));
         let nested = "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}";
+        // Where the third turn begins cannot be told; the first token admits it.
+        let once = "{{ messages | length }}{% for m in messages %} {{ m.content }}{% endfor %}";
+        let encoded = encoder(Some(once)).encode(&two, false).unwrap();
+        assert!(encoded.marks.iter().all(|mark| mark & marks::TURN == 0), "{:?}", encoded.marks);
         assert!(encoder(Some(nested)).encode(&two, true).unwrap_err().contains("within"));
         assert_eq!(encoder(Some("{# #}")).encode(&two, true).unwrap_err(), "the chat template makes nothing of it");
     }

@@ -27,7 +27,7 @@ pub mod marks {
     pub const LEARNED: u8 = 1;
     /// The first token of a conversation.
     pub const CONVERSATION: u8 = 2;
-    /// The first token of a turn.
+    /// The first token of a turn. A conversation's first token has it only if every turn's first could be told.
     pub const TURN: u8 = 4;
 }
 

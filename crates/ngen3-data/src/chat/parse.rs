@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{Conversation, Message, Role};
 
 /// What turns are called in an object. The first two are OpenAI's and ShareGPT's; the others are names of plain lists.
-const TURNS: [&str; 5] = ["messages", "conversations", "turns", "utterances", "dialog"];
+pub(super) const TURNS: [&str; 5] = ["messages", "conversations", "turns", "utterances", "dialog"];
 /// Who speaks and what is said, in a turn that is an object.
 pub(super) const FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
 /// Where OpenAI's turns say which tools the assistant calls.

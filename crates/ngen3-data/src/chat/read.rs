@@ -1,17 +1,18 @@
 //! A file of conversations is read, one after the other.
 //!
-//! JSON lines (a conversation each), one JSON list of conversations, or text (a dialogue a line). The file's name tells JSON
-//! from text if it ends in `.jsonl`, `.json` or `.txt`, else its first character does. Empty lines are passed over.
+//! JSON lines (a conversation each), one JSON list of conversations, JSON over several lines (a conversation, as a program
+//! prints it for people), or text (a dialogue a line). The file's name tells JSON from text if it ends in `.jsonl`, `.json` or
+//! `.txt`, else its first character does. Empty lines are passed over.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::Conversation;
-use super::parse::FIELDS;
+use super::parse::{FIELDS, TURNS};
 use crate::Error;
 use crate::source::open::{Opened, open, open_file, peek};
 use crate::source::text::read_error;
@@ -19,7 +20,7 @@ use crate::source::text::read_error;
 /// Longest line taken, in bytes: what has none is no file of conversations.
 const MAX_LINE: u64 = 64 << 20;
 /// Bytes that are looked at to tell what a file is.
-const LOOK: usize = 4096;
+const LOOK: usize = 1 << 16;
 const BUFFER: usize = 1 << 18;
 
 /// Where a conversation stands in its file.
@@ -44,6 +45,8 @@ pub(super) type Take<'a> = dyn FnMut(Place, Result<Conversation, String>) -> Res
 enum Form {
     JsonLines,
     JsonList,
+    /// Values that go over several lines.
+    JsonValues,
     Lines,
 }
 
@@ -75,8 +78,10 @@ fn read(name: &str, ending: &str, opened: Opened, take: &mut Take) -> Result<(),
     }
     let form = form_of(ending, &start);
     let mut bytes = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
-    if form == Form::JsonList {
-        return read_list(name, unpacked, &mut bytes, take);
+    match form {
+        Form::JsonList => return read_list(name, unpacked, &mut bytes, take),
+        Form::JsonValues => return read_values(name, unpacked, &mut bytes, take),
+        Form::JsonLines | Form::Lines => {}
     }
     let (mut line, mut number) = (Vec::new(), 0);
     loop {
@@ -110,22 +115,73 @@ fn form_of(ending: &str, start: &[u8]) -> Form {
         "jsonl" | "json" => true,
         _ => text.starts_with(['{', '[']),
     };
+    // What is whole ends with a quote or a bracket that closes.
+    let goes_on = || text.split_once('\n').is_some_and(|(line, _)| line.trim_end().ends_with(['{', '[', ',']));
     match text.strip_prefix('[') {
         _ if !json => Form::Lines,
-        // A list of strings, or of turns, is a conversation: one of many lines. Any other is the list of all.
+        // A list of strings, or of turns, is a conversation: one of many. Any other is the list of all.
         Some(inside) if !is_turn(inside.trim_start()) => Form::JsonList,
+        _ if ending != "jsonl" && goes_on() => Form::JsonValues,
         _ => Form::JsonLines,
     }
 }
 
-/// Whether a list begins with a turn: a string, or an object whose first key is one of a turn's.
+/// Whether a list begins with a turn, or ends: with a string, or an object that has a turn's keys, and none of a conversation's.
 fn is_turn(text: &str) -> bool {
-    let key = text.strip_prefix('{').and_then(|object| object.trim_start().strip_prefix('"'));
-    text.starts_with(['"', ']'])
-        || FIELDS
-            .iter()
-            .flat_map(|(speaker, said)| [speaker, said])
-            .any(|field| key.is_some_and(|key| key.strip_prefix(field).is_some_and(|rest| rest.starts_with('"'))))
+    if !text.starts_with('{') {
+        return text.starts_with(['"', ']']);
+    }
+    let mut keys = Vec::new();
+    // It may be cut off where the look ends: the keys up to there have to do.
+    let _ = Keys(&mut keys).deserialize(&mut serde_json::Deserializer::from_str(text));
+    let has = |name: &str| keys.iter().any(|key| key == name);
+    let is_conversation = has("text") || TURNS.into_iter().any(has);
+    !is_conversation && FIELDS.into_iter().any(|(speaker, said)| has(speaker) || has(said))
+}
+
+/// The keys of an object, in order, until it ends or turns out to be none.
+struct Keys<'a>(&'a mut Vec<String>);
+
+impl<'de> DeserializeSeed<'de> for Keys<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Keys<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
+        while let Some(key) = map.next_key()? {
+            self.0.push(key);
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads JSON values that go over several lines, a conversation each.
+fn read_values(name: &str, unpacked: bool, bytes: &mut impl Read, take: &mut Take) -> Result<(), Error> {
+    let values = serde_json::Deserializer::from_reader(bytes).into_iter::<Value>();
+    for (before, value) in (0..).zip(values) {
+        let value = value.map_err(|error| broken(name, unpacked, before, error))?;
+        take(Place { unit: "conversation", number: before + 1 }, Conversation::from_json(&value))?;
+    }
+    Ok(())
+}
+
+/// What is no JSON after so many conversations.
+fn broken(name: &str, unpacked: bool, number: u64, error: serde_json::Error) -> Error {
+    if error.is_io() {
+        return read_error(name, unpacked, &io::Error::from(error));
+    }
+    Error::Read { name: name.into(), reason: format!("after conversation {number} it is not JSON: {error}") }
 }
 
 /// Reads one JSON list of conversations, which need not fit in memory.
@@ -134,12 +190,7 @@ fn read_list(name: &str, unpacked: bool, bytes: &mut impl Read, take: &mut Take)
     let mut json = serde_json::Deserializer::from_reader(bytes);
     let result = Items { number: &mut number, outcome: &mut outcome, take }.deserialize(&mut json);
     outcome?;
-    result.and_then(|()| json.end()).map_err(|error| match error.is_io() {
-        true => read_error(name, unpacked, &io::Error::from(error)),
-        false => {
-            Error::Read { name: name.into(), reason: format!("after conversation {number} it is not JSON: {error}") }
-        }
-    })
+    result.and_then(|()| json.end()).map_err(|error| broken(name, unpacked, number, error))
 }
 
 /// The items of a list, each taken as it is read.
@@ -179,7 +230,9 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, slice};
+
+    use serde_json::json;
 
     use super::*;
     use crate::chat::Message;
@@ -229,6 +282,39 @@ mod tests {
         assert_eq!(read("x.txt", "[aside] a").unwrap()[0].1, Ok(Conversation::Text("[aside] a".into())));
         assert_eq!(read("x.jsonl", "").unwrap(), []);
         assert_eq!(read("x.json", "[]").unwrap()[0].1, Err("it has no turns".into()));
+    }
+
+    #[test]
+    fn the_whole_first_element_tells_what_a_list_is() {
+        let turns = r#"[{"id": 1, "role": "user", "content": "a"}, {"id": 2, "role": "assistant", "content": "b"}]"#;
+        let line = ("line 1".to_owned(), two_turns());
+        assert_eq!(read("x.jsonl", turns).unwrap(), slice::from_ref(&line));
+        // Its end is far away.
+        let long = format!(r#"[{{"id": 1, "role": "user", "content": "{}"}}]"#, "long ".repeat(LOOK));
+        assert_eq!(read("x.jsonl", format!("{long}\n{long}")).unwrap().len(), 2);
+        let list = r#"[{"from": "wiki", "messages": ["a", "b"]}, {"from": "web", "text": "a\tb"}]"#;
+        let expected = ["conversation 1", "conversation 2"].map(|place| (place.to_owned(), two_turns()));
+        assert_eq!(read("x.json", list).unwrap(), expected);
+        let long = format!(r#"[{{"from": "wiki", "messages": ["{}"]}}]"#, "long ".repeat(LOOK));
+        assert_eq!(read("x.json", long).unwrap()[0].0, "conversation 1");
+    }
+
+    #[test]
+    fn json_that_is_printed_for_people_is_read() {
+        for one in [
+            json!({"id": 1, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+            json!([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]),
+            json!(["a", "b"]),
+        ] {
+            let expected = ["conversation 1", "conversation 2"].map(|place| (place.to_owned(), two_turns()));
+            assert_eq!(read("x.json", format!("{one:#}\n")).unwrap(), expected[..1], "{one}");
+            assert_eq!(read("x", format!("\n{one:#}\n\n{one:#}")).unwrap(), expected, "{one}");
+        }
+        let error = read("x.json", "{\n  \"messages\": [\n").unwrap_err();
+        assert!(error.starts_with("cannot read x.json: after conversation 0 it is not JSON: EOF"), "{error}");
+        // In a file of lines each stands for itself.
+        let found = read("x.jsonl", "{\n[\"a\", \"b\"]").unwrap();
+        assert_eq!((found.len(), &found[1]), (2, &("line 2".to_owned(), two_turns())));
     }
 
     #[test]

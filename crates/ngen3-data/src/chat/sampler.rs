@@ -1,7 +1,8 @@
 //! Rows for training, each within one conversation.
 //!
 //! A conversation that fits into the model's block is a row. A longer one is cut before a turn into several, each after the
-//! first beginning with one turn from before, which is read and not learned again; a text without turns is cut anywhere. A batch
+//! first beginning with one turn from before, which is read and not learned again; a text without turns is cut anywhere, and so
+//! is a conversation in which the template does not let every turn be told, if it cannot be cut where they can. A batch
 //! holds as many rows as fit into `batch_size` × `block_size` tokens. In an epoch every row comes once, in an order that the
 //! seed and the epoch decide; what a batch holds follows from the seed and its number alone, so that a resumed run draws what
 //! the uninterrupted one would have.
@@ -313,22 +314,26 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Wind
     let marks = &chats.marks()[whole.clone()];
     let turns = marks.iter().zip(whole.clone()).filter(|(mark, _)| *mark & marks::TURN != 0);
     let mut bounds: Vec<usize> = turns.map(|(_, at)| at).collect();
-    let mut windows = Vec::new();
-    if bounds.is_empty() {
-        let mut start = whole.start;
-        while start + 1 < whole.end {
-            let end = whole.end.min(start + room);
-            windows.push(Window { start, learn: start, end });
-            // The last token that was predicted is the first to be read.
-            start = end - 1;
-        }
-        return Ok(windows);
+    let all_told = bounds.first() == Some(&whole.start);
+    if !all_told {
+        bounds.insert(0, whole.start);
     }
-    // What a template writes before the first turn belongs to it.
-    bounds[0] = whole.start;
     bounds.push(whole.end);
-    if let Some(turn) = bounds.windows(2).find(|turn| turn[1] - turn[0] > room) {
-        return Err(turn[1] - turn[0]);
+    let mut windows = Vec::new();
+    match bounds.windows(2).find(|turn| turn[1] - turn[0] > room) {
+        Some(turn) if all_told => return Err(turn[1] - turn[0]),
+        // A text, or turns that cannot be told apart.
+        Some(_) => {
+            let mut start = whole.start;
+            while start + 1 < whole.end {
+                let end = whole.end.min(start + room);
+                windows.push(Window { start, learn: start, end });
+                // The last token that was predicted is the first to be read.
+                start = end - 1;
+            }
+            return Ok(windows);
+        }
+        None => {}
     }
     let (mut first, mut learn) = (0, whole.start);
     while learn < whole.end {

@@ -107,23 +107,74 @@ impl ChatTemplate {
 }
 
 /// The template with `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function
-/// that puts marks around what it is given. White space is trimmed as around the tags.
+/// that puts marks around what it is given. White space is trimmed as around the tags. Comments, raw blocks and strings are
+/// as they were.
 fn with_calls(template: &str) -> String {
     let (mut text, mut rest) = (String::with_capacity(template.len()), template);
-    while let Some(at) = rest.find("{%") {
+    while let Some(at) = rest.match_indices('{').map(|(at, _)| at).find(|&at| rest[at + 1..].starts_with(OPEN)) {
         let (before, tag) = rest.split_at(at);
         text.push_str(before);
-        // What closes stands after what opens: `{%}` is no tag.
-        let Some((inside, _)) = tag[2..].split_once("%}") else { break };
-        let (tag, after) = tag.split_at(inside.len() + 4);
-        match inside.trim_matches(['-', '+']).trim() {
-            "generation" => text.push_str(&tag.replacen("generation", "call _generation()", 1)),
-            "endgeneration" => text.push_str(&tag.replacen("endgeneration", "endcall", 1)),
+        rest = tag;
+        // What never closes is for the engine to complain of.
+        let Some(end) = end_of(tag) else { break };
+        let (tag, after) = tag.split_at(end);
+        match inside(tag) {
+            Some("generation") => text.push_str(&tag.replacen("generation", "call _generation()", 1)),
+            Some("endgeneration") => text.push_str(&tag.replacen("endgeneration", "endcall", 1)),
+            Some("raw") => {
+                let ends = |&at: &usize| ends_raw(&after[at..]);
+                let Some(at) = after.match_indices("{%").map(|(at, _)| at).find(ends) else { break };
+                text.push_str(tag);
+                text.push_str(&after[..at]);
+                rest = &after[at..];
+                continue;
+            }
             _ => text.push_str(tag),
         }
         rest = after;
     }
     text + rest
+}
+
+/// What stands after `{` where something else than text begins: a tag, an expression, a comment.
+const OPEN: [char; 3] = ['%', '{', '#'];
+
+/// What stands in a tag; `None` if it is none.
+fn inside(tag: &str) -> Option<&str> {
+    Some(tag.strip_prefix("{%")?.strip_suffix("%}")?.trim_matches(['-', '+']).trim())
+}
+
+/// Whether `text`, which begins as a tag does, begins with the one that ends a raw block.
+fn ends_raw(text: &str) -> bool {
+    let rest = text[2..].trim_start_matches(['-', '+']).trim_start().strip_prefix("endraw");
+    rest.is_some_and(|rest| rest.trim_start().trim_start_matches(['-', '+']).starts_with("%}"))
+}
+
+/// Where a tag, an expression or a comment ends, with which `text` begins: after the sign that closes it and is in no string
+/// and in no brackets.
+fn end_of(text: &str) -> Option<usize> {
+    let close = match text.as_bytes()[1] {
+        b'#' => return Some(2 + text[2..].find("#}")? + 2),
+        b'%' => "%}",
+        _ => "}}",
+    };
+    let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
+    for (at, c) in text.char_indices().skip(2) {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if depth == 0 && text[at..].starts_with(close) => return Some(at + 2),
+            None => match c {
+                '\'' | '"' => quote = Some(c),
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            },
+        }
+    }
+    None
 }
 
 /// An error of the engine in one line, with the line of the template.
@@ -224,6 +275,32 @@ mod tests {
             let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
             assert!(ChatTemplate::new(format).is_err(), "{template}");
         }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_mark_is_none() {
+        for (template, text) in [
+            ("{# {% generation %} #}a{#- {% endgeneration %} {% raw %} -#}", "a"),
+            (
+                "{% raw %}{% generation %}{% endgeneration %}{# {{{% endraw %}",
+                "{% generation %}{% endgeneration %}{# {{",
+            ),
+            ("{%- raw -%} {% generation %}{%- endraw -%}", "{% generation %}"),
+            ("{{ '{% generation %}' }}{{ \"'{%\" }}", "{% generation %}'{%"),
+            ("{{ {'a': {'b': 'c\\'}}{% generation %}'}}.a.b }}", "c'}}{% generation %}"),
+            ("{% set x = '%}{% generation %}' %}{{ x }} { % { { }", "%}{% generation %} { % { { }"),
+        ] {
+            let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
+            let template = ChatTemplate::new(format).unwrap();
+            assert!(!template.has_marks(), "{text}");
+            assert_eq!(template.render_marked(&[], false).unwrap(), text);
+        }
+        let both = "{# {% generation %} #}{% raw %}{%{% endraw %}{{ '{#' }}{% generation %}a{% endgeneration %}";
+        let format = ChatFormat { template: both.into(), bos_token: None, eos_token: None };
+        assert_eq!(
+            ChatTemplate::new(format).unwrap().render_marked(&[], false).unwrap(),
+            format!("{{%{{#{BEGIN}a{END}")
+        );
     }
 
     #[test]

@@ -8,12 +8,16 @@ use super::*;
 use crate::chat::{ChatEncoder, ChatInput};
 use crate::{Error, Tokenizer};
 
-/// Conversations from lines of JSON.
+/// Conversations from lines of JSON, by the default template.
 fn chats(lines: &str) -> Chats {
+    chats_by(None, lines)
+}
+
+fn chats_by(template: Option<&str>, lines: &str) -> Chats {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.jsonl");
     fs::write(&path, lines).unwrap();
-    let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
+    let encoder = ChatEncoder::with_template(Tokenizer::gpt2(), template).unwrap();
     let go = AtomicBool::new(false);
     Chats::read("x.jsonl", ChatInput::Files(&[path]), &encoder, true, false, &go, &mut |_| {}).unwrap()
 }
@@ -92,6 +96,29 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
     let mut found = train(&mut text, 0);
     found.sort();
     assert_eq!(found, [(" three four".into(), format!(" four{END}")), ("one two".into(), " two three".into())]);
+}
+
+#[test]
+fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
+    // It begins with the number of its turns, so that no beginning of it is that of the whole.
+    let template = "{{ messages | length }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} \
+                    {{ m.content }}{{ eos_token }}{% endgeneration %}{% else %} {{ m.content }}{% endif %}{% endfor %}";
+    let chats = chats_by(Some(template), r#"["a b c d", "e f g", "h i j k", "l"]"#);
+    assert!(chats.have_turns());
+    let mut cut = ChatSampler::new(chats, &sampling(5)).unwrap();
+    assert_eq!(cut.cuts(), Cuts { long: 1, pieces: 3, ..Cuts::default() });
+    assert_eq!(cut.learned().0, 6);
+    let mut found: Rows = (0..2).flat_map(|number| train(&mut cut, number)).collect();
+    found.sort();
+    let expected = [
+        (" e f g".to_owned() + END + " h", " f g".to_owned() + END),
+        (" i j k l".into(), format!(" l{END}")),
+        ("4 a b c d".into(), " e".into()),
+    ];
+    assert_eq!(found, expected);
+    // One that fits is not cut.
+    let chats = chats_by(Some(template), r#"["a", "b"]"#);
+    assert_eq!(ChatSampler::new(chats, &sampling(5)).unwrap().cuts(), Cuts::default());
 }
 
 #[test]
