@@ -119,8 +119,11 @@ fn an_error_of_the_text_or_between_merges_is_passed_on() {
     let texts = [Ok("text"), Err(Broken("line 2")), Ok("text")];
     assert_eq!(train(texts.into_iter(), 300, "mine", || Ok(())).err(), Some(Broken("line 2")));
 
-    let mut left = 2;
-    let stop = || if left == 0 { Err(Broken("stopped")) } else { Ok(left -= 1) };
+    let mut left = 2_u32;
+    let stop = || {
+        left = left.checked_sub(1).ok_or(Broken("stopped"))?;
+        Ok(())
+    };
     let texts = [Ok("a text of which there is a text")].into_iter();
     assert_eq!(train(texts, 300, "mine", stop).err(), Some(Broken("stopped")));
 }
