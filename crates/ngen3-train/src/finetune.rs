@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
+use ngen3_data::source::shakespeare;
 use ngen3_engine::{Batch, Engine, IGNORE};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{ChatFormat, TokenizerRef};
@@ -282,8 +283,13 @@ impl ReferenceReport {
     }
 }
 
+/// What a perplexity is measured on where no text is named: what it is called, and the text.
+pub fn default_reference() -> (&'static str, String) {
+    ("the last tenth of builtin:shakespeare", last_tenth(&shakespeare()).to_owned())
+}
+
 /// The last tenth of a text, from a line's beginning: where a model that was trained on it was validated.
-pub fn last_tenth(text: &str) -> &str {
+fn last_tenth(text: &str) -> &str {
     let tail = &text[text.floor_char_boundary(text.len() / 10 * 9)..];
     tail.split_once('\n').map_or(tail, |(_, rest)| rest)
 }

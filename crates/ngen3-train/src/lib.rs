@@ -30,7 +30,7 @@ mod train;
 pub use config_file::{Shape, parse as parse_settings};
 pub use corpus::Corpus;
 pub use error::Error;
-pub use finetune::{Conversations, Reference, ReferenceReport, last_tenth, read_reference};
+pub use finetune::{Conversations, Reference, ReferenceReport, default_reference, read_reference};
 pub use hash::sha256;
 pub use job::{Begin, Data, Init, Job, Kind, Moments, Request, Weights};
 pub use lesson::{Learned, Lesson, Micro};

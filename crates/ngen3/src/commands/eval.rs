@@ -7,11 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use ngen3_data::Tokenizer;
-use ngen3_data::source::shakespeare;
 use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Quant, Slot};
 use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
-use ngen3_train::last_tenth;
+use ngen3_train::default_reference;
 use serde_json::{Value, json};
 
 use super::tokenize::show;
@@ -85,8 +84,6 @@ pub struct Args {
 
 /// The task that measures a text.
 const PERPLEXITY: &str = "perplexity";
-/// What it measures if no text is named.
-const DEFAULT_TEXT: &str = "the last tenth of builtin:shakespeare";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -159,7 +156,10 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Plan<'a>> {
             let never = AtomicBool::new(false);
             Some(Text::read(text, args.val_fraction, &never, &mut |event| show(&progress, event))?)
         }
-        None if tasks.contains(&PERPLEXITY) => Some(Text::of(DEFAULT_TEXT, last_tenth(&shakespeare()).to_owned())),
+        None if tasks.contains(&PERPLEXITY) => {
+            let (name, text) = default_reference();
+            Some(Text::of(name, text))
+        }
         None => None,
     };
     let settings = Settings {

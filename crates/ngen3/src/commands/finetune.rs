@@ -7,13 +7,12 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
-use ngen3_data::source::shakespeare;
 use ngen3_data::{HfSource, Tokenizer};
 use ngen3_engine::{CpuEngine, Sampling};
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, last_tenth,
-    read_reference,
+    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights,
+    default_reference, read_reference,
 };
 
 use super::tokenize::{ChatFlags, show};
@@ -329,7 +328,10 @@ fn reference(
     let Some(tokenizer) = tokenizer else { return Ok(None) };
     let (name, text) = match path {
         Some(path) => (path.display().to_string(), read_reference(path)?),
-        None => ("the last tenth of builtin:shakespeare".into(), last_tenth(&shakespeare()).to_owned()),
+        None => {
+            let (name, text) = default_reference();
+            (name.to_owned(), text)
+        }
     };
     let reference = Reference::new(&name, &text, tokenizer, block_size)?;
     if reference.is_none() {

@@ -127,6 +127,7 @@ pub(super) mod x86 {
         }
         // SAFETY: what this function asks of its caller is what these ask.
         unsafe {
+            // Twice, so that a panel's strides are constants in one of them.
             match rows {
                 Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, into),
                 Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, into),
@@ -148,7 +149,7 @@ pub(super) mod x86 {
         }
     }
 
-    /// The tile in registers: MR rows of two vectors. Always inlined, so that a panel's strides are constants.
+    /// The tile in registers: MR rows of two vectors. Always inlined, for the strides' sake.
     ///
     /// # Safety
     /// As [`tile`]. To be called from a function compiled for these features.
