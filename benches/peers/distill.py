@@ -24,6 +24,11 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TEMPERATURE, ALPHA = 2.0, 0.5
+WAYS = {
+    "ngen3": [],
+    "ngen3, int8 teacher": ["--teacher_quant", "int8"],
+    "ngen3, teacher cached": ["--teacher_cache", "said"],
+}
 
 
 def torch_step(args):
@@ -113,7 +118,7 @@ def main():
     parser.add_argument("--student", default="7M")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--modes", nargs="+", default=["bf16-compile", "bf16-compile-small"])
+    parser.add_argument("--modes", nargs="*", default=["bf16-compile", "bf16-compile-small"])
     parser.add_argument("--ngen3", type=pathlib.Path, default=ROOT / "target/release/ngen3")
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -126,9 +131,8 @@ def main():
         folder = pathlib.Path(folder)
         prepare(args.ngen3, args.teacher, folder)
         for _ in range(args.rounds):
-            results.setdefault("ngen3", []).append(ngen3_step(args, folder, []))
-            cached = ["--teacher_cache", "said"]
-            results.setdefault("ngen3, teacher cached", []).append(ngen3_step(args, folder, cached))
+            for name, extra in WAYS.items():
+                results.setdefault(name, []).append(ngen3_step(args, folder, extra))
             for mode in args.modes:
                 peer = [sys.executable, __file__, "--mode", mode, "--teacher", args.teacher, "--student", args.student]
                 out, _ = measured([*peer, "--steps", args.steps])

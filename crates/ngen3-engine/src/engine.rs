@@ -10,6 +10,8 @@ use std::borrow::Cow;
 use ngen3_model::Config;
 use serde::{Deserialize, Serialize};
 
+use crate::Quant;
+
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -209,6 +211,8 @@ pub enum Teacher<'a> {
         hidden: &'a [f32],
         /// `[vocab_size, width]`
         wte: &'a [f32],
+        /// What both are rounded to for their product.
+        quant: Quant,
     },
     /// Its likeliest tokens, as [`TeacherModel::top_k`] gives them at the same temperature; all others are one lump.
     TopK {
@@ -248,7 +252,7 @@ impl Distill<'_> {
             return Err(Error::Input(format!("alpha is {}; it must be between 0 and 1", self.alpha)));
         }
         match self.teacher {
-            Teacher::Head { hidden, wte } => {
+            Teacher::Head { hidden, wte, .. } => {
                 let width = wte.len() / config.vocab_size;
                 if width == 0 || wte.len() != width * config.vocab_size || hidden.len() != tokens * width {
                     let (vocab_size, wte, hidden) = (config.vocab_size, wte.len(), hidden.len());
@@ -387,10 +391,10 @@ pub trait Engine {
 
 /// What distilling needs of a teacher, which only goes forward.
 pub trait TeacherModel {
-    /// Its final projection, `[vocab_size, width]`.
-    fn wte(&self) -> &[f32];
+    /// All that it says of tokens of which [`TeacherModel::hidden`] gave `hidden`.
+    fn says<'a>(&'a self, hidden: &'a [f32]) -> Teacher<'a>;
 
-    /// What the final projection is given, `[tokens, width]`: the output of `ln_f`, with no dropout.
+    /// What its final projection is given, `[tokens, width]`: the output of `ln_f`, with no dropout.
     ///
     /// # Errors
     /// As [`Engine::losses`].

@@ -2,7 +2,7 @@
 //! differences, and merged against unmerged.
 
 use ngen3_engine::{
-    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Slot, Teacher,
+    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Slot, Teacher,
 };
 use ngen3_model::{Config, Lora, LoraList, ParamList};
 
@@ -252,7 +252,7 @@ fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
     let hidden = values(9_000_000, batch.inputs.len() * 12);
     let wte = values(9_500_000, config.vocab_size * 12);
     let distilled = |alpha| {
-        let teacher = Teacher::Head { hidden: &hidden, wte: &wte };
+        let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
         let distill = Distill { teacher, temperature: 1.0, alpha, divergence: Divergence::ForwardKl };
         let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
         gradient(&|engine| {

@@ -1,7 +1,7 @@
 //! With `recompute` a step keeps less, takes longer, and gives the same bits.
 
 use ngen3_engine::{
-    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Slot, Teacher,
+    AdamW, Backward, Batch, CpuEngine, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Slot, Teacher,
 };
 use ngen3_model::{Config, Lora, LoraList, ParamList};
 
@@ -84,7 +84,7 @@ fn distilling_gives_the_same_bits() {
     let tokens = batch.inputs.len();
     let values = |n: usize| -> Vec<f32> { (0..n).map(|i| (i * i % 101) as f32 / 50.0 - 1.0).collect() };
     let (hidden, wte) = (values(tokens * 8), values(97 * 8));
-    let teacher = Teacher::Head { hidden: &hidden, wte: &wte };
+    let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
     let distill = Distill { teacher, temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
     let run = |recompute| {
         let step = |engine: &mut CpuEngine, seed| {

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use ngen3_data::TokenFile;
-use ngen3_engine::{Distill, DistillLoss, Divergence, Engine, Teacher, TeacherModel};
+use ngen3_engine::{Distill, DistillLoss, Divergence, Engine, Quant, Teacher, TeacherModel};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
@@ -28,6 +28,8 @@ pub struct Asked {
     pub alpha: Option<f32>,
     /// D; forward KL if nobody says.
     pub divergence: Option<Divergence>,
+    /// What the teacher is rounded to; nothing if nobody says.
+    pub teacher_quant: Option<Quant>,
     /// Tokens that a cache of the teacher tells apart; `None` if there is to be no cache.
     pub top_k: Option<usize>,
 }
@@ -45,18 +47,22 @@ pub struct Terms {
     pub top_k: Option<usize>,
     /// SHA-256 of the teacher's shape and weights.
     pub teacher: String,
+    /// What the teacher is rounded to.
+    pub teacher_quant: Quant,
 }
 
 impl Terms {
     fn settle(asked: Asked, before: Option<&Map<String, Value>>, teacher: String) -> Result<Self, Error> {
         let number = |name| before.and_then(|before| before.get(name)?.as_f64()).map(|value| value as f32);
         let divergence = || serde_json::from_value(before?.get("divergence")?.clone()).ok();
+        let teacher_quant = || serde_json::from_value(before?.get("teacher_quant")?.clone()).ok();
         let terms = Self {
             temperature: asked.temperature.or_else(|| number("temperature")).unwrap_or(2.0),
             alpha: asked.alpha.or_else(|| number("alpha")).unwrap_or(0.5),
             divergence: asked.divergence.or_else(divergence).unwrap_or_default(),
             top_k: asked.top_k,
             teacher,
+            teacher_quant: asked.teacher_quant.or_else(teacher_quant).unwrap_or_default(),
         };
         let wrong =
             |name: &str, value: f32, must: &str| Err(Error::Usage(format!("{name} is {value}; it must be {must}")));
@@ -84,12 +90,13 @@ impl Terms {
 
     /// What the run's files remember.
     fn to_json(&self) -> Map<String, Value> {
-        let Self { temperature, alpha, divergence, top_k, teacher } = self;
+        let Self { temperature, alpha, divergence, top_k, teacher, teacher_quant } = self;
         // By way of text, so that 0.1 stays 0.1 where f32 becomes f64.
         let number = |value: &f32| value.to_string().parse::<f64>().map_or(Value::Null, Value::from);
         let (temperature, alpha) = (number(temperature), number(alpha));
+        let quant = Some(teacher_quant).filter(|&&quant| quant != Quant::None);
         let json = json!({ "temperature": temperature, "alpha": alpha, "divergence": divergence, "teacher_top_k": top_k,
-            "teacher_sha256": teacher });
+            "teacher_sha256": teacher, "teacher_quant": quant });
         match json {
             Value::Object(map) => map,
             _ => unreachable!("it was written as an object"),
@@ -154,7 +161,11 @@ impl Plan {
         let Some(top_k) = self.terms.top_k else {
             return Err(Error::Usage("a run without a cache of its teacher was asked for".into()));
         };
-        let (teacher, data) = (self.terms.teacher.clone(), job.data.identity.clone());
+        let data = job.data.identity.clone();
+        let teacher = match self.terms.teacher_quant {
+            Quant::None => self.terms.teacher.clone(),
+            quant => format!("{} in {quant}", self.terms.teacher),
+        };
         let (vocab_size, block_size) = (job.config.vocab_size, job.config.block_size);
         let about = About::new(teacher, data, vocab_size, block_size, self.terms.temperature, top_k);
         TeacherCache::open(folder, about)
@@ -186,8 +197,7 @@ impl Plan {
             mean.covered += share * (covered / batch.inputs.len() as f64) as f32;
             add(&mut mean.cached, student.distill(batch, &self.terms.with(said.teacher()), None)?);
             let hidden = teacher.hidden(batch)?;
-            let said = Teacher::Head { hidden: &hidden, wte: teacher.wte() };
-            add(&mut mean.exact, student.distill(batch, &self.terms.with(said), None)?);
+            add(&mut mean.exact, student.distill(batch, &self.terms.with(teacher.says(&hidden)), None)?);
         }
         Ok(mean)
     }
@@ -225,8 +235,7 @@ impl Lesson for Distillation {
             Source::Teacher(teacher) => {
                 batch = corpus.train_batch(micro.step, micro.index);
                 let hidden = teacher.hidden(batch)?;
-                let said = Teacher::Head { hidden: &hidden, wte: teacher.wte() };
-                loss = engine.distill(batch, &terms.with(said), backward)?;
+                loss = engine.distill(batch, &terms.with(teacher.says(&hidden)), backward)?;
             }
             Source::Cache(cache) => {
                 let windows = corpus.sampler().draw_windows(micro.step, micro.index);

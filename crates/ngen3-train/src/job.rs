@@ -406,8 +406,10 @@ fn check_lesson(before: &Map<String, Value>, now: &Map<String, Value>) -> Result
         Some(value) => value.to_string(),
     };
     let names = before.keys().chain(now.keys().filter(|name| !before.contains_key(*name)));
+    // What an older version did not ask about was nothing.
+    let said = |lesson: &Map<String, Value>, name: &String| lesson.get(name).cloned().unwrap_or_default();
     let differences: Vec<String> = names
-        .filter(|name| before.get(*name) != now.get(*name))
+        .filter(|name| said(before, name) != said(now, name))
         .map(|name| format!("{name} is {} there, not {}", of(before, name), of(now, name)))
         .collect();
     if differences.is_empty() {

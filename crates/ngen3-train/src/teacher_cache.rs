@@ -28,7 +28,7 @@ const FILE_BYTES: usize = 8 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct About {
     format: String,
-    /// SHA-256 of the teacher's shape and weights.
+    /// SHA-256 of the teacher's shape and weights, and what they were rounded to, if to anything.
     pub teacher: String,
     /// SHA-256 of the token file.
     pub data: String,
@@ -46,7 +46,7 @@ pub struct About {
 }
 
 impl About {
-    /// Of a teacher with this hash, on this data.
+    /// Of this teacher, on this data.
     pub fn new(
         teacher: String,
         data: DataIdentity,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{contents, fail, ngen3, run, succeed, texts};
-use ngen3_engine::{CpuEngine, Distill, Divergence, Dtype, Engine, Options, Slot, Teacher, TeacherModel};
+use ngen3_engine::{CpuEngine, Distill, Divergence, Dtype, Engine, Options, Quant, Slot, Teacher, TeacherModel};
 use ngen3_model::{Checkpoint, ParamList};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -139,7 +139,7 @@ fn the_first_loss_is_what_the_engine_says_of_both_models() {
     let hidden = teacher.hidden(&batch).unwrap();
     let params = teacher.read(Slot::Params);
     let wte = &params[ParamList::new(teacher.config()).wte];
-    let teacher = Teacher::Head { hidden: &hidden, wte };
+    let teacher = Teacher::Head { hidden: &hidden, wte, quant: Quant::None };
     let distill = Distill { teacher, temperature: 1.5, alpha: 0.5, divergence: Divergence::ReverseKl };
     let expected = student.distill(&batch, &distill, None).unwrap();
     let first = &metrics(folder, "x.run")[1];
@@ -172,6 +172,41 @@ fn a_run_goes_on_bit_for_bit_with_and_without_a_cache() {
     assert!(complaint.contains("is of a run of ngen3 train, which goes on with that command"), "{complaint}");
     let complaint = fail(folder, &format!("{LINE} --out parts.pt --resume"), 1);
     assert!(complaint.contains("teacher_top_k is 64 there, not none"), "{complaint}");
+}
+
+#[test]
+fn a_teacher_in_int8_teaches_nearly_the_same_and_is_told_from_one_that_is_not() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, &format!("{LINE} --max_iters 6 --out plain.pt"));
+    let flags = "--teacher_quant int8 --min_lr 0.01 --warmup_iters 0";
+    let (_, err) = succeed(folder, &format!("{LINE} --max_iters 6 --out whole.pt {flags}"));
+    assert!(err.contains("teacher: teacher: 3 layers, 2 heads, width 16, block 16, in int8\n"), "{err}");
+    assert_eq!(load(folder, "whole.pt").meta.training["distill"]["teacher_quant"], "int8");
+    let divergence = |run: &str, step: usize| metrics(folder, run)[step]["divergence"].as_f64().unwrap();
+    let (plain, int8) = (divergence("plain.run", 1), divergence("whole.run", 1));
+    assert!((int8 / plain - 1.0).abs() < 0.02 && int8 != plain, "{int8}, not {plain}");
+
+    // A run that goes on knows what its teacher was rounded to.
+    succeed(folder, &format!("{LINE} --max_iters 3 --out part.pt {flags}"));
+    succeed(folder, "distill --teacher_model_path teacher.pt --data data.bin --resume --out part.pt --max_iters 6");
+    assert_eq!(divergence("part.run", 6), divergence("whole.run", 6));
+
+    // What it said is kept apart from what the teacher itself would say.
+    let cached = format!("{LINE} --max_iters 2 --teacher_cache said --teacher_top_k 90 --overwrite --out x.pt");
+    let (_, err) = succeed(folder, &format!("{cached} --teacher_quant int8"));
+    let (with, without) = compared(&err);
+    assert!((with / without - 1.0).abs() < 1e-3, "{err}");
+    let files = cache_files(&folder.join("said"));
+    let (_, error) = texts(&run(folder, &cached), 1);
+    let error = error.lines().last().unwrap();
+    assert!(
+        error.starts_with("error: said/cache.json: it is of something else") && error.contains("in int8"),
+        "{error}"
+    );
+    assert_eq!(cache_files(&folder.join("said")), files);
+    let (_, error) = texts(&run(folder, &format!("{LINE} --teacher_quant int4")), 2);
+    assert!(error.contains("there are none and int8"), "{error}");
 }
 
 /// The files of a cache, by name.

@@ -9,9 +9,10 @@ use super::loss::{self, Gradients, Losses};
 use super::memory::Buffer;
 use super::model::{Drops, Model, Passes, sum};
 use super::rows::Pass;
-use crate::Error;
 use crate::engine::{Distill, DistillLoss, IGNORE, Teacher};
+use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, MatMut, matmul};
+use crate::{Error, Quant};
 
 /// Tokens whose logits are looked at together for the likeliest.
 const TOP_K_TOKENS: usize = 256;
@@ -40,6 +41,8 @@ impl Model {
         let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
         let k = ids.len() / passes.batch.inputs.len();
         let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
+        let wte = Mat::new(self.wte(), vocab_size, c);
+        let int8 = (self.quant() == Quant::Int8).then(|| Packed::new(wte, Quant::Int8)).transpose()?;
         self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
@@ -48,8 +51,11 @@ impl Model {
             for (hidden, (ids, log_probs)) in arena.split().1.ln.chunks(TOP_K_TOKENS * c).zip(blocks) {
                 let rows = hidden.len() / c;
                 let logits = &mut logits[..rows * vocab_size];
-                let (hidden, wte) = (Mat::new(hidden, rows, c), Mat::new(self.wte(), vocab_size, c));
-                matmul(self.precision, MatMut::new(logits, rows, vocab_size), Into::Set, hidden, wte.t());
+                let (hidden, to) = (Mat::new(hidden, rows, c), MatMut::new(logits, rows, vocab_size));
+                match &int8 {
+                    Some(wte) => wte.product_onto(to, hidden, |tile, _, _| tile.fill(0.0)),
+                    None => matmul(self.precision, to, Into::Set, hidden, wte.t()),
+                }
                 logits
                     .par_chunks_exact_mut(vocab_size)
                     .zip(ids.par_chunks_exact_mut(k).zip(log_probs.par_chunks_exact_mut(k)))
@@ -109,7 +115,7 @@ impl Model {
 
 /// What the teacher says of the tokens of one pass whose target counts.
 enum Said<'a> {
-    Head { hidden: Vec<f32>, wte: &'a [f32] },
+    Head { hidden: Vec<f32>, wte: &'a [f32], quant: Quant },
     TopK { k: usize, ids: Vec<u32>, log_probs: Vec<f32> },
 }
 
@@ -121,7 +127,9 @@ impl<'a> Said<'a> {
             rows.filter(|&(_, &target)| target != IGNORE).flat_map(|(row, _)| row).copied().collect()
         }
         match distill.teacher {
-            Teacher::Head { hidden, wte } => Self::Head { hidden: counted(hidden, wte.len() / vocab_size, pass), wte },
+            Teacher::Head { hidden, wte, quant } => {
+                Self::Head { hidden: counted(hidden, wte.len() / vocab_size, pass), wte, quant }
+            }
             Teacher::TopK { k, ids, log_probs } => {
                 Self::TopK { k, ids: counted(ids, k, pass), log_probs: counted(log_probs, k, pass) }
             }
@@ -130,7 +138,7 @@ impl<'a> Said<'a> {
 
     fn teacher(&self) -> Teacher<'_> {
         match self {
-            Self::Head { hidden, wte } => Teacher::Head { hidden, wte },
+            Self::Head { hidden, wte, quant } => Teacher::Head { hidden, wte, quant: *quant },
             Self::TopK { k, ids, log_probs } => Teacher::TopK { k: *k, ids, log_probs },
         }
     }

@@ -5,6 +5,7 @@
 //! holds f32, bf16 (half the bytes) or int8 with a scale for each output (a quarter). Sums are f32 always.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::simd::{LANES, fold, simd};
 use crate::gemm::Canvas;
@@ -36,8 +37,9 @@ pub enum Matrix<'a> {
     },
 }
 
-/// What a [`Matrix`] is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What weights are rounded to that are only read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Quant {
     /// The engine's precision: bf16 weights where it multiplies in bf16, f32 elsewhere.
     #[default]
@@ -55,6 +57,15 @@ impl std::str::FromStr for Quant {
             "int8" => Ok(Self::Int8),
             _ => Err("there are none and int8".into()),
         }
+    }
+}
+
+impl std::fmt::Display for Quant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+        })
     }
 }
 

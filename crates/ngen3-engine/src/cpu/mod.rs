@@ -32,7 +32,9 @@ use rayon::ThreadPool;
 use serde::{Deserialize, Serialize};
 
 use crate::gemm::{Precision, tiles};
-use crate::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot, TeacherModel};
+use crate::{
+    AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot, Teacher, TeacherModel,
+};
 use arena::{Arena, Keep};
 pub use dropout::splitmix;
 use lora::Adapters;
@@ -420,8 +422,8 @@ impl Engine for CpuEngine {
 }
 
 impl TeacherModel for CpuEngine {
-    fn wte(&self) -> &[f32] {
-        self.model.wte()
+    fn says<'a>(&'a self, hidden: &'a [f32]) -> Teacher<'a> {
+        Teacher::Head { hidden, wte: self.model.wte(), quant: self.model.quant() }
     }
 
     fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {

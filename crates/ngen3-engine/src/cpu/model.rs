@@ -20,7 +20,7 @@ use super::rows::{Pass, Plan};
 use super::{attention, embedding, gelu, layernorm, loss, matvec};
 use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, Precision};
-use crate::{Batch, Error};
+use crate::{Batch, Error, Quant};
 
 /// A model's shape and parameters.
 #[derive(Debug)]
@@ -205,12 +205,12 @@ impl Model {
         }
     }
 
-    /// Packs the weights of the blocks' linear layers, once for all, and lets go of what they were packed from: the model only
+    /// Packs the weights of the blocks' linear layers, in bf16 or in int8, once for all, and lets go of what they were packed from: the model only
     /// goes forward from now on. The last block comes first, so that there is never much more than one copy.
     ///
     /// # Errors
     /// [`Error::Memory`] when the packed weights of a layer do not fit.
-    pub fn pack(&mut self) -> Result<(), Error> {
+    pub fn pack(&mut self, quant: Quant) -> Result<(), Error> {
         let Self { config, list, params, packed, .. } = self;
         let mut kept = vec![params[list.ln_f_weight.start..].to_vec()];
         for w in list.blocks.iter().rev() {
@@ -224,7 +224,7 @@ impl Model {
             kept.push(plain);
             let pack = |target: Target| {
                 let [outputs, inputs] = target.shape(config);
-                Packed::new(Mat::new(&params[w.linear(target).0.clone()], outputs, inputs))
+                Packed::new(Mat::new(&params[w.linear(target).0.clone()], outputs, inputs), quant)
             };
             let [a, b, c, d] = Target::ALL.map(pack);
             packed.push([a?, b?, c?, d?]);
@@ -236,6 +236,11 @@ impl Model {
         params.extend(kept.iter().rev().flatten());
         *list = ParamList::without_layer_weights(config);
         Ok(())
+    }
+
+    /// What the operands of a packed model's products are rounded to, other than its precision.
+    pub fn quant(&self) -> Quant {
+        self.packed.first().map_or(Quant::None, |layer| layer[0].quant())
     }
 
     /// `[vocab_size, width]`

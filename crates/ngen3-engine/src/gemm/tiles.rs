@@ -12,6 +12,7 @@
 //!
 //! Each element of C is summed in the same order whatever the number of threads: the same bits.
 
+pub mod int8;
 pub mod kernel;
 mod left;
 pub mod pack;
@@ -81,7 +82,7 @@ fn matmul_with<const P: usize>(
     with_workspace(padded(a_len) + b_len, |workspace| {
         let mut knife = Knife(workspace);
         let left = Left::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
-        let packed_b = bytemuck::cast_slice_mut(&mut knife.0[..b_len]);
+        let packed_b = bytemuck::cast_slice_mut(knife.0);
         pack::<P, NR>(b.t(), packed_b);
         multiply::<P>(c, into, left, packed_b, start);
     });
@@ -95,7 +96,7 @@ fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
         let larger = Buffer::zeros(n, "packed operands");
         workspace = larger.expect("memory for the operands of a product, which is smaller than the activations");
     }
-    work(&mut workspace);
+    work(&mut workspace[..n]);
     WORKSPACE.set(workspace);
 }
 
@@ -121,14 +122,21 @@ fn multiply<const P: usize>(
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
+    for_each_block(c, |c, rows, cols| {
+        let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
+        multiply_block::<P>(c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+    });
+}
+
+/// Cuts `c` into blocks and hands them, with their first row and column, to `work` on all threads.
+fn for_each_block(c: MatMut<'_>, work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
     let (m, n) = (c.rows, c.cols);
     let (row_blocks, col_blocks) = (m.div_ceil(MC), n.div_ceil(NC));
     (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let (rows, cols) = ((task % row_blocks) * MC, (task / row_blocks) * NC);
         // SAFETY: every task has a different block of C, and blocks share no element.
         let mut c = unsafe { c.part(rows..(rows + MC).min(m), cols..(cols + NC).min(n)) };
-        let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
-        multiply_block::<P>(&mut c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+        work(&mut c, rows, cols);
     });
 }
 
@@ -143,7 +151,7 @@ fn multiply_block<const P: usize>(
     let (m, n, depth) = (c.rows, c.cols, a.depth);
     if depth == 0 {
         if into == Into::Set {
-            (0..m).for_each(|i| c.row_mut(i).fill(0.0));
+            c.fill(0.0);
         }
         start(c, 0, 0);
     }

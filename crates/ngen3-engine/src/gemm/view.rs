@@ -144,6 +144,11 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
     }
 
+    /// Sets every element.
+    pub fn fill(&mut self, value: f32) {
+        (0..self.rows).for_each(|i| self.row_mut(i).fill(value));
+    }
+
     /// Hands blocks of rows, and the first row of each, to `work` on all threads.
     pub fn par_row_blocks(&mut self, work: impl Fn(&mut MatMut<'_>, usize) + Sync) {
         const ROWS: usize = 64;

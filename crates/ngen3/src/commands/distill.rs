@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_engine::{CpuTeacher, Divergence};
+use ngen3_engine::{CpuTeacher, Divergence, Options, Quant};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
 use ngen3_train::{Init, Job, Kind, Request};
@@ -51,6 +51,10 @@ pub struct Args {
     /// The teacher's share of the loss, from 0 to 1 [default: 0.5]
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
     alpha: Option<f32>,
+    /// Round the teacher's weights, and at each token what they are multiplied with, to int8: faster, in less memory, and what it says
+    /// changes by a little; or none [default: none]
+    #[arg(long, value_name = "KIND")]
+    teacher_quant: Option<Quant>,
     /// What stands for KL(p ‖ q): forward_kl (itself), reverse_kl (KL(q ‖ p), as in MiniLLM) or jensen_shannon
     /// (KL(p ‖ m) / 2 + KL(q ‖ m) / 2 with m = (p + q) / 2, as in GKD) [default: forward_kl]
     #[arg(long, value_name = "NAME")]
@@ -109,16 +113,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         shape,
         lora: None,
     };
-    let Args { temperature, alpha, divergence, .. } = args;
+    let Args { temperature, alpha, divergence, teacher_quant, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);
-    let asked = Asked { temperature, alpha, divergence, top_k };
+    let asked = Asked { temperature, alpha, divergence, teacher_quant, top_k };
     let (job, plan, weights) = Plan::prepare(request, &args.data, asked, &path, &teacher)?;
     let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
 
     let Config { n_layer, n_head, n_embd, block_size, .. } = teacher.config;
-    write_line(&format!("teacher: {name}: {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}"));
+    let quant = plan.terms.teacher_quant;
+    let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
+    write_line(&format!(
+        "teacher: {name}: {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}{rounded}"
+    ));
     let Checkpoint { config, params, .. } = teacher;
-    let teacher = Box::new(CpuTeacher::new(config, params, job.settings.options())?);
+    let teacher = Box::new(CpuTeacher::new(config, params, Options { quant, ..job.settings.options() })?);
     let mut lesson = match args.teacher_cache {
         Some(folder) => ask_once(&folder, plan, &job, *teacher, &mut training, &stop)?,
         None => Distillation::from_teacher(plan, teacher),

@@ -13,6 +13,8 @@
 //! Each token's logits are shifted by its target's, as there. A teacher that comes as its k likeliest tokens has no u: g is then
 //! that of the softmax, scaled, with corrections at those tokens (`top_k.rs`).
 
+mod head;
+
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
@@ -28,6 +30,7 @@ use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
+use head::Head;
 
 /// Logits of one model in a block of tokens: 13 MB, so that both models' are near a last-level cache.
 const LOGITS: usize = 13 << 18;
@@ -94,13 +97,14 @@ pub fn run<const P: usize>(
     memory: &mut Buffer,
 ) -> Result<(), Error> {
     let Shape { width, vocab_size, .. } = shape;
-    let head = match distill.teacher {
-        Teacher::Head { hidden, wte } if distill.alpha > 0.0 => Some((hidden, wte)),
+    let teacher = match distill.teacher {
+        Teacher::Head { hidden, wte, quant } if distill.alpha > 0.0 => {
+            Some((Head { width: wte.len() / vocab_size, vocab_size, quant }, hidden, wte))
+        }
         _ => None,
     };
-    let teacher_width = head.map_or(0, |(_, wte)| wte.len() / vocab_size);
     let block = ((LOGITS / vocab_size) / NR * NR).clamp(NR, targets.len().next_multiple_of(NR));
-    let sizes = Sizes { shape, block, teacher_width };
+    let sizes = Sizes { shape, block, head: teacher.map(|(head, ..)| head) };
     let wanted = sizes.lengths::<P>().map(padded).iter().sum();
     if memory.len() < wanted {
         *memory = Buffer::default();
@@ -108,8 +112,8 @@ pub fn run<const P: usize>(
     }
     let mut s = sizes.cut::<P>(memory);
     pack_wte::<P>(shape, wte, s.wte);
-    if let Some((_, wte)) = head {
-        pack::<P, MR>(Mat::new(wte, vocab_size, teacher_width), s.teacher_wte);
+    if let Some((head, _, wte)) = teacher {
+        head.lay_out_wte::<P>(wte, s.teacher_wte);
     }
     let weight = gradients.as_ref().map_or(1.0, |gradients| gradients.weight);
     let Losses { cross_entropy, divergence } = losses;
@@ -119,10 +123,9 @@ pub fn run<const P: usize>(
         let hidden = &hidden[first * width..][..rows * width];
         pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
         shifts::<P>(hidden, wte, targets, s.shift);
-        if let Some((hidden, wte)) = head {
-            let hidden = &hidden[first * teacher_width..][..rows * teacher_width];
-            let packed = &mut s.teacher_hidden[..packed_len::<P, NR>(rows, teacher_width)];
-            pack::<P, NR>(Mat::new(hidden, rows, teacher_width), packed);
+        if let Some((head, hidden, wte)) = teacher {
+            let hidden = &hidden[first * head.width..][..rows * head.width];
+            head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
         let soft = Soft { sizes, tiles: rows.div_ceil(NR), temperature: distill.temperature, way: Way::of(distill) };
@@ -182,10 +185,6 @@ impl Way {
             Teacher::TopK { .. } => Self::TopK,
         }
     }
-
-    fn has_head(self) -> bool {
-        matches!(self, Self::Head(_))
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -193,8 +192,8 @@ struct Sizes {
     shape: Shape,
     /// Tokens in a block, a multiple of [`NR`].
     block: usize,
-    /// 0 without a teacher's head.
-    teacher_width: usize,
+    /// The teacher's, if there is any.
+    head: Option<Head>,
 }
 
 /// One block's loss.
@@ -211,11 +210,11 @@ struct Soft {
 struct Scratch<'a> {
     /// The student's embeddings in both orders: see [`pack_wte`].
     wte: &'a mut [f32],
-    /// The teacher's by word, panels of [cells, MR].
-    teacher_wte: &'a mut [u32],
+    /// The teacher's operands: see [`Head`].
+    teacher_wte: &'a mut [f32],
+    teacher_hidden: &'a mut [f32],
     /// Hidden states, panels of [cells, NR].
     hidden: &'a mut [u32],
-    teacher_hidden: &'a mut [u32],
     /// Hidden states as B of dwte, panels of [R/P, NR].
     by_token: &'a mut [u32],
     /// `[R, C]`, zeros past the last token.
@@ -246,13 +245,13 @@ impl Sizes {
     }
 
     fn lengths<const P: usize>(&self) -> [usize; 15] {
-        let Self { shape, block, teacher_width } = *self;
+        let Self { shape, block, head } = *self;
         let (segments, tiles) = (shape.segments(), shape.segments() * self.segment_tiles());
         [
             shape.packed_wte::<P>(),
-            if teacher_width > 0 { packed_len::<P, MR>(shape.vocab_size, teacher_width) } else { 0 },
+            head.map_or(0, Head::wte_len::<P>),
+            head.map_or(0, |head| head.hidden_len::<P>(block)),
             packed_len::<P, NR>(block, shape.width),
-            packed_len::<P, NR>(block, teacher_width),
             packed_len::<P, NR>(shape.width, block),
             block * shape.width,
             block,
@@ -260,7 +259,7 @@ impl Sizes {
             factor::COUNT * block,
             segments * sum::COUNT * block,
             tiles * TILE,
-            if teacher_width > 0 { tiles * TILE } else { 0 },
+            if head.is_some() { tiles * TILE } else { 0 },
             tiles * e_tile::<P>(),
             segments * CHUNK * MR / P * block,
             segments * shape.width * block,
@@ -270,16 +269,15 @@ impl Sizes {
     fn cut<'a, const P: usize>(&self, memory: &'a mut [f32]) -> Scratch<'a> {
         let mut knife = Knife(memory);
         let pieces = self.lengths::<P>().map(|length| knife.cut(length));
-        let [wte, teacher_wte, hidden, teacher_hidden, by_token, padded_hidden, shift, teacher_shift, pieces @ ..] =
+        let [wte, teacher_wte, teacher_hidden, hidden, by_token, padded_hidden, shift, teacher_shift, pieces @ ..] =
             pieces;
         let [factors, sums, student, teacher, g, by_word, dhidden] = pieces;
-        let [teacher_wte, hidden, teacher_hidden, by_token, g, by_word] =
-            [teacher_wte, hidden, teacher_hidden, by_token, g, by_word].map(cast_slice_mut);
+        let [hidden, by_token, g, by_word] = [hidden, by_token, g, by_word].map(cast_slice_mut);
         Scratch {
             wte,
             teacher_wte,
-            hidden,
             teacher_hidden,
+            hidden,
             by_token,
             padded_hidden,
             shift,
@@ -299,10 +297,10 @@ impl Sizes {
 fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
     let Soft { sizes, tiles, temperature, way } = soft;
     let Shape { width, vocab_size, .. } = sizes.shape;
-    let (depth, teacher_depth) = (cells::<P>(width), cells::<P>(sizes.teacher_width));
+    let depth = cells::<P>(width);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
-    let teacher_words = &*s.teacher_wte;
-    let (hidden, teacher_hidden) = (&*s.hidden, &*s.teacher_hidden);
+    let hidden = &*s.hidden;
+    let head = sizes.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
     let (panels, across) = (sizes.shape.segment_panels(), sizes.block / NR);
     let segment_logits = sizes.segment_tiles() * TILE;
@@ -325,14 +323,13 @@ fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
                     kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Into::Set);
-                    let u = if way.has_head() {
-                        let u = &mut teacher[place];
-                        let a = &teacher_words[panel * MR * teacher_depth..][..MR * teacher_depth];
-                        let b = &teacher_hidden[j * NR * teacher_depth..][..NR * teacher_depth];
-                        kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(u, MR, NR), Into::Set);
-                        u
-                    } else {
-                        &mut []
+                    let u = match head {
+                        Some(head) => {
+                            let u = &mut teacher[place];
+                            head.tile::<P>(panel, j, u);
+                            u
+                        }
+                        None => &mut [],
                     };
                     let (sums, at) = (&mut *sums, j * NR);
                     let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
@@ -412,7 +409,7 @@ fn settle(soft: Soft, alpha: f32, weight: f32, s: &mut Scratch<'_>, cross_entrop
         s.factors[factor::CROSS * block + t] = (1.0 - alpha) * weight / student;
         s.factors[factor::SOFT * block + t] = alpha * temperature * weight;
         s.factors[factor::TEMPERED * block + t] = if way == Way::Alone { 0.0 } else { tempered.ln() };
-        s.factors[factor::TEACHER * block + t] = if way.has_head() { teacher.ln() } else { 0.0 };
+        s.factors[factor::TEACHER * block + t] = if sizes.head.is_some() { teacher.ln() } else { 0.0 };
     }
     let Way::Head(kind) = way else { return divergence.fill(0.0) };
     if kind == Divergence::JensenShannon {

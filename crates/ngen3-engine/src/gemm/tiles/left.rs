@@ -20,7 +20,7 @@ pub struct Left<'a> {
 
 /// From one row to the next where they are apart: an odd number of cache lines, so that the rows of a tile do not compete for the
 /// same places in cache.
-const fn stride<const P: usize>(k: usize) -> usize {
+pub const fn stride<const P: usize>(k: usize) -> usize {
     (cells::<P>(k).div_ceil(16) | 1) * 16
 }
 

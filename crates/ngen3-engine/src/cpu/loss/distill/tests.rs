@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::super::super::memory::Buffer;
 use super::super::Shape as LossShape;
 use super::*;
+use crate::Quant;
+use crate::cpu::matvec::round_to_int8;
 use crate::cpu::testing::{check_gradient, random};
 use crate::gemm::Precision;
 
@@ -87,7 +89,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
         let likeliest = &fixture[format!("teacher {temperature}")];
         let ids = counted(&numbers(&likeliest["ids"]).iter().map(|&id| id as u32).collect::<Vec<_>>());
         let log_probs = counted(&numbers(&likeliest["log_probs"]));
-        let head = Teacher::Head { hidden: &teacher_hidden, wte: &teacher_wte };
+        let head = Teacher::Head { hidden: &teacher_hidden, wte: &teacher_wte, quant: Quant::None };
         let ways = [
             ("forward_kl", head, Divergence::ForwardKl),
             ("reverse_kl", head, Divergence::ReverseKl),
@@ -148,7 +150,7 @@ impl Case {
     }
 
     fn distill(&self, divergence: Divergence) -> Distill<'_> {
-        let teacher = Teacher::Head { hidden: &self.teacher_hidden, wte: &self.teacher_wte };
+        let teacher = Teacher::Head { hidden: &self.teacher_hidden, wte: &self.teacher_wte, quant: Quant::None };
         Distill { teacher, temperature: 1.5, alpha: 0.7, divergence }
     }
 }
@@ -182,7 +184,7 @@ fn several_blocks_give_what_each_gives_alone_and_bf16_stays_near() {
         let mut dwte = vec![0.0; wte.len()];
         for tokens in [0..700, 700..1300] {
             let rows = |width: usize| tokens.start * width..tokens.end * width;
-            let teacher = Teacher::Head { hidden: &teacher_hidden[rows(7)], wte: teacher_wte };
+            let teacher = Teacher::Head { hidden: &teacher_hidden[rows(7)], wte: teacher_wte, quant: Quant::None };
             let shape = Shape { tokens: tokens.len(), ..*shape };
             let distill = Distill { teacher, ..distill };
             let (hidden, targets) = (&hidden[rows(shape.width)], &targets[rows(1)]);
@@ -207,10 +209,40 @@ fn a_teacher_that_is_the_student_teaches_nothing() {
     let (hidden, wte) = (random(shape.tokens * shape.width, 1), random(shape.vocab_size * shape.width, 2));
     let targets: Vec<u32> = (0..shape.tokens as u32).collect();
     for divergence in DIVERGENCES {
-        let teacher = Teacher::Head { hidden: &hidden, wte: &wte };
+        let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
         let distill = Distill { teacher, temperature: 2.0, alpha: 1.0, divergence };
         let found = run(shape, Precision::F32, &hidden, &wte, &targets, &distill, 1.0);
         assert!(found.divergence.iter().all(|d| d.abs() < 1e-5), "{divergence:?}: {:?}", found.divergence);
         assert!(found.dhidden.iter().chain(&found.dwte).all(|g| g.abs() < 1e-5), "{divergence:?}");
+    }
+}
+
+#[test]
+fn a_teachers_int8_logits_are_those_of_its_rounded_operands() {
+    let case = Case::new(70, 2900);
+    let rounded = |values: &[f32]| {
+        let mut values = values.to_vec();
+        values.chunks_exact_mut(7).for_each(round_to_int8);
+        values
+    };
+    let (hidden, wte) = (rounded(&case.teacher_hidden), rounded(&case.teacher_wte));
+    for divergence in DIVERGENCES {
+        let plain = case.distill(divergence);
+        let of_rounded = Distill { teacher: Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None }, ..plain };
+        let (teacher_hidden, teacher_wte) = (&case.teacher_hidden, &case.teacher_wte);
+        let in_int8 = Teacher::Head { hidden: teacher_hidden, wte: teacher_wte, quant: Quant::Int8 };
+        let in_int8 = Distill { teacher: in_int8, ..plain };
+        let run = |distill| run(case.shape, Precision::F32, &case.hidden, &case.wte, &case.targets, distill, 1.0);
+        let (plain, of_rounded, in_int8) = (run(&plain), run(&of_rounded), run(&in_int8));
+        assert_eq!(in_int8.cross_entropy, plain.cross_entropy);
+        for (found, expected) in [
+            (&in_int8.divergence, &of_rounded.divergence),
+            (&in_int8.dhidden, &of_rounded.dhidden),
+            (&in_int8.dwte, &of_rounded.dwte),
+        ] {
+            assert!(distance(found, expected) < 1e-4, "{divergence:?}: {}", distance(found, expected));
+        }
+        let moved = distance(&in_int8.dhidden, &plain.dhidden);
+        assert!((1e-5..0.05).contains(&moved), "{divergence:?}: {moved}");
     }
 }
