@@ -122,20 +122,20 @@ fn multiply<const P: usize>(
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    for_each_block(c, |c, rows, cols| {
+    for_each_block(c, (MC, NC), |c, rows, cols| {
         let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
         multiply_block::<P>(c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
     });
 }
 
 /// Cuts `c` into blocks and hands them, with their first row and column, to `work` on all threads.
-fn for_each_block(c: MatMut<'_>, work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
     let (m, n) = (c.rows, c.cols);
-    let (row_blocks, col_blocks) = (m.div_ceil(MC), n.div_ceil(NC));
+    let (row_blocks, col_blocks) = (m.div_ceil(mc), n.div_ceil(nc));
     (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
-        let (rows, cols) = ((task % row_blocks) * MC, (task / row_blocks) * NC);
+        let (rows, cols) = ((task % row_blocks) * mc, (task / row_blocks) * nc);
         // SAFETY: every task has a different block of C, and blocks share no element.
-        let mut c = unsafe { c.part(rows..(rows + MC).min(m), cols..(cols + NC).min(n)) };
+        let mut c = unsafe { c.part(rows..(rows + mc).min(m), cols..(cols + nc).min(n)) };
         work(&mut c, rows, cols);
     });
 }

@@ -32,8 +32,9 @@ use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 use head::Head;
 
-/// Logits of one model in a block of tokens: 13 MB, so that both models' are near a last-level cache.
-const LOGITS: usize = 13 << 18;
+/// Logits of one model in a block of tokens, 26 MB: of half as many more would stay in cache, and both models' embeddings would be read
+/// twice as often (4 % slower, measured).
+const LOGITS: usize = 13 << 19;
 
 /// Shifted logits are cut off here: beyond, exp would overflow.
 const MAX_LOGIT: f32 = 80.0;
@@ -70,7 +71,11 @@ pub(super) mod factor {
     pub const TEACHER: usize = 3;
     /// What reverse and Jensen-Shannon divergence subtract.
     pub const INNER: usize = 4;
-    pub const COUNT: usize = 5;
+    /// 1 / Σ exp(z/T)
+    pub const OVER_TEMPERED: usize = 5;
+    /// 1 / Σ exp(u/T)
+    pub const OVER_TEACHER: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// Where a token's two losses go, each `[tokens]`.
@@ -103,6 +108,9 @@ pub fn run<const P: usize>(
         }
         _ => None,
     };
+    let way = Way::of(distill);
+    // Of a student alone nothing is tempered.
+    let temperature = if way == Way::Alone { 1.0 } else { distill.temperature };
     let block = ((LOGITS / vocab_size) / NR * NR).clamp(NR, targets.len().next_multiple_of(NR));
     let sizes = Sizes { shape, block, head: teacher.map(|(head, ..)| head) };
     let wanted = sizes.lengths::<P>().map(padded).iter().sum();
@@ -128,11 +136,11 @@ pub fn run<const P: usize>(
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
-        let soft = Soft { sizes, tiles: rows.div_ceil(NR), temperature: distill.temperature, way: Way::of(distill) };
+        let soft = Soft { sizes, tiles: rows.div_ceil(NR), temperature, way };
         logits::<P>(soft, &mut s);
         settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
-            .map(|top_k| top_k.settle::<P>(distill.temperature, hidden, wte, s.shift, block, s.factors, divergence));
+            .map(|top_k| top_k.settle::<P>(temperature, hidden, wte, s.shift, block, s.factors, divergence));
         let Some(Gradients { dhidden, dwte, .. }) = &mut gradients else { continue };
 
         gradient::<P>(soft, dwte.is_some(), &mut s);
@@ -228,7 +236,7 @@ struct Scratch<'a> {
     sums: &'a mut [f32],
     /// `[panels, R/NR, MR, NR]`: z.
     student: &'a mut [f32],
-    /// u/T
+    /// u/T, or exp(u/T) where a gradient needs no more: for the forward divergence.
     teacher: &'a mut [f32],
     /// `[panels, R/NR, MR, NR/P]`: g with cells along the tokens.
     g: &'a mut [u32],
@@ -360,12 +368,9 @@ fn sum_tile(
     for z in z.as_chunks_mut::<NR>().0 {
         for t in 0..NR {
             z[t] = cut_off(z[t] - shift[t]);
-            totals[sum::STUDENT][t] += exp(z[t]);
-        }
-        if way != Way::Alone {
-            for t in 0..NR {
-                totals[sum::TEMPERED][t] += exp(cut_off(z[t] * inverse));
-            }
+            let tempered = exp(cut_off(z[t] * inverse));
+            totals[sum::TEMPERED][t] += tempered;
+            totals[sum::STUDENT][t] += untempered(z[t], tempered, temperature);
         }
     }
     if let Way::Head(divergence) = way {
@@ -374,13 +379,31 @@ fn sum_tile(
                 u[t] = cut_off((u[t] - teacher_shift[t]) * inverse);
                 let (z, e) = (cut_off(z[t] * inverse), exp(u[t]));
                 totals[sum::TEACHER][t] += e;
-                totals[sum::CROSS][t] +=
-                    if divergence == Divergence::ReverseKl { exp(z) * (z - u[t]) } else { e * (u[t] - z) };
+                if divergence == Divergence::ReverseKl {
+                    totals[sum::CROSS][t] += exp(z) * (z - u[t]);
+                } else {
+                    totals[sum::CROSS][t] += e * (u[t] - z);
+                }
+                if divergence == Divergence::ForwardKl {
+                    u[t] = e;
+                }
             }
         }
     }
     for (total, sums) in totals.iter().zip(sums.chunks_exact_mut(block)) {
         sums[at..at + NR].iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
+    }
+}
+
+/// exp(z), of which exp(z/T) is known: the usual temperatures need no second exponential.
+#[inline(always)]
+fn untempered(z: f32, tempered: f32, temperature: f32) -> f32 {
+    if temperature == 2.0 {
+        tempered * tempered
+    } else if temperature == 1.0 {
+        tempered
+    } else {
+        exp(z)
     }
 }
 
@@ -408,8 +431,12 @@ fn settle(soft: Soft, alpha: f32, weight: f32, s: &mut Scratch<'_>, cross_entrop
         *loss = student.ln();
         s.factors[factor::CROSS * block + t] = (1.0 - alpha) * weight / student;
         s.factors[factor::SOFT * block + t] = alpha * temperature * weight;
-        s.factors[factor::TEMPERED * block + t] = if way == Way::Alone { 0.0 } else { tempered.ln() };
-        s.factors[factor::TEACHER * block + t] = if sizes.head.is_some() { teacher.ln() } else { 0.0 };
+        s.factors[factor::TEMPERED * block + t] = tempered.ln();
+        s.factors[factor::OVER_TEMPERED * block + t] = 1.0 / tempered;
+        if sizes.head.is_some() {
+            s.factors[factor::TEACHER * block + t] = teacher.ln();
+            s.factors[factor::OVER_TEACHER * block + t] = 1.0 / teacher;
+        }
     }
     let Way::Head(kind) = way else { return divergence.fill(0.0) };
     if kind == Divergence::JensenShannon {
@@ -545,22 +572,42 @@ fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
 /// The gradient of a tile's logits; its tokens begin at `at`.
 #[inline(always)]
 fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
-    let (block, inverse) = (soft.sizes.block, 1.0 / soft.temperature);
+    let Soft { temperature, .. } = soft;
+    let (block, inverse) = (soft.sizes.block, 1.0 / temperature);
     let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
     let z = z.as_chunks::<NR>().0;
-    for (g, z) in g.iter_mut().zip(z) {
-        for t in 0..NR {
-            g[t] = of[factor::CROSS][t] * exp(z[t]);
-        }
-    }
-    let [tempered, teacher, inner, scale] =
-        [factor::TEMPERED, factor::TEACHER, factor::INNER, factor::SOFT].map(|i| of[i]);
+    let [cross, scale, tempered, teacher, inner, over_tempered, over_teacher] = [
+        factor::CROSS,
+        factor::SOFT,
+        factor::TEMPERED,
+        factor::TEACHER,
+        factor::INNER,
+        factor::OVER_TEMPERED,
+        factor::OVER_TEACHER,
+    ]
+    .map(|i| of[i]);
     match soft.way {
-        Way::Alone => {}
+        Way::Alone => {
+            for (g, z) in g.iter_mut().zip(z) {
+                for t in 0..NR {
+                    g[t] = cross[t] * exp(z[t]);
+                }
+            }
+        }
         Way::TopK => {
             for (g, z) in g.iter_mut().zip(z) {
                 for t in 0..NR {
-                    g[t] += scale[t] * exp(cut_off(z[t] * inverse) - tempered[t]);
+                    let e = exp(cut_off(z[t] * inverse));
+                    g[t] = cross[t] * untempered(z[t], e, temperature) + scale[t] * (e * over_tempered[t]);
+                }
+            }
+        }
+        Way::Head(Divergence::ForwardKl) => {
+            for (g, (z, of_teacher)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
+                for t in 0..NR {
+                    let e = exp(cut_off(z[t] * inverse));
+                    let apart = e * over_tempered[t] - of_teacher[t] * over_teacher[t];
+                    g[t] = cross[t] * untempered(z[t], e, temperature) + scale[t] * apart;
                 }
             }
         }
@@ -568,12 +615,11 @@ fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g
             for (g, (z, u)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
                 for t in 0..NR {
                     let (q, p) = (cut_off(z[t] * inverse) - tempered[t], u[t] - teacher[t]);
-                    g[t] += scale[t]
-                        * match kind {
-                            Divergence::ForwardKl => exp(q) - exp(p),
-                            Divergence::ReverseKl => exp(q) * (q - p - inner[t]),
-                            Divergence::JensenShannon => exp(q) * (0.5 * above_mean(q, p) - inner[t]),
-                        };
+                    let apart = match kind {
+                        Divergence::JensenShannon => 0.5 * above_mean(q, p),
+                        _ => q - p,
+                    };
+                    g[t] = cross[t] * exp(z[t]) + scale[t] * exp(q) * (apart - inner[t]);
                 }
             }
         }

@@ -13,12 +13,15 @@ use rayon::prelude::*;
 use super::super::{Into, Mat, MatMut};
 use super::kernel::{MR, NR};
 use super::pack::panels as pack_panels;
-use super::{GROUP, cells, for_each_block, left, packed_len, with_workspace};
+use super::{GROUP, MC, cells, for_each_block, left, packed_len, with_workspace};
 use crate::cpu::memory::padded;
 use crate::cpu::simd::simd;
 
 /// Elements in a cell.
 const P: usize = 4;
+
+/// Columns of one task: half of a product's in bf16, which takes twice as long.
+const NC: usize = 4 * NR;
 
 /// The longest row whose sum of products is sure to fit 32 bits: 127²·k < 2³¹.
 pub const MOST: usize = 1 << 17;
@@ -172,7 +175,7 @@ fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
 /// # Panics
 /// If the shapes do not agree.
 pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
-    for_each_block(c, |c, rows, cols| {
+    for_each_block(c, (MC, NC), |c, rows, cols| {
         for j in (0..c.cols).step_by(NR) {
             for i in (0..c.rows).step_by(MR) {
                 // SAFETY: the tile lies within this block, which is this task's alone.
