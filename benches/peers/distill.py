@@ -6,7 +6,8 @@
 
 The teacher has the shape of GPT-2 and random weights, and runs forward only; the student is the 7M variant; a step is 16 rows
 of 128 random tokens, temperature 2, alpha 0.5. PyTorch runs under bf16 autocast, with torch.compile over both models and the
-loss, and fused AdamW; in the mode bf16-compile-small the teacher's weights are bf16 themselves, which takes less memory. NGen3
+loss, and fused AdamW; in the mode bf16-compile-small the teacher's weights are bf16 themselves, which takes less memory, and in
+bf16-compile-int8 its linear layers are quantised dynamically to int8 (which torch.compile does not take in: they run as they are). NGen3
 runs `ngen3 distill` as a user does; its time a step is what metrics.jsonl says. Printed are medians over rounds, the peak
 memory of each process, and the ratios.
 """
@@ -35,6 +36,7 @@ def torch_step(args):
     import contextlib
     import resource
     import time
+    import warnings
 
     import torch
     import torch.nn as nn
@@ -50,14 +52,18 @@ def torch_step(args):
     bf16 = "bf16" in args.mode
     if "small" in args.mode:
         teacher = teacher.bfloat16()
+    if "int8" in args.mode:
+        warnings.simplefilter("ignore")  # That this way of quantising will move to another package.
+        teacher = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear}, dtype=torch.qint8)
     decay = [p for p in student.parameters() if p.dim() >= 2]
     plain = [p for p in student.parameters() if p.dim() < 2]
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
                             lr=3e-4, betas=(0.9, 0.95), fused=True)
 
-    def loss_of(x, y):
-        with torch.no_grad():
-            theirs = teacher.logits(x).flatten(0, 1)
+    def loss_of(x, y, theirs=None):
+        if theirs is None:
+            with torch.no_grad():
+                theirs = teacher.logits(x).flatten(0, 1)
         ours = student.logits(x).flatten(0, 1)
         log_p, log_q = (F.log_softmax(logits.float() / TEMPERATURE, -1) for logits in (theirs, ours))
         divergence = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * TEMPERATURE**2
@@ -68,8 +74,12 @@ def torch_step(args):
     times = []
     for _ in range(args.steps + 3):
         start = time.perf_counter()
+        theirs = None
+        if "int8" in args.mode:
+            with torch.no_grad():
+                theirs = teacher.logits(x).flatten(0, 1)
         with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else contextlib.nullcontext():
-            loss = run(x, y)
+            loss = run(x, y, theirs)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         opt.step()
@@ -118,7 +128,7 @@ def main():
     parser.add_argument("--student", default="7M")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--modes", nargs="*", default=["bf16-compile", "bf16-compile-small"])
+    parser.add_argument("--modes", nargs="*", default=["bf16-compile", "bf16-compile-small", "bf16-compile-int8"])
     parser.add_argument("--ngen3", type=pathlib.Path, default=ROOT / "target/release/ngen3")
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     args = parser.parse_args()
