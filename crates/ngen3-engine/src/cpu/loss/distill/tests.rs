@@ -10,6 +10,7 @@ use crate::Quant;
 use crate::cpu::matvec::round_to_int8;
 use crate::cpu::testing::{check_gradient, random};
 use crate::gemm::Precision;
+use crate::gemm::tiles::kernel;
 
 const TOKENS: usize = 6;
 const IGNORED: usize = 2;
