@@ -17,7 +17,7 @@ use crate::config_file::{self, Shape};
 use crate::finetune::finetune_defaults;
 use crate::start::{Origin, Start, recipe_of, shape_of, some_layers};
 use crate::state::{Adapting, DataIdentity, Reached};
-use crate::{Error, Overrides, RunPaths, TrainSettings, memory};
+use crate::{Error, Held, Overrides, RunPaths, TrainSettings, memory};
 
 /// What kind of run it is: each goes on only as what it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +141,8 @@ pub struct Job {
     pub settings: TrainSettings,
     /// Where it goes.
     pub paths: RunPaths,
+    /// Nobody else goes there.
+    pub held: Held,
     /// What it learns from.
     pub data: Data,
     /// What else decides what it learns (a teacher, a temperature): by name, the same for the whole run.
@@ -266,14 +268,14 @@ impl Start {
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("nothing is held out, so there is no validation loss for --patience to wait for".into());
         }
-        paths.prepare()?;
+        let held = paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
         if adapting.is_some() && !matches!(origin, Origin::State(_)) {
             // Kept beside the state, so that the run can go on whatever becomes of the file that it came from.
             checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
         }
         let weights = Weights { params, adapter, moments };
-        Ok((Job { kind, config, settings, paths, data, lesson, adapting, reached, notes }, weights))
+        Ok((Job { kind, config, settings, paths, held, data, lesson, adapting, reached, notes }, weights))
     }
 }
 

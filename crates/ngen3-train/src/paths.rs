@@ -1,6 +1,6 @@
 //! Where a run keeps its files.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,11 @@ pub struct RunPaths {
     pub run: PathBuf,
 }
 
+/// Keeps other runs from the files of this one, as long as it lives: a lock on the folder of the run. Where folders cannot be locked
+/// nothing does.
+#[derive(Debug, Default)]
+pub struct Held(Option<File>);
+
 impl RunPaths {
     /// The files beside `model`.
     ///
@@ -41,13 +46,21 @@ impl RunPaths {
         })
     }
 
-    /// Makes the folders, checks that a file can be made in each, and removes what killed runs left half-written.
+    /// Makes the folders, checks that a file can be made in each and that no other run is at them, and removes what killed runs left
+    /// half-written.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the folder: better now than after the first hour of training.
-    pub fn prepare(&self) -> Result<(), Error> {
+    /// [`Error::Io`] naming the folder: better now than after the first hour of training. [`Error::Usage`] while another run
+    /// writes the same files.
+    pub fn prepare(&self) -> Result<Held, Error> {
         if self.model.is_dir() {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
+        }
+        fs::create_dir_all(&self.run).map_err(Error::io("make the folder", &self.run))?;
+        let held = Held(File::open(&self.run).ok());
+        if held.0.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
+            let model = self.model.display();
+            return Err(Error::Usage(format!("another run is training {model}; wait for it, or give another --out")));
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
         for (folder, files) in [
@@ -59,7 +72,7 @@ impl RunPaths {
             tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
             files.iter().for_each(|file| remove_leftovers(&folder.join(file)));
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Removes the adapters of an earlier run of this name: they are not those of the model that has taken its place.
@@ -109,7 +122,10 @@ mod tests {
     fn half_written_files_are_removed_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let paths = RunPaths::new(&dir.path().join("new/x.pt")).unwrap();
-        paths.prepare().unwrap();
+        let held = paths.prepare().unwrap();
+        let error = paths.prepare().unwrap_err().to_string();
+        assert!(error.contains("another run is training") && error.contains("x.pt"), "{error}");
+        drop(held);
         let folder = dir.path().join("new");
         for name in [".x.pt.Ab3x45.tmp", ".xx.pt.Ab3x45.tmp", "x.pt", ".x.pt.Ab3x45"] {
             fs::write(folder.join(name), "").unwrap();

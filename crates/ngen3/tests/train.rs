@@ -182,6 +182,23 @@ fn start(folder: &Path, line: &str) -> (Child, BufReader<impl Read + use<>>) {
 }
 
 #[test]
+fn two_runs_do_not_write_the_same_files() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt";
+    let (mut child, _stderr) = start(folder, line);
+    for flag in ["--overwrite", "--resume"] {
+        let complaint = fail(folder, &format!("{line} {flag}"), 1);
+        assert!(complaint.contains("another run is training m.pt") && complaint.contains("--out"), "{complaint}");
+    }
+    // A run that is killed holds nothing.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeed(folder, "train --config tiny.toml --data data.bin --max_iters 1 --out m.pt --overwrite");
+    assert_eq!(load(folder, "m.pt").meta.iter_num, 1);
+}
+
+#[test]
 fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
     let line = "train --config tiny.toml --data data.bin --max_iters 3000 --eval_interval 1000 --dropout 0.1 \
                 --gradient_accumulation 2";

@@ -59,7 +59,7 @@ pub struct Sizes {
 
 /// One block's buffers. R tokens, width C, V words.
 pub struct Scratch<'a> {
-    /// The student's embeddings in both orders: see [`pack_wte`].
+    /// The student's embeddings in both orders: see `fused::pack_wte`.
     pub wte: &'a mut [f32],
     /// The teacher's operands: see [`Head`].
     pub teacher_wte: &'a mut [f32],
