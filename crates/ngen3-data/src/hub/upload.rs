@@ -77,11 +77,31 @@ struct Action {
 }
 
 impl Hub {
+    /// Checks, without asking the hub, that something can be put into this repository.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a name that cannot be one, no token, or offline.
+    pub fn check_push(&self, name: &str) -> Result<(), Error> {
+        if !name.contains('/') {
+            return Err(Error::Input(format!(
+                "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
+            )));
+        }
+        check_name(super::Kind::Model, name)?;
+        if self.offline {
+            return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
+        }
+        if !self.client.has_token() {
+            return Err(Error::Input("to upload, set HF_TOKEN to a token of yours that may write".into()));
+        }
+        Ok(())
+    }
+
     /// Puts these files of a folder into a model's repository on its main branch, as one commit. A repository that is not there
     /// is made, for everyone or, if `private`, for its owner.
     ///
     /// # Errors
-    /// [`Error::Input`] for a name that cannot be one, no token, or offline; [`Error::Upload`] with the hub's reason;
+    /// As [`Hub::check_push`]; [`Error::Upload`] with the hub's reason;
     /// [`Error::Read`] for a file; [`Error::Interrupted`]. Nothing is committed then.
     pub fn push(
         &self,
@@ -92,18 +112,8 @@ impl Hub {
         summary: &str,
         tell: &mut Tell,
     ) -> Result<Pushed, Error> {
-        let Some((owner, short)) = name.split_once('/') else {
-            return Err(Error::Input(format!(
-                "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
-            )));
-        };
-        check_name(super::Kind::Model, name)?;
-        if self.offline {
-            return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
-        }
-        if !self.client.has_token() {
-            return Err(Error::Input("to upload, set HF_TOKEN to a token of yours that may write".into()));
-        }
+        self.check_push(name)?;
+        let (owner, short) = name.split_once('/').unwrap_or_default();
         let uploads = files.iter().map(|path| Upload::of(folder, path)).collect::<Result<Vec<_>, _>>()?;
         let session = Session { hub: self, title: format!("model {name}"), name };
         let pushed = session.create(owner, short, private, tell).and_then(|()| session.run(&uploads, summary, tell));

@@ -59,6 +59,10 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let hub = args.push.as_ref().map(|_| Hub::from_env()).transpose()?;
+    if let (Some(hub), Some(repository)) = (&hub, &args.push) {
+        hub.check_push(repository)?;
+    }
     let (found, checkpoint) = model::load(&args.model_path, args.variant)?;
     let tokenizer = model::tokenizer(&args.model_path, &checkpoint.config, &checkpoint.meta)?;
     if tokenizer.is_none() {
@@ -88,16 +92,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         text += &format!("  {name} ({size})\n");
     }
     stdout::print(&text)?;
-    let Some(repository) = args.push else { return Ok(()) };
+    let (Some(hub), Some(repository)) = (hub, args.push) else { return Ok(()) };
     let files: Vec<String> = exported.files.into_iter().map(|(name, _)| name).collect();
-    push(&repository, &args.output_dir, &files, args.private)
+    push(&hub, &repository, &args.output_dir, &files, args.private)
 }
 
 /// Uploads the export.
-fn push(repository: &str, folder: &Path, files: &[String], private: bool) -> anyhow::Result<()> {
+fn push(hub: &Hub, repository: &str, folder: &Path, files: &[String], private: bool) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     let progress = Progress::bytes("uploading");
-    let pushed = Hub::from_env()?.push(repository, folder, files, private, "Upload by ngen3 export", &mut |event| {
+    let pushed = hub.push(repository, folder, files, private, "Upload by ngen3 export", &mut |event| {
         match event {
             Event::Downloading { done, total } => {
                 progress.set_total(total);
