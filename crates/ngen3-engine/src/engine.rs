@@ -11,6 +11,7 @@ use ngen3_model::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::Quant;
+use crate::gemm::tiles::int8;
 
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
@@ -252,8 +253,14 @@ impl Distill<'_> {
             return Err(Error::Input(format!("alpha is {}; it must be between 0 and 1", self.alpha)));
         }
         match self.teacher {
-            Teacher::Head { hidden, wte, .. } => {
+            Teacher::Head { hidden, wte, quant } => {
                 let width = wte.len() / config.vocab_size;
+                if quant == Quant::Int8 && width > int8::MOST {
+                    return Err(Error::Input(format!(
+                        "a teacher of width {width} in int8, whose sums fit up to {}",
+                        int8::MOST
+                    )));
+                }
                 if width == 0 || wte.len() != width * config.vocab_size || hidden.len() != tokens * width {
                     let (vocab_size, wte, hidden) = (config.vocab_size, wte.len(), hidden.len());
                     return Err(Error::Input(format!(

@@ -470,6 +470,7 @@ fn a_teacher_says_what_the_engine_of_the_same_weights_says() {
             // Hidden states are those that the losses are made from.
             let hidden = teacher.hidden(&batch).expect("a valid batch");
             let Teacher::Head { wte, .. } = teacher.says(&hidden) else { panic!("likeliest tokens") };
+            assert!(matches!(engine.says(&hidden), Teacher::Head { wte: same, .. } if same == wte));
             let width = config.n_embd;
             let logit = |token: u32| -> f64 {
                 let (h, w) = (&hidden[..width], &wte[token as usize * width..][..width]);

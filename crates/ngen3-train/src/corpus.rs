@@ -44,7 +44,7 @@ impl Corpus {
         let start = request.start(|| vocab_of(&file))?;
         let corpus = Self::open(data, &start.config, &start.settings)?;
         let described = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(described, Default::default(), 0)?;
+        let (job, weights) = start.with(described, Default::default(), None)?;
         Ok((job, corpus, weights))
     }
 

@@ -148,8 +148,7 @@ impl Plan {
                 "teacher_top_k is {k}; it must be at least 1 and below the vocabulary of {vocab}"
             )));
         }
-        let beside = 4 * teacher.params.len() as u64;
-        let (job, weights) = start.with(described, terms.to_json(), beside)?;
+        let (job, weights) = start.with(described, terms.to_json(), Some((&teacher.config, terms.teacher_quant)))?;
         Ok((job, Self { corpus, terms }, weights))
     }
 

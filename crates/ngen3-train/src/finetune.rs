@@ -72,7 +72,7 @@ impl Conversations {
         }
         let learned = if train_on == TrainOn::All { "all" } else { "assistant" };
         let lesson = Map::from_iter([("train_on".to_owned(), Value::from(learned))]);
-        let (mut job, weights) = start.with(data, lesson, 0)?;
+        let (mut job, weights) = start.with(data, lesson, None)?;
         job.notes.splice(0..0, notes);
         let lesson = Self {
             sampler,

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ngen3_engine::{Engine, Slot};
+use ngen3_engine::{Engine, Quant, Slot};
 use ngen3_model::hf::write_adapter;
 use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, Lora, ParamList, TokenizerRef, Variant, checkpoint};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config_file::{self, Shape};
 use crate::finetune::finetune_defaults;
+use crate::memory::Learner;
 use crate::start::{Origin, Start, recipe_of, shape_of, some_layers};
 use crate::state::{Adapting, DataIdentity, Reached};
 use crate::{Error, Held, Overrides, RunPaths, TrainSettings, memory};
@@ -139,6 +140,8 @@ pub struct Job {
     pub config: Config,
     /// How it is trained.
     pub settings: TrainSettings,
+    /// Bytes of memory that it takes, about.
+    pub bytes: u64,
     /// Where it goes.
     pub paths: RunPaths,
     /// Nobody else goes there.
@@ -239,13 +242,18 @@ impl Request {
 
 impl Start {
     /// Checks the start against the data, and draws the weights if they are to be drawn. `lesson` is what else decides what
-    /// the run learns; `beside` are bytes that stay in memory beside the run's. This writes only the folders that the run's files go
-    /// to, and what its adapters learn beside.
+    /// the run learns; `teacher` is whom it learns from, and what that is rounded to. This writes only the folders that the run's files
+    /// go to, and what its adapters learn beside.
     ///
     /// # Errors
     /// [`Error::Usage`] when the data or the lesson is not the run's or does not fit in memory; [`Error::Io`] for a folder
     /// that cannot be written to.
-    pub fn with(self, mut data: Data, lesson: Map<String, Value>, beside: u64) -> Result<(Job, Weights), Error> {
+    pub fn with(
+        self,
+        mut data: Data,
+        lesson: Map<String, Value>,
+        teacher: Option<(&Config, Quant)>,
+    ) -> Result<(Job, Weights), Error> {
         let Self { kind, paths, config, settings, params, adapting, adapter, moments, reached, origin, mut notes } =
             self;
         match &origin {
@@ -262,9 +270,15 @@ impl Start {
             }
         }
         let moments_held = moments.as_ref().map_or(0, |moments| 2 * moments.exp_avg.len());
-        let held = 4 * (params.as_ref().map_or(0, Vec::len) + moments_held) as u64;
-        let lora = adapting.as_ref().map(|adapting| &adapting.lora);
-        notes.extend(memory::check(&config, lora, &settings, held, beside)?);
+        let teachers = teacher.map_or(0, |(teacher, _)| ParamList::new(teacher).total());
+        let held = 4 * (params.as_ref().map_or(0, Vec::len) + moments_held + teachers) as u64;
+        let learner = match (&adapting, teacher) {
+            (Some(adapting), _) => Learner::Adapters(&adapting.lora),
+            (None, Some((teacher, quant))) => Learner::Student(teacher, quant),
+            (None, None) => Learner::Model,
+        };
+        let (bytes, note) = memory::check(&config, learner, &settings, held)?;
+        notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("nothing is held out, so there is no validation loss for --patience to wait for".into());
         }
@@ -275,7 +289,7 @@ impl Start {
             checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
         }
         let weights = Weights { params, adapter, moments };
-        Ok((Job { kind, config, settings, paths, held, data, lesson, adapting, reached, notes }, weights))
+        Ok((Job { kind, config, settings, bytes, paths, held, data, lesson, adapting, reached, notes }, weights))
     }
 }
 

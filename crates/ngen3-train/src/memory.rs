@@ -1,51 +1,67 @@
 //! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
 
-use ngen3_engine::CpuEngine;
-use ngen3_model::{Config, Lora};
+use ngen3_engine::{CpuEngine, CpuTeacher, Options, Quant};
+use ngen3_model::{Config, Lora, ParamList};
 
 use crate::{Error, TrainSettings};
 
-/// Checks that training fits beside what else stays in memory: `beside` bytes, a teacher's. `held` bytes of what training needs are in
-/// memory already.
+/// What learns, and from what.
+#[derive(Clone, Copy)]
+pub(crate) enum Learner<'a> {
+    /// The model, from text.
+    Model,
+    /// Adapters beside it.
+    Adapters(&'a Lora),
+    /// The model, from a teacher of this shape, rounded to this.
+    Student(&'a Config, Quant),
+}
+
+/// Checks that training fits the machine. `held` bytes of what it needs are in memory already.
 ///
-/// Returns what is to be noted, if the machine has enough memory but others hold it now.
+/// Returns the bytes that it needs, and what is to be noted, if the machine has enough memory but others hold it now.
 ///
 /// # Errors
 /// [`Error::Usage`] saying how much is needed and how much there is; as [`CpuEngine::adapting_bytes`].
 pub(crate) fn check(
     config: &Config,
-    lora: Option<&Lora>,
+    learner: Learner<'_>,
     settings: &TrainSettings,
     held: u64,
-    beside: u64,
-) -> Result<Option<String>, Error> {
-    let needed = |recompute| needed(config, lora, &TrainSettings { recompute, ..settings.clone() });
+) -> Result<(u64, Option<String>), Error> {
+    let needed = |recompute| needed(config, learner, &TrainSettings { recompute, ..settings.clone() });
     let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
-    let Some(Memory { total, free }) = Memory::now() else { return Ok(None) };
-    compare(as_asked, least, beside, total).map_err(Error::Usage)?;
-    Ok((as_asked.saturating_sub(held) > free).then(|| {
+    let Some(Memory { total, free }) = Memory::now() else { return Ok((as_asked, None)) };
+    compare(as_asked, least, matches!(learner, Learner::Student(..)), total).map_err(Error::Usage)?;
+    let note = (as_asked.saturating_sub(held) > free).then(|| {
         let recompute = if least < as_asked { format!("; --recompute needs {}", gb(least)) } else { String::new() };
         format!("about {} of memory are needed, and {} are free now{recompute}", gb(as_asked), gb(free + held))
-    }))
+    });
+    Ok((as_asked, note))
 }
 
-/// Bytes that training takes: the engine's, and the tokens of a batch with their targets and what is planned for them.
-fn needed(config: &Config, lora: Option<&Lora>, settings: &TrainSettings) -> Result<u64, Error> {
+/// Bytes that training takes: the engine's, a teacher's, and the tokens of a batch with their targets and what is planned for them.
+fn needed(config: &Config, learner: Learner<'_>, settings: &TrainSettings) -> Result<u64, Error> {
     let (rows, options) = (settings.batch_size, settings.options());
-    let engine = match lora {
-        Some(lora) => CpuEngine::adapting_bytes(config, lora, rows, options)?,
-        None => CpuEngine::training_bytes(config, rows, options),
+    let engines = match learner {
+        Learner::Model => CpuEngine::training_bytes(config, rows, options),
+        Learner::Adapters(lora) => CpuEngine::adapting_bytes(config, lora, rows, options)?,
+        Learner::Student(teacher, quant) => {
+            let teaching = CpuTeacher::bytes(teacher, rows, Options { quant, ..options });
+            let whole = |config| 4 * ParamList::new(config).total() as u64;
+            // It is loaded as a whole before it is packed.
+            let loading = whole(teacher) + whole(config);
+            CpuEngine::distilling_bytes(config, teacher, quant, rows, options).saturating_add(teaching).max(loading)
+        }
     };
     let tokens = (rows as u64).saturating_mul(config.block_size as u64);
-    Ok(engine.saturating_add(tokens.saturating_mul(16)))
+    Ok(engines.saturating_add(tokens.saturating_mul(16)))
 }
 
-fn compare(needed: u64, least: u64, beside: u64, total: u64) -> Result<(), String> {
-    let [needed, least] = [needed, least].map(|bytes| bytes.saturating_add(beside));
+fn compare(needed: u64, least: u64, taught: bool, total: u64) -> Result<(), String> {
     if needed <= total {
         return Ok(());
     }
-    let teacher = if beside > 0 { " beside its teacher" } else { "" };
+    let teacher = if taught { " beside its teacher" } else { "" };
     let start = format!(
         "training this model{teacher} needs about {} of memory, and this machine has {}",
         gb(needed),
@@ -108,10 +124,10 @@ mod tests {
     #[test]
     fn a_model_too_large_is_told_so_and_what_helps() {
         const GB: u64 = 1_000_000_000;
-        assert!(compare(3 * GB, 2 * GB, 0, 3 * GB).is_ok());
-        let taught = compare(3 * GB, 2 * GB, GB, 3 * GB).unwrap_err();
+        assert!(compare(3 * GB, 2 * GB, false, 3 * GB).is_ok());
+        let taught = compare(4 * GB, 2 * GB, true, 3 * GB).unwrap_err();
         assert!(taught.starts_with("training this model beside its teacher needs about 4.0 GB"), "{taught}");
-        let error = |needed, least| compare(needed * GB, least * GB, 0, 24 * GB).unwrap_err();
+        let error = |needed, least| compare(needed * GB, least * GB, false, 24 * GB).unwrap_err();
         let start = "training this model needs about 30.0 GB of memory, and this machine has 24.0 GB";
         assert_eq!(error(30, 20), format!("{start}; with --recompute it needs 20.0 GB"));
         let even = "even with --recompute it needs 25.0 GB: choose a smaller model or --batch_size";
@@ -123,14 +139,19 @@ mod tests {
     fn what_a_run_needs_follows_from_how_it_trains() {
         let largest = VARIANTS.last().unwrap().config();
         let plain = settings(1);
-        let of = |config: &Config, lora, settings: &TrainSettings| needed(config, lora, settings).unwrap();
-        let whole = of(&largest, None, &plain);
+        let of = |config: &Config, learner, settings: &TrainSettings| needed(config, learner, settings).unwrap();
+        let whole = of(&largest, Learner::Model, &plain);
         assert!(whole > 100_000_000_000, "{whole}");
-        let recomputed = of(&largest, None, &TrainSettings { recompute: true, ..plain.clone() });
+        let recomputed = of(&largest, Learner::Model, &TrainSettings { recompute: true, ..plain.clone() });
         assert!(recomputed < whole - whole / 100, "{recomputed} of {whole}");
         let lora = Lora { rank: 8, alpha: 8.0, targets: Default::default() };
-        assert!(of(&largest, Some(&lora), &plain) < whole / 2, "where only adapters learn it takes less");
+        assert!(of(&largest, Learner::Adapters(&lora), &plain) < whole / 2, "where only adapters learn it takes less");
+        let small = VARIANTS[0].config();
+        let taught = |quant| of(&small, Learner::Student(&largest, quant), &plain);
+        assert!(taught(Quant::None) > 4 * ParamList::new(&largest).total() as u64, "the teacher is loaded");
+        let (in_bf16, in_int8) = (taught(Quant::None), taught(Quant::Int8));
+        assert!(in_int8 <= in_bf16 && of(&small, Learner::Model, &plain) < in_int8, "{in_int8} {in_bf16}");
         let absurd = TrainSettings { batch_size: usize::MAX, ..plain };
-        assert!(of(&VARIANTS[0].config(), None, &absurd) > 1 << 60, "an absurd batch does not wrap around");
+        assert!(of(&VARIANTS[0].config(), Learner::Model, &absurd) > 1 << 60, "an absurd batch does not wrap around");
     }
 }

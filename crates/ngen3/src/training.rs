@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::{CpuEngine, Options};
+use ngen3_engine::CpuEngine;
 use ngen3_model::{Lora, LoraList, ParamList};
 use ngen3_train::{Adapting, Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
 
@@ -114,15 +114,13 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     };
     // Rows of conversations are of any length up to that, and packed.
     let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
-    let teachers = if job.lesson.contains_key("teacher_sha256") { " beside the teacher's" } else { "" };
-    let same = Options { threads: engine.threads(), dtype: engine.dtype(), ..settings.options() };
-    let (bytes, adapters) = match &job.adapting {
-        None => (CpuEngine::training_bytes(config, batch_size, same), String::new()),
+    let teachers = if job.lesson.contains_key("teacher_sha256") { ", the teacher's among it" } else { "" };
+    let adapters = match &job.adapting {
+        None => String::new(),
         Some(Adapting { lora, .. }) => {
             let learned = LoraList::new(config, lora)?.total() as u64;
             let Lora { rank, alpha, targets } = lora;
-            let text = format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", counted(learned));
-            (CpuEngine::adapting_bytes(config, lora, batch_size, same)?, text)
+            format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", counted(learned))
         }
     };
     let mut lines = vec![
@@ -148,7 +146,7 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
             config.block_size,
             engine.threads(),
             engine.dtype(),
-            variants::bytes(bytes)
+            variants::bytes(job.bytes)
         ),
     ];
     if job.reached.step > 0 {

@@ -18,16 +18,14 @@ use ngen3_model::{Config, Target};
 
 use super::memory::{Buffer, Knife, padded};
 use super::model::Model;
-use super::rows::largest_pass;
 use super::{attention, layernorm, lora, loss};
 use crate::Error;
 use crate::gemm::Precision;
 
-/// Numbers in the arena of batches of `rows` rows of a whole block, with adapters of this rank or, at 0, none.
-pub fn numbers(config: &Config, precision: Precision, rank: usize, rows: usize, threads: usize, keep: Keep) -> usize {
-    let tokens = largest_pass(rows, config.block_size);
+/// Numbers in the arena of passes of so many tokens, with adapters of this rank or, at 0, none.
+pub fn numbers(config: &Config, precision: Precision, rank: usize, tokens: usize, threads: usize, walk: Walk) -> usize {
     let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
-    Layout::new(config, loss, rank, tokens, threads, Walk { keep, loss: true }).total()
+    Layout::new(config, loss, rank, tokens, threads, walk).total()
 }
 
 /// What is kept of the blocks that a pass has gone through.

@@ -10,7 +10,6 @@ use super::memory::Buffer;
 use super::model::{Drops, Model, Passes, sum};
 use super::rows::Pass;
 use crate::engine::{Distill, DistillLoss, IGNORE, Teacher};
-use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, MatMut, matmul};
 use crate::{Error, Quant};
 
@@ -42,7 +41,7 @@ impl Model {
         let k = ids.len() / passes.batch.inputs.len();
         let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
         let wte = Mat::new(self.wte(), vocab_size, c);
-        let int8 = (self.quant() == Quant::Int8).then(|| Packed::new(wte, Quant::Int8)).transpose()?;
+        let packed = self.packed.as_ref().and_then(|packed| packed.head.as_ref());
         self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, Drops::NONE, arena);
             let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
@@ -52,7 +51,7 @@ impl Model {
                 let rows = hidden.len() / c;
                 let logits = &mut logits[..rows * vocab_size];
                 let (hidden, to) = (Mat::new(hidden, rows, c), MatMut::new(logits, rows, vocab_size));
-                match &int8 {
+                match packed {
                     Some(wte) => wte.product_onto(to, hidden, |tile, _, _| tile.fill(0.0)),
                     None => matmul(self.precision, to, Into::Set, hidden, wte.t()),
                 }

@@ -37,7 +37,7 @@ pub enum Matrix<'a> {
     },
 }
 
-/// What weights are rounded to that are only read.
+/// What weights that are only read are rounded to; a teacher rounds what they are multiplied with, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quant {
@@ -124,7 +124,8 @@ impl<'a> Matrix<'a> {
 /// The step between two neighbours of a row's int8 values, and its inverse.
 fn int8_step(row: &[f32]) -> (f32, f32) {
     let largest = row.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
-    (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 })
+    // Of smaller ones the inverse would be infinite.
+    (largest / 127.0, if largest > 127.0 * f32::MIN_POSITIVE { 127.0 / largest } else { 0.0 })
 }
 
 /// Replaces one output's weights by what their int8 copies stand for.
@@ -252,9 +253,12 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_zeros_quantises_to_zeros() {
-        let mut y = [1.0, 1.0];
-        Matrix::int8(&[0.0, 0.0, 1.0, -1.0], 2).add_product(&[3.0, 1.0], 2, &mut y);
-        assert_eq!(y, [1.0, 3.0]);
+    fn rows_of_zeros_and_of_the_smallest_numbers_quantise_to_zeros() {
+        let mut y = [1.0, 1.0, 1.0];
+        Matrix::int8(&[0.0, 0.0, 1.0, -1.0, 1e-38, -1e-40], 2).add_product(&[3.0, 1.0], 2, &mut y);
+        assert_eq!(y, [1.0, 3.0, 1.0]);
+        let mut row = [1e-38, 0.0];
+        round_to_int8(&mut row);
+        assert_eq!(row, [0.0, 0.0]);
     }
 }

@@ -35,13 +35,13 @@ use crate::gemm::{Precision, tiles};
 use crate::{
     AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, IGNORE, Slot, Teacher, TeacherModel,
 };
-use arena::{Arena, Keep};
+use arena::{Arena, Keep, Walk};
 pub use dropout::splitmix;
 use lora::Adapters;
 pub use matvec::Quant;
 use memory::Buffer;
 use model::{Drops, Model, Passes};
-use rows::{PASS_TOKENS, Plan, TEACHER_TOKENS};
+use rows::{PASS_TOKENS, Plan, TEACHER_TOKENS, largest_pass};
 pub use teacher::CpuTeacher;
 
 /// The numbers that products are made of.
@@ -144,8 +144,7 @@ impl CpuEngine {
             return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
-        let mut model =
-            Model { config, list, precision, keep: options.keep(), params, adapters: None, packed: Vec::new() };
+        let mut model = Model { config, list, precision, keep: options.keep(), params, adapters: None, packed: None };
         if options.quant == Quant::Int8 {
             model.round_to_int8();
         }
@@ -221,12 +220,24 @@ impl CpuEngine {
         Ok(4 * (ParamList::new(config).total() + 4 * adapters + arena) as u64)
     }
 
+    /// Bytes of memory that distilling a teacher of this width into a model of this shape takes, beside [`CpuTeacher::bytes`].
+    pub fn distilling_bytes(config: &Config, teacher: &Config, quant: Quant, rows: usize, options: Options) -> u64 {
+        let tokens = largest_pass(rows, config.block_size, PASS_TOKENS);
+        let precision = options.dtype.precision();
+        let arena = |keep, loss| arena::numbers(config, precision, 0, tokens, threads(options), Walk { keep, loss });
+        // The plain loss is that of what is held out.
+        let arena = arena(options.keep(), false).max(arena(Keep::Nothing, true));
+        let shape = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
+        let loss = loss::distill_numbers(shape, teacher.n_embd, quant);
+        let said = rows.saturating_mul(config.block_size).saturating_mul(teacher.n_embd);
+        4 * (4 * ParamList::new(config).total() + arena + loss).saturating_add(said) as u64
+    }
+
     /// Bytes of memory that sampling one text with a model of this shape takes: its parameters, what decoding reads instead of its
     /// weights, and a whole block of keys and values.
     pub fn sampling_bytes(config: &Config, options: Options) -> u64 {
         let list = ParamList::new(config);
-        let linear = |block: &BlockRanges| Target::ALL.map(|target| block.linear(target).0.len()).iter().sum::<usize>();
-        let weights = list.wte.len() + list.blocks.iter().map(linear).sum::<usize>();
+        let weights = list.wte.len() + layer_weights(&list);
         let copies = match (options.quant, options.dtype.precision()) {
             (Quant::Int8, _) => weights,
             (Quant::None, Precision::Bf16) => 2 * weights,
@@ -282,11 +293,23 @@ impl CpuEngine {
 
 /// Numbers in the arena of such a training.
 fn arena_numbers(config: &Config, rank: usize, rows: usize, options: Options) -> usize {
-    let threads = match options.threads {
+    let tokens = largest_pass(rows, config.block_size, PASS_TOKENS);
+    let walk = Walk { keep: options.keep(), loss: true };
+    arena::numbers(config, options.dtype.precision(), rank, tokens, threads(options), walk)
+}
+
+/// Numbers in the weights of the blocks' linear layers.
+fn layer_weights(list: &ParamList) -> usize {
+    let linear = |block: &BlockRanges| Target::ALL.map(|target| block.linear(target).0.len()).iter().sum::<usize>();
+    list.blocks.iter().map(linear).sum()
+}
+
+/// Threads that compute with these options.
+fn threads(options: Options) -> usize {
+    match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
-    };
-    arena::numbers(config, options.dtype.precision(), rank, rows, threads, options.keep())
+    }
 }
 
 /// What a pass backward drops.

@@ -35,9 +35,19 @@ pub struct Model {
     pub params: Vec<f32>,
     /// If there are any, they learn and nothing else does.
     pub adapters: Option<Adapters>,
-    /// The weights of each block's linear layers, in the order of [`Target`], of a model that only goes forward; they are not
-    /// among `params` then.
-    pub packed: Vec<[Packed; Target::ALL.len()]>,
+    /// Of a model that only goes forward: what its products read, in place of those among `params`.
+    pub packed: Option<PackedWeights>,
+}
+
+/// Weights as products read them.
+#[derive(Debug)]
+pub struct PackedWeights {
+    /// What they, and what they are multiplied with, are rounded to: to bf16, or further.
+    quant: Quant,
+    /// Those of each block's linear layers, in the order of [`Target`]; they are not among the model's parameters any more.
+    layers: Vec<[Packed; Target::ALL.len()]>,
+    /// The embeddings as the final projection reads them, once it has been asked for. They are among the parameters too.
+    pub head: Option<Packed>,
 }
 
 /// Dropout at every place of one pass.
@@ -115,8 +125,8 @@ impl Model {
                 adapters.at(layer, target).map_or(Learns::Nothing, |(adapter, at)| Learns::Adapter(adapter, at))
             }
         };
-        let weight = match self.packed.get(layer) {
-            Some(packed) => Weight::Packed(&packed[target as usize]),
+        let weight = match &self.packed {
+            Some(packed) => Weight::Packed(&packed.layers[layer][target as usize]),
             None => Weight::Plain(&self.params[weight.clone()]),
         };
         let bias = &self.params[bias.clone()];
@@ -205,13 +215,14 @@ impl Model {
         }
     }
 
-    /// Packs the weights of the blocks' linear layers, in bf16 or in int8, once for all, and lets go of what they were packed from: the model only
-    /// goes forward from now on. The last block comes first, so that there is never much more than one copy.
+    /// Packs the weights of the blocks' linear layers, in bf16 or in int8, once for all, and lets go of what they were packed
+    /// from: the model only goes forward from now on. The last block comes first, so that there is never much more than one copy.
     ///
     /// # Errors
     /// [`Error::Memory`] when the packed weights of a layer do not fit.
     pub fn pack(&mut self, quant: Quant) -> Result<(), Error> {
-        let Self { config, list, params, packed, .. } = self;
+        let Self { config, list, params, .. } = self;
+        let mut layers = Vec::new();
         let mut kept = vec![params[list.ln_f_weight.start..].to_vec()];
         for w in list.blocks.iter().rev() {
             let (mut plain, mut after) = (Vec::new(), w.ln_1_weight.start);
@@ -227,20 +238,33 @@ impl Model {
                 Packed::new(Mat::new(&params[w.linear(target).0.clone()], outputs, inputs), quant)
             };
             let [a, b, c, d] = Target::ALL.map(pack);
-            packed.push([a?, b?, c?, d?]);
+            layers.push([a?, b?, c?, d?]);
             params.truncate(w.ln_1_weight.start);
             params.shrink_to_fit();
         }
-        packed.reverse();
+        layers.reverse();
+        self.packed = Some(PackedWeights { quant, layers, head: None });
         params.reserve_exact(kept.iter().map(Vec::len).sum());
         params.extend(kept.iter().rev().flatten());
         *list = ParamList::without_layer_weights(config);
         Ok(())
     }
 
-    /// What the operands of a packed model's products are rounded to, other than its precision.
+    /// Packs the embeddings too, for [`Model::top_k`], if the layers are packed and it has not been done.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when they do not fit.
+    pub fn pack_head(&mut self) -> Result<(), Error> {
+        let wte = Mat::new(&self.params[self.list.wte.clone()], self.config.vocab_size, self.config.n_embd);
+        if let Some(PackedWeights { quant, head: head @ None, .. }) = &mut self.packed {
+            *head = Some(Packed::new(wte, *quant)?);
+        }
+        Ok(())
+    }
+
+    /// What a packed model rounds the operands of its products to, beyond its precision.
     pub fn quant(&self) -> Quant {
-        self.packed.first().map_or(Quant::None, |layer| layer[0].quant())
+        self.packed.as_ref().map_or(Quant::None, |packed| packed.quant)
     }
 
     /// `[vocab_size, width]`

@@ -14,9 +14,9 @@ pub const PASS_TOKENS: usize = 2048;
 /// As many where nothing but hidden states is asked for.
 pub const TEACHER_TOKENS: usize = 512;
 
-/// Tokens in the largest pass of `rows` rows of `len` tokens.
-pub fn largest_pass(rows: usize, len: usize) -> usize {
-    (PASS_TOKENS / len).clamp(1, rows) * len
+/// Tokens in the largest pass, of up to `most` tokens or one row, of `rows` rows of `len` tokens.
+pub fn largest_pass(rows: usize, len: usize, most: usize) -> usize {
+    (most / len).clamp(1, rows) * len
 }
 
 /// One row within its pass.

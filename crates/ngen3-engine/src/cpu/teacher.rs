@@ -1,16 +1,18 @@
 //! A model that only teaches.
 
-use ngen3_model::Config;
+use ngen3_model::{Config, ParamList};
 
+use super::arena::{self, Keep, Walk};
+use super::rows::{TEACHER_TOKENS, largest_pass};
 use super::{CpuEngine, Options, Quant};
 use crate::gemm::Precision;
 use crate::gemm::tiles::int8;
 use crate::{Batch, Error, Teacher, TeacherModel};
 
 /// A teacher on the CPU. Where products are in bf16 it keeps the weights of its layers in bf16 alone, laid out as products read
-/// them: half the memory of a [`CpuEngine`], the same numbers, sooner. With [`Quant::Int8`] it keeps them in int8, a quarter,
-/// and rounds what they and the embeddings are multiplied with to int8 too, each token by itself: sooner still, and what it says
-/// changes by a little.
+/// them: the same numbers as a [`CpuEngine`]'s, sooner, and in half the memory for these weights. With [`Quant::Int8`] it keeps
+/// them in int8, a quarter, and rounds what they are multiplied with to int8 too, each token by itself; so it does for the final
+/// projection. Where the processor has AVX512-VNNI that is sooner still, and what it says changes by a little.
 #[derive(Debug)]
 pub struct CpuTeacher {
     engine: CpuEngine,
@@ -27,12 +29,28 @@ impl CpuTeacher {
             let (width, most) = (config.n_embd, int8::MOST / 4);
             return Err(Error::Input(format!("a teacher of width {width} in int8, whose sums fit up to {most}")));
         }
-        let mut engine = CpuEngine::new(config, params, options)?;
+        // Rounded once, as products read them; the embeddings that tokens begin as are not.
+        let mut engine = CpuEngine::new(config, params, Options { quant: Quant::None, ..options })?;
         if engine.model.precision == Precision::Bf16 || options.quant == Quant::Int8 {
             let CpuEngine { model, pool, .. } = &mut engine;
             pool.install(|| model.pack(options.quant))?;
         }
         Ok(Self { engine })
+    }
+
+    /// Bytes of memory that a teacher of this shape takes while it teaches.
+    pub fn bytes(config: &Config, rows: usize, options: Options) -> u64 {
+        let (list, precision) = (ParamList::new(config), options.dtype.precision());
+        let weights = super::layer_weights(&list);
+        let layers = match (options.quant, precision) {
+            (Quant::Int8, _) => weights,
+            (Quant::None, Precision::Bf16) => 2 * weights,
+            (Quant::None, Precision::F32) => 4 * weights,
+        };
+        let tokens = largest_pass(rows, config.block_size, TEACHER_TOKENS);
+        let walk = Walk { keep: Keep::Nothing, loss: false };
+        let arena = arena::numbers(config, precision, 0, tokens, super::threads(options), walk);
+        (4 * (list.total() - weights + arena)).saturating_add(layers) as u64
     }
 }
 
@@ -46,6 +64,8 @@ impl TeacherModel for CpuTeacher {
     }
 
     fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+        let CpuEngine { model, pool, .. } = &mut self.engine;
+        pool.install(|| model.pack_head())?;
         self.engine.top_k(batch, k, temperature)
     }
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::lesson::Learned;
 use crate::testing::{FakeEngine, settings};
-use crate::{Begin, Corpus, Init, Kind, Overrides, Request, Shape, Weights};
+use crate::{Begin, Corpus, Held, Init, Kind, Overrides, Request, Shape, Weights};
 
 const FRESH: Begin = Begin::Fresh { init: Init::Random, overwrite: false };
 
@@ -255,12 +255,14 @@ fn a_finished_run_can_be_made_longer() {
     fs::remove_file(&path).unwrap();
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
     assert_eq!(Checkpoint::load(&path).unwrap().meta.iter_num, 4);
+    drop(job);
 
     let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
     let (job, ..) = prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
     assert!(!job.is_finished());
     assert_eq!(job.notes[0], "changed since the run stopped: max_iters 4 → 8");
     assert!(job.notes[1].contains("the learning rate goes on at"), "{:?}", job.notes);
+    drop(job);
     assert_eq!(run(request(dir.path(), Begin::Resume, longer)).unwrap(), Outcome::Finished);
     assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 
@@ -311,7 +313,8 @@ fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
     };
 
     let (job, _, weights) = to(Shape::default()).unwrap();
-    assert_eq!((job.config, job.reached.step), (config(), 0));
+    assert_eq!((&job.config, job.reached.step), (&config(), 0));
+    drop(job);
     assert_eq!(weights.params, params);
     assert!(weights.moments.is_none());
 
@@ -319,6 +322,7 @@ fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
     let (job, _, weights) = to(Shape { block_size: Some(3), ..Shape::default() }).unwrap();
     let (whole, cut) = (ngen3_model::ParamList::new(&config()), ngen3_model::ParamList::new(&job.config));
     assert_eq!(job.config.block_size, 3);
+    drop(job);
     assert_eq!(weights.params[cut.wte.clone()], params[whole.wte.clone()]);
     assert_eq!(weights.params[cut.wpe.clone()], params[whole.wpe.start..whole.wpe.end - 2]);
     assert_eq!(weights.params[cut.wpe.end..], params[whole.wpe.end..]);
@@ -400,7 +404,7 @@ impl Lesson for Scripted<'_> {
 /// A run in the folder that is evaluated after every step, with these losses.
 fn scripted(dir: &Path, begin: Begin, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
     let asked = Overrides { eval_interval: Some(1), save_interval: Some(100), ..asked };
-    let (job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
+    let (mut job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
     let mut engine = FakeEngine::new(job.config.clone(), 0);
     engine.write(Slot::Params, &weights.params).unwrap();
     if let Some(moments) = weights.moments {
@@ -409,7 +413,9 @@ fn scripted(dir: &Path, begin: Begin, asked: Overrides, losses: &[f32]) -> (Outc
     let mut lesson = Scripted { corpus, losses: losses.iter() };
     let stop = AtomicBool::new(false);
     let mut watching = Watching(&stop, None, &mut Vec::new(), &mut Vec::new());
-    (train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap(), job)
+    let outcome = train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap();
+    job.held = Held::default();
+    (outcome, job)
 }
 
 #[test]
@@ -439,6 +445,7 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert!(job.is_finished());
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
     assert_eq!(meta(&dir), (2, Some(3.0)));
+    drop(job);
     let more = Overrides { patience: Some(4), ..Overrides::default() };
     let (outcome, job) = scripted(dir.path(), Begin::Resume, more, &[9.0, 1.0]);
     assert_eq!((job.reached.step, job.reached.best_step, job.reached.evals_since_best), (5, 2, 3));
@@ -505,7 +512,7 @@ fn a_run_goes_on_only_as_what_it_was() {
         let start = distill(begin).start(|| Ok(7))?;
         let corpus = Corpus::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
         let data = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(data, lesson(temperature), 0)?;
+        let (job, weights) = start.with(data, lesson(temperature), None)?;
         let mut engine = FakeEngine::new(job.config.clone(), 0);
         engine.write(Slot::Params, &weights.params)?;
         let mut watching = Watching(&AtomicBool::new(false), None, &mut Vec::new(), &mut Vec::new());

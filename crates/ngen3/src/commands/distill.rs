@@ -51,8 +51,8 @@ pub struct Args {
     /// The teacher's share of the loss, from 0 to 1 [default: 0.5]
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
     alpha: Option<f32>,
-    /// Round the teacher's weights, and at each token what they are multiplied with, to int8: faster, in less memory, and what it says
-    /// changes by a little; or none [default: none]
+    /// Round the teacher's weights, and at each token what they are multiplied with, to int8, in less memory and, where the
+    /// processor has AVX512-VNNI, faster; what it says changes by a little. Or none [default: none]
     #[arg(long, value_name = "KIND")]
     teacher_quant: Option<Quant>,
     /// What stands for KL(p ‖ q): forward_kl (itself), reverse_kl (KL(q ‖ p), as in MiniLLM) or jensen_shannon

@@ -4,7 +4,7 @@
 //! model's tokens × vocabulary is ever formed: a block of tokens at a time, as in `fused.rs`,
 //!
 //! ```text
-//! for 12 words, 32 tokens:     z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T kept in f32)
+//! for 12 words, 32 tokens:     z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
 //! when every segment is done:  each token's losses, and what its gradient is made of
 //! for 192 words:               g = ∂loss/∂z, in the orders that the two products read;  dhidden += wteᵀ·g
 //! at the end:                  dwte += gᵀ·hidden
@@ -19,7 +19,7 @@ mod logits;
 mod scratch;
 
 use super::super::embedding;
-use super::super::memory::{Buffer, padded};
+use super::super::memory::Buffer;
 use super::Gradients;
 use super::fused::{Shape, gather, pack_wte, shifts, spread};
 use super::top_k::{Corrections, TopK};
@@ -29,7 +29,7 @@ use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{pack, packed_len};
 use gradient::gradient;
-use head::Head;
+pub use head::Head;
 use logits::{logits, settle};
 use scratch::Sizes;
 pub(super) use scratch::factor;
@@ -71,9 +71,8 @@ pub fn run<const P: usize>(
     let way = Way::of(distill);
     // Of a student alone nothing is tempered.
     let temperature = if way == Way::Alone { 1.0 } else { distill.temperature };
-    let block = ((LOGITS / vocab_size) / NR * NR).clamp(NR, targets.len().next_multiple_of(NR));
-    let sizes = Sizes { shape, block, head: teacher.map(|(head, ..)| head) };
-    let wanted = sizes.lengths::<P>().map(padded).iter().sum();
+    let sizes = sizes(shape, targets.len(), teacher.map(|(head, ..)| head));
+    let (block, wanted) = (sizes.block, sizes.total::<P>());
     if memory.len() < wanted {
         *memory = Buffer::default();
         *memory = Buffer::zeros(wanted, "the logits of a block of tokens")?;
@@ -132,6 +131,16 @@ pub fn run<const P: usize>(
         }
     }
     Ok(())
+}
+
+/// f32s that the buffers of a pass of [`Shape::tokens`] take.
+pub fn numbers<const P: usize>(shape: Shape, head: Option<Head>) -> usize {
+    sizes(shape, shape.tokens, head).total::<P>()
+}
+
+fn sizes(shape: Shape, tokens: usize, head: Option<Head>) -> Sizes {
+    let block = ((LOGITS / shape.vocab_size) / NR * NR).clamp(NR, tokens.next_multiple_of(NR));
+    Sizes { shape, block, head }
 }
 
 /// What the softmax of the student is held against.

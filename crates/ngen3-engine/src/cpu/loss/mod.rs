@@ -13,10 +13,11 @@ mod plain;
 mod top_k;
 
 use super::memory::Buffer;
-use crate::Error;
 use crate::engine::Distill;
 use crate::gemm::{Precision, tiles};
 use crate::profile::{Part, timed};
+use crate::{Error, Quant};
+use distill::Head;
 
 pub use distill::Losses;
 
@@ -100,6 +101,15 @@ pub fn run(
         Way::Plain => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
         Way::FusedF32 => fused::run::<1>(shape.sizes, hidden, wte, targets, losses, gradients, scratch),
         Way::FusedBf16 => fused::run::<2>(shape.sizes, hidden, wte, targets, losses, gradients, scratch),
+    }
+}
+
+/// f32s to which [`distill`]'s memory grows, with a teacher of this width.
+pub fn distill_numbers(shape: Shape, teacher_width: usize, quant: Quant) -> usize {
+    let head = Head { width: teacher_width, vocab_size: shape.sizes.vocab_size, quant };
+    match shape.way {
+        Way::Plain | Way::FusedF32 => distill::numbers::<1>(shape.sizes, Some(head)),
+        Way::FusedBf16 => distill::numbers::<2>(shape.sizes, Some(head)),
     }
 }
 

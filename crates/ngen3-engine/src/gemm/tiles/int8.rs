@@ -1,12 +1,13 @@
 //! Products of int8 operands, for a model that only goes forward: half the bytes of bf16, twice the products an instruction.
 //!
-//! Each row of either operand, seen as [rows, k], is x ≈ scale·q with q = round(x/scale) and scale = max|x|/127 (symmetric, for each
-//! token and each output: Yao et al. 2022, ZeroQuant), so that a row's element of the product is scale·scale'·Σ q·q', a whole number
-//! of at most 127²·k that is summed without error. A cell is four neighbours along k. `vpdpbusd` multiplies four bytes without a sign
-//! with four that have one: the left operand is stored as q + 128, and a tile's sums start at −128·Σ q' of each column.
+//! Each row of either operand, seen as [rows, k], is x ≈ scale·q with q = round(x/scale) and scale = max|x|/127 (symmetric, for
+//! each token and each output: Yao et al. 2022, ZeroQuant), so that an element of the product is scale·scale'·Σ q·q', a whole
+//! number of at most 127²·k that is summed without error. A cell is four neighbours along k. `vpdpbusd` multiplies four bytes
+//! without a sign with four that have one: the left operand is stored as q + 128, and a tile's sums start at −128·Σ q' of each
+//! column.
 //!
-//! [`Left`] is rows as they lie, [`Right`] panels of [`NR`]; which of the two is the weight is the caller's affair. [`tile_plain`] is the
-//! kernel in plain Rust: what it is tested against, and what runs where AVX512-VNNI is missing.
+//! [`Left`] is rows as they lie, [`Right`] panels of [`NR`]; which of the two is the weight is the caller's affair.
+//! [`tile_plain`] is the kernel in plain Rust: what it is tested against, and what runs where AVX512-VNNI is missing.
 
 use rayon::prelude::*;
 
@@ -44,6 +45,8 @@ pub struct Left<'a> {
     /// `[rows]`
     scales: &'a [f32],
     cells: &'a [u32],
+    rows: usize,
+    depth: usize,
     stride: usize,
 }
 
@@ -58,7 +61,8 @@ impl<'a> Left<'a> {
         assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "rows of bytes");
         let (depth, stride) = (cells::<P>(a.cols()), left::stride::<P>(a.cols()));
         let (scales, rows) = to.split_at_mut(padded(a.n_rows().next_multiple_of(MR)));
-        // Rows past the last stay as they are: what is multiplied with them is not stored.
+        // What is past the last row multiplies to zeros, not to what the memory held.
+        scales[a.n_rows()..].fill(0.0);
         let rows = rows.par_chunks_mut(stride).zip(&mut scales[..a.n_rows()]);
         rows.enumerate().with_min_len(GROUP * MR).for_each(|(i, (row, scale))| {
             let row: &mut [u8] = bytemuck::cast_slice_mut(&mut row[..depth]);
@@ -71,7 +75,8 @@ impl<'a> Left<'a> {
     /// What [`Left::lay_out`] left there.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
-        Self { scales, cells: bytemuck::cast_slice(cells), stride: left::stride::<P>(k) }
+        let (cells, depth, stride) = (bytemuck::cast_slice(cells), super::cells::<P>(k), left::stride::<P>(k));
+        Self { scales, cells, rows, depth, stride }
     }
 
     /// The tile whose first row is `first`, and its rows' scales.
@@ -89,6 +94,7 @@ pub struct Right<'a> {
     /// `[n]`: −128·Σ q, up to whole panels.
     starts: &'a [i32],
     panels: &'a [u32],
+    n: usize,
     depth: usize,
 }
 
@@ -121,6 +127,9 @@ impl<'a> Right<'a> {
             .enumerate()
             .for_each(|(i, (panel, (scales, starts)))| {
                 let b = b.rows(i * NR..((i + 1) * NR).min(b.n_rows()));
+                // What is past the last row multiplies to zeros, not to what the memory held.
+                scales[b.n_rows()..].fill(0.0);
+                starts[b.n_rows()..].fill(0);
                 with_workspace(b.n_rows() * depth, |rows| {
                     for (i, row) in rows.chunks_exact_mut(depth).enumerate() {
                         let row: &mut [u8] = bytemuck::cast_slice_mut(row);
@@ -139,7 +148,7 @@ impl<'a> Right<'a> {
         let (scales, rest) = laid_out.split_at(n.next_multiple_of(NR));
         let (starts, panels) = rest.split_at(n.next_multiple_of(NR));
         let (starts, panels) = (bytemuck::cast_slice(starts), bytemuck::cast_slice(panels));
-        Self { scales, starts, panels, depth: cells::<P>(k) }
+        Self { scales, starts, panels, n, depth: cells::<P>(k) }
     }
 
     fn panel(self, j: usize) -> Panel<'a> {
@@ -175,6 +184,7 @@ fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
 /// # Panics
 /// If the shapes do not agree.
 pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+    assert_eq!((c.rows, c.cols), (a.rows, b.n), "shapes of a product: [m, k]·[n, k]ᵀ = [m, n]");
     for_each_block(c, (MC, NC), |c, rows, cols| {
         for j in (0..c.cols).step_by(NR) {
             for i in (0..c.rows).step_by(MR) {
@@ -193,9 +203,9 @@ pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mu
 /// If there is no such tile.
 pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &mut MatMut<'_>, into: Into) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
+    let (a_depth, b_depth) = (a.depth, b.depth);
     let (stride, (a, scales), b) = (a.stride, a.tile(first), b.panel(panel));
-    let depth = b.cells.len() / NR;
-    assert!(depth <= stride && a.len() >= MR * stride, "{depth} cells of {MR} rows");
+    assert!(b_depth == a_depth && a.len() >= MR * stride, "{b_depth} cells of {MR} rows of {a_depth}");
     #[cfg(target_arch = "x86_64")]
     if available() {
         // SAFETY: the features were just detected, and the lengths just checked.
@@ -273,6 +283,19 @@ mod x86 {
 mod tests {
     use super::*;
     use crate::cpu::testing::random;
+
+    #[test]
+    fn past_the_last_row_are_zeros_whatever_was_there() {
+        let (a, b) = (random(12 * 7, 1), random(33 * 7, 2));
+        let (mut left, mut right) = (vec![0.0; Left::len(12, 7)], vec![f32::NAN; Right::len(33, 7)]);
+        let left = Left::lay_out(Mat::new(&a, 12, 7), &mut left);
+        let right = Right::lay_out(Mat::new(&b, 33, 7), &mut right);
+        let mut c = vec![f32::NAN; MR * NR];
+        tile((left, 0), (right, 1), &mut MatMut::new(&mut c, MR, NR), Into::Set);
+        for row in c.chunks_exact(NR) {
+            assert!(row[0] != 0.0 && row[1..].iter().all(|&c| c == 0.0), "{row:?}");
+        }
+    }
 
     /// What the bytes of a row stand for.
     fn rounded(row: &[f32]) -> Vec<f64> {

@@ -12,7 +12,7 @@ use crate::{Error, Quant};
 pub struct Packed {
     outputs: usize,
     inputs: usize,
-    /// To bf16, or to int8, to which `x` is then rounded too.
+    /// To bf16, or further, and `x` with it.
     quant: Quant,
     /// Panels of [`NR`] outputs.
     panels: Buffer,
@@ -42,11 +42,6 @@ impl Packed {
     /// Inputs of the layer.
     pub fn inputs(&self) -> usize {
         self.inputs
-    }
-
-    /// What it was rounded to.
-    pub fn quant(&self) -> Quant {
-        self.quant
     }
 
     /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`super::matmul_onto`].

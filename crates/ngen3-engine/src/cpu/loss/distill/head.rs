@@ -1,5 +1,5 @@
-//! A teacher's final projection: its logits, a tile of [`MR`] words by [`NR`] tokens at a time, of operands in the student's precision
-//! or in int8.
+//! A teacher's final projection: its logits, a tile of [`MR`] words by [`NR`] tokens at a time, of operands in the student's
+//! precision or in int8.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
@@ -9,7 +9,7 @@ use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat, MatMut};
 
-/// Its sizes, and what its operands are rounded to besides.
+/// Its sizes, and what its operands are rounded to: to the student's precision, or further.
 #[derive(Clone, Copy)]
 pub struct Head {
     pub width: usize,

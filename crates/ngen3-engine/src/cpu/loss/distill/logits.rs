@@ -12,6 +12,7 @@ use crate::gemm::{Into, MatMut};
 
 /// Shifted logits are cut off here: beyond, exp would overflow.
 const MAX_LOGIT: f32 = 80.0;
+
 /// Fills `student`, `teacher` and `sums`.
 pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
     let Soft { sizes, tiles, temperature, way } = soft;

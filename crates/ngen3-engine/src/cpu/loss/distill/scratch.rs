@@ -2,7 +2,7 @@
 
 use bytemuck::cast_slice_mut;
 
-use super::super::super::memory::Knife;
+use super::super::super::memory::{Knife, padded};
 use super::super::fused::{CHUNK, Shape};
 use super::head::Head;
 use crate::gemm::tiles::kernel::{MR, NR};
@@ -95,7 +95,12 @@ impl Sizes {
         self.shape.segment_panels() * self.block / NR
     }
 
-    pub fn lengths<const P: usize>(&self) -> [usize; 15] {
+    /// f32s that all buffers take.
+    pub fn total<const P: usize>(&self) -> usize {
+        self.lengths::<P>().map(padded).iter().sum()
+    }
+
+    fn lengths<const P: usize>(&self) -> [usize; 15] {
         let Self { shape, block, head } = *self;
         let (segments, tiles) = (shape.segments(), shape.segments() * self.segment_tiles());
         [

@@ -60,10 +60,12 @@ fn run(
     let (mut cross_entropy, mut divergence) = (vec![f32::NAN; n], vec![f32::NAN; n]);
     let (mut dhidden, mut dwte) = (vec![f32::NAN; hidden.len()], vec![0.0; wte.len()]);
     let shape = LossShape::new(precision, shape.tokens, shape.width, shape.vocab_size);
+    let mut memory = Buffer::default();
     let mut run = |dhidden: &mut [f32], dwte: Option<&mut [f32]>| {
         let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };
         let gradients = Some(Gradients { weight, dhidden, dwte });
-        let mut memory = Buffer::default();
+        // Whatever the pass before left there.
+        memory.fill(f32::NAN);
         super::super::distill(shape, hidden, wte, targets, distill, losses, gradients, &mut memory).expect("memory");
     };
     let mut without_dwte = vec![f32::NAN; hidden.len()];
