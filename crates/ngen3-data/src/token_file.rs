@@ -97,6 +97,14 @@ pub struct TokenFile {
     meta: Option<Meta>,
 }
 
+/// Whether bytes begin as a text does that people write with a Latin keyboard. Tokens that look so would all have ids of 8,000 to
+/// 32,000 whose halves are both printable.
+fn is_text(bytes: &[u8]) -> bool {
+    const LOOKED_AT: usize = 512;
+    let start = &bytes[..bytes.len().min(LOOKED_AT)];
+    start.len() >= 64 && start.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t'))
+}
+
 impl TokenFile {
     /// Opens a token file and checks its size against the `meta.json` beside it; its hash is checked by
     /// [`TokenFile::verify`]. Other files of the folder (`val.bin`) share that file's tokenizer and dtype.
@@ -136,6 +144,11 @@ impl TokenFile {
         // SAFETY: we only read the map. Our own writers replace a file by renaming, so that its pages stay as they are; like
         // every user of mmap we rely on no other program cutting the file short meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+        if meta.is_none() && is_text(&map) {
+            return Err(Error::Data(format!(
+                "{shown} is text, not tokens; make tokens of it with ngen3 tokenize --txt"
+            )));
+        }
         Ok(Self { path: path.into(), map, dtype, meta })
     }
 

@@ -37,15 +37,24 @@ impl AtomicFile {
     }
 
     fn open(path: &Path) -> io::Result<Self> {
-        if path.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
-        }
-        let (file, temp) = make_beside(path, TEMPORARY, 0o666, |builder, folder| {
+        let path = followed(path)?;
+        let old = match fs::metadata(&path) {
+            Ok(old) if old.is_dir() => return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
+            // A device or a pipe is not to be replaced by a file of its name.
+            Ok(old) if !old.is_file() => return Err(io::Error::other("it is no regular file")),
+            Ok(old) => Some(old),
+            Err(_) => None,
+        };
+        let (file, temp) = make_beside(&path, TEMPORARY, 0o666, |builder, folder| {
             let (file, temp) = builder.tempfile_in(folder)?.into_parts();
             Ok((Some(file), temp))
         })?;
         let file = file.expect("it was made just now");
-        Ok(Self { path: path.into(), temp, writer: BufWriter::with_capacity(BUFFER, file) })
+        if let Some(old) = old {
+            // Who could not read the old one is not to read the new one.
+            file.set_permissions(old.permissions())?;
+        }
+        Ok(Self { path, temp, writer: BufWriter::with_capacity(BUFFER, file) })
     }
 
     /// Flushes everything to the disk and gives the file its name.
@@ -169,6 +178,21 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     }
 }
 
+/// What a symbolic link leads to, whether or not that is there; any other path as it is.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    /// As many as Linux follows.
+    const MOST: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST {
+        match fs::read_link(&path) {
+            Ok(target) => path = folder_of(&path).join(target),
+            // It is no link.
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::other("its symbolic links go round in a circle"))
+}
+
 /// The folder a path stands in; `.` for a bare name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -191,6 +215,33 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_permissions_stay_and_what_is_no_file_is_not_replaced() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("other")).unwrap();
+        fs::write(at("other/real.bin"), "old").unwrap();
+        fs::set_permissions(at("other/real.bin"), fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("other/real.bin", at("link.bin")).unwrap();
+        symlink("link.bin", at("again.bin")).unwrap();
+        symlink("other/new.bin", at("dangling.bin")).unwrap();
+        for name in ["again.bin", "dangling.bin"] {
+            write_atomic(&at(name), |file| file.write_all(b"new")).unwrap();
+            assert!(at(name).is_symlink() && fs::read(at(name)).unwrap() == b"new", "{name}");
+        }
+        assert_eq!(names(&at("other")), ["new.bin", "real.bin"]);
+        assert_eq!(fs::metadata(at("other/real.bin")).unwrap().permissions().mode() & 0o777, 0o600);
+
+        symlink("b.bin", at("a.bin")).unwrap();
+        symlink("a.bin", at("b.bin")).unwrap();
+        let error = write_atomic(&at("a.bin"), |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("a.bin") && error.contains("circle"), "{error}");
+        let error = write_atomic(Path::new("/dev/null"), |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("/dev/null") && error.contains("it is no regular file"), "{error}");
     }
 
     #[test]

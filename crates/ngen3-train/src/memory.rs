@@ -39,6 +39,14 @@ pub(crate) fn check(
     Ok((as_asked, note))
 }
 
+/// Checks that so many bytes fit the machine.
+///
+/// # Errors
+/// [`Error::Usage`] saying how much is needed and how much there is.
+pub fn check_fits(needed: u64) -> Result<(), Error> {
+    Memory::now().map_or(Ok(()), |memory| compare(needed, needed, false, memory.total).map_err(Error::Usage))
+}
+
 /// Bytes that training takes: the engine's, a teacher's, and the tokens of a batch with their targets and what is planned for them.
 fn needed(config: &Config, learner: Learner<'_>, settings: &TrainSettings) -> Result<u64, Error> {
     let (rows, options) = (settings.batch_size, settings.options());
@@ -127,6 +135,11 @@ mod tests {
         assert!(compare(3 * GB, 2 * GB, false, 3 * GB).is_ok());
         let taught = compare(4 * GB, 2 * GB, true, 3 * GB).unwrap_err();
         assert!(taught.starts_with("training this model beside its teacher needs about 4.0 GB"), "{taught}");
+        assert!(check_fits(1).is_ok());
+        if Memory::now().is_some() {
+            let error = check_fits(u64::MAX).unwrap_err().to_string();
+            assert!(error.contains("and this machine has") && error.contains("smaller model"), "{error}");
+        }
         let error = |needed, least| compare(needed * GB, least * GB, false, 24 * GB).unwrap_err();
         let start = "training this model needs about 30.0 GB of memory, and this machine has 24.0 GB";
         assert_eq!(error(30, 20), format!("{start}; with --recompute it needs 20.0 GB"));

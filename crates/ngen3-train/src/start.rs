@@ -154,13 +154,14 @@ impl Start {
             // Nothing is warm yet (`--max_iters 0` only made the model), so a longer run gets the warm-up of its length.
             own.warmup_iters = None;
         }
-        let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
-        if settings.max_iters < step {
-            return Err(Error::Usage(format!(
-                "max_iters is {}, and the run has done {step} steps already",
-                settings.max_iters
-            )));
+        if asked.learning_rate.is_some() && own.min_lr == own.learning_rate.map(|lr| lr / 10.0) {
+            // It follows the learning rate, as nobody had said otherwise.
+            own.min_lr = None;
         }
+        if let Some(max_iters) = asked.max_iters.filter(|&max_iters| max_iters < step) {
+            return Err(Error::Usage(format!("max_iters is {max_iters}, and the run has done {step} steps already")));
+        }
+        let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
         let changes = settings.changes_since(&header.settings);
         let mut notes = Vec::new();
         if !changes.is_empty() {

@@ -1,12 +1,13 @@
-//! Ctrl-C and SIGTERM: the first asks a command to stop cleanly, the second stops it at once.
+//! Ctrl-C and SIGTERM: the first asks a command to stop cleanly, a second, a second later or more, stops it at once.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ngen3_eval::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 /// What a command returns when it stopped because it was asked to: exit code 130.
 #[derive(Debug)]
@@ -20,19 +21,37 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Returns a flag that the first SIGINT or SIGTERM sets; a second signal ends the process with code 130.
+/// A signal so soon after the first is the same request: `timeout`, for one, signals a process and then its group.
+const SAME: Duration = Duration::from_secs(1);
+
+/// Whether the command waits for somebody, and has nothing to tidy up.
+static IDLE: AtomicBool = AtomicBool::new(false);
+
+/// Says whether the command waits for somebody and has nothing to tidy up: the first signal then ends the process.
+pub fn idle(idle: bool) {
+    IDLE.store(idle, Ordering::Relaxed);
+}
+
+/// Returns a flag that the first SIGINT or SIGTERM sets; a later signal ends the process with code 130.
 ///
 /// A command calls this once, looks at the flag between pieces of work, and returns [`Interrupted`] when it has tidied
-/// up. A command that never calls it is simply killed by the signal. While a command has nothing to tidy up it may set the
-/// flag itself: the first signal then ends the process.
+/// up. A command that never calls it is simply killed by the signal.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // Order matters: the shutdown must see the flag as it was before this signal set it.
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .context("cannot watch for Ctrl-C")?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch for Ctrl-C")?;
+    let flag = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        let mut first: Option<Instant> = None;
+        for _ in &mut signals {
+            let again = flag.swap(true, Ordering::Relaxed);
+            match first {
+                _ if IDLE.load(Ordering::Relaxed) => std::process::exit(130),
+                Some(first) if again && first.elapsed() >= SAME => std::process::exit(130),
+                _ if again => {}
+                _ => first = Some(Instant::now()),
+            }
+        }
+    });
     Ok(stop)
 }
 

@@ -2,12 +2,13 @@
 //!
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
 //! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`model`] (what a flag may name as a model),
-//! [`training`] (a run that learns), [`talk`] (a text as it is made), [`threads`], [`progress`], [`interrupt`] and [`stdout`]. This file turns the outcome of a command into one line and an
+//! [`training`] (a run that learns), [`talk`] (a text as it is made), [`threads`], [`progress`], [`interrupt`], [`json_file`] and [`stdout`]. This file turns the outcome of a command into one line and an
 //! exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 mod argv;
 mod commands;
 mod interrupt;
+mod json_file;
 mod model;
 mod progress;
 mod stdout;
@@ -38,8 +39,8 @@ Examples:
 Every command has examples of its own: ngen3 COMMAND --help. Flags and commands may be written with _ or -.";
 
 fn main() -> ExitCode {
-    let arguments = argv::normalise(std::env::args_os(), &Cli::command());
-    let cli = match Cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m)) {
+    let arguments = argv::normalise(std::env::args_os(), &command());
+    let cli = match command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
         // Usage errors go to stderr with code 2; help and version to stdout with code 0.
         Err(error) => error.exit(),
@@ -53,6 +54,13 @@ fn main() -> ExitCode {
             if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// All commands and their flags.
+fn command() -> clap::Command {
+    ["finetune", "hf_finetune"]
+        .into_iter()
+        .fold(Cli::command(), |cli, name| cli.mut_subcommand(name, commands::finetune::with_defaults))
 }
 
 /// An error and its causes on one line. Some errors say their cause themselves; that is not said twice.
@@ -83,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_definitions_are_consistent_and_help_shows_underscores() {
-        let mut command = Cli::command();
+        let mut command = command();
         command.clone().debug_assert();
         command.build();
         let mut commands = vec![command];

@@ -266,6 +266,10 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
         "{error}"
     );
     assert!(error.ends_with(", perplexity"), "{error}");
+    let lost = "tiny_model.pt is there and holds something else than JSON, which would be lost; choose another --out";
+    assert_eq!(complaint("--tasks piqa --data_dir sets --out tiny_model.pt"), lost);
+    let trace = "trace --model_checkpoint tiny_model.pt --data _data_play_/data.bin --out tiny_model.pt";
+    assert_eq!(fail(folder.path(), trace, 1), lost);
     assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
     assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/anatomy");
     for flag in ["--text x", "--stride 8"] {

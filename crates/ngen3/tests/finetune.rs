@@ -331,6 +331,7 @@ fn what_is_asked_wrongly_is_told_before_anything_is_read() {
         (TINY.replace("tiny.pt", "no.pt"), 1, "no.pt"),
         (format!("{TINY} --reference_text no.txt"), 1, "no.txt"),
         ("finetune --data chats.jsonl --resume".into(), 1, "which run goes on?"),
+        (format!("{TINY} --resume"), 2, "cannot be used with"),
     ] {
         let output = run(folder, &line);
         let (_, err) = texts(&output, code);

@@ -48,6 +48,7 @@ fn a_text_too_small_for_the_vocabulary_is_said_and_bad_input_is_one_line() {
         ("--txt a.txt --vocab_size 10 --out small.json", "vocab_size 10 is out of range"),
         ("--txt a.txt --vocab_size 99999999999 --out small.json", "vocab_size 99999999999 is out of range"),
         ("--txt missing.txt --out small.json", "cannot read missing.txt"),
+        ("--txt a.txt --out a.txt", "a.txt is there and holds something else than JSON, which would be lost"),
         ("--txt a.txt --out folder.json", "cannot write folder.json: it is a folder"),
         ("--txt a.txt --out nowhere/small.json", "cannot write nowhere/small.json: there is no folder nowhere"),
     ] {

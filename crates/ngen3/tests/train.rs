@@ -182,6 +182,48 @@ fn start(folder: &Path, line: &str) -> (Child, BufReader<impl Read + use<>>) {
 }
 
 #[test]
+fn a_second_signal_at_once_is_the_same_request() {
+    let folder = folder();
+    let folder = folder.path();
+    // As `timeout` does it: the process, then its group.
+    let (mut child, mut stderr) =
+        start(folder, "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt");
+    let kill = format!("kill -TERM {0}; kill -TERM {0}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut text = String::new();
+    stderr.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    assert!(text.contains("m.pt is saved after step "), "{text}");
+    assert!(load(folder, "m.pt").meta.iter_num >= 20);
+}
+
+#[test]
+fn a_run_that_goes_on_at_another_learning_rate_ends_at_a_tenth_of_it() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --config tiny.toml --data data.bin --out m.pt";
+    succeed(folder, &format!("{line} --max_iters 4"));
+    let complaint = fail(folder, &format!("{line} --resume --max_iters 3"), 1);
+    assert!(complaint.contains("max_iters is 3, and the run has done 4 steps already"), "{complaint}");
+    succeed(folder, &format!("{line} --resume --max_iters 8 --learning_rate 0.00002"));
+    let training = load(folder, "m.pt").meta.training;
+    assert_eq!((training["learning_rate"].as_f64(), training["min_lr"].as_f64()), (Some(2e-5), Some(2e-6)));
+    // What was said stays.
+    succeed(folder, &format!("{line} --resume --max_iters 9 --min_lr 0.00001"));
+    succeed(folder, &format!("{line} --resume --max_iters 10 --learning_rate 0.00003"));
+    assert_eq!(load(folder, "m.pt").meta.training["min_lr"].as_f64(), Some(1e-5));
+}
+
+#[test]
+fn a_text_is_not_taken_for_tokens() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("plain.txt"), "To be, or not to be, that is the question:\n".repeat(20)).unwrap();
+    let complaint = fail(folder, "train --config tiny.toml --data plain.txt --out x.pt", 1);
+    assert!(complaint.contains("plain.txt is text, not tokens") && complaint.contains("ngen3 tokenize"), "{complaint}");
+}
+
+#[test]
 fn two_runs_do_not_write_the_same_files() {
     let folder = folder();
     let folder = folder.path();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::build::{Found, gather};
 use super::{ChatEncoder, ChatInput, marks};
 use crate::source::Event;
-use crate::token_file::{MASK, hex};
+use crate::token_file::{MASK, META, hex};
 use crate::{Error, TokenFile, Tokenizer};
 
 /// Many conversations as tokens.
@@ -102,10 +102,13 @@ impl Chats {
     pub fn open(path: &Path) -> Result<Option<Self>, Error> {
         let file = TokenFile::open(path)?;
         let named = path.file_name().is_some_and(|name| name == crate::token_file::DATA);
-        let Some(meta) = file.meta().filter(|meta| named && meta.chat.is_some()).cloned() else { return Ok(None) };
-        let chat = meta.chat.expect("looked at just now");
         let mask = path.with_file_name(MASK);
         let wrong = |reason: String| Error::Data(format!("{}: {reason}; tokenize again", mask.display()));
+        if named && file.meta().is_none() && mask.exists() {
+            return Err(wrong(format!("{META} is not beside it, which says what it marks")));
+        }
+        let Some(meta) = file.meta().filter(|meta| named && meta.chat.is_some()).cloned() else { return Ok(None) };
+        let chat = meta.chat.expect("looked at just now");
         let opened = File::open(&mask).map_err(|error| wrong(format!("it cannot be read ({error})")))?;
         let len = opened.metadata().map_err(|error| wrong(error.to_string()))?.len();
         if len != meta.tokens {

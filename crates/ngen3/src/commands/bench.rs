@@ -5,6 +5,7 @@ use std::time::Instant;
 use ngen3_engine::bench::product_gflops;
 use ngen3_engine::{AdamW, Backward, Batch, CpuEngine, Dtype, Engine, Options, profile};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
+use ngen3_train::check_fits;
 use serde_json::json;
 
 use super::variants::bytes;
@@ -61,15 +62,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options = Options { threads, dtype, recompute, ..Options::default() };
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
-    let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
-    if let Some(rank) = args.lora_rank {
-        let lora = Lora { rank, alpha: rank as f32, targets: Targets::default() };
-        engine.adapt(&lora, LoraList::new(&config, &lora)?.init(0))?;
-    }
-    let estimated = match engine.lora() {
+    let lora = args.lora_rank.map(|rank| Lora { rank, alpha: rank as f32, targets: Targets::default() });
+    let estimated = match &lora {
         Some(lora) => CpuEngine::adapting_bytes(&config, lora, rows, options)?,
         None => CpuEngine::training_bytes(&config, rows, options),
     };
+    check_fits(estimated)?;
+    let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
+    if let Some(lora) = &lora {
+        engine.adapt(lora, LoraList::new(&config, lora)?.init(0))?;
+    }
 
     let batch = batch(&config, rows);
     let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());

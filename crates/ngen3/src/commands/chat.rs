@@ -105,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut turn = 0;
     loop {
         // There is no answer to stop: the first signal ends the program.
-        stop.store(true, Ordering::Relaxed);
+        interrupt::idle(true);
         if terminal {
             ask();
         }
@@ -125,6 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 }
             }
             said => {
+                interrupt::idle(false);
                 stop.store(false, Ordering::Relaxed);
                 turn += 1;
                 // Each answer draws anew, and the same whatever was answered before.

@@ -17,7 +17,7 @@ use super::tokenize::show;
 use crate::interrupt::{self, interruptible};
 use crate::progress::{Progress, counted, write_line};
 use crate::threads::Threads;
-use crate::{model, stdout};
+use crate::{json_file, model, stdout};
 
 /// Measure models on benchmarks and texts
 ///
@@ -346,18 +346,16 @@ fn model_names(models: &[PathBuf]) -> Vec<String> {
 
 /// Better now than after an hour.
 fn check_outputs(args: &Args) -> anyhow::Result<()> {
-    for path in [args.out.as_deref(), args.log_samples.as_deref()].into_iter().flatten() {
-        match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-                bail!("cannot write {}: there is no folder {}", path.display(), folder.display())
-            }
-            _ => {}
-        }
+    if let Some(out) = &args.out {
+        json_file::check(out)?;
     }
-    match (&args.out, &args.log_samples) {
-        (Some(out), _) if out.is_dir() => bail!("cannot write {}: it is a folder", out.display()),
-        (_, Some(folder)) if folder.exists() && !folder.is_dir() => {
-            bail!("cannot write samples into {}: it is no folder", folder.display())
+    let Some(samples) = &args.log_samples else { return Ok(()) };
+    match samples.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            bail!("cannot write {}: there is no folder {}", samples.display(), folder.display())
+        }
+        _ if samples.exists() && !samples.is_dir() => {
+            bail!("cannot write samples into {}: it is no folder", samples.display())
         }
         _ => Ok(()),
     }

@@ -52,7 +52,7 @@ pub struct Common {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     variant: Option<&'static Variant>,
     /// Model to start from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
-    #[arg(long, value_name = "MODEL", required_unless_present = "resume")]
+    #[arg(long, value_name = "MODEL", required_unless_present = "resume", conflicts_with = "resume")]
     model_checkpoint: Option<PathBuf>,
     #[command(flatten)]
     files: RunFlags,
@@ -62,10 +62,6 @@ pub struct Common {
     /// Whose turns are learned: assistant or all
     #[arg(long, value_name = "WHO", default_value = "assistant")]
     train_on: TrainOn,
-    #[command(flatten)]
-    chat: ChatFlags,
-    #[command(flatten)]
-    lora: LoraFlags,
     /// Text on which the perplexity before and after is measured [default: the last tenth of builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     reference_text: Option<PathBuf>,
@@ -78,6 +74,10 @@ pub struct Common {
     /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     sample_temperature: f32,
+    #[command(flatten)]
+    chat: ChatFlags,
+    #[command(flatten)]
+    lora: LoraFlags,
     #[command(flatten)]
     flags: Flags,
 }
@@ -114,6 +114,17 @@ Examples:
   ngen3 finetune --data chats.jsonl --out talking.pt --resume
   ngen3 finetune --variant 120M --model_checkpoint hf --data chats.jsonl --lora_rank 8 --lora_targets c_attn,c_proj
   ngen3 finetune --model_checkpoint hf --variant 120M --data chats.jsonl --train_on all --chat_template mine.jinja";
+
+/// The flags of a run that have other defaults here.
+pub fn with_defaults(command: clap::Command) -> clap::Command {
+    let helps = [
+        ("max_iters", "The same as finetune_iters"),
+        ("eval_interval", "Steps between two evaluations [default: a twentieth of the run]"),
+        ("keep_best", "Keep the model of the lowest validation loss rather than the latest [default: true]"),
+        ("learning_rate", "Highest learning rate [default: a third of the variant's; with --lora_rank the variant's]"),
+    ];
+    helps.into_iter().fold(command, |command, (name, help)| command.mut_arg(name, |arg| arg.help(help)))
+}
 
 /// Where there is something to learn from.
 #[derive(Clone, Copy)]

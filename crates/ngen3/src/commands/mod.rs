@@ -6,7 +6,7 @@ mod chat;
 mod distill;
 mod eval;
 mod export;
-mod finetune;
+pub mod finetune;
 mod hf_finetune;
 mod hf_tokenize;
 mod import;

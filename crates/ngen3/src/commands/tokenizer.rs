@@ -9,8 +9,8 @@ use ngen3_data::train_tokenizer;
 use super::tokenize::{parse_sources, show};
 use crate::interrupt::{self, interruptible};
 use crate::progress::{Progress, counted, megabytes};
-use crate::stdout;
 use crate::threads::Threads;
+use crate::{json_file, stdout};
 
 /// Make a tokenizer of your own
 #[derive(clap::Args)]
@@ -57,6 +57,7 @@ Examples:
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Action::Train(args) = args.action;
+    json_file::check(&args.out)?;
     let sources = parse_sources(&args.txt)?;
     let stop = interrupt::watch()?;
     args.threads.start()?;

@@ -10,7 +10,7 @@ use ngen3_model::{Checkpoint, ParamList, files};
 use serde_json::{Map, json};
 
 use crate::threads::Threads;
-use crate::{model, stdout};
+use crate::{json_file, model, stdout};
 
 /// Write a model's loss and gradients on the first rows of a dataset as JSON
 ///
@@ -48,6 +48,7 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    json_file::check(&args.out)?;
     let (_, Checkpoint { config, params, .. }) = model::load(&args.model_checkpoint, None)?;
     let data = TokenFile::open(&args.data)?;
     let n = usize::from(args.rows) * config.block_size;
