@@ -54,22 +54,26 @@ impl BatchSampler {
             None => (data.len() as f64 * (1.0 - val_fraction)) as usize,
         };
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
-        sampler.check_len("training", sampler.train_len, "use a smaller --block_size or more text")?;
-        if sampler.has_validation() {
-            let advice = "use a smaller --block_size, a larger --val_fraction, or more text";
-            sampler.check_len("validation", sampler.val_len(), advice)?;
+        let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
+        sampler.check_len(&format!("the training part of {of_data}"), sampler.train_len, more)?;
+        match &sampler.val {
+            Some(val) => sampler.check_len(&val.path().display().to_string(), sampler.val_len(), more)?,
+            None if sampler.has_validation() => {
+                let advice = "use a smaller --block_size, a larger --val_fraction, or more text";
+                sampler.check_len(&format!("the validation part of {of_data}"), sampler.val_len(), advice)?;
+            }
+            None => {}
         }
         Ok(sampler)
     }
 
-    fn check_len(&self, part: &str, len: usize, advice: &str) -> Result<(), Error> {
+    fn check_len(&self, what: &str, len: usize, advice: &str) -> Result<(), Error> {
         if len > self.block_size {
             return Ok(());
         }
+        let block = self.block_size;
         Err(Error::Data(format!(
-            "the {part} part of {} has {len} tokens, too few for a block of {} and the token after it: {advice}",
-            self.data.path().display(),
-            self.block_size
+            "{what} has {len} tokens, too few for a block of {block} and the token after it: {advice}"
         )))
     }
 
@@ -282,7 +286,8 @@ mod tests {
         let error = open(100, 0, 10, 0.1).unwrap_err();
         assert!(error.contains("validation part of") && error.contains("10 tokens, too few"), "{error}");
         assert!(open(100, 0, 9, 0.1).is_ok());
-        assert!(open(100, 5, 8, 0.1).unwrap_err().contains("validation part"));
+        let error = open(100, 5, 8, 0.1).unwrap_err();
+        assert!(error.contains("val.bin has 5 tokens, too few") && !error.contains("val_fraction"), "{error}");
         for fraction in [-0.1, 1.0, f64::NAN] {
             assert!(open(100, 0, 8, fraction).unwrap_err().contains("val_fraction"));
         }

@@ -17,7 +17,7 @@ pub enum Error {
         reason: String,
     },
     /// A source that is not UTF-8.
-    #[error("{name} is not UTF-8: byte {offset}{} is 0x{byte:02x}; convert the text, or replace such bytes with --lossy",
+    #[error("{name} is not UTF-8: byte {offset}{} is 0x{byte:02x}; convert the text (tokenize and tokenizer train replace such bytes with --lossy)",
         if *unpacked { " of its unpacked text" } else { "" })]
     Utf8 {
         /// The file, address or pipe.

@@ -34,9 +34,12 @@ impl RunPaths {
     /// The files beside `model`.
     ///
     /// # Errors
-    /// [`Error::Model`] unless the name ends in `.pt` or `.safetensors`.
+    /// [`Error::Model`] unless the name ends in `.pt` or `.safetensors`; [`Error::File`] for a folder's.
     pub fn new(model: &Path) -> Result<Self, Error> {
         Format::of(model)?;
+        if model.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(Error::file(model, "it is named as a folder, and the model is to be a file"));
+        }
         Ok(Self {
             model: model.into(),
             state: model.with_extension("state").join("state.safetensors"),
@@ -116,6 +119,8 @@ mod tests {
         assert_eq!(paths.run, Path::new("a/7M_model.run"));
         let error = RunPaths::new(Path::new("model.bin")).unwrap_err().to_string();
         assert!(error.contains("model.bin") && error.contains(".pt or .safetensors"), "{error}");
+        let error = RunPaths::new(Path::new("x.pt/")).unwrap_err().to_string();
+        assert!(error.contains("x.pt/") && error.contains("named as a folder"), "{error}");
     }
 
     #[test]

@@ -229,7 +229,7 @@ fn resume_command(program: &OsStr, command: &[&OsStr], model: &Path) -> String {
 }
 
 /// A word as a POSIX shell reads it.
-fn quoted(word: &OsStr) -> String {
+pub fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

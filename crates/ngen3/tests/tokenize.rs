@@ -125,7 +125,7 @@ fn bytes_that_are_not_utf8_are_named_or_replaced() {
     let error = fail(root, "tokenize --dataset x --txt bad.txt", 1);
     assert_eq!(
         error,
-        "bad.txt is not UTF-8: byte 700000 is 0xff; convert the text, or replace such bytes with --lossy"
+        "bad.txt is not UTF-8: byte 700000 is 0xff; convert the text (tokenize and tokenizer train replace such bytes with --lossy)"
     );
     assert!(!root.join("_data_x_").exists());
     fs::write(root.join("bad.txt.gz"), gzip(&text)).unwrap();

@@ -131,7 +131,9 @@ mod tests {
             let error = read(&bytes, usize::MAX, false).unwrap_err().to_string();
             assert_eq!(
                 error,
-                format!("a.txt is not UTF-8: byte {at} is 0xff; convert the text, or replace such bytes with --lossy")
+                format!(
+                    "a.txt is not UTF-8: byte {at} is 0xff; convert the text (tokenize and tokenizer train replace such bytes with --lossy)"
+                )
             );
         }
     }

@@ -8,6 +8,7 @@ use clap::Parser;
 
 use crate::interrupt::{self, Interrupted};
 use crate::progress::write_line;
+use crate::training::quoted;
 use crate::{Cli, stdout};
 
 /// From text to a trained model and a sample in about two minutes, with no network
@@ -83,8 +84,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         command.run().inspect_err(|error| {
             // The run says how to go on from where it is; whoever reads it is elsewhere.
             if error.is::<Interrupted>() && Path::new(MODEL).exists() {
+                let (dir, program) = (quoted(dir.as_os_str()), quoted(program.as_os_str()));
                 write_line(&format!(
-                    "from here that is: cd {dir:?} && {program:?} train --data {DATA} --out {MODEL} --resume"
+                    "from here that is: cd {dir} && {program} train --data {DATA} --out {MODEL} --resume"
                 ));
             }
         })?;
@@ -106,7 +108,7 @@ And with a text of your own, and GPT-2's vocabulary:
   ngen3 train --variant 7M --data _data_mine_/data.bin
 ",
         dir.display(),
-        dir.display(),
+        quoted(dir.as_os_str()),
         args.steps * 2,
     ))
 }
