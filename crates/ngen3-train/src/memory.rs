@@ -165,6 +165,8 @@ mod tests {
         let (in_bf16, in_int8) = (taught(Quant::None), taught(Quant::Int8));
         assert!(in_int8 <= in_bf16 && of(&small, Learner::Model, &plain) < in_int8, "{in_int8} {in_bf16}");
         let absurd = TrainSettings { batch_size: usize::MAX, ..plain };
-        assert!(of(&VARIANTS[0].config(), Learner::Model, &absurd) > 1 << 60, "an absurd batch does not wrap around");
+        for learner in [Learner::Model, Learner::Student(&largest, Quant::Int8)] {
+            assert!(of(&small, learner, &absurd) > 1 << 60, "an absurd batch does not wrap around");
+        }
     }
 }

@@ -230,7 +230,7 @@ impl CpuEngine {
         let shape = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
         let loss = loss::distill_numbers(shape, teacher.n_embd, quant);
         let said = rows.saturating_mul(config.block_size).saturating_mul(teacher.n_embd);
-        4 * (4 * ParamList::new(config).total() + arena + loss).saturating_add(said) as u64
+        (4 * ParamList::new(config).total() + arena + loss).saturating_add(said).saturating_mul(4) as u64
     }
 
     /// Bytes of memory that sampling one text with a model of this shape takes: its parameters, what decoding reads instead of its
