@@ -220,7 +220,8 @@ impl CpuEngine {
         Ok(4 * (ParamList::new(config).total() + 4 * adapters + arena) as u64)
     }
 
-    /// Bytes of memory that distilling a teacher of this width into a model of this shape takes, beside [`CpuTeacher::bytes`].
+    /// Bytes of memory that distilling a model of the shape `teacher`, rounded to `quant`, into one of the shape `config` takes, beside
+    /// [`CpuTeacher::bytes`], with batches of `rows` rows of a whole block.
     pub fn distilling_bytes(config: &Config, teacher: &Config, quant: Quant, rows: usize, options: Options) -> u64 {
         let tokens = largest_pass(rows, config.block_size, PASS_TOKENS);
         let precision = options.dtype.precision();

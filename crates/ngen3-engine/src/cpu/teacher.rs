@@ -38,7 +38,7 @@ impl CpuTeacher {
         Ok(Self { engine })
     }
 
-    /// Bytes of memory that a teacher of this shape takes while it teaches.
+    /// Bytes of memory that a teacher of this shape takes while it teaches, with batches of `rows` rows of a whole block.
     pub fn bytes(config: &Config, rows: usize, options: Options) -> u64 {
         let (list, precision) = (ParamList::new(config), options.dtype.precision());
         let weights = super::layer_weights(&list);
