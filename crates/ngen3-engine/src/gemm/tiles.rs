@@ -18,6 +18,7 @@ mod left;
 pub mod pack;
 pub mod packed;
 pub mod softmax;
+pub mod strassen;
 pub mod strided;
 
 use std::cell::RefCell;
@@ -89,7 +90,7 @@ fn matmul_with<const P: usize>(
 }
 
 /// Gives `work` this thread's room for `n` numbers of packed operands.
-fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
+pub fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
     // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
     let mut workspace = WORKSPACE.take();
     if workspace.len() < n {

@@ -21,7 +21,7 @@ mod scratch;
 use super::super::embedding;
 use super::super::memory::Buffer;
 use super::Gradients;
-use super::fused::{Shape, gather, pack_wte, shifts, spread};
+use super::pieces::{Shape, gather, pack_wte, shifts, spread};
 use super::top_k::{Corrections, TopK};
 use crate::Error;
 use crate::engine::{Distill, Divergence, Teacher};

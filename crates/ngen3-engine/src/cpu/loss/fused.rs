@@ -1,8 +1,8 @@
-//! The fused loss on our own products, in bf16 (P = 2 elements in a cell) or f32 (P = 1): three products, no recomputation.
+//! The fused loss in bf16 on our own kernels: three products, no recomputation.
 //!
 //! A block of R tokens at a time. The logits are computed with words down and tokens across, so that a tile's vectors run along
 //! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers in the order in which each of
-//! the two products of the backward pass reads it. Words are cut into [`SEGMENTS`], one task each:
+//! the two products of the backward pass reads it. Words are cut into [`super::pieces::SEGMENTS`], one task each:
 //!
 //! ```text
 //! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
@@ -20,94 +20,47 @@ use rayon::prelude::*;
 
 use super::super::embedding;
 use super::super::memory::{Knife, padded};
-use super::super::simd::{simd, sum_zip};
 use super::Gradients;
-use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
-use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
-use crate::gemm::tiles::softmax::{ExpTile, ask_for, e_tile, exp_tile, sum_tile, tokens_tile};
+use super::pieces::{CHUNK, PARTIAL, Shape, add_chunk, gather, shifts, spread};
+use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::softmax::{BF16, ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
-use crate::gemm::{Into, Mat, MatMut};
-
-/// Tasks into which the vocabulary is cut at most; fixed, so that the bits do not depend on the number of threads. GPT-2's is 44
-/// nearly equal ones, which two, four or eleven threads share without waiting for each other.
-const SEGMENTS: usize = 44;
-
-/// Panels of words whose e is kept in the second-level cache for the product that follows.
-pub(super) const CHUNK: usize = 16;
+use crate::gemm::{Into, Mat};
 
 /// Numbers of e in one block, 26 MB of bf16. A smaller block stays in cache until the last product; a larger one reads
 /// `wte` and adds to its gradient fewer times. In bf16 both are near their best here.
 const E_NUMBERS: usize = 13 << 20;
 
-/// Numbers in a segment's part of dhidden, which is added to again and again: half of a second-level cache.
-const PARTIAL: usize = 128 << 10;
-
-/// The sizes of one loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
-    /// Tokens in a pass.
-    pub tokens: usize,
-    /// Width of a hidden state.
-    pub width: usize,
-    /// Words.
-    pub vocab_size: usize,
-}
-
 impl Shape {
     /// Tokens in one block, a multiple of [`NR`].
-    fn block<const P: usize>(&self) -> usize {
+    fn block(&self) -> usize {
         let most = (E_NUMBERS / self.vocab_size).min(PARTIAL / self.width);
         (most / NR * NR).clamp(NR, self.tokens.next_multiple_of(NR))
     }
 
-    pub(super) fn panels(&self) -> usize {
-        self.vocab_size.div_ceil(MR)
-    }
-
-    /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
-    pub(super) fn segment_panels(&self) -> usize {
-        self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
-    }
-
-    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep; fewer in the
-    /// last.
-    pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
-        packed_len::<P, MR>(self.width, CHUNK * MR)
-    }
-
-    pub(super) fn segments(&self) -> usize {
-        self.panels().div_ceil(self.segment_panels())
-    }
-
-    /// u32s of the packed embeddings, to be filled by [`pack_wte`].
-    pub fn packed_wte<const P: usize>(&self) -> usize {
-        padded(packed_len::<P, MR>(self.vocab_size, self.width))
-            + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
-    }
-
     /// f32s that a loss needs besides.
-    pub fn scratch<const P: usize>(&self) -> usize {
-        self.lengths::<P>().map(padded).iter().sum()
+    pub fn scratch(&self) -> usize {
+        self.lengths().map(padded).iter().sum()
     }
 
-    fn lengths<const P: usize>(&self) -> [usize; 8] {
-        let block = self.block::<P>();
+    fn lengths(&self) -> [usize; 8] {
+        let block = self.block();
         [
-            packed_len::<P, NR>(block, self.width),
-            packed_len::<P, NR>(self.width, block),
+            packed_len::<BF16, NR>(block, self.width),
+            packed_len::<BF16, NR>(self.width, block),
             block * self.width,
             block,
             self.segments() * block,
-            self.panels() * block / NR * e_tile::<P>(),
-            self.segments() * CHUNK * MR / P * block,
+            self.panels() * block / NR * e_tile::<BF16>(),
+            self.segments() * CHUNK * MR / BF16 * block,
             self.segments() * self.width * block,
         ]
     }
 
-    fn cut<'a, const P: usize>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
+    fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
         let mut knife = Knife(scratch);
         let [hidden, scaled, scaled_f32, shift, sums, e, by_word_e, dhidden] =
-            self.lengths::<P>().map(|length| knife.cut(length));
+            self.lengths().map(|length| knife.cut(length));
         Scratch {
             hidden: cast_slice_mut(hidden),
             scaled: cast_slice_mut(scaled),
@@ -123,9 +76,9 @@ impl Shape {
 
 /// One block's buffers. R tokens, width C.
 struct Scratch<'a> {
-    /// Hidden states times log₂e as B of the logits, panels of [C/P, NR].
+    /// Hidden states times log₂e as B of the logits, panels of [C/2, NR].
     hidden: &'a mut [u32],
-    /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
+    /// Hidden states over their sums as B of dwte, panels of [R/2, NR].
     scaled: &'a mut [u32],
     /// `[R, C]`: what is packed, in f32.
     scaled_f32: &'a mut [f32],
@@ -133,33 +86,16 @@ struct Scratch<'a> {
     shift: &'a mut [f32],
     /// `[segments, R]`
     sums: &'a mut [f32],
-    /// `[panels, R/NR, MR, NR/P]`: e with cells along the tokens.
+    /// `[panels, R/NR, MR, NR/2]`: e with cells along the tokens.
     e: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk with cells along the words.
+    /// `[segments, R/NR, CHUNK·MR/2, NR]`: e of one chunk with cells along the words.
     by_word_e: &'a mut [u32],
-    /// `[segments, C, R]`: each segment's part of dhiddenᵀ.
+    /// `[segments, R/NR, C, NR]`: each segment's part of dhiddenᵀ.
     dhidden: &'a mut [f32],
 }
 
-/// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
-/// channels. A chunk is read from memory once and turned while it is in cache.
-pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
-    let Shape { width, vocab_size, .. } = shape;
-    let mut knife = Knife(packed);
-    let by_word = cast_slice_mut(knife.cut(packed_len::<P, MR>(vocab_size, width)));
-    let by_channel: &mut [u32] = cast_slice_mut(knife.0);
-    let wte = Mat::new(wte, vocab_size, width);
-    pack::<P, MR>(wte, by_word);
-    by_channel.par_chunks_mut(shape.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
-        let first = chunk * CHUNK * MR;
-        let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
-        let packed = packed_len::<P, MR>(width, words.cols());
-        pack_panels::<P, MR>(words, 0, &mut panels[..packed]);
-    });
-}
-
-/// Fills `losses` and, where asked, the gradients: see [`super::forward_backward`].
-pub fn run<const P: usize>(
+/// Fills `losses` and, where asked, the gradients: see [`super::run`].
+pub fn run(
     shape: Shape,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
@@ -169,23 +105,23 @@ pub fn run<const P: usize>(
     scratch: &mut [f32],
 ) {
     let Shape { width, .. } = shape;
-    let block = shape.block::<P>();
+    let block = shape.block();
     let packed_wte = bytemuck::cast_slice(packed_wte);
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
-        let mut s = shape.cut::<P>(scratch);
+        let mut s = shape.cut(scratch);
         let rows = targets.len();
         // In powers of two from the start: what 2^ costs less than exp is a multiplication for each logit.
         let in_bits = &mut s.scaled_f32[..rows * width];
         in_bits.iter_mut().zip(hidden).for_each(|(to, h)| *to = h * LOG2_E);
-        pack::<P, NR>(Mat::new(in_bits, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
-        shifts::<P>(in_bits, wte, targets, s.shift);
+        pack::<BF16, NR>(Mat::new(in_bits, rows, width), &mut s.hidden[..packed_len::<BF16, NR>(rows, width)]);
+        shifts::<BF16>(in_bits, wte, targets, s.shift);
         let wanted = match &gradients {
             None => Wanted::Losses,
             Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
             Some(_) => Wanted::All,
         };
-        segments::<P>(shape, rows.div_ceil(NR), packed_wte, wanted, &mut s);
+        segments(shape, rows.div_ceil(NR), packed_wte, wanted, &mut s);
         let (sums, others) = s.sums.split_at_mut(block);
         for others in others.chunks_exact(block) {
             sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
@@ -212,29 +148,14 @@ pub fn run<const P: usize>(
                 let scale = weight / *sum;
                 scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * scale);
             }
-            let packed = &mut s.scaled[..packed_len::<P, NR>(width, padded)];
-            pack::<P, NR>(Mat::new(scaled, padded, width).t(), packed);
-            spread::<P>(width, block / NR, padded, s.e, packed, dwte);
+            let packed = &mut s.scaled[..packed_len::<BF16, NR>(width, padded)];
+            pack::<BF16, NR>(Mat::new(scaled, padded, width).t(), packed);
+            spread::<BF16>(width, block / NR, padded, s.e, packed, dwte);
         }
     }
     if let Some(Gradients { weight, dwte: Some(dwte), .. }) = gradients {
         embedding::scatter(targets, hidden, -weight, dwte);
     }
-}
-
-/// Each token's target's logit, of operands rounded as in the product; 0 for tokens past the end.
-pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
-    let width = hidden.len() / targets.len();
-    simd(
-        #[inline(always)]
-        || {
-            for ((shift, hidden), &target) in shift.iter_mut().zip(hidden.chunks_exact(width)).zip(targets) {
-                let word = &wte[target as usize * width..][..width];
-                *shift = sum_zip(hidden, word, |h, w| rounded::<P>(h) * rounded::<P>(w));
-            }
-        },
-    );
-    shift[targets.len()..].fill(0.0);
 }
 
 /// What is to come out of the segments.
@@ -249,14 +170,14 @@ enum Wanted {
 }
 
 /// Runs every segment over `tiles` panels of tokens: fills of `sums`, `dhidden` and `e` what is wanted.
-fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
+fn segments(shape: Shape, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
     let Shape { width, vocab_size, .. } = shape;
-    let (block, depth) = (shape.block::<P>(), cells::<P>(width));
-    let by_word = packed_len::<P, MR>(vocab_size, width);
+    let (block, depth) = (shape.block(), cells::<BF16>(width));
+    let by_word = packed_len::<BF16, MR>(vocab_size, width);
     let (by_word, by_channel) = (&packed_wte[..by_word], &packed_wte[padded(by_word)..]);
     let (hidden, shift) = (&*s.hidden, s.shift.as_chunks::<NR>().0);
-    let panel_e = block / NR * e_tile::<P>();
-    let chunk_cells = CHUNK * MR / P;
+    let panel_e = block / NR * e_tile::<BF16>();
+    let chunk_cells = CHUNK * MR / BF16;
     by_word
         .par_chunks(shape.segment_panels() * MR * depth)
         .zip(s.e.par_chunks_mut(shape.segment_panels() * panel_e))
@@ -282,105 +203,21 @@ fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], want
                             sums: &mut sums.as_chunks_mut::<NR>().0[j],
                         };
                         if wanted == Wanted::Losses {
-                            sum_tile::<P>(tile);
+                            sum_tile(tile);
                             continue;
                         }
-                        let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
+                        let words = &mut by_word_e[(j * chunk_cells + i * MR / BF16) * NR..][..e_tile::<BF16>()];
                         // Where nobody will read e, every tile goes to one place, which stays in cache.
-                        let own = (panel - first_panel) * panel_e + j * e_tile::<P>();
+                        let own = (panel - first_panel) * panel_e + j * e_tile::<BF16>();
                         let tokens = if wanted == Wanted::All { own } else { 0 };
-                        exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
+                        exp_tile(tile, words, &mut e[tokens..][..e_tile::<BF16>()]);
                     }
                 }
                 if wanted == Wanted::Losses {
                     continue;
                 }
                 let into = if chunk == 0 { Into::Set } else { Into::Add };
-                add_chunk::<P>(shape, block, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
+                add_chunk::<BF16>(shape, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
             }
         });
-}
-
-/// One chunk's part of dhiddenᵀ, `[C, block]`: wteᵀ·e over the words of the panels from `chunk_panel` on, with their e in
-/// `by_word_e` and all of the embeddings packed by channel.
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and where they stand")]
-pub(super) fn add_chunk<const P: usize>(
-    shape: Shape,
-    block: usize,
-    tiles: usize,
-    chunk_panel: usize,
-    by_channel: &[u32],
-    by_word_e: &[u32],
-    dhidden: &mut [f32],
-    into: Into,
-) {
-    let depth = cells::<P>((CHUNK * MR).min(shape.vocab_size - chunk_panel * MR));
-    let by_channel = &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
-    for j in 0..tiles {
-        let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(MR * depth).take(shape.width.div_ceil(MR)).enumerate() {
-            let channels = MR.min(shape.width - c * MR);
-            let part = &mut dhidden[c * MR * block + j * NR..];
-            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::strided(part, channels, NR, block), into);
-        }
-    }
-}
-
-/// `dhidden[t] = combine(t, Σ over segments of their parts, wte[target[t]])`
-pub(super) fn gather(
-    block: usize,
-    wte: &[f32],
-    targets: &[u32],
-    parts: &[f32],
-    dhidden: &mut [f32],
-    combine: impl Fn(usize, f32, f32) -> f32 + Sync,
-) {
-    let width = dhidden.len() / targets.len();
-    let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR));
-    tiles.enumerate().for_each(|(j, (dhidden, targets))| {
-        simd(
-            #[inline(always)]
-            || {
-                for c in 0..width {
-                    let mut total = [0.0f32; NR];
-                    for part in parts.chunks_exact(width * block) {
-                        let part = &part[c * block + j * NR..][..NR];
-                        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-                    }
-                    for (t, &target) in targets.iter().enumerate() {
-                        let word = wte[target as usize * width + c];
-                        dhidden[t * width + c] = combine(j * NR + t, total[t], word);
-                    }
-                }
-            },
-        );
-    });
-}
-
-/// `dwte += eᵀ·scaled` over `padded` tokens, where `e` has `tiles` tiles for each panel of words.
-pub(super) fn spread<const P: usize>(
-    width: usize,
-    tiles: usize,
-    padded: usize,
-    e: &[u32],
-    scaled: &[u32],
-    dwte: &mut [f32],
-) {
-    let chunks = dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
-    chunks.with_max_len(1).for_each(|(dwte, e)| {
-        let panels = dwte.len().div_ceil(MR * width);
-        // A panel of `scaled` stays in the first-level cache while the words pass by.
-        for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
-            let columns = NR.min(width - n * NR);
-            for (i, e) in e.chunks_exact(tiles * e_tile::<P>()).take(panels).enumerate() {
-                let part = &mut dwte[i * MR * width..];
-                let words = MR.min(part.len() / width);
-                if part.len() > 2 * MR * width {
-                    ask_for(&part[MR * width + n * NR..], width);
-                }
-                let c = &mut MatMut::strided(&mut part[n * NR..], words, columns, width);
-                tokens_tile::<P>(&e[..padded / NR * e_tile::<P>()], b, c);
-            }
-        }
-    });
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::super::memory::padded;
 use super::super::super::simd::{exp, simd};
-use super::super::fused::{CHUNK, Shape, add_chunk};
+use super::super::pieces::{CHUNK, Shape, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
 use super::scratch::{Scratch, Sizes, TILE, factor};
 use super::{Divergence, Soft, Way};
@@ -47,7 +47,7 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
                     }
                 }
                 let into = if chunk == first { Into::Set } else { Into::Add };
-                add_chunk::<P>(shape, block, tiles, chunk, by_channel, by_word, dhidden, into);
+                add_chunk::<P>(shape, tiles, chunk, by_channel, by_word, dhidden, into);
             }
         });
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::super::simd::{exp, simd};
-use super::super::fused::Shape;
+use super::super::pieces::Shape;
 use super::scratch::{Scratch, TILE, factor, sum};
 use super::{Divergence, Soft, Way};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows};

@@ -3,7 +3,7 @@
 use bytemuck::cast_slice_mut;
 
 use super::super::super::memory::{Knife, padded};
-use super::super::fused::{CHUNK, Shape};
+use super::super::pieces::{CHUNK, Shape};
 use super::head::Head;
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::packed_len;
@@ -59,7 +59,7 @@ pub struct Sizes {
 
 /// One block's buffers. R tokens, width C, V words.
 pub struct Scratch<'a> {
-    /// The student's embeddings in both orders: see `fused::pack_wte`.
+    /// The student's embeddings in both orders: see `pieces::pack_wte`.
     pub wte: &'a mut [f32],
     /// The teacher's operands: see [`Head`].
     pub teacher_wte: &'a mut [f32],
@@ -85,7 +85,7 @@ pub struct Scratch<'a> {
     pub g: &'a mut [u32],
     /// `[segments, R/NR, CHUNK·MR/P, NR]`: g of one chunk with cells along the words.
     pub by_word: &'a mut [u32],
-    /// `[segments, C, R]`: each segment's part of dhiddenᵀ.
+    /// `[segments, R/NR, C, NR]`: each segment's part of dhiddenᵀ.
     pub dhidden: &'a mut [f32],
 }
 
