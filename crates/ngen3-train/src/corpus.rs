@@ -1,6 +1,7 @@
 //! A token file as a lesson: predict each token from those before it, at places drawn at random.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::{BatchSampler, TokenFile};
 use ngen3_engine::{Batch, Engine, Row};
@@ -8,7 +9,7 @@ use ngen3_model::{Config, TokenizerRef};
 
 use crate::hash::sha256;
 use crate::job::{Data, Job, Request, Weights};
-use crate::lesson::{Learned, Lesson, Micro};
+use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::state::DataIdentity;
 use crate::{Error, TrainSettings};
 
@@ -110,13 +111,16 @@ impl Lesson for Corpus {
         Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
         let mut sum = 0.0;
         for index in 0..self.eval_iters {
-            let Some(batch) = self.val_batch(index) else { return Ok(None) };
+            let Some(batch) = self.val_batch(index) else { return Ok(Evaluation::NothingHeldOut) };
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Evaluation::Stopped);
+            }
             sum += f64::from(engine.loss(batch)?);
         }
-        Ok(Some((sum / self.eval_iters as f64) as f32))
+        Ok(Evaluation::Loss((sum / self.eval_iters as f64) as f32))
     }
 
     fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {

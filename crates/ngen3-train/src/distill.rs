@@ -6,6 +6,7 @@
 //! cross entropy, so that it compares with models that had no teacher.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use ngen3_data::TokenFile;
 use ngen3_engine::{Distill, DistillLoss, Divergence, Engine, Quant, Teacher, TeacherModel};
@@ -15,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::corpus::vocab_of;
 use crate::hash::sha256_of_model;
 use crate::job::{Data, Job, Request, Weights};
-use crate::lesson::{Learned, Lesson, Micro};
+use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::teacher_cache::{About, TeacherCache};
 use crate::{Corpus, Error};
 
@@ -251,8 +252,8 @@ impl Lesson for Distillation {
         })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
-        self.plan.corpus.evaluate(engine)
+    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+        self.plan.corpus.evaluate(engine, stop)
     }
 
     fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::job::{Data, Job, Request, Weights};
-use crate::lesson::{Learned, Lesson, Micro};
+use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::state::DataIdentity;
 use crate::{Error, Overrides, RunPaths, TrainSettings};
 
@@ -118,15 +119,18 @@ impl Lesson for Conversations {
         Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
         let (mut sum, mut counted) = (0.0, 0);
         for index in 0..self.sampler.val_batches().min(self.eval_iters) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Evaluation::Stopped);
+            }
             let batch = self.val_batch(index);
             let tokens = batch.counted();
             sum += f64::from(engine.loss(batch)?) * tokens as f64;
             counted += tokens;
         }
-        Ok((counted > 0).then(|| (sum / counted as f64) as f32))
+        Ok(if counted > 0 { Evaluation::Loss((sum / counted as f64) as f32) } else { Evaluation::NothingHeldOut })
     }
 
     fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
@@ -220,11 +224,12 @@ impl Reference {
         format!("{}, {} tokens", self.name, self.rows.inputs.len())
     }
 
-    /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each.
+    /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each. `None` if `stop`, which is
+    /// looked at before each pass, is set before the end.
     ///
     /// # Errors
     /// [`Error::Engine`] for what the engine could not do.
-    pub fn perplexity(&self, engine: &mut dyn Engine) -> Result<f64, Error> {
+    pub fn perplexity(&self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Option<f64>, Error> {
         let Batch { inputs, targets, rows } = &self.rows;
         let (mut at, mut sum) = (0, 0.0);
         let mut pass = Batch::default();
@@ -233,11 +238,14 @@ impl Reference {
             at += row.len;
             if pass.inputs.len() >= REFERENCE_PASS || index + 1 == rows.len() {
                 debug_assert!(!pass.targets.contains(&IGNORE));
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
                 sum += f64::from(engine.loss(&pass)?) * pass.targets.len() as f64;
                 pass.clear();
             }
         }
-        Ok((sum / targets.len() as f64).exp())
+        Ok(Some((sum / targets.len() as f64).exp()))
     }
 }
 
@@ -323,8 +331,9 @@ mod tests {
             let text = "word ".repeat(words);
             let reference = Reference::new("a text", text.trim_end(), &tokenizer, 16).unwrap().unwrap();
             assert_eq!(reference.title(), format!("a text, {} tokens", words - 1));
-            let perplexity = reference.perplexity(&mut engine).unwrap();
+            let perplexity = reference.perplexity(&mut engine, &AtomicBool::new(false)).unwrap().unwrap();
             assert!((perplexity / 50_257.0 - 1.0).abs() < 1e-3, "{perplexity}");
+            assert_eq!(reference.perplexity(&mut engine, &AtomicBool::new(true)).unwrap(), None);
         }
         assert!(Reference::new("a text", "word", &tokenizer, 16).unwrap().is_none());
         let long = Reference::new("a text", &"word ".repeat(30_000), &tokenizer, 16).unwrap().unwrap();

@@ -294,9 +294,10 @@ impl Start {
 }
 
 impl Job {
-    /// Whether no step is left to do: all are done, or the run stopped early.
+    /// Whether nothing is left to do: all steps are done and evaluated, or the run stopped early.
     pub fn is_finished(&self) -> bool {
         self.reached.step > 0
+            && self.reached.unevaluated.is_none()
             && (self.reached.step == self.settings.max_iters || self.reached.is_stale(self.settings.patience))
     }
 

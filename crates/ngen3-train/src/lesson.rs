@@ -3,6 +3,8 @@
 //! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::Corpus`] (predict the next
 //! token), and what distilling and fine-tuning make of their data.
 
+use std::sync::atomic::AtomicBool;
+
 use ngen3_engine::{Backward, Engine};
 
 use crate::Error;
@@ -30,6 +32,17 @@ pub struct Learned {
     pub tokens: u64,
 }
 
+/// How an evaluation ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Evaluation {
+    /// With the mean loss on what is held out, in nats per token.
+    Loss(f32),
+    /// At once: nothing is held out.
+    NothingHeldOut,
+    /// Before its end, since it was asked to. What it had by then is dropped.
+    Stopped,
+}
+
 /// What a run learns from. A step must follow from its number alone: that is why a run that stops and goes on is the run
 /// that never stopped.
 pub trait Lesson {
@@ -46,11 +59,11 @@ pub trait Lesson {
     /// What the engine or a file could not do.
     fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error>;
 
-    /// Mean loss on what is held out, in nats per token, always on the same tokens; `None` if nothing is held out.
+    /// Judges the model by what is held out, always by the same tokens. Looks at `stop` before each batch.
     ///
     /// # Errors
     /// As [`Lesson::learn`].
-    fn evaluate(&mut self, engine: &mut dyn Engine) -> Result<Option<f32>, Error>;
+    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error>;
 
     /// Loss of any one batch, held out if possible: enough to see whether the weights are still numbers.
     ///

@@ -33,7 +33,7 @@ pub use error::Error;
 pub use finetune::{Conversations, Reference, ReferenceReport, default_reference, read_reference};
 pub use hash::sha256;
 pub use job::{Begin, Data, Init, Job, Kind, Moments, Request, Weights};
-pub use lesson::{Learned, Lesson, Micro};
+pub use lesson::{Evaluation, Learned, Lesson, Micro};
 pub use memory::check_fits;
 pub use paths::{Held, RunPaths};
 pub use run_log::{Line, Train, read_metrics};

@@ -61,16 +61,19 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the record in `folder`, made if need be, for a run that stands at `step`: lines after it are dropped, and
-    /// at step 0 all of them.
+    /// Opens the record in `folder`, made if need be, for a run that writes the lines from step `from` on: those that are
+    /// there are dropped.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if `metrics.jsonl` is not
     /// what this wrote.
-    pub fn open(folder: &Path, step: u64) -> Result<Self, Error> {
+    pub fn open(folder: &Path, from: u64) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
         let path = folder.join("metrics.jsonl");
-        let lines = if step == 0 { Vec::new() } else { read_lines(&path, step)? };
+        let lines = match from.checked_sub(1) {
+            None => Vec::new(),
+            Some(last) => read_lines(&path, last)?,
+        };
         write_atomic(&path, |file| lines.iter().try_for_each(|line| file.write_all(&json(line))))?;
         let metrics = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         let events = new_event_file(folder, &lines)?;
@@ -231,8 +234,8 @@ mod tests {
         // A killed run can leave half a line.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":5,\"trai").unwrap();
 
-        let mut log = RunLog::open(&folder, 2).unwrap();
-        assert_eq!(steps(&path), [0, 1, 2], "lines after step 2 are gone from the file at once");
+        let mut log = RunLog::open(&folder, 3).unwrap();
+        assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are gone from the file at once");
         log.write(line(3)).unwrap();
         assert_eq!(steps(&path), [0, 1, 2, 3]);
         assert_eq!(log.lines, [line(0), line(1), line(2), line(3)]);

@@ -179,7 +179,8 @@ impl Start {
                 "the model of step {} was not kept: the best is looked for from here on",
                 reached.best_step
             ));
-            reached = Reached { step, elapsed_s: reached.elapsed_s, ..Reached::default() };
+            let Reached { elapsed_s, unevaluated, .. } = reached;
+            reached = Reached { step, elapsed_s, unevaluated, ..Reached::default() };
         }
         let moments = Some(Moments { exp_avg, exp_avg_sq });
         let (params, adapter) = match &adapting {

@@ -16,6 +16,7 @@ use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::run_log::Train;
 use crate::{Error, Kind, TrainSettings};
 
 /// Written into every file, and expected: another layout would get another number.
@@ -91,6 +92,10 @@ pub struct Reached {
     pub evals_since_best: u64,
     /// Seconds of training since step 0.
     pub elapsed_s: f64,
+    /// What the last update measured, if the evaluation after it was stopped: it is made when the run goes on, and what it
+    /// finds is logged with this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unevaluated: Option<Train>,
 }
 
 impl Reached {
@@ -271,7 +276,21 @@ mod tests {
             kind: Kind::Distill,
             config: Config::new(1, 1, 2, 3, 5),
             settings: settings(7),
-            reached: Reached { step: 3, best_val_loss: Some(0.1), best_step: 2, evals_since_best: 1, elapsed_s: 12.25 },
+            reached: Reached {
+                step: 3,
+                best_val_loss: Some(0.1),
+                best_step: 2,
+                evals_since_best: 1,
+                elapsed_s: 12.25,
+                unevaluated: Some(Train {
+                    train_loss: 0.3,
+                    parts: [("cross_entropy".into(), 0.7)].into(),
+                    lr: 1e-4,
+                    grad_norm: 1.1,
+                    ms_per_step: 0.1,
+                    tokens_per_s: 7.25,
+                }),
+            },
             lesson: [("temperature".into(), 2.into())].into_iter().collect(),
             data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
             adapting: None,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ngen3_engine::{Backward, Engine, splitmix};
 
-use crate::lesson::{Lesson, Micro};
+use crate::lesson::{Evaluation, Lesson, Micro};
 use crate::run_log::{Line, RunLog, Train};
 use crate::state::{self, Header, Reached};
 use crate::{Error, Job};
@@ -58,7 +58,7 @@ pub enum Outcome {
 }
 
 /// Trains until the last step, until patience is out, or until `stop` is set: then the step that is under way is finished
-/// first.
+/// first, and an evaluation is left for the run that goes on.
 ///
 /// # Errors
 /// [`Error::Diverged`] when a loss or a gradient is no longer a number: the last checkpoint before it is kept. Otherwise
@@ -71,69 +71,77 @@ pub fn train(
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
     let settings = &job.settings;
-    let mut run = Run { job, reached: job.reached.clone(), saved: None, clock: Instant::now() };
+    let (reached, saved, clock, pace) = (job.reached.clone(), None, Instant::now(), Pace::default());
+    let mut run = Run { job, lesson, engine, progress, stop, reached, saved, clock, pace };
     let mut log;
 
     if job.reached.step == 0 {
         // Saved before the first step, so that a full disk is noticed now, and so that a run which diverges leaves the
         // model that it started from. A run that was stopped here begins anew.
         run.reached = Reached { elapsed_s: job.reached.elapsed_s, ..Reached::default() };
-        let val_loss = if settings.max_iters == 0 { None } else { run.evaluate(lesson, engine, progress)? };
-        run.save(lesson, engine, val_loss)?;
+        let evaluation = if settings.max_iters == 0 { Evaluation::NothingHeldOut } else { run.evaluate()? };
+        run.save(evaluation)?;
         if job.adapting.is_none() {
             job.paths.remove_adapters()?;
         }
         log = RunLog::open(&job.paths.run, 0)?;
-        if val_loss.is_some() {
-            log.write(Line { step: 0, train: None, elapsed_s: run.elapsed_s(), val_loss })?;
+        match evaluation {
+            Evaluation::Loss(loss) => {
+                log.write(Line { step: 0, train: None, elapsed_s: run.elapsed_s(), val_loss: Some(loss) })?;
+            }
+            Evaluation::NothingHeldOut => {}
+            Evaluation::Stopped => return Ok(Outcome::Interrupted(0)),
         }
         log.sync()?;
     } else {
-        log = RunLog::open(&job.paths.run, job.reached.step)?;
         run.saved = Some(job.reached.step);
+        match run.reached.unevaluated.take() {
+            None => log = RunLog::open(&job.paths.run, job.reached.step + 1)?,
+            Some(train) => {
+                log = RunLog::open(&job.paths.run, job.reached.step)?;
+                if !run.follow(train, true, &mut log)? {
+                    return Ok(Outcome::Interrupted(job.reached.step));
+                }
+            }
+        }
     }
 
     let loop_clock = Instant::now();
-    // Time spent in steps, their number and their tokens, since the last logged one.
-    let (mut busy, mut count, mut tokens) = (Duration::ZERO, 0u32, 0u64);
     while run.reached.step < settings.max_iters {
         let before = run.reached.step;
         if run.reached.is_stale(settings.patience) {
-            run.save_if_needed(lesson, engine, &mut log)?;
+            run.save_if_needed(&mut log)?;
             return Ok(Outcome::Stale(before));
         }
         if stop.load(Ordering::Relaxed) {
-            run.save_if_needed(lesson, engine, &mut log)?;
+            run.save_if_needed(&mut log)?;
             return Ok(Outcome::Interrupted(before));
         }
 
         let started = Instant::now();
         let lr = settings.lr_at(before);
-        let counted: Vec<u64> = (0..settings.gradient_accumulation).map(|i| lesson.counted(before, i)).collect();
+        let counted: Vec<u64> = (0..settings.gradient_accumulation).map(|i| run.lesson.counted(before, i)).collect();
         let all: u64 = counted.iter().sum();
         let (mut loss, mut parts) = (0.0, Vec::new());
         for (index, counted) in (0..).zip(counted) {
             let weight = (counted as f64 / all as f64) as f32;
             let seed = dropout_seed(settings.seed, before, index);
             let backward = Backward { weight, dropout: settings.dropout, seed };
-            let learned = lesson.learn(engine, &Micro { step: before, index, backward })?;
+            let learned = run.lesson.learn(run.engine, &Micro { step: before, index, backward })?;
             loss += weight * learned.loss;
-            tokens += learned.tokens;
+            run.pace.tokens += learned.tokens;
             add(&mut parts, weight, learned.parts);
         }
         run.check("loss", loss, before + 1)?;
-        let grad_norm = engine.update(&settings.adamw(before + 1, lr))?;
+        let grad_norm = run.engine.update(&settings.adamw(before + 1, lr))?;
         run.check("gradient norm", grad_norm, before + 1)?;
         run.reached.step += 1;
         let step = run.reached.step;
-        busy += started.elapsed();
-        count += 1;
+        run.pace.busy += started.elapsed();
+        run.pace.steps += 1;
 
-        let last = step == settings.max_iters;
-        let logged = last || step == 1 || step.is_multiple_of(settings.log_interval);
-        let s_per_step = busy.as_secs_f64() / f64::from(count);
-        let tokens_per_s = tokens as f64 / busy.as_secs_f64();
-        progress.step(&StepReport {
+        let (ms_per_step, tokens_per_s) = run.pace.rates();
+        run.progress.step(&StepReport {
             step,
             max_iters: settings.max_iters,
             loss,
@@ -142,20 +150,12 @@ pub fn train(
             grad_norm,
             tokens_per_s,
             left: remaining(loop_clock.elapsed(), step - job.reached.step, settings.max_iters - step),
-            logged,
+            logged: run.is_logged(),
         });
-
-        let evaluates = last || step.is_multiple_of(settings.eval_interval);
-        let val_loss = if evaluates { run.evaluate(lesson, engine, progress)? } else { None };
-        if logged || val_loss.is_some() {
-            let parts = parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-            let train = Train { train_loss: loss, parts, lr, grad_norm, ms_per_step: 1e3 * s_per_step, tokens_per_s };
-            log.write(Line { step, train: Some(train), elapsed_s: run.elapsed_s(), val_loss })?;
-            (busy, count, tokens) = (Duration::ZERO, 0, 0);
-        }
-        if last || step.is_multiple_of(settings.save_interval) {
-            log.sync()?;
-            run.save(lesson, engine, val_loss)?;
+        let parts = parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let train = Train { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s };
+        if !run.follow(train, false, &mut log)? {
+            return Ok(Outcome::Interrupted(step));
         }
     }
     Ok(Outcome::Finished)
@@ -176,13 +176,34 @@ fn remaining(elapsed: Duration, done: u64, left: u64) -> Duration {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() / done as f64 * left as f64).unwrap_or(Duration::MAX)
 }
 
+/// Updates since the last logged one.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    busy: Duration,
+    steps: u32,
+    tokens: u64,
+}
+
+impl Pace {
+    /// Milliseconds of a step, tokens in a second.
+    fn rates(&self) -> (f64, f64) {
+        let busy = self.busy.as_secs_f64();
+        (1e3 * (busy / f64::from(self.steps)), self.tokens as f64 / busy)
+    }
+}
+
 /// A run under way.
 struct Run<'a> {
     job: &'a Job,
+    lesson: &'a mut dyn Lesson,
+    engine: &'a mut dyn Engine,
+    progress: &'a mut dyn Progress,
+    stop: &'a AtomicBool,
     reached: Reached,
     /// The step of the state on the disk.
     saved: Option<u64>,
     clock: Instant,
+    pace: Pace,
 }
 
 impl Run<'_> {
@@ -191,31 +212,67 @@ impl Run<'_> {
         self.job.reached.elapsed_s + self.clock.elapsed().as_secs_f64()
     }
 
-    /// Mean loss on what is held out, or `None` if nothing is. Keeps the model if it is the best and the best is wanted.
-    fn evaluate(
-        &mut self,
-        lesson: &mut dyn Lesson,
-        engine: &mut dyn Engine,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<f32>, Error> {
-        let Some(loss) = lesson.evaluate(engine)? else { return Ok(None) };
+    fn is_last(&self) -> bool {
+        self.reached.step == self.job.settings.max_iters
+    }
+
+    /// Whether the step has a line in the log, evaluated or not.
+    fn is_logged(&self) -> bool {
+        let step = self.reached.step;
+        self.is_last() || step == 1 || step.is_multiple_of(self.job.settings.log_interval)
+    }
+
+    /// What comes after an update that measured `train`: the evaluation, the line of the log and the save, if they are due, as
+    /// all are where the evaluation is `owed`. `false` if it was stopped: the state then says that it is to be made.
+    fn follow(&mut self, train: Train, owed: bool, log: &mut RunLog) -> Result<bool, Error> {
+        let step = self.reached.step;
+        let due = |interval| step.is_multiple_of(interval) || owed;
+        let mut evaluation = Evaluation::NothingHeldOut;
+        if self.is_last() || due(self.job.settings.eval_interval) {
+            evaluation = self.evaluate()?;
+        }
+        let val_loss = match evaluation {
+            Evaluation::Loss(loss) => Some(loss),
+            Evaluation::NothingHeldOut => None,
+            Evaluation::Stopped => {
+                self.reached.unevaluated = Some(train);
+                log.sync()?;
+                self.save(evaluation)?;
+                return Ok(false);
+            }
+        };
+        if self.is_logged() || val_loss.is_some() || owed {
+            log.write(Line { step, train: Some(train), elapsed_s: self.elapsed_s(), val_loss })?;
+            self.pace = Pace::default();
+        }
+        if self.is_last() || due(self.job.settings.save_interval) {
+            log.sync()?;
+            self.save(evaluation)?;
+        }
+        Ok(true)
+    }
+
+    /// Judges the model by what is held out. Keeps it if it is the best and the best is wanted.
+    fn evaluate(&mut self) -> Result<Evaluation, Error> {
+        let evaluation = self.lesson.evaluate(self.engine, self.stop)?;
+        let Evaluation::Loss(loss) = evaluation else { return Ok(evaluation) };
         self.check("validation loss", loss, self.reached.step)?;
         let best = self.reached.evaluated(loss);
         if best && self.job.settings.keep_best {
             // Before the state says so: a run that is killed in between finds the same best again.
-            self.job.save_model(engine, &self.reached)?;
+            self.job.save_model(self.engine, &self.reached)?;
         }
-        progress.evaluated(self.reached.step, loss, best);
-        Ok(Some(loss))
+        self.progress.evaluated(self.reached.step, loss, best);
+        Ok(evaluation)
     }
 
     /// Writes the state, then the model: a crash in between leaves a state that is ahead, and resuming it writes the
-    /// model again. Weights are saved only if they give a loss that is a number, `val_loss` or one looked at here.
-    fn save(&mut self, lesson: &mut dyn Lesson, engine: &mut dyn Engine, val_loss: Option<f32>) -> Result<(), Error> {
+    /// model again. Weights are saved only if they give a loss that is a number, the evaluation's or one looked at here.
+    fn save(&mut self, evaluation: Evaluation) -> Result<(), Error> {
         let job = self.job;
         let step = self.reached.step;
-        if step > 0 && val_loss.is_none() {
-            let loss = lesson.probe(engine)?;
+        if step > 0 && !matches!(evaluation, Evaluation::Loss(_)) {
+            let loss = self.lesson.probe(self.engine)?;
             self.check("loss", loss, step)?;
         }
         self.reached.elapsed_s = self.elapsed_s();
@@ -229,11 +286,11 @@ impl Run<'_> {
             adapting: job.adapting.clone(),
             chat: job.data.chat.clone(),
         };
-        let mut saved = state::save(&job.paths.state, &header, engine);
+        let mut saved = state::save(&job.paths.state, &header, self.engine);
         if saved.is_ok() {
             self.saved = Some(step);
             if !self.keeps_best() {
-                saved = job.save_model(engine, &self.reached);
+                saved = job.save_model(self.engine, &self.reached);
             }
         }
         saved.map_err(|what| match self.saved {
@@ -243,17 +300,12 @@ impl Run<'_> {
     }
 
     /// Saves a run that ends between its saves.
-    fn save_if_needed(
-        &mut self,
-        lesson: &mut dyn Lesson,
-        engine: &mut dyn Engine,
-        log: &mut RunLog,
-    ) -> Result<(), Error> {
+    fn save_if_needed(&mut self, log: &mut RunLog) -> Result<(), Error> {
         if self.saved == Some(self.reached.step) {
             return Ok(());
         }
         log.sync()?;
-        self.save(lesson, engine, None)
+        self.save(Evaluation::NothingHeldOut)
     }
 
     /// Whether the model file holds the best, not the latest. With nothing held out there is no best.

@@ -68,8 +68,7 @@ impl<'a> Training<'a> {
                 step
             }
             Outcome::Interrupted(step) => {
-                let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
-                let command = resume_command(&program, command, &job.paths.model);
+                let command = resume_command(command, &job.paths.model);
                 write_line(&format!("{model} is saved after step {}; go on with: {command}", counted(step)));
                 return Err(Interrupted.into());
             }
@@ -87,7 +86,7 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Says, when the run is asked to stop, that it heard: the step that is under way can be a long one. Until the returned
+/// Says, when the run is asked to stop, that it heard: the step or batch that is under way can be a long one. Until the returned
 /// guard is dropped.
 fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
     let guard = Arc::new(());
@@ -95,7 +94,7 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
     std::thread::spawn(move || {
         while running.strong_count() > 0 {
             if stop.load(Ordering::Relaxed) {
-                line.suspend(|| write_line("stopping after this step; once more to stop at once, without saving"));
+                line.suspend(|| write_line("stopping soon, and saving; once more to stop at once, without saving"));
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -223,7 +222,12 @@ fn span(seconds: f64) -> String {
 }
 
 /// The command that goes on with a run. Its state knows everything but where it is and what it learns from.
-fn resume_command(program: &OsStr, command: &[&OsStr], model: &Path) -> String {
+pub fn resume_command(command: &[&OsStr], model: &Path) -> String {
+    let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
+    resume_with(&program, command, model)
+}
+
+fn resume_with(program: &OsStr, command: &[&OsStr], model: &Path) -> String {
     let words = [&[program], command, &["--out".as_ref(), model.as_ref()]].concat();
     words.into_iter().map(quoted).collect::<Vec<_>>().join(" ") + " --resume"
 }
@@ -247,7 +251,7 @@ mod tests {
     fn the_command_to_go_on_is_one_that_a_shell_understands() {
         let command = |data: &str| {
             let command = ["train", "--data", data].map(OsStr::new);
-            resume_command("ngen3".as_ref(), &command, "7M_model.pt".as_ref())
+            resume_with("ngen3".as_ref(), &command, "7M_model.pt".as_ref())
         };
         assert_eq!(command("_data_x_/data.bin"), "ngen3 train --data _data_x_/data.bin --out 7M_model.pt --resume");
         assert_eq!(command("my data's/d.bin"), r"ngen3 train --data 'my data'\''s/d.bin' --out 7M_model.pt --resume");

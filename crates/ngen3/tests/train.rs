@@ -268,6 +268,45 @@ fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
     }
 }
 
+/// Runs until stderr has this, and interrupts; gives stderr.
+fn interrupt_after(folder: &Path, line: &str, said: &str) -> String {
+    let mut child = ngen3(folder, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains(said) {
+        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    stderr.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    text
+}
+
+#[test]
+fn a_signal_within_an_evaluation_is_answered_before_its_end() {
+    let folder = folder();
+    let folder = folder.path();
+    // An evaluation of years.
+    let endless = "--eval_iters 1000000000000";
+    let line = |out: &str| format!("train --config tiny.toml --data data.bin --out {out}.pt");
+    let text = interrupt_after(folder, &format!("{} {endless}", line("a")), "\nrun: ");
+    assert!(text.contains("a.pt is saved after step 0; go on with: "), "{text}");
+    for out in ["a", "b"] {
+        let resume = if out == "a" { " --resume" } else { "" };
+        succeed(folder, &format!("{} --max_iters 3 --eval_iters 2{resume}", line(out)));
+    }
+
+    let more = "--resume --max_iters 30 --eval_interval 20";
+    let text = interrupt_after(folder, &format!("{} {more} {endless}", line("a")), "step 20/30");
+    assert!(text.contains("a.pt is saved after step 20; go on with: "), "{text}");
+    for out in ["a", "b"] {
+        let (_, err) = succeed(folder, &format!("{} {more} --eval_iters 2", line(out)));
+        assert!(err.contains("\nstep 20: validation loss "), "{err}");
+    }
+    assert_eq!(metrics(folder, "a.run"), metrics(folder, "b.run"));
+    assert!(fs::read(folder.join("a.pt")).unwrap() == fs::read(folder.join("b.pt")).unwrap(), "the models differ");
+}
+
 #[test]
 fn a_run_that_diverges_stops_and_keeps_the_last_good_model() {
     let folder = folder();

@@ -379,6 +379,82 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
     }
 }
 
+/// The corpus, but that the run is asked to stop within the evaluation after so many others.
+struct StoppedWithin<'a> {
+    corpus: Corpus,
+    evaluations: usize,
+    stop: &'a AtomicBool,
+}
+
+impl Lesson for StoppedWithin<'_> {
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+        self.corpus.learn(engine, micro)
+    }
+
+    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+        match self.evaluations.checked_sub(1) {
+            Some(left) => self.evaluations = left,
+            None => self.stop.store(true, Ordering::Relaxed),
+        }
+        self.corpus.evaluate(engine, stop)
+    }
+
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+        self.corpus.probe(engine)
+    }
+}
+
+#[test]
+fn a_run_stopped_within_an_evaluation_makes_it_when_it_goes_on() {
+    // Evaluated at steps 0, 4, 8, 10 and saved, of itself, at the last alone.
+    let asked = Overrides {
+        keep_best: Some(true),
+        patience: Some(3),
+        log_interval: Some(3),
+        save_interval: Some(100),
+        ..settings(10).into()
+    };
+    let whole = folder();
+    run(request(whole.path(), FRESH, asked.clone())).unwrap();
+    let bytes = |dir: &TempDir| fs::read(dir.path().join("x.pt")).unwrap();
+    let state = |dir: &TempDir| state::load(&dir.path().join("x.state/state.safetensors")).unwrap().unwrap();
+    for (evaluations, step) in [(0, 0), (1, 4), (2, 8), (3, 10)] {
+        let parts = folder();
+        let stopped_within = |begin, evaluations| {
+            let asked = if begin == FRESH { asked.clone() } else { Overrides::default() };
+            let (job, corpus, weights) = prepare(request(parts.path(), begin, asked)).unwrap();
+            assert!(!job.is_finished());
+            let mut engine = FakeEngine::new(job.config.clone(), 0);
+            engine.write(Slot::Params, &weights.params).unwrap();
+            if let Some(moments) = weights.moments {
+                moments.restore(&mut engine).unwrap();
+            }
+            let stop = AtomicBool::new(false);
+            let mut lesson = StoppedWithin { corpus, evaluations, stop: &stop };
+            let (mut steps, mut evaluated) = (Vec::new(), Vec::new());
+            let mut watching = Watching(&stop, None, &mut steps, &mut evaluated);
+            let outcome = train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap();
+            assert_eq!((outcome, evaluated.len()), (Outcome::Interrupted(step), evaluations));
+        };
+        stopped_within(FRESH, evaluations);
+        let (before, lines) = (state(&parts), metrics(parts.path()));
+        assert_eq!(before.header.reached.unevaluated.is_some(), step > 0);
+        assert!(lines.iter().all(|line| line.step < step), "the step has no line yet: {lines:?}");
+        // Stopped there again it is where it was.
+        stopped_within(Begin::Resume, 0);
+        let mut again = state(&parts);
+        again.header.reached.elapsed_s = before.header.reached.elapsed_s;
+        assert_eq!((again, metrics(parts.path())), (before, lines));
+
+        assert_eq!(run(request(parts.path(), Begin::Resume, Overrides::default())).unwrap(), Outcome::Finished);
+        assert_eq!(metrics(parts.path()), metrics(whole.path()));
+        assert!(bytes(&parts) == bytes(&whole), "the models differ");
+        let (mut found, expected) = (state(&parts), state(&whole));
+        found.header.reached.elapsed_s = expected.header.reached.elapsed_s;
+        assert_eq!(found, expected);
+    }
+}
+
 /// A lesson whose validation losses are written down beforehand, one for each evaluation.
 struct Scripted<'a> {
     corpus: Corpus,
@@ -392,8 +468,8 @@ impl Lesson for Scripted<'_> {
         Ok(Learned { parts, ..learned })
     }
 
-    fn evaluate(&mut self, _: &mut dyn Engine) -> Result<Option<f32>, Error> {
-        Ok(self.losses.next().copied())
+    fn evaluate(&mut self, _: &mut dyn Engine, _: &AtomicBool) -> Result<Evaluation, Error> {
+        Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&loss| Evaluation::Loss(loss)))
     }
 
     fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {

@@ -11,8 +11,8 @@ use ngen3_data::{HfSource, Tokenizer};
 use ngen3_engine::{CpuEngine, Sampling};
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    Begin, Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights,
-    default_reference, read_reference,
+    Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, default_reference,
+    read_reference,
 };
 
 use super::tokenize::{ChatFlags, show};
@@ -20,7 +20,7 @@ use super::train::{Flags, RunFlags};
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::progress::{Progress, write_line};
 use crate::talk::Answer;
-use crate::training::Training;
+use crate::training::{Training, resume_command};
 use crate::{model, stdout};
 
 /// Fine-tune a model on conversations, or on a dataset of tokens
@@ -188,7 +188,6 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
     let stop = interrupt::watch()?;
 
-    let resume = request.begin == Begin::Resume;
     let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
     let (job, mut lesson, weights): (Job, Box<dyn Lesson>, Weights) = match chats {
         Some(chats) => {
@@ -205,13 +204,19 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref(), job.config.block_size)?;
     // None if the run is finished; what comes after it may be missing still.
     let mut training = Training::new(&job, weights)?;
-    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| resume), &mut training) {
+    let begins = job.reached.step == 0;
+    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| !begins), &mut training) {
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
-        (Some(reference), None, Some(training)) if !resume => {
-            let before = reference.perplexity(&mut training.engine)?;
-            let report = ReferenceReport { text: reference.title(), before, after: None };
-            report.write(&job.paths)?;
-            Some(report)
+        (Some(reference), None, Some(training)) if begins => {
+            // One that is stopped is measured when the run goes on, which it then does from its beginning.
+            match reference.perplexity(&mut training.engine, &stop)? {
+                None => None,
+                Some(before) => {
+                    let report = ReferenceReport { text: reference.title(), before, after: None };
+                    report.write(&job.paths)?;
+                    Some(report)
+                }
+            }
         }
         (Some(reference), ..) => {
             let title = reference.title();
@@ -236,7 +241,11 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
     let mut engine = CpuEngine::new(config, params, job.settings.options())?;
     if let (Some(reference), Some(mut report)) = (reference, report) {
-        let after = reference.perplexity(&mut engine)?;
+        let Some(after) = reference.perplexity(&mut engine, &stop)? else {
+            let (model, command) = (job.paths.model.display(), resume_command(&command, &job.paths.model));
+            write_line(&format!("{model} is finished; its perplexity is measured with: {command}"));
+            return Err(Interrupted.into());
+        };
         report.after = Some(after);
         report.write(&job.paths)?;
         stdout::print(&format!(

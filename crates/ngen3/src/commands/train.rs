@@ -13,7 +13,7 @@ use crate::{interrupt, model};
 ///
 /// Leaves VARIANT_model.pt (the model, in nanoGPT's layout), VARIANT_model.state (what --resume goes on from) and
 /// VARIANT_model.run (metrics.jsonl, TensorBoard events, loss.svg). Ctrl-C finishes the step, saves, and says how to go
-/// on.
+/// on; an evaluation is left, and made when the run goes on.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
