@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks a command to stop cleanly, a second, a second later or more, stops it at once.
+//! Ctrl-C, SIGTERM and the end of the terminal: the first asks a command to stop cleanly, a second, a second later or more,
+//! stops it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ngen3_eval::Error;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// What a command returns when it stopped because it was asked to: exit code 130.
@@ -32,21 +33,38 @@ pub fn idle(idle: bool) {
     IDLE.store(idle, Ordering::Relaxed);
 }
 
-/// Returns a flag that the first SIGINT or SIGTERM sets; a later signal ends the process with code 130.
+/// Whether a signal was ignored when the program started, by what Linux says of it in `/proc/self/status`; `None` where nothing
+/// says it.
+fn is_ignored(status: &str, signal: i32) -> Option<bool> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    Some(mask >> (signal - 1) & 1 == 1)
+}
+
+/// The signals that ask to stop. A terminal that is closed does, but not under `nohup`, whose programs are to outlive it; where
+/// nobody can tell, what SIGHUP does is left as it was.
+fn watched() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let hangup = (is_ignored(&status, SIGHUP) == Some(false)).then_some(SIGHUP);
+    [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
+}
+
+/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets; a later signal, but for SIGHUP, which nobody sends to insist,
+/// ends the process with code 130.
 ///
 /// A command calls this once, looks at the flag between pieces of work, and returns [`Interrupted`] when it has tidied
 /// up. A command that never calls it is simply killed by the signal.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot watch for Ctrl-C")?;
+    let mut signals = Signals::new(watched()).context("cannot watch for Ctrl-C")?;
     let flag = Arc::clone(&stop);
     std::thread::spawn(move || {
         let mut first: Option<Instant> = None;
-        for _ in &mut signals {
+        for signal in &mut signals {
             let again = flag.swap(true, Ordering::Relaxed);
             match first {
                 _ if IDLE.load(Ordering::Relaxed) => std::process::exit(130),
-                Some(first) if again && first.elapsed() >= SAME => std::process::exit(130),
+                Some(first) if again && first.elapsed() >= SAME && signal != SIGHUP => std::process::exit(130),
                 _ if again => {}
                 _ => first = Some(Instant::now()),
             }
@@ -61,4 +79,19 @@ pub fn interruptible<T>(result: Result<T, impl Into<Error>>) -> anyhow::Result<T
         Error::Interrupted | Error::Data(ngen3_data::Error::Interrupted) => Interrupted.into(),
         error => error.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ignored_stands_in_the_mask() {
+        let status = |mask: &str| format!("Name:\tngen3\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\nSigCgt:\t0\n");
+        assert_eq!(is_ignored(&status("0000000000000001"), SIGHUP), Some(true));
+        assert_eq!(is_ignored(&status("0000000000001000"), SIGHUP), Some(false));
+        assert_eq!(is_ignored(&status("0000000000004002"), SIGTERM), Some(true));
+        assert_eq!(is_ignored("", SIGHUP), None);
+        assert_eq!(is_ignored(&status("none"), SIGHUP), None);
+    }
 }

@@ -171,8 +171,8 @@ fn no_steps_initialise_and_a_model_is_not_replaced_unasked() {
 }
 
 /// Starts a run and reads stderr until it has logged step 20.
-fn start(folder: &Path, line: &str) -> (Child, BufReader<impl Read + use<>>) {
-    let mut child = ngen3(folder, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+fn start(mut command: Command) -> (Child, BufReader<impl Read + use<>>) {
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut text = String::new();
     while !text.contains("step 20/") {
@@ -187,7 +187,7 @@ fn a_second_signal_at_once_is_the_same_request() {
     let folder = folder.path();
     // As `timeout` does it: the process, then its group.
     let (mut child, mut stderr) =
-        start(folder, "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt");
+        start(ngen3(folder, "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt"));
     let kill = format!("kill -TERM {0}; kill -TERM {0}", child.id());
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     let mut text = String::new();
@@ -228,7 +228,7 @@ fn two_runs_do_not_write_the_same_files() {
     let folder = folder();
     let folder = folder.path();
     let line = "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt";
-    let (mut child, _stderr) = start(folder, line);
+    let (mut child, _stderr) = start(ngen3(folder, line));
     for flag in ["--overwrite", "--resume"] {
         let complaint = fail(folder, &format!("{line} {flag}"), 1);
         assert!(complaint.contains("another run is training m.pt") && complaint.contains("--out"), "{complaint}");
@@ -248,7 +248,7 @@ fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
     succeed(whole.path(), line);
     for signal in ["INT", "TERM"] {
         let parts = folder();
-        let (mut child, mut stderr) = start(parts.path(), line);
+        let (mut child, mut stderr) = start(ngen3(parts.path(), line));
         let kill = format!("kill -{signal} {}", child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let mut text = String::new();
@@ -266,6 +266,41 @@ fn an_interrupted_run_saves_says_how_to_go_on_and_goes_on_bit_for_bit() {
         let bytes = |folder: &TempDir| fs::read(folder.path().join("tiny_model.pt")).unwrap();
         assert!(bytes(&parts) == bytes(&whole), "the models differ after {signal}");
     }
+}
+
+/// A terminal that is closed, or a connection that drops.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hangup_saves_the_run_but_for_one_that_is_to_outlive_it() {
+    // Tests that run under `nohup` themselves hand that on.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    if u64::from_str_radix(ignored, 16).unwrap() & 1 == 1 {
+        return;
+    }
+    let folder = folder();
+    let folder = folder.path();
+    let hang_up = |child: &Child| {
+        assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    };
+    let line = "train --config tiny.toml --data data.bin --max_iters 1000000 --out m.pt";
+    let (mut child, mut stderr) = start(ngen3(folder, line));
+    hang_up(&child);
+    let mut text = String::new();
+    stderr.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    assert!(text.contains("m.pt is saved after step "), "{text}");
+
+    // As `nohup` starts it.
+    let program = env!("CARGO_BIN_EXE_ngen3");
+    let script = format!("trap '' HUP; exec '{program}' {}", line.replace("1000000", "2000").replace("m.pt", "n.pt"));
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(folder);
+    let (mut child, mut stderr) = start(command);
+    hang_up(&child);
+    stderr.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success(), "{text}");
+    assert_eq!(load(folder, "n.pt").meta.iter_num, 2_000);
 }
 
 /// Runs until stderr has this, and interrupts; gives stderr.
