@@ -79,6 +79,9 @@ pub struct ChatFormat {
 const NANOGPT_VOCAB_SIZE: usize = 50_304;
 
 impl TokenizerRef {
+    /// The largest tokenizer.json that is taken, in bytes: well above any in use, and no larger than a checkpoint can hold.
+    pub const MAX_BYTES: usize = 48 << 20;
+
     /// What made the ids of a model that does not say: GPT-2's tokenizer, if the vocabulary is of its size.
     pub(crate) fn guess(vocab_size: usize) -> Self {
         match vocab_size {

@@ -222,3 +222,25 @@ fn another_ending_is_refused_and_nothing_is_written() {
     assert_eq!(error, format!("cannot write {}: a checkpoint's name ends in .pt or .safetensors", path.display()));
     assert!(!path.exists());
 }
+
+#[test]
+fn the_largest_tokenizer_is_read_back_and_what_could_not_be_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |text: String| {
+        let meta = CheckpointMeta { tokenizer: TokenizerRef::Json(text), ..small().meta };
+        Checkpoint { meta, ..small() }
+    };
+    let largest = with("x".repeat(TokenizerRef::MAX_BYTES));
+    // A safetensors file has each quote as four bytes.
+    let cases = [("a.pt", "x".repeat(65 << 20)), ("a.safetensors", "\"".repeat(24 << 20))];
+    for (name, larger) in cases {
+        let path = folder.path().join(name);
+        save(&path, &largest);
+        assert!(Checkpoint::load(&path).unwrap() == largest, "{name}");
+        fs::remove_file(&path).unwrap();
+        let Checkpoint { config, params, meta } = with(larger);
+        let error = checkpoint::save(&path, &config, &params, &meta).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("the tokenizer, is too large for a ."), "{error}");
+        assert!(!path.exists());
+    }
+}

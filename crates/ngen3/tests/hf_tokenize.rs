@@ -314,7 +314,7 @@ fn files_without_end_are_refused_unread() {
         "tokenize --txt x.txt --dataset x --tokenizer tokenizer.json",
     ] {
         let error = fail(root, line, 1);
-        assert_eq!(error, "cannot read tokenizer.json: it is larger than 134217728 bytes");
+        assert_eq!(error, "cannot read tokenizer.json: it is larger than 50331648 bytes");
     }
     fs::create_dir(root.join("set")).unwrap();
     fs::write(root.join("set/train.txt"), "a").unwrap();

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use ngen3_model::TokenizerRef;
 use serde_json::{Map, Value, json};
 
 use super::alphabet::unspell;
@@ -12,8 +13,8 @@ use super::bpe::Bpe;
 use super::merge::Merges;
 use super::{Kind, MAX_VOCAB_SIZE, caught};
 
-/// Largest file taken, in bytes: well above any in use.
-pub(crate) const MAX_BYTES: usize = 128 << 20;
+/// Largest file taken, in bytes: what a checkpoint holds, with which it travels.
+pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
 
 /// The tokenizer that a file describes, and the file as text. The error is the reason alone.
 pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {

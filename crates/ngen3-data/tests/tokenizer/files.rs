@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use ngen3_data::tokenizer::{Error, Tokenizer, train};
+use ngen3_model::TokenizerRef;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -226,7 +227,7 @@ fn bad_files_are_one_clear_error() {
         (bytes(b"\xff{}"), "not UTF-8"),
         (bytes(&[b'['; 1 << 20]), "recursion limit"),
         (bytes(format!("{{\"model\":{}", "{\"a\":".repeat(100_000)).as_bytes()), "recursion limit"),
-        (bytes(&vec![b' '; (128 << 20) + 1]), "too large"),
+        (bytes(&vec![b' '; TokenizerRef::MAX_BYTES + 1]), "too large"),
         (bytes(b"[]"), "no \"model\""),
         (bytes(b"{\"model\":{}}"), "no \"vocab\""),
         (bytes(&small().to_string().as_bytes()[..2000]), "not valid JSON"),

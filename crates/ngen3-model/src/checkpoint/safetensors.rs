@@ -48,6 +48,10 @@ pub(crate) fn write_header(
         header.insert(name, serde_json::to_value(info)?);
     }
     let mut header = serde_json::to_vec(&header)?;
+    if header.len() as u64 > MAX_HEADER {
+        let what = "what stands beside the weights, such as the tokenizer, is too large for a .safetensors";
+        return Err(io::Error::other(format!("{what}: {} bytes of at most {MAX_HEADER}", header.len())));
+    }
     // The data start at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
     file.write_all(&(header.len() as u64).to_le_bytes())?;

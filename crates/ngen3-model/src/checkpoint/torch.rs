@@ -63,7 +63,12 @@ fn write_parts<W: Write + Seek>(
         zip.start_file(format!("archive/{name}"), options(bytes.len() as u64))?;
         zip.write_all(bytes)
     };
-    small(zip, "data.pkl", &pickle(config, list, meta))?;
+    let pickle = pickle(config, list, meta);
+    if pickle.len() as u64 > MAX_PICKLE {
+        let what = "what stands beside the weights, such as the tokenizer, is too large for a .pt";
+        return Err(io::Error::other(format!("{what}: {} bytes of at most {MAX_PICKLE}", pickle.len())));
+    }
+    small(zip, "data.pkl", &pickle)?;
     small(zip, "byteorder", b"little")?;
     for (key, param) in list.iter().enumerate() {
         zip.start_file(format!("archive/data/{key}"), options(4 * param.len() as u64))?;

@@ -13,8 +13,8 @@ use super::read::read_text;
 use crate::checkpoint::{TokenizerRef, refused};
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE};
 
-/// Largest file taken, in bytes: well above any in use.
-const MAX_BYTES: u64 = 128 << 20;
+/// Largest file taken, in bytes.
+const MAX_BYTES: u64 = TokenizerRef::MAX_BYTES as u64;
 /// The token that ends a document in GPT-2's vocabulary, whose last it is.
 pub(super) const ENDOFTEXT: &str = "<|endoftext|>";
 /// SHA-256 of GPT-2's tokens in order of id, a line break between each two.
