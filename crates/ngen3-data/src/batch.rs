@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use ngen3_model::words::count;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -73,7 +74,8 @@ impl BatchSampler {
         }
         let block = self.block_size;
         Err(Error::Data(format!(
-            "{what} has {len} tokens, too few for a block of {block} and the token after it: {advice}"
+            "{what} has {}, too few for a block of {block} and the token after it: {advice}",
+            count(len, "token")
         )))
     }
 

@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
+use ngen3_model::words::count;
+
 use crate::source::{Event, Feed, Piece};
 use crate::{Error, Tokenizer};
 
@@ -88,7 +90,7 @@ pub(crate) fn encode(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let thread = std::thread::Builder::new().spawn_scoped(scope, work);
-            thread.map_err(|error| Error::Input(format!("cannot start {threads} threads: {error}")))?;
+            thread.map_err(|error| Error::Input(format!("cannot start {}: {error}", count(threads, "thread"))))?;
         }
         // Moved in, so that it is dropped, and the workers return, however this closure ends.
         let jobs = jobs;

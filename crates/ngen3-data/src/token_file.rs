@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use ngen3_model::words::count;
 use ngen3_model::{ChatFormat, GPT2_VOCAB_SIZE};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -131,13 +132,14 @@ impl TokenFile {
         let width = dtype.size() as u64;
         if !size.is_multiple_of(width) {
             return Err(Error::Data(format!(
-                "{shown} has {size} bytes, which is no whole number of {width}-byte tokens (is it cut short?)"
+                "{shown} has {}, which is no whole number of {width}-byte tokens (is it cut short?)",
+                count(size, "byte")
             )));
         }
         if let Some(meta) = described(path, &meta).filter(|meta| meta.tokens != size / width) {
             return Err(Error::Data(format!(
-                "{shown} holds {} tokens, but {META} beside it says {}: they are not of the same making, so tokenize again",
-                size / width,
+                "{shown} holds {}, but {META} beside it says {}: they are not of the same making, so tokenize again",
+                count(size / width, "token"),
                 meta.tokens
             )));
         }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ngen3_data::hub::Tell;
 use ngen3_data::{Record, read_records};
+use ngen3_model::words::count;
 
 use crate::Error;
 use crate::task::{Source, Task};
@@ -102,7 +103,7 @@ fn add_labels(column: &str, folder: &Path, split: &str, rows: &mut [Record]) -> 
     let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let labels: Vec<_> = text.lines().collect();
     if labels.len() != rows.len() {
-        return Err(format!("{shown} has {} lines for {} rows", labels.len(), rows.len()));
+        return Err(format!("{shown} has {} for {}", count(labels.len(), "line"), count(rows.len(), "row")));
     }
     for (row, label) in rows.iter_mut().zip(labels) {
         row.insert(column.into(), label.trim().into());

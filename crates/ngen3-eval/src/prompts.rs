@@ -1,6 +1,7 @@
 //! Rows become questions with examples before them, and questions become tokens.
 
 use ngen3_data::Tokenizer;
+use ngen3_model::words;
 use rayon::prelude::*;
 
 use crate::documents::{Documents, wrong};
@@ -71,8 +72,11 @@ fn choose(
     random: &mut Random,
 ) -> Result<Vec<usize>, Error> {
     let available = pool.rows.len();
-    let too_few =
-        |needed: usize| wrong(task, format!("{} has {available} rows, and {count} examples take {needed}", pool.title));
+    let too_few = |needed: usize| {
+        let (rows, examples) = (words::count(available, "row"), words::count(count, "example"));
+        let take = if count == 1 { "takes" } else { "take" };
+        wrong(task, format!("{} has {rows}, and {examples} {take} {needed}", pool.title))
+    };
     if let Shots::First(_) = task.source().shots {
         return if count <= available { Ok((0..count).collect()) } else { Err(too_few(count)) };
     }

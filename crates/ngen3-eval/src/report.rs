@@ -1,6 +1,7 @@
 //! What was measured of one model, and the two forms it is kept in: the harness's JSON, and the record that a checkpoint
 //! carries to its model card.
 
+use ngen3_model::words::count;
 use serde_json::{Map, Value as Json, json};
 
 use crate::task::{Item, Source};
@@ -80,7 +81,7 @@ impl Report {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for one in self.measured.iter().filter(|one| one.depth == 0) {
-            let of = format!("of {} questions", one.effective);
+            let of = format!("of {}", count(one.effective, "question"));
             if one.cut > 0 {
                 let cut = one.cut;
                 notes.push(format!(

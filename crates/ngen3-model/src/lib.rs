@@ -1,6 +1,7 @@
 //! What a model is: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
 //!
-//! Read `config.rs` first, then `params.rs`, then `checkpoint.rs`. `lora.rs` is what an adapter beside a model is.
+//! Read `config.rs` first, then `params.rs`, then `checkpoint.rs`. `lora.rs` is what an adapter beside a model is;
+//! `words.rs` is how messages count.
 
 pub mod checkpoint;
 mod config;
@@ -9,6 +10,7 @@ pub mod files;
 pub mod hf;
 mod lora;
 mod params;
+pub mod words;
 
 pub use checkpoint::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, VARIANTS, Variant};

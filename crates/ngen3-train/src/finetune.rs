@@ -12,6 +12,7 @@ use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
 use ngen3_data::source::shakespeare;
 use ngen3_engine::{Batch, Engine, IGNORE};
 use ngen3_model::files::write_atomic;
+use ngen3_model::words::count;
 use ngen3_model::{ChatFormat, TokenizerRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -153,13 +154,14 @@ fn reference_to(tokenizer: &Tokenizer) -> TokenizerRef {
 fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
     let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.cuts());
     let (what, whose) = match (chats.have_turns(), train_on) {
-        (false, _) => ("texts", "every token is learned"),
-        (true, TrainOn::All) => ("conversations", "every turn is learned"),
-        (true, TrainOn::Assistant) => ("conversations", "the assistant's turns are learned"),
+        (false, _) => ("text", "every token is learned"),
+        (true, TrainOn::All) => ("conversation", "every turn is learned"),
+        (true, TrainOn::Assistant) => ("conversation", "the assistant's turns are learned"),
     };
-    let mut text = format!("{train} {what} to train on, {val} held out; {whose}");
+    let mut text = format!("{} to train on, {val} held out; {whose}", count(train, what));
     if cuts.long > 0 {
-        text += &format!("; {} longer than the block were cut into {}", cuts.long, cuts.pieces);
+        let were = if cuts.long == 1 { "was" } else { "were" };
+        text += &format!("; {} longer than the block {were} cut into {}", cuts.long, cuts.pieces);
     }
     let left_out = [
         (chats.skipped(), "bad"),
@@ -221,7 +223,7 @@ impl Reference {
 
     /// What it is called, and its length.
     pub fn title(&self) -> String {
-        format!("{}, {} tokens", self.name, self.rows.inputs.len())
+        format!("{}, {}", self.name, count(self.rows.inputs.len(), "token"))
     }
 
     /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each. `None` if `stop`, which is
@@ -330,7 +332,7 @@ mod tests {
         for words in [2, 17, 3_000] {
             let text = "word ".repeat(words);
             let reference = Reference::new("a text", text.trim_end(), &tokenizer, 16).unwrap().unwrap();
-            assert_eq!(reference.title(), format!("a text, {} tokens", words - 1));
+            assert_eq!(reference.title(), format!("a text, {}", count(words - 1, "token")));
             let perplexity = reference.perplexity(&mut engine, &AtomicBool::new(false)).unwrap().unwrap();
             assert!((perplexity / 50_257.0 - 1.0).abs() < 1e-3, "{perplexity}");
             assert_eq!(reference.perplexity(&mut engine, &AtomicBool::new(true)).unwrap(), None);

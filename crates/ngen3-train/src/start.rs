@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ngen3_model::words::count;
 use ngen3_model::{
     ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, ParamList, Recipe, TokenizerRef, Variant,
 };
@@ -159,7 +160,8 @@ impl Start {
             own.min_lr = None;
         }
         if let Some(max_iters) = asked.max_iters.filter(|&max_iters| max_iters < step) {
-            return Err(Error::Usage(format!("max_iters is {max_iters}, and the run has done {step} steps already")));
+            let done = count(step, "step");
+            return Err(Error::Usage(format!("max_iters is {max_iters}, and the run has done {done} already")));
         }
         let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
         let changes = settings.changes_since(&header.settings);
@@ -272,9 +274,9 @@ pub(crate) fn some_layers(from_model: Checkpoint, from: &Path, n_layer: Option<u
     let n_layer = n_layer.unwrap_or(from_config.n_layer.div_ceil(2));
     if n_layer > from_config.n_layer {
         return Err(Error::Usage(format!(
-            "{} has {} layers, too few for a student of {n_layer}",
+            "{} has {}, too few for a student of {n_layer}",
             from.display(),
-            from_config.n_layer
+            count(from_config.n_layer, "layer")
         )));
     }
     let config = Config { n_layer, ..from_config.clone() };

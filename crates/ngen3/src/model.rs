@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Hub;
+use ngen3_model::words::count;
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, GPT2, Gpt2, TokenizerRef, Variant};
 use ngen3_train::Shape;
 
@@ -95,7 +96,8 @@ pub fn load(named: &Path, variant: Option<&Variant>) -> anyhow::Result<(Found, C
 
 fn check_variant(path: &Path, config: &Config, variant: &Variant) -> anyhow::Result<()> {
     if !variant.fits(config) {
-        let shape = |c: &Config| format!("{} layers, {} heads, width {}", c.n_layer, c.n_head, c.n_embd);
+        let shape =
+            |c: &Config| format!("{}, {}, width {}", count(c.n_layer, "layer"), count(c.n_head, "head"), c.n_embd);
         let (name, expected) = (variant.name, variant.config());
         bail!("{} is not a {name} model: it has {}, not {}", path.display(), shape(config), shape(&expected));
     }
@@ -112,8 +114,8 @@ pub fn tokenizer(path: &Path, config: &Config, meta: &CheckpointMeta) -> anyhow:
     };
     if tokenizer.vocab_size() > config.vocab_size {
         bail!(
-            "the tokenizer in {path} has {} tokens, but the model only {}",
-            tokenizer.vocab_size(),
+            "the tokenizer in {path} has {}, but the model only {}",
+            count(tokenizer.vocab_size(), "token"),
             config.vocab_size
         );
     }

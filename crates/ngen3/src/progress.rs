@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ngen3_model::words::plural;
 
 /// Seconds between lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -121,6 +122,11 @@ impl Drop for Progress {
 /// Writes a line to stderr. A stderr that nobody reads is no reason to stop the work, so failure is not reported.
 pub fn write_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// `1 step`, `1,200 steps`.
+pub fn count(n: u64, one: &str) -> String {
+    format!("{} {}", counted(n), plural(n, one))
 }
 
 /// `1,234,567`

@@ -14,7 +14,7 @@ use ngen3_train::{Adapting, Job, Lesson, Outcome, Progress, StepReport, TrainSet
 
 use crate::commands::variants;
 use crate::interrupt::Interrupted;
-use crate::progress::{counted, write_line};
+use crate::progress::{count, counted, write_line};
 use crate::stdout;
 
 /// A job with an engine that holds its weights.
@@ -33,11 +33,14 @@ impl<'a> Training<'a> {
         }
         if job.is_finished() {
             job.complete(&engine)?;
-            let (model, done) = (job.paths.model.display(), counted(job.reached.step));
-            let text = if job.reached.step == job.settings.max_iters {
-                format!("{model}: all {done} steps are done; a larger --max_iters trains on\n")
-            } else {
-                format!("{model}: the run stopped early, after step {done}; a larger --patience trains on\n")
+            let (model, step) = (job.paths.model.display(), job.reached.step);
+            let done = counted(step);
+            let text = match (step == job.settings.max_iters, step) {
+                (true, 1) => format!("{model}: its only step is done; a larger --max_iters trains on\n"),
+                (true, _) => format!("{model}: all {done} steps are done; a larger --max_iters trains on\n"),
+                (false, _) => {
+                    format!("{model}: the run stopped early, after step {done}; a larger --patience trains on\n")
+                }
             };
             stdout::print(&text)?;
             return Ok(None);
@@ -63,8 +66,10 @@ impl<'a> Training<'a> {
         let steps = match outcome? {
             Outcome::Finished => job.settings.max_iters,
             Outcome::Stale(step) => {
-                let patience = job.settings.patience;
-                write_line(&format!("stopped early: {patience} evaluations in a row were no better than the best"));
+                write_line(&match job.settings.patience {
+                    1 => "stopped early: an evaluation was no better than the best".into(),
+                    n => format!("stopped early: {n} evaluations in a row were no better than the best"),
+                });
                 step
             }
             Outcome::Interrupted(step) => {
@@ -74,7 +79,7 @@ impl<'a> Training<'a> {
             }
         };
         let took = started.elapsed().as_secs_f64() + job.reached.elapsed_s;
-        let mut text = format!("{model}: {} steps in {}", counted(steps), span(took));
+        let mut text = format!("{model}: {} in {}", count(steps, "step"), span(took));
         match (status.best, status.val_loss) {
             (Some((step, loss)), _) if job.settings.keep_best => {
                 text += &format!(", the best kept: validation loss {loss:.4} at step {}", counted(step));
@@ -124,26 +129,27 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
     };
     let mut lines = vec![
         format!(
-            "model: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters",
-            config.n_layer,
-            config.n_head,
+            "model: {}, {}, width {}, block {}, vocabulary {}: {}",
+            count(config.n_layer as u64, "layer"),
+            count(config.n_head as u64, "head"),
             config.n_embd,
             config.block_size,
             counted(config.vocab_size as u64),
-            counted(ParamList::new(config).total() as u64)
+            count(ParamList::new(config).total() as u64, "parameter")
         ) + &adapters,
         format!(
-            "data:  {}: {} tokens to train on, {} to validate on",
+            "data:  {}: {} to train on, {} to validate on",
             data.path.display(),
-            counted(data.identity.train_tokens),
+            count(data.identity.train_tokens, "token"),
             counted(data.identity.val_tokens)
         ),
         format!(
-            "run:   {} steps of {upto}{} tokens ({batch_size} rows of {}{accumulated}), {} threads, {}, about {} of memory{teachers}",
-            counted(max_iters),
-            counted(settings.tokens_per_step(config.block_size)),
+            "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{teachers}",
+            count(max_iters, "step"),
+            count(settings.tokens_per_step(config.block_size), "token"),
+            count(batch_size as u64, "row"),
             config.block_size,
-            engine.threads(),
+            count(engine.threads() as u64, "thread"),
             engine.dtype(),
             variants::bytes(job.bytes)
         ),

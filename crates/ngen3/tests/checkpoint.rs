@@ -65,7 +65,7 @@ fn damaged_and_hostile_files_are_refused() {
 fn a_checkpoint_of_another_variant_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("7M_model.pt"), valid("pt")).unwrap();
-    let reason = "is not a 7M model: it has 1 layers, 1 heads, width 4, not 4 layers, 4 heads, width 128";
+    let reason = "is not a 7M model: it has 1 layer, 1 head, width 4, not 4 layers, 4 heads, width 128";
     let error = fail(folder.path(), "sample --model_checkpoint 7M_model.pt --variant 7M", 1);
     assert_eq!(error, format!("7M_model.pt {reason}"));
     succeed(folder.path(), "sample --model_checkpoint 7M_model.pt --length 2");

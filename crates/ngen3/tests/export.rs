@@ -343,7 +343,7 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
             "holds thesis.txt, which is no part of an export",
         ),
         ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
-        ("export --model_path a.pt --output_dir b --variant 7M", 1, "a.pt is not a 7M model: it has 1 layers, 1 heads"),
+        ("export --model_path a.pt --output_dir b --variant 7M", 1, "a.pt is not a 7M model: it has 1 layer, 1 head"),
         ("export --model_path missing.pt --output_dir b", 1, "cannot read missing.pt: No such file"),
         ("export --model_path full --output_dir b", 1, "cannot read full: it is a folder without a config.json"),
         ("export --model_path a.pt --output_dir no/where", 1, "there is no folder no"),

@@ -164,7 +164,7 @@ fn configurations_revisions_and_separators_are_the_users() {
     assert_eq!(tokens(root, "x"), tokens(root, "y"));
     texts(&run(&server, root, &line(" --hf_config de")), 0);
     let (out, _) = texts(&run(&server, root, &line(" --hf_revision v1")), 0);
-    assert!(out.contains("1 tokens of text + 1 <|endoftext|>"), "{out}");
+    assert!(out.contains("1 token of text + 1 <|endoftext|>"), "{out}");
     for useless in ["--skip_bad", "--chat_template t.jinja", "--chats --hf_separator x"] {
         let (out, err) = texts(&run(&server, root, &line(&format!(" --hf_config en {useless}"))), 2);
         assert!(out.is_empty() && err.starts_with("error: ") && err.contains("--chats"), "{useless}: {err}");

@@ -247,7 +247,7 @@ fn another_variant_is_refused() {
     let folder = folder_with_parrot(" is a rose");
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "7M"]);
     let reason =
-        "parrot_model.pt is not a 7M model: it has 1 layers, 1 heads, width 16, not 4 layers, 4 heads, width 128";
+        "parrot_model.pt is not a 7M model: it has 1 layer, 1 head, width 16, not 4 layers, 4 heads, width 128";
     assert_refused(&refused, 1, reason);
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "8M"]);
     assert_eq!(refused.status.code(), Some(2), "used wrongly");

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use memmap2::Mmap;
 use ngen3_model::ChatFormat;
+use ngen3_model::words::count;
 use sha2::{Digest, Sha256};
 
 use super::build::{Found, gather};
@@ -112,7 +113,7 @@ impl Chats {
         let opened = File::open(&mask).map_err(|error| wrong(format!("it cannot be read ({error})")))?;
         let len = opened.metadata().map_err(|error| wrong(error.to_string()))?.len();
         if len != meta.tokens {
-            return Err(wrong(format!("it has {len} bytes for {} tokens", meta.tokens)));
+            return Err(wrong(format!("it has {} for {}", count(len, "byte"), count(meta.tokens, "token"))));
         }
         // SAFETY: as in `TokenFile::open`: we only read the map, and our own writers replace a file by renaming.
         let map = unsafe { Mmap::map(&opened) }.map_err(|error| wrong(error.to_string()))?;

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use ngen3_model::words;
+
 use crate::Error;
 
 /// Some rows of a split.
@@ -52,8 +54,9 @@ impl Slice {
     pub(super) fn rows_of(&self, count: u64) -> Result<Range<u64>, Error> {
         if self.rounding == Rounding::DropRemainder && count < 100 {
             return Err(Error::Input(format!(
-                "split {} has {count} rows, too few for (pct1_dropremainder), which needs 100",
-                self.split
+                "split {} has {}, too few for (pct1_dropremainder), which needs 100",
+                self.split,
+                words::count(count, "row")
             )));
         }
         let row = |bound: Option<Bound>, open: u64| {

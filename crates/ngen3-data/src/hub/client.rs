@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ngen3_model::words::count;
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
 
@@ -216,7 +217,7 @@ pub(super) fn persist<T>(
         };
         failures = if progress { 1 } else { failures + 1 };
         if failures > RETRIES {
-            return Err(failed(format!("{reason} (gave up after {attempts} attempts)")));
+            return Err(failed(format!("{reason} (gave up after {})", count(attempts, "attempt"))));
         }
         let pause = wait.unwrap_or_else(|| PAUSE * 2u32.pow(failures - 1));
         if pause > LONGEST_WAIT {

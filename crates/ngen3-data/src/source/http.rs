@@ -11,6 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use ngen3_model::words::count;
 use ureq::http::{HeaderMap, StatusCode, header};
 
 use super::Event;
@@ -92,7 +93,7 @@ impl Client {
             };
             failures = if partial.best > best { 1 } else { failures + 1 };
             if failures > RETRIES {
-                return Err(failed(url, format!("{reason} (gave up after {attempts} attempts)")));
+                return Err(failed(url, format!("{reason} (gave up after {})", count(attempts, "attempt"))));
             }
             let pause = self.pause * 2u32.pow(failures - 1);
             if !tell(Event::Note(format!("{}: {reason}; trying again in {pause:?}", without_password(url)))) {

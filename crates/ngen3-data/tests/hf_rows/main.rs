@@ -241,7 +241,7 @@ fn what_cannot_be_read_is_named() {
         ("bad.jsonl", "line 3: expected value (column 9)"),
         ("list.jsonl", "line 2: invalid type: sequence, expected an object, whose fields are the columns"),
         ("cut.json", "EOF while parsing"),
-        ("ragged.csv", "line 3: it has 1 fields where the first line names 2 columns"),
+        ("ragged.csv", "line 3: it has 1 field where the first line names 2 columns"),
         ("empty.csv", "it has no column \"text\""),
         ("empty.jsonl", "there is no text in what was given"),
         ("fake.parquet", "it is no whole parquet file; is it cut short?"),

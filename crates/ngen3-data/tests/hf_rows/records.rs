@@ -83,7 +83,7 @@ fn damage_is_named() {
     let error = |path: &str| read(&broken.path().join(path), "train").unwrap_err();
     assert!(error("train.jsonl").contains("train.jsonl: line 3: "), "{}", error("train.jsonl"));
     assert!(
-        error("a/train.csv").contains("line 2: it has 1 fields where the first line names 2"),
+        error("a/train.csv").contains("line 2: it has 1 field where the first line names 2"),
         "{}",
         error("a/train.csv")
     );

@@ -1,5 +1,7 @@
 //! MMLU: questions of 57 subjects with four answers (Hendrycks et al. 2020). The model names the letter of one.
 
+use ngen3_model::words::count;
+
 use crate::python::strip;
 use crate::tasks::Group;
 use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
@@ -58,7 +60,7 @@ impl Task for Subject {
     fn item(&self, row: Row) -> Result<Item, String> {
         let question = strip(row.text("question")?);
         let choices = row.texts("choices")?;
-        let [a, b, c, d] = choices[..] else { return Err(format!("it has {} choices, not 4", choices.len())) };
+        let [a, b, c, d] = choices[..] else { return Err(format!("it has {}, not 4", count(choices.len(), "choice"))) };
         let prompt = format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:");
         let endings = LETTERS.map(String::from).to_vec();
         Ok(Item { gold: row.label("answer", 0, 4)?, ask: Ask::Endings { prompt, endings } })

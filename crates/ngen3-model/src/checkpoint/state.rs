@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use half::{bf16, f16};
 
+use crate::words::count;
 use crate::{Config, Param, ParamList};
 
 /// Elements converted at a time.
@@ -88,7 +89,8 @@ pub(crate) fn read_params(
 ) -> Result<Vec<f32>, String> {
     // Before the list of parameters is made: its length is the file's word until here.
     if config.n_layer > tensors.len() {
-        return Err(format!("it says that it has {} layers, but holds {} tensors", config.n_layer, tensors.len()));
+        let (layers, tensors) = (count(config.n_layer, "layer"), count(tensors.len(), "tensor"));
+        return Err(format!("it says that it has {layers}, but holds {tensors}"));
     }
     let list = ParamList::new(config);
     let head = tensors.remove("lm_head.weight");

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::evaluations;
 use super::export::{CurvePoint, Export, ExportFormat, gguf_name};
+use crate::words::count;
 use crate::{Activation, Config, ParamList};
 
 /// Rows of the table of losses.
@@ -21,7 +22,8 @@ pub(super) fn write(export: &Export, list: &ParamList) -> String {
     put(&mut card, format!("# {name}\n"));
     let parameters = list.total() as f64 / 1e6;
     let meta = &export.checkpoint.meta;
-    let steps = if meta.iter_num > 0 { format!(", trained for {} steps", meta.iter_num) } else { String::new() };
+    let steps =
+        if meta.iter_num > 0 { format!(", trained for {}", count(meta.iter_num, "step")) } else { String::new() };
     put(
         &mut card,
         format!(

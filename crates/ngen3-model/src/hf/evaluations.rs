@@ -61,6 +61,7 @@ pub(super) fn index(evaluations: &Map<String, Value>) -> String {
         for Metric { name, value, error } in task.metrics() {
             let title = match task.number("n-shot").as_str() {
                 "" | "0" => name.to_owned(),
+                "1" => format!("{name}, 1 example"),
                 shots => format!("{name}, {shots} examples"),
             };
             let mut add = |kind: String, title: String, value: f64| {

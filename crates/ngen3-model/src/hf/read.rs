@@ -12,6 +12,7 @@ use super::{chat, is_conv1d, tokenizer, weights};
 use crate::checkpoint::safetensors::Reader;
 use crate::checkpoint::state::{self, Order, Storages, Tensor};
 use crate::checkpoint::{self, Format, refused, torch};
+use crate::words::count;
 use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList};
 
 /// The files that weights can be in, in the order in which `transformers` looks for them.
@@ -195,7 +196,11 @@ fn rename(config: &Config, tensors: HashMap<String, Tensor>) -> Result<HashMap<S
     }
     // As in `state::read_params`: the number of layers is the file's word.
     if config.n_layer > renamed.len() {
-        return Err(format!("it has {} tensors, too few for {} layers", renamed.len(), config.n_layer));
+        return Err(format!(
+            "it has {}, too few for {}",
+            count(renamed.len(), "tensor"),
+            count(config.n_layer, "layer")
+        ));
     }
     for param in ParamList::new(config).iter().filter(|param| is_conv1d(param)) {
         if let Some(tensor) = renamed.get_mut(&param.name)

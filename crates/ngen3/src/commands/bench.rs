@@ -9,7 +9,7 @@ use ngen3_train::check_fits;
 use serde_json::json;
 
 use super::variants::bytes;
-use crate::progress::counted;
+use crate::progress::{count, counted};
 use crate::stdout;
 use crate::threads::Threads;
 
@@ -109,10 +109,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return stdout::print(&format!("{line}\n"));
     }
     let mut out = format!(
-        "{}, {rows} rows of {}, {} threads, {dtype}{}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
+        "{}, {} of {}, {}, {dtype}{}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
         args.variant.name,
+        count(rows as u64, "row"),
         config.block_size,
-        engine.threads(),
+        count(engine.threads() as u64, "thread"),
         if recompute { ", recompute" } else { "" },
         "step",
         1e3 * median,

@@ -13,7 +13,7 @@ use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
 
 use super::sample::seed_of_the_moment;
-use crate::progress::write_line;
+use crate::progress::{count, write_line};
 use crate::talk::Answer;
 use crate::threads::Threads;
 use crate::{interrupt, model, stdout};
@@ -175,7 +175,8 @@ fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
         messages.iter().map(|message| json!({ "role": message.role.name(), "content": message.content })).collect();
     text += &format!("{}\n", json!({ "messages": turns }));
     write_atomic(path, |file| file.write_all(text.as_bytes()))?;
-    write_line(&format!("{}{shown}: {} turns", if added { "added to " } else { "" }, messages.len()));
+    let turns = count(messages.len() as u64, "turn");
+    write_line(&format!("{}{shown}: {turns}", if added { "added to " } else { "" }));
     Ok(())
 }
 
@@ -259,8 +260,8 @@ impl Talk {
             first += 2;
             if first >= self.messages.len() {
                 return Err(format!(
-                    "that is too long: {} tokens with room for an answer, in a model with a block of {}",
-                    ids.len() + room,
+                    "that is too long: {} with room for an answer, in a model with a block of {}",
+                    count((ids.len() + room) as u64, "token"),
                     self.block_size
                 ));
             }

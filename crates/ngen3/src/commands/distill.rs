@@ -12,7 +12,7 @@ use ngen3_train::{Init, Job, Kind, Request};
 use super::train::{Flags, RunFlags};
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Found};
-use crate::progress::{Progress, megabytes, write_line};
+use crate::progress::{Progress, count, megabytes, write_line};
 use crate::training::Training;
 
 /// Batches on which the loss from a cache is held against the teacher's own.
@@ -123,7 +123,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let quant = plan.terms.teacher_quant;
     let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
     write_line(&format!(
-        "teacher: {name}: {n_layer} layers, {n_head} heads, width {n_embd}, block {block_size}{rounded}"
+        "teacher: {name}: {}, {}, width {n_embd}, block {block_size}{rounded}",
+        count(n_layer as u64, "layer"),
+        count(n_head as u64, "head")
     ));
     let Checkpoint { config, params, .. } = teacher;
     let teacher = Box::new(CpuTeacher::new(config, params, Options { quant, ..job.settings.options() })?);

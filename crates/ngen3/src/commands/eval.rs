@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::tokenize::show;
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, counted, write_line};
+use crate::progress::{Progress, count, counted, write_line};
 use crate::threads::Threads;
 use crate::{json_file, model, stdout};
 
@@ -246,7 +246,7 @@ impl Run<'_> {
             Quant::None => model.name.clone(),
             Quant::Int8 => format!("{}-int8", model.name),
         };
-        write_line(&format!("{name}: {} items in {seconds:.1} s ({}/s)", counted(items), counted(rate)));
+        write_line(&format!("{name}: {} in {seconds:.1} s ({}/s)", count(items, "item"), counted(rate)));
         for note in report.notes() {
             write_line(&format!("note: {note}"));
         }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use ngen3_model::checkpoint::{self, Format};
 use ngen3_model::{Checkpoint, ParamList, Variant};
 
-use crate::progress::counted;
+use crate::progress::{count, counted};
 use crate::{model, stdout};
 
 /// Turn a model of Hugging Face's into a checkpoint
@@ -53,17 +53,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let tokenizer = model::tokenizer(&args.from, &config, &meta)?;
     checkpoint::save(&args.out, &config, &params, &meta)?;
     stdout::print(&format!(
-        "{}: {} layers, {} heads, width {}, block {}, vocabulary {}: {} parameters; {}\n",
+        "{}: {}, {}, width {}, block {}, vocabulary {}: {}; {}\n",
         args.out.display(),
-        config.n_layer,
-        config.n_head,
+        count(config.n_layer as u64, "layer"),
+        count(config.n_head as u64, "head"),
         config.n_embd,
         config.block_size,
         counted(config.vocab_size as u64),
-        counted(ParamList::new(&config).total() as u64),
+        count(ParamList::new(&config).total() as u64, "parameter"),
         match tokenizer {
             Some(tokenizer) if tokenizer.name() == "gpt2" => "with GPT-2's tokenizer".into(),
-            Some(tokenizer) => format!("with a tokenizer of {} tokens", counted(tokenizer.vocab_size() as u64)),
+            Some(tokenizer) => format!("with a tokenizer of {}", count(tokenizer.vocab_size() as u64, "token")),
             None => "it does not say which tokenizer made its token ids".into(),
         }
     ))

@@ -10,6 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
 use ngen3_engine::{CpuEngine, Dtype, Generator, Options, Quant, Request, Sampling};
+use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
 
 use crate::progress::write_line;
@@ -140,7 +141,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     texts.iter_mut().for_each(Text::finish);
     printer.show(&mut texts)?;
     let seconds = started.elapsed().as_secs_f64();
-    write_line(&format!("{made} tokens in {seconds:.2} s ({:.0}/s), seed {seed}", made as f64 / seconds.max(1e-9)));
+    let rate = made as f64 / seconds.max(1e-9);
+    write_line(&format!("{} in {seconds:.2} s ({rate:.0}/s), seed {seed}", words::count(made, "token")));
     Ok(())
 }
 

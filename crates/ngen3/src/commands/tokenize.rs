@@ -11,7 +11,7 @@ use ngen3_data::source::{Event, Source};
 use ngen3_data::{Spec, Summary, build};
 
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, counted, megabytes};
+use crate::progress::{Progress, count, counted, megabytes};
 use crate::stdout;
 use crate::threads::Threads;
 
@@ -121,10 +121,10 @@ pub fn chats(
     drop(progress);
     let made = interruptible(result)?;
     stdout::print(&format!(
-        "{}: {} conversations, {} tokens, {} of them to be learned (mask.bin beside it)\n",
+        "{}: {}, {}, {} of them to be learned (mask.bin beside it)\n",
         made.data.display(),
-        counted(made.conversations),
-        counted(made.tokens),
+        count(made.conversations, "conversation"),
+        count(made.tokens, "token"),
         counted(made.learned)
     ))
 }
@@ -137,9 +137,9 @@ pub fn report(made: &Summary, took: Duration) -> String {
         None => ", and no token between documents, since this tokenizer has none for that".into(),
     };
     format!(
-        "{}: {} tokens of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
+        "{}: {} of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
         made.data.display(),
-        counted(made.text_tokens),
+        count(made.text_tokens, "token"),
         megabytes(made.text_bytes as f64),
         megabytes(made.text_bytes as f64 / seconds.max(1e-9)),
     )

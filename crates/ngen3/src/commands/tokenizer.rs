@@ -8,7 +8,7 @@ use ngen3_data::train_tokenizer;
 
 use super::tokenize::{parse_sources, show};
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, counted, megabytes};
+use crate::progress::{Progress, count, counted, megabytes};
 use crate::threads::Threads;
 use crate::{json_file, stdout};
 
@@ -73,11 +73,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         format!(" (not {}: no more pairs occur twice in this text)", counted(made.requested as u64))
     };
     stdout::print(&format!(
-        "{}: {} tokens{short}, from {} and {} distinct words in {:.1} s\n",
+        "{}: {}{short}, from {} and {} in {:.1} s\n",
         args.out.display(),
-        counted(made.tokenizer.vocab_size() as u64),
+        count(made.tokenizer.vocab_size() as u64, "token"),
         megabytes(made.bytes as f64),
-        counted(made.words as u64),
+        count(made.words as u64, "distinct word"),
         started.elapsed().as_secs_f64(),
     ))
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use ngen3_data::TokenFile;
 use ngen3_engine::{Backward, Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_model::words::count;
 use ngen3_model::{Checkpoint, ParamList, files};
 use serde_json::{Map, json};
 
@@ -54,10 +55,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let n = usize::from(args.rows) * config.block_size;
     ensure!(
         data.len() > n,
-        "{} has {} tokens, too few for {} rows of {} and the token after them",
+        "{} has {}, too few for {} of {} and the token after them",
         args.data.display(),
-        data.len(),
-        args.rows,
+        count(data.len(), "token"),
+        count(args.rows, "row"),
         config.block_size
     );
     let (block, mut inputs, mut targets) = (config.block_size, Vec::new(), Vec::new());

@@ -1,6 +1,7 @@
 //! CSV and its kin: a first line of names, then fields with a delimiter between them, perhaps in `"`.
 
 use ::csv::{ByteRecord, ReaderBuilder};
+use ngen3_model::words::count;
 use serde_json::Value;
 
 use super::records::Record;
@@ -33,7 +34,8 @@ fn failed(rows: &Rows, unpacked: bool, error: ::csv::Error) -> Error {
     match error.into_kind() {
         ::csv::ErrorKind::Io(error) => crate::source::text::read_error(rows.name, unpacked, &error),
         ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            rows.failed(format!("{place}it has {len} fields where the first line names {expected_len} columns"))
+            let (fields, columns) = (count(len, "field"), count(expected_len, "column"));
+            rows.failed(format!("{place}it has {fields} where the first line names {columns}"))
         }
         ::csv::ErrorKind::Utf8 { .. } => rows.failed(format!("{place}it is not UTF-8")),
         other => rows.failed(format!("{place}{}", ::csv::Error::from(std::io::Error::other(format!("{other:?}"))))),
