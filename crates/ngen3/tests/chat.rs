@@ -32,13 +32,21 @@ fn folder() -> tempfile::TempDir {
 /// What comes of these lines: stdout and stderr.
 fn talk(folder: &Path, more: &str, typed: &str) -> (String, String) {
     let line = format!("chat --model_checkpoint tiny.pt --length 6 --temperature 0{more}");
-    talk_by(ngen3(folder, &line), typed)
+    talk_by(ngen3(folder, &line), typed, 0)
 }
 
-fn talk_by(mut command: Command, typed: &str) -> (String, String) {
+/// The same where so many of the lines fail: stderr without the line that says so at its end.
+fn fail_to_talk(folder: &Path, typed: &str, failed: &str) -> (String, String) {
+    let line = "chat --model_checkpoint tiny.pt --length 6 --temperature 0";
+    let (out, err) = talk_by(ngen3(folder, line), typed, 1);
+    let end = format!("error: {failed} of stdin failed\n");
+    (out, err.strip_suffix(&end).unwrap_or_else(|| panic!("{err}")).to_owned())
+}
+
+fn talk_by(mut command: Command, typed: &str, code: i32) -> (String, String) {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
-    texts(&child.wait_with_output().unwrap(), 0)
+    texts(&child.wait_with_output().unwrap(), code)
 }
 
 #[test]
@@ -60,7 +68,7 @@ fn every_line_is_answered_in_the_light_of_those_before() {
     assert_eq!(told_twice, format!("{told}{told}"), "what it is told before everything else stays");
     let drawn = |seed: &str| {
         let line = format!("chat --model_checkpoint tiny.pt --length 20 --temperature 5 --seed {seed}");
-        talk_by(ngen3(folder, &line), "Hello\n").0
+        talk_by(ngen3(folder, &line), "Hello\n", 0).0
     };
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
@@ -99,7 +107,7 @@ fn a_file_that_is_there_is_added_to() {
     succeed(folder, "tokenize --dataset talks --chats x.jsonl");
 
     let model = fs::read(folder.join("tiny.pt")).unwrap();
-    let (_, err) = talk(folder, "", "Hello\n/save tiny.pt\n");
+    let (_, err) = fail_to_talk(folder, "Hello\n/save tiny.pt\n", "1 line");
     assert_eq!(err, "error: tiny.pt is there and does not hold lines of JSON; give another name\n");
     assert!(fs::read(folder.join("tiny.pt")).unwrap() == model);
 }
@@ -110,8 +118,8 @@ fn what_is_saved_is_all_that_was_answered() {
     let folder = folder.path();
     // An answer of no tokens is none.
     let line = "chat --model_checkpoint tiny.pt --length 0";
-    let (_, err) = talk_by(ngen3(folder, line), "Hello\n/save x.jsonl\n");
-    assert_eq!(err, "error: nothing has been answered yet\n");
+    let (_, err) = talk_by(ngen3(folder, line), "Hello\n/save x.jsonl\n", 1);
+    assert_eq!(err, "error: nothing has been answered yet\nerror: 1 line of stdin failed\n");
     // What the model has forgotten is in the file.
     let long = format!("{}\n", "word ".repeat(20).trim());
     let (_, err) = talk(folder, "", &format!("{}/save x.jsonl\n/reset\nHello\n/save y.jsonl\n", long.repeat(3)));
@@ -143,8 +151,8 @@ fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
     stdin.write_all(b"/nonsense\n").unwrap();
     assert!(err.next().unwrap().unwrap().contains("no command /nonsense"));
     interrupt();
-    drop(stdin);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stdin);
     drain.join().unwrap().unwrap();
 }
 
@@ -153,7 +161,7 @@ fn commands_that_fail_do_not_end_the_conversation() {
     let folder = folder();
     let folder = folder.path();
     let typed = "/save\n/save x.jsonl\n/help\n/nonsense\nHello\n/save no/where.jsonl\n";
-    let (out, err) = talk(folder, "", typed);
+    let (out, err) = fail_to_talk(folder, typed, "4 lines");
     assert!(out.starts_with("/reset ") && out.contains("/quit "), "{out}");
     let lines: Vec<&str> = err.lines().collect();
     assert_eq!(
@@ -164,7 +172,10 @@ fn commands_that_fail_do_not_end_the_conversation() {
             "error: there is no command /nonsense; /help lists them"
         ]
     );
-    assert!(lines[3].contains("no/where.jsonl") && lines.len() == 4, "{err}");
+    assert_eq!(lines[3..], ["error: cannot write no/where.jsonl: there is no folder no"]);
+    // What has failed does not hide in what comes after it.
+    let (_, err) = fail_to_talk(folder, "/nonsense\nHello\n/quit\n", "1 line");
+    assert_eq!(err.lines().count(), 1, "{err}");
 }
 
 #[test]
@@ -175,7 +186,7 @@ fn the_oldest_turns_are_forgotten_when_the_block_is_full() {
     let (out, err) = talk(folder, " --system Be", &long.repeat(3));
     assert_eq!(out.lines().count(), 3);
     assert!(err.contains("note: the block is full; the oldest turns are forgotten (count: 2)"), "{err}");
-    let (_, err) = talk(folder, "", &format!("{}\nHello\n", "word ".repeat(80)));
+    let (_, err) = fail_to_talk(folder, &format!("{}\nHello\n", "word ".repeat(80)), "1 line");
     assert!(err.starts_with("error: that is too long: ") && err.contains("a block of 64"), "{err}");
     assert_eq!(err.lines().count(), 1);
 }

@@ -16,13 +16,13 @@ use super::sample::seed_of_the_moment;
 use crate::progress::{count, write_line};
 use crate::talk::Answer;
 use crate::threads::Threads;
-use crate::{interrupt, model, stdout};
+use crate::{interrupt, model, one_line, stdout};
 
 /// Talk to a model
 ///
 /// Each line is a turn; the answer goes to stdout as it is made. The model sees the whole conversation; when that outgrows its
 /// block, the oldest turns are forgotten. A line that begins with / is a command: /help lists them. Ctrl-C stops an answer; where
-/// there is none to stop, it ends the chat.
+/// there is none to stop, it ends the chat. Where the lines come from a file or a program, the exit code is 1 if one of them failed.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -102,7 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if terminal {
         write_line("/help lists the commands");
     }
-    let mut turn = 0;
+    let (mut turn, mut failed) = (0, 0);
     loop {
         // There is no answer to stop: the first signal ends the program.
         interrupt::idle(true);
@@ -112,16 +112,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut line = String::new();
         let read = lines.read_line(&mut line).context("cannot read what you say from stdin")?;
         if read == 0 {
-            return Ok(());
+            break;
         }
         match line.trim() {
             "" => {}
-            "/quit" => return Ok(()),
+            "/quit" => break,
             "/help" => stdout::print(HELP)?,
             "/reset" => talk.reset(),
             command if command.starts_with('/') => {
                 if let Err(error) = other(command, &talk) {
-                    write_line(&format!("error: {error:#}"));
+                    write_line(&format!("error: {}", one_line(&error)));
+                    failed += 1;
                 }
             }
             said => {
@@ -132,10 +133,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let sampling = Sampling { seed: sampling.seed.wrapping_add(turn), ..sampling };
                 if let Err(error) = talk.answer(said, &engine, sampling, &stop)? {
                     write_line(&format!("error: {error}"));
+                    failed += 1;
                 }
             }
         }
     }
+    // Somebody at a terminal has seen it; a script has not.
+    ensure!(terminal || failed == 0, "{} of stdin failed", count(failed, "line"));
+    Ok(())
 }
 
 /// Asks for the next turn, on a terminal.
