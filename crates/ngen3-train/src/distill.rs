@@ -5,6 +5,7 @@
 //! Kullback-Leibler divergence KL(p ‖ q), or as [`Divergence`] says. A student is judged, on what is held out, by its plain
 //! cross entropy, so that it compares with models that had no teacher.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +20,10 @@ use crate::job::{Data, Job, Request, Weights};
 use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::teacher_cache::{About, TeacherCache};
 use crate::{Corpus, Error};
+
+/// T far below 1 leaves the likeliest token alone, T far above 1 makes all alike; out of these bounds only rounding is left of the
+/// loss, or nothing finite.
+const TEMPERATURES: RangeInclusive<f32> = 0.1..=100.0;
 
 /// What somebody asked for, besides what every run has; a run that goes on keeps its own where nothing is said.
 #[derive(Clone, Debug, Default)]
@@ -67,8 +72,9 @@ impl Terms {
         };
         let wrong =
             |name: &str, value: f32, must: &str| Err(Error::Usage(format!("{name} is {value}; it must be {must}")));
-        if !(terms.temperature > 0.0 && terms.temperature.is_finite()) {
-            return wrong("temperature", terms.temperature, "a number above 0");
+        if !TEMPERATURES.contains(&terms.temperature) {
+            let must = format!("between {} and {}", TEMPERATURES.start(), TEMPERATURES.end());
+            return wrong("temperature", terms.temperature, &must);
         }
         if !(0.0..=1.0).contains(&terms.alpha) {
             return wrong("alpha", terms.alpha, "between 0 and 1");

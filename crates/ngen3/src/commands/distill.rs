@@ -45,7 +45,7 @@ pub struct Args {
     /// Tokens to train on; ngen3 tokenize makes them
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// T: above 1 the teacher's less likely tokens count for more [default: 2]
+    /// T, from 0.1 to 100: above 1 the teacher's less likely tokens count for more [default: 2]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// The teacher's share of the loss, from 0 to 1 [default: 0.5]
