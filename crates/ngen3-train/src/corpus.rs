@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::{BatchSampler, TokenFile};
 use ngen3_engine::{Batch, Engine, Row};
-use ngen3_model::{Config, TokenizerRef};
+use ngen3_model::{Checkpoint, Config, TokenizerRef};
 
 use crate::hash::sha256;
-use crate::job::{Data, Job, Request, Weights};
+use crate::job::{Data, Job, Request, Weights, check_tokenizers};
 use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::state::DataIdentity;
 use crate::{Error, TrainSettings};
@@ -141,6 +141,15 @@ pub(crate) fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
         Some(meta) => Ok(meta.vocab_size),
         None => Ok(file.tokenizer()?.vocab_size()),
     }
+}
+
+/// Checks that a token file can be read by the model that came from `from`: its vocabulary is large enough, and its tokenizer
+/// the one that made the tokens, as far as both are known.
+///
+/// # Errors
+/// [`Error::Usage`] saying which of them it is; [`Error::Data`] for a tokenizer that is damaged.
+pub fn check_reads(from: &Path, model: &Checkpoint, file: &TokenFile) -> Result<(), Error> {
+    check_tokenizers(from, &model.meta.tokenizer, file.path(), &tokenizer_for(&model.config, file)?)
 }
 
 /// The tokenizer that travels with the model: the data's.

@@ -259,7 +259,7 @@ impl Start {
         match &origin {
             Origin::Nothing => {}
             Origin::Checkpoint(from, trained_with, chat) => {
-                check_tokenizers(from, trained_with, &data)?;
+                check_tokenizers(from, trained_with, &data.path, &data.tokenizer)?;
                 data.chat = data.chat.or_else(|| chat.clone());
             }
             Origin::State(before) => {
@@ -376,14 +376,15 @@ fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Data) -> Result<(), Error> {
-    if *ours == data.tokenizer || [ours, &data.tokenizer].contains(&&TokenizerRef::Unknown) {
+/// Refuses a model whose tokenizer is not that of the data, as far as both are known.
+pub(crate) fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Path, its: &TokenizerRef) -> Result<(), Error> {
+    if ours == its || [ours, its].contains(&&TokenizerRef::Unknown) {
         return Ok(());
     }
     Err(Error::Usage(format!(
         "{} was trained with another tokenizer than the one that made {}: the same ids stand for other text",
         from.display(),
-        data.path.display()
+        data.display()
     )))
 }
 

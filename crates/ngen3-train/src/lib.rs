@@ -28,7 +28,7 @@ mod testing;
 mod train;
 
 pub use config_file::{Shape, parse as parse_settings};
-pub use corpus::Corpus;
+pub use corpus::{Corpus, check_reads};
 pub use error::Error;
 pub use finetune::{Conversations, Reference, ReferenceReport, default_reference, read_reference};
 pub use hash::sha256;

@@ -125,6 +125,22 @@ fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
     let line = "train --config small.toml --data _data_gpt2_/data.bin --init_from m.safetensors --out n.pt";
     let complaint = fail(folder, line, 1);
     assert!(complaint.contains("is outside the model's vocabulary of 300"), "{complaint}");
+
+    // Tokens that fit the model, and are others.
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 290 --out other.json");
+    succeed(folder, "tokenize --dataset other --txt builtin:shakespeare --tokenizer other.json");
+    for line in [
+        "train --config small.toml --data _data_other_/data.bin --init_from m.safetensors --out n.pt",
+        "trace --model_checkpoint m.safetensors --data _data_other_/data.bin",
+    ] {
+        let complaint = fail(folder, line, 1);
+        assert!(
+            complaint.contains("m.safetensors was trained with another tokenizer than the one that made"),
+            "{complaint}"
+        );
+    }
+    assert!(!folder.join("trace.json").exists());
+    succeed(folder, "trace --model_checkpoint m.safetensors --data _data_plays_/data.bin");
 }
 
 #[test]

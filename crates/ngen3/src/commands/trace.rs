@@ -8,6 +8,7 @@ use ngen3_data::TokenFile;
 use ngen3_engine::{Backward, Batch, CpuEngine, Dtype, Engine, Options, Slot};
 use ngen3_model::words::count;
 use ngen3_model::{Checkpoint, ParamList, files};
+use ngen3_train::check_reads;
 use serde_json::{Map, json};
 
 use crate::threads::Threads;
@@ -50,8 +51,10 @@ Examples:
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     json_file::check(&args.out)?;
-    let (_, Checkpoint { config, params, .. }) = model::load(&args.model_checkpoint, None)?;
+    let (found, checkpoint) = model::load(&args.model_checkpoint, None)?;
     let data = TokenFile::open(&args.data)?;
+    check_reads(&found.path, &checkpoint, &data)?;
+    let Checkpoint { config, params, .. } = checkpoint;
     let n = usize::from(args.rows) * config.block_size;
     ensure!(
         data.len() > n,
