@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use ngen3_data::TokenFile;
-use ngen3_engine::{Distill, DistillLoss, Divergence, Engine, Quant, Teacher, TeacherModel};
+use ngen3_engine::{Distill, DistillLoss, Divergence, Dtype, Engine, Quant, Teacher, TeacherModel};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
@@ -159,11 +159,11 @@ impl Plan {
         Ok((job, Self { corpus, terms }, weights))
     }
 
-    /// Opens a cache of what the teacher says, or makes it.
+    /// Opens a cache of what the teacher, which computes in `dtype`, says, or makes it.
     ///
     /// # Errors
     /// As [`TeacherCache::open`]; [`Error::Usage`] when no cache was asked for.
-    pub fn open_cache(&self, job: &Job, folder: &Path) -> Result<TeacherCache, Error> {
+    pub fn open_cache(&self, job: &Job, folder: &Path, dtype: Dtype) -> Result<TeacherCache, Error> {
         let Some(top_k) = self.terms.top_k else {
             return Err(Error::Usage("a run without a cache of its teacher was asked for".into()));
         };
@@ -173,7 +173,7 @@ impl Plan {
             quant => format!("{} in {quant}", self.terms.teacher),
         };
         let (vocab_size, block_size) = (job.config.vocab_size, job.config.block_size);
-        let about = About::new(teacher, data, vocab_size, block_size, self.terms.temperature, top_k);
+        let about = About::new(teacher, dtype, data, vocab_size, block_size, self.terms.temperature, top_k);
         TeacherCache::open(folder, about)
     }
 

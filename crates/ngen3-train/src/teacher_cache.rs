@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use ngen3_engine::{Teacher, TeacherModel};
+use ngen3_engine::{Dtype, Teacher, TeacherModel};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -24,12 +24,14 @@ const FORMAT: &str = "ngen3 teacher cache 1";
 /// A file holds about so many bytes: the most that is lost when filling is cut off.
 const FILE_BYTES: usize = 8 << 20;
 
-/// What a cache is of: it serves runs for which all of this is the same.
+/// What a cache is of: it serves runs for which all of this is the same, but for the dtype.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct About {
     format: String,
     /// SHA-256 of the teacher's shape and weights, and what they were rounded to, if to anything.
     pub teacher: String,
+    /// What the teacher computed in. Once it has said all, that is only to be known; caches of before do not say it.
+    pub dtype: String,
     /// SHA-256 of the token file.
     pub data: String,
     /// Its tokens that are trained on.
@@ -49,6 +51,7 @@ impl About {
     /// Of this teacher, on this data.
     pub fn new(
         teacher: String,
+        dtype: Dtype,
         data: DataIdentity,
         vocab_size: usize,
         block_size: usize,
@@ -56,9 +59,19 @@ impl About {
         top_k: usize,
     ) -> Self {
         let DataIdentity { train_tokens, sha256: data, .. } = data;
-        let (format, windows_per_file) = (FORMAT.into(), 1);
-        let mut about =
-            Self { format, teacher, data, train_tokens, vocab_size, block_size, temperature, top_k, windows_per_file };
+        let (format, dtype, windows_per_file) = (FORMAT.into(), dtype.to_string(), 1);
+        let mut about = Self {
+            format,
+            teacher,
+            dtype,
+            data,
+            train_tokens,
+            vocab_size,
+            block_size,
+            temperature,
+            top_k,
+            windows_per_file,
+        };
         about.windows_per_file = (FILE_BYTES / about.window_bytes()).max(1);
         about
     }
@@ -81,6 +94,8 @@ impl About {
 pub struct TeacherCache {
     folder: PathBuf,
     about: About,
+    /// What the teacher computed in when it said what is there, if that is another dtype than now.
+    other_dtype: Option<String>,
 }
 
 /// What a teacher says of a batch.
@@ -104,10 +119,12 @@ impl TeacherCache {
     /// Opens the folder, or makes it. Everything in it is checked for its length.
     ///
     /// # Errors
-    /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be; [`Error::Io`].
+    /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be, or what is missing would be
+    /// said in another dtype than the rest; [`Error::Io`].
     pub fn open(folder: &Path, about: About) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
         let path = folder.join("cache.json");
+        let mut other_dtype = None;
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let found: Map<String, Value> = serde_json::from_str(&text)
@@ -115,7 +132,10 @@ impl TeacherCache {
                 // By way of text, as it was written: 1.2 is one number there, whatever its width was.
                 let text = serde_json::to_string(&about).expect("names and numbers serialise");
                 let wanted: Map<String, Value> = serde_json::from_str(&text).expect("what serialises is JSON");
-                if let Some((name, wanted)) = wanted.iter().find(|(name, wanted)| found.get(*name) != Some(*wanted)) {
+                let dtype = found.get("dtype").and_then(Value::as_str).filter(|&dtype| dtype != about.dtype);
+                other_dtype = dtype.map(str::to_owned);
+                let differs = |(name, wanted): &(&String, &Value)| *name != "dtype" && found.get(*name) != Some(wanted);
+                if let Some((name, wanted)) = wanted.iter().find(differs) {
                     let found = found.get(name).map_or("missing".into(), Value::to_string);
                     return Err(Error::file(
                         &path,
@@ -131,11 +151,27 @@ impl TeacherCache {
             }
             Err(error) => return Err(Error::io("read", &path)(error)),
         }
-        let cache = Self { folder: folder.into(), about };
+        let cache = Self { folder: folder.into(), about, other_dtype };
+        let mut whole = true;
         for index in 0..cache.files() {
-            cache.has(index)?;
+            whole &= cache.has(index)?;
         }
-        Ok(cache)
+        match &cache.other_dtype {
+            Some(dtype) if !whole => Err(Error::file(
+                &path,
+                format!(
+                    "the teacher has not said all yet, and began in {dtype}, not {}; give --dtype {dtype}, or another \
+                     --teacher_cache",
+                    cache.about.dtype
+                ),
+            )),
+            _ => Ok(cache),
+        }
+    }
+
+    /// What the teacher computed in when it said all this, if that is another dtype than the run's.
+    pub fn other_dtype(&self) -> Option<&str> {
+        self.other_dtype.as_deref()
     }
 
     /// Bytes of the whole cache.
@@ -274,7 +310,7 @@ mod tests {
 
     fn about(vocab_size: usize) -> About {
         let data = DataIdentity { train_tokens: 240, val_tokens: 60, sha256: "d".into() };
-        About { windows_per_file: 7, ..About::new("t".into(), data, vocab_size, 4, TEMPERATURE, 3) }
+        About { windows_per_file: 7, ..About::new("t".into(), Dtype::F32, data, vocab_size, 4, TEMPERATURE, 3) }
     }
 
     /// A folder with tokens below 7, a corpus of them, and a teacher.

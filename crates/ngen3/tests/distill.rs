@@ -276,7 +276,20 @@ fn a_cache_is_made_once_and_serves_other_students() {
         let error = refused(&format!("{line} {more}"));
         assert!(error.contains(expected) && error.contains("give another --teacher_cache"), "{error}");
     }
-    fs::write(folder.join("said5/cache.json"), "[]").unwrap();
+    // What it was asked in is known, but for caches of before.
+    let json = folder.join("said5/cache.json");
+    let about = fs::read_to_string(&json).unwrap();
+    let ours = about.lines().find(|line| line.contains("\"dtype\"")).unwrap();
+    fs::write(&json, about.replace(ours, "  \"dtype\": \"f64\",")).unwrap();
+    let err = cached(5, "");
+    assert!(err.contains("note: said5 is what the teacher said in f64; this run computes in "), "{err}");
+    fs::remove_file(&windows).unwrap();
+    let error = refused(&line);
+    assert!(error.contains("has not said all yet, and began in f64, not ") && error.contains("--dtype f64"), "{error}");
+    fs::write(&json, about.replace(&format!("{ours}\n"), "")).unwrap();
+    assert!(!cached(5, "").contains("note: said5"));
+    assert!(fs::read(&windows).unwrap() == bytes);
+    fs::write(&json, "[]").unwrap();
     assert!(refused(&line).contains("cache.json: it does not describe"));
 }
 

@@ -146,7 +146,11 @@ fn ask_once(
     training: &mut Training<'_>,
     stop: &AtomicBool,
 ) -> anyhow::Result<Distillation> {
-    let cache = plan.open_cache(job, folder)?;
+    let cache = plan.open_cache(job, folder, training.engine.dtype())?;
+    if let Some(dtype) = cache.other_dtype() {
+        let (folder, now) = (folder.display(), training.engine.dtype());
+        write_line(&format!("note: {folder} is what the teacher said in {dtype}; this run computes in {now}"));
+    }
     let progress = Progress::bytes("asking the teacher");
     progress.set_total(Some(cache.bytes()));
     let done = cache.fill(&mut teacher, &mut plan.corpus, job.settings.batch_size, &mut |bytes| {
