@@ -10,12 +10,15 @@
 //! max_iters = 500
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use ngen3_engine::Dtype;
 use ngen3_model::{Activation, Config};
 use serde::de::DeserializeOwned;
+use toml::de::DeTable;
 
 use crate::{Error, Overrides};
 
@@ -62,14 +65,14 @@ impl Shape {
         }
     }
 
-    fn take_from(table: &mut toml::Table) -> Result<Self, String> {
+    fn take_from(entries: &mut Entries) -> Result<Self, String> {
         Ok(Self {
-            n_layer: take(table, "n_layer")?,
-            n_head: take(table, "n_head")?,
-            n_embd: take(table, "n_embd")?,
-            block_size: take(table, "block_size")?,
-            vocab_size: take(table, "vocab_size")?,
-            activation: take(table, "activation")?,
+            n_layer: entries.take("n_layer")?,
+            n_head: entries.take("n_head")?,
+            n_embd: entries.take("n_embd")?,
+            block_size: entries.take("block_size")?,
+            vocab_size: entries.take("vocab_size")?,
+            activation: entries.take("activation")?,
         })
     }
 }
@@ -104,32 +107,104 @@ pub fn load(path: &Path) -> Result<(Overrides, Shape), Error> {
 
 /// Reads settings from the text of a TOML file; the error says what is wrong with it.
 pub fn parse(text: &str) -> Result<(Overrides, Shape), String> {
-    let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-        format!("line {line} is not TOML: {}", error.message().replace('\n', ", "))
-    })?;
-    for (alias, name) in Shape::ALIASES {
-        if let Some(value) = table.remove(alias)
-            && table.insert(name.into(), value).is_some()
-        {
-            return Err(format!("{alias} and {name} are the same setting; keep one"));
-        }
-    }
-    let settings = Overrides::take_from(&mut table)?;
-    let shape = Shape::take_from(&mut table)?;
-    match table.keys().next() {
+    let mut entries = Entries::of(text)?;
+    let settings = Overrides::take_from(&mut entries)?;
+    let shape = Shape::take_from(&mut entries)?;
+    match entries.0.into_iter().next() {
         None => Ok((settings, shape)),
-        Some(key) => Err(match near_match(key) {
-            Some(name) => format!("there is no setting {key:?}; did you mean {name}?"),
-            None => format!("there is no setting {key:?}"),
+        Some((key, Entry { line, .. })) => Err(match near_match(&key) {
+            Some(name) => format!("line {line}: there is no setting {key:?}; did you mean {name}?"),
+            None => format!("line {line}: there is no setting {key:?}"),
         }),
     }
 }
 
-/// Takes one key out of a table.
-pub(crate) fn take<T: DeserializeOwned>(table: &mut toml::Table, name: &str) -> Result<Option<T>, String> {
-    let Some(value) = table.remove(name) else { return Ok(None) };
-    value.try_into().map(Some).map_err(|error: toml::de::Error| format!("{name}: {}", error.message()))
+/// What a file says, by the settings' own names.
+pub(crate) struct Entries(BTreeMap<String, Entry>);
+
+struct Entry {
+    /// As it is called in the file.
+    key: String,
+    /// Where that stands.
+    line: usize,
+    value: toml::Value,
+}
+
+impl Entries {
+    fn of(text: &str) -> Result<Self, String> {
+        let line_at = |at: usize| 1 + text[..at].matches('\n').count();
+        let not_toml = |error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| line_at(span.start));
+            format!("line {line} is not TOML: {}", error.message().replace('\n', ", "))
+        };
+        let mut values: toml::Table = text.parse().map_err(not_toml)?;
+        let places = DeTable::parse(text).map_err(not_toml)?;
+        let mut entries = BTreeMap::new();
+        for place in places.get_ref().keys() {
+            let (key, line) = (place.get_ref().to_string(), line_at(place.span().start));
+            let Some(value) = values.remove(&key) else { continue };
+            let name = Shape::ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key.as_str(), |(_, name)| name);
+            if let Some(Entry { key: other, .. }) =
+                entries.insert(name.to_owned(), Entry { key: key.clone(), line, value })
+            {
+                return Err(format!("line {line}: {key} and {other} are the same setting; keep one"));
+            }
+        }
+        Ok(Self(entries))
+    }
+
+    /// Takes a setting out.
+    pub(crate) fn take<T: Setting>(&mut self, name: &str) -> Result<Option<T>, String> {
+        let Some(Entry { key, line, value }) = self.0.remove(name) else { return Ok(None) };
+        let shown = shown(&value);
+        let must = T::MUST;
+        value.try_into().map(Some).map_err(|_| format!("line {line}: {key} is {shown}; it must be {must}"))
+    }
+}
+
+/// A value as an error quotes it, on one line.
+fn shown(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) if text.chars().count() > 40 => "a long text".into(),
+        toml::Value::String(text) => format!("{text:?}"),
+        toml::Value::Array(_) => "a list".into(),
+        toml::Value::Table(_) => "a table".into(),
+        value => value.to_string(),
+    }
+}
+
+/// What a setting can be.
+pub(crate) trait Setting: DeserializeOwned {
+    /// In words.
+    const MUST: &str;
+}
+
+impl Setting for u64 {
+    const MUST: &str = "a whole number, 0 or more";
+}
+
+impl Setting for usize {
+    const MUST: &str = u64::MUST;
+}
+
+impl Setting for f32 {
+    const MUST: &str = "a number";
+}
+
+impl Setting for f64 {
+    const MUST: &str = "a number";
+}
+
+impl Setting for bool {
+    const MUST: &str = "true or false";
+}
+
+impl Setting for Dtype {
+    const MUST: &str = "\"auto\", \"f32\" or \"bf16\"";
+}
+
+impl Setting for Activation {
+    const MUST: &str = "\"gelu_new\" or \"gelu\"";
 }
 
 /// The setting that `key` was probably meant to be.
@@ -161,7 +236,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use ngen3_engine::Dtype;
 
     #[test]
     fn settings_and_a_shape_are_read() {
@@ -185,14 +259,20 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let cases = [
-            ("learning_rat = 1", "there is no setting \"learning_rat\"; did you mean learning_rate?"),
-            ("max-iters = 1", "there is no setting \"max-iters\"; did you mean max_iters?"),
-            ("colour = 1", "there is no setting \"colour\""),
-            ("[train]\nseed = 1", "there is no setting \"train\""),
-            ("layers = 1\nn_layer = 1", "layers and n_layer are the same setting; keep one"),
-            ("max_iters = 'x'", "max_iters: invalid type: string \"x\", expected u64"),
-            ("max_iters = -1", "max_iters: invalid value: integer `-1`, expected u64"),
-            ("activation = 'relu'", "activation: unknown variant `relu`, expected `gelu_new` or `gelu`"),
+            ("learning_rat = 1", "line 1: there is no setting \"learning_rat\"; did you mean learning_rate?"),
+            ("max-iters = 1", "line 1: there is no setting \"max-iters\"; did you mean max_iters?"),
+            ("seed = 1\n# red\ncolour = 1", "line 3: there is no setting \"colour\""),
+            ("\n[train]\nseed = 1", "line 2: there is no setting \"train\""),
+            ("layers = 1\nn_layer = 1", "line 2: n_layer and layers are the same setting; keep one"),
+            ("seed = 1\nmax_iters = 'x'", "line 2: max_iters is \"x\"; it must be a whole number, 0 or more"),
+            ("max_iters = -1", "line 1: max_iters is -1; it must be a whole number, 0 or more"),
+            ("width = 1.5", "line 1: width is 1.5; it must be a whole number, 0 or more"),
+            ("dropout = 'some'", "line 1: dropout is \"some\"; it must be a number"),
+            ("val_fraction = [1]", "line 1: val_fraction is a list; it must be a number"),
+            ("seed = { a = \"\"\"\n\"\"\" }", "line 1: seed is a table; it must be a whole number, 0 or more"),
+            ("keep_best = 1", "line 1: keep_best is 1; it must be true or false"),
+            ("dtype = 'f16'", "line 1: dtype is \"f16\"; it must be \"auto\", \"f32\" or \"bf16\""),
+            ("activation = 'relu'", "line 1: activation is \"relu\"; it must be \"gelu_new\" or \"gelu\""),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text).unwrap_err(), expected, "{text}");

@@ -8,6 +8,7 @@ use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::config_file::Entries;
 
 /// More threads than any machine has cores are a mistake.
 const MAX_THREADS: usize = 1_024;
@@ -39,9 +40,9 @@ macro_rules! settings {
                 Self { $($name: self.$name.or(below.$name),)* }
             }
 
-            /// Takes its keys out of a TOML table.
-            pub(crate) fn take_from(table: &mut toml::Table) -> Result<Self, String> {
-                Ok(Self { $($name: crate::config_file::take(table, stringify!($name))?,)* })
+            /// Takes its keys out of what a TOML file says.
+            pub(crate) fn take_from(entries: &mut Entries) -> Result<Self, String> {
+                Ok(Self { $($name: entries.take(stringify!($name))?,)* })
             }
         }
 

@@ -431,7 +431,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--config tiny.toml --data data.bin --out dir.pt", 1, "dir.pt"),
         ("--config tiny.toml --data data.bin --out x.onnx", 1, "ends in .pt or .safetensors"),
         ("--config typo.toml --data data.bin", 1, "\"learnin_rate\"; did you mean learning_rate?"),
-        ("--config wrong.toml --data data.bin", 1, "wrong.toml: n_layer: invalid type"),
+        ("--config wrong.toml --data data.bin", 1, "wrong.toml: line 1: layers is \"two\"; it must be a whole number"),
         ("--config none.toml --data data.bin", 1, "none.toml"),
         ("--data data.bin", 1, "which model?"),
         ("--config tiny.toml --data data.bin --batch_size 0", 1, "batch_size is 0; it must be at least 1"),

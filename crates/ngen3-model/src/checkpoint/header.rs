@@ -94,7 +94,8 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         None => Activation::Gelu,
     };
     if let Some(value) = extra.remove("layer_norm_epsilon") {
-        config.layer_norm_epsilon = from_value("layer_norm_epsilon", value)?;
+        let epsilon = value.as_f64().ok_or_else(|| format!("its layer_norm_epsilon is {value}, which is no number"))?;
+        config.layer_norm_epsilon = epsilon as f32;
     }
     config.validate().map_err(|error| error.to_string())?;
 
