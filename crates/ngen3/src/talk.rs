@@ -5,6 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_data::Tokenizer;
 use ngen3_engine::{Engine, Generator, Request, Sampling};
 
+use crate::progress::{counted, write_line};
+
+/// Says it where a prompt has more tokens than the model's block.
+pub fn say_what_is_seen(tokens: usize, block_size: usize) {
+    if tokens > block_size {
+        let tokens = counted(tokens as u64);
+        write_line(&format!("note: the prompt has {tokens} tokens; the model sees the last {block_size} of them"));
+    }
+}
+
 /// What is to be made.
 pub struct Answer<'a> {
     /// What comes before.

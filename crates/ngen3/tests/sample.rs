@@ -79,7 +79,7 @@ fn said(folder: &TempDir, arguments: &[&str]) -> String {
 
 fn text_of(output: Output) -> String {
     let (out, err) = texts(&output, 0);
-    assert!(err.contains(" tokens in "), "the time is missing: {err}");
+    assert!(err.contains(" tokens in ") || err.contains("1 token in "), "the time is missing: {err}");
     out
 }
 
@@ -109,6 +109,14 @@ fn a_text_outgrows_the_block() {
     assert_eq!(said(&folder, &["--prompt", "x", "--length", "24"]), expected);
     let long = "x".to_string() + &" y".repeat(40);
     assert_eq!(said(&folder, &["--prompt", &long, "--length", "3"]), format!("{long} p l m\n"));
+    let note = |prompt: &str| {
+        let arguments = ["--model_checkpoint", "parrot_model.pt", "--length", "1", "--prompt", prompt];
+        let (_, err) = texts(&sample(&folder, &arguments), 0);
+        err.lines().find(|line| line.starts_with("note: ")).map(str::to_owned)
+    };
+    let expected = "note: the prompt has 41 tokens; the model sees the last 16 of them";
+    assert_eq!(note(&long).as_deref(), Some(expected));
+    assert_eq!(note(text), None);
 }
 
 #[test]

@@ -231,6 +231,15 @@ fn a_run_that_goes_on_at_another_learning_rate_ends_at_a_tenth_of_it() {
 }
 
 #[test]
+fn bench_says_how_much_it_decodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "bench --variant 7M --steps 1 --batch_size 1 --threads 1";
+    let (out, err) = succeed(folder.path(), &format!("{line} --tokens 125"));
+    assert_eq!(err, "note: 124 tokens fit into the block after the start, and are decoded\n");
+    assert!(out.starts_with("7M, 1 row of 128, 1 thread, ") && out.contains("\ndecoding "), "{out}");
+}
+
+#[test]
 fn a_text_is_not_taken_for_tokens() {
     let folder = folder();
     let folder = folder.path();

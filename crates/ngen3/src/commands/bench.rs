@@ -9,7 +9,7 @@ use ngen3_train::check_fits;
 use serde_json::json;
 
 use super::variants::bytes;
-use crate::progress::{count, counted};
+use crate::progress::{count, counted, write_line};
 use crate::stdout;
 use crate::threads::Threads;
 
@@ -29,7 +29,7 @@ pub struct Args {
     /// Rows in a batch [default: the variant's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Tokens to decode; 0 leaves decoding out
+    /// Tokens to decode, as many as fit into the block; 0 leaves decoding out
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
@@ -95,7 +95,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let gflops = train_flops(&config, batch.inputs.len(), args.lora_rank) / median / 1e9;
     let peak = product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
     engine.merge();
-    let decoded = decode(&engine, args.tokens.min(config.block_size - 4))?;
+    let room = config.block_size - START.len();
+    if args.tokens > room {
+        write_line(&format!(
+            "note: {} fit into the block after the start, and are decoded",
+            count(room as u64, "token")
+        ));
+    }
+    let decoded = decode(&engine, args.tokens.min(room))?;
     let dtype = engine.dtype().to_string();
 
     if args.json {
@@ -163,13 +170,16 @@ fn train_flops(config: &Config, tokens: usize, lora_rank: Option<usize>) -> f64 
     tokens as f64 * (times * 2 * weights + 3 * (2 * adapters + attention)) as f64
 }
 
-/// Tokens a second, greedily after a prompt of four.
+/// What decoding starts from.
+const START: [u32; 4] = [1, 2, 3, 4];
+
+/// Tokens a second, greedily.
 fn decode(engine: &CpuEngine, tokens: usize) -> anyhow::Result<Option<f64>> {
     if tokens == 0 {
         return Ok(None);
     }
     let mut decoder = engine.decoder(1)?;
-    decoder.feed(&[1, 2, 3, 4])?;
+    decoder.feed(&START)?;
     let start = Instant::now();
     let mut token = 5;
     for _ in 0..tokens {

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, bail};
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
 use ngen3_data::{HfSource, Tokenizer};
-use ngen3_engine::{CpuEngine, Sampling};
+use ngen3_engine::{CpuEngine, Engine, Sampling};
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
     Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, default_reference,
@@ -19,7 +19,7 @@ use super::tokenize::{ChatFlags, show};
 use super::train::{Flags, RunFlags};
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::progress::{Progress, write_line};
-use crate::talk::Answer;
+use crate::talk::{Answer, say_what_is_seen};
 use crate::training::{Training, resume_command};
 use crate::{model, stdout};
 
@@ -386,6 +386,7 @@ fn sample(
             (ids, tokenizer.eot())
         }
     };
+    say_what_is_seen(ids.len(), engine.config().block_size);
     let whole = Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
     stdout::print("\n")?;
     if whole { Ok(()) } else { Err(Interrupted.into()) }

@@ -15,7 +15,7 @@ use ngen3_model::{Checkpoint, Variant};
 
 use crate::progress::write_line;
 use crate::threads::Threads;
-use crate::{model, stdout};
+use crate::{model, stdout, talk};
 
 /// Let a model continue a text
 ///
@@ -106,9 +106,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     };
     let options = Options { threads: args.threads.count(), dtype: args.dtype, quant: args.quant, ..Options::default() };
+    let block_size = config.block_size;
     let engine = CpuEngine::new(config, params, options)?;
 
     let ids = encode(&tokenizer, &prompt)?;
+    talk::say_what_is_seen(ids.len(), block_size);
     let rows = usize::from(args.num_samples);
     let request = Request {
         prompt: &ids,
