@@ -193,7 +193,7 @@ pub(crate) fn finetune_defaults(asked: Overrides, recipe_lr: f32, adapters: bool
 #[derive(Clone, Debug)]
 pub struct Reference {
     name: String,
-    rows: Batch,
+    ids: Vec<u32>,
 }
 
 /// Tokens of a reference text that are looked at: enough for two digits of its perplexity.
@@ -202,28 +202,20 @@ const REFERENCE_TOKENS: usize = 16_384;
 const REFERENCE_PASS: usize = 2_048;
 
 impl Reference {
-    /// Takes the first tokens of a text, in rows of the model's block. `None` if it has fewer than two.
+    /// Takes the first tokens of a text. `None` if it has fewer than two.
     ///
     /// # Errors
     /// [`Error::Data`] if the tokenizer fails on it.
-    pub fn new(name: &str, text: &str, tokenizer: &Tokenizer, block_size: usize) -> Result<Option<Self>, Error> {
+    pub fn new(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Option<Self>, Error> {
         let mut ids = Vec::new();
         tokenizer.try_encode_into(text, &mut ids).map_err(ngen3_data::Error::from)?;
         ids.truncate(REFERENCE_TOKENS + 1);
-        if ids.len() < 2 {
-            return Ok(None);
-        }
-        let mut rows = Batch::default();
-        let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
-        for (inputs, targets) in inputs.chunks(block_size).zip(targets.chunks(block_size)) {
-            rows.push(inputs, targets);
-        }
-        Ok(Some(Self { name: name.into(), rows }))
+        Ok((ids.len() >= 2).then(|| Self { name: name.into(), ids }))
     }
 
     /// What it is called, and its length.
     pub fn title(&self) -> String {
-        format!("{}, {}", self.name, count(self.rows.inputs.len(), "token"))
+        format!("{}, {}", self.name, count(self.ids.len() - 1, "token"))
     }
 
     /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each. `None` if `stop`, which is
@@ -232,13 +224,13 @@ impl Reference {
     /// # Errors
     /// [`Error::Engine`] for what the engine could not do.
     pub fn perplexity(&self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Option<f64>, Error> {
-        let Batch { inputs, targets, rows } = &self.rows;
-        let (mut at, mut sum) = (0, 0.0);
-        let mut pass = Batch::default();
-        for (index, row) in rows.iter().enumerate() {
-            pass.push(&inputs[at..at + row.len], &targets[at..at + row.len]);
-            at += row.len;
-            if pass.inputs.len() >= REFERENCE_PASS || index + 1 == rows.len() {
+        let block_size = engine.config().block_size;
+        let (inputs, targets) = (&self.ids[..self.ids.len() - 1], &self.ids[1..]);
+        let rows = inputs.len().div_ceil(block_size);
+        let (mut sum, mut pass) = (0.0, Batch::default());
+        for (index, (inputs, targets)) in inputs.chunks(block_size).zip(targets.chunks(block_size)).enumerate() {
+            pass.push(inputs, targets);
+            if pass.inputs.len() >= REFERENCE_PASS || index + 1 == rows {
                 debug_assert!(!pass.targets.contains(&IGNORE));
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
@@ -331,14 +323,14 @@ mod tests {
         // Several passes, the last of them short.
         for words in [2, 17, 3_000] {
             let text = "word ".repeat(words);
-            let reference = Reference::new("a text", text.trim_end(), &tokenizer, 16).unwrap().unwrap();
+            let reference = Reference::new("a text", text.trim_end(), &tokenizer).unwrap().unwrap();
             assert_eq!(reference.title(), format!("a text, {}", count(words - 1, "token")));
             let perplexity = reference.perplexity(&mut engine, &AtomicBool::new(false)).unwrap().unwrap();
             assert!((perplexity / 50_257.0 - 1.0).abs() < 1e-3, "{perplexity}");
             assert_eq!(reference.perplexity(&mut engine, &AtomicBool::new(true)).unwrap(), None);
         }
-        assert!(Reference::new("a text", "word", &tokenizer, 16).unwrap().is_none());
-        let long = Reference::new("a text", &"word ".repeat(30_000), &tokenizer, 16).unwrap().unwrap();
+        assert!(Reference::new("a text", "word", &tokenizer).unwrap().is_none());
+        let long = Reference::new("a text", &"word ".repeat(30_000), &tokenizer).unwrap().unwrap();
         assert_eq!(long.title(), "a text, 16384 tokens");
     }
 

@@ -26,9 +26,22 @@ pub struct RunPaths {
 }
 
 /// Keeps other runs from the files of this one, as long as it lives: a lock on the folder of the run. Where folders cannot be locked
-/// nothing does.
+/// nothing does. Folders that were made for the run and have stayed empty vanish with it.
 #[derive(Debug, Default)]
-pub struct Held(Option<File>);
+pub struct Held {
+    lock: Option<File>,
+    /// Each before those in it.
+    made: Vec<PathBuf>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for folder in self.made.iter().rev() {
+            // What is not empty, or is gone, is left alone.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
 
 impl RunPaths {
     /// The files beside `model`.
@@ -59,19 +72,25 @@ impl RunPaths {
         if self.model.is_dir() {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
         }
-        fs::create_dir_all(&self.run).map_err(Error::io("make the folder", &self.run))?;
-        let held = Held(File::open(&self.run).ok());
-        if held.0.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
+        let mut held = Held::default();
+        let state = parent(&self.state);
+        for folder in [&self.run, state] {
+            let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();
+            missing.reverse();
+            fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+            held.made.extend(missing);
+        }
+        held.lock = File::open(&self.run).ok();
+        if held.lock.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
             let model = self.model.display();
             return Err(Error::Usage(format!("another run is training {model}; wait for it, or give another --out")));
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
         for (folder, files) in [
             (parent(&self.model), vec![name(&self.model)]),
-            (parent(&self.state), vec![name(&self.state), name(&self.base)]),
+            (state, vec![name(&self.state), name(&self.base)]),
             (&self.run, vec!["metrics.jsonl".into(), "loss.svg".into()]),
         ] {
-            fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
             tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
             files.iter().for_each(|file| remove_leftovers(&folder.join(file)));
         }
@@ -98,6 +117,10 @@ impl RunPaths {
             _ => Ok(()),
         }
     }
+}
+
+fn is_missing(path: &Path) -> bool {
+    !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err()
 }
 
 /// The folder that a file stands in.
@@ -130,7 +153,6 @@ mod tests {
         let held = paths.prepare().unwrap();
         let error = paths.prepare().unwrap_err().to_string();
         assert!(error.contains("another run is training") && error.contains("x.pt"), "{error}");
-        drop(held);
         let folder = dir.path().join("new");
         for name in [".x.pt.Ab3x45.tmp", ".xx.pt.Ab3x45.tmp", "x.pt", ".x.pt.Ab3x45"] {
             fs::write(folder.join(name), "").unwrap();
@@ -139,11 +161,30 @@ mod tests {
             ["x.state/.state.safetensors.Qrstuv.tmp", "x.run/.metrics.jsonl.Qrstuv.tmp", "x.run/.loss.svg.Qrstuv.tmp"];
         let others = others.map(|name| folder.join(name));
         others.iter().for_each(|path| fs::write(path, "").unwrap());
-        paths.prepare().unwrap();
+        drop(held);
+        let _held = paths.prepare().unwrap();
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [".x.pt.Ab3x45", ".xx.pt.Ab3x45.tmp", "x.pt", "x.run", "x.state"]);
         assert!(others.iter().all(|path| !path.exists()));
+    }
+
+    #[test]
+    fn folders_that_stay_empty_vanish_with_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("old.state")).unwrap();
+        for (name, left) in [("a/b/x.pt", &["old.state"][..]), ("old.pt", &["old.state"])] {
+            let held = RunPaths::new(&dir.path().join(name)).unwrap().prepare().unwrap();
+            assert!(dir.path().join(name).with_extension("run").is_dir());
+            drop(held);
+            let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, left, "{name}");
+        }
+        let paths = RunPaths::new(&dir.path().join("a/x.pt")).unwrap();
+        let held = paths.prepare().unwrap();
+        fs::write(paths.run.join("metrics.jsonl"), "").unwrap();
+        drop(held);
+        assert!(paths.run.join("metrics.jsonl").exists() && !dir.path().join("a/x.state").exists());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{fail, ngen3, run, succeed, texts};
+use common::{contents, fail, ngen3, run, succeed, texts};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, Variant, checkpoint};
 use serde_json::{Value, json};
 use server::FakeHub;
@@ -319,9 +319,11 @@ fn a_template_of_ones_own_is_kept_and_a_bad_one_refused() {
 }
 
 #[test]
-fn what_is_asked_wrongly_is_told_before_anything_is_read() {
+fn what_is_asked_wrongly_is_told_and_leaves_nothing() {
     let folder = folder();
     let folder = folder.path();
+    fs::write(folder.join("short.txt"), "a").unwrap();
+    let before = contents(folder);
     for (line, code, expected) in [
         (format!("{TINY} --sample_temperature -1"), 1, "temperature"),
         (format!("{TINY} --train_on everybody"), 2, "assistant or all"),
@@ -330,13 +332,14 @@ fn what_is_asked_wrongly_is_told_before_anything_is_read() {
         (format!("{TINY} --variant 7M"), 1, "tiny.pt is not a 7M model"),
         (TINY.replace("tiny.pt", "no.pt"), 1, "no.pt"),
         (format!("{TINY} --reference_text no.txt"), 1, "no.txt"),
+        (format!("{TINY} --lora_rank 2 --reference_text short.txt"), 1, "short.txt is too short to measure"),
         ("finetune --data chats.jsonl --resume".into(), 1, "which run goes on?"),
         (format!("{TINY} --resume"), 2, "cannot be used with"),
     ] {
         let output = run(folder, &line);
         let (_, err) = texts(&output, code);
         assert!(err.contains(expected), "{line}: {err}");
-        assert!(!folder.join("x.pt").exists(), "{line}");
+        assert_eq!(contents(folder), before, "{line}");
     }
 }
 

@@ -188,6 +188,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
     let stop = interrupt::watch()?;
 
+    let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref())?;
     let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
     let (job, mut lesson, weights): (Job, Box<dyn Lesson>, Weights) = match chats {
         Some(chats) => {
@@ -201,7 +202,6 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
             (job, Box::new(lesson), weights)
         }
     };
-    let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref(), job.config.block_size)?;
     // None if the run is finished; what comes after it may be missing still.
     let mut training = Training::new(&job, weights)?;
     let begins = job.reached.step == 0;
@@ -340,11 +340,7 @@ fn read(
 }
 
 /// The text on which the perplexity is measured.
-fn reference(
-    path: Option<&Path>,
-    tokenizer: Option<&Tokenizer>,
-    block_size: usize,
-) -> anyhow::Result<Option<Reference>> {
+fn reference(path: Option<&Path>, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Option<Reference>> {
     let Some(tokenizer) = tokenizer else { return Ok(None) };
     let (name, text) = match path {
         Some(path) => (path.display().to_string(), read_reference(path)?),
@@ -353,7 +349,7 @@ fn reference(
             (name.to_owned(), text)
         }
     };
-    let reference = Reference::new(&name, &text, tokenizer, block_size)?;
+    let reference = Reference::new(&name, &text, tokenizer)?;
     if reference.is_none() {
         bail!("{name} is too short to measure a perplexity on");
     }
