@@ -184,11 +184,10 @@ impl Status {
 
 impl Progress for Status {
     fn step(&mut self, report: &StepReport<'_>) {
-        let text = step_line(report);
         if self.terminal {
-            self.line.set_message(text);
+            self.line.set_message(short_step_line(report));
         } else if report.logged {
-            write_line(&text);
+            write_line(&step_line(report));
         }
     }
 
@@ -202,18 +201,44 @@ impl Progress for Status {
     }
 }
 
+/// Columns of a terminal that the line of a step keeps to.
+const COLUMNS: usize = 80;
+
+/// What the parts of a loss are called where there is little room.
+const SHORT: [(&str, &str); 2] = [("cross_entropy", "ce"), ("divergence", "div")];
+
+/// A step with all that there is to say about it.
 fn step_line(report: &StepReport<'_>) -> String {
+    said_of(report, |name| name.replace('_', " ")).concat()
+}
+
+/// A step in one line of a terminal: how it stands and how long it takes, then what else there is room for.
+fn short_step_line(report: &StepReport<'_>) -> String {
+    let name = |name: &str| SHORT.iter().find(|(long, _)| *long == name).map_or(name, |(_, short)| short).to_owned();
+    let said = said_of(report, name);
+    let (mut shown, mut room) = ([false; 6], COLUMNS);
+    for index in [0, 5, 1, 4, 2, 3] {
+        let columns = said[index].chars().count();
+        if columns <= room {
+            (shown[index], room) = (true, room - columns);
+        }
+    }
+    said.into_iter().zip(shown).filter_map(|(text, shown)| shown.then_some(text)).collect()
+}
+
+/// What there is to say about a step, in order: its loss, what that is made of, the learning rate, the gradient's norm, the
+/// speed, and how long it takes.
+fn said_of(report: &StepReport<'_>, name: impl Fn(&str) -> String) -> [String; 6] {
     let StepReport { step, max_iters, loss, parts, lr, grad_norm, tokens_per_s, left, .. } = *report;
-    let parts: Vec<String> =
-        parts.iter().map(|(name, value)| format!("{} {value:.4}", name.replace('_', " "))).collect();
-    let parts = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
-    format!(
-        "step {}/{}: loss {loss:.4}{parts}, lr {lr:.1e}, norm {grad_norm:.2}, {} tokens/s, {} left",
-        counted(step),
-        counted(max_iters),
-        counted(tokens_per_s as u64),
-        span(left.as_secs_f64())
-    )
+    let parts: Vec<String> = parts.iter().map(|(part, value)| format!("{} {value:.4}", name(part))).collect();
+    [
+        format!("step {}/{}: loss {loss:.4}", counted(step), counted(max_iters)),
+        if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) },
+        format!(", lr {lr:.1e}"),
+        format!(", norm {grad_norm:.2}"),
+        format!(", {} tokens/s", counted(tokens_per_s as u64)),
+        format!(", {} left", span(left.as_secs_f64())),
+    ]
 }
 
 /// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
@@ -282,6 +307,12 @@ mod tests {
         );
         let parts = StepReport { parts: &[("cross_entropy", 5.5), ("divergence", 3.0)], ..report };
         assert!(step_line(&parts).contains(": loss 4.2500 (cross entropy 5.5000, divergence 3.0000), lr "));
+        let narrow = "step 1,200/2,000: loss 4.2500 (ce 5.5000, div 3.0000), lr 3.0e-4, 13 min left";
+        assert_eq!(short_step_line(&parts), narrow);
+        assert_eq!(short_step_line(&StepReport { parts: &[], ..parts }), step_line(&report));
+        let long = StepReport { step: 100_000, max_iters: 100_000, grad_norm: 1e9, lr: 3e-12, ..parts };
+        let narrow = "step 100,000/100,000: loss 4.2500 (ce 5.5000, div 3.0000), 13 min left";
+        assert_eq!(short_step_line(&long), narrow);
         for (s, expected) in
             [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
         {

@@ -25,8 +25,8 @@ const COMPARED: u64 = 2;
 ///
 ///   loss = alpha · T² · KL(p ‖ q) + (1 − alpha) · cross entropy
 ///
-/// KL(p ‖ q) is the sum over the tokens of p · ln(p / q). The log gives both parts, "divergence" with its T². Validation is by
-/// the student's plain cross entropy, as in ngen3 train.
+/// KL(p ‖ q) is the sum over the tokens of p · ln(p / q). The log gives both parts, "divergence" with its T² (ce and div on a
+/// terminal). Validation is by the student's plain cross entropy, as in ngen3 train.
 ///
 /// Leaves distilled_VARIANT_model.pt, and beside it what train leaves. Ctrl-C finishes the step, saves, and says how to go on.
 #[derive(clap::Args)]
