@@ -16,7 +16,7 @@ use std::io::Read;
 use std::path::Path;
 
 use ngen3_engine::Dtype;
-use ngen3_model::{Activation, Config};
+use ngen3_model::{Activation, Config, Variant};
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
@@ -63,6 +63,16 @@ impl Shape {
             vocab_size: self.vocab_size.or(below.vocab_size),
             activation: self.activation.or(below.activation),
         }
+    }
+
+    /// Whether it says nothing else of layers, heads and width than a variant, or the GPT-2 that is named after it.
+    pub(crate) fn keeps_to(&self, variant: &Variant) -> bool {
+        let Config { n_layer, n_head, n_embd, .. } = variant.config();
+        let says = |n_layer, n_head, n_embd| {
+            let said = [(self.n_layer, n_layer), (self.n_head, n_head), (self.n_embd, n_embd)];
+            said.into_iter().all(|(said, own)| said.is_none_or(|said| said == own))
+        };
+        says(n_layer, n_head, n_embd) || variant.gpt2().is_some_and(|gpt2| says(gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
     }
 
     fn take_from(entries: &mut Entries) -> Result<Self, String> {

@@ -76,8 +76,8 @@ pub struct Request {
     pub variant: Option<&'static Variant>,
     /// A TOML file of settings and shape.
     pub config_file: Option<PathBuf>,
-    /// Where the model goes; `VARIANT_model.pt` (or, without a variant, `CONFIG_model.pt`) if nobody says, after
-    /// `distilled_` or `finetuned_` if it is that.
+    /// Where the model goes; `VARIANT_model.pt` (or, without a variant, or where the file makes another shape of it,
+    /// `CONFIG_model.pt`) if nobody says, after `distilled_` or `finetuned_` if it is that.
     pub out: Option<PathBuf>,
     /// Where the weights come from.
     pub begin: Begin,
@@ -203,8 +203,9 @@ impl Request {
             None => Default::default(),
         };
         let asked = flags.or(file_settings);
-        let shape = flag_shape.or(file_shape);
-        let paths = RunPaths::new(&out.map_or_else(|| default_out(kind, variant, config_file.as_deref()), Ok)?)?;
+        let shape = flag_shape.or(file_shape.clone());
+        let named = variant.filter(|variant| file_shape.keeps_to(variant));
+        let paths = RunPaths::new(&out.map_or_else(|| default_out(kind, named, config_file.as_deref()), Ok)?)?;
         let start = match begin {
             Begin::Resume => return Start::resume(kind, paths, variant, shape, asked),
             Begin::Fresh { init, overwrite } => {

@@ -144,6 +144,25 @@ fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
 }
 
 #[test]
+fn a_model_of_another_shape_than_the_variant_is_named_after_its_file() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --variant 7M --data data.bin --max_iters 0";
+    fs::write(folder.join("short.toml"), "block_size = 8\nvocab_size = 97\nn_layer = 4\n").unwrap();
+    succeed(folder, &format!("{line} --config short.toml"));
+    let variant = load(folder, "7M_model.pt").config;
+    assert_eq!((variant.n_layer, variant.n_embd, variant.block_size), (4, 128, 8));
+    fs::write(folder.join("flat.toml"), "block_size = 8\nvocab_size = 97\nn_layer = 1\n").unwrap();
+    succeed(folder, &format!("{line} --config flat.toml"));
+    let other = load(folder, "flat_model.pt").config;
+    assert_eq!((other.n_layer, other.n_embd), (1, 128));
+    assert_eq!(load(folder, "7M_model.pt").config, variant);
+    // What made it is what goes on with it.
+    succeed(folder, &format!("{line} --config flat.toml --resume").replace("max_iters 0", "max_iters 1"));
+    assert_eq!(load(folder, "flat_model.pt").meta.iter_num, 1);
+}
+
+#[test]
 fn recomputing_what_is_not_kept_gives_the_same_model() {
     let folder = folder();
     let folder = folder.path();

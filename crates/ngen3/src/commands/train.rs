@@ -41,7 +41,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Settings in TOML, named as the flags below, and the shape of a model that is no variant (n_layer, n_head, n_embd,
-    /// block_size, vocab_size, activation); a flag comes before the file, and the file before the variant
+    /// block_size, vocab_size, activation), which is then named after the file; a flag comes before the file, and the file
+    /// before the variant
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
