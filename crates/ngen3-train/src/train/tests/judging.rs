@@ -1,0 +1,113 @@
+//! Lessons whose losses are known beforehand: which model stays, when a run ends, what is logged.
+
+use super::*;
+
+/// A lesson whose validation losses are written down beforehand, one for each evaluation.
+struct Scripted<'a> {
+    corpus: Corpus,
+    losses: std::slice::Iter<'a, f32>,
+}
+
+impl Lesson for Scripted<'_> {
+    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+        let learned = self.corpus.learn(engine, micro)?;
+        let parts = vec![("half", learned.loss / 2.0), ("index", micro.index as f32)];
+        Ok(Learned { parts, ..learned })
+    }
+
+    fn evaluate(&mut self, _: &mut dyn Engine, _: &AtomicBool) -> Result<Evaluation, Error> {
+        Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&loss| Evaluation::Loss(loss)))
+    }
+
+    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+        self.corpus.probe(engine)
+    }
+}
+
+/// A run in the folder that is evaluated after every step, with these losses.
+fn scripted(dir: &Path, begin: Begin, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
+    let asked = Overrides { eval_interval: Some(1), save_interval: Some(100), ..asked };
+    let (mut job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
+    let mut engine = FakeEngine::new(job.config.clone(), 0);
+    engine.write(Slot::Params, &weights.params).unwrap();
+    if let Some(moments) = weights.moments {
+        moments.restore(&mut engine).unwrap();
+    }
+    let mut lesson = Scripted { corpus, losses: losses.iter() };
+    let stop = AtomicBool::new(false);
+    let mut watching = Watching(&stop, None, &mut Vec::new(), &mut Vec::new());
+    let outcome = train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap();
+    job.held = Held::default();
+    (outcome, job)
+}
+
+#[test]
+fn the_best_model_stays_and_patience_ends_a_run() {
+    let steps = |n| Overrides { max_iters: Some(n), ..settings(10).into() };
+    let meta = |dir: &TempDir| {
+        let meta = Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta;
+        (meta.iter_num, meta.best_val_loss)
+    };
+    let losses = [5.0, 4.0, 3.0, 3.5, 3.25, 3.0, 2.0];
+
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), patience: Some(3), ..steps(10) };
+    let (outcome, _) = scripted(dir.path(), FRESH, asked.clone(), &losses);
+    assert_eq!(outcome, Outcome::Stale(5), "3.0 again is not better");
+    assert_eq!(meta(&dir), (2, Some(3.0)));
+    let best = Checkpoint::load(&dir.path().join("x.pt")).unwrap().params;
+
+    // The same run cut short holds the model of that step as its latest.
+    let short = folder();
+    let (outcome, _) = scripted(short.path(), FRESH, steps(2), &losses);
+    assert_eq!((outcome, meta(&short)), (Outcome::Finished, (2, Some(3.0))));
+    assert_eq!(Checkpoint::load(&short.path().join("x.pt")).unwrap().params, best);
+
+    // It is finished until somebody has more patience; it then goes on from its last step, and remembers its best.
+    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    assert!(job.is_finished());
+    job.complete(&FakeEngine::new(config(), 1)).unwrap();
+    assert_eq!(meta(&dir), (2, Some(3.0)));
+    drop(job);
+    let more = Overrides { patience: Some(4), ..Overrides::default() };
+    let (outcome, job) = scripted(dir.path(), Begin::Resume, more, &[9.0, 1.0]);
+    assert_eq!((job.reached.step, job.reached.best_step, job.reached.evals_since_best), (5, 2, 3));
+    assert_eq!((outcome, meta(&dir)), (Outcome::Stale(6), (2, Some(3.0))));
+
+    // Without patience it goes through to the end, and without keep_best the latest stays.
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), ..steps(6) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Finished);
+    assert_eq!(meta(&dir), (6, Some(2.0)));
+    let dir = folder();
+    let asked = Overrides { patience: Some(2), ..steps(6) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Stale(4));
+    assert_eq!(meta(&dir), (4, Some(3.0)));
+
+    // Asked for later, the best is that of what came after: the better model of before is no longer there.
+    let dir = folder();
+    assert_eq!(scripted(dir.path(), FRESH, steps(3), &losses).0, Outcome::Finished);
+    let asked = Overrides { keep_best: Some(true), max_iters: Some(5), ..Overrides::default() };
+    let (outcome, job) = scripted(dir.path(), Begin::Resume, asked, &[3.25, 3.4]);
+    assert_eq!((outcome, meta(&dir)), (Outcome::Finished, (4, Some(3.25))));
+    let note = "the model of step 2 was not kept: the best is looked for from here on";
+    assert!(job.notes.iter().any(|found| found == note), "{:?}", job.notes);
+
+    // With nothing held out there is no best: the latest has to do.
+    let dir = folder();
+    let asked = Overrides { keep_best: Some(true), patience: Some(1), ..steps(3) };
+    assert_eq!(scripted(dir.path(), FRESH, asked, &[]).0, Outcome::Finished);
+    assert_eq!(meta(&dir), (3, None));
+}
+
+#[test]
+fn the_parts_of_a_loss_are_logged_as_means_over_the_micro_batches() {
+    let dir = folder();
+    let asked = Overrides { gradient_accumulation: Some(3), max_iters: Some(2), ..settings(2).into() };
+    scripted(dir.path(), FRESH, asked, &[1.0, 1.0, 1.0]);
+    for line in &metrics(dir.path())[1..] {
+        let train = line.train.as_ref().unwrap();
+        assert!((train.parts["half"] - train.train_loss / 2.0).abs() < 1e-6);
+        assert!((train.parts["index"] - 1.0).abs() < 1e-6);
+    }
+}
