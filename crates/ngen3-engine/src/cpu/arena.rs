@@ -228,6 +228,15 @@ impl Arena {
         Ok(())
     }
 
+    /// Lays it out anew for a pass of `tokens` tokens, no more than it was reserved for. The packed embeddings stay.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn lay_out(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) {
+        self.layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads, walk);
+        assert!(self.layout.total() <= self.data.len(), "a pass of {tokens} tokens needs more room than a larger one");
+    }
+
     /// The three parts of the arena.
     pub fn split(&mut self) -> (Blocks<'_>, Buffers<'_>, Shared<'_>) {
         let layout = self.layout;

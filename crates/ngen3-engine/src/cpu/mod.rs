@@ -51,7 +51,7 @@ pub enum Dtype {
     /// The fastest that this processor has.
     #[default]
     Auto,
-    /// Exact, on every processor.
+    /// Nothing is rounded to less, on every processor.
     F32,
     /// Operands of products rounded to bf16, sums and everything else in f32; needs AVX512-BF16.
     Bf16,

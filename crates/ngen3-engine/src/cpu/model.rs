@@ -193,7 +193,7 @@ impl Model {
             loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
         }
         for (i, pass) in plan.passes(batch).enumerate() {
-            arena.reserve(self, pass.inputs.len(), threads, walk)?;
+            arena.lay_out(self, pass.inputs.len(), threads, walk);
             work(i as u64, pass, arena)?;
         }
         Ok(())

@@ -7,8 +7,8 @@
 //! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
 //! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
 //!
-//! [`softmax`] holds the kernels of the fused loss, which do more with a tile than store it; [`strided`] small products for
-//! attention, without packing.
+//! [`softmax`] and, for f32, [`strassen`] hold the kernels of the fused loss, which do more with a tile than store it; [`strided`]
+//! small products for attention, without packing; [`int8`] products of rounded operands.
 //!
 //! Each element of C is summed in the same order whatever the number of threads: the same bits.
 
@@ -44,7 +44,7 @@ const MC: usize = 16 * MR;
 const NC: usize = 8 * NR;
 
 thread_local! {
-    /// Packed operands. Grows to the largest product seen, then stays: a step allocates nothing.
+    /// What a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
     static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 
@@ -89,13 +89,13 @@ fn matmul_with<const P: usize>(
     });
 }
 
-/// Gives `work` this thread's room for `n` numbers of packed operands.
+/// Gives `work` this thread's room for `n` numbers, which hold anything.
 pub fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
     // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
     let mut workspace = WORKSPACE.take();
     if workspace.len() < n {
-        let larger = Buffer::zeros(n, "packed operands");
-        workspace = larger.expect("memory for the operands of a product, which is smaller than the activations");
+        let larger = Buffer::zeros(n, "the operands of a product");
+        workspace = larger.expect("memory for the operands of one product");
     }
     work(&mut workspace[..n]);
     WORKSPACE.set(workspace);

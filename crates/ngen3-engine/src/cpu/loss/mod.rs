@@ -223,7 +223,9 @@ mod tests {
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
         };
-        for (tokens, width, vocab_size) in [(5, 12, 97), (1, 3, 2), (70, 33, 7001), (33, 5000, 50), (150, 2001, 130)] {
+        for (tokens, width, vocab_size) in
+            [(5, 12, 97), (1, 3, 2), (70, 33, 7001), (33, 5000, 50), (300, 700, 130), (65, 1, 2), (3, 2, 25)]
+        {
             let plain = Case::new(Way::Plain, tokens, width, vocab_size).run(true);
             for (way, loss_tolerance, tolerance) in [(Way::FusedBf16, 0.02, 0.02), (Way::FusedF32, 2e-5, 2e-5)] {
                 let case = Case::new(way, tokens, width, vocab_size);
@@ -246,10 +248,10 @@ mod tests {
             let scale = if t % 3 == 0 { 0.1 } else { 8.0 };
             hidden.iter_mut().for_each(|h| *h *= scale);
         }
-        let (expected, dhidden, _) = case.run(true);
+        let (expected, dhidden, dwte) = case.run(true);
         assert!(expected.iter().any(|&loss| loss < 10.0) && expected.iter().any(|&loss| loss > 40.0), "{expected:?}");
         case.shape.way = Way::FusedF32;
-        let (losses, found, _) = case.run(true);
+        let (losses, found, found_dwte) = case.run(true);
         for t in 0..128 {
             assert!((losses[t] - expected[t]).abs() < 1e-4, "token {t}: {}, not {}", losses[t], expected[t]);
             let of = |d: &[f32]| d[t * 32..][..32].to_vec();
@@ -257,6 +259,28 @@ mod tests {
             let largest = expected.iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
             for (found, expected) in found.iter().zip(&expected) {
                 assert!((found - expected).abs() < 1e-4 * largest, "token {t}: {found}, not {expected}");
+            }
+        }
+        // A word's gradient is as precise as that of the word that it is added to, a panel away.
+        let row = |d: &[f32], word: usize| d[word * 32..][..32].to_vec();
+        let largest = |word| row(&dwte, word).iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
+        for word in 0..500 {
+            let (pair, place) = (word / 24 * 24, word % 24);
+            let other = (pair + (place + 12) % 24).min(499);
+            for (found, expected) in row(&found_dwte, word).iter().zip(row(&dwte, word)) {
+                let tolerance = 1e-4 * largest(word).max(largest(other));
+                assert!((found - expected).abs() < tolerance, "word {word}: {found}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn fewer_tokens_never_need_more_room() {
+        for (width, vocab_size) in [(128, 50_257), (768, 50_257), (256, 16_384), (128, 97), (33, 7001), (5000, 50)] {
+            for way in [Way::Plain, Way::FusedF32, Way::FusedBf16] {
+                let scratch = |tokens| Shape { way, sizes: pieces::Shape { tokens, width, vocab_size } }.scratch();
+                let room: Vec<usize> = (1..2100).map(scratch).collect();
+                assert!(room.is_sorted(), "{way:?}, width {width}, {vocab_size} words");
             }
         }
     }

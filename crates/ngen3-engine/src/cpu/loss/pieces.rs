@@ -21,7 +21,7 @@ pub(super) const SEGMENTS: usize = 44;
 /// Panels of words whose e is kept in the second-level cache for the product that follows.
 pub(super) const CHUNK: usize = 16;
 
-/// Numbers in a segment's part of dhidden, which is added to again and again: half of a second-level cache.
+/// Numbers of dhidden in one block, so that a segment's part, which is added to again and again, stays in the second-level cache.
 pub(super) const PARTIAL: usize = 128 << 10;
 
 /// The sizes of one loss.

@@ -13,6 +13,9 @@ pub const MR: usize = 12;
 /// Columns of a tile: two vectors of 16 f32.
 pub const NR: usize = 32;
 
+/// Numbers in a tile.
+pub const TILE: usize = MR * NR;
+
 /// Whether this processor has AVX512-BF16.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]

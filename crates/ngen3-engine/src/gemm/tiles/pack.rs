@@ -403,6 +403,7 @@ mod tests {
     #[test]
     fn both_orientations_pack_the_same_with_zeros_past_the_end() {
         for (rows, k) in [(5, 7), (12, 4), (13, 1), (24, 10), (32, 64), (33, 31), (70, 33), (12, 16), (1, 100)] {
+            check::<1, 8>(rows, k);
             check::<1, 12>(rows, k);
             check::<2, 12>(rows, k);
             check::<1, 32>(rows, k);

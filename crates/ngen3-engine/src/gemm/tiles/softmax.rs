@@ -1,4 +1,4 @@
-//! The fused loss's two micro-kernels. Here a tile is [`MR`] words of the vocabulary by [`NR`] tokens of text.
+//! The micro-kernels of the fused loss in bf16, and of distillation's, in either precision. Here a tile is [`MR`] words of the vocabulary by [`NR`] tokens of text.
 //!
 //! [`exp_tile`] multiplies embeddings with hidden states, and while the logits are in registers turns them into
 //! e = 2^(logit − shift), adds each token's e to its sum, and stores e twice, in the orders in which the two products of the

@@ -12,14 +12,15 @@
 //! So a product multiplies the sums of two of them, and the third table says where its seven terms go. It is the same E that both
 //! products backward read: [`mix`] makes its sums once.
 //!
-//! Errors stay near those of the plain product where what is added up is of like size: a small block is lost beside a
-//! large one. Hidden states and embeddings are; exponentials only when each has been divided by its token's sum.
+//! Each sum is as precise as its largest block: what is small is lost beside what is large. So exponentials are multiplied only when
+//! each has been divided by its token's sum; then no token is lost beside another. A word is, if it is far rarer than the one that
+//! it is added to: the gradient of its embedding has an error of 1e-7 of the other's, not of its own.
 //!
 //! The two parts of the words are neighbouring panels of [`MR`], those of the tokens neighbouring tiles of [`NR`]. A *tile* is
 //! [`MR`] words by [`NR`] tokens, a *quad* one of each of the four blocks.
 
 use super::super::Into;
-use super::kernel::{MR, NR};
+use super::kernel::{MR, NR, TILE};
 use super::softmax::MAX_EXPONENT;
 
 /// Sums of blocks, and products of them.
@@ -37,14 +38,16 @@ pub const HIDDEN: [[i8; 4]; PRODUCTS] =
 const EXPS: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]];
 
-/// Numbers in a tile.
-pub const TILE: usize = MR * NR;
-
 /// Numbers in a quad.
 pub const QUAD: usize = 4 * TILE;
 
 /// Rows of A where they are channels: unlike [`MR`], it divides half of every usual width.
 pub const CHANNELS: usize = 8;
+
+/// Whether so many tiles stand in `place`, `stride` numbers apart.
+fn has_tiles(place: &[f32], tiles: usize, stride: usize) -> bool {
+    place.len().checked_sub(tiles.saturating_sub(1).saturating_mul(stride)) >= Some(TILE)
+}
 
 /// `c = a·b` or `c += a·b`, with `a`: `[depth, R]`, `b`: `[depth, NR]`, `c`: `[R, NR]`.
 ///
@@ -92,7 +95,7 @@ pub struct Logits<'a> {
 /// # Panics
 /// If there is not a tile of each product, or `out` has another length.
 pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
-    assert!(logits.products.len() >= (PRODUCTS - 1) * logits.stride + TILE, "a tile of each product");
+    assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "a tile of each product");
     assert!(out.is_empty() || out.len() == QUAD, "a quad of e, or none");
     #[cfg(target_arch = "x86_64")]
     if super::kernel::available() {
@@ -130,10 +133,7 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
 /// # Panics
 /// If `e` is not a quad, or `out` has no room.
 pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
-    assert!(
-        e.len() == QUAD && stride >= TILE && out.len() >= (PRODUCTS - 1) * stride + TILE,
-        "a quad of e and its sums"
-    );
+    assert!(e.len() == QUAD && stride >= TILE && has_tiles(out, PRODUCTS, stride), "a quad of e and its sums");
     #[cfg(target_arch = "x86_64")]
     if super::kernel::available() {
         // SAFETY: the features were just detected, and the lengths just checked.
@@ -192,10 +192,11 @@ pub struct Place {
 /// If the lengths do not agree or a place is not in `c`.
 pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
     let tiles = b.len() / (NR * NR);
-    assert!(tiles > 0 && b.len() == tiles * NR * NR && e.len() >= (tiles - 1) * stride + TILE, "{tiles} tiles of e");
+    assert!(b.len() == tiles * NR * NR && has_tiles(e, tiles, stride), "{tiles} tiles of e");
     for &Place { at, rows, cols, .. } in places {
         assert!(rows <= MR && cols <= NR && cols <= width, "a place of {rows} x {cols}");
-        assert!(rows == 0 || at + (rows - 1) * width + cols <= c.len(), "a place in {} numbers", c.len());
+        let last = rows.saturating_sub(1).saturating_mul(width).saturating_add(at);
+        assert!(rows == 0 || c.len().checked_sub(last) >= Some(cols), "a place in {} numbers", c.len());
     }
     #[cfg(target_arch = "x86_64")]
     if super::kernel::available() {

@@ -6,10 +6,10 @@ use super::super::super::memory::padded;
 use super::super::super::simd::{exp, simd};
 use super::super::pieces::{CHUNK, Shape, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
-use super::scratch::{Scratch, Sizes, TILE, factor};
+use super::scratch::{Scratch, Sizes, factor};
 use super::{Divergence, Soft, Way};
 use crate::gemm::Into;
-use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 

@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use super::super::super::simd::{exp, simd};
 use super::super::pieces::Shape;
-use super::scratch::{Scratch, TILE, factor, sum};
+use super::scratch::{Scratch, factor, sum};
 use super::{Divergence, Soft, Way};
-use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
 use crate::gemm::tiles::{cells, packed_len};
 use crate::gemm::{Into, MatMut};
 

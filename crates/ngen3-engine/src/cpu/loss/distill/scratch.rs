@@ -5,12 +5,9 @@ use bytemuck::cast_slice_mut;
 use super::super::super::memory::{Knife, padded};
 use super::super::pieces::{CHUNK, Shape};
 use super::head::Head;
-use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::e_tile;
-
-/// Numbers in a tile of logits.
-pub const TILE: usize = MR * NR;
 
 /// What is summed over the words for each token. The names index [`Scratch::sums`].
 pub mod sum {

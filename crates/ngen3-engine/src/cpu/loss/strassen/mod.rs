@@ -25,9 +25,9 @@ use super::super::simd::simd;
 use super::Gradients;
 use super::pieces::{Shape, gather, shifts};
 use crate::gemm::Into;
-use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{
-    Ahead, CHANNELS, HIDDEN, Logits, PRODUCTS, Place, QUAD, TILE, WORDS, exponentials, mix, product, product_onto,
+    Ahead, CHANNELS, HIDDEN, Logits, PRODUCTS, Place, QUAD, WORDS, exponentials, mix, product, product_onto,
 };
 use crate::gemm::tiles::with_workspace;
 use plan::{CHUNK, PAIRS, PART, Plan, TOKENS, by_pair};

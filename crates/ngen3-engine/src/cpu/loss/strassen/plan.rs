@@ -4,8 +4,8 @@ use bytemuck::{AnyBitPattern, NoUninit};
 
 use super::super::super::memory::{Knife, padded};
 use super::super::pieces::{PARTIAL, SEGMENTS, Shape};
-use crate::gemm::tiles::kernel::{MR, NR};
-use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS, TILE};
+use crate::gemm::tiles::kernel::{MR, NR, TILE};
+use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS};
 
 /// Pairs of panels of words in a chunk.
 pub const PAIRS: usize = 4;
@@ -22,7 +22,8 @@ pub const TOKENS: usize = 2 * NR;
 /// Numbers of e in one block, 55 MB. A smaller block reads the embeddings more often, a larger one is no faster.
 const E_NUMBERS: usize = 13 << 20;
 
-/// Numbers left free after each product's tiles: a power of two apart, all seven would share one set of the first-level cache.
+/// Numbers left free after each product's tiles: without them all seven would stand a multiple of 2 KB apart and share a few sets of
+/// the first-level cache.
 const GAP: usize = 5 * 16;
 
 /// The sizes of one loss.
@@ -40,16 +41,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Blocks of equal size, near the best.
+    /// More tokens never need less room: the buffers for a pass serve for the tokens of it that count.
     pub fn new(Shape { tokens, width, vocab_size }: Shape) -> Self {
         let chunks = vocab_size.div_ceil(CHUNK);
         let most = (E_NUMBERS / (chunks * CHUNK)).min(PARTIAL / width) / TOKENS;
-        let pairs = tokens.div_ceil(TOKENS);
         Self {
             width,
             vocab_size,
             half: width.div_ceil(2),
-            pairs: pairs.div_ceil(pairs.div_ceil(most.max(1)).max(1)),
+            pairs: most.max(1).min(tokens.div_ceil(TOKENS)),
             chunks,
             segment_chunks: chunks.div_ceil(SEGMENTS),
         }
