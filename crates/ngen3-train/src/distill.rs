@@ -72,7 +72,8 @@ impl Terms {
         };
         let wrong =
             |name: &str, value: f32, must: &str| Err(Error::Usage(format!("{name} is {value}; it must be {must}")));
-        if !TEMPERATURES.contains(&terms.temperature) {
+        // A run that goes on keeps what it began with.
+        if asked.temperature.is_some() && !TEMPERATURES.contains(&terms.temperature) {
             let must = format!("between {} and {}", TEMPERATURES.start(), TEMPERATURES.end());
             return wrong("temperature", terms.temperature, &must);
         }

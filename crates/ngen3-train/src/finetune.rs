@@ -272,6 +272,18 @@ impl ReferenceReport {
         }
     }
 
+    /// Removes that of an earlier run of this name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be removed.
+    pub fn remove(paths: &RunPaths) -> Result<(), Error> {
+        let path = paths.run.join(Self::FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes it whole or not at all.
     ///
     /// # Errors

@@ -82,6 +82,8 @@ impl RunPaths {
         }
         held.lock = File::open(&self.run).ok();
         if held.lock.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
+            // Whatever was made just now is that run's too.
+            held.made.clear();
             let model = self.model.display();
             return Err(Error::Usage(format!("another run is training {model}; wait for it, or give another --out")));
         }
@@ -182,6 +184,10 @@ mod tests {
         }
         let paths = RunPaths::new(&dir.path().join("a/x.pt")).unwrap();
         let held = paths.prepare().unwrap();
+        // Another run that comes now takes nothing away, even what it had to make.
+        fs::remove_dir(paths.state.parent().unwrap()).unwrap();
+        assert!(paths.prepare().is_err() && paths.state.parent().unwrap().is_dir());
+        fs::remove_dir(paths.state.parent().unwrap()).unwrap();
         fs::write(paths.run.join("metrics.jsonl"), "").unwrap();
         drop(held);
         assert!(paths.run.join("metrics.jsonl").exists() && !dir.path().join("a/x.state").exists());

@@ -166,7 +166,7 @@ fn layout(total: u64) -> BTreeMap<String, Array> {
 /// Writes a state whole or not at all.
 ///
 /// # Errors
-/// [`Error::Model`] if it cannot be written; the old file is then as it was.
+/// [`Error::Model`] if it cannot be written, [`Error::File`] if it could not be read back; the old file is then as it was.
 pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Error> {
     let total = header.total().expect("adapters that learn are valid") as u64;
     let metadata = Metadata { format: FORMAT.into(), run: to_json(header) };
@@ -175,6 +175,12 @@ pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Err
     // One JSON object out of two, padded so that the arrays start at a multiple of 8.
     let mut json = format!("{{\"__metadata__\":{metadata},{}", &arrays[1..]);
     json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
+    if json.len() as u64 > MAX_HEADER {
+        let len = json.len();
+        let what =
+            format!("what goes with the run, such as a chat template, takes {len} bytes of at most {MAX_HEADER}");
+        return Err(Error::file(path, what));
+    }
     write_atomic(path, |file| {
         file.write_all(&(json.len() as u64).to_le_bytes())?;
         file.write_all(json.as_bytes())?;

@@ -124,7 +124,7 @@ impl TeacherCache {
     pub fn open(folder: &Path, about: About) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
         let path = folder.join("cache.json");
-        let mut other_dtype = None;
+        let (mut other_dtype, mut missing) = (None, false);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let found: Map<String, Value> = serde_json::from_str(&text)
@@ -145,16 +145,17 @@ impl TeacherCache {
                     ));
                 }
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let text = serde_json::to_string_pretty(&about).expect("names and numbers serialise");
-                write_atomic(&path, |file| file.write_all(format!("{text}\n").as_bytes()))?;
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => missing = true,
             Err(error) => return Err(Error::io("read", &path)(error)),
         }
-        let cache = Self { folder: folder.into(), about, other_dtype };
-        let mut whole = true;
+        let mut cache = Self { folder: folder.into(), about, other_dtype };
+        let (mut whole, mut begun) = (true, false);
         for index in 0..cache.files() {
-            whole &= cache.has(index)?;
+            let has = cache.has(index)?;
+            (whole, begun) = (whole && has, begun || has);
+        }
+        if missing || !begun && cache.other_dtype.take().is_some() {
+            cache.describe()?;
         }
         match &cache.other_dtype {
             Some(dtype) if !whole => Err(Error::file(
@@ -167,6 +168,13 @@ impl TeacherCache {
             )),
             _ => Ok(cache),
         }
+    }
+
+    /// Writes down what it is of.
+    fn describe(&self) -> Result<(), Error> {
+        let text = serde_json::to_string_pretty(&self.about).expect("names and numbers serialise");
+        write_atomic(&self.folder.join("cache.json"), |file| file.write_all(format!("{text}\n").as_bytes()))?;
+        Ok(())
     }
 
     /// What the teacher computed in when it said all this, if that is another dtype than the run's.
@@ -371,6 +379,27 @@ mod tests {
         assert_eq!(names(&folder).len(), 1 + 9, "59 windows, 7 in a file");
         assert_eq!(fs::read(folder.join("windows-00000.bin")).unwrap(), before);
         assert_ne!(fs::read(folder.join("windows-00001.bin")).unwrap(), before);
+    }
+
+    #[test]
+    fn a_cache_is_of_one_dtype_once_the_teacher_has_said_something() {
+        let (dir, mut corpus, mut teacher) = all();
+        let folder = dir.path().join("said");
+        let bf16 = || About { dtype: "bf16".into(), ..about(7) };
+        TeacherCache::open(&folder, bf16()).unwrap();
+        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        assert_eq!(cache.other_dtype(), None, "nothing had been said");
+        let mut files = 0;
+        let stopped = cache.fill(&mut teacher, &mut corpus, 7, &mut |_| {
+            files += 1;
+            files < 3
+        });
+        assert!(!stopped.unwrap());
+        let error = TeacherCache::open(&folder, bf16()).unwrap_err().to_string();
+        assert!(error.contains("began in f32, not bf16"), "{error}");
+        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        assert!(cache.fill(&mut teacher, &mut corpus, 7, &mut |_| true).unwrap());
+        assert_eq!(TeacherCache::open(&folder, bf16()).unwrap().other_dtype(), Some("f32"));
     }
 
     #[test]

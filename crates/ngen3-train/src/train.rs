@@ -90,7 +90,10 @@ pub fn train(
                 log.write(Line { step: 0, train: None, elapsed_s: run.elapsed_s(), val_loss: Some(loss) })?;
             }
             Evaluation::NothingHeldOut => {}
-            Evaluation::Stopped => return Ok(Outcome::Interrupted(0)),
+            Evaluation::Stopped => {
+                log.sync()?;
+                return Ok(Outcome::Interrupted(0));
+            }
         }
         log.sync()?;
     } else {

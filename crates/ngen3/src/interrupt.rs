@@ -49,14 +49,19 @@ fn watched() -> Vec<i32> {
     [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
 }
 
-/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets; a later signal, but for SIGHUP, which nobody sends to insist,
-/// ends the process with code 130.
+/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets; a SIGINT or SIGTERM after another of these two ends the process with
+/// code 130. A terminal that goes does not insist, nor does who signals first after it.
 ///
 /// A command calls this once, looks at the flag between pieces of work, and returns [`Interrupted`] when it has tidied
 /// up. A command that never calls it is simply killed by the signal.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
+    watch_for(&watched())
+}
+
+/// [`watch`] for these signals alone; the others do what they do to any program.
+pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut signals = Signals::new(watched()).context("cannot watch for Ctrl-C")?;
+    let mut signals = Signals::new(signals).context("cannot watch for Ctrl-C")?;
     let flag = Arc::clone(&stop);
     std::thread::spawn(move || {
         let mut first: Option<Instant> = None;
@@ -64,8 +69,9 @@ pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
             let again = flag.swap(true, Ordering::Relaxed);
             match first {
                 _ if IDLE.load(Ordering::Relaxed) => std::process::exit(130),
-                Some(first) if again && first.elapsed() >= SAME && signal != SIGHUP => std::process::exit(130),
-                _ if again => {}
+                _ if signal == SIGHUP => {}
+                Some(first) if again && first.elapsed() >= SAME => std::process::exit(130),
+                Some(_) if again => {}
                 _ => first = Some(Instant::now()),
             }
         }

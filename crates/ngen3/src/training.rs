@@ -185,7 +185,9 @@ impl Status {
 impl Progress for Status {
     fn step(&mut self, report: &StepReport<'_>) {
         if self.terminal {
-            self.line.set_message(short_step_line(report));
+            let columns =
+                terminal_size::terminal_size_of(std::io::stderr()).map_or(COLUMNS, |(width, _)| width.0.into());
+            self.line.set_message(short_step_line(report, columns));
         } else if report.logged {
             write_line(&step_line(report));
         }
@@ -201,7 +203,7 @@ impl Progress for Status {
     }
 }
 
-/// Columns of a terminal that the line of a step keeps to.
+/// Columns of a terminal that does not say how many it has.
 const COLUMNS: usize = 80;
 
 /// What the parts of a loss are called where there is little room.
@@ -213,10 +215,10 @@ fn step_line(report: &StepReport<'_>) -> String {
 }
 
 /// A step in one line of a terminal: how it stands and how long it takes, then what else there is room for.
-fn short_step_line(report: &StepReport<'_>) -> String {
+fn short_step_line(report: &StepReport<'_>, columns: usize) -> String {
     let name = |name: &str| SHORT.iter().find(|(long, _)| *long == name).map_or(name, |(_, short)| short).to_owned();
     let said = said_of(report, name);
-    let (mut shown, mut room) = ([false; 6], COLUMNS);
+    let (mut shown, mut room) = ([false; 6], columns);
     for index in [0, 5, 1, 4, 2, 3] {
         let columns = said[index].chars().count();
         if columns <= room {
@@ -308,11 +310,15 @@ mod tests {
         let parts = StepReport { parts: &[("cross_entropy", 5.5), ("divergence", 3.0)], ..report };
         assert!(step_line(&parts).contains(": loss 4.2500 (cross entropy 5.5000, divergence 3.0000), lr "));
         let narrow = "step 1,200/2,000: loss 4.2500 (ce 5.5000, div 3.0000), lr 3.0e-4, 13 min left";
-        assert_eq!(short_step_line(&parts), narrow);
-        assert_eq!(short_step_line(&StepReport { parts: &[], ..parts }), step_line(&report));
+        assert_eq!(short_step_line(&parts, 80), narrow);
+        assert_eq!(short_step_line(&StepReport { parts: &[], ..parts }, 80), step_line(&report));
+        assert_eq!(short_step_line(&parts, 50), "step 1,200/2,000: loss 4.2500, 13 min left");
+        let wide =
+            "step 1,200/2,000: loss 4.2500 (ce 5.5000, div 3.0000), lr 3.0e-4, norm 0.50, 4,096 tokens/s, 13 min left";
+        assert_eq!(short_step_line(&parts, 120), wide);
         let long = StepReport { step: 100_000, max_iters: 100_000, grad_norm: 1e9, lr: 3e-12, ..parts };
         let narrow = "step 100,000/100,000: loss 4.2500 (ce 5.5000, div 3.0000), 13 min left";
-        assert_eq!(short_step_line(&long), narrow);
+        assert_eq!(short_step_line(&long, 80), narrow);
         for (s, expected) in
             [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
         {

@@ -156,6 +156,25 @@ fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
     drain.join().unwrap().unwrap();
 }
 
+#[cfg(unix)]
+#[test]
+fn a_chat_whose_terminal_goes_ends_within_an_answer() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let folder = folder();
+    let line = "chat --model_checkpoint tiny.pt --length 100000000 --temperature 0";
+    let mut child = ngen3(folder.path(), line);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello\nHello again\n").unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(1));
+    drain.join().unwrap().unwrap();
+}
+
 #[test]
 fn commands_that_fail_do_not_end_the_conversation() {
     let folder = folder();

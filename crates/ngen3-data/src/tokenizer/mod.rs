@@ -70,7 +70,7 @@ impl Tokenizer {
     /// A tokenizer from the bytes of a Hugging Face tokenizer.json. `name` is how errors and `meta.json` call it.
     ///
     /// # Errors
-    /// [`Error::Json`] if the file is not one, is over 128 MiB, or has ids that cannot be: two tokens of one id, an id of
+    /// [`Error::Json`] if the file is not one, is over 48 MiB, or has ids that cannot be: two tokens of one id, an id of
     /// [`MAX_VOCAB_SIZE`] or more, an added token whose id is not the one that it gets.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
         let (kind, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;

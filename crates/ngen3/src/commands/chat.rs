@@ -11,6 +11,7 @@ use ngen3_engine::{CpuEngine, Dtype, Options, Sampling};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
+use signal_hook::consts::SIGINT;
 
 use super::sample::seed_of_the_moment;
 use crate::progress::{count, write_line};
@@ -91,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let block_size = config.block_size;
     let engine = CpuEngine::new(config, params, options)?;
-    let stop = interrupt::watch()?;
+    let stop = interrupt::watch_for(&[SIGINT])?;
 
     let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
     let messages: Vec<_> = system.collect();
@@ -131,9 +132,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 turn += 1;
                 // Each answer draws anew, and the same whatever was answered before.
                 let sampling = Sampling { seed: sampling.seed.wrapping_add(turn), ..sampling };
-                if let Err(error) = talk.answer(said, &engine, sampling, &stop)? {
-                    write_line(&format!("error: {error}"));
-                    failed += 1;
+                match talk.answer(said, &engine, sampling, &stop)? {
+                    Ok(whole) => failed += u64::from(!whole),
+                    Err(error) => {
+                        write_line(&format!("error: {error}"));
+                        failed += 1;
+                    }
                 }
             }
         }
@@ -213,14 +217,14 @@ impl Talk {
         system.iter().filter(|message| is_said(message)).chain(turns).collect()
     }
 
-    /// Answers a turn on stdout. The inner error is one that the conversation survives.
+    /// Answers a turn on stdout; says whether it came to the answer's end. The inner error is one that the conversation survives.
     fn answer(
         &mut self,
         said: &str,
         engine: &CpuEngine,
         sampling: Sampling,
         stop: &AtomicBool,
-    ) -> anyhow::Result<Result<(), String>> {
+    ) -> anyhow::Result<Result<bool, String>> {
         self.messages.push(Message::user(said));
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,
@@ -241,7 +245,7 @@ impl Talk {
             write_line("(stopped)");
         }
         self.messages.push(Message::assistant(text));
-        Ok(Ok(()))
+        Ok(Ok(whole))
     }
 
     /// The ids of the conversation, after forgetting the oldest turns as long as there is too little room for an answer.

@@ -205,7 +205,10 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     // None if the run is finished; what comes after it may be missing still.
     let mut training = Training::new(&job, weights)?;
     let begins = job.reached.step == 0;
-    let report = match (&reference, ReferenceReport::read(&job.paths)?.filter(|_| !begins), &mut training) {
+    if begins {
+        ReferenceReport::remove(&job.paths)?;
+    }
+    let report = match (&reference, ReferenceReport::read(&job.paths)?, &mut training) {
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
         (Some(reference), None, Some(training)) if begins => {
             // One that is stopped is measured when the run goes on, which it then does from its beginning.
@@ -231,6 +234,10 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let finished = training.is_none();
     if let Some(training) = training {
         training.run(&mut *lesson, &command, &stop)?;
+        if begins && reference.is_some() && report.is_none() {
+            // Stopped before there was anything to learn, in a run of no steps.
+            return Err(Interrupted.into());
+        }
     }
     drop(lesson);
     let report = report.filter(|report| !(finished && report.after.is_some()));
@@ -366,23 +373,23 @@ fn sample(
     sampling: Sampling,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let (ids, end) = match chat {
+    let (shown, ids, end) = match chat {
         Some(format) => {
             let encoder = ChatEncoder::new(tokenizer.clone(), Some(format))?;
-            stdout::print(&format!("user: {prompt}\nassistant: "))?;
-            (encoder.prompt(&[Message::user(prompt)])?, Some(encoder.end()))
+            let ids = encoder.prompt(&[Message::user(prompt)])?;
+            (format!("user: {prompt}\nassistant: "), ids, Some(encoder.end()))
         }
         None => {
-            stdout::print(prompt)?;
             let mut ids = Vec::new();
             tokenizer.try_encode_into(prompt, &mut ids)?;
             if ids.is_empty() {
                 ids.extend(tokenizer.eot());
             }
-            (ids, tokenizer.eot())
+            (prompt.to_owned(), ids, tokenizer.eot())
         }
     };
     say_what_is_seen(ids.len(), engine.config().block_size);
+    stdout::print(&shown)?;
     let whole = Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
     stdout::print("\n")?;
     if whole { Ok(()) } else { Err(Interrupted.into()) }
