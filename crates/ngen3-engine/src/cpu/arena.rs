@@ -24,7 +24,8 @@ use crate::gemm::Precision;
 
 /// Numbers in the arena of passes of so many tokens, with adapters of this rank or, at 0, none.
 pub fn numbers(config: &Config, precision: Precision, rank: usize, tokens: usize, threads: usize, walk: Walk) -> usize {
-    let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size);
+    let backward = walk.keep != Keep::Nothing;
+    let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size, backward);
     Layout::new(config, loss, rank, tokens, threads, walk).total()
 }
 
@@ -215,7 +216,14 @@ impl Arena {
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
     pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) -> Result<(), Error> {
-        let layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads, walk);
+        let layout = Layout::new(
+            &model.config,
+            model.loss_shape(tokens, walk.keep != Keep::Nothing),
+            model.rank(),
+            tokens,
+            threads,
+            walk,
+        );
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             let what = match walk.keep {
@@ -233,7 +241,14 @@ impl Arena {
     /// # Panics
     /// If there is no room.
     pub fn lay_out(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) {
-        self.layout = Layout::new(&model.config, model.loss_shape(tokens), model.rank(), tokens, threads, walk);
+        self.layout = Layout::new(
+            &model.config,
+            model.loss_shape(tokens, walk.keep != Keep::Nothing),
+            model.rank(),
+            tokens,
+            threads,
+            walk,
+        );
         assert!(self.layout.total() <= self.data.len(), "a pass of {tokens} tokens needs more room than a larger one");
     }
 

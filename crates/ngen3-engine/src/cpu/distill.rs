@@ -96,7 +96,7 @@ impl Model {
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
                 let said = Said::of(distill, self.config.vocab_size, pass);
                 let distill = Distill { teacher: said.teacher(), ..*distill };
-                let (shape, hidden) = (self.loss_shape(n), &b.ln[..n * c]);
+                let (shape, hidden) = (self.loss_shape(n, false), &b.ln[..n * c]);
                 loss::distill(shape, hidden, self.wte(), pass.counted, &distill, losses, gradients, memory)?;
             }
             cross_entropy += sum(&b.losses[..n]);

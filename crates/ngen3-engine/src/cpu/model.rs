@@ -190,7 +190,8 @@ impl Model {
         let Passes { batch, plan, threads, arena } = passes;
         arena.reserve(self, plan.most_tokens(), threads, walk)?;
         if walk.loss {
-            loss::pack_wte(self.loss_shape(plan.most_tokens()), self.wte(), arena.split().1.packed_wte);
+            let shape = self.loss_shape(plan.most_tokens(), walk.keep != Keep::Nothing);
+            loss::pack_wte(shape, self.wte(), arena.split().1.packed_wte);
         }
         for (i, pass) in plan.passes(batch).enumerate() {
             arena.lay_out(self, pass.inputs.len(), threads, walk);
@@ -199,9 +200,9 @@ impl Model {
         Ok(())
     }
 
-    /// The loss of a pass.
-    pub fn loss_shape(&self, tokens: usize) -> loss::Shape {
-        loss::Shape::new(self.precision, tokens, self.config.n_embd, self.config.vocab_size)
+    /// The loss of a pass, with gradients or not.
+    pub fn loss_shape(&self, tokens: usize, backward: bool) -> loss::Shape {
+        loss::Shape::new(self.precision, tokens, self.config.n_embd, self.config.vocab_size, backward)
     }
 
     /// Replaces every weight that decoding reads by what its int8 copy stands for, so that losses and prompts are those of the
@@ -346,7 +347,15 @@ impl Model {
             });
             let (hidden, losses) = (&b.ln[..counted * c], &mut b.losses[..counted]);
             let wte = (self.wte(), &*b.packed_wte);
-            loss::run(self.loss_shape(counted), hidden, wte, pass.counted, losses, gradients, shared.for_loss());
+            loss::run(
+                self.loss_shape(counted, backward),
+                hidden,
+                wte,
+                pass.counted,
+                losses,
+                gradients,
+                shared.for_loss(),
+            );
         }
         if backward {
             pass.scatter_counted(b.dbranch);

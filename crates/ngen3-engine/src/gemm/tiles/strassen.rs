@@ -90,23 +90,19 @@ pub struct Logits<'a> {
     pub sums: &'a mut [[f32; NR]; 2],
 }
 
-/// e = 2^(logit − shift): adds each token's to its sum and fills `out`, a [`QUAD`] or nothing.
+/// e = 2^(logit − shift): adds each token's to its sum and fills `out`, a [`QUAD`].
 ///
 /// # Panics
 /// If there is not a tile of each product, or `out` has another length.
 pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
     assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "a tile of each product");
-    assert!(out.is_empty() || out.len() == QUAD, "a quad of e, or none");
+    assert!(out.len() == QUAD, "a quad of e");
     #[cfg(target_arch = "x86_64")]
     if super::kernel::available() {
         let streamed = out.as_ptr().cast::<std::arch::x86_64::__m512>().is_aligned();
         // SAFETY: the features were just detected, the lengths just checked, and the place of `out` too.
         return unsafe {
-            match (out.is_empty(), streamed) {
-                (true, _) => x86::exponentials::<false, false>(logits, out),
-                (false, false) => x86::exponentials::<true, false>(logits, out),
-                (false, true) => x86::exponentials::<true, true>(logits, out),
-            }
+            if streamed { x86::exponentials::<true>(logits, out) } else { x86::exponentials::<false>(logits, out) }
         };
     }
     exponentials_plain(logits, out);
@@ -122,9 +118,7 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
         let e = if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2();
         let e = if row < logits.words[part] { e } else { 0.0 };
         logits.sums[tile][token] += e;
-        if let Some(out) = out.get_mut(block * TILE + at) {
-            *out = e;
-        }
+        out[block * TILE + at] = e;
     }
 }
 
@@ -277,9 +271,9 @@ mod x86 {
     /// With STREAM past the caches: a block of e is larger than they are, and to write a line they would read it first.
     ///
     /// # Safety
-    /// The processor has AVX-512F; there is a tile of each product; with STORE `out` is a quad, with STREAM it begins on a cache line.
+    /// The processor has AVX-512F; there is a tile of each product; `out` is a quad, and with STREAM it begins on a cache line.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn exponentials<const STORE: bool, const STREAM: bool>(logits: Logits<'_>, out: &mut [f32]) {
+    pub unsafe fn exponentials<const STREAM: bool>(logits: Logits<'_>, out: &mut [f32]) {
         for half in [0, 16] {
             // SAFETY: `half` is the place of 16 numbers in NR, `at` in a tile, and the caller promises the tiles.
             unsafe {
@@ -302,10 +296,8 @@ mod x86 {
                         let exists = if row < logits.words[part] { 0xFFFF } else { 0 };
                         let e = _mm512_maskz_mov_ps(exists, exp2(x));
                         sums[token] = _mm512_add_ps(sums[token], e);
-                        if STORE {
-                            let to = out.as_mut_ptr().add(block * TILE + at);
-                            if STREAM { _mm512_stream_ps(to, e) } else { _mm512_storeu_ps(to, e) }
-                        }
+                        let to = out.as_mut_ptr().add(block * TILE + at);
+                        if STREAM { _mm512_stream_ps(to, e) } else { _mm512_storeu_ps(to, e) }
                     }
                 }
                 for (to, sums) in logits.sums.iter_mut().zip(sums) {
@@ -438,10 +430,10 @@ mod tests {
         for (stride, words, far) in [(TILE, [12, 12], 0.0), (TILE + 80, [12, 3], 60.0), (TILE, [5, 0], -200.0)] {
             let products = random(PRODUCTS * stride, 1);
             let shift: [[f32; NR]; 2] = std::array::from_fn(|t| std::array::from_fn(|i| far * (t * i) as f32 / 31.0));
-            let run = |plainly: bool, skip: usize, store: bool| {
+            let run = |plainly: bool, skip: usize| {
                 let (mut sums, mut e) = ([[1.0; NR]; 2], vec![f32::NAN; skip + QUAD]);
                 let logits = Logits { products: &products, stride, words, shift: &shift, sums: &mut sums };
-                let out = if store { &mut e[skip..] } else { &mut [] };
+                let out = &mut e[skip..];
                 if plainly {
                     exponentials_plain(logits, out)
                 } else {
@@ -449,16 +441,15 @@ mod tests {
                 }
                 (sums.as_flattened().to_vec(), e.split_off(skip))
             };
-            let expected = run(true, 0, true);
+            let expected = run(true, 0);
             // Whichever of these begins on a cache line is streamed; at most one does.
             for skip in 0..16 {
-                let found = run(false, skip, true);
+                let found = run(false, skip);
                 close(&found.0, &expected.0, 2e-5);
                 let relative: Vec<f32> =
                     found.1.iter().zip(&expected.1).map(|(f, e)| if f == e { 1.0 } else { f / e }).collect();
                 close(&relative, &[1.0; QUAD], 2e-5);
             }
-            assert_eq!(run(false, 0, false).0, run(false, 0, true).0);
         }
     }
 
@@ -469,7 +460,7 @@ mod tests {
         let mut sums = [[0.0; NR]; 2];
         let logits =
             Logits { products: &products, stride: TILE, words: [MR; 2], shift: &[[0.0; NR]; 2], sums: &mut sums };
-        exponentials(logits, &mut []);
+        exponentials(logits, &mut [0.0; QUAD]);
         assert!(sums[0][3].is_nan() && sums[1][3].is_nan() && sums[0][4].is_finite());
     }
 

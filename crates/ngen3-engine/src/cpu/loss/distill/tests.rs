@@ -59,7 +59,7 @@ fn run(
     let n = targets.len();
     let (mut cross_entropy, mut divergence) = (vec![f32::NAN; n], vec![f32::NAN; n]);
     let (mut dhidden, mut dwte) = (vec![f32::NAN; hidden.len()], vec![0.0; wte.len()]);
-    let shape = LossShape::new(precision, shape.tokens, shape.width, shape.vocab_size);
+    let shape = LossShape::new(precision, shape.tokens, shape.width, shape.vocab_size, false);
     let mut memory = Buffer::default();
     let mut run = |dhidden: &mut [f32], dwte: Option<&mut [f32]>| {
         let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };

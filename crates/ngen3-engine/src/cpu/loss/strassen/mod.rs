@@ -1,6 +1,6 @@
 //! The fused loss in f32 on our own kernels: three products in seven eighths of their multiplications.
 //!
-//! What `fused.rs` does, in f32 and by way of sums of blocks: see [`crate::gemm::tiles::strassen`] for what these are. A block of
+//! What `fused.rs` does with gradients, in f32 and by way of sums of blocks: see [`crate::gemm::tiles::strassen`] for what these are. A block of
 //! R tokens at a time; words are cut into segments, one task each, and these into chunks whose tiles stay in cache:
 //!
 //! ```text
@@ -48,14 +48,14 @@ pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     sums::pack_wte(Plan::new(shape), wte, packed);
 }
 
-/// Fills `losses` and, where asked, the gradients: see [`super::run`].
+/// Fills `losses` and the gradients: see [`super::run`].
 pub fn run(
     shape: Shape,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
     targets: &[u32],
     losses: &mut [f32],
-    mut gradients: Option<Gradients<'_>>,
+    mut gradients: Gradients<'_>,
     scratch: &mut [f32],
 ) {
     let plan = Plan::new(shape);
@@ -71,12 +71,12 @@ pub fn run(
         shifts::<1>(in_bits, wte, targets, s.shift);
         sums::pack_hidden(plan, pairs, in_bits, s.by_channel, s.by_token);
 
-        let (hidden, shift, keep) = (&*s.by_channel, &by_pair(s.shift)[..pairs], gradients.is_some());
+        let (hidden, shift) = (&*s.by_channel, &by_pair(s.shift)[..pairs]);
         let segments = by_word.par_chunks(plan.segment_chunks * plan.by_word());
         let segments = segments.zip(s.e.par_chunks_mut(plan.segment_chunks * plan.e()));
         let segments = segments.zip(s.sums.par_chunks_mut(block)).enumerate().with_max_len(1);
         segments.for_each(|(i, ((words, e), sums))| {
-            forward(plan, i * plan.segment_chunks * CHUNK, words, hidden, shift, sums, keep.then_some(e));
+            forward(plan, i * plan.segment_chunks * CHUNK, words, hidden, shift, sums, e);
         });
         let (sums, others) = s.sums.split_at_mut(block);
         for others in others.chunks_exact(block) {
@@ -84,7 +84,7 @@ pub fn run(
         }
         losses.iter_mut().zip(sums.iter()).for_each(|(loss, sum)| *loss = sum.ln());
 
-        let Some(Gradients { weight, dhidden, dwte }) = &mut gradients else { continue };
+        let Gradients { weight, dhidden, dwte } = &mut gradients;
         let weight = *weight;
         s.scale.fill(0.0);
         s.scale.iter_mut().zip(sums).take(rows).for_each(|(scale, sum)| *scale = weight / *sum);
@@ -114,12 +114,12 @@ pub fn run(
             |_, total, word| total - weight * word,
         );
     }
-    if let Some(Gradients { weight, dwte: Some(dwte), .. }) = gradients {
+    if let Gradients { weight, dwte: Some(dwte), .. } = gradients {
         embedding::scatter(targets, hidden, -weight, dwte);
     }
 }
 
-/// One segment's e, where asked, and its part of each token's sum; its words begin with `first_word`.
+/// One segment's e and its part of each token's sum; its words begin with `first_word`.
 fn forward(
     plan: Plan,
     first_word: usize,
@@ -127,7 +127,7 @@ fn forward(
     hidden: &[f32],
     shift: &[[[f32; NR]; 2]],
     sums: &mut [f32],
-    mut e: Option<&mut [f32]>,
+    e: &mut [f32],
 ) {
     let Plan { half, vocab_size, .. } = plan;
     sums.fill(0.0);
@@ -146,7 +146,7 @@ fn forward(
                 }
                 for pair in 0..PAIRS {
                     let words = |part| vocab_size.saturating_sub(first_word + (2 * pair + part) * MR).min(MR);
-                    let out = e.as_mut().map(|e| &mut e[chunk * plan.e() + (j * PAIRS + pair) * QUAD..][..QUAD]);
+                    let out = &mut e[chunk * plan.e() + (j * PAIRS + pair) * QUAD..][..QUAD];
                     let logits = Logits {
                         products: &logits[pair * TILE..],
                         stride: Plan::logits(),
@@ -154,7 +154,7 @@ fn forward(
                         shift,
                         sums,
                     };
-                    exponentials(logits, out.unwrap_or_default());
+                    exponentials(logits, out);
                 }
             }
         }
