@@ -158,7 +158,7 @@ fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
 
 #[cfg(unix)]
 #[test]
-fn a_chat_whose_terminal_goes_ends_within_an_answer() {
+fn a_chat_that_is_terminated_ends_within_an_answer() {
     use std::os::unix::process::ExitStatusExt;
 
     let folder = folder();
@@ -168,10 +168,10 @@ fn a_chat_whose_terminal_goes_ends_within_an_answer() {
     child.stdin.take().unwrap().write_all(b"Hello\nHello again\n").unwrap();
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0]).unwrap();
-    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.signal(), Some(1));
+    assert_eq!(output.status.signal(), Some(15));
     drain.join().unwrap().unwrap();
 }
 
