@@ -75,6 +75,11 @@ struct Layout {
 }
 
 impl Layout {
+    fn of(model: &Model, tokens: usize, threads: usize, walk: Walk) -> Self {
+        let loss = model.loss_shape(tokens, walk.keep != Keep::Nothing);
+        Self::new(&model.config, loss, model.rank(), tokens, threads, walk)
+    }
+
     fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize, walk: Walk) -> Self {
         let (streams, blocks) = match walk.keep {
             Keep::Nothing => (2, 1),
@@ -216,14 +221,7 @@ impl Arena {
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
     pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) -> Result<(), Error> {
-        let layout = Layout::new(
-            &model.config,
-            model.loss_shape(tokens, walk.keep != Keep::Nothing),
-            model.rank(),
-            tokens,
-            threads,
-            walk,
-        );
+        let layout = Layout::of(model, tokens, threads, walk);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             let what = match walk.keep {
@@ -241,14 +239,7 @@ impl Arena {
     /// # Panics
     /// If there is no room.
     pub fn lay_out(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) {
-        self.layout = Layout::new(
-            &model.config,
-            model.loss_shape(tokens, walk.keep != Keep::Nothing),
-            model.rank(),
-            tokens,
-            threads,
-            walk,
-        );
+        self.layout = Layout::of(model, tokens, threads, walk);
         assert!(self.layout.total() <= self.data.len(), "a pass of {tokens} tokens needs more room than a larger one");
     }
 
