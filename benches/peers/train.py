@@ -106,6 +106,8 @@ def train(args):
                 line["val_loss"] = evaluate()
                 print(f"step {step + 1}: loss {line['train_loss']:.4f}, val {line['val_loss']:.4f}, {time.time() - start:.0f} s", flush=True)
             out.write(json.dumps(line) + "\n")
+    if args.save:
+        torch.save({"model": model.state_dict(), "model_args": m}, args.save)
 
 
 def compare(paths):
@@ -124,5 +126,6 @@ if __name__ == "__main__":
     p.add_argument("--steps", type=int, default=2000); p.add_argument("--mode", default="f32")
     p.add_argument("--lr", type=float, default=3e-4); p.add_argument("--rows", type=int, default=16)
     p.add_argument("--seed", type=int, default=1337); p.add_argument("--compare", nargs=2)
+    p.add_argument("--save", help="where to write the trained weights, as a nanoGPT checkpoint")
     a = p.parse_args()
     compare(a.compare) if a.compare else train(a)

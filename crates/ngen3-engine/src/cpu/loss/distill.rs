@@ -105,7 +105,7 @@ pub fn run<const P: usize>(
         gradient::<P>(soft, dwte.is_some(), &mut s);
         let at_target = (1.0 - distill.alpha) * weight;
         let dhidden = &mut dhidden[first * width..][..rows * width];
-        gather(
+        gather::<P>(
             block,
             wte,
             targets,
@@ -115,7 +115,7 @@ pub fn run<const P: usize>(
             |_, total, word| total - at_target * word,
         );
         if let Some(corrections) = &corrections {
-            corrections.add_to_hidden(wte, dhidden);
+            corrections.add_to_hidden::<P>(wte, dhidden);
         }
         let Some(dwte) = dwte else { continue };
         let padded = rows.next_multiple_of(NR);

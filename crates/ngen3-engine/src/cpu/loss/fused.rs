@@ -132,7 +132,7 @@ pub fn run<const P: usize>(
             let dhidden = &mut gradients.dhidden[i * block * width..][..rows * width];
             let Gradients { weight, dwte, .. } = gradients;
             let weight = *weight;
-            gather(
+            gather::<P>(
                 block,
                 wte,
                 targets,

@@ -294,6 +294,26 @@ mod tests {
     }
 
     #[test]
+    fn in_bf16_the_rounding_of_a_word_cancels_where_the_word_is_certain() {
+        // Every token is all but sure of its target: what remains of the gradient is far smaller than what rounding does to
+        // the target's embedding, and must not drown in it.
+        let certain = |way| {
+            let mut case = Case::new(way, 64, 32, 101);
+            for (hidden, &target) in case.hidden.chunks_exact_mut(32).zip(&case.targets) {
+                let word = &case.wte[target as usize * 32..][..32];
+                let square: f32 = word.iter().map(|w| w * w).sum();
+                hidden.iter_mut().zip(word).for_each(|(h, w)| *h = 14.0 * w / square);
+            }
+            case.run(true)
+        };
+        let ((losses, plain, _), (_, found, _)) = (certain(Way::Plain), certain(Way::FusedBf16));
+        assert!(losses.iter().sum::<f32>() < 64.0 * 0.03, "{losses:?}");
+        let square = |d: &mut dyn Iterator<Item = f32>| d.map(|d| d * d).sum::<f32>();
+        let distance = square(&mut found.iter().zip(&plain).map(|(a, b)| a - b)) / square(&mut plain.iter().copied());
+        assert!(distance.sqrt() < 0.05, "{}", distance.sqrt());
+    }
+
+    #[test]
     fn without_gradients_a_tokens_loss_is_the_same_whatever_stands_beside_it() {
         for precision in [Precision::F32, Precision::Bf16] {
             let mut case = Case::new(Way::Plain, 70, 33, 701);

@@ -120,8 +120,10 @@ pub(super) fn add_chunk<const P: usize>(
     }
 }
 
-/// `dhidden[t] = combine(t, Σ over segments of their parts, wte[target[t]])`
-pub(super) fn gather(
+/// `dhidden[t] = combine(t, Σ over segments of their parts, wte[target[t]])`, with the target's embedding rounded as in the products.
+/// Were it not, each word's rounding error would be added up over all the places where the word is the target, rather than
+/// cancel against its probability there.
+pub(super) fn gather<const P: usize>(
     block: usize,
     wte: &[f32],
     targets: &[u32],
@@ -143,7 +145,7 @@ pub(super) fn gather(
                     }
                     for (c, total) in total.as_chunks::<NR>().0.iter().enumerate() {
                         for (t, &target) in targets.iter().enumerate() {
-                            let word = wte[target as usize * width + c];
+                            let word = rounded::<P>(wte[target as usize * width + c]);
                             dhidden[t * width + c] = combine(j * NR + t, total[t], word);
                         }
                     }

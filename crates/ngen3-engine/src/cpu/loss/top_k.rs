@@ -94,14 +94,14 @@ impl<'a> TopK<'a> {
 
 impl Corrections<'_> {
     /// Adds them, as the logits' gradients that they are, to those of the hidden states.
-    pub fn add_to_hidden(&self, wte: &[f32], dhidden: &mut [f32]) {
+    pub fn add_to_hidden<const P: usize>(&self, wte: &[f32], dhidden: &mut [f32]) {
         let Self { k, ids, values } = self;
         let width = dhidden.len() * k / ids.len();
         dhidden.par_chunks_exact_mut(width).zip(ids.par_chunks(*k).zip(values.par_chunks(*k))).for_each(
             |(dhidden, (ids, values))| {
                 for (&id, value) in ids.iter().zip(values) {
                     let word = &wte[id as usize * width..][..width];
-                    dhidden.iter_mut().zip(word).for_each(|(d, w)| *d += value * w);
+                    dhidden.iter_mut().zip(word).for_each(|(d, w)| *d += value * rounded::<P>(*w));
                 }
             },
         );

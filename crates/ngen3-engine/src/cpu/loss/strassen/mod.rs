@@ -104,7 +104,7 @@ pub fn run(
             }
         }
         let dhidden = &mut dhidden[i * block * width..][..rows * width];
-        gather(
+        gather::<1>(
             block,
             wte,
             targets,
