@@ -255,11 +255,8 @@ impl Distill<'_> {
         match self.teacher {
             Teacher::Head { hidden, wte, quant } => {
                 let width = wte.len() / config.vocab_size;
-                if quant == Quant::Int8 && width > int8::MOST {
-                    return Err(Error::Input(format!(
-                        "a teacher of width {width} in int8, whose sums fit up to {}",
-                        int8::MOST
-                    )));
+                if quant == Quant::Int8 {
+                    int8::check_width(width, 1)?;
                 }
                 if width == 0 || wte.len() != width * config.vocab_size || hidden.len() != tokens * width {
                     let (vocab_size, wte, hidden) = (config.vocab_size, wte.len(), hidden.len());

@@ -1,4 +1,4 @@
-//! Once its memory is there, a training step allocates nothing.
+//! Once its memory is there, a training step in bf16 allocates nothing.
 
 use std::alloc::System;
 
@@ -33,14 +33,13 @@ fn allocations(dtype: Dtype) -> usize {
     change.allocations + change.reallocations
 }
 
+/// In f32 the layers' products are the `gemm` crate's, which makes its buffers anew.
 #[test]
 fn a_step_allocates_nothing() {
-    let bf16 = CpuEngine::new(
-        Config::new(1, 1, 4, 4, 8),
-        ParamList::new(&Config::new(1, 1, 4, 4, 8)).init(1),
-        Options { dtype: Dtype::Bf16, ..Options::default() },
-    );
-    if bf16.is_ok() {
+    let config = Config::new(1, 1, 4, 4, 8);
+    let params = ParamList::new(&config).init(1);
+    // Not every processor multiplies in bf16.
+    if CpuEngine::new(config, params, Options { dtype: Dtype::Bf16, ..Options::default() }).is_ok() {
         assert_eq!(allocations(Dtype::Bf16), 0);
     }
 }

@@ -25,7 +25,7 @@ use crate::gemm::Precision;
 /// Numbers in the arena of passes of so many tokens, with adapters of this rank or, at 0, none.
 pub fn numbers(config: &Config, precision: Precision, rank: usize, tokens: usize, threads: usize, walk: Walk) -> usize {
     let backward = walk.keep != Keep::Nothing;
-    let loss = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size, backward);
+    let loss = loss::Shape::new(precision, loss::Sizes::of(config, tokens), backward);
     Layout::new(config, loss, rank, tokens, threads, walk).total()
 }
 

@@ -96,8 +96,18 @@ impl Model {
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
                 let said = Said::of(distill, self.config.vocab_size, pass);
                 let distill = Distill { teacher: said.teacher(), ..*distill };
-                let (shape, hidden) = (self.loss_shape(n, false), &b.ln[..n * c]);
-                loss::distill(shape, hidden, self.wte(), pass.counted, &distill, losses, gradients, memory)?;
+                let (sizes, hidden) = (loss::Sizes::of(&self.config, n), &b.ln[..n * c]);
+                loss::distill(
+                    self.precision,
+                    sizes,
+                    hidden,
+                    self.wte(),
+                    pass.counted,
+                    &distill,
+                    losses,
+                    gradients,
+                    memory,
+                )?;
             }
             cross_entropy += sum(&b.losses[..n]);
             divergence += sum(&divergences);

@@ -100,7 +100,7 @@ pub struct Options {
     /// Whether the weights are rounded further, to decode faster; not for training.
     pub quant: Quant,
     /// Whether a pass forward keeps only each block's input, and backward runs the block again: the same numbers, in a fraction of
-    /// the memory for activations and about a sixth more time.
+    /// the memory for activations and an eighth to a quarter more time.
     pub recompute: bool,
 }
 
@@ -228,8 +228,7 @@ impl CpuEngine {
         let arena = |keep, loss| arena::numbers(config, precision, 0, tokens, threads(options), Walk { keep, loss });
         // The plain loss is that of what is held out.
         let arena = arena(options.keep(), false).max(arena(Keep::Nothing, true));
-        let shape = loss::Shape::new(precision, tokens, config.n_embd, config.vocab_size, false);
-        let loss = loss::distill_numbers(shape, teacher.n_embd, quant);
+        let loss = loss::distill_numbers(precision, loss::Sizes::of(config, tokens), teacher.n_embd, quant);
         let said = rows.saturating_mul(config.block_size).saturating_mul(teacher.n_embd);
         (4 * ParamList::new(config).total() + arena + loss).saturating_add(said).saturating_mul(4) as u64
     }

@@ -202,7 +202,7 @@ impl Model {
 
     /// The loss of a pass, with gradients or not.
     pub fn loss_shape(&self, tokens: usize, backward: bool) -> loss::Shape {
-        loss::Shape::new(self.precision, tokens, self.config.n_embd, self.config.vocab_size, backward)
+        loss::Shape::new(self.precision, loss::Sizes::of(&self.config, tokens), backward)
     }
 
     /// Replaces every weight that decoding reads by what its int8 copy stands for, so that losses and prompts are those of the

@@ -25,9 +25,8 @@ impl CpuTeacher {
     /// As [`CpuEngine::new`]; [`Error::Memory`] when its weights do not fit a second time; [`Error::Input`] when it is too wide for
     /// int8.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
-        if options.quant == Quant::Int8 && config.n_embd > int8::MOST / 4 {
-            let (width, most) = (config.n_embd, int8::MOST / 4);
-            return Err(Error::Input(format!("a teacher of width {width} in int8, whose sums fit up to {most}")));
+        if options.quant == Quant::Int8 {
+            int8::check_width(config.n_embd, 4)?;
         }
         // Rounded once, as products read them; the embeddings that tokens begin as are not.
         let mut engine = CpuEngine::new(config, params, Options { quant: Quant::None, ..options })?;

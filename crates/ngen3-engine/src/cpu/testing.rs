@@ -19,7 +19,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
 pub fn check_gradient(x: &[f32], grad: &[f32], loss: impl Fn(&[f32]) -> f64) {
     assert_eq!(x.len(), grad.len());
     const STEP: f32 = 1e-2;
-    let scale = grad.iter().fold(1.0f32, |m, g| m.max(g.abs()));
+    let scale = grad.iter().fold(0.0f32, |m, g| m.max(g.abs()));
     for i in (0..x.len()).step_by(x.len().div_ceil(60)) {
         // Fourth order, so that the step can be large enough for f32's rounding to vanish in it.
         let at = |offset: f32| {

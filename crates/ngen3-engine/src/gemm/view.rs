@@ -141,7 +141,7 @@ impl<'a> MatMut<'a> {
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
         // SAFETY: the constructors checked that every row lies within the borrowed slice.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
+        unsafe { std::slice::from_raw_parts_mut(self.data.wrapping_add(i * self.row_stride), self.cols) }
     }
 
     /// Sets every element.

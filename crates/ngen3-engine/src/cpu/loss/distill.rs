@@ -21,7 +21,7 @@ mod scratch;
 use super::super::embedding;
 use super::super::memory::Buffer;
 use super::Gradients;
-use super::pieces::{Shape, gather, pack_wte, shifts, spread};
+use super::pieces::{Sizes, gather, pack_wte, shifts, spread};
 use super::top_k::{Corrections, TopK};
 use crate::Error;
 use crate::engine::{Distill, Divergence, Teacher};
@@ -31,12 +31,8 @@ use crate::gemm::tiles::{pack, packed_len};
 use gradient::gradient;
 pub use head::Head;
 use logits::{logits, settle};
-use scratch::Sizes;
+use scratch::Plan;
 pub(super) use scratch::factor;
-
-/// Logits of one model in a block of tokens, 26 MB. Of half as many more would stay in cache, but both models' embeddings would be read
-/// twice as often (4 % slower, measured).
-const LOGITS: usize = 13 << 19;
 
 /// Where a token's two losses go, each `[tokens]`.
 pub struct Losses<'a> {
@@ -52,7 +48,7 @@ pub struct Losses<'a> {
 /// [`Error::Memory`] when the buffers of a block do not fit.
 #[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
 pub fn run<const P: usize>(
-    shape: Shape,
+    sizes: Sizes,
     hidden: &[f32],
     wte: &[f32],
     targets: &[u32],
@@ -61,7 +57,7 @@ pub fn run<const P: usize>(
     mut gradients: Option<Gradients<'_>>,
     memory: &mut Buffer,
 ) -> Result<(), Error> {
-    let Shape { width, vocab_size, .. } = shape;
+    let Sizes { width, vocab_size, .. } = sizes;
     let teacher = match distill.teacher {
         Teacher::Head { hidden, wte, quant } if distill.alpha > 0.0 => {
             Some((Head { width: wte.len() / vocab_size, vocab_size, quant }, hidden, wte))
@@ -71,14 +67,14 @@ pub fn run<const P: usize>(
     let way = Way::of(distill);
     // Of a student alone nothing is tempered.
     let temperature = if way == Way::Alone { 1.0 } else { distill.temperature };
-    let sizes = sizes(shape, targets.len(), teacher.map(|(head, ..)| head));
-    let (block, wanted) = (sizes.block, sizes.total::<P>());
+    let plan = Plan::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
+    let (block, wanted) = (plan.block, plan.total::<P>());
     if memory.len() < wanted {
         *memory = Buffer::default();
         *memory = Buffer::zeros(wanted, "the logits of a block of tokens")?;
     }
-    let mut s = sizes.cut::<P>(memory);
-    pack_wte::<P>(shape, wte, s.wte);
+    let mut s = plan.cut::<P>(memory);
+    pack_wte::<P>(sizes, wte, s.wte);
     if let Some((head, _, wte)) = teacher {
         head.lay_out_wte::<P>(wte, s.teacher_wte);
     }
@@ -95,7 +91,7 @@ pub fn run<const P: usize>(
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
-        let soft = Soft { sizes, tiles: rows.div_ceil(NR), temperature, way };
+        let soft = Soft { plan, tiles: rows.div_ceil(NR), temperature, way };
         logits::<P>(soft, &mut s);
         settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
@@ -105,15 +101,7 @@ pub fn run<const P: usize>(
         gradient::<P>(soft, dwte.is_some(), &mut s);
         let at_target = (1.0 - distill.alpha) * weight;
         let dhidden = &mut dhidden[first * width..][..rows * width];
-        gather::<P>(
-            block,
-            wte,
-            targets,
-            s.dhidden,
-            dhidden,
-            #[inline(always)]
-            |_, total, word| total - at_target * word,
-        );
+        gather::<P>(block, wte, targets, s.dhidden, None, at_target, dhidden);
         if let Some(corrections) = &corrections {
             corrections.add_to_hidden::<P>(wte, dhidden);
         }
@@ -133,14 +121,9 @@ pub fn run<const P: usize>(
     Ok(())
 }
 
-/// f32s that the buffers of a pass of [`Shape::tokens`] take.
-pub fn numbers<const P: usize>(shape: Shape, head: Option<Head>) -> usize {
-    sizes(shape, shape.tokens, head).total::<P>()
-}
-
-fn sizes(shape: Shape, tokens: usize, head: Option<Head>) -> Sizes {
-    let block = ((LOGITS / shape.vocab_size) / NR * NR).clamp(NR, tokens.next_multiple_of(NR));
-    Sizes { shape, block, head }
+/// f32s that the buffers of a pass of [`Sizes::tokens`] take.
+pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
+    Plan::new(sizes, sizes.tokens, head).total::<P>()
 }
 
 /// What the softmax of the student is held against.
@@ -167,7 +150,7 @@ impl Way {
 /// One block's loss.
 #[derive(Clone, Copy)]
 struct Soft {
-    sizes: Sizes,
+    plan: Plan,
     /// Panels of tokens that hold any.
     tiles: usize,
     temperature: f32,

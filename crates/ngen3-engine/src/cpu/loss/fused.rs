@@ -1,5 +1,5 @@
-//! The fused loss on our own kernels, in bf16 (P = 2 elements in a cell) or f32 (P = 1): three products, no recomputation.
-//! Gradients in f32 are `strassen/`'s.
+//! The fused loss on our own kernels: in bf16 (P = 2 elements in a cell) three products, no recomputation; in f32 (P = 1) the first of
+//! them, for losses alone. Gradients in f32 are `strassen/`'s.
 //!
 //! A block of R tokens at a time. The logits are computed with words down and tokens across, so that a tile's vectors run along
 //! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers in the order in which each of
@@ -22,52 +22,76 @@ use rayon::prelude::*;
 use super::super::embedding;
 use super::super::memory::{Knife, padded};
 use super::Gradients;
-use super::pieces::{CHUNK, PARTIAL, Shape, add_chunk, gather, shifts, spread};
+use super::pieces::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Into, Mat};
 
-/// Numbers of e in one block, 26 MB of bf16. A smaller block stays in cache until the last product; a larger one reads
-/// `wte` and adds to its gradient fewer times. In bf16 both are near their best here.
-const E_NUMBERS: usize = 13 << 20;
+/// How a loss is cut up.
+#[derive(Clone, Copy)]
+pub struct Plan<const P: usize> {
+    sizes: Sizes,
+    backward: bool,
+}
 
-impl Shape {
+impl<const P: usize> Plan<P> {
+    /// With gradients, or for losses alone.
+    pub fn new(sizes: Sizes, backward: bool) -> Self {
+        Self { sizes, backward }
+    }
+
+    /// f32s that [`Self::pack_wte`] fills.
+    pub fn packed_wte(&self) -> usize {
+        if self.backward { self.sizes.packed_wte::<P>() } else { self.sizes.by_word::<P>() }
+    }
+
+    /// Packs the embeddings for the products that there are.
+    pub fn pack_wte(&self, wte: &[f32], packed: &mut [f32]) {
+        if self.backward {
+            pieces::pack_wte::<P>(self.sizes, wte, packed);
+        } else {
+            pack_words::<P>(self.sizes, wte, packed);
+        }
+    }
+
     /// Tokens in one block, a multiple of [`NR`].
-    fn block<const P: usize>(&self) -> usize {
-        let most = (E_NUMBERS / self.vocab_size).min(PARTIAL / self.width);
-        (most / NR * NR).clamp(NR, self.tokens.next_multiple_of(NR))
+    fn block(&self) -> usize {
+        let most = (E_NUMBERS / self.sizes.vocab_size).min(PARTIAL / self.sizes.width);
+        (most / NR * NR).clamp(NR, self.sizes.tokens.next_multiple_of(NR))
     }
 
     /// f32s that a loss needs besides.
-    pub fn scratch<const P: usize>(&self) -> usize {
-        self.lengths::<P>().map(padded).iter().sum()
+    pub fn scratch(&self) -> usize {
+        self.lengths().map(padded).iter().sum()
     }
 
-    fn lengths<const P: usize>(&self) -> [usize; 8] {
-        let block = self.block::<P>();
+    fn lengths(&self) -> [usize; 8] {
+        let (block, Sizes { width, .. }) = (self.block(), self.sizes);
+        let (panels, segments) = (self.sizes.panels(), self.sizes.segments());
+        let backward = |length| if self.backward { length } else { 0 };
         [
-            packed_len::<P, NR>(block, self.width),
-            packed_len::<P, NR>(self.width, block),
-            block * self.width,
+            packed_len::<P, NR>(block, width),
+            block * width,
             block,
-            self.segments() * block,
-            self.panels() * block / NR * e_tile::<P>(),
-            self.segments() * CHUNK * MR / P * block,
-            self.segments() * self.width * block,
+            segments * block,
+            backward(packed_len::<P, NR>(width, block)),
+            backward(panels * block / NR * e_tile::<P>()),
+            backward(segments * CHUNK * MR / P * block),
+            backward(segments * width * block),
         ]
     }
 
-    fn cut<'a, const P: usize>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
+    fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
         let mut knife = Knife(scratch);
-        let [hidden, scaled, scaled_f32, shift, sums, e, by_word_e, dhidden] =
-            self.lengths::<P>().map(|length| knife.cut(length));
+        let [hidden, scaled_f32, shift, sums, scaled, e, by_word_e, dhidden] =
+            self.lengths().map(|length| knife.cut(length));
         Scratch {
             hidden: cast_slice_mut(hidden),
-            scaled: cast_slice_mut(scaled),
             scaled_f32,
             shift,
             sums,
+            scaled: cast_slice_mut(scaled),
             e: cast_slice_mut(e),
             by_word_e: cast_slice_mut(by_word_e),
             dhidden,
@@ -75,18 +99,18 @@ impl Shape {
     }
 }
 
-/// One block's buffers. R tokens, width C.
+/// One block's buffers; the last four are empty for losses alone. R tokens, width C.
 struct Scratch<'a> {
     /// Hidden states times log₂e as B of the logits, panels of [C/P, NR].
     hidden: &'a mut [u32],
-    /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
-    scaled: &'a mut [u32],
     /// `[R, C]`: what is packed, in f32.
     scaled_f32: &'a mut [f32],
     /// `[R]`
     shift: &'a mut [f32],
     /// `[segments, R]`
     sums: &'a mut [f32],
+    /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
+    scaled: &'a mut [u32],
     /// `[panels, R/NR, MR, NR/P]`: e with cells along the tokens.
     e: &'a mut [u32],
     /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk with cells along the words.
@@ -97,7 +121,7 @@ struct Scratch<'a> {
 
 /// Fills `losses` and, where asked, the gradients: see [`super::run`].
 pub fn run<const P: usize>(
-    shape: Shape,
+    plan: Plan<P>,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
     targets: &[u32],
@@ -105,12 +129,11 @@ pub fn run<const P: usize>(
     mut gradients: Option<Gradients<'_>>,
     scratch: &mut [f32],
 ) {
-    let Shape { width, .. } = shape;
-    let block = shape.block::<P>();
+    let (width, block) = (plan.sizes.width, plan.block());
     let packed_wte = bytemuck::cast_slice(packed_wte);
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
-        let mut s = shape.cut::<P>(scratch);
+        let mut s = plan.cut(scratch);
         let rows = targets.len();
         // In powers of two from the start: what 2^ costs less than exp is a multiplication for each logit.
         let in_bits = &mut s.scaled_f32[..rows * width];
@@ -122,37 +145,24 @@ pub fn run<const P: usize>(
             Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
             Some(_) => Wanted::All,
         };
-        segments::<P>(shape, rows.div_ceil(NR), packed_wte, wanted, &mut s);
-        let (sums, others) = s.sums.split_at_mut(block);
-        for others in others.chunks_exact(block) {
-            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        segments(plan, rows.div_ceil(NR), packed_wte, wanted, &mut s);
+        let sums = add_up(s.sums, block, losses);
+        let Some(Gradients { weight, dhidden, dwte }) = &mut gradients else { continue };
+
+        let scale = sums;
+        scale[..rows].iter_mut().for_each(|sum| *sum = *weight / *sum);
+        let dhidden = &mut dhidden[i * block * width..][..rows * width];
+        gather::<P>(block, wte, targets, s.dhidden, Some(scale), *weight, dhidden);
+        let Some(dwte) = dwte else { continue };
+        let padded = rows.next_multiple_of(NR);
+        let scaled = &mut s.scaled_f32[..padded * width];
+        scaled[rows * width..].fill(0.0);
+        for ((scaled, hidden), scale) in scaled.chunks_exact_mut(width).zip(hidden.chunks_exact(width)).zip(scale) {
+            scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * *scale);
         }
-        losses.iter_mut().zip(sums.iter()).for_each(|(loss, sum)| *loss = sum.ln());
-        if let Some(gradients) = &mut gradients {
-            let dhidden = &mut gradients.dhidden[i * block * width..][..rows * width];
-            let Gradients { weight, dwte, .. } = gradients;
-            let weight = *weight;
-            gather::<P>(
-                block,
-                wte,
-                targets,
-                s.dhidden,
-                dhidden,
-                #[inline(always)]
-                |t, total, word| weight * (total / sums[t] - word),
-            );
-            let Some(dwte) = dwte else { continue };
-            let padded = rows.next_multiple_of(NR);
-            let scaled = &mut s.scaled_f32[..padded * width];
-            scaled[rows * width..].fill(0.0);
-            for ((scaled, hidden), sum) in scaled.chunks_exact_mut(width).zip(hidden.chunks_exact(width)).zip(sums) {
-                let scale = weight / *sum;
-                scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * scale);
-            }
-            let packed = &mut s.scaled[..packed_len::<P, NR>(width, padded)];
-            pack::<P, NR>(Mat::new(scaled, padded, width).t(), packed);
-            spread::<P>(width, block / NR, padded, s.e, packed, dwte);
-        }
+        let packed = &mut s.scaled[..packed_len::<P, NR>(width, padded)];
+        pack::<P, NR>(Mat::new(scaled, padded, width).t(), packed);
+        spread::<P>(width, block / NR, padded, s.e, packed, dwte);
     }
     if let Some(Gradients { weight, dwte: Some(dwte), .. }) = gradients {
         embedding::scatter(targets, hidden, -weight, dwte);
@@ -171,54 +181,70 @@ enum Wanted {
 }
 
 /// Runs every segment over `tiles` panels of tokens: fills of `sums`, `dhidden` and `e` what is wanted.
-fn segments<const P: usize>(shape: Shape, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
-    let Shape { width, vocab_size, .. } = shape;
-    let (block, depth) = (shape.block::<P>(), cells::<P>(width));
-    let by_word = packed_len::<P, MR>(vocab_size, width);
-    let (by_word, by_channel) = (&packed_wte[..by_word], &packed_wte[padded(by_word)..]);
-    let (hidden, shift) = (&*s.hidden, s.shift.as_chunks::<NR>().0);
-    let panel_e = block / NR * e_tile::<P>();
-    let chunk_cells = CHUNK * MR / P;
-    by_word
-        .par_chunks(shape.segment_panels() * MR * depth)
-        .zip(s.e.par_chunks_mut(shape.segment_panels() * panel_e))
-        .zip(s.sums.par_chunks_mut(block).zip(s.dhidden.par_chunks_mut(width * block)))
-        .zip(s.by_word_e.par_chunks_mut(chunk_cells * block))
-        .enumerate()
-        .with_max_len(1)
-        .for_each(|(segment, (((words, e), (sums, dhidden)), by_word_e))| {
+fn segments<const P: usize>(plan: Plan<P>, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
+    let Plan { sizes, .. } = plan;
+    let (block, depth, panels) = (plan.block(), cells::<P>(sizes.width), sizes.segment_panels());
+    let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
+    let by_word = &by_word[..packed_len::<P, MR>(sizes.vocab_size, sizes.width)];
+    let tokens = Tokens { sizes, tiles, hidden: s.hidden, shift: s.shift.as_chunks::<NR>().0 };
+    let segments = by_word.par_chunks(panels * MR * depth).zip(s.sums.par_chunks_mut(block)).enumerate();
+    if wanted == Wanted::Losses {
+        segments.with_max_len(1).for_each(|(segment, (words, sums))| {
             sums.fill(0.0);
-            let first_panel = segment * shape.segment_panels();
             for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
-                let chunk_panel = first_panel + chunk * CHUNK;
-                // A panel of tokens stays in the first-level cache while the words pass by.
-                for j in 0..tiles {
-                    let b = &hidden[j * NR * depth..][..NR * depth];
-                    for (i, a) in words.chunks_exact(MR * depth).enumerate() {
-                        let panel = chunk_panel + i;
-                        let tile = ExpTile {
-                            a,
-                            b,
-                            words: MR.min(vocab_size - panel * MR),
-                            shift: &shift[j],
-                            sums: &mut sums.as_chunks_mut::<NR>().0[j],
-                        };
-                        if wanted == Wanted::Losses {
-                            sum_tile::<P>(tile);
-                            continue;
-                        }
-                        let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
-                        // Where nobody will read e, every tile goes to one place, which stays in cache.
-                        let own = (panel - first_panel) * panel_e + j * e_tile::<P>();
-                        let tokens = if wanted == Wanted::All { own } else { 0 };
-                        exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
-                    }
-                }
-                if wanted == Wanted::Losses {
-                    continue;
-                }
-                let into = if chunk == 0 { Into::Set } else { Into::Add };
-                add_chunk::<P>(shape, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
+                tokens.pass_by::<P>(segment * panels + chunk * CHUNK, words, sums, |_, _, tile| sum_tile::<P>(tile));
             }
         });
+        return;
+    }
+    let (panel_e, chunk_cells) = (block / NR * e_tile::<P>(), CHUNK * MR / P);
+    let outputs = s.e.par_chunks_mut(panels * panel_e).zip(s.by_word_e.par_chunks_mut(chunk_cells * block));
+    let outputs = outputs.zip(s.dhidden.par_chunks_mut(sizes.width * block));
+    segments.zip(outputs).with_max_len(1).for_each(|((segment, (words, sums)), ((e, by_word_e), dhidden))| {
+        sums.fill(0.0);
+        for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
+            let chunk_panel = segment * panels + chunk * CHUNK;
+            tokens.pass_by::<P>(chunk_panel, words, sums, |i, j, tile| {
+                let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
+                // Where nobody will read e, every tile goes to one place, which stays in cache.
+                let own = (chunk * CHUNK + i) * panel_e + j * e_tile::<P>();
+                let tokens = if wanted == Wanted::All { own } else { 0 };
+                exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
+            });
+            let into = if chunk == 0 { Into::Set } else { Into::Add };
+            add_chunk::<P>(sizes, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
+        }
+    });
+}
+
+/// A block's tokens, as the words see them.
+struct Tokens<'a> {
+    sizes: Sizes,
+    /// Panels of tokens that hold any.
+    tiles: usize,
+    hidden: &'a [u32],
+    shift: &'a [[f32; NR]],
+}
+
+impl Tokens<'_> {
+    /// Gives `work` each tile of a chunk of words, which begins with panel `chunk_panel`, with the panel's number in the chunk and
+    /// the tokens'.
+    #[inline(always)]
+    fn pass_by<const P: usize>(
+        &self,
+        chunk_panel: usize,
+        words: &[u32],
+        sums: &mut [f32],
+        mut work: impl FnMut(usize, usize, ExpTile<'_>),
+    ) {
+        let depth = cells::<P>(self.sizes.width);
+        let tokens = self.hidden.chunks_exact(NR * depth).zip(self.shift).zip(sums.as_chunks_mut::<NR>().0);
+        // A panel of tokens stays in the first-level cache while the words pass by.
+        for (j, ((b, shift), sums)) in tokens.take(self.tiles).enumerate() {
+            for (i, a) in words.chunks_exact(MR * depth).enumerate() {
+                let words = MR.min(self.sizes.vocab_size - (chunk_panel + i) * MR);
+                work(i, j, ExpTile { a, b, words, shift, sums });
+            }
+        }
+    }
 }

@@ -4,9 +4,10 @@
 //! or one f32.
 
 use bytemuck::cast_slice_mut;
+use ngen3_model::Config;
 use rayon::prelude::*;
 
-use super::super::memory::{Knife, padded};
+use super::super::memory::padded;
 use super::super::simd::{simd, sum_zip};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
@@ -24,9 +25,13 @@ pub(super) const CHUNK: usize = 16;
 /// Numbers of dhidden in one block, so that a segment's part, which is added to again and again, stays in the second-level cache.
 pub(super) const PARTIAL: usize = 128 << 10;
 
+/// Numbers of e in one block of tokens: 26 MB of bf16, 55 of f32. A smaller block stays in cache until the last product; a larger one
+/// reads the embeddings and adds to their gradient fewer times. Both ways that keep e are near their best here.
+pub(super) const E_NUMBERS: usize = 13 << 20;
+
 /// The sizes of one loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shape {
+pub struct Sizes {
     /// Tokens in a pass.
     pub tokens: usize,
     /// Width of a hidden state.
@@ -35,7 +40,12 @@ pub struct Shape {
     pub vocab_size: usize,
 }
 
-impl Shape {
+impl Sizes {
+    /// Of a pass of `tokens` tokens through a model.
+    pub fn of(config: &Config, tokens: usize) -> Self {
+        Self { tokens, width: config.n_embd, vocab_size: config.vocab_size }
+    }
+
     pub(super) fn panels(&self) -> usize {
         self.vocab_size.div_ceil(MR)
     }
@@ -55,23 +65,32 @@ impl Shape {
         self.panels().div_ceil(self.segment_panels())
     }
 
-    /// u32s of the packed embeddings, to be filled by [`pack_wte`].
-    pub fn packed_wte<const P: usize>(&self) -> usize {
+    /// u32s of the embeddings packed by word.
+    pub fn by_word<const P: usize>(&self) -> usize {
         padded(packed_len::<P, MR>(self.vocab_size, self.width))
-            + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
     }
+
+    /// u32s of the embeddings packed in both orders, to be filled by [`pack_wte`].
+    pub fn packed_wte<const P: usize>(&self) -> usize {
+        self.by_word::<P>() + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
+    }
+}
+
+/// Packs the embeddings for the product that makes logits of them: panels of words.
+pub fn pack_words<const P: usize>(sizes: Sizes, wte: &[f32], by_word: &mut [f32]) {
+    let Sizes { width, vocab_size, .. } = sizes;
+    let by_word = cast_slice_mut(&mut by_word[..packed_len::<P, MR>(vocab_size, width)]);
+    pack::<P, MR>(Mat::new(wte, vocab_size, width), by_word);
 }
 
 /// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
 /// channels. A chunk is read from memory once and turned while it is in cache.
-pub fn pack_wte<const P: usize>(shape: Shape, wte: &[f32], packed: &mut [f32]) {
-    let Shape { width, vocab_size, .. } = shape;
-    let mut knife = Knife(packed);
-    let by_word = cast_slice_mut(knife.cut(packed_len::<P, MR>(vocab_size, width)));
-    let by_channel: &mut [u32] = cast_slice_mut(knife.0);
-    let wte = Mat::new(wte, vocab_size, width);
-    pack::<P, MR>(wte, by_word);
-    by_channel.par_chunks_mut(shape.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
+pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
+    let Sizes { width, vocab_size, .. } = sizes;
+    let (by_word, by_channel) = packed.split_at_mut(sizes.by_word::<P>());
+    pack_words::<P>(sizes, wte, by_word);
+    let (by_channel, wte): (&mut [u32], _) = (cast_slice_mut(by_channel), Mat::new(wte, vocab_size, width));
+    by_channel.par_chunks_mut(sizes.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
         let first = chunk * CHUNK * MR;
         let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
         let packed = packed_len::<P, MR>(width, words.cols());
@@ -100,7 +119,7 @@ pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32
 /// One chunk's part of dhiddenᵀ, `[R/NR, C, NR]`: wteᵀ·e over the words of the panels from `chunk_panel` on, with their e in
 /// `by_word_e` and all of the embeddings packed by channel.
 pub(super) fn add_chunk<const P: usize>(
-    shape: Shape,
+    sizes: Sizes,
     tiles: usize,
     chunk_panel: usize,
     by_channel: &[u32],
@@ -108,32 +127,48 @@ pub(super) fn add_chunk<const P: usize>(
     dhidden: &mut [f32],
     into: Into,
 ) {
-    let depth = cells::<P>((CHUNK * MR).min(shape.vocab_size - chunk_panel * MR));
-    let by_channel = &by_channel[chunk_panel / CHUNK * shape.chunk_cells::<P>()..][..shape.chunk_cells::<P>()];
+    let depth = cells::<P>((CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR));
+    let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
     for j in 0..tiles {
         let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(MR * depth).take(shape.width.div_ceil(MR)).enumerate() {
-            let channels = MR.min(shape.width - c * MR);
-            let part = &mut dhidden[(j * shape.width + c * MR) * NR..][..channels * NR];
+        for (c, a) in by_channel.chunks_exact(MR * depth).take(sizes.width.div_ceil(MR)).enumerate() {
+            let channels = MR.min(sizes.width - c * MR);
+            let part = &mut dhidden[(j * sizes.width + c * MR) * NR..][..channels * NR];
             kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(part, channels, NR), into);
         }
     }
 }
 
-/// `dhidden[t] = combine(t, Σ over segments of their parts, wte[target[t]])`, with the target's embedding rounded as in the products.
-/// Were it not, each word's rounding error would be added up over all the places where the word is the target, rather than
-/// cancel against its probability there.
+/// Adds up what the segments have summed, `[segments, block]`, fills the losses, and returns each token's Σ e.
+pub(super) fn add_up<'a>(sums: &'a mut [f32], block: usize, losses: &mut [f32]) -> &'a mut [f32] {
+    let (sums, others) = sums.split_at_mut(block);
+    for others in others.chunks_exact(block) {
+        sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+    }
+    losses.iter_mut().zip(&*sums).for_each(|(loss, sum)| *loss = sum.ln());
+    sums
+}
+
+/// `dhidden[t] = scale[t]·(Σ over segments of their parts) − at_target·wte[target[t]]`; without `scale` the parts have theirs already.
+///
+/// The target's embedding is rounded as in the products. Were it not, each word's rounding error would be added up over all the
+/// places where the word is the target, rather than cancel against its probability there.
 pub(super) fn gather<const P: usize>(
     block: usize,
     wte: &[f32],
     targets: &[u32],
     parts: &[f32],
+    scale: Option<&[f32]>,
+    at_target: f32,
     dhidden: &mut [f32],
-    combine: impl Fn(usize, f32, f32) -> f32 + Sync,
 ) {
     let width = dhidden.len() / targets.len();
     let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR));
     tiles.enumerate().for_each(|(j, (dhidden, targets))| {
+        let mut scales = [1.0; NR];
+        if let Some(scale) = scale {
+            scales[..targets.len()].copy_from_slice(&scale[j * NR..][..targets.len()]);
+        }
         with_workspace(width * NR, |total| {
             simd(
                 #[inline(always)]
@@ -146,7 +181,7 @@ pub(super) fn gather<const P: usize>(
                     for (c, total) in total.as_chunks::<NR>().0.iter().enumerate() {
                         for (t, &target) in targets.iter().enumerate() {
                             let word = rounded::<P>(wte[target as usize * width + c]);
-                            dhidden[t * width + c] = combine(j * NR + t, total[t], word);
+                            dhidden[t * width + c] = scales[t] * total[t] - at_target * word;
                         }
                     }
                 },

@@ -15,6 +15,7 @@ use super::super::{Into, Mat, MatMut};
 use super::kernel::{MR, NR};
 use super::pack::panels as pack_panels;
 use super::{GROUP, MC, cells, for_each_block, left, packed_len, with_workspace};
+use crate::Error;
 use crate::cpu::memory::padded;
 use crate::cpu::simd::simd;
 
@@ -25,7 +26,17 @@ const P: usize = 4;
 const NC: usize = 4 * NR;
 
 /// The longest row whose sum of products is sure to fit 32 bits: 127²·k < 2³¹.
-pub const MOST: usize = 1 << 17;
+const MOST: usize = 1 << 17;
+
+/// # Errors
+/// [`Error::Input`] for a teacher whose width is too large: the rows of its products are `times` as long.
+pub fn check_width(width: usize, times: usize) -> Result<(), Error> {
+    let most = MOST / times;
+    if width > most {
+        return Err(Error::Input(format!("a teacher of width {width} in int8, whose sums fit up to {most}")));
+    }
+    Ok(())
+}
 
 /// Whether this processor multiplies int8 in vectors of 512 bits.
 pub fn available() -> bool {

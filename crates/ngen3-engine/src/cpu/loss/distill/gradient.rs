@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use super::super::super::memory::padded;
 use super::super::super::simd::{exp, simd};
-use super::super::pieces::{CHUNK, Shape, add_chunk};
+use super::super::pieces::{CHUNK, Sizes, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
-use super::scratch::{Scratch, Sizes, factor};
+use super::scratch::{Plan, Scratch, factor};
 use super::{Divergence, Soft, Way};
 use crate::gemm::Into;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
@@ -15,19 +15,19 @@ use crate::gemm::tiles::softmax::{e_tile, lay_out};
 
 /// Fills the parts of `dhidden` and, where it is wanted, `g`.
 pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
-    let Soft { sizes, tiles, .. } = soft;
-    let Sizes { shape, block, .. } = sizes;
-    let Shape { width, vocab_size, .. } = shape;
+    let Soft { plan, tiles, .. } = soft;
+    let Plan { sizes, block, .. } = plan;
+    let Sizes { width, vocab_size, .. } = sizes;
     let by_channel = &bytemuck::cast_slice(s.wte)[padded(packed_len::<P, MR>(vocab_size, width))..];
     let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
     let across = block / NR;
-    s.g.par_chunks_mut(sizes.segment_tiles() * e_tile::<P>())
+    s.g.par_chunks_mut(plan.segment_tiles() * e_tile::<P>())
         .zip(s.by_word.par_chunks_mut(CHUNK * MR / P * block))
         .zip(s.dhidden.par_chunks_mut(width * block))
         .enumerate()
         .for_each(|(segment, ((g, by_word), dhidden))| {
-            let first = segment * shape.segment_panels();
-            let last = (first + shape.segment_panels()).min(shape.panels());
+            let first = segment * sizes.segment_panels();
+            let last = (first + sizes.segment_panels()).min(sizes.panels());
             for chunk in (first..last).step_by(CHUNK) {
                 for panel in chunk..(chunk + CHUNK).min(last) {
                     for j in 0..tiles {
@@ -47,7 +47,7 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
                     }
                 }
                 let into = if chunk == first { Into::Set } else { Into::Add };
-                add_chunk::<P>(shape, tiles, chunk, by_channel, by_word, dhidden, into);
+                add_chunk::<P>(sizes, tiles, chunk, by_channel, by_word, dhidden, into);
             }
         });
 }
@@ -56,7 +56,7 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
 #[inline(always)]
 fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
     let Soft { temperature, .. } = soft;
-    let (block, inverse) = (soft.sizes.block, 1.0 / temperature);
+    let (block, inverse) = (soft.plan.block, 1.0 / temperature);
     let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
     let z = z.as_chunks::<NR>().0;
     let [cross, scale, tempered, teacher, inner, over_tempered, over_teacher] = [

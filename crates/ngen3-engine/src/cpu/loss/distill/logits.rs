@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::super::simd::{exp, simd};
-use super::super::pieces::Shape;
+use super::super::pieces::Sizes;
 use super::scratch::{Scratch, factor, sum};
 use super::{Divergence, Soft, Way};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
@@ -15,23 +15,23 @@ const MAX_LOGIT: f32 = 80.0;
 
 /// Fills `student`, `teacher` and `sums`.
 pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { sizes, tiles, temperature, way } = soft;
-    let Shape { width, vocab_size, .. } = sizes.shape;
+    let Soft { plan, tiles, temperature, way } = soft;
+    let Sizes { width, vocab_size, .. } = plan.sizes;
     let depth = cells::<P>(width);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
     let hidden = &*s.hidden;
-    let head = sizes.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
+    let head = plan.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
-    let (panels, across) = (sizes.shape.segment_panels(), sizes.block / NR);
-    let segment_logits = sizes.segment_tiles() * TILE;
+    let (panels, across) = (plan.sizes.segment_panels(), plan.block / NR);
+    let segment_logits = plan.segment_tiles() * TILE;
     let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
     // Without a teacher's head there is nothing to cut up, but as many segments.
     let mut teacher: Vec<&mut [f32]> = teacher.collect();
-    teacher.resize_with(sizes.shape.segments(), Default::default);
+    teacher.resize_with(plan.sizes.segments(), Default::default);
     words
         .par_chunks(panels * MR * depth)
         .zip(s.student.par_chunks_mut(segment_logits).zip(teacher))
-        .zip(s.sums.par_chunks_mut(sum::COUNT * sizes.block))
+        .zip(s.sums.par_chunks_mut(sum::COUNT * plan.block))
         .enumerate()
         .for_each(|(segment, ((words, (student, teacher)), sums))| {
             sums.fill(0.0);
@@ -55,7 +55,7 @@ pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
                     simd(
                         #[inline(always)]
-                        || sum_tile(way, temperature, &mut z[..exist * NR], u, shifts, sums, sizes.block, at),
+                        || sum_tile(way, temperature, &mut z[..exist * NR], u, shifts, sums, plan.block, at),
                     );
                 }
             }
@@ -140,8 +140,8 @@ pub fn settle(
     cross_entropy: &mut [f32],
     divergence: &mut [f32],
 ) {
-    let Soft { sizes, temperature, way, .. } = soft;
-    let block = sizes.block;
+    let Soft { plan, temperature, way, .. } = soft;
+    let block = plan.block;
     add_up(s.sums, block);
     s.factors.fill(0.0);
     let sum = |sums: &[f32], which: usize, t: usize| sums[which * block + t];
@@ -152,7 +152,7 @@ pub fn settle(
         s.factors[factor::SOFT * block + t] = alpha * temperature * weight;
         s.factors[factor::TEMPERED * block + t] = tempered.ln();
         s.factors[factor::OVER_TEMPERED * block + t] = 1.0 / tempered;
-        if sizes.head.is_some() {
+        if plan.head.is_some() {
             s.factors[factor::TEACHER * block + t] = teacher.ln();
             s.factors[factor::OVER_TEACHER * block + t] = 1.0 / teacher;
         }
@@ -194,10 +194,10 @@ fn add_up(sums: &mut [f32], block: usize) {
 
 /// The second look at the logits that the Jensen-Shannon divergence takes: its two sums.
 fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { sizes, tiles, temperature, .. } = soft;
-    let (block, across, inverse) = (sizes.block, sizes.block / NR, 1.0 / temperature);
+    let Soft { plan, tiles, temperature, .. } = soft;
+    let (block, across, inverse) = (plan.block, plan.block / NR, 1.0 / temperature);
     let factors = &*s.factors;
-    let segment_logits = sizes.segment_tiles() * TILE;
+    let segment_logits = plan.segment_tiles() * TILE;
     s.student
         .par_chunks(segment_logits)
         .zip(s.teacher.par_chunks(segment_logits))
@@ -207,8 +207,8 @@ fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
             for (i, (student, teacher)) in
                 student.chunks_exact(across * TILE).zip(teacher.chunks_exact(across * TILE)).enumerate()
             {
-                let panel = segment * sizes.shape.segment_panels() + i;
-                let exist = MR.min(sizes.shape.vocab_size.saturating_sub(panel * MR));
+                let panel = segment * plan.sizes.segment_panels() + i;
+                let exist = MR.min(plan.sizes.vocab_size.saturating_sub(panel * MR));
                 for j in 0..tiles {
                     let [z, u] = [student, teacher].map(|tiles| tiles[j * TILE..][..exist * NR].as_chunks::<NR>().0);
                     let at = j * NR;

@@ -4,7 +4,6 @@
 use serde_json::Value;
 
 use super::super::super::memory::Buffer;
-use super::super::Shape as LossShape;
 use super::*;
 use crate::Quant;
 use crate::cpu::matvec::round_to_int8;
@@ -48,7 +47,7 @@ struct Found {
 }
 
 fn run(
-    shape: Shape,
+    sizes: Sizes,
     precision: Precision,
     hidden: &[f32],
     wte: &[f32],
@@ -59,14 +58,14 @@ fn run(
     let n = targets.len();
     let (mut cross_entropy, mut divergence) = (vec![f32::NAN; n], vec![f32::NAN; n]);
     let (mut dhidden, mut dwte) = (vec![f32::NAN; hidden.len()], vec![0.0; wte.len()]);
-    let shape = LossShape::new(precision, shape.tokens, shape.width, shape.vocab_size, false);
     let mut memory = Buffer::default();
     let mut run = |dhidden: &mut [f32], dwte: Option<&mut [f32]>| {
         let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };
         let gradients = Some(Gradients { weight, dhidden, dwte });
         // Whatever the pass before left there.
         memory.fill(f32::NAN);
-        super::super::distill(shape, hidden, wte, targets, distill, losses, gradients, &mut memory).expect("memory");
+        super::super::distill(precision, sizes, hidden, wte, targets, distill, losses, gradients, &mut memory)
+            .expect("memory");
     };
     let mut without_dwte = vec![f32::NAN; hidden.len()];
     run(&mut without_dwte, None);
@@ -86,7 +85,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
     let teacher_wte = values(30_000, 1.0, vocab_size * teacher_width);
     let target = |i: u64| (hashed((40_000 + i) * (40_000 + i)) * vocab_size as f64) as u32;
     let targets = counted(&(0..TOKENS as u64).map(target).collect::<Vec<_>>());
-    let shape = Shape { tokens: targets.len(), width, vocab_size };
+    let sizes = Sizes { tokens: targets.len(), width, vocab_size };
     let plain = &fixture["cross_entropy"];
     for temperature in [1, 2, 4] {
         let likeliest = &fixture[format!("teacher {temperature}")];
@@ -104,7 +103,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
             for alpha in [0.0, 0.5, 1.0] {
                 let distill = Distill { teacher, temperature: temperature as f32, alpha, divergence };
                 let case = format!("{name}, T = {temperature}, alpha = {alpha}");
-                let found = run(shape, Precision::F32, &hidden, &wte, &targets, &distill, 1.0 / targets.len() as f32);
+                let found = run(sizes, Precision::F32, &hidden, &wte, &targets, &distill, 1.0 / targets.len() as f32);
                 let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
                 let close = |found: f32, expected: &Value| {
                     let expected = expected.as_f64().expect("a number");
@@ -131,7 +130,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
 
 /// A student and a teacher of other widths, for a vocabulary of several segments.
 struct Case {
-    shape: Shape,
+    sizes: Sizes,
     hidden: Vec<f32>,
     wte: Vec<f32>,
     teacher_hidden: Vec<f32>,
@@ -141,14 +140,14 @@ struct Case {
 
 impl Case {
     fn new(tokens: usize, vocab_size: usize) -> Self {
-        let shape = Shape { tokens, width: 5, vocab_size };
+        let sizes = Sizes { tokens, width: 5, vocab_size };
         Self {
-            shape,
-            hidden: random(tokens * shape.width, 1),
-            wte: random(shape.vocab_size * shape.width, 2),
+            sizes,
+            hidden: random(tokens * sizes.width, 1),
+            wte: random(sizes.vocab_size * sizes.width, 2),
             teacher_hidden: random(tokens * 7, 3),
-            teacher_wte: random(shape.vocab_size * 7, 4),
-            targets: (0..tokens as u32).map(|t| t * 31 % shape.vocab_size as u32).collect(),
+            teacher_wte: random(sizes.vocab_size * 7, 4),
+            targets: (0..tokens as u32).map(|t| t * 31 % sizes.vocab_size as u32).collect(),
         }
     }
 
@@ -165,7 +164,7 @@ fn gradients_are_those_of_the_losses_over_several_segments() {
     let case = Case::new(5, 400);
     for distill in DIVERGENCES.map(|divergence| case.distill(divergence)) {
         let run =
-            |hidden: &[f32], wte: &[f32]| run(case.shape, Precision::F32, hidden, wte, &case.targets, &distill, 1.0);
+            |hidden: &[f32], wte: &[f32]| run(case.sizes, Precision::F32, hidden, wte, &case.targets, &distill, 1.0);
         let loss = |hidden: &[f32], wte: &[f32]| {
             let found = run(hidden, wte);
             let sum = |losses: &[f32]| losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
@@ -181,25 +180,25 @@ fn gradients_are_those_of_the_losses_over_several_segments() {
 fn several_blocks_give_what_each_gives_alone_and_bf16_stays_near() {
     let whole = Case::new(1300, 5900);
     for divergence in DIVERGENCES {
-        let Case { shape, hidden, wte, teacher_hidden, teacher_wte, targets } = &whole;
+        let Case { sizes, hidden, wte, teacher_hidden, teacher_wte, targets } = &whole;
         let distill = whole.distill(divergence);
-        let together = run(*shape, Precision::F32, hidden, wte, targets, &distill, 1.0);
+        let together = run(*sizes, Precision::F32, hidden, wte, targets, &distill, 1.0);
         let mut dwte = vec![0.0; wte.len()];
         for tokens in [0..700, 700..1300] {
             let rows = |width: usize| tokens.start * width..tokens.end * width;
             let teacher = Teacher::Head { hidden: &teacher_hidden[rows(7)], wte: teacher_wte, quant: Quant::None };
-            let shape = Shape { tokens: tokens.len(), ..*shape };
+            let sizes = Sizes { tokens: tokens.len(), ..*sizes };
             let distill = Distill { teacher, ..distill };
-            let (hidden, targets) = (&hidden[rows(shape.width)], &targets[rows(1)]);
-            let part = run(shape, Precision::F32, hidden, wte, targets, &distill, 1.0);
+            let (hidden, targets) = (&hidden[rows(sizes.width)], &targets[rows(1)]);
+            let part = run(sizes, Precision::F32, hidden, wte, targets, &distill, 1.0);
             assert!(distance(&together.divergence[rows(1)], &part.divergence) < 1e-5);
             assert!(distance(&together.cross_entropy[rows(1)], &part.cross_entropy) < 1e-5);
-            assert!(distance(&together.dhidden[rows(shape.width)], &part.dhidden) < 1e-5);
+            assert!(distance(&together.dhidden[rows(sizes.width)], &part.dhidden) < 1e-5);
             dwte.iter_mut().zip(&part.dwte).for_each(|(sum, part)| *sum += part);
         }
         assert!(distance(&together.dwte, &dwte) < 1e-5);
         if kernel::available() {
-            let rounded = run(*shape, Precision::Bf16, hidden, wte, targets, &distill, 1.0);
+            let rounded = run(*sizes, Precision::Bf16, hidden, wte, targets, &distill, 1.0);
             let (dh, dw) = (distance(&rounded.dhidden, &together.dhidden), distance(&rounded.dwte, &together.dwte));
             assert!(dh < 0.02 && dw < 0.02, "{divergence:?}: {dh}, {dw}");
         }
@@ -208,13 +207,13 @@ fn several_blocks_give_what_each_gives_alone_and_bf16_stays_near() {
 
 #[test]
 fn a_teacher_that_is_the_student_teaches_nothing() {
-    let shape = Shape { tokens: 40, width: 6, vocab_size: 101 };
-    let (hidden, wte) = (random(shape.tokens * shape.width, 1), random(shape.vocab_size * shape.width, 2));
-    let targets: Vec<u32> = (0..shape.tokens as u32).collect();
+    let sizes = Sizes { tokens: 40, width: 6, vocab_size: 101 };
+    let (hidden, wte) = (random(sizes.tokens * sizes.width, 1), random(sizes.vocab_size * sizes.width, 2));
+    let targets: Vec<u32> = (0..sizes.tokens as u32).collect();
     for divergence in DIVERGENCES {
         let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
         let distill = Distill { teacher, temperature: 2.0, alpha: 1.0, divergence };
-        let found = run(shape, Precision::F32, &hidden, &wte, &targets, &distill, 1.0);
+        let found = run(sizes, Precision::F32, &hidden, &wte, &targets, &distill, 1.0);
         assert!(found.divergence.iter().all(|d| d.abs() < 1e-5), "{divergence:?}: {:?}", found.divergence);
         assert!(found.dhidden.iter().chain(&found.dwte).all(|g| g.abs() < 1e-5), "{divergence:?}");
     }
@@ -235,7 +234,7 @@ fn a_teachers_int8_logits_are_those_of_its_rounded_operands() {
         let (teacher_hidden, teacher_wte) = (&case.teacher_hidden, &case.teacher_wte);
         let in_int8 = Teacher::Head { hidden: teacher_hidden, wte: teacher_wte, quant: Quant::Int8 };
         let in_int8 = Distill { teacher: in_int8, ..plain };
-        let run = |distill| run(case.shape, Precision::F32, &case.hidden, &case.wte, &case.targets, distill, 1.0);
+        let run = |distill| run(case.sizes, Precision::F32, &case.hidden, &case.wte, &case.targets, distill, 1.0);
         let (plain, of_rounded, in_int8) = (run(&plain), run(&of_rounded), run(&in_int8));
         assert_eq!(in_int8.cross_entropy, plain.cross_entropy);
         for (found, expected) in [

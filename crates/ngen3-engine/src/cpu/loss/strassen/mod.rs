@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use super::super::embedding;
 use super::super::simd::simd;
 use super::Gradients;
-use super::pieces::{Shape, gather, shifts};
+use super::pieces::{Sizes, add_up, gather, shifts};
 use crate::gemm::Into;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{
@@ -33,24 +33,24 @@ use crate::gemm::tiles::with_workspace;
 use plan::{CHUNK, PAIRS, PART, Plan, TOKENS, by_pair};
 
 /// f32s of the packed embeddings.
-pub fn packed_wte(shape: Shape) -> usize {
-    let plan = Plan::new(shape);
+pub fn packed_wte(sizes: Sizes) -> usize {
+    let plan = Plan::new(sizes);
     plan.chunks * (plan.by_word() + plan.by_channel())
 }
 
 /// f32s that a loss needs besides.
-pub fn scratch(shape: Shape) -> usize {
-    Plan::new(shape).scratch()
+pub fn scratch(sizes: Sizes) -> usize {
+    Plan::new(sizes).scratch()
 }
 
 /// Packs the embeddings for both products that they are part of.
-pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
-    sums::pack_wte(Plan::new(shape), wte, packed);
+pub fn pack_wte(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
+    sums::pack_wte(Plan::new(sizes), wte, packed);
 }
 
 /// Fills `losses` and the gradients: see [`super::run`].
 pub fn run(
-    shape: Shape,
+    sizes: Sizes,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
     targets: &[u32],
@@ -58,7 +58,7 @@ pub fn run(
     mut gradients: Gradients<'_>,
     scratch: &mut [f32],
 ) {
-    let plan = Plan::new(shape);
+    let plan = Plan::new(sizes);
     let (width, block) = (plan.width, plan.block());
     let (by_word, by_channel) = packed_wte.split_at(plan.chunks * plan.by_word());
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
@@ -78,17 +78,15 @@ pub fn run(
         segments.for_each(|(i, ((words, e), sums))| {
             forward(plan, i * plan.segment_chunks * CHUNK, words, hidden, shift, sums, e);
         });
-        let (sums, others) = s.sums.split_at_mut(block);
-        for others in others.chunks_exact(block) {
-            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
-        }
-        losses.iter_mut().zip(sums.iter()).for_each(|(loss, sum)| *loss = sum.ln());
+        let sums = add_up(s.sums, block, losses);
 
         let Gradients { weight, dhidden, dwte } = &mut gradients;
         let weight = *weight;
-        s.scale.fill(0.0);
-        s.scale.iter_mut().zip(sums).take(rows).for_each(|(scale, sum)| *scale = weight / *sum);
-        let (hidden, scale) = (&*s.by_token, &by_pair(s.scale)[..pairs]);
+        // What makes an exponential a gradient; nothing past the last token.
+        let scale = sums;
+        scale[..rows].iter_mut().for_each(|sum| *sum = weight / *sum);
+        scale[rows..].fill(0.0);
+        let (hidden, scale) = (&*s.by_token, &by_pair(scale)[..pairs]);
         let segments = by_channel.par_chunks(plan.segment_chunks * plan.by_channel());
         let segments = segments.zip(s.e.par_chunks(plan.segment_chunks * plan.e()));
         let segments = segments.zip(s.dhidden.par_chunks_mut(width * block));
@@ -104,15 +102,7 @@ pub fn run(
             }
         }
         let dhidden = &mut dhidden[i * block * width..][..rows * width];
-        gather::<1>(
-            block,
-            wte,
-            targets,
-            s.dhidden,
-            dhidden,
-            #[inline(always)]
-            |_, total, word| total - weight * word,
-        );
+        gather::<1>(block, wte, targets, s.dhidden, None, weight, dhidden);
     }
     if let Gradients { weight, dwte: Some(dwte), .. } = gradients {
         embedding::scatter(targets, hidden, -weight, dwte);

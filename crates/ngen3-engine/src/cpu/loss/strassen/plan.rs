@@ -3,7 +3,7 @@
 use bytemuck::{AnyBitPattern, NoUninit};
 
 use super::super::super::memory::{Knife, padded};
-use super::super::pieces::{PARTIAL, SEGMENTS, Shape};
+use super::super::pieces::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS};
 
@@ -18,9 +18,6 @@ pub const CHUNK: usize = 2 * PART;
 
 /// Tokens of a pair of tiles.
 pub const TOKENS: usize = 2 * NR;
-
-/// Numbers of e in one block, 55 MB. A smaller block reads the embeddings more often, a larger one is no faster.
-const E_NUMBERS: usize = 13 << 20;
 
 /// Numbers left free after each product's tiles: without them all seven would stand a multiple of 2 KB apart and share a few sets of
 /// the first-level cache.
@@ -42,7 +39,7 @@ pub struct Plan {
 
 impl Plan {
     /// More tokens never need less room: the buffers for a pass serve for the tokens of it that count.
-    pub fn new(Shape { tokens, width, vocab_size }: Shape) -> Self {
+    pub fn new(Sizes { tokens, width, vocab_size }: Sizes) -> Self {
         let chunks = vocab_size.div_ceil(CHUNK);
         let most = (E_NUMBERS / (chunks * CHUNK)).min(PARTIAL / width) / TOKENS;
         Self {
@@ -104,13 +101,12 @@ impl Plan {
         self.pairs * self.channels() * NR
     }
 
-    fn lengths(&self) -> [usize; 8] {
+    fn lengths(&self) -> [usize; 7] {
         let block = self.block();
         [
             block * self.width,
             PRODUCTS * self.half * block / 2,
             PRODUCTS * self.columns() * NR * block / 2,
-            block,
             block,
             self.segments() * block,
             self.chunks * self.e(),
@@ -125,9 +121,8 @@ impl Plan {
 
     pub fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
         let mut knife = Knife(scratch);
-        let [hidden, by_channel, by_token, shift, scale, sums, e, dhidden] =
-            self.lengths().map(|length| knife.cut(length));
-        Scratch { hidden, by_channel, by_token, shift, scale, sums, e, dhidden }
+        let [hidden, by_channel, by_token, shift, sums, e, dhidden] = self.lengths().map(|length| knife.cut(length));
+        Scratch { hidden, by_channel, by_token, shift, sums, e, dhidden }
     }
 }
 
@@ -141,8 +136,6 @@ pub struct Scratch<'a> {
     pub by_token: &'a mut [f32],
     /// `[R]`: each token's target's logit.
     pub shift: &'a mut [f32],
-    /// `[R]`: what makes an exponential a gradient; 0 past the last token.
-    pub scale: &'a mut [f32],
     /// `[segments, R]`
     pub sums: &'a mut [f32],
     /// For each chunk, pair of tiles and pair of panels a quad of e.
