@@ -18,6 +18,7 @@ use crate::corpus::vocab_of;
 use crate::hash::sha256_of_model;
 use crate::job::{Data, Job, Request, Weights};
 use crate::lesson::{Evaluation, Learned, Lesson, Micro};
+use crate::paths::is_same_file;
 use crate::teacher_cache::{About, TeacherCache};
 use crate::{Corpus, Error};
 
@@ -146,6 +147,10 @@ impl Plan {
     ) -> Result<(Job, Self, Weights), Error> {
         let file = TokenFile::open(data)?;
         let start = request.start(|| vocab_of(&file))?;
+        if is_same_file(from, &start.paths.model) {
+            let teacher = from.display();
+            return Err(Error::Usage(format!("{teacher} is the teacher: the student needs a file of its own, --out")));
+        }
         let terms = Terms::settle(asked, start.lesson(), sha256_of_model(teacher))?;
         let corpus = Corpus::open(data, &start.config, &start.settings)?;
         let described = corpus.describe(&start.config)?;

@@ -416,6 +416,15 @@ fn check_data(kind: Kind, before: &DataIdentity, Data { path, identity: now, .. 
     Err(Error::Usage(what))
 }
 
+/// A part of a lesson as messages name it: with the flag, where it has another name.
+fn called(name: &str) -> &str {
+    match name {
+        "teacher_sha256" => "teacher_sha256 (of the weights of --teacher_model_path)",
+        "teacher_top_k" => "teacher_top_k (of --teacher_cache)",
+        name => name,
+    }
+}
+
 /// A run that would learn something else is another run.
 fn check_lesson(before: &Map<String, Value>, now: &Map<String, Value>) -> Result<(), Error> {
     let of = |lesson: &Map<String, Value>, name: &str| match lesson.get(name) {
@@ -429,7 +438,7 @@ fn check_lesson(before: &Map<String, Value>, now: &Map<String, Value>) -> Result
     let said = |lesson: &Map<String, Value>, name: &String| lesson.get(name).cloned().unwrap_or_default();
     let differences: Vec<String> = names
         .filter(|name| said(before, name) != said(now, name))
-        .map(|name| format!("{name} is {} there, not {}", of(before, name), of(now, name)))
+        .map(|name| format!("{} is {} there, not {}", called(name), of(before, name), of(now, name)))
         .collect();
     if differences.is_empty() {
         return Ok(());

@@ -57,12 +57,17 @@ macro_rules! settings {
             pub fn changes_since(&self, before: &Self) -> Vec<String> {
                 let mut changes = Vec::new();
                 $(if self.$name != before.$name {
-                    changes.push(format!("{} {:?} → {:?}", stringify!($name), before.$name, self.$name));
+                    changes.push(format!("{} {} → {}", stringify!($name), said(&before.$name), said(&self.$name)));
                 })*
                 changes
             }
         }
     };
+}
+
+/// A setting as files and flags have it.
+fn said(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("numbers and names serialise").trim_matches('"').into()
 }
 
 settings! {

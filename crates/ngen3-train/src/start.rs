@@ -176,11 +176,11 @@ impl Start {
             ));
         }
         let (config, mut reached, adapting) = (header.config.clone(), header.reached.clone(), header.adapting.clone());
-        if settings.keep_best && !header.settings.keep_best && reached.best_step != step {
-            notes.push(format!(
-                "the model of step {} was not kept: the best is looked for from here on",
-                reached.best_step
-            ));
+        let was_kept = header.settings.keep_best || reached.best_step == step;
+        if settings.keep_best && reached.best_val_loss.is_some() && !(was_kept && paths.model.exists()) {
+            let (best, model) = (reached.best_step, paths.model.display());
+            let why = if was_kept { format!("is not in {model} any more") } else { "was not kept".into() };
+            notes.push(format!("the model of step {best} {why}: the best is looked for from here on"));
             let Reached { elapsed_s, unevaluated, .. } = reached;
             reached = Reached { step, elapsed_s, unevaluated, ..Reached::default() };
         }

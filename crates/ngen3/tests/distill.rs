@@ -167,11 +167,11 @@ fn a_run_goes_on_bit_for_bit_with_and_without_a_cache() {
     succeed(folder, "train --config teacher.toml --data data.bin --out other.pt --max_iters 1");
     let other = LINE.replace("teacher.pt", "other.pt");
     let complaint = fail(folder, &format!("{other} --out parts.pt --resume --teacher_cache said"), 1);
-    assert!(complaint.contains("teacher_sha256 is "), "{complaint}");
+    assert!(complaint.contains("teacher_sha256 (of the weights of --teacher_model_path) is "), "{complaint}");
     let complaint = fail(folder, &format!("{LINE} --out other.pt --resume"), 1);
     assert!(complaint.contains("is of a run of ngen3 train, which goes on with that command"), "{complaint}");
     let complaint = fail(folder, &format!("{LINE} --out parts.pt --resume"), 1);
-    assert!(complaint.contains("teacher_top_k is 64 there, not none"), "{complaint}");
+    assert!(complaint.contains("teacher_top_k (of --teacher_cache) is 64 there, not none"), "{complaint}");
 }
 
 #[test]
@@ -322,6 +322,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--teacher_model_path teacher.pt --init_student from-teacher-layers", "n_embd is 16, not 8"),
         ("--teacher_model_path teacher.pt --init_student teacher.pt", "n_layer is 3, not 1"),
         ("--teacher_model_path teacher.pt --resume", "there is nothing to resume"),
+        ("--teacher_model_path teacher.pt --out ./teacher.pt --overwrite", "teacher.pt is the teacher"),
     ];
     for (flags, expected) in cases {
         let complaint = fail(folder, &line(flags), 1);

@@ -221,6 +221,12 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
                 }
             }
         }
+        (Some(_), Some(ReferenceReport { text, .. }), _) => {
+            write_line(&format!(
+                "note: the run began with the perplexity on {text}; with the same --reference_text it is measured again"
+            ));
+            None
+        }
         (Some(reference), ..) => {
             let title = reference.title();
             write_line(&format!("note: the perplexity on {title} was not measured when the run began, and is not now"));

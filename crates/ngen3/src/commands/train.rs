@@ -67,7 +67,7 @@ pub struct Flags {
     /// Steps of the whole run [default: the variant's]
     #[arg(long, value_name = "N")]
     max_iters: Option<u64>,
-    /// Steps between two lines of the log [default: 10]
+    /// Steps between two lines of metrics.jsonl, and of the output where it is no terminal [default: 10]
     #[arg(long, value_name = "N")]
     log_interval: Option<u64>,
     /// Steps between two evaluations [default: 250]

@@ -93,6 +93,19 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     let note = "the model of step 2 was not kept: the best is looked for from here on";
     assert!(job.notes.iter().any(|found| found == note), "{:?}", job.notes);
 
+    // If its file is gone, what can still be had is kept: the best of what follows, or the latest.
+    fs::remove_file(dir.path().join("x.pt")).unwrap();
+    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    let note = "the model of step 4 is not in ";
+    assert!(job.is_finished() && job.notes.iter().any(|found| found.starts_with(note)), "{:?}", job.notes);
+    job.complete(&FakeEngine::new(config(), 1)).unwrap();
+    assert_eq!(meta(&dir), (5, None));
+    drop(job);
+    fs::remove_file(dir.path().join("x.pt")).unwrap();
+    let longer = Overrides { max_iters: Some(7), ..Overrides::default() };
+    assert_eq!(scripted(dir.path(), Begin::Resume, longer, &[8.0, 9.0]).0, Outcome::Finished);
+    assert_eq!(meta(&dir), (6, Some(8.0)));
+
     // With nothing held out there is no best: the latest has to do.
     let dir = folder();
     let asked = Overrides { keep_best: Some(true), patience: Some(1), ..steps(3) };
