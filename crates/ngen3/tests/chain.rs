@@ -61,7 +61,15 @@ fn every_command_takes_what_the_one_before_left() {
     assert_eq!((&config["model_type"], &config["n_embd"]), (&"gpt2".into(), &16.into()));
     assert!(folder.join("exported/tokenizer.json").exists());
     let card = fs::read_to_string(folder.join("exported/README.md")).unwrap();
-    assert!(card.contains("chats.jsonl") && card.contains("| finetune: train_on | assistant |"), "{card}");
+    for part in [
+        "chats.jsonl",
+        "| finetune: train_on | assistant |",
+        ", fine-tuned for ",
+        "apply_chat_template",
+        "- conversational",
+    ] {
+        assert!(card.contains(part), "{part:?} is not in {card}");
+    }
 }
 
 /// Interrupts a program when it has said `place` on stderr; gives all that it says there.

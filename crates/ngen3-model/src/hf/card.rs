@@ -22,13 +22,23 @@ pub(super) fn write(export: &Export, list: &ParamList) -> String {
     put(&mut card, format!("# {name}\n"));
     let parameters = list.total() as f64 / 1e6;
     let meta = &export.checkpoint.meta;
-    let steps =
-        if meta.iter_num > 0 { format!(", trained for {}", count(meta.iter_num, "step")) } else { String::new() };
+    let learned = if meta.training.contains_key("finetune") {
+        "fine-tuned"
+    } else if meta.training.contains_key("distill") {
+        "distilled"
+    } else {
+        "trained"
+    };
+    let steps = match meta.iter_num {
+        0 => String::new(),
+        steps => format!(", {learned} for {}", count(steps, "step")),
+    };
+    let does = if meta.chat.is_some() { "It answers in conversations." } else { "It continues text." };
     put(
         &mut card,
         format!(
-            "A language model of GPT-2's architecture with {parameters:.1} million parameters{steps}. It continues text. It \
-             was exported by NGen3.\n"
+            "A language model of GPT-2's architecture with {parameters:.1} million parameters{steps}. {does} It was exported by \
+             NGen3.\n"
         ),
     );
     put(&mut card, usage(export));
@@ -52,6 +62,9 @@ fn front_matter(export: &Export) -> String {
         ExportFormat::Gguf => "gguf",
     };
     let mut yaml = format!("---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- gpt2\n- ngen3\n");
+    if export.checkpoint.meta.chat.is_some() {
+        yaml += "- conversational\n";
+    }
     let mut results = evaluations::index(&export.checkpoint.meta.evaluations);
     if let (Some(loss), Some(data)) = (final_val_loss(export), data(export)) {
         // Neither a task nor a data set of the hub; what was measured is the loss on the part kept for validation.
@@ -68,16 +81,34 @@ fn front_matter(export: &Export) -> String {
 }
 
 fn usage(export: &Export) -> String {
+    let chats = export.checkpoint.meta.chat.is_some();
     match export.format {
-        ExportFormat::Hf => "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-            folder = \"PATH_TO_THIS_FOLDER\"\n\
-            tokenizer = AutoTokenizer.from_pretrained(folder)\n\
-            model = AutoModelForCausalLM.from_pretrained(folder)\n\
-            inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\")\n\
-            print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))\n```\n"
-            .into(),
+        ExportFormat::Hf => {
+            let inputs = if chats {
+                "messages = [{\"role\": \"user\", \"content\": \"How are you?\"}]\n\
+                 inputs = tokenizer.apply_chat_template(\n    \
+                 messages, add_generation_prompt=True, return_dict=True, return_tensors=\"pt\"\n)\n"
+            } else {
+                "inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\")\n"
+            };
+            let shown = if chats {
+                "print(tokenizer.decode(output[0, inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))\n"
+            } else {
+                "print(tokenizer.decode(output[0]))\n"
+            };
+            format!(
+                "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                 folder = \"PATH_TO_THIS_FOLDER\"\n\
+                 tokenizer = AutoTokenizer.from_pretrained(folder)\n\
+                 model = AutoModelForCausalLM.from_pretrained(folder)\n\
+                 {inputs}\
+                 output = model.generate(**inputs, max_new_tokens=50, do_sample=True)\n\
+                 {shown}```\n"
+            )
+        }
         ExportFormat::Gguf => {
-            format!("## Use\n\n```sh\nllama-cli -m {} -p \"Once upon a time\" -n 50 -no-cnv\n```\n", gguf_name(export))
+            let how = if chats { "-cnv" } else { "-p \"Once upon a time\" -n 50 -no-cnv" };
+            format!("## Use\n\n```sh\nllama-cli -m {} {how}\n```\n", gguf_name(export))
         }
     }
 }
