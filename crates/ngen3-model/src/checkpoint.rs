@@ -122,10 +122,7 @@ impl Checkpoint {
     }
 
     /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
-    ///
-    /// # Errors
-    /// [`Error::OtherModel`] naming each field that differs.
-    pub fn expect(&self, path: &Path, expected: &Config) -> Result<(), Error> {
+    fn expect(&self, path: &Path, expected: &Config) -> Result<(), Error> {
         let (found, wanted) = (fields(&self.config), fields(expected));
         let differences: Vec<_> = found
             .iter()
@@ -138,10 +135,10 @@ impl Checkpoint {
         Err(Error::OtherModel { path: path.into(), differences: differences.join("; ") })
     }
 
-    /// [`Checkpoint::load`], then [`Checkpoint::expect`].
+    /// As [`Checkpoint::load`], of a model that must have the shape `expected`.
     ///
     /// # Errors
-    /// Theirs.
+    /// The same; [`Error::OtherModel`] naming each field that differs.
     pub fn load_for(path: &Path, expected: &Config) -> Result<Self, Error> {
         let checkpoint = Self::load(path)?;
         checkpoint.expect(path, expected)?;
@@ -185,7 +182,7 @@ pub fn save(path: &Path, config: &Config, params: &[f32], meta: &CheckpointMeta)
 /// what would be lost: it stays as it is.
 ///
 /// # Errors
-/// [`Error::Read`] and [`Error::Write`] naming the file; it is then as it was.
+/// [`Error::Read`] naming the file; [`Error::Write`] as [`AtomicFile::commit`](crate::files::AtomicFile::commit).
 pub fn amend(path: &Path, change: impl FnOnce(&mut CheckpointMeta)) -> Result<bool, Error> {
     let (mut checkpoint, ours) = read(path).map_err(refused(path))?;
     if ours {

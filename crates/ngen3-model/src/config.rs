@@ -69,6 +69,12 @@ impl Config {
         self.n_embd / self.n_head
     }
 
+    /// `layer_norm_epsilon` as files hold it: through its shortest decimal form, so that 1e-5 does not become
+    /// 9.999999747378752e-06.
+    pub(crate) fn written_epsilon(&self) -> f64 {
+        self.layer_norm_epsilon.to_string().parse().expect("a float prints as a float")
+    }
+
     /// Checks that the shape is one a model can have.
     ///
     /// # Errors

@@ -60,7 +60,8 @@ impl AtomicFile {
     /// Flushes everything to the disk and gives the file its name.
     ///
     /// # Errors
-    /// [`Error::Write`] naming the file; the old file is then as it was.
+    /// [`Error::Write`] naming the file. The old file is then as it was; if it is the last step that fails, the folder's way to
+    /// the disk, the new one is in place, but a power cut may undo that.
     pub fn commit(self) -> Result<(), Error> {
         let Self { path, temp, writer } = self;
         let finish = || {

@@ -77,7 +77,6 @@ fn plain(checkpoint: &Checkpoint) -> Export<'_> {
         loss_svg: None,
         format: ExportFormat::Hf,
         dtype: ExportDtype::F32,
-        max_shard_bytes: None,
     }
 }
 
@@ -95,15 +94,9 @@ fn an_export_comes_back_bit_for_bit() {
     assert_eq!(Checkpoint::load(&path).unwrap(), expected);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary folder is gone");
 
-    // In many files: the last one has less than the others, and no tensor is cut.
-    let sharded = Export { max_shard_bytes: Some(8_000), ..plain(&expected) };
-    let exported = export(&sharded, &path, true).unwrap();
-    let shards: Vec<_> = exported.files.iter().filter(|(name, _)| name.ends_with(".safetensors")).collect();
-    assert_eq!(shards.len(), 3);
-    assert!(shards.iter().all(|(name, bytes)| name.contains("-of-00003") && *bytes < 10_000), "{shards:?}");
-    assert!(!path.join("model.safetensors").exists(), "the weights of before are gone");
-    let index: Value = serde_json::from_slice(&fs::read(path.join("model.safetensors.index.json")).unwrap()).unwrap();
-    assert_eq!(index["metadata"]["total_size"], 4 * expected.params.len());
+    fs::write(path.join("model-00002-of-00002.safetensors"), "older weights").unwrap();
+    assert_eq!(export(&plain(&expected), &path, true).unwrap(), exported);
+    assert!(!path.join("model-00002-of-00002.safetensors").exists(), "the weights of before are gone");
     assert_eq!(Checkpoint::load(&path).unwrap(), expected);
 }
 
@@ -400,6 +393,24 @@ fn a_folder_with_other_things_in_it_is_not_replaced() {
     let q8 = Export { dtype: ExportDtype::Q8_0, ..plain(&checkpoint) };
     let error = export(&q8, &folder.path().join("new"), false).unwrap_err().to_string();
     assert_eq!(error, "the hf format has no q8_0; there are f32, bf16 and f16");
+}
+
+/// Whoever may write everything, such as root, can remove it.
+#[cfg(unix)]
+#[test]
+fn an_old_export_that_cannot_be_removed_is_replaced_all_the_same() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    let (old, new) = (small(), Checkpoint { params: ParamList::new(&small().config).init(8), ..small() });
+    export(&plain(&old), &path, false).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).unwrap();
+    let exported = export(&plain(&new), &path, true);
+    for entry in fs::read_dir(folder.path()).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    assert_eq!(names(&exported.unwrap()), ["README.md", "config.json", "generation_config.json", "model.safetensors"]);
+    assert_eq!(Checkpoint::load(&path).unwrap(), new);
 }
 
 #[test]

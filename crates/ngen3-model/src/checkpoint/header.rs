@@ -22,8 +22,6 @@ const NO_LOSS: f64 = 1e9;
 
 /// The entries of a checkpoint.
 pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
-    // Through the shortest decimal form, so that 1e-5 does not become 9.999999747378752e-06.
-    let epsilon: f64 = config.layer_norm_epsilon.to_string().parse().expect("a float prints as a float");
     let mut entries = json!({
         "model_args": {
             "n_layer": config.n_layer,
@@ -38,7 +36,7 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
         "best_val_loss": meta.best_val_loss.unwrap_or(NO_LOSS),
         "config": {
             "activation": config.activation,
-            "layer_norm_epsilon": epsilon,
+            "layer_norm_epsilon": config.written_epsilon(),
             "tokenizer": meta.tokenizer,
             "training": meta.training,
         },

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::read::read_text;
+use super::read::{read_object, read_text};
 use super::tokenizer::ENDOFTEXT;
-use crate::checkpoint::refused;
 use crate::{ChatFormat, Error};
 
 /// Largest file taken, in bytes.
@@ -24,7 +23,7 @@ const GPT2: [&str; 2] = ["GPT2Tokenizer", "GPT2TokenizerFast"];
 /// # Errors
 /// [`Error::Read`] if a file is too large or no JSON. Whether the template is one shows when it is used.
 pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
-    let settings = object(&folder.join(SETTINGS))?;
+    let settings = read_object(&folder.join(SETTINGS), MAX_BYTES)?;
     // The file of its own comes first, as in `transformers`.
     let template = match read_text(&folder.join("chat_template.jinja"), MAX_BYTES)? {
         Some(template) => Some(template),
@@ -33,7 +32,7 @@ pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
     let Some(template) = template else { return Ok(None) };
     // The order of `transformers`: the older file comes first, unless the settings are of the newer kind that lists all tokens.
     let listed = settings.contains_key("added_tokens_decoder");
-    let special = if listed { Map::new() } else { object(&folder.join(SPECIAL))? };
+    let special = if listed { Map::new() } else { read_object(&folder.join(SPECIAL), MAX_BYTES)? };
     // Without a class the model's kind decides on it, which is gpt2.
     let class = settings.get("tokenizer_class").and_then(Value::as_str);
     let is_gpt2 = class.is_none_or(|class| GPT2.contains(&class));
@@ -42,12 +41,6 @@ pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
         None => is_gpt2.then(|| ENDOFTEXT.to_owned()),
     };
     Ok(Some(ChatFormat { template, bos_token: token("bos_token"), eos_token: token("eos_token") }))
-}
-
-/// The object in a file; an empty one if there is no such file.
-fn object(path: &Path) -> Result<Map<String, Value>, Error> {
-    let Some(text) = read_text(path, MAX_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_str(&text).map_err(|error| refused(path)(format!("it is not what it should be: {error}")))
 }
 
 /// A template, or of several with names the one that is called `default`.

@@ -77,8 +77,6 @@ pub(super) fn parse(text: &str) -> Result<Parsed, String> {
 
 /// The config.json of a model. `eot` is the id of the token that ends a document, `dtype` how the weights are stored.
 pub(super) fn write(config: &Config, eot: Option<u32>, dropout: f64, dtype: &str) -> Value {
-    // Through the shortest decimal form, so that 1e-5 does not become 9.999999747378752e-06.
-    let epsilon: f64 = config.layer_norm_epsilon.to_string().parse().expect("a float prints as a float");
     json!({
         "activation_function": match config.activation {
             Activation::GeluNew => "gelu_new",
@@ -90,7 +88,7 @@ pub(super) fn write(config: &Config, eot: Option<u32>, dropout: f64, dtype: &str
         "embd_pdrop": dropout,
         "eos_token_id": eot,
         "initializer_range": 0.02,
-        "layer_norm_epsilon": epsilon,
+        "layer_norm_epsilon": config.written_epsilon(),
         "model_type": "gpt2",
         "n_ctx": config.block_size,
         "n_embd": config.n_embd,

@@ -12,9 +12,6 @@ use super::{ExportDtype, card, config, gguf, weights};
 use crate::files::write_atomic;
 use crate::{Activation, Checkpoint, Error, ParamList};
 
-/// Weights are split into files of at most so many bytes.
-const MAX_SHARD: usize = 5_000_000_000;
-
 /// What a folder is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
@@ -66,8 +63,6 @@ pub struct Export<'a> {
     pub format: ExportFormat,
     /// How the weights are stored.
     pub dtype: ExportDtype,
-    /// Largest file of weights, in bytes; `None` is 5 GB.
-    pub max_shard_bytes: Option<usize>,
 }
 
 /// What was made.
@@ -177,7 +172,7 @@ fn write_hf(export: &Export, json: Option<&Value>, list: &ParamList, folder: &Pa
         let files = tokenizer::files(text, json, eot, meta.chat.as_ref(), config.block_size);
         files.iter().try_for_each(|(name, content)| put(folder, name, content))?;
     }
-    weights::write(folder, list, params, export.dtype, export.max_shard_bytes.unwrap_or(MAX_SHARD), meta)
+    weights::write(folder, list, params, export.dtype, weights::MAX_SHARD, meta)
 }
 
 fn put(folder: &Path, name: &str, content: &str) -> Result<(), Error> {

@@ -75,7 +75,8 @@ impl NewFolder {
     /// Gives the folder its name, in place of what was there.
     ///
     /// # Errors
-    /// [`Error::Write`] naming the folder; the old one is then as it was.
+    /// [`Error::Write`] naming the folder. The old one is then as it was, or where the error says, if it could not be put back;
+    /// if it is the last step that fails, the new one is in place, but a power cut may undo that.
     pub fn commit(self) -> Result<(), Error> {
         let Self { path, temp, lock } = self;
         let finish = || {
@@ -86,10 +87,15 @@ impl NewFolder {
                 let _locked = File::open(&path).and_then(|folder| Ok(folder.try_lock().map(|()| folder)?));
                 fs::rename(&path, old.path())?;
                 if let Err(error) = fs::rename(temp.path(), &path) {
-                    fs::rename(old.path(), &path)?;
-                    return Err(error);
+                    if fs::rename(old.path(), &path).is_ok() {
+                        return Err(error);
+                    }
+                    // Dropped, it would be removed.
+                    let old = old.keep();
+                    return Err(io::Error::new(error.kind(), format!("{error}; the old one is in {}", old.display())));
                 }
-                old.close()?;
+                // The old one is removed when it is dropped. Should that fail, nothing is wrong with the new one: what is left
+                // is tried again below and by the next export.
             } else {
                 fs::rename(temp.path(), &path)?;
             }

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::config::{self, Parsed};
 use super::{chat, is_conv1d, tokenizer, weights};
@@ -92,6 +93,12 @@ pub(super) fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> 
         return Err(refused(path)(format!("it is larger than {max} bytes")));
     }
     String::from_utf8(bytes).map(Some).map_err(|error| refused(path)(format!("it is not UTF-8: {error}")))
+}
+
+/// The JSON object in a file; an empty one if there is no such file.
+pub(super) fn read_object(path: &Path, max: u64) -> Result<Map<String, Value>, Error> {
+    let text = read_text(path, max)?;
+    text.map_or_else(|| Ok(Map::new()), |text| tokenizer::parse(&text).map_err(refused(path)))
 }
 
 /// `model.safetensors.index.json`: which file has which tensor.

@@ -7,10 +7,10 @@ use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use super::read::read_text;
+use super::read::{read_object, read_text};
 use crate::checkpoint::{TokenizerRef, refused};
+use crate::hash::sha256;
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE};
 
 /// Largest file taken, in bytes.
@@ -47,11 +47,8 @@ pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Str
 
 /// The tokenizer.json that `vocab.json`, `merges.txt` and the files beside them stand for.
 fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
-    fn object(path: &Path) -> Result<Map<String, Value>, Error> {
-        let text = read_text(path, MAX_BYTES)?;
-        text.map_or_else(|| Ok(Map::new()), |text| parse(&text).map_err(refused(path)))
-    }
-    let vocab = object(&folder.join("vocab.json"))?;
+    let object = |name: &str| read_object(&folder.join(name), MAX_BYTES);
+    let vocab = object("vocab.json")?;
     if vocab.is_empty() {
         return Ok(None);
     }
@@ -60,8 +57,8 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
         return Err(refused(&path)("it is missing, and vocab.json needs it".into()));
     };
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
-    let added = object(&folder.join("added_tokens.json"))?;
-    let prefix_space = object(&folder.join("tokenizer_config.json"))?.remove("add_prefix_space");
+    let added = object("added_tokens.json")?;
+    let prefix_space = object("tokenizer_config.json")?.remove("add_prefix_space");
     let entry = |content: &str, id: &Value, special: bool| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -112,11 +109,10 @@ fn is_gpt2(file: &Value) -> bool {
     let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
     let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
     let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
-    let hash = |text: String| Sha256::digest(text).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     tokens.len() == GPT2_VOCAB_SIZE
         && added.iter().all(|entry| entry["content"] == ENDOFTEXT && entry["special"] == true)
-        && hash(tokens.join("\n")) == GPT2_TOKENS
-        && hash(merges_txt(&lists.merges)) == GPT2_MERGES
+        && sha256(tokens.join("\n")) == GPT2_TOKENS
+        && sha256(merges_txt(&lists.merges)) == GPT2_MERGES
 }
 
 /// `merges.txt`: a line for each merge, the first that happens first.

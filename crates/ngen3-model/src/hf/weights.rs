@@ -16,6 +16,8 @@ use crate::{CheckpointMeta, Error, Param, ParamList};
 
 /// The entry of a file's metadata that says what the model's checkpoint says of its training.
 pub(super) const META: &str = "ngen3";
+/// Weights are split into files of at most so many bytes.
+pub(super) const MAX_SHARD: usize = 5_000_000_000;
 
 fn meta_text(meta: &CheckpointMeta) -> String {
     let CheckpointMeta { iter_num, best_val_loss, training, evaluations, .. } = meta;
@@ -128,4 +130,35 @@ fn write_shard(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{Checkpoint, Config, TokenizerRef, hf};
+
+    #[test]
+    fn weights_in_many_files_come_back_bit_for_bit() {
+        let config = Config::new(2, 3, 12, 16, 97);
+        let list = ParamList::new(&config);
+        let meta = CheckpointMeta { iter_num: 7, tokenizer: TokenizerRef::Unknown, ..CheckpointMeta::default() };
+        let expected = Checkpoint { params: list.init(7), config, meta };
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::write(folder.join("config.json"), hf::config::write(&expected.config, None, 0.0, "float32").to_string())
+            .unwrap();
+        write(folder, &list, &expected.params, ExportDtype::F32, 8_000, &expected.meta).unwrap();
+        // The last one has less than the others, and no tensor is cut.
+        for shard in 1..=3 {
+            let file = folder.join(format!("model-{shard:05}-of-00003.safetensors"));
+            assert!(fs::metadata(&file).unwrap().len() < 10_000, "{}", file.display());
+        }
+        let index = fs::read(folder.join("model.safetensors.index.json")).unwrap();
+        let index: Value = serde_json::from_slice(&index).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 4 * list.total());
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 5);
+        assert_eq!(Checkpoint::load(folder).unwrap(), expected);
+    }
 }

@@ -81,7 +81,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             loss_svg: loss_svg.as_deref(),
             format: args.format,
             dtype: args.dtype,
-            max_shard_bytes: None,
         },
         &args.output_dir,
         args.overwrite,
