@@ -120,7 +120,7 @@ pub fn parse(text: &str) -> Result<(Overrides, Shape), String> {
     let mut entries = Entries::of(text)?;
     let settings = Overrides::take_from(&mut entries)?;
     let shape = Shape::take_from(&mut entries)?;
-    match entries.0.into_iter().next() {
+    match entries.0.into_iter().min_by_key(|(_, entry)| entry.line) {
         None => Ok((settings, shape)),
         Some((key, Entry { line, .. })) => Err(match near_match(&key) {
             Some(name) => format!("line {line}: there is no setting {key:?}; did you mean {name}?"),
@@ -150,7 +150,9 @@ impl Entries {
         let mut values: toml::Table = text.parse().map_err(not_toml)?;
         let places = DeTable::parse(text).map_err(not_toml)?;
         let mut entries = BTreeMap::new();
-        for place in places.get_ref().keys() {
+        let mut places: Vec<_> = places.get_ref().keys().collect();
+        places.sort_by_key(|place| place.span().start);
+        for place in places {
             let (key, line) = (place.get_ref().to_string(), line_at(place.span().start));
             let Some(value) = values.remove(&key) else { continue };
             let name = Shape::ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key.as_str(), |(_, name)| name);
@@ -272,8 +274,10 @@ mod tests {
             ("learning_rat = 1", "line 1: there is no setting \"learning_rat\"; did you mean learning_rate?"),
             ("max-iters = 1", "line 1: there is no setting \"max-iters\"; did you mean max_iters?"),
             ("seed = 1\n# red\ncolour = 1", "line 3: there is no setting \"colour\""),
+            ("the_second = 1\nseed = 1\na_third = 1", "line 1: there is no setting \"the_second\""),
             ("\n[train]\nseed = 1", "line 2: there is no setting \"train\""),
             ("layers = 1\nn_layer = 1", "line 2: n_layer and layers are the same setting; keep one"),
+            ("n_layer = 1\nlayers = 1", "line 2: layers and n_layer are the same setting; keep one"),
             ("seed = 1\nmax_iters = 'x'", "line 2: max_iters is \"x\"; it must be a whole number, 0 or more"),
             ("max_iters = -1", "line 1: max_iters is -1; it must be a whole number, 0 or more"),
             ("width = 1.5", "line 1: width is 1.5; it must be a whole number, 0 or more"),
