@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..3 {
         ids.clear();
         let start = Instant::now();
-        tokenizer.encode_into(&text, &mut ids);
+        tokenizer.encode_into(&text, &mut ids)?;
         let seconds = start.elapsed().as_secs_f64();
         println!("{} ids from {} bytes: {:.1} MB/s", ids.len(), text.len(), text.len() as f64 / 1e6 / seconds);
     }

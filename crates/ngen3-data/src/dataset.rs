@@ -4,13 +4,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_model::TokenizerRef;
 use ngen3_model::files::{AtomicFile, write_atomic};
+use ngen3_model::hash::{hex, sha256};
 use sha2::{Digest, Sha256};
 
 use crate::encode::{Encoded, encode};
 use crate::hf::{self, HfSource};
 use crate::source::{Event, Feed, Settings, Source, list};
-use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, hex, read_at_most};
+use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, read_at_most};
 use crate::{Error, Tokenizer, tokenizer};
 
 /// What to make a dataset from.
@@ -49,7 +51,6 @@ pub struct HfSpec<'a> {
 pub(crate) struct Target<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) tokenizer_is_own: bool,
     threads: usize,
     stop: &'a AtomicBool,
 }
@@ -127,9 +128,8 @@ impl<'a> Target<'a> {
         stop: &'a AtomicBool,
     ) -> Result<Self, Error> {
         let folder = root.join(folder_name(name)?);
-        let tokenizer_is_own = tokenizer.is_some();
         let tokenizer = tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
-        Ok(Self { folder, tokenizer, tokenizer_is_own, threads, stop })
+        Ok(Self { folder, tokenizer, threads, stop })
     }
 
     /// Encodes and writes what the feed gives that `start` begins: it is given a folder for temporary files, and the
@@ -140,7 +140,7 @@ impl<'a> Target<'a> {
         tell: &mut dyn FnMut(Event),
         start: impl FnOnce(&Path, Tokenizer) -> Result<Feed, Error>,
     ) -> Result<Summary, Error> {
-        let Self { folder, tokenizer, tokenizer_is_own, threads, stop } = self;
+        let Self { folder, tokenizer, threads, stop } = self;
         let folder = Folder::create(folder)?;
         let data = folder.path.join(DATA);
         let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
@@ -167,7 +167,6 @@ impl<'a> Target<'a> {
             return Err(Error::Input("there is no text in what was given; nothing was written".into()));
         }
 
-        let json = tokenizer_is_own.then(|| tokenizer.to_json());
         let meta = Meta {
             tokenizer: tokenizer.name().into(),
             vocab_size: tokenizer.vocab_size(),
@@ -176,23 +175,23 @@ impl<'a> Target<'a> {
             documents,
             source,
             sha256: String::new(),
-            tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+            tokenizer_sha256: None,
             chat: None,
         };
-        commit(&folder, writer, None, meta, json.as_deref())?;
+        commit(&folder, writer, None, meta, &tokenizer)?;
         let end_of_text = end.map(|id| tokenizer.decode(&[id]));
         Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
     }
 }
 
-/// Gives the finished files their names. Each is whole; a crash in between leaves files that do not fit together, which
-/// opening them tells by the token count and the hashes.
+/// Gives the finished files their names, and `meta.json` their hashes. Each is whole; a crash in between leaves files that do
+/// not fit together, which opening them tells by the token count and the hashes.
 pub(crate) fn commit(
     folder: &Folder,
     writer: Writer,
     mask: Option<Writer>,
     mut meta: Meta,
-    tokenizer: Option<&str>,
+    tokenizer: &Tokenizer,
 ) -> Result<(), Error> {
     let path = |name| folder.path.join(name);
     // What could stand in the way of the last file is looked for before the first takes its name.
@@ -204,9 +203,12 @@ pub(crate) fn commit(
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
         _ => remove_if_there(&path(MASK))?,
     }
-    match tokenizer {
-        Some(json) => write_atomic(&path(TOKENIZER), |file| file.write_all(json.as_bytes()))?,
-        None => remove_if_there(&path(TOKENIZER))?,
+    match tokenizer.reference() {
+        TokenizerRef::Json(json) => {
+            meta.tokenizer_sha256 = Some(sha256(&json));
+            write_atomic(&path(TOKENIZER), |file| file.write_all(json.as_bytes()))?;
+        }
+        TokenizerRef::Gpt2 | TokenizerRef::Unknown => remove_if_there(&path(TOKENIZER))?,
     }
     write_atomic(&path(META), |file| {
         serde_json::to_writer_pretty(&mut *file, &meta)?;
@@ -302,7 +304,7 @@ impl Writer {
     /// Gives the file its name; returns its hash.
     fn commit(self) -> Result<String, Error> {
         self.file.commit()?;
-        Ok(hex(&self.hash.finalize()))
+        Ok(hex(self.hash))
     }
 }
 
@@ -338,10 +340,11 @@ mod tests {
         let paths = [root.path().join("a.txt"), root.path().join("b.txt")];
         fs::write(&paths[0], &text).unwrap();
         fs::write(&paths[1], "short").unwrap();
-        let mut expected = Tokenizer::gpt2().encode(&text);
-        let text_tokens = expected.len() + Tokenizer::gpt2().encode("short").len();
+        let mut expected = Tokenizer::gpt2().encode(&text).unwrap();
+        let short = Tokenizer::gpt2().encode("short").unwrap();
+        let text_tokens = expected.len() + short.len();
         expected.push(50_256);
-        expected.extend(Tokenizer::gpt2().encode("short"));
+        expected.extend(short);
         expected.push(50_256);
         for threads in [1, 5] {
             let sources = paths.clone().map(Source::Path);
@@ -371,7 +374,8 @@ mod tests {
         let file = TokenFile::open(&summary.data).unwrap();
         assert_eq!(file.len(), 338_026);
         assert!(file.meta().unwrap().tokenizer_sha256.is_some(), "though it has the embedded one's name");
-        assert_eq!(file.tokenizer().unwrap().vocab_size(), 50_257);
+        let json = TokenizerRef::Json(Tokenizer::gpt2().to_json());
+        assert_eq!(file.tokenizer().unwrap().reference(), json, "so does a model's");
         make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
         assert_eq!(names(&folder), ["data.bin", "meta.json"]);
     }

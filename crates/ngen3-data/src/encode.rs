@@ -51,12 +51,12 @@ impl Job {
         let mut ids = Vec::with_capacity(text.len() / 3);
         let text_bytes = text.len();
         let Some(ends) = ends else {
-            tokenizer.try_encode_into(text, &mut ids)?;
+            tokenizer.encode_into(text, &mut ids)?;
             return Ok(Encoded::Tokens { ids, text_bytes });
         };
         let mut start = 0;
         for &end in ends {
-            tokenizer.try_encode_into(&text[start..end], &mut ids)?;
+            tokenizer.encode_into(&text[start..end], &mut ids)?;
             ids.extend(tokenizer.eot());
             start = end;
         }

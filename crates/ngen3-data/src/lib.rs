@@ -5,6 +5,7 @@
 //! drawn from). `chat/` is the same way for conversations.
 
 mod batch;
+mod caught;
 pub mod chat;
 mod dataset;
 mod encode;

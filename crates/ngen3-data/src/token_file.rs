@@ -7,11 +7,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use ngen3_model::ChatFormat;
+use ngen3_model::hash::sha256;
 use ngen3_model::words::count;
-use ngen3_model::{ChatFormat, GPT2_VOCAB_SIZE};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::{Error, Tokenizer, tokenizer};
 
@@ -174,9 +174,15 @@ impl TokenFile {
         self.meta.as_ref()
     }
 
-    /// Highest id + 1 of the tokenizer that it was made with.
-    pub fn vocab_size(&self) -> usize {
-        self.meta.as_ref().map_or(GPT2_VOCAB_SIZE, |meta| meta.vocab_size)
+    /// Highest id + 1 of the tokenizer that it was made with: the vocabulary that a model needs for it.
+    ///
+    /// # Errors
+    /// As [`TokenFile::tokenizer`], if there is no `meta.json` that says it.
+    pub fn vocab_size(&self) -> Result<usize, Error> {
+        match &self.meta {
+            Some(meta) => Ok(meta.vocab_size),
+            None => Ok(self.tokenizer()?.vocab_size()),
+        }
     }
 
     /// One token.
@@ -218,7 +224,7 @@ impl TokenFile {
                 path.display()
             ))
         })?;
-        if expected.is_some_and(|expected| *expected != hex(&Sha256::digest(&bytes))) {
+        if expected.is_some_and(|expected| *expected != sha256(&bytes)) {
             return Err(Error::Data(format!(
                 "{} is not the tokenizer that {} was made with; tokenize again",
                 path.display(),
@@ -234,7 +240,7 @@ impl TokenFile {
     /// [`Error::Data`] if they differ.
     pub fn verify(&self) -> Result<(), Error> {
         let Some(meta) = described(&self.path, &self.meta) else { return Ok(()) };
-        if meta.sha256 == hex(&Sha256::digest(&self.map)) {
+        if meta.sha256 == sha256(&self.map) {
             return Ok(());
         }
         let shown = self.path.display();
@@ -311,11 +317,6 @@ pub(crate) fn read_at_most(path: &Path, max: usize) -> std::io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -344,7 +345,7 @@ mod tests {
     fn meta(changes: serde_json::Value) -> Vec<u8> {
         let mut meta = json!({
             "tokenizer": "gpt2", "vocab_size": 50257, "dtype": "uint16", "tokens": 3, "documents": 1, "source": ["a.txt"],
-            "sha256": hex(&Sha256::digest([1, 0, 2, 0, 3, 1])),
+            "sha256": sha256([1, 0, 2, 0, 3, 1]),
         });
         for (key, value) in changes.as_object().unwrap() {
             meta[key] = value.clone();
@@ -358,7 +359,7 @@ mod tests {
     fn a_bare_file_is_gpt2_in_u16() {
         let folder = folder(&[("train.bin", THREE.1)]);
         let file = TokenFile::open(&folder.path().join("train.bin")).unwrap();
-        assert_eq!((file.len(), file.vocab_size(), file.meta()), (3, 50_257, None));
+        assert_eq!((file.len(), file.vocab_size().unwrap(), file.meta()), (3, 50_257, None));
         assert_eq!((file.token(0), file.token(2)), (1, 259));
         let mut tokens = vec![7];
         file.copy(1..3, &mut tokens);
@@ -373,7 +374,7 @@ mod tests {
         let folder =
             folder(&[("data.bin", &[1, 0, 1, 0, 2, 0, 0, 0]), ("meta.json", &wide), ("val.bin", &[9, 0, 0, 0])]);
         let file = TokenFile::open(&folder.path().join("data.bin")).unwrap();
-        assert_eq!((file.len(), file.token(0), file.token(1), file.vocab_size()), (2, 65_537, 2, 70_000));
+        assert_eq!((file.len(), file.token(0), file.token(1), file.vocab_size().unwrap()), (2, 65_537, 2, 70_000));
         assert!(file.verify().unwrap_err().to_string().contains("has changed since it was made"));
         let val = TokenFile::open(&folder.path().join("val.bin")).unwrap();
         assert_eq!((val.len(), val.token(0)), (1, 9));
@@ -410,7 +411,7 @@ mod tests {
     #[test]
     fn the_tokenizer_is_the_one_that_made_the_data() {
         let json = Tokenizer::gpt2().to_json();
-        let hash = hex(&Sha256::digest(&json));
+        let hash = sha256(&json);
         let mine = meta(json!({"tokenizer": "mine", "tokenizer_sha256": hash}));
         let tokenizer = |files: &[(&str, &[u8])]| {
             let folder = folder(files);

@@ -121,10 +121,7 @@ pub(crate) fn encode(
 /// those of the whole. White space at the end of the given text goes with what follows, for a word's token begins with it.
 /// After nothing, the token that ends a document is given.
 fn request(tokenizer: &Tokenizer, given: &str, scored: &str) -> Result<Request, String> {
-    let encode = |text: &str| {
-        let mut ids = Vec::new();
-        tokenizer.try_encode_into(text, &mut ids).map(|()| ids).map_err(|error| error.to_string())
-    };
+    let encode = |text: &str| tokenizer.encode(text).map_err(|error| error.to_string());
     let trimmed = rstrip(given);
     let mut tokens = encode(&format!("{given}{scored}"))?;
     let mut context = encode(trimmed)?.len();

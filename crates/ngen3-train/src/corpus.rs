@@ -42,7 +42,7 @@ impl Corpus {
     /// As [`Request::start`] and [`crate::Start::with`].
     pub fn prepare(request: Request, data: &Path) -> Result<(Job, Self, Weights), Error> {
         let file = TokenFile::open(data)?;
-        let start = request.start(|| vocab_of(&file))?;
+        let start = request.start(|| Ok(file.vocab_size()?))?;
         let corpus = Self::open(data, &start.config, &start.settings)?;
         let described = corpus.describe(&start.config)?;
         let (job, weights) = start.with(described, Default::default(), None)?;
@@ -135,14 +135,6 @@ fn is_bare(file: &TokenFile) -> bool {
     file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
 }
 
-/// The vocabulary that a model needs for a file, if it is not told another.
-pub(crate) fn vocab_of(file: &TokenFile) -> Result<usize, Error> {
-    match file.meta() {
-        Some(meta) => Ok(meta.vocab_size),
-        None => Ok(file.tokenizer()?.vocab_size()),
-    }
-}
-
 /// Checks that a token file can be read by the model that came from `from`: its vocabulary is large enough, and its tokenizer
 /// the one that made the tokens, as far as both are known.
 ///
@@ -154,7 +146,7 @@ pub fn check_reads(from: &Path, model: &Checkpoint, file: &TokenFile) -> Result<
 
 /// The tokenizer that travels with the model: the data's.
 fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Error> {
-    let needed = vocab_of(file)?;
+    let needed = file.vocab_size()?;
     if config.vocab_size < needed {
         // Every token of a bare file fits the model, so GPT-2's tokenizer, its default, is not what made it.
         if is_bare(file) {
@@ -166,6 +158,5 @@ fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Erro
             file.path().display()
         )));
     }
-    let tokenizer = file.tokenizer()?;
-    Ok(if tokenizer.name() == "gpt2" { TokenizerRef::Gpt2 } else { TokenizerRef::Json(tokenizer.to_json()) })
+    Ok(file.tokenizer()?.reference())
 }

@@ -14,7 +14,6 @@ use ngen3_engine::{Distill, DistillLoss, Divergence, Dtype, Engine, Quant, Teach
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
-use crate::corpus::vocab_of;
 use crate::hash::sha256_of_model;
 use crate::job::{Data, Job, Request, Weights};
 use crate::lesson::{Evaluation, Learned, Lesson, Micro};
@@ -146,7 +145,7 @@ impl Plan {
         teacher: &Checkpoint,
     ) -> Result<(Job, Self, Weights), Error> {
         let file = TokenFile::open(data)?;
-        let start = request.start(|| vocab_of(&file))?;
+        let start = request.start(|| Ok(file.vocab_size()?))?;
         if is_same_file(from, &start.paths.model) {
             let teacher = from.display();
             return Err(Error::Usage(format!("{teacher} is the teacher: the student needs a file of its own, --out")));

@@ -11,9 +11,9 @@ use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
 use ngen3_data::source::shakespeare;
 use ngen3_engine::{Batch, Engine, IGNORE};
+use ngen3_model::ChatFormat;
 use ngen3_model::files::write_atomic;
 use ngen3_model::words::count;
-use ngen3_model::{ChatFormat, TokenizerRef};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -64,7 +64,7 @@ impl Conversations {
                 val_tokens: val_tokens as u64,
                 sha256: chats.sha256().into(),
             },
-            tokenizer: reference_to(chats.tokenizer()),
+            tokenizer: chats.tokenizer().reference(),
             chat: chats.have_turns().then(|| chats.format().clone()),
             source: chats.source().to_vec(),
         };
@@ -145,11 +145,6 @@ impl Lesson for Conversations {
     }
 }
 
-/// The tokenizer as a model keeps it.
-fn reference_to(tokenizer: &Tokenizer) -> TokenizerRef {
-    if tokenizer.name() == "gpt2" { TokenizerRef::Gpt2 } else { TokenizerRef::Json(tokenizer.to_json()) }
-}
-
 /// What there is to learn from, in a sentence.
 fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
     let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.cuts());
@@ -207,8 +202,7 @@ impl Reference {
     /// # Errors
     /// [`Error::Data`] if the tokenizer fails on it.
     pub fn new(name: &str, text: &str, tokenizer: &Tokenizer) -> Result<Option<Self>, Error> {
-        let mut ids = Vec::new();
-        tokenizer.try_encode_into(text, &mut ids).map_err(ngen3_data::Error::from)?;
+        let mut ids = tokenizer.encode(text).map_err(ngen3_data::Error::from)?;
         ids.truncate(REFERENCE_TOKENS + 1);
         Ok((ids.len() >= 2).then(|| Self { name: name.into(), ids }))
     }

@@ -96,7 +96,8 @@ fn its_own_tokenizer_comes_along() {
             panic!("{name} has a tokenizer of its own");
         };
         let expected = expected(name);
-        let ids = Tokenizer::from_json(json.as_bytes(), name).unwrap().encode(expected["text"].as_str().unwrap());
+        let ids =
+            Tokenizer::from_json(json.as_bytes(), name).unwrap().encode(expected["text"].as_str().unwrap()).unwrap();
         assert_eq!(ids, numbers(&expected["ids"]).into_iter().map(|id| id as u32).collect::<Vec<_>>(), "{name}");
         // The commands take the folder as it is; the same model writes the same text.
         let sample = |model: &str| {

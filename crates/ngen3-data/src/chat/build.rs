@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::encode::Encoded;
 use super::read::{Place, read_file};
@@ -13,7 +12,7 @@ use crate::Error;
 use crate::dataset::{Folder, Target, Writer, commit};
 use crate::hf::{self, HfSource};
 use crate::source::Event;
-use crate::token_file::{ChatMeta, DATA, Dtype, MASK, Meta, hex};
+use crate::token_file::{ChatMeta, DATA, Dtype, MASK, Meta};
 
 /// Conversations that are rendered and tokenised at a time, on all threads.
 const GATHERED: usize = 1024;
@@ -50,8 +49,6 @@ pub struct ChatSpec<'a> {
 /// A conversation as tokens, with where it came from.
 pub(super) struct Found {
     pub encoded: Encoded,
-    /// Bytes of what was said.
-    pub text_bytes: u64,
     pub place: Place,
     /// Which of the inputs.
     pub file: usize,
@@ -172,9 +169,9 @@ impl Gathering<'_> {
         let (encoder, answers) = (self.encoder, self.answers);
         let encoded: Vec<_> =
             waiting.par_iter().map(|(_, _, conversation)| encoder.encode(conversation, answers)).collect();
-        for ((file, place, conversation), encoded) in waiting.into_iter().zip(encoded) {
+        for ((file, place, _), encoded) in waiting.into_iter().zip(encoded) {
             match encoded {
-                Ok(encoded) => (self.take)(Found { encoded, text_bytes: conversation.text_bytes(), place, file })?,
+                Ok(encoded) => (self.take)(Found { encoded, place, file })?,
                 Err(reason) => self.bad(file, place, &reason)?,
             }
         }
@@ -201,14 +198,10 @@ pub struct ChatSummary {
     pub data: PathBuf,
     /// Conversations.
     pub conversations: u64,
-    /// Bytes of what was said.
-    pub text_bytes: u64,
     /// Tokens.
     pub tokens: u64,
     /// Tokens that are to be learned.
     pub learned: u64,
-    /// Conversations that were bad and left out.
-    pub skipped: u64,
 }
 
 /// Makes a dataset of conversations: as [`crate::build`] does, with `mask.bin` beside `data.bin`.
@@ -216,17 +209,15 @@ pub struct ChatSummary {
 /// # Errors
 /// As [`crate::build`]; [`Error::Read`] naming a bad conversation.
 pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<ChatSummary, Error> {
-    let Target { folder, tokenizer, tokenizer_is_own, .. } =
-        Target::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
+    let Target { folder, tokenizer, .. } = Target::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
     let folder = Folder::create(folder)?;
     let data = folder.path.join(DATA);
     let encoder = ChatEncoder::with_template(tokenizer.clone(), spec.template)?;
     let mut ids = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
     let mut mask = Writer::create(&folder.path.join(MASK), Dtype::Uint16)?;
-    let (mut conversations, mut text_bytes, mut learned) = (0, 0, 0);
+    let (mut conversations, mut learned) = (0, 0);
     let gathered = gather(spec.input, &encoder, true, spec.skip_bad, stop, tell, &mut |found| {
         conversations += 1;
-        text_bytes += found.text_bytes;
         learned += found.encoded.marks.iter().filter(|&&mark| mark & marks::LEARNED != 0).count() as u64;
         ids.push(&found.encoded.ids)?;
         mask.push_bytes(&found.encoded.marks)
@@ -235,7 +226,6 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Even
         return Err(Error::Input("there are no conversations in what was given; nothing was written".into()));
     }
     let tokens = ids.tokens;
-    let json = tokenizer_is_own.then(|| tokenizer.to_json());
     let meta = Meta {
         tokenizer: tokenizer.name().into(),
         vocab_size: tokenizer.vocab_size(),
@@ -244,15 +234,15 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Even
         documents: conversations,
         source: gathered.files,
         sha256: String::new(),
-        tokenizer_sha256: json.as_ref().map(|json| hex(&Sha256::digest(json))),
+        tokenizer_sha256: None,
         chat: Some(Box::new(ChatMeta {
             mask_sha256: String::new(),
             mask: MEANING.into(),
             format: encoder.template().format().clone(),
         })),
     };
-    commit(&folder, ids, Some(mask), meta, json.as_deref())?;
-    Ok(ChatSummary { data, conversations, text_bytes, tokens, learned, skipped: gathered.skipped })
+    commit(&folder, ids, Some(mask), meta, &tokenizer)?;
+    Ok(ChatSummary { data, conversations, tokens, learned })
 }
 
 /// What `meta.json` says of the masks; see [`marks`].
@@ -285,7 +275,7 @@ mod tests {
         fs::write(&files[0], "[\"Hi\", \"Yes\"]\n").unwrap();
         fs::write(&files[1], "plain text\n").unwrap();
         let made = build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
-        assert_eq!((made.conversations, made.tokens, made.learned, made.text_bytes, made.skipped), (2, 12, 5, 15, 0));
+        assert_eq!((made.conversations, made.tokens, made.learned), (2, 12, 5));
         let file = TokenFile::open(&made.data).unwrap();
         let meta = file.meta().unwrap();
         assert_eq!((meta.documents, meta.tokens), (2, 12));
@@ -295,7 +285,7 @@ mod tests {
         let mask = fs::read(root.join("_data_x_/mask.bin")).unwrap();
         assert_eq!(mask, [6, 0, 0, 0, 4, 0, 0, 1, 1, 3, 1, 1]);
         let chats = Chats::open(&made.data).unwrap().unwrap();
-        assert_eq!((chats.count(), chats.tokens(), chats.have_turns()), (2, 12, true));
+        assert_eq!((chats.count(), chats.have_turns()), (2, true));
         assert_eq!(chats.source(), files.each_ref().map(|path| path.display().to_string()));
 
         // The same from memory.
@@ -304,7 +294,7 @@ mod tests {
         assert_eq!(read.marks(), mask);
         let tokens = |chats: &Chats| {
             let mut ids = Vec::new();
-            chats.copy(0..chats.tokens(), &mut ids);
+            chats.copy(0..chats.marks().len(), &mut ids);
             ids
         };
         assert_eq!(tokens(&read), tokens(&chats));
@@ -350,7 +340,7 @@ mod tests {
                 notes.push(note.replace(&format!("{}/", root.display()), ""));
             }
         });
-        assert_eq!(made.unwrap().skipped, 3);
+        assert_eq!(made.unwrap().conversations, 2_997);
         let first = "a.jsonl, line 1500: turn 2 holds U+FDD0, which is no character";
         assert_eq!(notes, [format!("conversations that are bad were left out (count: 3); the first: {first}")]);
         fs::write(&files[0], "\n\n").unwrap();

@@ -6,13 +6,14 @@ use std::sync::atomic::AtomicBool;
 
 use memmap2::Mmap;
 use ngen3_model::ChatFormat;
+use ngen3_model::hash::{hex, sha256};
 use ngen3_model::words::count;
 use sha2::{Digest, Sha256};
 
 use super::build::{Found, gather};
 use super::{ChatEncoder, ChatInput, marks};
 use crate::source::Event;
-use crate::token_file::{MASK, META, hex};
+use crate::token_file::{MASK, META};
 use crate::{Error, TokenFile, Tokenizer};
 
 /// Many conversations as tokens.
@@ -92,7 +93,7 @@ impl Chats {
             format: encoder.template().format().clone(),
             tokenizer: encoder.tokenizer().clone(),
             skipped: gathered.skipped,
-            sha256: hex(&hash.finalize()),
+            sha256: hex(hash),
         })
     }
 
@@ -117,7 +118,7 @@ impl Chats {
         }
         // SAFETY: as in `TokenFile::open`: we only read the map, and our own writers replace a file by renaming.
         let map = unsafe { Mmap::map(&opened) }.map_err(|error| wrong(error.to_string()))?;
-        if hex(&Sha256::digest(&map)) != chat.mask_sha256 {
+        if sha256(&map) != chat.mask_sha256 {
             return Err(wrong("it has changed since it was made".into()));
         }
         file.verify()?;
@@ -128,7 +129,7 @@ impl Chats {
         }
         bounds.push(file.len());
         let tokenizer = file.tokenizer()?;
-        let sha256 = hex(&Sha256::digest(format!("{} {}", meta.sha256, chat.mask_sha256)));
+        let sha256 = sha256(format!("{} {}", meta.sha256, chat.mask_sha256));
         Ok(Some(Self {
             tokens: Tokens::File(Box::new(file)),
             marks: Marks::File(map),
@@ -146,11 +147,6 @@ impl Chats {
     /// Conversations, at least 1.
     pub fn count(&self) -> usize {
         self.bounds.len() - 1
-    }
-
-    /// Tokens of all of them.
-    pub fn tokens(&self) -> usize {
-        self.marks.as_slice().len()
     }
 
     /// How messages call them.

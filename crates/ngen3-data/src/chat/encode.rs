@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use minijinja::value::Value;
 use ngen3_model::ChatFormat;
 
 use super::template::{BEGIN, END};
@@ -16,6 +17,10 @@ use crate::{Error, Tokenizer};
 /// Stands within the spelling of a special token in what somebody said, so that it is not taken for one; gone before the text
 /// is tokenised. A noncharacter of Unicode, as [`BEGIN`] and [`END`] are.
 const GUARD: char = '\u{fdd2}';
+
+/// Turns of a conversation that are taken. The template has to write the beginning up to each turn once more to tell where it
+/// begins, so that time grows with the square of their number.
+const MAX_TURNS: usize = 2_048;
 
 /// Turns conversations into token ids.
 #[derive(Debug)]
@@ -99,28 +104,36 @@ impl ChatEncoder {
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         let mut marks = match conversation {
             Conversation::Text(text) => {
-                self.tokenizer.try_encode_into(text, &mut ids).map_err(|error| error.to_string())?;
+                self.tokenizer.encode_into(text, &mut ids).map_err(|error| error.to_string())?;
                 ids.push(self.eot);
                 vec![marks::LEARNED; ids.len()]
+            }
+            Conversation::Turns(messages) if messages.len() > MAX_TURNS => {
+                let turns = messages.len();
+                return Err(format!(
+                    "it has {turns} turns; at most {MAX_TURNS} are taken, so make several conversations of it"
+                ));
             }
             Conversation::Turns(messages) => {
                 let messages = self.guarded(messages)?;
                 let Rendered { text, answers, turns } = self.render(&messages, answers)?;
                 self.tokens(&text, &mut ids, &mut starts)?;
-                let plain = |at: usize| at - GUARD.len_utf8() * text[..at].matches(GUARD).count();
+                let guards: Vec<usize> = text.match_indices(GUARD).map(|(at, _)| at).collect();
+                // A place in the text without its guards, as `starts` are.
+                let plain = |at: usize| at - GUARD.len_utf8() * guards.partition_point(|&guard| guard < at);
                 let mut found = vec![0; ids.len()];
                 // Tokens that begin before a place, and the one that the place is in.
-                let before = |at: usize| starts.partition_point(|&start| start < plain(at));
+                let before = |at: usize| starts.partition_point(|&start| start < at);
                 let at_or_in = |at: usize| match before(at) {
-                    token if starts.get(token) == Some(&plain(at)) => token,
+                    token if starts.get(token) == Some(&at) => token,
                     token => token.saturating_sub(1),
                 };
                 for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
-                    found[at_or_in(answer.start)..before(answer.end)].fill(marks::LEARNED);
+                    found[at_or_in(plain(answer.start))..before(plain(answer.end))].fill(marks::LEARNED);
                 }
                 let all_told = turns.len() == messages.len();
                 for turn in turns {
-                    found.get_mut(at_or_in(turn)).into_iter().for_each(|mark| *mark |= marks::TURN);
+                    found.get_mut(at_or_in(plain(turn))).into_iter().for_each(|mark| *mark |= marks::TURN);
                 }
                 if let Some(first) = found.first_mut().filter(|_| !all_told) {
                     *first &= !marks::TURN;
@@ -157,71 +170,87 @@ impl ChatEncoder {
 
     /// Appends the ids of a rendered text, special tokens as such, and where each begins, guards not counted.
     fn tokens(&self, text: &str, ids: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), String> {
-        let (mut rest, mut at) = (text, 0);
-        while !rest.is_empty() {
-            let found = self.special.iter().filter_map(|(token, id)| Some((rest.find(token.as_str())?, token, *id)));
+        // Where each special token stands next.
+        let mut next: Vec<_> = self.special.iter().map(|(token, _)| text.find(token.as_str())).collect();
+        // How far the text is done, with and without guards.
+        let (mut done, mut at) = (0, 0);
+        while done < text.len() {
+            let found = next.iter().zip(&self.special).filter_map(|(place, special)| Some(((*place)?, special)));
             // The first one, and of those that begin at the same place the longest.
-            let next = found.min_by_key(|(place, ..)| *place);
-            let plain = rest[..next.map_or(rest.len(), |(place, ..)| place)].replace(GUARD, "");
+            let special = found.min_by_key(|(place, _)| *place);
+            let plain = text[done..special.map_or(text.len(), |(place, _)| place)].replace(GUARD, "");
             let first = starts.len();
-            self.tokenizer.try_encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
+            self.tokenizer.encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
             starts[first..].iter_mut().for_each(|start| *start += at);
             at += plain.len();
-            let Some((place, token, id)) = next else { break };
-            ids.push(id);
+            let Some((place, (token, id))) = special else { break };
+            ids.push(*id);
             starts.push(at);
             at += token.len();
-            rest = &rest[place + token.len()..];
+            done = place + token.len();
+            for (place, (token, _)) in next.iter_mut().zip(&self.special) {
+                if place.is_some_and(|place| place < done) {
+                    *place = text[done..].find(token.as_str()).map(|place| done + place);
+                }
+            }
         }
         Ok(())
     }
 
     fn render(&self, messages: &[Message], answers: bool) -> Result<Rendered, String> {
-        if self.template.has_marks() {
-            let (text, answers) = without_marks(&self.template.render_marked(messages, false)?)?;
-            let turns = self.turns(messages, &text);
-            return Ok(Rendered { text, answers, turns });
-        }
-        let text = self.template.render_marked(messages, false)?;
-        let turns = self.turns(messages, &text);
-        let mut spans = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| answers && message.role == Role::Assistant)
-        {
-            let upto = match index + 1 == messages.len() {
-                true => text.clone(),
-                false => self.template.render_marked(&messages[..=index], false)?,
-            };
+        let turns = ChatTemplate::turns(messages);
+        let text = self.template.render_turns(&turns, false)?;
+        let (text, marked) = match self.template.has_marks() {
+            true => without_marks(&text).map(|(text, answers)| (text, Some(answers)))?,
+            false => (text, None),
+        };
+        let ends = self.ends(&turns, &text);
+        let answers = match marked {
+            Some(answers) => answers,
+            None if answers => self.answers(messages, &turns, &text, &ends)?,
+            None => Vec::new(),
+        };
+        Ok(Rendered { text, answers, turns: ends[..turns.len()].iter().flatten().copied().collect() })
+    }
+
+    /// Where the text of the first turns ends in the text of all, by their number; an error where it does not begin so.
+    fn ends(&self, turns: &[Value], text: &str) -> Vec<Result<usize, String>> {
+        let end = |number: usize| match number {
+            0 => Ok(0),
+            number if number == turns.len() => Ok(text.len()),
+            number => {
+                let before = self.template.render_turns(&turns[..number], false)?.replace([BEGIN, END], "");
+                if text.starts_with(&before) { Ok(before.len()) } else { Err(CANNOT_TELL.into()) }
+            }
+        };
+        (0..=turns.len()).map(end).collect()
+    }
+
+    /// Where the assistant's turns say something. `ends` is what [`ChatEncoder::ends`] gives.
+    fn answers(
+        &self,
+        messages: &[Message],
+        turns: &[Value],
+        text: &str,
+        ends: &[Result<usize, String>],
+    ) -> Result<Vec<Range<usize>>, String> {
+        let mut answers = Vec::new();
+        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
+            let upto = &text[..ends[index + 1].clone()?];
             // What comes before an answer is asked for; a template that adds more to it than to the answer itself (such as the
             // beginning of a thought) has at least what came before.
-            let asked = self.template.render_marked(&messages[..index], true).ok();
-            let asked = asked.filter(|asked| upto.starts_with(asked.as_str()));
-            let before = match asked {
-                Some(asked) => asked.len(),
-                None => self.beginning(&messages[..index], &upto).ok_or(CANNOT_TELL)?,
-            };
-            if !text.starts_with(&upto) {
-                return Err(CANNOT_TELL.into());
-            }
+            let asked = self.template.render_turns(&turns[..index], true).ok();
+            let asked = asked.filter(|asked| upto.starts_with(asked.as_str())).map(|asked| asked.len());
+            let before = asked
+                .or(ends[index].as_ref().ok().copied())
+                .filter(|&before| before <= upto.len())
+                .ok_or(CANNOT_TELL)?;
             // White space after the token that ends the answer is the template's.
             let trimmed = before + upto[before..].trim_end().len();
             let ended = self.special.iter().any(|(token, _)| upto[..trimmed].ends_with(token.as_str()));
-            spans.push(before..if ended { trimmed } else { upto.len() });
+            answers.push(before..if ended { trimmed } else { upto.len() });
         }
-        Ok(Rendered { text, answers: spans, turns })
-    }
-
-    /// Where each turn begins in the text of all, as far as that can be told.
-    fn turns(&self, messages: &[Message], text: &str) -> Vec<usize> {
-        (0..messages.len()).filter_map(|index| self.beginning(&messages[..index], text)).collect()
-    }
-
-    /// How much of `text` is that of these messages, if it begins with it.
-    fn beginning(&self, messages: &[Message], text: &str) -> Option<usize> {
-        if messages.is_empty() {
-            return Some(0);
-        }
-        let before = self.template.render(messages, false).ok()?;
-        text.starts_with(&before).then_some(before.len())
+        Ok(answers)
     }
 }
 
@@ -347,6 +376,9 @@ mod tests {
         assert_eq!(marked(&encoder, &encoded, marks::LEARNED), format!("[No: {said}<|endoftext|>]"));
         let odd = Conversation::Turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
         assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2 holds U+FDD2, which is no character");
+        let long = Conversation::Turns(vec![Message::user("a"); 2_049]);
+        let expected = "it has 2049 turns; at most 2048 are taken, so make several conversations of it";
+        assert_eq!(encoder.encode(&long, false).unwrap_err(), expected);
     }
 
     #[test]
@@ -356,7 +388,7 @@ mod tests {
         let two = Conversation::Turns(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]);
         let backwards = encoder(Some("{% for m in messages | reverse %}{{ m.content }}{% endfor %}"));
         assert!(backwards.encode(&two, true).unwrap_err().contains("mark it with {% generation %}"));
-        assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba"));
+        assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba").unwrap());
         let nested = "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}";
         // Where the third turn begins cannot be told; the first token admits it.
         let once = "{{ messages | length }}{% for m in messages %} {{ m.content }}{% endfor %}";

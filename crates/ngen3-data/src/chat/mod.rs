@@ -85,13 +85,3 @@ pub enum Conversation {
     /// A text in which nobody's turns can be told apart: it is learned whole, and goes through no template. Not empty.
     Text(String),
 }
-
-impl Conversation {
-    /// Bytes of what is said.
-    fn text_bytes(&self) -> u64 {
-        match self {
-            Self::Turns(messages) => messages.iter().map(|message| message.content.len() as u64).sum(),
-            Self::Text(text) => text.len() as u64,
-        }
-    }
-}

@@ -3,11 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::{Conversation, Message, Role};
+use crate::hf::TURN_FIELDS;
 
 /// What turns are called in an object. The first two are OpenAI's and ShareGPT's; the others are names of plain lists.
 pub(super) const TURNS: [&str; 5] = ["messages", "conversations", "turns", "utterances", "dialog"];
-/// Who speaks and what is said, in a turn that is an object.
-pub(super) const FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
 /// Where OpenAI's turns say which tools the assistant calls.
 const CALLS: [&str; 2] = ["tool_calls", "function_call"];
 /// Ends an utterance in files such as DailyDialog's.
@@ -145,7 +144,7 @@ fn calls_tools(fields: &Map<String, Value>) -> bool {
 fn message(turn: &Value) -> Result<Message, String> {
     let Value::Object(fields) = turn else { return Err(format!("is {}, not a {{role, content}}", kind_of(turn))) };
     let named = |(speaker, _): &(&str, &str)| present(fields, speaker).is_some();
-    let (speaker, said) = FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
+    let (speaker, said) = TURN_FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
     let role = match &fields[speaker] {
         Value::String(name) => role_of(name).ok_or_else(|| {
             format!(
@@ -316,7 +315,7 @@ mod tests {
     proptest! {
         #[test]
         fn turns_with_roles_come_back_as_they_were(said in prop::collection::vec(("(user|assistant|system|tool)", "[a\u{e9}\\n\"\\\\ ]{0,6}x"), 1..6)) {
-            for (speaker, content) in FIELDS {
+            for (speaker, content) in TURN_FIELDS {
                 let turns_: Vec<Value> = said.iter().map(|(role, text)| json!({speaker: role, content: text})).collect();
                 let line = json!({"messages": turns_}).to_string();
                 let found = turns(Conversation::from_json_line(&line).unwrap());

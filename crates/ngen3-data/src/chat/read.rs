@@ -5,20 +5,20 @@
 //! `.txt`, else its first character does. Empty lines are passed over.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::io::{self, BufReader, Cursor, Read};
 use std::path::Path;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::Conversation;
-use super::parse::{FIELDS, TURNS};
+use super::parse::TURNS;
 use crate::Error;
+use crate::hf::TURN_FIELDS;
+use crate::source::line::read_line;
 use crate::source::open::{Opened, open, open_file, peek};
 use crate::source::text::read_error;
 
-/// Longest line taken, in bytes: what has none is no file of conversations.
-const MAX_LINE: u64 = 64 << 20;
 /// Bytes that are looked at to tell what a file is.
 const LOOK: usize = 1 << 16;
 const BUFFER: usize = 1 << 18;
@@ -84,26 +84,16 @@ fn read(name: &str, ending: &str, opened: Opened, take: &mut Take) -> Result<(),
         Form::JsonLines | Form::Lines => {}
     }
     let (mut line, mut number) = (Vec::new(), 0);
-    loop {
-        line.clear();
-        let read = (&mut bytes).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)?;
-        if read == 0 {
-            return Ok(());
-        }
-        number += 1;
-        let place = Place { unit: "line", number };
-        if read as u64 == MAX_LINE {
-            let reason = format!("{place} is longer than {MAX_LINE} bytes");
-            return Err(Error::Read { name: name.into(), reason });
-        }
+    while read_line(name, unpacked, &mut bytes, &mut line, &mut number)? {
         let found = match std::str::from_utf8(&line) {
             Ok(line) if line.trim().is_empty() => continue,
             Ok(line) if form == Form::JsonLines => Conversation::from_json_line(line),
             Ok(line) => Conversation::from_line(line),
             Err(error) => Err(format!("it is not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)),
         };
-        take(place, found)?;
+        take(Place { unit: "line", number }, found)?;
     }
+    Ok(())
 }
 
 /// Tells what a file is by its name's ending and its first bytes.
@@ -136,7 +126,7 @@ fn is_turn(text: &str) -> bool {
     let _ = Keys(&mut keys).deserialize(&mut serde_json::Deserializer::from_str(text));
     let has = |name: &str| keys.iter().any(|key| key == name);
     let is_conversation = has("text") || TURNS.into_iter().any(has);
-    !is_conversation && FIELDS.into_iter().any(|(speaker, said)| has(speaker) || has(said))
+    !is_conversation && TURN_FIELDS.into_iter().any(|(speaker, said)| has(speaker) || has(said))
 }
 
 /// The keys of an object, in order, until it ends or turns out to be none.

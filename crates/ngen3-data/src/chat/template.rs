@@ -80,16 +80,18 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Data`] with what the template complains of.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let text = self.render_marked(messages, add_generation_prompt).map_err(Error::Data)?;
+        let text = self.render_turns(&Self::turns(messages), add_generation_prompt).map_err(Error::Data)?;
         Ok(text.replace([BEGIN, END], ""))
     }
 
+    /// Messages as templates know them.
+    pub(super) fn turns(messages: &[Message]) -> Vec<Value> {
+        let turn = |message: &Message| context! { role => message.role.name(), content => message.content.as_str() };
+        messages.iter().map(turn).collect()
+    }
+
     /// The text with [`BEGIN`] and [`END`] around what the template itself marks.
-    pub(super) fn render_marked(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
-        let turns: Vec<_> = messages
-            .iter()
-            .map(|message| context! { role => message.role.name(), content => message.content.as_str() })
-            .collect();
+    pub(super) fn render_turns(&self, turns: &[Value], add_generation_prompt: bool) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
         let template = self.environment.get_template(NAME).map_err(|error| told(&error))?;
         // A token that the tokenizer lacks is not defined, rather than empty.
@@ -293,12 +295,12 @@ mod tests {
             let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(!template.has_marks(), "{text}");
-            assert_eq!(template.render_marked(&[], false).unwrap(), text);
+            assert_eq!(template.render_turns(&[], false).unwrap(), text);
         }
         let both = "{# {% generation %} #}{% raw %}{%{% endraw %}{{ '{#' }}{% generation %}a{% endgeneration %}";
         let format = ChatFormat { template: both.into(), bos_token: None, eos_token: None };
         assert_eq!(
-            ChatTemplate::new(format).unwrap().render_marked(&[], false).unwrap(),
+            ChatTemplate::new(format).unwrap().render_turns(&[], false).unwrap(),
             format!("{{%{{#{BEGIN}a{END}")
         );
     }
@@ -313,7 +315,7 @@ mod tests {
             let format = ChatFormat { template: tags.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(template.has_marks());
-            let marked = template.render_marked(&[], false).unwrap();
+            let marked = template.render_turns(&[], false).unwrap();
             assert_eq!(marked.replace(BEGIN, "[").replace(END, "]"), text, "{tags}");
             assert_eq!(template.render(&[], false).unwrap(), text.replace(['[', ']'], ""));
         }

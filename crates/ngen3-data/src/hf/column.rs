@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::Error;
 
 /// The fields that make a struct a turn: who speaks, and what is said.
-const TURNS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
+pub(crate) const TURN_FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
 /// Kinds of values that can be read, for messages.
 const TEXTS: &str = "a string, a list of strings, or a list of {role, content} or {from, value}";
 
@@ -296,7 +296,7 @@ fn json_value(value: &Value, below: &[String]) -> Value {
 
 /// The fields that make a struct a turn, if it has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
-    TURNS.into_iter().find(|(speaker, said)| has(speaker) && has(said))
+    TURN_FIELDS.into_iter().find(|(speaker, said)| has(speaker) && has(said))
 }
 
 /// The items of a row of lists; `None` of anything else.

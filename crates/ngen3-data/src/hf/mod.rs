@@ -20,6 +20,7 @@ use crate::Error;
 use crate::hub::{Hub, Tell, is_local};
 use crate::source::Feed;
 use column::Column;
+pub(crate) use column::TURN_FIELDS;
 use reading::{Reading, TakeRow, Walk};
 use repository::Repository;
 use rows::Rows;

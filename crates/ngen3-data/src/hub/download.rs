@@ -11,6 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ngen3_model::hash::hex;
 use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -21,7 +22,6 @@ use super::client::{Client, Trouble, persist};
 use crate::Error;
 use crate::source::Event;
 use crate::source::http::read_some;
-use crate::token_file::hex;
 
 const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
@@ -276,7 +276,7 @@ impl Partial {
             }
         };
         read().map_err(|error| self.failed(error))?;
-        Ok(hex(&hash.finalize()))
+        Ok(hex(hash))
     }
 
     /// Gives the whole file its name.

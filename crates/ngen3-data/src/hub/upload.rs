@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ngen3_model::hash::hex;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -134,8 +135,7 @@ impl Upload {
         let mut hash = Sha256::new();
         let mut open = File::open(&file).map_err(failed)?;
         let size = io::copy(&mut open, &mut HashWriter(&mut hash)).map_err(failed)?;
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { path: path.into(), file, size, sha256 })
+        Ok(Self { path: path.into(), file, size, sha256: hex(hash) })
     }
 
     fn open(&self) -> Result<File, Error> {

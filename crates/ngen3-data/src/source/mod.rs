@@ -2,10 +2,11 @@
 //!
 //! [`Source`] is what a user names; [`list`] turns sources into single documents ([`Input`]); [`Feed`] reads these in
 //! order, on a thread of its own, as pieces of checked UTF-8. Read `open.rs` (a document becomes bytes), `text.rs`
-//! (bytes become text), `feed.rs`; `http.rs` stands apart.
+//! (bytes become text), `feed.rs`; `http.rs` and `line.rs` stand apart.
 
 mod feed;
 pub(crate) mod http;
+pub(crate) mod line;
 pub(crate) mod open;
 pub(crate) mod text;
 

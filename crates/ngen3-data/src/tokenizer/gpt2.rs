@@ -16,7 +16,7 @@ pub(super) fn gpt2() -> Bpe {
 
 #[cfg(test)]
 mod tests {
-    use sha2::{Digest, Sha256};
+    use ngen3_model::hash::sha256;
 
     #[test]
     fn the_merges_are_those_openai_published() {
@@ -26,8 +26,7 @@ mod tests {
         for (left, right) in bpe.merges().in_order() {
             vocab_bpe += &format!("{} {}\n", tokens[left as usize], tokens[right as usize]);
         }
-        let hash: String = Sha256::digest(vocab_bpe).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hash, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5");
+        assert_eq!(sha256(vocab_bpe), "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5");
         assert_eq!(bpe.vocab_size(), 50257);
     }
 }

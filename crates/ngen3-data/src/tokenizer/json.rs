@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::alphabet::unspell;
 use super::bpe::Bpe;
 use super::merge::Merges;
-use super::{Kind, MAX_VOCAB_SIZE, caught};
+use super::{Kind, MAX_VOCAB_SIZE, run_library};
 
 /// Largest file taken, in bytes: what a checkpoint holds, with which it travels.
 pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
@@ -136,7 +136,7 @@ fn check_added<'a>(added: &[Added<'a>], id_of: impl Fn(&'a str) -> Option<u32>) 
 }
 
 fn hugging_face(bytes: &[u8], added: &[Added]) -> Result<tokenizers::Tokenizer, String> {
-    let mut tokenizer = caught(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string()))?;
+    let mut tokenizer = run_library(|| tokenizers::Tokenizer::from_bytes(bytes))?;
     tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
     tokenizer.with_padding(None);
     // Special tokens in text are text.

@@ -19,14 +19,16 @@ mod pretoken;
 mod stream;
 mod train;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 
 use bpe::Bpe;
 pub use error::Error;
 pub(crate) use json::MAX_BYTES;
+use ngen3_model::TokenizerRef;
 pub use stream::TextStream;
 pub use train::{Trained, train};
+
+use crate::caught::caught;
 
 /// The token that ends a document.
 pub const ENDOFTEXT: &str = "<|endoftext|>";
@@ -85,7 +87,8 @@ impl Tokenizer {
         Tokenizer { inner: Arc::new(Inner { name, kind, json, vocab_size }) }
     }
 
-    /// The name it was made with: "gpt2" for the embedded one.
+    /// The name it was made with: "gpt2" for the embedded one, and for any other that is called so: see
+    /// [`reference`](Tokenizer::reference).
     pub fn name(&self) -> &str {
         &self.inner.name
     }
@@ -118,24 +121,22 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of `text`. See [`try_encode_into`](Tokenizer::try_encode_into).
-    ///
-    /// # Panics
-    /// If a tokenizer from a file, run by the `tokenizers` crate, fails on this text.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::new();
-        self.encode_into(text, &mut ids);
-        ids
+    /// What travels with a model or its data: that it is the embedded one, or its tokenizer.json.
+    pub fn reference(&self) -> TokenizerRef {
+        match Arc::ptr_eq(&self.inner, &Self::gpt2().inner) {
+            true => TokenizerRef::Gpt2,
+            false => TokenizerRef::Json(self.to_json()),
+        }
     }
 
-    /// Appends the ids of `text` to `out`. See [`try_encode_into`](Tokenizer::try_encode_into).
+    /// The ids of `text`. See [`encode_into`](Tokenizer::encode_into).
     ///
-    /// # Panics
-    /// If a tokenizer from a file, run by the `tokenizers` crate, fails on this text.
-    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
-        if let Err(error) = self.try_encode_into(text, out) {
-            panic!("{error}");
-        }
+    /// # Errors
+    /// The same.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
     }
 
     /// Appends the ids of `text` to `out`.
@@ -148,7 +149,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
     /// unknown token on an unknown character, a regular expression that gives up. Byte-level BPE never fails.
-    pub fn try_encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
+    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::ByteLevel(bpe) => bpe.encode_into(text, out),
             Kind::HuggingFace(tokenizer) => {
@@ -159,12 +160,12 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// As [`try_encode_into`](Tokenizer::try_encode_into); appends to `starts` where each token begins in `text`, in bytes. A
+    /// As [`encode_into`](Tokenizer::encode_into); appends to `starts` where each token begins in `text`, in bytes. A
     /// token in the middle of a character counts from where it begins.
     ///
     /// # Errors
     /// The same.
-    pub fn try_encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+    pub(crate) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.kind {
             Kind::ByteLevel(bpe) => {
                 let first = out.len();
@@ -190,7 +191,7 @@ impl Tokenizer {
         text: &str,
         encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
     ) -> Result<tokenizers::Encoding, Error> {
-        caught(|| encode().map_err(|error| error.to_string())).map_err(|reason| Error::Encode {
+        run_library(encode).map_err(|reason| Error::Encode {
             name: self.name().into(),
             excerpt: text.chars().take(40).collect(),
             reason,
@@ -224,7 +225,7 @@ impl Tokenizer {
                 String::from_utf8_lossy(&bytes).into_owned()
             }
             Kind::HuggingFace(tokenizer) => {
-                let decoded = caught(|| tokenizer.decode(ids, false).map_err(|error| error.to_string()));
+                let decoded = run_library(|| tokenizer.decode(ids, false));
                 decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
             }
         }
@@ -247,9 +248,6 @@ impl Tokenizer {
 }
 
 /// Runs code of the `tokenizers` crate, in which a malformed file or an unlucky text can panic; that is an error here.
-fn caught<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(format!("the tokenizers library panicked: {}", message.unwrap_or("no message")))
-    })
+fn run_library<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    caught("tokenizers", run)?.map_err(|error| error.to_string())
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use ngen3_data::source::Event;
-use ngen3_data::{HfSource, HfSpec, TokenFile, Tokenizer, build_hf};
+use ngen3_data::{HfSource, HfSpec, TokenFile, Tokenizer, build_hf, read_records};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -147,6 +147,18 @@ fn a_wrong_column_names_those_there_are() {
     }
     let error = read(&fixtures().join("lines.jsonl"), "train", "id").unwrap_err();
     assert!(error.contains("row 1: its column id holds numbers"), "{error}");
+}
+
+#[test]
+fn a_file_without_lines_is_not_taken_into_memory_whole() {
+    let folder = folder(&[("train.jsonl", "{")]);
+    let path = folder.path().join("train.jsonl");
+    // Zeros that take no place on the disk.
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 27).unwrap();
+    let expected = format!("cannot read {}: line 1 is longer than 67108864 bytes", path.display());
+    assert_eq!(read(&path, "train", "text").unwrap_err(), expected);
+    let records = read_records(path.to_str().unwrap(), None, "train", &mut |_| true);
+    assert_eq!(records.unwrap_err().to_string(), expected);
 }
 
 #[test]

@@ -386,8 +386,7 @@ fn sample(
             (format!("user: {prompt}\nassistant: "), ids, Some(encoder.end()))
         }
         None => {
-            let mut ids = Vec::new();
-            tokenizer.try_encode_into(prompt, &mut ids)?;
+            let mut ids = tokenizer.encode(prompt)?;
             if ids.is_empty() {
                 ids.extend(tokenizer.eot());
             }

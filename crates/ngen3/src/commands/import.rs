@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use ngen3_model::checkpoint::{self, Format};
-use ngen3_model::{Checkpoint, ParamList, Variant};
+use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant};
 
 use crate::progress::{count, counted};
 use crate::{model, stdout};
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         counted(config.vocab_size as u64),
         count(ParamList::new(&config).total() as u64, "parameter"),
         match tokenizer {
-            Some(tokenizer) if tokenizer.name() == "gpt2" => "with GPT-2's tokenizer".into(),
+            Some(_) if meta.tokenizer == TokenizerRef::Gpt2 => "with GPT-2's tokenizer".into(),
             Some(tokenizer) => format!("with a tokenizer of {}", count(tokenizer.vocab_size() as u64, "token")),
             None => "it does not say which tokenizer made its token ids".into(),
         }

@@ -174,12 +174,10 @@ fn read_prompt(args: &Args) -> anyhow::Result<String> {
 
 /// The prompt's ids; for no prompt, the token that stands between documents, or else a line break.
 fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    match tokenizer.eot() {
-        Some(eot) if prompt.is_empty() => ids.push(eot),
-        _ => tokenizer.try_encode_into(if prompt.is_empty() { "\n" } else { prompt }, &mut ids)?,
-    }
-    Ok(ids)
+    Ok(match tokenizer.eot() {
+        Some(eot) if prompt.is_empty() => vec![eot],
+        _ => tokenizer.encode(if prompt.is_empty() { "\n" } else { prompt })?,
+    })
 }
 
 /// One sample's text in the making, up to the first of the texts to stop at.

@@ -40,17 +40,13 @@ pub(super) fn records(rows: &Rows) -> Result<Vec<Record>, Error> {
         });
     }
     let (mut line, mut number, mut records) = (Vec::new(), 0u64, Vec::new());
-    loop {
-        line.clear();
-        number += 1;
-        if stream.bytes.read_until(b'\n', &mut line).map_err(|error| stream.failed(&error))? == 0 {
-            return Ok(records);
-        }
+    while stream.read_line(&mut line, &mut number)? {
         if !line.trim_ascii().is_empty() {
             let record = serde_json::from_slice(&line);
             records.push(record.map_err(|error| rows.failed(format!("line {number}: {}", without_place(&error))))?);
         }
     }
+    Ok(records)
 }
 
 /// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.
@@ -74,13 +70,7 @@ fn first_byte(stream: &mut Stream) -> Result<Option<u8>, Error> {
 
 fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {
     let (mut line, mut number) = (Vec::new(), 0u64);
-    loop {
-        line.clear();
-        let n = stream.bytes.read_until(b'\n', &mut line).map_err(|error| stream.failed(&error))?;
-        if n == 0 {
-            return Ok(ControlFlow::Continue(()));
-        }
-        number += 1;
+    while stream.read_line(&mut line, &mut number)? {
         if line.trim_ascii().is_empty() {
             continue;
         }
@@ -98,6 +88,7 @@ fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<
             return Ok(ControlFlow::Break(()));
         }
     }
+    Ok(ControlFlow::Continue(()))
 }
 
 fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {

@@ -7,11 +7,9 @@ mod parquet;
 pub(super) mod records;
 mod text;
 
-use std::any::Any;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::column::Column;
 use super::format::Format;
 use crate::Error;
+use crate::caught::caught;
+use crate::source::line::read_line;
 use crate::source::open::{Opened, open_file};
 use crate::source::text::read_error;
 
@@ -104,10 +104,7 @@ impl Rows<'_> {
 
     /// Runs a library that may panic on a malformed file; that is an error here.
     fn caught<T>(&self, library: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
-            let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(self.failed(format!("the {library} library panicked: {}", message.unwrap_or("no message"))))
-        })
+        caught(library, run).map_err(|reason| self.failed(reason)).flatten()
     }
 }
 
@@ -123,6 +120,11 @@ impl Stream {
     /// Bytes read so far of the file as it is stored.
     fn consumed(&self) -> u64 {
         self.consumed.load(Ordering::Relaxed)
+    }
+
+    /// As [`read_line`].
+    fn read_line(&mut self, line: &mut Vec<u8>, number: &mut u64) -> Result<bool, Error> {
+        read_line(&self.name, self.unpacked, &mut self.bytes, line, number)
     }
 
     fn failed(&self, error: &io::Error) -> Error {

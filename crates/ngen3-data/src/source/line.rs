@@ -1,0 +1,53 @@
+//! Lines of a file, none of which is taken into memory without end.
+
+use std::io::{BufRead, Read};
+
+use super::text::read_error;
+use crate::Error;
+
+/// Longest line taken, in bytes: a file that has none is no file of lines.
+const MAX_LINE: u64 = 64 << 20;
+
+/// Reads the next line of a file, with its line break, in place of what `line` holds, and counts it; `false` at the end.
+///
+/// # Errors
+/// [`Error::Read`] for a line that is too long, or cannot be read.
+pub(crate) fn read_line(
+    name: &str,
+    unpacked: bool,
+    bytes: &mut impl BufRead,
+    line: &mut Vec<u8>,
+    number: &mut u64,
+) -> Result<bool, Error> {
+    line.clear();
+    let read = bytes.take(MAX_LINE + 1).read_until(b'\n', line).map_err(|error| read_error(name, unpacked, &error))?;
+    if read == 0 {
+        return Ok(false);
+    }
+    *number += 1;
+    if read as u64 > MAX_LINE {
+        let reason = format!("line {number} is longer than {MAX_LINE} bytes");
+        return Err(Error::Read { name: name.into(), reason });
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufReader, repeat};
+
+    use super::*;
+
+    #[test]
+    fn lines_are_counted_and_one_without_end_is_refused() {
+        let mut bytes = BufReader::new(b"a\r\n\nb".chain(&b"\n"[..]).chain(repeat(b'c')));
+        let (mut line, mut number) = (b"before".to_vec(), 0);
+        for expected in ["a\r\n", "\n", "b\n"] {
+            assert!(read_line("x", true, &mut bytes, &mut line, &mut number).unwrap());
+            assert_eq!(line, expected.as_bytes());
+        }
+        let error = read_line("x", true, &mut bytes, &mut line, &mut number).unwrap_err().to_string();
+        assert_eq!(error, "cannot read x: line 4 is longer than 67108864 bytes");
+        assert!(!read_line("x", false, &mut &b""[..], &mut line, &mut number).unwrap());
+    }
+}
