@@ -14,6 +14,29 @@ use crate::{Error, TokenFile};
 /// The validation part, where it is a file of its own.
 const VAL: &str = "val.bin";
 
+/// How a token file is parted: the `val.bin` beside it, if there is one, and how many of the file's own tokens are to train on. The
+/// rest of them is for validation, unless there is a `val.bin`.
+fn parts(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenFile>, usize), Error> {
+    let beside = data.path().with_file_name(VAL);
+    if beside.exists() && beside != data.path() {
+        return Ok((Some(TokenFile::open(&beside)?), data.len()));
+    }
+    Ok((None, (data.len() as f64 * (1.0 - val_fraction)) as usize))
+}
+
+/// The part of a token file that is not trained on, where the last `val_fraction` of the tokens is for validation: a file, and
+/// the token in it from which on. The file is the `val.bin` beside it, if there is one.
+///
+/// # Errors
+/// As [`TokenFile::open`].
+pub fn validation_part(path: &Path, val_fraction: f64) -> Result<(TokenFile, usize), Error> {
+    let data = TokenFile::open(path)?;
+    Ok(match parts(&data, val_fraction)? {
+        (Some(val), _) => (val, 0),
+        (None, train_len) => (data, train_len),
+    })
+}
+
 /// Draws rows of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
 #[derive(Debug)]
 pub struct BatchSampler {
@@ -48,12 +71,7 @@ impl BatchSampler {
             return Err(Error::Input("block_size and batch_size must be at least 1".into()));
         }
         let data = TokenFile::open(path)?;
-        let beside = path.with_file_name(VAL);
-        let val = if beside.exists() && beside != path { Some(TokenFile::open(&beside)?) } else { None };
-        let train_len = match &val {
-            Some(_) => data.len(),
-            None => (data.len() as f64 * (1.0 - val_fraction)) as usize,
-        };
+        let (val, train_len) = parts(&data, val_fraction)?;
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
         let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
         sampler.check_len(&format!("the training part of {of_data}"), sampler.train_len, more)?;
@@ -278,6 +296,19 @@ mod tests {
         assert_eq!((sampler.train_len(), sampler.val_len()), (100, 30));
         let sampler = open(100, 0, 8, 0.0).unwrap();
         assert_eq!((sampler.train_len(), sampler.has_validation()), (100, false));
+    }
+
+    #[test]
+    fn what_is_measured_after_training_is_what_it_validated_on() {
+        for val_tokens in [0, 30] {
+            let folder = folder(100, val_tokens);
+            let path = folder.path().join("data.bin");
+            let sampler = BatchSampler::open(&path, 4, 4, 0.3, 7).unwrap();
+            let (file, from) = validation_part(&path, 0.3).unwrap();
+            let drawn = |index| starts(4, |inputs, targets| sampler.val_batch(index, inputs, targets));
+            let lowest = (0..100).flat_map(drawn).min().unwrap();
+            assert_eq!((file.token(from), file.len() - from), (lowest, sampler.val_len()), "{val_tokens}");
+        }
     }
 
     #[test]

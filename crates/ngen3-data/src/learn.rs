@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_model::files::AtomicFile;
+use ngen3_model::files::{AtomicFile, folder_of};
 
 use crate::source::{Event, Feed, Piece, Settings, Source, list};
 use crate::tokenizer::{Trained, train};
@@ -27,10 +27,9 @@ pub fn train_tokenizer(
     listing.tell_skipped(tell);
     // Before any work, so that a file that cannot be written is known at once.
     let mut file = AtomicFile::create(out)?;
-    let scratch = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Tokenizers of this kind have GPT-2's pre-tokeniser, so its places to cut are theirs.
     let cutter = Tokenizer::gpt2();
-    let settings = Settings { lossy, scratch: scratch.into() };
+    let settings = Settings { lossy, scratch: folder_of(out).into() };
     let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))?;
     let texts = std::iter::from_fn(|| {
         loop {

@@ -17,7 +17,7 @@ pub mod source;
 mod token_file;
 pub mod tokenizer;
 
-pub use batch::BatchSampler;
+pub use batch::{BatchSampler, validation_part};
 pub use dataset::{HfSpec, Spec, Summary, build, build_hf, folder_name};
 pub use error::Error;
 pub use hf::{HfSource, Record, read_records};

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Tell;
+use ngen3_model::Config;
 
 use crate::documents::{self, Documents};
 use crate::metric::{pooled, proportion};
-use crate::perplexity::{self, Text};
+use crate::perplexity::{self, Cut, Text};
 use crate::prompts::{self, Examples, Question};
 use crate::report::{Of, Sample};
 use crate::tasks::{self, Chosen, Group};
@@ -84,29 +85,48 @@ impl<'a> Plan<'a> {
         Ok(Self { settings, tasks, groups, text })
     }
 
+    /// Checks a model of this shape and tokenizer, before it is asked anything: that it can read all questions and the text.
+    ///
+    /// # Errors
+    /// What [`Plan::run`] would fail with, whatever the model says: [`Error::Input`] for a model without a tokenizer or a stride
+    /// that is longer than its block; [`Error::Documents`] for an answer that has no tokens; [`Error::Data`] for tokens that are
+    /// not the model's.
+    pub fn check(&self, config: &Config, tokenizer: Option<&Tokenizer>) -> Result<(), Error> {
+        for Prepared { task, questions, .. } in &self.tasks {
+            prompts::encode(&**task, questions, reader(tokenizer)?)?;
+        }
+        self.cut(config, tokenizer)?;
+        Ok(())
+    }
+
+    /// The text, if there is one, as this model reads it.
+    fn cut<'t>(&'t self, config: &Config, tokenizer: Option<&'t Tokenizer>) -> Result<Option<Cut<'t>>, Error> {
+        let Settings { stride, limit, .. } = self.settings;
+        self.text.as_ref().map(|text| text.cut(config, tokenizer, stride, limit)).transpose()
+    }
+
     /// Asks a model everything. `tell` hears how it goes on, and says whether to.
     ///
     /// # Errors
-    /// [`Error::Input`] for a model without a tokenizer, or one that gives what is not a number; [`Error::Engine`];
-    /// [`Error::Interrupted`] when `tell` says to stop.
+    /// As [`Plan::check`], before anything is asked; [`Error::Input`] for a model that gives what is not a number;
+    /// [`Error::Engine`]; [`Error::Interrupted`] when `tell` says to stop.
     pub fn run(&self, model: &mut Model, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Report, Error> {
+        // Before hours of questions, so that nothing but the model itself can fail after them.
+        let cut = self.cut(model.engine.config(), model.tokenizer)?;
         let questions: usize = self.tasks.iter().map(|task| task.questions.len()).sum();
+        let total = questions + cut.as_ref().map_or(0, Cut::windows);
         let mut done = 0;
         let mut measured = Vec::new();
-        // The text goes last, and how many windows it has is known when the model's tokenizer has cut it up.
         for prepared in &self.tasks {
             let name = prepared.task.name();
             let count = prepared.questions.len();
-            let mut tell_of = |part: usize| tell(Progress { task: &name, done: done + part, total: questions });
+            let mut tell_of = |part: usize| tell(Progress { task: &name, done: done + part, total });
             measured.push(ask(prepared, model, self.settings.num_fewshot, &mut tell_of)?);
             done += count;
         }
-        if let Some(text) = &self.text {
-            let Settings { stride, limit, .. } = self.settings;
-            let mut tell_of = |part, windows| {
-                tell(Progress { task: perplexity::NAME, done: questions + part, total: questions + windows })
-            };
-            let measure = perplexity::measure(text, &mut *model.engine, model.tokenizer, stride, limit, &mut tell_of)?;
+        if let (Some(text), Some(cut)) = (&self.text, &cut) {
+            let mut tell_of = |part| tell(Progress { task: perplexity::NAME, done: questions + part, total });
+            let measure = perplexity::measure(cut, &mut *model.engine, &mut tell_of)?;
             measured.push(Measured {
                 name: perplexity::NAME.into(),
                 alias: perplexity::NAME.into(),
@@ -175,6 +195,13 @@ fn prepare(task: Box<dyn Task>, settings: &Settings, tell: &mut Tell) -> Result<
     Ok(Prepared { task, documents, questions })
 }
 
+/// The tokenizer that questions need.
+fn reader(tokenizer: Option<&Tokenizer>) -> Result<&Tokenizer, Error> {
+    tokenizer.ok_or_else(|| {
+        Error::Input("the model does not say which tokenizer made its token ids, so it cannot read questions".into())
+    })
+}
+
 /// Asks a model the questions of a task. `tell` hears how many are done.
 fn ask(
     prepared: &Prepared,
@@ -183,10 +210,7 @@ fn ask(
     tell: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Measured, Error> {
     let Prepared { task, documents, questions } = prepared;
-    let tokenizer = model.tokenizer.ok_or_else(|| {
-        Error::Input("the model does not say which tokenizer made its token ids, so it cannot read questions".into())
-    })?;
-    let mut requests = prompts::encode(&**task, questions, tokenizer)?;
+    let mut requests = prompts::encode(&**task, questions, reader(model.tokenizer)?)?;
     let counts: Vec<_> = requests.iter().map(Vec::len).collect();
     let requests: Vec<_> = requests.drain(..).flatten().collect();
     let mut tell_of = |done: usize| tell(questions.len() * done / requests.len());

@@ -11,8 +11,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use ngen3_data::source::{Event, Feed, Piece, Settings, Source, list};
-use ngen3_data::{TokenFile, Tokenizer};
+use ngen3_data::{TokenFile, Tokenizer, validation_part};
 use ngen3_engine::{Batch, IGNORE};
+use ngen3_model::Config;
 
 use crate::{Error, Losses, Metric, Value};
 
@@ -39,8 +40,8 @@ enum Content {
 }
 
 impl Text {
-    /// Reads what a user named: a file ending in `.bin` holds tokens, all else is read as by `tokenize`. Of tokens only the
-    /// last `val_fraction` are meant, if it is given: what training keeps for validation.
+    /// Reads what a user named: a file ending in `.bin` holds tokens, all else is read as by `tokenize`. Of tokens only
+    /// what training keeps for validation is meant, if `val_fraction` is given: the last of them, or the `val.bin` beside them.
     ///
     /// # Errors
     /// [`Error::Data`] for what is missing, damaged or not UTF-8; [`Error::Input`] for a text of nothing, or a fraction of
@@ -51,12 +52,13 @@ impl Text {
         stop: &AtomicBool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, Error> {
-        let title = named.file_name().unwrap_or(named.as_os_str()).to_string_lossy().into_owned();
+        let title_of = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         if named.extension().is_some_and(|ending| ending == TOKENS) {
-            let file = TokenFile::open(named)?;
-            // As training cuts it.
-            let start = val_fraction.map_or(0, |fraction| (file.len() as f64 * (1.0 - fraction)) as usize);
-            return Ok(Self { title, content: Content::Tokens(file, start) });
+            let (file, start) = match val_fraction {
+                None => (TokenFile::open(named)?, 0),
+                Some(fraction) => validation_part(named, fraction)?,
+            };
+            return Ok(Self { title: title_of(file.path()), content: Content::Tokens(file, start) });
         }
         if val_fraction.is_some() {
             let reason = format!("val_fraction is for a data.bin, and {} is a text", named.display());
@@ -64,7 +66,7 @@ impl Text {
         }
         let source = Source::parse(named.as_os_str())?;
         let title = match &source {
-            Source::Path(_) => title,
+            Source::Path(_) => title_of(named),
             source => source.to_string(),
         };
         let listing = list(&[source])?;
@@ -161,6 +163,60 @@ fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
     windows
 }
 
+/// A text in a model's tokens, cut into windows: all is known of it but what the model says.
+#[derive(Debug)]
+pub(crate) struct Cut<'a> {
+    text: &'a Text,
+    tokenizer: Option<&'a Tokenizer>,
+    /// The first one is only given.
+    tokens: Vec<u32>,
+    /// Windows there are.
+    all: usize,
+    /// Those that are looked at.
+    windows: Vec<Window>,
+    /// Tokens from one window to the next.
+    stride: usize,
+}
+
+impl Text {
+    /// Cuts the text for a model of this shape into windows, of which the first `limit` are looked at.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a stride that cannot be, or a text without a token to predict; [`Error::Data`] for tokens that are
+    /// not the model's.
+    pub(crate) fn cut<'a>(
+        &'a self,
+        config: &Config,
+        tokenizer: Option<&'a Tokenizer>,
+        stride: Option<usize>,
+        limit: Option<usize>,
+    ) -> Result<Cut<'a>, Error> {
+        let block = config.block_size;
+        let stride = stride.unwrap_or(block);
+        if !(1..=block).contains(&stride) {
+            return Err(Error::Input(format!(
+                "a stride of {stride} tokens: it is at least 1 and at most the block, {block}"
+            )));
+        }
+        let mut tokens = self.encode(tokenizer, config.vocab_size)?;
+        tokens.splice(0..0, tokenizer.and_then(Tokenizer::eot));
+        let mut windows = windows(tokens.len(), block, stride);
+        let all = windows.len();
+        windows.truncate(limit.unwrap_or(usize::MAX));
+        if windows.is_empty() {
+            return Err(Error::Input(format!("{} has no token to predict", self.title)));
+        }
+        Ok(Cut { text: self, tokenizer, tokens, all, windows, stride })
+    }
+}
+
+impl Cut<'_> {
+    /// How many windows are looked at.
+    pub(crate) fn windows(&self) -> usize {
+        self.windows.len()
+    }
+}
+
 /// What was measured.
 #[derive(Debug)]
 pub(crate) struct Measure {
@@ -174,41 +230,24 @@ pub(crate) struct Measure {
     pub stride: usize,
 }
 
-/// Measures a text with a model, over the first `limit` windows. `tell` hears how many windows are done and how many there
-/// are, and says whether to go on.
+/// Measures a text with the model that it was cut for. `tell` hears how many windows are done, and says whether to go on.
 ///
 /// # Errors
-/// [`Error::Input`] for a stride that cannot be, a text without a token to predict, or a model that gives what is not a
-/// number; [`Error::Data`] for tokens that are not the model's; [`Error::Engine`]; [`Error::Interrupted`].
+/// [`Error::Input`] for a model that gives what is not a number; [`Error::Engine`]; [`Error::Interrupted`].
 pub(crate) fn measure(
-    text: &Text,
+    cut: &Cut,
     engine: &mut dyn Losses,
-    tokenizer: Option<&Tokenizer>,
-    stride: Option<usize>,
-    limit: Option<usize>,
-    tell: &mut dyn FnMut(usize, usize) -> bool,
+    tell: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Measure, Error> {
-    let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
-    let stride = stride.unwrap_or(block);
-    if !(1..=block).contains(&stride) {
-        return Err(Error::Input(format!(
-            "a stride of {stride} tokens: it is at least 1 and at most the block, {block}"
-        )));
-    }
-    let mut tokens = text.encode(tokenizer, vocab_size)?;
+    let Cut { text, tokenizer, ref tokens, all, ref windows, stride } = *cut;
+    let block = engine.config().block_size;
     let end_of_text = tokenizer.and_then(Tokenizer::eot);
-    tokens.splice(0..0, end_of_text);
-    let all = windows(tokens.len(), block, stride);
-    let wanted = &all[..limit.unwrap_or(usize::MAX).min(all.len())];
-    let Some(last) = wanted.last() else {
-        return Err(Error::Input(format!("{} has no token to predict", text.title)));
-    };
     let (mut total, mut of_ends, mut done) = (0.0, 0.0, 0);
     let mut batch = Batch::default();
     let most = BATCH_TOKENS.div_ceil(block);
-    for windows in wanted.chunks(most) {
+    for some in windows.chunks(most) {
         batch.clear();
-        for &Window { start, end } in windows {
+        for &Window { start, end } in some {
             let first = end.saturating_sub(block + 1);
             let mut targets = vec![IGNORE; start - 1 - first];
             targets.extend_from_slice(&tokens[start..end]);
@@ -224,22 +263,22 @@ pub(crate) fn measure(
         if !total.is_finite() {
             return Err(Error::Input("the model gives probabilities that are not numbers".into()));
         }
-        done += windows.len();
-        if !tell(done, wanted.len()) {
+        done += some.len();
+        if !tell(done) {
             return Err(Error::Interrupted);
         }
     }
-    let predicted = &tokens[1..last.end];
+    let predicted = &tokens[1..windows.last().map_or(1, |last| last.end)];
     let value = |metric, value| Value { metric, value, error: None };
     let mut values = vec![value(Metric::Perplexity, (total / predicted.len() as f64).exp())];
-    let whole = end_of_text.is_some() && wanted.len() == all.len();
+    let whole = end_of_text.is_some() && windows.len() == all;
     let bytes = tokenizer.map(|tokenizer| text.bytes(predicted, whole, tokenizer));
     if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
         let nats = (total - of_ends) / bytes as f64;
         values.push(value(Metric::BytePerplexity, nats.exp()));
         values.push(value(Metric::BitsPerByte, nats / std::f64::consts::LN_2));
     }
-    Ok(Measure { values, windows: (all.len(), wanted.len()), tokens: predicted.len(), bytes, stride })
+    Ok(Measure { values, windows: (all, windows.len()), tokens: predicted.len(), bytes, stride })
 }
 
 #[cfg(test)]
@@ -272,8 +311,9 @@ mod tests {
         let tokenizer = Tokenizer::gpt2();
         let (first, second) = ("To be, or not to be.", "That is the question.");
         let mut engine = Counting::new(64);
-        let measure = measure(&text(&[first, second]), &mut engine, Some(&tokenizer), None, None, &mut |_, _| true);
-        let measure = measure.unwrap();
+        let text = text(&[first, second]);
+        let cut = text.cut(engine.config(), Some(&tokenizer), None, None).unwrap();
+        let measure = measure(&cut, &mut engine, &mut |_| true).unwrap();
         let end = tokenizer.eot().unwrap();
         let ids = [vec![end], tokenizer.encode(first).unwrap(), vec![end], tokenizer.encode(second).unwrap()].concat();
         let losses: Vec<_> = (1..ids.len()).map(|at| f64::from(Counting::loss(&ids[..at], ids[at]))).collect();
@@ -291,14 +331,14 @@ mod tests {
     fn what_cannot_be_measured_is_told() {
         let tokenizer = Tokenizer::gpt2();
         let mut engine = Counting::new(8);
-        let mut error = |tokenizer, stride| {
-            measure(&text(&["To be"]), &mut engine, tokenizer, stride, None, &mut |_, _| true).unwrap_err().to_string()
-        };
+        let text = text(&["To be"]);
+        let error =
+            |tokenizer, stride| text.cut(Counting::new(8).config(), tokenizer, stride, None).unwrap_err().to_string();
         assert_eq!(error(Some(&tokenizer), Some(9)), "a stride of 9 tokens: it is at least 1 and at most the block, 8");
         assert!(error(Some(&tokenizer), Some(0)).contains("a stride of 0"));
         assert!(error(None, None).contains("give it a data.bin"));
-        let stopped = measure(&text(&["To be"]), &mut engine, Some(&tokenizer), None, None, &mut |_, _| false);
-        assert!(matches!(stopped, Err(Error::Interrupted)));
+        let cut = text.cut(engine.config(), Some(&tokenizer), None, None).unwrap();
+        assert!(matches!(measure(&cut, &mut engine, &mut |_| false), Err(Error::Interrupted)));
     }
 
     proptest! {

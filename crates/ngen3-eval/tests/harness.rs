@@ -141,6 +141,28 @@ fn tasks_give_what_the_harness_gives() {
 }
 
 #[test]
+fn a_text_that_cannot_be_measured_is_told_before_any_question() {
+    let data = data_dir();
+    let settings = Settings {
+        tasks: &["piqa", "perplexity"],
+        data_dir: Some(data.path()),
+        num_fewshot: 0,
+        fewshot_seed: 1234,
+        limit: Some(2),
+        stride: Some(100_000),
+    };
+    let plan = Plan::new(settings, Some(Text::of("a text", "To be".into())), &mut |_| true).unwrap();
+    with_model(|model| {
+        let asked = plan.run(model, &mut |at| panic!("{at:?}")).unwrap_err().to_string();
+        let checked = plan.check(model.engine.config(), model.tokenizer).unwrap_err().to_string();
+        assert!(asked.starts_with("a stride of 100000 tokens: "), "{asked}");
+        assert_eq!(checked, asked);
+        let unread = plan.check(model.engine.config(), None).unwrap_err().to_string();
+        assert!(unread.contains("so it cannot read questions"), "{unread}");
+    });
+}
+
+#[test]
 fn what_was_asked_for_by_name_stands_once_and_is_counted_once() {
     let data = data_dir();
     let report = |tasks: &[&str]| {

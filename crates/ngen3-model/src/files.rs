@@ -103,6 +103,14 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
     Ok(made)
 }
 
+/// Checks that [`AtomicFile::create`] will find nothing to complain of: worth doing before the work that makes the file.
+///
+/// # Errors
+/// [`Error::Write`] naming `path`.
+pub fn check(path: &Path) -> Result<(), Error> {
+    AtomicFile::create(path).map(drop)
+}
+
 /// Removes the temporary files and folders that killed writers of `path` left beside it. What a living one writes to is
 /// locked and stays; where the file system has no locks everything does.
 pub fn remove_leftovers(path: &Path) {
@@ -195,7 +203,7 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// The folder a path stands in; `.` for a bare name.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

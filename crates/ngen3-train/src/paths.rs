@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ngen3_model::checkpoint::Format;
-use ngen3_model::files::remove_leftovers;
+use ngen3_model::files::{folder_of, remove_leftovers};
 use ngen3_model::hf::ADAPTER_FILES;
 
 use crate::Error;
@@ -73,7 +73,7 @@ impl RunPaths {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
         }
         let mut held = Held::default();
-        let state = parent(&self.state);
+        let state = folder_of(&self.state);
         for folder in [&self.run, state] {
             let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();
             missing.reverse();
@@ -89,7 +89,7 @@ impl RunPaths {
         }
         let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
         for (folder, files) in [
-            (parent(&self.model), vec![name(&self.model)]),
+            (folder_of(&self.model), vec![name(&self.model)]),
             (state, vec![name(&self.state), name(&self.base)]),
             (&self.run, vec!["metrics.jsonl".into(), "loss.svg".into()]),
         ] {
@@ -128,14 +128,6 @@ pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
 
 fn is_missing(path: &Path) -> bool {
     !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err()
-}
-
-/// The folder that a file stands in.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 #[cfg(test)]

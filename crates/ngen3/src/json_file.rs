@@ -5,23 +5,16 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use ngen3_model::files;
 
-/// Checks that there is a folder to write the file into, and that what it holds now, if anything, is JSON as well: a model or a text
-/// that is named by a slip is not replaced.
+/// Checks that the file can be written, and that what it holds now, if anything, is JSON as well: a model or a text that is named
+/// by a slip is not replaced.
 pub fn check(path: &Path) -> anyhow::Result<()> {
+    files::check(path)?;
     let shown = path.display();
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            bail!("cannot write {shown}: there is no folder {}", folder.display())
-        }
-        _ if path.is_dir() => bail!("cannot write {shown}: it is a folder"),
-        _ => {}
-    }
     let mut start = Vec::new();
     let read = match File::open(path) {
-        // A device or a pipe is not asked for bytes; writing refuses it.
-        Ok(file) if file.metadata().is_ok_and(|file| file.is_file()) => file.take(64).read_to_end(&mut start),
-        Ok(_) => Ok(0),
+        Ok(file) => file.take(64).read_to_end(&mut start),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     };

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 pub struct Found {
     /// The file or folder.
     pub path: PathBuf,
-    /// What it is called: the name without folders and ending.
+    /// What it is called: the name without folders, and without the ending of a file.
     pub name: String,
     /// The size of GPT-2 that `hf` stands for.
     pub gpt2: Option<&'static Gpt2>,
@@ -45,7 +45,9 @@ pub fn find(named: &Path, variant: Option<&Variant>, revision: Option<&str>) -> 
         if revision.is_some() {
             bail!("{} is no repository on the hub, so it has no revisions", named.display());
         }
-        let name = named.file_stem().or(named.file_name()).unwrap_or_default().to_string_lossy().into_owned();
+        // What follows the dot in a folder's name is no ending: gpt2-1.5.
+        let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
         return Ok(Found { path: named.into(), name, gpt2 });
     };
     let progress = Progress::bytes("fetching");

@@ -165,6 +165,31 @@ fn a_model_of_equal_odds_is_as_perplexed_as_its_vocabulary_is_large() {
         let bits = 50_257f64.log2() * f64::from(tokens) / config["bytes"].as_f64().unwrap();
         assert!((value("bits_per_byte") - bits).abs() < 1e-4, "{text}: {} is not {bits}", value("bits_per_byte"));
     }
+    // Training validates on val.bin, and trains on all of data.bin.
+    let tokens: Vec<u8> = (100..177u16).flat_map(u16::to_le_bytes).collect();
+    fs::write(folder.path().join("_data_plays_/val.bin"), tokens).unwrap();
+    succeed(folder.path(), &format!("{line} _data_plays_/data.bin --val_fraction 0.1"));
+    let config = json_of(&folder.path().join("r.json"))["configs"]["perplexity"].clone();
+    assert_eq!((&config["text"], &config["tokens"]), (&json!("val.bin"), &json!(77)));
+}
+
+#[test]
+fn models_of_the_hub_and_folders_keep_all_of_their_names() {
+    let folder = prepared();
+    let server = FakeHub::start();
+    succeed(folder.path(), "export --model_path tiny_model.pt --output_dir local-2.5");
+    let files = common::contents(&folder.path().join("local-2.5"));
+    let files: Vec<_> = files.iter().map(|(path, bytes)| (path.rsplit('/').next().unwrap(), &bytes[..])).collect();
+    server.add("models", "owner/tiny-1.5", "main", &files);
+    let line = "eval --model_checkpoint owner/tiny-1.5 local-2.5 --tasks piqa --data_dir sets --limit 2";
+    let mut command = ngen3(folder.path(), line);
+    for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"] {
+        command.env_remove(name);
+    }
+    command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", folder.path().join("hf"));
+    let (out, _) = texts(&command.output().unwrap(), 0);
+    let names: Vec<_> = out.lines().next().unwrap().split_whitespace().skip(5).collect();
+    assert_eq!(names, ["tiny-1.5", "local-2.5"], "{out}");
 }
 
 #[test]
@@ -317,6 +342,18 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     // The last model is looked at before the first is measured.
     let error = fail(folder.path(), "eval --model_checkpoint tiny_model.pt nowhere.pt --tasks piqa --data_dir sets", 1);
     assert!(error.starts_with("cannot read nowhere.pt: "), "{error}");
+    // And so is whether its text can be measured.
+    let short = Config { block_size: 16, ..config() };
+    checkpoint::save(
+        &folder.path().join("short.pt"),
+        &short,
+        &ParamList::new(&short).init(3),
+        &CheckpointMeta::default(),
+    )
+    .unwrap();
+    let line = "eval --model_checkpoint tiny_model.pt short.pt --tasks piqa,perplexity --data_dir sets --stride 20";
+    let error = fail(folder.path(), line, 1);
+    assert_eq!(error, "cannot measure short.pt: a stride of 20 tokens: it is at least 1 and at most the block, 16");
     let error = complaint("--tasks piqa --data_dir sets --variant 7M");
     assert!(error.starts_with("tiny_model.pt is not a 7M model: "), "{error}");
     let mut offline = ngen3(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa");

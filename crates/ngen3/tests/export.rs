@@ -348,6 +348,11 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
         ("export --model_path missing.pt --output_dir b", 1, "cannot read missing.pt: No such file"),
         ("export --model_path full --output_dir b", 1, "cannot read full: it is a folder without a config.json"),
         ("export --model_path a.pt --output_dir no/where", 1, "there is no folder no"),
+        // Before the model is looked for, which may be a download.
+        ("export --model_path missing.pt --output_dir no/where", 1, "cannot write no/where: there is no folder no"),
+        ("export --model_path missing.pt --output_dir full", 1, "cannot write full: the folder is not empty"),
+        ("export --model_path missing.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
+        ("import --from missing.pt --out no/where.pt", 1, "cannot write no/where.pt: there is no folder no"),
         ("import --from full --out b.bin", 1, "a checkpoint's name ends in .pt or .safetensors"),
         ("import --from a.pt --out b.pt --revision main", 1, "a.pt is no repository on the hub"),
         ("import --from hf --out b.pt", 1, "hf is OpenAI's GPT-2 in the size of a variant; name one of 120M"),

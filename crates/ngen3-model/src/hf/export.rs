@@ -78,9 +78,7 @@ pub struct Exported {
 /// # Errors
 /// [`Error::Config`] for what the format cannot hold; [`Error::Write`] naming what could not be written.
 pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported, Error> {
-    if export.format == ExportFormat::Hf && export.dtype == ExportDtype::Q8_0 {
-        return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
-    }
+    check_dtype(export.format, export.dtype)?;
     let json: Option<Value> = export
         .tokenizer
         .map(tokenizer::parse)
@@ -96,6 +94,23 @@ pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported,
     let files = list(folder.files()).map_err(|source| Error::Write { path: path.into(), source })?;
     folder.commit()?;
     Ok(Exported { files })
+}
+
+/// Checks what can be known of an export before its model is read: that the format has the dtype, and that the folder `path` can be
+/// made or, if `overwrite`, replaced.
+///
+/// # Errors
+/// As [`export`].
+pub fn check_export(path: &Path, format: ExportFormat, dtype: ExportDtype, overwrite: bool) -> Result<(), Error> {
+    check_dtype(format, dtype)?;
+    NewFolder::create(path, overwrite, is_ours).map(drop)
+}
+
+fn check_dtype(format: ExportFormat, dtype: ExportDtype) -> Result<(), Error> {
+    if format == ExportFormat::Hf && dtype == ExportDtype::Q8_0 {
+        return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
+    }
+    Ok(())
 }
 
 /// Writes everything into `folder`. `json` is the tokenizer's file, `gguf` the tokenizer of that format.

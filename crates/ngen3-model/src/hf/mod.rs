@@ -22,7 +22,7 @@ mod weights;
 
 pub use adapter::{ADAPTER_FILES, write_adapter};
 pub use encode::ExportDtype;
-pub use export::{CurvePoint, Export, ExportFormat, Exported, export};
+pub use export::{CurvePoint, Export, ExportFormat, Exported, check_export, export};
 pub(crate) use read::read;
 
 use crate::Param;

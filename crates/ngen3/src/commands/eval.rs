@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 
 use super::tokenize::show;
 use crate::interrupt::{self, interruptible};
+use crate::model::{self, Found};
 use crate::progress::{Progress, count, counted, write_line};
 use crate::threads::Threads;
-use crate::{json_file, model, stdout};
+use crate::{json_file, stdout};
 
 /// Measure models on benchmarks and texts
 ///
@@ -57,7 +58,8 @@ pub struct Args {
     /// builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Of a data.bin only the last part, which train kept for validation, such as 0.1
+    /// Of a data.bin only what train keeps for validation: the last part, such as 0.1, or the val.bin beside it, if there is
+    /// one
     #[arg(long, value_name = "F", requires = "text", value_parser = fraction)]
     val_fraction: Option<f64>,
     /// Tokens from one window over the text to the next [default: the model's block]
@@ -128,7 +130,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     check_outputs(&args)?;
     // Before the signals are watched: a download that is stopped goes on the next time.
     let plan = plan(&args, &tasks)?;
-    let models = candidates(&args)?;
+    let models = candidates(&args, &plan)?;
 
     let stop = interrupt::watch()?;
     let mut run = Run { args: &args, plan: &plan, stop: &stop, done: Vec::new() };
@@ -177,16 +179,28 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Plan<'a>> {
     Ok(Plan::new(settings, text, &mut tell)?)
 }
 
-/// Finds all models, and reads each, so that what is wrong with the last one is known before the first is measured.
-fn candidates(args: &Args) -> anyhow::Result<Vec<Candidate<'_>>> {
-    let names = model_names(&args.model_checkpoint);
+/// Finds all models, reads each and checks it against the plan, so that what is wrong with the last one is known before the
+/// first is measured.
+fn candidates<'a>(args: &'a Args, plan: &Plan) -> anyhow::Result<Vec<Candidate<'a>>> {
     let mut candidates = Vec::new();
-    for (named, name) in args.model_checkpoint.iter().zip(names) {
-        let (found, Checkpoint { config, meta, .. }) = model::load(named, args.variant)?;
-        model::tokenizer(named, &config, &meta)?;
-        candidates.push(Candidate { named, name, path: found.path });
+    for named in &args.model_checkpoint {
+        let (Found { path, name, .. }, Checkpoint { config, meta, .. }) = model::load(named, args.variant)?;
+        let tokenizer = model::tokenizer(named, &config, &meta)?;
+        plan.check(&config, tokenizer.as_ref()).with_context(|| format!("cannot measure {}", named.display()))?;
+        candidates.push(Candidate { named, name, path });
     }
+    tell_apart(&mut candidates);
     Ok(candidates)
+}
+
+/// Models that are called alike go by all that the user said of them.
+fn tell_apart(candidates: &mut [Candidate]) {
+    let names: Vec<_> = candidates.iter().map(|one| one.name.clone()).collect();
+    for one in candidates {
+        if names.iter().filter(|name| **name == one.name).count() > 1 {
+            one.name = one.named.display().to_string().replace(['/', '\\'], "_");
+        }
+    }
 }
 
 /// The work, and what is done of it.
@@ -334,30 +348,16 @@ fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) {
     write_line(&format!("note: the results were not added to {shown}: {reason}"));
 }
 
-/// Names for columns and folders: what files are called, or their whole paths where two are called alike.
-fn model_names(models: &[PathBuf]) -> Vec<String> {
-    let short =
-        |path: &PathBuf| path.file_stem().or(path.file_name()).unwrap_or_default().to_string_lossy().into_owned();
-    let names: Vec<_> = models.iter().map(short).collect();
-    let alike = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
-    let long = |path: &PathBuf| path.display().to_string().replace(['/', '\\'], "_");
-    names.iter().zip(models).map(|(name, path)| if alike(name) { long(path) } else { name.clone() }).collect()
-}
-
 /// Better now than after an hour.
 fn check_outputs(args: &Args) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
         json_file::check(out)?;
     }
-    let Some(samples) = &args.log_samples else { return Ok(()) };
-    match samples.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            bail!("cannot write {}: there is no folder {}", samples.display(), folder.display())
-        }
-        _ if samples.exists() && !samples.is_dir() => {
-            bail!("cannot write samples into {}: it is no folder", samples.display())
-        }
-        _ => Ok(()),
+    match &args.log_samples {
+        None => Ok(()),
+        Some(folder) if folder.is_dir() => Ok(files::check(&folder.join("samples"))?),
+        Some(folder) if folder.exists() => bail!("cannot write samples into {}: it is no folder", folder.display()),
+        Some(folder) => Ok(files::check(folder)?),
     }
 }
 
@@ -367,7 +367,12 @@ mod tests {
 
     #[test]
     fn models_that_are_called_alike_go_by_their_paths() {
-        let names = |paths: [&str; 3]| model_names(&paths.map(PathBuf::from));
-        assert_eq!(names(["a/7M_model.pt", "b/7M_model.pt", "gpt2"]), ["a_7M_model.pt", "b_7M_model.pt", "gpt2"]);
+        let paths = ["a/7M_model.pt", "b/7M_model.pt", "owner/gpt2-1.5"].map(Path::new);
+        let mut models = paths.map(|named| {
+            let name = named.file_name().unwrap().to_str().unwrap().trim_end_matches(".pt").to_owned();
+            Candidate { named, name, path: named.into() }
+        });
+        tell_apart(&mut models);
+        assert_eq!(models.map(|model| model.name), ["a_7M_model.pt", "b_7M_model.pt", "gpt2-1.5"]);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use ngen3_data::hub::{Hub, Pushed};
 use ngen3_data::source::Event;
-use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, export};
+use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, check_export, export};
 use ngen3_model::{Checkpoint, Variant};
 use ngen3_train::{RunPaths, read_metrics};
 
@@ -59,6 +59,7 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    check_export(&args.output_dir, args.format, args.dtype, args.overwrite)?;
     let hub = args.push.as_ref().map(|_| Hub::from_env()).transpose()?;
     if let (Some(hub), Some(repository)) = (&hub, &args.push) {
         hub.check_push(repository)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use ngen3_model::checkpoint::{self, Format};
-use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant};
+use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant, files};
 
 use crate::progress::{count, counted};
 use crate::{model, stdout};
@@ -48,6 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "{} is there already; replace it with --overwrite",
         args.out.display()
     );
+    files::check(&args.out)?;
     let found = model::find(&args.from, args.variant, args.revision.as_deref())?;
     let Checkpoint { config, params, meta } = Checkpoint::load(&found.path)?;
     let tokenizer = model::tokenizer(&args.from, &config, &meta)?;
