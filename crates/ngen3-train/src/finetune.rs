@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::Tokenizer;
-use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
+use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn, UNCOUNTED};
 use ngen3_data::source::shakespeare;
 use ngen3_engine::{Batch, Engine, IGNORE};
 use ngen3_model::ChatFormat;
@@ -21,6 +21,9 @@ use crate::job::{Data, Job, Request, Weights};
 use crate::lesson::{Evaluation, Learned, Lesson, Micro};
 use crate::state::DataIdentity;
 use crate::{Error, Overrides, RunPaths, TrainSettings};
+
+// Targets of the one go to the engine as they are.
+const _: () = assert!(UNCOUNTED == IGNORE);
 
 /// Conversations to train on, and those that are held out.
 #[derive(Debug)]

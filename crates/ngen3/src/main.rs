@@ -58,9 +58,19 @@ fn main() -> ExitCode {
 
 /// All commands and their flags.
 fn command() -> clap::Command {
+    let cli = with_negative_numbers(Cli::command());
     ["finetune", "hf_finetune"]
         .into_iter()
-        .fold(Cli::command(), |cli, name| cli.mut_subcommand(name, commands::finetune::with_defaults))
+        .fold(cli, |cli, name| cli.mut_subcommand(name, commands::finetune::with_defaults))
+}
+
+/// What begins as a negative number is a value, which a flag takes or refuses by its name, and no flag: none begins so.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let allow = |arg: clap::Arg| {
+        let takes_values = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_values)
+    };
+    command.mut_args(allow).mut_subcommands(with_negative_numbers)
 }
 
 /// An error and its causes on one line. Some errors say their cause themselves; that is not said twice.
@@ -79,6 +89,8 @@ fn one_line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::error::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -87,6 +99,29 @@ mod tests {
             anyhow::anyhow!("the disk\n  is full").context("cannot write a.bin: the disk is full").context("sorry");
         assert_eq!(one_line(&error), "sorry: cannot write a.bin: the disk is full");
         assert_eq!(one_line(&anyhow::anyhow!("a").context("b")), "b: a");
+    }
+
+    /// The complaint about a flag of a command with this value, and its kind.
+    fn complaint(words: &[&str]) -> Option<(ErrorKind, String)> {
+        let error = command().try_get_matches_from(words).err()?;
+        Some((error.kind(), error.to_string().lines().next().unwrap_or_default().to_owned()))
+    }
+
+    #[test]
+    fn a_negative_number_is_the_value_of_any_flag() {
+        let (_, line) = complaint(&["ngen3", "train", "--data", "d", "--max_iters", "-1"]).unwrap();
+        assert!(line.starts_with("error: invalid value '-1' for '--max_iters <N>': "), "{line}");
+        let mut seen = 0;
+        for command in command().get_subcommands() {
+            for flag in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+                let flag = format!("--{}", flag.get_long().unwrap());
+                let found = complaint(&["ngen3", command.get_name(), &flag, "-1"]);
+                let taken = found.as_ref().is_none_or(|(kind, _)| *kind != ErrorKind::UnknownArgument);
+                assert!(taken, "{} {flag}: {found:?}", command.get_name());
+                seen += 1;
+            }
+        }
+        assert!(seen > 100, "{seen} flags");
     }
 
     #[test]

@@ -40,16 +40,16 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 200)]
     length: usize,
     /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
     /// Draw from the likeliest K tokens only
     #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
     top_k: usize,
     /// Draw from the fewest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true)]
     top_p: f32,
     /// Above 1 makes tokens that are already in the conversation less likely
-    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true)]
     repetition_penalty: f32,
     /// The same seed gives the same answers [default: another each time]
     #[arg(long, value_name = "N")]

@@ -46,10 +46,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// T, from 0.1 to 100: above 1 the teacher's less likely tokens count for more [default: 2]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T")]
     temperature: Option<f32>,
     /// The teacher's share of the loss, from 0 to 1 [default: 0.5]
-    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    #[arg(long, value_name = "A")]
     alpha: Option<f32>,
     /// Round the teacher's weights, and at each token what they are multiplied with, to int8, in less memory and, where the
     /// processor has AVX512-VNNI, faster; what it says changes by a little. Or none [default: none]

@@ -72,7 +72,7 @@ pub struct Common {
     #[arg(long, value_name = "N", default_value_t = 100)]
     sample_length: usize,
     /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
     sample_temperature: f32,
     #[command(flatten)]
     chat: ChatFlags,
@@ -91,7 +91,7 @@ struct LoraFlags {
     #[arg(long, value_name = "R", conflicts_with = "resume")]
     lora_rank: Option<usize>,
     /// They count alpha / rank times [default: twice the rank]
-    #[arg(long, value_name = "A", requires = "lora_rank", allow_negative_numbers = true)]
+    #[arg(long, value_name = "A", requires = "lora_rank")]
     lora_alpha: Option<f32>,
     /// Layers that get them, with commas: c_attn, c_fc, c_proj, or attn.c_proj and mlp.c_proj apart [default: all]
     #[arg(long, value_name = "NAMES", requires = "lora_rank")]

@@ -95,34 +95,34 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<u64>,
     /// Highest learning rate [default: the variant's]
-    #[arg(long, value_name = "LR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "LR")]
     learning_rate: Option<f32>,
     /// Learning rate at the end, after a cosine [default: learning_rate / 10]
-    #[arg(long, value_name = "LR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "LR")]
     min_lr: Option<f32>,
     /// Steps in which the learning rate climbs [default: 100, in a short run a tenth of it]
     #[arg(long, value_name = "N")]
     warmup_iters: Option<u64>,
     /// AdamW's decay of matrices and embeddings [default: 0.1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     weight_decay: Option<f32>,
     /// AdamW's first beta [default: 0.9]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     beta1: Option<f32>,
     /// AdamW's second beta [default: 0.95]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     beta2: Option<f32>,
     /// Largest norm of the gradient; 0 lets it be any [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     grad_clip: Option<f32>,
     /// Share of activations that are zeroed [default: 0]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P")]
     dropout: Option<f32>,
     /// Decides the first weights, the batches and the dropout [default: 1337]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Share of the tokens, at their end, to validate on, where there is no val.bin [default: 0.1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P")]
     val_fraction: Option<f64>,
     /// Threads to compute with; 0 is all cores [default: 0]
     #[arg(long, value_name = "N")]
@@ -130,8 +130,8 @@ pub struct Flags {
     /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
-    /// Keep only each layer's input and compute the rest again on the way back: the same numbers in less memory and about a
-    /// fifth more time [default: false]
+    /// Keep only each layer's input and compute the rest again on the way back: the same numbers in less memory and an
+    /// eighth to a quarter more time [default: false]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     recompute: Option<bool>,
 }
