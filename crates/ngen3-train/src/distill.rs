@@ -7,7 +7,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::TokenFile;
 use ngen3_engine::{Distill, DistillLoss, Divergence, Dtype, Engine, Quant, Teacher, TeacherModel};
@@ -58,7 +58,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    fn settle(asked: Asked, before: Option<&Map<String, Value>>, teacher: String) -> Result<Self, Error> {
+    pub(crate) fn settle(asked: Asked, before: Option<&Map<String, Value>>, teacher: String) -> Result<Self, Error> {
         let number = |name| before.and_then(|before| before.get(name)?.as_f64()).map(|value| value as f32);
         let divergence = || serde_json::from_value(before?.get("divergence")?.clone()).ok();
         let teacher_quant = || serde_json::from_value(before?.get("teacher_quant")?.clone()).ok();
@@ -179,10 +179,11 @@ impl Plan {
         };
         let (vocab_size, block_size) = (job.config.vocab_size, job.config.block_size);
         let about = About::new(teacher, dtype, data, vocab_size, block_size, self.terms.temperature, top_k);
-        TeacherCache::open(folder, about)
+        TeacherCache::open(folder, about, self.corpus.sampler().windows())
     }
 
-    /// The student's losses on `batches` batches, with the teacher and with the cache, which must be filled.
+    /// The student's losses on `batches` batches, with the teacher and with the cache, which must be filled. `None` if `stop`,
+    /// which is looked at before each of them, is set before the end.
     ///
     /// # Errors
     /// What a file or an engine could not do.
@@ -192,7 +193,8 @@ impl Plan {
         teacher: &mut dyn TeacherModel,
         student: &mut dyn Engine,
         batches: u64,
-    ) -> Result<Compared, Error> {
+        stop: &AtomicBool,
+    ) -> Result<Option<Compared>, Error> {
         let zero = DistillLoss { cross_entropy: 0.0, divergence: 0.0 };
         let mut mean = Compared { exact: zero, cached: zero, covered: 0.0 };
         let share = 1.0 / batches as f32;
@@ -201,6 +203,9 @@ impl Plan {
             sum.divergence += share * loss.divergence;
         };
         for step in 0..batches {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             let windows = self.corpus.sampler().draw_windows(step, 0);
             let said = cache.read(&windows)?;
             let batch = self.corpus.window_batch(&windows);
@@ -210,7 +215,7 @@ impl Plan {
             let hidden = teacher.hidden(batch)?;
             add(&mut mean.exact, student.distill(batch, &self.terms.with(teacher.says(&hidden)), None)?);
         }
-        Ok(mean)
+        Ok(Some(mean))
     }
 }
 

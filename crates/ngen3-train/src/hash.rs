@@ -31,10 +31,22 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
 pub fn sha256_of_model(model: &Checkpoint) -> String {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(&model.config).expect("numbers and names serialise"));
-    for some in model.params.chunks(1 << 12) {
+    add(&mut hash, &model.params);
+    hex(hash)
+}
+
+/// Of numbers, in hexadecimal.
+pub fn sha256_of(values: &[f32]) -> String {
+    let mut hash = Sha256::new();
+    add(&mut hash, values);
+    hex(hash)
+}
+
+/// Little-endian, as files have them.
+fn add(hash: &mut Sha256, values: &[f32]) {
+    for some in values.chunks(1 << 12) {
         hash.update(some.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
     }
-    hex(hash)
 }
 
 fn hex(hash: Sha256) -> String {

@@ -6,6 +6,7 @@
 //! weights come from; [`Start::with`] checks them against the data.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ngen3_engine::{Engine, Quant, Slot};
 use ngen3_model::hf::write_adapter;
@@ -113,7 +114,8 @@ pub enum Init {
     /// Those of a checkpoint that was read already; the path is where it came from, for messages.
     Given(PathBuf, Box<Checkpoint>),
     /// As many layers of a deeper model as the shape asks for, or half of them; the path is where it came from, for messages.
-    LayersOf(PathBuf, Box<Checkpoint>),
+    /// The model may be somebody else's too, such as a teacher: no second copy of it is in memory.
+    LayersOf(PathBuf, Arc<Checkpoint>),
 }
 
 /// What a run learns from, as far as its files and messages know it.
@@ -228,7 +230,7 @@ impl Request {
                         Start::init_from(kind, paths, from, *checkpoint, variant, shape, asked)?
                     }
                     Init::LayersOf(from, deeper) => {
-                        let checkpoint = some_layers(*deeper, &from, shape.clone().or(shape_of(variant)).n_layer)?;
+                        let checkpoint = some_layers(&deeper, &from, shape.clone().or(shape_of(variant)).n_layer)?;
                         Start::init_from(kind, paths, from, checkpoint, variant, shape, asked)?
                     }
                 }

@@ -7,9 +7,9 @@ use ngen3_model::{
     ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, ParamList, Recipe, TokenizerRef, Variant,
 };
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::config_file::Shape;
+use crate::hash::sha256_of;
 use crate::job::{Kind, Moments};
 use crate::state::{self, Adapting, Header, Reached, State};
 use crate::{Error, Overrides, RunPaths, TrainSettings};
@@ -217,15 +217,6 @@ fn base_of(paths: &RunPaths, config: &Config, adapting: &Adapting) -> Result<Vec
     Ok(params)
 }
 
-fn sha256_of(params: &[f32]) -> String {
-    let mut hash = Sha256::new();
-    for chunk in params.chunks(1 << 14) {
-        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
-        hash.update(&bytes);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A variant's shape. Its vocabulary and activation are only defaults: the data and the checkpoint decide them.
 pub(crate) fn shape_of(variant: Option<&Variant>) -> Shape {
     variant.map_or_else(Shape::default, |variant| Shape {
@@ -269,8 +260,8 @@ fn cut_positions(params: &[f32], from: &Config, to: &Config) -> Vec<f32> {
 ///
 /// # Errors
 /// [`Error::Usage`] if it has fewer layers than are wanted. `from` is where it came from.
-pub(crate) fn some_layers(from_model: Checkpoint, from: &Path, n_layer: Option<usize>) -> Result<Checkpoint, Error> {
-    let Checkpoint { config: from_config, params, meta } = from_model;
+pub(crate) fn some_layers(deeper: &Checkpoint, from: &Path, n_layer: Option<usize>) -> Result<Checkpoint, Error> {
+    let Checkpoint { config: from_config, params, meta } = deeper;
     let n_layer = n_layer.unwrap_or(from_config.n_layer.div_ceil(2));
     if n_layer > from_config.n_layer {
         return Err(Error::Usage(format!(
@@ -281,7 +272,7 @@ pub(crate) fn some_layers(from_model: Checkpoint, from: &Path, n_layer: Option<u
     }
     let config = Config { n_layer, ..from_config.clone() };
     config.validate()?;
-    let (list, from_list) = (ParamList::new(&config), ParamList::new(&from_config));
+    let (list, from_list) = (ParamList::new(&config), ParamList::new(from_config));
     let mut kept = Vec::with_capacity(list.total());
     kept.extend_from_slice(&params[..from_list.wpe.end]);
     for layer in 0..n_layer {
@@ -289,7 +280,7 @@ pub(crate) fn some_layers(from_model: Checkpoint, from: &Path, n_layer: Option<u
         kept.extend_from_slice(&params[block.ln_1_weight.start..block.mlp_c_proj_bias.end]);
     }
     kept.extend_from_slice(&params[from_list.ln_f_weight.start..]);
-    Ok(Checkpoint { config, params: kept, meta })
+    Ok(Checkpoint { config, params: kept, meta: meta.clone() })
 }
 
 /// Where the `i`th of `n` stands among `of`, when the first is the first and the last the last.
@@ -321,7 +312,7 @@ mod tests {
         let list = ParamList::new(&config);
         let params: Vec<f32> = (0..list.total()).map(|i| i as f32).collect();
         let teacher = Checkpoint { config, params: params.clone(), meta: CheckpointMeta::default() };
-        let of = |n_layer| some_layers(teacher.clone(), Path::new("t.pt"), n_layer);
+        let of = |n_layer| some_layers(&teacher, Path::new("t.pt"), n_layer);
         let student = of(None).unwrap();
         assert_eq!(student.config, Config::new(3, 1, 2, 3, 7));
         let mut expected = params[..list.wpe.end].to_vec();

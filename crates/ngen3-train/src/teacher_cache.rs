@@ -77,15 +77,11 @@ impl About {
     }
 
     fn id_bytes(&self) -> usize {
-        if self.vocab_size <= 1 << 16 { 2 } else { 4 }
+        ngen3_data::Dtype::for_vocab(self.vocab_size).size()
     }
 
     fn window_bytes(&self) -> usize {
         self.block_size * self.top_k * (self.id_bytes() + 4)
-    }
-
-    fn windows(&self) -> usize {
-        (self.train_tokens as usize - 1) / self.block_size
     }
 }
 
@@ -94,6 +90,8 @@ impl About {
 pub struct TeacherCache {
     folder: PathBuf,
     about: About,
+    /// How many there are.
+    windows: usize,
     /// What the teacher computed in when it said what is there, if that is another dtype than now.
     other_dtype: Option<String>,
 }
@@ -116,12 +114,13 @@ impl TopK {
 }
 
 impl TeacherCache {
-    /// Opens the folder, or makes it. Everything in it is checked for its length.
+    /// Opens the folder, or makes it, for so many windows ([`ngen3_data::BatchSampler::windows`]). Everything in it is checked for its
+    /// length.
     ///
     /// # Errors
     /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be, or what is missing would be
     /// said in another dtype than the rest; [`Error::Io`].
-    pub fn open(folder: &Path, about: About) -> Result<Self, Error> {
+    pub fn open(folder: &Path, about: About, windows: usize) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
         let path = folder.join("cache.json");
         let (mut other_dtype, mut missing) = (None, false);
@@ -148,7 +147,7 @@ impl TeacherCache {
             Err(error) if error.kind() == ErrorKind::NotFound => missing = true,
             Err(error) => return Err(Error::io("read", &path)(error)),
         }
-        let mut cache = Self { folder: folder.into(), about, other_dtype };
+        let mut cache = Self { folder: folder.into(), about, windows, other_dtype };
         let (mut whole, mut begun) = (true, false);
         for index in 0..cache.files() {
             let has = cache.has(index)?;
@@ -184,7 +183,7 @@ impl TeacherCache {
 
     /// Bytes of the whole cache.
     pub fn bytes(&self) -> u64 {
-        (self.about.windows() * self.about.window_bytes()) as u64
+        (self.windows * self.about.window_bytes()) as u64
     }
 
     /// Tokens that are told apart at each place.
@@ -193,7 +192,7 @@ impl TeacherCache {
     }
 
     fn files(&self) -> usize {
-        self.about.windows().div_ceil(self.about.windows_per_file)
+        self.windows.div_ceil(self.about.windows_per_file)
     }
 
     fn path(&self, index: usize) -> PathBuf {
@@ -203,7 +202,7 @@ impl TeacherCache {
     /// The windows of a file.
     fn windows_of(&self, index: usize) -> std::ops::Range<usize> {
         let each = self.about.windows_per_file;
-        index * each..((index + 1) * each).min(self.about.windows())
+        index * each..((index + 1) * each).min(self.windows)
     }
 
     /// Whether a file is there. It is as long as it must be, or refused.
@@ -303,12 +302,15 @@ impl TeacherCache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use ngen3_engine::{Engine, Slot};
     use ngen3_model::Config;
     use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
+    use crate::distill::{Asked, Plan, Terms};
     use crate::testing::{FakeEngine, settings};
 
     const TOKENS: u64 = 300;
@@ -331,6 +333,11 @@ mod tests {
         (dir, corpus, FakeEngine::new(config, 3))
     }
 
+    /// The cache of that corpus.
+    fn open(folder: &Path, about: About) -> Result<TeacherCache, Error> {
+        TeacherCache::open(folder, about, 59)
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(folder)
             .unwrap()
@@ -344,7 +351,7 @@ mod tests {
     fn what_the_teacher_says_comes_back_as_it_was_said() {
         for vocab_size in [7, 70_000] {
             let (dir, mut corpus, mut teacher) = all();
-            let cache = TeacherCache::open(&dir.path().join("said"), about(vocab_size)).unwrap();
+            let cache = open(&dir.path().join("said"), about(vocab_size)).unwrap();
             assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
             let windows = [58, 0, 7, 7];
             let (ids, log_probs) = teacher.top_k(corpus.window_batch(&windows), 3, TEMPERATURE).unwrap();
@@ -359,7 +366,7 @@ mod tests {
     fn filling_goes_on_after_the_last_whole_file() {
         let (dir, mut corpus, mut teacher) = all();
         let folder = dir.path().join("said");
-        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        let cache = open(&folder, about(7)).unwrap();
         let mut heard = Vec::new();
         let stopped = cache.fill(&mut teacher, &mut corpus, 3, &mut |bytes| {
             heard.push(bytes);
@@ -374,7 +381,7 @@ mod tests {
         let before = fs::read(folder.join("windows-00000.bin")).unwrap();
         let other = FakeEngine::new(Config::new(1, 1, 2, 4, 7), 9);
         teacher.write(Slot::Params, &other.read(Slot::Params)).unwrap();
-        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        let cache = open(&folder, about(7)).unwrap();
         assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
         assert_eq!(names(&folder).len(), 1 + 9, "59 windows, 7 in a file");
         assert_eq!(fs::read(folder.join("windows-00000.bin")).unwrap(), before);
@@ -382,12 +389,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_cache_loses_is_not_worked_out_once_the_run_is_stopped() {
+        let (dir, mut corpus, mut teacher) = all();
+        let cache = open(&dir.path().join("said"), about(7)).unwrap();
+        assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
+        let mut student = FakeEngine::new(Config::new(1, 1, 2, 4, 7), 4);
+        let terms = Terms::settle(Asked { top_k: Some(3), ..Asked::default() }, None, "t".into()).unwrap();
+        let mut plan = Plan { corpus, terms };
+        let found = plan.compare(&cache, &mut teacher, &mut student, 2, &AtomicBool::new(true));
+        assert_eq!(found.unwrap(), None);
+    }
+
+    #[test]
     fn a_cache_is_of_one_dtype_once_the_teacher_has_said_something() {
         let (dir, mut corpus, mut teacher) = all();
         let folder = dir.path().join("said");
         let bf16 = || About { dtype: "bf16".into(), ..about(7) };
-        TeacherCache::open(&folder, bf16()).unwrap();
-        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        open(&folder, bf16()).unwrap();
+        let cache = open(&folder, about(7)).unwrap();
         assert_eq!(cache.other_dtype(), None, "nothing had been said");
         let mut files = 0;
         let stopped = cache.fill(&mut teacher, &mut corpus, 7, &mut |_| {
@@ -395,18 +414,18 @@ mod tests {
             files < 3
         });
         assert!(!stopped.unwrap());
-        let error = TeacherCache::open(&folder, bf16()).unwrap_err().to_string();
+        let error = open(&folder, bf16()).unwrap_err().to_string();
         assert!(error.contains("began in f32, not bf16"), "{error}");
-        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        let cache = open(&folder, about(7)).unwrap();
         assert!(cache.fill(&mut teacher, &mut corpus, 7, &mut |_| true).unwrap());
-        assert_eq!(TeacherCache::open(&folder, bf16()).unwrap().other_dtype(), Some("f32"));
+        assert_eq!(open(&folder, bf16()).unwrap().other_dtype(), Some("f32"));
     }
 
     #[test]
     fn damaged_bytes_are_read_or_refused() {
         let (dir, mut corpus, mut teacher) = all();
         let folder = dir.path().join("said");
-        let cache = TeacherCache::open(&folder, about(7)).unwrap();
+        let cache = open(&folder, about(7)).unwrap();
         cache.fill(&mut teacher, &mut corpus, 8, &mut |_| true).unwrap();
         let path = folder.join("windows-00003.bin");
         let whole = fs::read(&path).unwrap();
@@ -426,7 +445,7 @@ mod tests {
         fn any_description_is_read_or_refused(text in "\\PC{0,60}") {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("cache.json"), text).unwrap();
-            prop_assert!(TeacherCache::open(dir.path(), about(7)).is_err());
+            prop_assert!(open(dir.path(), about(7)).is_err());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_engine::{CpuTeacher, Divergence, Options, Quant};
@@ -90,10 +91,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let command = args.command();
     // Before the signals are watched: a download that is stopped goes on the next time.
     let (Found { path, name, .. }, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
+    let teacher = Arc::new(teacher);
     let (settings, mut shape) = args.flags.asked();
     let init = match args.init_student {
         Some(named) if named == Path::new("from-teacher-layers") || named == Path::new("from_teacher_layers") => {
-            Init::LayersOf(path.clone(), Box::new(teacher.clone()))
+            Init::LayersOf(path.clone(), Arc::clone(&teacher))
         }
         Some(named) => {
             let found = model::find(&named, args.student_variant, None)?;
@@ -119,7 +121,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (job, plan, weights) = Plan::prepare(request, &args.data, asked, &path, &teacher)?;
     let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
 
-    let Config { n_layer, n_head, n_embd, block_size, .. } = teacher.config;
+    // The student has taken from it what it needs, so that this copies nothing.
+    let Checkpoint { config, params, .. } = Arc::unwrap_or_clone(teacher);
+    let Config { n_layer, n_head, n_embd, block_size, .. } = config;
     let quant = plan.terms.teacher_quant;
     let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
     write_line(&format!(
@@ -127,7 +131,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         count(n_layer as u64, "layer"),
         count(n_head as u64, "head")
     ));
-    let Checkpoint { config, params, .. } = teacher;
     let teacher = Box::new(CpuTeacher::new(config, params, Options { quant, ..job.settings.options() })?);
     let mut lesson = match args.teacher_cache {
         Some(folder) => ask_once(&folder, plan, &job, *teacher, &mut training, &stop)?,
@@ -159,10 +162,10 @@ fn ask_once(
     })?;
     drop(progress);
     if !done {
-        write_line(&format!("what is whole in {} stays; the same command goes on from it", folder.display()));
-        return Err(Interrupted.into());
+        return Err(interrupted(folder));
     }
-    let Compared { exact, cached, covered } = plan.compare(&cache, &mut teacher, &mut training.engine, COMPARED)?;
+    let compared = plan.compare(&cache, &mut teacher, &mut training.engine, COMPARED, stop)?;
+    let Compared { exact, cached, covered } = compared.ok_or_else(|| interrupted(folder))?;
     write_line(&format!(
         "cache: {}: {}, the {} likeliest tokens of each place, {:.1}% of the teacher's probability; divergence now {:.4} \
          with it and {:.4} without",
@@ -174,6 +177,12 @@ fn ask_once(
         exact.divergence
     ));
     Ok(Distillation::from_cache(plan, cache))
+}
+
+/// Says what becomes of a cache when the run is stopped before it begins.
+fn interrupted(folder: &Path) -> anyhow::Error {
+    write_line(&format!("what is whole in {} stays; the same command goes on from it", folder.display()));
+    Interrupted.into()
 }
 
 impl Args {
