@@ -7,7 +7,7 @@
 
 mod header;
 mod pickle;
-pub(crate) mod safetensors;
+pub mod safetensors;
 pub(crate) mod state;
 pub(crate) mod torch;
 

@@ -2,15 +2,15 @@
 //!
 //! Weights, AdamW's moments and the step they belong to stand together, so that no crash can leave some of one step
 //! beside some of another. The file is a safetensors file: three flat arrays in the order of
-//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`Header`] as JSON in its metadata. The sampler of batches needs no state: what a
-//! step trains on follows from the seed and the step alone.
+//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`Header`] as JSON in its
+//! metadata. The sampler of batches needs no state: what a step trains on follows from the seed and the step alone.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use ngen3_engine::{Engine, Slot};
+use ngen3_model::checkpoint::safetensors::{Reader, write_arrays_header, write_f32};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
@@ -21,9 +21,6 @@ use crate::{Error, Kind, TrainSettings};
 
 /// Written into every file, and expected: another layout would get another number.
 const FORMAT: &str = "ngen3 training state 1";
-
-/// No header is longer than this, in bytes.
-const MAX_HEADER: u64 = 1 << 20;
 
 /// What a state says beside the arrays. What came later than the first states is optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,54 +140,19 @@ pub struct State {
 /// The arrays, in the order of the file.
 const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::ExpAvg), ("exp_avg_sq", Slot::ExpAvgSq)];
 
-#[derive(Serialize, Deserialize)]
-struct Metadata {
-    format: String,
-    run: String,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Array {
-    dtype: String,
-    shape: [u64; 1],
-    data_offsets: [u64; 2],
-}
-
-/// Where arrays of `total` numbers stand.
-fn layout(total: u64) -> BTreeMap<String, Array> {
-    let bytes = 4 * total;
-    let array = |at| Array { dtype: "F32".into(), shape: [total], data_offsets: [at * bytes, (at + 1) * bytes] };
-    ARRAYS.iter().zip(0..).map(|(&(name, _), at)| (name.to_owned(), array(at))).collect()
-}
-
 /// Writes a state whole or not at all.
 ///
 /// # Errors
-/// [`Error::Model`] if it cannot be written, [`Error::File`] if it could not be read back; the old file is then as it was.
+/// [`Error::Model`] if it cannot be written; the old file is then as it was.
 pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Error> {
-    let total = header.total().expect("adapters that learn are valid") as u64;
-    let metadata = Metadata { format: FORMAT.into(), run: to_json(header) };
-    let metadata = to_json(&metadata);
-    let arrays = to_json(&layout(total));
-    // One JSON object out of two, padded so that the arrays start at a multiple of 8.
-    let mut json = format!("{{\"__metadata__\":{metadata},{}", &arrays[1..]);
-    json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
-    if json.len() as u64 > MAX_HEADER {
-        let len = json.len();
-        let what =
-            format!("what goes with the run, such as a chat template, takes {len} bytes of at most {MAX_HEADER}");
-        return Err(Error::file(path, what));
-    }
+    let total = header.total().expect("adapters that learn are valid");
+    let run = serde_json::to_string(header).expect("names and numbers serialise");
+    let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);
     write_atomic(path, |file| {
-        file.write_all(&(json.len() as u64).to_le_bytes())?;
-        file.write_all(json.as_bytes())?;
-        ARRAYS.iter().try_for_each(|&(_, slot)| write_floats(file, &engine.read(slot)))
+        write_arrays_header(file, metadata, ARRAYS.map(|(name, _)| (name, total)))?;
+        ARRAYS.iter().try_for_each(|&(_, slot)| write_f32(file, &engine.read(slot)))
     })?;
     Ok(())
-}
-
-fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("names and numbers serialise")
 }
 
 /// Reads a state; `None` if there is none.
@@ -204,75 +166,35 @@ pub fn load(path: &Path) -> Result<Option<State>, Error> {
         Err(error) => return Err(Error::io("open", path)(error)),
     };
     let len = file.metadata().map_err(Error::io("read", path))?.len();
-    read(BufReader::new(file), len).map(Some).map_err(|what| Error::file(path, format!("not a training state: {what}")))
+    read(file, len).map(Some).map_err(|what| Error::file(path, format!("not a training state: {what}")))
 }
 
-/// Reads a state from a file of `len` bytes. Nothing is reserved that the file is too short to fill.
-fn read(mut file: impl Read, len: u64) -> Result<State, String> {
-    let mut start = [0; 8];
-    file.read_exact(&mut start).map_err(|_| "it ends within its first bytes")?;
-    let json_len = u64::from_le_bytes(start);
-    if json_len > MAX_HEADER || json_len > len.saturating_sub(8) {
-        return Err(format!("it claims a header of {json_len} bytes"));
+/// Reads a state from a file of `len` bytes.
+fn read(file: File, len: u64) -> Result<State, String> {
+    let mut file = Reader::open(file, len)?;
+    let format = file.metadata("format").ok_or("it was not written by ngen3 train")?;
+    if format != FORMAT {
+        return Err(format!("its format is {format:?}, and this program reads {FORMAT:?}"));
     }
-    let mut json = vec![0; json_len as usize];
-    file.read_exact(&mut json).map_err(|error| error.to_string())?;
-    let mut entries: BTreeMap<String, Value> =
-        serde_json::from_slice(&json).map_err(|error| format!("its header is damaged ({error})"))?;
-    let metadata = entries.remove("__metadata__").unwrap_or_default();
-    let metadata: Metadata = serde_json::from_value(metadata).map_err(|_| "it was not written by ngen3 train")?;
-    if metadata.format != FORMAT {
-        return Err(format!("its format is {:?}, and this program reads {FORMAT:?}", metadata.format));
-    }
-    let header: Header =
-        serde_json::from_str(&metadata.run).map_err(|error| format!("its header is damaged ({error})"))?;
+    let run = file.metadata("run").ok_or("it does not say what run it is of")?;
+    let header: Header = serde_json::from_str(run).map_err(|error| format!("its header is damaged ({error})"))?;
     header.config.validate().map_err(|error| error.to_string())?;
     header.settings.validate().map_err(|error| error.to_string())?;
     // A block has more than one parameter: a count that the file has no room for is not worth laying out.
     if header.config.n_layer as u64 > len {
         return Err(format!("it is too short for a model of {} blocks", header.config.n_layer));
     }
-    let total = header.total()? as u64;
-    let arrays: BTreeMap<String, Array> = entries
-        .into_iter()
-        .map(|(name, value)| Ok((name, serde_json::from_value(value)?)))
-        .collect::<Result<_, serde_json::Error>>()
-        .map_err(|error| format!("its header is damaged ({error})"))?;
-    let expected = 8 + json_len + 12 * total;
-    if arrays != layout(total) || len != expected {
-        return Err(format!("it is {len} bytes long where its model needs {expected}"));
-    }
-    let mut array = || read_floats(&mut file, total as usize).map_err(|error| error.to_string());
-    Ok(State { params: array()?, exp_avg: array()?, exp_avg_sq: array()?, header })
-}
-
-/// Numbers that are converted at a time.
-const CHUNK: usize = 4_096;
-
-fn write_floats(out: &mut impl Write, values: &[f32]) -> std::io::Result<()> {
-    let mut bytes = Vec::with_capacity(4 * CHUNK);
-    for chunk in values.chunks(CHUNK) {
-        bytes.clear();
-        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-        out.write_all(&bytes)?;
-    }
-    Ok(())
-}
-
-fn read_floats(file: &mut impl Read, len: usize) -> std::io::Result<Vec<f32>> {
-    let mut values = Vec::with_capacity(len);
-    let mut bytes = vec![0; 4 * CHUNK];
-    while values.len() < len {
-        let bytes = &mut bytes[..4 * CHUNK.min(len - values.len())];
-        file.read_exact(bytes)?;
-        values.extend(bytes.as_chunks().0.iter().map(|&four| f32::from_le_bytes(four)));
-    }
-    Ok(values)
+    let total = header.total()?;
+    let [params, exp_avg, exp_avg_sq] = ARRAYS.map(|(name, _)| file.array(name, total));
+    Ok(State { params: params?, exp_avg: exp_avg?, exp_avg_sq: exp_avg_sq?, header })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, Write};
+
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
     use crate::testing::{FakeEngine, settings};
@@ -321,7 +243,10 @@ mod tests {
     }
 
     fn read_bytes(bytes: &[u8]) -> Result<State, String> {
-        read(bytes, bytes.len() as u64)
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.rewind().unwrap();
+        read(file, bytes.len() as u64)
     }
 
     #[test]
@@ -332,6 +257,28 @@ mod tests {
         assert_eq!(state.exp_avg, *engine().read(Slot::ExpAvg));
         assert_eq!(state.exp_avg_sq, *engine().read(Slot::ExpAvgSq));
         assert_eq!(load(Path::new("no/such/state")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_state_of_any_version_is_the_same_file() {
+        let mut numbers = Vec::new();
+        for (_, slot) in ARRAYS {
+            write_f32(&mut numbers, &engine().read(slot)).unwrap();
+        }
+        let total = ParamList::new(&header().config).total();
+        let array = |n: usize| json!({ "dtype": "F32", "shape": [total], "data_offsets": [4 * n * total, 4 * (n + 1) * total] });
+        let run = serde_json::to_string(&header()).unwrap();
+        let json = json!({
+            "__metadata__": { "format": "ngen3 training state 1", "run": run },
+            "params": array(0),
+            "exp_avg": array(1),
+            "exp_avg_sq": array(2),
+        });
+        let mut json = json.to_string();
+        json += &" ".repeat(json.len().next_multiple_of(8) - json.len());
+        let bytes = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &numbers].concat();
+        assert!(saved() == bytes);
+        assert_eq!(read_bytes(&bytes).unwrap().header, header());
     }
 
     #[test]
@@ -357,11 +304,11 @@ mod tests {
         let error = lies("n_layer\\\":1,", "n_layer\\\":16000000,");
         assert!(error.contains("too short for a model of 16000000 blocks"), "{error}");
         let error = lies("vocab_size\\\":5,", "vocab_size\\\":16000000,");
-        assert!(error.contains("where its model needs"), "{error}");
+        assert!(error.contains("it has no params of "), "{error}");
         assert!(lies("n_head\\\":1,", "n_head\\\":0,").contains("n_head is 0"));
         assert!(lies("training state 1", "training state 2").contains("its format is"));
         let huge = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
-        assert_eq!(read_bytes(&huge).unwrap_err(), format!("it claims a header of {} bytes", 1u64 << 60));
+        assert!(read_bytes(&huge).unwrap_err().contains(&format!("claims {} bytes", 1u64 << 60)));
     }
 
     proptest! {

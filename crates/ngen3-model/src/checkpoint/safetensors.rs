@@ -2,6 +2,8 @@
 //!
 //! The header's `__metadata__` holds what `header.rs` lists, each entry as a JSON text. The head is not stored: it is
 //! `transformer.wte.weight`.
+//!
+//! Other files of numbers are kept in the same format: [`write_arrays_header`] and [`Reader::array`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,6 +13,7 @@ use safetensors::Dtype as FileDtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value};
 
+pub use super::state::write_f32;
 use super::state::{self, Dtype, Order, Storages, Tensor};
 use super::{Checkpoint, CheckpointMeta, header};
 use crate::{Config, Param, ParamList};
@@ -35,6 +38,25 @@ pub(super) fn write(
     };
     write_header(file, metadata, list.iter().map(info))?;
     state::write_f32(file, params)
+}
+
+/// Writes what stands before flat arrays of f32: the metadata, and where each will stand, by its name and length. [`write_f32`] then writes
+/// them, in the same order.
+///
+/// # Errors
+/// The writer's, and for metadata that are too large.
+pub fn write_arrays_header<'a>(
+    file: &mut impl Write,
+    metadata: Map<String, Value>,
+    arrays: impl IntoIterator<Item = (&'a str, usize)>,
+) -> io::Result<()> {
+    let mut end = 0;
+    let info = |(name, len): (&str, usize)| {
+        let start = end;
+        end += 4 * len;
+        (name.to_owned(), TensorInfo { dtype: FileDtype::F32, shape: vec![len], data_offsets: (start, end) })
+    };
+    write_header(file, metadata, arrays.into_iter().map(info))
 }
 
 /// Writes what stands before the data: the metadata, and where each tensor will stand.
@@ -80,7 +102,8 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
 }
 
 /// A file whose header has been read. Each tensor is a storage of its own.
-pub(crate) struct Reader {
+#[derive(Debug)]
+pub struct Reader {
     file: BufReader<File>,
     header: Metadata,
     /// Where the data start.
@@ -88,7 +111,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Reads the header of a file of `len` bytes.
+    /// Reads the header of a file of `len` bytes, which it must describe to the last one.
+    ///
+    /// # Errors
+    /// The reason why it is no safetensors file.
     pub fn open(mut file: File, len: u64) -> Result<Self, String> {
         let say = |error: io::Error| error.to_string();
         let mut size = [0; 8];
@@ -114,8 +140,24 @@ impl Reader {
         self.header.metadata().as_ref()?.get(name).map(String::as_str)
     }
 
+    /// A flat array of `len` f32. Nothing is reserved that the file is too short to fill.
+    ///
+    /// # Errors
+    /// That there is none, or that it cannot be read.
+    pub fn array(&mut self, name: &str, len: usize) -> Result<Vec<f32>, String> {
+        let is_wanted = |tensor: &Tensor| tensor.dtype == Dtype::F32 && tensor.shape == [len];
+        let tensor = self.tensors().remove(name).filter(is_wanted);
+        let tensor = tensor.ok_or_else(|| format!("it has no {name} of {len} numbers"))?;
+        let mut values = Vec::with_capacity(len);
+        state::stream(self, &tensor, |_, some| {
+            values.extend_from_slice(some);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
     /// The tensors by their names.
-    pub fn tensors(&self) -> HashMap<String, Tensor> {
+    pub(crate) fn tensors(&self) -> HashMap<String, Tensor> {
         let tensors = self.header.tensors();
         let tensor = |(name, info): (String, &TensorInfo)| {
             let dtype = match info.dtype {

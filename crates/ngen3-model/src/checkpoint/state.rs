@@ -247,7 +247,10 @@ pub(crate) fn stream(
 }
 
 /// Writes elements as little-endian f32.
-pub(crate) fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
+///
+/// # Errors
+/// The writer's.
+pub fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(4 * CHUNK);
     for chunk in values.chunks(CHUNK) {
         bytes.clear();
