@@ -5,6 +5,7 @@ mod common;
 mod server;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -480,6 +481,57 @@ fn a_shorter_block_comes_from_a_flag_or_the_config_file_and_another_model_is_ref
     }
     let error = complaint(&run(folder, &format!("{TINY} --config other.toml")), 1);
     assert!(error.ends_with("holds another model: n_layer is 1, not 3"), "{error}");
+}
+
+/// A run that is stopped while it measures what the model knew before, or knows after it, measures it when it goes on.
+#[cfg(unix)]
+#[test]
+fn a_perplexity_that_is_stopped_is_measured_when_the_run_goes_on() {
+    let folder = folder();
+    let folder = folder.path();
+    let words = "one two three four five six seven ".repeat(300);
+    fs::write(folder.join("a.txt"), &words).unwrap();
+    succeed(folder, "tokenize --dataset plain --txt a.txt");
+    let line = TINY.replace("chats.jsonl", "_data_plain_/data.bin") + " --finetune_iters 2";
+    let (line, again) = (
+        format!("{line} --reference_text known.txt"),
+        "finetune --data _data_plain_/data.bin --reference_text known.txt --out x.pt --resume",
+    );
+    // The run waits for its text after it has begun to listen for signals.
+    let known = folder.join("known.txt");
+    let stopped = |line: &str| {
+        assert!(Command::new("mkfifo").arg(&known).status().unwrap().success());
+        let child = ngen3(folder, line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = fs::File::options().write(true).open(&known).unwrap();
+        interrupt_when(&child, || true);
+        pipe.write_all(words.as_bytes()).unwrap();
+        drop(pipe);
+        let said = texts(&child.wait_with_output().unwrap(), 130);
+        fs::remove_file(&known).unwrap();
+        said
+    };
+    let (_, err) = stopped(&line);
+    let told = err.lines().find(|line| line.contains("go on with: ")).unwrap();
+    assert!(told.starts_with("x.pt is saved after step 0; ") && told.ends_with(again), "{told}");
+    assert!(!folder.join("x.run/reference.json").exists());
+    fs::write(&known, &words).unwrap();
+    let (out, _) = succeed(folder, again);
+    assert!(out.starts_with("x.pt: 2 steps in ") && out.contains("\nperplexity on known.txt, "), "{out}");
+
+    // As a run leaves it that is stopped after its last step.
+    let path = folder.join("x.run/reference.json");
+    let whole = fs::read(&path).unwrap();
+    let mut report: Value = serde_json::from_slice(&whole).unwrap();
+    report["after"] = Value::Null;
+    fs::write(&path, report.to_string()).unwrap();
+    fs::remove_file(&known).unwrap();
+    let (_, err) = stopped(again);
+    let told = err.lines().find(|line| line.starts_with("x.pt is finished; ")).unwrap_or_else(|| panic!("{err}"));
+    assert!(told.contains("its perplexity is measured with: ") && told.ends_with(again), "{told}");
+    fs::write(&known, &words).unwrap();
+    let (out, _) = succeed(folder, again);
+    assert!(out.contains("\nperplexity on known.txt, "), "{out}");
+    assert!(fs::read(&path).unwrap() == whole);
 }
 
 fn interrupt_when(child: &Child, ready: impl Fn() -> bool) {
