@@ -174,7 +174,7 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     loop {
-        let (file, temp) = make(&builder, folder)?;
+        let (file, temp) = make(&builder, folder).map_err(of_the_system)?;
         let tidied = match file.as_ref().map(File::try_lock) {
             // Somebody took it for a leftover before it was locked, and is removing it.
             Some(Err(TryLockError::WouldBlock)) => true,
@@ -184,6 +184,14 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
         if !tidied {
             return Ok((file, temp));
         }
+    }
+}
+
+/// What the system says, without the temporary path that `tempfile` adds: a user knows the file by its own name.
+fn of_the_system(error: io::Error) -> io::Error {
+    match error.get_ref().map(ToString::to_string) {
+        Some(text) => io::Error::new(error.kind(), text.split(" at path \"").next().unwrap_or_default()),
+        None => error,
     }
 }
 
@@ -337,6 +345,19 @@ mod tests {
         assert!(error.contains(&format!("there is no folder {}", missing.display())), "{error}");
         let error = AtomicFile::create(folder.path()).unwrap_err().to_string();
         assert!(error.contains("it is a folder"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_the_system_refuses_is_said_of_the_file_and_not_of_a_temporary_one() {
+        let folder = tempfile::tempdir().unwrap();
+        // The longest name there is: with what a temporary one has more it is too long.
+        let path = folder.path().join("a".repeat(255));
+        let error = AtomicFile::create(&path).unwrap_err().to_string();
+        let start = format!("cannot write {}: ", path.display());
+        let reason = error.strip_prefix(&start).unwrap_or_else(|| panic!("{error}"));
+        assert!(reason.ends_with("(os error 36)") || !cfg!(target_os = "linux"), "{error}");
+        assert!(!error.contains(".tmp") && !error.contains("at path"), "{error}");
     }
 
     #[cfg(unix)]
