@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::TokenizerRef;
-use ngen3_model::files::{AtomicFile, write_atomic};
+use ngen3_model::files::{self, AtomicFile, write_atomic};
 use ngen3_model::hash::{hex, sha256};
 use sha2::{Digest, Sha256};
 
@@ -194,10 +194,6 @@ pub(crate) fn commit(
     tokenizer: &Tokenizer,
 ) -> Result<(), Error> {
     let path = |name| folder.path.join(name);
-    // What could stand in the way of the last file is looked for before the first takes its name.
-    for name in [META, TOKENIZER, MASK] {
-        drop(AtomicFile::create(&path(name))?);
-    }
     meta.sha256 = writer.commit()?;
     match (mask, &mut meta.chat) {
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
@@ -242,13 +238,19 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
+    /// Makes the folder if it is not there. What could stand in the way of a file that is to be written or removed in it is looked
+    /// for, before the work.
     pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
             Err(_) if path.is_dir() => false,
             Err(source) => return Err(ngen3_model::Error::Write { path, source }.into()),
         };
-        Ok(Self { path, fleeting: created.into() })
+        let folder = Self { path, fleeting: created.into() };
+        for name in [DATA, META, TOKENIZER, MASK] {
+            files::check(&folder.path.join(name))?;
+        }
+        Ok(folder)
     }
 
     fn keep(&self) {
@@ -424,6 +426,28 @@ mod tests {
         fs::write(root.path().join("_data_x_"), "a file").unwrap();
         let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
         assert!(error.starts_with("cannot write ") && error.contains("_data_x_"), "{error}");
+    }
+
+    #[test]
+    fn what_is_read_only_is_neither_replaced_nor_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let tokenizer = root.path().join("own.json");
+        fs::write(&tokenizer, Tokenizer::gpt2().to_json()).unwrap();
+        make(root.path(), &[Source::Shakespeare], Some(&tokenizer), 2).unwrap();
+        let bad = root.path().join("bad.txt");
+        fs::write(&bad, b"\xff").unwrap();
+        for name in ["data.bin", "meta.json", "tokenizer.json"] {
+            let path = root.path().join("_data_x_").join(name);
+            let writable = fs::metadata(&path).unwrap().permissions();
+            let mut read_only = writable.clone();
+            read_only.set_readonly(true);
+            fs::set_permissions(&path, read_only).unwrap();
+            // It is said before any text is read.
+            let error = make(root.path(), &[Source::Path(bad.clone())], None, 2).unwrap_err().to_string();
+            assert_eq!(error, format!("cannot write {}: it is read-only", path.display()));
+            fs::set_permissions(&path, writable).unwrap();
+        }
+        make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! a stream whose making can fail for reasons of its own.
 //!
 //! A killed program leaves its temporary file, `.NAME.xxxxxx.tmp`, behind. The next one that writes the same file removes
-//! it: a writer holds a lock on what it writes to, and locks end with their process ([`remove_leftovers`]).
+//! it: a writer holds a lock on what it writes to, and locks end with their process.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -31,7 +31,7 @@ impl AtomicFile {
     /// Opens a temporary file beside `path`, whose folder must exist.
     ///
     /// # Errors
-    /// [`Error::Write`] naming `path`, if it is a folder or its folder cannot be written to.
+    /// [`Error::Write`] naming `path`, if it is read-only or a folder, or its folder cannot be written to.
     pub fn create(path: &Path) -> Result<Self, Error> {
         Self::open(path).map_err(|source| Error::Write { path: path.into(), source })
     }
@@ -42,6 +42,10 @@ impl AtomicFile {
             Ok(old) if old.is_dir() => return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
             // A device or a pipe is not to be replaced by a file of its name.
             Ok(old) if !old.is_file() => return Err(io::Error::other("it is no regular file")),
+            // Renaming does not ask for it.
+            Ok(old) if old.permissions().readonly() => {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only"));
+            }
             Ok(old) => Some(old),
             Err(_) => None,
         };
@@ -111,16 +115,11 @@ pub fn check(path: &Path) -> Result<(), Error> {
     AtomicFile::create(path).map(drop)
 }
 
-/// Removes the temporary files and folders that killed writers of `path` left beside it. What a living one writes to is
-/// locked and stays; where the file system has no locks everything does.
-pub fn remove_leftovers(path: &Path) {
-    remove_unlocked(path, TEMPORARY);
-}
-
 /// How the names of temporary files and folders end.
 pub(crate) const TEMPORARY: &str = ".tmp";
 
-/// As [`remove_leftovers`], of names with another ending.
+/// Removes the temporary files and folders, with names of this ending, that killed writers of `path` left beside it. What a
+/// living one writes to is locked and stays; where the file system has no locks everything does.
 pub(crate) fn remove_unlocked(path: &Path, ending: &str) {
     let (Some(prefix), Ok(entries)) = (prefix(path), fs::read_dir(folder_of(path))) else { return };
     for entry in entries.flatten() {
@@ -273,6 +272,23 @@ mod tests {
         assert_eq!(length.unwrap(), 3);
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(folder.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn what_is_read_only_is_replaced_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        fs::write(&path, "old").unwrap();
+        let writable = fs::metadata(&path).unwrap().permissions();
+        let mut protected = writable.clone();
+        protected.set_readonly(true);
+        fs::set_permissions(&path, protected).unwrap();
+        let error = write_atomic(&path, |file| file.write_all(b"new")).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot write {}: it is read-only", path.display()));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a.bin"]);
+        fs::set_permissions(&path, writable).unwrap();
+        write_atomic(&path, |file| file.write_all(b"new")).unwrap();
     }
 
     #[test]

@@ -373,6 +373,14 @@ fn a_folder_with_other_things_in_it_is_not_replaced() {
     let error = write(true).unwrap_err().to_string();
     assert!(error.contains("the folder holds vocab.json"), "a folder of that name is none of ours: {error}");
     fs::remove_dir(path.join("vocab.json")).unwrap();
+    let card = path.join("README.md");
+    let writable = fs::metadata(&card).unwrap().permissions();
+    let mut protected = writable.clone();
+    protected.set_readonly(true);
+    fs::set_permissions(&card, protected).unwrap();
+    let error = write(true).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot write {}: the folder holds README.md, which is read-only", path.display()));
+    fs::set_permissions(&card, writable).unwrap();
 
     // What fails half-way leaves the old folder and nothing beside it.
     let mut large = small();

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ngen3_model::checkpoint::Format;
-use ngen3_model::files::{folder_of, remove_leftovers};
+use ngen3_model::files::{self, folder_of};
 use ngen3_model::hf::ADAPTER_FILES;
 
 use crate::Error;
@@ -62,12 +62,12 @@ impl RunPaths {
         })
     }
 
-    /// Makes the folders, checks that a file can be made in each and that no other run is at them, and removes what killed runs left
+    /// Makes the folders, checks that each file can be written and that no other run is at them, and removes what killed runs left
     /// half-written.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the folder: better now than after the first hour of training. [`Error::Usage`] while another run
-    /// writes the same files.
+    /// [`Error::Io`] naming the folder, [`Error::Model`] naming the file: better now than after the first hour of training.
+    /// [`Error::Usage`] while another run writes the same files.
     pub fn prepare(&self) -> Result<Held, Error> {
         if self.model.is_dir() {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
@@ -87,14 +87,11 @@ impl RunPaths {
             let model = self.model.display();
             return Err(Error::Usage(format!("another run is training {model}; wait for it, or give another --out")));
         }
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_os_string();
-        for (folder, files) in [
-            (folder_of(&self.model), vec![name(&self.model)]),
-            (state, vec![name(&self.state), name(&self.base)]),
-            (&self.run, vec!["metrics.jsonl".into(), "loss.svg".into()]),
-        ] {
-            tempfile::tempfile_in(folder).map_err(Error::io("write in the folder", folder))?;
-            files.iter().for_each(|file| remove_leftovers(&folder.join(file)));
+        let run = ["metrics.jsonl", "loss.svg"].map(|name| self.run.join(name));
+        let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name)).into_iter().filter(|path| path.exists());
+        let all = [self.model.clone(), self.state.clone(), self.base.clone()].into_iter().chain(run).chain(adapters);
+        for file in all {
+            files::check(&file)?;
         }
         Ok(held)
     }
@@ -199,5 +196,21 @@ mod tests {
         fs::create_dir(dir.path().join("x.pt")).unwrap();
         let error = RunPaths::new(&dir.path().join("x.pt")).unwrap().prepare().unwrap_err().to_string();
         assert!(error.contains("it is a folder"), "{error}");
+
+        let paths = RunPaths::new(&dir.path().join("y.pt")).unwrap();
+        for folder in ["y.state", "y.run", "y.adapter"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        let metrics = paths.run.join("metrics.jsonl");
+        for path in [&paths.model, &paths.state, &paths.base, &paths.adapter.join(ADAPTER_FILES[1]), &metrics] {
+            fs::write(path, "kept").unwrap();
+            let mut permissions = fs::metadata(path).unwrap().permissions();
+            permissions.set_readonly(true);
+            fs::set_permissions(path, permissions).unwrap();
+            let error = paths.prepare().unwrap_err().to_string();
+            assert_eq!(error, format!("cannot write {}: it is read-only", path.display()));
+            fs::remove_file(path).unwrap();
+        }
+        paths.prepare().unwrap();
     }
 }

@@ -74,6 +74,10 @@ fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
     assert_eq!(error, "a.pt is there already; replace it with --overwrite");
     succeed(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()));
 
+    common::protect(&folder.path().join("a.pt"));
+    let error = fail(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()), 1);
+    assert_eq!(error, "cannot write a.pt: it is read-only");
+
     let (out, err) = succeed(folder.path(), "export --model_path a.pt --output_dir b");
     assert!(out.contains("  config.json (") && out.contains("  model.safetensors ("), "{out}");
     assert!(err.contains("note: the model does not say which tokenizer"), "{err}");

@@ -207,6 +207,18 @@ fn no_steps_initialise_and_a_model_is_not_replaced_unasked() {
 }
 
 /// Starts a run and reads stderr until it has logged step 20.
+#[test]
+fn a_model_that_is_read_only_is_not_replaced() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = "train --config tiny.toml --data data.bin --out m.pt --max_iters 0 --overwrite";
+    succeed(folder, line);
+    common::protect(&folder.join("m.pt"));
+    let before = contents(folder);
+    assert_eq!(fail(folder, line, 1), "cannot write m.pt: it is read-only");
+    assert_eq!(contents(folder), before);
+}
+
 fn start(mut command: Command) -> (Child, BufReader<impl Read + use<>>) {
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());

@@ -25,7 +25,7 @@ pub(super) struct NewFolder {
 
 impl NewFolder {
     /// Opens a temporary folder beside `path`, which may be there if it is empty. If `overwrite`, it may hold files, but only
-    /// ones that `ours` says to be of an export: nothing else is deleted.
+    /// ones that `ours` says to be of an export, and none that is read-only: nothing else is deleted.
     ///
     /// # Errors
     /// [`Error::Write`] naming `path`.
@@ -49,6 +49,9 @@ impl NewFolder {
                     let found = found.display();
                     let reason = format!("the folder holds {found}, which is no part of an export; choose another");
                     return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, reason));
+                } else if entry.metadata()?.permissions().readonly() {
+                    let reason = format!("the folder holds {}, which is read-only", found.display());
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
                 }
             }
         }

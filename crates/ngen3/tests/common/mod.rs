@@ -49,6 +49,13 @@ pub fn texts(output: &Output, code: i32) -> (String, String) {
     (out, err)
 }
 
+/// Makes a file read-only.
+pub fn protect(path: &Path) {
+    let mut permissions = fs::metadata(path).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(path, permissions).unwrap();
+}
+
 /// Every file below a folder, with its content.
 pub fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
