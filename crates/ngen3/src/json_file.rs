@@ -1,28 +1,91 @@
 //! A file of JSON that a command leaves: what is checked before anything is computed for it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use ngen3_model::files;
+use serde::de::IgnoredAny;
 
-/// Checks that the file can be written, and that what it holds now, if anything, is JSON as well: a model or a text that is named
-/// by a slip is not replaced.
-pub fn check(path: &Path) -> anyhow::Result<()> {
+/// What a command writes.
+pub struct Kind {
+    /// What a user calls it.
+    name: &'static str,
+    /// What each object of it has.
+    keys: &'static [&'static str],
+}
+
+/// What `eval` measured, in the harness's shape.
+pub const RESULTS: Kind = Kind { name: "results of eval", keys: &["results", "configs", "versions", "n-shot"] };
+/// A Hugging Face tokenizer.json.
+pub const TOKENIZER: Kind = Kind { name: "a tokenizer", keys: &["model", "added_tokens", "pre_tokenizer"] };
+/// What `trace` writes.
+pub const TRACE: Kind = Kind { name: "a trace", keys: &["loss", "grads"] };
+
+/// Checks that the file can be written, and that what it holds now, if anything, is of the same kind: what is named by a slip is
+/// not replaced.
+pub fn check(path: &Path, kind: &Kind) -> anyhow::Result<()> {
     files::check(path)?;
     let shown = path.display();
-    let mut start = Vec::new();
-    let read = match File::open(path) {
-        Ok(file) => file.take(64).read_to_end(&mut start),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(error),
+    let ours = holds(path, kind).with_context(|| format!("cannot look at {shown}, which would be replaced"))?;
+    let name = kind.name;
+    ensure!(ours, "{shown} is there and holds something else than {name}, which would be lost; choose another --out");
+    Ok(())
+}
+
+/// Whether the file holds nothing, an object of this kind, or a list of such.
+fn holds(path: &Path, kind: &Kind) -> io::Result<bool> {
+    let mut file = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
     };
-    read.with_context(|| format!("cannot look at {shown}, which would be replaced"))?;
-    match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        None | Some(b'{' | b'[') => Ok(()),
-        Some(_) => {
-            bail!("{shown} is there and holds something else than JSON, which would be lost; choose another --out")
+    let start = file.fill_buf()?;
+    if start.is_empty() {
+        return Ok(true);
+    }
+    // Only keys are kept, whatever the size; what follows the value, as in JSON lines, is an error.
+    let found = match start.trim_ascii_start().first() {
+        Some(b'[') => serde_json::from_reader(file),
+        _ => serde_json::from_reader(file).map(|object| vec![object]),
+    };
+    match found {
+        Ok(objects) => {
+            let objects: Vec<BTreeMap<String, IgnoredAny>> = objects;
+            Ok(objects.iter().all(|object| kind.keys.iter().all(|key| object.contains_key(*key))))
         }
+        Err(error) if error.is_io() => Err(error.into()),
+        Err(_) => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_its_own_kind_is_replaced_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        check(&path, &TRACE).unwrap();
+        let trace = "{\n  \"loss\": 1.5, \"grads\": {\"wte\": {}}, \"logits\": [1]\n}\n";
+        let list = format!("\n [{trace}, {trace}]");
+        for text in ["", trace, &list] {
+            fs::write(&path, text).unwrap();
+            check(&path, &TRACE).unwrap();
+        }
+        let (lines, mixed) = (trace.replace('\n', "") + "\n{}", format!("[{trace}, {{\"loss\": 1}}]"));
+        for text in ["{\"loss\": 1}", &lines, &mixed, "[[1]]", "\"loss\"", "{\"loss\": 1, \"grads\"", "PK\u{3}\u{4}"] {
+            fs::write(&path, text).unwrap();
+            let error = check(&path, &TRACE).unwrap_err().to_string();
+            assert!(error.ends_with("holds something else than a trace, which would be lost; choose another --out"));
+        }
+        fs::write(&path, trace).unwrap();
+        let error = check(&path, &TOKENIZER).unwrap_err().to_string();
+        assert!(error.contains("a.json is there and holds something else than a tokenizer"), "{error}");
     }
 }

@@ -291,10 +291,20 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
         "{error}"
     );
     assert!(error.ends_with(", perplexity"), "{error}");
-    let lost = "tiny_model.pt is there and holds something else than JSON, which would be lost; choose another --out";
-    assert_eq!(complaint("--tasks piqa --data_dir sets --out tiny_model.pt"), lost);
-    let trace = "trace --model_checkpoint tiny_model.pt --data _data_play_/data.bin --out tiny_model.pt";
-    assert_eq!(fail(folder.path(), trace, 1), lost);
+    // A model, JSON of another kind, JSON lines, and results with something after them.
+    let results = "{\"results\": {}, \"configs\": {}, \"versions\": {}, \"n-shot\": {}}\n";
+    write(&folder.path().join("config.json"), "{\n  \"model_type\": \"gpt2\"\n}\n");
+    write(&folder.path().join("twice.json"), &results.repeat(2));
+    let before = common::contents(folder.path());
+    for name in ["tiny_model.pt", "config.json", "sets/piqa/validation.jsonl", "twice.json"] {
+        let lost = |kind| {
+            format!("{name} is there and holds something else than {kind}, which would be lost; choose another --out")
+        };
+        assert_eq!(complaint(&format!("--tasks piqa --data_dir sets --out {name}")), lost("results of eval"));
+        let trace = "trace --model_checkpoint tiny_model.pt --data _data_play_/data.bin --out";
+        assert_eq!(fail(folder.path(), &format!("{trace} {name}"), 1), lost("a trace"));
+    }
+    assert_eq!(common::contents(folder.path()), before);
     assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
     assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/anatomy");
     for flag in ["--text x", "--stride 8"] {

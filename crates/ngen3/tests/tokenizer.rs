@@ -42,13 +42,18 @@ fn a_text_too_small_for_the_vocabulary_is_said_and_bad_input_is_one_line() {
 
     fs::write(root.join("empty.txt"), "").unwrap();
     fs::create_dir(root.join("folder.json")).unwrap();
+    fs::write(root.join("meta.json"), "{\"tokenizer\": \"gpt2\", \"tokens\": 3}").unwrap();
+    let tokenizer = "{\"model\": {}, \"added_tokens\": [], \"pre_tokenizer\": null}\n";
+    fs::write(root.join("chat.jsonl"), tokenizer.repeat(2)).unwrap();
     let before = contents(root);
     for (line, expected) in [
         ("--txt empty.txt --out small.json", "there is no text to train a tokenizer on"),
         ("--txt a.txt --vocab_size 10 --out small.json", "vocab_size 10 is out of range"),
         ("--txt a.txt --vocab_size 99999999999 --out small.json", "vocab_size 99999999999 is out of range"),
         ("--txt missing.txt --out small.json", "cannot read missing.txt"),
-        ("--txt a.txt --out a.txt", "a.txt is there and holds something else than JSON, which would be lost"),
+        ("--txt a.txt --out a.txt", "a.txt is there and holds something else than a tokenizer, which would be lost"),
+        ("--txt a.txt --out meta.json", "meta.json is there and holds something else than a tokenizer"),
+        ("--txt a.txt --out chat.jsonl", "chat.jsonl is there and holds something else than a tokenizer"),
         ("--txt a.txt --out folder.json", "cannot write folder.json: it is a folder"),
         ("--txt a.txt --out nowhere/small.json", "cannot write nowhere/small.json: there is no folder nowhere"),
     ] {

@@ -351,7 +351,7 @@ fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) {
 /// Better now than after an hour.
 fn check_outputs(args: &Args) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
-        json_file::check(out)?;
+        json_file::check(out, &json_file::RESULTS)?;
     }
     match &args.log_samples {
         None => Ok(()),

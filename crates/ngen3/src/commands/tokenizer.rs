@@ -57,7 +57,7 @@ Examples:
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Action::Train(args) = args.action;
-    json_file::check(&args.out)?;
+    json_file::check(&args.out, &json_file::TOKENIZER)?;
     let sources = parse_sources(&args.txt)?;
     let stop = interrupt::watch()?;
     args.threads.start()?;

@@ -50,7 +50,7 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    json_file::check(&args.out)?;
+    json_file::check(&args.out, &json_file::TRACE)?;
     let (found, checkpoint) = model::load(&args.model_checkpoint, None)?;
     let data = TokenFile::open(&args.data)?;
     check_reads(&found.path, &checkpoint, &data)?;
