@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{fail, ngen3, succeed, texts};
+use common::{contents, fail, ngen3, protect, succeed, texts};
 use ngen3_model::{ChatFormat, CheckpointMeta, Config, ParamList, checkpoint};
 use serde_json::{Value, json};
 
@@ -106,10 +106,19 @@ fn a_file_that_is_there_is_added_to() {
     assert_eq!(second["messages"][0], json!({ "role": "system", "content": "Loud!" }));
     succeed(folder, "tokenize --dataset talks --chats x.jsonl");
 
-    let model = fs::read(folder.join("tiny.pt")).unwrap();
-    let (_, err) = fail_to_talk(folder, "Hello\n/save tiny.pt\n", "1 line");
-    assert_eq!(err, "error: tiny.pt is there and does not hold lines of JSON; give another name\n");
-    assert!(fs::read(folder.join("tiny.pt")).unwrap() == model);
+    let piqa = json!({ "goal": "a", "sol1": "b", "sol2": "c", "label": 0 });
+    fs::write(folder.join("piqa.jsonl"), format!("{}{piqa}\n", first)).unwrap();
+    let before = contents(folder);
+    for name in ["tiny.pt", "piqa.jsonl"] {
+        let (_, err) = fail_to_talk(folder, &format!("Hello\n/save {name}\n"), "1 line");
+        let expected = "is there and holds something else than conversations; give another name";
+        assert_eq!(err, format!("error: {name} {expected}\n"));
+    }
+    assert!(contents(folder) == before);
+    protect(&folder.join("x.jsonl"));
+    let (_, err) = fail_to_talk(folder, "Hello\n/save x.jsonl\n", "1 line");
+    assert_eq!(err, "error: cannot write x.jsonl: it is read-only\n");
+    assert_eq!(fs::read_to_string(folder.join("x.jsonl")).unwrap(), both);
 }
 
 #[test]

@@ -69,7 +69,7 @@ Examples:
 
 const HELP: &str = "\
 /reset      forget the conversation
-/save FILE  write the conversation as a line of JSON, which finetune reads; a file that is there is added to
+/save FILE  write the conversation as a line of JSON, which finetune reads; a file of such lines is added to
 /help       this
 /quit       end (so does Ctrl-D)
 ";
@@ -173,10 +173,9 @@ fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {shown}, to add to it")),
     };
     let added = before.is_some();
-    let is_object = |line: &str| line.trim().is_empty() || serde_json::from_str::<Map<String, Value>>(line).is_ok();
-    let text = String::from_utf8(before.unwrap_or_default()).ok().filter(|text| text.lines().all(is_object));
-    let mut text =
-        text.with_context(|| format!("{shown} is there and does not hold lines of JSON; give another name"))?;
+    let text = String::from_utf8(before.unwrap_or_default()).ok().filter(|text| text.lines().all(is_conversation));
+    let mut text = text
+        .with_context(|| format!("{shown} is there and holds something else than conversations; give another name"))?;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
@@ -187,6 +186,13 @@ fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
     let turns = count(messages.len() as u64, "turn");
     write_line(&format!("{}{shown}: {turns}", if added { "added to " } else { "" }));
     Ok(())
+}
+
+/// Whether a line is as [`save`] writes it, or empty.
+fn is_conversation(line: &str) -> bool {
+    let line = line.trim();
+    let has_messages = |object: Map<String, Value>| object.get("messages").is_some_and(Value::is_array);
+    line.is_empty() || serde_json::from_str(line).is_ok_and(has_messages)
 }
 
 /// A conversation.
