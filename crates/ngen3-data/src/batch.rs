@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::{Error, TokenFile};
 
 /// The validation part, where it is a file of its own.
-const VAL: &str = "val.bin";
+pub(crate) const VAL: &str = "val.bin";
 
 /// How a token file is parted: the `val.bin` beside it, if there is one, and how many of the file's own tokens are to train on. The
 /// rest of them is for validation, unless there is a `val.bin`.

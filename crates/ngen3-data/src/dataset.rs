@@ -9,6 +9,7 @@ use ngen3_model::files::{self, AtomicFile, write_atomic};
 use ngen3_model::hash::{hex, sha256};
 use sha2::{Digest, Sha256};
 
+use crate::batch::VAL;
 use crate::encode::{Encoded, encode};
 use crate::hf::{self, HfSource};
 use crate::source::{Event, Feed, Settings, Source, list};
@@ -141,7 +142,7 @@ impl<'a> Target<'a> {
         start: impl FnOnce(&Path, Tokenizer) -> Result<Feed, Error>,
     ) -> Result<Summary, Error> {
         let Self { folder, tokenizer, threads, stop } = self;
-        let folder = Folder::create(folder)?;
+        let folder = Folder::create(folder, tell)?;
         let data = folder.path.join(DATA);
         let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
         let mut feed = start(&folder.path, tokenizer.clone())?;
@@ -199,6 +200,7 @@ pub(crate) fn commit(
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
         _ => remove_if_there(&path(MASK))?,
     }
+    folder.old_val.as_deref().map_or(Ok(()), remove_if_there)?;
     match tokenizer.reference() {
         TokenizerRef::Json(json) => {
             meta.tokenizer_sha256 = Some(sha256(&json));
@@ -235,20 +237,27 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     fleeting: std::cell::Cell<bool>,
+    /// The `val.bin` of the data that is replaced: other text, and perhaps another tokenizer's ids.
+    old_val: Option<PathBuf>,
 }
 
 impl Folder {
     /// Makes the folder if it is not there. What could stand in the way of a file that is to be written or removed in it is looked
     /// for, before the work.
-    pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
+    pub(crate) fn create(path: PathBuf, tell: &mut dyn FnMut(Event)) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
             Err(_) if path.is_dir() => false,
             Err(source) => return Err(ngen3_model::Error::Write { path, source }.into()),
         };
-        let folder = Self { path, fleeting: created.into() };
-        for name in [DATA, META, TOKENIZER, MASK] {
-            files::check(&folder.path.join(name))?;
+        let old_val = Some(path.join(VAL)).filter(|val| val.exists() && path.join(DATA).exists());
+        let folder = Self { path, fleeting: created.into(), old_val };
+        let removed = folder.old_val.iter().cloned();
+        for file in [DATA, META, TOKENIZER, MASK].map(|name| folder.path.join(name)).into_iter().chain(removed) {
+            files::check(&file)?;
+        }
+        if let Some(val) = &folder.old_val {
+            tell(Event::Note(format!("{} goes with the {DATA} that it validated, which is replaced", val.display())));
         }
         Ok(folder)
     }
@@ -426,6 +435,32 @@ mod tests {
         fs::write(root.path().join("_data_x_"), "a file").unwrap();
         let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
         assert!(error.starts_with("cannot write ") && error.contains("_data_x_"), "{error}");
+    }
+
+    #[test]
+    fn what_validated_the_data_before_goes_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let data = make(root.path(), &[Source::Shakespeare], None, 2).unwrap().data;
+        let val = data.with_file_name("val.bin");
+        fs::copy(&data, &val).unwrap();
+        make(root.path(), &[Source::Path("missing.txt".into())], None, 2).unwrap_err();
+        assert!(val.exists());
+        let sources = [Source::Shakespeare];
+        let spec = Spec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 2, root: root.path() };
+        let mut notes = Vec::new();
+        let mut tell = |event| {
+            if let Event::Note(note) = event {
+                notes.push(note);
+            }
+        };
+        build(&spec, &GO, &mut tell).unwrap();
+        assert!(!val.exists());
+        // What is there before any data is the user's.
+        fs::rename(&data, &val).unwrap();
+        build(&spec, &GO, &mut tell).unwrap();
+        assert!(val.exists());
+        let expected = format!("{} goes with the data.bin that it validated, which is replaced", val.display());
+        assert_eq!(notes, [expected]);
     }
 
     #[test]
