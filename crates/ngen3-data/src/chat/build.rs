@@ -225,6 +225,13 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Even
     if conversations == 0 {
         return Err(Error::Input("there are no conversations in what was given; nothing was written".into()));
     }
+    if learned == 0 {
+        return Err(Error::Input(
+            "there is nothing to learn in these conversations: the assistant says nothing in them, or the chat template leaves it \
+             out; nothing was written (finetune with --train_on all learns from every turn, of the conversations themselves)"
+                .into(),
+        ));
+    }
     let tokens = ids.tokens;
     let meta = Meta {
         tokenizer: tokenizer.name().into(),
@@ -343,6 +350,15 @@ mod tests {
         assert_eq!(made.unwrap().conversations, 2_997);
         let first = "a.jsonl, line 1500: turn 2 holds U+FDD0, which is no character";
         assert_eq!(notes, [format!("conversations that are bad were left out (count: 3); the first: {first}")]);
+        let asked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}";
+        for (line, template) in [(asked, None), ("[\"Hi\", \"Yes\"]", Some("layers = 2"))] {
+            fs::write(&files[0], line).unwrap();
+            let told = error(build_chats(&ChatSpec { template, ..skipping }, &GO, &mut |_| {}), root);
+            assert!(
+                told.starts_with("there is nothing to learn in these conversations: the assistant says nothing"),
+                "{told}"
+            );
+        }
         fs::write(&files[0], "\n\n").unwrap();
         assert!(error(build_chats(&skipping, &GO, &mut |_| {}), root).contains("there are no conversations"));
         let stopped = build_chats(&skipping, &AtomicBool::new(true), &mut |_| {});
