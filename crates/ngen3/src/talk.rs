@@ -1,11 +1,126 @@
-//! A text as it is made: one sample, streamed.
+//! A text as it is made: how its tokens are chosen, where it ends, and one of it, streamed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{Engine, Generator, Request, Sampling};
+use ngen3_data::tokenizer::TextStream;
+use ngen3_engine::{Dtype, Engine, Generator, Options, Quant, Request, Sampling};
 
 use crate::progress::{counted, write_line};
+use crate::threads::Threads;
+
+/// How texts are made.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct SamplingFlags {
+    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f32,
+    /// Draw from the likeliest K tokens only
+    #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
+    top_k: usize,
+    /// Draw from the fewest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Draw from tokens at least this times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    min_p: f32,
+    /// Above 1 makes tokens that are already in the text less likely
+    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// The same seed gives the same text [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: Dtype,
+    /// Round the weights further, to read fewer bytes for each token: int8, with a scale for each output; or none
+    #[arg(long, value_name = "TYPE", default_value = "none")]
+    quant: Quant,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+impl SamplingFlags {
+    /// How tokens are chosen; without a seed by another one each time.
+    pub fn sampling(&self) -> anyhow::Result<Sampling> {
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = *self;
+        let seed = seed.unwrap_or_else(seed_of_the_moment);
+        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        sampling.validate()?;
+        Ok(sampling)
+    }
+
+    /// What the engine computes with.
+    pub fn options(&self) -> Options {
+        let Self { dtype, quant, .. } = *self;
+        Options { threads: self.threads.count(), dtype, quant, ..Options::default() }
+    }
+}
+
+/// A number that differs from run to run and is short enough to type.
+fn seed_of_the_moment() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_micros() as u64 % 1_000_000_000
+}
+
+/// A text in the making, up to the first of the texts to stop at.
+pub struct Text<'a> {
+    stream: Option<TextStream>,
+    stops: &'a [String],
+    /// What may be the beginning of a text to stop at.
+    held: String,
+    /// What can be printed and is not yet.
+    pub ready: String,
+    /// Whether nothing follows.
+    pub ended: bool,
+}
+
+impl<'a> Text<'a> {
+    /// A text that nothing is in yet.
+    pub fn new(stream: TextStream, stops: &'a [String]) -> Self {
+        Self { stream: Some(stream), stops, held: String::new(), ready: String::new(), ended: false }
+    }
+
+    /// Adds a token.
+    pub fn push(&mut self, token: u32) {
+        let text = self.stream.as_mut().map(|stream| stream.push(token)).unwrap_or_default();
+        self.add(&text);
+    }
+
+    /// No token follows.
+    pub fn finish(&mut self) {
+        if self.ended {
+            return;
+        }
+        let text = self.stream.take().map(TextStream::finish).unwrap_or_default();
+        self.add(&text);
+        self.ready.push_str(&std::mem::take(&mut self.held));
+        self.ended = true;
+    }
+
+    fn add(&mut self, text: &str) {
+        if self.ended {
+            return;
+        }
+        self.held.push_str(text);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.ready.push_str(&self.held[..at]);
+            self.held.clear();
+            self.ended = true;
+            return;
+        }
+        let begins_a_stop = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*at..]));
+        let starts = self.held.char_indices().map(|(at, _)| at);
+        let safe = starts.into_iter().find(begins_a_stop).unwrap_or(self.held.len());
+        self.ready.extend(self.held.drain(..safe));
+    }
+}
 
 /// Says it where a prompt has more tokens than the model's block.
 pub fn say_what_is_seen(tokens: usize, block_size: usize) {
@@ -23,6 +138,8 @@ pub struct Answer<'a> {
     pub length: usize,
     /// The token that ends it.
     pub end: Option<u32>,
+    /// Texts before which it ends.
+    pub stops: &'a [String],
     /// How tokens are chosen.
     pub sampling: Sampling,
 }
@@ -36,21 +153,79 @@ impl Answer<'_> {
         stop: &AtomicBool,
         put: &mut dyn FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
-        let Self { prompt, length, end, sampling } = *self;
+        let Self { prompt, length, end, stops, sampling } = *self;
         let request = Request { prompt, rows: 1, length, end, vocab_size: tokenizer.vocab_size(), sampling };
         let mut generator = Generator::new(engine, request)?;
-        let mut text = tokenizer.stream();
+        let mut text = Text::new(tokenizer.stream(), stops);
         let mut stopped = false;
         while let Some(tokens) = generator.step()? {
             if let Some(token) = tokens[0] {
-                put(&text.push(token))?;
+                text.push(token);
+                put(&std::mem::take(&mut text.ready))?;
             }
             stopped = stop.load(Ordering::Relaxed);
-            if stopped {
+            if stopped || text.ended {
                 break;
             }
         }
-        put(&text.finish())?;
-        Ok(!stopped)
+        let whole = !stopped || text.ended;
+        text.finish();
+        put(&text.ready)?;
+        Ok(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed after each piece of text, and whether the sample ended.
+    fn printed(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
+        let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+        let mut text = Text::new(Tokenizer::gpt2().stream(), &stops);
+        let mut printed: Vec<_> = pieces
+            .iter()
+            .map(|piece| {
+                text.add(piece);
+                std::mem::take(&mut text.ready)
+            })
+            .collect();
+        let stopped = text.ended;
+        text.finish();
+        printed.push(text.ready);
+        (printed, stopped)
+    }
+
+    #[track_caller]
+    fn assert_printed(stops: &[&str], pieces: &[&str], expected: &[&str], stopped: bool) {
+        assert_eq!(printed(stops, pieces), (expected.iter().map(ToString::to_string).collect(), stopped));
+    }
+
+    #[test]
+    fn text_without_stops_is_printed_as_it_comes() {
+        assert_printed(&[], &["a", "", "bc"], &["a", "", "bc", ""], false);
+    }
+
+    #[test]
+    fn a_stop_is_found_across_pieces_and_not_printed() {
+        assert_printed(&["END"], &["one E", "N", "D two", "three"], &["one ", "", "", "", ""], true);
+        assert_printed(&["END"], &["EEN", "DX"], &["E", "", ""], true);
+    }
+
+    #[test]
+    fn what_only_began_like_a_stop_is_printed_later() {
+        assert_printed(&["END"], &["a E", "N", "X E"], &["a ", "", "ENX ", "E"], false);
+        assert_printed(&["aab"], &["aa", "a", "b!"], &["", "a", "", ""], true);
+    }
+
+    #[test]
+    fn the_first_of_several_stops_ends_the_text() {
+        assert_printed(&["two", "one"], &["zero one two"], &["zero ", ""], true);
+        assert_printed(&["ab", "b"], &["xab"], &["x", ""], true);
+    }
+
+    #[test]
+    fn characters_of_several_bytes_are_never_split() {
+        assert_printed(&["é!"], &["größe é", "é", "!?"], &["größe ", "é", "", ""], true);
     }
 }

@@ -75,6 +75,25 @@ fn every_line_is_answered_in_the_light_of_those_before() {
 }
 
 #[test]
+fn an_answer_is_made_as_a_sample_is() {
+    let folder = folder();
+    let folder = folder.path();
+    let (likeliest, _) = talk(folder, "", "Hello\n");
+    let mut command = ngen3(folder, "chat --model_checkpoint tiny.pt --length 6 --temperature 5 --min_p 1");
+    assert_eq!(talk_by(command, "Hello\n", 0).0, likeliest, "nothing else is as likely");
+    let answer = likeliest.trim_end();
+    let stop = answer.chars().last().unwrap().to_string();
+    command = ngen3(folder, "chat --model_checkpoint tiny.pt --length 6 --temperature 0");
+    command.args(["--stop", &stop]);
+    let (stopped, err) = talk_by(command, "Hello\n/save x.jsonl\n", 0);
+    let expected = &answer[..answer.find(&stop).unwrap()];
+    assert_eq!(stopped, format!("{expected}\n"));
+    assert_eq!(err, "x.jsonl: 2 turns\n");
+    let (rounded, _) = talk(folder, " --quant int8", "Hello\n");
+    assert!(rounded.len() > 6, "{rounded:?}");
+}
+
+#[test]
 fn a_conversation_is_saved_as_finetune_reads_it() {
     let folder = folder();
     let folder = folder.path();

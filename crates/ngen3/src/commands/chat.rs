@@ -7,16 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail, ensure};
 use ngen3_data::chat::{ChatEncoder, Message, Role};
-use ngen3_engine::{CpuEngine, Dtype, Options, Sampling};
+use ngen3_engine::{CpuEngine, Sampling};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 
-use super::sample::seed_of_the_moment;
 use crate::progress::{count, write_line};
-use crate::talk::Answer;
-use crate::threads::Threads;
+use crate::talk::{Answer, SamplingFlags};
 use crate::{interrupt, model, one_line, stdout};
 
 /// Talk to a model
@@ -25,7 +23,7 @@ use crate::{interrupt, model, one_line, stdout};
 /// block, the oldest turns are forgotten. A line that begins with / is a command: /help lists them. Ctrl-C stops an answer; where
 /// there is none to stop, it ends the chat. Where the lines come from a file or a program, the exit code is 1 if one of them failed.
 #[derive(clap::Args)]
-#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES, mut_arg("temperature", |arg| arg.default_value("0.8")))]
 pub struct Args {
     /// Model to talk to: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
     #[arg(long, value_name = "MODEL")]
@@ -39,26 +37,8 @@ pub struct Args {
     /// Most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 200)]
     length: usize,
-    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
-    temperature: f32,
-    /// Draw from the likeliest K tokens only
-    #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
-    top_k: usize,
-    /// Draw from the fewest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true)]
-    top_p: f32,
-    /// Above 1 makes tokens that are already in the conversation less likely
-    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true)]
-    repetition_penalty: f32,
-    /// The same seed gives the same answers [default: another each time]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    dtype: Dtype,
     #[command(flatten)]
-    threads: Threads,
+    flags: SamplingFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -76,10 +56,7 @@ const HELP: &str = "\
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let seed = args.seed.unwrap_or_else(seed_of_the_moment);
-    let Args { temperature, top_k, top_p, repetition_penalty, .. } = args;
-    let sampling = Sampling { temperature, top_k, top_p, repetition_penalty, seed, ..Sampling::default() };
-    sampling.validate()?;
+    let sampling = args.flags.sampling()?;
     let path = &args.model_checkpoint;
     let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
     let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
@@ -89,15 +66,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write_line("note: the model was not trained on conversations, so its answers may be none");
     }
     let encoder = ChatEncoder::new(tokenizer, meta.chat)?;
-    let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
     let block_size = config.block_size;
-    let engine = CpuEngine::new(config, params, options)?;
+    let engine = CpuEngine::new(config, params, args.flags.options())?;
     let stop = interrupt::watch_for(&[SIGINT])?;
 
     let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
     let messages: Vec<_> = system.collect();
     let system = messages.len();
-    let mut talk = Talk { encoder, block_size, length: args.length, messages, system, first: system };
+    let (length, stops) = (args.length, args.flags.stop);
+    let mut talk = Talk { encoder, block_size, length, stops, messages, system, first: system };
     let terminal = std::io::stdin().is_terminal();
     let mut lines = std::io::stdin().lock();
     if terminal {
@@ -201,6 +178,8 @@ struct Talk {
     block_size: usize,
     /// Most tokens of an answer.
     length: usize,
+    /// Texts before which an answer ends.
+    stops: Vec<String>,
     /// All that was said; each turn of the user has its answer after it.
     messages: Vec<Message>,
     /// How many of the messages came before the first turn, and stay.
@@ -241,7 +220,7 @@ impl Talk {
         };
         let (tokenizer, end) = (self.encoder.tokenizer(), Some(self.encoder.end()));
         let mut text = String::new();
-        let answer = Answer { prompt: &prompt, length: self.length, end, sampling };
+        let answer = Answer { prompt: &prompt, length: self.length, end, stops: &self.stops, sampling };
         let whole = answer.make(engine, tokenizer, stop, &mut |piece| {
             text.push_str(piece);
             stdout::print(piece)

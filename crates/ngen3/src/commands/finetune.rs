@@ -395,7 +395,8 @@ fn sample(
     };
     say_what_is_seen(ids.len(), engine.config().block_size);
     stdout::print(&shown)?;
-    let whole = Answer { prompt: &ids, length, end, sampling }.make(engine, &tokenizer, stop, &mut stdout::print)?;
+    let answer = Answer { prompt: &ids, length, end, stops: &[], sampling };
+    let whole = answer.make(engine, &tokenizer, stop, &mut stdout::print)?;
     stdout::print("\n")?;
     if whole { Ok(()) } else { Err(Interrupted.into()) }
 }
