@@ -1,30 +1,32 @@
 //! Flags and commands may be written with `_` or `-`; clap knows only the `_` form, which is what help shows.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 
 use clap::Command;
 
 /// Rewrites the names of known flags and commands into their `_` form, before clap sees them.
 ///
-/// Only names that `command` or one of its subcommands defines are touched, so that a value (a prompt such as
-/// `--and-then`, a file name) stays as it was typed, and so does everything after a lone `--`.
+/// Only names that `command` or one of its subcommands defines are touched, so that a value (a file name) stays as it was typed,
+/// and so does everything after a lone `--`. A flag whose value may begin with a hyphen (a prompt) has it in any case.
 pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Command) -> Vec<OsString> {
-    let mut flags = HashSet::new();
+    let mut flags = HashMap::new();
     collect_flags(command, &mut flags);
     // The command words are the leading words, each looked up among the subcommands of the one before.
     let mut commands = Some(command);
-    let mut literal = false;
+    let (mut literal, mut is_value) = (false, false);
     let mut arguments = arguments.into_iter();
     let program = arguments.next();
     let rest = arguments.map(|argument| {
-        let Some(text) = argument.to_str().filter(|_| !literal) else { return argument };
+        let taken = std::mem::take(&mut is_value);
+        let Some(text) = argument.to_str().filter(|_| !literal && !taken) else { return argument };
         if text == "--" {
             literal = true;
         } else if let Some(flag) = text.strip_prefix("--") {
             let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
             let name = name.replace('-', "_");
-            if flags.contains(&name) {
+            if let Some(takes_anything) = flags.get(&name) {
+                is_value = *takes_anything && value.is_empty();
                 return format!("--{name}{value}").into();
             }
         } else if let Some(parent) = commands {
@@ -41,8 +43,11 @@ pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Comman
     program.into_iter().chain(rest).collect()
 }
 
-fn collect_flags(command: &Command, flags: &mut HashSet<String>) {
-    flags.extend(command.get_arguments().filter_map(clap::Arg::get_long).map(str::to_owned));
+/// The flags' names, and whether what follows one is its value whatever it begins with.
+fn collect_flags(command: &Command, flags: &mut HashMap<String, bool>) {
+    let named =
+        command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.is_allow_hyphen_values_set())));
+    flags.extend(named);
     command.get_subcommands().for_each(|child| collect_flags(child, flags));
 }
 
@@ -56,6 +61,7 @@ mod tests {
         let command = Command::new("ngen3").subcommand(
             Command::new("hf_tokenize")
                 .arg(Arg::new("split").long("hf_split"))
+                .arg(Arg::new("prompt").long("the_prompt").allow_hyphen_values(true))
                 .subcommand(Command::new("dry_run").arg(Arg::new("iters").long("max_iters"))),
         );
         let arguments = line.split(' ').map(OsString::from);
@@ -68,6 +74,22 @@ mod tests {
         assert_eq!(normalised("ngen3 hf_tokenize --hf-split=a-b=c-d"), "ngen3 hf_tokenize --hf_split=a-b=c-d");
         assert_eq!(normalised("ngen3 hf-tokenize dry-run --max-iters 3"), "ngen3 hf_tokenize dry_run --max_iters 3");
         assert_eq!(normalised("ngen3 help hf-tokenize dry-run"), "ngen3 help hf_tokenize dry_run");
+    }
+
+    #[test]
+    fn a_value_that_looks_like_a_flag_stays_as_typed() {
+        assert_eq!(
+            normalised("ngen3 hf-tokenize --the-prompt --hf-split --hf-split x"),
+            "ngen3 hf_tokenize --the_prompt --hf-split --hf_split x"
+        );
+        assert_eq!(
+            normalised("ngen3 hf-tokenize --the-prompt=--hf-split --hf-split x"),
+            "ngen3 hf_tokenize --the_prompt=--hf-split --hf_split x"
+        );
+        assert_eq!(
+            normalised("ngen3 hf-tokenize --the-prompt -- --hf-split x"),
+            "ngen3 hf_tokenize --the_prompt -- --hf_split x"
+        );
     }
 
     #[test]

@@ -16,19 +16,19 @@ use crate::threads::Threads;
 #[command(rename_all = "snake_case")]
 pub struct SamplingFlags {
     /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f32,
     /// Draw from the likeliest K tokens only
     #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
     top_k: usize,
     /// Draw from the fewest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true)]
     top_p: f32,
     /// Draw from tokens at least this times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, hide_default_value = true)]
     min_p: f32,
     /// Above 1 makes tokens that are already in the text less likely
-    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true)]
     repetition_penalty: f32,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]

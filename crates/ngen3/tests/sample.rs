@@ -124,13 +124,16 @@ fn prompts_come_from_files_and_stdin_as_they_are() {
     let folder = folder_with_parrot(" is a rose");
     std::fs::write(folder.path().join("prompt.txt"), "Rose").unwrap();
     assert_eq!(said(&folder, &["--prompt_file", "prompt.txt", "--length", "2"]), "Rose is a\n");
-    let from_stdin = ["--model-checkpoint", "parrot_model.pt", "--temperature", "0", "--prompt", "-", "--length", "1"];
-    assert_eq!(text_of(sample_with_stdin(&folder, &from_stdin, "größe\n".as_bytes())), {
-        let position = Tokenizer::gpt2().encode("größe\n").unwrap().len() - 1;
-        format!("größe\n{}\n", [" is", " a", " rose"][position % 3])
-    });
-    let refused = sample_with_stdin(&folder, &from_stdin, b"gr\xf6\xdfe");
-    assert_refused(&refused, 1, "the prompt on stdin is not UTF-8 text at byte 2");
+    for flag in ["--prompt", "--prompt_file"] {
+        let from_stdin = ["--model-checkpoint", "parrot_model.pt", "--temperature", "0", flag, "-", "--length", "1"];
+        assert_eq!(text_of(sample_with_stdin(&folder, &from_stdin, "größe\n".as_bytes())), {
+            let position = Tokenizer::gpt2().encode("größe\n").unwrap().len() - 1;
+            format!("größe\n{}\n", [" is", " a", " rose"][position % 3])
+        });
+        let refused = sample_with_stdin(&folder, &from_stdin, b"gr\xf6\xdfe");
+        assert_refused(&refused, 1, "the prompt on stdin is not UTF-8 text at byte 2");
+    }
+    assert!(said(&folder, &["--prompt", "--top-k", "--length", "1"]).starts_with("--top-k "));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
@@ -32,7 +32,7 @@ pub struct Args {
     /// Text to continue; - reads it from stdin [default: a new document]
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// File with the text to continue, its last line break included
+    /// File with the text to continue, its last line break included; - is stdin
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Tokens to make of each sample
@@ -113,15 +113,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn read_prompt(args: &Args) -> anyhow::Result<String> {
     let (name, bytes) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) if text != "-" => return Ok(text.clone()),
-        (Some(_), _) => {
+        (None, None) => return Ok(String::new()),
+        (None, Some(path)) if path != Path::new("-") => {
+            (path.display().to_string(), fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)
+        }
+        _ => {
             let mut bytes = Vec::new();
             std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
             ("the prompt on stdin".to_string(), bytes)
         }
-        (None, Some(path)) => {
-            (path.display().to_string(), fs::read(path).with_context(|| format!("cannot read {}", path.display()))?)
-        }
-        (None, None) => return Ok(String::new()),
     };
     String::from_utf8(bytes)
         .map_err(|error| anyhow!("{name} is not UTF-8 text at byte {}", error.utf8_error().valid_up_to()))
