@@ -12,8 +12,8 @@ use ngen3_data::hub::Tell;
 use ngen3_data::{Record, read_records};
 use ngen3_model::words::count;
 
-use crate::Error;
 use crate::task::{Source, Task};
+use crate::{Error, tasks};
 
 /// What names of files call a split.
 const WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev"]), ("train", &["train"])];
@@ -68,9 +68,15 @@ fn place(source: &Source, folder: &Path) -> Result<(PathBuf, Option<&'static str
     if !folder.is_dir() {
         return Err(format!("there is no folder {}", folder.display()));
     }
-    let name = source.dataset.rsplit('/').next().unwrap_or(source.dataset);
-    let own = folder.join(name);
-    let folder = if own.is_dir() { own } else { folder.into() };
+    let own = folder.join(source.folder());
+    let folder = if own.is_dir() {
+        own
+    } else if tasks::folders().iter().any(|name| folder.join(name).is_dir()) {
+        // Of other tasks, whose questions are not to be taken for this one's.
+        return Err(format!("there is no folder {}", own.display()));
+    } else {
+        folder.into()
+    };
     let Some(config) = source.config else { return Ok((folder, None)) };
     let inner = folder.join(config);
     if folder.join("README.md").is_file() {

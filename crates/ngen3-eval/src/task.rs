@@ -52,7 +52,7 @@ pub trait Task: Send + Sync {
 /// Where a task's rows are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The dataset on the hub. A local folder of its data is called as the part after the slash.
+    /// The dataset on the hub.
     pub dataset: &'static str,
     /// Which of its configurations.
     pub config: Option<&'static str>,
@@ -62,6 +62,13 @@ pub struct Source {
     pub split: &'static str,
     /// Where examples come from.
     pub shots: Shots,
+}
+
+impl Source {
+    /// What a local folder of its data is called: the part of the dataset's name after the slash.
+    pub(crate) fn folder(&self) -> &'static str {
+        self.dataset.rsplit('/').next().unwrap_or(self.dataset)
+    }
 }
 
 /// How examples are chosen, from a split of this name.

@@ -85,6 +85,14 @@ impl About {
     }
 }
 
+/// A value as messages have it: of a hash the beginning is enough.
+fn brief(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) if text.len() >= 64 && text.is_ascii() => format!("{}…{}", &text[..8], &text[64..]),
+        _ => value.to_string(),
+    }
+}
+
 /// A folder with what a teacher says.
 #[derive(Debug)]
 pub struct TeacherCache {
@@ -135,7 +143,7 @@ impl TeacherCache {
                 other_dtype = dtype.map(str::to_owned);
                 let differs = |(name, wanted): &(&String, &Value)| *name != "dtype" && found.get(*name) != Some(wanted);
                 if let Some((name, wanted)) = wanted.iter().find(differs) {
-                    let found = found.get(name).map_or("missing".into(), Value::to_string);
+                    let (found, wanted) = (found.get(name).map_or("missing".into(), brief), brief(wanted));
                     return Err(Error::file(
                         &path,
                         format!(

@@ -306,7 +306,10 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     }
     assert_eq!(common::contents(folder.path()), before);
     assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
-    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/anatomy");
+    // The questions of another task are not taken for its own.
+    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/mmlu");
+    assert_eq!(complaint("--tasks piqa,hellaswag --data_dir sets"), "hellaswag: there is no folder sets/hellaswag");
+    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir ."), "mmlu_anatomy: there is no folder ./anatomy");
     for flag in ["--text x", "--stride 8"] {
         let error = complaint(&format!("--tasks piqa --data_dir sets {flag}"));
         assert_eq!(

@@ -74,6 +74,14 @@ fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
     assert_eq!(error, "a.pt is there already; replace it with --overwrite");
     succeed(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()));
 
+    // While a run is writing the file, which holds the folder of its metrics, nobody else does.
+    std::fs::create_dir(folder.path().join("a.run")).unwrap();
+    let run = std::fs::File::open(folder.path().join("a.run")).unwrap();
+    run.try_lock().unwrap();
+    let error = fail(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()), 1);
+    assert_eq!(error, "another run is training a.pt; wait for it, or give another --out");
+    drop(run);
+
     common::protect(&folder.path().join("a.pt"));
     let error = fail(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()), 1);
     assert_eq!(error, "cannot write a.pt: it is read-only");

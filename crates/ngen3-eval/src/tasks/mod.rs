@@ -5,6 +5,8 @@ mod mmlu;
 mod piqa;
 mod winogrande;
 
+use std::collections::BTreeSet;
+
 use crate::{Error, Task};
 
 /// Tasks that are shown as one, with the mean over all their questions.
@@ -26,6 +28,11 @@ fn all() -> Vec<Box<dyn Task>> {
         vec![Box::new(piqa::Piqa), Box::new(hellaswag::HellaSwag), Box::new(winogrande::WinoGrande)];
     tasks.extend(mmlu::subjects());
     tasks
+}
+
+/// What the folders of their data are called.
+pub(crate) fn folders() -> BTreeSet<&'static str> {
+    all().iter().map(|task| task.source().folder()).collect()
 }
 
 /// Every group: a group comes after those in it.

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use ngen3_model::checkpoint::{self, Format};
+use ngen3_model::checkpoint;
 use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant, files};
+use ngen3_train::RunPaths;
 
 use crate::progress::{count, counted};
 use crate::{model, stdout};
@@ -42,13 +43,15 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    Format::of(&args.out)?;
+    let paths = RunPaths::new(&args.out)?;
     ensure!(
         args.overwrite || !args.out.exists(),
         "{} is there already; replace it with --overwrite",
         args.out.display()
     );
     files::check(&args.out)?;
+    // Held as a run's is, so that no run is writing it meanwhile.
+    let _held = paths.prepare()?;
     let found = model::find(&args.from, args.variant, args.revision.as_deref())?;
     let Checkpoint { config, params, meta } = Checkpoint::load(&found.path)?;
     let tokenizer = model::tokenizer(&args.from, &config, &meta)?;
