@@ -142,7 +142,7 @@ impl<'a> Target<'a> {
         start: impl FnOnce(&Path, Tokenizer) -> Result<Feed, Error>,
     ) -> Result<Summary, Error> {
         let Self { folder, tokenizer, threads, stop } = self;
-        let folder = Folder::create(folder, tell)?;
+        let folder = Folder::create(folder)?;
         let data = folder.path.join(DATA);
         let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
         let mut feed = start(&folder.path, tokenizer.clone())?;
@@ -200,7 +200,6 @@ pub(crate) fn commit(
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
         _ => remove_if_there(&path(MASK))?,
     }
-    folder.old_val.as_deref().map_or(Ok(()), remove_if_there)?;
     match tokenizer.reference() {
         TokenizerRef::Json(json) => {
             meta.tokenizer_sha256 = Some(sha256(&json));
@@ -237,27 +236,30 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
 pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     fleeting: std::cell::Cell<bool>,
-    /// The `val.bin` of the data that is replaced: other text, and perhaps another tokenizer's ids.
-    old_val: Option<PathBuf>,
 }
 
 impl Folder {
     /// Makes the folder if it is not there. What could stand in the way of a file that is to be written or removed in it is looked
     /// for, before the work.
-    pub(crate) fn create(path: PathBuf, tell: &mut dyn FnMut(Event)) -> Result<Self, Error> {
+    pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
             Err(_) if path.is_dir() => false,
             Err(source) => return Err(ngen3_model::Error::Write { path, source }.into()),
         };
-        let old_val = Some(path.join(VAL)).filter(|val| val.exists() && path.join(DATA).exists());
-        let folder = Self { path, fleeting: created.into(), old_val };
-        let removed = folder.old_val.iter().cloned();
-        for file in [DATA, META, TOKENIZER, MASK].map(|name| folder.path.join(name)).into_iter().chain(removed) {
-            files::check(&file)?;
+        let folder = Self { path, fleeting: created.into() };
+        let at = |name| folder.path.join(name);
+        for name in [DATA, META, TOKENIZER, MASK] {
+            files::check(&at(name))?;
         }
-        if let Some(val) = &folder.old_val {
-            tell(Event::Note(format!("{} goes with the {DATA} that it validated, which is replaced", val.display())));
+        if at(VAL).exists() && at(DATA).exists() {
+            // It may have other ids, and nothing here makes it again.
+            let (val, data) = (at(VAL), at(DATA));
+            return Err(Error::Input(format!(
+                "{} validates the {} that would be replaced; move it away first, or choose another --dataset",
+                val.display(),
+                data.display()
+            )));
         }
         Ok(folder)
     }
@@ -438,29 +440,19 @@ mod tests {
     }
 
     #[test]
-    fn what_validated_the_data_before_goes_with_it() {
+    fn data_that_is_validated_by_a_file_of_its_own_is_not_replaced_under_it() {
         let root = tempfile::tempdir().unwrap();
-        let data = make(root.path(), &[Source::Shakespeare], None, 2).unwrap().data;
+        let make = || make(root.path(), &[Source::Shakespeare], None, 2);
+        let data = make().unwrap().data;
         let val = data.with_file_name("val.bin");
-        fs::copy(&data, &val).unwrap();
-        make(root.path(), &[Source::Path("missing.txt".into())], None, 2).unwrap_err();
-        assert!(val.exists());
-        let sources = [Source::Shakespeare];
-        let spec = Spec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 2, root: root.path() };
-        let mut notes = Vec::new();
-        let mut tell = |event| {
-            if let Event::Note(note) = event {
-                notes.push(note);
-            }
-        };
-        build(&spec, &GO, &mut tell).unwrap();
-        assert!(!val.exists());
-        // What is there before any data is the user's.
+        // Made before there is any data, it is for the data to come.
         fs::rename(&data, &val).unwrap();
-        build(&spec, &GO, &mut tell).unwrap();
-        assert!(val.exists());
-        let expected = format!("{} goes with the data.bin that it validated, which is replaced", val.display());
-        assert_eq!(notes, [expected]);
+        make().unwrap();
+        let before = fs::metadata(&data).unwrap().modified().unwrap();
+        let error = make().unwrap_err().to_string();
+        let expected = format!("{} validates the {} that would be replaced; ", val.display(), data.display());
+        assert!(error.starts_with(&expected), "{error}");
+        assert!(val.exists() && fs::metadata(&data).unwrap().modified().unwrap() == before);
     }
 
     #[test]

@@ -210,7 +210,7 @@ pub struct ChatSummary {
 /// As [`crate::build`]; [`Error::Read`] naming a bad conversation.
 pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<ChatSummary, Error> {
     let Target { folder, tokenizer, .. } = Target::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
-    let folder = Folder::create(folder, tell)?;
+    let folder = Folder::create(folder)?;
     let data = folder.path.join(DATA);
     let encoder = ChatEncoder::with_template(tokenizer.clone(), spec.template)?;
     let mut ids = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
