@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use ngen3_model::Checkpoint;
+use ngen3_model::hash::hex;
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -47,8 +48,4 @@ fn add(hash: &mut Sha256, values: &[f32]) {
     for some in values.chunks(1 << 12) {
         hash.update(some.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
