@@ -4,11 +4,10 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use common::{ngen3, succeed, texts};
+use common::{interrupt_at, ngen3, succeed, texts};
 use ngen3_model::Checkpoint;
 use serde_json::Value;
 
@@ -72,23 +71,6 @@ fn every_command_takes_what_the_one_before_left() {
     }
 }
 
-/// Interrupts a program when it has said `place` on stderr; gives all that it says there.
-fn interrupt_at(child: &mut Child, place: &str) -> String {
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut text = String::new();
-    while !text.contains(place) {
-        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    stderr.read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    text
-}
-
-fn quickstart(program: &mut Command) -> Child {
-    program.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
 #[cfg(unix)]
 #[test]
 fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
@@ -102,8 +84,7 @@ fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
         command.args(["-c", line]).current_dir(folder);
         command
     };
-    let mut child = quickstart(&mut shell("exec bin/ngen3 quickstart --steps 100000 --dir 'a b'"));
-    let text = interrupt_at(&mut child, "run:   ");
+    let text = interrupt_at(shell("exec bin/ngen3 quickstart --steps 100000 --dir 'a b'"), "run:   ");
     let (_, command) = text.split_once("\nfrom here that is: ").unwrap_or_else(|| panic!("{text}"));
     let command = command.lines().next().unwrap();
     let done = Checkpoint::load(&folder.join("a b/7M_model.pt")).unwrap().meta.iter_num;
@@ -115,8 +96,7 @@ fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
 #[test]
 fn a_quickstart_that_is_interrupted_after_training_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = quickstart(&mut ngen3(folder.path(), "quickstart --steps 1"));
-    let text = interrupt_at(&mut child, "# let it write");
+    let text = interrupt_at(ngen3(folder.path(), "quickstart --steps 1"), "# let it write");
     assert!(text.ends_with("error: interrupted\n") && !text.contains("from here"), "{text}");
     assert!(Path::new(&folder.path().join("ngen3_quickstart/7M_model.pt")).exists());
     assert!(!folder.path().join("ngen3_quickstart/exported_7M").exists());

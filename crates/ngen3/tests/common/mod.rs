@@ -2,8 +2,9 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// Tiny-shakespeare, as it is inside the program.
 pub fn shakespeare() -> Vec<u8> {
@@ -18,6 +19,20 @@ pub fn ngen3(folder: &Path, line: &str) -> Command {
         command.env_remove(proxy);
     }
     command
+}
+
+/// Runs a command, interrupts it when it has said `place` on stderr, and gives all that it says there.
+pub fn interrupt_at(mut command: Command, place: &str) -> String {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut text = String::new();
+    while !text.contains(place) {
+        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    stderr.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    text
 }
 
 pub fn run(folder: &Path, line: &str) -> Output {

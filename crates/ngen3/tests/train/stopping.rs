@@ -1,5 +1,7 @@
 //! Runs that are stopped by signals, that go on, and that meet.
 
+use common::interrupt_at;
+
 use super::*;
 
 fn start(mut command: Command) -> (Child, BufReader<impl Read + use<>>) {
@@ -108,20 +110,6 @@ fn a_hangup_saves_the_run_but_for_one_that_is_to_outlive_it() {
     assert_eq!(load(folder, "n.pt").meta.iter_num, 2_000);
 }
 
-/// Runs until stderr has this, and interrupts; gives stderr.
-fn interrupt_after(folder: &Path, line: &str, said: &str) -> String {
-    let mut child = ngen3(folder, line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut text = String::new();
-    while !text.contains(said) {
-        assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    stderr.read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    text
-}
-
 #[test]
 fn a_signal_within_an_evaluation_is_answered_before_its_end() {
     let folder = folder();
@@ -129,7 +117,7 @@ fn a_signal_within_an_evaluation_is_answered_before_its_end() {
     // An evaluation of years.
     let endless = "--eval_iters 1000000000000";
     let line = |out: &str| format!("train --config tiny.toml --data data.bin --out {out}.pt");
-    let text = interrupt_after(folder, &format!("{} {endless}", line("a")), "\nrun: ");
+    let text = interrupt_at(ngen3(folder, &format!("{} {endless}", line("a"))), "\nrun: ");
     assert!(text.contains("a.pt is saved after step 0; go on with: "), "{text}");
     for out in ["a", "b"] {
         let resume = if out == "a" { " --resume" } else { "" };
@@ -137,7 +125,7 @@ fn a_signal_within_an_evaluation_is_answered_before_its_end() {
     }
 
     let more = "--resume --max_iters 30 --eval_interval 20";
-    let text = interrupt_after(folder, &format!("{} {more} {endless}", line("a")), "step 20/30");
+    let text = interrupt_at(ngen3(folder, &format!("{} {more} {endless}", line("a"))), "step 20/30");
     assert!(text.contains("a.pt is saved after step 20; go on with: "), "{text}");
     for out in ["a", "b"] {
         let (_, err) = succeed(folder, &format!("{} {more} --eval_iters 2", line(out)));
