@@ -11,7 +11,6 @@ use ngen3_model::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::Quant;
-use crate::gemm::tiles::int8;
 
 /// What can go wrong while computing.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +96,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::Input`] when none does: there is no mean.
-    pub(crate) fn check_counted(&self) -> Result<usize, Error> {
+    pub fn check_counted(&self) -> Result<usize, Error> {
         match self.counted() {
             0 => Err(Error::Input("no target of the batch counts".into())),
             counted => Ok(counted),
@@ -147,7 +146,10 @@ impl Batch {
 }
 
 /// Checks that every token is in the vocabulary.
-pub(crate) fn check_tokens(tokens: &[u32], config: &Config) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Input`] naming the first that is not.
+pub fn check_tokens(tokens: &[u32], config: &Config) -> Result<(), Error> {
     match tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
         Some(token) => Err(outside(*token, config)),
         None => Ok(()),
@@ -253,11 +255,8 @@ impl Distill<'_> {
             return Err(Error::Input(format!("alpha is {}; it must be between 0 and 1", self.alpha)));
         }
         match self.teacher {
-            Teacher::Head { hidden, wte, quant } => {
+            Teacher::Head { hidden, wte, .. } => {
                 let width = wte.len() / config.vocab_size;
-                if quant == Quant::Int8 {
-                    int8::check_width(width, 1)?;
-                }
                 if width == 0 || wte.len() != width * config.vocab_size || hidden.len() != tokens * width {
                     let (vocab_size, wte, hidden) = (config.vocab_size, wte.len(), hidden.len());
                     return Err(Error::Input(format!(
@@ -432,4 +431,12 @@ pub trait Decoder {
 
     /// Forgets every token, so that the rows can be fed anew.
     fn clear(&mut self);
+}
+
+/// Turns any 64 bits into well-mixed ones (SplitMix64, Steele et al. 2014).
+pub fn splitmix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
 }

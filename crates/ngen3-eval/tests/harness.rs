@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use ngen3_cpu::CpuEngine;
 use ngen3_data::source::Source;
 use ngen3_data::{Spec, Tokenizer, build};
-use ngen3_engine::{CpuEngine, Dtype, Options};
+use ngen3_engine::{Dtype, Options};
 use ngen3_eval::{Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, TokenizerRef};
 use serde::Deserialize;

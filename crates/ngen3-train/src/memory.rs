@@ -1,6 +1,7 @@
 //! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
 
-use ngen3_engine::{CpuEngine, CpuTeacher, Options, Quant};
+use ngen3_cpu::{CpuEngine, CpuTeacher};
+use ngen3_engine::{Options, Quant};
 use ngen3_model::{Config, Lora, ParamList};
 
 use crate::{Error, TrainSettings};

@@ -4,9 +4,10 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
+use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
-use ngen3_engine::{Backward, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, Dtype, Engine, Options, Slot};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
 use ngen3_train::{
     Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Progress, Request, Shape, StepReport, Weights,

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
-use ngen3_engine::{Dtype, Engine, Generator, Options, Quant, Request, Sampling};
+use ngen3_engine::{Dtype, Engine, Options, Quant};
+use ngen3_generate::{Generator, Request, Sampling};
 
 use crate::progress::{counted, write_line};
 use crate::threads::Threads;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::CpuEngine;
+use ngen3_cpu::CpuEngine;
 use ngen3_model::{Lora, LoraList, ParamList};
 use ngen3_train::{Adapting, Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{contents, fail, ngen3, run, succeed, texts};
-use ngen3_engine::{CpuEngine, Distill, Divergence, Dtype, Engine, Options, Quant, Slot, Teacher, TeacherModel};
+use ngen3_cpu::CpuEngine;
+use ngen3_engine::{Distill, Divergence, Dtype, Engine, Options, Quant, Slot, Teacher, TeacherModel};
 use ngen3_model::{Checkpoint, ParamList};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -13,8 +13,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use common::{contents, fail, ngen3, shakespeare, succeed, texts};
+use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{CpuEngine, Dtype, Engine, Options};
+use ngen3_engine::{Dtype, Engine, Options};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use serde_json::Value;
 

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use ngen3_engine::bench::product_gflops;
-use ngen3_engine::{AdamW, Backward, Batch, CpuEngine, Dtype, Engine, Options, profile};
+use ngen3_cpu::bench::product_gflops;
+use ngen3_cpu::{CpuEngine, profile};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Engine, Options};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
 use ngen3_train::check_fits;
 use serde_json::json;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail, ensure};
+use ngen3_cpu::CpuEngine;
 use ngen3_data::chat::{ChatEncoder, Message, Role};
-use ngen3_engine::{CpuEngine, Sampling};
+use ngen3_generate::Sampling;
 use ngen3_model::files::write_atomic;
 use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_engine::{CpuTeacher, Divergence, Options, Quant};
+use ngen3_cpu::CpuTeacher;
+use ngen3_engine::{Divergence, Options, Quant};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
 use ngen3_train::{Init, Job, Kind, Request};

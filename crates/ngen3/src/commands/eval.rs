@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{CpuEngine, Dtype, Engine, Options, Quant, Slot};
+use ngen3_engine::{Dtype, Engine, Options, Quant, Slot};
 use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use ngen3_train::default_reference;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
+use ngen3_cpu::CpuEngine;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
 use ngen3_data::{HfSource, Tokenizer};
-use ngen3_engine::{CpuEngine, Engine, Sampling};
+use ngen3_engine::Engine;
+use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
     Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, default_reference,

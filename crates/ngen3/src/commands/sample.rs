@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{CpuEngine, Generator, Request};
+use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
 

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use ngen3_cpu::CpuEngine;
 use ngen3_data::TokenFile;
-use ngen3_engine::{Backward, Batch, CpuEngine, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, Batch, Dtype, Engine, Options, Slot};
 use ngen3_model::words::count;
 use ngen3_model::{Checkpoint, ParamList, files};
 use ngen3_train::check_reads;

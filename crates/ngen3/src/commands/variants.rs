@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use ngen3_engine::{CpuEngine, Options};
+use ngen3_cpu::CpuEngine;
+use ngen3_engine::Options;
 use ngen3_model::{ParamList, VARIANTS};
 
 use crate::progress::counted;

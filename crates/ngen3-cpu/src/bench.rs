@@ -1,0 +1,26 @@
+//! Measuring what this machine can do: the yardstick that `ngen3 bench` holds a training step against.
+
+use std::time::{Duration, Instant};
+
+use crate::gemm::{Into, Mat, MatMut, matmul};
+use ngen3_engine::{Dtype, Error};
+
+/// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
+///
+/// # Errors
+/// [`Error::Threads`] when the threads cannot be started.
+pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Result<f64, Error> {
+    let precision = crate::engine::precision(dtype);
+    let pool = crate::engine::pool(threads)?;
+    let (a, b, mut c) = (vec![1.0; m * k], vec![1.0; n * k], vec![0.0; m * n]);
+    let mut best = Duration::MAX;
+    pool.install(|| {
+        let end = Instant::now() + Duration::from_millis(250);
+        while Instant::now() < end {
+            let start = Instant::now();
+            matmul(precision, MatMut::new(&mut c, m, n), Into::Set, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
+            best = best.min(start.elapsed());
+        }
+    });
+    Ok(2.0 * (m * n * k) as f64 / best.as_secs_f64() / 1e9)
+}

@@ -1,0 +1,154 @@
+//! What distilling needs besides training: a teacher's hidden states or likeliest tokens, and the student's step.
+
+use rayon::prelude::*;
+
+use super::arena::{Keep, Walk};
+use super::batch_plan::Pass;
+use super::model::{Drops, Model, Passes, sum};
+use crate::base::memory::Buffer;
+use crate::gemm::{Into, Mat, MatMut, matmul};
+use crate::layers::loss::{self, Gradients, Losses};
+use crate::layers::top_k::{self, Scratch};
+use ngen3_engine::splitmix;
+use ngen3_engine::{Distill, DistillLoss, IGNORE, Teacher};
+use ngen3_engine::{Error, Quant};
+
+/// Tokens whose logits are looked at together for the likeliest.
+const TOP_K_TOKENS: usize = 256;
+
+/// A walk that leaves hidden states.
+const FORWARD: Walk = Walk { keep: Keep::Nothing, loss: false };
+
+impl Model {
+    /// `ln_f`'s output at each place, in order.
+    pub fn hidden(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
+        self.passes(passes, FORWARD, |_, pass, arena| {
+            self.forward(pass, Drops::NONE, arena);
+            each(arena.split().1.ln);
+            Ok(())
+        })
+    }
+
+    /// The k likeliest tokens after each place and the logarithms of their tempered probabilities, likeliest first.
+    pub fn top_k(
+        &self,
+        passes: Passes<'_>,
+        temperature: f32,
+        ids: &mut [u32],
+        log_probs: &mut [f32],
+    ) -> Result<(), Error> {
+        let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
+        let k = ids.len() / passes.batch.inputs.len();
+        let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
+        let wte = Mat::new(self.wte(), vocab_size, c);
+        let packed = self.packed.as_ref().and_then(|packed| packed.head.as_ref());
+        self.passes(passes, FORWARD, |_, pass, arena| {
+            self.forward(pass, Drops::NONE, arena);
+            let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
+            let (ids, log_probs) = (&mut ids[places.clone()], &mut log_probs[places]);
+            let blocks = ids.chunks_mut(TOP_K_TOKENS * k).zip(log_probs.chunks_mut(TOP_K_TOKENS * k));
+            for (hidden, (ids, log_probs)) in arena.split().1.ln.chunks(TOP_K_TOKENS * c).zip(blocks) {
+                let rows = hidden.len() / c;
+                let logits = &mut logits[..rows * vocab_size];
+                let (hidden, to) = (Mat::new(hidden, rows, c), MatMut::new(logits, rows, vocab_size));
+                match packed {
+                    Some(wte) => wte.product_onto(to, hidden, |tile, _, _| tile.fill(0.0)),
+                    None => matmul(self.precision, to, Into::Set, hidden, wte.t()),
+                }
+                logits
+                    .par_chunks_exact_mut(vocab_size)
+                    .zip(ids.par_chunks_exact_mut(k).zip(log_probs.par_chunks_exact_mut(k)))
+                    .for_each_init(Scratch::default, |scratch, (logits, (ids, log_probs))| {
+                        top_k::choose_tempered(logits, temperature, ids, log_probs, scratch);
+                    });
+            }
+            Ok(())
+        })
+    }
+
+    /// Both parts of the loss of distillation; with `backward`, a weight and what is dropped, adds the gradient of their weighted
+    /// sum to the gradients that come with it.
+    pub fn distill(
+        &self,
+        passes: Passes<'_>,
+        distill: &Distill<'_>,
+        mut backward: Option<(f32, Drops, &mut [f32])>,
+        memory: &mut Buffer,
+    ) -> Result<DistillLoss, Error> {
+        let counted = passes.plan.counted() as f64;
+        let (mut cross_entropy, mut divergence) = (0.0, 0.0);
+        let mut divergences = Vec::new();
+        let walk = Walk { keep: if backward.is_some() { self.keep } else { Keep::Nothing }, ..FORWARD };
+        self.passes(passes, walk, |i, pass, arena| {
+            let drops = backward.as_ref().map_or(Drops::NONE, |(_, drops, _)| *drops);
+            let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
+            self.forward(pass, drops, arena);
+            let (_, b, _) = arena.split();
+            let (n, c) = (pass.counted.len(), self.config.n_embd);
+            divergences.resize(n, 0.0);
+            if n > 0 {
+                pass.gather_counted(b.ln);
+                let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
+                    weight: *weight / counted as f32,
+                    dhidden: &mut b.dbranch[..n * c],
+                    dwte: self.dwte(grads),
+                });
+                let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
+                let said = Said::of(distill, self.config.vocab_size, pass);
+                let distill = Distill { teacher: said.teacher(), ..*distill };
+                let (sizes, hidden) = (loss::Sizes::of(&self.config, n), &b.ln[..n * c]);
+                loss::distill(
+                    self.precision,
+                    sizes,
+                    hidden,
+                    self.wte(),
+                    pass.counted,
+                    &distill,
+                    losses,
+                    gradients,
+                    memory,
+                )?;
+            }
+            cross_entropy += sum(&b.losses[..n]);
+            divergence += sum(&divergences);
+            if let Some((_, _, grads)) = &mut backward {
+                pass.scatter_counted(b.dbranch);
+                self.backward(pass, drops, arena, grads);
+            }
+            Ok(())
+        })?;
+        let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / counted) as f32);
+        Ok(DistillLoss { cross_entropy, divergence })
+    }
+}
+
+/// What the teacher says of the tokens of one pass whose target counts.
+enum Said<'a> {
+    Head { hidden: Vec<f32>, wte: &'a [f32], quant: Quant },
+    TopK { k: usize, ids: Vec<u32>, log_probs: Vec<f32> },
+}
+
+impl<'a> Said<'a> {
+    fn of(distill: &Distill<'a>, vocab_size: usize, pass: Pass<'_>) -> Self {
+        /// The rows of `all`, the whole batch's, that the pass counts.
+        fn counted<T: Copy>(all: &[T], width: usize, pass: Pass<'_>) -> Vec<T> {
+            let rows = all[pass.first * width..].chunks_exact(width).zip(pass.targets);
+            rows.filter(|&(_, &target)| target != IGNORE).flat_map(|(row, _)| row).copied().collect()
+        }
+        match distill.teacher {
+            Teacher::Head { hidden, wte, quant } => {
+                Self::Head { hidden: counted(hidden, wte.len() / vocab_size, pass), wte, quant }
+            }
+            Teacher::TopK { k, ids, log_probs } => {
+                Self::TopK { k, ids: counted(ids, k, pass), log_probs: counted(log_probs, k, pass) }
+            }
+        }
+    }
+
+    fn teacher(&self) -> Teacher<'_> {
+        match self {
+            Self::Head { hidden, wte, quant } => Teacher::Head { hidden, wte, quant: *quant },
+            Self::TopK { k, ids, log_probs } => Teacher::TopK { k: *k, ids, log_probs },
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
+//!
+//! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
+//! kernel reads them (rows of A it reads as they lie: `left.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
+//! tile of C that lives in registers; this file cuts the product into blocks that stay in cache and hands them to the threads.
+//!
+//! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
+//! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
+//!
+//! [`softmax`] and, for f32, [`strassen`] hold the kernels of the fused loss, which do more with a tile than store it; [`strided`]
+//! small products for attention, without packing; [`int8`] products of rounded operands.
+//!
+//! Each element of C is summed in the same order whatever the number of threads: the same bits.
+
+pub mod int8;
+pub mod kernel;
+mod left;
+pub mod pack;
+pub mod packed;
+pub mod softmax;
+pub mod strassen;
+pub mod strided;
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::{Into, Mat, MatMut};
+use crate::base::memory::{Buffer, Knife, padded};
+use kernel::{MR, NR};
+use left::Left;
+
+/// Cells along k that one pass takes. A panel of B of this depth is 32 KB: all of a small first-level cache, but fewer passes over C
+/// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
+const KC_CELLS: usize = 256;
+
+/// Panels that one task packs.
+const GROUP: usize = 4;
+
+/// Rows of A in one task: its panels stay in the second-level cache while B's pass by.
+const MC: usize = 16 * MR;
+
+/// Columns of B in one task.
+const NC: usize = 8 * NR;
+
+thread_local! {
+    /// What a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
+    static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
+}
+
+/// Cells in which `k` elements are packed, `P` in each.
+pub const fn cells<const P: usize>(k: usize) -> usize {
+    k.div_ceil(P)
+}
+
+/// `c = a·b` or `c += a·b` with `P` elements in a cell, on all threads of the pool.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn matmul<const P: usize>(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+    matmul_with::<P>(c, into, a, b, |_, _, _| {});
+}
+
+/// `c = start + a·b`: `start` fills each tile of `c`, whose first row and column it is told, just before it is added to.
+pub fn matmul_onto<const P: usize>(
+    c: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    matmul_with::<P>(c, Into::Add, a, b, start);
+}
+
+fn matmul_with<const P: usize>(
+    c: MatMut<'_>,
+    into: Into,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
+    let (a_len, b_len) = (Left::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
+    with_workspace(padded(a_len) + b_len, |workspace| {
+        let mut knife = Knife(workspace);
+        let left = Left::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
+        let packed_b = bytemuck::cast_slice_mut(knife.0);
+        pack::<P, NR>(b.t(), packed_b);
+        multiply::<P>(c, into, left, packed_b, start);
+    });
+}
+
+/// Gives `work` this thread's room for `n` numbers, which hold anything.
+pub fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
+    // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
+    let mut workspace = WORKSPACE.take();
+    if workspace.len() < n {
+        let larger = Buffer::zeros(n, "the operands of a product");
+        workspace = larger.expect("memory for the operands of one product");
+    }
+    work(&mut workspace[..n]);
+    WORKSPACE.set(workspace);
+}
+
+/// Cells that `rows` rows of length `k` take, packed in panels of `R` rows.
+pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usize {
+    rows.div_ceil(R) * R * cells::<P>(k)
+}
+
+/// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
+pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
+    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
+    let group = GROUP * R;
+    packed.par_chunks_mut(group * cells::<P>(source.cols).max(1)).enumerate().for_each(|(i, panels)| {
+        pack::panels::<P, R>(source, i * group, panels);
+    });
+}
+
+/// `c = a·b` or `c += a·b`, with `b` packed in panels of [`NR`] columns as deep as `a`.
+fn multiply<const P: usize>(
+    c: MatMut<'_>,
+    into: Into,
+    a: Left<'_>,
+    b: &[u32],
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    for_each_block(c, (MC, NC), |c, rows, cols| {
+        let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
+        multiply_block::<P>(c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+    });
+}
+
+/// Cuts `c` into blocks and hands them, with their first row and column, to `work` on all threads.
+fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+    let (m, n) = (c.rows, c.cols);
+    let (row_blocks, col_blocks) = (m.div_ceil(mc), n.div_ceil(nc));
+    (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (rows, cols) = ((task % row_blocks) * mc, (task / row_blocks) * nc);
+        // SAFETY: every task has a different block of C, and blocks share no element.
+        let mut c = unsafe { c.part(rows..(rows + mc).min(m), cols..(cols + nc).min(n)) };
+        work(&mut c, rows, cols);
+    });
+}
+
+/// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's tiles pass by.
+fn multiply_block<const P: usize>(
+    c: &mut MatMut<'_>,
+    into: Into,
+    a: Left<'_>,
+    b: &[u32],
+    start: impl Fn(&mut MatMut<'_>, usize, usize),
+) {
+    let (m, n, depth) = (c.rows, c.cols, a.depth);
+    if depth == 0 {
+        if into == Into::Set {
+            c.fill(0.0);
+        }
+        start(c, 0, 0);
+    }
+    for first in (0..depth).step_by(KC_CELLS) {
+        let cells = KC_CELLS.min(depth - first);
+        let into = if first == 0 { into } else { Into::Add };
+        for (j, b) in b.chunks_exact(NR * depth).enumerate() {
+            let b = &b[first * NR..][..cells * NR];
+            for row in (0..m).step_by(MR) {
+                // SAFETY: the tile lies within this block, which is this task's alone.
+                let mut tile = unsafe { c.part(row..(row + MR).min(m), j * NR..((j + 1) * NR).min(n)) };
+                if first == 0 {
+                    start(&mut tile, row, j * NR);
+                }
+                kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, into);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::random;
+    use crate::gemm::matmul_reference;
+
+    #[test]
+    fn products_of_odd_shapes_match_three_loops_over_rounded_operands() {
+        for (m, n, k) in [(1, 1, 1), (5, 97, 12), (17, 3, 31), (200, 33, 129), (13, 270, 301), (3, 2, 0)] {
+            let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(pack::rounded::<2>).collect() };
+            let (a, bt) = (rounded(m * k, 1), rounded(k * n, 2));
+            let (a, b) = (Mat::new(&a, m, k), Mat::new(&bt, n, k).t());
+            let expected = matmul_reference(a, b);
+            for into in [Into::Set, Into::Add] {
+                let (mut in_bf16, mut in_f32) = (vec![1.0; m * n], vec![1.0; m * n]);
+                matmul::<2>(MatMut::new(&mut in_bf16, m, n), into, a, b);
+                matmul::<1>(MatMut::new(&mut in_f32, m, n), into, a, b);
+                let kept = if into == Into::Add { 1.0 } else { 0.0 };
+                let mut onto = vec![f32::NAN; m * n];
+                matmul_onto::<1>(MatMut::new(&mut onto, m, n), a, b, |tile, row, col| {
+                    for i in 0..tile.rows {
+                        let values = (0..).map(|j| (row + i) as f32 - (col + j) as f32);
+                        tile.row_mut(i).iter_mut().zip(values).for_each(|(c, value)| *c = value);
+                    }
+                });
+                for (i, (found, expected)) in onto.iter().zip(&expected).enumerate() {
+                    let expected = expected + (i / n) as f64 - (i % n) as f64;
+                    assert!((f64::from(*found) - expected).abs() < 1e-3, "{m}x{n}x{k}: {found}, not {expected}");
+                }
+                for ((in_bf16, in_f32), expected) in in_bf16.iter().zip(&in_f32).zip(&expected) {
+                    let expected = expected + kept;
+                    for found in [in_bf16, in_f32] {
+                        assert!((f64::from(*found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Products of int8 operands, for a model that only goes forward: half the bytes of bf16, twice the products an instruction.
+//!
+//! Each row of either operand, seen as [rows, k], is x ≈ scale·q with q = round(x/scale) and scale = max|x|/127 (symmetric, for
+//! each token and each output: Yao et al. 2022, ZeroQuant), so that an element of the product is scale·scale'·Σ q·q', a whole
+//! number of at most 127²·k that is summed without error. A cell is four neighbours along k. `vpdpbusd` multiplies four bytes
+//! without a sign with four that have one: the left operand is stored as q + 128, and a tile's sums start at −128·Σ q' of each
+//! column.
+//!
+//! [`Left`] is rows as they lie, [`Right`] panels of [`NR`]; which of the two is the weight is the caller's affair.
+//! [`tile_plain`] is the kernel in plain Rust: what it is tested against, and what runs where AVX512-VNNI is missing.
+
+use rayon::prelude::*;
+
+use super::super::{Into, Mat, MatMut};
+use super::kernel::{MR, NR};
+use super::pack::panels as pack_panels;
+use super::{GROUP, MC, cells, for_each_block, left, packed_len, with_workspace};
+use crate::base::memory::padded;
+use ngen3_engine::Error;
+use ngen3_simd::simd;
+
+/// Elements in a cell.
+const P: usize = 4;
+
+/// Columns of one task: half of a product's in bf16, which takes twice as long.
+const NC: usize = 4 * NR;
+
+/// The longest row whose sum of products is sure to fit 32 bits: 127²·k < 2³¹.
+const MOST: usize = 1 << 17;
+
+/// # Errors
+/// [`Error::Input`] for a teacher whose width is too large: the rows of its products are `times` as long.
+pub fn check_width(width: usize, times: usize) -> Result<(), Error> {
+    let most = MOST / times;
+    if width > most {
+        return Err(Error::Input(format!("a teacher of width {width} in int8, whose sums fit up to {most}")));
+    }
+    Ok(())
+}
+
+/// Whether this processor multiplies int8 in vectors of 512 bits.
+pub fn available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        ngen3_simd::avx512() && std::arch::is_x86_feature_detected!("avx512vnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// `[rows, k]`: rows of cells of q + 128, up to whole tiles.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    /// `[rows]`
+    scales: &'a [f32],
+    cells: &'a [u32],
+    rows: usize,
+    depth: usize,
+    stride: usize,
+}
+
+impl<'a> Left<'a> {
+    /// f32s that so many rows take.
+    pub fn len(rows: usize, k: usize) -> usize {
+        padded(rows.next_multiple_of(MR)) + rows.next_multiple_of(MR) * left::stride::<P>(k)
+    }
+
+    /// Rounds `a` and lays it out in `to`, on all threads.
+    pub fn lay_out(a: Mat<'_>, to: &'a mut [f32]) -> Self {
+        assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "rows of bytes");
+        let (depth, stride) = (cells::<P>(a.cols()), left::stride::<P>(a.cols()));
+        let (scales, rows) = to.split_at_mut(padded(a.n_rows().next_multiple_of(MR)));
+        // What is past the last row multiplies to zeros, not to what the memory held.
+        scales[a.n_rows()..].fill(0.0);
+        let rows = rows.par_chunks_mut(stride).zip(&mut scales[..a.n_rows()]);
+        rows.enumerate().with_min_len(GROUP * MR).for_each(|(i, (row, scale))| {
+            let row: &mut [u8] = bytemuck::cast_slice_mut(&mut row[..depth]);
+            *scale = quantise(a.row(i), row);
+            row.iter_mut().for_each(|q| *q ^= 128);
+        });
+        Self::of(a.n_rows(), a.cols(), to)
+    }
+
+    /// What [`Left::lay_out`] left there.
+    pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
+        let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
+        let (cells, depth, stride) = (bytemuck::cast_slice(cells), super::cells::<P>(k), left::stride::<P>(k));
+        Self { scales, cells, rows, depth, stride }
+    }
+
+    /// The tile whose first row is `first`, and its rows' scales.
+    fn tile(self, first: usize) -> (&'a [u32], &'a [f32; MR]) {
+        let scales = self.scales[first..].first_chunk().expect("whole tiles of rows");
+        (&self.cells[first * self.stride..], scales)
+    }
+}
+
+/// `[n, k]`, to be multiplied as its transpose: panels of [`NR`] rows of cells of q.
+#[derive(Clone, Copy)]
+pub struct Right<'a> {
+    /// `[n]`, up to whole panels.
+    scales: &'a [f32],
+    /// `[n]`: −128·Σ q, up to whole panels.
+    starts: &'a [i32],
+    panels: &'a [u32],
+    n: usize,
+    depth: usize,
+}
+
+/// One panel.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    scales: &'a [f32; NR],
+    starts: &'a [i32; NR],
+    /// `[depth, NR]`
+    cells: &'a [u32],
+}
+
+impl<'a> Right<'a> {
+    /// f32s that so many rows take.
+    pub fn len(n: usize, k: usize) -> usize {
+        2 * n.next_multiple_of(NR) + packed_len::<P, NR>(n, k)
+    }
+
+    /// Rounds `b` and lays it out in `to`, on all threads.
+    pub fn lay_out(b: Mat<'_>, to: &'a mut [f32]) -> Self {
+        assert_eq!(to.len(), Self::len(b.n_rows(), b.cols()), "panels of bytes");
+        let (n, depth) = (b.n_rows().next_multiple_of(NR), cells::<P>(b.cols()));
+        let (scales, rest) = to.split_at_mut(n);
+        let (starts, panels) = rest.split_at_mut(n);
+        let (starts, panels): (&mut [i32], &mut [u32]) =
+            (bytemuck::cast_slice_mut(starts), bytemuck::cast_slice_mut(panels));
+        panels
+            .par_chunks_mut(NR * depth)
+            .zip(scales.par_chunks_mut(NR).zip(starts.par_chunks_mut(NR)))
+            .enumerate()
+            .for_each(|(i, (panel, (scales, starts)))| {
+                let b = b.rows(i * NR..((i + 1) * NR).min(b.n_rows()));
+                // What is past the last row multiplies to zeros, not to what the memory held.
+                scales[b.n_rows()..].fill(0.0);
+                starts[b.n_rows()..].fill(0);
+                with_workspace(b.n_rows() * depth, |rows| {
+                    for (i, row) in rows.chunks_exact_mut(depth).enumerate() {
+                        let row: &mut [u8] = bytemuck::cast_slice_mut(row);
+                        scales[i] = quantise(b.row(i), row);
+                        starts[i] = -128 * row.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
+                    }
+                    // A cell of four bytes is laid out as an f32 is.
+                    pack_panels::<1, NR>(Mat::new(rows, b.n_rows(), depth), 0, panel);
+                });
+            });
+        Self::of(b.n_rows(), b.cols(), to)
+    }
+
+    /// What [`Right::lay_out`] left there.
+    pub fn of(n: usize, k: usize, laid_out: &'a [f32]) -> Self {
+        let (scales, rest) = laid_out.split_at(n.next_multiple_of(NR));
+        let (starts, panels) = rest.split_at(n.next_multiple_of(NR));
+        let (starts, panels) = (bytemuck::cast_slice(starts), bytemuck::cast_slice(panels));
+        Self { scales, starts, panels, n, depth: cells::<P>(k) }
+    }
+
+    fn panel(self, j: usize) -> Panel<'a> {
+        Panel {
+            scales: self.scales[j * NR..].first_chunk().expect("whole panels"),
+            starts: self.starts[j * NR..].first_chunk().expect("whole panels"),
+            cells: &self.panels[j * NR * self.depth..][..NR * self.depth],
+        }
+    }
+}
+
+/// q of a row, with zeros past its end; the scale. A row with a number that is not finite has a scale that is not.
+fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
+    /// Adding 1.5·2²³ rounds to a whole number, ties to even, and leaves its lowest byte in the lowest of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    assert!(row.len() <= MOST, "a row of {} numbers", row.len());
+    simd(
+        #[inline(always)]
+        || {
+            // Of numbers without a sign the bits are in the same order, with infinity and NaN above all.
+            let largest = row.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).max().map_or(0.0, f32::from_bits);
+            let inverse = if largest > f32::MIN_POSITIVE * 127.0 { 127.0 / largest } else { 0.0 };
+            let (values, past) = to.split_at_mut(row.len());
+            values.iter_mut().zip(row).for_each(|(q, x)| *q = (x * inverse + ROUND).to_bits() as u8);
+            past.fill(0);
+            largest / 127.0
+        },
+    )
+}
+
+/// `c = start + a·bᵀ`, on all threads: `start` fills each tile of `c`, whose first row and column it is told.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+    assert_eq!((c.rows, c.cols), (a.rows, b.n), "shapes of a product: [m, k]·[n, k]ᵀ = [m, n]");
+    for_each_block(c, (MC, NC), |c, rows, cols| {
+        for j in (0..c.cols).step_by(NR) {
+            for i in (0..c.rows).step_by(MR) {
+                // SAFETY: the tile lies within this block, which is this task's alone.
+                let mut tile = unsafe { c.part(i..(i + MR).min(c.rows), j..(j + NR).min(c.cols)) };
+                start(&mut tile, rows + i, cols + j);
+                self::tile((a, rows + i), (b, (cols + j) / NR), &mut tile, Into::Add);
+            }
+        }
+    });
+}
+
+/// One tile of `c`, of at most [`MR`] x [`NR`]: the rows of `a` from one on, and a panel of `b`.
+///
+/// # Panics
+/// If there is no such tile.
+pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &mut MatMut<'_>, into: Into) {
+    assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
+    let (a_depth, b_depth) = (a.depth, b.depth);
+    let (stride, (a, scales), b) = (a.stride, a.tile(first), b.panel(panel));
+    assert!(b_depth == a_depth && a.len() >= MR * stride, "{b_depth} cells of {MR} rows of {a_depth}");
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        // SAFETY: the features were just detected, and the lengths just checked.
+        return unsafe { x86::tile(a, stride, scales, b, c, into) };
+    }
+    simd(
+        #[inline(always)]
+        || tile_plain(a, stride, scales, b, c, into),
+    );
+}
+
+#[inline(always)]
+fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mut MatMut<'_>, into: Into) {
+    for (i, scale) in scales.iter().enumerate().take(c.rows) {
+        let mut sums = *b.starts;
+        for (a, b) in a[i * stride..].iter().zip(b.cells.as_chunks::<NR>().0) {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+                let products = products.map(|(a, b)| i32::from(a) * i32::from(b as i8));
+                *sum = sum.wrapping_add(products.sum());
+            }
+        }
+        for ((c, sum), column) in c.row_mut(i).iter_mut().zip(sums).zip(b.scales) {
+            let product = sum as f32 * column * scale;
+            *c = if into == Into::Add { *c + product } else { product };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::kernel::x86::{prefetch, store};
+    use super::{Into, MR, MatMut, NR, Panel};
+
+    /// # Safety
+    /// The processor has AVX-512F and AVX512-VNNI; `a` is MR rows, `stride` apart, at least as long as `b` is deep; `c` is at most
+    /// MR x NR.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub unsafe fn tile(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mut MatMut<'_>, into: Into) {
+        if into == Into::Add {
+            prefetch(c);
+        }
+        // SAFETY: `at_a` and `at_b` stand at one of the cells along k of A's first row and of B's NR columns.
+        unsafe {
+            let starts = [0, 16].map(|at| _mm512_loadu_si512(b.starts.as_ptr().add(at).cast()));
+            let mut sums = [starts; MR];
+            let (mut at_a, mut at_b) = (a.as_ptr(), b.cells.as_ptr());
+            for _ in 0..b.cells.len() / NR {
+                let (b0, b1) = (_mm512_loadu_si512(at_b.cast()), _mm512_loadu_si512(at_b.add(16).cast()));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = _mm512_set1_epi32(*at_a.add(i * stride) as i32);
+                    sums[0] = _mm512_dpbusd_epi32(sums[0], a, b0);
+                    sums[1] = _mm512_dpbusd_epi32(sums[1], a, b1);
+                }
+                at_a = at_a.add(1);
+                at_b = at_b.add(NR);
+            }
+            let columns = [0, 16].map(|at| _mm512_loadu_ps(b.scales.as_ptr().add(at)));
+            let mut products = [[_mm512_setzero_ps(); 2]; MR];
+            for i in 0..MR {
+                let scale = _mm512_set1_ps(scales[i]);
+                for half in 0..2 {
+                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][half]), columns[half]);
+                    products[i][half] = _mm512_mul_ps(sum, scale);
+                }
+            }
+            store(products, c, into);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::random;
+
+    #[test]
+    fn past_the_last_row_are_zeros_whatever_was_there() {
+        let (a, b) = (random(12 * 7, 1), random(33 * 7, 2));
+        let (mut left, mut right) = (vec![0.0; Left::len(12, 7)], vec![f32::NAN; Right::len(33, 7)]);
+        let left = Left::lay_out(Mat::new(&a, 12, 7), &mut left);
+        let right = Right::lay_out(Mat::new(&b, 33, 7), &mut right);
+        let mut c = vec![f32::NAN; MR * NR];
+        tile((left, 0), (right, 1), &mut MatMut::new(&mut c, MR, NR), Into::Set);
+        for row in c.chunks_exact(NR) {
+            assert!(row[0] != 0.0 && row[1..].iter().all(|&c| c == 0.0), "{row:?}");
+        }
+    }
+
+    /// What the bytes of a row stand for.
+    fn rounded(row: &[f32]) -> Vec<f64> {
+        let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let step = f64::from(largest / 127.0);
+        row.iter()
+            .map(|x| if largest > 0.0 { (x * (127.0 / largest)).round_ties_even() as f64 * step } else { 0.0 })
+            .collect()
+    }
+
+    fn product(
+        a: &[f32],
+        b: &[f32],
+        m: usize,
+        n: usize,
+        k: usize,
+        start: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Vec<f32> {
+        let (mut left, mut right) = (vec![f32::NAN; Left::len(m, k)], vec![f32::NAN; Right::len(n, k)]);
+        let left = Left::lay_out(Mat::new(a, m, k), &mut left);
+        let right = Right::lay_out(Mat::new(b, n, k), &mut right);
+        let mut c = vec![f32::NAN; m * n];
+        product_onto(MatMut::new(&mut c, m, n), left, right, |tile, row, col| {
+            for i in 0..tile.rows {
+                tile.row_mut(i).iter_mut().enumerate().for_each(|(j, c)| *c = start(row + i, col + j));
+            }
+        });
+        c
+    }
+
+    #[test]
+    fn products_of_odd_shapes_match_three_loops_over_rounded_operands() {
+        for (m, n, k) in [(1, 1, 1), (5, 97, 12), (17, 3, 31), (200, 33, 129), (13, 270, 301)] {
+            let (a, b) = (random(m * k, 1), random(n * k, 2));
+            let start = |i: usize, j: usize| i as f32 - j as f32;
+            let found = product(&a, &b, m, n, k, start);
+            for i in 0..m {
+                for j in 0..n {
+                    let (a, b) = (rounded(&a[i * k..][..k]), rounded(&b[j * k..][..k]));
+                    let expected = f64::from(start(i, j)) + a.iter().zip(&b).map(|(a, b)| a * b).sum::<f64>();
+                    let found = f64::from(found[i * n + j]);
+                    assert!(
+                        (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
+                        "{m}x{n}x{k}: {found}, not {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_vector_kernel_equals_its_plain_twin() {
+        for (m, n, k) in [(12, 32, 36), (1, 1, 1), (5, 17, 256), (12, 15, 9), (7, 16, 515), (11, 31, 8)] {
+            let (a, b) = (random(m * k, 1), random(n * k, 2));
+            let (mut left, mut right) = (vec![0.0; Left::len(m, k)], vec![0.0; Right::len(n, k)]);
+            let left = Left::lay_out(Mat::new(&a, m, k), &mut left);
+            let right = Right::lay_out(Mat::new(&b, n, k), &mut right);
+            for into in [Into::Set, Into::Add] {
+                let stride = n + 3;
+                let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
+                tile((left, 0), (right, 0), &mut MatMut::strided(&mut found, m, n, stride), into);
+                let (cells, scales) = left.tile(0);
+                let c = &mut MatMut::strided(&mut expected, m, n, stride);
+                tile_plain(cells, left.stride, scales, right.panel(0), c, into);
+                assert_eq!(found, expected, "{m}x{n}x{k}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_sums_are_exact_and_what_is_not_finite_is_not_hidden() {
+        let row = vec![-1.0; MOST];
+        let sum = product(&row, &row, 1, 1, MOST, |_, _| 0.0)[0];
+        assert!((sum / MOST as f32 - 1.0).abs() < 1e-6, "{sum}");
+        for strange in [f32::NAN, f32::INFINITY] {
+            let found = product(&[1.0, strange, 0.0, 0.0], &[1.0, 1.0], 2, 1, 2, |_, _| 0.0);
+            assert!(!found[0].is_finite() && found[1] == 0.0, "{found:?}");
+        }
+        // As small as numbers get.
+        let found = product(&[1e-40, -1e-40], &[1.0, -1.0], 1, 1, 2, |_, _| 0.0)[0];
+        assert!(found.abs() < 1e-37, "{found}");
+    }
+}

@@ -1,0 +1,252 @@
+//! The micro-kernel: a tile of C, [`MR`] x [`NR`], from a panel of A and a panel of B.
+//!
+//! The tile's 24 sums of 16 f32 stay in registers for the whole depth; each step along k loads one cell of 32 columns of B and
+//! broadcasts one cell of each of 12 rows of A. [`tile_plain`] is the same in plain Rust: what it is tested against, and what
+//! runs where AVX512-BF16 is missing.
+
+use super::super::{Into, MatMut};
+use ngen3_simd::simd;
+
+/// Rows of a tile: with two vectors of columns, 24 of the 32 registers hold sums.
+pub const MR: usize = 12;
+
+/// Columns of a tile: two vectors of 16 f32.
+pub const NR: usize = 32;
+
+/// Numbers in a tile.
+pub const TILE: usize = MR * NR;
+
+/// Whether this processor has AVX512-BF16.
+pub fn available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        ngen3_simd::avx512()
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// How the [`MR`] rows of a tile's A stand, a cell of each for every step along k.
+///
+/// Not a [`Mat`](super::super::Mat): what describes a tile has to arrive in registers. From memory it would wait behind the sums of the
+/// tile before, which are on their way there (1.6 % of a step, measured).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Side by side, `[depth, MR]`: a panel.
+    Together,
+    /// Each by itself, so many cells from the one before.
+    Apart(usize),
+}
+
+impl Rows {
+    /// From a cell to the same of the next row, and to the next of the same row.
+    #[inline(always)]
+    pub fn strides(self) -> (usize, usize) {
+        match self {
+            Self::Together => (1, MR),
+            Self::Apart(stride) => (stride, 1),
+        }
+    }
+}
+
+/// `c = a·b` or `c += a·b`, for `c` of at most [`MR`] x [`NR`]; `a`: [`MR`] rows of `depth` cells of `P` elements, `b`: `[depth, NR]`.
+///
+/// # Panics
+/// If `a` has not as many cells, or `c` is larger.
+pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
+    assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
+    let (depth, (down, along)) = (b.len() / NR, rows.strides());
+    assert!(depth == 0 || (MR - 1) * down + (depth - 1) * along < a.len(), "{depth} cells of {MR} rows");
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        // SAFETY: the features were just detected, and the lengths just checked.
+        unsafe { x86::tile::<P>(a, rows, b, c, into) };
+        return;
+    }
+    simd(
+        #[inline(always)]
+        || tile_plain::<P>(a, rows, b, c, into),
+    );
+}
+
+/// [`tile`] in plain Rust.
+#[inline(always)]
+pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
+    let (down, along) = rows.strides();
+    let mut sums = [[0.0f32; NR]; MR];
+    for (k, b) in b.as_chunks::<NR>().0.iter().enumerate() {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let a = a[i * down + k * along];
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                *sum = multiply_add::<P>(a, b, *sum);
+            }
+        }
+    }
+    for (i, sums) in sums.iter().enumerate().take(c.rows) {
+        let row = c.row_mut(i);
+        for (c, &sum) in row.iter_mut().zip(sums) {
+            *c = if into == Into::Add { *c + sum } else { sum };
+        }
+    }
+}
+
+/// `sum + a·b` over the elements of each cell.
+#[inline(always)]
+pub fn multiply_add<const P: usize>(a: u32, b: u32, sum: f32) -> f32 {
+    if P == 2 {
+        // As the instruction does it: the second product first, each sum rounded.
+        (sum + high(a) * high(b)) + low(a) * low(b)
+    } else {
+        sum + f32::from_bits(a) * f32::from_bits(b)
+    }
+}
+
+#[inline(always)]
+fn low(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+#[inline(always)]
+fn high(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xFFFF_0000)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Into, MR, MatMut, NR, Rows};
+
+    /// # Safety
+    /// The processor has AVX-512F and AVX512-BF16; `a` has MR rows as deep as `b`; `c` is at most MR x NR.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
+        if into == Into::Add {
+            prefetch(c);
+        }
+        // SAFETY: what this function asks of its caller is what these ask.
+        unsafe {
+            // Twice, so that a panel's strides are constants in one of them.
+            match rows {
+                Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, into),
+                Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, into),
+            }
+        }
+    }
+
+    /// `sum + a·b` over the elements of each cell.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn multiply_add<const P: usize>(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
+        if P == 2 {
+            // SAFETY: the same 512 bits under another name.
+            let (a, b) =
+                unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)) };
+            _mm512_dpbf16_ps(sum, a, b)
+        } else {
+            _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum)
+        }
+    }
+
+    /// The tile in registers: MR rows of two vectors. Always inlined, for the strides' sake.
+    ///
+    /// # Safety
+    /// As [`tile`]. To be called from a function compiled for these features.
+    #[inline(always)]
+    pub unsafe fn sums_of_tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32]) -> [[__m512; 2]; MR] {
+        let (down, along) = rows.strides();
+        // SAFETY: `at_a` and `at_b` stand at one of the cells along k of A's first row and of B's NR columns.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+            let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
+            for _ in 0..b.len() / NR {
+                let (b0, b1) = (_mm512_loadu_si512(at_b.cast()), _mm512_loadu_si512(at_b.add(16).cast()));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = _mm512_set1_epi32(*at_a.add(i * down) as i32);
+                    sums[0] = multiply_add::<P>(a, b0, sums[0]);
+                    sums[1] = multiply_add::<P>(a, b1, sums[1]);
+                }
+                at_a = at_a.wrapping_add(along);
+                at_b = at_b.wrapping_add(NR);
+            }
+            sums
+        }
+    }
+
+    /// Asks for the tile of C before the sums that will be added to it are made, which takes longer than memory does.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn prefetch(c: &MatMut<'_>) {
+        for i in 0..c.rows {
+            let row = c.data.wrapping_add(i * c.row_stride).cast();
+            _mm_prefetch::<_MM_HINT_T0>(row);
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
+        }
+    }
+
+    /// Takes the sums by value and is always inlined: with an address they would not stay in registers in the loop before.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F; `c` is at most MR x NR. To be called from a function compiled for it.
+    #[inline(always)]
+    pub unsafe fn store(sums: [[__m512; 2]; MR], c: &mut MatMut<'_>, into: Into) {
+        let columns = if c.cols == NR { u32::MAX } else { (1 << c.cols) - 1 };
+        let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
+        // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
+        for (i, sums) in sums.into_iter().enumerate() {
+            if i >= c.rows {
+                continue;
+            }
+            // SAFETY: row `i` is one of C's, and the masks leave out what is past its columns.
+            unsafe {
+                let row = c.data.add(i * c.row_stride);
+                let next = row.wrapping_add(16);
+                let [mut s0, mut s1] = sums;
+                if into == Into::Add {
+                    s0 = _mm512_add_ps(_mm512_maskz_loadu_ps(low, row), s0);
+                    s1 = _mm512_add_ps(_mm512_maskz_loadu_ps(high, next), s1);
+                }
+                _mm512_mask_storeu_ps(row, low, s0);
+                _mm512_mask_storeu_ps(next, high, s1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::random;
+    use crate::gemm::tiles::pack::cell;
+
+    fn check<const P: usize>(rows: Rows) {
+        for (m, n, depth) in [(12, 32, 9), (1, 1, 1), (5, 17, 64), (12, 15, 3), (7, 16, 130), (11, 31, 2), (3, 4, 0)] {
+            let packed =
+                |n: usize, seed| random(2 * n, seed).as_chunks::<2>().0.iter().map(|x| cell::<P>(x[0], x[1])).collect();
+            let (down, along) = rows.strides();
+            let last = (MR - 1) * down + depth.max(1) * along;
+            let (a, b): (Vec<u32>, Vec<u32>) = (packed(last, 1), packed(depth * NR, 2));
+            for into in [Into::Set, Into::Add] {
+                let stride = n + 3;
+                let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
+                tile::<P>(&a, rows, &b, &mut MatMut::strided(&mut found, m, n, stride), into);
+                tile_plain::<P>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), into);
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-5, "{m}x{n}x{depth} {rows:?}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_vector_kernel_equals_its_plain_twin() {
+        for rows in [Rows::Together, Rows::Apart(144)] {
+            check::<1>(rows);
+            check::<2>(rows);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
+
+use super::kernel::NR;
+use super::left::Left;
+use super::{int8, multiply, pack, packed_len, with_workspace};
+use crate::base::memory::Buffer;
+use crate::gemm::{Into, Mat, MatMut};
+use ngen3_engine::{Error, Quant};
+
+/// A weight, `[outputs, inputs]`, rounded and laid out as the kernel reads it.
+#[derive(Debug)]
+pub struct Packed {
+    outputs: usize,
+    inputs: usize,
+    /// To bf16, or further, and `x` with it.
+    quant: Quant,
+    /// Panels of [`NR`] outputs.
+    panels: Buffer,
+}
+
+impl Packed {
+    /// Packs a weight.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when it does not fit beside what it is packed from.
+    pub fn new(weight: Mat<'_>, quant: Quant) -> Result<Self, Error> {
+        let (outputs, inputs) = (weight.n_rows(), weight.cols());
+        let length = match quant {
+            Quant::None => packed_len::<2, NR>(outputs, inputs),
+            Quant::Int8 => int8::Right::len(outputs, inputs),
+        };
+        let mut panels = Buffer::zeros(length, "packed weights")?;
+        match quant {
+            Quant::None => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
+            Quant::Int8 => {
+                int8::Right::lay_out(weight, &mut panels);
+            }
+        }
+        Ok(Self { outputs, inputs, quant, panels })
+    }
+
+    /// Inputs of the layer.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`super::matmul_onto`].
+    pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+        assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
+        match self.quant {
+            Quant::None => with_workspace(Left::len::<2>(x), |workspace| {
+                let left = Left::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));
+                multiply::<2>(y, Into::Add, left, bytemuck::cast_slice(&self.panels), start);
+            }),
+            Quant::Int8 => with_workspace(int8::Left::len(x.n_rows(), self.inputs), |workspace| {
+                let left = int8::Left::lay_out(x, workspace);
+                int8::product_onto(y, left, int8::Right::of(self.outputs, self.inputs, &self.panels), start);
+            }),
+        }
+    }
+}

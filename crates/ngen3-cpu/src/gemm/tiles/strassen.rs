@@ -1,0 +1,493 @@
+//! Kernels of products in seven eighths of the multiplications, in f32 (Strassen, "Gaussian elimination is not optimal", 1969).
+//!
+//! The fused loss multiplies embeddings W `[words, channels]`, hidden states H `[channels, tokens]` and exponentials
+//! E `[words, tokens]` in all three ways: logits S = W·H, and backward Wᵀ·E and E·Hᵀ. Words, channels and tokens are cut into two
+//! parts each, so that each matrix is four blocks; then seven products of sums of blocks make what eight products of blocks
+//! would. All three follow from one identity, whose left side each of them is the derivative of:
+//!
+//! ```text
+//! Σ over r, c, t of W[r,c]·H[c,t]·E[r,t]  =  Σ over m of (Σ WORDS[m]·W)·(Σ HIDDEN[m]·H)·(Σ EXPS[m]·E)
+//! ```
+//!
+//! So a product multiplies the sums of two of them, and the third table says where its seven terms go. It is the same E that both
+//! products backward read: [`mix`] makes its sums once.
+//!
+//! Each sum is as precise as its largest block: what is small is lost beside what is large. So exponentials are multiplied only when
+//! each has been divided by its token's sum; then no token is lost beside another. A word is, if it is far rarer than the one that
+//! it is added to: the gradient of its embedding has an error of 1e-7 of the other's, not of its own.
+//!
+//! The two parts of the words are neighbouring panels of [`MR`], those of the tokens neighbouring tiles of [`NR`]. A *tile* is
+//! [`MR`] words by [`NR`] tokens, a *quad* one of each of the four blocks.
+
+use super::super::Into;
+use super::kernel::{MR, NR, TILE};
+use super::softmax::MAX_EXPONENT;
+
+/// Sums of blocks, and products of them.
+pub const PRODUCTS: usize = 7;
+
+/// What each block of W counts in each sum, block (r, c) at 2r + c; at most two count.
+pub const WORDS: [[i8; 4]; PRODUCTS] =
+    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]];
+
+/// The same of H, block (c, t) at 2c + t.
+pub const HIDDEN: [[i8; 4]; PRODUCTS] =
+    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]];
+
+/// The same of E, block (r, t) at 2r + t; and what each product counts in each block of S.
+const EXPS: [[i8; 4]; PRODUCTS] =
+    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]];
+
+/// Numbers in a quad.
+pub const QUAD: usize = 4 * TILE;
+
+/// Rows of A where they are channels: unlike [`MR`], it divides half of every usual width.
+pub const CHANNELS: usize = 8;
+
+/// Whether so many tiles stand in `place`, `stride` numbers apart.
+fn has_tiles(place: &[f32], tiles: usize, stride: usize) -> bool {
+    place.len().checked_sub(tiles.saturating_sub(1).saturating_mul(stride)) >= Some(TILE)
+}
+
+/// `c = a·b` or `c += a·b`, with `a`: `[depth, R]`, `b`: `[depth, NR]`, `c`: `[R, NR]`.
+///
+/// # Panics
+/// If the lengths do not agree.
+pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+    let depth = b.len() / NR;
+    assert!(a.len() == depth * R && b.len() == depth * NR && c.len() == R * NR, "a tile of {R} rows");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected, and the lengths just checked.
+        return unsafe { x86::product::<R>(a, b, c, into) };
+    }
+    product_plain::<R>(a, b, c, into);
+}
+
+fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+    let mut sums = [[0.0f32; NR]; R];
+    for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<NR>().0) {
+        for (sums, a) in sums.iter_mut().zip(a) {
+            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * b);
+        }
+    }
+    for (c, sum) in c.iter_mut().zip(sums.as_flattened()) {
+        *c = if into == Into::Add { *c + sum } else { *sum };
+    }
+}
+
+/// A quad of logits in powers of two, and what becomes of it.
+pub struct Logits<'a> {
+    /// A tile of each product, `stride` numbers apart.
+    pub products: &'a [f32],
+    /// See `products`.
+    pub stride: usize,
+    /// Words of each part that exist; the rest count nothing.
+    pub words: [usize; 2],
+    /// Subtracted from each token's logits.
+    pub shift: &'a [[f32; NR]; 2],
+    /// Each token's Σ e is added to this.
+    pub sums: &'a mut [[f32; NR]; 2],
+}
+
+/// e = 2^(logit − shift): adds each token's to its sum and fills `out`, a [`QUAD`].
+///
+/// # Panics
+/// If there is not a tile of each product, or `out` has another length.
+pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
+    assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "a tile of each product");
+    assert!(out.len() == QUAD, "a quad of e");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        let streamed = out.as_ptr().cast::<std::arch::x86_64::__m512>().is_aligned();
+        // SAFETY: the features were just detected, the lengths just checked, and the place of `out` too.
+        return unsafe {
+            if streamed { x86::exponentials::<true>(logits, out) } else { x86::exponentials::<false>(logits, out) }
+        };
+    }
+    exponentials_plain(logits, out);
+}
+
+fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
+    for (block, at) in (0..4).flat_map(|block| (0..TILE).map(move |at| (block, at))) {
+        let (part, row, tile, token) = (block / 2, at / NR, block % 2, at % NR);
+        let products = EXPS.iter().zip(logits.products[at..].iter().step_by(logits.stride));
+        let logit: f32 = products.map(|(weights, product)| f32::from(weights[block]) * product).sum();
+        let x = logit - logits.shift[tile][token];
+        // NaN stays NaN, so that a diverged model is noticed.
+        let e = if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2();
+        let e = if row < logits.words[part] { e } else { 0.0 };
+        logits.sums[tile][token] += e;
+        out[block * TILE + at] = e;
+    }
+}
+
+/// Sums of the blocks of one quad of e, each multiplied by its token's `scale`: `out` has a tile for each, `stride` numbers apart.
+///
+/// # Panics
+/// If `e` is not a quad, or `out` has no room.
+pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
+    assert!(e.len() == QUAD && stride >= TILE && has_tiles(out, PRODUCTS, stride), "a quad of e and its sums");
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected, and the lengths just checked.
+        return unsafe { x86::mix(e, scale, out, stride) };
+    }
+    mix_plain(e, scale, out, stride);
+}
+
+fn mix_plain(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
+    for (weights, out) in EXPS.iter().zip(out.chunks_mut(stride)) {
+        for (at, out) in out[..TILE].iter_mut().enumerate() {
+            let block =
+                |(block, &weight): (usize, &i8)| f32::from(weight) * scale[block % 2][at % NR] * e[block * TILE + at];
+            *out = weights.iter().enumerate().map(block).sum();
+        }
+    }
+}
+
+/// Memory that is soon to be read, asked for a few cache lines at a time, so that it arrives while something else is computed.
+pub struct Ahead<'a>(std::slice::Chunks<'a, f32>);
+
+impl<'a> Ahead<'a> {
+    /// `soon`, in `shares` nearly equal shares.
+    pub fn new(soon: &'a [f32], shares: usize) -> Self {
+        Self(soon.chunks(soon.len().div_ceil(shares.max(1)).next_multiple_of(16).max(16)))
+    }
+
+    /// Asks for the next share, if one is left.
+    #[inline(always)]
+    pub fn ask(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in self.0.next().unwrap_or_default().chunks(16) {
+            // SAFETY: a hint, which reads nothing.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+        }
+    }
+}
+
+/// Where in a matrix a tile is added, and how often. The default is nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Place {
+    /// Its first number's place.
+    pub at: usize,
+    /// Rows of the tile that the matrix has.
+    pub rows: usize,
+    /// Columns of it that the matrix has.
+    pub cols: usize,
+    /// What it is multiplied by.
+    pub weight: f32,
+}
+
+/// Adds `e·b` to `c` in both places, with `e`: tiles of `[MR, NR]`, `stride` numbers apart, `b`: `[tiles·NR, NR]`; rows of `c` are
+/// `width` numbers apart.
+///
+/// # Panics
+/// If the lengths do not agree or a place is not in `c`.
+pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
+    let tiles = b.len() / (NR * NR);
+    assert!(b.len() == tiles * NR * NR && has_tiles(e, tiles, stride), "{tiles} tiles of e");
+    for &Place { at, rows, cols, .. } in places {
+        assert!(rows <= MR && cols <= NR && cols <= width, "a place of {rows} x {cols}");
+        let last = rows.saturating_sub(1).saturating_mul(width).saturating_add(at);
+        assert!(rows == 0 || c.len().checked_sub(last) >= Some(cols), "a place in {} numbers", c.len());
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::kernel::available() {
+        // SAFETY: the features were just detected, and the lengths and places just checked.
+        return unsafe { x86::product_onto(e, stride, b, c, width, places) };
+    }
+    product_onto_plain(e, stride, b, c, width, places);
+}
+
+fn product_onto_plain(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
+    let mut sums = [[0.0f32; NR]; MR];
+    for (e, b) in e.chunks(stride).zip(b.as_chunks::<NR>().0.as_chunks::<NR>().0) {
+        for (sums, e) in sums.iter_mut().zip(e.as_chunks::<NR>().0) {
+            for (e, b) in e.iter().zip(b) {
+                sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += e * b);
+            }
+        }
+    }
+    for place in places {
+        for (row, sums) in sums.iter().enumerate().take(place.rows) {
+            let c = &mut c[place.at + row * width..][..place.cols];
+            c.iter_mut().zip(sums).for_each(|(c, sum)| *c += place.weight * sum);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::array::from_fn;
+
+    use super::super::softmax::x86::exp2;
+    use super::{EXPS, Into, Logits, MR, NR, PRODUCTS, Place, TILE};
+
+    /// # Safety
+    /// The processor has AVX-512F; `a` and `b` are equally deep, `c` is R x NR.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
+        for _ in 0..b.len() / NR {
+            // SAFETY: both stand at one of their rows, of R and of NR numbers.
+            unsafe { multiply_add(&mut sums, at_a, 1, at_b) };
+            at_a = at_a.wrapping_add(R);
+            at_b = at_b.wrapping_add(NR);
+        }
+        for (c, [mut s0, mut s1]) in c.as_chunks_mut::<NR>().0.iter_mut().zip(sums) {
+            let to = c.as_mut_ptr();
+            // SAFETY: a row of NR numbers.
+            unsafe {
+                if into == Into::Add {
+                    s0 = _mm512_add_ps(_mm512_loadu_ps(to), s0);
+                    s1 = _mm512_add_ps(_mm512_loadu_ps(to.add(16)), s1);
+                }
+                _mm512_storeu_ps(to, s0);
+                _mm512_storeu_ps(to.add(16), s1);
+            }
+        }
+    }
+
+    /// One step along k: adds the product of R numbers, `stride` apart, and a row of NR.
+    ///
+    /// # Safety
+    /// From a function compiled for AVX-512F; so many numbers stand at `a` and `b`.
+    #[inline(always)]
+    unsafe fn multiply_add<const R: usize>(sums: &mut [[__m512; 2]; R], a: *const f32, stride: usize, b: *const f32) {
+        // SAFETY: the caller promises the numbers.
+        unsafe {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(*a.add(i * stride));
+                sums[0] = _mm512_fmadd_ps(a, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(a, b1, sums[1]);
+            }
+        }
+    }
+
+    /// With STREAM past the caches: a block of e is larger than they are, and to write a line they would read it first.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F; there is a tile of each product; `out` is a quad, and with STREAM it begins on a cache line.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn exponentials<const STREAM: bool>(logits: Logits<'_>, out: &mut [f32]) {
+        for half in [0, 16] {
+            // SAFETY: `half` is the place of 16 numbers in NR, `at` in a tile, and the caller promises the tiles.
+            unsafe {
+                let shift: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(logits.shift[token].as_ptr().add(half)));
+                let mut sums: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(logits.sums[token].as_ptr().add(half)));
+                for row in 0..MR {
+                    let at = row * NR + half;
+                    let products: [__m512; PRODUCTS] =
+                        from_fn(|m| _mm512_loadu_ps(logits.products.as_ptr().add(m * logits.stride + at)));
+                    for block in 0..4 {
+                        let (part, token) = (block / 2, block % 2);
+                        let mut x = _mm512_sub_ps(_mm512_setzero_ps(), shift[token]);
+                        for (weights, product) in EXPS.iter().zip(products) {
+                            match weights[block] {
+                                0 => {}
+                                1 => x = _mm512_add_ps(x, product),
+                                _ => x = _mm512_sub_ps(x, product),
+                            }
+                        }
+                        let exists = if row < logits.words[part] { 0xFFFF } else { 0 };
+                        let e = _mm512_maskz_mov_ps(exists, exp2(x));
+                        sums[token] = _mm512_add_ps(sums[token], e);
+                        let to = out.as_mut_ptr().add(block * TILE + at);
+                        if STREAM { _mm512_stream_ps(to, e) } else { _mm512_storeu_ps(to, e) }
+                    }
+                }
+                for (to, sums) in logits.sums.iter_mut().zip(sums) {
+                    _mm512_storeu_ps(to.as_mut_ptr().add(half), sums);
+                }
+            }
+        }
+        if STREAM {
+            // What was streamed is to be seen by whoever reads it next, on any thread.
+            _mm_sfence();
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F; `e` is a quad, `out` has room for a tile of each product.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
+        for half in [0, 16] {
+            // SAFETY: `half` is the place of 16 numbers in NR, `at` in a tile, and the caller promises the tiles.
+            unsafe {
+                let scale: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(scale[token].as_ptr().add(half)));
+                for row in 0..MR {
+                    let at = row * NR + half;
+                    let blocks: [__m512; 4] = from_fn(|block| {
+                        _mm512_mul_ps(_mm512_loadu_ps(e.as_ptr().add(block * TILE + at)), scale[block % 2])
+                    });
+                    for (m, weights) in EXPS.iter().enumerate() {
+                        let mut sum = _mm512_setzero_ps();
+                        for (&weight, block) in weights.iter().zip(blocks) {
+                            match weight {
+                                0 => {}
+                                1 => sum = _mm512_add_ps(sum, block),
+                                _ => sum = _mm512_sub_ps(sum, block),
+                            }
+                        }
+                        _mm512_storeu_ps(out.as_mut_ptr().add(m * stride + at), sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F; `b` is whole squares of NR x NR, `e` has a tile for each, and the places are in `c`.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
+        // Asked for before the sums are made, which takes longer than memory does.
+        for place in places {
+            for row in 0..place.rows {
+                let at = c.as_ptr().wrapping_add(place.at + row * width);
+                _mm_prefetch::<_MM_HINT_T0>(at.cast());
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(16).cast());
+            }
+        }
+        let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+        let (mut tile, mut at_b) = (e.as_ptr(), b.as_ptr());
+        for _ in 0..b.len() / (NR * NR) {
+            for token in 0..NR {
+                // SAFETY: a column of a tile and a row of `b`.
+                unsafe { multiply_add(&mut sums, tile.add(token), NR, at_b) };
+                at_b = at_b.wrapping_add(NR);
+            }
+            tile = tile.wrapping_add(stride);
+        }
+        for place in places {
+            let columns = if place.cols == NR { u32::MAX } else { (1 << place.cols) - 1 };
+            let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
+            let weight = _mm512_set1_ps(place.weight);
+            // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
+            for (row, sums) in sums.iter().enumerate() {
+                if row >= place.rows {
+                    continue;
+                }
+                // SAFETY: the row is one of `c`'s, and the masks leave out what is past the place's columns.
+                unsafe {
+                    let to = c.as_mut_ptr().add(place.at + row * width);
+                    let next = to.wrapping_add(16);
+                    let s0 = _mm512_fmadd_ps(sums[0], weight, _mm512_maskz_loadu_ps(low, to));
+                    let s1 = _mm512_fmadd_ps(sums[1], weight, _mm512_maskz_loadu_ps(high, next));
+                    _mm512_mask_storeu_ps(to, low, s0);
+                    _mm512_mask_storeu_ps(next, high, s1);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::random;
+
+    fn close(found: &[f32], expected: &[f32], tolerance: f32) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!((found - expected).abs() <= tolerance * (1.0 + expected.abs()), "{i}: {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn seven_products_make_what_eight_would() {
+        for (w, h, e) in (0..64).map(|i| (i / 16, i / 4 % 4, i % 4)) {
+            let sum: i8 = (0..PRODUCTS).map(|m| WORDS[m][w] * HIDDEN[m][h] * EXPS[m][e]).sum();
+            let meet = w / 2 == e / 2 && w % 2 == h / 2 && h % 2 == e % 2;
+            assert_eq!(sum, i8::from(meet), "W[{w}]·H[{h}]·E[{e}]");
+        }
+        assert!(WORDS.iter().all(|weights| weights.iter().filter(|&&weight| weight != 0).count() <= 2));
+    }
+
+    fn check_product<const R: usize>(depth: usize) {
+        let (a, b) = (random(depth * R, 1), random(depth * NR, 2));
+        for into in [Into::Set, Into::Add] {
+            let (mut found, mut expected) = (random(R * NR, 3), random(R * NR, 3));
+            product::<R>(&a, &b, &mut found, into);
+            product_plain::<R>(&a, &b, &mut expected, into);
+            close(&found, &expected, 1e-5);
+        }
+    }
+
+    #[test]
+    fn products_equal_those_of_the_plain_twin() {
+        for depth in [0, 1, 7, 64] {
+            check_product::<MR>(depth);
+            check_product::<CHANNELS>(depth);
+        }
+    }
+
+    #[test]
+    fn exponentials_equal_those_of_the_plain_twin() {
+        for (stride, words, far) in [(TILE, [12, 12], 0.0), (TILE + 80, [12, 3], 60.0), (TILE, [5, 0], -200.0)] {
+            let products = random(PRODUCTS * stride, 1);
+            let shift: [[f32; NR]; 2] = std::array::from_fn(|t| std::array::from_fn(|i| far * (t * i) as f32 / 31.0));
+            let run = |plainly: bool, skip: usize| {
+                let (mut sums, mut e) = ([[1.0; NR]; 2], vec![f32::NAN; skip + QUAD]);
+                let logits = Logits { products: &products, stride, words, shift: &shift, sums: &mut sums };
+                let out = &mut e[skip..];
+                if plainly {
+                    exponentials_plain(logits, out)
+                } else {
+                    exponentials(logits, out)
+                }
+                (sums.as_flattened().to_vec(), e.split_off(skip))
+            };
+            let expected = run(true, 0);
+            // Whichever of these begins on a cache line is streamed; at most one does.
+            for skip in 0..16 {
+                let found = run(false, skip);
+                close(&found.0, &expected.0, 2e-5);
+                let relative: Vec<f32> =
+                    found.1.iter().zip(&expected.1).map(|(f, e)| if f == e { 1.0 } else { f / e }).collect();
+                close(&relative, &[1.0; QUAD], 2e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_diverged_model_gives_a_sum_that_is_not_finite() {
+        let mut products = vec![0.0; PRODUCTS * TILE];
+        products[3] = f32::NAN;
+        let mut sums = [[0.0; NR]; 2];
+        let logits =
+            Logits { products: &products, stride: TILE, words: [MR; 2], shift: &[[0.0; NR]; 2], sums: &mut sums };
+        exponentials(logits, &mut [0.0; QUAD]);
+        assert!(sums[0][3].is_nan() && sums[1][3].is_nan() && sums[0][4].is_finite());
+    }
+
+    #[test]
+    fn sums_of_exponentials_equal_those_of_the_plain_twin() {
+        let scale = std::array::from_fn(|t| std::array::from_fn(|i| (t * 32 + i) as f32 / 10.0));
+        for stride in [TILE, TILE + 16] {
+            let (e, n) = (random(QUAD, 1), (PRODUCTS - 1) * stride + TILE);
+            let (mut found, mut expected) = (vec![7.0; n], vec![7.0; n]);
+            mix(&e, &scale, &mut found, stride);
+            mix_plain(&e, &scale, &mut expected, stride);
+            close(&found, &expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn products_over_tokens_equal_those_of_the_plain_twin_and_stay_in_their_places() {
+        for (tiles, rows, cols) in [(1, 12, 32), (3, 5, 17), (2, 1, 1), (1, 12, 16)] {
+            let (stride, width) = (TILE + 16, 70);
+            let (e, b) = (random(tiles * stride, 1), random(tiles * NR * NR, 2));
+            let place = Place { at: 2, rows, cols, weight: 0.7 };
+            for places in [[place, Place::default()], [place, Place { at: 12 * width + 36, weight: -1.0, ..place }]] {
+                let (mut found, mut expected) = (random(24 * width, 3), random(24 * width, 3));
+                product_onto(&e, stride, &b, &mut found, width, &places);
+                product_onto_plain(&e, stride, &b, &mut expected, width, &places);
+                close(&found, &expected, 1e-5);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Small products of operands in rows of cells: nothing is laid out in panels, nothing is allocated, one thread.
+//!
+//! For attention, whose operands are small enough to stay in cache and each used a few times only. A tile of C,
+//! [`ROWS`] x [`NR`], stays in registers for the whole depth; each step loads two vectors of a row of B and broadcasts one
+//! cell of each row of A.
+
+use super::super::{Into, Mat, MatMut, Threads};
+use super::kernel::{NR, available, multiply_add};
+use crate::gemm;
+use ngen3_simd::simd;
+
+/// Rows of a tile: with two vectors of columns, 16 sums hide the latency of an addition.
+pub const ROWS: usize = 8;
+
+/// `c = a·b` or `c += a·b`, with `a`: `[m, k/P]`, `b`: `[k/P, n]`, both cells of `P` elements along k, `c`: `[m, n]`. Rows of `b`
+/// must be contiguous.
+///
+/// # Panics
+/// If the shapes do not agree, or `b` is transposed.
+pub fn matmul<const P: usize>(mut c: MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat<'_, u32>) {
+    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
+    assert!(b.col_stride == 1, "rows of b are contiguous");
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        for first in (0..c.cols).step_by(NR) {
+            let cols = NR.min(c.cols - first);
+            let mut row = 0;
+            // SAFETY: the features were just detected, the shapes agree, and these rows and columns are the matrices'.
+            unsafe {
+                while c.rows - row >= ROWS {
+                    x86::tile::<P, ROWS>(&c, into, a, b, row, first, cols);
+                    row += ROWS;
+                }
+                if c.rows - row >= ROWS / 2 {
+                    x86::tile::<P, { ROWS / 2 }>(&c, into, a, b, row, first, cols);
+                    row += ROWS / 2;
+                }
+                while row < c.rows {
+                    x86::tile::<P, 1>(&c, into, a, b, row, first, cols);
+                    row += 1;
+                }
+            }
+        }
+        return;
+    }
+    simd(
+        #[inline(always)]
+        || plain::<P>(&mut c, into, a, b),
+    );
+}
+
+/// The same of f32 as they are; processors without AVX-512 take the `gemm` crate's way.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_f32(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+    if available() {
+        matmul::<1>(c, into, a.cells(), b.cells());
+    } else {
+        gemm::matmul_f32(c, into, a, b, Threads::One);
+    }
+}
+
+/// [`matmul`] in plain Rust: two rows by [`NR`] columns at a time, few enough for the registers of any processor.
+#[inline(always)]
+fn plain<const P: usize>(c: &mut MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat<'_, u32>) {
+    for row in (0..c.rows).step_by(2) {
+        for first in (0..c.cols).step_by(NR) {
+            let (rows, cols) = (2.min(c.rows - row), NR.min(c.cols - first));
+            let mut sums = [[0.0f32; NR]; 2];
+            for k in 0..a.cols {
+                let b = &b.row(k)[first..first + cols];
+                for (i, sums) in sums.iter_mut().enumerate().take(rows) {
+                    let a = a.data[(row + i) * a.row_stride + k * a.col_stride];
+                    sums.iter_mut().zip(b).for_each(|(sum, &b)| *sum = multiply_add::<P>(a, b, *sum));
+                }
+            }
+            for (i, sums) in sums.iter().enumerate().take(rows) {
+                for (c, sum) in c.row_mut(row + i)[first..first + cols].iter_mut().zip(sums) {
+                    *c = if into == Into::Add { *c + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::super::{Into, Mat, MatMut};
+    use super::super::kernel::x86::multiply_add;
+    use super::NR;
+
+    /// Rows `row..row + R` and columns `first..first + cols` of the product.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F and AVX512-BF16; the shapes agree; `row + R ≤ c.rows`, `first + cols ≤ c.cols`, `1 ≤ cols ≤ NR`.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub unsafe fn tile<const P: usize, const R: usize>(
+        c: &MatMut<'_>,
+        into: Into,
+        a: Mat<'_, u32>,
+        b: Mat<'_, u32>,
+        row: usize,
+        first: usize,
+        cols: usize,
+    ) {
+        let columns = u32::MAX >> (NR - cols);
+        let [low, high] = [columns as __mmask16, (columns >> 16) as __mmask16];
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let mut at_a = a.data.as_ptr().wrapping_add(row * a.row_stride);
+        let mut at_b = b.data.as_ptr().wrapping_add(first);
+        for _ in 0..a.cols {
+            // SAFETY: `at_a` and `at_b` stand at cell k of the first of these rows and at these columns of row k, which the
+            // views hold; the masks leave out what is past the last column.
+            unsafe {
+                let b0 = _mm512_maskz_loadu_epi32(low, at_b.cast());
+                let b1 = _mm512_maskz_loadu_epi32(high, at_b.wrapping_add(16).cast());
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = _mm512_set1_epi32(*at_a.add(i * a.row_stride) as i32);
+                    sums[0] = multiply_add::<P>(a, b0, sums[0]);
+                    sums[1] = multiply_add::<P>(a, b1, sums[1]);
+                }
+            }
+            at_a = at_a.wrapping_add(a.col_stride);
+            at_b = at_b.wrapping_add(b.row_stride);
+        }
+        for (i, [mut s0, mut s1]) in sums.into_iter().enumerate() {
+            // SAFETY: these rows and columns are C's; the masks leave out what is past the last column.
+            unsafe {
+                let to = c.data.add((row + i) * c.row_stride + first);
+                let next = to.wrapping_add(16);
+                if into == Into::Add {
+                    s0 = _mm512_add_ps(_mm512_maskz_loadu_ps(low, to), s0);
+                    s1 = _mm512_add_ps(_mm512_maskz_loadu_ps(high, next), s1);
+                }
+                _mm512_mask_storeu_ps(to, low, s0);
+                _mm512_mask_storeu_ps(next, high, s1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::random;
+    use crate::gemm::matmul_reference;
+    use crate::gemm::tiles::pack;
+
+    fn check<const P: usize>(m: usize, n: usize, k: usize) {
+        let depth = k.div_ceil(P);
+        let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(pack::rounded::<P>).collect() };
+        let (a, b) = (rounded(m * k, 1), rounded(k * n, 2));
+        let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+        // A in either orientation, both operands with gaps between their rows.
+        let (mut plain, mut turned, mut down) =
+            (vec![0; m * depth], vec![0; depth * (m + 2)], vec![0; depth * (n + 5)]);
+        pack::along::<P>(a, &mut plain);
+        let mut cells = vec![0; depth * n];
+        pack::down::<P>(b, &mut cells);
+        for (to, from) in down.chunks_exact_mut(n + 5).zip(cells.chunks_exact(n)) {
+            to[..n].copy_from_slice(from);
+        }
+        for (i, row) in plain.chunks_exact(depth.max(1)).enumerate() {
+            row.iter().enumerate().for_each(|(w, &cell)| turned[w * (m + 2) + i] = cell);
+        }
+        let expected = matmul_reference(a, b);
+        let down = Mat::strided(&down, depth, n, n + 5);
+        for a in [Mat::new(&plain, m, depth), Mat::strided(&turned, depth, m, m + 2).t()] {
+            for (into, plainly) in [(Into::Set, false), (Into::Add, false), (Into::Set, true), (Into::Add, true)] {
+                let start = random(m * (n + 1), 4);
+                let mut c = start.clone();
+                let mut to = MatMut::strided(&mut c, m, n, n + 1);
+                if plainly {
+                    super::plain::<P>(&mut to, into, a, down)
+                } else {
+                    matmul::<P>(to, into, a, down)
+                }
+                for (i, (&found, &before)) in c.iter().zip(&start).enumerate() {
+                    let (row, col) = (i / (n + 1), i % (n + 1));
+                    if col == n {
+                        assert_eq!(found, before, "the gap between rows was written");
+                        continue;
+                    }
+                    let kept = if into == Into::Add { f64::from(before) } else { 0.0 };
+                    let expected = expected[row * n + col] + kept;
+                    assert!((f64::from(found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_odd_shapes_match_three_loops_from_any_strides() {
+        for (m, n, k) in [(1, 1, 1), (8, 32, 16), (13, 33, 7), (64, 96, 31), (7, 15, 64), (20, 17, 0), (4, 64, 5)] {
+            check::<1>(m, n, k);
+            check::<2>(m, n, k);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Token and position embedding: x[t] = wte[token[t]] + wpe[position[t]]   (llm.c's `encoder`).
+//!
+//! `tokens` and `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [tokens, width].
+
+use rayon::prelude::*;
+
+use crate::base::profile::{Part, timed};
+use crate::gemm::Canvas;
+
+/// Columns in one task of the backward pass.
+const COLUMNS: usize = 32;
+
+/// Fills `x`.
+pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &mut [f32]) {
+    let _timed = timed(Part::Embedding);
+    let width = x.len() / tokens.len();
+    x.par_chunks_mut(width).zip(tokens.par_iter().zip(positions)).for_each(|(x, (&token, &position))| {
+        let token = &wte[token as usize * width..][..width];
+        let position = &wpe[position as usize * width..][..width];
+        for ((x, &a), &b) in x.iter_mut().zip(token).zip(position) {
+            *x = a + b;
+        }
+    });
+}
+
+/// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`
+pub fn backward(tokens: &[u32], positions: &[u32], dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
+    let _timed = timed(Part::Embedding);
+    scatter(positions, dx, 1.0, dwpe);
+    scatter(tokens, dx, 1.0, dwte);
+}
+
+/// `dwte[token[t]] += scale·dx[t]`
+pub fn scatter(tokens: &[u32], dx: &[f32], scale: f32, dwte: &mut [f32]) {
+    let width = dx.len() / tokens.len();
+    add_rows(width, dwte, || tokens.iter().zip(dx.chunks_exact(width)).map(|(&token, dx)| (token, scale, dx)));
+}
+
+/// `dwte[token[i]] += scale[i]·dx[i / k]`: each row of `dx` goes to k places.
+pub fn scatter_scaled(tokens: &[u32], scales: &[f32], k: usize, dx: &[f32], dwte: &mut [f32]) {
+    let width = dx.len() * k / tokens.len();
+    let rows = || dx.chunks_exact(width).flat_map(|dx| std::iter::repeat_n(dx, k));
+    add_rows(width, dwte, || tokens.iter().zip(scales).zip(rows()).map(|((&token, &scale), dx)| (token, scale, dx)));
+}
+
+/// Adds rows, each scaled, to those of `dwte` that their tokens name.
+///
+/// Two tasks never touch the same column, and each takes the rows in order: the same bits on any number of threads.
+fn add_rows<'a, I: Iterator<Item = (u32, f32, &'a [f32])>>(
+    width: usize,
+    dwte: &mut [f32],
+    rows: impl Fn() -> I + Sync,
+) {
+    let dwte = Canvas::new(dwte, width);
+    (0..width).into_par_iter().step_by(COLUMNS).for_each(|first| {
+        let columns = first..(first + COLUMNS).min(width);
+        for (token, scale, dx) in rows() {
+            // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks hold the same column.
+            let dwte = unsafe { dwte.row(token as usize, columns.clone()) };
+            for (d, &dx) in dwte.iter_mut().zip(&dx[columns.clone()]) {
+                *d += scale * dx;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::{check_gradient, dot, random};
+
+    #[test]
+    fn backward_matches_finite_differences_with_repeated_tokens() {
+        for (seq_len, width, vocab) in [(5, 12, 7), (1, 3, 2), (4, 100, 97)] {
+            let tokens: Vec<u32> = (0..3 * seq_len as u32).map(|t| t * t % vocab as u32).collect();
+            let positions: Vec<u32> = (0..tokens.len()).map(|t| (t % seq_len) as u32 + 2).collect();
+            let (wte, wpe) = (random(vocab * width, 1), random((seq_len + 3) * width, 2));
+            let dx = random(tokens.len() * width, 3);
+            let loss = |wte: &[f32], wpe: &[f32]| {
+                let mut x = vec![f32::NAN; tokens.len() * width];
+                forward(&tokens, &positions, wte, wpe, &mut x);
+                dot(&x, &dx)
+            };
+            let (mut dwte, mut dwpe) = (vec![0.0; wte.len()], vec![0.0; wpe.len()]);
+            backward(&tokens, &positions, &dx, &mut dwte, &mut dwpe);
+            check_gradient(&wte, &dwte, |wte| loss(wte, &wpe));
+            check_gradient(&wpe, &dwpe, |wpe| loss(&wte, wpe));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Distillation: at each token α·T²·D(teacher, student) + (1 − α)·cross entropy   (Hinton et al. 2015).
+//!
+//! With p = softmax(u/T) of the teacher's logits u and q = softmax(z/T) of the student's z, D is one of [`Divergence`]. Neither
+//! model's tokens × vocabulary is ever formed: a block of tokens at a time, as in `fused.rs`,
+//!
+//! ```text
+//! for 12 words, 32 tokens:     z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
+//! when every segment is done:  each token's losses, and what its gradient is made of
+//! for 192 words:               g = ∂loss/∂z, in the orders that the two products read;  dhidden += wteᵀ·g
+//! at the end:                  dwte += gᵀ·hidden
+//! ```
+//!
+//! Each token's logits are shifted by its target's, as there. A teacher that comes as its k likeliest tokens has no u: g is then
+//! that of the softmax, scaled, with corrections at those tokens (`top_k.rs`).
+
+mod gradient;
+mod head;
+mod logits;
+mod scratch;
+
+use super::super::embedding;
+use super::Gradients;
+use super::pieces::{Sizes, gather, pack_wte, shifts, spread};
+use super::top_k::{Corrections, TopK};
+use crate::base::memory::Buffer;
+use crate::gemm::Mat;
+use crate::gemm::tiles::kernel::NR;
+use crate::gemm::tiles::{pack, packed_len};
+use gradient::gradient;
+pub use head::Head;
+use logits::{logits, settle};
+use ngen3_engine::Error;
+use ngen3_engine::{Distill, Divergence, Teacher};
+use scratch::Plan;
+pub(super) use scratch::factor;
+
+/// Where a token's two losses go, each `[tokens]`.
+pub struct Losses<'a> {
+    /// Cross entropy.
+    pub cross_entropy: &'a mut [f32],
+    /// T²·D
+    pub divergence: &'a mut [f32],
+}
+
+/// Fills each token's two losses and, where asked, the gradients of their weighted sum.
+///
+/// # Errors
+/// [`Error::Memory`] when the buffers of a block do not fit.
+#[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
+pub fn run<const P: usize>(
+    sizes: Sizes,
+    hidden: &[f32],
+    wte: &[f32],
+    targets: &[u32],
+    distill: &Distill<'_>,
+    losses: Losses<'_>,
+    mut gradients: Option<Gradients<'_>>,
+    memory: &mut Buffer,
+) -> Result<(), Error> {
+    let Sizes { width, vocab_size, .. } = sizes;
+    let teacher = match distill.teacher {
+        Teacher::Head { hidden, wte, quant } if distill.alpha > 0.0 => {
+            Some((Head { width: wte.len() / vocab_size, vocab_size, quant }, hidden, wte))
+        }
+        _ => None,
+    };
+    let way = Way::of(distill);
+    // Of a student alone nothing is tempered.
+    let temperature = if way == Way::Alone { 1.0 } else { distill.temperature };
+    let plan = Plan::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
+    let (block, wanted) = (plan.block, plan.total::<P>());
+    if memory.len() < wanted {
+        *memory = Buffer::default();
+        *memory = Buffer::zeros(wanted, "the logits of a block of tokens")?;
+    }
+    let mut s = plan.cut::<P>(memory);
+    pack_wte::<P>(sizes, wte, s.wte);
+    if let Some((head, _, wte)) = teacher {
+        head.lay_out_wte::<P>(wte, s.teacher_wte);
+    }
+    let weight = gradients.as_ref().map_or(1.0, |gradients| gradients.weight);
+    let Losses { cross_entropy, divergence } = losses;
+    let blocks = targets.chunks(block).zip(cross_entropy.chunks_mut(block).zip(divergence.chunks_mut(block)));
+    for (i, (targets, (cross_entropy, divergence))) in blocks.enumerate() {
+        let (first, rows) = (i * block, targets.len());
+        let hidden = &hidden[first * width..][..rows * width];
+        pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
+        shifts::<P>(hidden, wte, targets, s.shift);
+        if let Some((head, hidden, wte)) = teacher {
+            let hidden = &hidden[first * head.width..][..rows * head.width];
+            head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
+            shifts::<P>(hidden, wte, targets, s.teacher_shift);
+        }
+        let soft = Soft { plan, tiles: rows.div_ceil(NR), temperature, way };
+        logits::<P>(soft, &mut s);
+        settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
+        let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
+            .map(|top_k| top_k.settle::<P>(temperature, hidden, wte, s.shift, block, s.factors, divergence));
+        let Some(Gradients { dhidden, dwte, .. }) = &mut gradients else { continue };
+
+        gradient::<P>(soft, dwte.is_some(), &mut s);
+        let at_target = (1.0 - distill.alpha) * weight;
+        let dhidden = &mut dhidden[first * width..][..rows * width];
+        gather::<P>(block, wte, targets, s.dhidden, None, at_target, dhidden);
+        if let Some(corrections) = &corrections {
+            corrections.add_to_hidden::<P>(wte, dhidden);
+        }
+        let Some(dwte) = dwte else { continue };
+        let padded = rows.next_multiple_of(NR);
+        let packed = &mut s.by_token[..packed_len::<P, NR>(width, padded)];
+        let padded_hidden = &mut s.padded_hidden[..padded * width];
+        padded_hidden[..rows * width].copy_from_slice(hidden);
+        padded_hidden[rows * width..].fill(0.0);
+        pack::<P, NR>(Mat::new(padded_hidden, padded, width).t(), packed);
+        spread::<P>(width, block / NR, padded, s.g, packed, dwte);
+        embedding::scatter(targets, hidden, -at_target, dwte);
+        if let Some(corrections) = &corrections {
+            corrections.add_to_embeddings(hidden, dwte);
+        }
+    }
+    Ok(())
+}
+
+/// f32s that the buffers of a pass of [`Sizes::tokens`] take.
+pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
+    Plan::new(sizes, sizes.tokens, head).total::<P>()
+}
+
+/// What the softmax of the student is held against.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nothing: α is 0.
+    Alone,
+    /// The teacher's logits.
+    Head(Divergence),
+    /// Its likeliest tokens.
+    TopK,
+}
+
+impl Way {
+    fn of(distill: &Distill<'_>) -> Self {
+        match distill.teacher {
+            _ if distill.alpha == 0.0 => Self::Alone,
+            Teacher::Head { .. } => Self::Head(distill.divergence),
+            Teacher::TopK { .. } => Self::TopK,
+        }
+    }
+}
+
+/// One block's loss.
+#[derive(Clone, Copy)]
+struct Soft {
+    plan: Plan,
+    /// Panels of tokens that hold any.
+    tiles: usize,
+    temperature: f32,
+    way: Way,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! Backward: the gradient of each of the student's logits, in the orders that the two products read, and the first of these.
+
+use rayon::prelude::*;
+
+use super::super::pieces::{CHUNK, Sizes, add_chunk};
+use super::logits::{above_mean, cut_off, lanes, untempered};
+use super::scratch::{Plan, Scratch, factor};
+use super::{Divergence, Soft, Way};
+use crate::base::memory::padded;
+use crate::gemm::Into;
+use crate::gemm::tiles::kernel::{MR, NR, TILE};
+use crate::gemm::tiles::packed_len;
+use crate::gemm::tiles::softmax::{e_tile, lay_out};
+use ngen3_simd::{exp, simd};
+
+/// Fills the parts of `dhidden` and, where it is wanted, `g`.
+pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
+    let Soft { plan, tiles, .. } = soft;
+    let Plan { sizes, block, .. } = plan;
+    let Sizes { width, vocab_size, .. } = sizes;
+    let by_channel = &bytemuck::cast_slice(s.wte)[padded(packed_len::<P, MR>(vocab_size, width))..];
+    let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
+    let across = block / NR;
+    s.g.par_chunks_mut(plan.segment_tiles() * e_tile::<P>())
+        .zip(s.by_word.par_chunks_mut(CHUNK * MR / P * block))
+        .zip(s.dhidden.par_chunks_mut(width * block))
+        .enumerate()
+        .for_each(|(segment, ((g, by_word), dhidden))| {
+            let first = segment * sizes.segment_panels();
+            let last = (first + sizes.segment_panels()).min(sizes.panels());
+            for chunk in (first..last).step_by(CHUNK) {
+                for panel in chunk..(chunk + CHUNK).min(last) {
+                    for j in 0..tiles {
+                        let place = (panel * across + j) * TILE;
+                        let z = &student[place..place + TILE];
+                        let u = teacher.get(place..place + TILE).unwrap_or_default();
+                        let mut tile = [[0.0; NR]; MR];
+                        let exist = MR.min(vocab_size - panel * MR);
+                        simd(
+                            #[inline(always)]
+                            || gradient_tile(soft, z, u, factors, j * NR, &mut tile[..exist]),
+                        );
+                        let words = (j * CHUNK * MR / P + (panel - chunk) * MR / P) * NR;
+                        // Where nobody will read g, every tile goes to one place, which stays in cache.
+                        let tokens = if wants_g { ((panel - first) * across + j) * e_tile::<P>() } else { 0 };
+                        lay_out::<P>(&tile, &mut by_word[words..][..e_tile::<P>()], &mut g[tokens..][..e_tile::<P>()]);
+                    }
+                }
+                let into = if chunk == first { Into::Set } else { Into::Add };
+                add_chunk::<P>(sizes, tiles, chunk, by_channel, by_word, dhidden, into);
+            }
+        });
+}
+
+/// The gradient of a tile's logits; its tokens begin at `at`.
+#[inline(always)]
+fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
+    let Soft { temperature, .. } = soft;
+    let (block, inverse) = (soft.plan.block, 1.0 / temperature);
+    let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
+    let z = z.as_chunks::<NR>().0;
+    let [cross, scale, tempered, teacher, inner, over_tempered, over_teacher] = [
+        factor::CROSS,
+        factor::SOFT,
+        factor::TEMPERED,
+        factor::TEACHER,
+        factor::INNER,
+        factor::OVER_TEMPERED,
+        factor::OVER_TEACHER,
+    ]
+    .map(|i| of[i]);
+    match soft.way {
+        Way::Alone => {
+            for (g, z) in g.iter_mut().zip(z) {
+                for t in 0..NR {
+                    g[t] = cross[t] * exp(z[t]);
+                }
+            }
+        }
+        Way::TopK => {
+            for (g, z) in g.iter_mut().zip(z) {
+                for t in 0..NR {
+                    let e = exp(cut_off(z[t] * inverse));
+                    g[t] = cross[t] * untempered(z[t], e, temperature) + scale[t] * (e * over_tempered[t]);
+                }
+            }
+        }
+        Way::Head(Divergence::ForwardKl) => {
+            for (g, (z, of_teacher)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
+                for t in 0..NR {
+                    let e = exp(cut_off(z[t] * inverse));
+                    let apart = e * over_tempered[t] - of_teacher[t] * over_teacher[t];
+                    g[t] = cross[t] * untempered(z[t], e, temperature) + scale[t] * apart;
+                }
+            }
+        }
+        Way::Head(kind) => {
+            for (g, (z, u)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
+                for t in 0..NR {
+                    let (q, p) = (cut_off(z[t] * inverse) - tempered[t], u[t] - teacher[t]);
+                    let apart = match kind {
+                        Divergence::JensenShannon => 0.5 * above_mean(q, p),
+                        _ => q - p,
+                    };
+                    g[t] = cross[t] * exp(z[t]) + scale[t] * exp(q) * (apart - inner[t]);
+                }
+            }
+        }
+    }
+}

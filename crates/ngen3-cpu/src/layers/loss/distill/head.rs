@@ -1,0 +1,103 @@
+//! A teacher's final projection: its logits, a tile of [`MR`] words by [`NR`] tokens at a time, of operands in the student's
+//! precision or in int8.
+
+use bytemuck::{cast_slice, cast_slice_mut};
+
+use crate::gemm::tiles::int8;
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
+use crate::gemm::tiles::{cells, pack, packed_len};
+use crate::gemm::{Into, Mat, MatMut};
+use ngen3_engine::Quant;
+
+/// Its sizes, and what its operands are rounded to: to the student's precision, or further.
+#[derive(Clone, Copy)]
+pub struct Head {
+    pub width: usize,
+    pub vocab_size: usize,
+    pub quant: Quant,
+}
+
+impl Head {
+    /// f32s that the embeddings take, laid out.
+    pub fn wte_len<const P: usize>(self) -> usize {
+        match self.quant {
+            Quant::None => packed_len::<P, MR>(self.vocab_size, self.width),
+            Quant::Int8 => int8::Left::len(self.vocab_size, self.width),
+        }
+    }
+
+    /// f32s that the hidden states of so many tokens take, laid out.
+    pub fn hidden_len<const P: usize>(self, tokens: usize) -> usize {
+        match self.quant {
+            Quant::None => packed_len::<P, NR>(tokens, self.width),
+            Quant::Int8 => int8::Right::len(tokens, self.width),
+        }
+    }
+
+    /// Lays out the embeddings, `[vocab_size, width]`.
+    pub fn lay_out_wte<const P: usize>(self, wte: &[f32], to: &mut [f32]) {
+        let wte = Mat::new(wte, self.vocab_size, self.width);
+        match self.quant {
+            Quant::None => pack::<P, MR>(wte, cast_slice_mut(to)),
+            Quant::Int8 => {
+                int8::Left::lay_out(wte, to);
+            }
+        }
+    }
+
+    /// Lays out the hidden states of some tokens, `[tokens, width]`, at the front of `to`.
+    pub fn lay_out_hidden<const P: usize>(self, hidden: &[f32], to: &mut [f32]) {
+        let hidden = Mat::new(hidden, hidden.len() / self.width, self.width);
+        let to = &mut to[..self.hidden_len::<P>(hidden.n_rows())];
+        match self.quant {
+            Quant::None => pack::<P, NR>(hidden, cast_slice_mut(to)),
+            Quant::Int8 => {
+                int8::Right::lay_out(hidden, to);
+            }
+        }
+    }
+
+    /// Both operands, of `tiles` panels of tokens, as they were laid out.
+    pub fn operands<'a, const P: usize>(self, wte: &'a [f32], hidden: &'a [f32], tiles: usize) -> Operands<'a> {
+        let Self { width, vocab_size, quant } = self;
+        match quant {
+            Quant::None => {
+                Operands::Cells { words: cast_slice(wte), hidden: cast_slice(hidden), depth: cells::<P>(width) }
+            }
+            Quant::Int8 => Operands::Int8 {
+                words: int8::Left::of(vocab_size, width, wte),
+                hidden: int8::Right::of(tiles * NR, width, hidden),
+            },
+        }
+    }
+}
+
+/// What its products are made of.
+#[derive(Clone, Copy)]
+pub enum Operands<'a> {
+    /// Panels of [depth, MR] and [depth, NR].
+    Cells {
+        words: &'a [u32],
+        hidden: &'a [u32],
+        depth: usize,
+    },
+    Int8 {
+        words: int8::Left<'a>,
+        hidden: int8::Right<'a>,
+    },
+}
+
+impl Operands<'_> {
+    /// Fills a tile, `[MR, NR]`, of a panel of words and a panel of tokens.
+    pub fn tile<const P: usize>(self, panel: usize, tokens: usize, logits: &mut [f32]) {
+        let logits = &mut MatMut::new(logits, MR, NR);
+        match self {
+            Self::Cells { words, hidden, depth } => {
+                let a = &words[panel * MR * depth..][..MR * depth];
+                let b = &hidden[tokens * NR * depth..][..NR * depth];
+                kernel::tile::<P>(a, Rows::Together, b, logits, Into::Set);
+            }
+            Self::Int8 { words, hidden } => int8::tile((words, panel * MR), (hidden, tokens), logits, Into::Set),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Forward: both models' logits, shifted and in place, their sums over the words, and each token's losses.
+
+use rayon::prelude::*;
+
+use super::super::pieces::Sizes;
+use super::scratch::{Scratch, factor, sum};
+use super::{Divergence, Soft, Way};
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
+use crate::gemm::tiles::{cells, packed_len};
+use crate::gemm::{Into, MatMut};
+use ngen3_simd::{exp, simd};
+
+/// Shifted logits are cut off here: beyond, exp would overflow.
+const MAX_LOGIT: f32 = 80.0;
+
+/// Fills `student`, `teacher` and `sums`.
+pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
+    let Soft { plan, tiles, temperature, way } = soft;
+    let Sizes { width, vocab_size, .. } = plan.sizes;
+    let depth = cells::<P>(width);
+    let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
+    let hidden = &*s.hidden;
+    let head = plan.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
+    let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
+    let (panels, across) = (plan.sizes.segment_panels(), plan.block / NR);
+    let segment_logits = plan.segment_tiles() * TILE;
+    let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
+    // Without a teacher's head there is nothing to cut up, but as many segments.
+    let mut teacher: Vec<&mut [f32]> = teacher.collect();
+    teacher.resize_with(plan.sizes.segments(), Default::default);
+    words
+        .par_chunks(panels * MR * depth)
+        .zip(s.student.par_chunks_mut(segment_logits).zip(teacher))
+        .zip(s.sums.par_chunks_mut(sum::COUNT * plan.block))
+        .enumerate()
+        .for_each(|(segment, ((words, (student, teacher)), sums))| {
+            sums.fill(0.0);
+            for (i, a) in words.chunks_exact(MR * depth).enumerate() {
+                let panel = segment * panels + i;
+                let exist = MR.min(vocab_size - panel * MR);
+                for j in 0..tiles {
+                    let place = (i * across + j) * TILE..(i * across + j + 1) * TILE;
+                    let z = &mut student[place.clone()];
+                    let b = &hidden[j * NR * depth..][..NR * depth];
+                    kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Into::Set);
+                    let u = match head {
+                        Some(head) => {
+                            let u = &mut teacher[place];
+                            head.tile::<P>(panel, j, u);
+                            u
+                        }
+                        None => &mut [],
+                    };
+                    let (sums, at) = (&mut *sums, j * NR);
+                    let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
+                    simd(
+                        #[inline(always)]
+                        || sum_tile(way, temperature, &mut z[..exist * NR], u, shifts, sums, plan.block, at),
+                    );
+                }
+            }
+        });
+}
+
+/// Shifts a tile of logits in place, the teacher's also over T, and adds to the sums of its tokens, which begin at `at`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of one tile")]
+fn sum_tile(
+    way: Way,
+    temperature: f32,
+    z: &mut [f32],
+    u: &mut [f32],
+    [shift, teacher_shift]: [&[f32; NR]; 2],
+    sums: &mut [f32],
+    block: usize,
+    at: usize,
+) {
+    let inverse = 1.0 / temperature;
+    let mut totals = [[0.0f32; NR]; sum::COUNT];
+    for z in z.as_chunks_mut::<NR>().0 {
+        for t in 0..NR {
+            z[t] = cut_off(z[t] - shift[t]);
+            let tempered = exp(cut_off(z[t] * inverse));
+            totals[sum::TEMPERED][t] += tempered;
+            totals[sum::STUDENT][t] += untempered(z[t], tempered, temperature);
+        }
+    }
+    if let Way::Head(divergence) = way {
+        for (z, u) in z.as_chunks::<NR>().0.iter().zip(u.as_chunks_mut::<NR>().0) {
+            for t in 0..NR {
+                u[t] = cut_off((u[t] - teacher_shift[t]) * inverse);
+                let (z, e) = (cut_off(z[t] * inverse), exp(u[t]));
+                totals[sum::TEACHER][t] += e;
+                if divergence == Divergence::ReverseKl {
+                    totals[sum::CROSS][t] += exp(z) * (z - u[t]);
+                } else {
+                    totals[sum::CROSS][t] += e * (u[t] - z);
+                }
+                if divergence == Divergence::ForwardKl {
+                    u[t] = e;
+                }
+            }
+        }
+    }
+    for (total, sums) in totals.iter().zip(sums.chunks_exact_mut(block)) {
+        sums[at..at + NR].iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
+    }
+}
+
+/// exp(z), of which exp(z/T) is known: the usual temperatures need no second exponential.
+#[inline(always)]
+pub fn untempered(z: f32, tempered: f32, temperature: f32) -> f32 {
+    if temperature == 2.0 {
+        tempered * tempered
+    } else if temperature == 1.0 {
+        tempered
+    } else {
+        exp(z)
+    }
+}
+
+/// The numbers of a tile's tokens, as the array that the compiler vectorises over.
+#[inline(always)]
+pub fn lanes(numbers: &[f32], at: usize) -> &[f32; NR] {
+    numbers[at..].first_chunk().expect("a whole tile of tokens")
+}
+
+/// Keeps exp below infinity; NaN stays NaN, so that a diverged model is noticed.
+#[inline(always)]
+pub fn cut_off(x: f32) -> f32 {
+    if x > MAX_LOGIT { MAX_LOGIT } else { x }
+}
+
+/// Adds the segments' sums up in the first; fills the losses and `factors`.
+pub fn settle(
+    soft: Soft,
+    alpha: f32,
+    weight: f32,
+    s: &mut Scratch<'_>,
+    cross_entropy: &mut [f32],
+    divergence: &mut [f32],
+) {
+    let Soft { plan, temperature, way, .. } = soft;
+    let block = plan.block;
+    add_up(s.sums, block);
+    s.factors.fill(0.0);
+    let sum = |sums: &[f32], which: usize, t: usize| sums[which * block + t];
+    for (t, loss) in cross_entropy.iter_mut().enumerate() {
+        let [student, tempered, teacher] = [sum::STUDENT, sum::TEMPERED, sum::TEACHER].map(|i| sum(s.sums, i, t));
+        *loss = student.ln();
+        s.factors[factor::CROSS * block + t] = (1.0 - alpha) * weight / student;
+        s.factors[factor::SOFT * block + t] = alpha * temperature * weight;
+        s.factors[factor::TEMPERED * block + t] = tempered.ln();
+        s.factors[factor::OVER_TEMPERED * block + t] = 1.0 / tempered;
+        if plan.head.is_some() {
+            s.factors[factor::TEACHER * block + t] = teacher.ln();
+            s.factors[factor::OVER_TEACHER * block + t] = 1.0 / teacher;
+        }
+    }
+    let Way::Head(kind) = way else { return divergence.fill(0.0) };
+    if kind == Divergence::JensenShannon {
+        to_mean(soft, s);
+        add_up(s.sums, block);
+    }
+    for (t, loss) in divergence.iter_mut().enumerate() {
+        let [ln_tempered, ln_teacher] = [factor::TEMPERED, factor::TEACHER].map(|i| s.factors[i * block + t]);
+        let [tempered, teacher, cross] = [sum::TEMPERED, sum::TEACHER, sum::CROSS].map(|i| sum(s.sums, i, t));
+        let (value, inner) = match kind {
+            Divergence::ForwardKl => (cross / teacher - ln_teacher + ln_tempered, 0.0),
+            Divergence::ReverseKl => {
+                let value = cross / tempered - ln_tempered + ln_teacher;
+                (value, value)
+            }
+            Divergence::JensenShannon => {
+                let [p, q] = [sum::TEACHER_TO_MEAN, sum::STUDENT_TO_MEAN].map(|i| sum(s.sums, i, t));
+                (0.5 * (p + q), 0.5 * q)
+            }
+        };
+        *loss = temperature * temperature * value;
+        s.factors[factor::INNER * block + t] = inner;
+    }
+}
+
+/// Adds the sums of all segments to those of the first.
+fn add_up(sums: &mut [f32], block: usize) {
+    let (total, others) = sums.split_at_mut(sum::COUNT * block);
+    for others in others.chunks_exact_mut(sum::COUNT * block) {
+        total.iter_mut().zip(others).for_each(|(total, other)| {
+            *total += *other;
+            *other = 0.0;
+        });
+    }
+}
+
+/// The second look at the logits that the Jensen-Shannon divergence takes: its two sums.
+fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
+    let Soft { plan, tiles, temperature, .. } = soft;
+    let (block, across, inverse) = (plan.block, plan.block / NR, 1.0 / temperature);
+    let factors = &*s.factors;
+    let segment_logits = plan.segment_tiles() * TILE;
+    s.student
+        .par_chunks(segment_logits)
+        .zip(s.teacher.par_chunks(segment_logits))
+        .zip(s.sums.par_chunks_mut(sum::COUNT * block))
+        .enumerate()
+        .for_each(|(segment, ((student, teacher), sums))| {
+            for (i, (student, teacher)) in
+                student.chunks_exact(across * TILE).zip(teacher.chunks_exact(across * TILE)).enumerate()
+            {
+                let panel = segment * plan.sizes.segment_panels() + i;
+                let exist = MR.min(plan.sizes.vocab_size.saturating_sub(panel * MR));
+                for j in 0..tiles {
+                    let [z, u] = [student, teacher].map(|tiles| tiles[j * TILE..][..exist * NR].as_chunks::<NR>().0);
+                    let at = j * NR;
+                    let [tempered, of_teacher] =
+                        [factor::TEMPERED, factor::TEACHER].map(|i| lanes(factors, i * block + at));
+                    simd(
+                        #[inline(always)]
+                        || {
+                            let mut totals = [[0.0f32; NR]; 2];
+                            for (z, u) in z.iter().zip(u) {
+                                for t in 0..NR {
+                                    let (q, p) = (cut_off(z[t] * inverse) - tempered[t], u[t] - of_teacher[t]);
+                                    totals[0][t] += exp(p) * above_mean(p, q);
+                                    totals[1][t] += exp(q) * above_mean(q, p);
+                                }
+                            }
+                            for (which, total) in [sum::TEACHER_TO_MEAN, sum::STUDENT_TO_MEAN].iter().zip(&totals) {
+                                let sums = &mut sums[which * block + at..][..NR];
+                                sums.iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
+                            }
+                        },
+                    );
+                }
+            }
+        });
+}
+
+/// ln(a/m) of a and b by their logarithms, with m = (a + b)/2: ln 2 − ln(1 + b/a), to 1e-6.
+#[inline(always)]
+pub fn above_mean(ln_a: f32, ln_b: f32) -> f32 {
+    let d = ln_b - ln_a;
+    let size = if d > 0.0 { d } else { -d };
+    let x = exp(-size);
+    // ln(1 + x) = 2·artanh(x/(2 + x)), whose argument is at most 1/3.
+    let s = x / (2.0 + x);
+    let s2 = s * s;
+    let series = 1.0 + s2 * (1.0 / 3.0 + s2 * (0.2 + s2 * (1.0 / 7.0 + s2 * (1.0 / 9.0 + s2 / 11.0))));
+    std::f32::consts::LN_2 - (if d > 0.0 { d } else { 0.0 }) - 2.0 * s * series
+}

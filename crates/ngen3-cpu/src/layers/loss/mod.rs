@@ -1,0 +1,387 @@
+//! Fused linear cross entropy: the final projection and −log softmax(hidden·wteᵀ)[target] of each token.
+//!
+//! `hidden`: [tokens, width], after `ln_f`; `wte`: [vocab_size, width]; `targets`: [tokens]; `losses`: [tokens].
+//!
+//! The logits of all tokens are never formed (at 8,192 tokens they would take 1.6 GB, their gradient as much again): a block
+//! of tokens at a time goes through its logits, its softmax and both of its products backward. `plain.rs` does this with f32
+//! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like, and
+//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher says; `pieces.rs` is what these three share.
+
+mod distill;
+mod fused;
+mod pieces;
+mod plain;
+mod strassen;
+mod top_k;
+
+use crate::base::memory::Buffer;
+use crate::base::profile::{Part, timed};
+use crate::gemm::{Precision, tiles};
+use distill::Head;
+use ngen3_engine::Distill;
+use ngen3_engine::{Error, Quant};
+
+pub use distill::Losses;
+pub use pieces::Sizes;
+
+/// Elements in a cell of operands.
+const F32: usize = 1;
+const BF16: usize = 2;
+
+/// The sizes of one loss, and how it is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    way: Way,
+    sizes: Sizes,
+    backward: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Plain,
+    /// Without gradients.
+    FusedF32,
+    FusedBf16,
+    /// In f32 with gradients.
+    Strassen,
+}
+
+/// Where gradients go.
+pub struct Gradients<'a> {
+    /// What they are multiplied by.
+    pub weight: f32,
+    /// `[tokens, width]`: set.
+    pub dhidden: &'a mut [f32],
+    /// `[vocab_size, width]`: added to; `None` where the embeddings do not learn, and their product is not made.
+    pub dwte: Option<&'a mut [f32]>,
+}
+
+impl Shape {
+    /// With gradients or not. Without, a token's loss is the same whatever stands beside it.
+    pub fn new(precision: Precision, sizes: Sizes, backward: bool) -> Self {
+        let way = match precision {
+            Precision::F32 if tiles::kernel::available() && backward => Way::Strassen,
+            Precision::F32 if tiles::kernel::available() => Way::FusedF32,
+            Precision::F32 => Way::Plain,
+            Precision::Bf16 => Way::FusedBf16,
+        };
+        Self { way, sizes, backward }
+    }
+
+    fn in_f32(&self) -> fused::Plan<F32> {
+        fused::Plan::new(self.sizes, false)
+    }
+
+    fn in_bf16(&self) -> fused::Plan<BF16> {
+        fused::Plan::new(self.sizes, self.backward)
+    }
+
+    /// f32s that [`pack_wte`] fills.
+    pub fn packed_wte(&self) -> usize {
+        match self.way {
+            Way::Plain => 0,
+            Way::FusedF32 => self.in_f32().packed_wte(),
+            Way::FusedBf16 => self.in_bf16().packed_wte(),
+            Way::Strassen => strassen::packed_wte(self.sizes),
+        }
+    }
+
+    /// f32s that [`run`] needs besides.
+    pub fn scratch(&self) -> usize {
+        let Sizes { tokens, width, vocab_size } = self.sizes;
+        match self.way {
+            Way::Plain => plain::scratch(tokens, width, vocab_size),
+            Way::FusedF32 => self.in_f32().scratch(),
+            Way::FusedBf16 => self.in_bf16().scratch(),
+            Way::Strassen => strassen::scratch(self.sizes),
+        }
+    }
+}
+
+/// Lays out the embeddings as [`run`] reads them; to be called when they have changed.
+pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
+    let _timed = timed(Part::Loss);
+    match shape.way {
+        Way::Plain => {}
+        Way::FusedF32 => shape.in_f32().pack_wte(wte, packed),
+        Way::FusedBf16 => shape.in_bf16().pack_wte(wte, packed),
+        Way::Strassen => strassen::pack_wte(shape.sizes, wte, packed),
+    }
+}
+
+/// Fills `losses` and, where the shape has them, the gradients of their sum. `wte` comes plain and packed.
+///
+/// # Panics
+/// If gradients are asked of a shape without.
+pub fn run(
+    shape: Shape,
+    hidden: &[f32],
+    wte: (&[f32], &[f32]),
+    targets: &[u32],
+    losses: &mut [f32],
+    gradients: Option<Gradients<'_>>,
+    scratch: &mut [f32],
+) {
+    let _timed = timed(Part::Loss);
+    assert_eq!(gradients.is_some(), shape.backward, "gradients, of a shape that has them");
+    match (shape.way, gradients) {
+        (Way::Plain, gradients) => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
+        (Way::FusedBf16, gradients) => fused::run(shape.in_bf16(), hidden, wte, targets, losses, gradients, scratch),
+        (Way::Strassen, Some(gradients)) => {
+            strassen::run(shape.sizes, hidden, wte, targets, losses, gradients, scratch);
+        }
+        (Way::FusedF32 | Way::Strassen, _) => fused::run(shape.in_f32(), hidden, wte, targets, losses, None, scratch),
+    }
+}
+
+/// f32s to which [`distill`]'s memory grows, with a teacher of this width.
+pub fn distill_numbers(precision: Precision, sizes: Sizes, teacher_width: usize, quant: Quant) -> usize {
+    let head = Some(Head { width: teacher_width, vocab_size: sizes.vocab_size, quant });
+    match precision {
+        Precision::F32 => distill::numbers::<F32>(sizes, head),
+        Precision::Bf16 => distill::numbers::<BF16>(sizes, head),
+    }
+}
+
+/// Fills the losses of distillation and, where asked, the gradients of their sum. `memory` grows to what that needs.
+///
+/// # Errors
+/// [`Error::Memory`] when it does not fit.
+#[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
+pub fn distill(
+    precision: Precision,
+    sizes: Sizes,
+    hidden: &[f32],
+    wte: &[f32],
+    targets: &[u32],
+    distill: &Distill<'_>,
+    losses: Losses<'_>,
+    gradients: Option<Gradients<'_>>,
+    memory: &mut Buffer,
+) -> Result<(), Error> {
+    let _timed = timed(Part::Loss);
+    match precision {
+        Precision::F32 => distill::run::<F32>(sizes, hidden, wte, targets, distill, losses, gradients, memory),
+        Precision::Bf16 => distill::run::<BF16>(sizes, hidden, wte, targets, distill, losses, gradients, memory),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::{check_gradient, random};
+
+    /// The definition, in f64.
+    fn reference(hidden: &[f32], wte: &[f32], targets: &[u32]) -> Vec<f64> {
+        let width = hidden.len() / targets.len();
+        hidden
+            .chunks_exact(width)
+            .zip(targets)
+            .map(|(h, &target)| {
+                let logit = |w: &[f32]| h.iter().zip(w).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+                let logits: Vec<f64> = wte.chunks_exact(width).map(logit).collect();
+                let largest = logits.iter().fold(f64::MIN, |a, &b| a.max(b));
+                let sum = logits.iter().map(|l| (l - largest).exp()).sum::<f64>();
+                sum.ln() + largest - logits[target as usize]
+            })
+            .collect()
+    }
+
+    struct Case {
+        shape: Shape,
+        hidden: Vec<f32>,
+        wte: Vec<f32>,
+        targets: Vec<u32>,
+    }
+
+    impl Case {
+        fn new(way: Way, tokens: usize, width: usize, vocab_size: usize) -> Self {
+            Self {
+                shape: Shape { way, sizes: Sizes { tokens, width, vocab_size }, backward: true },
+                hidden: random(tokens * width, 1),
+                // Logits of a spread that does not grow with the width.
+                wte: random(vocab_size * width, 2).iter().map(|w| w * 3.0 / (width as f32).sqrt()).collect(),
+                targets: (0..tokens as u32).map(|t| t * 31 % vocab_size as u32).collect(),
+            }
+        }
+
+        /// Losses, and with them the gradients of half their sum, where asked.
+        fn run(&self, with_gradients: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+            self.run_with(with_gradients, true)
+        }
+
+        fn run_with(&self, with_gradients: bool, with_dwte: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+            let shape = Shape { backward: with_gradients, ..self.shape };
+            let mut packed = vec![f32::NAN; shape.packed_wte()];
+            pack_wte(shape, &self.wte, &mut packed);
+            let mut losses = vec![f32::NAN; self.targets.len()];
+            let (mut dhidden, mut dwte) = (vec![f32::NAN; self.hidden.len()], vec![0.0; self.wte.len()]);
+            let gradients = Gradients { weight: 0.5, dhidden: &mut dhidden, dwte: with_dwte.then_some(&mut dwte[..]) };
+            let gradients = with_gradients.then_some(gradients);
+            let mut scratch = vec![f32::NAN; shape.scratch()];
+            run(shape, &self.hidden, (&self.wte, &packed), &self.targets, &mut losses, gradients, &mut scratch);
+            (losses, dhidden, dwte)
+        }
+    }
+
+    #[test]
+    fn losses_and_gradients_in_f32_match_the_definition() {
+        for (tokens, width, vocab_size) in [(5, 12, 97), (1, 3, 2), (1030, 4, 301)] {
+            for way in [Way::Plain, Way::FusedF32, Way::Strassen] {
+                let case = Case::new(way, tokens, width, vocab_size);
+                let (losses, dhidden, dwte) = case.run(way != Way::FusedF32);
+                let Case { hidden, wte, targets, .. } = &case;
+                for (found, expected) in losses.iter().zip(reference(hidden, wte, targets)) {
+                    assert!((f64::from(*found) - expected).abs() < 1e-5, "{found}, not {expected}");
+                }
+                if way == Way::Plain {
+                    assert_eq!(losses, case.run(false).0);
+                }
+                if tokens < 100 && way != Way::FusedF32 {
+                    let loss = |hidden: &[f32], wte: &[f32]| 0.5 * reference(hidden, wte, targets).iter().sum::<f64>();
+                    check_gradient(hidden, &dhidden, |hidden| loss(hidden, wte));
+                    check_gradient(wte, &dwte, |wte| loss(hidden, wte));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_fused_ways_follow_the_plain_one_over_segments_blocks_and_odd_sizes() {
+        let distance = |a: &[f32], b: &[f32]| {
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+            norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+        };
+        for (tokens, width, vocab_size) in
+            [(5, 12, 97), (1, 3, 2), (70, 33, 7001), (33, 5000, 50), (300, 700, 130), (65, 1, 2), (3, 2, 25)]
+        {
+            let plain = Case::new(Way::Plain, tokens, width, vocab_size).run(true);
+            for (way, loss_tolerance, tolerance) in
+                [(Way::FusedBf16, 0.02, 0.02), (Way::FusedF32, 2e-5, 2e-5), (Way::Strassen, 2e-5, 2e-5)]
+            {
+                let case = Case::new(way, tokens, width, vocab_size);
+                let with_gradients = way != Way::FusedF32;
+                let (losses, dhidden, dwte) = case.run(with_gradients);
+                if way == Way::FusedBf16 {
+                    assert_eq!(losses, case.run(false).0);
+                }
+                for (found, expected) in losses.iter().zip(&plain.0) {
+                    assert!((found - expected).abs() < loss_tolerance, "{found}, not {expected}");
+                }
+                if !with_gradients {
+                    continue;
+                }
+                let (dh, dw) = (distance(&dhidden, &plain.1), distance(&dwte, &plain.2));
+                assert!(dh < tolerance && dw < tolerance, "{way:?} {tokens} x {width} x {vocab_size}: {dh}, {dw}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_known_loses_no_precision_to_one_that_is_a_surprise() {
+        let mut case = Case::new(Way::Plain, 128, 32, 500);
+        // In turn logits that are nearly equal, and logits so far apart that losses reach 50 nats.
+        for (t, hidden) in case.hidden.chunks_exact_mut(32).enumerate() {
+            let scale = if t % 3 == 0 { 0.1 } else { 8.0 };
+            hidden.iter_mut().for_each(|h| *h *= scale);
+        }
+        let (expected, dhidden, dwte) = case.run(true);
+        assert!(expected.iter().any(|&loss| loss < 10.0) && expected.iter().any(|&loss| loss > 40.0), "{expected:?}");
+        case.shape.way = Way::Strassen;
+        let (losses, found, found_dwte) = case.run(true);
+        for t in 0..128 {
+            assert!((losses[t] - expected[t]).abs() < 1e-4, "token {t}: {}, not {}", losses[t], expected[t]);
+            let of = |d: &[f32]| d[t * 32..][..32].to_vec();
+            let (found, expected) = (of(&found), of(&dhidden));
+            let largest = expected.iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-4 * largest, "token {t}: {found}, not {expected}");
+            }
+        }
+        // A word's gradient is as precise as that of the word that it is added to, a panel away.
+        let row = |d: &[f32], word: usize| d[word * 32..][..32].to_vec();
+        let largest = |word| row(&dwte, word).iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
+        for word in 0..500 {
+            let (pair, place) = (word / 24 * 24, word % 24);
+            let other = (pair + (place + 12) % 24).min(499);
+            for (found, expected) in row(&found_dwte, word).iter().zip(row(&dwte, word)) {
+                let tolerance = 1e-4 * largest(word).max(largest(other));
+                assert!((found - expected).abs() < tolerance, "word {word}: {found}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn in_bf16_the_rounding_of_a_word_cancels_where_the_word_is_certain() {
+        // Every token is all but sure of its target: what remains of the gradient is far smaller than what rounding does to
+        // the target's embedding, and must not drown in it.
+        let certain = |way| {
+            let mut case = Case::new(way, 64, 32, 101);
+            for (hidden, &target) in case.hidden.chunks_exact_mut(32).zip(&case.targets) {
+                let word = &case.wte[target as usize * 32..][..32];
+                let square: f32 = word.iter().map(|w| w * w).sum();
+                hidden.iter_mut().zip(word).for_each(|(h, w)| *h = 14.0 * w / square);
+            }
+            case.run(true)
+        };
+        let ((losses, plain, _), (_, found, _)) = (certain(Way::Plain), certain(Way::FusedBf16));
+        assert!(losses.iter().sum::<f32>() < 64.0 * 0.03, "{losses:?}");
+        let square = |d: &mut dyn Iterator<Item = f32>| d.map(|d| d * d).sum::<f32>();
+        let distance = square(&mut found.iter().zip(&plain).map(|(a, b)| a - b)) / square(&mut plain.iter().copied());
+        assert!(distance.sqrt() < 0.05, "{}", distance.sqrt());
+    }
+
+    #[test]
+    fn without_gradients_a_tokens_loss_is_the_same_whatever_stands_beside_it() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut case = Case::new(Way::Plain, 70, 33, 701);
+            case.shape = Shape::new(precision, case.shape.sizes, false);
+            let (first, rest) = case.hidden.split_at_mut(33);
+            rest.chunks_exact_mut(33).step_by(3).for_each(|hidden| hidden.copy_from_slice(first));
+            case.targets.fill(5);
+            let losses = case.run(false).0;
+            assert!(losses[1..].iter().step_by(3).all(|&loss| loss == losses[0]), "{precision:?} {losses:?}");
+        }
+    }
+
+    #[test]
+    fn fewer_tokens_never_need_more_room() {
+        for (width, vocab_size) in [(128, 50_257), (768, 50_257), (256, 16_384), (128, 97), (33, 7001), (5000, 50)] {
+            for way in [Way::Plain, Way::FusedF32, Way::FusedBf16, Way::Strassen] {
+                let sizes = |tokens| Sizes { tokens, width, vocab_size };
+                let scratch = |tokens| Shape { way, sizes: sizes(tokens), backward: way != Way::FusedF32 }.scratch();
+                let room: Vec<usize> = (1..2100).map(scratch).collect();
+                assert!(room.is_sorted(), "{way:?}, width {width}, {vocab_size} words");
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_embeddings_gradient_all_else_is_the_same() {
+        for (tokens, width, vocab_size) in [(5, 12, 97), (70, 33, 7001)] {
+            for way in [Way::Plain, Way::FusedBf16, Way::Strassen] {
+                let case = Case::new(way, tokens, width, vocab_size);
+                let (whole, without) = (case.run_with(true, true), case.run_with(true, false));
+                assert_eq!((whole.0, whole.1), (without.0, without.1), "{way:?}");
+                assert!(without.2.iter().all(|&d| d == 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn huge_logits_do_not_overflow() {
+        for way in [Way::Plain, Way::FusedF32, Way::FusedBf16, Way::Strassen] {
+            let case = Case {
+                shape: Shape { way, sizes: Sizes { tokens: 1, width: 2, vocab_size: 3 }, backward: true },
+                hidden: vec![300.0, -300.0],
+                wte: vec![300.0, 0.0, 0.0, 300.0, 1.0, 1.0],
+                targets: vec![1],
+            };
+            let (losses, dhidden, _) = case.run(way != Way::FusedF32);
+            // Fused, a loss is cut off near 79 nats; the gradient still points away from the wrong word.
+            let expected = if way == Way::Plain { 179_999.0..180_001.0 } else { 79.0..82.0 };
+            assert!(expected.contains(&losses[0]), "{way:?} {losses:?}");
+            assert!(way == Way::FusedF32 || dhidden[0] > 0.0 && dhidden[1] < 0.0, "{way:?} {dhidden:?}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What the ways of the fused loss have in common: how it is cut up, how embeddings are laid out, and the products backward.
+//!
+//! Tiles have words down and tokens across, so that a tile's vectors run along the tokens. `P` elements stand in a cell: two of bf16
+//! or one f32.
+
+use bytemuck::cast_slice_mut;
+use ngen3_model::Config;
+use rayon::prelude::*;
+
+use crate::base::memory::padded;
+use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
+use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
+use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
+use crate::gemm::tiles::{cells, pack, packed_len, with_workspace};
+use crate::gemm::{Into, Mat, MatMut};
+use ngen3_simd::{simd, sum_zip};
+
+/// Tasks into which the vocabulary is cut at most; fixed, so that the bits do not depend on the number of threads. GPT-2's is 44
+/// nearly equal ones, which two, four or eleven threads share without waiting for each other.
+pub(super) const SEGMENTS: usize = 44;
+
+/// Panels of words whose e is kept in the second-level cache for the product that follows.
+pub(super) const CHUNK: usize = 16;
+
+/// Numbers of dhidden in one block, so that a segment's part, which is added to again and again, stays in the second-level cache.
+pub(super) const PARTIAL: usize = 128 << 10;
+
+/// Numbers of e in one block of tokens: 26 MB of bf16, 55 of f32. A smaller block stays in cache until the last product; a larger one
+/// reads the embeddings and adds to their gradient fewer times. Both ways that keep e are near their best here.
+pub(super) const E_NUMBERS: usize = 13 << 20;
+
+/// The sizes of one loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tokens in a pass.
+    pub tokens: usize,
+    /// Width of a hidden state.
+    pub width: usize,
+    /// Words.
+    pub vocab_size: usize,
+}
+
+impl Sizes {
+    /// Of a pass of `tokens` tokens through a model.
+    pub fn of(config: &Config, tokens: usize) -> Self {
+        Self { tokens, width: config.n_embd, vocab_size: config.vocab_size }
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.vocab_size.div_ceil(MR)
+    }
+
+    /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
+    pub(super) fn segment_panels(&self) -> usize {
+        self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
+    }
+
+    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep; fewer in the
+    /// last.
+    pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
+        packed_len::<P, MR>(self.width, CHUNK * MR)
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.panels().div_ceil(self.segment_panels())
+    }
+
+    /// u32s of the embeddings packed by word.
+    pub fn by_word<const P: usize>(&self) -> usize {
+        padded(packed_len::<P, MR>(self.vocab_size, self.width))
+    }
+
+    /// u32s of the embeddings packed in both orders, to be filled by [`pack_wte`].
+    pub fn packed_wte<const P: usize>(&self) -> usize {
+        self.by_word::<P>() + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
+    }
+}
+
+/// Packs the embeddings for the product that makes logits of them: panels of words.
+pub fn pack_words<const P: usize>(sizes: Sizes, wte: &[f32], by_word: &mut [f32]) {
+    let Sizes { width, vocab_size, .. } = sizes;
+    let by_word = cast_slice_mut(&mut by_word[..packed_len::<P, MR>(vocab_size, width)]);
+    pack::<P, MR>(Mat::new(wte, vocab_size, width), by_word);
+}
+
+/// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
+/// channels. A chunk is read from memory once and turned while it is in cache.
+pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
+    let Sizes { width, vocab_size, .. } = sizes;
+    let (by_word, by_channel) = packed.split_at_mut(sizes.by_word::<P>());
+    pack_words::<P>(sizes, wte, by_word);
+    let (by_channel, wte): (&mut [u32], _) = (cast_slice_mut(by_channel), Mat::new(wte, vocab_size, width));
+    by_channel.par_chunks_mut(sizes.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
+        let first = chunk * CHUNK * MR;
+        let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
+        let packed = packed_len::<P, MR>(width, words.cols());
+        pack_panels::<P, MR>(words, 0, &mut panels[..packed]);
+    });
+}
+
+/// Each token's target's logit, of operands rounded as in the product; 0 for tokens past the end.
+pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
+    let width = hidden.len() / targets.len();
+    let tiles = shift.par_chunks_mut(NR).zip(hidden.par_chunks(NR * width)).zip(targets.par_chunks(NR));
+    tiles.for_each(|((shift, hidden), targets)| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((shift, hidden), &target) in shift.iter_mut().zip(hidden.chunks_exact(width)).zip(targets) {
+                    let word = &wte[target as usize * width..][..width];
+                    *shift = sum_zip(hidden, word, |h, w| rounded::<P>(h) * rounded::<P>(w));
+                }
+            },
+        );
+    });
+    shift[targets.len()..].fill(0.0);
+}
+
+/// One chunk's part of dhiddenᵀ, `[R/NR, C, NR]`: wteᵀ·e over the words of the panels from `chunk_panel` on, with their e in
+/// `by_word_e` and all of the embeddings packed by channel.
+pub(super) fn add_chunk<const P: usize>(
+    sizes: Sizes,
+    tiles: usize,
+    chunk_panel: usize,
+    by_channel: &[u32],
+    by_word_e: &[u32],
+    dhidden: &mut [f32],
+    into: Into,
+) {
+    let depth = cells::<P>((CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR));
+    let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
+    for j in 0..tiles {
+        let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
+        for (c, a) in by_channel.chunks_exact(MR * depth).take(sizes.width.div_ceil(MR)).enumerate() {
+            let channels = MR.min(sizes.width - c * MR);
+            let part = &mut dhidden[(j * sizes.width + c * MR) * NR..][..channels * NR];
+            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(part, channels, NR), into);
+        }
+    }
+}
+
+/// Adds up what the segments have summed, `[segments, block]`, fills the losses, and returns each token's Σ e.
+pub(super) fn add_up<'a>(sums: &'a mut [f32], block: usize, losses: &mut [f32]) -> &'a mut [f32] {
+    let (sums, others) = sums.split_at_mut(block);
+    for others in others.chunks_exact(block) {
+        sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+    }
+    losses.iter_mut().zip(&*sums).for_each(|(loss, sum)| *loss = sum.ln());
+    sums
+}
+
+/// `dhidden[t] = scale[t]·(Σ over segments of their parts) − at_target·wte[target[t]]`; without `scale` the parts have theirs already.
+///
+/// The target's embedding is rounded as in the products. Were it not, each word's rounding error would be added up over all the
+/// places where the word is the target, rather than cancel against its probability there.
+pub(super) fn gather<const P: usize>(
+    block: usize,
+    wte: &[f32],
+    targets: &[u32],
+    parts: &[f32],
+    scale: Option<&[f32]>,
+    at_target: f32,
+    dhidden: &mut [f32],
+) {
+    let width = dhidden.len() / targets.len();
+    let tiles = dhidden.par_chunks_mut(NR * width).zip(targets.par_chunks(NR));
+    tiles.enumerate().for_each(|(j, (dhidden, targets))| {
+        let mut scales = [1.0; NR];
+        if let Some(scale) = scale {
+            scales[..targets.len()].copy_from_slice(&scale[j * NR..][..targets.len()]);
+        }
+        with_workspace(width * NR, |total| {
+            simd(
+                #[inline(always)]
+                || {
+                    total.fill(0.0);
+                    for part in parts.chunks_exact(width * block) {
+                        let part = &part[j * width * NR..][..width * NR];
+                        total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
+                    }
+                    for (c, total) in total.as_chunks::<NR>().0.iter().enumerate() {
+                        for (t, &target) in targets.iter().enumerate() {
+                            let word = rounded::<P>(wte[target as usize * width + c]);
+                            dhidden[t * width + c] = scales[t] * total[t] - at_target * word;
+                        }
+                    }
+                },
+            );
+        });
+    });
+}
+
+/// `dwte += eᵀ·scaled` over `padded` tokens, where `e` has `tiles` tiles for each panel of words.
+pub(super) fn spread<const P: usize>(
+    width: usize,
+    tiles: usize,
+    padded: usize,
+    e: &[u32],
+    scaled: &[u32],
+    dwte: &mut [f32],
+) {
+    let chunks = dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
+    chunks.with_max_len(1).for_each(|(dwte, e)| {
+        let panels = dwte.len().div_ceil(MR * width);
+        // A panel of `scaled` stays in the first-level cache while the words pass by.
+        for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
+            let columns = NR.min(width - n * NR);
+            for (i, e) in e.chunks_exact(tiles * e_tile::<P>()).take(panels).enumerate() {
+                let part = &mut dwte[i * MR * width..];
+                let words = MR.min(part.len() / width);
+                if part.len() > 2 * MR * width {
+                    ask_for(&part[MR * width + n * NR..], width);
+                }
+                let c = &mut MatMut::strided(&mut part[n * NR..], words, columns, width);
+                tokens_tile::<P>(&e[..padded / NR * e_tile::<P>()], b, c);
+            }
+        }
+    });
+}

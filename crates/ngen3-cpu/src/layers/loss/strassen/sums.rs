@@ -1,0 +1,85 @@
+//! The sums of blocks of embeddings and of hidden states, laid out as the products read them.
+
+use bytemuck::cast_slice_mut;
+use rayon::prelude::*;
+
+use super::plan::{CHUNK, PART, Plan};
+use crate::gemm::Mat;
+use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::pack::panels;
+use crate::gemm::tiles::strassen::{CHANNELS, HIDDEN, WORDS};
+use crate::gemm::tiles::with_workspace;
+use ngen3_simd::simd;
+
+/// Lays out the sums of the embeddings: of each chunk all products by word, [`Plan::by_word`]; then of each chunk all by channel.
+pub fn pack_wte(plan: Plan, wte: &[f32], packed: &mut [f32]) {
+    let Plan { width, half, .. } = plan;
+    let (by_word, by_channel) = packed.split_at_mut(plan.chunks * plan.by_word());
+    let chunks = by_word.par_chunks_exact_mut(plan.by_word()).zip(by_channel.par_chunks_exact_mut(plan.by_channel()));
+    chunks.zip(wte.par_chunks(CHUNK * width)).for_each(|((by_word, by_channel), wte)| {
+        let by_word = by_word.chunks_exact_mut(PART * half);
+        let by_channel = by_channel.chunks_exact_mut(PART * plan.channels());
+        with_workspace(PART * half, |sums| {
+            for (weights, (by_word, by_channel)) in WORDS.iter().zip(by_word.zip(by_channel)) {
+                let [first, second] = [[weights[0], weights[1]], [weights[2], weights[3]]];
+                add_up::<MR>(wte, width, [first, second], sums);
+                let sums = Mat::new(sums, PART, half);
+                panels::<1, MR>(sums, 0, cast_slice_mut(by_word));
+                panels::<1, CHANNELS>(sums.t(), 0, cast_slice_mut(by_channel));
+            }
+        });
+    });
+}
+
+/// Lays out the sums of `pairs` pairs of tiles of hidden states, in the orders of [`super::plan::Scratch`].
+pub fn pack_hidden(plan: Plan, pairs: usize, hidden: &[f32], by_channel: &mut [f32], by_token: &mut [f32]) {
+    let Plan { width, half, .. } = plan;
+    let rows = pairs * NR;
+    let by_channel = by_channel.par_chunks_exact_mut(half * plan.block() / 2);
+    let by_token = by_token.par_chunks_exact_mut(plan.columns() * NR * plan.block() / 2);
+    HIDDEN.par_iter().zip(by_channel.zip(by_token)).with_max_len(1).for_each(|(weights, (by_channel, by_token))| {
+        with_workspace(rows * half, |sums| {
+            let [first, second] = [[weights[0], weights[2]], [weights[1], weights[3]]];
+            add_up::<NR>(hidden, width, [first, second], sums);
+            let sums = Mat::new(sums, rows, half);
+            panels::<1, NR>(sums, 0, cast_slice_mut(&mut by_channel[..rows * half]));
+            for (n, panel) in by_token.chunks_exact_mut(plan.block() / 2 * NR).enumerate() {
+                let channels = sums.columns(n * NR..((n + 1) * NR).min(half));
+                panels::<1, NR>(channels.t(), 0, cast_slice_mut(&mut panel[..rows * NR]));
+            }
+        });
+    });
+}
+
+/// Fills `sums`, `[rows, half]`, with sums of four blocks of `source`, `[sources, width]`: of both parts of the channels, and
+/// of groups of `R` rows in turn one part and the other, each as often as `weights[part of the rows][part of the channels]`. What `source`
+/// has not counts nothing.
+fn add_up<const R: usize>(source: &[f32], width: usize, weights: [[i8; 2]; 2], sums: &mut [f32]) {
+    let half = width.div_ceil(2);
+    simd(
+        #[inline(always)]
+        || {
+            for (i, sums) in sums.chunks_exact_mut(half).enumerate() {
+                sums.fill(0.0);
+                for (part, weights) in weights.iter().enumerate() {
+                    let row = (2 * (i / R) + part) * R + i % R;
+                    if let Some(row) = source.chunks_exact(width).nth(row) {
+                        let (first, second) = row.split_at(half);
+                        add(weights[0], first, sums);
+                        add(weights[1], second, sums);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// `to += weight·from` for a weight of −1, 0 or 1, as far as `from` goes.
+#[inline(always)]
+pub fn add(weight: i8, from: &[f32], to: &mut [f32]) {
+    match weight {
+        0 => {}
+        1 => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to -= from),
+    }
+}

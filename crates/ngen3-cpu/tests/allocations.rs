@@ -1,0 +1,46 @@
+//! Once its memory is there, a training step in bf16 allocates nothing.
+
+use std::alloc::System;
+
+use ngen3_cpu::CpuEngine;
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Engine, Options};
+use ngen3_model::{Config, ParamList};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Allocations of one step after a few others.
+fn allocations(dtype: Dtype) -> usize {
+    let config = Config::new(2, 4, 64, 96, 1_009);
+    let params = ParamList::new(&config).init(1);
+    let options = Options { threads: 2, dtype, ..Options::default() };
+    let mut engine = CpuEngine::new(config.clone(), params, options).expect("a valid shape");
+    let n = 30 * config.block_size as u32;
+    let batch =
+        Batch::even(config.block_size, (0..n).map(|i| i * 7 % 1_009).collect(), (0..n).map(|i| i % 1_009).collect());
+    let mut step = |number| {
+        engine
+            .forward_backward(&batch, Backward { dropout: 0.1, seed: number, ..Backward::default() })
+            .expect("a valid batch");
+        let adamw =
+            AdamW { step: number, lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+        engine.update(&adamw).expect("memory");
+    };
+    (1..=4).for_each(&mut step);
+    let region = Region::new(GLOBAL);
+    step(5);
+    let change = region.change();
+    change.allocations + change.reallocations
+}
+
+/// In f32 the layers' products are the `gemm` crate's, which makes its buffers anew.
+#[test]
+fn a_step_allocates_nothing() {
+    let config = Config::new(1, 1, 4, 4, 8);
+    let params = ParamList::new(&config).init(1);
+    // Not every processor multiplies in bf16.
+    if CpuEngine::new(config, params, Options { dtype: Dtype::Bf16, ..Options::default() }).is_ok() {
+        assert_eq!(allocations(Dtype::Bf16), 0);
+    }
+}

@@ -1,0 +1,292 @@
+//! Low-rank adapters beside the whole model, on odd sizes: against `peft`'s numbers (`fixtures/make_lora.py`), against finite
+//! differences, and merged against unmerged.
+
+use ngen3_cpu::CpuEngine;
+use ngen3_engine::{AdamW, Backward, Batch, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Slot, Teacher};
+use ngen3_model::{Config, Lora, LoraList, ParamList};
+
+const ROWS: usize = 5;
+
+fn config() -> Config {
+    Config::new(2, 3, 12, 5, 97)
+}
+
+fn lora(targets: &str) -> Lora {
+    Lora { rank: 3, alpha: 6.0, targets: targets.parse().expect("targets") }
+}
+
+/// The scripts' `hashed`.
+fn hashed(i: u64) -> f64 {
+    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
+}
+
+fn values(first: u64, n: usize) -> Vec<f32> {
+    (first..first + n as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
+}
+
+fn batch(config: &Config, step: u64) -> Batch {
+    let n = ROWS * config.block_size;
+    let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
+    let inputs = ids.by_ref().take(n).collect();
+    Batch::even(config.block_size, inputs, ids.collect())
+}
+
+fn plain(config: &Config, dtype: Dtype, threads: usize) -> CpuEngine {
+    let params = values(0, ParamList::new(config).total());
+    CpuEngine::new(config.clone(), params, Options { threads, dtype, ..Options::default() }).expect("a valid shape")
+}
+
+fn adapted(config: &Config, lora: &Lora, threads: usize) -> CpuEngine {
+    let mut engine = plain(config, Dtype::F32, threads);
+    let total = LoraList::new(config, lora).expect("an adapter").total();
+    engine.adapt(lora, values(3_000_000, total)).expect("an adapter");
+    engine
+}
+
+const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn loss_gradients_and_steps_equal_pefts() {
+    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/lora.json")).expect("JSON");
+    for (name, targets) in [("all", "c_attn,c_proj,c_fc"), ("some", "c_attn,mlp.c_proj")] {
+        let (config, lora, expected) = (config(), lora(targets), &all[name]);
+        let mut engine = adapted(&config, &lora, 2);
+        let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
+        let expected_loss = expected["loss"].as_f64().expect("a number");
+        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
+        let (found, grads) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
+        assert_eq!(found.len(), grads.len());
+        for param in &LoraList::new(&config, &lora).expect("an adapter") {
+            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+            let size = norm(&mut grads[param.range()].iter().copied());
+            let error = norm(&mut param.range().map(|i| f64::from(found[i]) - grads[i]));
+            assert!(error < 1e-4 * size, "{}: relative error {}", param.name, error / size);
+        }
+
+        let mut engine = adapted(&config, &lora, 2);
+        let (losses, norms) = (numbers(&expected["losses"]), numbers(&expected["norms"]));
+        for (step, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
+            let found =
+                engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
+            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
+            assert!((f64::from(found) - loss).abs() < 1e-4, "{name}, step {step}: {found}, not {loss}");
+            assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-3, "step {step}: norm {found_norm}, not {norm}");
+        }
+        engine.merge();
+        let merged = engine.loss(&batch(&config, norms.len() as u64)).expect("a valid batch");
+        let expected = losses[norms.len()];
+        assert!((f64::from(merged) - expected).abs() < 1e-4, "{name}, merged: {merged}, not {expected}");
+    }
+}
+
+#[test]
+fn gradients_match_finite_differences_with_dropout() {
+    for targets in ["c_attn,c_proj,c_fc", "attn.c_proj", "c_fc"] {
+        let (config, lora) = (config(), lora(targets));
+        let mut batch = batch(&config, 0);
+        batch.targets.iter_mut().skip(1).step_by(4).for_each(|target| *target = IGNORE);
+        let mut engine = adapted(&config, &lora, 1);
+        let (dropout, seed) = (0.2, 7);
+        engine.forward_backward(&batch, Backward { dropout, seed, ..Backward::default() }).expect("a valid batch");
+        let grads = engine.read(Slot::Grads).into_owned();
+        let start = engine.read(Slot::Params).into_owned();
+        let mut at = |index: usize, offset: f32| {
+            let mut moved = start.clone();
+            moved[index] += offset;
+            engine.write(Slot::Params, &moved).expect("memory");
+            f64::from(engine.forward_backward(&batch, Backward { weight: 0.0, dropout, seed }).expect("a valid batch"))
+        };
+        for param in &LoraList::new(&config, &lora).expect("an adapter") {
+            let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
+            assert!(largest > 0.0, "{}", param.name);
+            for index in [param.offset, param.offset + param.len() / 2, param.range().end - 1] {
+                let h = 4e-3f32;
+                let wide = (at(index, 2.0 * h) - at(index, -2.0 * h)) / (4.0 * f64::from(h));
+                let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
+                let expected = (4.0 * narrow - wide) / 3.0;
+                let error = (f64::from(grads[index]) - expected).abs();
+                assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name, grads[index]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
+    let (config, lora) = (config(), lora("c_attn,c_proj,c_fc"));
+    let fresh = LoraList::new(&config, &lora).expect("an adapter").init(5);
+    let base = values(0, ParamList::new(&config).total());
+    let mut engine = plain(&config, Dtype::F32, 2);
+    let expected = engine.losses(&batch(&config, 0)).expect("a valid batch");
+    engine.adapt(&lora, fresh.clone()).expect("an adapter");
+    assert_eq!(engine.losses(&batch(&config, 0)).expect("a valid batch"), expected);
+    assert_eq!(*engine.merged(), base);
+    assert_eq!(*engine.read(Slot::ExpAvg), vec![0.0; fresh.len()]);
+
+    let losses: Vec<f32> = (0..60)
+        .map(|step| {
+            let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
+            engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+            loss
+        })
+        .collect();
+    assert!(losses[59] < losses[0] - 0.2, "it learns: {} to {}", losses[0], losses[59]);
+    let learned = engine.read(Slot::Params).into_owned();
+    engine.write(Slot::Params, &fresh).expect("memory");
+    assert_eq!(*engine.merged(), base, "the model beside the adapter is what it was");
+    assert_eq!(engine.losses(&batch(&config, 0)).expect("a valid batch"), expected);
+    engine.write(Slot::Params, &learned).expect("memory");
+
+    // Merged, only the weights of the linear layers are others.
+    let merged = engine.merged().into_owned();
+    for param in &ParamList::new(&config) {
+        let adapted = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|name| param.name.ends_with(name));
+        assert_eq!(merged[param.range()] != base[param.range()], adapted, "{}", param.name);
+    }
+}
+
+#[test]
+fn merged_equals_unmerged() {
+    let config = Config::new(2, 3, 24, 40, 97);
+    let mut batch = Batch::default();
+    for (len, first) in [(40, 0), (1, 50), (17, 60)] {
+        let ids = |n: u64| -> Vec<u32> { (0..len).map(|i| (hashed(n + first + i) * 97.0) as u32).collect() };
+        batch.push(&ids(0), &ids(1000));
+    }
+    for targets in ["c_attn,c_proj,c_fc", "mlp.c_proj"] {
+        let mut engine = adapted(&config, &lora(targets), 2);
+        let with = engine.losses(&batch).expect("a valid batch");
+        let merged = engine.merged().into_owned();
+        assert!(engine.decoder(1).is_err(), "decoding is refused before they are merged");
+        let without = plain(&config, Dtype::F32, 2).losses(&batch).expect("a valid batch");
+        assert!(with.iter().zip(&without).any(|(a, b)| (a - b).abs() > 0.1), "the adapters do something");
+
+        engine.merge();
+        assert_eq!(engine.lora(), None);
+        assert_eq!(*engine.read(Slot::Params), merged);
+        let after = engine.losses(&batch).expect("a valid batch");
+        assert!(with.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5), "{with:?}, not {after:?}");
+        engine.forward_backward(&batch, Backward::default()).expect("all of it learns again");
+        assert_eq!(engine.read(Slot::Grads).len(), merged.len());
+        assert!(engine.decoder(1).is_ok());
+    }
+}
+
+#[test]
+fn the_same_bits_on_any_number_of_threads() {
+    let config = Config::new(2, 4, 32, 70, 301);
+    for (rank, dtype) in [(1, Dtype::F32), (3, Dtype::F32), (8, Dtype::Auto), (32, Dtype::Auto)] {
+        let lora = Lora { rank, ..lora("c_attn,c_proj,c_fc") };
+        let run = |threads| {
+            let mut engine = plain(&config, dtype, threads);
+            engine.adapt(&lora, LoraList::new(&config, &lora).expect("an adapter").init(1)).expect("an adapter");
+            let losses: Vec<f32> = (0..4)
+                .map(|step| {
+                    let loss = engine
+                        .forward_backward(
+                            &batch(&config, step),
+                            Backward { dropout: 0.1, seed: step, ..Backward::default() },
+                        )
+                        .expect("a valid batch");
+                    engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+                    loss
+                })
+                .collect();
+            (losses, engine.read(Slot::Params).into_owned(), engine.merged().into_owned())
+        };
+        let one = run(1);
+        for threads in [2, 3, 7] {
+            assert!(one == run(threads), "rank {rank}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn rounded_products_stay_near_exact_ones() {
+    let config = Config::new(2, 4, 32, 70, 301);
+    let lora = Lora { rank: 8, alpha: 8.0, ..lora("c_attn,c_proj,c_fc") };
+    let list = LoraList::new(&config, &lora).expect("an adapter");
+    let run = |dtype| {
+        let params: Vec<f32> = values(0, ParamList::new(&config).total()).iter().map(|p| p * 0.3).collect();
+        let mut engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, ..Options::default() })
+            .expect("a shape");
+        engine.adapt(&lora, values(3_000_000, list.total()).iter().map(|p| p * 0.3).collect()).expect("an adapter");
+        let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
+        (loss, engine.read(Slot::Grads).into_owned())
+    };
+    let ((exact, exact_grads), (rounded, grads)) = (run(Dtype::F32), run(Dtype::Auto));
+    assert!((exact - rounded).abs() < 0.02, "{rounded}, not {exact}");
+    for param in &list {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        let error = norm(&mut param.range().map(|i| grads[i] - exact_grads[i]));
+        let size = norm(&mut exact_grads[param.range()].iter().copied());
+        assert!(error < 0.05 * size, "{}: relative error {}", param.name, error / size);
+    }
+}
+
+#[test]
+fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
+    let (config, lora) = (config(), lora("c_attn,c_proj,c_fc"));
+    let batch = batch(&config, 0);
+    let gradient = |work: &dyn Fn(&mut CpuEngine)| {
+        let mut engine = adapted(&config, &lora, 2);
+        work(&mut engine);
+        engine.read(Slot::Grads).into_owned()
+    };
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+    let whole = gradient(&|engine| {
+        engine.forward_backward(&batch, Backward::default()).expect("a valid batch");
+    });
+    let twice = gradient(&|engine| {
+        for _ in 0..2 {
+            engine.forward_backward(&batch, Backward { weight: 0.5, ..Backward::default() }).expect("a valid batch");
+        }
+    });
+    assert!(close(&whole, &twice));
+
+    let hidden = values(9_000_000, batch.inputs.len() * 12);
+    let wte = values(9_500_000, config.vocab_size * 12);
+    let distilled = |alpha| {
+        let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
+        let distill = Distill { teacher, temperature: 1.0, alpha, divergence: Divergence::ForwardKl };
+        let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
+        gradient(&|engine| {
+            engine.distill(&batch, &distill, Some(backward)).expect("a valid batch");
+        })
+    };
+    assert!(close(&whole, &distilled(0.0)), "at alpha 0 it is the plain gradient");
+    let [half, all] = [0.5, 1.0].map(distilled);
+    let mixed: Vec<f32> = whole.iter().zip(&all).map(|(a, b)| 0.5 * (a + b)).collect();
+    assert!(close(&mixed, &half) && !close(&whole, &all));
+}
+
+#[test]
+fn training_an_adapter_takes_the_memory_of_the_model_and_its_activations() {
+    let config = ngen3_model::Variant::by_name("120M").expect("a variant").config();
+    let lora = Lora { rank: 8, ..lora("c_attn,c_proj,c_fc") };
+    let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
+    let whole = CpuEngine::training_bytes(&config, 4, options);
+    let adapters = CpuEngine::adapting_bytes(&config, &lora, 4, options).expect("an adapter");
+    let total = 4 * ParamList::new(&config).total() as u64;
+    assert!(adapters < whole - 3 * total + total / 10, "{adapters} of {whole}");
+    assert!(CpuEngine::adapting_bytes(&config, &Lora { rank: 0, ..lora }, 4, options).is_err());
+}
+
+#[test]
+fn wrong_adapters_are_an_error() {
+    let (config, good) = (config(), lora("c_attn"));
+    let total = LoraList::new(&config, &good).expect("an adapter").total();
+    let mut engine = plain(&config, Dtype::F32, 1);
+    let error = engine.adapt(&good, vec![0.0; total + 1]).expect_err("too many").to_string();
+    assert!(error.contains("parameters for an adapter of"), "{error}");
+    let error = engine.adapt(&Lora { rank: 13, ..good.clone() }, vec![0.0; total]).expect_err("too thick").to_string();
+    assert!(error.contains("rank of an adapter is 13"), "{error}");
+    assert!(engine.decoder(1).is_ok(), "it is still a plain model");
+    engine.adapt(&good, vec![0.0; total]).expect("an adapter");
+    assert!(engine.adapt(&good, vec![0.0; total]).is_err(), "it has one already");
+    assert_eq!(engine.lora(), Some(&good));
+}

@@ -1,0 +1,493 @@
+//! Choosing the next token from a model's logits.
+//!
+//! In this order, which is that of `transformers`: the repetition penalty changes logits; the temperature divides them;
+//! `top_k`, `top_p` and `min_p` shorten the list of candidates; one is drawn by its softmax probability.
+//! `logits` are `[vocab_size]`, as a decoder returns them.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use ngen3_engine::Error;
+use ngen3_simd::{exp, max, simd};
+
+/// How tokens are chosen. The default draws from the model's own distribution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by this; 0 takes the likeliest token (greedy).
+    pub temperature: f32,
+    /// Only the likeliest this many are candidates; 0 is no limit.
+    pub top_k: usize,
+    /// Only the fewest likeliest whose probabilities add up to this are candidates (Holtzman et al. 2019); 1 is no limit.
+    pub top_p: f32,
+    /// Only those at least this times as likely as the likeliest are candidates (Nguyen et al. 2024); 0 is no limit.
+    pub min_p: f32,
+    /// Logits of earlier tokens are divided by this when positive and multiplied when negative (CTRL, Keskar et al.
+    /// 2019); 1 is no penalty.
+    pub repetition_penalty: f32,
+    /// The same seed draws the same tokens.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Checks each setting.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the first that is out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        let checks = [
+            (
+                "temperature",
+                temperature,
+                temperature >= 0.0 && temperature.is_finite(),
+                "0 (greedy) or a positive number",
+            ),
+            ("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", min_p, (0.0..=1.0).contains(&min_p), "between 0 and 1"),
+            (
+                "repetition_penalty",
+                repetition_penalty,
+                repetition_penalty > 0.0 && repetition_penalty.is_finite(),
+                "a positive number",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, valid, _)| !valid) {
+            None => Ok(()),
+            Some((name, value, _, range)) => Err(Error::Input(format!("{name} is {value}; it must be {range}"))),
+        }
+    }
+}
+
+/// Candidates that `top_p` looks at before it looks at all.
+const FEW: usize = 1024;
+
+/// Draws tokens from one random stream.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: ChaCha8Rng,
+    /// `[vocab_size]`: the logits after the penalty, then in proportion to the probabilities. The likeliest token has
+    /// 1; a token that may not be drawn has 0.
+    weights: Vec<f32>,
+    /// Weights out of order, to find the largest.
+    scratch: Vec<f32>,
+}
+
+impl Sampler {
+    /// A sampler whose draws `sampling.seed` and `stream` decide; samples made side by side each take a stream of
+    /// their own.
+    ///
+    /// # Errors
+    /// As [`Sampling::validate`].
+    pub fn new(sampling: Sampling, stream: u64) -> Result<Self, Error> {
+        sampling.validate()?;
+        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        random.set_stream(stream);
+        Ok(Self { sampling, random, weights: Vec::new(), scratch: Vec::new() })
+    }
+
+    /// Chooses the next token. `history` is what the repetition penalty looks at: the prompt and all that followed.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a logit is NaN or +∞, or none is finite.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
+        let best = self.penalise(logits, history)?;
+        if self.sampling.temperature == 0.0 {
+            let likeliest = self.weights.iter().position(|&logit| logit == best);
+            return Ok(likeliest.expect("the largest logit is one of them") as u32);
+        }
+        self.weigh(best);
+        // 53 random bits: every multiple of 2⁻⁵³ below 1 is equally likely.
+        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        Ok(draw(&self.weights, uniform))
+    }
+
+    /// Fills `weights` with the logits after the repetition penalty; returns the largest.
+    fn penalise(&mut self, logits: &[f32], history: &[u32]) -> Result<f32, Error> {
+        let penalty = self.sampling.repetition_penalty;
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        if penalty != 1.0 {
+            for &token in history {
+                // From the model's own logit, so that a token seen often is penalised once.
+                if let Some(&logit) = logits.get(token as usize).filter(|logit| logit.is_finite()) {
+                    let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                    self.weights[token as usize] = changed.clamp(f32::MIN, f32::MAX);
+                }
+            }
+        }
+        // A comparison with NaN is false.
+        let (valid, best) = simd(
+            #[inline(always)]
+            || (logits.iter().fold(true, |valid, &logit| valid & (logit < f32::INFINITY)), max(&self.weights)),
+        );
+        if !valid {
+            let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
+            let logit = logits[token];
+            return Err(Error::Input(format!(
+                "the model's logit of token {token} is {logit}: its parameters are damaged, or its training diverged"
+            )));
+        }
+        if best == f32::NEG_INFINITY {
+            return Err(Error::Input("the model allows no token: no logit is finite".into()));
+        }
+        Ok(best)
+    }
+
+    /// Turns the logits in `weights`, of which `best` is the largest, into weights, and those of tokens that are no
+    /// candidates into 0.
+    fn weigh(&mut self, best: f32) {
+        let Self { sampling: Sampling { temperature, top_k, top_p, min_p, .. }, weights, scratch, .. } = self;
+        // Relative to the likeliest, so that the exponential does not overflow.
+        simd(
+            #[inline(always)]
+            || {
+                for weight in weights.iter_mut() {
+                    let allowed = if *weight > f32::NEG_INFINITY { 1.0 } else { 0.0 };
+                    *weight = exp((*weight - best) / *temperature) * allowed;
+                }
+            },
+        );
+        if *top_k > 0 && *top_k < weights.len() {
+            largest(weights, *top_k, scratch);
+            keep_largest(weights, scratch);
+        }
+        if *top_p < 1.0 {
+            let wanted = f64::from(*top_p) * mass(weights);
+            // Few of many are enough, as a rule.
+            largest(weights, FEW, scratch);
+            if mass(scratch) < wanted {
+                scratch.clear();
+                scratch.extend_from_slice(weights);
+            }
+            let count = count_reaching(scratch, wanted);
+            keep_largest(weights, &scratch[..count]);
+        }
+        if *min_p > 0.0 {
+            drop_below(weights, *min_p);
+        }
+    }
+}
+
+fn descending(a: &f32, b: &f32) -> std::cmp::Ordering {
+    b.total_cmp(a)
+}
+
+/// Fills `found` with the `k` largest weights, in any order; with all above 0 when those are fewer.
+///
+/// The k-th largest of the maxima of small pieces is a bound that k weights reach and few others do.
+fn largest(weights: &[f32], k: usize, found: &mut Vec<f32>) {
+    found.clear();
+    simd(
+        #[inline(always)]
+        || found.extend(weights.as_chunks::<16>().0.iter().map(|piece| max(piece))),
+    );
+    let bound = if k < found.len() { *found.select_nth_unstable_by(k - 1, descending).1 } else { 0.0 };
+    found.clear();
+    found.extend(weights.iter().filter(|&&weight| weight >= bound && weight > 0.0));
+    if k < found.len() {
+        found.select_nth_unstable_by(k - 1, descending);
+        found.truncate(k);
+    }
+}
+
+/// How many of the largest weights add up to `wanted`; these are then the first, in any order.
+///
+/// Halves the range in which the last of them stands: the larger half of it is either enough, or all of it is needed.
+fn count_reaching(weights: &mut [f32], wanted: f64) -> usize {
+    let (mut needed, mut end, mut found) = (0, weights.len(), 0.0);
+    while end - needed > 1 {
+        let middle = needed.midpoint(end);
+        weights[needed..end].select_nth_unstable_by(middle - needed - 1, descending);
+        let upper = mass(&weights[needed..middle]);
+        if found + upper >= wanted {
+            end = middle;
+        } else {
+            found += upper;
+            needed = middle;
+        }
+    }
+    end
+}
+
+/// Sets all weights to 0 but the `largest`; of those that equal the smallest of these, it keeps the lower ids.
+fn keep_largest(weights: &mut [f32], largest: &[f32]) {
+    let smallest = largest.iter().copied().fold(f32::INFINITY, f32::min);
+    let equal = |weights: &[f32]| weights.iter().filter(|&&weight| weight == smallest).count();
+    drop_below(weights, smallest);
+    let extra = equal(weights) - equal(largest);
+    weights.iter_mut().rev().filter(|weight| **weight == smallest).take(extra).for_each(|weight| *weight = 0.0);
+}
+
+fn drop_below(weights: &mut [f32], smallest: f32) {
+    simd(
+        #[inline(always)]
+        || weights.iter_mut().for_each(|weight| *weight = if *weight < smallest { 0.0 } else { *weight }),
+    );
+}
+
+/// Sum of weights, in an order that does not depend on the vector width.
+fn mass(weights: &[f32]) -> f64 {
+    simd(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0f64; 16];
+            let (chunks, rest) = weights.as_chunks::<16>();
+            for chunk in chunks {
+                for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+                    *lane += f64::from(weight);
+                }
+            }
+            lanes.iter().copied().chain(rest.iter().copied().map(f64::from)).sum()
+        },
+    )
+}
+
+/// The token at which the running sum of weights passes `uniform`, in [0, 1), times the whole.
+fn draw(weights: &[f32], uniform: f64) -> u32 {
+    // Tokens whose weights are added up before any is looked at.
+    const CHUNK: usize = 1024;
+    let masses: Vec<f64> = weights.chunks(CHUNK).map(mass).collect();
+    let target = uniform * masses.iter().sum::<f64>();
+    let mut passed = 0.0;
+    let mut last = 0;
+    for (chunk, mass) in masses.iter().enumerate() {
+        if passed + mass <= target {
+            passed += mass;
+            continue;
+        }
+        for (token, &weight) in (chunk * CHUNK..).zip(&weights[chunk * CHUNK..]) {
+            passed += f64::from(weight);
+            if weight > 0.0 {
+                last = token;
+                if passed > target {
+                    return token as u32;
+                }
+            }
+        }
+    }
+    // Sums in two orders differ in their last bits: a target at the very end may lie beyond the second.
+    last as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Probabilities 1/2, 1/8, 1/4, 1/8.
+    const LOGITS: [f32; 4] = [std::f32::consts::LN_2, -std::f32::consts::LN_2, 0.0, -std::f32::consts::LN_2];
+
+    fn shortlist(sampling: Sampling, logits: &[f32], history: &[u32]) -> Vec<(u32, f32)> {
+        let mut sampler = Sampler::new(sampling, 0).unwrap();
+        let best = sampler.penalise(logits, history).unwrap();
+        sampler.weigh(best);
+        (0..).zip(sampler.weights).filter(|&(_, weight)| weight > 0.0).collect()
+    }
+
+    #[track_caller]
+    fn assert_shortlist(sampling: Sampling, history: &[u32], expected: &[(u32, f32)]) {
+        let found = shortlist(sampling, &LOGITS, history);
+        let tokens = |list: &[(u32, f32)]| list.iter().map(|&(token, _)| token).collect::<Vec<_>>();
+        assert_eq!(tokens(&found), tokens(expected));
+        for ((token, found), (_, expected)) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "token {token} weighs {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn without_settings_every_token_has_its_probability() {
+        assert_shortlist(Sampling::default(), &[0, 1], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
+    }
+
+    #[test]
+    fn temperature_flattens_and_sharpens() {
+        let hot = Sampling { temperature: 2.0, ..Default::default() };
+        assert_shortlist(hot, &[], &[(0, 1.0), (1, 0.5), (2, 0.5f32.sqrt()), (3, 0.5)]);
+        let cold = Sampling { temperature: 0.5, ..Default::default() };
+        assert_shortlist(cold, &[], &[(0, 1.0), (1, 0.0625), (2, 0.25), (3, 0.0625)]);
+        let freezing = Sampling { temperature: f32::MIN_POSITIVE, ..Default::default() };
+        assert_shortlist(freezing, &[], &[(0, 1.0), (1, 0.0), (2, 0.0), (3, 0.0)]);
+    }
+
+    #[test]
+    fn top_k_keeps_k_and_the_lower_id_among_equals() {
+        let top_k = |top_k| Sampling { top_k, ..Default::default() };
+        assert_shortlist(top_k(1), &[], &[(0, 1.0)]);
+        assert_shortlist(top_k(3), &[], &[(0, 1.0), (1, 0.25), (2, 0.5)]);
+        assert_shortlist(top_k(4), &[], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
+        assert_shortlist(top_k(usize::MAX), &[], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_that_reach_it() {
+        let top_p = |top_p| Sampling { top_p, ..Default::default() };
+        assert_shortlist(top_p(1e-9), &[], &[(0, 1.0)]);
+        assert_shortlist(top_p(0.49), &[], &[(0, 1.0)]);
+        assert_shortlist(top_p(0.51), &[], &[(0, 1.0), (2, 0.5)]);
+        assert_shortlist(top_p(0.8), &[], &[(0, 1.0), (1, 0.25), (2, 0.5)]);
+        // Of what top_k leaves (4/6, 2/6), 0.6 is reached by the first alone.
+        assert_shortlist(Sampling { top_k: 2, top_p: 0.6, ..Default::default() }, &[], &[(0, 1.0)]);
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_likeliest() {
+        let min_p = |min_p| Sampling { min_p, ..Default::default() };
+        assert_shortlist(min_p(0.2), &[], &[(0, 1.0), (1, 0.25), (2, 0.5), (3, 0.25)]);
+        assert_shortlist(min_p(0.3), &[], &[(0, 1.0), (2, 0.5)]);
+        assert_shortlist(min_p(1.0), &[], &[(0, 1.0)]);
+    }
+
+    #[test]
+    fn repetition_is_penalised_once_and_whatever_the_sign() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Default::default() };
+        // ln 2 / 2 becomes the largest; −ln 2 · 2 = −ln 4; unknown ids and ids outside the vocabulary do nothing.
+        let root = 0.5f32.sqrt();
+        assert_shortlist(sampling, &[0, 0, 3, 3, 99], &[(0, 1.0), (1, 0.5 * root), (2, root), (3, 0.25 * root)]);
+        let encouraged = Sampling { repetition_penalty: 1e-40, temperature: 0.0, ..Default::default() };
+        let mut sampler = Sampler::new(encouraged, 0).unwrap();
+        assert_eq!(sampler.sample(&[3.0, f32::NEG_INFINITY, 2.0], &[1, 2]).unwrap(), 2);
+    }
+
+    #[test]
+    fn greedy_takes_the_likeliest_and_the_lower_id_among_equals() {
+        let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Default::default() }, 0).unwrap();
+        assert_eq!(sampler.sample(&[1.0, 3.0, 2.0, 3.0], &[]).unwrap(), 1);
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -1e38], &[]).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_draw_falls_where_the_running_sum_says() {
+        let mut weights = vec![0.0; 5000];
+        (weights[2], weights[1500], weights[1501]) = (1.0, 0.5, 0.5);
+        for (uniform, token) in
+            [(0.0, 2), (0.4999, 2), (0.5, 1500), (0.7499, 1500), (0.75, 1501), (1.0 - f64::EPSILON / 2.0, 1501)]
+        {
+            assert_eq!(draw(&weights, uniform), token, "{uniform}");
+        }
+    }
+
+    #[test]
+    fn draws_come_as_often_as_their_probability() {
+        let mut sampler = Sampler::new(Sampling { seed: 5, ..Default::default() }, 0).unwrap();
+        let mut counts = [0i32; 4];
+        for _ in 0..40_000 {
+            counts[sampler.sample(&LOGITS, &[]).unwrap() as usize] += 1;
+        }
+        for (count, expected) in counts.iter().zip([20_000, 5_000, 10_000, 5_000]) {
+            assert!((count - expected).abs() < 300, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn seed_and_stream_decide_the_draws() {
+        let draws = |seed, stream| {
+            let mut sampler = Sampler::new(Sampling { seed, ..Default::default() }, stream).unwrap();
+            (0..50).map(|_| sampler.sample(&LOGITS, &[]).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draws(1, 0), draws(1, 0));
+        assert_ne!(draws(1, 0), draws(2, 0));
+        assert_ne!(draws(1, 0), draws(1, 1));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let base = Sampling::default();
+        for (sampling, message) in [
+            (Sampling { temperature: -1.0, ..base }, "temperature is -1; it must be 0 (greedy) or a positive number"),
+            (
+                Sampling { temperature: f32::NAN, ..base },
+                "temperature is NaN; it must be 0 (greedy) or a positive number",
+            ),
+            (
+                Sampling { temperature: f32::INFINITY, ..base },
+                "temperature is inf; it must be 0 (greedy) or a positive number",
+            ),
+            (Sampling { top_p: 0.0, ..base }, "top_p is 0; it must be above 0 and at most 1"),
+            (Sampling { top_p: 1.5, ..base }, "top_p is 1.5; it must be above 0 and at most 1"),
+            (Sampling { min_p: -0.1, ..base }, "min_p is -0.1; it must be between 0 and 1"),
+            (Sampling { repetition_penalty: 0.0, ..base }, "repetition_penalty is 0; it must be a positive number"),
+        ] {
+            assert_eq!(Sampler::new(sampling, 0).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        let mut sampler = Sampler::new(Sampling::default(), 0).unwrap();
+        let mut error = |logits: &[f32]| sampler.sample(logits, &[]).unwrap_err().to_string();
+        assert!(error(&[0.0, f32::NAN]).contains("logit of token 1 is NaN"));
+        assert!(error(&[f32::INFINITY]).contains("logit of token 0 is inf"));
+        assert!(error(&[f32::NEG_INFINITY; 3]).contains("allows no token"));
+        assert!(error(&[]).contains("allows no token"));
+    }
+
+    /// The same list by sorting the whole vocabulary, in f64.
+    fn reference(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap());
+        if sampling.top_k > 0 {
+            order.truncate(sampling.top_k);
+        }
+        let best = logits[order[0]];
+        let weight = |&token: &usize| f64::from(((logits[token] - best) / sampling.temperature).exp());
+        let total: f64 = order.iter().map(weight).sum();
+        let mut kept = Vec::new();
+        let mut found = 0.0;
+        for token in &order {
+            if sampling.top_p < 1.0 && found >= f64::from(sampling.top_p) * total {
+                break;
+            }
+            found += weight(token);
+            kept.push(*token);
+        }
+        kept.retain(|token| weight(token) >= f64::from(sampling.min_p));
+        kept.into_iter().map(|token| token as u32).collect()
+    }
+
+    proptest! {
+        /// Logits on a coarse grid, so that many are equal; none so far apart that the exponential reaches its floor.
+        #[test]
+        fn the_shortlist_is_that_of_a_full_sort(
+            grid in prop::collection::vec(-20i8..20, 1..400),
+            top_k in 0usize..500,
+            top_p in prop_oneof![Just(1.0f32), 0.001f32..1.0],
+            min_p in prop_oneof![Just(0.0f32), 0.001f32..1.0],
+            temperature in 0.2f32..3.0,
+        ) {
+            let logits: Vec<f32> = grid.iter().map(|&step| f32::from(step) / 4.0).collect();
+            let sampling = Sampling { temperature, top_k, top_p, min_p, ..Default::default() };
+            let mut found: Vec<u32> = shortlist(sampling, &logits, &[]).iter().map(|&(token, _)| token).collect();
+            let mut expected = reference(sampling, &logits);
+            found.sort_unstable();
+            expected.sort_unstable();
+            // Sums in another order may differ in the last bits, and with them where top_p cuts.
+            let close = found.len().abs_diff(expected.len()) <= 1 && found.iter().all(|token| expected.contains(token))
+                || expected.iter().all(|token| found.contains(token)) && found.len() == expected.len() + 1;
+            prop_assert!(found == expected || top_p < 1.0 && close, "{:?} is not {:?}", found, expected);
+        }
+
+        #[test]
+        fn any_logits_give_a_token_that_they_allow_or_an_error(
+            logits in prop::collection::vec(any::<f32>(), 0..50),
+            history in prop::collection::vec(0u32..60, 0..20),
+            temperature in 0.0f32..5.0,
+            top_k in 0usize..60,
+            top_p in 0.001f32..=1.0,
+            repetition_penalty in 1e-10f32..1e10,
+            seed: u64,
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, repetition_penalty, seed, ..Default::default() };
+            if let Ok(token) = Sampler::new(sampling, 0).unwrap().sample(&logits, &history) {
+                prop_assert!(logits[token as usize] > f32::NEG_INFINITY);
+            }
+        }
+    }
+}

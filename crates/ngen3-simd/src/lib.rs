@@ -1,0 +1,161 @@
+//! Running a loop with the widest vectors that this processor has.
+//!
+//! Kernels are plain loops over slices. [`simd`] calls a closure in a copy of itself compiled for AVX-512, AVX2 with
+//! FMA, NEON, or nothing, whichever the processor has when the program runs, and the compiler vectorises the loop in
+//! each. `NGEN3_SIMD=scalar` or `NGEN3_SIMD=avx2` forces a narrower copy, to compare or to debug.
+//!
+//! What a closure calls must be `#[inline(always)]`, or it is compiled once, for the narrowest machine.
+
+use std::sync::OnceLock;
+
+use pulp::Arch;
+
+fn arch() -> Arch {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    *ARCH.get_or_init(|| match std::env::var("NGEN3_SIMD").as_deref() {
+        Ok("scalar") => Arch::Scalar,
+        #[cfg(target_arch = "x86_64")]
+        Ok("avx2") => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+        _ => Arch::new(),
+    })
+}
+
+/// Whether kernels written for AVX-512 may run.
+#[cfg(target_arch = "x86_64")]
+pub fn avx512() -> bool {
+    matches!(arch(), Arch::V4(_))
+}
+
+/// Calls `f` compiled for the widest vectors there are. `f` should be marked `#[inline(always)]`.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    arch().dispatch(f)
+}
+
+/// Partial sums kept apart so that a sum of f32 vectorises: the order of addition is the same for every vector width,
+/// and so are the bits of the result.
+pub const LANES: usize = 16;
+
+/// `Σ f(a[i], b[i])`, in an order that does not depend on the vector width.
+#[inline(always)]
+pub fn sum_zip(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i]);
+        }
+    }
+    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        lanes[i] += f(a, b);
+    }
+    fold(lanes)
+}
+
+/// `Σ f(a[i])`, in an order that does not depend on the vector width.
+#[inline(always)]
+pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    sum_zip(
+        a,
+        a,
+        #[inline(always)]
+        |a, _| f(a),
+    )
+}
+
+/// The largest element; −∞ of nothing.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+        }
+    }
+    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+}
+
+/// The sum of the lanes, in a tree.
+#[inline(always)]
+pub fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `eˣ` for x in [−87, 88], with a relative error below 3e-7 + 8e-8·|x|; outside, the value at the nearer end (never 0 or ∞).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // NaN passes through both comparisons.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    exp2(x * std::f32::consts::LOG2_E)
+}
+
+/// `2ᵗ` for t in [−126, 127], with a relative error below 3e-7.
+#[inline(always)]
+pub fn exp2(t: f32) -> f32 {
+    // Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = t + ROUND;
+    let f = t - (shifted - ROUND);
+    let p = EXP2.iter().skip(1).fold(
+        EXP2[0],
+        #[inline(always)]
+        |p, c| p * f + c,
+    );
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+}
+
+/// 2ᶠ on [−½, ½], from f⁵ down: the polynomial whose largest relative error is least (Remez 1934), 7.5e-8 before rounding.
+pub const EXP2: [f32; 6] = [1.327_647_2e-3, 9.675_541e-3, 5.550_713e-2, 2.402_212e-1, 6.931_469_4e-1, 1.000_000_1];
+
+/// Replaces each x by `exp(scale·(x − shift))`; returns their sum, added up as [`sum`] does.
+#[inline(always)]
+pub fn exp_and_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = exp(scale * (chunk[i] - shift));
+            lanes[i] += chunk[i];
+        }
+    }
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = exp(scale * (*x - shift));
+        lanes[i] += *x;
+    }
+    fold(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_as_near_as_stated() {
+        for i in 0..1_000_000 {
+            let x = -87.0 + 175.0 * i as f32 / 1e6;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) / exact - 1.0).abs();
+            assert!(error < 3e-7 + 8e-8 * f64::from(x.abs()), "exp({x}): {error:e}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) > 0.0 && exp(f32::INFINITY).is_finite());
+    }
+
+    #[test]
+    fn every_vector_width_gives_the_same_bits() {
+        let values = (0..1003).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect::<Vec<f32>>();
+        let run = || (sum(&values, |x| exp(x) * x), max(&values), exp(values[3]));
+        let wide = simd(run);
+        assert_eq!(wide, Arch::Scalar.dispatch(run));
+    }
+}
