@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use crate::gemm::{Into, Mat, MatMut, matmul};
 use ngen3_engine::{Dtype, Error};
 
+use crate::engine::precision::{pool, precision};
+
 /// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
 ///
 /// # Errors
 /// [`Error::Threads`] when the threads cannot be started.
 pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Result<f64, Error> {
-    let precision = crate::engine::precision(dtype);
-    let pool = crate::engine::pool(threads)?;
+    let precision = precision(dtype);
+    let pool = pool(threads)?;
     let (a, b, mut c) = (vec![1.0; m * k], vec![1.0; n * k], vec![0.0; m * n]);
     let mut best = Duration::MAX;
     pool.install(|| {

@@ -5,10 +5,9 @@
 //! activations live).
 
 mod base;
-pub mod bench;
+mod bench;
 mod engine;
 mod gemm;
 mod layers;
 
-pub use base::profile;
-pub use engine::{CpuEngine, CpuTeacher};
+pub use engine::{Cpu, CpuEngine, CpuTeacher};

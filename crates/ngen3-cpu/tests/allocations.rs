@@ -3,7 +3,7 @@
 use std::alloc::System;
 
 use ngen3_cpu::CpuEngine;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Engine, Options};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Options, Trainer};
 use ngen3_model::{Config, ParamList};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 

@@ -1,8 +1,11 @@
 //! Low-rank adapters beside the whole model, on odd sizes: against `peft`'s numbers (`fixtures/make_lora.py`), against finite
 //! differences, and merged against unmerged.
 
-use ngen3_cpu::CpuEngine;
-use ngen3_engine::{AdamW, Backward, Batch, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Slot, Teacher};
+use ngen3_cpu::{Cpu, CpuEngine, CpuTeacher};
+use ngen3_engine::{
+    AdamW, Backward, Batch, Device, DistillConfig, Distiller, Divergence, Dtype, IGNORE, Model, Options, Slot,
+    TeacherSource, Trainer, Workload,
+};
 use ngen3_model::{Config, Lora, LoraList, ParamList};
 
 const ROWS: usize = 5;
@@ -166,13 +169,14 @@ fn merged_equals_unmerged() {
         assert!(with.iter().zip(&without).any(|(a, b)| (a - b).abs() > 0.1), "the adapters do something");
 
         engine.merge();
-        assert_eq!(engine.lora(), None);
         assert_eq!(*engine.read(Slot::Params), merged);
         let after = engine.losses(&batch).expect("a valid batch");
         assert!(with.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5), "{with:?}, not {after:?}");
         engine.forward_backward(&batch, Backward::default()).expect("all of it learns again");
         assert_eq!(engine.read(Slot::Grads).len(), merged.len());
         assert!(engine.decoder(1).is_ok());
+        let fresh = LoraList::new(&config, &lora(targets)).expect("an adapter").init(5);
+        engine.adapt(&lora(targets), fresh).expect("it has none any more");
     }
 }
 
@@ -232,34 +236,36 @@ fn rounded_products_stay_near_exact_ones() {
 fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
     let (config, lora) = (config(), lora("c_attn,c_proj,c_fc"));
     let batch = batch(&config, 0);
-    let gradient = |work: &dyn Fn(&mut CpuEngine)| {
+    let gradient = |work: &mut dyn FnMut(&mut CpuEngine)| {
         let mut engine = adapted(&config, &lora, 2);
         work(&mut engine);
         engine.read(Slot::Grads).into_owned()
     };
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
-    let whole = gradient(&|engine| {
+    let whole = gradient(&mut |engine| {
         engine.forward_backward(&batch, Backward::default()).expect("a valid batch");
     });
-    let twice = gradient(&|engine| {
+    let twice = gradient(&mut |engine| {
         for _ in 0..2 {
             engine.forward_backward(&batch, Backward { weight: 0.5, ..Backward::default() }).expect("a valid batch");
         }
     });
     assert!(close(&whole, &twice));
 
-    let hidden = values(9_000_000, batch.inputs.len() * 12);
-    let wte = values(9_500_000, config.vocab_size * 12);
-    let distilled = |alpha| {
-        let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
-        let distill = Distill { teacher, temperature: 1.0, alpha, divergence: Divergence::ForwardKl };
+    let shape = Config::new(1, 2, 16, 5, 97);
+    let params = values(9_000_000, ParamList::new(&shape).total());
+    let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
+    let mut teacher = CpuTeacher::new(shape, params, options).expect("a valid shape");
+    let mut distilled = |alpha| {
+        let distill = DistillConfig { temperature: 1.0, alpha, divergence: Divergence::ForwardKl };
         let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
-        gradient(&|engine| {
-            engine.distill(&batch, &distill, Some(backward)).expect("a valid batch");
+        gradient(&mut |engine| {
+            let teacher = TeacherSource::Teacher(&mut teacher);
+            engine.distill(&batch, teacher, &distill, Some(backward)).expect("a valid batch");
         })
     };
     assert!(close(&whole, &distilled(0.0)), "at alpha 0 it is the plain gradient");
-    let [half, all] = [0.5, 1.0].map(distilled);
+    let [half, all] = [0.5, 1.0].map(&mut distilled);
     let mixed: Vec<f32> = whole.iter().zip(&all).map(|(a, b)| 0.5 * (a + b)).collect();
     assert!(close(&mixed, &half) && !close(&whole, &all));
 }
@@ -269,11 +275,12 @@ fn training_an_adapter_takes_the_memory_of_the_model_and_its_activations() {
     let config = ngen3_model::Variant::by_name("120M").expect("a variant").config();
     let lora = Lora { rank: 8, ..lora("c_attn,c_proj,c_fc") };
     let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
-    let whole = CpuEngine::training_bytes(&config, 4, options);
-    let adapters = CpuEngine::adapting_bytes(&config, &lora, 4, options).expect("an adapter");
+    let whole = Cpu.memory(&config, Workload::Train { batch_size: 4 }, options).expect("a valid shape");
+    let adapting = |lora: &Lora| Cpu.memory(&config, Workload::Adapt { batch_size: 4, lora }, options);
+    let adapters = adapting(&lora).expect("an adapter");
     let total = 4 * ParamList::new(&config).total() as u64;
     assert!(adapters < whole - 3 * total + total / 10, "{adapters} of {whole}");
-    assert!(CpuEngine::adapting_bytes(&config, &Lora { rank: 0, ..lora }, 4, options).is_err());
+    assert!(adapting(&Lora { rank: 0, ..lora }).is_err());
 }
 
 #[test]
@@ -288,5 +295,6 @@ fn wrong_adapters_are_an_error() {
     assert!(engine.decoder(1).is_ok(), "it is still a plain model");
     engine.adapt(&good, vec![0.0; total]).expect("an adapter");
     assert!(engine.adapt(&good, vec![0.0; total]).is_err(), "it has one already");
-    assert_eq!(engine.lora(), Some(&good));
+    assert!(engine.decoder(1).is_err(), "which it keeps");
+    assert_eq!(engine.read(Slot::Params).len(), total);
 }

@@ -1,14 +1,13 @@
 //! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
-//! width 12, 3 heads, 5 rows of 5 tokens, vocabulary 97.
+//! width 12, 3 heads, 5 sequences of 5 tokens, vocabulary 97.
 
-use ngen3_cpu::{CpuEngine, CpuTeacher};
+use ngen3_cpu::CpuEngine;
 use ngen3_engine::{
-    AdamW, Backward, Batch, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Row, Slot, Teacher,
-    TeacherModel,
+    AdamW, Backward, Batch, Decoder, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
 };
 use ngen3_model::{Activation, Config, ParamList};
 
-const ROWS: usize = 5;
+const SEQUENCES: usize = 5;
 
 fn config(activation: Activation) -> Config {
     Config { activation, ..Config::new(2, 3, 12, 5, 97) }
@@ -24,7 +23,7 @@ fn params(config: &Config) -> Vec<f32> {
 }
 
 fn batch(config: &Config, step: u64) -> Batch {
-    let n = ROWS * config.block_size;
+    let n = SEQUENCES * config.block_size;
     let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
     let inputs = ids.by_ref().take(n).collect();
     Batch::even(config.block_size, inputs, ids.collect())
@@ -121,13 +120,13 @@ fn micro_batches_add_up_to_the_whole_batch() {
     engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
     let mut total = 0.0;
     let n = config.block_size;
-    for row in 0..ROWS {
-        let part = |ids: &[u32]| ids[row * n..(row + 1) * n].to_vec();
-        let row = Batch::even(n, part(&whole.inputs), part(&whole.targets));
+    for sequence in 0..SEQUENCES {
+        let part = |ids: &[u32]| ids[sequence * n..(sequence + 1) * n].to_vec();
+        let sequence = Batch::even(n, part(&whole.inputs), part(&whole.targets));
         total += engine
-            .forward_backward(&row, Backward { weight: 1.0 / ROWS as f32, ..Backward::default() })
+            .forward_backward(&sequence, Backward { weight: 1.0 / SEQUENCES as f32, ..Backward::default() })
             .expect("a valid batch")
-            / ROWS as f32;
+            / SEQUENCES as f32;
     }
     assert!((total - loss).abs() < 1e-5);
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
@@ -136,43 +135,43 @@ fn micro_batches_add_up_to_the_whole_batch() {
 }
 
 #[test]
-fn rows_of_any_length_give_what_each_gives_alone() {
+fn sequences_of_any_length_give_what_each_gives_alone() {
     let config = Config::new(2, 3, 12, 40, 97);
     let mut engine = engine(&config, 2);
     let ids =
         |n: usize, seed: u64| -> Vec<u32> { (0..n as u64).map(|i| (hashed(seed * 1000 + i) * 97.0) as u32).collect() };
-    let (mut whole, mut losses, mut counted) = (Batch::default(), Vec::new(), 0);
-    let rows: Vec<Batch> = [40, 1, 17, 33]
+    let (mut whole, mut losses, mut num_target_tokens) = (Batch::default(), Vec::new(), 0);
+    let sequences: Vec<Batch> = [40, 1, 17, 33]
         .iter()
         .zip(1..)
         .map(|(&len, seed)| {
             let (inputs, mut targets) = (ids(len, seed), ids(len, seed + 100));
-            // Every third is not asked for.
+            // Every third is ignored.
             targets.iter_mut().skip(1).step_by(3).for_each(|target| *target = IGNORE);
             whole.push(&inputs, &targets);
-            let mut row = Batch::default();
-            row.push(&inputs, &targets);
-            row
+            let mut sequence = Batch::default();
+            sequence.push(&inputs, &targets);
+            sequence
         })
         .collect();
-    for row in &rows {
-        let of_row = engine.losses(row).expect("a valid row");
-        assert!(of_row.iter().zip(&row.targets).all(|(&loss, &target)| (loss == 0.0) == (target == IGNORE)));
-        losses.extend(of_row);
-        counted += row.counted();
+    for sequence in &sequences {
+        let alone = engine.losses(sequence).expect("a valid sequence");
+        assert!(alone.iter().zip(&sequence.targets).all(|(&loss, &target)| (loss == 0.0) == (target == IGNORE)));
+        losses.extend(alone);
+        num_target_tokens += sequence.num_target_tokens();
     }
     let together = engine.losses(&whole).expect("a valid batch");
     assert!(together.iter().zip(&losses).all(|(a, b)| (a - b).abs() < 1e-5));
-    let mean = losses.iter().sum::<f32>() / counted as f32;
+    let mean = losses.iter().sum::<f32>() / num_target_tokens as f32;
     assert!((engine.loss(&whole).expect("a valid batch") - mean).abs() < 1e-5);
 
     let loss = engine.forward_backward(&whole, Backward::default()).expect("a valid batch");
     assert!((loss - mean).abs() < 1e-5);
     let expected = engine.read(Slot::Grads).into_owned();
     engine.write(Slot::Grads, &vec![0.0; expected.len()]).expect("memory");
-    for row in &rows {
-        let weight = row.counted() as f32 / counted as f32;
-        engine.forward_backward(row, Backward { weight, ..Backward::default() }).expect("a valid row");
+    for sequence in &sequences {
+        let weight = sequence.num_target_tokens() as f32 / num_target_tokens as f32;
+        engine.forward_backward(sequence, Backward { weight, ..Backward::default() }).expect("a valid sequence");
     }
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
@@ -180,7 +179,7 @@ fn rows_of_any_length_give_what_each_gives_alone() {
 }
 
 #[test]
-fn a_row_that_continues_another_gives_what_both_give_as_one() {
+fn a_sequence_that_continues_another_gives_what_both_give_as_one() {
     let config = Config::new(2, 3, 12, 40, 97);
     let mut engine = engine(&config, 2);
     let ids =
@@ -193,13 +192,13 @@ fn a_row_that_continues_another_gives_what_both_give_as_one() {
         shared.push_after(ending, ending);
     }
     let found = engine.losses(&shared).expect("a valid batch");
-    let mut expected = engine.losses(&Batch::even(5, ids(5, 9), ids(5, 8))).expect("a valid row");
+    let mut expected = engine.losses(&Batch::even(5, ids(5, 9), ids(5, 8))).expect("a valid sequence");
     expected.extend([0.0; 11]);
     for ending in &endings {
         let mut whole = Batch::default();
         let targets: Vec<u32> = [IGNORE; 11].iter().chain(ending).copied().collect();
         whole.push(&[&prefix[..], ending].concat(), &targets);
-        expected.extend(&engine.losses(&whole).expect("a valid row")[11..]);
+        expected.extend(&engine.losses(&whole).expect("a valid sequence")[11..]);
     }
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
@@ -231,37 +230,147 @@ fn the_same_bits_on_any_number_of_threads() {
     }
 }
 
+/// Feeds as many tokens to each of the sequences from 0 on.
+fn feed_all<'a>(decoder: &'a mut dyn Decoder, tokens: &[Vec<u32>]) -> Result<&'a [f32], Error> {
+    let feeds: Vec<_> = tokens.iter().enumerate().map(|(sequence, tokens)| Feed { sequence, tokens }).collect();
+    decoder.feed(&feeds)
+}
+
 #[test]
 fn decoding_gives_what_the_whole_sequence_gives() {
     let config = Config::new(2, 3, 12, 80, 97);
-    let params = params(&config);
-    let engine =
-        CpuEngine::new(config.clone(), params, Options { threads: 2, dtype: Dtype::F32, ..Options::default() })
-            .expect("a shape");
-    let rows = 3;
-    let sequence = |row: u64| (0..80u64).map(move |t| (hashed(row * 999 + t) * 97.0) as u32);
-    let mut whole = engine.decoder(rows).expect("memory");
-    let all: Vec<u32> = (0..rows as u64).flat_map(sequence).collect();
-    let expected = whole.feed(&all).expect("a block").to_vec();
+    let engine = engine(&config, 2);
+    let sequences = 3;
+    let take = |from: usize, n: usize| -> Vec<Vec<u32>> {
+        let token = |sequence: u64, t: usize| (hashed(sequence * 999 + t as u64) * 97.0) as u32;
+        (0..sequences as u64).map(|sequence| (from..from + n).map(|t| token(sequence, t)).collect()).collect()
+    };
+    let mut whole = engine.decoder(sequences).expect("memory");
+    let expected = feed_all(&mut *whole, &take(0, 80)).expect("a block").to_vec();
 
-    let mut parts = engine.decoder(rows).expect("memory");
-    let take =
-        |from: usize, n: usize| -> Vec<u32> { (0..rows as u64).flat_map(|r| sequence(r).skip(from).take(n)).collect() };
+    let mut parts = engine.decoder(sequences).expect("memory");
+    assert_eq!(parts.sequences(), sequences);
     let mut logits = Vec::new();
     let mut fed = 0;
     for n in [1, 66, 5, 1, 1, 6] {
-        logits = parts.feed(&take(fed, n)).expect("room").to_vec();
+        logits = feed_all(&mut *parts, &take(fed, n)).expect("room").to_vec();
         fed += n;
+        assert!((0..sequences).all(|sequence| parts.len(sequence) == fed));
     }
-    assert_eq!((fed, parts.len()), (80, 80));
+    assert_eq!((fed, logits.len()), (80, expected.len()));
     for (found, expected) in logits.iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-4, "{found}, not {expected}");
     }
-    assert!(parts.feed(&take(0, 1)).is_err(), "the block is full");
-    parts.clear();
-    assert!(parts.feed(&[97, 0, 0]).is_err(), "outside the vocabulary");
-    assert!(parts.feed(&[1, 2]).is_err(), "ragged");
-    assert!(parts.is_empty());
+    assert!(feed_all(&mut *parts, &take(0, 1)).is_err(), "the block is full");
+    (0..sequences).for_each(|sequence| parts.clear(sequence));
+    assert!(feed_all(&mut *parts, &[vec![97], vec![0], vec![0]]).is_err(), "outside the vocabulary");
+    assert!((0..sequences).all(|sequence| parts.len(sequence) == 0));
+    assert!(engine.decoder(0).is_err(), "no sequences");
+}
+
+/// A sequence among others, and the same one alone.
+struct Pair<'a> {
+    /// All of its tokens.
+    tokens: Vec<u32>,
+    alone: Box<dyn Decoder + 'a>,
+    /// Whether all of it went through the same products in both.
+    exact: bool,
+}
+
+/// Up to so many tokens go through products that take each by itself.
+const FEW_TOKENS: usize = 8;
+
+/// Sequences that begin, grow and end at any step, each held against the same one in a decoder of its own; returns how many
+/// logits were compared, and of how many feeds to the bit.
+fn feeds_at_random(engine: &CpuEngine, steps: u64, tolerance: f32) -> [usize; 2] {
+    const SLOTS: usize = 4;
+    let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
+    let draw = |step: u64, slot: usize, n: usize| (hashed(step * 8 + slot as u64) * n as f64) as usize;
+    let pair = || Pair { tokens: Vec::new(), alone: engine.decoder(1).expect("memory"), exact: true };
+    let mut decoder = engine.decoder(SLOTS).expect("memory");
+    let mut pairs: Vec<_> = (0..SLOTS).map(|_| pair()).collect();
+    let mut compared = [0, 0];
+    for step in 0..steps {
+        // Beginning with another one each time.
+        let mut feeds: Vec<(usize, Vec<u32>)> = Vec::new();
+        for slot in (0..SLOTS).map(|slot| (slot + step as usize) % SLOTS) {
+            let n = [0, 0, 1, 1, 1, 2, 5, 30][draw(step, slot, 8)];
+            if pairs[slot].tokens.len() + n > block {
+                decoder.clear(slot);
+                pairs[slot] = pair();
+            }
+            let tokens = (0..n as u64).map(|t| (hashed(step * 999 + t * 7 + slot as u64) * vocab_size as f64) as u32);
+            if n > 0 {
+                feeds.push((slot, tokens.collect()));
+            }
+        }
+        if feeds.is_empty() {
+            continue;
+        }
+        let given: Vec<_> = feeds.iter().map(|(sequence, tokens)| Feed { sequence: *sequence, tokens }).collect();
+        let total: usize = feeds.iter().map(|(_, tokens)| tokens.len()).sum();
+        let logits = decoder.feed(&given).expect("room").to_vec();
+        assert_eq!(logits.len(), feeds.len() * vocab_size);
+        for ((slot, tokens), found) in feeds.iter().zip(logits.chunks_exact(vocab_size)) {
+            let Pair { tokens: all, alone, exact } = &mut pairs[*slot];
+            all.extend(tokens);
+            let expected = alone.feed(&[Feed { sequence: 0, tokens }]).expect("room");
+            *exact &= total == tokens.len() || total <= FEW_TOKENS;
+            let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(largest <= if *exact { 0.0 } else { tolerance }, "step {step}, sequence {slot}: {largest}");
+            compared[usize::from(*exact)] += 1;
+        }
+        assert!(pairs.iter().enumerate().all(|(slot, pair)| decoder.len(slot) == pair.tokens.len()));
+    }
+    compared
+}
+
+#[test]
+fn each_of_several_sequences_decodes_as_it_does_alone() {
+    let config = Config::new(2, 3, 24, 40, 97);
+    for (dtype, quant, tolerance) in
+        [(Dtype::F32, Quant::None, 1e-5), (Dtype::F32, Quant::Int8, 1e-5), (Dtype::Auto, Quant::None, 0.02)]
+    {
+        let options = Options { threads: 2, dtype, quant, ..Options::default() };
+        let engine = CpuEngine::new(config.clone(), params(&config), options).expect("a valid shape");
+        let [near, exact] = feeds_at_random(&engine, 80, tolerance);
+        assert!(near > 50 && exact > 20, "{near} {exact}");
+    }
+}
+
+#[test]
+fn what_a_decoder_refuses_leaves_every_sequence_as_it_was() {
+    let config = config(Activation::GeluNew);
+    let engine = engine(&config, 2);
+    let mut decoder = engine.decoder(3).expect("memory");
+    let mut alone = engine.decoder(1).expect("memory");
+    let feed = |sequence, tokens| Feed { sequence, tokens };
+    decoder.feed(&[feed(2, &[5, 6, 7]), feed(0, &[1])]).expect("room");
+    alone.feed(&[feed(0, &[5, 6, 7])]).expect("room");
+    let good = feed(0, &[2]);
+    for (wrong, reason) in [
+        (vec![], "nothing is fed"),
+        (vec![good, feed(2, &[8]), good], "twice"),
+        (vec![good, feed(3, &[8])], "no sequence 3"),
+        (vec![good, feed(2, &[])], "no tokens"),
+        (vec![good, feed(2, &[8, 9, 10])], "do not fit in a block of 5"),
+        (vec![good, feed(1, &[0; 6])], "do not fit in a block of 5"),
+        (vec![good, feed(2, &[97])], "token 97 is outside the vocabulary"),
+    ] {
+        let error = decoder.feed(&wrong).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{error}");
+        assert_eq!([0, 1, 2].map(|sequence| decoder.len(sequence)), [1, 0, 3], "{reason}");
+    }
+    let expected = alone.feed(&[feed(0, &[8])]).expect("room").to_vec();
+    assert_eq!(decoder.feed(&[feed(2, &[8]), good]).expect("room")[..97], expected);
+    // Another one begins where a sequence was cleared, and none of the others is changed by it.
+    decoder.clear(0);
+    let first = decoder.feed(&[feed(0, &[5, 6, 7]), feed(2, &[9])]).expect("room").to_vec();
+    assert_eq!([0, 1, 2].map(|sequence| decoder.len(sequence)), [3, 0, 5]);
+    let expected = alone.feed(&[feed(0, &[9])]).expect("room").to_vec();
+    assert_eq!(first[97..], expected);
+    alone.clear(0);
+    assert_eq!(first[..97], *alone.feed(&[feed(0, &[5, 6, 7])]).expect("room"));
 }
 
 #[test]
@@ -274,9 +383,11 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
         let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant, ..Options::default() })
             .expect("a shape");
         let mut decoder = engine.decoder(1).expect("memory");
-        let at_once = decoder.feed(&tokens).expect("room").to_vec();
-        decoder.clear();
-        let one_by_one = tokens.iter().map(|&t| decoder.feed(&[t]).expect("room").to_vec()).last().expect("tokens");
+        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+        let at_once = feed(&tokens);
+        decoder.clear(0);
+        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+        let one_by_one = tokens.iter().map(|&t| feed(&[t])).last().expect("tokens");
         (at_once, one_by_one)
     };
     let distance = |a: &[f32], b: &[f32]| {
@@ -314,8 +425,8 @@ fn wrong_input_is_an_error() {
         Batch::even(0, good.inputs.clone(), good.targets.clone()),
         Batch::even(4, good.inputs.clone(), good.targets.clone()),
         Batch::even(25, good.inputs.clone(), good.targets.clone()),
-        Batch { rows: vec![Row { len: 25, continues: true }], ..good.clone() },
-        Batch { rows: vec![Row { len: usize::MAX, continues: false }; 2], ..good.clone() },
+        Batch { sequences: vec![Sequence { len: 25, continues: true }], ..good.clone() },
+        Batch { sequences: vec![Sequence { len: usize::MAX, continues: false }; 2], ..good.clone() },
         Batch { targets: vec![0], ..good.clone() },
         Batch { inputs: vec![97; 25], ..good.clone() },
         Batch { targets: vec![IGNORE; 25], ..good.clone() },
@@ -333,154 +444,4 @@ fn wrong_input_is_an_error() {
     assert!(engine.loss(&good).is_ok());
     assert!(CpuEngine::new(config.clone(), vec![0.0; 3], Options::default()).is_err(), "too few parameters");
     assert!(CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(), "12 / 5");
-}
-
-#[test]
-fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
-    let config = config(Activation::GeluNew);
-    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/distill.json")).expect("JSON");
-    let values = |first: u64, scale: f64, n: usize| -> Vec<f32> {
-        (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
-    };
-    let mut batch = batch(&config, 0);
-    batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
-    let tokens = batch.inputs.len();
-    let (hidden, wte) = (values(20_000, 8.0, tokens * 12), values(30_000, 1.0, config.vocab_size * 12));
-    let list = ParamList::new(&config);
-    let plain = &all["model"]["cross_entropy"];
-    for temperature in [1, 2, 4] {
-        for (name, divergence) in [
-            ("forward_kl", Divergence::ForwardKl),
-            ("reverse_kl", Divergence::ReverseKl),
-            ("jensen_shannon", Divergence::JensenShannon),
-        ] {
-            let expected = &all["model"][format!("{name} {temperature}")];
-            for alpha in [0.0f32, 0.5, 1.0] {
-                let mut engine = engine(&config, 2);
-                let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
-                let distill = Distill { teacher, temperature: temperature as f32, alpha, divergence };
-                let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
-                let loss = engine.distill(&batch, &distill, Some(backward)).expect("a valid batch");
-                let close = |found: f32, expected: &serde_json::Value| {
-                    let expected = expected.as_f64().expect("a number");
-                    assert!((f64::from(found) - expected).abs() < 1e-4 * expected, "{name}: {found}, not {expected}");
-                };
-                close(loss.cross_entropy, &plain["loss"]);
-                if alpha > 0.0 {
-                    close(loss.divergence, &expected["loss"]);
-                }
-                let grads = engine.read(Slot::Grads);
-                for (i, param) in list.iter().enumerate() {
-                    let direction = values(50_000 + 100 * i as u64, 1.0, param.len());
-                    let found: f64 =
-                        grads[param.range()].iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
-                    let [soft, hard] = [expected, plain].map(|value| numbers(&value["grads"][i]));
-                    let mixed = f64::from(alpha) * soft[1] + f64::from(1.0 - alpha) * hard[1];
-                    let size = f64::from(alpha) * soft[0] + f64::from(1.0 - alpha) * hard[0];
-                    let name = &param.name;
-                    assert!((found - mixed).abs() < 1e-4 * size.max(1e-2), "{name}: {found}, not {mixed} of {size}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn the_likeliest_tokens_of_a_teacher_teach_nearly_what_all_of_it_does() {
-    let config = config(Activation::GeluNew);
-    let batch = batch(&config, 0);
-    let mut teacher =
-        CpuEngine::new(config.clone(), ParamList::new(&config).init(3), Options::default()).expect("a shape");
-    let hidden = teacher.hidden(&batch).expect("a valid batch");
-    let wte = teacher.read(Slot::Params)[ParamList::new(&config).wte.clone()].to_vec();
-    let (ids, log_probs) = teacher.top_k(&batch, 96, 2.0).expect("a valid batch");
-    for (ids, log_probs) in ids.chunks(96).zip(log_probs.chunks(96)) {
-        assert!(log_probs.is_sorted_by(|a, b| a >= b));
-        let sum: f32 = log_probs.iter().map(|p| p.exp()).sum();
-        assert!((0.9..1.0).contains(&sum), "{sum} of all but one token");
-        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 96);
-    }
-    let loss = |teacher| {
-        let mut student = engine(&config, 2);
-        let distill = Distill { teacher, temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
-        student.distill(&batch, &distill, None).expect("a valid batch")
-    };
-    let whole = loss(Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None });
-    let likeliest = loss(Teacher::TopK { k: 96, ids: &ids, log_probs: &log_probs });
-    assert_eq!(whole.cross_entropy, likeliest.cross_entropy);
-    assert!((whole.divergence - likeliest.divergence).abs() < 0.02 * whole.divergence, "{whole:?} {likeliest:?}");
-    assert!(teacher.top_k(&batch, 98, 1.0).is_err() && teacher.top_k(&batch, 1, 0.0).is_err());
-}
-
-#[test]
-fn a_teacher_in_int8_says_nearly_the_same_and_the_same_whole_or_as_its_likeliest_tokens() {
-    let config = Config::new(3, 2, 34, 70, 301);
-    let ids: Vec<u32> = (0..140).map(|i| i * i % 301).collect();
-    let batch = Batch::even(70, ids.clone(), ids);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let options = |quant| Options { threads: 2, dtype, quant, ..Options::default() };
-        let Ok(mut plain) = CpuTeacher::new(config.clone(), params(&config), options(Quant::None)) else {
-            assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
-            continue;
-        };
-        let mut int8 = CpuTeacher::new(config.clone(), params(&config), options(Quant::Int8)).expect("a valid shape");
-        let (expected, hidden) = (plain.hidden(&batch).expect("a batch"), int8.hidden(&batch).expect("a batch"));
-        let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
-        let gap = square(&mut hidden.iter().zip(&expected).map(|(a, b)| a - b)) / square(&mut expected.iter().copied());
-        assert!((1e-6..1e-3).contains(&gap), "{dtype}: {gap}");
-
-        let (ids, log_probs) = int8.top_k(&batch, 300, 2.0).expect("a valid batch");
-        let divergence = |teacher| {
-            let mut student = engine(&config, 2);
-            student.forward_backward(&batch, Backward::default()).expect("a valid batch");
-            student.update(&AdamW { step: 1, lr: 0.05, ..ADAMW }).expect("memory");
-            let distill = Distill { teacher, temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
-            student.distill(&batch, &distill, None).expect("a valid batch").divergence
-        };
-        let whole = divergence(int8.says(&hidden));
-        let likeliest = divergence(Teacher::TopK { k: 300, ids: &ids, log_probs: &log_probs });
-        let in_bf16_or_f32 = divergence(plain.says(&expected));
-        assert!((whole - likeliest).abs() < 1e-3 * whole, "{dtype}: {whole} {likeliest}");
-        assert!((whole - in_bf16_or_f32).abs() < 0.05 * whole && whole != in_bf16_or_f32, "{whole} {in_bf16_or_f32}");
-    }
-}
-
-#[test]
-fn a_teacher_says_what_the_engine_of_the_same_weights_says() {
-    for config in [config(Activation::GeluNew), Config::new(3, 2, 34, 70, 301)] {
-        // More tokens than go through the layers together, in rows of several lengths.
-        let mut batch = Batch::default();
-        for row in 0..40 {
-            let len = 1 + row * 7 % config.block_size;
-            let ids: Vec<u32> = (0..len).map(|i| ((row * 31 + i * i) % config.vocab_size) as u32).collect();
-            batch.push(&ids, &ids);
-        }
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let options = Options { threads: 2, dtype, ..Options::default() };
-            let Ok(mut engine) = CpuEngine::new(config.clone(), params(&config), options) else {
-                assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
-                continue;
-            };
-            let mut teacher = CpuTeacher::new(config.clone(), params(&config), options).expect("a valid shape");
-            for _ in 0..2 {
-                let hidden = teacher.hidden(&batch).expect("a valid batch");
-                assert!(hidden == engine.hidden(&batch).expect("a valid batch"), "{dtype}");
-                let likeliest = teacher.top_k(&batch, 5, 2.0).expect("a valid batch");
-                assert!(likeliest == engine.top_k(&batch, 5, 2.0).expect("a valid batch"), "{dtype}");
-            }
-            // Hidden states are those that the losses are made from.
-            let hidden = teacher.hidden(&batch).expect("a valid batch");
-            let Teacher::Head { wte, .. } = teacher.says(&hidden) else { panic!("likeliest tokens") };
-            assert!(matches!(engine.says(&hidden), Teacher::Head { wte: same, .. } if same == wte));
-            let width = config.n_embd;
-            let logit = |token: u32| -> f64 {
-                let (h, w) = (&hidden[..width], &wte[token as usize * width..][..width]);
-                h.iter().zip(w).map(|(&h, &w)| f64::from(h) * f64::from(w)).sum()
-            };
-            let sum: f64 = (0..config.vocab_size as u32).map(|token| logit(token).exp()).sum();
-            let loss = sum.ln() - logit(batch.targets[0]);
-            let found = f64::from(engine.losses(&batch).expect("a valid batch")[0]);
-            assert!((found - loss).abs() < 0.02 * loss.max(1.0), "{dtype}: {found}, not {loss}");
-        }
-    }
 }

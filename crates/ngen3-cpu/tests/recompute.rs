@@ -1,7 +1,10 @@
 //! With `recompute` a step keeps less, takes longer, and gives the same bits.
 
-use ngen3_cpu::CpuEngine;
-use ngen3_engine::{AdamW, Backward, Batch, Distill, Divergence, Dtype, Engine, IGNORE, Options, Quant, Slot, Teacher};
+use ngen3_cpu::{Cpu, CpuEngine, CpuTeacher};
+use ngen3_engine::{
+    AdamW, Backward, Batch, Device, DistillConfig, Distiller, Divergence, Dtype, IGNORE, Model, Options, Slot,
+    TeacherSource, Trainer, Workload,
+};
 use ngen3_model::{Config, Lora, LoraList, ParamList};
 
 /// Five blocks, so that there are some between the first and the last.
@@ -9,7 +12,7 @@ fn config() -> Config {
     Config::new(5, 3, 12, 37, 97)
 }
 
-/// Rows of any length, more tokens than go through the layers together, of which every third is not to be predicted.
+/// Sequences of any length, more tokens than go through the layers together, of which every third is not to be predicted.
 fn ragged() -> Batch {
     let mut batch = Batch::default();
     for row in 0..130u32 {
@@ -80,15 +83,16 @@ fn training_gives_the_same_bits() {
 #[test]
 fn distilling_gives_the_same_bits() {
     let batch = ragged();
-    let tokens = batch.inputs.len();
-    let values = |n: usize| -> Vec<f32> { (0..n).map(|i| (i * i % 101) as f32 / 50.0 - 1.0).collect() };
-    let (hidden, wte) = (values(tokens * 8), values(97 * 8));
-    let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
-    let distill = Distill { teacher, temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
-    let run = |recompute| {
+    let shape = Config::new(2, 2, 8, 40, 97);
+    let params = ParamList::new(&shape).init(4).iter().map(|p| p * 20.0).collect();
+    let options = Options { threads: 2, ..Options::default() };
+    let mut teacher = CpuTeacher::new(shape, params, options).expect("a valid shape");
+    let distill = DistillConfig { temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
+    let mut run = |recompute| {
         let step = |engine: &mut CpuEngine, seed| {
             let backward = Backward { weight: 1.0, dropout: 0.1, seed };
-            engine.distill(&batch, &distill, Some(backward)).expect("a valid batch").divergence
+            let teacher = TeacherSource::Teacher(&mut teacher);
+            engine.distill(&batch, teacher, &distill, Some(backward)).expect("a valid batch").divergence
         };
         steps(engine(Dtype::Auto, recompute, None).expect("a valid shape"), step)
     };
@@ -100,7 +104,7 @@ fn it_keeps_one_block_and_the_inputs_of_the_others() {
     let config = Config::new(12, 12, 768, 256, 50_257);
     let of = |recompute| {
         let options = Options { threads: 2, dtype: Dtype::F32, recompute, ..Options::default() };
-        CpuEngine::training_bytes(&config, 8, options)
+        Cpu.memory(&config, Workload::Train { batch_size: 8 }, options).expect("a valid shape")
     };
     // Of the eleven other blocks: qkv, attention's output, the stream between and the MLP's hidden layer; and a few numbers more,
     // below a hundredth.

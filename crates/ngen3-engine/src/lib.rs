@@ -1,10 +1,24 @@
-//! The contract: what loops need from whatever computes. Knows token ids, never text or files, and no processor.
+//! The contract: what loops need from whatever computes. Traits and plain data; knows token ids, never text or files, and no
+//! processor.
+//!
+//! Read `model.rs` first, then `device.rs`. `batch.rs`, `precision.rs`, `optimizer.rs` and `distill.rs` are the data that the
+//! traits speak of.
 
-mod engine;
+mod batch;
+mod device;
+mod distill;
+mod dropout;
+mod error;
+mod model;
+mod optimizer;
 mod precision;
+pub mod reference;
 
-pub use engine::{
-    AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Divergence, Engine, Error, IGNORE, Row, Slot, Teacher,
-    TeacherModel, check_tokens, splitmix,
-};
+pub use batch::{Batch, IGNORE, Sequence, check_tokens};
+pub use device::{Device, Workload};
+pub use distill::{DistillConfig, DistillLoss, Divergence, TeacherSource, TopK, check_temperature};
+pub use dropout::{Dropout, DropoutSite, pass_seed, splitmix};
+pub use error::Error;
+pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, Teacher, Trainer};
+pub use optimizer::{AdamW, Backward, Slot};
 pub use precision::{Dtype, Options, Quant};

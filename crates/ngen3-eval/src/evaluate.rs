@@ -12,7 +12,7 @@ use crate::perplexity::{self, Cut, Text};
 use crate::prompts::{self, Examples, Question};
 use crate::report::{Of, Sample};
 use crate::tasks::{self, Chosen, Group};
-use crate::{Error, Losses, Measured, Report, Scorer, Scores, Task, Value};
+use crate::{Error, Measured, Report, Scorer, Scores, Task, Value};
 
 /// What is to be measured, and how.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub struct Plan<'a> {
 /// A model that is asked.
 pub struct Model<'a> {
     /// What computes.
-    pub engine: &'a mut dyn Losses,
+    pub engine: &'a mut dyn ngen3_engine::Model,
     /// What made its token ids; without it, only tokens can be measured.
     pub tokenizer: Option<&'a Tokenizer>,
 }

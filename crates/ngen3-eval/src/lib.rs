@@ -27,6 +27,6 @@ pub use evaluate::{Model, Plan, Progress, Settings};
 pub use metric::Metric;
 pub use perplexity::Text;
 pub use report::{Measured, Report, Value};
-pub use scorer::{Losses, Request, Scorer, Scores};
+pub use scorer::{Request, Scorer, Scores};
 pub use table::table;
 pub use task::{Ask, Item, Row, Shots, Source, Task};

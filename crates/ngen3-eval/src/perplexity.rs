@@ -15,7 +15,7 @@ use ngen3_data::{TokenFile, Tokenizer, validation_part};
 use ngen3_engine::{Batch, IGNORE};
 use ngen3_model::Config;
 
-use crate::{Error, Losses, Metric, Value};
+use crate::{Error, Metric, Value};
 
 /// The name of the task.
 pub(crate) const NAME: &str = "perplexity";
@@ -236,7 +236,7 @@ pub(crate) struct Measure {
 /// [`Error::Input`] for a model that gives what is not a number; [`Error::Engine`]; [`Error::Interrupted`].
 pub(crate) fn measure(
     cut: &Cut,
-    engine: &mut dyn Losses,
+    engine: &mut dyn ngen3_engine::Model,
     tell: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Measure, Error> {
     let Cut { text, tokenizer, ref tokens, all, ref windows, stride } = *cut;
@@ -284,6 +284,8 @@ pub(crate) fn measure(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use ngen3_engine::Model;
 
     use super::*;
     use crate::testing::Counting;

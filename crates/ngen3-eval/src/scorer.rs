@@ -8,8 +8,7 @@
 //! The token that is to be predicted first is predicted by the last one of the context. So the shared row ends before that
 //! token, at the latest, and each member has a place of its own for its first prediction.
 
-use ngen3_engine::{Batch, Engine, IGNORE};
-use ngen3_model::Config;
+use ngen3_engine::{Batch, IGNORE, Model};
 
 use crate::Error;
 
@@ -21,28 +20,6 @@ const FAMILY_TOKENS: usize = 2048;
 const FAMILY_ROWS: usize = 128;
 /// What a row of a family costs besides its tokens, in tokens.
 const ROW_COST: usize = 4;
-
-/// What an evaluation needs of an engine.
-pub trait Losses {
-    /// The model's shape.
-    fn config(&self) -> &Config;
-
-    /// As [`Engine::losses`].
-    ///
-    /// # Errors
-    /// Its errors.
-    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, ngen3_engine::Error>;
-}
-
-impl<E: Engine> Losses for E {
-    fn config(&self) -> &Config {
-        Engine::config(self)
-    }
-
-    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, ngen3_engine::Error> {
-        Engine::losses(self, batch)
-    }
-}
 
 /// A text to be scored after one that is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +43,7 @@ pub struct Scores {
 
 /// Scores requests with a model.
 pub struct Scorer<'a> {
-    engine: &'a mut dyn Losses,
+    engine: &'a mut dyn Model,
 }
 
 /// A part of a request that fits into the block: all of it, but for the longest.
@@ -99,7 +76,7 @@ impl Piece<'_> {
 
 impl<'a> Scorer<'a> {
     /// A scorer with this model.
-    pub fn new(engine: &'a mut dyn Losses) -> Self {
+    pub fn new(engine: &'a mut dyn Model) -> Self {
         Self { engine }
     }
 

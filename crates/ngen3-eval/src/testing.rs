@@ -1,9 +1,7 @@
 //! A model for tests, whose losses can be told from their definition.
 
-use ngen3_engine::{Batch, Error, IGNORE};
+use ngen3_engine::{Batch, Error, IGNORE, Model};
 use ngen3_model::Config;
-
-use crate::Losses;
 
 /// Gives a loss that depends on every token that a position sees, and counts tokens.
 pub(crate) struct Counting {
@@ -26,7 +24,7 @@ impl Counting {
     }
 }
 
-impl Losses for Counting {
+impl Model for Counting {
     fn config(&self) -> &Config {
         &self.config
     }
@@ -35,13 +33,13 @@ impl Losses for Counting {
         batch.check(&self.config)?;
         self.tokens += batch.inputs.len();
         let (mut losses, mut start, mut shared) = (Vec::new(), 0, 0..0);
-        for row in &batch.rows {
-            let range = start..start + row.len;
-            if !row.continues {
+        for sequence in &batch.sequences {
+            let range = start..start + sequence.len;
+            if !sequence.continues {
                 shared = range.clone();
             }
             for at in range.clone() {
-                let before = if row.continues { &batch.inputs[shared.clone()] } else { &[] };
+                let before = if sequence.continues { &batch.inputs[shared.clone()] } else { &[] };
                 let seen = [before, &batch.inputs[start..=at]].concat();
                 losses.push(match batch.targets[at] {
                     IGNORE => 0.0,

@@ -4,26 +4,26 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::{BatchSampler, TokenFile};
-use ngen3_engine::{Batch, Engine, Row};
+use ngen3_engine::{Batch, Device, Sequence, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 
 use crate::hash::sha256;
 use crate::job::{Data, Job, Request, Weights, check_tokenizers};
-use crate::lesson::{Evaluation, Learned, Lesson, Micro};
+use crate::objective::{Evaluation, Micro, Objective, StepOutput};
 use crate::state::DataIdentity;
 use crate::{Error, TrainSettings};
 
 /// A token file to train on, with the part of it that is held out.
 #[derive(Debug)]
-pub struct Corpus {
+pub struct TokenObjective {
     sampler: BatchSampler,
     eval_iters: u64,
-    row: Row,
+    sequence: Sequence,
     /// The latest batch.
     batch: Batch,
 }
 
-impl Corpus {
+impl TokenObjective {
     /// Opens a token file for a model that is to learn from it.
     ///
     /// # Errors
@@ -32,20 +32,20 @@ impl Corpus {
         let TrainSettings { batch_size, val_fraction, seed, eval_iters, .. } = *settings;
         let sampler = BatchSampler::open(path, config.block_size, batch_size, val_fraction, seed)?;
         sampler.check_vocab(config.vocab_size)?;
-        let row = Row { len: config.block_size, continues: false };
-        Ok(Self { sampler, eval_iters, row, batch: Batch::default() })
+        let sequence = Sequence { len: config.block_size, continues: false };
+        Ok(Self { sampler, eval_iters, sequence, batch: Batch::default() })
     }
 
     /// Settles a run of `ngen3 train` on the token file `data`.
     ///
     /// # Errors
     /// As [`Request::start`] and [`crate::Start::with`].
-    pub fn prepare(request: Request, data: &Path) -> Result<(Job, Self, Weights), Error> {
+    pub fn prepare(device: &dyn Device, request: Request, data: &Path) -> Result<(Job, Self, Weights), Error> {
         let file = TokenFile::open(data)?;
         let start = request.start(|| Ok(file.vocab_size()?))?;
         let corpus = Self::open(data, &start.config, &start.settings)?;
         let described = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(described, Default::default(), None)?;
+        let (job, weights) = start.with(device, described, Default::default(), None)?;
         Ok((job, corpus, weights))
     }
 
@@ -78,17 +78,17 @@ impl Corpus {
 
     /// The micro-batch that the seed, the step and the index within it decide.
     pub fn train_batch(&mut self, step: u64, index: u64) -> &Batch {
-        let Self { sampler, row, batch, .. } = self;
+        let Self { sampler, sequence, batch, .. } = self;
         sampler.train_batch(step, index, &mut batch.inputs, &mut batch.targets);
-        batch.rows.resize(batch.inputs.len() / row.len, *row);
+        batch.sequences.resize(batch.inputs.len() / sequence.len, *sequence);
         batch
     }
 
     /// A batch of these windows of the training part; see [`BatchSampler::windows`].
     pub fn window_batch(&mut self, windows: &[usize]) -> &Batch {
-        let Self { sampler, row, batch, .. } = self;
+        let Self { sampler, sequence, batch, .. } = self;
         sampler.window_batch(windows, &mut batch.inputs, &mut batch.targets);
-        batch.rows.resize(windows.len(), *row);
+        batch.sequences.resize(windows.len(), *sequence);
         batch
     }
 
@@ -97,21 +97,21 @@ impl Corpus {
         if !self.sampler.has_validation() {
             return None;
         }
-        let Self { sampler, row, batch, .. } = self;
+        let Self { sampler, sequence, batch, .. } = self;
         sampler.val_batch(index, &mut batch.inputs, &mut batch.targets);
-        batch.rows.resize(batch.inputs.len() / row.len, *row);
+        batch.sequences.resize(batch.inputs.len() / sequence.len, *sequence);
         Some(batch)
     }
 }
 
-impl Lesson for Corpus {
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+impl Objective for TokenObjective {
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
         let batch = self.train_batch(micro.step, micro.index);
         let loss = engine.forward_backward(batch, micro.backward)?;
-        Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
+        Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
         let mut sum = 0.0;
         for index in 0..self.eval_iters {
             let Some(batch) = self.val_batch(index) else { return Ok(Evaluation::NothingHeldOut) };
@@ -123,7 +123,7 @@ impl Lesson for Corpus {
         Ok(Evaluation::Loss((sum / self.eval_iters as f64) as f32))
     }
 
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
         // With nothing held out the latest training batch has to do.
         self.val_batch(0);
         Ok(engine.loss(&self.batch)?)

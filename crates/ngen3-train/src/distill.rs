@@ -10,16 +10,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::TokenFile;
-use ngen3_engine::{Distill, DistillLoss, Divergence, Dtype, Engine, Quant, Teacher, TeacherModel};
+use ngen3_engine::{Device, DistillConfig, DistillLoss, Divergence, Dtype, Quant, Teacher, TeacherSource, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use serde_json::{Map, Value, json};
 
 use crate::hash::sha256_of_model;
 use crate::job::{Data, Job, Request, Weights};
-use crate::lesson::{Evaluation, Learned, Lesson, Micro};
+use crate::objective::{Evaluation, Micro, Objective, StepOutput};
 use crate::paths::is_same_file;
 use crate::teacher_cache::{About, TeacherCache};
-use crate::{Corpus, Error};
+use crate::{Error, TokenObjective};
 
 /// T far below 1 leaves the likeliest token alone, T far above 1 makes all alike; out of these bounds only rounding is left of the
 /// loss, or nothing finite.
@@ -90,10 +90,10 @@ impl Terms {
         Ok(terms)
     }
 
-    /// What the engine is to do with what a teacher says.
-    fn with<'a>(&self, teacher: Teacher<'a>) -> Distill<'a> {
+    /// The part that the engine needs.
+    fn config(&self) -> DistillConfig {
         let Self { temperature, alpha, divergence, .. } = *self;
-        Distill { teacher, temperature, alpha, divergence }
+        DistillConfig { temperature, alpha, divergence }
     }
 
     /// What the run's files remember.
@@ -116,7 +116,7 @@ impl Terms {
 #[derive(Debug)]
 pub struct Plan {
     /// The text.
-    pub corpus: Corpus,
+    pub corpus: TokenObjective,
     /// How it learns.
     pub terms: Terms,
 }
@@ -138,6 +138,7 @@ impl Plan {
     /// # Errors
     /// As [`Request::start`] and [`crate::Start::with`]; [`Error::Usage`] for a teacher that the student cannot learn from.
     pub fn prepare(
+        device: &dyn Device,
         request: Request,
         data: &Path,
         asked: Asked,
@@ -151,7 +152,7 @@ impl Plan {
             return Err(Error::Usage(format!("{teacher} is the teacher: the student needs a file of its own, --out")));
         }
         let terms = Terms::settle(asked, start.lesson(), sha256_of_model(teacher))?;
-        let corpus = Corpus::open(data, &start.config, &start.settings)?;
+        let corpus = TokenObjective::open(data, &start.config, &start.settings)?;
         let described = corpus.describe(&start.config)?;
         check_teacher(from, teacher, &start.config, &described)?;
         if let Some(k) = terms.top_k.filter(|&k| k == 0 || k >= start.config.vocab_size) {
@@ -160,7 +161,8 @@ impl Plan {
                 "teacher_top_k is {k}; it must be at least 1 and below the vocabulary of {vocab}"
             )));
         }
-        let (job, weights) = start.with(described, terms.to_json(), Some((&teacher.config, terms.teacher_quant)))?;
+        let (job, weights) =
+            start.with(device, described, terms.to_json(), Some((&teacher.config, terms.teacher_quant)))?;
         Ok((job, Self { corpus, terms }, weights))
     }
 
@@ -190,8 +192,8 @@ impl Plan {
     pub fn compare(
         &mut self,
         cache: &TeacherCache,
-        teacher: &mut dyn TeacherModel,
-        student: &mut dyn Engine,
+        teacher: &mut dyn Teacher,
+        student: &mut dyn Trainer,
         batches: u64,
         stop: &AtomicBool,
     ) -> Result<Option<Compared>, Error> {
@@ -202,6 +204,7 @@ impl Plan {
             sum.cross_entropy += share * loss.cross_entropy;
             sum.divergence += share * loss.divergence;
         };
+        let (student, config) = (student.distiller()?, self.terms.config());
         for step in 0..batches {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -211,9 +214,8 @@ impl Plan {
             let batch = self.corpus.window_batch(&windows);
             let covered: f64 = said.log_probs.iter().map(|&value| f64::from(value).exp()).sum();
             mean.covered += share * (covered / batch.inputs.len() as f64) as f32;
-            add(&mut mean.cached, student.distill(batch, &self.terms.with(said.teacher()), None)?);
-            let hidden = teacher.hidden(batch)?;
-            add(&mut mean.exact, student.distill(batch, &self.terms.with(teacher.says(&hidden)), None)?);
+            add(&mut mean.cached, student.distill(batch, TeacherSource::TopK(&said), &config, None)?);
+            add(&mut mean.exact, student.distill(batch, TeacherSource::Teacher(teacher), &config, None)?);
         }
         Ok(Some(mean))
     }
@@ -226,13 +228,13 @@ pub struct Distillation {
 }
 
 enum Source {
-    Teacher(Box<dyn TeacherModel>),
+    Teacher(Box<dyn Teacher>),
     Cache(TeacherCache),
 }
 
 impl Distillation {
     /// From the teacher itself, at places drawn at random.
-    pub fn from_teacher(plan: Plan, teacher: Box<dyn TeacherModel>) -> Self {
+    pub fn from_teacher(plan: Plan, teacher: Box<dyn Teacher>) -> Self {
         Self { plan, source: Source::Teacher(teacher) }
     }
 
@@ -242,37 +244,36 @@ impl Distillation {
     }
 }
 
-impl Lesson for Distillation {
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+impl Objective for Distillation {
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
         let Self { plan: Plan { corpus, terms }, source } = self;
-        let backward = Some(micro.backward);
+        let (engine, config, backward) = (engine.distiller()?, terms.config(), Some(micro.backward));
         let (batch, loss);
         match source {
             Source::Teacher(teacher) => {
                 batch = corpus.train_batch(micro.step, micro.index);
-                let hidden = teacher.hidden(batch)?;
-                loss = engine.distill(batch, &terms.with(teacher.says(&hidden)), backward)?;
+                loss = engine.distill(batch, TeacherSource::Teacher(&mut **teacher), &config, backward)?;
             }
             Source::Cache(cache) => {
                 let windows = corpus.sampler().draw_windows(micro.step, micro.index);
                 let said = cache.read(&windows)?;
                 batch = corpus.window_batch(&windows);
-                loss = engine.distill(batch, &terms.with(said.teacher()), backward)?;
+                loss = engine.distill(batch, TeacherSource::TopK(&said), &config, backward)?;
             }
         }
         let DistillLoss { cross_entropy, divergence } = loss;
-        Ok(Learned {
+        Ok(StepOutput {
             loss: terms.alpha * divergence + (1.0 - terms.alpha) * cross_entropy,
             parts: vec![("cross_entropy", cross_entropy), ("divergence", divergence)],
             tokens: batch.inputs.len() as u64,
         })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
         self.plan.corpus.evaluate(engine, stop)
     }
 
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
         self.plan.corpus.probe(engine)
     }
 }

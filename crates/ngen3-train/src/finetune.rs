@@ -1,6 +1,6 @@
 //! Conversations as a lesson: predict what the assistant says, from what was said before.
 //!
-//! [`Conversations`] is fine-tuning's own lesson; a file of plain tokens is fine-tuned on as [`crate::Corpus`] trains on it.
+//! [`Conversations`] is fine-tuning's own lesson; a file of plain tokens is fine-tuned on as [`crate::TokenObjective`] trains on it.
 //! [`Reference`] tells how much of what a model knew before it has lost.
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn, UNCOUNTED};
 use ngen3_data::source::shakespeare;
-use ngen3_engine::{Batch, Engine, IGNORE};
+use ngen3_engine::{Batch, Device, IGNORE, Trainer};
 use ngen3_model::ChatFormat;
 use ngen3_model::files::write_atomic;
 use ngen3_model::words::count;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::job::{Data, Job, Request, Weights};
-use crate::lesson::{Evaluation, Learned, Lesson, Micro};
+use crate::objective::{Evaluation, Micro, Objective, StepOutput};
 use crate::state::DataIdentity;
 use crate::{Error, Overrides, RunPaths, TrainSettings};
 
@@ -45,6 +45,7 @@ impl Conversations {
     /// # Errors
     /// As [`Request::start`], [`ChatSampler::new`] and [`crate::Start::with`].
     pub fn prepare(
+        device: &dyn Device,
         request: Request,
         chats: Chats,
         train_on: TrainOn,
@@ -77,7 +78,7 @@ impl Conversations {
         }
         let learned = if train_on == TrainOn::All { "all" } else { "assistant" };
         let lesson = Map::from_iter([("train_on".to_owned(), Value::from(learned))]);
-        let (mut job, weights) = start.with(data, lesson, None)?;
+        let (mut job, weights) = start.with(device, data, lesson, None)?;
         job.notes.splice(0..0, notes);
         let lesson = Self {
             sampler,
@@ -112,32 +113,32 @@ impl Conversations {
     }
 }
 
-impl Lesson for Conversations {
-    fn counted(&mut self, step: u64, index: u64) -> u64 {
-        self.micro_batch(step, index).counted() as u64
+impl Objective for Conversations {
+    fn num_target_tokens(&mut self, step: u64, index: u64) -> u64 {
+        self.micro_batch(step, index).num_target_tokens() as u64
     }
 
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
         let batch = self.micro_batch(micro.step, micro.index);
         let loss = engine.forward_backward(batch, micro.backward)?;
-        Ok(Learned { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
+        Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
         let (mut sum, mut counted) = (0.0, 0);
         for index in 0..self.sampler.val_batches().min(self.eval_iters) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Evaluation::Stopped);
             }
             let batch = self.val_batch(index);
-            let tokens = batch.counted();
+            let tokens = batch.num_target_tokens();
             sum += f64::from(engine.loss(batch)?) * tokens as f64;
             counted += tokens;
         }
         Ok(if counted > 0 { Evaluation::Loss((sum / counted as f64) as f32) } else { Evaluation::NothingHeldOut })
     }
 
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
         // With nothing held out a training batch has to do.
         let batch = if self.sampler.val_batches() > 0 {
             self.val_batch(0)
@@ -220,7 +221,7 @@ impl Reference {
     ///
     /// # Errors
     /// [`Error::Engine`] for what the engine could not do.
-    pub fn perplexity(&self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Option<f64>, Error> {
+    pub fn perplexity(&self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Option<f64>, Error> {
         let block_size = engine.config().block_size;
         let (inputs, targets) = (&self.ids[..self.ids.len() - 1], &self.ids[1..]);
         let rows = inputs.len().div_ceil(block_size);

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ngen3_engine::{Engine, Quant, Slot};
+use ngen3_engine::{Device, Quant, Slot, Trainer, Workload};
 use ngen3_model::hf::write_adapter;
 use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, Lora, ParamList, TokenizerRef, Variant, checkpoint};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config_file::{self, Shape};
 use crate::finetune::finetune_defaults;
-use crate::memory::Learner;
 use crate::start::{Origin, Start, recipe_of, shape_of, some_layers};
 use crate::state::{Adapting, DataIdentity, Reached};
 use crate::{Error, Held, Overrides, RunPaths, TrainSettings, memory};
@@ -185,7 +184,7 @@ impl Moments {
     ///
     /// # Errors
     /// [`Error::Engine`] when they do not fit in memory.
-    pub fn restore(self, engine: &mut dyn Engine) -> Result<(), Error> {
+    pub fn restore(self, engine: &mut dyn Trainer) -> Result<(), Error> {
         engine.write(Slot::ExpAvg, &self.exp_avg)?;
         engine.write(Slot::ExpAvgSq, &self.exp_avg_sq)?;
         Ok(())
@@ -253,6 +252,7 @@ impl Start {
     /// that cannot be written to.
     pub fn with(
         self,
+        device: &dyn Device,
         mut data: Data,
         lesson: Map<String, Value>,
         teacher: Option<(&Config, Quant)>,
@@ -275,12 +275,13 @@ impl Start {
         let moments_held = moments.as_ref().map_or(0, |moments| 2 * moments.exp_avg.len());
         let teachers = teacher.map_or(0, |(teacher, _)| ParamList::new(teacher).total());
         let held = 4 * (params.as_ref().map_or(0, Vec::len) + moments_held + teachers) as u64;
-        let learner = match (&adapting, teacher) {
-            (Some(adapting), _) => Learner::Adapters(&adapting.lora),
-            (None, Some((teacher, quant))) => Learner::Student(teacher, quant),
-            (None, None) => Learner::Model,
+        let batch_size = settings.batch_size;
+        let workload = match (&adapting, teacher) {
+            (Some(adapting), _) => Workload::Adapt { batch_size, lora: &adapting.lora },
+            (None, Some((teacher, quant))) => Workload::Distill { batch_size, teacher, quant },
+            (None, None) => Workload::Train { batch_size },
         };
-        let (bytes, note) = memory::check(&config, learner, &settings, held)?;
+        let (bytes, note) = memory::check(device, &config, workload, &settings, held)?;
         notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("nothing is held out, so there is no validation loss for --patience to wait for".into());
@@ -309,7 +310,7 @@ impl Job {
     ///
     /// # Errors
     /// As [`Job::save_model`].
-    pub fn complete(&self, engine: &dyn Engine) -> Result<(), Error> {
+    pub fn complete(&self, engine: &dyn Trainer) -> Result<(), Error> {
         // The best model was written before the state that knows of it.
         let keeps_best = self.settings.keep_best && self.reached.best_val_loss.is_some();
         let whole = || Checkpoint::load(&self.paths.model).is_ok_and(|model| model.meta.iter_num == self.reached.step);
@@ -320,7 +321,7 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written; the old file is then as it was.
-    pub fn save_model(&self, engine: &dyn Engine, reached: &Reached) -> Result<(), Error> {
+    pub fn save_model(&self, engine: &dyn Trainer, reached: &Reached) -> Result<(), Error> {
         // By way of text, so that 3e-4 stays 0.0003 where f32 becomes f64.
         let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");

@@ -1,6 +1,6 @@
 //! The training loop: schedule, metrics, checkpoints and resumption.
 //!
-//! Read `train.rs` first: it is the loop of every run, one straight page. What a run learns is a [`Lesson`]: `corpus.rs` is
+//! Read `train.rs` first: it is the loop of every run, one straight page. What a run learns is a [`Objective`]: `corpus.rs` is
 //! the plain one, `distill.rs` adds a teacher, `finetune.rs` is that of conversations. Before the loop come `settings.rs`
 //! (what can be set, and to what it is set if nobody does) and `job.rs` (what was asked for becomes a run that is ready to
 //! start). After it, what it leaves on the disk: `state.rs` (to go on from) and `run_log.rs` (to look at).
@@ -12,8 +12,8 @@ mod error;
 mod finetune;
 mod hash;
 mod job;
-mod lesson;
 mod memory;
+mod objective;
 mod paths;
 mod plot;
 mod run_log;
@@ -28,13 +28,13 @@ mod testing;
 mod train;
 
 pub use config_file::{Shape, parse as parse_settings};
-pub use corpus::{Corpus, check_reads};
+pub use corpus::{TokenObjective, check_reads};
 pub use error::Error;
 pub use finetune::{Conversations, Reference, ReferenceReport, default_reference, read_reference};
 pub use hash::sha256;
 pub use job::{Begin, Data, Init, Job, Kind, Moments, Request, Weights};
-pub use lesson::{Evaluation, Learned, Lesson, Micro};
 pub use memory::check_fits;
+pub use objective::{Evaluation, Micro, Objective, StepOutput};
 pub use paths::{Held, RunPaths};
 pub use run_log::{Line, Train, read_metrics};
 pub use settings::{Overrides, TrainSettings};

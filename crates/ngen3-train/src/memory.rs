@@ -1,38 +1,27 @@
 //! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
 
-use ngen3_cpu::{CpuEngine, CpuTeacher};
-use ngen3_engine::{Options, Quant};
-use ngen3_model::{Config, Lora, ParamList};
+use ngen3_engine::{Device, Workload};
+use ngen3_model::Config;
 
 use crate::{Error, TrainSettings};
-
-/// What learns, and from what.
-#[derive(Clone, Copy)]
-pub(crate) enum Learner<'a> {
-    /// The model, from text.
-    Model,
-    /// Adapters beside it.
-    Adapters(&'a Lora),
-    /// The model, from a teacher of this shape, rounded to this.
-    Student(&'a Config, Quant),
-}
 
 /// Checks that training fits the machine. `held` bytes of what it needs are in memory already.
 ///
 /// Returns the bytes that it needs, and what is to be noted, if the machine has enough memory but others hold it now.
 ///
 /// # Errors
-/// [`Error::Usage`] saying how much is needed and how much there is; as [`CpuEngine::adapting_bytes`].
+/// [`Error::Usage`] saying how much is needed and how much there is; as [`Device::memory`].
 pub(crate) fn check(
+    device: &dyn Device,
     config: &Config,
-    learner: Learner<'_>,
+    workload: Workload<'_>,
     settings: &TrainSettings,
     held: u64,
 ) -> Result<(u64, Option<String>), Error> {
-    let needed = |recompute| needed(config, learner, &TrainSettings { recompute, ..settings.clone() });
+    let needed = |recompute| needed(device, config, workload, &TrainSettings { recompute, ..settings.clone() });
     let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
     let Some(Memory { total, free }) = Memory::now() else { return Ok((as_asked, None)) };
-    compare(as_asked, least, matches!(learner, Learner::Student(..)), total).map_err(Error::Usage)?;
+    compare(as_asked, least, matches!(workload, Workload::Distill { .. }), total).map_err(Error::Usage)?;
     let note = (as_asked.saturating_sub(held) > free).then(|| {
         let recompute = if least < as_asked { format!("; --recompute needs {}", gb(least)) } else { String::new() };
         format!("about {} of memory are needed, and {} are free now{recompute}", gb(as_asked), gb(free + held))
@@ -48,21 +37,15 @@ pub fn check_fits(needed: u64) -> Result<(), Error> {
     Memory::now().map_or(Ok(()), |memory| compare(needed, needed, false, memory.total).map_err(Error::Usage))
 }
 
-/// Bytes that training takes: the engine's, a teacher's, and the tokens of a batch with their targets and what is planned for them.
-fn needed(config: &Config, learner: Learner<'_>, settings: &TrainSettings) -> Result<u64, Error> {
-    let (rows, options) = (settings.batch_size, settings.options());
-    let engines = match learner {
-        Learner::Model => CpuEngine::training_bytes(config, rows, options),
-        Learner::Adapters(lora) => CpuEngine::adapting_bytes(config, lora, rows, options)?,
-        Learner::Student(teacher, quant) => {
-            let teaching = CpuTeacher::bytes(teacher, rows, Options { quant, ..options });
-            let whole = |config| 4 * ParamList::new(config).total() as u64;
-            // It is loaded as a whole before it is packed.
-            let loading = whole(teacher) + whole(config);
-            CpuEngine::distilling_bytes(config, teacher, quant, rows, options).saturating_add(teaching).max(loading)
-        }
-    };
-    let tokens = (rows as u64).saturating_mul(config.block_size as u64);
+/// Bytes of memory that training takes: the device's, and the tokens of a batch with their targets and passes.
+fn needed(
+    device: &dyn Device,
+    config: &Config,
+    workload: Workload<'_>,
+    settings: &TrainSettings,
+) -> Result<u64, Error> {
+    let engines = device.memory(config, workload, settings.options())?;
+    let tokens = (settings.batch_size as u64).saturating_mul(config.block_size as u64);
     Ok(engines.saturating_add(tokens.saturating_mul(16)))
 }
 
@@ -116,7 +99,9 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use ngen3_model::VARIANTS;
+    use ngen3_cpu::Cpu;
+    use ngen3_engine::Quant;
+    use ngen3_model::{Lora, ParamList, VARIANTS};
 
     use super::*;
     use crate::testing::settings;
@@ -153,21 +138,30 @@ mod tests {
     fn what_a_run_needs_follows_from_how_it_trains() {
         let largest = VARIANTS.last().unwrap().config();
         let plain = settings(1);
-        let of = |config: &Config, learner, settings: &TrainSettings| needed(config, learner, settings).unwrap();
-        let whole = of(&largest, Learner::Model, &plain);
+        let batch_size = plain.batch_size;
+        let train = Workload::Train { batch_size };
+        let of =
+            |config: &Config, workload, settings: &TrainSettings| needed(&Cpu, config, workload, settings).unwrap();
+        let whole = of(&largest, train, &plain);
         assert!(whole > 100_000_000_000, "{whole}");
-        let recomputed = of(&largest, Learner::Model, &TrainSettings { recompute: true, ..plain.clone() });
+        let recomputed = of(&largest, train, &TrainSettings { recompute: true, ..plain.clone() });
         assert!(recomputed < whole - whole / 100, "{recomputed} of {whole}");
         let lora = Lora { rank: 8, alpha: 8.0, targets: Default::default() };
-        assert!(of(&largest, Learner::Adapters(&lora), &plain) < whole / 2, "where only adapters learn it takes less");
+        assert!(
+            of(&largest, Workload::Adapt { batch_size, lora: &lora }, &plain) < whole / 2,
+            "where only adapters learn it takes less"
+        );
         let small = VARIANTS[0].config();
-        let taught = |quant| of(&small, Learner::Student(&largest, quant), &plain);
+        let taught = |quant| of(&small, Workload::Distill { batch_size, teacher: &largest, quant }, &plain);
         assert!(taught(Quant::None) > 4 * ParamList::new(&largest).total() as u64, "the teacher is loaded");
         let (in_bf16, in_int8) = (taught(Quant::None), taught(Quant::Int8));
-        assert!(in_int8 <= in_bf16 && of(&small, Learner::Model, &plain) < in_int8, "{in_int8} {in_bf16}");
+        assert!(in_int8 <= in_bf16 && of(&small, train, &plain) < in_int8, "{in_int8} {in_bf16}");
         let absurd = TrainSettings { batch_size: usize::MAX, ..plain };
-        for learner in [Learner::Model, Learner::Student(&largest, Quant::Int8)] {
-            assert!(of(&small, learner, &absurd) > 1 << 60, "an absurd batch does not wrap around");
+        for workload in [
+            Workload::Train { batch_size: usize::MAX },
+            Workload::Distill { batch_size: usize::MAX, teacher: &largest, quant: Quant::Int8 },
+        ] {
+            assert!(of(&small, workload, &absurd) > 1 << 60, "an absurd batch does not wrap around");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use ngen3_engine::{Engine, Slot};
+use ngen3_engine::{Slot, Trainer};
 use ngen3_model::checkpoint::safetensors::{Reader, write_arrays_header, write_f32};
 use ngen3_model::files::write_atomic;
 use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
@@ -144,7 +144,7 @@ const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::E
 ///
 /// # Errors
 /// [`Error::Model`] if it cannot be written; the old file is then as it was.
-pub fn save(path: &Path, header: &Header, engine: &dyn Engine) -> Result<(), Error> {
+pub fn save(path: &Path, header: &Header, engine: &dyn Trainer) -> Result<(), Error> {
     let total = header.total().expect("adapters that learn are valid");
     let run = serde_json::to_string(header).expect("names and numbers serialise");
     let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);

@@ -11,12 +11,12 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use ngen3_engine::{Dtype, Teacher, TeacherModel};
+use ngen3_engine::{Dtype, Teacher, TopK};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Corpus, DataIdentity, Error};
+use crate::{DataIdentity, Error, TokenObjective};
 
 /// Written into every folder, and expected: another layout would get another number.
 const FORMAT: &str = "ngen3 teacher cache 1";
@@ -102,23 +102,6 @@ pub struct TeacherCache {
     windows: usize,
     /// What the teacher computed in when it said what is there, if that is another dtype than now.
     other_dtype: Option<String>,
-}
-
-/// What a teacher says of a batch.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TopK {
-    /// Tokens that are told apart at each place.
-    pub k: usize,
-    /// `[tokens, top_k]`
-    pub ids: Vec<u32>,
-    /// `[tokens, top_k]`, each at most 0.
-    pub log_probs: Vec<f32>,
-}
-
-impl TopK {
-    pub(crate) fn teacher(&self) -> Teacher<'_> {
-        Teacher::TopK { k: self.k, ids: &self.ids, log_probs: &self.log_probs }
-    }
 }
 
 impl TeacherCache {
@@ -235,8 +218,8 @@ impl TeacherCache {
     /// What a file or the teacher could not do.
     pub fn fill(
         &self,
-        teacher: &mut dyn TeacherModel,
-        corpus: &mut Corpus,
+        teacher: &mut dyn Teacher,
+        corpus: &mut TokenObjective,
         rows: usize,
         go_on: &mut dyn FnMut(u64) -> bool,
     ) -> Result<bool, Error> {
@@ -252,8 +235,8 @@ impl TeacherCache {
                     return Ok(false);
                 }
                 let batch = corpus.window_batch(some);
-                let (ids, log_probs) = teacher.top_k(batch, self.about.top_k, self.about.temperature)?;
-                self.encode(&ids, &log_probs, &mut bytes);
+                let said = teacher.top_k(batch, self.about.top_k, self.about.temperature)?;
+                self.encode(&said, &mut bytes);
                 done += (some.len() * self.about.window_bytes()) as u64;
             }
             write_atomic(&self.path(index), |file| file.write_all(&bytes))?;
@@ -261,7 +244,7 @@ impl TeacherCache {
         Ok(go_on(self.bytes()))
     }
 
-    fn encode(&self, ids: &[u32], log_probs: &[f32], out: &mut Vec<u8>) {
+    fn encode(&self, TopK { ids, log_probs, .. }: &TopK, out: &mut Vec<u8>) {
         let each = self.about.block_size * self.about.top_k;
         for (ids, log_probs) in ids.chunks_exact(each).zip(log_probs.chunks_exact(each)) {
             match self.about.id_bytes() {
@@ -312,7 +295,7 @@ impl TeacherCache {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use ngen3_engine::{Engine, Slot};
+    use ngen3_engine::{Slot, Trainer};
     use ngen3_model::Config;
     use proptest::prelude::*;
     use tempfile::TempDir;
@@ -332,12 +315,12 @@ mod tests {
     }
 
     /// A folder with tokens below 7, a corpus of them, and a teacher.
-    fn all() -> (TempDir, Corpus, FakeEngine) {
+    fn all() -> (TempDir, TokenObjective, FakeEngine) {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..TOKENS).flat_map(|i| ((i * i % 7) as u16).to_le_bytes()).collect();
         fs::write(dir.path().join("data.bin"), bytes).unwrap();
         let config = Config::new(1, 1, 2, 4, 7);
-        let corpus = Corpus::open(&dir.path().join("data.bin"), &config, &settings(1)).unwrap();
+        let corpus = TokenObjective::open(&dir.path().join("data.bin"), &config, &settings(1)).unwrap();
         (dir, corpus, FakeEngine::new(config, 3))
     }
 
@@ -362,8 +345,8 @@ mod tests {
             let cache = open(&dir.path().join("said"), about(vocab_size)).unwrap();
             assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
             let windows = [58, 0, 7, 7];
-            let (ids, log_probs) = teacher.top_k(corpus.window_batch(&windows), 3, TEMPERATURE).unwrap();
-            assert_eq!(cache.read(&windows).unwrap(), TopK { k: 3, ids, log_probs });
+            let said = teacher.top_k(corpus.window_batch(&windows), 3, TEMPERATURE).unwrap();
+            assert_eq!(cache.read(&windows).unwrap(), said);
             let files = fs::read_dir(dir.path().join("said")).unwrap();
             let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
             assert!(bytes > cache.bytes() && bytes < cache.bytes() + 1_000);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use ngen3_engine::{AdamW, Backward, Batch, Decoder, Distill, DistillLoss, Engine, Error, Slot, Teacher, TeacherModel};
+use ngen3_engine::{AdamW, Backward, Batch, Error, Model, Slot, Teacher, TopK, Trainer};
 use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
@@ -57,7 +57,7 @@ impl FakeEngine {
     }
 }
 
-impl Engine for FakeEngine {
+impl Model for FakeEngine {
     fn config(&self) -> &Config {
         &self.config
     }
@@ -70,7 +70,9 @@ impl Engine for FakeEngine {
         };
         batch.targets.iter().map(loss).collect()
     }
+}
 
+impl Trainer for FakeEngine {
     fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
         let Backward { weight, dropout, seed } = backward;
         let loss = self.loss(batch)?;
@@ -84,10 +86,6 @@ impl Engine for FakeEngine {
             self.arrays[1][token] += weight * kept * (p - share);
         }
         Ok(loss)
-    }
-
-    fn distill(&mut self, _: &Batch, _: &Distill<'_>, _: Option<Backward>) -> Result<DistillLoss, Error> {
-        unreachable!("no test's student is made up")
     }
 
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
@@ -117,22 +115,10 @@ impl Engine for FakeEngine {
         self.arrays[index(slot)].copy_from_slice(values);
         Ok(())
     }
-
-    fn decoder(&self, _: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-        unreachable!("training does not decode")
-    }
 }
 
-impl TeacherModel for FakeEngine {
-    fn says<'a>(&'a self, _: &'a [f32]) -> Teacher<'a> {
-        unreachable!("no test's teacher is made up")
-    }
-
-    fn hidden(&mut self, _: &Batch) -> Result<Vec<f32>, Error> {
-        unreachable!("no test's teacher is made up")
-    }
-
-    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
+impl Teacher for FakeEngine {
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<TopK, Error> {
         let exp: Vec<f32> = self.probabilities().iter().map(|p| p.powf(1.0 / temperature)).collect();
         let sum: f32 = exp.iter().sum();
         // Every place gets the same numbers but begins with another token, so that places are not confused.
@@ -140,6 +126,6 @@ impl TeacherModel for FakeEngine {
         let ids: Vec<u32> =
             batch.inputs.iter().flat_map(|&input| (0..k as u32).map(move |i| (input + i) % vocab)).collect();
         let log_probs = ids.iter().map(|&id| (exp[id as usize] / sum).ln()).collect();
-        Ok((ids, log_probs))
+        Ok(TopK { k, ids, log_probs })
     }
 }

@@ -8,9 +8,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ngen3_engine::{Backward, Engine, splitmix};
+use ngen3_engine::{Backward, Trainer, splitmix};
 
-use crate::lesson::{Evaluation, Lesson, Micro};
+use crate::objective::{Evaluation, Micro, Objective};
 use crate::run_log::{Line, RunLog, Train};
 use crate::state::{self, Header, Reached};
 use crate::{Error, Job};
@@ -65,8 +65,8 @@ pub enum Outcome {
 /// what a file, the lesson or the engine could not do; the last checkpoint is whole then too.
 pub fn train(
     job: &Job,
-    lesson: &mut dyn Lesson,
-    engine: &mut dyn Engine,
+    lesson: &mut dyn Objective,
+    engine: &mut dyn Trainer,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome, Error> {
@@ -123,14 +123,15 @@ pub fn train(
 
         let started = Instant::now();
         let lr = settings.lr_at(before);
-        let counted: Vec<u64> = (0..settings.gradient_accumulation).map(|i| run.lesson.counted(before, i)).collect();
+        let counted: Vec<u64> =
+            (0..settings.gradient_accumulation).map(|i| run.lesson.num_target_tokens(before, i)).collect();
         let all: u64 = counted.iter().sum();
         let (mut loss, mut parts) = (0.0, Vec::new());
         for (index, counted) in (0..).zip(counted) {
             let weight = (counted as f64 / all as f64) as f32;
             let seed = dropout_seed(settings.seed, before, index);
             let backward = Backward { weight, dropout: settings.dropout, seed };
-            let learned = run.lesson.learn(run.engine, &Micro { step: before, index, backward })?;
+            let learned = run.lesson.training_step(run.engine, &Micro { step: before, index, backward })?;
             loss += weight * learned.loss;
             run.pace.tokens += learned.tokens;
             add(&mut parts, weight, learned.parts);
@@ -198,8 +199,8 @@ impl Pace {
 /// A run under way.
 struct Run<'a> {
     job: &'a Job,
-    lesson: &'a mut dyn Lesson,
-    engine: &'a mut dyn Engine,
+    lesson: &'a mut dyn Objective,
+    engine: &'a mut dyn Trainer,
     progress: &'a mut dyn Progress,
     stop: &'a AtomicBool,
     reached: Reached,

@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
-use ngen3_engine::{Backward, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, Dtype, Options, Slot, Trainer};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
 use ngen3_train::{
-    Begin, Conversations, Init, Job, Kind, Lesson, Micro, Overrides, Progress, Request, Shape, StepReport, Weights,
+    Begin, Conversations, Init, Job, Kind, Micro, Objective, Overrides, Progress, Request, Shape, StepReport, Weights,
     train,
 };
 use serde_json::Value;
@@ -58,12 +58,12 @@ fn only_what_the_assistant_says_counts_as_in_pytorch() {
     let expected: Value = serde_json::from_str(include_str!("fixtures/masked_loss.json")).unwrap();
     let lines: String = expected["conversations"].as_array().unwrap().iter().map(|said| format!("{said}\n")).collect();
     let folder = tempfile::tempdir().unwrap();
-    let (job, mut lesson, weights) = prepare(folder.path(), &lines, TrainOn::Assistant);
+    let (job, mut objective, weights) = prepare(folder.path(), &lines, TrainOn::Assistant);
     assert_eq!(Some(job.data.identity.train_tokens), expected["counted"].as_u64());
     let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
     let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
     let micro = Micro { step: 0, index: 0, backward: Backward::default() };
-    let learned = lesson.learn(&mut engine, &micro).unwrap();
+    let learned = objective.training_step(&mut engine, &micro).unwrap();
     let loss = expected["loss"].as_f64().unwrap();
     assert!((f64::from(learned.loss) / loss - 1.0).abs() < 1e-5, "{}, not {loss}", learned.loss);
     let grads = engine.read(Slot::Grads).into_owned();
@@ -78,18 +78,18 @@ fn only_what_the_assistant_says_counts_as_in_pytorch() {
     let (job, mut all, weights) = prepare(folder.path(), &lines, TrainOn::All);
     assert!(job.data.identity.train_tokens > expected["counted"].as_u64().unwrap());
     let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
-    assert!((f64::from(all.learn(&mut engine, &micro).unwrap().loss) - loss).abs() > 1e-2);
+    assert!((f64::from(all.training_step(&mut engine, &micro).unwrap().loss) - loss).abs() > 1e-2);
 }
 
 #[test]
 fn an_answer_is_judged_by_what_comes_before_it_in_its_own_conversation() {
     let loss = |lines: &str| {
         let folder = tempfile::tempdir().unwrap();
-        let (job, mut lesson, weights) = prepare(folder.path(), lines, TrainOn::Assistant);
+        let (job, mut objective, weights) = prepare(folder.path(), lines, TrainOn::Assistant);
         let options = Options { threads: 1, dtype: Dtype::F32, ..Options::default() };
         let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
         let micro = Micro { step: 0, index: 0, backward: Backward::default() };
-        let learned = lesson.learn(&mut engine, &micro).unwrap();
+        let learned = objective.training_step(&mut engine, &micro).unwrap();
         (f64::from(learned.loss), job.data.identity.train_tokens as f64)
     };
     let (one, two) = ("[\"Hello\", \"Hi there\"]\n", "[\"What is it?\", \"A bank, five blocks away\"]\n");
@@ -122,11 +122,11 @@ fn step(lines: &str, batch_size: usize, micro_batches: u64) -> (f32, Vec<f32>, V
         grad_clip: Some(0.0),
         ..Overrides::default()
     };
-    let (job, mut lesson, weights) = prepare_with(folder.path(), lines, TrainOn::Assistant, settings);
+    let (job, mut objective, weights) = prepare_with(folder.path(), lines, TrainOn::Assistant, settings);
     let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
     let mut engine = CpuEngine::new(job.config.clone(), weights.params, options).unwrap();
-    let counted = (0..micro_batches).map(|index| lesson.counted(0, index)).collect();
-    train(&job, &mut lesson, &mut engine, &mut Nobody, &AtomicBool::new(false)).unwrap();
+    let counted = (0..micro_batches).map(|index| objective.num_target_tokens(0, index)).collect();
+    train(&job, &mut objective, &mut engine, &mut Nobody, &AtomicBool::new(false)).unwrap();
     let log = fs::read_to_string(job.paths.run.join("metrics.jsonl")).unwrap();
     let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     (last["train_loss"].as_f64().unwrap() as f32, engine.read(Slot::ExpAvg).into_owned(), counted)

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
-use ngen3_engine::{Dtype, Engine, Options, Quant};
+use ngen3_engine::{Dtype, Model, Options, Quant};
 use ngen3_generate::{Generator, Request, Sampling};
 
 use crate::progress::{counted, write_line};
@@ -149,14 +149,14 @@ impl Answer<'_> {
     /// Makes the text, and gives it to `put` as it comes; `false` if `stop` was set before its end.
     pub fn make(
         &self,
-        engine: &dyn Engine,
+        model: &dyn Model,
         tokenizer: &Tokenizer,
         stop: &AtomicBool,
         put: &mut dyn FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
         let Self { prompt, length, end, stops, sampling } = *self;
-        let request = Request { prompt, rows: 1, length, end, vocab_size: tokenizer.vocab_size(), sampling };
-        let mut generator = Generator::new(engine, request)?;
+        let request = Request { prompt, num_samples: 1, length, end, vocab_size: tokenizer.vocab_size(), sampling };
+        let mut generator = Generator::new(model, request)?;
         let mut text = Text::new(tokenizer.stream(), stops);
         let mut stopped = false;
         while let Some(tokens) = generator.step()? {

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_cpu::CpuEngine;
+use ngen3_engine::{ComputeInfo, Trainer};
 use ngen3_model::{Lora, LoraList, ParamList};
-use ngen3_train::{Adapting, Job, Lesson, Outcome, Progress, StepReport, TrainSettings, Weights, train};
+use ngen3_train::{Adapting, Job, Objective, Outcome, Progress, StepReport, TrainSettings, Weights, train};
 
 use crate::commands::variants;
+use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::progress::{count, counted, write_line};
 use crate::stdout;
@@ -21,18 +22,18 @@ use crate::stdout;
 pub struct Training<'a> {
     job: &'a Job,
     /// Of the model that learns.
-    pub engine: CpuEngine,
+    pub engine: Box<dyn Trainer>,
 }
 
 impl<'a> Training<'a> {
     /// Makes the engine. `None` if no step is left to do, which is said on stdout.
     pub fn new(job: &'a Job, Weights { params, adapter, moments }: Weights) -> anyhow::Result<Option<Self>> {
-        let mut engine = CpuEngine::new(job.config.clone(), params, job.settings.options())?;
+        let mut engine = device().open(job.config.clone(), params, job.settings.options())?;
         if let (Some(adapting), Some(adapter)) = (&job.adapting, adapter) {
             engine.adapt(&adapting.lora, adapter)?;
         }
         if job.is_finished() {
-            job.complete(&engine)?;
+            job.complete(&*engine)?;
             let (model, step) = (job.paths.model.display(), job.reached.step);
             let done = counted(step);
             let text = match (step == job.settings.max_iters, step) {
@@ -46,21 +47,21 @@ impl<'a> Training<'a> {
             return Ok(None);
         }
         if let Some(moments) = moments {
-            moments.restore(&mut engine)?;
+            moments.restore(&mut *engine)?;
         }
         Ok(Some(Self { job, engine }))
     }
 
     /// Trains to the end, or until it is stopped: then it says how to go on, with the words of `command` (its name, and the
     /// flags that say what the run learns from).
-    pub fn run(mut self, lesson: &mut dyn Lesson, command: &[&OsStr], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    pub fn run(mut self, lesson: &mut dyn Objective, command: &[&OsStr], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
         let job = self.job;
         let model = job.paths.model.display();
-        write_line(&header(job, &self.engine)?);
+        write_line(&header(job, self.engine.info())?);
         let started = Instant::now();
         let mut status = Status::new(job.reached.best_val_loss.map(|loss| (job.reached.best_step, loss)));
         let told = tell_when_stopped(stop, &status.line);
-        let outcome = train(job, lesson, &mut self.engine, &mut status, stop);
+        let outcome = train(job, lesson, &mut *self.engine, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
         let steps = match outcome? {
@@ -109,7 +110,7 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
 }
 
 /// What is about to happen, in a few lines.
-fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
+fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     let Job { config, settings, data, .. } = job;
     let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
     let accumulated = match gradient_accumulation {
@@ -149,8 +150,8 @@ fn header(job: &Job, engine: &CpuEngine) -> anyhow::Result<String> {
             count(settings.tokens_per_step(config.block_size), "token"),
             count(batch_size as u64, "row"),
             config.block_size,
-            count(engine.threads() as u64, "thread"),
-            engine.dtype(),
+            count(info.threads as u64, "thread"),
+            info.dtype,
             variants::bytes(job.bytes)
         ),
     ];

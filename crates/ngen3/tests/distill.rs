@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use common::{contents, fail, ngen3, run, succeed, texts};
-use ngen3_cpu::CpuEngine;
-use ngen3_engine::{Distill, Divergence, Dtype, Engine, Options, Quant, Slot, Teacher, TeacherModel};
+use ngen3_cpu::{CpuEngine, CpuTeacher};
+use ngen3_engine::{DistillConfig, Distiller, Divergence, Dtype, Options, TeacherSource};
 use ngen3_model::{Checkpoint, ParamList};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -126,23 +126,19 @@ fn the_first_loss_is_what_the_engine_says_of_both_models() {
     let folder = folder.path();
     succeed(folder, &format!("{LINE} --max_iters 0 --out student.pt"));
     succeed(folder, &format!("{LINE} --max_iters 1 --out x.pt --temperature 1.5 --divergence reverse_kl"));
-    let engine = |name: &str| {
-        let Checkpoint { config, params, .. } = load(folder, name);
-        CpuEngine::new(config, params, Options { dtype: Dtype::F32, ..Options::default() }).unwrap()
-    };
-    let (mut teacher, mut student) = (engine("teacher.pt"), engine("student.pt"));
+    let options = Options { dtype: Dtype::F32, ..Options::default() };
+    let Checkpoint { config, params, .. } = load(folder, "teacher.pt");
+    let mut teacher = CpuTeacher::new(config, params, options).unwrap();
+    let Checkpoint { config, params, .. } = load(folder, "student.pt");
+    let mut student = CpuEngine::new(config, params, options).unwrap();
     let settings = load(folder, "student.pt").meta.training;
     let sampler =
         ngen3_data::BatchSampler::open(&folder.join("data.bin"), 8, 4, 0.1, settings["seed"].as_u64().unwrap());
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     sampler.unwrap().train_batch(0, 0, &mut inputs, &mut targets);
     let batch = ngen3_engine::Batch::even(8, inputs, targets);
-    let hidden = teacher.hidden(&batch).unwrap();
-    let params = teacher.read(Slot::Params);
-    let wte = &params[ParamList::new(teacher.config()).wte];
-    let teacher = Teacher::Head { hidden: &hidden, wte, quant: Quant::None };
-    let distill = Distill { teacher, temperature: 1.5, alpha: 0.5, divergence: Divergence::ReverseKl };
-    let expected = student.distill(&batch, &distill, None).unwrap();
+    let distill = DistillConfig { temperature: 1.5, alpha: 0.5, divergence: Divergence::ReverseKl };
+    let expected = student.distill(&batch, TeacherSource::Teacher(&mut teacher), &distill, None).unwrap();
     let first = &metrics(folder, "x.run")[1];
     assert!((first["divergence"].as_f64().unwrap() - f64::from(expected.divergence)).abs() < 1e-5, "{first}");
     assert!((first["cross_entropy"].as_f64().unwrap() - f64::from(expected.cross_entropy)).abs() < 1e-5, "{first}");

@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::{contents, fail, ngen3, shakespeare, succeed, texts};
 use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{Dtype, Engine, Options};
+use ngen3_engine::{Dtype, Feed, Model, Options};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ fn largest_difference(model: Checkpoint, expected: &Value) -> f64 {
     let tokens = expected["tokens"].as_array().unwrap();
     let mut largest: f64 = 0.0;
     for (token, theirs) in tokens.iter().zip(expected["logits"].as_array().unwrap()) {
-        let ours = decoder.feed(&[token.as_u64().unwrap() as u32]).unwrap();
+        let ours = decoder.feed(&[Feed { sequence: 0, tokens: &[token.as_u64().unwrap() as u32] }]).unwrap();
         let theirs = numbers(theirs);
         assert_eq!(ours.len(), theirs.len());
         for (&ours, theirs) in ours.iter().zip(theirs) {

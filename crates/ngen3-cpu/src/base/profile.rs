@@ -29,6 +29,19 @@ impl Part {
     /// All of them, in the order of a step.
     pub const ALL: [Part; 7] =
         [Part::Embedding, Part::LayerNorm, Part::Linear, Part::Attention, Part::Gelu, Part::Loss, Part::Update];
+
+    /// As `ngen3 bench` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::LayerNorm => "layernorm",
+            Self::Linear => "linear",
+            Self::Attention => "attention",
+            Self::Gelu => "gelu",
+            Self::Loss => "loss",
+            Self::Update => "update",
+        }
+    }
 }
 
 static NANOS: [AtomicU64; Part::ALL.len()] = [const { AtomicU64::new(0) }; Part::ALL.len()];

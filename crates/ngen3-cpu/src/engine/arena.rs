@@ -8,44 +8,60 @@
 //! ```
 //!
 //! The embeddings stand first, where the next pass of the same batch finds them whatever its size. How much is kept is the
-//! walk's [`Keep`]: with inputs only, one block's room serves all, and backward runs a block again before it goes back through
+//! mode's [`Checkpointing`]: with inputs only, one block's room serves all, and backward runs a block again before it goes back through
 //! it; with nothing, two streams take turns as input and output too. The workspace is cut up twice: once for the loss (a block of
 //! it), once for the layers. Both never hold anything at the same time.
 //!
-//! A large batch goes through in several passes (`rows.rs`) whose gradients add up; the arena is as large as the largest.
+//! A large batch goes through in several passes (`batch_plan.rs`) whose gradients add up; the arena is as large as the largest.
 
+use ngen3_engine::{Error, Options};
 use ngen3_model::{Config, Target};
 
-use super::model::Model;
 use crate::base::memory::{Buffer, Knife, padded};
 use crate::gemm::Precision;
 use crate::layers::{attention, layernorm, lora, loss};
-use ngen3_engine::Error;
 
-/// Numbers in the arena of passes of so many tokens, with adapters of this rank or, at 0, none.
-pub fn numbers(config: &Config, precision: Precision, rank: usize, tokens: usize, threads: usize, walk: Walk) -> usize {
-    let backward = walk.keep != Keep::Nothing;
-    let loss = loss::Shape::new(precision, loss::Sizes::of(config, tokens), backward);
-    Layout::new(config, loss, rank, tokens, threads, walk).total()
+/// The model that activations are of, and how it is computed.
+#[derive(Clone, Copy)]
+pub struct ArenaSpec<'a> {
+    pub config: &'a Config,
+    pub precision: Precision,
+    /// Of the adapters; 0 without.
+    pub rank: usize,
+    pub threads: usize,
 }
 
-/// What is kept of the blocks that a pass has gone through.
+impl ArenaSpec<'_> {
+    /// Numbers in the arena of passes of so many tokens.
+    pub fn numbers(&self, tokens: usize, mode: ForwardMode) -> usize {
+        Layout::new(self, tokens, mode).total()
+    }
+}
+
+/// How much a pass keeps of the blocks that it has gone through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
+pub enum Checkpointing {
     /// Nothing: there is no backward.
     #[default]
     Nothing,
-    /// The input of each, from which backward makes the rest again.
+    /// The input of each, from which backward computes the rest again.
     Inputs,
-    /// All that its backward reads.
+    /// All that backward reads.
     All,
 }
 
-/// What a walk through the model has to find in the arena.
+impl Checkpointing {
+    /// How much training keeps with these options.
+    pub fn of(options: Options) -> Self {
+        if options.recompute { Self::Inputs } else { Self::All }
+    }
+}
+
+/// What a forward pass leaves in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Walk {
-    /// What is kept of each block for its backward.
-    pub keep: Keep,
+pub struct ForwardMode {
+    /// How much of each block is kept for its backward.
+    pub keep: Checkpointing,
     /// The packed embeddings and the workspace of the plain loss.
     pub loss: bool,
 }
@@ -75,18 +91,15 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(model: &Model, tokens: usize, threads: usize, walk: Walk) -> Self {
-        let loss = model.loss_shape(tokens, walk.keep != Keep::Nothing);
-        Self::new(&model.config, loss, model.rank(), tokens, threads, walk)
-    }
-
-    fn new(config: &Config, loss: loss::Shape, rank: usize, tokens: usize, threads: usize, walk: Walk) -> Self {
-        let (streams, blocks) = match walk.keep {
-            Keep::Nothing => (2, 1),
-            Keep::Inputs => (config.n_layer + 1, 1),
-            Keep::All => (config.n_layer + 1, config.n_layer),
+    fn new(spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) -> Self {
+        let ArenaSpec { config, precision, rank, threads } = *spec;
+        let (streams, blocks) = match mode.keep {
+            Checkpointing::Nothing => (2, 1),
+            Checkpointing::Inputs => (config.n_layer + 1, 1),
+            Checkpointing::All => (config.n_layer + 1, config.n_layer),
         };
-        let backward = walk.keep != Keep::Nothing;
+        let backward = mode.keep != Checkpointing::Nothing;
+        let loss = loss::Shape::new(precision, loss::Sizes::of(config, tokens), backward);
         Self {
             tokens,
             width: config.n_embd,
@@ -97,8 +110,8 @@ impl Layout {
             rank,
             attention: attention::Shape::new(config).scratch(threads),
             layernorm: if backward { layernorm::backward_scratch(tokens, config.n_embd) } else { 0 },
-            loss: if walk.loss { loss.scratch() } else { 0 },
-            packed_wte: if walk.loss { loss.packed_wte() } else { 0 },
+            loss: if mode.loss { loss.scratch() } else { 0 },
+            packed_wte: if mode.loss { loss.packed_wte() } else { 0 },
         }
     }
 
@@ -110,16 +123,16 @@ impl Layout {
     /// The pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
-        [n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, self.low()].map(padded).iter().sum()
+        [n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, self.lora()].map(padded).iter().sum()
     }
 
     /// What the adapters of one block save.
-    fn low(&self) -> usize {
+    fn lora(&self) -> usize {
         Target::ALL.len() * self.tokens * self.rank
     }
 
-    /// What one adapter needs besides: see [`crate::layers::lora::Low`].
-    fn low_scratch(&self) -> usize {
+    /// What one adapter needs besides: see [`lora::LoraActivations`].
+    fn lora_scratch(&self) -> usize {
         lora::scratch(self.rank, 5 * self.width, self.tokens)
     }
 
@@ -147,7 +160,7 @@ impl Layout {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
         let blocks = self.streams * self.stream() + self.blocks * self.block();
         let (dx, dbranch) = (self.dstream(), self.dstream());
-        let buffers = [stream, dx, dbranch, tokens, tokens, tokens, self.layernorm, self.low_scratch()];
+        let buffers = [stream, dx, dbranch, tokens, tokens, tokens, self.layernorm, self.lora_scratch()];
         let buffers: usize = buffers.map(padded).iter().sum();
         padded(self.packed_wte) + blocks + buffers + self.layers_workspace().max(self.loss)
     }
@@ -161,7 +174,7 @@ pub struct Saved<'a> {
     pub ln_1_rstd: &'a mut [f32],
     /// `[N, 3·C]`
     pub qkv: &'a mut [f32],
-    /// `[heads, tokens]` of each row, one row after the other.
+    /// `[heads, tokens]` of each sequence, one after the other.
     pub lse: &'a mut [f32],
     /// `[N, C]`: attention's output before its projection.
     pub att: &'a mut [f32],
@@ -174,7 +187,7 @@ pub struct Saved<'a> {
     /// `[N, 4·C]`: the MLP's hidden layer before GELU.
     pub fc: &'a mut [f32],
     /// `[4, N, rank]`: what the adapters of the block's linear layers save; empty without.
-    pub low: &'a mut [f32],
+    pub lora: &'a mut [f32],
 }
 
 /// What a step needs besides the saved activations; gradients are empty without a backward. N tokens, width C.
@@ -194,7 +207,7 @@ pub struct Buffers<'a> {
     /// Partial sums of LayerNorm's backward.
     pub partials: &'a mut [f32],
     /// What an adapter needs besides; empty without.
-    pub low_scratch: &'a mut [f32],
+    pub lora_scratch: &'a mut [f32],
     /// The embeddings as the loss reads them.
     pub packed_wte: &'a mut [f32],
 }
@@ -220,13 +233,13 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Memory`] when the activations do not fit.
-    pub fn reserve(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) -> Result<(), Error> {
-        let layout = Layout::of(model, tokens, threads, walk);
+    pub fn reserve(&mut self, spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) -> Result<(), Error> {
+        let layout = Layout::new(spec, tokens, mode);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
-            let what = match walk.keep {
-                Keep::All => "the activations of a batch (--recompute keeps fewer)",
-                Keep::Inputs | Keep::Nothing => "the activations of a batch",
+            let what = match mode.keep {
+                Checkpointing::All => "the activations of a batch (--recompute keeps fewer)",
+                Checkpointing::Inputs | Checkpointing::Nothing => "the activations of a batch",
             };
             self.data = Buffer::zeros(layout.total(), what)?;
         }
@@ -238,8 +251,8 @@ impl Arena {
     ///
     /// # Panics
     /// If there is no room.
-    pub fn lay_out(&mut self, model: &Model, tokens: usize, threads: usize, walk: Walk) {
-        self.layout = Layout::of(model, tokens, threads, walk);
+    pub fn lay_out(&mut self, spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) {
+        self.layout = Layout::new(spec, tokens, mode);
         assert!(self.layout.total() <= self.data.len(), "a pass of {tokens} tokens needs more room than a larger one");
     }
 
@@ -259,7 +272,7 @@ impl Arena {
             ln_f_rstd: knife.cut(tokens),
             losses: knife.cut(tokens),
             partials: knife.cut(layout.layernorm),
-            low_scratch: knife.cut(layout.low_scratch()),
+            lora_scratch: knife.cut(layout.lora_scratch()),
             packed_wte,
         };
         (blocks, buffers, Shared { data: knife.0, layout })
@@ -296,7 +309,7 @@ impl Blocks<'_> {
             ln_2_mean: knife.cut(tokens),
             ln_2_rstd: knife.cut(tokens),
             fc: knife.cut(tokens * 4 * width),
-            low: knife.cut(self.layout.low()),
+            lora: knife.cut(self.layout.lora()),
         };
         (x, saved, out)
     }

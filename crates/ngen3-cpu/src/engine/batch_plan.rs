@@ -1,99 +1,90 @@
 //! Which tokens go through the layers together, and which of them see each other.
 //!
-//! A [`Plan`] cuts a batch into passes of so many tokens, so that memory does not grow with the batch and what a
-//! layer leaves behind is still in cache when the next one reads it. Rows are never cut, and a row stays with those that
+//! A [`BatchPlan`] cuts a batch into passes of so many tokens, so that memory does not grow with the batch and what a
+//! layer leaves behind is still in cache when the next one reads it. Sequences are never cut, and one stays with those that
 //! continue it.
 
 use std::ops::Range;
 
-use ngen3_engine::{Batch, IGNORE, Row};
+use ngen3_engine::{Batch, IGNORE, Sequence};
 
-/// Tokens that go through the layers together, or one row where rows are longer.
+use crate::layers::attention::Span;
+
+/// Tokens that go through the layers together, or one sequence where those are longer.
 pub const PASS_TOKENS: usize = 2048;
 
-/// As many where nothing but hidden states is asked for.
+/// The same where nothing but hidden states is asked for.
 pub const TEACHER_TOKENS: usize = 512;
 
-/// Tokens in the largest pass, of up to `most` tokens or one row, of `rows` rows of `len` tokens.
-pub fn largest_pass(rows: usize, len: usize, most: usize) -> usize {
-    (most / len).clamp(1, rows) * len
+/// Tokens in the largest pass, of up to `most` tokens or one sequence, of `sequences` of `len` tokens.
+pub fn largest_pass(sequences: usize, len: usize, most: usize) -> usize {
+    (most / len).clamp(1, sequences) * len
 }
 
-/// One row within its pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Span {
-    /// Its first token in the pass.
-    pub start: usize,
-    /// Tokens.
-    pub len: usize,
-    /// The tokens of the pass that it continues.
-    pub prefix: Range<usize>,
-}
-
-/// Rows that go through the layers together.
+/// Sequences that go through the layers together.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
-    /// Its first token's place in the batch.
+    /// Position of its first token in the batch.
     pub first: usize,
     /// `[tokens]`
     pub inputs: &'a [u32],
-    /// `[tokens]`: the place of each token in its row, after what the row continues.
+    /// `[tokens]`: the place of each token in its sequence, after what that continues.
     pub positions: &'a [u32],
     /// `[tokens]`, [`IGNORE`] among them.
     pub targets: &'a [u32],
-    /// `[counted]`: the targets that count.
-    pub counted: &'a [u32],
-    /// The rows.
+    /// `[target tokens]`: those that are not ignored.
+    pub kept_targets: &'a [u32],
+    /// The sequences.
     pub spans: &'a [Span],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Cut {
     tokens: Range<usize>,
-    counted: Range<usize>,
+    kept_targets: Range<usize>,
     spans: Range<usize>,
 }
 
-/// How a batch is cut up. Made anew for each batch in the memory of the last one.
+/// The passes of a batch. Made anew for each batch in the memory of the last one.
 #[derive(Debug, Default)]
-pub struct Plan {
+pub struct BatchPlan {
     cuts: Vec<Cut>,
     spans: Vec<Span>,
     positions: Vec<u32>,
-    counted: Vec<u32>,
+    kept_targets: Vec<u32>,
 }
 
-impl Plan {
-    /// Plans a batch that [`Batch::check`] has passed, in passes of up to `most` tokens or one row.
+impl BatchPlan {
+    /// Plans a batch that [`Batch::check`] has passed, in passes of up to `most` tokens or one sequence.
     pub fn make(&mut self, batch: &Batch, most: usize) {
-        let Self { cuts, spans, positions, counted } = self;
+        let Self { cuts, spans, positions, kept_targets } = self;
         cuts.clear();
         spans.clear();
         positions.clear();
-        counted.clear();
+        kept_targets.clear();
         let mut cut = Cut::default();
-        let mut rows = &batch.rows[..];
-        while let Some(family) = family(rows) {
-            rows = &rows[family.len()..];
-            let tokens = family.iter().map(|row| row.len).sum::<usize>();
+        let mut rest = &batch.sequences[..];
+        while let Some(family) = family(rest) {
+            rest = &rest[family.len()..];
+            let tokens = family.iter().map(|sequence| sequence.len).sum::<usize>();
             if !cut.tokens.is_empty() && cut.tokens.len() + tokens > most {
                 cuts.push(cut.clone());
-                let (tokens, counted, spans) = (cut.tokens.end, cut.counted.end, cut.spans.end);
-                cut = Cut { tokens: tokens..tokens, counted: counted..counted, spans: spans..spans };
+                let (tokens, targets, spans) = (cut.tokens.end, cut.kept_targets.end, cut.spans.end);
+                cut = Cut { tokens: tokens..tokens, kept_targets: targets..targets, spans: spans..spans };
             }
             let root = cut.tokens.len()..cut.tokens.len() + family[0].len;
             let mut start = cut.tokens.len();
-            for row in family {
-                let prefix = if row.continues { root.clone() } else { 0..0 };
-                positions.extend((0..row.len).map(|i| (prefix.len() + i) as u32));
-                spans.push(Span { start, len: row.len, prefix });
-                start += row.len;
+            for sequence in family {
+                let prefix = if sequence.continues { root.clone() } else { 0..0 };
+                positions.extend((0..sequence.len).map(|i| (prefix.len() + i) as u32));
+                spans.push(Span { start, len: sequence.len, prefix });
+                start += sequence.len;
             }
             let targets = &batch.targets[cut.tokens.end..cut.tokens.end + tokens];
-            counted.extend(targets.iter().filter(|&&target| target != IGNORE));
+            kept_targets.extend(targets.iter().filter(|&&target| target != IGNORE));
             cut.tokens.end += tokens;
             cut.spans.end += family.len();
-            cut.counted.end = counted.len();
+            cut.kept_targets.end = kept_targets.len();
         }
         cuts.push(cut);
     }
@@ -103,9 +94,9 @@ impl Plan {
         self.cuts.iter().map(|cut| cut.tokens.len()).max().unwrap_or(0)
     }
 
-    /// Targets that count.
-    pub fn counted(&self) -> usize {
-        self.counted.len()
+    /// Number of targets that are not ignored.
+    pub fn num_target_tokens(&self) -> usize {
+        self.kept_targets.len()
     }
 
     /// The passes of the batch that this plan was made for.
@@ -115,38 +106,38 @@ impl Plan {
             inputs: &batch.inputs[cut.tokens.clone()],
             positions: &self.positions[cut.tokens.clone()],
             targets: &batch.targets[cut.tokens.clone()],
-            counted: &self.counted[cut.counted.clone()],
+            kept_targets: &self.kept_targets[cut.kept_targets.clone()],
             spans: &self.spans[cut.spans.clone()],
         })
     }
 }
 
-/// The first row with those that continue it.
-fn family(rows: &[Row]) -> Option<&[Row]> {
-    let (_, others) = rows.split_first()?;
-    Some(&rows[..1 + others.iter().take_while(|row| row.continues).count()])
+/// The first sequence with those that continue it.
+fn family(sequences: &[Sequence]) -> Option<&[Sequence]> {
+    let (_, others) = sequences.split_first()?;
+    Some(&sequences[..1 + others.iter().take_while(|sequence| sequence.continues).count()])
 }
 
 impl Pass<'_> {
-    /// Moves the hidden states whose target counts to the front of `hidden`, `[tokens, width]`, in order.
-    pub fn gather_counted(&self, hidden: &mut [f32]) {
-        if self.counted.len() == self.targets.len() {
+    /// Moves the hidden states whose target is not ignored to the front of `hidden`, `[tokens, width]`, in order.
+    pub fn gather_targets(&self, hidden: &mut [f32]) {
+        if self.kept_targets.len() == self.targets.len() {
             return;
         }
         let width = hidden.len() / self.targets.len();
-        let counted = self.targets.iter().enumerate().filter(|&(_, &target)| target != IGNORE);
-        for (to, (from, _)) in counted.enumerate() {
+        let kept = self.targets.iter().enumerate().filter(|&(_, &target)| target != IGNORE);
+        for (to, (from, _)) in kept.enumerate() {
             hidden.copy_within(from * width..(from + 1) * width, to * width);
         }
     }
 
-    /// Moves the gradients of the hidden states that counted back to their places, and gives the others none.
-    pub fn scatter_counted(&self, dhidden: &mut [f32]) {
-        if self.counted.len() == self.targets.len() {
+    /// Moves the gradients of these hidden states back to their places, and gives the others none.
+    pub fn scatter_targets(&self, dhidden: &mut [f32]) {
+        if self.kept_targets.len() == self.targets.len() {
             return;
         }
         let width = dhidden.len() / self.targets.len();
-        let mut left = self.counted.len();
+        let mut left = self.kept_targets.len();
         for (to, &target) in self.targets.iter().enumerate().rev() {
             if target == IGNORE {
                 dhidden[to * width..(to + 1) * width].fill(0.0);
@@ -163,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_stay_whole_and_with_those_that_continue_them() {
+    fn sequences_stay_whole_and_with_those_that_continue_them() {
         let mut batch = Batch::default();
         let row = |len: usize| (vec![1; len], vec![2; len]);
         for len in [1500, 500, 40, 9, 5000, 3] {
@@ -175,14 +166,14 @@ mod tests {
                 batch.push(&inputs, &targets);
             }
         }
-        let mut plan = Plan::default();
+        let mut plan = BatchPlan::default();
         for _ in 0..2 {
             plan.make(&batch, PASS_TOKENS);
             let passes: Vec<_> = plan.passes(&batch).collect();
             let tokens: Vec<_> = passes.iter().map(|pass| pass.inputs.len()).collect();
             assert_eq!(tokens, [2000, 49, 5000, 3]);
             assert_eq!(plan.most_tokens(), 5000);
-            assert_eq!(plan.counted(), 7052 - 6);
+            assert_eq!(plan.num_target_tokens(), 7052 - 6);
             assert_eq!(passes[1].spans[1], Span { start: 40, len: 9, prefix: 0..40 });
             assert_eq!(passes[1].positions[39..], [39, 40, 41, 42, 43, 44, 45, 46, 47, 48]);
             assert_eq!(passes[2].spans, [Span { start: 0, len: 5000, prefix: 0..0 }]);
@@ -191,17 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_moves_to_the_front_and_back() {
+    fn kept_targets_move_to_the_front_and_back() {
         let mut batch = Batch::default();
         batch.push(&[0; 5], &[IGNORE, 7, IGNORE, 8, 9]);
-        let mut plan = Plan::default();
+        let mut plan = BatchPlan::default();
         plan.make(&batch, PASS_TOKENS);
         let pass = plan.passes(&batch).next().expect("a pass");
-        assert_eq!(pass.counted, [7, 8, 9]);
+        assert_eq!(pass.kept_targets, [7, 8, 9]);
         let mut hidden: Vec<f32> = (0..10).map(|x| x as f32).collect();
-        pass.gather_counted(&mut hidden);
+        pass.gather_targets(&mut hidden);
         assert_eq!(hidden[..6], [2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
-        pass.scatter_counted(&mut hidden);
+        pass.scatter_targets(&mut hidden);
         assert_eq!(hidden, [0.0, 0.0, 2.0, 3.0, 0.0, 0.0, 6.0, 7.0, 8.0, 9.0]);
     }
 }

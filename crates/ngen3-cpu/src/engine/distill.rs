@@ -1,35 +1,36 @@
-//! What distilling needs besides training: a teacher's hidden states or likeliest tokens, and the student's step.
+//! Distillation on the CPU: a teacher's hidden states or most likely tokens, and the student's step.
 
+use ngen3_engine::{DistillLoss, Error, IGNORE, Quant, pass_seed};
 use rayon::prelude::*;
 
-use super::arena::{Keep, Walk};
+use super::arena::{Checkpointing, ForwardMode};
 use super::batch_plan::Pass;
-use super::model::{Drops, Model, Passes, sum};
+use super::block::PassDropout;
+use super::model::{Passes, sum};
+use super::weights::Weights;
 use crate::base::memory::Buffer;
 use crate::gemm::{Into, Mat, MatMut, matmul};
-use crate::layers::loss::{self, Gradients, Losses};
+use crate::layers::loss::{self, Distill, Gradients, Losses, Teacher};
 use crate::layers::top_k::{self, Scratch};
-use ngen3_engine::splitmix;
-use ngen3_engine::{Distill, DistillLoss, IGNORE, Teacher};
-use ngen3_engine::{Error, Quant};
 
-/// Tokens whose logits are looked at together for the likeliest.
+/// Tokens whose logits are looked at together for the most likely.
 const TOP_K_TOKENS: usize = 256;
 
-/// A walk that leaves hidden states.
-const FORWARD: Walk = Walk { keep: Keep::Nothing, loss: false };
+/// A pass that leaves hidden states.
+const FORWARD: ForwardMode = ForwardMode { keep: Checkpointing::Nothing, loss: false };
 
-impl Model {
-    /// `ln_f`'s output at each place, in order.
+impl Weights {
+    /// Hands `ln_f`'s output of each pass to `each`, in order.
     pub fn hidden(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
         self.passes(passes, FORWARD, |_, pass, arena| {
-            self.forward(pass, Drops::NONE, arena);
+            self.forward(pass, PassDropout::NONE, arena);
             each(arena.split().1.ln);
             Ok(())
         })
     }
 
-    /// The k likeliest tokens after each place and the logarithms of their tempered probabilities, likeliest first.
+    /// Fills `ids` and `log_probs`, each `[tokens, k]`, with the k most likely tokens after each position and the logarithms of their
+    /// tempered probabilities, the most likely first.
     pub fn top_k(
         &self,
         passes: Passes<'_>,
@@ -43,7 +44,7 @@ impl Model {
         let wte = Mat::new(self.wte(), vocab_size, c);
         let packed = self.packed.as_ref().and_then(|packed| packed.head.as_ref());
         self.passes(passes, FORWARD, |_, pass, arena| {
-            self.forward(pass, Drops::NONE, arena);
+            self.forward(pass, PassDropout::NONE, arena);
             let places = pass.first * k..(pass.first + pass.inputs.len()) * k;
             let (ids, log_probs) = (&mut ids[places.clone()], &mut log_probs[places]);
             let blocks = ids.chunks_mut(TOP_K_TOKENS * k).zip(log_probs.chunks_mut(TOP_K_TOKENS * k));
@@ -72,37 +73,37 @@ impl Model {
         &self,
         passes: Passes<'_>,
         distill: &Distill<'_>,
-        mut backward: Option<(f32, Drops, &mut [f32])>,
+        mut backward: Option<(f32, PassDropout, &mut [f32])>,
         memory: &mut Buffer,
     ) -> Result<DistillLoss, Error> {
-        let counted = passes.plan.counted() as f64;
+        let targets = passes.plan.num_target_tokens() as f64;
         let (mut cross_entropy, mut divergence) = (0.0, 0.0);
         let mut divergences = Vec::new();
-        let walk = Walk { keep: if backward.is_some() { self.keep } else { Keep::Nothing }, ..FORWARD };
-        self.passes(passes, walk, |i, pass, arena| {
-            let drops = backward.as_ref().map_or(Drops::NONE, |(_, drops, _)| *drops);
-            let drops = Drops { seed: splitmix(drops.seed.wrapping_add(i)), ..drops };
+        let keep = if backward.is_some() { self.keep } else { Checkpointing::Nothing };
+        self.passes(passes, ForwardMode { keep, ..FORWARD }, |i, pass, arena| {
+            let drops = backward.as_ref().map_or(PassDropout::NONE, |(_, drops, _)| *drops);
+            let drops = PassDropout { seed: pass_seed(drops.seed, i), ..drops };
             self.forward(pass, drops, arena);
             let (_, b, _) = arena.split();
-            let (n, c) = (pass.counted.len(), self.config.n_embd);
+            let (n, c) = (pass.kept_targets.len(), self.config.n_embd);
             divergences.resize(n, 0.0);
             if n > 0 {
-                pass.gather_counted(b.ln);
+                pass.gather_targets(b.ln);
                 let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
-                    weight: *weight / counted as f32,
+                    weight: *weight / targets as f32,
                     dhidden: &mut b.dbranch[..n * c],
                     dwte: self.dwte(grads),
                 });
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
-                let said = Said::of(distill, self.config.vocab_size, pass);
-                let distill = Distill { teacher: said.teacher(), ..*distill };
+                let rows = TeacherRows::of(distill, self.config.vocab_size, pass);
+                let distill = Distill { teacher: rows.teacher(), ..*distill };
                 let (sizes, hidden) = (loss::Sizes::of(&self.config, n), &b.ln[..n * c]);
                 loss::distill(
                     self.precision,
                     sizes,
                     hidden,
                     self.wte(),
-                    pass.counted,
+                    pass.kept_targets,
                     &distill,
                     losses,
                     gradients,
@@ -112,35 +113,35 @@ impl Model {
             cross_entropy += sum(&b.losses[..n]);
             divergence += sum(&divergences);
             if let Some((_, _, grads)) = &mut backward {
-                pass.scatter_counted(b.dbranch);
+                pass.scatter_targets(b.dbranch);
                 self.backward(pass, drops, arena, grads);
             }
             Ok(())
         })?;
-        let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / counted) as f32);
+        let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / targets) as f32);
         Ok(DistillLoss { cross_entropy, divergence })
     }
 }
 
-/// What the teacher says of the tokens of one pass whose target counts.
-enum Said<'a> {
+/// A teacher's output for the tokens of one pass whose target is not ignored.
+enum TeacherRows<'a> {
     Head { hidden: Vec<f32>, wte: &'a [f32], quant: Quant },
     TopK { k: usize, ids: Vec<u32>, log_probs: Vec<f32> },
 }
 
-impl<'a> Said<'a> {
+impl<'a> TeacherRows<'a> {
     fn of(distill: &Distill<'a>, vocab_size: usize, pass: Pass<'_>) -> Self {
-        /// The rows of `all`, the whole batch's, that the pass counts.
-        fn counted<T: Copy>(all: &[T], width: usize, pass: Pass<'_>) -> Vec<T> {
+        /// Those of `all`, the whole batch's, that the pass keeps.
+        fn kept<T: Copy>(all: &[T], width: usize, pass: Pass<'_>) -> Vec<T> {
             let rows = all[pass.first * width..].chunks_exact(width).zip(pass.targets);
             rows.filter(|&(_, &target)| target != IGNORE).flat_map(|(row, _)| row).copied().collect()
         }
         match distill.teacher {
             Teacher::Head { hidden, wte, quant } => {
-                Self::Head { hidden: counted(hidden, wte.len() / vocab_size, pass), wte, quant }
+                Self::Head { hidden: kept(hidden, wte.len() / vocab_size, pass), wte, quant }
             }
             Teacher::TopK { k, ids, log_probs } => {
-                Self::TopK { k, ids: counted(ids, k, pass), log_probs: counted(log_probs, k, pass) }
+                Self::TopK { k, ids: kept(ids, k, pass), log_probs: kept(log_probs, k, pass) }
             }
         }
     }

@@ -1,71 +1,73 @@
-//! A model that only teaches.
+//! [`CpuTeacher`]: a model that only teaches.
 
-use ngen3_model::{Config, ParamList};
+use ngen3_engine::{Batch, Error, Options, Quant, Teacher, TopK, check_temperature};
+use ngen3_model::Config;
 
-use super::CpuEngine;
-use super::arena::{self, Keep, Walk};
-use super::batch_plan::{TEACHER_TOKENS, largest_pass};
+use super::batch_plan::TEACHER_TOKENS;
+use super::runner::Runner;
 use crate::gemm::Precision;
 use crate::gemm::tiles::int8;
-use ngen3_engine::{Batch, Error, Teacher, TeacherModel};
-use ngen3_engine::{Options, Quant};
+use crate::layers::loss;
 
 /// A teacher on the CPU. Where products are in bf16 it keeps the weights of its layers in bf16 alone, laid out as products read
-/// them: the same numbers as a [`CpuEngine`]'s, sooner, and in half the memory for these weights. With [`Quant::Int8`] it keeps
-/// them in int8, a quarter, and rounds what they are multiplied with to int8 too, each token by itself; so it does for the final
-/// projection. Where the processor has AVX512-VNNI that is sooner still, and what it says changes by a little.
+/// them: the same numbers as a [`super::CpuEngine`]'s, sooner, and in half the memory for these weights. With [`Quant::Int8`] it
+/// keeps them in int8, a quarter, and rounds what they are multiplied with to int8 too, each token by itself; so it does for the
+/// final projection. Where the processor has AVX512-VNNI that is sooner still, and its logits change by a little.
 #[derive(Debug)]
 pub struct CpuTeacher {
-    engine: CpuEngine,
+    runner: Runner,
+    /// `ln_f`'s output for the latest batch, `[tokens, width]`.
+    hidden: Vec<f32>,
 }
 
 impl CpuTeacher {
     /// A teacher with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
     ///
     /// # Errors
-    /// As [`CpuEngine::new`]; [`Error::Memory`] when its weights do not fit a second time; [`Error::Input`] when it is too wide for
-    /// int8.
+    /// As [`super::CpuEngine::new`]; [`Error::Memory`] when its weights do not fit a second time; [`Error::Input`] when it is too
+    /// wide for int8.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
         if options.quant == Quant::Int8 {
             int8::check_width(config.n_embd, 4)?;
         }
         // Rounded once, as products read them; the embeddings that tokens begin as are not.
-        let mut engine = CpuEngine::new(config, params, Options { quant: Quant::None, ..options })?;
-        if engine.model.precision == Precision::Bf16 || options.quant == Quant::Int8 {
-            let CpuEngine { model, pool, .. } = &mut engine;
+        let mut runner = Runner::new(config, params, Options { quant: Quant::None, ..options })?;
+        if runner.model.precision == Precision::Bf16 || options.quant == Quant::Int8 {
+            let Runner { model, pool, .. } = &mut runner;
             pool.install(|| model.pack(options.quant))?;
         }
-        Ok(Self { engine })
+        Ok(Self { runner, hidden: Vec::new() })
     }
 
-    /// Bytes of memory that a teacher of this shape takes while it teaches, with batches of `rows` rows of a whole block.
-    pub fn bytes(config: &Config, rows: usize, options: Options) -> u64 {
-        let (list, precision) = (ParamList::new(config), super::precision(options.dtype));
-        let weights = super::layer_weights(&list);
-        let layers = match (options.quant, precision) {
-            (Quant::Int8, _) => weights,
-            (Quant::None, Precision::Bf16) => 2 * weights,
-            (Quant::None, Precision::F32) => 4 * weights,
-        };
-        let tokens = largest_pass(rows, config.block_size, TEACHER_TOKENS);
-        let walk = Walk { keep: Keep::Nothing, loss: false };
-        let arena = arena::numbers(config, precision, 0, tokens, super::threads(options), walk);
-        (4 * (list.total() - weights + arena)).saturating_add(layers) as u64
+    /// Its output for a batch, for a student of that vocabulary.
+    ///
+    /// # Errors
+    /// As [`Batch::check`]; [`Error::Input`] for another vocabulary.
+    pub(super) fn output(&mut self, batch: &Batch, vocab_size: usize) -> Result<loss::Teacher<'_>, Error> {
+        let Self { runner, hidden } = self;
+        let own = runner.model.config.vocab_size;
+        if own != vocab_size {
+            return Err(Error::Input(format!("a teacher with {own} tokens for a vocabulary of {vocab_size}")));
+        }
+        runner.plan(batch, TEACHER_TOKENS)?;
+        hidden.clear();
+        runner.run(batch, |model, passes| model.hidden(passes, |rows| hidden.extend_from_slice(rows)))?;
+        Ok(loss::Teacher::Head { hidden, wte: runner.model.wte(), quant: runner.model.quant() })
     }
 }
 
-impl TeacherModel for CpuTeacher {
-    fn says<'a>(&'a self, hidden: &'a [f32]) -> Teacher<'a> {
-        self.engine.says(hidden)
-    }
-
-    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        self.engine.hidden(batch)
-    }
-
-    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<(Vec<u32>, Vec<f32>), Error> {
-        let CpuEngine { model, pool, .. } = &mut self.engine;
+impl Teacher for CpuTeacher {
+    fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<TopK, Error> {
+        let Runner { model, pool, .. } = &mut self.runner;
         pool.install(|| model.pack_head())?;
-        self.engine.top_k(batch, k, temperature)
+        self.runner.plan(batch, TEACHER_TOKENS)?;
+        let vocab_size = self.runner.model.config.vocab_size;
+        if k == 0 || k > vocab_size {
+            return Err(Error::Input(format!("the {k} likeliest tokens of {vocab_size}")));
+        }
+        check_temperature(temperature)?;
+        let (mut ids, mut log_probs) = (vec![0; batch.inputs.len() * k], vec![0.0; batch.inputs.len() * k]);
+        self.runner.run(batch, |model, passes| model.top_k(passes, temperature, &mut ids, &mut log_probs))?;
+        Ok(TopK { k, ids, log_probs })
     }
 }

@@ -1,6 +1,6 @@
 //! Layer normalisation over the last axis: y = (x − μ)·rstd·γ + β   (Ba et al. 2016).
 //!
-//! `x`, `y`: [rows, width]; `gamma`, `beta`: [width]; saved for backward: `mean`, `rstd`: [rows]. The output is not
+//! `x`, `y`: [rows, width]; `gamma`: [width]; `beta`: [width], or empty in a model without biases; saved for backward: `mean`, `rstd`: [rows]. The output is not
 //! saved: backward makes it again from `x` with [`apply`], which costs less than the memory it would take.
 
 use rayon::prelude::*;
@@ -57,6 +57,12 @@ pub fn apply(x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32],
 
 #[inline(always)]
 fn normalize(x: &[f32], mean: f32, rstd: f32, gamma: &[f32], beta: &[f32], y: &mut [f32]) {
+    if beta.is_empty() {
+        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+            *y = (x - mean) * rstd * g;
+        }
+        return;
+    }
     for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
         *y = (x - mean) * rstd * g + b;
     }
@@ -82,7 +88,8 @@ pub struct Saved<'a> {
 
 /// With x̂ = (x − μ)·rstd and g = dy·γ:  dx += rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ += Σ dy·x̂,  dβ += Σ dy.
 ///
-/// `dx` is set, or added to where `x` also flows around the block. `dparams` is dγ and dβ, or nothing where they do not learn.
+/// `dx` is set, or added to where `x` also flows around the block. `dparams` is dγ and dβ (empty without), or nothing where they do
+/// not learn.
 /// `scratch` is [`backward_scratch`] long.
 pub fn backward(
     saved: Saved<'_>,
@@ -133,10 +140,9 @@ pub fn backward(
         });
     let Some((dgamma, dbeta)) = dparams else { return };
     for partial in scratch.chunks_exact(2 * width) {
-        for i in 0..width {
-            dgamma[i] += partial[i];
-            dbeta[i] += partial[width + i];
-        }
+        let (gamma, beta) = partial.split_at(width);
+        dgamma.iter_mut().zip(gamma).for_each(|(sum, part)| *sum += part);
+        dbeta.iter_mut().zip(beta).for_each(|(sum, part)| *sum += part);
     }
 }
 

@@ -1,13 +1,15 @@
 //! A linear layer: y = x·Wᵀ + b, and with an adapter (`lora.rs`) beside it.
 //!
-//! `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs]; `y`: [rows, outputs]; saved for backward: `x`.
+//! `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs], or empty in a model without biases; `y`: [rows, outputs];
+//! saved for backward: `x`.
 
 use std::ops::Range;
 
 use ngen3_model::AdapterRanges;
 use rayon::prelude::*;
 
-use super::lora::{Adapter, Low};
+use super::lora::{Adapter, LoraActivations};
+use super::matvec::Matrix;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Into, Mat, MatMut, Precision, matmul, matmul_onto};
@@ -16,20 +18,27 @@ use ngen3_simd::simd;
 /// Columns that one task of a bias gradient has at least.
 const COLUMNS: usize = 64;
 
+/// Up to so many rows, reading the weights is what takes the time.
+const FEW_ROWS: usize = 8;
+
 /// A layer's weight, `[outputs, inputs]`.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     Plain(&'a [f32]),
-    /// Of a model that only goes forward.
+    /// Of a teacher, which only goes forward.
     Packed(&'a Packed),
+    /// Of a model that decodes: few rows are multiplied with a copy in fewer bytes, where there is one.
+    Decoding(&'a [f32], &'a Matrix<'a>),
 }
 
 /// One layer.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     pub precision: Precision,
+    pub outputs: usize,
+    pub inputs: usize,
     pub weight: Weight<'a>,
-    /// `[outputs]`
+    /// `[outputs]`, or empty.
     pub bias: &'a [f32],
     pub learns: Learns<'a>,
 }
@@ -46,22 +55,11 @@ pub enum Learns<'a> {
 }
 
 impl Linear<'_> {
-    fn outputs(&self) -> usize {
-        self.bias.len()
-    }
-
-    fn inputs(&self) -> usize {
-        match self.weight {
-            Weight::Plain(weight) => weight.len() / self.outputs(),
-            Weight::Packed(weight) => weight.inputs(),
-        }
-    }
-
     /// `y = start + x·Wᵀ`
     fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         match self.weight {
-            Weight::Plain(weight) => {
-                let weight = Mat::new(weight, self.outputs(), self.inputs());
+            Weight::Plain(weight) | Weight::Decoding(weight, _) => {
+                let weight = Mat::new(weight, self.outputs, self.inputs);
                 matmul_onto(self.precision, y, x, weight.t(), start);
             }
             Weight::Packed(weight) => weight.product_onto(y, x, start),
@@ -74,21 +72,29 @@ impl Linear<'_> {
     }
 
     /// `y = x·Wᵀ + b`
-    pub fn forward(&self, x: &[f32], low: &mut Low<'_>, y: &mut [f32]) {
+    pub fn forward(&self, x: &[f32], low: &mut LoraActivations<'_>, y: &mut [f32]) {
         self.onto(x, low, y, |y, _, col| {
             for i in 0..y.n_rows() {
                 let row = y.row_mut(i);
-                row.copy_from_slice(&self.bias[col..][..row.len()]);
+                match self.bias {
+                    [] => row.fill(0.0),
+                    bias => row.copy_from_slice(&bias[col..][..row.len()]),
+                }
             }
         });
     }
 
     /// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
-    pub fn forward_residual(&self, x: &[f32], low: &mut Low<'_>, residual: &[f32], y: &mut [f32]) {
+    pub fn forward_residual(&self, x: &[f32], low: &mut LoraActivations<'_>, residual: &[f32], y: &mut [f32]) {
         self.onto(x, low, y, |y, row, col| {
             for i in 0..y.n_rows() {
-                let residual = &residual[(row + i) * self.outputs() + col..];
-                for ((y, &r), &b) in y.row_mut(i).iter_mut().zip(residual).zip(&self.bias[col..]) {
+                let residual = &residual[(row + i) * self.outputs + col..];
+                let row = y.row_mut(i);
+                if self.bias.is_empty() {
+                    row.copy_from_slice(&residual[..row.len()]);
+                    continue;
+                }
+                for ((y, &r), &b) in row.iter_mut().zip(residual).zip(&self.bias[col..]) {
                     *y = r + b;
                 }
             }
@@ -96,18 +102,28 @@ impl Linear<'_> {
     }
 
     /// Makes again what forward leaves in `low`, without `y`.
-    pub fn save(&self, x: &[f32], low: &mut Low<'_>) {
+    pub fn save(&self, x: &[f32], low: &mut LoraActivations<'_>) {
         let _timed = timed(Part::Linear);
         if let Learns::Adapter(adapter, _) = self.learns {
-            adapter.forward(Mat::new(x, x.len() / self.inputs(), self.inputs()), low);
+            adapter.forward(Mat::new(x, x.len() / self.inputs, self.inputs), low);
         }
     }
 
     /// `y = start + x·Wᵀ`, with what an adapter adds.
-    fn onto(&self, x: &[f32], low: &mut Low<'_>, y: &mut [f32], start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+    fn onto(
+        &self,
+        x: &[f32],
+        low: &mut LoraActivations<'_>,
+        y: &mut [f32],
+        start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+    ) {
         let _timed = timed(Part::Linear);
-        let rows = y.len() / self.outputs();
-        let (x, y) = (Mat::new(x, rows, self.inputs()), MatMut::new(y, rows, self.outputs()));
+        let rows = y.len() / self.outputs;
+        if let (Weight::Decoding(_, matrix), true) = (self.weight, rows <= FEW_ROWS) {
+            start(&mut MatMut::new(y, rows, self.outputs), 0, 0);
+            return matrix.add_product(x, self.inputs, y);
+        }
+        let (x, y) = (Mat::new(x, rows, self.inputs), MatMut::new(y, rows, self.outputs));
         let Learns::Adapter(adapter, _) = self.learns else {
             return self.product_onto(y, x, start);
         };
@@ -119,12 +135,19 @@ impl Linear<'_> {
     }
 
     /// `dx = dy·W` where it is wanted, and the gradients of what learns, added to `grads`:  dW += dyᵀ·x,  db += Σ dy over rows.
-    pub fn backward(&self, x: &[f32], dy: &[f32], low: &mut Low<'_>, grads: &mut [f32], dx: Option<&mut [f32]>) {
+    pub fn backward(
+        &self,
+        x: &[f32],
+        dy: &[f32],
+        low: &mut LoraActivations<'_>,
+        grads: &mut [f32],
+        dx: Option<&mut [f32]>,
+    ) {
         let _timed = timed(Part::Linear);
-        let Weight::Plain(weight) = self.weight else { unreachable!("a teacher only goes forward") };
-        let weight = Mat::new(weight, self.outputs(), self.inputs());
-        let rows = dy.len() / self.outputs();
-        let dy = Mat::new(dy, rows, self.outputs());
+        let Weight::Plain(weight) = self.weight else { unreachable!("what teaches or decodes only goes forward") };
+        let weight = Mat::new(weight, self.outputs, self.inputs);
+        let rows = dy.len() / self.outputs;
+        let dy = Mat::new(dy, rows, self.outputs);
         let dx = dx.map(|dx| MatMut::new(dx, rows, weight.cols()));
         if let Learns::Itself { weight, bias } = self.learns {
             let (dweight, dbias) = pair(grads, weight, bias);
@@ -150,34 +173,14 @@ pub fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize
     (&mut low[first.clone()], &mut high[..second.len()])
 }
 
-/// Every row of `y` becomes the bias, for a product to be added to.
-pub fn fill_bias(bias: &[f32], y: &mut [f32]) {
-    y.chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
-}
-
-/// `y` becomes the residual and the bias, for a product to be added to.
-pub fn fill_residual(residual: &[f32], bias: &[f32], y: &mut [f32]) {
-    let outputs = bias.len();
-    for (y, residual) in y.chunks_mut(outputs).zip(residual.chunks(outputs)) {
-        for ((y, &r), &b) in y.iter_mut().zip(residual).zip(bias) {
-            *y = r + b;
-        }
-    }
-}
-
-/// `y += x·Wᵀ`
-pub fn add_product(precision: Precision, x: &[f32], weight: &[f32], outputs: usize, y: &mut [f32]) {
-    let inputs = weight.len() / outputs;
-    let rows = y.len() / outputs;
-    let (x, weight) = (Mat::new(x, rows, inputs), Mat::new(weight, outputs, inputs));
-    matmul(precision, MatMut::new(y, rows, outputs), Into::Add, x, weight.t());
-}
-
 /// `dW += dyᵀ·x`, `db += Σ dy` over rows.
 fn backward_params(precision: Precision, x: &[f32], dy: Mat<'_>, dweight: &mut [f32], dbias: &mut [f32]) {
     let (rows, outputs) = (dy.n_rows(), dy.cols());
     let inputs = dweight.len() / outputs;
     matmul(precision, MatMut::new(dweight, outputs, inputs), Into::Add, dy.t(), Mat::new(x, rows, inputs));
+    if dbias.is_empty() {
+        return;
+    }
     // Long pieces of each row, which memory delivers faster: two tasks for each thread.
     let columns = outputs.div_ceil(2 * rayon::current_num_threads()).max(COLUMNS);
     dbias.par_chunks_mut(columns).enumerate().for_each(|(chunk, dbias)| {
@@ -207,20 +210,32 @@ mod tests {
             let at = [0..weight.len(), weight.len()..weight.len() + outputs];
             let learns = Learns::Itself { weight: &at[0], bias: &at[1] };
             fn layer<'a>(weight: &'a [f32], bias: &'a [f32], learns: Learns<'a>) -> Linear<'a> {
-                Linear { precision: Precision::F32, weight: Weight::Plain(weight), bias, learns }
+                Linear {
+                    precision: Precision::F32,
+                    outputs: bias.len(),
+                    inputs: weight.len() / bias.len(),
+                    weight: Weight::Plain(weight),
+                    bias,
+                    learns,
+                }
             }
             let loss = |x: &[f32], weight: &[f32], bias: &[f32]| {
                 let mut y = vec![f32::NAN; rows * outputs];
-                layer(weight, bias, learns).forward(x, &mut Low::default(), &mut y);
+                layer(weight, bias, learns).forward(x, &mut LoraActivations::default(), &mut y);
                 dot(&y, &dy)
             };
             let mut with_residual = vec![f32::NAN; rows * outputs];
-            layer(&weight, &bias, learns).forward_residual(&x, &mut Low::default(), &residual, &mut with_residual);
+            layer(&weight, &bias, learns).forward_residual(
+                &x,
+                &mut LoraActivations::default(),
+                &residual,
+                &mut with_residual,
+            );
             let expected = loss(&x, &weight, &bias) + dot(&residual, &dy);
             assert!((dot(&with_residual, &dy) - expected).abs() < 1e-3);
 
             let (mut grads, mut dx) = (vec![0.0; at[1].end], vec![f32::NAN; x.len()]);
-            layer(&weight, &bias, learns).backward(&x, &dy, &mut Low::default(), &mut grads, Some(&mut dx));
+            layer(&weight, &bias, learns).backward(&x, &dy, &mut LoraActivations::default(), &mut grads, Some(&mut dx));
             check_gradient(&x, &dx, |x| loss(x, &weight, &bias));
             check_gradient(&weight, &grads[at[0].clone()], |weight| loss(&x, weight, &bias));
             check_gradient(&bias, &grads[at[1].clone()], |bias| loss(&x, &weight, bias));

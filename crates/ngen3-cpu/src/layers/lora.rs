@@ -1,4 +1,4 @@
-//! Low-rank adapters (Hu et al. 2021): beside a linear layer, y = x·Wᵀ + b + low·Bᵀ with low = s·x·Aᵀ and s = alpha/rank.
+//! LoraActivations-rank adapters (Hu et al. 2021): beside a linear layer, y = x·Wᵀ + b + low·Bᵀ with low = s·x·Aᵀ and s = alpha/rank.
 //!
 //! `x`: [rows, inputs]; `a`: [rank, inputs]; `b`: [outputs, rank]; `y`: [rows, outputs]; saved for backward: `x` and `low`,
 //! [rows, rank]. W + s·B·A is formed only for what leaves the engine. Both products that end in something as wide as the
@@ -15,7 +15,7 @@ use ngen3_engine::Error;
 /// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
 const ROWS: usize = 128;
 
-/// Numbers that [`Low::scratch`] holds: room for a layer with this many inputs and outputs together, in passes of `rows` rows.
+/// Numbers that [`LoraActivations::scratch`] holds: room for a layer with this many inputs and outputs together, in passes of `rows` rows.
 pub fn scratch(rank: usize, width: usize, rows: usize) -> usize {
     rank * (rows + rows.div_ceil(ROWS).max(1) * width)
 }
@@ -79,7 +79,7 @@ pub struct Adapter<'a> {
 
 /// What the adapters of a block work in.
 #[derive(Default)]
-pub struct Low<'a> {
+pub struct LoraActivations<'a> {
     /// `[4, rows, rank]`: `low` of each of the block's layers.
     pub saved: &'a mut [f32],
     /// Forward Aᵀ, `[inputs, rank]`, and Bᵀ, `[rank, outputs]`; backward the gradient of `low`, `[rows, rank]`, and each task's
@@ -111,7 +111,7 @@ impl Adapter<'_> {
     }
 
     /// `low = s·x·Aᵀ`; returns low·Bᵀ, to be added to y.
-    pub fn forward<'a>(&self, x: Mat<'_>, low: &'a mut Low<'_>) -> Branch<'a> {
+    pub fn forward<'a>(&self, x: Mat<'_>, low: &'a mut LoraActivations<'_>) -> Branch<'a> {
         let Self { rank, scale, a, b, .. } = *self;
         let (rows, inputs) = (x.n_rows(), x.cols());
         let (turned_a, rest) = low.scratch.split_at_mut(a.len());
@@ -134,7 +134,7 @@ impl Adapter<'_> {
         &'a self,
         x: Mat<'_>,
         dy: Mat<'_>,
-        low: &'a mut Low<'_>,
+        low: &'a mut LoraActivations<'_>,
         da: &mut [f32],
         db: &mut [f32],
     ) -> Branch<'a> {
@@ -195,14 +195,16 @@ mod tests {
                 let adapter = Adapter { target, rank, scale: 0.7, a, b };
                 let layer = Linear {
                     precision: Precision::F32,
+                    outputs,
+                    inputs,
                     weight: Weight::Plain(&weight),
                     bias: &bias,
                     learns: Learns::Adapter(adapter, &at),
                 };
                 let mut y = vec![f32::NAN; rows * outputs];
-                layer.forward(x, &mut Low { saved, scratch }, &mut y);
+                layer.forward(x, &mut LoraActivations { saved, scratch }, &mut y);
                 let (mut grads, mut dx) = (vec![0.0; at.b.end], vec![f32::NAN; x.len()]);
-                layer.backward(x, &dy, &mut Low { saved, scratch }, &mut grads, Some(&mut dx));
+                layer.backward(x, &dy, &mut LoraActivations { saved, scratch }, &mut grads, Some(&mut dx));
                 (dot(&y, &dy), grads, dx)
             };
             let (_, grads, dx) = run(&x, &a, &b, &mut saved, &mut scratch);

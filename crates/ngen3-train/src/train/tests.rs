@@ -12,9 +12,9 @@ use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
 use super::*;
-use crate::lesson::Learned;
+use crate::objective::StepOutput;
 use crate::testing::{FakeEngine, settings};
-use crate::{Begin, Corpus, Held, Init, Kind, Overrides, Request, Shape, Weights};
+use crate::{Begin, Held, Init, Kind, Overrides, Request, Shape, TokenObjective, Weights};
 
 const FRESH: Begin = Begin::Fresh { init: Init::Random, overwrite: false };
 
@@ -48,9 +48,9 @@ fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
 }
 
 /// Settles a run on the data.bin beside its model.
-fn prepare(request: Request) -> Result<(Job, Corpus, Weights), Error> {
+fn prepare(request: Request) -> Result<(Job, TokenObjective, Weights), Error> {
     let data = request.out.as_ref().unwrap().with_file_name("data.bin");
-    Corpus::prepare(request, &data)
+    TokenObjective::prepare(request, &data)
 }
 
 /// What was said about a run, which it can stop.

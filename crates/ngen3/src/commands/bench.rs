@@ -2,14 +2,13 @@
 
 use std::time::Instant;
 
-use ngen3_cpu::bench::product_gflops;
-use ngen3_cpu::{CpuEngine, profile};
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Engine, Options};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Workload};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
 use ngen3_train::check_fits;
 use serde_json::json;
 
 use super::variants::bytes;
+use crate::device::device;
 use crate::progress::{count, counted, write_line};
 use crate::stdout;
 use crate::threads::Threads;
@@ -64,12 +63,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.variant.config();
     let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
     let lora = args.lora_rank.map(|rank| Lora { rank, alpha: rank as f32, targets: Targets::default() });
-    let estimated = match &lora {
-        Some(lora) => CpuEngine::adapting_bytes(&config, lora, rows, options)?,
-        None => CpuEngine::training_bytes(&config, rows, options),
+    let workload = match &lora {
+        Some(lora) => Workload::Adapt { batch_size: rows, lora },
+        None => Workload::Train { batch_size: rows },
     };
+    let device = device();
+    let estimated = device.memory(&config, workload, options)?;
     check_fits(estimated)?;
-    let mut engine = CpuEngine::new(config.clone(), ParamList::new(&config).init(0), options)?;
+    let mut engine = device.open(config.clone(), ParamList::new(&config).init(0), options)?;
     if let Some(lora) = &lora {
         engine.adapt(lora, LoraList::new(&config, lora)?.init(0))?;
     }
@@ -78,15 +79,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());
     for step in 0..args.steps + 2 {
         if step == 2 {
-            profile::take();
+            device.take_profile();
         }
         let start = Instant::now();
         loss = engine.forward_backward(&batch, Backward::default())?;
         engine.update(&adamw(step + 1, args.variant.recipe.learning_rate))?;
         times.push(start.elapsed().as_secs_f64());
     }
-    for (part, time) in profile::take() {
-        parts.push((format!("{part:?}").to_lowercase(), 1e3 * time.as_secs_f64() / f64::from(args.steps)));
+    for (part, time) in device.take_profile() {
+        parts.push((part, 1e3 * time.as_secs_f64() / f64::from(args.steps)));
     }
     times.drain(..2);
     times.sort_by(f64::total_cmp);
@@ -94,7 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
     let gflops = train_flops(&config, batch.inputs.len(), args.lora_rank) / median / 1e9;
-    let peak = product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
+    let peak = device.product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
     engine.merge();
     let room = config.block_size - START.len();
     if args.tokens > room {
@@ -103,14 +104,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             count(room as u64, "token")
         ));
     }
-    let decoded = decode(&engine, args.tokens.min(room))?;
-    let dtype = engine.dtype().to_string();
+    let decoded = decode(&*engine, args.tokens.min(room))?;
+    let info = engine.info();
+    let dtype = info.dtype.to_string();
 
     if args.json {
-        let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part, json!(ms))).collect();
+        let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part.to_owned(), json!(ms))).collect();
         let line = json!({
             "variant": args.variant.name, "rows": rows, "block": config.block_size, "dtype": dtype,
-            "threads": engine.threads(), "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
+            "threads": info.threads, "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
             "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
         });
@@ -121,7 +123,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args.variant.name,
         count(rows as u64, "row"),
         config.block_size,
-        count(engine.threads() as u64, "thread"),
+        count(info.threads as u64, "thread"),
         if recompute { ", recompute" } else { "" },
         "step",
         1e3 * median,
@@ -175,16 +177,16 @@ fn train_flops(config: &Config, tokens: usize, lora_rank: Option<usize>) -> f64 
 const START: [u32; 4] = [1, 2, 3, 4];
 
 /// Tokens a second, greedily.
-fn decode(engine: &CpuEngine, tokens: usize) -> anyhow::Result<Option<f64>> {
+fn decode(model: &dyn Model, tokens: usize) -> anyhow::Result<Option<f64>> {
     if tokens == 0 {
         return Ok(None);
     }
-    let mut decoder = engine.decoder(1)?;
-    decoder.feed(&START)?;
+    let mut decoder = model.decoder(1)?;
+    decoder.feed(&[Feed { sequence: 0, tokens: &START }])?;
     let start = Instant::now();
     let mut token = 5;
     for _ in 0..tokens {
-        let logits = decoder.feed(&[token])?;
+        let logits = decoder.feed(&[Feed { sequence: 0, tokens: &[token] }])?;
         let likeliest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         token = likeliest.unwrap_or_default() as u32;
     }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail, ensure};
-use ngen3_cpu::CpuEngine;
 use ngen3_data::chat::{ChatEncoder, Message, Role};
 use ngen3_generate::Sampling;
 use ngen3_model::files::write_atomic;
@@ -14,6 +13,7 @@ use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 
+use crate::device::device;
 use crate::progress::{count, write_line};
 use crate::talk::{Answer, SamplingFlags};
 use crate::{interrupt, model, one_line, stdout};
@@ -68,7 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let encoder = ChatEncoder::new(tokenizer, meta.chat)?;
     let block_size = config.block_size;
-    let engine = CpuEngine::new(config, params, args.flags.options())?;
+    let engine = device().open(config, params, args.flags.options())?;
     let stop = interrupt::watch_for(&[SIGINT])?;
 
     let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
@@ -110,7 +110,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 turn += 1;
                 // Each answer draws anew, and the same whatever was answered before.
                 let sampling = Sampling { seed: sampling.seed.wrapping_add(turn), ..sampling };
-                match talk.answer(said, &engine, sampling, &stop)? {
+                match talk.answer(said, &*engine, sampling, &stop)? {
                     Ok(whole) => failed += u64::from(!whole),
                     Err(error) => {
                         write_line(&format!("error: {error}"));
@@ -207,7 +207,7 @@ impl Talk {
     fn answer(
         &mut self,
         said: &str,
-        engine: &CpuEngine,
+        model: &dyn ngen3_engine::Model,
         sampling: Sampling,
         stop: &AtomicBool,
     ) -> anyhow::Result<Result<bool, String>> {
@@ -222,7 +222,7 @@ impl Talk {
         let (tokenizer, end) = (self.encoder.tokenizer(), Some(self.encoder.end()));
         let mut text = String::new();
         let answer = Answer { prompt: &prompt, length: self.length, end, stops: &self.stops, sampling };
-        let whole = answer.make(engine, tokenizer, stop, &mut |piece| {
+        let whole = answer.make(model, tokenizer, stop, &mut |piece| {
             text.push_str(piece);
             stdout::print(piece)
         })?;

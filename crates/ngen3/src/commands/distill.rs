@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_cpu::CpuTeacher;
-use ngen3_engine::{Divergence, Options, Quant};
+use ngen3_engine::{Divergence, Options, Quant, Teacher};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
 use ngen3_train::{Init, Job, Kind, Request};
 
 use super::train::{Flags, RunFlags};
+use crate::device::device;
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Found};
 use crate::progress::{Progress, count, megabytes, write_line};
@@ -119,7 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { temperature, alpha, divergence, teacher_quant, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);
     let asked = Asked { temperature, alpha, divergence, teacher_quant, top_k };
-    let (job, plan, weights) = Plan::prepare(request, &args.data, asked, &path, &teacher)?;
+    let (job, plan, weights) = Plan::prepare(device(), request, &args.data, asked, &path, &teacher)?;
     let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
 
     // The student has taken from it what it needs, so that this copies nothing.
@@ -132,9 +132,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         count(n_layer as u64, "layer"),
         count(n_head as u64, "head")
     ));
-    let teacher = Box::new(CpuTeacher::new(config, params, Options { quant, ..job.settings.options() })?);
+    let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
     let mut lesson = match args.teacher_cache {
-        Some(folder) => ask_once(&folder, plan, &job, *teacher, &mut training, &stop)?,
+        Some(folder) => ask_once(&folder, plan, &job, teacher, &mut training, &stop)?,
         None => Distillation::from_teacher(plan, teacher),
     };
     let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
@@ -146,18 +146,18 @@ fn ask_once(
     folder: &Path,
     mut plan: Plan,
     job: &Job,
-    mut teacher: CpuTeacher,
+    mut teacher: Box<dyn Teacher>,
     training: &mut Training<'_>,
     stop: &AtomicBool,
 ) -> anyhow::Result<Distillation> {
-    let cache = plan.open_cache(job, folder, training.engine.dtype())?;
+    let cache = plan.open_cache(job, folder, training.engine.info().dtype)?;
     if let Some(dtype) = cache.other_dtype() {
-        let (folder, now) = (folder.display(), training.engine.dtype());
+        let (folder, now) = (folder.display(), training.engine.info().dtype);
         write_line(&format!("note: {folder} is what the teacher said in {dtype}; this run computes in {now}"));
     }
     let progress = Progress::bytes("asking the teacher");
     progress.set_total(Some(cache.bytes()));
-    let done = cache.fill(&mut teacher, &mut plan.corpus, job.settings.batch_size, &mut |bytes| {
+    let done = cache.fill(&mut *teacher, &mut plan.corpus, job.settings.batch_size, &mut |bytes| {
         progress.set(bytes, "");
         !stop.load(Ordering::Relaxed)
     })?;
@@ -165,7 +165,7 @@ fn ask_once(
     if !done {
         return Err(interrupted(folder));
     }
-    let compared = plan.compare(&cache, &mut teacher, &mut training.engine, COMPARED, stop)?;
+    let compared = plan.compare(&cache, &mut *teacher, &mut *training.engine, COMPARED, stop)?;
     let Compared { exact, cached, covered } = compared.ok_or_else(|| interrupted(folder))?;
     write_line(&format!(
         "cache: {}: {}, the {} likeliest tokens of each place, {:.1}% of the teacher's probability; divergence now {:.4} \

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{Dtype, Engine, Options, Quant, Slot};
+use ngen3_engine::{Dtype, Options, Quant, Slot, Trainer};
 use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use ngen3_train::default_reference;
 use serde_json::{Value, json};
 
 use super::tokenize::show;
+use crate::device::device;
 use crate::interrupt::{self, interruptible};
 use crate::model::{self, Found};
 use crate::progress::{Progress, count, counted, write_line};
@@ -220,8 +220,8 @@ impl Run<'_> {
         let Checkpoint { config, params, meta } = Checkpoint::load(&model.path)?;
         let tokenizer = model::tokenizer(model.named, &config, &meta)?;
         let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-        let mut engine = CpuEngine::new(config.clone(), params, options)?;
-        let plain = self.ask(model, Quant::None, &mut engine, tokenizer.as_ref())?;
+        let mut engine = device().open(config.clone(), params, options)?;
+        let plain = self.ask(model, Quant::None, &mut *engine, tokenizer.as_ref())?;
         if !args.no_merge {
             merge(&model.path, meta.iter_num, &plain.report, args.limit.is_some());
         }
@@ -229,8 +229,8 @@ impl Run<'_> {
         if args.quant == Quant::Int8 {
             let params = engine.read(Slot::Params).into_owned();
             drop(engine);
-            let mut engine = CpuEngine::new(config, params, Options { quant: Quant::Int8, ..options })?;
-            let rounded = self.ask(model, Quant::Int8, &mut engine, tokenizer.as_ref())?;
+            let mut engine = device().open(config, params, Options { quant: Quant::Int8, ..options })?;
+            let rounded = self.ask(model, Quant::Int8, &mut *engine, tokenizer.as_ref())?;
             self.keep(rounded)?;
         }
         Ok(())
@@ -241,7 +241,7 @@ impl Run<'_> {
         &self,
         model: &Candidate,
         quant: Quant,
-        engine: &mut CpuEngine,
+        engine: &mut dyn Trainer,
         tokenizer: Option<&Tokenizer>,
     ) -> anyhow::Result<Done> {
         let started = Instant::now();
@@ -272,8 +272,8 @@ impl Run<'_> {
                 "model": "ngen3",
                 "model_args": model.named.display().to_string(),
                 "model_num_parameters": ParamList::new(engine.config()).total(),
-                "model_dtype": engine.dtype().to_string(),
-                "device": "cpu",
+                "model_dtype": engine.info().dtype.to_string(),
+                "device": device().name(),
                 "limit": self.args.limit,
                 "fewshot_seed": self.args.fewshot_seed,
             }),

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use ngen3_cpu::CpuEngine;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
 use ngen3_data::{HfSource, Tokenizer};
-use ngen3_engine::Engine;
+use ngen3_engine::Model;
 use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    Conversations, Corpus, Init, Job, Kind, Lesson, Reference, ReferenceReport, Request, Weights, default_reference,
-    read_reference,
+    Conversations, Init, Job, Kind, Objective, Reference, ReferenceReport, Request, TokenObjective, Weights,
+    default_reference, read_reference,
 };
 
 use super::tokenize::{ChatFlags, show};
 use super::train::{Flags, RunFlags};
+use crate::device::device;
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::progress::{Progress, write_line};
 use crate::talk::{Answer, say_what_is_seen};
@@ -144,7 +144,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The model that is to learn, but for its weights.
-struct Model {
+struct Learner {
     path: PathBuf,
     tokenizer: Option<Tokenizer>,
     chat: Option<ChatFormat>,
@@ -192,15 +192,15 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
 
     let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref())?;
     let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
-    let (job, mut lesson, weights): (Job, Box<dyn Lesson>, Weights) = match chats {
+    let (job, mut lesson, weights): (Job, Box<dyn Objective>, Weights) = match chats {
         Some(chats) => {
             let (job, lesson, weights) =
-                Conversations::prepare(request, chats, train_on, skip_bad, model.chat.as_ref())?;
+                Conversations::prepare(device(), request, chats, train_on, skip_bad, model.chat.as_ref())?;
             (job, Box::new(lesson), weights)
         }
         None => {
             let Input::File(path) = input else { unreachable!("rows are conversations") };
-            let (job, lesson, weights) = Corpus::prepare(request, path)?;
+            let (job, lesson, weights) = TokenObjective::prepare(device(), request, path)?;
             (job, Box::new(lesson), weights)
         }
     };
@@ -214,7 +214,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
         (Some(reference), None, Some(training)) if begins => {
             // One that is stopped is measured when the run goes on, which it then does from its beginning.
-            match reference.perplexity(&mut training.engine, &stop)? {
+            match reference.perplexity(&mut *training.engine, &stop)? {
                 None => None,
                 Some(before) => {
                     let report = ReferenceReport { text: reference.title(), before, after: None };
@@ -254,9 +254,9 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
 
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
-    let mut engine = CpuEngine::new(config, params, job.settings.options())?;
+    let mut engine = device().open(config, params, job.settings.options())?;
     if let (Some(reference), Some(mut report)) = (reference, report) {
-        let Some(after) = reference.perplexity(&mut engine, &stop)? else {
+        let Some(after) = reference.perplexity(&mut *engine, &stop)? else {
             let (model, command) = (job.paths.model.display(), resume_command(&command, &job.paths.model));
             write_line(&format!("{model} is finished; its perplexity is measured with: {command}"));
             return Err(Interrupted.into());
@@ -273,14 +273,14 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     match (prompt, model.tokenizer) {
         (Some(prompt), Some(tokenizer)) => {
             let sampling = Sampling { seed: job.settings.seed, ..sampling };
-            sample(&engine, tokenizer, meta.chat, &prompt, length, sampling, &stop)
+            sample(&*engine, tokenizer, meta.chat, &prompt, length, sampling, &stop)
         }
         _ => Ok(()),
     }
 }
 
 /// Finds the model to begin with, and settles what is asked of the run.
-fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
+fn begin(args: Common) -> anyhow::Result<(Learner, Request)> {
     let (mut settings, shape) = args.flags.asked();
     settings.max_iters = args.finetune_iters.or(settings.max_iters);
     let (found, checkpoint) = match (&args.model_checkpoint, args.files.resume) {
@@ -304,7 +304,7 @@ fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
         }
         _ => args.files.out.clone(),
     };
-    let model = Model { path: found.path.clone(), tokenizer, chat: checkpoint.meta.chat.clone() };
+    let model = Learner { path: found.path.clone(), tokenizer, chat: checkpoint.meta.chat.clone() };
     let init = Init::Given(found.path, Box::new(checkpoint));
     let begin = args.files.begin(init);
     let (variant, config_file, lora) = (args.variant, args.files.config, args.lora.asked());
@@ -313,7 +313,7 @@ fn begin(args: Common) -> anyhow::Result<(Model, Request)> {
 
 /// Reads and tokenises the conversations; `None` if the input is a file of plain tokens.
 fn read(
-    model: &Model,
+    model: &Learner,
     input: Input,
     train_on: TrainOn,
     skip_bad: bool,
@@ -373,7 +373,7 @@ fn reference(path: Option<&Path>, tokenizer: Option<&Tokenizer>) -> anyhow::Resu
 
 /// Lets the model answer, or continue if it was not trained on conversations.
 fn sample(
-    engine: &CpuEngine,
+    model: &dyn Model,
     tokenizer: Tokenizer,
     chat: Option<ChatFormat>,
     prompt: &str,
@@ -395,10 +395,10 @@ fn sample(
             (prompt.to_owned(), ids, tokenizer.eot())
         }
     };
-    say_what_is_seen(ids.len(), engine.config().block_size);
+    say_what_is_seen(ids.len(), model.config().block_size);
     stdout::print(&shown)?;
     let answer = Answer { prompt: &ids, length, end, stops: &[], sampling };
-    let whole = answer.make(engine, &tokenizer, stop, &mut stdout::print)?;
+    let whole = answer.make(model, &tokenizer, stop, &mut stdout::print)?;
     stdout::print("\n")?;
     if whole { Ok(()) } else { Err(Interrupted.into()) }
 }

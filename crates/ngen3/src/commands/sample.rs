@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
-use ngen3_cpu::CpuEngine;
 use ngen3_data::Tokenizer;
 use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
 
+use crate::device::device;
 use crate::progress::write_line;
 use crate::talk::{SamplingFlags, Text, say_what_is_seen};
 use crate::{model, stdout};
@@ -69,37 +69,37 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     };
     let block_size = config.block_size;
-    let engine = CpuEngine::new(config, params, args.flags.options())?;
+    let engine = device().open(config, params, args.flags.options())?;
 
     let ids = encode(&tokenizer, &prompt)?;
     say_what_is_seen(ids.len(), block_size);
-    let rows = usize::from(args.num_samples);
+    let num_samples = usize::from(args.num_samples);
     let request = Request {
         prompt: &ids,
-        rows,
+        num_samples,
         length: args.length,
         end: tokenizer.eot(),
         vocab_size: tokenizer.vocab_size(),
         sampling,
     };
     let started = Instant::now();
-    let mut generator = Generator::new(&engine, request)?;
-    let mut texts: Vec<_> = (0..rows).map(|_| Text::new(tokenizer.stream(), &args.flags.stop)).collect();
-    let mut printer = Printer::start(&prompt, rows)?;
+    let mut generator = Generator::new(&*engine, request)?;
+    let mut texts: Vec<_> = (0..num_samples).map(|_| Text::new(tokenizer.stream(), &args.flags.stop)).collect();
+    let mut printer = Printer::start(&prompt, num_samples)?;
     let mut made = 0;
     while let Some(tokens) = generator.step()? {
         let mut ended = Vec::new();
-        for (row, (text, token)) in texts.iter_mut().zip(tokens).enumerate() {
+        for (sample, (text, token)) in texts.iter_mut().zip(tokens).enumerate() {
             made += usize::from(token.is_some());
             match token {
                 Some(token) => text.push(*token),
                 None => text.finish(),
             }
             if text.ended {
-                ended.push(row);
+                ended.push(sample);
             }
         }
-        ended.into_iter().for_each(|row| generator.end(row));
+        ended.into_iter().for_each(|sample| generator.end(sample));
         printer.show(&mut texts)?;
     }
     texts.iter_mut().for_each(Text::finish);
@@ -139,27 +139,27 @@ fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
 /// Prints samples one after the other: the first as it is made, each further one from where it stands by then.
 struct Printer<'a> {
     prompt: &'a str,
-    rows: usize,
+    num_samples: usize,
     /// The sample being printed.
-    row: usize,
+    current: usize,
 }
 
 impl<'a> Printer<'a> {
-    fn start(prompt: &'a str, rows: usize) -> anyhow::Result<Self> {
-        let printer = Self { prompt, rows, row: 0 };
+    fn start(prompt: &'a str, num_samples: usize) -> anyhow::Result<Self> {
+        let printer = Self { prompt, num_samples, current: 0 };
         printer.head()?;
         Ok(printer)
     }
 
     fn head(&self) -> anyhow::Result<()> {
-        if self.rows > 1 {
-            stdout::print(&format!("--- sample {} of {} ---\n", self.row + 1, self.rows))?;
+        if self.num_samples > 1 {
+            stdout::print(&format!("--- sample {} of {} ---\n", self.current + 1, self.num_samples))?;
         }
         stdout::print(self.prompt)
     }
 
     fn show(&mut self, texts: &mut [Text]) -> anyhow::Result<()> {
-        while let Some(text) = texts.get_mut(self.row) {
+        while let Some(text) = texts.get_mut(self.current) {
             if !text.ready.is_empty() {
                 stdout::print(&std::mem::take(&mut text.ready))?;
             }
@@ -167,8 +167,8 @@ impl<'a> Printer<'a> {
                 break;
             }
             stdout::print("\n")?;
-            self.row += 1;
-            if self.row < self.rows {
+            self.current += 1;
+            if self.current < self.num_samples {
                 self.head()?;
             }
         }

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use ngen3_cpu::CpuEngine;
 use ngen3_data::TokenFile;
-use ngen3_engine::{Backward, Batch, Dtype, Engine, Options, Slot};
+use ngen3_engine::{Backward, Batch, Dtype, Feed, Options, Slot};
 use ngen3_model::words::count;
 use ngen3_model::{Checkpoint, ParamList, files};
 use ngen3_train::check_reads;
 use serde_json::{Map, json};
 
+use crate::device::device;
 use crate::threads::Threads;
 use crate::{json_file, model, stdout};
 
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let list = ParamList::new(&config);
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-    let mut engine = CpuEngine::new(config, params, options)?;
+    let mut engine = device().open(config, params, options)?;
     let loss = engine.forward_backward(&batch, Backward::default())?;
     let grads = engine.read(Slot::Grads);
     let traced: Map<_, _> = list
@@ -85,7 +85,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .collect();
     let mut trace = json!({ "loss": loss, "grads": traced });
     if args.logits {
-        trace["logits"] = json!(engine.decoder(1)?.feed(&batch.inputs[..block])?);
+        trace["logits"] = json!(engine.decoder(1)?.feed(&[Feed { sequence: 0, tokens: &batch.inputs[..block] }])?);
     }
     files::write_atomic(&args.out, |file| file.write_all(format!("{trace:#}\n").as_bytes()))?;
     stdout::print(&format!("loss {loss:.6}; gradients in {}\n", args.out.display()))

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use ngen3_engine::Dtype;
 use ngen3_model::Variant;
-use ngen3_train::{Begin, Corpus, Init, Kind, Overrides, Request, Shape};
+use ngen3_train::{Begin, Init, Kind, Overrides, Request, Shape, TokenObjective};
 
+use crate::device::device;
 use crate::training::Training;
 use crate::{interrupt, model};
 
@@ -196,7 +197,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         shape,
         lora: None,
     };
-    let (job, mut corpus, weights) = Corpus::prepare(request, &args.data)?;
+    let (job, mut corpus, weights) = TokenObjective::prepare(device(), request, &args.data)?;
     let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
     training.run(&mut corpus, &["train".as_ref(), "--data".as_ref(), args.data.as_ref()], &stop)
 }

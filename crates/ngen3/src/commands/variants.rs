@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use ngen3_cpu::CpuEngine;
-use ngen3_engine::Options;
+use ngen3_engine::{Options, Workload};
 use ngen3_model::{ParamList, VARIANTS};
 
+use crate::device::device;
 use crate::progress::counted;
 use crate::stdout;
 
@@ -52,8 +52,11 @@ fn table() -> String {
         let config = variant.config();
         let parameters = ParamList::new(&config).total();
         let batch = variant.recipe.batch_size;
-        let training =
-            |recompute| bytes(CpuEngine::training_bytes(&config, batch, Options { recompute, ..Options::default() }));
+        let memory = |workload, recompute| {
+            let options = Options { recompute, ..Options::default() };
+            bytes(device().memory(&config, workload, options).expect("only adapters can be impossible"))
+        };
+        let training = |recompute| memory(Workload::Train { batch_size: batch }, recompute);
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
@@ -68,7 +71,7 @@ fn table() -> String {
             counted(parameters as u64),
             training(false),
             training(true),
-            bytes(CpuEngine::sampling_bytes(&config, Options::default())),
+            memory(Workload::Sample, false),
         );
     }
     out.push('\n');

@@ -39,11 +39,6 @@ impl Packed {
         Ok(Self { outputs, inputs, quant, panels })
     }
 
-    /// Inputs of the layer.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
     /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`super::matmul_onto`].
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");

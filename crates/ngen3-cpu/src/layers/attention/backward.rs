@@ -3,16 +3,17 @@
 //! With p the probabilities:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q, where
 //! dout·out is what the sum of p·dp over the keys comes to.
 
-use super::*;
+use ngen3_engine::Dropout;
+use ngen3_simd::{LANES, exp, simd, sum_zip};
 
-/// Queries taken together, whose part of the keys' gradients is summed in registers: whole groups of [`ROWS`], and pairs.
-const TILE: usize = 64;
-
-/// The pieces of one head's scratch memory, for `keys` keys.
-pub fn lengths(keys: usize, head_width: usize) -> [usize; 14] {
-    let [rows, panels, scores] = super::lengths(keys, head_width, TILE);
-    [rows, rows, rows, rows, rows, panels, panels, rows, rows, scores, scores, scores, scores, TILE]
-}
+use super::operands::{along, along_or_same, down, down_or_same, panels, products_with_panels};
+use super::shape::{HeadDropout, Shape, Span, TILE, backward_lengths, for_each_head, head_dropout};
+use crate::base::memory::Knife;
+use crate::base::profile::{Part, timed};
+use crate::gemm::tiles::cells;
+use crate::gemm::tiles::kernel::NR;
+use crate::gemm::tiles::strided::{self, ROWS};
+use crate::gemm::{Canvas, Into, Mat, MatMut, Precision};
 
 /// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
@@ -91,7 +92,7 @@ fn head_backward<const P: usize>(
         cells_a,
         cells_b,
         inner,
-    ] = lengths(len, width).map(|n| knife.cut(n));
+    ] = backward_lengths(len, width).map(|n| knife.cut(n));
     let (k_panels, v_panels) = (panels::<P>(k, k_panels), panels::<P>(v, v_panels));
     let [(q_along, q_down), (dout_along, dout_down)] =
         [(q, q_along, q_down), (dout, dout_along, dout_down)].map(|(x, a, d)| (along::<P>(x, a), down::<P>(x, d)));

@@ -21,6 +21,7 @@ mod scratch;
 use super::super::embedding;
 use super::Gradients;
 use super::pieces::{Sizes, gather, pack_wte, shifts, spread};
+use super::soft_targets::{Distill, Teacher};
 use super::top_k::{Corrections, TopK};
 use crate::base::memory::Buffer;
 use crate::gemm::Mat;
@@ -29,8 +30,8 @@ use crate::gemm::tiles::{pack, packed_len};
 use gradient::gradient;
 pub use head::Head;
 use logits::{logits, settle};
+use ngen3_engine::Divergence;
 use ngen3_engine::Error;
-use ngen3_engine::{Distill, Divergence, Teacher};
 use scratch::Plan;
 pub(super) use scratch::factor;
 

@@ -11,6 +11,7 @@ mod distill;
 mod fused;
 mod pieces;
 mod plain;
+mod soft_targets;
 mod strassen;
 mod top_k;
 
@@ -18,11 +19,11 @@ use crate::base::memory::Buffer;
 use crate::base::profile::{Part, timed};
 use crate::gemm::{Precision, tiles};
 use distill::Head;
-use ngen3_engine::Distill;
 use ngen3_engine::{Error, Quant};
 
 pub use distill::Losses;
 pub use pieces::Sizes;
+pub use soft_targets::{Distill, Teacher};
 
 /// Elements in a cell of operands.
 const F32: usize = 1;

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use super::super::embedding;
 use super::distill::factor;
+use super::soft_targets::{Distill, Teacher};
 use crate::gemm::tiles::pack::rounded;
-use ngen3_engine::{Distill, Teacher};
 use ngen3_simd::sum_zip;
 
 /// Probability below which the lump is taken for nothing: below what f32 tells from 1.

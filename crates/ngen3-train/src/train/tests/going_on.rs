@@ -103,17 +103,17 @@ fn a_run_does_not_go_on_as_another() {
 
 /// The corpus, but that the run is asked to stop within the evaluation after so many others.
 struct StoppedWithin<'a> {
-    corpus: Corpus,
+    corpus: TokenObjective,
     evaluations: usize,
     stop: &'a AtomicBool,
 }
 
-impl Lesson for StoppedWithin<'_> {
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
-        self.corpus.learn(engine, micro)
+impl Objective for StoppedWithin<'_> {
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
+        self.corpus.training_step(engine, micro)
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
         match self.evaluations.checked_sub(1) {
             Some(left) => self.evaluations = left,
             None => self.stop.store(true, Ordering::Relaxed),
@@ -121,7 +121,7 @@ impl Lesson for StoppedWithin<'_> {
         self.corpus.evaluate(engine, stop)
     }
 
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
         self.corpus.probe(engine)
     }
 }
@@ -203,7 +203,7 @@ fn a_run_goes_on_only_as_what_it_was() {
     let lesson = |temperature: f32| [("temperature".to_owned(), temperature.into())].into_iter().collect();
     let with = |begin, temperature| {
         let start = distill(begin).start(|| Ok(7))?;
-        let corpus = Corpus::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
+        let corpus = TokenObjective::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
         let data = corpus.describe(&start.config)?;
         let (job, weights) = start.with(data, lesson(temperature), None)?;
         let mut engine = FakeEngine::new(job.config.clone(), 0);

@@ -4,22 +4,22 @@ use super::*;
 
 /// A lesson whose validation losses are written down beforehand, one for each evaluation.
 struct Scripted<'a> {
-    corpus: Corpus,
+    corpus: TokenObjective,
     losses: std::slice::Iter<'a, f32>,
 }
 
-impl Lesson for Scripted<'_> {
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error> {
-        let learned = self.corpus.learn(engine, micro)?;
+impl Objective for Scripted<'_> {
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
+        let learned = self.corpus.training_step(engine, micro)?;
         let parts = vec![("half", learned.loss / 2.0), ("index", micro.index as f32)];
-        Ok(Learned { parts, ..learned })
+        Ok(StepOutput { parts, ..learned })
     }
 
-    fn evaluate(&mut self, _: &mut dyn Engine, _: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, _: &mut dyn Trainer, _: &AtomicBool) -> Result<Evaluation, Error> {
         Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&loss| Evaluation::Loss(loss)))
     }
 
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error> {
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
         self.corpus.probe(engine)
     }
 }

@@ -90,7 +90,7 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
     for (request, data, expected) in
         [(Request { out: None, ..plain() }, "data.bin", "which model?"), (plain(), "none.bin", "none.bin")]
     {
-        let message = Corpus::prepare(request, &dir.path().join(data)).unwrap_err().to_string();
+        let message = TokenObjective::prepare(request, &dir.path().join(data)).unwrap_err().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
         assert_eq!(names(), before, "{expected}");
     }

@@ -1,11 +1,11 @@
 //! What tells one kind of run from another: what a step learns, and what the model is judged by.
 //!
-//! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::Corpus`] (predict the next
+//! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::TokenObjective`] (predict the next
 //! token), and what distilling and fine-tuning make of their data.
 
 use std::sync::atomic::AtomicBool;
 
-use ngen3_engine::{Backward, Engine};
+use ngen3_engine::{Backward, Trainer};
 
 use crate::Error;
 
@@ -22,7 +22,7 @@ pub struct Micro {
 
 /// What a micro-batch showed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Learned {
+pub struct StepOutput {
     /// The loss whose gradient was added, in nats per token.
     pub loss: f32,
     /// What the loss is made of, if it has parts worth telling apart: a name (a word, as a key in `metrics.jsonl`) and a
@@ -45,10 +45,10 @@ pub enum Evaluation {
 
 /// What a run learns from. A step must follow from its number alone: that is why a run that stops and goes on is the run
 /// that never stopped.
-pub trait Lesson {
+pub trait Objective {
     /// Targets that count in a micro-batch, so that a step's loss is the mean over all of its targets, however they are
     /// shared out. By default all micro-batches count alike.
-    fn counted(&mut self, step: u64, index: u64) -> u64 {
+    fn num_target_tokens(&mut self, step: u64, index: u64) -> u64 {
         let _ = (step, index);
         1
     }
@@ -57,17 +57,17 @@ pub trait Lesson {
     ///
     /// # Errors
     /// What the engine or a file could not do.
-    fn learn(&mut self, engine: &mut dyn Engine, micro: &Micro) -> Result<Learned, Error>;
+    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error>;
 
     /// Judges the model by what is held out, always by the same tokens. Looks at `stop` before each batch.
     ///
     /// # Errors
-    /// As [`Lesson::learn`].
-    fn evaluate(&mut self, engine: &mut dyn Engine, stop: &AtomicBool) -> Result<Evaluation, Error>;
+    /// As [`Objective::learn`].
+    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error>;
 
     /// Loss of any one batch, held out if possible: enough to see whether the weights are still numbers.
     ///
     /// # Errors
-    /// As [`Lesson::learn`].
-    fn probe(&mut self, engine: &mut dyn Engine) -> Result<f32, Error>;
+    /// As [`Objective::learn`].
+    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error>;
 }

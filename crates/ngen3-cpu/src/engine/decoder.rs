@@ -1,0 +1,209 @@
+//! Sequences that grow a few tokens at a time, with the keys and values of earlier tokens kept.
+//!
+//! The same blocks as in training (`block.rs`), on the new tokens only; attention's queries look into a cache,
+//! [n_layer, sequences, block_size, 2·width], in which each token has its keys of all heads followed by its values. Sequences are
+//! independent: each has its own length, and any of them can be fed or cleared at any step.
+//!
+//! A prompt goes through in one pass of matrix products. A few tokens at a time go through products that only read the
+//! weights (`layers/matvec.rs`), from a copy in fewer bytes where there is one.
+
+use ngen3_engine::{Decoder, Error, Feed, Quant, check_tokens};
+use ngen3_model::Target;
+use rayon::ThreadPool;
+
+use super::arena::Saved;
+use super::block::{ForwardScratch, PassDropout};
+use super::weights::Weights;
+use crate::base::memory::{Buffer, Knife, padded};
+use crate::gemm::Precision;
+use crate::layers::attention::{self, CachedSequence};
+use crate::layers::linear::{Learns, Linear, Weight};
+use crate::layers::lora::LoraActivations;
+use crate::layers::matvec::Matrix;
+use crate::layers::{embedding, layernorm};
+
+/// The weights that decoding reads for each token.
+struct DecodeWeights<'a> {
+    /// In the order of [`Target`].
+    blocks: Vec<[Matrix<'a>; Target::ALL.len()]>,
+    wte: Matrix<'a>,
+}
+
+impl<'a> DecodeWeights<'a> {
+    fn new(model: &'a Weights, quant: Quant) -> Self {
+        let matrix = |weight: &'a [f32], inputs: usize| match (quant, model.precision) {
+            (Quant::Int8, _) => Matrix::int8(weight, inputs),
+            (Quant::None, Precision::Bf16) => Matrix::bf16(weight),
+            (Quant::None, Precision::F32) => Matrix::F32(weight),
+        };
+        let block = |w: &ngen3_model::BlockRanges| {
+            Target::ALL.map(|target| matrix(&model.params[w.linear(target).0.clone()], target.shape(&model.config)[1]))
+        };
+        let blocks = model.list.blocks.iter().map(block).collect();
+        Self { blocks, wte: matrix(model.wte(), model.config.n_embd) }
+    }
+}
+
+/// Sequences of one model, decoded together.
+pub struct CpuDecoder<'a> {
+    model: &'a Weights,
+    weights: DecodeWeights<'a>,
+    pool: &'a ThreadPool,
+    /// Tokens that each sequence holds.
+    lens: Vec<usize>,
+    /// A block's keys and values of all sequences, block after block.
+    cache: Buffer,
+    /// Of the latest feeds: their tokens, positions and places.
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    fed: Vec<CachedSequence>,
+    scratch: Buffer,
+    /// `[feeds, vocab_size]`
+    logits: Buffer,
+}
+
+impl<'a> CpuDecoder<'a> {
+    /// Room for so many sequences.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the cache does not fit; [`Error::Input`] for no sequences.
+    pub fn new(model: &'a Weights, pool: &'a ThreadPool, quant: Quant, sequences: usize) -> Result<Self, Error> {
+        let config = &model.config;
+        if sequences == 0 {
+            return Err(Error::Input("a decoder needs at least one row".into()));
+        }
+        let cache = config.n_layer.saturating_mul(sequences).saturating_mul(config.block_size * 2 * config.n_embd);
+        Ok(Self {
+            model,
+            weights: pool.install(|| DecodeWeights::new(model, quant)),
+            pool,
+            lens: vec![0; sequences],
+            cache: Buffer::zeros(cache, "the keys and values of the sequences")?,
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            fed: Vec::new(),
+            scratch: Buffer::default(),
+            logits: Buffer::zeros(sequences.saturating_mul(config.vocab_size), "the logits of the sequences")?,
+        })
+    }
+
+    /// Checks the feeds and lays their tokens back to back.
+    fn plan(&mut self, feeds: &[Feed<'_>]) -> Result<(), Error> {
+        let config = &self.model.config;
+        let Self { tokens, positions, fed, lens, .. } = self;
+        tokens.clear();
+        positions.clear();
+        fed.clear();
+        if feeds.is_empty() {
+            return Err(Error::Input("nothing is fed to the decoder".into()));
+        }
+        for &Feed { sequence, tokens: new } in feeds {
+            let Some(&before) = lens.get(sequence) else {
+                let sequences = lens.len();
+                return Err(Error::Input(format!("there is no sequence {sequence} among {sequences}")));
+            };
+            if new.is_empty() || fed.iter().any(|other| other.slot == sequence) {
+                return Err(Error::Input(format!("sequence {sequence} is fed no tokens, or twice in one step")));
+            }
+            if before + new.len() > config.block_size {
+                let (n, block) = (new.len(), config.block_size);
+                return Err(Error::Input(format!("{n} tokens after {before} do not fit in a block of {block}")));
+            }
+            check_tokens(new, config)?;
+            fed.push(CachedSequence { start: tokens.len(), len: new.len(), before, slot: sequence });
+            positions.extend((before..before + new.len()).map(|position| position as u32));
+            tokens.extend_from_slice(new);
+        }
+        Ok(())
+    }
+
+    /// Runs the layers over the planned tokens and fills `logits`.
+    fn forward(&mut self) -> Result<(), Error> {
+        let Self { model, weights, lens, cache, tokens, positions, fed, scratch, logits, .. } = self;
+        let config = &model.config;
+        let (n, c, eps) = (tokens.len(), config.n_embd, config.layer_norm_epsilon);
+        let shape = attention::Shape::new(config);
+        let lengths = [c, c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, 1, 1, config.n_head].map(|width| n * width);
+        let heads = attention::cached_scratch(shape, rayon::current_num_threads());
+        let wanted = lengths.iter().copied().map(padded).sum::<usize>() + heads;
+        if scratch.len() < wanted {
+            *scratch = Buffer::zeros(wanted, "the activations of new tokens")?;
+        }
+        let mut carver = Knife(scratch);
+        let [mut x, mut out, ln, qkv, att, x_mid, fc, gelu, mean, rstd, ln_2_mean, ln_2_rstd, lse] =
+            lengths.map(|length| carver.cut(length));
+        let heads = &mut carver.0[..heads];
+
+        embedding::forward(tokens, positions, model.wte(), model.p(&model.list.wpe), x);
+        let block_cache = lens.len() * config.block_size * 2 * c;
+        for (layer, cache) in cache.chunks_exact_mut(block_cache).enumerate() {
+            let linear = |target: Target| {
+                let mut linear = model.linear(layer, target);
+                let weight = model.p(model.list.blocks[layer].linear(target).0);
+                linear.weight = Weight::Decoding(weight, &weights.blocks[layer][target as usize]);
+                linear
+            };
+            let attend = |qkv: &[f32], att: &mut [f32], lse: &mut [f32]| {
+                attention::cached(shape, fed, qkv, cache, att, lse, heads);
+            };
+            let mut saved = Saved {
+                ln_1_mean: mean,
+                ln_1_rstd: rstd,
+                qkv,
+                lse,
+                att,
+                x_mid,
+                ln_2_mean,
+                ln_2_rstd,
+                fc,
+                lora: &mut [],
+            };
+            let mut scratch = ForwardScratch { ln, gelu, branch: &mut [], lora: &mut [] };
+            let drops = PassDropout::NONE;
+            model.block_forward(layer, linear, attend, drops, x, &mut saved, &mut scratch, Some(out));
+            std::mem::swap(&mut x, &mut out);
+        }
+        // Only the last token of each feed is asked what follows it.
+        let feeds = fed.len();
+        for (last, fed) in x_mid.chunks_exact_mut(c).zip(fed.iter()) {
+            last.copy_from_slice(&x[(fed.start + fed.len - 1) * c..][..c]);
+        }
+        let (ln, mean, rstd) = (&mut ln[..feeds * c], &mut mean[..feeds], &mut rstd[..feeds]);
+        let (gamma, beta) = (model.p(&model.list.ln_f_weight), model.p(&model.list.ln_f_bias));
+        layernorm::forward(&x_mid[..feeds * c], gamma, beta, eps, ln, mean, rstd);
+        let head = Linear {
+            precision: model.precision,
+            outputs: config.vocab_size,
+            inputs: c,
+            weight: Weight::Decoding(model.wte(), &weights.wte),
+            bias: &[],
+            learns: Learns::Nothing,
+        };
+        head.forward(ln, &mut LoraActivations::default(), &mut logits[..feeds * config.vocab_size]);
+        Ok(())
+    }
+}
+
+impl Decoder for CpuDecoder<'_> {
+    fn sequences(&self) -> usize {
+        self.lens.len()
+    }
+
+    fn len(&self, sequence: usize) -> usize {
+        self.lens[sequence]
+    }
+
+    fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
+        self.plan(feeds)?;
+        let pool = self.pool;
+        pool.install(|| self.forward())?;
+        for fed in &self.fed {
+            self.lens[fed.slot] += fed.len;
+        }
+        Ok(&self.logits[..feeds.len() * self.model.config.vocab_size])
+    }
+
+    fn clear(&mut self, sequence: usize) {
+        self.lens[sequence] = 0;
+    }
+}

@@ -1,0 +1,111 @@
+//! [`Cpu`]: opens models on the CPU, and says what they need in memory.
+
+use std::time::Duration;
+
+use ngen3_engine::{Device, Dtype, Error, Options, Quant, Teacher, Trainer, Workload};
+use ngen3_model::{Config, LoraList, ParamList};
+
+use super::arena::{ArenaSpec, Checkpointing, ForwardMode};
+use super::batch_plan::{PASS_TOKENS, TEACHER_TOKENS, largest_pass};
+use super::precision::{precision, threads};
+use super::teacher::CpuTeacher;
+use super::trainer::CpuEngine;
+use super::weights::num_layer_weights;
+use crate::base::profile;
+use crate::bench::product_gflops;
+use crate::gemm::Precision;
+use crate::layers::loss;
+
+/// The processor that the program runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Device for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error> {
+        Ok(Box::new(CpuEngine::new(config, params, options)?))
+    }
+
+    fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error> {
+        Ok(Box::new(CpuTeacher::new(config, params, options)?))
+    }
+
+    fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error> {
+        let total = ParamList::new(config).total();
+        Ok(match workload {
+            // Parameters, gradients and two moments.
+            Workload::Train { batch_size } => 4 * (4 * total + step_numbers(config, 0, batch_size, options)) as u64,
+            Workload::Adapt { batch_size, lora } => {
+                let adapters = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?.total();
+                4 * (total + 4 * adapters + step_numbers(config, lora.rank, batch_size, options)) as u64
+            }
+            Workload::Distill { batch_size, teacher, quant } => {
+                let teaching = teacher_bytes(teacher, batch_size, Options { quant, ..options });
+                // The teacher is loaded as a whole before it is packed.
+                let loading = 4 * (ParamList::new(teacher).total() + total) as u64;
+                student_bytes(config, teacher, quant, batch_size, options).saturating_add(teaching).max(loading)
+            }
+            Workload::Sample => sample_bytes(config, options),
+        })
+    }
+
+    fn take_profile(&self) -> Vec<(&'static str, Duration)> {
+        profile::take().map(|(part, time)| (part.name(), time)).to_vec()
+    }
+
+    fn product_gflops(&self, dtype: Dtype, threads: usize, shape: [usize; 3]) -> Result<f64, Error> {
+        product_gflops(dtype, threads, shape)
+    }
+}
+
+/// Numbers in the arena of a training step.
+fn step_numbers(config: &Config, rank: usize, batch_size: usize, options: Options) -> usize {
+    let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
+    let spec = ArenaSpec { config, precision: precision(options.dtype), rank, threads: threads(options) };
+    spec.numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: true })
+}
+
+/// Bytes of a student of the shape `config`, beside its teacher.
+fn student_bytes(config: &Config, teacher: &Config, quant: Quant, batch_size: usize, options: Options) -> u64 {
+    let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
+    let precision = precision(options.dtype);
+    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
+    // The plain loss is that of what is held out.
+    let arena = spec
+        .numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: false })
+        .max(spec.numbers(tokens, ForwardMode { keep: Checkpointing::Nothing, loss: true }));
+    let loss = loss::distill_numbers(precision, loss::Sizes::of(config, tokens), teacher.n_embd, quant);
+    let hidden = batch_size.saturating_mul(config.block_size).saturating_mul(teacher.n_embd);
+    (4 * ParamList::new(config).total() + arena + loss).saturating_add(hidden).saturating_mul(4) as u64
+}
+
+/// Bytes of a teacher while it teaches.
+fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
+    let (list, precision) = (ParamList::new(config), precision(options.dtype));
+    let weights = num_layer_weights(&list);
+    let layers = match (options.quant, precision) {
+        (Quant::Int8, _) => weights,
+        (Quant::None, Precision::Bf16) => 2 * weights,
+        (Quant::None, Precision::F32) => 4 * weights,
+    };
+    let tokens = largest_pass(batch_size, config.block_size, TEACHER_TOKENS);
+    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
+    let arena = spec.numbers(tokens, ForwardMode { keep: Checkpointing::Nothing, loss: false });
+    (4 * (list.total() - weights + arena)).saturating_add(layers) as u64
+}
+
+/// Bytes of a model that generates one text: its parameters, what decoding reads instead of its weights, and a whole block of keys
+/// and values.
+fn sample_bytes(config: &Config, options: Options) -> u64 {
+    let list = ParamList::new(config);
+    let weights = list.wte.len() + num_layer_weights(&list);
+    let copies = match (options.quant, precision(options.dtype)) {
+        (Quant::Int8, _) => weights,
+        (Quant::None, Precision::Bf16) => 2 * weights,
+        (Quant::None, Precision::F32) => 0,
+    };
+    (4 * list.total() + copies + 8 * config.n_layer * config.n_embd * config.block_size) as u64
+}

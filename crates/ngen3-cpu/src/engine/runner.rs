@@ -1,0 +1,71 @@
+//! A model with the threads and the working memory to take batches through it: what [`super::CpuEngine`] and
+//! [`super::CpuTeacher`] are built on.
+
+use ngen3_engine::{Batch, Error, Options, Quant};
+use ngen3_model::{Config, ParamList};
+use rayon::ThreadPool;
+
+use super::arena::{Arena, Checkpointing};
+use super::batch_plan::BatchPlan;
+use super::model::Passes;
+use super::precision::{pool, precision};
+use super::weights::Weights;
+use crate::gemm::{Precision, tiles};
+
+#[derive(Debug)]
+pub struct Runner {
+    pub model: Weights,
+    pub pool: ThreadPool,
+    arena: Arena,
+    plan: BatchPlan,
+}
+
+impl Runner {
+    /// Checks the shape and starts the threads. With int8, weights are rounded, in place.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the shape is invalid, `params` has another length or the processor lacks the dtype;
+    /// [`Error::Threads`] when the threads cannot be started.
+    pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
+        config.validate().map_err(|e| Error::Input(e.to_string()))?;
+        let list = ParamList::new(&config);
+        if params.len() != list.total() {
+            return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
+        }
+        let precision = precision(options.dtype);
+        if precision == Precision::Bf16 && !tiles::kernel::available() {
+            return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
+        }
+        let pool = pool(options.threads)?;
+        let keep = Checkpointing::of(options);
+        let mut model = Weights { config, list, precision, keep, params, adapters: None, packed: None };
+        if options.quant == Quant::Int8 {
+            model.round_to_int8();
+        }
+        Ok(Self { model, pool, arena: Arena::default(), plan: BatchPlan::default() })
+    }
+
+    /// Checks a batch and plans how to take it through the layers, up to `most` tokens at a time.
+    ///
+    /// # Errors
+    /// As [`Batch::check`].
+    pub fn plan(&mut self, batch: &Batch, most: usize) -> Result<(), Error> {
+        batch.check(&self.model.config)?;
+        self.plan.make(batch, most);
+        Ok(())
+    }
+
+    /// Takes the planned batch through `work` on the threads that compute.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn run<R: Send>(
+        &mut self,
+        batch: &Batch,
+        work: impl FnOnce(&Weights, Passes<'_>) -> Result<R, Error> + Send,
+    ) -> Result<R, Error> {
+        let Self { model, pool, arena, plan } = self;
+        let threads = pool.current_num_threads();
+        pool.install(|| work(model, Passes { batch, plan, threads, arena }))
+    }
+}

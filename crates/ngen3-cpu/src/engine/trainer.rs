@@ -1,0 +1,250 @@
+//! [`CpuEngine`]: a model on the CPU, with its gradients and its optimizer, as the contract sees it.
+
+use std::any::Any;
+use std::borrow::Cow;
+
+use ngen3_engine::{
+    AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
+    Options, Quant, Slot, TeacherSource, Trainer,
+};
+use ngen3_model::{Config, Lora};
+
+use super::batch_plan::PASS_TOKENS;
+use super::block::PassDropout;
+use super::decoder::CpuDecoder;
+use super::runner::Runner;
+use super::teacher::CpuTeacher;
+use super::weights::{OptimizerState, Weights};
+use crate::base::memory::Buffer;
+use crate::gemm::Precision;
+use crate::layers::adamw;
+use crate::layers::lora::Adapters;
+use crate::layers::loss::{self, Distill};
+
+/// A model, its gradients and its optimizer on the CPU.
+#[derive(Debug)]
+pub struct CpuEngine {
+    runner: Runner,
+    quant: Quant,
+    optimizer: OptimizerState,
+    /// The logits of a block of tokens, for distilling.
+    logits: Buffer,
+}
+
+impl CpuEngine {
+    /// An engine over these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the shape is invalid or `params` has another length, [`Error::Threads`] when the threads cannot
+    /// be started.
+    pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
+        Ok(Self {
+            runner: Runner::new(config, params, options)?,
+            quant: options.quant,
+            optimizer: OptimizerState::default(),
+            logits: Buffer::default(),
+        })
+    }
+
+    /// Checks that the planned batch has a gradient, and makes room for it.
+    fn check_gradient(&mut self, batch: &Batch) -> Result<(), Error> {
+        if batch.sequences.iter().any(|sequence| sequence.continues) {
+            return Err(Error::Input("rows that continue another have no gradient".into()));
+        }
+        batch.check_targets()?;
+        self.optimizer.reserve(self.runner.model.learned().1.len(), false)
+    }
+}
+
+/// Checks the dropout of a backward pass.
+fn drops(backward: &Backward) -> Result<PassDropout, Error> {
+    let Backward { dropout, seed, .. } = *backward;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
+    }
+    Ok(PassDropout { p: dropout, seed })
+}
+
+impl Model for CpuEngine {
+    fn config(&self) -> &Config {
+        &self.runner.model.config
+    }
+
+    fn info(&self) -> ComputeInfo {
+        let dtype = match self.runner.model.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+        };
+        ComputeInfo { threads: self.runner.pool.current_num_threads(), dtype }
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        let mut losses = Vec::with_capacity(batch.targets.len());
+        self.runner.plan(batch, PASS_TOKENS)?;
+        self.runner.run(batch, |model, passes| model.losses(passes, |some| losses.extend_from_slice(some)))?;
+        let mut found = losses.into_iter();
+        let at = |&target: &u32| if target == IGNORE { 0.0 } else { found.next().unwrap_or_default() };
+        Ok(batch.targets.iter().map(at).collect())
+    }
+
+    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        if self.runner.model.adapters.is_some() {
+            return Err(Error::Input("a model with adapters decodes once they are merged".into()));
+        }
+        Ok(Box::new(CpuDecoder::new(&self.runner.model, &self.runner.pool, self.quant, sequences)?))
+    }
+}
+
+impl Trainer for CpuEngine {
+    fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
+        self.runner.plan(batch, PASS_TOKENS)?;
+        let drops = drops(&backward)?;
+        self.check_gradient(batch)?;
+        let mut grads = std::mem::take(&mut self.optimizer.grads);
+        let loss =
+            self.runner.run(batch, |model, passes| model.forward_backward(passes, backward.weight, drops, &mut grads));
+        self.optimizer.grads = grads;
+        loss
+    }
+
+    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+        self.optimizer.reserve(self.runner.model.learned().1.len(), true)?;
+        let Self {
+            runner: Runner { model, pool, .. }, optimizer: OptimizerState { grads, exp_avg, exp_avg_sq }, ..
+        } = self;
+        let (list, params) = model.learned_mut();
+        Ok(pool.install(|| {
+            let norm = adamw::grad_norm(grads);
+            if !norm.is_finite() {
+                grads.fill(0.0);
+                return norm;
+            }
+            // As torch.nn.utils.clip_grad_norm_ has it.
+            let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            for param in list {
+                let range = param.range();
+                adamw::update(
+                    adamw,
+                    param.decays(),
+                    clip,
+                    &mut params[range.clone()],
+                    &mut grads[range.clone()],
+                    &mut exp_avg[range.clone()],
+                    &mut exp_avg_sq[range],
+                );
+            }
+            norm
+        }))
+    }
+
+    fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
+        let values = match slot {
+            Slot::Params => self.runner.model.learned().1,
+            Slot::Grads => &self.optimizer.grads,
+            Slot::ExpAvg => &self.optimizer.exp_avg,
+            Slot::ExpAvgSq => &self.optimizer.exp_avg_sq,
+        };
+        if values.is_empty() {
+            Cow::Owned(vec![0.0; self.runner.model.learned().1.len()])
+        } else {
+            Cow::Borrowed(values)
+        }
+    }
+
+    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
+        let total = self.runner.model.learned().1.len();
+        assert_eq!(values.len(), total, "a flat array of every parameter that learns");
+        if slot != Slot::Params {
+            self.optimizer.reserve(total, slot != Slot::Grads)?;
+        }
+        let target = match slot {
+            Slot::Params => self.runner.model.learned_mut().1,
+            Slot::Grads => &mut self.optimizer.grads,
+            Slot::ExpAvg => &mut self.optimizer.exp_avg,
+            Slot::ExpAvgSq => &mut self.optimizer.exp_avg_sq,
+        };
+        target.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn merged(&self) -> Cow<'_, [f32]> {
+        let Some(adapters) = &self.runner.model.adapters else { return Cow::Borrowed(&self.runner.model.params) };
+        let mut params = self.runner.model.params.clone();
+        self.runner.pool.install(|| adapters.merge_into(&self.runner.model.list, &mut params));
+        Cow::Owned(params)
+    }
+
+    fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
+        if self.runner.model.adapters.is_some() {
+            return Err(Error::Input("a model with adapters cannot take others before they are merged".into()));
+        }
+        self.runner.model.adapters = Some(Adapters::new(&self.runner.model.config, lora, params)?);
+        self.optimizer = OptimizerState::default();
+        Ok(())
+    }
+
+    fn merge(&mut self) {
+        let Runner { model: Weights { list, params, adapters, .. }, pool, .. } = &mut self.runner;
+        if let Some(adapters) = adapters.take() {
+            pool.install(|| adapters.merge_into(list, params));
+            self.optimizer = OptimizerState::default();
+        }
+    }
+
+    fn distiller(&mut self) -> Result<&mut dyn Distiller, Error> {
+        Ok(self)
+    }
+}
+
+impl Distiller for CpuEngine {
+    fn distill(
+        &mut self,
+        batch: &Batch,
+        teacher: TeacherSource<'_>,
+        distill: &DistillConfig,
+        backward: Option<Backward>,
+    ) -> Result<DistillLoss, Error> {
+        let config = &self.runner.model.config;
+        let teacher = match teacher {
+            TeacherSource::Teacher(teacher) => {
+                let teacher: &mut dyn Any = teacher;
+                let teacher = teacher.downcast_mut::<CpuTeacher>();
+                let teacher = teacher.ok_or_else(|| Error::Input("the teacher is on another device".into()))?;
+                teacher.output(batch, config.vocab_size)?
+            }
+            TeacherSource::TopK(top_k) => {
+                top_k.check(distill.divergence, batch, config)?;
+                loss::Teacher::TopK { k: top_k.k, ids: &top_k.ids, log_probs: &top_k.log_probs }
+            }
+        };
+        self.distill_from(batch, teacher, distill, backward)
+    }
+}
+
+impl CpuEngine {
+    /// Distillation from a teacher's output for the batch.
+    pub(super) fn distill_from(
+        &mut self,
+        batch: &Batch,
+        teacher: loss::Teacher<'_>,
+        distill: &DistillConfig,
+        backward: Option<Backward>,
+    ) -> Result<DistillLoss, Error> {
+        self.runner.plan(batch, PASS_TOKENS)?;
+        distill.validate()?;
+        batch.check_targets()?;
+        let drops = backward.as_ref().map(drops).transpose()?;
+        if backward.is_some() {
+            self.check_gradient(batch)?;
+        }
+        let DistillConfig { temperature, alpha, divergence } = *distill;
+        let distill = Distill { teacher, temperature, alpha, divergence };
+        let (mut grads, mut logits) = (std::mem::take(&mut self.optimizer.grads), std::mem::take(&mut self.logits));
+        let loss = self.runner.run(batch, |model, passes| {
+            let backward = backward.zip(drops).map(|(backward, drops)| (backward.weight, drops, &mut grads[..]));
+            model.distill(passes, &distill, backward, &mut logits)
+        });
+        (self.optimizer.grads, self.logits) = (grads, logits);
+        loss
+    }
+}

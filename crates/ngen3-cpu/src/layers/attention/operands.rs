@@ -1,0 +1,66 @@
+//! What attention's products read: rows as they lie, or laid out in cells and panels.
+
+use bytemuck::cast_slice_mut;
+
+use crate::gemm::tiles::kernel::NR;
+use crate::gemm::tiles::{cells, pack, packed_len, strided};
+use crate::gemm::{Into, Mat, MatMut};
+
+/// The rows of both parts, one after the other; copied where there are two.
+pub fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
+    if parts[0].n_rows() == 0 {
+        return parts[1];
+    }
+    let (n, width) = (parts[0].n_rows() + parts[1].n_rows(), parts[0].cols());
+    let rows = parts.iter().flat_map(|part| (0..part.n_rows()).map(|i| part.row(i)));
+    to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+    Mat::new(&to[..n * width], n, width)
+}
+
+/// Rows as an operand that is multiplied along them, `[rows, width/P]`.
+pub fn along<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    let depth = cells::<P>(rows.cols());
+    let to = cast_slice_mut(&mut to[..rows.n_rows() * depth]);
+    pack::along::<P>(rows, to);
+    Mat::new(to, rows.n_rows(), depth)
+}
+
+/// As [`along`], for rows that are in cache already: cells of one element are the rows themselves.
+pub fn along_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    if P == 1 { rows.cells() } else { along::<P>(rows, to) }
+}
+
+/// Rows as an operand that is multiplied across them, `[rows/P, width]`.
+pub fn down<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    let depth = cells::<P>(rows.n_rows());
+    let to = cast_slice_mut(&mut to[..depth * rows.cols()]);
+    pack::down::<P>(rows, to);
+    Mat::new(to, depth, rows.cols())
+}
+
+/// As [`down`], for rows that are in cache already.
+pub fn down_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
+    if P == 1 { rows.cells() } else { down::<P>(rows, to) }
+}
+
+/// Rows as panels of [`NR`] rows, each `[width/P, NR]`; rows past the end are zeros.
+pub fn panels<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> &'a [u32] {
+    let to = cast_slice_mut(&mut to[..packed_len::<P, NR>(rows.n_rows(), rows.cols())]);
+    pack::panels::<P, NR>(rows, 0, to);
+    to
+}
+
+/// `to = a·panelsᵀ`, with the first `keys` rows of what [`panels`] laid out, in rows `stride` apart.
+pub fn products_with_panels<const P: usize>(
+    a: Mat<'_, u32>,
+    panels: &[u32],
+    keys: usize,
+    stride: usize,
+    to: &mut [f32],
+) {
+    let depth = a.cols();
+    for (j, panel) in panels.chunks_exact(NR * depth).take(keys / NR).enumerate() {
+        let to = MatMut::strided(&mut to[j * NR..], a.n_rows(), NR, stride);
+        strided::matmul::<P>(to, Into::Set, a, Mat::new(panel, depth, NR));
+    }
+}

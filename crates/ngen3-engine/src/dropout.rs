@@ -1,0 +1,74 @@
+//! Dropout masks (Srivastava et al. 2014) as a hash: which activations of a step are dropped follows from its seed alone, so that
+//! backward computes the same mask again, every engine computes the same one, and resuming a run needs no generator's state.
+
+/// The dropout of one place in the network, in one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// An element is dropped when its hash is below this: p·2³².
+    threshold: u32,
+    scale: f32,
+    key: [u32; 2],
+}
+
+/// The places where activations are dropped: after the embedding, and three in each block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropoutSite {
+    /// The sum of token and position embedding, `[tokens, width]`.
+    Embedding,
+    /// The attention probabilities of a block; sequences one after the other, `[heads, queries, keys]` each.
+    Attention(usize),
+    /// The output of a block's attention projection, `[tokens, width]`.
+    AttentionProjection(usize),
+    /// The output of a block's MLP, `[tokens, width]`.
+    MlpProjection(usize),
+}
+
+impl DropoutSite {
+    fn number(self) -> u64 {
+        let number = match self {
+            Self::Embedding => 0,
+            Self::Attention(layer) => 1 + 3 * layer,
+            Self::AttentionProjection(layer) => 2 + 3 * layer,
+            Self::MlpProjection(layer) => 3 + 3 * layer,
+        };
+        number as u64
+    }
+}
+
+impl Dropout {
+    /// Dropout with probability `p`; `None` when it would do nothing. `seed` is the pass's: see [`pass_seed`].
+    pub fn new(p: f32, seed: u64, site: DropoutSite) -> Option<Self> {
+        if p <= 0.0 {
+            return None;
+        }
+        let key = splitmix(seed ^ splitmix(site.number()));
+        Some(Self {
+            threshold: (f64::from(p) * 2f64.powi(32)) as u32,
+            scale: 1.0 / (1.0 - p),
+            key: [key as u32, (key >> 32) as u32],
+        })
+    }
+
+    /// Factor of element `index`, row-major: 0 or 1/(1 − p).
+    #[inline(always)]
+    pub fn factor(&self, index: u32) -> f32 {
+        let mut h = (index ^ self.key[0]).wrapping_mul(0x9E37_79B1).wrapping_add(self.key[1]);
+        h = (h ^ (h >> 16)).wrapping_mul(0x7FEB_352D);
+        h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
+        h ^= h >> 16;
+        if h < self.threshold { 0.0 } else { self.scale }
+    }
+}
+
+/// The seed of a pass: a batch of up to 2,048 tokens is one, a larger one goes through in several.
+pub fn pass_seed(seed: u64, pass: u64) -> u64 {
+    splitmix(seed.wrapping_add(pass))
+}
+
+/// Turns any 64 bits into well-mixed ones (SplitMix64, Steele et al. 2014).
+pub fn splitmix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

@@ -1,0 +1,378 @@
+//! Holds a device to the reference engine: every feature of the contract, on sizes that are multiples of nothing.
+//!
+//! For the tests of whoever implements [`Device`]: [`check`] each of [`cases`].
+
+use ngen3_model::{Activation, Config, Lora, LoraList, Param, ParamList};
+
+use super::device::ReferenceDevice;
+use crate::{
+    AdamW, Backward, Batch, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Options, Slot,
+    Teacher, TeacherSource, TopK, Trainer, splitmix,
+};
+
+/// A model and a batch that engines are compared on.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Its name in messages.
+    pub name: &'static str,
+    /// The model's shape.
+    pub config: Config,
+    /// The batch; if one of its sequences continues another only losses are compared.
+    pub batch: Batch,
+    /// Dropout in training.
+    pub dropout: f32,
+}
+
+/// Largest differences from the reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Of a loss in nats, a log probability, or of logits relative to their norm.
+    pub loss: f64,
+    /// Of the gradient of each parameter, relative to its norm.
+    pub gradient: f64,
+}
+
+impl Tolerance {
+    /// For products in f32.
+    pub const F32: Self = Self { loss: 2e-5, gradient: 1e-4 };
+    /// For operands of products rounded to bf16.
+    pub const BF16: Self = Self { loss: 0.05, gradient: 0.05 };
+}
+
+/// Sequences of these lengths, whose tokens follow from `seed`; of their targets one in `ignored` is [`IGNORE`].
+fn batch(config: &Config, lens: &[usize], ignored: u64, seed: u64) -> Batch {
+    let mut batch = Batch::default();
+    for (sequence, &len) in lens.iter().enumerate() {
+        let token = |i: usize, which: u64| {
+            let bits = splitmix(splitmix(seed + 100 * which) ^ splitmix((sequence << 20 | i) as u64));
+            (bits % config.vocab_size as u64) as u32
+        };
+        let target = |i| if i as u64 % ignored == ignored - 1 { IGNORE } else { token(i, 1) };
+        let (inputs, targets): (Vec<_>, Vec<_>) = (0..len).map(|i| (token(i, 0), target(i))).unzip();
+        batch.push(&inputs, &targets);
+    }
+    batch
+}
+
+/// The cases, smallest first.
+pub fn cases() -> Vec<Case> {
+    let smallest = Config::new(1, 1, 1, 1, 2);
+    let parity = Config::new(2, 3, 12, 5, 97);
+    let uneven = Config { block_size: 40, ..parity.clone() };
+    let narrow_heads = Config::new(1, 7, 7, 9, 11);
+    let past_tiles = Config::new(3, 2, 34, 70, 301);
+    let exact_gelu =
+        Config { activation: Activation::Gelu, layer_norm_epsilon: 1e-3, ..Config::new(2, 5, 40, 33, 1031) };
+    let passes = Config::new(1, 2, 8, 64, 53);
+    let all = u64::MAX;
+    let mut one_target = batch(&uneven, &[40, 7], all, 8);
+    one_target.targets.iter_mut().skip(1).for_each(|target| *target = IGNORE);
+    let mut continued = batch(&uneven, &[5, 11], 3, 9);
+    for (ending, len) in [(0, 4), (1, 29), (2, 1)] {
+        let Batch { inputs, targets, .. } = batch(&uneven, &[len], all, 10 + ending);
+        continued.push_after(&inputs, &targets);
+    }
+    let case = |name, config: &Config, batch, dropout| Case { name, config: config.clone(), batch, dropout };
+    vec![
+        case("the smallest model", &smallest, batch(&smallest, &[1, 1, 1], all, 1), 0.0),
+        case("the fixtures' model", &parity, batch(&parity, &[5; 5], all, 2), 0.0),
+        case("heads of width 1", &narrow_heads, batch(&narrow_heads, &[9, 8], 4, 3), 0.2),
+        case("uneven sequences, ignored targets, dropout", &uneven, batch(&uneven, &[40, 1, 17, 33], 3, 4), 0.2),
+        case("one target", &uneven, one_target, 0.0),
+        case("sequences that continue another", &uneven, continued, 0.0),
+        case("longer than a tile", &past_tiles, batch(&past_tiles, &[70, 70, 3], all, 5), 0.0),
+        case("exact GELU, large epsilon, dropout", &exact_gelu, batch(&exact_gelu, &[33, 20, 7], 5, 6), 0.1),
+        case("several passes, dropout", &passes, batch(&passes, &[61; 42], 7, 7), 0.3),
+    ]
+}
+
+/// Compares a device with the reference on one case; returns the parts that were compared, without those that the device does
+/// not support.
+///
+/// # Errors
+/// The first part that differs, and by how much.
+pub fn check<'a>(
+    device: &'a dyn Device,
+    options: Options,
+    tolerance: Tolerance,
+    case: &'a Case,
+) -> Result<Vec<&'static str>, String> {
+    let pair = Pair { device, options, tolerance, case };
+    let parts: [(&str, Part<'a>); 6] = [
+        ("losses", Pair::losses),
+        ("training", Pair::training),
+        ("updates", Pair::updates),
+        ("adapters", Pair::adapters),
+        ("distillation", Pair::distillation),
+        ("decoding", Pair::decoding),
+    ];
+    let count = if case.batch.sequences.iter().any(|sequence| sequence.continues) { 1 } else { parts.len() };
+    let mut compared = Vec::new();
+    for (name, part) in &parts[..count] {
+        match part(&pair) {
+            Ok(()) => compared.push(*name),
+            Err(Failure::Engine(Error::Unsupported(_))) => {}
+            Err(Failure::Engine(error)) => return Err(format!("{}, {name}: {error}", case.name)),
+            Err(Failure::Differs(difference)) => return Err(format!("{}, {name}: {difference}", case.name)),
+        }
+    }
+    Ok(compared)
+}
+
+type Part<'a> = fn(&Pair<'a>) -> Result<(), Failure>;
+
+/// The reason why a part did not pass.
+enum Failure {
+    Engine(Error),
+    Differs(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// A device, and the case on which it stands beside the reference.
+struct Pair<'a> {
+    device: &'a dyn Device,
+    options: Options,
+    tolerance: Tolerance,
+    case: &'a Case,
+}
+
+/// Values of these parameters that keep activations near 1, `[total]`.
+fn values<'a>(params: impl Iterator<Item = &'a Param>, seed: u64) -> Vec<f32> {
+    let mut values = Vec::new();
+    for param in params {
+        let uniform =
+            |i: usize| (splitmix(seed ^ splitmix((param.offset + i) as u64)) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let (mean, bound) = match param.shape[..] {
+            [_, inputs] => (0.0, (3.0 / inputs as f32).sqrt()),
+            _ if param.name.ends_with(".bias") => (0.0, 0.5),
+            _ => (1.0, 0.5),
+        };
+        values.extend((0..param.len()).map(|i| mean + bound * uniform(i)));
+    }
+    values
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// Compares by the norm of the difference, relative to that of `expected` or to `least`.
+fn near(what: &str, found: &[f32], expected: &[f32], tolerance: f64, least: f64) -> Result<(), Failure> {
+    if found.len() != expected.len() {
+        return Err(Failure::Differs(format!("{} numbers of {what}, not {}", found.len(), expected.len())));
+    }
+    let size = norm(expected.iter().map(|&x| f64::from(x))).max(least);
+    let error = norm(found.iter().zip(expected).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    // NaN is no small difference.
+    if error <= tolerance * size {
+        Ok(())
+    } else {
+        Err(Failure::Differs(format!("{what} by {error:.3e} of {size:.3e}")))
+    }
+}
+
+impl Pair<'_> {
+    /// The device's model and the reference's.
+    fn open(&self) -> Result<[Box<dyn Trainer>; 2], Failure> {
+        let Self { device, options, case: Case { config, .. }, .. } = self;
+        let params = values(ParamList::new(config).iter(), 1);
+        let reference = ReferenceDevice.open(config.clone(), params.clone(), Options::default())?;
+        Ok([device.open(config.clone(), params, *options)?, reference])
+    }
+
+    /// Losses in nats, each by itself.
+    fn near_losses(&self, what: &str, found: &[f32], expected: &[f32]) -> Result<(), Failure> {
+        if found.len() != expected.len() {
+            return Err(Failure::Differs(format!("{} numbers of {what}, not {}", found.len(), expected.len())));
+        }
+        let mut both = found.iter().zip(expected);
+        both.try_for_each(|(&found, &expected)| near(what, &[found], &[expected], self.tolerance.loss, 1.0))
+    }
+
+    fn near_gradients<'a>(
+        &self,
+        params: impl Iterator<Item = &'a Param>,
+        [found, expected]: &[Box<dyn Trainer>; 2],
+    ) -> Result<(), Failure> {
+        let [found, expected] = [found.read(Slot::Grads), expected.read(Slot::Grads)];
+        // Gradients that vanish are compared with the others.
+        let least = 1e-3 * norm(expected.iter().map(|&g| f64::from(g)));
+        for param in params {
+            let (found, expected) = (&found[param.range()], &expected[param.range()]);
+            near(&param.name, found, expected, self.tolerance.gradient, least)?;
+        }
+        Ok(())
+    }
+
+    fn losses(&self) -> Result<(), Failure> {
+        let [mut engine, mut reference] = self.open()?;
+        let Case { batch, .. } = self.case;
+        let (found, expected) = (engine.losses(batch)?, reference.losses(batch)?);
+        self.near_losses("losses", &found, &expected)?;
+        if let Some(i) = (0..found.len()).find(|&i| batch.targets[i] == IGNORE && found[i] != 0.0) {
+            return Err(Failure::Differs(format!("the loss of an ignored target is {}", found[i])));
+        }
+        self.near_losses("the mean loss", &[engine.loss(batch)?], &[reference.loss(batch)?])
+    }
+
+    /// Two micro-batches, whose gradients add up.
+    fn training(&self) -> Result<(), Failure> {
+        let mut both = self.open()?;
+        for (weight, seed) in [(0.25, 3), (0.75, 4)] {
+            let backward = Backward { weight, dropout: self.case.dropout, seed };
+            let [found, expected] = both.each_mut().map(|model| model.forward_backward(&self.case.batch, backward));
+            self.near_losses("the training loss", &[found?], &[expected?])?;
+        }
+        self.near_gradients(ParamList::new(&self.case.config).iter(), &both)
+    }
+
+    /// Updates with the same gradients, clipped and not, and one that is not finite.
+    fn updates(&self) -> Result<(), Failure> {
+        let both = self.open()?;
+        let total = both[1].read(Slot::Params).len();
+        let adamw = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
+        let [mut engine, mut reference] = both;
+        for (step, grad_clip) in [(1, 0.0), (2, 1.0), (3, 1e9), (4, 1.0)] {
+            let mut grads: Vec<f32> =
+                (0..total as u64).map(|i| (splitmix(i ^ step) >> 40) as f32 / 1e7 - 0.8).collect();
+            if step == 4 {
+                grads[total / 2] = f32::INFINITY;
+            }
+            let mut norms = [0.0; 2];
+            for (model, norm) in [&mut engine, &mut reference].into_iter().zip(&mut norms) {
+                model.write(Slot::Grads, &grads)?;
+                *norm = model.update(&AdamW { step, grad_clip, ..adamw })?;
+            }
+            if norms[0].is_finite() || norms[1].is_finite() {
+                near("the gradient's norm", &norms[..1], &norms[1..], 1e-5, 0.0)?;
+            }
+            for slot in [Slot::Params, Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
+                near(&format!("{slot:?}"), &engine.read(slot), &reference.read(slot), 2e-6, 0.0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adapters everywhere and on one layer: their gradients, and merged.
+    fn adapters(&self) -> Result<(), Failure> {
+        let Case { config, batch, dropout, .. } = self.case;
+        for (targets, rank) in [("c_attn,c_proj,c_fc", 3), ("mlp.c_proj", 1)] {
+            let targets = targets.parse().map_err(|error| Failure::Differs(format!("{error}")))?;
+            let lora = Lora { rank: rank.min(config.n_embd), alpha: 1.5, targets };
+            let list = LoraList::new(config, &lora).map_err(|error| Failure::Differs(error.to_string()))?;
+            let mut both = self.open()?;
+            let backward = Backward { weight: 1.0, dropout: *dropout, seed: 5 };
+            let mut losses = [0.0; 2];
+            for (model, loss) in both.iter_mut().zip(&mut losses) {
+                model.adapt(&lora, values(list.iter(), 2))?;
+                *loss = model.forward_backward(batch, backward)?;
+            }
+            self.near_losses("the loss", &losses[..1], &losses[1..])?;
+            self.near_gradients(list.iter(), &both)?;
+            let [mut engine, mut reference] = both;
+            near("merged parameters", &engine.merged(), &reference.merged(), 1e-6, 0.0)?;
+            self.near_losses("losses", &engine.losses(batch)?, &reference.losses(batch)?)?;
+            engine.merge();
+            reference.merge();
+            near("merged parameters", &engine.read(Slot::Params), &reference.read(Slot::Params), 1e-6, 0.0)?;
+            self.near_losses("losses once merged", &engine.losses(batch)?, &reference.losses(batch)?)?;
+        }
+        Ok(())
+    }
+
+    /// Every divergence, of a teacher of another shape and of its most likely tokens.
+    fn distillation(&self) -> Result<(), Failure> {
+        let Case { config, batch, dropout, .. } = self.case;
+        self.open()?[0].distiller()?;
+        let shape =
+            Config { activation: config.activation, ..Config::new(1, 2, 10, config.block_size, config.vocab_size) };
+        let params = values(ParamList::new(&shape).iter(), 3);
+        let mut teacher = self.device.open_teacher(shape.clone(), params.clone(), self.options)?;
+        let mut reference_teacher = ReferenceDevice.open_teacher(shape, params, Options::default())?;
+        let k = config.vocab_size.div_ceil(3).min(config.vocab_size - 1);
+        let (temperature, backward) = (1.7, Backward { weight: 0.5, dropout: *dropout, seed: 6 });
+        let top_k = reference_teacher.top_k(batch, k, temperature)?;
+        let found = teacher.top_k(batch, k, temperature)?;
+        self.near_losses("the teacher's log probabilities", &found.log_probs, &top_k.log_probs)?;
+
+        let list = ParamList::new(config);
+        for (divergence, alpha) in [
+            (Divergence::ForwardKl, 0.0),
+            (Divergence::ForwardKl, 0.6),
+            (Divergence::ReverseKl, 0.6),
+            (Divergence::JensenShannon, 1.0),
+        ] {
+            let distill = DistillConfig { temperature, alpha, divergence };
+            let with_top_k = divergence == Divergence::ForwardKl;
+            for top_k in [None, Some(&top_k)].into_iter().take(if with_top_k { 2 } else { 1 }) {
+                let mut both = self.open()?;
+                let teachers = [&mut teacher, &mut reference_teacher];
+                let mut losses = [[0.0; 2]; 2];
+                for ((model, teacher), losses) in both.iter_mut().zip(teachers).zip(&mut losses) {
+                    let student = model.distiller()?;
+                    let mut run = |backward| student.distill(batch, source(&mut **teacher, top_k), &distill, backward);
+                    let DistillLoss { cross_entropy, divergence } = run(None)?;
+                    *losses = [cross_entropy, divergence];
+                    run(Some(backward))?;
+                }
+                self.near_losses("the distillation's losses", &losses[0], &losses[1])?;
+                self.near_gradients(list.iter(), &both)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sequences that are fed unevenly, in any order, that end, and that begin again.
+    fn decoding(&self) -> Result<(), Failure> {
+        let block = self.case.config.block_size;
+        let both = self.open()?;
+        let [mut engine, mut reference] = [both[0].decoder(3)?, both[1].decoder(3)?];
+        let mut steps = vec![vec![(0, block / 2), (2, 1)], vec![(1, block)], vec![(2, 2), (0, 1)]];
+        steps.extend(vec![vec![(1, 1), (0, 1), (2, 1)]; block]);
+        for (i, step) in steps.into_iter().enumerate() {
+            if i == 2 {
+                engine.clear(1);
+                reference.clear(1);
+            }
+            let full = step.iter().find(|(sequence, _)| reference.len(*sequence) == block);
+            if let Some(&(sequence, _)) = full
+                && engine.feed(&[Feed { sequence, tokens: &[0] }]).is_ok()
+            {
+                return Err(Failure::Differs(format!("{} tokens in a block of {block}", block + 1)));
+            }
+            let tokens: Vec<(usize, Vec<u32>)> = step
+                .into_iter()
+                .map(|(sequence, n)| {
+                    let first = reference.len(sequence);
+                    let token = |t| (splitmix((sequence << 20 | t) as u64) % self.case.config.vocab_size as u64) as u32;
+                    (sequence, (first..(first + n).min(block)).map(token).collect())
+                })
+                .collect();
+            let fed = tokens.iter().filter(|(_, tokens)| !tokens.is_empty());
+            let feeds: Vec<Feed<'_>> = fed.map(|(sequence, tokens)| Feed { sequence: *sequence, tokens }).collect();
+            if feeds.is_empty() {
+                continue;
+            }
+            let (found, expected) = (engine.feed(&feeds)?, reference.feed(&feeds)?);
+            near("logits", found, expected, self.tolerance.loss.max(self.tolerance.gradient), 0.0)?;
+            if let Some(sequence) = (0..3).find(|&sequence| engine.len(sequence) != reference.len(sequence)) {
+                let (found, expected) = (engine.len(sequence), reference.len(sequence));
+                return Err(Failure::Differs(format!("sequence {sequence} has {found} tokens, not {expected}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A teacher, or its most likely tokens.
+fn source<'a>(teacher: &'a mut dyn Teacher, top_k: Option<&'a TopK>) -> TeacherSource<'a> {
+    match top_k {
+        Some(top_k) => TeacherSource::TopK(top_k),
+        None => TeacherSource::Teacher(teacher),
+    }
+}

@@ -1,0 +1,87 @@
+//! [`ReferenceDecoder`]: sequences that grow, with the keys and values of their tokens kept.
+
+use super::attention::Before;
+use super::model::Network;
+use super::pass::{Pass, PassDropout};
+use crate::{Decoder, Error, Feed, check_tokens};
+
+/// Independent sequences of one model.
+pub struct ReferenceDecoder<'a> {
+    network: &'a Network,
+    /// Tokens of each sequence.
+    lens: Vec<usize>,
+    /// `[n_layer][sequences]`, each `[tokens, 2·width]`.
+    cache: Vec<Vec<Vec<f32>>>,
+    /// `[feeds, vocab_size]`
+    logits: Vec<f32>,
+}
+
+impl<'a> ReferenceDecoder<'a> {
+    /// Room for so many sequences.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for none, or a model with adapters.
+    pub fn new(network: &'a Network, sequences: usize) -> Result<Self, Error> {
+        if network.is_adapted() {
+            return Err(Error::Input("a model with adapters decodes once they are merged".into()));
+        }
+        if sequences == 0 {
+            return Err(Error::Input("a decoder needs at least one row".into()));
+        }
+        let cache = vec![vec![Vec::new(); sequences]; network.config.n_layer];
+        Ok(Self { network, lens: vec![0; sequences], cache, logits: Vec::new() })
+    }
+
+    /// Checks the feeds, and makes a pass of them.
+    fn pass(&self, feeds: &[Feed<'_>]) -> Result<Pass, Error> {
+        let config = &self.network.config;
+        if feeds.is_empty() {
+            return Err(Error::Input("nothing is fed to the decoder".into()));
+        }
+        let mut pass = Pass::default();
+        for (i, &Feed { sequence, tokens }) in feeds.iter().enumerate() {
+            let Some(&len) = self.lens.get(sequence) else {
+                let sequences = self.lens.len();
+                return Err(Error::Input(format!("there is no sequence {sequence} among {sequences}")));
+            };
+            if tokens.is_empty() || feeds[..i].iter().any(|other| other.sequence == sequence) {
+                return Err(Error::Input(format!("sequence {sequence} is fed no tokens, or twice in one step")));
+            }
+            if len + tokens.len() > config.block_size {
+                let (n, block) = (tokens.len(), config.block_size);
+                return Err(Error::Input(format!("{n} tokens after {len} do not fit in a block of {block}")));
+            }
+            check_tokens(tokens, config)?;
+            pass.push(tokens, len, Before::Cache(sequence));
+        }
+        Ok(pass)
+    }
+}
+
+impl Decoder for ReferenceDecoder<'_> {
+    fn sequences(&self) -> usize {
+        self.lens.len()
+    }
+
+    fn len(&self, sequence: usize) -> usize {
+        self.lens[sequence]
+    }
+
+    fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
+        let pass = self.pass(feeds)?;
+        let hidden = self.network.forward(&pass, PassDropout::NONE, &mut self.cache).hidden;
+        let width = self.network.config.n_embd;
+        let last = |tokens: &std::ops::Range<usize>| &hidden[(tokens.end - 1) * width..tokens.end * width];
+        let last: Vec<f32> = pass.spans.iter().flat_map(|span| last(&span.tokens)).copied().collect();
+        self.logits = self.network.logits(&last);
+        for feed in feeds {
+            self.lens[feed.sequence] += feed.tokens.len();
+        }
+        Ok(&self.logits)
+    }
+
+    fn clear(&mut self, sequence: usize) {
+        self.lens[sequence] = 0;
+        self.cache.iter_mut().for_each(|block| block[sequence].clear());
+    }
+}

@@ -1,0 +1,89 @@
+//! [`ReferenceDevice`]: opens models in the reference engine, and says what they need in memory.
+
+use std::time::{Duration, Instant};
+
+use ngen3_model::{Config, LoraList, ParamList};
+
+use super::layers::linear_forward;
+use super::pass::PASS_TOKENS;
+use super::teacher::ReferenceTeacher;
+use super::trainer::Reference;
+use crate::{Device, Dtype, Error, Options, Quant, Teacher, Trainer, Workload};
+
+/// Plain loops on one thread of the processor. It computes in f32 alone, and leaves nothing out to save memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReferenceDevice;
+
+/// Checks that the options ask for f32.
+fn check(options: Options) -> Result<(), Error> {
+    check_dtype(options.dtype)?;
+    match options.quant {
+        Quant::None => Ok(()),
+        Quant::Int8 => Err(Error::Unsupported("int8 weights")),
+    }
+}
+
+fn check_dtype(dtype: Dtype) -> Result<(), Error> {
+    match dtype {
+        Dtype::Auto | Dtype::F32 => Ok(()),
+        Dtype::Bf16 => Err(Error::Input("the reference engine computes in f32, not in bf16".into())),
+    }
+}
+
+impl Device for ReferenceDevice {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error> {
+        check(options)?;
+        Ok(Box::new(Reference::new(config, params)?))
+    }
+
+    fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error> {
+        check(options)?;
+        Ok(Box::new(ReferenceTeacher::new(config, params)?))
+    }
+
+    fn memory(&self, config: &Config, workload: Workload<'_>, _: Options) -> Result<u64, Error> {
+        let total = ParamList::new(config).total();
+        let numbers = match workload {
+            // Parameters, gradients and two moments.
+            Workload::Train { batch_size } => 4 * total + pass_numbers(config, batch_size, 0),
+            Workload::Adapt { batch_size, lora } => {
+                let adapters = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?.total();
+                total + 4 * adapters + pass_numbers(config, batch_size, lora.rank)
+            }
+            Workload::Distill { batch_size, teacher, .. } => {
+                let passes = [config, teacher].map(|config| pass_numbers(config, batch_size, 0));
+                4 * total + ParamList::new(teacher).total() + passes[0] + passes[1]
+            }
+            // A prompt as long as the block goes through in one pass, and its keys and values stay.
+            Workload::Sample => {
+                4 * total + pass_numbers(config, 1, 0) + 2 * config.n_layer * config.n_embd * config.block_size
+            }
+        };
+        Ok(4 * numbers as u64)
+    }
+
+    fn product_gflops(&self, dtype: Dtype, _: usize, [m, k, n]: [usize; 3]) -> Result<f64, Error> {
+        check_dtype(dtype)?;
+        let (a, b) = (vec![1.0; m * k], vec![1.0; n * k]);
+        let (start, mut best) = (Instant::now(), Duration::MAX);
+        while start.elapsed() < Duration::from_millis(250) {
+            let product = Instant::now();
+            std::hint::black_box(linear_forward(&a, std::hint::black_box(&b), &[], k));
+            best = best.min(product.elapsed());
+        }
+        Ok((2 * m * k * n) as f64 / best.as_secs_f64() / 1e9)
+    }
+}
+
+/// Numbers in the activations of the largest pass and their gradients, of so many sequences of a whole block.
+fn pass_numbers(config: &Config, batch_size: usize, rank: usize) -> usize {
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, .. } = *config;
+    let tokens = (PASS_TOKENS / block_size).clamp(1, batch_size.max(1)) * block_size;
+    let block = 16 * n_embd + n_head * block_size + 4 * rank;
+    // Backward holds the gradients of a block's parts at once, that of its queries, keys and values in f64.
+    tokens * (n_layer * block + 24 * n_embd + 3 * vocab_size)
+}

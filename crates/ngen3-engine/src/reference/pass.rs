@@ -1,0 +1,91 @@
+//! Tokens that go through the layers together.
+
+use super::attention::{Before, Span};
+use crate::{Batch, Dropout, DropoutSite};
+
+/// Tokens in a pass, or in one sequence with those that continue it where these are more. Dropout numbers its elements from
+/// the beginning of a pass, so that all engines cut a batch in the same way.
+pub const PASS_TOKENS: usize = 2048;
+
+/// Sequences that go through the layers together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// `[tokens]`
+    pub inputs: Vec<u32>,
+    /// `[tokens]`: the place of each token in its sequence, after what that continues.
+    pub positions: Vec<u32>,
+    /// `[tokens]`; none where sequences are decoded.
+    pub targets: Vec<u32>,
+    /// The sequences.
+    pub spans: Vec<Span>,
+}
+
+impl Pass {
+    /// Adds a sequence whose tokens begin at this position.
+    pub fn push(&mut self, inputs: &[u32], position: usize, before: Before) {
+        let start = self.inputs.len();
+        self.inputs.extend_from_slice(inputs);
+        self.positions.extend((position..position + inputs.len()).map(|position| position as u32));
+        self.spans.push(Span { tokens: start..self.inputs.len(), before });
+    }
+}
+
+/// Cuts a batch that [`Batch::check`] has passed. Sequences stay whole, and with those that continue them.
+pub fn passes(batch: &Batch) -> Vec<Pass> {
+    let (mut passes, mut pass, mut start) = (Vec::new(), Pass::default(), 0);
+    for family in batch.sequences.chunk_by(|_, next| next.continues) {
+        let tokens: usize = family.iter().map(|sequence| sequence.len).sum();
+        if !pass.inputs.is_empty() && pass.inputs.len() + tokens > PASS_TOKENS {
+            passes.push(std::mem::take(&mut pass));
+        }
+        let prefix = pass.inputs.len()..pass.inputs.len() + family[0].len;
+        for sequence in family {
+            let tokens = start..start + sequence.len;
+            let (position, before) =
+                if sequence.continues { (prefix.len(), Before::Tokens(prefix.clone())) } else { (0, Before::Nothing) };
+            pass.push(&batch.inputs[tokens.clone()], position, before);
+            pass.targets.extend_from_slice(&batch.targets[tokens.clone()]);
+            start = tokens.end;
+        }
+    }
+    passes.push(pass);
+    passes
+}
+
+/// Dropout in one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct PassDropout {
+    /// Probability that an activation is zeroed.
+    pub p: f32,
+    /// See [`crate::pass_seed`].
+    pub seed: u64,
+}
+
+impl PassDropout {
+    /// Nothing is dropped.
+    pub const NONE: Self = Self { p: 0.0, seed: 0 };
+
+    /// The dropout of one place in the network.
+    pub fn at(self, site: DropoutSite) -> Option<Dropout> {
+        Dropout::new(self.p, self.seed, site)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_at_2048_tokens_and_sequences_stay_with_those_that_continue_them() {
+        let mut batch = Batch::default();
+        for len in [1500, 500, 40, 9, 5000, 3] {
+            let ids = vec![1; len];
+            if len == 9 { batch.push_after(&ids, &ids) } else { batch.push(&ids, &ids) }
+        }
+        let passes = passes(&batch);
+        assert_eq!(passes.iter().map(|pass| pass.targets.len()).collect::<Vec<_>>(), [2000, 49, 5000, 3]);
+        assert_eq!(passes[1].spans[1], Span { tokens: 40..49, before: Before::Tokens(0..40) });
+        assert_eq!(passes[1].positions[38..], [38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48]);
+        assert_eq!(passes[3].positions, [0, 1, 2]);
+    }
+}

@@ -1,0 +1,247 @@
+//! [`Reference`]: a model with its gradients and its optimizer, as the contract sees it.
+
+use std::any::Any;
+use std::borrow::Cow;
+
+use ngen3_model::{Config, Lora};
+
+use super::adamw::{adamw_update, clip_factor, grad_norm};
+use super::decoder::ReferenceDecoder;
+use super::layers::add;
+use super::loss::{Guide, cross_entropy_backward, cross_entropy_forward, divergence_backward, divergence_forward};
+use super::model::Network;
+use super::pass::{Pass, PassDropout, passes};
+use super::teacher::ReferenceTeacher;
+use crate::{
+    AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, Model, Slot,
+    TeacherSource, TopK, Trainer, pass_seed,
+};
+
+/// A model in the reference engine.
+#[derive(Debug)]
+pub struct Reference {
+    network: Network,
+    /// Each `[total]` of what learns.
+    grads: Vec<f32>,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
+}
+
+impl Reference {
+    /// A model with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the shape is invalid or `params` has another length.
+    pub fn new(config: Config, params: Vec<f32>) -> Result<Self, Error> {
+        let network = Network::new(config, params)?;
+        let mut reference = Self { network, grads: Vec::new(), exp_avg: Vec::new(), exp_avg_sq: Vec::new() };
+        reference.start_optimizer();
+        Ok(reference)
+    }
+
+    /// Sets gradients and moments to zero, for whatever learns now.
+    fn start_optimizer(&mut self) {
+        let total = self.network.learned().1.len();
+        let Self { grads, exp_avg, exp_avg_sq, .. } = self;
+        [grads, exp_avg, exp_avg_sq].into_iter().for_each(|array| *array = vec![0.0; total]);
+    }
+
+    /// The distillation of a batch; `guide` gives the teacher's output for a pass and its tokens' place in the batch.
+    fn distill_with(
+        &mut self,
+        batch: &Batch,
+        distill: &DistillConfig,
+        backward: Option<Backward>,
+        guide: impl Fn(&Pass, std::ops::Range<usize>) -> Guide,
+    ) -> Result<DistillLoss, Error> {
+        let Self { network, grads, .. } = self;
+        let targets = batch.check_targets()?;
+        let (mut cross_entropy, mut divergence, mut start) = (0.0, 0.0, 0);
+        for (i, pass) in passes(batch).iter().enumerate() {
+            let drops = backward.map_or(PassDropout::NONE, |backward| drops(&backward, i));
+            let activations = network.forward(pass, drops, &mut []);
+            let logits = network.logits(&activations.hidden);
+            cross_entropy += sum(&cross_entropy_forward(&logits, &pass.targets));
+            let guide = guide(pass, start..start + pass.inputs.len());
+            start += pass.inputs.len();
+            // Without a share in the loss it is not computed.
+            if distill.alpha > 0.0 {
+                divergence += sum(&divergence_forward(&logits, &pass.targets, &guide, distill));
+            }
+            if let Some(Backward { weight, .. }) = backward {
+                let weight = weight / targets as f32;
+                let mut dlogits = cross_entropy_backward(&logits, &pass.targets, (1.0 - distill.alpha) * weight);
+                let soft = divergence_backward(&logits, &pass.targets, &guide, distill, distill.alpha * weight);
+                add(&mut dlogits, &soft);
+                network.backward(pass, drops, &activations, &dlogits, grads);
+            }
+        }
+        let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / targets as f64) as f32);
+        Ok(DistillLoss { cross_entropy, divergence })
+    }
+}
+
+/// Dropout of one pass of a batch.
+fn drops(backward: &Backward, pass: usize) -> PassDropout {
+    PassDropout { p: backward.dropout, seed: pass_seed(backward.seed, pass as u64) }
+}
+
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().map(|&loss| f64::from(loss)).sum()
+}
+
+/// Checks that a batch has a gradient.
+fn check_backward(batch: &Batch, backward: &Backward) -> Result<(), Error> {
+    let Backward { dropout, .. } = *backward;
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
+    }
+    if batch.sequences.iter().any(|sequence| sequence.continues) {
+        return Err(Error::Input("rows that continue another have no gradient".into()));
+    }
+    Ok(())
+}
+
+impl Model for Reference {
+    fn config(&self) -> &Config {
+        &self.network.config
+    }
+
+    fn info(&self) -> ComputeInfo {
+        ComputeInfo { threads: 1, dtype: Dtype::F32 }
+    }
+
+    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
+        batch.check(self.config())?;
+        let mut losses = Vec::with_capacity(batch.targets.len());
+        for pass in passes(batch) {
+            let hidden = self.network.forward(&pass, PassDropout::NONE, &mut []).hidden;
+            losses.extend(cross_entropy_forward(&self.network.logits(&hidden), &pass.targets));
+        }
+        Ok(losses)
+    }
+
+    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        Ok(Box::new(ReferenceDecoder::new(&self.network, sequences)?))
+    }
+}
+
+impl Trainer for Reference {
+    fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
+        batch.check(self.config())?;
+        check_backward(batch, &backward)?;
+        let targets = batch.check_targets()?;
+        let mut total = 0.0;
+        for (i, pass) in passes(batch).iter().enumerate() {
+            let drops = drops(&backward, i);
+            let activations = self.network.forward(pass, drops, &mut []);
+            let logits = self.network.logits(&activations.hidden);
+            total += sum(&cross_entropy_forward(&logits, &pass.targets));
+            let dlogits = cross_entropy_backward(&logits, &pass.targets, backward.weight / targets as f32);
+            self.network.backward(pass, drops, &activations, &dlogits, &mut self.grads);
+        }
+        Ok((total / targets as f64) as f32)
+    }
+
+    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+        let norm = grad_norm(&self.grads);
+        if norm.is_finite() {
+            let Self { network, grads, exp_avg, exp_avg_sq } = self;
+            let clip = clip_factor(adamw, norm);
+            let (list, params) = network.learned_mut();
+            for param in list {
+                let range = param.range();
+                let (p, g) = (&mut params[range.clone()], &grads[range.clone()]);
+                let (m, v) = (&mut exp_avg[range.clone()], &mut exp_avg_sq[range]);
+                adamw_update(adamw, param.decays(), clip, p, g, m, v);
+            }
+        }
+        self.grads.fill(0.0);
+        Ok(norm)
+    }
+
+    fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
+        Cow::Borrowed(match slot {
+            Slot::Params => self.network.learned().1,
+            Slot::Grads => &self.grads,
+            Slot::ExpAvg => &self.exp_avg,
+            Slot::ExpAvgSq => &self.exp_avg_sq,
+        })
+    }
+
+    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
+        let array = match slot {
+            Slot::Params => self.network.learned_mut().1,
+            Slot::Grads => &mut self.grads,
+            Slot::ExpAvg => &mut self.exp_avg,
+            Slot::ExpAvgSq => &mut self.exp_avg_sq,
+        };
+        array.copy_from_slice(values);
+        Ok(())
+    }
+
+    fn merged(&self) -> Cow<'_, [f32]> {
+        Cow::Owned(self.network.merged())
+    }
+
+    fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
+        if self.network.is_adapted() {
+            return Err(Error::Input("a model with adapters cannot take others before they are merged".into()));
+        }
+        self.network.adapt(lora, params)?;
+        self.start_optimizer();
+        Ok(())
+    }
+
+    fn merge(&mut self) {
+        if self.network.is_adapted() {
+            self.network.merge();
+            self.start_optimizer();
+        }
+    }
+
+    fn distiller(&mut self) -> Result<&mut dyn Distiller, Error> {
+        Ok(self)
+    }
+}
+
+impl Distiller for Reference {
+    fn distill(
+        &mut self,
+        batch: &Batch,
+        teacher: TeacherSource<'_>,
+        distill: &DistillConfig,
+        backward: Option<Backward>,
+    ) -> Result<DistillLoss, Error> {
+        batch.check(self.config())?;
+        distill.validate()?;
+        if let Some(backward) = &backward {
+            check_backward(batch, backward)?;
+        }
+        match teacher {
+            TeacherSource::Teacher(teacher) => {
+                let teacher: &mut dyn Any = teacher;
+                let Some(teacher) = teacher.downcast_ref::<ReferenceTeacher>() else {
+                    return Err(Error::Input("the teacher is on another device".into()));
+                };
+                let (own, vocab_size) = (teacher.config().vocab_size, self.config().vocab_size);
+                if own != vocab_size {
+                    return Err(Error::Input(format!("a teacher with {own} tokens for a vocabulary of {vocab_size}")));
+                }
+                batch.check(teacher.config())?;
+                self.distill_with(batch, distill, backward, |pass, _| Guide::Logits(teacher.logits(pass)))
+            }
+            TeacherSource::TopK(top_k) => {
+                top_k.check(distill.divergence, batch, self.config())?;
+                self.distill_with(batch, distill, backward, |_, tokens| {
+                    let places = tokens.start * top_k.k..tokens.end * top_k.k;
+                    let (ids, log_probs) = (top_k.ids[places.clone()].to_vec(), top_k.log_probs[places].to_vec());
+                    Guide::TopK(TopK { k: top_k.k, ids, log_probs })
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

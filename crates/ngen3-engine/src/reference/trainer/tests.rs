@@ -1,0 +1,71 @@
+//! A distillation step of the whole model against PyTorch's numbers (`make_distill.py`), whose teacher is given by its logits.
+
+use ngen3_model::ParamList;
+use serde_json::Value;
+
+use super::super::layers::linear_forward;
+use super::*;
+use crate::{Divergence, IGNORE};
+
+/// The script's `hashed`.
+fn hashed(i: u64) -> f64 {
+    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
+}
+
+/// The script's `values`.
+fn values(first: u64, scale: f64, n: usize) -> Vec<f32> {
+    (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
+}
+
+#[test]
+fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../ngen3-cpu/tests/fixtures/distill.json");
+    let all: Value = serde_json::from_slice(&std::fs::read(file).expect("the fixture")).expect("JSON");
+    let config = Config::new(2, 3, 12, 5, 97);
+    let list = ParamList::new(&config);
+    let params: Vec<f32> = (0..list.total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect();
+    let mut ids = (0..50).map(|i| (hashed(1_000_000 + i) * 97.0) as u32);
+    let inputs = ids.by_ref().take(25).collect();
+    let mut batch = Batch::even(5, inputs, ids.collect());
+    batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
+    let teacher = linear_forward(&values(20_000, 8.0, 25 * 12), &values(30_000, 1.0, 97 * 12), &[], 12);
+
+    let plain = &all["model"]["cross_entropy"];
+    for temperature in [1, 2, 4] {
+        for (name, divergence) in [
+            ("forward_kl", Divergence::ForwardKl),
+            ("reverse_kl", Divergence::ReverseKl),
+            ("jensen_shannon", Divergence::JensenShannon),
+        ] {
+            let expected = &all["model"][format!("{name} {temperature}")];
+            for alpha in [0.0f32, 0.5, 1.0] {
+                let mut student = Reference::new(config.clone(), params.clone()).expect("a valid shape");
+                let distill = DistillConfig { temperature: temperature as f32, alpha, divergence };
+                let guide = |_: &Pass, _| Guide::Logits(teacher.clone());
+                let loss = student.distill_with(&batch, &distill, Some(Backward::default()), guide).expect("a batch");
+                let close = |found: f32, expected: &Value| {
+                    let expected = expected.as_f64().expect("a number");
+                    assert!((f64::from(found) - expected).abs() < 1e-5 * expected, "{name}: {found}, not {expected}");
+                };
+                close(loss.cross_entropy, &plain["loss"]);
+                if alpha > 0.0 {
+                    close(loss.divergence, &expected["loss"]);
+                }
+                for (i, param) in list.iter().enumerate() {
+                    let direction = values(50_000 + 100 * i as u64, 1.0, param.len());
+                    let products = student.grads[param.range()].iter().zip(&direction);
+                    let found: f64 = products.map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+                    // The gradient's norm, and its product with the direction.
+                    let mixed = |which: usize| {
+                        let [soft, hard] = [expected, plain].map(|value| value["grads"][i][which].as_f64());
+                        let alpha = f64::from(alpha);
+                        alpha * soft.expect("a number") + (1.0 - alpha) * hard.expect("a number")
+                    };
+                    let (size, expected) = (mixed(0), mixed(1));
+                    let name = &param.name;
+                    assert!((found - expected).abs() < 1e-5 * size.max(1e-2), "{name}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The device that commands compute on: the only place that names one.
+
+use ngen3_cpu::Cpu;
+use ngen3_engine::Device;
+
+/// The device of this machine.
+pub fn device() -> &'static dyn Device {
+    &Cpu
+}
