@@ -280,21 +280,20 @@ struct Pair<'a> {
 /// Up to so many tokens go through products that take each by itself.
 const FEW_TOKENS: usize = 8;
 
-/// Sequences that begin, grow and end at any step, each held against the same one in a decoder of its own; returns how many
-/// logits were compared, and of how many feeds to the bit.
-fn feeds_at_random(engine: &CpuEngine, steps: u64, tolerance: f32) -> [usize; 2] {
+/// Feeds of these lengths at random: sequences begin, grow and end at any step, each held against the same one in a decoder of
+/// its own. Returns how many feeds' logits were near those, and how many the same.
+fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> [usize; 2] {
     const SLOTS: usize = 4;
     let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
-    let draw = |step: u64, slot: usize, n: usize| (hashed(step * 8 + slot as u64) * n as f64) as usize;
     let pair = || Pair { tokens: Vec::new(), alone: engine.decoder(1).expect("memory"), exact: true };
     let mut decoder = engine.decoder(SLOTS).expect("memory");
     let mut pairs: Vec<_> = (0..SLOTS).map(|_| pair()).collect();
     let mut compared = [0, 0];
-    for step in 0..steps {
-        // Beginning with another one each time.
+    for step in 0..80 {
         let mut feeds: Vec<(usize, Vec<u32>)> = Vec::new();
+        // Another one comes first each time.
         for slot in (0..SLOTS).map(|slot| (slot + step as usize) % SLOTS) {
-            let n = [0, 0, 1, 1, 1, 2, 5, 30][draw(step, slot, 8)];
+            let n = lengths[(hashed(step * 8 + slot as u64) * 8.0) as usize];
             if pairs[slot].tokens.len() + n > block {
                 decoder.clear(slot);
                 pairs[slot] = pair();
@@ -333,8 +332,23 @@ fn each_of_several_sequences_decodes_as_it_does_alone() {
     {
         let options = Options { threads: 2, dtype, quant, ..Options::default() };
         let engine = CpuEngine::new(config.clone(), params(&config), options).expect("a valid shape");
-        let [near, exact] = feeds_at_random(&engine, 80, tolerance);
-        assert!(near > 50 && exact > 20, "{near} {exact}");
+        let [near, exact] = decode_at_random(&engine, [0, 0, 1, 1, 1, 2, 2, 2], tolerance);
+        assert!(near == 0 && exact > 200, "few tokens at a time: {near} {exact}");
+        let [near, exact] = decode_at_random(&engine, [0, 0, 0, 0, 0, 1, 12, 30], tolerance);
+        assert!(near > 50 && exact > 20, "prompts among them: {near} {exact}");
+
+        // However many go through together, a sequence sees nothing of what others hold.
+        let beside = |other: u32| {
+            let mut decoder = engine.decoder(2).expect("memory");
+            let (own, other): (Vec<u32>, Vec<u32>) = (0..20).map(|t| (t * t % 97, (other + 5 * t) % 97)).unzip();
+            let mut feed = |tokens: std::ops::Range<usize>| {
+                let feed = |sequence, tokens| Feed { sequence, tokens };
+                let feeds = [feed(1, &other[..2 * tokens.len() - 1]), feed(0, &own[tokens])];
+                decoder.feed(&feeds).expect("room")[97..].to_vec()
+            };
+            [feed(0..8), feed(8..15), feed(15..16)]
+        };
+        assert_eq!(beside(0), beside(50), "{dtype} {quant}");
     }
 }
 

@@ -51,14 +51,14 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// Opens a token file, and the `val.bin` beside it if there is one; otherwise the last `val_fraction` of the tokens is
+    /// Batches of a token file, and of the `val.bin` beside it if there is one; otherwise the last `val_fraction` of the tokens is
     /// for validation. With neither there is no validation, and [`BatchSampler::val_len`] is 0.
     ///
     /// # Errors
     /// As [`TokenFile::open`]; [`Error::Data`] when a part is shorter than a block and the token after it, or `val.bin` was
     /// made with another vocabulary; [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
-    pub fn open(
-        path: &Path,
+    pub fn new(
+        data: TokenFile,
         block_size: usize,
         batch_size: usize,
         val_fraction: f64,
@@ -70,7 +70,6 @@ impl BatchSampler {
         if block_size == 0 || batch_size == 0 {
             return Err(Error::Input("block_size and batch_size must be at least 1".into()));
         }
-        let data = TokenFile::open(path)?;
         let (val, train_len) = parts(&data, val_fraction)?;
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
         let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
@@ -218,7 +217,9 @@ mod tests {
     fn open(tokens: u16, val_tokens: u16, block_size: usize, val_fraction: f64) -> Result<BatchSampler, String> {
         let folder = folder(tokens, val_tokens);
         let path = folder.path().join("data.bin");
-        BatchSampler::open(&path, block_size, 4, val_fraction, 7).map_err(|error| error.to_string())
+        TokenFile::open(&path)
+            .and_then(|data| BatchSampler::new(data, block_size, 4, val_fraction, 7))
+            .map_err(|error| error.to_string())
     }
 
     /// The rows' first tokens, after checking that each row counts up and that targets are one ahead.
@@ -263,7 +264,8 @@ mod tests {
     fn a_batch_depends_on_seed_step_and_micro_batch_alone() {
         let folder = folder(1_000, 0);
         let draw = |seed, step, micro| {
-            let sampler = BatchSampler::open(&folder.path().join("data.bin"), 8, 4, 0.1, seed).unwrap();
+            let sampler =
+                BatchSampler::new(TokenFile::open(&folder.path().join("data.bin")).unwrap(), 8, 4, 0.1, seed).unwrap();
             starts(8, |inputs, targets| sampler.train_batch(step, micro, inputs, targets))
         };
         // These very numbers: a checkpoint of an older version must resume on the batches it would have had.
@@ -303,7 +305,7 @@ mod tests {
         for val_tokens in [0, 30] {
             let folder = folder(100, val_tokens);
             let path = folder.path().join("data.bin");
-            let sampler = BatchSampler::open(&path, 4, 4, 0.3, 7).unwrap();
+            let sampler = BatchSampler::new(TokenFile::open(&path).unwrap(), 4, 4, 0.3, 7).unwrap();
             let (file, from) = validation_part(&path, 0.3).unwrap();
             let drawn = |index| starts(4, |inputs, targets| sampler.val_batch(index, inputs, targets));
             let lowest = (0..100).flat_map(drawn).min().unwrap();

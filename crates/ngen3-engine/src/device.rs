@@ -22,7 +22,9 @@ pub trait Device {
     ///
     /// # Errors
     /// As [`Device::open`].
-    fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error>;
+    fn open_teacher(&self, _config: Config, _params: Vec<f32>, _options: Options) -> Result<Box<dyn Teacher>, Error> {
+        Err(Error::Unsupported("distillation"))
+    }
 
     /// Bytes of memory that a workload takes.
     ///
@@ -39,7 +41,9 @@ pub trait Device {
     ///
     /// # Errors
     /// [`Error::Threads`] when the threads cannot be started.
-    fn product_gflops(&self, dtype: Dtype, threads: usize, shape: [usize; 3]) -> Result<f64, Error>;
+    fn product_gflops(&self, _dtype: Dtype, _threads: usize, _shape: [usize; 3]) -> Result<f64, Error> {
+        Err(Error::Unsupported("measuring its products"))
+    }
 }
 
 /// What a model is to do.

@@ -1,7 +1,7 @@
-//! What tells one kind of run from another: what a step learns, and what the model is judged by.
+//! The objective of a run: what a step learns, and what the model is judged by.
 //!
-//! [`crate::train`] is the loop of every run and knows only this. Its lessons are a [`crate::TokenObjective`] (predict the next
-//! token), and what distilling and fine-tuning make of their data.
+//! [`crate::train`] is the loop of every run and knows only this. Objectives are [`crate::TokenObjective`] (predict the next
+//! token), [`crate::ChatObjective`] (the assistant's turns) and [`crate::distill::DistillObjective`] (a teacher's probabilities too).
 
 use std::sync::atomic::AtomicBool;
 
@@ -16,16 +16,16 @@ pub struct Micro {
     pub step: u64,
     /// Which of the step's micro-batches it is, from 0.
     pub index: u64,
-    /// What its gradient is taken with; no two micro-batches of a run share a seed.
+    /// How its gradient is taken; no two micro-batches of a run share a seed.
     pub backward: Backward,
 }
 
-/// What a micro-batch showed.
+/// The result of a micro-batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutput {
     /// The loss whose gradient was added, in nats per token.
     pub loss: f32,
-    /// What the loss is made of, if it has parts worth telling apart: a name (a word, as a key in `metrics.jsonl`) and a
+    /// The terms of the loss, if they are worth telling apart: a name (a word, as a key in `metrics.jsonl`) and a
     /// value for each, the same names in every step.
     pub parts: Vec<(&'static str, f32)>,
     /// Tokens it went through.
@@ -43,31 +43,31 @@ pub enum Evaluation {
     Stopped,
 }
 
-/// What a run learns from. A step must follow from its number alone: that is why a run that stops and goes on is the run
+/// The objective of a run. A step must follow from its number alone: that is why a run that stops and goes on is the run
 /// that never stopped.
 pub trait Objective {
-    /// Targets that count in a micro-batch, so that a step's loss is the mean over all of its targets, however they are
+    /// Number of targets of a micro-batch that are not ignored, so that a step's loss is the mean over all of its targets, however they are
     /// shared out. By default all micro-batches count alike.
     fn num_target_tokens(&mut self, step: u64, index: u64) -> u64 {
         let _ = (step, index);
         1
     }
 
-    /// Adds the gradient of a micro-batch to the engine's.
+    /// Adds the gradient of a micro-batch to the trainer's.
     ///
     /// # Errors
-    /// What the engine or a file could not do.
-    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error>;
+    /// Those of the engine, or of a file that cannot be read.
+    fn training_step(&mut self, trainer: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error>;
 
     /// Judges the model by what is held out, always by the same tokens. Looks at `stop` before each batch.
     ///
     /// # Errors
-    /// As [`Objective::learn`].
-    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error>;
+    /// As [`Objective::training_step`].
+    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error>;
 
     /// Loss of any one batch, held out if possible: enough to see whether the weights are still numbers.
     ///
     /// # Errors
-    /// As [`Objective::learn`].
-    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error>;
+    /// As [`Objective::training_step`].
+    fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error>;
 }

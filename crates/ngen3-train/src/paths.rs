@@ -28,13 +28,13 @@ pub struct RunPaths {
 /// Keeps other runs from the files of this one, as long as it lives: a lock on the folder of the run. Where folders cannot be locked
 /// nothing does. Folders that were made for the run and have stayed empty vanish with it.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct RunLock {
     lock: Option<File>,
     /// Each before those in it.
     made: Vec<PathBuf>,
 }
 
-impl Drop for Held {
+impl Drop for RunLock {
     fn drop(&mut self) {
         for folder in self.made.iter().rev() {
             // What is not empty, or is gone, is left alone.
@@ -68,11 +68,11 @@ impl RunPaths {
     /// # Errors
     /// [`Error::Io`] naming the folder, [`Error::Model`] naming the file: better now than after the first hour of training.
     /// [`Error::Usage`] while another run writes the same files.
-    pub fn prepare(&self) -> Result<Held, Error> {
+    pub fn prepare(&self) -> Result<RunLock, Error> {
         if self.model.is_dir() {
             return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
         }
-        let mut held = Held::default();
+        let mut held = RunLock::default();
         let state = folder_of(&self.state);
         for folder in [&self.run, state] {
             let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::run_log::Line;
+use crate::metrics::MetricsLine;
 
 /// Size of the picture, and of the margins around the plotted area, in pixels.
 const WIDTH: f64 = 860.0;
@@ -23,8 +23,8 @@ const VAL_COLOUR: &str = "#d55e00";
 type Point = (f64, f64);
 
 /// Draws the curves of a run.
-pub fn loss_svg(title: &str, lines: &[Line]) -> String {
-    let points = |loss: fn(&Line) -> Option<f32>| {
+pub fn loss_svg(title: &str, lines: &[MetricsLine]) -> String {
+    let points = |loss: fn(&MetricsLine) -> Option<f32>| {
         let losses = lines.iter().filter_map(|line| Some((line.step as f64, f64::from(loss(line)?))));
         thin_out(&losses.filter(|(_, loss)| loss.is_finite()).collect::<Vec<_>>())
     };
@@ -188,11 +188,11 @@ fn line(svg: &mut String, element: std::fmt::Arguments) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_log::Train;
+    use crate::metrics::StepMetrics;
 
-    fn run(losses: impl IntoIterator<Item = f32>) -> Vec<Line> {
+    fn run(losses: impl IntoIterator<Item = f32>) -> Vec<MetricsLine> {
         let line = |(step, loss): (usize, f32)| {
-            let train = Train {
+            let train = StepMetrics {
                 train_loss: loss,
                 parts: Default::default(),
                 lr: 0.0,
@@ -200,7 +200,7 @@ mod tests {
                 ms_per_step: 0.0,
                 tokens_per_s: 0.0,
             };
-            Line {
+            MetricsLine {
                 step: step as u64,
                 train: (step > 0).then_some(train),
                 elapsed_s: 0.0,

@@ -1,55 +1,21 @@
 //! `X_model.run/`: what happened in a run, for people and programs to look at.
 //!
-//! `metrics.jsonl` is the record: one [`Line`] of JSON for each logged step, on the disk as soon as it is written.
+//! `metrics.jsonl` is the record: one [`MetricsLine`] of JSON for each logged step, on the disk as soon as it is written.
 //! TensorBoard's event file and `loss.svg` hold the same and are made from it. A resumed run drops the lines after the
 //! step that it goes on from, so the record always reads as that of one uninterrupted run.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ngen3_model::files::write_atomic;
-use serde::{Deserialize, Serialize};
 
+use crate::metrics::MetricsLine;
 use crate::{Error, plot, tensorboard};
 
 /// TensorBoard finds event files by this beginning of their names.
 const EVENTS_PREFIX: &str = "events.out.tfevents.";
-
-/// One line of `metrics.jsonl`: what was measured when `step` updates were done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Line {
-    /// Updates done.
-    pub step: u64,
-    /// What the last update measured; nothing before the first one.
-    #[serde(flatten)]
-    pub train: Option<Train>,
-    /// Seconds of training since step 0, those before a resumption counted in.
-    pub elapsed_s: f64,
-    /// Mean loss over the validation batches, in nats per token, at steps with an evaluation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val_loss: Option<f32>,
-}
-
-/// What an update measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Train {
-    /// Loss of the update's batch before the update, in nats per token.
-    pub train_loss: f32,
-    /// What that loss is made of, each part a key of its own, if the run tells it apart.
-    #[serde(flatten)]
-    pub parts: BTreeMap<String, f32>,
-    /// Its learning rate.
-    pub lr: f32,
-    /// Global norm of its gradient before clipping.
-    pub grad_norm: f32,
-    /// Mean duration of an update since the line before.
-    pub ms_per_step: f64,
-    /// Tokens trained on in a second, over the same time.
-    pub tokens_per_s: f64,
-}
 
 /// The open record of a run.
 #[derive(Debug)]
@@ -57,7 +23,7 @@ pub struct RunLog {
     folder: PathBuf,
     metrics: File,
     events: File,
-    lines: Vec<Line>,
+    lines: Vec<MetricsLine>,
 }
 
 impl RunLog {
@@ -84,7 +50,7 @@ impl RunLog {
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be written.
-    pub fn write(&mut self, line: Line) -> Result<(), Error> {
+    pub fn write(&mut self, line: MetricsLine) -> Result<(), Error> {
         self.metrics.write_all(&json(&line)).map_err(Error::io("write", &self.folder.join("metrics.jsonl")))?;
         write_event(&mut self.events, &line, now()).map_err(Error::io("write TensorBoard events in", &self.folder))?;
         self.lines.push(line);
@@ -110,12 +76,12 @@ impl RunLog {
 ///
 /// # Errors
 /// [`Error::Io`] if `metrics.jsonl` cannot be read; [`Error::File`] if it is not a run's.
-pub fn read_metrics(run: &Path, step: u64) -> Result<Vec<Line>, Error> {
+pub fn read_metrics(run: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     read_lines(&run.join("metrics.jsonl"), step)
 }
 
 /// The lines of `metrics.jsonl` up to `step`. No file is no lines.
-fn read_lines(path: &Path, step: u64) -> Result<Vec<Line>, Error> {
+fn read_lines(path: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -125,11 +91,11 @@ fn read_lines(path: &Path, step: u64) -> Result<Vec<Line>, Error> {
 }
 
 /// The lines up to `step`. A last line without its newline is the torso that a killed run left, and is dropped.
-fn parse_lines(text: &str, step: u64) -> Result<Vec<Line>, String> {
+fn parse_lines(text: &str, step: u64) -> Result<Vec<MetricsLine>, String> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines: Vec<MetricsLine> = Vec::new();
     for (index, text) in whole.lines().enumerate() {
-        let line: Line = serde_json::from_str(text).map_err(|error| {
+        let line: MetricsLine = serde_json::from_str(text).map_err(|error| {
             format!("line {} is not one of a training run ({error}); move the file away", index + 1)
         })?;
         if line.step > step {
@@ -140,14 +106,14 @@ fn parse_lines(text: &str, step: u64) -> Result<Vec<Line>, String> {
     Ok(lines)
 }
 
-fn json(line: &Line) -> Vec<u8> {
+fn json(line: &MetricsLine) -> Vec<u8> {
     let mut text = serde_json::to_vec(line).expect("numbers serialise");
     text.push(b'\n');
     text
 }
 
 /// Replaces the folder's event files by a new one that holds `lines`.
-fn new_event_file(folder: &Path, lines: &[Line]) -> Result<File, Error> {
+fn new_event_file(folder: &Path, lines: &[MetricsLine]) -> Result<File, Error> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(EVENTS_PREFIX)) {
@@ -169,7 +135,7 @@ fn new_event_file(folder: &Path, lines: &[Line]) -> Result<File, Error> {
     write().map_err(Error::io("write", &path))
 }
 
-fn write_event(file: &mut File, line: &Line, wall_time: f64) -> std::io::Result<()> {
+fn write_event(file: &mut File, line: &MetricsLine, wall_time: f64) -> std::io::Result<()> {
     let names: Vec<String>;
     let mut scalars = Vec::new();
     if let Some(train) = &line.train {
@@ -193,14 +159,17 @@ fn now() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::metrics::StepMetrics;
 
-    fn line(step: u64) -> Line {
+    fn line(step: u64) -> MetricsLine {
         let (parts, grad_norm, ms_per_step) = (BTreeMap::new(), 0.5, 10.0);
-        let train = Train { train_loss: 1.5, parts, lr: 3e-4, grad_norm, ms_per_step, tokens_per_s: 100.0 };
-        Line {
+        let train = StepMetrics { train_loss: 1.5, parts, lr: 3e-4, grad_norm, ms_per_step, tokens_per_s: 100.0 };
+        MetricsLine {
             step,
             train: (step > 0).then_some(train),
             elapsed_s: 0.1,
@@ -263,8 +232,8 @@ mod tests {
             trained in any::<bool>(), parts in proptest::collection::btree_map("part_[a-z]{1,5}", 0f32..1e4, 0..3),
         ) {
             let (grad_norm, ms_per_step) = (loss, 1.25);
-            let train = Train { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s: 0.5 };
-            let line = Line { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val };
+            let train = StepMetrics { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s: 0.5 };
+            let line = MetricsLine { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val };
             let text = String::from_utf8(json(&line)).unwrap();
             prop_assert_eq!(parse_lines(&text, u64::MAX), Ok(vec![line]));
         }

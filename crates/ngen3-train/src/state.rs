@@ -2,7 +2,7 @@
 //!
 //! Weights, AdamW's moments and the step they belong to stand together, so that no crash can leave some of one step
 //! beside some of another. The file is a safetensors file: three flat arrays in the order of
-//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`Header`] as JSON in its
+//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`RunRecord`] as JSON in its
 //! metadata. The sampler of batches needs no state: what a step trains on follows from the seed and the step alone.
 
 use std::fs::File;
@@ -12,123 +12,19 @@ use std::path::Path;
 use ngen3_engine::{Slot, Trainer};
 use ngen3_model::checkpoint::safetensors::{Reader, write_arrays_header, write_f32};
 use ngen3_model::files::write_atomic;
-use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
-use crate::run_log::Train;
-use crate::{Error, Kind, TrainSettings};
+use crate::Error;
+use crate::record::RunRecord;
 
 /// Written into every file, and expected: another layout would get another number.
 const FORMAT: &str = "ngen3 training state 1";
-
-/// What a state says beside the arrays. What came later than the first states is optional.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Header {
-    /// What kind of run it is.
-    #[serde(default)]
-    pub kind: Kind,
-    /// The model's shape.
-    pub config: Config,
-    /// How the run is trained.
-    pub settings: TrainSettings,
-    /// Where it stands.
-    #[serde(flatten)]
-    pub reached: Reached,
-    /// What it learns from.
-    pub data: DataIdentity,
-    /// What else decides what it learns.
-    #[serde(default)]
-    pub lesson: Map<String, Value>,
-    /// The adapters, if only they learn: the arrays are theirs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adapting: Option<Adapting>,
-    /// How conversations become text for the model.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chat: Option<ChatFormat>,
-}
-
-/// Adapters that learn beside a model that stays as it is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Adapting {
-    /// Their shape.
-    pub lora: Lora,
-    /// Where the model came from, as it was named.
-    pub base: String,
-    /// SHA-256 of the model's parameters, in hexadecimal: `X_model.state/base.safetensors` has them.
-    pub base_sha256: String,
-}
-
-impl Header {
-    /// Numbers in each array.
-    ///
-    /// # Errors
-    /// The reason why the model cannot have the adapters.
-    fn total(&self) -> Result<usize, String> {
-        match &self.adapting {
-            None => Ok(ParamList::new(&self.config).total()),
-            Some(Adapting { lora, .. }) => {
-                LoraList::new(&self.config, lora).map(|list| list.total()).map_err(|error| error.to_string())
-            }
-        }
-    }
-}
-
-/// How far a run is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Reached {
-    /// Updates done.
-    pub step: u64,
-    /// Lowest validation loss so far.
-    pub best_val_loss: Option<f32>,
-    /// Updates that were done when it was measured.
-    #[serde(default)]
-    pub best_step: u64,
-    /// Evaluations since then, none of which was better.
-    #[serde(default)]
-    pub evals_since_best: u64,
-    /// Seconds of training since step 0.
-    pub elapsed_s: f64,
-    /// What the last update measured, if the evaluation after it was stopped: it is made when the run goes on, and what it
-    /// finds is logged with this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unevaluated: Option<Train>,
-}
-
-impl Reached {
-    /// Takes note of an evaluation; whether it is the best so far.
-    pub(crate) fn evaluated(&mut self, val_loss: f32) -> bool {
-        let best = self.best_val_loss.is_none_or(|best| val_loss < best);
-        if best {
-            (self.best_val_loss, self.best_step, self.evals_since_best) = (Some(val_loss), self.step, 0);
-        } else {
-            self.evals_since_best += 1;
-        }
-        best
-    }
-
-    /// Whether `patience` evaluations, if that is not 0, have brought nothing.
-    pub(crate) fn is_stale(&self, patience: u64) -> bool {
-        patience > 0 && self.evals_since_best >= patience
-    }
-}
-
-/// What tells one data set from another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataIdentity {
-    /// Tokens to train on.
-    pub train_tokens: u64,
-    /// Tokens to validate on.
-    pub val_tokens: u64,
-    /// SHA-256 of data.bin, in hexadecimal.
-    pub sha256: String,
-}
 
 /// A state as a file holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Everything but the arrays.
-    pub header: Header,
+    pub record: RunRecord,
     /// Weights, `[total]`.
     pub params: Vec<f32>,
     /// AdamW's first moment, `[total]`.
@@ -144,13 +40,13 @@ const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::E
 ///
 /// # Errors
 /// [`Error::Model`] if it cannot be written; the old file is then as it was.
-pub fn save(path: &Path, header: &Header, engine: &dyn Trainer) -> Result<(), Error> {
-    let total = header.total().expect("adapters that learn are valid");
-    let run = serde_json::to_string(header).expect("names and numbers serialise");
+pub fn save(path: &Path, record: &RunRecord, trainer: &dyn Trainer) -> Result<(), Error> {
+    let total = record.total().expect("adapters that learn are valid");
+    let run = serde_json::to_string(record).expect("names and numbers serialise");
     let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);
     write_atomic(path, |file| {
         write_arrays_header(file, metadata, ARRAYS.map(|(name, _)| (name, total)))?;
-        ARRAYS.iter().try_for_each(|&(_, slot)| write_f32(file, &engine.read(slot)))
+        ARRAYS.iter().try_for_each(|&(_, slot)| write_f32(file, &trainer.read(slot)))
     })?;
     Ok(())
 }
@@ -177,16 +73,16 @@ fn read(file: File, len: u64) -> Result<State, String> {
         return Err(format!("its format is {format:?}, and this program reads {FORMAT:?}"));
     }
     let run = file.metadata("run").ok_or("it does not say what run it is of")?;
-    let header: Header = serde_json::from_str(run).map_err(|error| format!("its header is damaged ({error})"))?;
-    header.config.validate().map_err(|error| error.to_string())?;
-    header.settings.validate().map_err(|error| error.to_string())?;
+    let record: RunRecord = serde_json::from_str(run).map_err(|error| format!("its header is damaged ({error})"))?;
+    record.config.validate().map_err(|error| error.to_string())?;
+    record.settings.validate().map_err(|error| error.to_string())?;
     // A block has more than one parameter: a count that the file has no room for is not worth laying out.
-    if header.config.n_layer as u64 > len {
-        return Err(format!("it is too short for a model of {} blocks", header.config.n_layer));
+    if record.config.n_layer as u64 > len {
+        return Err(format!("it is too short for a model of {} blocks", record.config.n_layer));
     }
-    let total = header.total()?;
+    let total = record.total()?;
     let [params, exp_avg, exp_avg_sq] = ARRAYS.map(|(name, _)| file.array(name, total));
-    Ok(State { params: params?, exp_avg: exp_avg?, exp_avg_sq: exp_avg_sq?, header })
+    Ok(State { params: params?, exp_avg: exp_avg?, exp_avg_sq: exp_avg_sq?, record })
 }
 
 #[cfg(test)]
@@ -196,21 +92,25 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use ngen3_model::{Config, ParamList};
+
     use super::*;
+    use crate::metrics::StepMetrics;
+    use crate::record::{DataIdentity, RunKind, TrainProgress};
     use crate::testing::{FakeEngine, settings};
 
-    fn header() -> Header {
-        Header {
-            kind: Kind::Distill,
+    fn record() -> RunRecord {
+        RunRecord {
+            kind: RunKind::Distill,
             config: Config::new(1, 1, 2, 3, 5),
             settings: settings(7),
-            reached: Reached {
+            progress: TrainProgress {
                 step: 3,
                 best_val_loss: Some(0.1),
                 best_step: 2,
                 evals_since_best: 1,
                 elapsed_s: 12.25,
-                unevaluated: Some(Train {
+                unevaluated: Some(StepMetrics {
                     train_loss: 0.3,
                     parts: [("cross_entropy".into(), 0.7)].into(),
                     lr: 1e-4,
@@ -219,16 +119,16 @@ mod tests {
                     tokens_per_s: 7.25,
                 }),
             },
-            lesson: [("temperature".into(), 2.into())].into_iter().collect(),
+            objective: serde_json::from_value(json!({ "temperature": 2.0, "alpha": 0.5 })).unwrap(),
             data: DataIdentity { train_tokens: 90, val_tokens: 10, sha256: "ab".into() },
-            adapting: None,
+            adapters: None,
             chat: None,
         }
     }
 
     fn engine() -> FakeEngine {
-        let mut engine = FakeEngine::new(header().config, 1);
-        let total = ParamList::new(&header().config).total();
+        let mut engine = FakeEngine::new(record().config, 1);
+        let total = ParamList::new(&record().config).total();
         for (slot, add) in [(Slot::Params, 0.5), (Slot::ExpAvg, -1.0), (Slot::ExpAvgSq, 1e-20)] {
             engine.write(slot, &(0..total).map(|i| i as f32 + add).collect::<Vec<_>>()).unwrap();
         }
@@ -238,7 +138,7 @@ mod tests {
     fn saved() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.safetensors");
-        save(&path, &header(), &engine()).unwrap();
+        save(&path, &record(), &engine()).unwrap();
         std::fs::read(&path).unwrap()
     }
 
@@ -252,7 +152,7 @@ mod tests {
     #[test]
     fn a_state_comes_back_as_it_was() {
         let state = read_bytes(&saved()).unwrap();
-        assert_eq!(state.header, header());
+        assert_eq!(state.record, record());
         assert_eq!(state.params, *engine().read(Slot::Params));
         assert_eq!(state.exp_avg, *engine().read(Slot::ExpAvg));
         assert_eq!(state.exp_avg_sq, *engine().read(Slot::ExpAvgSq));
@@ -265,9 +165,9 @@ mod tests {
         for (_, slot) in ARRAYS {
             write_f32(&mut numbers, &engine().read(slot)).unwrap();
         }
-        let total = ParamList::new(&header().config).total();
+        let total = ParamList::new(&record().config).total();
         let array = |n: usize| json!({ "dtype": "F32", "shape": [total], "data_offsets": [4 * n * total, 4 * (n + 1) * total] });
-        let run = serde_json::to_string(&header()).unwrap();
+        let run = serde_json::to_string(&record()).unwrap();
         let json = json!({
             "__metadata__": { "format": "ngen3 training state 1", "run": run },
             "params": array(0),
@@ -278,7 +178,7 @@ mod tests {
         json += &" ".repeat(json.len().next_multiple_of(8) - json.len());
         let bytes = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), &numbers].concat();
         assert!(saved() == bytes);
-        assert_eq!(read_bytes(&bytes).unwrap().header, header());
+        assert_eq!(read_bytes(&bytes).unwrap().record, record());
     }
 
     #[test]

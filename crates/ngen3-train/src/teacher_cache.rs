@@ -3,7 +3,7 @@
 //! The training part is cut into windows of a block, back to back, and training takes its rows from these (elsewhere a row
 //! starts at any token). For each place of each window the folder holds the teacher's `top_k` likeliest tokens at the
 //! temperature, and their log probabilities over the whole vocabulary; what is missing to 1 is the rest, as one lump.
-//! `cache.json` says what it is of ([`About`]); `windows-00000.bin` and on hold a fixed number of windows each, a window
+//! `cache.json` says what it is of ([`CacheIdentity`]); `windows-00000.bin` and on hold a fixed number of windows each, a window
 //! being its ids `[block, top_k]` (u16, or u32 where the vocabulary needs it) and then its log probabilities (f32), all
 //! little-endian. Files are written whole or not at all, and those that are there are not made again.
 
@@ -26,7 +26,7 @@ const FILE_BYTES: usize = 8 << 20;
 
 /// What a cache is of: it serves runs for which all of this is the same, but for the dtype.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct About {
+pub struct CacheIdentity {
     format: String,
     /// SHA-256 of the teacher's shape and weights, and what they were rounded to, if to anything.
     pub teacher: String,
@@ -47,7 +47,7 @@ pub struct About {
     windows_per_file: usize,
 }
 
-impl About {
+impl CacheIdentity {
     /// Of this teacher, on this data.
     pub fn new(
         teacher: String,
@@ -97,7 +97,7 @@ fn brief(value: &Value) -> String {
 #[derive(Debug)]
 pub struct TeacherCache {
     folder: PathBuf,
-    about: About,
+    about: CacheIdentity,
     /// How many there are.
     windows: usize,
     /// What the teacher computed in when it said what is there, if that is another dtype than now.
@@ -111,7 +111,7 @@ impl TeacherCache {
     /// # Errors
     /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be, or what is missing would be
     /// said in another dtype than the rest; [`Error::Io`].
-    pub fn open(folder: &Path, about: About, windows: usize) -> Result<Self, Error> {
+    pub fn open(folder: &Path, about: CacheIdentity, windows: usize) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
         let path = folder.join("cache.json");
         let (mut other_dtype, mut missing) = (None, false);
@@ -260,7 +260,7 @@ impl TeacherCache {
     /// # Errors
     /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that holds what no teacher says.
     pub fn read(&self, windows: &[usize]) -> Result<TopK, Error> {
-        let About { vocab_size, block_size, top_k, .. } = self.about;
+        let CacheIdentity { vocab_size, block_size, top_k, .. } = self.about;
         let numbers = block_size * top_k;
         let mut bytes = vec![0; self.about.window_bytes()];
         let mut found = TopK { k: top_k, ..TopK::default() };
@@ -295,13 +295,14 @@ impl TeacherCache {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
+    use ngen3_data::TokenFile;
     use ngen3_engine::{Slot, Trainer};
     use ngen3_model::Config;
     use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::distill::{Asked, Plan, Terms};
+    use crate::distill::{DistillRequest, DistillTask};
     use crate::testing::{FakeEngine, settings};
 
     const TOKENS: u64 = 300;
@@ -309,9 +310,12 @@ mod tests {
     /// Not a number that f32 holds exactly: its text has to be found again.
     const TEMPERATURE: f32 = 1.2;
 
-    fn about(vocab_size: usize) -> About {
+    fn about(vocab_size: usize) -> CacheIdentity {
         let data = DataIdentity { train_tokens: 240, val_tokens: 60, sha256: "d".into() };
-        About { windows_per_file: 7, ..About::new("t".into(), Dtype::F32, data, vocab_size, 4, TEMPERATURE, 3) }
+        CacheIdentity {
+            windows_per_file: 7,
+            ..CacheIdentity::new("t".into(), Dtype::F32, data, vocab_size, 4, TEMPERATURE, 3)
+        }
     }
 
     /// A folder with tokens below 7, a corpus of them, and a teacher.
@@ -320,12 +324,13 @@ mod tests {
         let bytes: Vec<u8> = (0..TOKENS).flat_map(|i| ((i * i % 7) as u16).to_le_bytes()).collect();
         fs::write(dir.path().join("data.bin"), bytes).unwrap();
         let config = Config::new(1, 1, 2, 4, 7);
-        let corpus = TokenObjective::open(&dir.path().join("data.bin"), &config, &settings(1)).unwrap();
+        let corpus =
+            TokenObjective::new(TokenFile::open(&dir.path().join("data.bin")).unwrap(), &config, &settings(1)).unwrap();
         (dir, corpus, FakeEngine::new(config, 3))
     }
 
     /// The cache of that corpus.
-    fn open(folder: &Path, about: About) -> Result<TeacherCache, Error> {
+    fn open(folder: &Path, about: CacheIdentity) -> Result<TeacherCache, Error> {
         TeacherCache::open(folder, about, 59)
     }
 
@@ -385,9 +390,10 @@ mod tests {
         let cache = open(&dir.path().join("said"), about(7)).unwrap();
         assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
         let mut student = FakeEngine::new(Config::new(1, 1, 2, 4, 7), 4);
-        let terms = Terms::settle(Asked { top_k: Some(3), ..Asked::default() }, None, "t".into()).unwrap();
-        let mut plan = Plan { corpus, terms };
-        let found = plan.compare(&cache, &mut teacher, &mut student, 2, &AtomicBool::new(true));
+        let request = DistillRequest { top_k: Some(3), ..DistillRequest::default() };
+        let record = request.settle(None, "t".into()).unwrap();
+        let mut task = DistillTask { tokens: corpus, record };
+        let found = task.compare(&cache, &mut teacher, &mut student, 2, &AtomicBool::new(true));
         assert_eq!(found.unwrap(), None);
     }
 
@@ -395,7 +401,7 @@ mod tests {
     fn a_cache_is_of_one_dtype_once_the_teacher_has_said_something() {
         let (dir, mut corpus, mut teacher) = all();
         let folder = dir.path().join("said");
-        let bf16 = || About { dtype: "bf16".into(), ..about(7) };
+        let bf16 = || CacheIdentity { dtype: "bf16".into(), ..about(7) };
         open(&folder, bf16()).unwrap();
         let cache = open(&folder, about(7)).unwrap();
         assert_eq!(cache.other_dtype(), None, "nothing had been said");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use ngen3_engine::{AdamW, Backward, Batch, Error, Model, Slot, Teacher, TopK, Trainer};
+use ngen3_engine::{AdamW, Backward, Batch, Device, Error, Model, Options, Slot, Teacher, TopK, Trainer, Workload};
 use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
@@ -54,6 +54,25 @@ impl FakeEngine {
         let exp: Vec<f32> = self.arrays[0][..self.config.vocab_size].iter().map(|logit| logit.exp()).collect();
         let sum: f32 = exp.iter().sum();
         exp.iter().map(|e| e / sum).collect()
+    }
+}
+
+/// Opens fake models, which need no memory.
+pub struct FakeDevice;
+
+impl Device for FakeDevice {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn open(&self, config: Config, params: Vec<f32>, _: Options) -> Result<Box<dyn Trainer>, Error> {
+        let mut engine = FakeEngine::new(config, 0);
+        engine.write(Slot::Params, &params)?;
+        Ok(Box::new(engine))
+    }
+
+    fn memory(&self, _: &Config, _: Workload<'_>, _: Options) -> Result<u64, Error> {
+        Ok(0)
     }
 }
 

@@ -4,14 +4,14 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use ngen3_cpu::CpuEngine;
+use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
 use ngen3_engine::{Backward, Dtype, Options, Slot, Trainer};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
 use ngen3_train::{
-    Begin, Conversations, Init, Job, Kind, Micro, Objective, Overrides, Progress, Request, Shape, StepReport, Weights,
-    train,
+    ChatObjective, InitialWeights, Job, Micro, Objective, Overrides, Progress, RunKind, RunSpec, Shape, StartFrom,
+    StepReport, setup, train,
 };
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ fn params(config: &Config) -> Vec<f32> {
     (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
 }
 
-fn prepare(folder: &std::path::Path, lines: &str, train_on: TrainOn) -> (Job, Conversations, Weights) {
+fn prepare(folder: &std::path::Path, lines: &str, train_on: TrainOn) -> (Job, ChatObjective, InitialWeights) {
     let settings = Overrides { batch_size: Some(16), val_fraction: Some(0.0), ..Overrides::default() };
     prepare_with(folder, lines, train_on, settings)
 }
@@ -31,7 +31,7 @@ fn prepare_with(
     lines: &str,
     train_on: TrainOn,
     settings: Overrides,
-) -> (Job, Conversations, Weights) {
+) -> (Job, ChatObjective, InitialWeights) {
     let file = folder.join("chats.jsonl");
     fs::write(&file, lines).unwrap();
     let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
@@ -40,17 +40,18 @@ fn prepare_with(
     let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, true, false, &go, &mut |_| {}).unwrap();
     let config = Config::new(2, 3, 12, 64, 50_257);
     let checkpoint = Checkpoint { params: params(&config), config, meta: CheckpointMeta::default() };
-    let request = Request {
-        kind: Kind::Finetune,
+    let spec = RunSpec {
+        kind: RunKind::Finetune,
         variant: None,
         config_file: None,
         out: Some(folder.join("x_model.pt")),
-        begin: Begin::Fresh { init: Init::Given("start.pt".into(), Box::new(checkpoint)), overwrite: false },
+        start: StartFrom::Loaded("start.pt".into(), Box::new(checkpoint)),
+        overwrite: false,
         settings,
         shape: Shape::default(),
         lora: None,
     };
-    Conversations::prepare(request, chats, train_on, false, None).unwrap()
+    setup::on_chats(&Cpu, spec, chats, train_on, false, None).unwrap()
 }
 
 #[test]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_engine::{ComputeInfo, Trainer};
 use ngen3_model::{Lora, LoraList, ParamList};
-use ngen3_train::{Adapting, Job, Objective, Outcome, Progress, StepReport, TrainSettings, Weights, train};
+use ngen3_train::{
+    AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings, train,
+};
 
 use crate::commands::variants;
 use crate::device::device;
@@ -18,23 +20,22 @@ use crate::interrupt::Interrupted;
 use crate::progress::{count, counted, write_line};
 use crate::stdout;
 
-/// A job with an engine that holds its weights.
+/// A job with the model that learns.
 pub struct Training<'a> {
     job: &'a Job,
-    /// Of the model that learns.
-    pub engine: Box<dyn Trainer>,
+    pub trainer: Box<dyn Trainer>,
 }
 
 impl<'a> Training<'a> {
-    /// Makes the engine. `None` if no step is left to do, which is said on stdout.
-    pub fn new(job: &'a Job, Weights { params, adapter, moments }: Weights) -> anyhow::Result<Option<Self>> {
-        let mut engine = device().open(job.config.clone(), params, job.settings.options())?;
-        if let (Some(adapting), Some(adapter)) = (&job.adapting, adapter) {
-            engine.adapt(&adapting.lora, adapter)?;
-        }
+    /// Opens the model. `None` if no step is left to do, which is said on stdout.
+    pub fn new(job: &'a Job, mut weights: InitialWeights) -> anyhow::Result<Option<Self>> {
         if job.is_finished() {
-            job.complete(&*engine)?;
-            let (model, step) = (job.paths.model.display(), job.reached.step);
+            weights.moments = None;
+        }
+        let trainer = job.open(device(), weights)?;
+        if job.is_finished() {
+            job.complete(&*trainer)?;
+            let (model, step) = (job.paths.model.display(), job.progress.step);
             let done = counted(step);
             let text = match (step == job.settings.max_iters, step) {
                 (true, 1) => format!("{model}: its only step is done; a larger --max_iters trains on\n"),
@@ -46,22 +47,24 @@ impl<'a> Training<'a> {
             stdout::print(&text)?;
             return Ok(None);
         }
-        if let Some(moments) = moments {
-            moments.restore(&mut *engine)?;
-        }
-        Ok(Some(Self { job, engine }))
+        Ok(Some(Self { job, trainer }))
     }
 
     /// Trains to the end, or until it is stopped: then it says how to go on, with the words of `command` (its name, and the
     /// flags that say what the run learns from).
-    pub fn run(mut self, lesson: &mut dyn Objective, command: &[&OsStr], stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    pub fn run(
+        mut self,
+        objective: &mut dyn Objective,
+        command: &[&OsStr],
+        stop: &Arc<AtomicBool>,
+    ) -> anyhow::Result<()> {
         let job = self.job;
         let model = job.paths.model.display();
-        write_line(&header(job, self.engine.info())?);
+        write_line(&header(job, self.trainer.info())?);
         let started = Instant::now();
-        let mut status = Status::new(job.reached.best_val_loss.map(|loss| (job.reached.best_step, loss)));
+        let mut status = Status::new(job.progress.best_val_loss.map(|loss| (job.progress.best_step, loss)));
         let told = tell_when_stopped(stop, &status.line);
-        let outcome = train(job, lesson, &mut *self.engine, &mut status, stop);
+        let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
         let steps = match outcome? {
@@ -79,7 +82,7 @@ impl<'a> Training<'a> {
                 return Err(Interrupted.into());
             }
         };
-        let took = started.elapsed().as_secs_f64() + job.reached.elapsed_s;
+        let took = started.elapsed().as_secs_f64() + job.progress.elapsed_s;
         let mut text = format!("{model}: {} in {}", count(steps, "step"), span(took));
         match (status.best, status.val_loss) {
             (Some((step, loss)), _) if job.settings.keep_best => {
@@ -118,11 +121,11 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
         n => format!(", {n} times"),
     };
     // Rows of conversations are of any length up to that, and packed.
-    let upto = if job.lesson.contains_key("train_on") { "up to " } else { "" };
-    let teachers = if job.lesson.contains_key("teacher_sha256") { ", the teacher's among it" } else { "" };
-    let adapters = match &job.adapting {
+    let upto = if matches!(job.objective, ObjectiveRecord::Chat(_)) { "up to " } else { "" };
+    let teachers = if matches!(job.objective, ObjectiveRecord::Distill(_)) { ", the teacher's among it" } else { "" };
+    let adapters = match &job.adapters {
         None => String::new(),
-        Some(Adapting { lora, .. }) => {
+        Some(AdapterRecord { lora, .. }) => {
             let learned = LoraList::new(config, lora)?.total() as u64;
             let Lora { rank, alpha, targets } = lora;
             format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", counted(learned))
@@ -155,8 +158,8 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
             variants::bytes(job.bytes)
         ),
     ];
-    if job.reached.step > 0 {
-        lines.push(format!("       goes on after step {}", counted(job.reached.step)));
+    if job.progress.step > 0 {
+        lines.push(format!("       goes on after step {}", counted(job.progress.step)));
     }
     lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
     Ok(lines.join("\n"))

@@ -132,8 +132,13 @@ fn the_first_loss_is_what_the_engine_says_of_both_models() {
     let Checkpoint { config, params, .. } = load(folder, "student.pt");
     let mut student = CpuEngine::new(config, params, options).unwrap();
     let settings = load(folder, "student.pt").meta.training;
-    let sampler =
-        ngen3_data::BatchSampler::open(&folder.join("data.bin"), 8, 4, 0.1, settings["seed"].as_u64().unwrap());
+    let sampler = ngen3_data::BatchSampler::new(
+        ngen3_data::TokenFile::open(&folder.join("data.bin")).unwrap(),
+        8,
+        4,
+        0.1,
+        settings["seed"].as_u64().unwrap(),
+    );
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     sampler.unwrap().train_batch(0, 0, &mut inputs, &mut targets);
     let batch = ngen3_engine::Batch::even(8, inputs, targets);

@@ -6,17 +6,19 @@ mod starting;
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use ngen3_engine::Slot;
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
 use super::*;
-use crate::objective::StepOutput;
-use crate::testing::{FakeEngine, settings};
-use crate::{Begin, Held, Init, Kind, Overrides, Request, Shape, TokenObjective, Weights};
+use crate::metrics::MetricsLine;
+use crate::objective::{Evaluation, StepOutput};
+use crate::testing::{FakeDevice, FakeEngine, settings};
+use crate::{InitialWeights, Overrides, RunKind, RunLock, RunSpec, Shape, StartFrom, TokenObjective, setup, state};
 
-const FRESH: Begin = Begin::Fresh { init: Init::Random, overwrite: false };
+const FRESH: StartFrom = StartFrom::Scratch;
 
 fn config() -> Config {
     Config::new(1, 1, 2, 4, 7)
@@ -34,13 +36,14 @@ fn write_data(dir: &Path, skew: u32) {
     fs::write(dir.join("data.bin"), tokens.flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
 }
 
-fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
-    Request {
-        kind: Kind::Train,
+fn request(dir: &Path, start: StartFrom, asked: Overrides) -> RunSpec {
+    RunSpec {
+        kind: RunKind::Train,
         variant: None,
         config_file: None,
         out: Some(dir.join("x.pt")),
-        begin,
+        start,
+        overwrite: false,
         settings: asked,
         shape: Shape::from(&config()),
         lora: None,
@@ -48,12 +51,23 @@ fn request(dir: &Path, begin: Begin, asked: Overrides) -> Request {
 }
 
 /// Settles a run on the data.bin beside its model.
-fn prepare(request: Request) -> Result<(Job, TokenObjective, Weights), Error> {
+fn prepare(request: RunSpec) -> Result<(Job, TokenObjective, InitialWeights), Error> {
     let data = request.out.as_ref().unwrap().with_file_name("data.bin");
-    TokenObjective::prepare(request, &data)
+    setup::on_tokens(&FakeDevice, request, &data)
 }
 
-/// What was said about a run, which it can stop.
+/// The fake model with the weights that a job starts from.
+fn trainer(job: &Job, weights: InitialWeights) -> FakeEngine {
+    let mut engine = FakeEngine::new(job.config.clone(), 0);
+    engine.write(Slot::Params, &weights.params).unwrap();
+    if let Some(moments) = weights.moments {
+        engine.write(Slot::ExpAvg, &moments.exp_avg).unwrap();
+        engine.write(Slot::ExpAvgSq, &moments.exp_avg_sq).unwrap();
+    }
+    engine
+}
+
+/// The reports of a run, which it can stop.
 #[derive(Default)]
 struct Watcher {
     stop_after: Option<u64>,
@@ -78,13 +92,9 @@ impl Progress for Watching<'_> {
 }
 
 impl Watcher {
-    fn run(&mut self, request: Request, tweak: impl FnOnce(&mut FakeEngine)) -> Result<(Outcome, FakeEngine), Error> {
+    fn run(&mut self, request: RunSpec, tweak: impl FnOnce(&mut FakeEngine)) -> Result<(Outcome, FakeEngine), Error> {
         let (job, mut corpus, weights) = prepare(request)?;
-        let mut engine = FakeEngine::new(job.config.clone(), 0);
-        engine.write(Slot::Params, &weights.params).unwrap();
-        if let Some(moments) = weights.moments {
-            moments.restore(&mut engine).unwrap();
-        }
+        let mut engine = trainer(&job, weights);
         tweak(&mut engine);
         let mut watching = Watching(&self.stop, self.stop_after, &mut self.steps, &mut self.evaluations);
         let outcome = train(&job, &mut corpus, &mut engine, &mut watching, &self.stop)?;
@@ -92,15 +102,15 @@ impl Watcher {
     }
 }
 
-fn run(request: Request) -> Result<Outcome, Error> {
+fn run(request: RunSpec) -> Result<Outcome, Error> {
     Watcher::default().run(request, |_| {}).map(|(outcome, _)| outcome)
 }
 
 /// metrics.jsonl without its times.
-fn metrics(dir: &Path) -> Vec<Line> {
+fn metrics(dir: &Path) -> Vec<MetricsLine> {
     let text = fs::read_to_string(dir.join("x.run/metrics.jsonl")).unwrap();
     let line = |text: &str| {
-        let mut line: Line = serde_json::from_str(text).unwrap();
+        let mut line: MetricsLine = serde_json::from_str(text).unwrap();
         line.elapsed_s = 0.0;
         if let Some(train) = &mut line.train {
             (train.ms_per_step, train.tokens_per_s) = (0.0, 0.0);
@@ -110,7 +120,7 @@ fn metrics(dir: &Path) -> Vec<Line> {
     text.lines().map(line).collect()
 }
 
-fn error(request: Request) -> String {
+fn error(request: RunSpec) -> String {
     run(request).unwrap_err().to_string()
 }
 
@@ -173,7 +183,7 @@ fn a_diverged_run_keeps_the_last_good_model() {
         assert!(checkpoint.params.iter().all(|value| value.is_finite()));
         // A gentler rate goes on from there.
         let gentle = Overrides { learning_rate: Some(0.01), min_lr: Some(0.0), ..Overrides::default() };
-        assert_eq!(run(request(dir.path(), Begin::Resume, gentle)).unwrap(), Outcome::Finished);
+        assert_eq!(run(request(dir.path(), StartFrom::Resume, gentle)).unwrap(), Outcome::Finished);
     }
 }
 
@@ -187,7 +197,7 @@ fn no_steps_initialise_and_save() {
     assert_eq!(checkpoint.meta.tokenizer, TokenizerRef::Unknown, "nothing says what made these ids");
     assert_eq!(checkpoint.meta.training["learning_rate"].to_string(), "0.1");
     // It can go on from there as if it had been asked for steps at once.
-    run(request(dir.path(), Begin::Resume, Overrides { max_iters: Some(20), ..Overrides::default() })).unwrap();
+    run(request(dir.path(), StartFrom::Resume, Overrides { max_iters: Some(20), ..Overrides::default() })).unwrap();
     let whole = folder();
     run(request(whole.path(), FRESH, settings(20).into())).unwrap();
     assert_eq!(metrics(dir.path()), metrics(whole.path()));

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_engine::{Divergence, Options, Quant, Teacher};
 use ngen3_model::{Checkpoint, Config, Variant};
-use ngen3_train::distill::{Asked, Compared, Distillation, Plan};
-use ngen3_train::{Init, Job, Kind, Request};
+use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
+use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
 
 use super::train::{Flags, RunFlags};
 use crate::device::device;
@@ -94,22 +94,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (Found { path, name, .. }, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
     let teacher = Arc::new(teacher);
     let (settings, mut shape) = args.flags.asked();
-    let init = match args.init_student {
+    let start = match args.init_student {
         Some(named) if named == Path::new("from-teacher-layers") || named == Path::new("from_teacher_layers") => {
-            Init::LayersOf(path.clone(), Arc::clone(&teacher))
+            StartFrom::LayersOf(path.clone(), Arc::clone(&teacher))
         }
         Some(named) => {
             let found = model::find(&named, args.student_variant, None)?;
             shape = found.shaped(shape);
-            Init::From(found.path)
+            StartFrom::Checkpoint(found.path)
         }
-        None => Init::Random,
+        None => StartFrom::Scratch,
     };
     let stop = interrupt::watch()?;
-    let request = Request {
-        kind: Kind::Distill,
+    let spec = RunSpec {
+        kind: RunKind::Distill,
         variant: args.student_variant,
-        begin: args.files.begin(init),
+        start: args.files.start(start),
+        overwrite: args.files.overwrite,
         config_file: args.files.config,
         out: args.files.out,
         settings,
@@ -118,14 +119,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let Args { temperature, alpha, divergence, teacher_quant, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);
-    let asked = Asked { temperature, alpha, divergence, teacher_quant, top_k };
-    let (job, plan, weights) = Plan::prepare(device(), request, &args.data, asked, &path, &teacher)?;
+    let request = DistillRequest { temperature, alpha, divergence, teacher_quant, top_k };
+    let (job, task, weights) = setup::with_teacher(device(), spec, &args.data, request, &path, &teacher)?;
     let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
 
     // The student has taken from it what it needs, so that this copies nothing.
     let Checkpoint { config, params, .. } = Arc::unwrap_or_clone(teacher);
     let Config { n_layer, n_head, n_embd, block_size, .. } = config;
-    let quant = plan.terms.teacher_quant;
+    let quant = task.record.quant();
     let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
     write_line(&format!(
         "teacher: {name}: {}, {}, width {n_embd}, block {block_size}{rounded}",
@@ -133,31 +134,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         count(n_head as u64, "head")
     ));
     let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
-    let mut lesson = match args.teacher_cache {
-        Some(folder) => ask_once(&folder, plan, &job, teacher, &mut training, &stop)?,
-        None => Distillation::from_teacher(plan, teacher),
+    let mut objective = match args.teacher_cache {
+        Some(folder) => ask_once(&folder, task, &job, teacher, &mut training, &stop)?,
+        None => DistillObjective::from_teacher(task, teacher),
     };
     let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
-    training.run(&mut lesson, &command, &stop)
+    training.run(&mut objective, &command, &stop)
 }
 
 /// Fills the cache, if there is anything to fill, and says what is lost by it. The teacher is not needed after that.
 fn ask_once(
     folder: &Path,
-    mut plan: Plan,
+    mut task: DistillTask,
     job: &Job,
     mut teacher: Box<dyn Teacher>,
     training: &mut Training<'_>,
     stop: &AtomicBool,
-) -> anyhow::Result<Distillation> {
-    let cache = plan.open_cache(job, folder, training.engine.info().dtype)?;
+) -> anyhow::Result<DistillObjective> {
+    let cache = task.open_cache(job, folder, training.trainer.info().dtype)?;
     if let Some(dtype) = cache.other_dtype() {
-        let (folder, now) = (folder.display(), training.engine.info().dtype);
+        let (folder, now) = (folder.display(), training.trainer.info().dtype);
         write_line(&format!("note: {folder} is what the teacher said in {dtype}; this run computes in {now}"));
     }
     let progress = Progress::bytes("asking the teacher");
     progress.set_total(Some(cache.bytes()));
-    let done = cache.fill(&mut *teacher, &mut plan.corpus, job.settings.batch_size, &mut |bytes| {
+    let done = cache.fill(&mut *teacher, &mut task.tokens, job.settings.batch_size, &mut |bytes| {
         progress.set(bytes, "");
         !stop.load(Ordering::Relaxed)
     })?;
@@ -165,7 +166,7 @@ fn ask_once(
     if !done {
         return Err(interrupted(folder));
     }
-    let compared = plan.compare(&cache, &mut *teacher, &mut *training.engine, COMPARED, stop)?;
+    let compared = task.compare(&cache, &mut *teacher, &mut *training.trainer, COMPARED, stop)?;
     let Compared { exact, cached, covered } = compared.ok_or_else(|| interrupted(folder))?;
     write_line(&format!(
         "cache: {}: {}, the {} likeliest tokens of each place, {:.1}% of the teacher's probability; divergence now {:.4} \
@@ -177,7 +178,7 @@ fn ask_once(
         cached.divergence,
         exact.divergence
     ));
-    Ok(Distillation::from_cache(plan, cache))
+    Ok(DistillObjective::from_cache(task, cache))
 }
 
 /// Says what becomes of a cache when the run is stopped before it begins.

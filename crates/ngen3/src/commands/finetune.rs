@@ -12,8 +12,8 @@ use ngen3_engine::Model;
 use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    Conversations, Init, Job, Kind, Objective, Reference, ReferenceReport, Request, TokenObjective, Weights,
-    default_reference, read_reference,
+    InitialWeights, Job, Objective, Reference, ReferenceReport, RunKind, RunSpec, StartFrom, default_reference,
+    read_reference, setup,
 };
 
 use super::tokenize::{ChatFlags, show};
@@ -184,7 +184,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let (prompt, length) = (args.prompt.clone(), args.sample_length);
     let (train_on, skip_bad, reference_text) = (args.train_on, args.chat.skip_bad, args.reference_text.clone());
     // Before the signals are watched: a download that is stopped goes on the next time.
-    let (model, request) = begin(args)?;
+    let (model, spec) = begin(args)?;
     if prompt.is_some() && model.tokenizer.is_none() {
         bail!("{} does not say which tokenizer it has, so it can answer no --prompt", model.path.display());
     }
@@ -192,21 +192,21 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
 
     let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref())?;
     let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
-    let (job, mut lesson, weights): (Job, Box<dyn Objective>, Weights) = match chats {
+    let (job, mut objective, weights): (Job, Box<dyn Objective>, InitialWeights) = match chats {
         Some(chats) => {
-            let (job, lesson, weights) =
-                Conversations::prepare(device(), request, chats, train_on, skip_bad, model.chat.as_ref())?;
-            (job, Box::new(lesson), weights)
+            let (job, objective, weights) =
+                setup::on_chats(device(), spec, chats, train_on, skip_bad, model.chat.as_ref())?;
+            (job, Box::new(objective), weights)
         }
         None => {
             let Input::File(path) = input else { unreachable!("rows are conversations") };
-            let (job, lesson, weights) = TokenObjective::prepare(device(), request, path)?;
-            (job, Box::new(lesson), weights)
+            let (job, objective, weights) = setup::on_tokens(device(), spec, path)?;
+            (job, Box::new(objective), weights)
         }
     };
     // None if the run is finished; what comes after it may be missing still.
     let mut training = Training::new(&job, weights)?;
-    let begins = job.reached.step == 0;
+    let begins = job.progress.step == 0;
     if begins {
         ReferenceReport::remove(&job.paths)?;
     }
@@ -214,7 +214,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
         (Some(reference), None, Some(training)) if begins => {
             // One that is stopped is measured when the run goes on, which it then does from its beginning.
-            match reference.perplexity(&mut *training.engine, &stop)? {
+            match reference.perplexity(&mut *training.trainer, &stop)? {
                 None => None,
                 Some(before) => {
                     let report = ReferenceReport { text: reference.title(), before, after: None };
@@ -241,13 +241,13 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     };
     let finished = training.is_none();
     if let Some(training) = training {
-        training.run(&mut *lesson, &command, &stop)?;
+        training.run(&mut *objective, &command, &stop)?;
         if begins && reference.is_some() && report.is_none() {
             // Stopped before there was anything to learn, in a run of no steps.
             return Err(Interrupted.into());
         }
     }
-    drop(lesson);
+    drop(objective);
     let report = report.filter(|report| !(finished && report.after.is_some()));
     if finished && report.is_none() && prompt.is_none() {
         return Ok(());
@@ -279,8 +279,8 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
 }
 
-/// Finds the model to begin with, and settles what is asked of the run.
-fn begin(args: Common) -> anyhow::Result<(Learner, Request)> {
+/// Finds the model to begin with, and settles the specification of the run.
+fn begin(args: Common) -> anyhow::Result<(Learner, RunSpec)> {
     let (mut settings, shape) = args.flags.asked();
     settings.max_iters = args.finetune_iters.or(settings.max_iters);
     let (found, checkpoint) = match (&args.model_checkpoint, args.files.resume) {
@@ -305,10 +305,11 @@ fn begin(args: Common) -> anyhow::Result<(Learner, Request)> {
         _ => args.files.out.clone(),
     };
     let model = Learner { path: found.path.clone(), tokenizer, chat: checkpoint.meta.chat.clone() };
-    let init = Init::Given(found.path, Box::new(checkpoint));
-    let begin = args.files.begin(init);
-    let (variant, config_file, lora) = (args.variant, args.files.config, args.lora.asked());
-    Ok((model, Request { kind: Kind::Finetune, variant, config_file, out, begin, settings, shape, lora }))
+    let start = args.files.start(StartFrom::Loaded(found.path, Box::new(checkpoint)));
+    let (variant, overwrite, lora) = (args.variant, args.files.overwrite, args.lora.asked());
+    let config_file = args.files.config;
+    let kind = RunKind::Finetune;
+    Ok((model, RunSpec { kind, variant, config_file, out, start, overwrite, settings, shape, lora }))
 }
 
 /// Reads and tokenises the conversations; `None` if the input is a file of plain tokens.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ngen3_engine::Dtype;
 use ngen3_model::Variant;
-use ngen3_train::{Begin, Init, Kind, Overrides, Request, Shape, TokenObjective};
+use ngen3_train::{Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
 
 use crate::device::device;
 use crate::training::Training;
@@ -55,9 +55,9 @@ pub struct RunFlags {
 }
 
 impl RunFlags {
-    /// How the run begins, if it is a fresh one with `init`.
-    pub fn begin(&self, init: Init) -> Begin {
-        if self.resume { Begin::Resume } else { Begin::Fresh { init, overwrite: self.overwrite } }
+    /// Where the weights come from: the run's own state, or `start` for a fresh one.
+    pub fn start(&self, start: StartFrom) -> StartFrom {
+        if self.resume { StartFrom::Resume } else { start }
     }
 }
 
@@ -185,19 +185,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => shape,
     };
     let stop = interrupt::watch()?;
-    let init = init_from.map_or(Init::Random, |found| Init::From(found.path));
-    let begin = args.files.begin(init);
-    let request = Request {
-        kind: Kind::Train,
+    let start = init_from.map_or(StartFrom::Scratch, |found| StartFrom::Checkpoint(found.path));
+    let spec = RunSpec {
+        kind: RunKind::Train,
         variant: args.variant,
+        start: args.files.start(start),
+        overwrite: args.files.overwrite,
         config_file: args.files.config,
         out: args.files.out,
-        begin,
         settings,
         shape,
         lora: None,
     };
-    let (job, mut corpus, weights) = TokenObjective::prepare(device(), request, &args.data)?;
+    let (job, mut objective, weights) = setup::on_tokens(device(), spec, &args.data)?;
     let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
-    training.run(&mut corpus, &["train".as_ref(), "--data".as_ref(), args.data.as_ref()], &stop)
+    training.run(&mut objective, &["train".as_ref(), "--data".as_ref(), args.data.as_ref()], &stop)
 }

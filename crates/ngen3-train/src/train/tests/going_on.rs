@@ -1,6 +1,10 @@
 //! Runs that stop and go on: each is, in the end, the run that never stopped.
 
+use ngen3_data::TokenFile;
+
 use super::*;
+use crate::ObjectiveRecord;
+use crate::distill::DistillRequest;
 
 #[test]
 fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
@@ -22,16 +26,16 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
 
     // Settings need not be said again.
     let mut watcher = Watcher { stop_after: Some(9), ..Watcher::default() };
-    let (outcome, _) = watcher.run(request(parts.path(), Begin::Resume, Overrides::default()), |_| {}).unwrap();
+    let (outcome, _) = watcher.run(request(parts.path(), StartFrom::Resume, Overrides::default()), |_| {}).unwrap();
     assert_eq!(outcome, Outcome::Interrupted(9));
-    assert_eq!(run(request(parts.path(), Begin::Resume, asked)).unwrap(), Outcome::Finished);
+    assert_eq!(run(request(parts.path(), StartFrom::Resume, asked)).unwrap(), Outcome::Finished);
 
     assert_eq!(metrics(parts.path()), metrics(whole.path()));
     let bytes = |dir: &TempDir| fs::read(dir.path().join("x.pt")).unwrap();
     assert_eq!(bytes(&parts), bytes(&whole));
     let state = |dir: &TempDir| {
         let state = state::load(&dir.path().join("x.state/state.safetensors")).unwrap().unwrap();
-        (state.header.reached.step, state.params, state.exp_avg, state.exp_avg_sq)
+        (state.record.progress.step, state.params, state.exp_avg, state.exp_avg_sq)
     };
     assert_eq!(state(&parts), state(&whole));
 }
@@ -40,7 +44,7 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
 fn a_finished_run_can_be_made_longer() {
     let dir = folder();
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
-    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished() && job.notes.is_empty());
 
     // What was measured on the model since stays; a model that is missing is written again.
@@ -56,45 +60,46 @@ fn a_finished_run_can_be_made_longer() {
     drop(job);
 
     let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
-    let (job, ..) = prepare(request(dir.path(), Begin::Resume, longer.clone())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, longer.clone())).unwrap();
     assert!(!job.is_finished());
     assert_eq!(job.notes[0], "changed since the run stopped: max_iters 4 → 8");
     assert!(job.notes[1].contains("the learning rate goes on at"), "{:?}", job.notes);
     drop(job);
-    assert_eq!(run(request(dir.path(), Begin::Resume, longer)).unwrap(), Outcome::Finished);
+    assert_eq!(run(request(dir.path(), StartFrom::Resume, longer)).unwrap(), Outcome::Finished);
     assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 
-    let message = error(request(dir.path(), Begin::Resume, Overrides { max_iters: Some(5), ..Overrides::default() }));
+    let message =
+        error(request(dir.path(), StartFrom::Resume, Overrides { max_iters: Some(5), ..Overrides::default() }));
     assert_eq!(message, "max_iters is 5, and the run has done 8 steps already");
 }
 
 #[test]
 fn a_run_does_not_go_on_as_another() {
     let dir = folder();
-    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
     assert!(message.contains("there is nothing to resume: no ") && message.contains("state.safetensors"), "{message}");
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
 
-    let mut other = request(dir.path(), Begin::Resume, Overrides::default());
+    let mut other = request(dir.path(), StartFrom::Resume, Overrides::default());
     other.shape = Shape { n_layer: Some(3), block_size: Some(2), ..Shape::default() };
     assert!(error(other).ends_with("holds another model: n_layer is 1, not 3; block_size is 4, not 2"));
     let variant = Some(ngen3_model::Variant::by_name("7M").unwrap());
-    let other = Request { variant, ..request(dir.path(), Begin::Resume, Overrides::default()) };
-    let message = error(Request { shape: Shape::default(), ..other });
+    let other = RunSpec { variant, ..request(dir.path(), StartFrom::Resume, Overrides::default()) };
+    let message = error(RunSpec { shape: Shape::default(), ..other });
     assert!(message.ends_with("n_layer is 1, not 4; n_head is 1, not 4; n_embd is 2, not 128"), "{message}");
 
     let message =
-        error(request(dir.path(), Begin::Resume, Overrides { val_fraction: Some(0.5), ..Overrides::default() }));
+        error(request(dir.path(), StartFrom::Resume, Overrides { val_fraction: Some(0.5), ..Overrides::default() }));
     assert!(message.contains("trained on 240 tokens and validated on 60") && message.contains("--val_fraction"));
 
     write_data(dir.path(), 5);
-    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
     assert!(message.contains("is not the data that the run was trained on"), "{message}");
 
     let state = dir.path().join("x.state/state.safetensors");
     let bytes = fs::read(&state).unwrap();
     fs::write(&state, &bytes[..bytes.len() - 1]).unwrap();
-    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
     assert!(
         message.contains("state.safetensors: not a training state: ") && message.contains("cut short"),
         "{message}"
@@ -146,26 +151,22 @@ fn a_run_stopped_within_an_evaluation_makes_it_when_it_goes_on() {
             let asked = if begin == FRESH { asked.clone() } else { Overrides::default() };
             let (job, corpus, weights) = prepare(request(parts.path(), begin, asked)).unwrap();
             assert!(!job.is_finished());
-            let mut engine = FakeEngine::new(job.config.clone(), 0);
-            engine.write(Slot::Params, &weights.params).unwrap();
-            if let Some(moments) = weights.moments {
-                moments.restore(&mut engine).unwrap();
-            }
+            let mut engine = trainer(&job, weights);
             let stop = AtomicBool::new(false);
-            let mut lesson = StoppedWithin { corpus, evaluations, stop: &stop };
+            let mut objective = StoppedWithin { corpus, evaluations, stop: &stop };
             let (mut steps, mut evaluated) = (Vec::new(), Vec::new());
             let mut watching = Watching(&stop, None, &mut steps, &mut evaluated);
-            let outcome = train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap();
+            let outcome = train(&job, &mut objective, &mut engine, &mut watching, &stop).unwrap();
             assert_eq!((outcome, evaluated.len()), (Outcome::Interrupted(step), evaluations));
         };
         stopped_within(FRESH, evaluations);
         let (before, lines) = (state(&parts), metrics(parts.path()));
-        assert_eq!(before.header.reached.unevaluated.is_some(), step > 0);
+        assert_eq!(before.record.progress.unevaluated.is_some(), step > 0);
         assert!(lines.iter().all(|line| line.step < step), "the step has no line yet: {lines:?}");
         // Stopped there again it is where it was.
-        stopped_within(Begin::Resume, 0);
+        stopped_within(StartFrom::Resume, 0);
         let mut again = state(&parts);
-        again.header.reached.elapsed_s = before.header.reached.elapsed_s;
+        again.record.progress.elapsed_s = before.record.progress.elapsed_s;
         assert_eq!((again, metrics(parts.path())), (before, lines));
 
         // A killed run may have logged the evaluation that its state does not know of.
@@ -173,11 +174,11 @@ fn a_run_stopped_within_an_evaluation_makes_it_when_it_goes_on() {
         let start = format!("{{\"step\":{step},");
         let line = log(&whole).lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
         fs::write(parts.path().join("x.run/metrics.jsonl"), format!("{}{line}\n", log(&parts))).unwrap();
-        assert_eq!(run(request(parts.path(), Begin::Resume, Overrides::default())).unwrap(), Outcome::Finished);
+        assert_eq!(run(request(parts.path(), StartFrom::Resume, Overrides::default())).unwrap(), Outcome::Finished);
         assert_eq!(metrics(parts.path()), metrics(whole.path()));
         assert!(bytes(&parts) == bytes(&whole), "the models differ");
         let (mut found, expected) = (state(&parts), state(&whole));
-        found.header.reached.elapsed_s = expected.header.reached.elapsed_s;
+        found.record.progress.elapsed_s = expected.record.progress.elapsed_s;
         assert_eq!(found, expected);
     }
 }
@@ -190,7 +191,7 @@ fn a_run_stopped_before_its_first_step_begins_anew() {
     watcher.stop.store(true, Ordering::Relaxed);
     let (outcome, _) = watcher.run(request(dir.path(), FRESH, asked), |_| {}).unwrap();
     assert_eq!(outcome, Outcome::Interrupted(0));
-    assert_eq!(run(request(dir.path(), Begin::Resume, Overrides::default())).unwrap(), Outcome::Finished);
+    assert_eq!(run(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap(), Outcome::Finished);
     let whole = folder();
     run(request(whole.path(), FRESH, Overrides { patience: Some(1), ..settings(1).into() })).unwrap();
     assert_eq!(metrics(dir.path()), metrics(whole.path()));
@@ -199,25 +200,26 @@ fn a_run_stopped_before_its_first_step_begins_anew() {
 #[test]
 fn a_run_goes_on_only_as_what_it_was() {
     let dir = folder();
-    let distill = |begin| Request { kind: Kind::Distill, ..request(dir.path(), begin, settings(2).into()) };
-    let lesson = |temperature: f32| [("temperature".to_owned(), temperature.into())].into_iter().collect();
-    let with = |begin, temperature| {
-        let start = distill(begin).start(|| Ok(7))?;
-        let corpus = TokenObjective::open(&dir.path().join("data.bin"), &start.config, &start.settings)?;
-        let data = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(data, lesson(temperature), None)?;
-        let mut engine = FakeEngine::new(job.config.clone(), 0);
-        engine.write(Slot::Params, &weights.params)?;
+    let with = |start, temperature| {
+        let spec = RunSpec { kind: RunKind::Distill, ..request(dir.path(), start, settings(2).into()) };
+        let run = spec.resolve(|| Ok(7))?;
+        let data = TokenFile::open(&dir.path().join("data.bin"))?;
+        let mut tokens = TokenObjective::new(data, &run.config, &run.settings)?;
+        let info = tokens.describe(&run.config)?;
+        let record = DistillRequest { temperature: Some(temperature), ..DistillRequest::default() };
+        let record = ObjectiveRecord::Distill(record.settle(None, "t".into())?);
+        let (job, weights) = run.into_job(&FakeDevice, info, record, None)?;
+        let mut engine = trainer(&job, weights);
         let mut watching = Watching(&AtomicBool::new(false), None, &mut Vec::new(), &mut Vec::new());
-        train(&job, &mut { corpus }, &mut engine, &mut watching, &AtomicBool::new(false))
+        train(&job, &mut tokens, &mut engine, &mut watching, &AtomicBool::new(false))
     };
     with(FRESH, 2.0).unwrap();
     let training = Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta.training;
     assert_eq!(training["distill"]["temperature"], 2.0);
 
-    let message = with(Begin::Resume, 4.0).unwrap_err().to_string();
+    let message = with(StartFrom::Resume, 4.0).unwrap_err().to_string();
     assert!(message.contains("temperature is 2.0 there, not 4.0"), "{message}");
-    let message = error(request(dir.path(), Begin::Resume, Overrides::default()));
+    let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
     assert!(message.contains("is of a run of ngen3 distill, which goes on with that command"), "{message}");
-    assert_eq!(with(Begin::Resume, 2.0).unwrap(), Outcome::Finished);
+    assert_eq!(with(StartFrom::Resume, 2.0).unwrap(), Outcome::Finished);
 }

@@ -25,19 +25,15 @@ impl Objective for Scripted<'_> {
 }
 
 /// A run in the folder that is evaluated after every step, with these losses.
-fn scripted(dir: &Path, begin: Begin, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
+fn scripted(dir: &Path, begin: StartFrom, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
     let asked = Overrides { eval_interval: Some(1), save_interval: Some(100), ..asked };
     let (mut job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
-    let mut engine = FakeEngine::new(job.config.clone(), 0);
-    engine.write(Slot::Params, &weights.params).unwrap();
-    if let Some(moments) = weights.moments {
-        moments.restore(&mut engine).unwrap();
-    }
-    let mut lesson = Scripted { corpus, losses: losses.iter() };
+    let mut engine = trainer(&job, weights);
+    let mut objective = Scripted { corpus, losses: losses.iter() };
     let stop = AtomicBool::new(false);
     let mut watching = Watching(&stop, None, &mut Vec::new(), &mut Vec::new());
-    let outcome = train(&job, &mut lesson, &mut engine, &mut watching, &stop).unwrap();
-    job.held = Held::default();
+    let outcome = train(&job, &mut objective, &mut engine, &mut watching, &stop).unwrap();
+    job.lock = RunLock::default();
     (outcome, job)
 }
 
@@ -64,14 +60,14 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert_eq!(Checkpoint::load(&short.path().join("x.pt")).unwrap().params, best);
 
     // It is finished until somebody has more patience; it then goes on from its last step, and remembers its best.
-    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished());
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
     assert_eq!(meta(&dir), (2, Some(3.0)));
     drop(job);
     let more = Overrides { patience: Some(4), ..Overrides::default() };
-    let (outcome, job) = scripted(dir.path(), Begin::Resume, more, &[9.0, 1.0]);
-    assert_eq!((job.reached.step, job.reached.best_step, job.reached.evals_since_best), (5, 2, 3));
+    let (outcome, job) = scripted(dir.path(), StartFrom::Resume, more, &[9.0, 1.0]);
+    assert_eq!((job.progress.step, job.progress.best_step, job.progress.evals_since_best), (5, 2, 3));
     assert_eq!((outcome, meta(&dir)), (Outcome::Stale(6), (2, Some(3.0))));
 
     // Without patience it goes through to the end, and without keep_best the latest stays.
@@ -88,14 +84,14 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     let dir = folder();
     assert_eq!(scripted(dir.path(), FRESH, steps(3), &losses).0, Outcome::Finished);
     let asked = Overrides { keep_best: Some(true), max_iters: Some(5), ..Overrides::default() };
-    let (outcome, job) = scripted(dir.path(), Begin::Resume, asked, &[3.25, 3.4]);
+    let (outcome, job) = scripted(dir.path(), StartFrom::Resume, asked, &[3.25, 3.4]);
     assert_eq!((outcome, meta(&dir)), (Outcome::Finished, (4, Some(3.25))));
     let note = "the model of step 2 was not kept: the best is looked for from here on";
     assert!(job.notes.iter().any(|found| found == note), "{:?}", job.notes);
 
     // If its file is gone, what can still be had is kept: the best of what follows, or the latest.
     fs::remove_file(dir.path().join("x.pt")).unwrap();
-    let (job, ..) = prepare(request(dir.path(), Begin::Resume, Overrides::default())).unwrap();
+    let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
     let note = "the model of step 4 is not in ";
     assert!(job.is_finished() && job.notes.iter().any(|found| found.starts_with(note)), "{:?}", job.notes);
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
@@ -103,7 +99,7 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     drop(job);
     fs::remove_file(dir.path().join("x.pt")).unwrap();
     let longer = Overrides { max_iters: Some(7), ..Overrides::default() };
-    assert_eq!(scripted(dir.path(), Begin::Resume, longer, &[8.0, 9.0]).0, Outcome::Finished);
+    assert_eq!(scripted(dir.path(), StartFrom::Resume, longer, &[8.0, 9.0]).0, Outcome::Finished);
     assert_eq!(meta(&dir), (6, Some(8.0)));
 
     // With nothing held out there is no best: the latest has to do.

@@ -11,8 +11,7 @@ fn a_model_that_is_there_is_replaced_only_when_asked() {
     assert!(message.contains("x.pt is there already") && message.contains("--resume"), "{message}");
     assert_eq!(fs::read(dir.path().join("x.pt")).unwrap(), before);
 
-    let overwrite = Begin::Fresh { init: Init::Random, overwrite: true };
-    run(request(dir.path(), overwrite, settings(2).into())).unwrap();
+    run(RunSpec { overwrite: true, ..request(dir.path(), FRESH, settings(2).into()) }).unwrap();
     assert_eq!(Checkpoint::load(&dir.path().join("x.pt")).unwrap().meta.iter_num, 2);
     assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2]);
 }
@@ -23,14 +22,14 @@ fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
     let from = dir.path().join("x.pt");
     let params = Checkpoint::load(&from).unwrap().params;
-    let begin = || Begin::Fresh { init: Init::From(from.clone()), overwrite: false };
+    let start = || StartFrom::Checkpoint(from.clone());
     let to = |shape: Shape| {
-        let request = request(dir.path(), begin(), settings(0).into());
-        prepare(Request { out: Some(dir.path().join("y.pt")), shape, ..request })
+        let request = request(dir.path(), start(), settings(0).into());
+        prepare(RunSpec { out: Some(dir.path().join("y.pt")), shape, ..request })
     };
 
     let (job, _, weights) = to(Shape::default()).unwrap();
-    assert_eq!((&job.config, job.reached.step), (&config(), 0));
+    assert_eq!((&job.config, job.progress.step), (&config(), 0));
     drop(job);
     assert_eq!(weights.params, params);
     assert!(weights.moments.is_none());
@@ -69,18 +68,18 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
     let plain = || request(dir.path(), FRESH, settings(4).into());
     let before = names();
     let cases = [
-        (Request { shape: Shape { n_head: None, ..Shape::from(&config()) }, ..plain() }, "shape is not complete"),
+        (RunSpec { shape: Shape { n_head: None, ..Shape::from(&config()) }, ..plain() }, "shape is not complete"),
         (
-            Request { shape: Shape { n_head: Some(3), ..Shape::from(&config()) }, ..plain() },
+            RunSpec { shape: Shape { n_head: Some(3), ..Shape::from(&config()) }, ..plain() },
             "not a multiple of n_head 3",
         ),
-        (Request { shape: Shape { vocab_size: Some(6), ..Shape::from(&config()) }, ..plain() }, "outside the model's"),
+        (RunSpec { shape: Shape { vocab_size: Some(6), ..Shape::from(&config()) }, ..plain() }, "outside the model's"),
         (
-            Request { shape: Shape { block_size: Some(100), ..Shape::from(&config()) }, ..plain() },
+            RunSpec { shape: Shape { block_size: Some(100), ..Shape::from(&config()) }, ..plain() },
             "too few for a block",
         ),
-        (Request { out: Some(dir.path().join("x.bin")), ..plain() }, ".pt or .safetensors"),
-        (Request { config_file: Some(dir.path().join("none.toml")), ..plain() }, "none.toml"),
+        (RunSpec { out: Some(dir.path().join("x.bin")), ..plain() }, ".pt or .safetensors"),
+        (RunSpec { config_file: Some(dir.path().join("none.toml")), ..plain() }, "none.toml"),
     ];
     for (request, expected) in cases {
         let message = error(request);
@@ -88,9 +87,9 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
         assert_eq!(names(), before, "{expected}");
     }
     for (request, data, expected) in
-        [(Request { out: None, ..plain() }, "data.bin", "which model?"), (plain(), "none.bin", "none.bin")]
+        [(RunSpec { out: None, ..plain() }, "data.bin", "which model?"), (plain(), "none.bin", "none.bin")]
     {
-        let message = TokenObjective::prepare(request, &dir.path().join(data)).unwrap_err().to_string();
+        let message = setup::on_tokens(&FakeDevice, request, &dir.path().join(data)).unwrap_err().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
         assert_eq!(names(), before, "{expected}");
     }

@@ -1,16 +1,16 @@
-//! A token file as a lesson: predict each token from those before it, at places drawn at random.
+//! Next-token prediction on a token file, at places drawn at random.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_data::{BatchSampler, TokenFile};
-use ngen3_engine::{Batch, Device, Sequence, Trainer};
+use ngen3_engine::{Batch, Sequence, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 
 use crate::hash::sha256;
-use crate::job::{Data, Job, Request, Weights, check_tokenizers};
+use crate::job::{DataInfo, check_tokenizers};
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
-use crate::state::DataIdentity;
+use crate::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
 /// A token file to train on, with the part of it that is held out.
@@ -24,29 +24,16 @@ pub struct TokenObjective {
 }
 
 impl TokenObjective {
-    /// Opens a token file for a model that is to learn from it.
+    /// Batches of a token file for a model that is to learn from it.
     ///
     /// # Errors
-    /// As [`BatchSampler::open`]; [`Error::Data`] for a token outside the model's vocabulary.
-    pub fn open(path: &Path, config: &Config, settings: &TrainSettings) -> Result<Self, Error> {
+    /// As [`BatchSampler::new`]; [`Error::Data`] for a token outside the model's vocabulary.
+    pub fn new(data: TokenFile, config: &Config, settings: &TrainSettings) -> Result<Self, Error> {
         let TrainSettings { batch_size, val_fraction, seed, eval_iters, .. } = *settings;
-        let sampler = BatchSampler::open(path, config.block_size, batch_size, val_fraction, seed)?;
+        let sampler = BatchSampler::new(data, config.block_size, batch_size, val_fraction, seed)?;
         sampler.check_vocab(config.vocab_size)?;
         let sequence = Sequence { len: config.block_size, continues: false };
         Ok(Self { sampler, eval_iters, sequence, batch: Batch::default() })
-    }
-
-    /// Settles a run of `ngen3 train` on the token file `data`.
-    ///
-    /// # Errors
-    /// As [`Request::start`] and [`crate::Start::with`].
-    pub fn prepare(device: &dyn Device, request: Request, data: &Path) -> Result<(Job, Self, Weights), Error> {
-        let file = TokenFile::open(data)?;
-        let start = request.start(|| Ok(file.vocab_size()?))?;
-        let corpus = Self::open(data, &start.config, &start.settings)?;
-        let described = corpus.describe(&start.config)?;
-        let (job, weights) = start.with(device, described, Default::default(), None)?;
-        Ok((job, corpus, weights))
     }
 
     /// Where the batches come from.
@@ -54,11 +41,11 @@ impl TokenObjective {
         &self.sampler
     }
 
-    /// What a run has to know of it.
+    /// The data as a run records it.
     ///
     /// # Errors
     /// [`Error::Usage`] when the model's vocabulary is smaller than the tokenizer's; the others for files that are damaged.
-    pub fn describe(&self, config: &Config) -> Result<Data, Error> {
+    pub fn describe(&self, config: &Config) -> Result<DataInfo, Error> {
         let file = self.sampler.data();
         let tokenizer = tokenizer_for(config, file)?;
         file.verify()?;
@@ -73,7 +60,7 @@ impl TokenObjective {
         let (train_tokens, val_tokens) = (self.sampler.train_len() as u64, self.sampler.val_len() as u64);
         let identity = DataIdentity { train_tokens, val_tokens, sha256 };
         let chat = file.meta().and_then(|meta| meta.chat.as_ref()).map(|chat| chat.format.clone());
-        Ok(Data { path: file.path().into(), identity, tokenizer, chat, source })
+        Ok(DataInfo { path: file.path().into(), identity, tokenizer, chat, source })
     }
 
     /// The micro-batch that the seed, the step and the index within it decide.
@@ -105,32 +92,32 @@ impl TokenObjective {
 }
 
 impl Objective for TokenObjective {
-    fn training_step(&mut self, engine: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
+    fn training_step(&mut self, trainer: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
         let batch = self.train_batch(micro.step, micro.index);
-        let loss = engine.forward_backward(batch, micro.backward)?;
+        let loss = trainer.forward_backward(batch, micro.backward)?;
         Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
         let mut sum = 0.0;
         for index in 0..self.eval_iters {
             let Some(batch) = self.val_batch(index) else { return Ok(Evaluation::NothingHeldOut) };
             if stop.load(Ordering::Relaxed) {
                 return Ok(Evaluation::Stopped);
             }
-            sum += f64::from(engine.loss(batch)?);
+            sum += f64::from(trainer.loss(batch)?);
         }
         Ok(Evaluation::Loss((sum / self.eval_iters as f64) as f32))
     }
 
-    fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
+    fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
         // With nothing held out the latest training batch has to do.
         self.val_batch(0);
-        Ok(engine.loss(&self.batch)?)
+        Ok(trainer.loss(&self.batch)?)
     }
 }
 
-/// Whether nothing says which tokenizer made a file: it may be nanoGPT's, of characters or of GPT-2's tokens.
+/// True if nothing says which tokenizer made a file: it may be nanoGPT's, of characters or of GPT-2's tokens.
 fn is_bare(file: &TokenFile) -> bool {
     file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
 }

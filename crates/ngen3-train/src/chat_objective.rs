@@ -1,0 +1,147 @@
+//! Conversations: predict the assistant's turns from those before them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ngen3_data::chat::{ChatSampler, TrainOn, UNCOUNTED};
+use ngen3_engine::{Batch, IGNORE, Trainer};
+use ngen3_model::words::count;
+
+use crate::job::DataInfo;
+use crate::objective::{Evaluation, Micro, Objective, StepOutput};
+use crate::record::DataIdentity;
+use crate::{Error, TrainSettings};
+
+// Targets of the one go to the engine as they are.
+const _: () = assert!(UNCOUNTED == IGNORE);
+
+/// ChatObjective to train on, and those that are held out.
+#[derive(Debug)]
+pub struct ChatObjective {
+    sampler: ChatSampler,
+    /// Micro-batches in a step.
+    accumulation: u64,
+    eval_iters: usize,
+    /// A step and its micro-batches: the latest that was asked for.
+    step: Option<u64>,
+    micro: Vec<Batch>,
+    /// The latest held-out batch.
+    held_out: Batch,
+}
+
+impl ChatObjective {
+    /// Batches of these conversations, `accumulation` micro-batches a step, of which up to `eval_iters` are evaluated.
+    pub(crate) fn new(sampler: ChatSampler, settings: &TrainSettings) -> Self {
+        Self {
+            sampler,
+            accumulation: settings.gradient_accumulation,
+            eval_iters: usize::try_from(settings.eval_iters).unwrap_or(usize::MAX),
+            step: None,
+            micro: Vec::new(),
+            held_out: Batch::default(),
+        }
+    }
+
+    /// The data as a run records it.
+    pub(crate) fn describe(&self) -> DataInfo {
+        let chats = self.sampler.chats();
+        let (train_tokens, val_tokens) = self.sampler.learned();
+        DataInfo {
+            path: PathBuf::from(chats.name()),
+            identity: DataIdentity {
+                train_tokens: train_tokens as u64,
+                val_tokens: val_tokens as u64,
+                sha256: chats.sha256().into(),
+            },
+            tokenizer: chats.tokenizer().reference(),
+            chat: chats.have_turns().then(|| chats.format().clone()),
+            source: chats.source().to_vec(),
+        }
+    }
+
+    /// The conversations in a sentence, for a note.
+    pub(crate) fn note(&self, train_on: TrainOn) -> String {
+        described(&self.sampler, train_on)
+    }
+
+    /// A micro-batch of a step, which are all drawn together: their shares are known before the first one is learned.
+    fn micro_batch(&mut self, step: u64, index: u64) -> &Batch {
+        if self.step != Some(step) {
+            self.micro.resize_with(self.accumulation as usize, Batch::default);
+            for (number, batch) in (step * self.accumulation..).zip(&mut self.micro) {
+                batch.clear();
+                self.sampler.train_batch(number, &mut |inputs, targets| batch.push(inputs, targets));
+            }
+            self.step = Some(step);
+        }
+        &self.micro[index as usize]
+    }
+
+    /// Held-out batch `index`.
+    fn val_batch(&mut self, index: usize) -> &Batch {
+        let batch = &mut self.held_out;
+        batch.clear();
+        self.sampler.val_batch(index, &mut |inputs, targets| batch.push(inputs, targets));
+        batch
+    }
+}
+
+impl Objective for ChatObjective {
+    fn num_target_tokens(&mut self, step: u64, index: u64) -> u64 {
+        self.micro_batch(step, index).num_target_tokens() as u64
+    }
+
+    fn training_step(&mut self, trainer: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error> {
+        let batch = self.micro_batch(micro.step, micro.index);
+        let loss = trainer.forward_backward(batch, micro.backward)?;
+        Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
+    }
+
+    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
+        let (mut sum, mut counted) = (0.0, 0);
+        for index in 0..self.sampler.val_batches().min(self.eval_iters) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Evaluation::Stopped);
+            }
+            let batch = self.val_batch(index);
+            let tokens = batch.num_target_tokens();
+            sum += f64::from(trainer.loss(batch)?) * tokens as f64;
+            counted += tokens;
+        }
+        Ok(if counted > 0 { Evaluation::Loss((sum / counted as f64) as f32) } else { Evaluation::NothingHeldOut })
+    }
+
+    fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
+        // With nothing held out a training batch has to do.
+        let batch = if self.sampler.val_batches() > 0 {
+            self.val_batch(0)
+        } else {
+            self.micro_batch(self.step.unwrap_or_default(), 0)
+        };
+        Ok(trainer.loss(batch)?)
+    }
+}
+
+/// The conversations in a sentence.
+fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
+    let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.cuts());
+    let (what, whose) = match (chats.have_turns(), train_on) {
+        (false, _) => ("text", "every token is learned"),
+        (true, TrainOn::All) => ("conversation", "every turn is learned"),
+        (true, TrainOn::Assistant) => ("conversation", "the assistant's turns are learned"),
+    };
+    let mut text = format!("{} to train on, {val} held out; {whose}", count(train, what));
+    if cuts.long > 0 {
+        let were = if cuts.long == 1 { "was" } else { "were" };
+        text += &format!("; {} longer than the block {were} cut into {}", cuts.long, cuts.pieces);
+    }
+    let left_out = [
+        (chats.skipped(), "bad"),
+        (cuts.too_long as u64, "with a message longer than the block"),
+        (cuts.unlearned as u64, "with nothing to learn"),
+    ];
+    for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!("; {count} {why} left out");
+    }
+    text
+}

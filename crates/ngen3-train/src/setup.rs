@@ -1,0 +1,118 @@
+//! The road into a run, in the order of its stations: settings and shape (`settings.rs`, `config_file.rs`) → specification (`spec.rs`) →
+//! resolved against checkpoint or state (`resolve.rs`) → objective, which has the data → job (`job.rs`) → loop (`train.rs`).
+//! One function a command that trains; each file and checkpoint is opened once.
+
+use std::path::Path;
+
+use ngen3_data::TokenFile;
+use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
+use ngen3_engine::Device;
+use ngen3_model::{ChatFormat, Checkpoint, Config, TokenizerRef};
+
+use crate::distill::{DistillRequest, DistillTask};
+use crate::hash::sha256_of_model;
+use crate::job::{DataInfo, InitialWeights, Job};
+use crate::paths::is_same_file;
+use crate::record::{ChatRecord, ObjectiveRecord};
+use crate::spec::RunSpec;
+use crate::{ChatObjective, Error, TokenObjective, TrainSettings};
+
+/// A run of `ngen3 train`, or of `ngen3 finetune` on plain tokens, on the token file `data`.
+///
+/// # Errors
+/// As [`RunSpec::resolve`] and [`crate::Resolved::into_job`]; [`Error::Data`] for a file that is damaged or does not fit the model.
+pub fn on_tokens(
+    device: &dyn Device,
+    spec: RunSpec,
+    data: &Path,
+) -> Result<(Job, TokenObjective, InitialWeights), Error> {
+    let file = TokenFile::open(data)?;
+    let run = spec.resolve(|| Ok(file.vocab_size()?))?;
+    let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
+    let info = tokens.describe(&run.config)?;
+    let (job, weights) = run.into_job(device, info, ObjectiveRecord::default(), None)?;
+    Ok((job, tokens, weights))
+}
+
+/// A run of `ngen3 distill` on the token file `data`, with the teacher that was read from `from`.
+///
+/// # Errors
+/// As [`on_tokens`]; [`Error::Usage`] for a teacher that the student cannot learn from.
+pub fn with_teacher(
+    device: &dyn Device,
+    spec: RunSpec,
+    data: &Path,
+    request: DistillRequest,
+    from: &Path,
+    teacher: &Checkpoint,
+) -> Result<(Job, DistillTask, InitialWeights), Error> {
+    let file = TokenFile::open(data)?;
+    let run = spec.resolve(|| Ok(file.vocab_size()?))?;
+    if is_same_file(from, &run.paths.model) {
+        let teacher = from.display();
+        return Err(Error::Usage(format!("{teacher} is the teacher: the student needs a file of its own, --out")));
+    }
+    let record = request.settle(run.objective_before(), sha256_of_model(teacher))?;
+    let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
+    let info = tokens.describe(&run.config)?;
+    check_teacher(from, teacher, &run.config, &info)?;
+    let vocab_size = run.config.vocab_size;
+    if let Some(k) = record.teacher_top_k.filter(|&k| k == 0 || k >= vocab_size) {
+        return Err(Error::Usage(format!(
+            "teacher_top_k is {k}; it must be at least 1 and below the vocabulary of {vocab_size}"
+        )));
+    }
+    let objective = ObjectiveRecord::Distill(record.clone());
+    let (job, weights) = run.into_job(device, info, objective, Some((&teacher.config, record.quant())))?;
+    Ok((job, DistillTask { tokens, record }, weights))
+}
+
+/// A run of `ngen3 finetune` on conversations. `own` is the format that the model has.
+///
+/// # Errors
+/// As [`RunSpec::resolve`], [`ChatSampler::new`] and [`crate::Resolved::into_job`].
+pub fn on_chats(
+    device: &dyn Device,
+    spec: RunSpec,
+    chats: Chats,
+    train_on: TrainOn,
+    skip_bad: bool,
+    own: Option<&ChatFormat>,
+) -> Result<(Job, ChatObjective, InitialWeights), Error> {
+    let vocab_size = chats.tokenizer().vocab_size();
+    let run = spec.resolve(|| Ok(vocab_size))?;
+    chats.check_vocab(run.config.vocab_size)?;
+    let TrainSettings { batch_size, val_fraction, seed, .. } = run.settings;
+    let block_size = run.config.block_size;
+    let sampling = ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed };
+    let objective = ChatObjective::new(ChatSampler::new(chats, &sampling)?, &run.settings);
+    let info = objective.describe();
+    let mut notes = vec![objective.note(train_on)];
+    if info.chat.is_some() && own.is_some_and(|own| Some(own) != info.chat.as_ref()) {
+        notes.push("the conversations have another chat template than the model; the model gets theirs".into());
+    }
+    let train_on = if train_on == TrainOn::All { "all" } else { "assistant" };
+    let record = ObjectiveRecord::Chat(ChatRecord { train_on: train_on.into() });
+    let (mut job, weights) = run.into_job(device, info, record, None)?;
+    job.notes.splice(0..0, notes);
+    Ok((job, objective, weights))
+}
+
+/// A student can learn from a teacher that reads the same tokens, in rows as long as its own.
+fn check_teacher(from: &Path, teacher: &Checkpoint, student: &Config, data: &DataInfo) -> Result<(), Error> {
+    let Checkpoint { config, meta, .. } = teacher;
+    let reason = if config.vocab_size != student.vocab_size {
+        format!("its vocabulary has {} tokens, and the student's {}", config.vocab_size, student.vocab_size)
+    } else if config.block_size < student.block_size {
+        format!(
+            "its block of {} is shorter than the student's of {}; give the student a --block_size of at most {0}",
+            config.block_size, student.block_size
+        )
+    } else if data.tokenizer != meta.tokenizer && ![&data.tokenizer, &meta.tokenizer].contains(&&TokenizerRef::Unknown)
+    {
+        format!("its tokenizer is not the one that made {}: the same ids stand for other text", data.path.display())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage(format!("{} cannot be the teacher: {reason}", from.display())))
+}

@@ -1,0 +1,88 @@
+//! Weights for another shape: fewer positions, fewer layers.
+
+use std::path::Path;
+
+use ngen3_model::words::count;
+use ngen3_model::{Checkpoint, Config, ParamList};
+
+use crate::Error;
+
+/// The parameters of the same model with a shorter block: the first positions are kept.
+pub(crate) fn cut_positions(params: &[f32], from: &Config, to: &Config) -> Vec<f32> {
+    let (from, to) = (ParamList::new(from), ParamList::new(to));
+    let pairs = from.iter().zip(&to);
+    pairs.flat_map(|(from, to)| &params[from.range()][..to.len()]).copied().collect()
+}
+
+/// A model of fewer layers: the first, the last and those at even distances between, with the embeddings and the final norm
+/// as they are. Of 12 layers 6 are 0, 2, 4, 7, 9 and 11: the choice of DistilGPT-2 (Sanh et al. 2019).
+///
+/// # Errors
+/// [`Error::Usage`] if it has fewer layers than are wanted. `from` is where it came from.
+pub(crate) fn some_layers(deeper: &Checkpoint, from: &Path, n_layer: Option<usize>) -> Result<Checkpoint, Error> {
+    let Checkpoint { config: from_config, params, meta } = deeper;
+    let n_layer = n_layer.unwrap_or(from_config.n_layer.div_ceil(2));
+    if n_layer > from_config.n_layer {
+        return Err(Error::Usage(format!(
+            "{} has {}, too few for a student of {n_layer}",
+            from.display(),
+            count(from_config.n_layer, "layer")
+        )));
+    }
+    let config = Config { n_layer, ..from_config.clone() };
+    config.validate()?;
+    let (list, from_list) = (ParamList::new(&config), ParamList::new(from_config));
+    let mut kept = Vec::with_capacity(list.total());
+    kept.extend_from_slice(&params[..from_list.wpe.end]);
+    for layer in 0..n_layer {
+        let block = &from_list.blocks[spread(layer, n_layer, from_config.n_layer)];
+        kept.extend_from_slice(&params[block.ln_1_weight.start..block.mlp_c_proj_bias.end]);
+    }
+    kept.extend_from_slice(&params[from_list.ln_f_weight.start..]);
+    Ok(Checkpoint { config, params: kept, meta: meta.clone() })
+}
+
+/// Where the `i`th of `n` stands among `of`, when the first is the first and the last the last.
+fn spread(i: usize, n: usize, of: usize) -> usize {
+    match n {
+        0 | 1 => 0,
+        n => (2 * i * (of - 1) + (n - 1)) / (2 * (n - 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ngen3_model::CheckpointMeta;
+
+    use super::*;
+
+    #[test]
+    fn layers_are_taken_evenly_from_the_first_to_the_last() {
+        let chosen = |n, of| (0..n).map(|i| spread(i, n, of)).collect::<Vec<_>>();
+        assert_eq!(chosen(6, 12), [0, 2, 4, 7, 9, 11], "DistilGPT-2");
+        assert_eq!(chosen(1, 4), [0]);
+        assert_eq!(chosen(4, 4), [0, 1, 2, 3]);
+        assert_eq!(chosen(2, 5), [0, 4]);
+    }
+
+    #[test]
+    fn a_student_of_some_layers_has_their_numbers_and_the_embeddings() {
+        let config = Config::new(5, 1, 2, 3, 7);
+        let list = ParamList::new(&config);
+        let params: Vec<f32> = (0..list.total()).map(|i| i as f32).collect();
+        let teacher = Checkpoint { config, params: params.clone(), meta: CheckpointMeta::default() };
+        let of = |n_layer| some_layers(&teacher, Path::new("t.pt"), n_layer);
+        let student = of(None).unwrap();
+        assert_eq!(student.config, Config::new(3, 1, 2, 3, 7));
+        let mut expected = params[..list.wpe.end].to_vec();
+        for layer in [0, 2, 4] {
+            let block = &list.blocks[layer];
+            expected.extend(&params[block.ln_1_weight.start..block.mlp_c_proj_bias.end]);
+        }
+        expected.extend(&params[list.ln_f_weight.start..]);
+        assert_eq!(student.params, expected);
+        assert_eq!(of(Some(5)).unwrap(), teacher);
+        assert_eq!(of(Some(6)).unwrap_err().to_string(), "t.pt has 5 layers, too few for a student of 6");
+        assert!(of(Some(0)).is_err());
+    }
+}
