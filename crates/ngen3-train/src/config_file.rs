@@ -10,95 +10,17 @@
 //! max_iters = 500
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ngen3_engine::Dtype;
-use ngen3_model::{Activation, Config, Variant};
-use serde::de::DeserializeOwned;
-use toml::de::DeTable;
+use strsim::levenshtein;
 
-use crate::{Error, Overrides};
+use crate::field::Entries;
+use crate::{Error, Overrides, Shape};
 
-/// No file of settings is longer than this, in bytes; a device or a data file given by mistake is.
+/// Largest file of settings, in bytes; a device or a data file given by mistake is longer.
 const MAX_LEN: u64 = 1 << 20;
-
-/// A model's shape, as far as somebody asked for it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Shape {
-    /// Transformer blocks.
-    pub n_layer: Option<usize>,
-    /// Attention heads.
-    pub n_head: Option<usize>,
-    /// Width of the residual stream.
-    pub n_embd: Option<usize>,
-    /// Longest context, in tokens.
-    pub block_size: Option<usize>,
-    /// Rows of the token embedding.
-    pub vocab_size: Option<usize>,
-    /// The MLP's non-linearity.
-    pub activation: Option<Activation>,
-}
-
-impl Shape {
-    const KEYS: [&str; 6] = ["n_layer", "n_head", "n_embd", "block_size", "vocab_size", "activation"];
-    /// What else a key may be called.
-    const ALIASES: [(&str, &str); 5] = [
-        ("layers", "n_layer"),
-        ("heads", "n_head"),
-        ("width", "n_embd"),
-        ("block", "block_size"),
-        ("vocabulary", "vocab_size"),
-    ];
-
-    /// This shape, and where it says nothing, `below`.
-    pub fn or(self, below: Self) -> Self {
-        Self {
-            n_layer: self.n_layer.or(below.n_layer),
-            n_head: self.n_head.or(below.n_head),
-            n_embd: self.n_embd.or(below.n_embd),
-            block_size: self.block_size.or(below.block_size),
-            vocab_size: self.vocab_size.or(below.vocab_size),
-            activation: self.activation.or(below.activation),
-        }
-    }
-
-    /// Whether it says nothing else of layers, heads and width than a variant, or the GPT-2 that is named after it.
-    pub(crate) fn keeps_to(&self, variant: &Variant) -> bool {
-        let Config { n_layer, n_head, n_embd, .. } = variant.config();
-        let says = |n_layer, n_head, n_embd| {
-            let said = [(self.n_layer, n_layer), (self.n_head, n_head), (self.n_embd, n_embd)];
-            said.into_iter().all(|(said, own)| said.is_none_or(|said| said == own))
-        };
-        says(n_layer, n_head, n_embd) || variant.gpt2().is_some_and(|gpt2| says(gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
-    }
-
-    fn take_from(entries: &mut Entries) -> Result<Self, String> {
-        Ok(Self {
-            n_layer: entries.take("n_layer")?,
-            n_head: entries.take("n_head")?,
-            n_embd: entries.take("n_embd")?,
-            block_size: entries.take("block_size")?,
-            vocab_size: entries.take("vocab_size")?,
-            activation: entries.take("activation")?,
-        })
-    }
-}
-
-impl From<&Config> for Shape {
-    fn from(config: &Config) -> Self {
-        Self {
-            n_layer: Some(config.n_layer),
-            n_head: Some(config.n_head),
-            n_embd: Some(config.n_embd),
-            block_size: Some(config.block_size),
-            vocab_size: Some(config.vocab_size),
-            activation: Some(config.activation),
-        }
-    }
-}
 
 /// Reads a file of settings.
 ///
@@ -117,134 +39,31 @@ pub fn load(path: &Path) -> Result<(Overrides, Shape), Error> {
 
 /// Reads settings from the text of a TOML file; the error says what is wrong with it.
 pub fn parse(text: &str) -> Result<(Overrides, Shape), String> {
-    let mut entries = Entries::of(text)?;
+    let mut entries = Entries::parse(text, Shape::ALIASES)?;
     let settings = Overrides::take_from(&mut entries)?;
     let shape = Shape::take_from(&mut entries)?;
-    match entries.0.into_iter().min_by_key(|(_, entry)| entry.line) {
+    match entries.first_left() {
         None => Ok((settings, shape)),
-        Some((key, Entry { line, .. })) => Err(match near_match(&key) {
+        Some((line, key)) => Err(match near_match(&key) {
             Some(name) => format!("line {line}: there is no setting {key:?}; did you mean {name}?"),
             None => format!("line {line}: there is no setting {key:?}"),
         }),
     }
 }
 
-/// What a file says, by the settings' own names.
-pub(crate) struct Entries(BTreeMap<String, Entry>);
-
-struct Entry {
-    /// As it is called in the file.
-    key: String,
-    /// Where that stands.
-    line: usize,
-    value: toml::Value,
-}
-
-impl Entries {
-    fn of(text: &str) -> Result<Self, String> {
-        let line_at = |at: usize| 1 + text[..at].matches('\n').count();
-        let not_toml = |error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| line_at(span.start));
-            format!("line {line} is not TOML: {}", error.message().replace('\n', ", "))
-        };
-        let mut values: toml::Table = text.parse().map_err(not_toml)?;
-        let places = DeTable::parse(text).map_err(not_toml)?;
-        let mut entries = BTreeMap::new();
-        let mut places: Vec<_> = places.get_ref().keys().collect();
-        places.sort_by_key(|place| place.span().start);
-        for place in places {
-            let (key, line) = (place.get_ref().to_string(), line_at(place.span().start));
-            let Some(value) = values.remove(&key) else { continue };
-            let name = Shape::ALIASES.iter().find(|(alias, _)| *alias == key).map_or(key.as_str(), |(_, name)| name);
-            if let Some(Entry { key: other, .. }) =
-                entries.insert(name.to_owned(), Entry { key: key.clone(), line, value })
-            {
-                return Err(format!("line {line}: {key} and {other} are the same setting; keep one"));
-            }
-        }
-        Ok(Self(entries))
-    }
-
-    /// Takes a setting out.
-    pub(crate) fn take<T: Setting>(&mut self, name: &str) -> Result<Option<T>, String> {
-        let Some(Entry { key, line, value }) = self.0.remove(name) else { return Ok(None) };
-        let shown = shown(&value);
-        let must = T::MUST;
-        value.try_into().map(Some).map_err(|_| format!("line {line}: {key} is {shown}; it must be {must}"))
-    }
-}
-
-/// A value as an error quotes it, on one line.
-fn shown(value: &toml::Value) -> String {
-    match value {
-        toml::Value::String(text) if text.chars().count() > 40 => "a long text".into(),
-        toml::Value::String(text) => format!("{text:?}"),
-        toml::Value::Array(_) => "a list".into(),
-        toml::Value::Table(_) => "a table".into(),
-        value => value.to_string(),
-    }
-}
-
-/// What a setting can be.
-pub(crate) trait Setting: DeserializeOwned {
-    /// In words.
-    const MUST: &str;
-}
-
-impl Setting for u64 {
-    const MUST: &str = "a whole number, 0 or more";
-}
-
-impl Setting for usize {
-    const MUST: &str = u64::MUST;
-}
-
-impl Setting for f32 {
-    const MUST: &str = "a number";
-}
-
-impl Setting for f64 {
-    const MUST: &str = "a number";
-}
-
-impl Setting for bool {
-    const MUST: &str = "true or false";
-}
-
-impl Setting for Dtype {
-    const MUST: &str = "\"auto\", \"f32\" or \"bf16\"";
-}
-
-impl Setting for Activation {
-    const MUST: &str = "\"gelu_new\" or \"gelu\"";
-}
-
 /// The setting that `key` was probably meant to be.
 fn near_match(key: &str) -> Option<&'static str> {
     let key = key.replace('-', "_").to_ascii_lowercase();
-    let names = Overrides::KEYS.iter().chain(&Shape::KEYS).copied().chain(Shape::ALIASES.map(|(alias, _)| alias));
-    let (distance, name) = names.map(|name| (edit_distance(&key, name), name)).min()?;
+    let aliases = Shape::ALIASES.iter().map(|(alias, _)| alias);
+    let names = Overrides::KEYS.iter().chain(Shape::KEYS).chain(aliases).copied();
+    let (distance, name) = names.map(|name| (levenshtein(&key, name), name)).min()?;
     (distance <= 1 + name.len() / 4).then_some(name)
-}
-
-/// Letters to insert, delete or replace to make `b` of `a` (Levenshtein 1966).
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, &y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
 mod tests {
+    use ngen3_engine::Dtype;
+    use ngen3_model::Activation;
     use proptest::prelude::*;
 
     use super::*;
@@ -328,7 +147,7 @@ mod tests {
             let mut key = name.to_owned();
             key.replace_range(at..=at, &letter);
             prop_assume!(key != name);
-            prop_assert_eq!(edit_distance(&key, name), 1);
+            prop_assert_eq!(levenshtein(&key, name), 1);
             prop_assert!(near_match(&key).is_some());
         }
     }

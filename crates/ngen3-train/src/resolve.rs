@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use ngen3_model::words::count;
 use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, Recipe, TokenizerRef, Variant};
 
-use crate::config_file::{self, Shape};
 use crate::hash::sha256_of;
 use crate::record::{AdapterRecord, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
+use crate::shape::Shape;
 use crate::spec::{RunSpec, StartFrom};
 use crate::state::{self, State};
 use crate::surgery::{cut_positions, some_layers};
-use crate::{Error, Overrides, RunPaths, TrainSettings};
+use crate::{Error, Overrides, RunPaths, TrainSettings, config_file};
 
 /// What a shape trains with when no variant says.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
@@ -126,17 +126,13 @@ impl Resolved {
         asked: Overrides,
         vocab_size: usize,
     ) -> Result<Self, Error> {
-        let Shape { n_layer, n_head, n_embd, block_size, vocab_size: told, activation } = shape.or(shape_of(variant));
-        let (Some(n_layer), Some(n_head), Some(n_embd), Some(block_size)) = (n_layer, n_head, n_embd, block_size)
-        else {
+        let Some(config) = shape.or(shape_of(variant)).config(vocab_size) else {
             return Err(Error::Usage(format!(
                 "the model's shape is not complete: name a {}, or give n_layer, n_head, n_embd and block_size in a \
                  --config file",
                 kind.variant_flag()
             )));
         };
-        let mut config = Config::new(n_layer, n_head, n_embd, block_size, told.unwrap_or(vocab_size));
-        config.activation = activation.unwrap_or_default();
         config.validate()?;
         let settings = TrainSettings::settle(asked, recipe_of(variant))?;
         Ok(Self {
@@ -173,7 +169,7 @@ impl Resolved {
             params = cut_positions(&params, &config, &shorter);
             config = shorter;
         }
-        let differences = differences(&config, &wanted);
+        let differences = wanted.differences_from(&config);
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: from, differences }.into());
         }
@@ -223,7 +219,7 @@ impl Resolved {
             let Shape { n_layer, n_head, n_embd, .. } = shape_of(Some(variant));
             Shape { n_layer, n_head, n_embd, ..Shape::default() }
         });
-        let differences = differences(&record.config, &shape.or(layers.unwrap_or_default()));
+        let differences = shape.or(layers.unwrap_or_default()).differences_from(&record.config);
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: paths.state, differences }.into());
         }
@@ -303,28 +299,6 @@ fn shape_of(variant: Option<&Variant>) -> Shape {
         activation: None,
         ..Shape::from(&variant.config())
     })
-}
-
-/// Each field in which a model is not what is wanted; empty if there is none.
-fn differences(config: &Config, wanted: &Shape) -> String {
-    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, .. } = config;
-    let numbers = [
-        ("n_layer", n_layer, wanted.n_layer),
-        ("n_head", n_head, wanted.n_head),
-        ("n_embd", n_embd, wanted.n_embd),
-        ("block_size", block_size, wanted.block_size),
-        ("vocab_size", vocab_size, wanted.vocab_size),
-    ];
-    let mut differences: Vec<String> = numbers
-        .into_iter()
-        .filter_map(|(name, found, wanted)| {
-            wanted.filter(|wanted| wanted != found).map(|wanted| format!("{name} is {found}, not {wanted}"))
-        })
-        .collect();
-    if let Some(wanted) = wanted.activation.filter(|wanted| wanted != activation) {
-        differences.push(format!("activation is {activation:?}, not {wanted:?}"));
-    }
-    differences.join("; ")
 }
 
 /// A model is hours of work: it is not replaced because somebody typed the same command again.

@@ -1,14 +1,16 @@
-//! How a model is trained: every setting, what it means and what it is when nobody says.
+//! The settings of a run: the one list of them, with what each means and is when nobody asks.
 //!
 //! [`TrainSettings`] is what a run uses. [`Overrides`] is the same list with every entry optional: what a command line
-//! or a TOML file asks for. [`TrainSettings::settle`] turns the second into the first, and holds every default.
+//! or a TOML file asks for. [`TrainSettings::settle`] turns the second into the first.
+
+use std::fmt::Display;
 
 use ngen3_engine::{AdamW, Dtype, Options};
 use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::config_file::Entries;
+use crate::field::optional_fields;
 
 /// More threads than any machine has cores are a mistake.
 const MAX_THREADS: usize = 1_024;
@@ -16,33 +18,32 @@ const MAX_THREADS: usize = 1_024;
 /// More micro-batches than a step of a week has are a mistake.
 const MAX_ACCUMULATION: u64 = 1 << 20;
 
-/// Writes the list of settings down once, as [`TrainSettings`] and as [`Overrides`].
+/// Makes [`TrainSettings`] and [`Overrides`] of the list below. Of each setting it says, in this order:
+///
+/// - `name: type`;
+/// - `= DEFAULT`, which may use the settings above it and the variant's `recipe`, and then has a `=> "TEXT"` for the help;
+/// - its range: a function that returns, as an error, what the value must be; it may use the other settings;
+/// - `"VALUE_NAME": "HELP"` of its flag.
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])* $(#[serde($serde:meta)])? $name:ident: $type:ty,)*) => {
+    (
+        $recipe:ident
+        $(
+            $(#[doc = $doc:literal])* $(#[serde($serde:meta)])?
+            $name:ident: $type:ty = $default:expr $(=> $default_text:literal)?,
+                $range:expr, $value_name:literal: $help:literal;
+        )*
+    ) => {
         /// Everything that decides how a run goes, but for the model's shape and the data.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct TrainSettings {
             $($(#[doc = $doc])* $(#[serde($serde)])? pub $name: $type,)*
         }
 
-        /// Settings that somebody asked for; `None` where nobody did.
-        #[derive(Clone, Debug, Default, PartialEq)]
-        pub struct Overrides {
-            $($(#[doc = $doc])* pub $name: Option<$type>,)*
-        }
-
-        impl Overrides {
-            /// The names of the settings: the keys of a TOML file.
-            pub const KEYS: &[&str] = &[$(stringify!($name)),*];
-
-            /// These, and where these say nothing, `below`.
-            pub fn or(self, below: Self) -> Self {
-                Self { $($name: self.$name.or(below.$name),)* }
-            }
-
-            /// Takes its keys out of what a TOML file says.
-            pub(crate) fn take_from(entries: &mut Entries) -> Result<Self, String> {
-                Ok(Self { $($name: entries.take(stringify!($name))?,)* })
+        optional_fields! {
+            /// Settings that somebody asked for; `None` where nobody did.
+            Overrides {
+                $($(#[doc = $doc])* $name: $type,
+                    flag ($value_name, $help, default_text!($default $(=> $default_text)?));)*
             }
         }
 
@@ -53,11 +54,32 @@ macro_rules! settings {
         }
 
         impl TrainSettings {
+            /// Fills in what nobody asked for, from the variant's recipe and the defaults of the list.
+            ///
+            /// # Errors
+            /// As [`TrainSettings::validate`].
+            pub fn settle(asked: Overrides, $recipe: &Recipe) -> Result<Self, Error> {
+                $(let $name: $type = asked.$name.unwrap_or($default);)*
+                let settings = Self { $($name),* };
+                settings.validate()?;
+                Ok(settings)
+            }
+
+            /// Checks that every setting is in its range.
+            ///
+            /// # Errors
+            /// [`Error::Usage`] naming the first that is not, and what it must be.
+            pub fn validate(&self) -> Result<(), Error> {
+                let Self { $($name),* } = self;
+                $(check(stringify!($name), $name, $range)?;)*
+                Ok(())
+            }
+
             /// The settings that differ from `before`, each as `name before → now`.
             pub fn changes_since(&self, before: &Self) -> Vec<String> {
                 let mut changes = Vec::new();
                 $(if self.$name != before.$name {
-                    changes.push(format!("{} {} → {}", stringify!($name), said(&before.$name), said(&self.$name)));
+                    changes.push(format!("{} {} → {}", stringify!($name), text_of(&before.$name), text_of(&self.$name)));
                 })*
                 changes
             }
@@ -65,101 +87,119 @@ macro_rules! settings {
     };
 }
 
-/// A setting as files and flags have it.
-fn said(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("numbers and names serialise").trim_matches('"').into()
+/// The default of a setting as the help text has it.
+macro_rules! default_text {
+    ($default:expr) => {
+        &$default
+    };
+    ($default:expr => $text:literal) => {
+        &$text
+    };
 }
 
 settings! {
+    recipe
     /// Optimizer steps of the whole run.
-    max_iters: u64,
+    max_iters: u64 = recipe.max_iters as u64 => "the variant's", any, "N": "Steps of the whole run";
     /// Steps from one line of metrics.jsonl to the next.
-    log_interval: u64,
+    log_interval: u64 = 10, at_least_1,
+        "N": "Steps between two lines of metrics.jsonl, and of the output where it is no terminal";
     /// Steps from one evaluation on the validation tokens to the next.
-    eval_interval: u64,
+    eval_interval: u64 = 250, at_least_1, "N": "Steps between two evaluations";
     /// Validation batches in an evaluation; always the same ones, so that evaluations can be compared.
-    eval_iters: u64,
+    eval_iters: u64 = 20, at_least_1, "N": "Validation batches in an evaluation";
     /// Steps from one save to the next.
-    save_interval: u64,
-    /// Whether the model that stays is that of the lowest validation loss, not the latest.
+    save_interval: u64 = eval_interval => "eval_interval", at_least_1, "N": "Steps between two saves";
+    /// `true` if the model that stays is that of the lowest validation loss, not the latest.
     #[serde(default)]
-    keep_best: bool,
-    /// Evaluations without a lower validation loss after which the run stops; 0 is never.
+    keep_best: bool = false, any,
+        "true|false": "Keep the model of the lowest validation loss rather than the latest";
+    /// Evaluations without a lower validation loss after which the run stops; 0 disables it.
     #[serde(default)]
-    patience: u64,
+    patience: u64 = 0, any, "N": "Stop after so many evaluations without a lower validation loss; 0 is never";
     /// Rows of `block_size` tokens in one micro-batch.
-    batch_size: usize,
+    batch_size: usize = recipe.batch_size => "the variant's", at_least_1, "N": "Rows in a batch";
     /// Micro-batches in one optimizer step.
-    gradient_accumulation: u64,
+    gradient_accumulation: u64 = 1, |n| at_least_1(n).and(at_most(n, MAX_ACCUMULATION)),
+        "N": "Batches whose gradients make one step";
     /// Peak learning rate.
-    learning_rate: f32,
+    learning_rate: f32 = recipe.learning_rate => "the variant's",
+        |&lr| must(lr > 0.0 && lr.is_finite(), "a number above 0"), "LR": "Highest learning rate";
     /// Learning rate at the end of the run.
-    min_lr: f32,
+    min_lr: f32 = learning_rate / 10.0 => "learning_rate / 10",
+        |lr| must((0.0..=*learning_rate).contains(lr), format!("between 0 and the learning_rate of {learning_rate}")),
+        "LR": "Learning rate at the end, after a cosine";
     /// Steps in which the learning rate climbs to its peak.
-    warmup_iters: u64,
+    warmup_iters: u64 = Self::default_warmup(max_iters) => "100, in a short run a tenth of it",
+        |n| must(n <= max_iters, format!("at most max_iters, which is {max_iters}")),
+        "N": "Steps in which the learning rate climbs";
     /// AdamW's decay of matrices and embeddings.
-    weight_decay: f32,
+    weight_decay: f32 = 0.1, not_negative, "X": "AdamW's decay of matrices and embeddings";
     /// AdamW's decay of the first moment.
-    beta1: f32,
-    /// AdamW's decay of the second moment.
-    beta2: f32,
+    beta1: f32 = 0.9, share, "X": "AdamW's first beta";
+    /// AdamW's decay of the second moment. 0.95 rather than Adam's 0.999: a shorter memory is steadier at few tokens a step
+    /// (Brown et al. 2020).
+    beta2: f32 = 0.95, share, "X": "AdamW's second beta";
     /// Gradients are scaled down to this global norm; 0 turns clipping off.
-    grad_clip: f32,
+    grad_clip: f32 = 1.0, not_negative, "X": "Largest norm of the gradient; 0 lets it be any";
     /// Probability with which an activation is zeroed.
-    dropout: f32,
+    dropout: f32 = 0.0, share, "P": "Share of activations that are zeroed";
     /// Decides the initial weights, the order of the data and the dropout masks.
-    seed: u64,
+    seed: u64 = 1337, any, "N": "Decides the first weights, the batches and the dropout";
     /// Share of the tokens, at their end, that are kept for validation.
-    val_fraction: f64,
+    val_fraction: f64 = 0.1, share,
+        "P": "Share of the tokens, at their end, to validate on, where there is no val.bin";
     /// Threads to compute with; 0 is all cores.
-    threads: usize,
+    threads: usize = 0, |n| at_most(n, MAX_THREADS), "N": "Threads to compute with; 0 is all cores";
     /// Precision of the matrix products' operands.
-    dtype: Dtype,
-    /// Whether activations are computed again on the way back rather than kept.
+    dtype: Dtype = Dtype::Auto, any,
+        "TYPE": "Numbers to compute with: auto (the fastest that the processor has), f32 or bf16";
+    /// `true` if activations are computed again on the way back rather than kept.
     #[serde(default)]
-    recompute: bool,
+    recompute: bool = false, any,
+        "true|false": "Keep only each layer's input and compute the rest again on the way back: the same numbers in less \
+                       memory and an eighth to a quarter more time";
+}
+
+/// Checks a setting against its range.
+fn check<T: Display>(name: &str, value: &T, range: impl FnOnce(&T) -> Result<(), String>) -> Result<(), Error> {
+    range(value).map_err(|must| Error::Usage(format!("{name} is {value}; it must be {must}")))
+}
+
+/// Fails with what a value must be if a condition does not hold.
+fn must(holds: bool, be: impl Into<String>) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(be.into()) }
+}
+
+/// The range of all values.
+fn any<T>(_: &T) -> Result<(), String> {
+    Ok(())
+}
+
+fn at_least_1<T: PartialOrd + From<u8>>(value: &T) -> Result<(), String> {
+    must(*value >= T::from(1), "at least 1")
+}
+
+fn at_most<T: PartialOrd + Display>(value: &T, most: T) -> Result<(), String> {
+    must(*value <= most, format!("at most {most}"))
+}
+
+fn not_negative(value: &f32) -> Result<(), String> {
+    must(*value >= 0.0 && value.is_finite(), "a number of at least 0")
+}
+
+fn share<T: PartialOrd + From<u8>>(value: &T) -> Result<(), String> {
+    must((T::from(0)..T::from(1)).contains(value), "at least 0 and below 1")
+}
+
+/// The text of a setting in files and flags.
+fn text_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("numbers and names serialise").trim_matches('"').into()
 }
 
 impl TrainSettings {
     /// AdamW's ε, which nobody has had reason to change.
     const EPS: f32 = 1e-8;
-
-    /// Fills in what nobody asked for, from the variant's recipe and the defaults below.
-    ///
-    /// # Errors
-    /// As [`TrainSettings::validate`].
-    pub fn settle(asked: Overrides, recipe: &Recipe) -> Result<Self, Error> {
-        let max_iters = asked.max_iters.unwrap_or(recipe.max_iters as u64);
-        let learning_rate = asked.learning_rate.unwrap_or(recipe.learning_rate);
-        let eval_interval = asked.eval_interval.unwrap_or(250);
-        let settings = Self {
-            max_iters,
-            log_interval: asked.log_interval.unwrap_or(10),
-            eval_interval,
-            eval_iters: asked.eval_iters.unwrap_or(20),
-            save_interval: asked.save_interval.unwrap_or(eval_interval),
-            keep_best: asked.keep_best.unwrap_or(false),
-            patience: asked.patience.unwrap_or(0),
-            batch_size: asked.batch_size.unwrap_or(recipe.batch_size),
-            gradient_accumulation: asked.gradient_accumulation.unwrap_or(1),
-            learning_rate,
-            min_lr: asked.min_lr.unwrap_or(learning_rate / 10.0),
-            warmup_iters: asked.warmup_iters.unwrap_or(Self::default_warmup(max_iters)),
-            weight_decay: asked.weight_decay.unwrap_or(0.1),
-            beta1: asked.beta1.unwrap_or(0.9),
-            // 0.95 rather than Adam's 0.999: a shorter memory is steadier at few tokens a step (Brown et al. 2020).
-            beta2: asked.beta2.unwrap_or(0.95),
-            grad_clip: asked.grad_clip.unwrap_or(1.0),
-            dropout: asked.dropout.unwrap_or(0.0),
-            seed: asked.seed.unwrap_or(1337),
-            val_fraction: asked.val_fraction.unwrap_or(0.1),
-            threads: asked.threads.unwrap_or(0),
-            dtype: asked.dtype.unwrap_or_default(),
-            recompute: asked.recompute.unwrap_or(false),
-        };
-        settings.validate()?;
-        Ok(settings)
-    }
 
     /// 100 steps, but in a short run a tenth of them.
     pub(crate) fn default_warmup(max_iters: u64) -> u64 {
@@ -171,7 +211,7 @@ impl TrainSettings {
         (self.batch_size as u64).saturating_mul(block_size as u64).saturating_mul(self.gradient_accumulation)
     }
 
-    /// What they say to the engine.
+    /// The options of an engine that trains with these settings.
     pub fn options(&self) -> Options {
         let Self { threads, dtype, recompute, .. } = *self;
         Options { threads, dtype, recompute, ..Options::default() }
@@ -181,60 +221,6 @@ impl TrainSettings {
     pub(crate) fn adamw(&self, step: u64, lr: f32) -> AdamW {
         let Self { beta1, beta2, weight_decay, grad_clip, .. } = *self;
         AdamW { step, lr, beta1, beta2, eps: Self::EPS, weight_decay, grad_clip }
-    }
-
-    /// Checks that every setting is one a run can have.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] naming the first that is not, and what it must be.
-    pub fn validate(&self) -> Result<(), Error> {
-        let wrong = |name: &str, value: &dyn std::fmt::Display, must: &str| {
-            Err(Error::Usage(format!("{name} is {value}; it must be {must}")))
-        };
-        let at_least_one = [
-            ("log_interval", self.log_interval),
-            ("eval_interval", self.eval_interval),
-            ("eval_iters", self.eval_iters),
-            ("save_interval", self.save_interval),
-            ("batch_size", self.batch_size as u64),
-            ("gradient_accumulation", self.gradient_accumulation),
-        ];
-        for (name, value) in at_least_one {
-            if value == 0 {
-                return wrong(name, &value, "at least 1");
-            }
-        }
-        if self.gradient_accumulation > MAX_ACCUMULATION {
-            return wrong("gradient_accumulation", &self.gradient_accumulation, &format!("at most {MAX_ACCUMULATION}"));
-        }
-        if self.threads > MAX_THREADS {
-            return wrong("threads", &self.threads, &format!("at most {MAX_THREADS}"));
-        }
-        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
-            return wrong("learning_rate", &self.learning_rate, "a number above 0");
-        }
-        if !(0.0..=self.learning_rate).contains(&self.min_lr) {
-            let must = format!("between 0 and the learning_rate of {}", self.learning_rate);
-            return wrong("min_lr", &self.min_lr, &must);
-        }
-        if self.warmup_iters > self.max_iters {
-            let must = format!("at most max_iters, which is {}", self.max_iters);
-            return wrong("warmup_iters", &self.warmup_iters, &must);
-        }
-        for (name, value) in [("weight_decay", self.weight_decay), ("grad_clip", self.grad_clip)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return wrong(name, &value, "a number of at least 0");
-            }
-        }
-        for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2), ("dropout", self.dropout)] {
-            if !(0.0..1.0).contains(&value) {
-                return wrong(name, &value, "at least 0 and below 1");
-            }
-        }
-        if !(0.0..1.0).contains(&self.val_fraction) {
-            return wrong("val_fraction", &self.val_fraction, "at least 0 and below 1");
-        }
-        Ok(())
     }
 }
 

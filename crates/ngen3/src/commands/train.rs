@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use ngen3_engine::Dtype;
+use clap::builder::{BoolValueParser, TypedValueParser};
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
 use ngen3_model::Variant;
-use ngen3_train::{Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
+use ngen3_train::{Flag, Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
 
 use crate::device::device;
 use crate::training::Training;
@@ -61,80 +62,64 @@ impl RunFlags {
     }
 }
 
-/// The settings of a run. What they are when not given stands in `ngen3_train::TrainSettings` and in the variant.
-#[derive(clap::Args)]
-#[command(rename_all = "snake_case", next_help_heading = "Settings")]
+/// The settings of a run, and the part of the model's shape that has a flag. The flags are those of the lists in `ngen3-train`.
 pub struct Flags {
-    /// Steps of the whole run [default: the variant's]
-    #[arg(long, value_name = "N")]
-    max_iters: Option<u64>,
-    /// Steps between two lines of metrics.jsonl, and of the output where it is no terminal [default: 10]
-    #[arg(long, value_name = "N")]
-    log_interval: Option<u64>,
-    /// Steps between two evaluations [default: 250]
-    #[arg(long, value_name = "N")]
-    eval_interval: Option<u64>,
-    /// Validation batches in an evaluation [default: 20]
-    #[arg(long, value_name = "N")]
-    eval_iters: Option<u64>,
-    /// Steps between two saves [default: eval_interval]
-    #[arg(long, value_name = "N")]
-    save_interval: Option<u64>,
-    /// Keep the model of the lowest validation loss rather than the latest [default: false]
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
-    keep_best: Option<bool>,
-    /// Stop after so many evaluations without a lower validation loss; 0 is never [default: 0]
-    #[arg(long, value_name = "N")]
-    patience: Option<u64>,
-    /// Rows in a batch [default: the variant's]
-    #[arg(long, value_name = "N")]
-    batch_size: Option<usize>,
-    /// Tokens in a row, and the model's longest context [default: the variant's]
-    #[arg(long, value_name = "N")]
-    block_size: Option<usize>,
-    /// Batches whose gradients make one step [default: 1]
-    #[arg(long, value_name = "N")]
-    gradient_accumulation: Option<u64>,
-    /// Highest learning rate [default: the variant's]
-    #[arg(long, value_name = "LR")]
-    learning_rate: Option<f32>,
-    /// Learning rate at the end, after a cosine [default: learning_rate / 10]
-    #[arg(long, value_name = "LR")]
-    min_lr: Option<f32>,
-    /// Steps in which the learning rate climbs [default: 100, in a short run a tenth of it]
-    #[arg(long, value_name = "N")]
-    warmup_iters: Option<u64>,
-    /// AdamW's decay of matrices and embeddings [default: 0.1]
-    #[arg(long, value_name = "X")]
-    weight_decay: Option<f32>,
-    /// AdamW's first beta [default: 0.9]
-    #[arg(long, value_name = "X")]
-    beta1: Option<f32>,
-    /// AdamW's second beta [default: 0.95]
-    #[arg(long, value_name = "X")]
-    beta2: Option<f32>,
-    /// Largest norm of the gradient; 0 lets it be any [default: 1]
-    #[arg(long, value_name = "X")]
-    grad_clip: Option<f32>,
-    /// Share of activations that are zeroed [default: 0]
-    #[arg(long, value_name = "P")]
-    dropout: Option<f32>,
-    /// Decides the first weights, the batches and the dropout [default: 1337]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Share of the tokens, at their end, to validate on, where there is no val.bin [default: 0.1]
-    #[arg(long, value_name = "P")]
-    val_fraction: Option<f64>,
-    /// Threads to compute with; 0 is all cores [default: 0]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16 [default: auto]
-    #[arg(long, value_name = "TYPE")]
-    dtype: Option<Dtype>,
-    /// Keep only each layer's input and compute the rest again on the way back: the same numbers in less memory and an
-    /// eighth to a quarter more time [default: false]
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
-    recompute: Option<bool>,
+    settings: Overrides,
+    shape: Shape,
+}
+
+impl clap::Args for Flags {
+    fn augment_args(mut command: Command) -> Command {
+        for flag in Overrides::FLAGS {
+            command = command.arg(arg(flag));
+            // The two sizes of a batch stand together.
+            if flag.name == "batch_size" {
+                command = command.args(Shape::FLAGS.iter().map(arg));
+            }
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self { settings: Overrides::default(), shape: Shape::default() };
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let settings = given(Overrides::FLAGS, matches).fold(Overrides::default(), Overrides::or);
+        let shape = given(Shape::FLAGS, matches).fold(Shape::default(), Shape::or);
+        self.settings = settings.or(std::mem::take(&mut self.settings));
+        self.shape = shape.or(std::mem::take(&mut self.shape));
+        Ok(())
+    }
+}
+
+/// A flag as clap knows it.
+fn arg<T: Clone + Send + Sync + 'static>(flag: &Flag<T>) -> Arg {
+    let Flag { name, value_name, help, default, is_switch, parse } = *flag;
+    let arg = Arg::new(name)
+        .long(name)
+        .value_name(value_name)
+        .help(format!("{help} [default: {default}]"))
+        .help_heading("Settings");
+    if is_switch {
+        let parser = BoolValueParser::new().try_map(move |value| parse(&value.to_string()));
+        arg.num_args(0..=1).default_missing_value("true").value_parser(parser)
+    } else {
+        arg.value_parser(parse)
+    }
+}
+
+/// The values of the flags that were given.
+fn given<T: Clone + Send + Sync + 'static>(flags: &[Flag<T>], matches: &ArgMatches) -> impl Iterator<Item = T> {
+    flags.iter().filter_map(|flag| matches.get_one::<T>(flag.name).cloned())
 }
 
 const EXAMPLES: &str = "\
@@ -145,33 +130,9 @@ Examples:
   ngen3 train --variant 7M --init_from 7M_model.pt --data _data_plays_/data.bin --out plays.pt";
 
 impl Flags {
-    /// What was asked of a run, and of its model's shape.
+    /// The settings and the shape that were asked for.
     pub fn asked(self) -> (Overrides, Shape) {
-        let overrides = Overrides {
-            max_iters: self.max_iters,
-            log_interval: self.log_interval,
-            eval_interval: self.eval_interval,
-            eval_iters: self.eval_iters,
-            save_interval: self.save_interval,
-            keep_best: self.keep_best,
-            patience: self.patience,
-            batch_size: self.batch_size,
-            gradient_accumulation: self.gradient_accumulation,
-            learning_rate: self.learning_rate,
-            min_lr: self.min_lr,
-            warmup_iters: self.warmup_iters,
-            weight_decay: self.weight_decay,
-            beta1: self.beta1,
-            beta2: self.beta2,
-            grad_clip: self.grad_clip,
-            dropout: self.dropout,
-            seed: self.seed,
-            val_fraction: self.val_fraction,
-            threads: self.threads,
-            dtype: self.dtype,
-            recompute: self.recompute,
-        };
-        (overrides, Shape { block_size: self.block_size, ..Shape::default() })
+        (self.settings, self.shape)
     }
 }
 

@@ -1,0 +1,101 @@
+//! The shape of a model, as far as somebody asked for it: the one list of its fields.
+
+use ngen3_model::{Activation, Config, Variant};
+
+use crate::field::optional_fields;
+
+/// Makes [`Shape`] of the list below, and what connects it with [`Config`], which has fields of the same names.
+macro_rules! shape {
+    ($($(#[doc = $doc:literal])* $name:ident: $type:ty $(, $option:ident $value:tt)*;)*) => {
+        optional_fields! {
+            /// Shape of a model; a field is `None` where nobody asked.
+            Shape { $($(#[doc = $doc])* $name: $type $(, $option $value)*;)* }
+        }
+
+        impl Shape {
+            /// The config of this shape with GPT-2's values where nobody asked, but for `vocab_size`. `None` if
+            /// layers, heads, width or block are missing, which have no default.
+            pub(crate) fn config(&self, vocab_size: usize) -> Option<Config> {
+                let mut config = Config::new(self.n_layer?, self.n_head?, self.n_embd?, self.block_size?, vocab_size);
+                $(if let Some(value) = &self.$name {
+                    config.$name = value.clone();
+                })*
+                Some(config)
+            }
+
+            /// Each field in which a config is not of this shape, as `name is FOUND, not ASKED`; empty if there is none.
+            pub(crate) fn differences_from(&self, config: &Config) -> String {
+                let mut differences = Vec::new();
+                $(match (&config.$name, &self.$name) {
+                    (found, Some(asked)) if asked != found => {
+                        differences.push(format!("{} is {found:?}, not {asked:?}", stringify!($name)));
+                    }
+                    _ => {}
+                })*
+                differences.join("; ")
+            }
+        }
+
+        impl From<&Config> for Shape {
+            fn from(config: &Config) -> Self {
+                Self { $($name: Some(config.$name.clone()),)* }
+            }
+        }
+    };
+}
+
+shape! {
+    /// Number of transformer blocks.
+    n_layer: usize, alias "layers";
+    /// Number of attention heads.
+    n_head: usize, alias "heads";
+    /// Width of the residual stream.
+    n_embd: usize, alias "width";
+    /// Longest context, in tokens.
+    block_size: usize, alias "block",
+        flag ("N", "Tokens in a row, and the model's longest context", &"the variant's");
+    /// Rows of the token embedding.
+    vocab_size: usize, alias "vocabulary";
+    /// Non-linearity of the MLP.
+    activation: Activation;
+}
+
+impl Shape {
+    /// Returns `true` if it asks for no other layers, heads or width than a variant's, or those of the GPT-2 that is named
+    /// after it.
+    pub(crate) fn keeps_to(&self, variant: &Variant) -> bool {
+        let Config { n_layer, n_head, n_embd, .. } = variant.config();
+        let allows = |n_layer, n_head, n_embd| {
+            let fields = [(self.n_layer, n_layer), (self.n_head, n_head), (self.n_embd, n_embd)];
+            fields.into_iter().all(|(asked, own)| asked.is_none_or(|asked| asked == own))
+        };
+        allows(n_layer, n_head, n_embd)
+            || variant.gpt2().is_some_and(|gpt2| allows(gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_and_a_config_are_made_of_one_another() {
+        let config = Config { activation: Activation::Gelu, ..Config::new(2, 3, 12, 8, 50) };
+        let shape = Shape::from(&config);
+        assert_eq!(shape.config(7), Some(config), "the vocabulary asked for comes before the data's");
+        assert_eq!(Shape { block_size: None, ..shape.clone() }.config(7), None);
+        let plain = Shape { vocab_size: None, activation: None, ..shape };
+        assert_eq!(plain.config(7), Some(Config::new(2, 3, 12, 8, 7)));
+    }
+
+    #[test]
+    fn differences_are_named_in_the_order_of_the_list() {
+        let config = Config::new(2, 3, 12, 8, 50);
+        assert_eq!(Shape::from(&config).differences_from(&config), "");
+        assert_eq!(Shape::default().differences_from(&config), "");
+        let asked =
+            Shape { n_head: Some(4), vocab_size: Some(51), activation: Some(Activation::Gelu), ..Shape::from(&config) };
+        let expected = "n_head is 3, not 4; vocab_size is 50, not 51; activation is GeluNew, not Gelu";
+        assert_eq!(asked.differences_from(&config), expected);
+    }
+}
