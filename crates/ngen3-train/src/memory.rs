@@ -2,6 +2,8 @@
 
 use ngen3_engine::{Device, Workload};
 use ngen3_model::Config;
+use ngen3_model::words::gigabytes;
+use sysinfo::System;
 
 use crate::{Error, TrainSettings};
 
@@ -23,8 +25,13 @@ pub(crate) fn check(
     let Some(Memory { total, free }) = Memory::now() else { return Ok((as_asked, None)) };
     compare(as_asked, least, matches!(workload, Workload::Distill { .. }), total).map_err(Error::Usage)?;
     let note = (as_asked.saturating_sub(held) > free).then(|| {
-        let recompute = if least < as_asked { format!("; --recompute needs {}", gb(least)) } else { String::new() };
-        format!("about {} of memory are needed, and {} are free now{recompute}", gb(as_asked), gb(free + held))
+        let recompute =
+            if least < as_asked { format!("; --recompute needs {}", gigabytes(least)) } else { String::new() };
+        format!(
+            "about {} of memory are needed, and {} are free now{recompute}",
+            gigabytes(as_asked),
+            gigabytes(free + held)
+        )
     });
     Ok((as_asked, note))
 }
@@ -56,44 +63,37 @@ fn compare(needed: u64, least: u64, taught: bool, total: u64) -> Result<(), Stri
     let teacher = if taught { " beside its teacher" } else { "" };
     let start = format!(
         "training this model{teacher} needs about {} of memory, and this machine has {}",
-        gb(needed),
-        gb(total)
+        gigabytes(needed),
+        gigabytes(total)
     );
     Err(match (least <= total, least < needed) {
-        (true, _) => format!("{start}; with --recompute it needs {}", gb(least)),
+        (true, _) => format!("{start}; with --recompute it needs {}", gigabytes(least)),
         (false, true) => {
-            format!("{start}; even with --recompute it needs {}: choose a smaller model or --batch_size", gb(least))
+            format!(
+                "{start}; even with --recompute it needs {}: choose a smaller model or --batch_size",
+                gigabytes(least)
+            )
         }
         (false, false) => format!("{start}: choose a smaller model or --batch_size"),
     })
-}
-
-fn gb(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
 /// Bytes of memory and swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Memory {
     total: u64,
-    /// What a program that starts now can have.
+    /// Those that a program that starts now can have.
     free: u64,
 }
 
 impl Memory {
-    /// Where the system says.
+    /// Asks the system; `None` if it does not say.
     fn now() -> Option<Self> {
-        Self::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
-    }
-
-    /// Linux's /proc/meminfo, which counts in KiB.
-    fn parse(meminfo: &str) -> Option<Self> {
-        let bytes = |name: &str| {
-            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-        };
-        let with_swap = |memory, swap| Some(bytes(memory)? + bytes(swap).unwrap_or(0));
-        Some(Self { total: with_swap("MemTotal", "SwapTotal")?, free: with_swap("MemAvailable", "SwapFree")? })
+        let mut system = System::new().ok()?;
+        system.refresh_memory();
+        let total = system.total_memory();
+        (total > 0)
+            .then(|| Self { total: total + system.total_swap(), free: system.available_memory() + system.free_swap() })
     }
 }
 
@@ -107,12 +107,16 @@ mod tests {
     use crate::testing::settings;
 
     #[test]
-    fn linux_s_own_words_are_understood() {
-        let meminfo =
-            "MemTotal:  24576000 kB\nMemFree:  1 kB\nMemAvailable:  2048 kB\nSwapTotal:  1024 kB\nSwapFree:  9 kB\n";
-        let expected = Memory { total: (24_576_000 + 1_024) * 1024, free: (2_048 + 9) * 1024 };
-        assert_eq!(Memory::parse(meminfo), Some(expected));
-        assert_eq!(Memory::parse("MemTotal: lots\n"), None);
+    #[cfg(target_os = "linux")]
+    fn memory_and_swap_are_those_that_linux_says() {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let bytes = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+            line.trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+        };
+        let Memory { total, free } = Memory::now().unwrap();
+        assert_eq!(total, bytes("MemTotal") + bytes("SwapTotal"));
+        assert!(0 < free && free <= total, "{free} of {total}");
     }
 
     #[test]
