@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_model::words::plural;
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ngen3_model::words::{file_size, grouped};
 
 /// Seconds between lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -21,8 +21,8 @@ enum Unit {
 impl Unit {
     fn shown(self, n: f64) -> String {
         match self {
-            Self::Bytes => megabytes(n),
-            Self::Items => counted(n.round() as u64),
+            Self::Bytes => file_size(n),
+            Self::Items => grouped(n.round() as u64),
         }
     }
 }
@@ -122,21 +122,6 @@ impl Drop for Progress {
 /// Writes a line to stderr. A stderr that nobody reads is no reason to stop the work, so failure is not reported.
 pub fn write_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// `1 step`, `1,200 steps`.
-pub fn count(n: u64, one: &str) -> String {
-    format!("{} {}", counted(n), plural(n, one))
-}
-
-/// `1,234,567`
-pub fn counted(n: u64) -> String {
-    HumanCount(n).to_string()
-}
-
-/// `12.3 MB`: bytes in millions; from a thousand of these on, `1.23 GB`.
-pub fn megabytes(bytes: f64) -> String {
-    if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }
 
 fn style(unit: Unit, total_known: bool) -> ProgressStyle {

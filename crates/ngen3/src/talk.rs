@@ -8,8 +8,9 @@ use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::TextStream;
 use ngen3_engine::{Dtype, Model, Options, Quant};
 use ngen3_generate::{Generator, Request, Sampling};
+use ngen3_model::words::grouped;
 
-use crate::progress::{counted, write_line};
+use crate::progress::write_line;
 use crate::threads::Threads;
 
 /// How texts are made.
@@ -126,7 +127,7 @@ impl<'a> Text<'a> {
 /// Says it where a prompt has more tokens than the model's block.
 pub fn say_what_is_seen(tokens: usize, block_size: usize) {
     if tokens > block_size {
-        let tokens = counted(tokens as u64);
+        let tokens = grouped(tokens as u64);
         write_line(&format!("note: the prompt has {tokens} tokens; the model sees the last {block_size} of them"));
     }
 }

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_engine::{ComputeInfo, Trainer};
+use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Lora, LoraList, ParamList};
 use ngen3_train::{
     AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings, train,
 };
 
-use crate::commands::variants;
 use crate::device::device;
 use crate::interrupt::Interrupted;
-use crate::progress::{count, counted, write_line};
+use crate::progress::write_line;
 use crate::stdout;
 
 /// A job with the model that learns.
@@ -36,7 +36,7 @@ impl<'a> Training<'a> {
         if job.is_finished() {
             job.complete(&*trainer)?;
             let (model, step) = (job.paths.model.display(), job.progress.step);
-            let done = counted(step);
+            let done = grouped(step);
             let text = match (step == job.settings.max_iters, step) {
                 (true, 1) => format!("{model}: its only step is done; a larger --max_iters trains on\n"),
                 (true, _) => format!("{model}: all {done} steps are done; a larger --max_iters trains on\n"),
@@ -78,15 +78,15 @@ impl<'a> Training<'a> {
             }
             Outcome::Interrupted(step) => {
                 let command = resume_command(command, &job.paths.model);
-                write_line(&format!("{model} is saved after step {}; go on with: {command}", counted(step)));
+                write_line(&format!("{model} is saved after step {}; go on with: {command}", grouped(step)));
                 return Err(Interrupted.into());
             }
         };
         let took = started.elapsed().as_secs_f64() + job.progress.elapsed_s;
-        let mut text = format!("{model}: {} in {}", count(steps, "step"), span(took));
+        let mut text = format!("{model}: {} in {}", grouped_count(steps, "step"), span(took));
         match (status.best, status.val_loss) {
             (Some((step, loss)), _) if job.settings.keep_best => {
-                text += &format!(", the best kept: validation loss {loss:.4} at step {}", counted(step));
+                text += &format!(", the best kept: validation loss {loss:.4} at step {}", grouped(step));
             }
             (_, Some(loss)) => text += &format!(", validation loss {loss:.4}"),
             (_, None) => {}
@@ -128,38 +128,38 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
         Some(AdapterRecord { lora, .. }) => {
             let learned = LoraList::new(config, lora)?.total() as u64;
             let Lora { rank, alpha, targets } = lora;
-            format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", counted(learned))
+            format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", grouped(learned))
         }
     };
     let mut lines = vec![
         format!(
             "model: {}, {}, width {}, block {}, vocabulary {}: {}",
-            count(config.n_layer as u64, "layer"),
-            count(config.n_head as u64, "head"),
+            grouped_count(config.n_layer as u64, "layer"),
+            grouped_count(config.n_head as u64, "head"),
             config.n_embd,
             config.block_size,
-            counted(config.vocab_size as u64),
-            count(ParamList::new(config).total() as u64, "parameter")
+            grouped(config.vocab_size as u64),
+            grouped_count(ParamList::new(config).total() as u64, "parameter")
         ) + &adapters,
         format!(
             "data:  {}: {} to train on, {} to validate on",
             data.path.display(),
-            count(data.identity.train_tokens, "token"),
-            counted(data.identity.val_tokens)
+            grouped_count(data.identity.train_tokens, "token"),
+            grouped(data.identity.val_tokens)
         ),
         format!(
             "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{teachers}",
-            count(max_iters, "step"),
-            count(settings.tokens_per_step(config.block_size), "token"),
-            count(batch_size as u64, "row"),
+            grouped_count(max_iters, "step"),
+            grouped_count(settings.tokens_per_step(config.block_size), "token"),
+            grouped_count(batch_size as u64, "row"),
             config.block_size,
-            count(info.threads as u64, "thread"),
+            grouped_count(info.threads as u64, "thread"),
             info.dtype,
-            variants::bytes(job.bytes)
+            memory_size(job.bytes)
         ),
     ];
     if job.progress.step > 0 {
-        lines.push(format!("       goes on after step {}", counted(job.progress.step)));
+        lines.push(format!("       goes on after step {}", grouped(job.progress.step)));
     }
     lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
     Ok(lines.join("\n"))
@@ -203,7 +203,7 @@ impl Progress for Status {
             self.best = Some((step, val_loss));
         }
         let best = if best { " (best so far)" } else { "" };
-        self.line.suspend(|| write_line(&format!("step {}: validation loss {val_loss:.4}{best}", counted(step))));
+        self.line.suspend(|| write_line(&format!("step {}: validation loss {val_loss:.4}{best}", grouped(step))));
     }
 }
 
@@ -238,11 +238,11 @@ fn said_of(report: &StepReport<'_>, name: impl Fn(&str) -> String) -> [String; 6
     let StepReport { step, max_iters, loss, parts, lr, grad_norm, tokens_per_s, left, .. } = *report;
     let parts: Vec<String> = parts.iter().map(|(part, value)| format!("{} {value:.4}", name(part))).collect();
     [
-        format!("step {}/{}: loss {loss:.4}", counted(step), counted(max_iters)),
+        format!("step {}/{}: loss {loss:.4}", grouped(step), grouped(max_iters)),
         if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) },
         format!(", lr {lr:.1e}"),
         format!(", norm {grad_norm:.2}"),
-        format!(", {} tokens/s", counted(tokens_per_s as u64)),
+        format!(", {} tokens/s", grouped(tokens_per_s as u64)),
         format!(", {} left", span(left.as_secs_f64())),
     ]
 }

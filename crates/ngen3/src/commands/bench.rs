@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Workload};
+use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
 use ngen3_train::check_fits;
 use serde_json::json;
 
-use super::variants::bytes;
 use crate::device::device;
-use crate::progress::{count, counted, write_line};
+use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
 
@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.tokens > room {
         write_line(&format!(
             "note: {} fit into the block after the start, and are decoded",
-            count(room as u64, "token")
+            grouped_count(room as u64, "token")
         ));
     }
     let decoded = decode(&*engine, args.tokens.min(room))?;
@@ -121,26 +121,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut out = format!(
         "{}, {} of {}, {}, {dtype}{}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
         args.variant.name,
-        count(rows as u64, "row"),
+        grouped_count(rows as u64, "row"),
         config.block_size,
-        count(info.threads as u64, "thread"),
+        grouped_count(info.threads as u64, "thread"),
         if recompute { ", recompute" } else { "" },
         "step",
         1e3 * median,
         args.steps,
         1e3 * times[0],
     );
-    out += &format!("{:<10} {:>8} tokens/s\n", "", counted((tokens / median) as u64));
+    out += &format!("{:<10} {:>8} tokens/s\n", "", grouped((tokens / median) as u64));
     out += &format!(
         "{:<10} {gflops:>8.0} GFLOP/s, {:.0} % of the {peak:.0} of a large product\n",
         "",
         100.0 * gflops / peak
     );
     if let Some(memory) = peak_memory {
-        out += &format!("{:<10} {:>8} at most, {} expected\n", "memory", bytes(memory), bytes(estimated));
+        out += &format!("{:<10} {:>8} at most, {} expected\n", "memory", memory_size(memory), memory_size(estimated));
     }
     if let Some(rate) = decoded {
-        out += &format!("{:<10} {:>8} tokens/s\n", "decoding", counted(rate as u64));
+        out += &format!("{:<10} {:>8} tokens/s\n", "decoding", grouped(rate as u64));
     }
     out += "\n";
     for (part, ms) in parts {

@@ -9,12 +9,13 @@ use anyhow::{Context, bail, ensure};
 use ngen3_data::chat::{ChatEncoder, Message, Role};
 use ngen3_generate::Sampling;
 use ngen3_model::files::write_atomic;
+use ngen3_model::words::grouped_count;
 use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 
 use crate::device::device;
-use crate::progress::{count, write_line};
+use crate::progress::write_line;
 use crate::talk::{Answer, SamplingFlags};
 use crate::{interrupt, model, one_line, stdout};
 
@@ -121,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     // Somebody at a terminal has seen it; a script has not.
-    ensure!(terminal || failed == 0, "{} of stdin failed", count(failed, "line"));
+    ensure!(terminal || failed == 0, "{} of stdin failed", grouped_count(failed, "line"));
     Ok(())
 }
 
@@ -161,7 +162,7 @@ fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
         messages.iter().map(|message| json!({ "role": message.role.name(), "content": message.content })).collect();
     text += &format!("{}\n", json!({ "messages": turns }));
     write_atomic(path, |file| file.write_all(text.as_bytes()))?;
-    let turns = count(messages.len() as u64, "turn");
+    let turns = grouped_count(messages.len() as u64, "turn");
     write_line(&format!("{}{shown}: {turns}", if added { "added to " } else { "" }));
     Ok(())
 }
@@ -256,7 +257,7 @@ impl Talk {
             if first >= self.messages.len() {
                 return Err(format!(
                     "that is too long: {} with room for an answer, in a model with a block of {}",
-                    count((ids.len() + room) as u64, "token"),
+                    grouped_count((ids.len() + room) as u64, "token"),
                     self.block_size
                 ));
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_engine::{Divergence, Options, Quant, Teacher};
+use ngen3_model::words::{file_size, grouped_count};
 use ngen3_model::{Checkpoint, Config, Variant};
 use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
 use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
@@ -14,7 +15,7 @@ use super::train::{Flags, RunFlags};
 use crate::device::device;
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Found};
-use crate::progress::{Progress, count, megabytes, write_line};
+use crate::progress::{Progress, write_line};
 use crate::training::Training;
 
 /// Batches on which the loss from a cache is held against the teacher's own.
@@ -130,8 +131,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
     write_line(&format!(
         "teacher: {name}: {}, {}, width {n_embd}, block {block_size}{rounded}",
-        count(n_layer as u64, "layer"),
-        count(n_head as u64, "head")
+        grouped_count(n_layer as u64, "layer"),
+        grouped_count(n_head as u64, "head")
     ));
     let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
     let mut objective = match args.teacher_cache {
@@ -172,7 +173,7 @@ fn ask_once(
         "cache: {}: {}, the {} likeliest tokens of each place, {:.1}% of the teacher's probability; divergence now {:.4} \
          with it and {:.4} without",
         folder.display(),
-        megabytes(cache.bytes() as f64),
+        file_size(cache.bytes() as f64),
         cache.top_k(),
         100.0 * covered,
         cached.divergence,

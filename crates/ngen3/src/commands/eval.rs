@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use ngen3_data::Tokenizer;
 use ngen3_engine::{Dtype, Options, Quant, Slot, Trainer};
 use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
+use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use ngen3_train::default_reference;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use super::tokenize::show;
 use crate::device::device;
 use crate::interrupt::{self, interruptible};
 use crate::model::{self, Found};
-use crate::progress::{Progress, count, counted, write_line};
+use crate::progress::{Progress, write_line};
 use crate::threads::Threads;
 use crate::{json_file, stdout};
 
@@ -261,7 +262,7 @@ impl Run<'_> {
             Quant::None => model.name.clone(),
             Quant::Int8 => format!("{}-int8", model.name),
         };
-        write_line(&format!("{name}: {} in {seconds:.1} s ({}/s)", count(items, "item"), counted(rate)));
+        write_line(&format!("{name}: {} in {seconds:.1} s ({}/s)", grouped_count(items, "item"), grouped(rate)));
         for note in report.notes() {
             write_line(&format!("note: {note}"));
         }

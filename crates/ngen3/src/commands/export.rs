@@ -8,12 +8,13 @@ use anyhow::Context;
 use ngen3_data::hub::{Hub, Pushed};
 use ngen3_data::source::Event;
 use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, check_export, export};
+use ngen3_model::words::file_size;
 use ngen3_model::{Checkpoint, Variant};
 use ngen3_train::{RunPaths, read_metrics};
 
 use crate::commands::tokenize::show;
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, megabytes, write_line};
+use crate::progress::{Progress, write_line};
 use crate::{model, stdout};
 
 /// Write a model as a folder that other programs open
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     )?;
     let mut text = format!("{}:\n", args.output_dir.display());
     for (name, bytes) in &exported.files {
-        let size = if *bytes < 100_000 { format!("{bytes} bytes") } else { megabytes(*bytes as f64) };
+        let size = if *bytes < 100_000 { format!("{bytes} bytes") } else { file_size(*bytes as f64) };
         text += &format!("  {name} ({size})\n");
     }
     stdout::print(&text)?;

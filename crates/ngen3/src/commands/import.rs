@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use ngen3_model::checkpoint;
+use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant, files};
 use ngen3_train::RunPaths;
 
-use crate::progress::{count, counted};
 use crate::{model, stdout};
 
 /// Turn a model of Hugging Face's into a checkpoint
@@ -59,15 +59,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&format!(
         "{}: {}, {}, width {}, block {}, vocabulary {}: {}; {}\n",
         args.out.display(),
-        count(config.n_layer as u64, "layer"),
-        count(config.n_head as u64, "head"),
+        grouped_count(config.n_layer as u64, "layer"),
+        grouped_count(config.n_head as u64, "head"),
         config.n_embd,
         config.block_size,
-        counted(config.vocab_size as u64),
-        count(ParamList::new(&config).total() as u64, "parameter"),
+        grouped(config.vocab_size as u64),
+        grouped_count(ParamList::new(&config).total() as u64, "parameter"),
         match tokenizer {
             Some(_) if meta.tokenizer == TokenizerRef::Gpt2 => "with GPT-2's tokenizer".into(),
-            Some(tokenizer) => format!("with a tokenizer of {}", count(tokenizer.vocab_size() as u64, "token")),
+            Some(tokenizer) => format!("with a tokenizer of {}", grouped_count(tokenizer.vocab_size() as u64, "token")),
             None => "it does not say which tokenizer made its token ids".into(),
         }
     ))

@@ -9,9 +9,10 @@ use anyhow::Context;
 use ngen3_data::chat::{ChatInput, ChatSpec, build_chats};
 use ngen3_data::source::{Event, Source};
 use ngen3_data::{Spec, Summary, build};
+use ngen3_model::words::{file_size, grouped, grouped_count};
 
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, count, counted, megabytes};
+use crate::progress::Progress;
 use crate::stdout;
 use crate::threads::Threads;
 
@@ -123,9 +124,9 @@ pub fn chats(
     stdout::print(&format!(
         "{}: {}, {}, {} of them to be learned (mask.bin beside it)\n",
         made.data.display(),
-        count(made.conversations, "conversation"),
-        count(made.tokens, "token"),
-        counted(made.learned)
+        grouped_count(made.conversations, "conversation"),
+        grouped_count(made.tokens, "token"),
+        grouped(made.learned)
     ))
 }
 
@@ -133,15 +134,15 @@ pub fn chats(
 pub fn report(made: &Summary, took: Duration) -> String {
     let seconds = took.as_secs_f64();
     let ends = match &made.end_of_text {
-        Some(token) => format!(" + {} {token}", counted(made.documents)),
+        Some(token) => format!(" + {} {token}", grouped(made.documents)),
         None => ", and no token between documents, since this tokenizer has none for that".into(),
     };
     format!(
         "{}: {} of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
         made.data.display(),
-        count(made.text_tokens, "token"),
-        megabytes(made.text_bytes as f64),
-        megabytes(made.text_bytes as f64 / seconds.max(1e-9)),
+        grouped_count(made.text_tokens, "token"),
+        file_size(made.text_bytes as f64),
+        file_size(made.text_bytes as f64 / seconds.max(1e-9)),
     )
 }
 

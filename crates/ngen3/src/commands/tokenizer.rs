@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ngen3_data::train_tokenizer;
+use ngen3_model::words::{file_size, grouped, grouped_count};
 
 use super::tokenize::{parse_sources, show};
 use crate::interrupt::{self, interruptible};
-use crate::progress::{Progress, count, counted, megabytes};
+use crate::progress::Progress;
 use crate::threads::Threads;
 use crate::{json_file, stdout};
 
@@ -70,14 +71,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let short = if made.reached() {
         String::new()
     } else {
-        format!(" (not {}: no more pairs occur twice in this text)", counted(made.requested as u64))
+        format!(" (not {}: no more pairs occur twice in this text)", grouped(made.requested as u64))
     };
     stdout::print(&format!(
         "{}: {}{short}, from {} and {} in {:.1} s\n",
         args.out.display(),
-        count(made.tokenizer.vocab_size() as u64, "token"),
-        megabytes(made.bytes as f64),
-        count(made.words as u64, "distinct word"),
+        grouped_count(made.tokenizer.vocab_size() as u64, "token"),
+        file_size(made.bytes as f64),
+        grouped_count(made.words as u64, "distinct word"),
         started.elapsed().as_secs_f64(),
     ))
 }

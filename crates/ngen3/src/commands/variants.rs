@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use ngen3_engine::{Options, Workload};
+use ngen3_model::words::{grouped, memory_size};
 use ngen3_model::{ParamList, VARIANTS};
 
 use crate::device::device;
-use crate::progress::counted;
 use crate::stdout;
 
 /// List the model variants with their true parameter counts and memory
@@ -54,7 +54,7 @@ fn table() -> String {
         let batch = variant.recipe.batch_size;
         let memory = |workload, recompute| {
             let options = Options { recompute, ..Options::default() };
-            bytes(device().memory(&config, workload, options).expect("only adapters can be impossible"))
+            memory_size(device().memory(&config, workload, options).expect("only adapters can be impossible"))
         };
         let training = |recompute| memory(Workload::Train { batch_size: batch }, recompute);
         // Writing to a String cannot fail.
@@ -68,7 +68,7 @@ fn table() -> String {
             config.block_size,
             batch,
             format!("{:e}", variant.recipe.learning_rate),
-            counted(parameters as u64),
+            grouped(parameters as u64),
             training(false),
             training(true),
             memory(Workload::Sample, false),
@@ -78,12 +78,6 @@ fn table() -> String {
     out.push_str(MEMORY);
     out.push('\n');
     out
-}
-
-/// Bytes with three digits or so: `29 MB`, `1.5 GB`.
-pub fn bytes(n: u64) -> String {
-    let megabytes = n as f64 / 1e6;
-    if megabytes < 1e3 { format!("{megabytes:.0} MB") } else { format!("{:.1} GB", megabytes / 1e3) }
 }
 
 #[cfg(test)]
