@@ -2,7 +2,7 @@
 //!
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
 //! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`device`] (what they compute on),
-//! [`model`] (what a flag may name as a model), [`training`] (a run that learns), [`talk`] (a text as it is made), [`threads`], [`progress`], [`interrupt`], [`json_file`] and [`stdout`]. This file turns the outcome of a command into one line and an
+//! [`model`] (what a flag may name as a model), [`training`] (a run that learns), [`streaming`] (a text as it is made), [`threads`], [`progress`], [`interrupt`], [`json_file`] and [`stdout`]. This file turns the outcome of a command into one line and an
 //! exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 mod argv;
@@ -13,7 +13,7 @@ mod json_file;
 mod model;
 mod progress;
 mod stdout;
-mod talk;
+mod streaming;
 mod threads;
 mod training;
 

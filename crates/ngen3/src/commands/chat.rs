@@ -16,7 +16,7 @@ use signal_hook::consts::SIGINT;
 
 use crate::device::device;
 use crate::progress::write_line;
-use crate::talk::{Answer, SamplingFlags};
+use crate::streaming::{Answer, SamplingFlags};
 use crate::{interrupt, model, one_line, stdout};
 
 /// Talk to a model

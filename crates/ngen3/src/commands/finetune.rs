@@ -21,7 +21,7 @@ use super::train::{Flags, RunFlags};
 use crate::device::device;
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::progress::{Progress, write_line};
-use crate::talk::{Answer, say_what_is_seen};
+use crate::streaming::{Answer, say_what_is_seen};
 use crate::training::{Training, resume_command};
 use crate::{model, stdout};
 

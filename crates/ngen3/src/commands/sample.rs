@@ -13,7 +13,7 @@ use ngen3_model::{Checkpoint, Variant};
 
 use crate::device::device;
 use crate::progress::write_line;
-use crate::talk::{SamplingFlags, Text, say_what_is_seen};
+use crate::streaming::{SamplingFlags, Text, say_what_is_seen};
 use crate::{model, stdout};
 
 /// Let a model continue a text
