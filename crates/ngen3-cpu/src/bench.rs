@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::gemm::{Into, Mat, MatMut, matmul};
+use crate::gemm::{Accumulate, Mat, MatMut, matmul};
 use ngen3_engine::{Dtype, Error};
 
 use crate::engine::precision::{pool, precision};
@@ -20,7 +20,7 @@ pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Re
         let end = Instant::now() + Duration::from_millis(250);
         while Instant::now() < end {
             let start = Instant::now();
-            matmul(precision, MatMut::new(&mut c, m, n), Into::Set, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
+            matmul(precision, MatMut::new(&mut c, m, n), Accumulate::Set, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
             best = best.min(start.elapsed());
         }
     });

@@ -10,7 +10,7 @@ use ngen3_model::Target;
 use super::arena::{Buffers, Layers, Saved};
 use super::batch_plan::Pass;
 use super::weights::Weights;
-use crate::gemm::Into;
+use crate::gemm::Accumulate;
 use crate::layers::linear::Linear;
 use crate::layers::lora::LoraActivations;
 use crate::layers::{attention, dropout, gelu, layernorm};
@@ -148,7 +148,7 @@ impl Weights {
         c_fc.backward(b.ln, dwide, lora, grads, Some(b.dbranch));
         let saved = layernorm::Saved { x: x_mid, mean: ln_2_mean, rstd: ln_2_rstd, gamma };
         let dparams = self.dparams(grads, &w.ln_2_weight, &w.ln_2_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dparams, b.partials);
+        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Add, dparams, b.partials);
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
         let dy = dropped(drops.at(DropoutSite::AttentionProjection(layer)), b.dx, b.dbranch);
@@ -169,7 +169,7 @@ impl Weights {
         c_attn.backward(b.ln, dqkv, lora, grads, Some(b.dbranch));
         let saved = layernorm::Saved { x, mean: ln_1_mean, rstd: ln_1_rstd, gamma };
         let dparams = self.dparams(grads, &w.ln_1_weight, &w.ln_1_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Into::Add, dparams, b.partials);
+        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Add, dparams, b.partials);
     }
 }
 

@@ -9,7 +9,7 @@ use super::block::PassDropout;
 use super::model::{Passes, sum};
 use super::weights::Weights;
 use crate::base::memory::Buffer;
-use crate::gemm::{Into, Mat, MatMut, matmul};
+use crate::gemm::{Accumulate, Mat, MatMut, matmul};
 use crate::layers::loss::{self, Distill, Gradients, Losses, Teacher};
 use crate::layers::top_k::{self, Scratch};
 
@@ -54,7 +54,7 @@ impl Weights {
                 let (hidden, to) = (Mat::new(hidden, rows, c), MatMut::new(logits, rows, vocab_size));
                 match packed {
                     Some(wte) => wte.product_onto(to, hidden, |tile, _, _| tile.fill(0.0)),
-                    None => matmul(self.precision, to, Into::Set, hidden, wte.t()),
+                    None => matmul(self.precision, to, Accumulate::Set, hidden, wte.t()),
                 }
                 logits
                     .par_chunks_exact_mut(vocab_size)

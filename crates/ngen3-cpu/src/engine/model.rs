@@ -12,7 +12,7 @@ use super::arena::{Arena, Checkpointing, ForwardMode, Layers};
 use super::batch_plan::{BatchPlan, Pass};
 use super::block::{ForwardScratch, PassDropout};
 use super::weights::Weights;
-use crate::gemm::Into;
+use crate::gemm::Accumulate;
 use crate::layers::linear::pair;
 use crate::layers::loss::{self, Gradients};
 use crate::layers::{dropout, embedding, layernorm};
@@ -135,7 +135,7 @@ impl Weights {
         let gamma = self.p(&self.list.ln_f_weight);
         let saved = layernorm::Saved { x: blocks.stream(n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
         let dparams = self.dparams(grads, &self.list.ln_f_weight, &self.list.ln_f_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Into::Set, dparams, b.partials);
+        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Set, dparams, b.partials);
 
         let mut layers = shared.for_layers();
         for layer in (0..n_layer).rev() {

@@ -18,9 +18,9 @@ pub enum Precision {
     Bf16,
 }
 
-/// What happens to what the destination held.
+/// Treatment of what the destination of a product already holds: BLAS's beta, 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Into {
+pub enum Accumulate {
     /// It is replaced: `C = A·B`.
     Set,
     /// It is added to: `C += A·B`.
@@ -40,10 +40,10 @@ pub enum Threads {
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn matmul(precision: Precision, c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+pub fn matmul(precision: Precision, c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
     match precision {
-        Precision::F32 => matmul_f32(c, into, a, b, Threads::All),
-        Precision::Bf16 => tiles::matmul::<2>(c, into, a, b),
+        Precision::F32 => matmul_f32(c, accumulate, a, b, Threads::All),
+        Precision::Bf16 => tiles::matmul::<2>(c, accumulate, a, b),
     }
 }
 
@@ -61,7 +61,7 @@ pub fn matmul_onto(
     match precision {
         Precision::F32 => {
             c.par_row_blocks(|block, row| start(block, row, 0));
-            matmul_f32(c, Into::Add, a, b, Threads::All);
+            matmul_f32(c, Accumulate::Add, a, b, Threads::All);
         }
         Precision::Bf16 => tiles::matmul_onto::<2>(c, a, b, start),
     }
@@ -71,7 +71,7 @@ pub fn matmul_onto(
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn matmul_f32(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
+pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
     assert_eq!((a.rows, b.rows, b.cols), (m, k, n), "shapes of a product: [m, k]·[k, n] = [m, n]");
     let parallelism = match threads {
@@ -91,7 +91,7 @@ pub fn matmul_f32(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>, threads: Th
             c.data,
             c.row_stride as isize,
             1,
-            into == Into::Add,
+            accumulate == Accumulate::Add,
             b.data.as_ptr(),
             b.row_stride as isize,
             b.col_stride as isize,
@@ -138,11 +138,11 @@ mod tests {
                 (Mat::new(&at, k, m).t(), Mat::new(&bt, n, k).t()),
             ];
             for (a, b) in views {
-                for (into, threads) in [(Into::Set, Threads::One), (Into::Add, Threads::All)] {
+                for (accumulate, threads) in [(Accumulate::Set, Threads::One), (Accumulate::Add, Threads::All)] {
                     let start = random(m * (n + 3), 5);
                     let mut c = start.clone();
                     let end = (m - 1) * (n + 3) + n;
-                    matmul_f32(MatMut::strided(&mut c[..end], m, n, n + 3), into, a, b, threads);
+                    matmul_f32(MatMut::strided(&mut c[..end], m, n, n + 3), accumulate, a, b, threads);
                     let expected = matmul_reference(a, b);
                     for (at, (&found, &before)) in c.iter().zip(&start).enumerate() {
                         let (i, j) = (at / (n + 3), at % (n + 3));
@@ -150,7 +150,7 @@ mod tests {
                             assert_eq!(found, before, "the gap between rows was written");
                             continue;
                         }
-                        let kept = if into == Into::Add { f64::from(before) } else { 0.0 };
+                        let kept = if accumulate == Accumulate::Add { f64::from(before) } else { 0.0 };
                         let expected = expected[i * n + j] + kept;
                         assert!((f64::from(found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found} {expected}");
                     }

@@ -25,7 +25,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::{Into, Mat, MatMut};
+use super::{Accumulate, Mat, MatMut};
 use crate::base::memory::{Buffer, Knife, padded};
 use kernel::{MR, NR};
 use left::Left;
@@ -57,8 +57,8 @@ pub const fn cells<const P: usize>(k: usize) -> usize {
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn matmul<const P: usize>(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
-    matmul_with::<P>(c, into, a, b, |_, _, _| {});
+pub fn matmul<const P: usize>(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
+    matmul_with::<P>(c, accumulate, a, b, |_, _, _| {});
 }
 
 /// `c = start + a·b`: `start` fills each tile of `c`, whose first row and column it is told, just before it is added to.
@@ -68,12 +68,12 @@ pub fn matmul_onto<const P: usize>(
     b: Mat<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    matmul_with::<P>(c, Into::Add, a, b, start);
+    matmul_with::<P>(c, Accumulate::Add, a, b, start);
 }
 
 fn matmul_with<const P: usize>(
     c: MatMut<'_>,
-    into: Into,
+    accumulate: Accumulate,
     a: Mat<'_>,
     b: Mat<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
@@ -85,7 +85,7 @@ fn matmul_with<const P: usize>(
         let left = Left::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
         let packed_b = bytemuck::cast_slice_mut(knife.0);
         pack::<P, NR>(b.t(), packed_b);
-        multiply::<P>(c, into, left, packed_b, start);
+        multiply::<P>(c, accumulate, left, packed_b, start);
     });
 }
 
@@ -118,14 +118,14 @@ pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32])
 /// `c = a·b` or `c += a·b`, with `b` packed in panels of [`NR`] columns as deep as `a`.
 fn multiply<const P: usize>(
     c: MatMut<'_>,
-    into: Into,
+    accumulate: Accumulate,
     a: Left<'_>,
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     for_each_block(c, (MC, NC), |c, rows, cols| {
         let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
-        multiply_block::<P>(c, into, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+        multiply_block::<P>(c, accumulate, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
     });
 }
 
@@ -144,21 +144,21 @@ fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut Ma
 /// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's tiles pass by.
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
-    into: Into,
+    accumulate: Accumulate,
     a: Left<'_>,
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {
     let (m, n, depth) = (c.rows, c.cols, a.depth);
     if depth == 0 {
-        if into == Into::Set {
+        if accumulate == Accumulate::Set {
             c.fill(0.0);
         }
         start(c, 0, 0);
     }
     for first in (0..depth).step_by(KC_CELLS) {
         let cells = KC_CELLS.min(depth - first);
-        let into = if first == 0 { into } else { Into::Add };
+        let accumulate = if first == 0 { accumulate } else { Accumulate::Add };
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
             for row in (0..m).step_by(MR) {
@@ -167,7 +167,7 @@ fn multiply_block<const P: usize>(
                 if first == 0 {
                     start(&mut tile, row, j * NR);
                 }
-                kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, into);
+                kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, accumulate);
             }
         }
     }
@@ -186,11 +186,11 @@ mod tests {
             let (a, bt) = (rounded(m * k, 1), rounded(k * n, 2));
             let (a, b) = (Mat::new(&a, m, k), Mat::new(&bt, n, k).t());
             let expected = matmul_reference(a, b);
-            for into in [Into::Set, Into::Add] {
+            for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let (mut in_bf16, mut in_f32) = (vec![1.0; m * n], vec![1.0; m * n]);
-                matmul::<2>(MatMut::new(&mut in_bf16, m, n), into, a, b);
-                matmul::<1>(MatMut::new(&mut in_f32, m, n), into, a, b);
-                let kept = if into == Into::Add { 1.0 } else { 0.0 };
+                matmul::<2>(MatMut::new(&mut in_bf16, m, n), accumulate, a, b);
+                matmul::<1>(MatMut::new(&mut in_f32, m, n), accumulate, a, b);
+                let kept = if accumulate == Accumulate::Add { 1.0 } else { 0.0 };
                 let mut onto = vec![f32::NAN; m * n];
                 matmul_onto::<1>(MatMut::new(&mut onto, m, n), a, b, |tile, row, col| {
                     for i in 0..tile.rows {

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::base::profile::{Part, timed};
-use crate::gemm::Into;
+use crate::gemm::Accumulate;
 use ngen3_simd::{simd, sum, sum_zip};
 
 /// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
@@ -95,7 +95,7 @@ pub fn backward(
     saved: Saved<'_>,
     dy: &[f32],
     dx: &mut [f32],
-    into: Into,
+    accumulate: Accumulate,
     dparams: Option<(&mut [f32], &mut [f32])>,
     scratch: &mut [f32],
 ) {
@@ -130,7 +130,7 @@ pub fn backward(
                         for i in 0..width {
                             let x_hat = (x[i] - mu) * r;
                             let d = r * (dy[i] * gamma[i] - mean_g - x_hat * mean_gx);
-                            dx[i] = if into == Into::Add { dx[i] + d } else { d };
+                            dx[i] = if accumulate == Accumulate::Add { dx[i] + d } else { d };
                             dgamma[i] += dy[i] * x_hat;
                             dbeta[i] += dy[i];
                         }
@@ -171,9 +171,9 @@ mod tests {
             let (mut dx, mut dgamma, mut dbeta) = (start.clone(), vec![0.0; width], vec![0.0; width]);
             let saved = Saved { x: &x, mean: &mean, rstd: &rstd, gamma: &gamma };
             let mut scratch = vec![f32::NAN; backward_scratch(rows, width)];
-            backward(saved, &dy, &mut dx, Into::Add, Some((&mut dgamma, &mut dbeta)), &mut scratch);
+            backward(saved, &dy, &mut dx, Accumulate::Add, Some((&mut dgamma, &mut dbeta)), &mut scratch);
             let mut only = vec![f32::NAN; rows * width];
-            backward(saved, &dy, &mut only, Into::Set, None, &mut scratch);
+            backward(saved, &dy, &mut only, Accumulate::Set, None, &mut scratch);
             for ((dx, start), only) in dx.iter().zip(&start).zip(&only) {
                 assert!((dx - (start + only)).abs() < 1e-5);
             }

@@ -12,7 +12,7 @@ use super::lora::{Adapter, LoraActivations};
 use super::matvec::Matrix;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::packed::Packed;
-use crate::gemm::{Into, Mat, MatMut, Precision, matmul, matmul_onto};
+use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_onto};
 use ngen3_simd::simd;
 
 /// Columns that one task of a bias gradient has at least.
@@ -130,7 +130,7 @@ impl Linear<'_> {
         let branch = adapter.forward(x, low);
         self.product_onto(y, x, |y, row, col| {
             start(y, row, col);
-            branch.onto(y, Into::Add, row, col);
+            branch.onto(y, Accumulate::Add, row, col);
         });
     }
 
@@ -155,14 +155,14 @@ impl Linear<'_> {
         }
         let Learns::Adapter(adapter, at) = self.learns else {
             if let Some(dx) = dx {
-                matmul(self.precision, dx, Into::Set, dy, weight);
+                matmul(self.precision, dx, Accumulate::Set, dy, weight);
             }
             return;
         };
         let (da, db) = pair(grads, &at.a, &at.b);
         let branch = adapter.backward(Mat::new(x, rows, weight.cols()), dy, low, da, db);
         if let Some(dx) = dx {
-            matmul_onto(self.precision, dx, dy, weight, |dx, row, col| branch.onto(dx, Into::Set, row, col));
+            matmul_onto(self.precision, dx, dy, weight, |dx, row, col| branch.onto(dx, Accumulate::Set, row, col));
         }
     }
 }
@@ -177,7 +177,7 @@ pub fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize
 fn backward_params(precision: Precision, x: &[f32], dy: Mat<'_>, dweight: &mut [f32], dbias: &mut [f32]) {
     let (rows, outputs) = (dy.n_rows(), dy.cols());
     let inputs = dweight.len() / outputs;
-    matmul(precision, MatMut::new(dweight, outputs, inputs), Into::Add, dy.t(), Mat::new(x, rows, inputs));
+    matmul(precision, MatMut::new(dweight, outputs, inputs), Accumulate::Add, dy.t(), Mat::new(x, rows, inputs));
     if dbias.is_empty() {
         return;
     }

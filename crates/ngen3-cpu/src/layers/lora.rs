@@ -9,7 +9,7 @@ use ngen3_model::{AdapterRanges, Config, Lora, LoraList, ParamList, Target};
 use rayon::prelude::*;
 
 use crate::gemm::tiles::strided;
-use crate::gemm::{Into, Mat, MatMut, Threads, matmul_f32};
+use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_engine::Error;
 
 /// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
@@ -59,7 +59,7 @@ impl Adapters {
                 let scaled: Vec<f32> = a.iter().map(|a| scale * a).collect();
                 let (b, a) = (Mat::new(b, outputs, rank), Mat::new(&scaled, rank, inputs));
                 let weight = MatMut::new(&mut params[block.linear(target).0.clone()], outputs, inputs);
-                matmul_f32(weight, Into::Add, b, a, Threads::All);
+                matmul_f32(weight, Accumulate::Add, b, a, Threads::All);
             }
         }
     }
@@ -96,11 +96,11 @@ pub struct Branch<'a> {
 
 impl Branch<'_> {
     /// Puts or adds the part of the product that begins at (row, col) to a part of what is as wide as the layer.
-    pub fn onto(&self, part: &mut MatMut<'_>, into: Into, row: usize, col: usize) {
+    pub fn onto(&self, part: &mut MatMut<'_>, accumulate: Accumulate, row: usize, col: usize) {
         let (rank, cols) = (self.rank, self.wide.len() / self.rank);
         let (n, width) = (part.n_rows(), part.row_mut(0).len());
         let low = Mat::new(&self.low[row * rank..(row + n) * rank], n, rank);
-        strided::matmul_f32(part.rows(0..n), into, low, Mat::strided(&self.wide[col..], rank, width, cols));
+        strided::matmul_f32(part.rows(0..n), accumulate, low, Mat::strided(&self.wide[col..], rank, width, cols));
     }
 }
 
@@ -123,7 +123,7 @@ impl Adapter<'_> {
         low.par_chunks_mut(ROWS * rank).enumerate().for_each(|(task, low)| {
             let n = low.len() / rank;
             let x = x.rows(task * ROWS..task * ROWS + n);
-            strided::matmul_f32(MatMut::new(low, n, rank), Into::Set, x, turned_a);
+            strided::matmul_f32(MatMut::new(low, n, rank), Accumulate::Set, x, turned_a);
             low.iter_mut().for_each(|low| *low *= scale);
         });
         Branch { rank, low, wide: turned_b }
@@ -149,11 +149,11 @@ impl Adapter<'_> {
             let n = low.len() / rank;
             let rows = task * ROWS..task * ROWS + n;
             let (x, dy) = (x.rows(rows.clone()), dy.rows(rows));
-            strided::matmul_f32(MatMut::new(dlow, n, rank), Into::Set, dy, b);
+            strided::matmul_f32(MatMut::new(dlow, n, rank), Accumulate::Set, dy, b);
             dlow.iter_mut().for_each(|dlow| *dlow *= scale);
             let (da, db) = part.split_at_mut(a.len());
-            strided::matmul_f32(MatMut::new(da, rank, inputs), Into::Set, Mat::new(dlow, n, rank).t(), x);
-            strided::matmul_f32(MatMut::new(db, rank, outputs), Into::Set, Mat::new(low, n, rank).t(), dy);
+            strided::matmul_f32(MatMut::new(da, rank, inputs), Accumulate::Set, Mat::new(dlow, n, rank).t(), x);
+            strided::matmul_f32(MatMut::new(db, rank, outputs), Accumulate::Set, Mat::new(low, n, rank).t(), dy);
         });
         let (total, others) = parts.split_at_mut(part);
         for others in others.chunks_exact(part) {

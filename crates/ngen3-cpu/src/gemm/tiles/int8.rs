@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Into, Mat, MatMut};
+use super::super::{Accumulate, Mat, MatMut};
 use super::kernel::{MR, NR};
 use super::pack::panels as pack_panels;
 use super::{GROUP, MC, cells, for_each_block, left, packed_len, with_workspace};
@@ -202,7 +202,7 @@ pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mu
                 // SAFETY: the tile lies within this block, which is this task's alone.
                 let mut tile = unsafe { c.part(i..(i + MR).min(c.rows), j..(j + NR).min(c.cols)) };
                 start(&mut tile, rows + i, cols + j);
-                self::tile((a, rows + i), (b, (cols + j) / NR), &mut tile, Into::Add);
+                self::tile((a, rows + i), (b, (cols + j) / NR), &mut tile, Accumulate::Add);
             }
         }
     });
@@ -212,7 +212,7 @@ pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mu
 ///
 /// # Panics
 /// If there is no such tile.
-pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &mut MatMut<'_>, into: Into) {
+pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &mut MatMut<'_>, accumulate: Accumulate) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (a_depth, b_depth) = (a.depth, b.depth);
     let (stride, (a, scales), b) = (a.stride, a.tile(first), b.panel(panel));
@@ -220,16 +220,16 @@ pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &m
     #[cfg(target_arch = "x86_64")]
     if available() {
         // SAFETY: the features were just detected, and the lengths just checked.
-        return unsafe { x86::tile(a, stride, scales, b, c, into) };
+        return unsafe { x86::tile(a, stride, scales, b, c, accumulate) };
     }
     simd(
         #[inline(always)]
-        || tile_plain(a, stride, scales, b, c, into),
+        || tile_plain(a, stride, scales, b, c, accumulate),
     );
 }
 
 #[inline(always)]
-fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mut MatMut<'_>, into: Into) {
+fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mut MatMut<'_>, accumulate: Accumulate) {
     for (i, scale) in scales.iter().enumerate().take(c.rows) {
         let mut sums = *b.starts;
         for (a, b) in a[i * stride..].iter().zip(b.cells.as_chunks::<NR>().0) {
@@ -241,7 +241,7 @@ fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mu
         }
         for ((c, sum), column) in c.row_mut(i).iter_mut().zip(sums).zip(b.scales) {
             let product = sum as f32 * column * scale;
-            *c = if into == Into::Add { *c + product } else { product };
+            *c = if accumulate == Accumulate::Add { *c + product } else { product };
         }
     }
 }
@@ -251,14 +251,21 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::kernel::x86::{prefetch, store};
-    use super::{Into, MR, MatMut, NR, Panel};
+    use super::{Accumulate, MR, MatMut, NR, Panel};
 
     /// # Safety
     /// The processor has AVX-512F and AVX512-VNNI; `a` is MR rows, `stride` apart, at least as long as `b` is deep; `c` is at most
     /// MR x NR.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub unsafe fn tile(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mut MatMut<'_>, into: Into) {
-        if into == Into::Add {
+    pub unsafe fn tile(
+        a: &[u32],
+        stride: usize,
+        scales: &[f32; MR],
+        b: Panel<'_>,
+        c: &mut MatMut<'_>,
+        accumulate: Accumulate,
+    ) {
+        if accumulate == Accumulate::Add {
             prefetch(c);
         }
         // SAFETY: `at_a` and `at_b` stand at one of the cells along k of A's first row and of B's NR columns.
@@ -285,7 +292,7 @@ mod x86 {
                     products[i][half] = _mm512_mul_ps(sum, scale);
                 }
             }
-            store(products, c, into);
+            store(products, c, accumulate);
         }
     }
 }
@@ -302,7 +309,7 @@ mod tests {
         let left = Left::lay_out(Mat::new(&a, 12, 7), &mut left);
         let right = Right::lay_out(Mat::new(&b, 33, 7), &mut right);
         let mut c = vec![f32::NAN; MR * NR];
-        tile((left, 0), (right, 1), &mut MatMut::new(&mut c, MR, NR), Into::Set);
+        tile((left, 0), (right, 1), &mut MatMut::new(&mut c, MR, NR), Accumulate::Set);
         for row in c.chunks_exact(NR) {
             assert!(row[0] != 0.0 && row[1..].iter().all(|&c| c == 0.0), "{row:?}");
         }
@@ -364,13 +371,13 @@ mod tests {
             let (mut left, mut right) = (vec![0.0; Left::len(m, k)], vec![0.0; Right::len(n, k)]);
             let left = Left::lay_out(Mat::new(&a, m, k), &mut left);
             let right = Right::lay_out(Mat::new(&b, n, k), &mut right);
-            for into in [Into::Set, Into::Add] {
+            for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let stride = n + 3;
                 let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
-                tile((left, 0), (right, 0), &mut MatMut::strided(&mut found, m, n, stride), into);
+                tile((left, 0), (right, 0), &mut MatMut::strided(&mut found, m, n, stride), accumulate);
                 let (cells, scales) = left.tile(0);
                 let c = &mut MatMut::strided(&mut expected, m, n, stride);
-                tile_plain(cells, left.stride, scales, right.panel(0), c, into);
+                tile_plain(cells, left.stride, scales, right.panel(0), c, accumulate);
                 assert_eq!(found, expected, "{m}x{n}x{k}");
             }
         }

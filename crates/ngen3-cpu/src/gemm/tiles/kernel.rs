@@ -4,7 +4,7 @@
 //! broadcasts one cell of each of 12 rows of A. [`tile_plain`] is the same in plain Rust: what it is tested against, and what
 //! runs where AVX512-BF16 is missing.
 
-use super::super::{Into, MatMut};
+use super::super::{Accumulate, MatMut};
 use ngen3_simd::simd;
 
 /// Rows of a tile: with two vectors of columns, 24 of the 32 registers hold sums.
@@ -57,25 +57,25 @@ impl Rows {
 ///
 /// # Panics
 /// If `a` has not as many cells, or `c` is larger.
-pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
+pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (depth, (down, along)) = (b.len() / NR, rows.strides());
     assert!(depth == 0 || (MR - 1) * down + (depth - 1) * along < a.len(), "{depth} cells of {MR} rows");
     #[cfg(target_arch = "x86_64")]
     if available() {
         // SAFETY: the features were just detected, and the lengths just checked.
-        unsafe { x86::tile::<P>(a, rows, b, c, into) };
+        unsafe { x86::tile::<P>(a, rows, b, c, accumulate) };
         return;
     }
     simd(
         #[inline(always)]
-        || tile_plain::<P>(a, rows, b, c, into),
+        || tile_plain::<P>(a, rows, b, c, accumulate),
     );
 }
 
 /// [`tile`] in plain Rust.
 #[inline(always)]
-pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
+pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
     let (down, along) = rows.strides();
     let mut sums = [[0.0f32; NR]; MR];
     for (k, b) in b.as_chunks::<NR>().0.iter().enumerate() {
@@ -89,7 +89,7 @@ pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatM
     for (i, sums) in sums.iter().enumerate().take(c.rows) {
         let row = c.row_mut(i);
         for (c, &sum) in row.iter_mut().zip(sums) {
-            *c = if into == Into::Add { *c + sum } else { sum };
+            *c = if accumulate == Accumulate::Add { *c + sum } else { sum };
         }
     }
 }
@@ -119,21 +119,21 @@ fn high(pair: u32) -> f32 {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Into, MR, MatMut, NR, Rows};
+    use super::{Accumulate, MR, MatMut, NR, Rows};
 
     /// # Safety
     /// The processor has AVX-512F and AVX512-BF16; `a` has MR rows as deep as `b`; `c` is at most MR x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, into: Into) {
-        if into == Into::Add {
+    pub unsafe fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
+        if accumulate == Accumulate::Add {
             prefetch(c);
         }
         // SAFETY: what this function asks of its caller is what these ask.
         unsafe {
             // Twice, so that a panel's strides are constants in one of them.
             match rows {
-                Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, into),
-                Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, into),
+                Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, accumulate),
+                Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, accumulate),
             }
         }
     }
@@ -193,7 +193,7 @@ pub(super) mod x86 {
     /// # Safety
     /// The processor has AVX-512F; `c` is at most MR x NR. To be called from a function compiled for it.
     #[inline(always)]
-    pub unsafe fn store(sums: [[__m512; 2]; MR], c: &mut MatMut<'_>, into: Into) {
+    pub unsafe fn store(sums: [[__m512; 2]; MR], c: &mut MatMut<'_>, accumulate: Accumulate) {
         let columns = if c.cols == NR { u32::MAX } else { (1 << c.cols) - 1 };
         let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
         // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
@@ -206,7 +206,7 @@ pub(super) mod x86 {
                 let row = c.data.add(i * c.row_stride);
                 let next = row.wrapping_add(16);
                 let [mut s0, mut s1] = sums;
-                if into == Into::Add {
+                if accumulate == Accumulate::Add {
                     s0 = _mm512_add_ps(_mm512_maskz_loadu_ps(low, row), s0);
                     s1 = _mm512_add_ps(_mm512_maskz_loadu_ps(high, next), s1);
                 }
@@ -230,11 +230,11 @@ mod tests {
             let (down, along) = rows.strides();
             let last = (MR - 1) * down + depth.max(1) * along;
             let (a, b): (Vec<u32>, Vec<u32>) = (packed(last, 1), packed(depth * NR, 2));
-            for into in [Into::Set, Into::Add] {
+            for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let stride = n + 3;
                 let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
-                tile::<P>(&a, rows, &b, &mut MatMut::strided(&mut found, m, n, stride), into);
-                tile_plain::<P>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), into);
+                tile::<P>(&a, rows, &b, &mut MatMut::strided(&mut found, m, n, stride), accumulate);
+                tile_plain::<P>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), accumulate);
                 for (found, expected) in found.iter().zip(&expected) {
                     assert!((found - expected).abs() < 1e-5, "{m}x{n}x{depth} {rows:?}: {found}, not {expected}");
                 }

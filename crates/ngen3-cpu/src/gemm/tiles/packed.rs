@@ -4,7 +4,7 @@ use super::kernel::NR;
 use super::left::Left;
 use super::{int8, multiply, pack, packed_len, with_workspace};
 use crate::base::memory::Buffer;
-use crate::gemm::{Into, Mat, MatMut};
+use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_engine::{Error, Quant};
 
 /// A weight, `[outputs, inputs]`, rounded and laid out as the kernel reads it.
@@ -45,7 +45,7 @@ impl Packed {
         match self.quant {
             Quant::None => with_workspace(Left::len::<2>(x), |workspace| {
                 let left = Left::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));
-                multiply::<2>(y, Into::Add, left, bytemuck::cast_slice(&self.panels), start);
+                multiply::<2>(y, Accumulate::Add, left, bytemuck::cast_slice(&self.panels), start);
             }),
             Quant::Int8 => with_workspace(int8::Left::len(x.n_rows(), self.inputs), |workspace| {
                 let left = int8::Left::lay_out(x, workspace);

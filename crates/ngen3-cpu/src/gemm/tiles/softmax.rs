@@ -5,7 +5,7 @@
 //! backward pass read it: cells along the vocabulary ([`super::kernel::tile`]'s B, `[MR/P, NR]`) and cells along the tokens
 //! ([`tokens_tile`]'s A: for each of the words the cells of its tokens, `[MR, NR/P]`).
 
-use super::super::{Into, MatMut};
+use super::super::{Accumulate, MatMut};
 use super::kernel::{MR, NR, Rows};
 use super::pack::cell;
 
@@ -59,7 +59,7 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
         Rows::Together,
         tile.b,
         &mut MatMut::new(e.as_flattened_mut(), MR, NR),
-        Into::Set,
+        Accumulate::Set,
     );
     for (row, e) in e.iter_mut().enumerate() {
         for (token, e) in e.iter_mut().enumerate() {
@@ -115,7 +115,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
             e[depth / across * e_tile::<P>() + row * across + depth % across]
         })
         .collect();
-    super::kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Into::Add);
+    super::kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Accumulate::Add);
 }
 
 /// Asks for the memory of a tile of [`MR`] rows, `stride` apart, from `place` on, before [`tokens_tile`] adds to it.
@@ -137,7 +137,7 @@ pub(super) mod x86 {
 
     use super::super::kernel::Rows;
     use super::super::kernel::x86::{multiply_add, store, sums_of_tile};
-    use super::{ExpTile, Into, MAX_EXPONENT, MR, MatMut, NR, e_tile};
+    use super::{Accumulate, ExpTile, MAX_EXPONENT, MR, MatMut, NR, e_tile};
     use ngen3_simd::EXP2;
 
     /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7; the polynomial is [`EXP2`].
@@ -266,7 +266,7 @@ pub(super) mod x86 {
                     b = b.add(NR);
                 }
             }
-            store(sums, c, Into::Add);
+            store(sums, c, Accumulate::Add);
         }
     }
 }

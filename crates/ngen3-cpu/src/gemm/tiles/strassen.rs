@@ -19,7 +19,7 @@
 //! The two parts of the words are neighbouring panels of [`MR`], those of the tokens neighbouring tiles of [`NR`]. A *tile* is
 //! [`MR`] words by [`NR`] tokens, a *quad* one of each of the four blocks.
 
-use super::super::Into;
+use super::super::Accumulate;
 use super::kernel::{MR, NR, TILE};
 use super::softmax::MAX_EXPONENT;
 
@@ -53,18 +53,18 @@ fn has_tiles(place: &[f32], tiles: usize, stride: usize) -> bool {
 ///
 /// # Panics
 /// If the lengths do not agree.
-pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: Accumulate) {
     let depth = b.len() / NR;
     assert!(a.len() == depth * R && b.len() == depth * NR && c.len() == R * NR, "a tile of {R} rows");
     #[cfg(target_arch = "x86_64")]
     if super::kernel::available() {
         // SAFETY: the features were just detected, and the lengths just checked.
-        return unsafe { x86::product::<R>(a, b, c, into) };
+        return unsafe { x86::product::<R>(a, b, c, accumulate) };
     }
-    product_plain::<R>(a, b, c, into);
+    product_plain::<R>(a, b, c, accumulate);
 }
 
-fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: Accumulate) {
     let mut sums = [[0.0f32; NR]; R];
     for (a, b) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<NR>().0) {
         for (sums, a) in sums.iter_mut().zip(a) {
@@ -72,7 +72,7 @@ fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into
         }
     }
     for (c, sum) in c.iter_mut().zip(sums.as_flattened()) {
-        *c = if into == Into::Add { *c + sum } else { *sum };
+        *c = if accumulate == Accumulate::Add { *c + sum } else { *sum };
     }
 }
 
@@ -223,12 +223,12 @@ mod x86 {
     use std::array::from_fn;
 
     use super::super::softmax::x86::exp2;
-    use super::{EXPS, Into, Logits, MR, NR, PRODUCTS, Place, TILE};
+    use super::{Accumulate, EXPS, Logits, MR, NR, PRODUCTS, Place, TILE};
 
     /// # Safety
     /// The processor has AVX-512F; `a` and `b` are equally deep, `c` is R x NR.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], into: Into) {
+    pub unsafe fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: Accumulate) {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..b.len() / NR {
@@ -241,7 +241,7 @@ mod x86 {
             let to = c.as_mut_ptr();
             // SAFETY: a row of NR numbers.
             unsafe {
-                if into == Into::Add {
+                if accumulate == Accumulate::Add {
                     s0 = _mm512_add_ps(_mm512_loadu_ps(to), s0);
                     s1 = _mm512_add_ps(_mm512_loadu_ps(to.add(16)), s1);
                 }
@@ -409,10 +409,10 @@ mod tests {
 
     fn check_product<const R: usize>(depth: usize) {
         let (a, b) = (random(depth * R, 1), random(depth * NR, 2));
-        for into in [Into::Set, Into::Add] {
+        for accumulate in [Accumulate::Set, Accumulate::Add] {
             let (mut found, mut expected) = (random(R * NR, 3), random(R * NR, 3));
-            product::<R>(&a, &b, &mut found, into);
-            product_plain::<R>(&a, &b, &mut expected, into);
+            product::<R>(&a, &b, &mut found, accumulate);
+            product_plain::<R>(&a, &b, &mut expected, accumulate);
             close(&found, &expected, 1e-5);
         }
     }

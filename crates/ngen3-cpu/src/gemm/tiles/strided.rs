@@ -4,7 +4,7 @@
 //! [`ROWS`] x [`NR`], stays in registers for the whole depth; each step loads two vectors of a row of B and broadcasts one
 //! cell of each row of A.
 
-use super::super::{Into, Mat, MatMut, Threads};
+use super::super::{Accumulate, Mat, MatMut, Threads};
 use super::kernel::{NR, available, multiply_add};
 use crate::gemm;
 use ngen3_simd::simd;
@@ -17,7 +17,7 @@ pub const ROWS: usize = 8;
 ///
 /// # Panics
 /// If the shapes do not agree, or `b` is transposed.
-pub fn matmul<const P: usize>(mut c: MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat<'_, u32>) {
+pub fn matmul<const P: usize>(mut c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_, u32>, b: Mat<'_, u32>) {
     assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
     assert!(b.col_stride == 1, "rows of b are contiguous");
     #[cfg(target_arch = "x86_64")]
@@ -28,15 +28,15 @@ pub fn matmul<const P: usize>(mut c: MatMut<'_>, into: Into, a: Mat<'_, u32>, b:
             // SAFETY: the features were just detected, the shapes agree, and these rows and columns are the matrices'.
             unsafe {
                 while c.rows - row >= ROWS {
-                    x86::tile::<P, ROWS>(&c, into, a, b, row, first, cols);
+                    x86::tile::<P, ROWS>(&c, accumulate, a, b, row, first, cols);
                     row += ROWS;
                 }
                 if c.rows - row >= ROWS / 2 {
-                    x86::tile::<P, { ROWS / 2 }>(&c, into, a, b, row, first, cols);
+                    x86::tile::<P, { ROWS / 2 }>(&c, accumulate, a, b, row, first, cols);
                     row += ROWS / 2;
                 }
                 while row < c.rows {
-                    x86::tile::<P, 1>(&c, into, a, b, row, first, cols);
+                    x86::tile::<P, 1>(&c, accumulate, a, b, row, first, cols);
                     row += 1;
                 }
             }
@@ -45,7 +45,7 @@ pub fn matmul<const P: usize>(mut c: MatMut<'_>, into: Into, a: Mat<'_, u32>, b:
     }
     simd(
         #[inline(always)]
-        || plain::<P>(&mut c, into, a, b),
+        || plain::<P>(&mut c, accumulate, a, b),
     );
 }
 
@@ -53,17 +53,17 @@ pub fn matmul<const P: usize>(mut c: MatMut<'_>, into: Into, a: Mat<'_, u32>, b:
 ///
 /// # Panics
 /// As [`matmul`].
-pub fn matmul_f32(c: MatMut<'_>, into: Into, a: Mat<'_>, b: Mat<'_>) {
+pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
     if available() {
-        matmul::<1>(c, into, a.cells(), b.cells());
+        matmul::<1>(c, accumulate, a.cells(), b.cells());
     } else {
-        gemm::matmul_f32(c, into, a, b, Threads::One);
+        gemm::matmul_f32(c, accumulate, a, b, Threads::One);
     }
 }
 
 /// [`matmul`] in plain Rust: two rows by [`NR`] columns at a time, few enough for the registers of any processor.
 #[inline(always)]
-fn plain<const P: usize>(c: &mut MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat<'_, u32>) {
+fn plain<const P: usize>(c: &mut MatMut<'_>, accumulate: Accumulate, a: Mat<'_, u32>, b: Mat<'_, u32>) {
     for row in (0..c.rows).step_by(2) {
         for first in (0..c.cols).step_by(NR) {
             let (rows, cols) = (2.min(c.rows - row), NR.min(c.cols - first));
@@ -77,7 +77,7 @@ fn plain<const P: usize>(c: &mut MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat
             }
             for (i, sums) in sums.iter().enumerate().take(rows) {
                 for (c, sum) in c.row_mut(row + i)[first..first + cols].iter_mut().zip(sums) {
-                    *c = if into == Into::Add { *c + sum } else { *sum };
+                    *c = if accumulate == Accumulate::Add { *c + sum } else { *sum };
                 }
             }
         }
@@ -88,7 +88,7 @@ fn plain<const P: usize>(c: &mut MatMut<'_>, into: Into, a: Mat<'_, u32>, b: Mat
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::super::{Into, Mat, MatMut};
+    use super::super::super::{Accumulate, Mat, MatMut};
     use super::super::kernel::x86::multiply_add;
     use super::NR;
 
@@ -99,7 +99,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tile<const P: usize, const R: usize>(
         c: &MatMut<'_>,
-        into: Into,
+        accumulate: Accumulate,
         a: Mat<'_, u32>,
         b: Mat<'_, u32>,
         row: usize,
@@ -131,7 +131,7 @@ mod x86 {
             unsafe {
                 let to = c.data.add((row + i) * c.row_stride + first);
                 let next = to.wrapping_add(16);
-                if into == Into::Add {
+                if accumulate == Accumulate::Add {
                     s0 = _mm512_add_ps(_mm512_maskz_loadu_ps(low, to), s0);
                     s1 = _mm512_add_ps(_mm512_maskz_loadu_ps(high, next), s1);
                 }
@@ -169,14 +169,16 @@ mod tests {
         let expected = matmul_reference(a, b);
         let down = Mat::strided(&down, depth, n, n + 5);
         for a in [Mat::new(&plain, m, depth), Mat::strided(&turned, depth, m, m + 2).t()] {
-            for (into, plainly) in [(Into::Set, false), (Into::Add, false), (Into::Set, true), (Into::Add, true)] {
+            for (accumulate, plainly) in
+                [(Accumulate::Set, false), (Accumulate::Add, false), (Accumulate::Set, true), (Accumulate::Add, true)]
+            {
                 let start = random(m * (n + 1), 4);
                 let mut c = start.clone();
                 let mut to = MatMut::strided(&mut c, m, n, n + 1);
                 if plainly {
-                    super::plain::<P>(&mut to, into, a, down)
+                    super::plain::<P>(&mut to, accumulate, a, down)
                 } else {
-                    matmul::<P>(to, into, a, down)
+                    matmul::<P>(to, accumulate, a, down)
                 }
                 for (i, (&found, &before)) in c.iter().zip(&start).enumerate() {
                     let (row, col) = (i / (n + 1), i % (n + 1));
@@ -184,7 +186,7 @@ mod tests {
                         assert_eq!(found, before, "the gap between rows was written");
                         continue;
                     }
-                    let kept = if into == Into::Add { f64::from(before) } else { 0.0 };
+                    let kept = if accumulate == Accumulate::Add { f64::from(before) } else { 0.0 };
                     let expected = expected[row * n + col] + kept;
                     assert!((f64::from(found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
                 }

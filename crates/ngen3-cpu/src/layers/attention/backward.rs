@@ -13,7 +13,7 @@ use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Precision};
+use crate::gemm::{Canvas, Accumulate, Mat, MatMut, Precision};
 
 /// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
@@ -144,7 +144,7 @@ fn head_backward<const P: usize>(
                 },
             );
             let ds = along_or_same::<P>(Mat::strided(dscores, group.len(), group.end, across), cells_a);
-            strided::matmul::<P>(dq.rows(group.clone()), Into::Set, ds, k_down.rows(0..cells::<P>(group.end)));
+            strided::matmul::<P>(dq.rows(group.clone()), Accumulate::Set, ds, k_down.rows(0..cells::<P>(group.end)));
         }
         let [p, ds] = [(&*scores, &mut *cells_a), (&*dscores, &mut *cells_b)]
             .map(|(x, to)| down_or_same::<P>(Mat::strided(x, tile.len(), across, across), to));
@@ -156,9 +156,9 @@ fn head_backward<const P: usize>(
             let [p, ds] = [p, ds].map(|x| x.rows(own.clone()).columns(keys.clone()).t());
             let part = keys.start * width..keys.end * width;
             let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
-            strided::matmul::<P>(dv, Into::Add, p, dout_down.rows(queries.clone()));
+            strided::matmul::<P>(dv, Accumulate::Add, p, dout_down.rows(queries.clone()));
             let dk = MatMut::new(&mut dk[part], keys.len(), width);
-            strided::matmul::<P>(dk, Into::Add, ds, q_down.rows(queries));
+            strided::matmul::<P>(dk, Accumulate::Add, ds, q_down.rows(queries));
         }
     }
     for (i, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).enumerate() {

@@ -10,7 +10,7 @@ use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
-use crate::gemm::{Canvas, Into, Mat, MatMut, Precision};
+use crate::gemm::{Canvas, Accumulate, Mat, MatMut, Precision};
 
 /// Fills `out` and `lse`. `scratch` is [`Shape::scratch`] long.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
@@ -95,7 +95,7 @@ pub fn head_forward<const P: usize>(
         );
         let probabilities = along_or_same::<P>(Mat::strided(scores, group.len(), seen, across), p_cells);
         let mut out = out.rows(group.clone());
-        strided::matmul::<P>(out.rows(0..group.len()), Into::Set, probabilities, v.rows(0..cells::<P>(seen)));
+        strided::matmul::<P>(out.rows(0..group.len()), Accumulate::Set, probabilities, v.rows(0..cells::<P>(seen)));
         for (i, total) in totals.iter().enumerate().take(group.len()) {
             let scale = 1.0 / total;
             out.row_mut(i).iter_mut().for_each(|x| *x *= scale);

@@ -4,7 +4,7 @@ use bytemuck::cast_slice_mut;
 
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{cells, pack, packed_len, strided};
-use crate::gemm::{Into, Mat, MatMut};
+use crate::gemm::{Accumulate, Mat, MatMut};
 
 /// The rows of both parts, one after the other; copied where there are two.
 pub fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
@@ -61,6 +61,6 @@ pub fn products_with_panels<const P: usize>(
     let depth = a.cols();
     for (j, panel) in panels.chunks_exact(NR * depth).take(keys / NR).enumerate() {
         let to = MatMut::strided(&mut to[j * NR..], a.n_rows(), NR, stride);
-        strided::matmul::<P>(to, Into::Set, a, Mat::new(panel, depth, NR));
+        strided::matmul::<P>(to, Accumulate::Set, a, Mat::new(panel, depth, NR));
     }
 }

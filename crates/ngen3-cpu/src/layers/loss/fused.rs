@@ -26,7 +26,7 @@ use crate::base::memory::{Knife, padded};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
-use crate::gemm::{Into, Mat};
+use crate::gemm::{Accumulate, Mat};
 
 /// How a loss is cut up.
 #[derive(Clone, Copy)]
@@ -211,8 +211,8 @@ fn segments<const P: usize>(plan: Plan<P>, tiles: usize, packed_wte: &[u32], wan
                 let tokens = if wanted == Wanted::All { own } else { 0 };
                 exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
             });
-            let into = if chunk == 0 { Into::Set } else { Into::Add };
-            add_chunk::<P>(sizes, tiles, chunk_panel, by_channel, by_word_e, dhidden, into);
+            let accumulate = if chunk == 0 { Accumulate::Set } else { Accumulate::Add };
+            add_chunk::<P>(sizes, tiles, chunk_panel, by_channel, by_word_e, dhidden, accumulate);
         }
     });
 }

@@ -12,7 +12,7 @@ use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
 use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
 use crate::gemm::tiles::{cells, pack, packed_len, with_workspace};
-use crate::gemm::{Into, Mat, MatMut};
+use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_simd::{simd, sum_zip};
 
 /// Tasks into which the vocabulary is cut at most; fixed, so that the bits do not depend on the number of threads. GPT-2's is 44
@@ -125,7 +125,7 @@ pub(super) fn add_chunk<const P: usize>(
     by_channel: &[u32],
     by_word_e: &[u32],
     dhidden: &mut [f32],
-    into: Into,
+    accumulate: Accumulate,
 ) {
     let depth = cells::<P>((CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR));
     let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
@@ -134,7 +134,7 @@ pub(super) fn add_chunk<const P: usize>(
         for (c, a) in by_channel.chunks_exact(MR * depth).take(sizes.width.div_ceil(MR)).enumerate() {
             let channels = MR.min(sizes.width - c * MR);
             let part = &mut dhidden[(j * sizes.width + c * MR) * NR..][..channels * NR];
-            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(part, channels, NR), into);
+            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(part, channels, NR), accumulate);
         }
     }
 }

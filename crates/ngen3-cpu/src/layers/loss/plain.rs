@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::Gradients;
-use crate::gemm::{Into, Mat, MatMut, Threads, matmul_f32};
+use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_simd::{exp_and_sum, max, simd};
 
 /// Bytes of logits in one block; they should stay in the last-level cache together with a part of `wte`.
@@ -55,7 +55,7 @@ pub fn run(
         let exps = Mat::new(logits, rows, vocab_size);
         let dhidden = &mut dhidden[i * block * width..][..rows * width];
         let view = MatMut::new(dhidden, rows, width);
-        matmul_f32(view, Into::Set, exps, Mat::new(wte, vocab_size, width), Threads::All);
+        matmul_f32(view, Accumulate::Set, exps, Mat::new(wte, vocab_size, width), Threads::All);
         for (dhidden, sum) in dhidden.chunks_exact_mut(width).zip(&*sums) {
             dhidden.iter_mut().for_each(|d| *d *= *weight / *sum);
         }
@@ -65,7 +65,7 @@ pub fn run(
             scaled.iter_mut().zip(hidden).for_each(|(s, h)| *s = h * (*weight / *sum));
         }
         let scaled = Mat::new(scaled, rows, width);
-        matmul_f32(MatMut::new(dwte, vocab_size, width), Into::Add, exps.t(), scaled, Threads::All);
+        matmul_f32(MatMut::new(dwte, vocab_size, width), Accumulate::Add, exps.t(), scaled, Threads::All);
     }
 }
 
@@ -73,7 +73,7 @@ pub fn run(
 fn project(hidden: &[f32], wte: &[f32], rows: usize, logits: &mut [f32]) {
     let (width, vocab_size) = (hidden.len() / rows, logits.len() / rows);
     let (hidden, wte) = (Mat::new(hidden, rows, width), Mat::new(wte, vocab_size, width));
-    matmul_f32(MatMut::new(logits, rows, vocab_size), Into::Set, hidden, wte.t(), Threads::All);
+    matmul_f32(MatMut::new(logits, rows, vocab_size), Accumulate::Set, hidden, wte.t(), Threads::All);
 }
 
 /// Turns one token's logits in place into exp(logit − max), less their sum at the target; returns the loss and that sum.

@@ -7,7 +7,7 @@ use super::logits::{above_mean, cut_off, lanes, untempered};
 use super::scratch::{Plan, Scratch, factor};
 use super::{Divergence, Soft, Way};
 use crate::base::memory::padded;
-use crate::gemm::Into;
+use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
@@ -46,8 +46,8 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
                         lay_out::<P>(&tile, &mut by_word[words..][..e_tile::<P>()], &mut g[tokens..][..e_tile::<P>()]);
                     }
                 }
-                let into = if chunk == first { Into::Set } else { Into::Add };
-                add_chunk::<P>(sizes, tiles, chunk, by_channel, by_word, dhidden, into);
+                let accumulate = if chunk == first { Accumulate::Set } else { Accumulate::Add };
+                add_chunk::<P>(sizes, tiles, chunk, by_channel, by_word, dhidden, accumulate);
             }
         });
 }

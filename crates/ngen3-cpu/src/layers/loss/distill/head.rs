@@ -6,7 +6,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use crate::gemm::tiles::int8;
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
 use crate::gemm::tiles::{cells, pack, packed_len};
-use crate::gemm::{Into, Mat, MatMut};
+use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_engine::Quant;
 
 /// Its sizes, and what its operands are rounded to: to the student's precision, or further.
@@ -95,9 +95,9 @@ impl Operands<'_> {
             Self::Cells { words, hidden, depth } => {
                 let a = &words[panel * MR * depth..][..MR * depth];
                 let b = &hidden[tokens * NR * depth..][..NR * depth];
-                kernel::tile::<P>(a, Rows::Together, b, logits, Into::Set);
+                kernel::tile::<P>(a, Rows::Together, b, logits, Accumulate::Set);
             }
-            Self::Int8 { words, hidden } => int8::tile((words, panel * MR), (hidden, tokens), logits, Into::Set),
+            Self::Int8 { words, hidden } => int8::tile((words, panel * MR), (hidden, tokens), logits, Accumulate::Set),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::scratch::{Scratch, factor, sum};
 use super::{Divergence, Soft, Way};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
 use crate::gemm::tiles::{cells, packed_len};
-use crate::gemm::{Into, MatMut};
+use crate::gemm::{Accumulate, MatMut};
 use ngen3_simd::{exp, simd};
 
 /// Shifted logits are cut off here: beyond, exp would overflow.
@@ -42,7 +42,7 @@ pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let place = (i * across + j) * TILE..(i * across + j + 1) * TILE;
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
-                    kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Into::Set);
+                    kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Accumulate::Set);
                     let u = match head {
                         Some(head) => {
                             let u = &mut teacher[place];

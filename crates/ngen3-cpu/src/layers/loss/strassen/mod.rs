@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use super::super::embedding;
 use super::Gradients;
 use super::pieces::{Sizes, add_up, gather, shifts};
-use crate::gemm::Into;
+use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{
     Ahead, CHANNELS, HIDDEN, Logits, PRODUCTS, Place, QUAD, WORDS, exponentials, mix, product, product_onto,
@@ -131,7 +131,7 @@ fn forward(
                 for (m, (words, logits)) in products.enumerate() {
                     let b = &hidden[(m * plan.pairs + j) * half * NR..][..half * NR];
                     for (a, c) in words.chunks_exact(half * MR).zip(logits.chunks_exact_mut(TILE)) {
-                        product::<MR>(a, b, c, Into::Set);
+                        product::<MR>(a, b, c, Accumulate::Set);
                     }
                 }
                 for pair in 0..PAIRS {
@@ -170,7 +170,7 @@ fn backward(
             for (quad, e) in e.chunks_exact(QUAD).enumerate().take(scale.len() * PAIRS) {
                 mix(e, &scale[quad / PAIRS], &mut p[quad * TILE..], plan.mixed_e());
             }
-            let into = if chunk == 0 { Into::Set } else { Into::Add };
+            let accumulate = if chunk == 0 { Accumulate::Set } else { Accumulate::Add };
             let channels = channels.chunks_exact(PART * plan.channels());
             let products = products.chunks_exact_mut(plan.dhidden()).zip(p.chunks_exact(plan.mixed_e()));
             for (m, (channels, (dhidden, p))) in channels.zip(products).enumerate() {
@@ -178,7 +178,7 @@ fn backward(
                 for (b, dhidden) in pairs.take(scale.len()) {
                     for (a, c) in channels.chunks_exact(PART * CHANNELS).zip(dhidden.chunks_exact_mut(CHANNELS * NR)) {
                         soon.ask();
-                        product::<CHANNELS>(a, b, c, into);
+                        product::<CHANNELS>(a, b, c, accumulate);
                     }
                 }
                 if let Some(dwte) = &mut dwte {
