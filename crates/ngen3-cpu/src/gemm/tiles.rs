@@ -1,7 +1,7 @@
 //! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
 //!
 //! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
-//! kernel reads them (rows of A it reads as they lie: `left.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
+//! kernel reads them (rows of A it reads as they lie: `packed_a.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
 //! tile of C that lives in registers; this file cuts the product into blocks that stay in cache and hands them to the threads.
 //!
 //! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
@@ -14,9 +14,9 @@
 
 pub mod int8;
 pub mod kernel;
-mod left;
 pub mod pack;
 pub mod packed;
+mod packed_a;
 pub mod softmax;
 pub mod strassen;
 pub mod strided;
@@ -28,7 +28,7 @@ use rayon::prelude::*;
 use super::{Accumulate, Mat, MatMut};
 use crate::base::memory::{Buffer, Knife, padded};
 use kernel::{MR, NR};
-use left::Left;
+use packed_a::PackedA;
 
 /// Cells along k that one pass takes. A panel of B of this depth is 32 KB: all of a small first-level cache, but fewer passes over C
 /// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
@@ -79,13 +79,13 @@ fn matmul_with<const P: usize>(
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
-    let (a_len, b_len) = (Left::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
+    let (a_len, b_len) = (PackedA::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
     with_workspace(padded(a_len) + b_len, |workspace| {
         let mut knife = Knife(workspace);
-        let left = Left::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
+        let packed_a = PackedA::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
         let packed_b = bytemuck::cast_slice_mut(knife.0);
         pack::<P, NR>(b.t(), packed_b);
-        multiply::<P>(c, accumulate, left, packed_b, start);
+        multiply::<P>(c, accumulate, packed_a, packed_b, start);
     });
 }
 
@@ -119,7 +119,7 @@ pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32])
 fn multiply<const P: usize>(
     c: MatMut<'_>,
     accumulate: Accumulate,
-    a: Left<'_>,
+    a: PackedA<'_>,
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
@@ -145,7 +145,7 @@ fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut Ma
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
     accumulate: Accumulate,
-    a: Left<'_>,
+    a: PackedA<'_>,
     b: &[u32],
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {

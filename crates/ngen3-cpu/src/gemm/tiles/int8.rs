@@ -6,7 +6,7 @@
 //! without a sign with four that have one: the left operand is stored as q + 128, and a tile's sums start at −128·Σ q' of each
 //! column.
 //!
-//! [`Left`] is rows as they lie, [`Right`] panels of [`NR`]; which of the two is the weight is the caller's affair.
+//! [`PackedA`] is rows as they lie, [`PackedB`] panels of [`NR`]; which of the two is the weight is the caller's affair.
 //! [`tile_plain`] is the kernel in plain Rust: what it is tested against, and what runs where AVX512-VNNI is missing.
 
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::super::{Accumulate, Mat, MatMut};
 use super::kernel::{MR, NR};
 use super::pack::panels as pack_panels;
-use super::{GROUP, MC, cells, for_each_block, left, packed_len, with_workspace};
+use super::{GROUP, MC, cells, for_each_block, packed_a, packed_len, with_workspace};
 use crate::base::memory::padded;
 use ngen3_engine::Error;
 use ngen3_simd::simd;
@@ -52,7 +52,7 @@ pub fn available() -> bool {
 
 /// `[rows, k]`: rows of cells of q + 128, up to whole tiles.
 #[derive(Clone, Copy)]
-pub struct Left<'a> {
+pub struct PackedA<'a> {
     /// `[rows]`
     scales: &'a [f32],
     cells: &'a [u32],
@@ -61,16 +61,16 @@ pub struct Left<'a> {
     stride: usize,
 }
 
-impl<'a> Left<'a> {
+impl<'a> PackedA<'a> {
     /// f32s that so many rows take.
     pub fn len(rows: usize, k: usize) -> usize {
-        padded(rows.next_multiple_of(MR)) + rows.next_multiple_of(MR) * left::stride::<P>(k)
+        padded(rows.next_multiple_of(MR)) + rows.next_multiple_of(MR) * packed_a::stride::<P>(k)
     }
 
     /// Rounds `a` and lays it out in `to`, on all threads.
     pub fn lay_out(a: Mat<'_>, to: &'a mut [f32]) -> Self {
         assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "rows of bytes");
-        let (depth, stride) = (cells::<P>(a.cols()), left::stride::<P>(a.cols()));
+        let (depth, stride) = (cells::<P>(a.cols()), packed_a::stride::<P>(a.cols()));
         let (scales, rows) = to.split_at_mut(padded(a.n_rows().next_multiple_of(MR)));
         // What is past the last row multiplies to zeros, not to what the memory held.
         scales[a.n_rows()..].fill(0.0);
@@ -83,10 +83,10 @@ impl<'a> Left<'a> {
         Self::of(a.n_rows(), a.cols(), to)
     }
 
-    /// What [`Left::lay_out`] left there.
+    /// What [`PackedA::lay_out`] left there.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
-        let (cells, depth, stride) = (bytemuck::cast_slice(cells), super::cells::<P>(k), left::stride::<P>(k));
+        let (cells, depth, stride) = (bytemuck::cast_slice(cells), super::cells::<P>(k), packed_a::stride::<P>(k));
         Self { scales, cells, rows, depth, stride }
     }
 
@@ -99,7 +99,7 @@ impl<'a> Left<'a> {
 
 /// `[n, k]`, to be multiplied as its transpose: panels of [`NR`] rows of cells of q.
 #[derive(Clone, Copy)]
-pub struct Right<'a> {
+pub struct PackedB<'a> {
     /// `[n]`, up to whole panels.
     scales: &'a [f32],
     /// `[n]`: −128·Σ q, up to whole panels.
@@ -118,7 +118,7 @@ struct Panel<'a> {
     cells: &'a [u32],
 }
 
-impl<'a> Right<'a> {
+impl<'a> PackedB<'a> {
     /// f32s that so many rows take.
     pub fn len(n: usize, k: usize) -> usize {
         2 * n.next_multiple_of(NR) + packed_len::<P, NR>(n, k)
@@ -154,7 +154,7 @@ impl<'a> Right<'a> {
         Self::of(b.n_rows(), b.cols(), to)
     }
 
-    /// What [`Right::lay_out`] left there.
+    /// What [`PackedB::lay_out`] left there.
     pub fn of(n: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, rest) = laid_out.split_at(n.next_multiple_of(NR));
         let (starts, panels) = rest.split_at(n.next_multiple_of(NR));
@@ -194,7 +194,12 @@ fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+pub fn product_onto(
+    c: MatMut<'_>,
+    a: PackedA<'_>,
+    b: PackedB<'_>,
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
     assert_eq!((c.rows, c.cols), (a.rows, b.n), "shapes of a product: [m, k]·[n, k]ᵀ = [m, n]");
     for_each_block(c, (MC, NC), |c, rows, cols| {
         for j in (0..c.cols).step_by(NR) {
@@ -212,7 +217,12 @@ pub fn product_onto(c: MatMut<'_>, a: Left<'_>, b: Right<'_>, start: impl Fn(&mu
 ///
 /// # Panics
 /// If there is no such tile.
-pub fn tile((a, first): (Left<'_>, usize), (b, panel): (Right<'_>, usize), c: &mut MatMut<'_>, accumulate: Accumulate) {
+pub fn tile(
+    (a, first): (PackedA<'_>, usize),
+    (b, panel): (PackedB<'_>, usize),
+    c: &mut MatMut<'_>,
+    accumulate: Accumulate,
+) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (a_depth, b_depth) = (a.depth, b.depth);
     let (stride, (a, scales), b) = (a.stride, a.tile(first), b.panel(panel));
@@ -305,11 +315,11 @@ mod tests {
     #[test]
     fn past_the_last_row_are_zeros_whatever_was_there() {
         let (a, b) = (random(12 * 7, 1), random(33 * 7, 2));
-        let (mut left, mut right) = (vec![0.0; Left::len(12, 7)], vec![f32::NAN; Right::len(33, 7)]);
-        let left = Left::lay_out(Mat::new(&a, 12, 7), &mut left);
-        let right = Right::lay_out(Mat::new(&b, 33, 7), &mut right);
+        let (mut packed_a, mut packed_b) = (vec![0.0; PackedA::len(12, 7)], vec![f32::NAN; PackedB::len(33, 7)]);
+        let packed_a = PackedA::lay_out(Mat::new(&a, 12, 7), &mut packed_a);
+        let packed_b = PackedB::lay_out(Mat::new(&b, 33, 7), &mut packed_b);
         let mut c = vec![f32::NAN; MR * NR];
-        tile((left, 0), (right, 1), &mut MatMut::new(&mut c, MR, NR), Accumulate::Set);
+        tile((packed_a, 0), (packed_b, 1), &mut MatMut::new(&mut c, MR, NR), Accumulate::Set);
         for row in c.chunks_exact(NR) {
             assert!(row[0] != 0.0 && row[1..].iter().all(|&c| c == 0.0), "{row:?}");
         }
@@ -332,11 +342,11 @@ mod tests {
         k: usize,
         start: impl Fn(usize, usize) -> f32 + Sync,
     ) -> Vec<f32> {
-        let (mut left, mut right) = (vec![f32::NAN; Left::len(m, k)], vec![f32::NAN; Right::len(n, k)]);
-        let left = Left::lay_out(Mat::new(a, m, k), &mut left);
-        let right = Right::lay_out(Mat::new(b, n, k), &mut right);
+        let (mut packed_a, mut packed_b) = (vec![f32::NAN; PackedA::len(m, k)], vec![f32::NAN; PackedB::len(n, k)]);
+        let packed_a = PackedA::lay_out(Mat::new(a, m, k), &mut packed_a);
+        let packed_b = PackedB::lay_out(Mat::new(b, n, k), &mut packed_b);
         let mut c = vec![f32::NAN; m * n];
-        product_onto(MatMut::new(&mut c, m, n), left, right, |tile, row, col| {
+        product_onto(MatMut::new(&mut c, m, n), packed_a, packed_b, |tile, row, col| {
             for i in 0..tile.rows {
                 tile.row_mut(i).iter_mut().enumerate().for_each(|(j, c)| *c = start(row + i, col + j));
             }
@@ -368,16 +378,16 @@ mod tests {
     fn the_vector_kernel_equals_its_plain_twin() {
         for (m, n, k) in [(12, 32, 36), (1, 1, 1), (5, 17, 256), (12, 15, 9), (7, 16, 515), (11, 31, 8)] {
             let (a, b) = (random(m * k, 1), random(n * k, 2));
-            let (mut left, mut right) = (vec![0.0; Left::len(m, k)], vec![0.0; Right::len(n, k)]);
-            let left = Left::lay_out(Mat::new(&a, m, k), &mut left);
-            let right = Right::lay_out(Mat::new(&b, n, k), &mut right);
+            let (mut packed_a, mut packed_b) = (vec![0.0; PackedA::len(m, k)], vec![0.0; PackedB::len(n, k)]);
+            let packed_a = PackedA::lay_out(Mat::new(&a, m, k), &mut packed_a);
+            let packed_b = PackedB::lay_out(Mat::new(&b, n, k), &mut packed_b);
             for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let stride = n + 3;
                 let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
-                tile((left, 0), (right, 0), &mut MatMut::strided(&mut found, m, n, stride), accumulate);
-                let (cells, scales) = left.tile(0);
+                tile((packed_a, 0), (packed_b, 0), &mut MatMut::strided(&mut found, m, n, stride), accumulate);
+                let (cells, scales) = packed_a.tile(0);
                 let c = &mut MatMut::strided(&mut expected, m, n, stride);
-                tile_plain(cells, left.stride, scales, right.panel(0), c, accumulate);
+                tile_plain(cells, packed_a.stride, scales, packed_b.panel(0), c, accumulate);
                 assert_eq!(found, expected, "{m}x{n}x{k}");
             }
         }

@@ -1,7 +1,7 @@
 //! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
 
 use super::kernel::NR;
-use super::left::Left;
+use super::packed_a::PackedA;
 use super::{int8, multiply, pack, packed_len, with_workspace};
 use crate::base::memory::Buffer;
 use crate::gemm::{Accumulate, Mat, MatMut};
@@ -27,13 +27,13 @@ impl Packed {
         let (outputs, inputs) = (weight.n_rows(), weight.cols());
         let length = match quant {
             Quant::None => packed_len::<2, NR>(outputs, inputs),
-            Quant::Int8 => int8::Right::len(outputs, inputs),
+            Quant::Int8 => int8::PackedB::len(outputs, inputs),
         };
         let mut panels = Buffer::zeros(length, "packed weights")?;
         match quant {
             Quant::None => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
             Quant::Int8 => {
-                int8::Right::lay_out(weight, &mut panels);
+                int8::PackedB::lay_out(weight, &mut panels);
             }
         }
         Ok(Self { outputs, inputs, quant, panels })
@@ -43,13 +43,13 @@ impl Packed {
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
         match self.quant {
-            Quant::None => with_workspace(Left::len::<2>(x), |workspace| {
-                let left = Left::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));
-                multiply::<2>(y, Accumulate::Add, left, bytemuck::cast_slice(&self.panels), start);
+            Quant::None => with_workspace(PackedA::len::<2>(x), |workspace| {
+                let packed_a = PackedA::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));
+                multiply::<2>(y, Accumulate::Add, packed_a, bytemuck::cast_slice(&self.panels), start);
             }),
-            Quant::Int8 => with_workspace(int8::Left::len(x.n_rows(), self.inputs), |workspace| {
-                let left = int8::Left::lay_out(x, workspace);
-                int8::product_onto(y, left, int8::Right::of(self.outputs, self.inputs, &self.panels), start);
+            Quant::Int8 => with_workspace(int8::PackedA::len(x.n_rows(), self.inputs), |workspace| {
+                let packed_a = int8::PackedA::lay_out(x, workspace);
+                int8::product_onto(y, packed_a, int8::PackedB::of(self.outputs, self.inputs, &self.panels), start);
             }),
         }
     }

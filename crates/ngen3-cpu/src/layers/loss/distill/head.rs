@@ -22,7 +22,7 @@ impl Head {
     pub fn wte_len<const P: usize>(self) -> usize {
         match self.quant {
             Quant::None => packed_len::<P, MR>(self.vocab_size, self.width),
-            Quant::Int8 => int8::Left::len(self.vocab_size, self.width),
+            Quant::Int8 => int8::PackedA::len(self.vocab_size, self.width),
         }
     }
 
@@ -30,7 +30,7 @@ impl Head {
     pub fn hidden_len<const P: usize>(self, tokens: usize) -> usize {
         match self.quant {
             Quant::None => packed_len::<P, NR>(tokens, self.width),
-            Quant::Int8 => int8::Right::len(tokens, self.width),
+            Quant::Int8 => int8::PackedB::len(tokens, self.width),
         }
     }
 
@@ -40,7 +40,7 @@ impl Head {
         match self.quant {
             Quant::None => pack::<P, MR>(wte, cast_slice_mut(to)),
             Quant::Int8 => {
-                int8::Left::lay_out(wte, to);
+                int8::PackedA::lay_out(wte, to);
             }
         }
     }
@@ -52,7 +52,7 @@ impl Head {
         match self.quant {
             Quant::None => pack::<P, NR>(hidden, cast_slice_mut(to)),
             Quant::Int8 => {
-                int8::Right::lay_out(hidden, to);
+                int8::PackedB::lay_out(hidden, to);
             }
         }
     }
@@ -65,8 +65,8 @@ impl Head {
                 Operands::Cells { words: cast_slice(wte), hidden: cast_slice(hidden), depth: cells::<P>(width) }
             }
             Quant::Int8 => Operands::Int8 {
-                words: int8::Left::of(vocab_size, width, wte),
-                hidden: int8::Right::of(tiles * NR, width, hidden),
+                words: int8::PackedA::of(vocab_size, width, wte),
+                hidden: int8::PackedB::of(tiles * NR, width, hidden),
             },
         }
     }
@@ -82,8 +82,8 @@ pub enum Operands<'a> {
         depth: usize,
     },
     Int8 {
-        words: int8::Left<'a>,
-        hidden: int8::Right<'a>,
+        words: int8::PackedA<'a>,
+        hidden: int8::PackedB<'a>,
     },
 }
 

@@ -10,7 +10,7 @@ use super::{GROUP, Mat, cells, pack, packed_len};
 
 /// `[rows, depth]`, up to whole tiles of rows.
 #[derive(Clone, Copy)]
-pub struct Left<'a> {
+pub struct PackedA<'a> {
     cells: &'a [u32],
     /// Cells in a row.
     pub depth: usize,
@@ -24,7 +24,7 @@ pub const fn stride<const P: usize>(k: usize) -> usize {
     (cells::<P>(k).div_ceil(16) | 1) * 16
 }
 
-impl<'a> Left<'a> {
+impl<'a> PackedA<'a> {
     /// Cells that `a` takes.
     pub fn len<const P: usize>(a: Mat<'_>) -> usize {
         if a.col_stride == 1 {
@@ -34,7 +34,7 @@ impl<'a> Left<'a> {
         }
     }
 
-    /// Rounds `a` and lays it out in `to`, of [`Left::len`] cells, on all threads.
+    /// Rounds `a` and lays it out in `to`, of [`PackedA::len`] cells, on all threads.
     pub fn lay_out<const P: usize>(a: Mat<'_>, to: &'a mut [u32]) -> Self {
         const TASK: usize = GROUP * MR;
         assert_eq!(to.len(), Self::len::<P>(a), "cells of a left operand");
