@@ -57,9 +57,9 @@ pub const fn padded(n: usize) -> usize {
 }
 
 /// Cuts pieces off the front of a slice; each begins on a cache line if the slice does, and takes [`padded`] room.
-pub struct Knife<'a>(pub &'a mut [f32]);
+pub struct Carver<'a>(pub &'a mut [f32]);
 
-impl<'a> Knife<'a> {
+impl<'a> Carver<'a> {
     /// The next `n`.
     pub fn cut(&mut self, n: usize) -> &'a mut [f32] {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(padded(n));
@@ -75,9 +75,9 @@ mod tests {
     #[test]
     fn pieces_begin_on_cache_lines_and_do_not_overlap() {
         let mut buffer = Buffer::zeros(padded(3) + padded(17) + padded(0) + 5, "a test").expect("little memory");
-        let mut knife = Knife(&mut buffer);
-        let pieces = [3, 17, 0].map(|n| knife.cut(n));
-        assert_eq!(knife.0.len(), 5);
+        let mut carver = Carver(&mut buffer);
+        let pieces = [3, 17, 0].map(|n| carver.cut(n));
+        assert_eq!(carver.0.len(), 5);
         for (piece, n) in pieces.into_iter().zip([3, 17, 0]) {
             assert_eq!((piece.len(), piece.as_ptr() as usize % 64), (n, 0));
             assert!(piece.iter().all(|&x| x == 0.0));

@@ -17,7 +17,7 @@
 use ngen3_engine::{Error, Options};
 use ngen3_model::{Config, Target};
 
-use crate::base::memory::{Buffer, Knife, padded};
+use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
 use crate::layers::{attention, layernorm, lora, loss};
 
@@ -260,22 +260,22 @@ impl Arena {
     pub fn split(&mut self) -> (Blocks<'_>, Buffers<'_>, Shared<'_>) {
         let layout = self.layout;
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
-        let mut knife = Knife(&mut self.data[..layout.total()]);
-        let packed_wte = knife.cut(layout.packed_wte);
-        let streams = knife.cut(layout.streams * layout.stream());
-        let blocks = Blocks { streams, saved: knife.cut(layout.blocks * layout.block()), layout };
+        let mut carver = Carver(&mut self.data[..layout.total()]);
+        let packed_wte = carver.cut(layout.packed_wte);
+        let streams = carver.cut(layout.streams * layout.stream());
+        let blocks = Blocks { streams, saved: carver.cut(layout.blocks * layout.block()), layout };
         let buffers = Buffers {
-            ln: knife.cut(stream),
-            dx: knife.cut(layout.dstream()),
-            dbranch: knife.cut(layout.dstream()),
-            ln_f_mean: knife.cut(tokens),
-            ln_f_rstd: knife.cut(tokens),
-            losses: knife.cut(tokens),
-            partials: knife.cut(layout.layernorm),
-            lora_scratch: knife.cut(layout.lora_scratch()),
+            ln: carver.cut(stream),
+            dx: carver.cut(layout.dstream()),
+            dbranch: carver.cut(layout.dstream()),
+            ln_f_mean: carver.cut(tokens),
+            ln_f_rstd: carver.cut(tokens),
+            losses: carver.cut(tokens),
+            partials: carver.cut(layout.layernorm),
+            lora_scratch: carver.cut(layout.lora_scratch()),
             packed_wte,
         };
-        (blocks, buffers, Shared { data: knife.0, layout })
+        (blocks, buffers, Shared { data: carver.0, layout })
     }
 }
 
@@ -298,18 +298,18 @@ impl Blocks<'_> {
             .streams
             .get_disjoint_mut([stream(layer), stream(layer + 1)])
             .expect("there are at least two streams, and neighbours are two");
-        let mut knife = Knife(&mut self.saved[layer % blocks * self.layout.block()..]);
+        let mut carver = Carver(&mut self.saved[layer % blocks * self.layout.block()..]);
         let saved = Saved {
-            ln_1_mean: knife.cut(tokens),
-            ln_1_rstd: knife.cut(tokens),
-            qkv: knife.cut(tokens * 3 * width),
-            lse: knife.cut(tokens * heads),
-            att: knife.cut(tokens * width),
-            x_mid: knife.cut(tokens * width),
-            ln_2_mean: knife.cut(tokens),
-            ln_2_rstd: knife.cut(tokens),
-            fc: knife.cut(tokens * 4 * width),
-            lora: knife.cut(self.layout.lora()),
+            ln_1_mean: carver.cut(tokens),
+            ln_1_rstd: carver.cut(tokens),
+            qkv: carver.cut(tokens * 3 * width),
+            lse: carver.cut(tokens * heads),
+            att: carver.cut(tokens * width),
+            x_mid: carver.cut(tokens * width),
+            ln_2_mean: carver.cut(tokens),
+            ln_2_rstd: carver.cut(tokens),
+            fc: carver.cut(tokens * 4 * width),
+            lora: carver.cut(self.layout.lora()),
         };
         (x, saved, out)
     }
@@ -330,11 +330,11 @@ impl Shared<'_> {
     /// As what the layers need beside the other buffers.
     pub fn for_layers(&mut self) -> Layers<'_> {
         let Layout { attention, .. } = self.layout;
-        let mut knife = Knife(&mut *self.data);
+        let mut carver = Carver(&mut *self.data);
         Layers {
-            gelu: knife.cut(self.layout.wide()),
-            dwide: knife.cut(self.layout.dwide()),
-            attention: knife.cut(attention),
+            gelu: carver.cut(self.layout.wide()),
+            dwide: carver.cut(self.layout.dwide()),
+            attention: carver.cut(attention),
         }
     }
 }

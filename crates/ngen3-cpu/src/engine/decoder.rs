@@ -14,7 +14,7 @@ use rayon::ThreadPool;
 use super::arena::Saved;
 use super::block::{ForwardScratch, PassDropout};
 use super::weights::Weights;
-use crate::base::memory::{Buffer, Knife, padded};
+use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
 use crate::layers::attention::{self, CachedSequence};
 use crate::layers::linear::{Learns, Linear, Weight};
@@ -129,7 +129,7 @@ impl<'a> CpuDecoder<'a> {
         if scratch.len() < wanted {
             *scratch = Buffer::zeros(wanted, "the activations of new tokens")?;
         }
-        let mut carver = Knife(scratch);
+        let mut carver = Carver(scratch);
         let [mut x, mut out, ln, qkv, att, x_mid, fc, gelu, mean, rstd, ln_2_mean, ln_2_rstd, lse] =
             lengths.map(|length| carver.cut(length));
         let heads = &mut carver.0[..heads];

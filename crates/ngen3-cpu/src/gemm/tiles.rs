@@ -26,7 +26,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::{Accumulate, Mat, MatMut};
-use crate::base::memory::{Buffer, Knife, padded};
+use crate::base::memory::{Buffer, Carver, padded};
 use kernel::{MR, NR};
 use packed_a::PackedA;
 
@@ -81,9 +81,9 @@ fn matmul_with<const P: usize>(
     assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
     let (a_len, b_len) = (PackedA::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
     with_workspace(padded(a_len) + b_len, |workspace| {
-        let mut knife = Knife(workspace);
-        let packed_a = PackedA::lay_out::<P>(a, bytemuck::cast_slice_mut(knife.cut(a_len)));
-        let packed_b = bytemuck::cast_slice_mut(knife.0);
+        let mut carver = Carver(workspace);
+        let packed_a = PackedA::lay_out::<P>(a, bytemuck::cast_slice_mut(carver.cut(a_len)));
+        let packed_b = bytemuck::cast_slice_mut(carver.0);
         pack::<P, NR>(b.t(), packed_b);
         multiply::<P>(c, accumulate, packed_a, packed_b, start);
     });

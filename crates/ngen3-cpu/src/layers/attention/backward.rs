@@ -8,7 +8,7 @@ use ngen3_simd::{LANES, exp, simd, sum_zip};
 
 use super::operands::{along, along_or_same, down, down_or_same, panels, products_with_panels};
 use super::shape::{HeadDropout, Shape, Span, TILE, backward_lengths, for_each_head, head_dropout};
-use crate::base::memory::Knife;
+use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
@@ -76,7 +76,7 @@ fn head_backward<const P: usize>(
     let [mut dq, mut to_dk, mut to_dv] = gradients;
     let (len, width) = (lse.len(), q.cols());
     let scale = 1.0 / (width as f32).sqrt();
-    let mut knife = Knife(scratch);
+    let mut carver = Carver(scratch);
     let [
         q_along,
         q_down,
@@ -92,7 +92,7 @@ fn head_backward<const P: usize>(
         cells_a,
         cells_b,
         inner,
-    ] = backward_lengths(len, width).map(|n| knife.cut(n));
+    ] = backward_lengths(len, width).map(|n| carver.cut(n));
     let (k_panels, v_panels) = (panels::<P>(k, k_panels), panels::<P>(v, v_panels));
     let [(q_along, q_down), (dout_along, dout_down)] =
         [(q, q_along, q_down), (dout, dout_along, dout_down)].map(|(x, a, d)| (along::<P>(x, a), down::<P>(x, d)));

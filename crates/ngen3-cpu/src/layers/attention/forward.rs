@@ -5,7 +5,7 @@ use ngen3_simd::{LANES, exp_and_sum, max, simd};
 
 use super::operands::{along, along_or_same, down, joined_rows, panels, products_with_panels};
 use super::shape::{HeadDropout, Shape, Span, for_each_head, forward_lengths, head_dropout};
-use crate::base::memory::Knife;
+use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
@@ -64,8 +64,8 @@ pub fn head_forward<const P: usize>(
     let (n, width) = (lse.len(), q.cols());
     let offset = k[0].n_rows();
     let keys = offset + n;
-    let mut knife = Knife(scratch);
-    let [joined, q_cells, v_cells, k_panels, scores, p_cells] = forward_lengths(keys, width).map(|n| knife.cut(n));
+    let mut carver = Carver(scratch);
+    let [joined, q_cells, v_cells, k_panels, scores, p_cells] = forward_lengths(keys, width).map(|n| carver.cut(n));
     let k_panels = panels::<P>(joined_rows(k, joined), k_panels);
     let v = down::<P>(joined_rows(v, joined), v_cells);
     let (q, scale) = (along::<P>(q, q_cells), 1.0 / (width as f32).sqrt());

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use super::super::embedding;
 use super::Gradients;
 use super::pieces::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
-use crate::base::memory::{Knife, padded};
+use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
@@ -83,9 +83,9 @@ impl<const P: usize> Plan<P> {
     }
 
     fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
-        let mut knife = Knife(scratch);
+        let mut carver = Carver(scratch);
         let [hidden, scaled_f32, shift, sums, scaled, e, by_word_e, dhidden] =
-            self.lengths().map(|length| knife.cut(length));
+            self.lengths().map(|length| carver.cut(length));
         Scratch {
             hidden: cast_slice_mut(hidden),
             scaled_f32,

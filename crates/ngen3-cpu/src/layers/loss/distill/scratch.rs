@@ -4,7 +4,7 @@ use bytemuck::cast_slice_mut;
 
 use super::super::pieces::{CHUNK, Sizes};
 use super::head::Head;
-use crate::base::memory::{Knife, padded};
+use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::e_tile;
@@ -130,8 +130,8 @@ impl Plan {
     }
 
     pub fn cut<'a, const P: usize>(&self, memory: &'a mut [f32]) -> Scratch<'a> {
-        let mut knife = Knife(memory);
-        let pieces = self.lengths::<P>().map(|length| knife.cut(length));
+        let mut carver = Carver(memory);
+        let pieces = self.lengths::<P>().map(|length| carver.cut(length));
         let [wte, teacher_wte, teacher_hidden, hidden, by_token, padded_hidden, shift, teacher_shift, pieces @ ..] =
             pieces;
         let [factors, sums, student, teacher, g, by_word, dhidden] = pieces;

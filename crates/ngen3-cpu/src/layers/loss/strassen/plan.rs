@@ -3,7 +3,7 @@
 use bytemuck::{AnyBitPattern, NoUninit};
 
 use super::super::pieces::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
-use crate::base::memory::{Knife, padded};
+use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS};
 
@@ -120,8 +120,8 @@ impl Plan {
     }
 
     pub fn cut<'a>(&self, scratch: &'a mut [f32]) -> Scratch<'a> {
-        let mut knife = Knife(scratch);
-        let [hidden, by_channel, by_token, shift, sums, e, dhidden] = self.lengths().map(|length| knife.cut(length));
+        let mut carver = Carver(scratch);
+        let [hidden, by_channel, by_token, shift, sums, e, dhidden] = self.lengths().map(|length| carver.cut(length));
         Scratch { hidden, by_channel, by_token, shift, sums, e, dhidden }
     }
 }
