@@ -65,9 +65,9 @@ pub fn run<const P: usize>(
         }
         _ => None,
     };
-    let way = Way::of(distill);
+    let soft_target = SoftTarget::of(distill);
     // Of a student alone nothing is tempered.
-    let temperature = if way == Way::Alone { 1.0 } else { distill.temperature };
+    let temperature = if soft_target == SoftTarget::Alone { 1.0 } else { distill.temperature };
     let plan = Plan::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
     let (block, wanted) = (plan.block, plan.total::<P>());
     if memory.len() < wanted {
@@ -92,7 +92,7 @@ pub fn run<const P: usize>(
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
-        let soft = Soft { plan, tiles: rows.div_ceil(NR), temperature, way };
+        let soft = Soft { plan, tiles: rows.div_ceil(NR), temperature, soft_target };
         logits::<P>(soft, &mut s);
         settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
@@ -129,7 +129,7 @@ pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
 
 /// What the softmax of the student is held against.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum SoftTarget {
     /// Nothing: α is 0.
     Alone,
     /// The teacher's logits.
@@ -138,7 +138,7 @@ enum Way {
     TopK,
 }
 
-impl Way {
+impl SoftTarget {
     fn of(distill: &Distill<'_>) -> Self {
         match distill.teacher {
             _ if distill.alpha == 0.0 => Self::Alone,
@@ -155,7 +155,7 @@ struct Soft {
     /// Panels of tokens that hold any.
     tiles: usize,
     temperature: f32,
-    way: Way,
+    soft_target: SoftTarget,
 }
 
 #[cfg(test)]

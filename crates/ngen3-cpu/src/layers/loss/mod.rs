@@ -32,13 +32,13 @@ const BF16: usize = 2;
 /// The sizes of one loss, and how it is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    way: Way,
+    algorithm: Algorithm,
     sizes: Sizes,
     backward: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Algorithm {
     Plain,
     /// Without gradients.
     FusedF32,
@@ -60,13 +60,13 @@ pub struct Gradients<'a> {
 impl Shape {
     /// With gradients or not. Without, a token's loss is the same whatever stands beside it.
     pub fn new(precision: Precision, sizes: Sizes, backward: bool) -> Self {
-        let way = match precision {
-            Precision::F32 if tiles::kernel::available() && backward => Way::Strassen,
-            Precision::F32 if tiles::kernel::available() => Way::FusedF32,
-            Precision::F32 => Way::Plain,
-            Precision::Bf16 => Way::FusedBf16,
+        let algorithm = match precision {
+            Precision::F32 if tiles::kernel::available() && backward => Algorithm::Strassen,
+            Precision::F32 if tiles::kernel::available() => Algorithm::FusedF32,
+            Precision::F32 => Algorithm::Plain,
+            Precision::Bf16 => Algorithm::FusedBf16,
         };
-        Self { way, sizes, backward }
+        Self { algorithm, sizes, backward }
     }
 
     fn in_f32(&self) -> fused::Plan<F32> {
@@ -79,22 +79,22 @@ impl Shape {
 
     /// f32s that [`pack_wte`] fills.
     pub fn packed_wte(&self) -> usize {
-        match self.way {
-            Way::Plain => 0,
-            Way::FusedF32 => self.in_f32().packed_wte(),
-            Way::FusedBf16 => self.in_bf16().packed_wte(),
-            Way::Strassen => strassen::packed_wte(self.sizes),
+        match self.algorithm {
+            Algorithm::Plain => 0,
+            Algorithm::FusedF32 => self.in_f32().packed_wte(),
+            Algorithm::FusedBf16 => self.in_bf16().packed_wte(),
+            Algorithm::Strassen => strassen::packed_wte(self.sizes),
         }
     }
 
     /// f32s that [`run`] needs besides.
     pub fn scratch(&self) -> usize {
         let Sizes { tokens, width, vocab_size } = self.sizes;
-        match self.way {
-            Way::Plain => plain::scratch(tokens, width, vocab_size),
-            Way::FusedF32 => self.in_f32().scratch(),
-            Way::FusedBf16 => self.in_bf16().scratch(),
-            Way::Strassen => strassen::scratch(self.sizes),
+        match self.algorithm {
+            Algorithm::Plain => plain::scratch(tokens, width, vocab_size),
+            Algorithm::FusedF32 => self.in_f32().scratch(),
+            Algorithm::FusedBf16 => self.in_bf16().scratch(),
+            Algorithm::Strassen => strassen::scratch(self.sizes),
         }
     }
 }
@@ -102,11 +102,11 @@ impl Shape {
 /// Lays out the embeddings as [`run`] reads them; to be called when they have changed.
 pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     let _timed = timed(Part::Loss);
-    match shape.way {
-        Way::Plain => {}
-        Way::FusedF32 => shape.in_f32().pack_wte(wte, packed),
-        Way::FusedBf16 => shape.in_bf16().pack_wte(wte, packed),
-        Way::Strassen => strassen::pack_wte(shape.sizes, wte, packed),
+    match shape.algorithm {
+        Algorithm::Plain => {}
+        Algorithm::FusedF32 => shape.in_f32().pack_wte(wte, packed),
+        Algorithm::FusedBf16 => shape.in_bf16().pack_wte(wte, packed),
+        Algorithm::Strassen => strassen::pack_wte(shape.sizes, wte, packed),
     }
 }
 
@@ -125,13 +125,17 @@ pub fn run(
 ) {
     let _timed = timed(Part::Loss);
     assert_eq!(gradients.is_some(), shape.backward, "gradients, of a shape that has them");
-    match (shape.way, gradients) {
-        (Way::Plain, gradients) => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
-        (Way::FusedBf16, gradients) => fused::run(shape.in_bf16(), hidden, wte, targets, losses, gradients, scratch),
-        (Way::Strassen, Some(gradients)) => {
+    match (shape.algorithm, gradients) {
+        (Algorithm::Plain, gradients) => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
+        (Algorithm::FusedBf16, gradients) => {
+            fused::run(shape.in_bf16(), hidden, wte, targets, losses, gradients, scratch)
+        }
+        (Algorithm::Strassen, Some(gradients)) => {
             strassen::run(shape.sizes, hidden, wte, targets, losses, gradients, scratch);
         }
-        (Way::FusedF32 | Way::Strassen, _) => fused::run(shape.in_f32(), hidden, wte, targets, losses, None, scratch),
+        (Algorithm::FusedF32 | Algorithm::Strassen, _) => {
+            fused::run(shape.in_f32(), hidden, wte, targets, losses, None, scratch)
+        }
     }
 }
 
@@ -196,9 +200,9 @@ mod tests {
     }
 
     impl Case {
-        fn new(way: Way, tokens: usize, width: usize, vocab_size: usize) -> Self {
+        fn new(algorithm: Algorithm, tokens: usize, width: usize, vocab_size: usize) -> Self {
             Self {
-                shape: Shape { way, sizes: Sizes { tokens, width, vocab_size }, backward: true },
+                shape: Shape { algorithm, sizes: Sizes { tokens, width, vocab_size }, backward: true },
                 hidden: random(tokens * width, 1),
                 // Logits of a spread that does not grow with the width.
                 wte: random(vocab_size * width, 2).iter().map(|w| w * 3.0 / (width as f32).sqrt()).collect(),
@@ -228,17 +232,17 @@ mod tests {
     #[test]
     fn losses_and_gradients_in_f32_match_the_definition() {
         for (tokens, width, vocab_size) in [(5, 12, 97), (1, 3, 2), (1030, 4, 301)] {
-            for way in [Way::Plain, Way::FusedF32, Way::Strassen] {
-                let case = Case::new(way, tokens, width, vocab_size);
-                let (losses, dhidden, dwte) = case.run(way != Way::FusedF32);
+            for algorithm in [Algorithm::Plain, Algorithm::FusedF32, Algorithm::Strassen] {
+                let case = Case::new(algorithm, tokens, width, vocab_size);
+                let (losses, dhidden, dwte) = case.run(algorithm != Algorithm::FusedF32);
                 let Case { hidden, wte, targets, .. } = &case;
                 for (found, expected) in losses.iter().zip(reference(hidden, wte, targets)) {
                     assert!((f64::from(*found) - expected).abs() < 1e-5, "{found}, not {expected}");
                 }
-                if way == Way::Plain {
+                if algorithm == Algorithm::Plain {
                     assert_eq!(losses, case.run(false).0);
                 }
-                if tokens < 100 && way != Way::FusedF32 {
+                if tokens < 100 && algorithm != Algorithm::FusedF32 {
                     let loss = |hidden: &[f32], wte: &[f32]| 0.5 * reference(hidden, wte, targets).iter().sum::<f64>();
                     check_gradient(hidden, &dhidden, |hidden| loss(hidden, wte));
                     check_gradient(wte, &dwte, |wte| loss(hidden, wte));
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_ways_follow_the_plain_one_over_segments_blocks_and_odd_sizes() {
+    fn the_fused_algorithms_follow_the_plain_one_over_segments_blocks_and_odd_sizes() {
         let distance = |a: &[f32], b: &[f32]| {
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
@@ -256,14 +260,16 @@ mod tests {
         for (tokens, width, vocab_size) in
             [(5, 12, 97), (1, 3, 2), (70, 33, 7001), (33, 5000, 50), (300, 700, 130), (65, 1, 2), (3, 2, 25)]
         {
-            let plain = Case::new(Way::Plain, tokens, width, vocab_size).run(true);
-            for (way, loss_tolerance, tolerance) in
-                [(Way::FusedBf16, 0.02, 0.02), (Way::FusedF32, 2e-5, 2e-5), (Way::Strassen, 2e-5, 2e-5)]
-            {
-                let case = Case::new(way, tokens, width, vocab_size);
-                let with_gradients = way != Way::FusedF32;
+            let plain = Case::new(Algorithm::Plain, tokens, width, vocab_size).run(true);
+            for (algorithm, loss_tolerance, tolerance) in [
+                (Algorithm::FusedBf16, 0.02, 0.02),
+                (Algorithm::FusedF32, 2e-5, 2e-5),
+                (Algorithm::Strassen, 2e-5, 2e-5),
+            ] {
+                let case = Case::new(algorithm, tokens, width, vocab_size);
+                let with_gradients = algorithm != Algorithm::FusedF32;
                 let (losses, dhidden, dwte) = case.run(with_gradients);
-                if way == Way::FusedBf16 {
+                if algorithm == Algorithm::FusedBf16 {
                     assert_eq!(losses, case.run(false).0);
                 }
                 for (found, expected) in losses.iter().zip(&plain.0) {
@@ -273,14 +279,17 @@ mod tests {
                     continue;
                 }
                 let (dh, dw) = (distance(&dhidden, &plain.1), distance(&dwte, &plain.2));
-                assert!(dh < tolerance && dw < tolerance, "{way:?} {tokens} x {width} x {vocab_size}: {dh}, {dw}");
+                assert!(
+                    dh < tolerance && dw < tolerance,
+                    "{algorithm:?} {tokens} x {width} x {vocab_size}: {dh}, {dw}"
+                );
             }
         }
     }
 
     #[test]
     fn a_token_that_is_known_loses_no_precision_to_one_that_is_a_surprise() {
-        let mut case = Case::new(Way::Plain, 128, 32, 500);
+        let mut case = Case::new(Algorithm::Plain, 128, 32, 500);
         // In turn logits that are nearly equal, and logits so far apart that losses reach 50 nats.
         for (t, hidden) in case.hidden.chunks_exact_mut(32).enumerate() {
             let scale = if t % 3 == 0 { 0.1 } else { 8.0 };
@@ -288,7 +297,7 @@ mod tests {
         }
         let (expected, dhidden, dwte) = case.run(true);
         assert!(expected.iter().any(|&loss| loss < 10.0) && expected.iter().any(|&loss| loss > 40.0), "{expected:?}");
-        case.shape.way = Way::Strassen;
+        case.shape.algorithm = Algorithm::Strassen;
         let (losses, found, found_dwte) = case.run(true);
         for t in 0..128 {
             assert!((losses[t] - expected[t]).abs() < 1e-4, "token {t}: {}, not {}", losses[t], expected[t]);
@@ -316,8 +325,8 @@ mod tests {
     fn in_bf16_the_rounding_of_a_word_cancels_where_the_word_is_certain() {
         // Every token is all but sure of its target: what remains of the gradient is far smaller than what rounding does to
         // the target's embedding, and must not drown in it.
-        let certain = |way| {
-            let mut case = Case::new(way, 64, 32, 101);
+        let certain = |algorithm| {
+            let mut case = Case::new(algorithm, 64, 32, 101);
             for (hidden, &target) in case.hidden.chunks_exact_mut(32).zip(&case.targets) {
                 let word = &case.wte[target as usize * 32..][..32];
                 let square: f32 = word.iter().map(|w| w * w).sum();
@@ -325,7 +334,7 @@ mod tests {
             }
             case.run(true)
         };
-        let ((losses, plain, _), (_, found, _)) = (certain(Way::Plain), certain(Way::FusedBf16));
+        let ((losses, plain, _), (_, found, _)) = (certain(Algorithm::Plain), certain(Algorithm::FusedBf16));
         assert!(losses.iter().sum::<f32>() < 64.0 * 0.03, "{losses:?}");
         let square = |d: &mut dyn Iterator<Item = f32>| d.map(|d| d * d).sum::<f32>();
         let distance = square(&mut found.iter().zip(&plain).map(|(a, b)| a - b)) / square(&mut plain.iter().copied());
@@ -335,7 +344,7 @@ mod tests {
     #[test]
     fn without_gradients_a_tokens_loss_is_the_same_whatever_stands_beside_it() {
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut case = Case::new(Way::Plain, 70, 33, 701);
+            let mut case = Case::new(Algorithm::Plain, 70, 33, 701);
             case.shape = Shape::new(precision, case.shape.sizes, false);
             let (first, rest) = case.hidden.split_at_mut(33);
             rest.chunks_exact_mut(33).step_by(3).for_each(|hidden| hidden.copy_from_slice(first));
@@ -348,11 +357,13 @@ mod tests {
     #[test]
     fn fewer_tokens_never_need_more_room() {
         for (width, vocab_size) in [(128, 50_257), (768, 50_257), (256, 16_384), (128, 97), (33, 7001), (5000, 50)] {
-            for way in [Way::Plain, Way::FusedF32, Way::FusedBf16, Way::Strassen] {
+            for algorithm in [Algorithm::Plain, Algorithm::FusedF32, Algorithm::FusedBf16, Algorithm::Strassen] {
                 let sizes = |tokens| Sizes { tokens, width, vocab_size };
-                let scratch = |tokens| Shape { way, sizes: sizes(tokens), backward: way != Way::FusedF32 }.scratch();
+                let scratch = |tokens| {
+                    Shape { algorithm, sizes: sizes(tokens), backward: algorithm != Algorithm::FusedF32 }.scratch()
+                };
                 let room: Vec<usize> = (1..2100).map(scratch).collect();
-                assert!(room.is_sorted(), "{way:?}, width {width}, {vocab_size} words");
+                assert!(room.is_sorted(), "{algorithm:?}, width {width}, {vocab_size} words");
             }
         }
     }
@@ -360,10 +371,10 @@ mod tests {
     #[test]
     fn without_the_embeddings_gradient_all_else_is_the_same() {
         for (tokens, width, vocab_size) in [(5, 12, 97), (70, 33, 7001)] {
-            for way in [Way::Plain, Way::FusedBf16, Way::Strassen] {
-                let case = Case::new(way, tokens, width, vocab_size);
+            for algorithm in [Algorithm::Plain, Algorithm::FusedBf16, Algorithm::Strassen] {
+                let case = Case::new(algorithm, tokens, width, vocab_size);
                 let (whole, without) = (case.run_with(true, true), case.run_with(true, false));
-                assert_eq!((whole.0, whole.1), (without.0, without.1), "{way:?}");
+                assert_eq!((whole.0, whole.1), (without.0, without.1), "{algorithm:?}");
                 assert!(without.2.iter().all(|&d| d == 0.0));
             }
         }
@@ -371,18 +382,21 @@ mod tests {
 
     #[test]
     fn huge_logits_do_not_overflow() {
-        for way in [Way::Plain, Way::FusedF32, Way::FusedBf16, Way::Strassen] {
+        for algorithm in [Algorithm::Plain, Algorithm::FusedF32, Algorithm::FusedBf16, Algorithm::Strassen] {
             let case = Case {
-                shape: Shape { way, sizes: Sizes { tokens: 1, width: 2, vocab_size: 3 }, backward: true },
+                shape: Shape { algorithm, sizes: Sizes { tokens: 1, width: 2, vocab_size: 3 }, backward: true },
                 hidden: vec![300.0, -300.0],
                 wte: vec![300.0, 0.0, 0.0, 300.0, 1.0, 1.0],
                 targets: vec![1],
             };
-            let (losses, dhidden, _) = case.run(way != Way::FusedF32);
+            let (losses, dhidden, _) = case.run(algorithm != Algorithm::FusedF32);
             // Fused, a loss is cut off near 79 nats; the gradient still points away from the wrong word.
-            let expected = if way == Way::Plain { 179_999.0..180_001.0 } else { 79.0..82.0 };
-            assert!(expected.contains(&losses[0]), "{way:?} {losses:?}");
-            assert!(way == Way::FusedF32 || dhidden[0] > 0.0 && dhidden[1] < 0.0, "{way:?} {dhidden:?}");
+            let expected = if algorithm == Algorithm::Plain { 179_999.0..180_001.0 } else { 79.0..82.0 };
+            assert!(expected.contains(&losses[0]), "{algorithm:?} {losses:?}");
+            assert!(
+                algorithm == Algorithm::FusedF32 || dhidden[0] > 0.0 && dhidden[1] < 0.0,
+                "{algorithm:?} {dhidden:?}"
+            );
         }
     }
 }

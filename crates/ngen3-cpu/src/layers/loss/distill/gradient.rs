@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::pieces::{CHUNK, Sizes, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
 use super::scratch::{Plan, Scratch, factor};
-use super::{Divergence, Soft, Way};
+use super::{Divergence, Soft, SoftTarget};
 use crate::base::memory::padded;
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
@@ -69,15 +69,15 @@ fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g
         factor::OVER_TEACHER,
     ]
     .map(|i| of[i]);
-    match soft.way {
-        Way::Alone => {
+    match soft.soft_target {
+        SoftTarget::Alone => {
             for (g, z) in g.iter_mut().zip(z) {
                 for t in 0..NR {
                     g[t] = cross[t] * exp(z[t]);
                 }
             }
         }
-        Way::TopK => {
+        SoftTarget::TopK => {
             for (g, z) in g.iter_mut().zip(z) {
                 for t in 0..NR {
                     let e = exp(cut_off(z[t] * inverse));
@@ -85,7 +85,7 @@ fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g
                 }
             }
         }
-        Way::Head(Divergence::ForwardKl) => {
+        SoftTarget::Head(Divergence::ForwardKl) => {
             for (g, (z, of_teacher)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
                 for t in 0..NR {
                     let e = exp(cut_off(z[t] * inverse));
@@ -94,7 +94,7 @@ fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g
                 }
             }
         }
-        Way::Head(kind) => {
+        SoftTarget::Head(kind) => {
             for (g, (z, u)) in g.iter_mut().zip(z.iter().zip(u.as_chunks::<NR>().0)) {
                 for t in 0..NR {
                     let (q, p) = (cut_off(z[t] * inverse) - tempered[t], u[t] - teacher[t]);

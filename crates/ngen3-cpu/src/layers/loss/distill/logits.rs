@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::pieces::Sizes;
 use super::scratch::{Scratch, factor, sum};
-use super::{Divergence, Soft, Way};
+use super::{Divergence, Soft, SoftTarget};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
 use crate::gemm::tiles::{cells, packed_len};
 use crate::gemm::{Accumulate, MatMut};
@@ -15,7 +15,7 @@ const MAX_LOGIT: f32 = 80.0;
 
 /// Fills `student`, `teacher` and `sums`.
 pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { plan, tiles, temperature, way } = soft;
+    let Soft { plan, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = plan.sizes;
     let depth = cells::<P>(width);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
@@ -55,7 +55,7 @@ pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
                     simd(
                         #[inline(always)]
-                        || sum_tile(way, temperature, &mut z[..exist * NR], u, shifts, sums, plan.block, at),
+                        || sum_tile(soft_target, temperature, &mut z[..exist * NR], u, shifts, sums, plan.block, at),
                     );
                 }
             }
@@ -66,7 +66,7 @@ pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of one tile")]
 fn sum_tile(
-    way: Way,
+    soft_target: SoftTarget,
     temperature: f32,
     z: &mut [f32],
     u: &mut [f32],
@@ -85,7 +85,7 @@ fn sum_tile(
             totals[sum::STUDENT][t] += untempered(z[t], tempered, temperature);
         }
     }
-    if let Way::Head(divergence) = way {
+    if let SoftTarget::Head(divergence) = soft_target {
         for (z, u) in z.as_chunks::<NR>().0.iter().zip(u.as_chunks_mut::<NR>().0) {
             for t in 0..NR {
                 u[t] = cut_off((u[t] - teacher_shift[t]) * inverse);
@@ -140,7 +140,7 @@ pub fn settle(
     cross_entropy: &mut [f32],
     divergence: &mut [f32],
 ) {
-    let Soft { plan, temperature, way, .. } = soft;
+    let Soft { plan, temperature, soft_target, .. } = soft;
     let block = plan.block;
     add_up(s.sums, block);
     s.factors.fill(0.0);
@@ -157,7 +157,7 @@ pub fn settle(
             s.factors[factor::OVER_TEACHER * block + t] = 1.0 / teacher;
         }
     }
-    let Way::Head(kind) = way else { return divergence.fill(0.0) };
+    let SoftTarget::Head(kind) = soft_target else { return divergence.fill(0.0) };
     if kind == Divergence::JensenShannon {
         to_mean(soft, s);
         add_up(s.sums, block);
