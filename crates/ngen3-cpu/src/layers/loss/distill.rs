@@ -20,7 +20,7 @@ mod scratch;
 
 use super::super::embedding;
 use super::Gradients;
-use super::pieces::{Sizes, gather, pack_wte, shifts, spread};
+use super::tiling::{Sizes, gather, pack_wte, shifts, spread};
 use super::soft_targets::{Distill, Teacher};
 use super::top_k::{Corrections, TopK};
 use crate::base::memory::Buffer;

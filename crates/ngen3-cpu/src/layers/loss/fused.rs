@@ -3,7 +3,7 @@
 //!
 //! A block of R tokens at a time. The logits are computed with words down and tokens across, so that a tile's vectors run along
 //! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers in the order in which each of
-//! the two products of the backward pass reads it. Words are cut into [`super::pieces::SEGMENTS`], one task each:
+//! the two products of the backward pass reads it. Words are cut into [`super::tiling::SEGMENTS`], one task each:
 //!
 //! ```text
 //! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use super::super::embedding;
 use super::Gradients;
-use super::pieces::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
+use super::tiling::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
@@ -49,7 +49,7 @@ impl<const P: usize> Plan<P> {
     /// Packs the embeddings for the products that there are.
     pub fn pack_wte(&self, wte: &[f32], packed: &mut [f32]) {
         if self.backward {
-            pieces::pack_wte::<P>(self.sizes, wte, packed);
+            tiling::pack_wte::<P>(self.sizes, wte, packed);
         } else {
             pack_words::<P>(self.sizes, wte, packed);
         }

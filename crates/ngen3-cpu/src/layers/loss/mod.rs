@@ -5,14 +5,14 @@
 //! The logits of all tokens are never formed (at 8,192 tokens they would take 1.6 GB, their gradient as much again): a block
 //! of tokens at a time goes through its logits, its softmax and both of its products backward. `plain.rs` does this with f32
 //! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like, and
-//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher says; `pieces.rs` is what these three share.
+//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher says; `tiling.rs` is what these three share.
 
 mod distill;
 mod fused;
-mod pieces;
 mod plain;
 mod soft_targets;
 mod strassen;
+mod tiling;
 mod top_k;
 
 use crate::base::memory::Buffer;
@@ -22,7 +22,7 @@ use distill::Head;
 use ngen3_engine::{Error, Quant};
 
 pub use distill::Losses;
-pub use pieces::Sizes;
+pub use tiling::Sizes;
 pub use soft_targets::{Distill, Teacher};
 
 /// Elements in a cell of operands.

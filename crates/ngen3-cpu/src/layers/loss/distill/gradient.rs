@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::pieces::{CHUNK, Sizes, add_chunk};
+use super::super::tiling::{CHUNK, Sizes, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
 use super::scratch::{Plan, Scratch, factor};
 use super::{Divergence, Soft, SoftTarget};

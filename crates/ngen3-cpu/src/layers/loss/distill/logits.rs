@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::pieces::Sizes;
+use super::super::tiling::Sizes;
 use super::scratch::{Scratch, factor, sum};
 use super::{Divergence, Soft, SoftTarget};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};

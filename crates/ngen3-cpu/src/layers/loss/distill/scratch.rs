@@ -2,7 +2,7 @@
 
 use bytemuck::cast_slice_mut;
 
-use super::super::pieces::{CHUNK, Sizes};
+use super::super::tiling::{CHUNK, Sizes};
 use super::head::Head;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
@@ -61,7 +61,7 @@ pub struct Plan {
 
 /// One block's buffers. R tokens, width C, V words.
 pub struct Scratch<'a> {
-    /// The student's embeddings in both orders: see `pieces::pack_wte`.
+    /// The student's embeddings in both orders: see `tiling::pack_wte`.
     pub wte: &'a mut [f32],
     /// The teacher's operands: see [`Head`].
     pub teacher_wte: &'a mut [f32],

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::super::embedding;
 use super::Gradients;
-use super::pieces::{Sizes, add_up, gather, shifts};
+use super::tiling::{Sizes, add_up, gather, shifts};
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{

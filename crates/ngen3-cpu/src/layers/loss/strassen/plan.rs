@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use super::super::pieces::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
+use super::super::tiling::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS};
