@@ -32,7 +32,7 @@ pub use head::Head;
 use logits::{logits, settle};
 use ngen3_engine::Divergence;
 use ngen3_engine::Error;
-use scratch::Plan;
+use scratch::DistillTiling;
 pub(super) use scratch::factor;
 
 /// Where a token's two losses go, each `[tokens]`.
@@ -68,13 +68,13 @@ pub fn run<const P: usize>(
     let soft_target = SoftTarget::of(distill);
     // Of a student alone nothing is tempered.
     let temperature = if soft_target == SoftTarget::Alone { 1.0 } else { distill.temperature };
-    let plan = Plan::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
-    let (block, wanted) = (plan.block, plan.total::<P>());
+    let tiling = DistillTiling::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
+    let (block, wanted) = (tiling.block, tiling.total::<P>());
     if memory.len() < wanted {
         *memory = Buffer::default();
         *memory = Buffer::zeros(wanted, "the logits of a block of tokens")?;
     }
-    let mut s = plan.cut::<P>(memory);
+    let mut s = tiling.cut::<P>(memory);
     pack_wte::<P>(sizes, wte, s.wte);
     if let Some((head, _, wte)) = teacher {
         head.lay_out_wte::<P>(wte, s.teacher_wte);
@@ -92,7 +92,7 @@ pub fn run<const P: usize>(
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
-        let soft = Soft { plan, tiles: rows.div_ceil(NR), temperature, soft_target };
+        let soft = Soft { tiling, tiles: rows.div_ceil(NR), temperature, soft_target };
         logits::<P>(soft, &mut s);
         settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
@@ -124,7 +124,7 @@ pub fn run<const P: usize>(
 
 /// f32s that the buffers of a pass of [`Sizes::tokens`] take.
 pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
-    Plan::new(sizes, sizes.tokens, head).total::<P>()
+    DistillTiling::new(sizes, sizes.tokens, head).total::<P>()
 }
 
 /// What the softmax of the student is held against.
@@ -151,7 +151,7 @@ impl SoftTarget {
 /// One block's loss.
 #[derive(Clone, Copy)]
 struct Soft {
-    plan: Plan,
+    tiling: DistillTiling,
     /// Panels of tokens that hold any.
     tiles: usize,
     temperature: f32,

@@ -30,12 +30,12 @@ use crate::gemm::{Accumulate, Mat};
 
 /// How a loss is cut up.
 #[derive(Clone, Copy)]
-pub struct Plan<const P: usize> {
+pub struct FusedTiling<const P: usize> {
     sizes: Sizes,
     backward: bool,
 }
 
-impl<const P: usize> Plan<P> {
+impl<const P: usize> FusedTiling<P> {
     /// With gradients, or for losses alone.
     pub fn new(sizes: Sizes, backward: bool) -> Self {
         Self { sizes, backward }
@@ -121,7 +121,7 @@ struct Scratch<'a> {
 
 /// Fills `losses` and, where asked, the gradients: see [`super::run`].
 pub fn run<const P: usize>(
-    plan: Plan<P>,
+    tiling: FusedTiling<P>,
     hidden: &[f32],
     (wte, packed_wte): (&[f32], &[f32]),
     targets: &[u32],
@@ -129,11 +129,11 @@ pub fn run<const P: usize>(
     mut gradients: Option<Gradients<'_>>,
     scratch: &mut [f32],
 ) {
-    let (width, block) = (plan.sizes.width, plan.block());
+    let (width, block) = (tiling.sizes.width, tiling.block());
     let packed_wte = bytemuck::cast_slice(packed_wte);
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
-        let mut s = plan.cut(scratch);
+        let mut s = tiling.cut(scratch);
         let rows = targets.len();
         // In powers of two from the start: what 2^ costs less than exp is a multiplication for each logit.
         let in_bits = &mut s.scaled_f32[..rows * width];
@@ -145,7 +145,7 @@ pub fn run<const P: usize>(
             Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
             Some(_) => Wanted::All,
         };
-        segments(plan, rows.div_ceil(NR), packed_wte, wanted, &mut s);
+        segments(tiling, rows.div_ceil(NR), packed_wte, wanted, &mut s);
         let sums = add_up(s.sums, block, losses);
         let Some(Gradients { weight, dhidden, dwte }) = &mut gradients else { continue };
 
@@ -181,9 +181,15 @@ enum Wanted {
 }
 
 /// Runs every segment over `tiles` panels of tokens: fills of `sums`, `dhidden` and `e` what is wanted.
-fn segments<const P: usize>(plan: Plan<P>, tiles: usize, packed_wte: &[u32], wanted: Wanted, s: &mut Scratch<'_>) {
-    let Plan { sizes, .. } = plan;
-    let (block, depth, panels) = (plan.block(), cells::<P>(sizes.width), sizes.segment_panels());
+fn segments<const P: usize>(
+    tiling: FusedTiling<P>,
+    tiles: usize,
+    packed_wte: &[u32],
+    wanted: Wanted,
+    s: &mut Scratch<'_>,
+) {
+    let FusedTiling { sizes, .. } = tiling;
+    let (block, depth, panels) = (tiling.block(), cells::<P>(sizes.width), sizes.segment_panels());
     let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
     let by_word = &by_word[..packed_len::<P, MR>(sizes.vocab_size, sizes.width)];
     let tokens = Tokens { sizes, tiles, hidden: s.hidden, shift: s.shift.as_chunks::<NR>().0 };

@@ -69,12 +69,12 @@ impl Shape {
         Self { algorithm, sizes, backward }
     }
 
-    fn in_f32(&self) -> fused::Plan<F32> {
-        fused::Plan::new(self.sizes, false)
+    fn in_f32(&self) -> fused::FusedTiling<F32> {
+        fused::FusedTiling::new(self.sizes, false)
     }
 
-    fn in_bf16(&self) -> fused::Plan<BF16> {
-        fused::Plan::new(self.sizes, self.backward)
+    fn in_bf16(&self) -> fused::FusedTiling<BF16> {
+        fused::FusedTiling::new(self.sizes, self.backward)
     }
 
     /// f32s that [`pack_wte`] fills.

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::tiling::{CHUNK, Sizes, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
-use super::scratch::{Plan, Scratch, factor};
+use super::scratch::{DistillTiling, Scratch, factor};
 use super::{Divergence, Soft, SoftTarget};
 use crate::base::memory::padded;
 use crate::gemm::Accumulate;
@@ -15,13 +15,13 @@ use ngen3_simd::{exp, simd};
 
 /// Fills the parts of `dhidden` and, where it is wanted, `g`.
 pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
-    let Soft { plan, tiles, .. } = soft;
-    let Plan { sizes, block, .. } = plan;
+    let Soft { tiling, tiles, .. } = soft;
+    let DistillTiling { sizes, block, .. } = tiling;
     let Sizes { width, vocab_size, .. } = sizes;
     let by_channel = &bytemuck::cast_slice(s.wte)[padded(packed_len::<P, MR>(vocab_size, width))..];
     let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
     let across = block / NR;
-    s.g.par_chunks_mut(plan.segment_tiles() * e_tile::<P>())
+    s.g.par_chunks_mut(tiling.segment_tiles() * e_tile::<P>())
         .zip(s.by_word.par_chunks_mut(CHUNK * MR / P * block))
         .zip(s.dhidden.par_chunks_mut(width * block))
         .enumerate()
@@ -56,7 +56,7 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
 #[inline(always)]
 fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
     let Soft { temperature, .. } = soft;
-    let (block, inverse) = (soft.plan.block, 1.0 / temperature);
+    let (block, inverse) = (soft.tiling.block, 1.0 / temperature);
     let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
     let z = z.as_chunks::<NR>().0;
     let [cross, scale, tempered, teacher, inner, over_tempered, over_teacher] = [

@@ -15,23 +15,23 @@ const MAX_LOGIT: f32 = 80.0;
 
 /// Fills `student`, `teacher` and `sums`.
 pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { plan, tiles, temperature, soft_target } = soft;
-    let Sizes { width, vocab_size, .. } = plan.sizes;
+    let Soft { tiling, tiles, temperature, soft_target } = soft;
+    let Sizes { width, vocab_size, .. } = tiling.sizes;
     let depth = cells::<P>(width);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
     let hidden = &*s.hidden;
-    let head = plan.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
+    let head = tiling.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
-    let (panels, across) = (plan.sizes.segment_panels(), plan.block / NR);
-    let segment_logits = plan.segment_tiles() * TILE;
+    let (panels, across) = (tiling.sizes.segment_panels(), tiling.block / NR);
+    let segment_logits = tiling.segment_tiles() * TILE;
     let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
     // Without a teacher's head there is nothing to cut up, but as many segments.
     let mut teacher: Vec<&mut [f32]> = teacher.collect();
-    teacher.resize_with(plan.sizes.segments(), Default::default);
+    teacher.resize_with(tiling.sizes.segments(), Default::default);
     words
         .par_chunks(panels * MR * depth)
         .zip(s.student.par_chunks_mut(segment_logits).zip(teacher))
-        .zip(s.sums.par_chunks_mut(sum::COUNT * plan.block))
+        .zip(s.sums.par_chunks_mut(sum::COUNT * tiling.block))
         .enumerate()
         .for_each(|(segment, ((words, (student, teacher)), sums))| {
             sums.fill(0.0);
@@ -55,7 +55,7 @@ pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
                     let shifts = [lanes(shift, at), lanes(teacher_shift, at)];
                     simd(
                         #[inline(always)]
-                        || sum_tile(soft_target, temperature, &mut z[..exist * NR], u, shifts, sums, plan.block, at),
+                        || sum_tile(soft_target, temperature, &mut z[..exist * NR], u, shifts, sums, tiling.block, at),
                     );
                 }
             }
@@ -140,8 +140,8 @@ pub fn settle(
     cross_entropy: &mut [f32],
     divergence: &mut [f32],
 ) {
-    let Soft { plan, temperature, soft_target, .. } = soft;
-    let block = plan.block;
+    let Soft { tiling, temperature, soft_target, .. } = soft;
+    let block = tiling.block;
     add_up(s.sums, block);
     s.factors.fill(0.0);
     let sum = |sums: &[f32], which: usize, t: usize| sums[which * block + t];
@@ -152,7 +152,7 @@ pub fn settle(
         s.factors[factor::SOFT * block + t] = alpha * temperature * weight;
         s.factors[factor::TEMPERED * block + t] = tempered.ln();
         s.factors[factor::OVER_TEMPERED * block + t] = 1.0 / tempered;
-        if plan.head.is_some() {
+        if tiling.head.is_some() {
             s.factors[factor::TEACHER * block + t] = teacher.ln();
             s.factors[factor::OVER_TEACHER * block + t] = 1.0 / teacher;
         }
@@ -194,10 +194,10 @@ fn add_up(sums: &mut [f32], block: usize) {
 
 /// The second look at the logits that the Jensen-Shannon divergence takes: its two sums.
 fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { plan, tiles, temperature, .. } = soft;
-    let (block, across, inverse) = (plan.block, plan.block / NR, 1.0 / temperature);
+    let Soft { tiling, tiles, temperature, .. } = soft;
+    let (block, across, inverse) = (tiling.block, tiling.block / NR, 1.0 / temperature);
     let factors = &*s.factors;
-    let segment_logits = plan.segment_tiles() * TILE;
+    let segment_logits = tiling.segment_tiles() * TILE;
     s.student
         .par_chunks(segment_logits)
         .zip(s.teacher.par_chunks(segment_logits))
@@ -207,8 +207,8 @@ fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
             for (i, (student, teacher)) in
                 student.chunks_exact(across * TILE).zip(teacher.chunks_exact(across * TILE)).enumerate()
             {
-                let panel = segment * plan.sizes.segment_panels() + i;
-                let exist = MR.min(plan.sizes.vocab_size.saturating_sub(panel * MR));
+                let panel = segment * tiling.sizes.segment_panels() + i;
+                let exist = MR.min(tiling.sizes.vocab_size.saturating_sub(panel * MR));
                 for j in 0..tiles {
                     let [z, u] = [student, teacher].map(|tiles| tiles[j * TILE..][..exist * NR].as_chunks::<NR>().0);
                     let at = j * NR;

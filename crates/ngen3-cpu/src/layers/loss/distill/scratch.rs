@@ -51,7 +51,7 @@ const LOGITS: usize = 13 << 19;
 
 /// How a loss is cut up.
 #[derive(Clone, Copy)]
-pub struct Plan {
+pub struct DistillTiling {
     pub sizes: Sizes,
     /// Tokens in a block, a multiple of [`NR`].
     pub block: usize,
@@ -91,7 +91,7 @@ pub struct Scratch<'a> {
     pub dhidden: &'a mut [f32],
 }
 
-impl Plan {
+impl DistillTiling {
     pub fn new(sizes: Sizes, tokens: usize, head: Option<Head>) -> Self {
         let block = ((LOGITS / sizes.vocab_size) / NR * NR).clamp(NR, tokens.next_multiple_of(NR));
         Self { sizes, block, head }

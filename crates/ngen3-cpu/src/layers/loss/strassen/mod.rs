@@ -11,10 +11,10 @@
 //! Unlike there, e is divided by its token's sum before anything is multiplied with it, since tokens are added up: the
 //! exponentials of one may be a million times those of another, its probabilities are not. So both products wait for all words.
 //!
-//! `plan.rs` has the sizes and the buffers, `sums.rs` makes sums of the embeddings and the hidden states.
+//! `tiling.rs` has the sizes and the buffers, `sums.rs` makes sums of the embeddings and the hidden states.
 
-mod plan;
 mod sums;
+mod tiling;
 
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -30,22 +30,22 @@ use crate::gemm::tiles::strassen::{
 };
 use crate::gemm::tiles::with_workspace;
 use ngen3_simd::simd;
-use plan::{CHUNK, PAIRS, PART, Plan, TOKENS, by_pair};
+use tiling::{CHUNK, PAIRS, PART, StrassenTiling, TOKENS, by_pair};
 
 /// f32s of the packed embeddings.
 pub fn packed_wte(sizes: Sizes) -> usize {
-    let plan = Plan::new(sizes);
-    plan.chunks * (plan.by_word() + plan.by_channel())
+    let tiling = StrassenTiling::new(sizes);
+    tiling.chunks * (tiling.by_word() + tiling.by_channel())
 }
 
 /// f32s that a loss needs besides.
 pub fn scratch(sizes: Sizes) -> usize {
-    Plan::new(sizes).scratch()
+    StrassenTiling::new(sizes).scratch()
 }
 
 /// Packs the embeddings for both products that they are part of.
 pub fn pack_wte(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
-    sums::pack_wte(Plan::new(sizes), wte, packed);
+    sums::pack_wte(StrassenTiling::new(sizes), wte, packed);
 }
 
 /// Fills `losses` and the gradients: see [`super::run`].
@@ -58,25 +58,25 @@ pub fn run(
     mut gradients: Gradients<'_>,
     scratch: &mut [f32],
 ) {
-    let plan = Plan::new(sizes);
-    let (width, block) = (plan.width, plan.block());
-    let (by_word, by_channel) = packed_wte.split_at(plan.chunks * plan.by_word());
+    let tiling = StrassenTiling::new(sizes);
+    let (width, block) = (tiling.width, tiling.block());
+    let (by_word, by_channel) = packed_wte.split_at(tiling.chunks * tiling.by_word());
     let blocks = hidden.chunks(block * width).zip(targets.chunks(block)).zip(losses.chunks_mut(block));
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
-        let s = plan.cut(scratch);
+        let s = tiling.cut(scratch);
         let rows = targets.len();
         let pairs = rows.div_ceil(TOKENS);
         let in_bits = &mut s.hidden[..rows * width];
         in_bits.iter_mut().zip(hidden).for_each(|(to, h)| *to = h * LOG2_E);
         shifts::<1>(in_bits, wte, targets, s.shift);
-        sums::pack_hidden(plan, pairs, in_bits, s.by_channel, s.by_token);
+        sums::pack_hidden(tiling, pairs, in_bits, s.by_channel, s.by_token);
 
         let (hidden, shift) = (&*s.by_channel, &by_pair(s.shift)[..pairs]);
-        let segments = by_word.par_chunks(plan.segment_chunks * plan.by_word());
-        let segments = segments.zip(s.e.par_chunks_mut(plan.segment_chunks * plan.e()));
+        let segments = by_word.par_chunks(tiling.segment_chunks * tiling.by_word());
+        let segments = segments.zip(s.e.par_chunks_mut(tiling.segment_chunks * tiling.e()));
         let segments = segments.zip(s.sums.par_chunks_mut(block)).enumerate().with_max_len(1);
         segments.for_each(|(i, ((words, e), sums))| {
-            forward(plan, i * plan.segment_chunks * CHUNK, words, hidden, shift, sums, e);
+            forward(tiling, i * tiling.segment_chunks * CHUNK, words, hidden, shift, sums, e);
         });
         let sums = add_up(s.sums, block, losses);
 
@@ -87,17 +87,17 @@ pub fn run(
         scale[..rows].iter_mut().for_each(|sum| *sum = weight / *sum);
         scale[rows..].fill(0.0);
         let (hidden, scale) = (&*s.by_token, &by_pair(scale)[..pairs]);
-        let segments = by_channel.par_chunks(plan.segment_chunks * plan.by_channel());
-        let segments = segments.zip(s.e.par_chunks(plan.segment_chunks * plan.e()));
+        let segments = by_channel.par_chunks(tiling.segment_chunks * tiling.by_channel());
+        let segments = segments.zip(s.e.par_chunks(tiling.segment_chunks * tiling.e()));
         let segments = segments.zip(s.dhidden.par_chunks_mut(width * block));
         match dwte {
             None => segments.with_max_len(1).for_each(|((channels, e), dhidden)| {
-                backward(plan, channels, hidden, scale, e, dhidden, None);
+                backward(tiling, channels, hidden, scale, e, dhidden, None);
             }),
             Some(dwte) => {
-                let segments = segments.zip(dwte.par_chunks_mut(plan.segment_chunks * CHUNK * width));
+                let segments = segments.zip(dwte.par_chunks_mut(tiling.segment_chunks * CHUNK * width));
                 segments.with_max_len(1).for_each(|(((channels, e), dhidden), dwte)| {
-                    backward(plan, channels, hidden, scale, e, dhidden, Some(dwte));
+                    backward(tiling, channels, hidden, scale, e, dhidden, Some(dwte));
                 });
             }
         }
@@ -111,7 +111,7 @@ pub fn run(
 
 /// One segment's e and its part of each token's sum; its words begin with `first_word`.
 fn forward(
-    plan: Plan,
+    tiling: StrassenTiling,
     first_word: usize,
     words: &[f32],
     hidden: &[f32],
@@ -119,27 +119,27 @@ fn forward(
     sums: &mut [f32],
     e: &mut [f32],
 ) {
-    let Plan { half, vocab_size, .. } = plan;
+    let StrassenTiling { half, vocab_size, .. } = tiling;
     sums.fill(0.0);
     let sums = sums.as_chunks_mut::<NR>().0.as_chunks_mut::<2>().0;
-    with_workspace(PRODUCTS * Plan::logits(), |logits| {
-        for (chunk, words) in words.chunks_exact(plan.by_word()).enumerate() {
+    with_workspace(PRODUCTS * StrassenTiling::logits(), |logits| {
+        for (chunk, words) in words.chunks_exact(tiling.by_word()).enumerate() {
             let first_word = first_word + chunk * CHUNK;
             for (j, (shift, sums)) in shift.iter().zip(sums.iter_mut()).enumerate() {
                 // A product's tile of hidden states stays in the first-level cache while its words pass by.
-                let products = words.chunks_exact(PART * half).zip(logits.chunks_exact_mut(Plan::logits()));
+                let products = words.chunks_exact(PART * half).zip(logits.chunks_exact_mut(StrassenTiling::logits()));
                 for (m, (words, logits)) in products.enumerate() {
-                    let b = &hidden[(m * plan.pairs + j) * half * NR..][..half * NR];
+                    let b = &hidden[(m * tiling.pairs + j) * half * NR..][..half * NR];
                     for (a, c) in words.chunks_exact(half * MR).zip(logits.chunks_exact_mut(TILE)) {
                         product::<MR>(a, b, c, Accumulate::Set);
                     }
                 }
                 for pair in 0..PAIRS {
                     let words = |part| vocab_size.saturating_sub(first_word + (2 * pair + part) * MR).min(MR);
-                    let out = &mut e[chunk * plan.e() + (j * PAIRS + pair) * QUAD..][..QUAD];
+                    let out = &mut e[chunk * tiling.e() + (j * PAIRS + pair) * QUAD..][..QUAD];
                     let logits = Logits {
                         products: &logits[pair * TILE..],
-                        stride: Plan::logits(),
+                        stride: StrassenTiling::logits(),
                         words: [words(0), words(1)],
                         shift,
                         sums,
@@ -153,7 +153,7 @@ fn forward(
 
 /// One segment's part of dhiddenᵀ, `[R/NR, C, NR]`, which is set, and its words of dwte, which are added to.
 fn backward(
-    plan: Plan,
+    tiling: StrassenTiling,
     channels: &[f32],
     hidden: &[f32],
     scale: &[[[f32; NR]; 2]],
@@ -161,20 +161,20 @@ fn backward(
     dhidden: &mut [f32],
     mut dwte: Option<&mut [f32]>,
 ) {
-    with_workspace(PRODUCTS * (plan.mixed_e() + plan.dhidden()), |workspace| {
-        let (p, products) = workspace.split_at_mut(PRODUCTS * plan.mixed_e());
-        for (chunk, channels) in channels.chunks_exact(plan.by_channel()).enumerate() {
-            let (e, soon) = e[chunk * plan.e()..].split_at(plan.e());
-            let soon = &soon[..soon.len().min(plan.e())];
-            let mut soon = Ahead::new(soon, PRODUCTS * scale.len() * plan.channels() / CHANNELS);
+    with_workspace(PRODUCTS * (tiling.mixed_e() + tiling.dhidden()), |workspace| {
+        let (p, products) = workspace.split_at_mut(PRODUCTS * tiling.mixed_e());
+        for (chunk, channels) in channels.chunks_exact(tiling.by_channel()).enumerate() {
+            let (e, soon) = e[chunk * tiling.e()..].split_at(tiling.e());
+            let soon = &soon[..soon.len().min(tiling.e())];
+            let mut soon = Ahead::new(soon, PRODUCTS * scale.len() * tiling.channels() / CHANNELS);
             for (quad, e) in e.chunks_exact(QUAD).enumerate().take(scale.len() * PAIRS) {
-                mix(e, &scale[quad / PAIRS], &mut p[quad * TILE..], plan.mixed_e());
+                mix(e, &scale[quad / PAIRS], &mut p[quad * TILE..], tiling.mixed_e());
             }
             let accumulate = if chunk == 0 { Accumulate::Set } else { Accumulate::Add };
-            let channels = channels.chunks_exact(PART * plan.channels());
-            let products = products.chunks_exact_mut(plan.dhidden()).zip(p.chunks_exact(plan.mixed_e()));
+            let channels = channels.chunks_exact(PART * tiling.channels());
+            let products = products.chunks_exact_mut(tiling.dhidden()).zip(p.chunks_exact(tiling.mixed_e()));
             for (m, (channels, (dhidden, p))) in channels.zip(products).enumerate() {
-                let pairs = p.chunks_exact(PART * NR).zip(dhidden.chunks_exact_mut(plan.channels() * NR));
+                let pairs = p.chunks_exact(PART * NR).zip(dhidden.chunks_exact_mut(tiling.channels() * NR));
                 for (b, dhidden) in pairs.take(scale.len()) {
                     for (a, c) in channels.chunks_exact(PART * CHANNELS).zip(dhidden.chunks_exact_mut(CHANNELS * NR)) {
                         soon.ask();
@@ -182,21 +182,29 @@ fn backward(
                     }
                 }
                 if let Some(dwte) = &mut dwte {
-                    add_to_dwte(plan, chunk * CHUNK, m, p, hidden, scale.len() * NR, dwte);
+                    add_to_dwte(tiling, chunk * CHUNK, m, p, hidden, scale.len() * NR, dwte);
                 }
             }
         }
-        settle(plan, scale.len(), products, dhidden);
+        settle(tiling, scale.len(), products, dhidden);
     });
 }
 
 /// Product `m` of dwte over one chunk, whose words begin with `first_word` of `dwte`.
-fn add_to_dwte(plan: Plan, first_word: usize, m: usize, p: &[f32], hidden: &[f32], depth: usize, dwte: &mut [f32]) {
-    let Plan { width, half, .. } = plan;
+fn add_to_dwte(
+    tiling: StrassenTiling,
+    first_word: usize,
+    m: usize,
+    p: &[f32],
+    hidden: &[f32],
+    depth: usize,
+    dwte: &mut [f32],
+) {
+    let StrassenTiling { width, half, .. } = tiling;
     let words = dwte.len() / width;
-    for n in 0..plan.columns() {
+    for n in 0..tiling.columns() {
         // Stays in the first-level cache while the words pass by.
-        let b = &hidden[(m * plan.columns() + n) * NR * plan.block() / 2..][..depth * NR];
+        let b = &hidden[(m * tiling.columns() + n) * NR * tiling.block() / 2..][..depth * NR];
         for pair in 0..PAIRS {
             let mut places = [Place::default(); 2];
             let blocks = WORDS[m].iter().enumerate().filter(|(_, weight)| **weight != 0);
@@ -217,16 +225,16 @@ fn add_to_dwte(plan: Plan, first_word: usize, m: usize, p: &[f32], hidden: &[f32
 }
 
 /// Adds the products up to dhiddenᵀ.
-fn settle(plan: Plan, pairs: usize, products: &[f32], dhidden: &mut [f32]) {
+fn settle(tiling: StrassenTiling, pairs: usize, products: &[f32], dhidden: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
-            for (tile, dhidden) in dhidden.chunks_exact_mut(plan.width * NR).enumerate().take(2 * pairs) {
+            for (tile, dhidden) in dhidden.chunks_exact_mut(tiling.width * NR).enumerate().take(2 * pairs) {
                 for (c, dhidden) in dhidden.chunks_exact_mut(NR).enumerate() {
-                    let (part, channel) = (c / plan.half, c % plan.half);
+                    let (part, channel) = (c / tiling.half, c % tiling.half);
                     dhidden.fill(0.0);
-                    for (weights, product) in HIDDEN.iter().zip(products.chunks_exact(plan.dhidden())) {
-                        let from = &product[(tile / 2 * plan.channels() + channel) * NR..][..NR];
+                    for (weights, product) in HIDDEN.iter().zip(products.chunks_exact(tiling.dhidden())) {
+                        let from = &product[(tile / 2 * tiling.channels() + channel) * NR..][..NR];
                         sums::add(weights[2 * part + tile % 2], from, dhidden);
                     }
                 }

@@ -3,7 +3,7 @@
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
-use super::plan::{CHUNK, PART, Plan};
+use super::tiling::{CHUNK, PART, StrassenTiling};
 use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::pack::panels;
@@ -11,14 +11,15 @@ use crate::gemm::tiles::strassen::{CHANNELS, HIDDEN, WORDS};
 use crate::gemm::tiles::with_workspace;
 use ngen3_simd::simd;
 
-/// Lays out the sums of the embeddings: of each chunk all products by word, [`Plan::by_word`]; then of each chunk all by channel.
-pub fn pack_wte(plan: Plan, wte: &[f32], packed: &mut [f32]) {
-    let Plan { width, half, .. } = plan;
-    let (by_word, by_channel) = packed.split_at_mut(plan.chunks * plan.by_word());
-    let chunks = by_word.par_chunks_exact_mut(plan.by_word()).zip(by_channel.par_chunks_exact_mut(plan.by_channel()));
+/// Lays out the sums of the embeddings: of each chunk all products by word, [`StrassenTiling::by_word`]; then of each chunk all by channel.
+pub fn pack_wte(tiling: StrassenTiling, wte: &[f32], packed: &mut [f32]) {
+    let StrassenTiling { width, half, .. } = tiling;
+    let (by_word, by_channel) = packed.split_at_mut(tiling.chunks * tiling.by_word());
+    let chunks =
+        by_word.par_chunks_exact_mut(tiling.by_word()).zip(by_channel.par_chunks_exact_mut(tiling.by_channel()));
     chunks.zip(wte.par_chunks(CHUNK * width)).for_each(|((by_word, by_channel), wte)| {
         let by_word = by_word.chunks_exact_mut(PART * half);
-        let by_channel = by_channel.chunks_exact_mut(PART * plan.channels());
+        let by_channel = by_channel.chunks_exact_mut(PART * tiling.channels());
         with_workspace(PART * half, |sums| {
             for (weights, (by_word, by_channel)) in WORDS.iter().zip(by_word.zip(by_channel)) {
                 let [first, second] = [[weights[0], weights[1]], [weights[2], weights[3]]];
@@ -31,19 +32,19 @@ pub fn pack_wte(plan: Plan, wte: &[f32], packed: &mut [f32]) {
     });
 }
 
-/// Lays out the sums of `pairs` pairs of tiles of hidden states, in the orders of [`super::plan::Scratch`].
-pub fn pack_hidden(plan: Plan, pairs: usize, hidden: &[f32], by_channel: &mut [f32], by_token: &mut [f32]) {
-    let Plan { width, half, .. } = plan;
+/// Lays out the sums of `pairs` pairs of tiles of hidden states, in the orders of [`super::tiling::Scratch`].
+pub fn pack_hidden(tiling: StrassenTiling, pairs: usize, hidden: &[f32], by_channel: &mut [f32], by_token: &mut [f32]) {
+    let StrassenTiling { width, half, .. } = tiling;
     let rows = pairs * NR;
-    let by_channel = by_channel.par_chunks_exact_mut(half * plan.block() / 2);
-    let by_token = by_token.par_chunks_exact_mut(plan.columns() * NR * plan.block() / 2);
+    let by_channel = by_channel.par_chunks_exact_mut(half * tiling.block() / 2);
+    let by_token = by_token.par_chunks_exact_mut(tiling.columns() * NR * tiling.block() / 2);
     HIDDEN.par_iter().zip(by_channel.zip(by_token)).with_max_len(1).for_each(|(weights, (by_channel, by_token))| {
         with_workspace(rows * half, |sums| {
             let [first, second] = [[weights[0], weights[2]], [weights[1], weights[3]]];
             add_up::<NR>(hidden, width, [first, second], sums);
             let sums = Mat::new(sums, rows, half);
             panels::<1, NR>(sums, 0, cast_slice_mut(&mut by_channel[..rows * half]));
-            for (n, panel) in by_token.chunks_exact_mut(plan.block() / 2 * NR).enumerate() {
+            for (n, panel) in by_token.chunks_exact_mut(tiling.block() / 2 * NR).enumerate() {
                 let channels = sums.columns(n * NR..((n + 1) * NR).min(half));
                 panels::<1, NR>(channels.t(), 0, cast_slice_mut(&mut panel[..rows * NR]));
             }

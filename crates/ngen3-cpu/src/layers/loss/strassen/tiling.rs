@@ -2,10 +2,10 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use super::super::tiling::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::strassen::{CHANNELS, PRODUCTS};
+use crate::layers::loss::tiling::{E_NUMBERS, PARTIAL, SEGMENTS, Sizes};
 
 /// Pairs of panels of words in a chunk.
 pub const PAIRS: usize = 4;
@@ -25,7 +25,7 @@ const GAP: usize = 5 * 16;
 
 /// The sizes of one loss.
 #[derive(Clone, Copy)]
-pub struct Plan {
+pub struct StrassenTiling {
     pub width: usize,
     pub vocab_size: usize,
     /// Channels in the first part; as many in the second, or one fewer.
@@ -37,7 +37,7 @@ pub struct Plan {
     pub segment_chunks: usize,
 }
 
-impl Plan {
+impl StrassenTiling {
     /// More tokens never need less room: the buffers for a pass serve for the tokens of it that count.
     pub fn new(Sizes { tokens, width, vocab_size }: Sizes) -> Self {
         let chunks = vocab_size.div_ceil(CHUNK);
