@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// A read-only matrix inside a slice, of f32 or of cells (`tiles.rs`): element `(i, j)` stands at `i·row_stride + j·col_stride`.
+/// A read-only matrix inside a slice, of f32 or of cells (`tiles/`): element `(i, j)` stands at `i·row_stride + j·col_stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a, T = f32> {
     pub(super) data: &'a [T],

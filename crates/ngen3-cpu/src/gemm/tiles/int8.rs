@@ -11,11 +11,14 @@
 
 use rayon::prelude::*;
 
-use super::super::{Accumulate, Mat, MatMut};
 use super::kernel::{MR, NR};
-use super::pack::panels as pack_panels;
-use super::{GROUP, MC, cells, for_each_block, packed_a, packed_len, with_workspace};
+use super::pack::{GROUP, cells, packed_len, panels as pack_panels};
+use super::packed_a;
+use super::product::{MC, for_each_block};
+use super::workspace::with_workspace;
 use crate::base::memory::padded;
+use crate::gemm::operation::Accumulate;
+use crate::gemm::view::{Mat, MatMut};
 use ngen3_engine::Error;
 use ngen3_simd::simd;
 
@@ -86,7 +89,7 @@ impl<'a> PackedA<'a> {
     /// What [`PackedA::lay_out`] left there.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
-        let (cells, depth, stride) = (bytemuck::cast_slice(cells), super::cells::<P>(k), packed_a::stride::<P>(k));
+        let (cells, depth, stride) = (bytemuck::cast_slice(cells), self::cells::<P>(k), packed_a::stride::<P>(k));
         Self { scales, cells, rows, depth, stride }
     }
 
@@ -260,8 +263,8 @@ fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mu
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::x86::{prefetch, store};
     use super::{Accumulate, MR, MatMut, NR, Panel};
+    use crate::gemm::tiles::kernel::x86::{prefetch, store};
 
     /// # Safety
     /// The processor has AVX-512F and AVX512-VNNI; `a` is MR rows, `stride` apart, at least as long as `b` is deep; `c` is at most

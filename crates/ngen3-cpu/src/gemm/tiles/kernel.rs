@@ -4,7 +4,8 @@
 //! broadcasts one cell of each of 12 rows of A. [`tile_plain`] is the same in plain Rust: what it is tested against, and what
 //! runs where AVX512-BF16 is missing.
 
-use super::super::{Accumulate, MatMut};
+use crate::gemm::operation::Accumulate;
+use crate::gemm::view::MatMut;
 use ngen3_simd::simd;
 
 /// Rows of a tile: with two vectors of columns, 24 of the 32 registers hold sums.
@@ -32,7 +33,7 @@ pub fn available() -> bool {
 
 /// How the [`MR`] rows of a tile's A stand, a cell of each for every step along k.
 ///
-/// Not a [`Mat`](super::super::Mat): what describes a tile has to arrive in registers. From memory it would wait behind the sums of the
+/// Not a [`Mat`](crate::gemm::Mat): what describes a tile has to arrive in registers. From memory it would wait behind the sums of the
 /// tile before, which are on their way there (1.6 % of a step, measured).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {

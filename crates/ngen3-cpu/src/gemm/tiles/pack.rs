@@ -3,7 +3,18 @@
 //! Small products (`strided.rs`) read rows of cells: [`along`] each row, or [`down`] the columns. Large ones read panels. A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k, that cell of
 //! each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
 
-use super::super::Mat;
+use rayon::prelude::*;
+
+use super::kernel;
+use crate::gemm::view::Mat;
+
+/// Panels that one task packs.
+pub const GROUP: usize = 4;
+
+/// Cells in which `k` elements are packed, `P` in each.
+pub const fn cells<const P: usize>(k: usize) -> usize {
+    k.div_ceil(P)
+}
 
 /// The nearest bf16 (ties to even) of `x`, in the high half; NaN stays NaN.
 #[inline(always)]
@@ -32,6 +43,20 @@ pub fn rounded<const P: usize>(x: f32) -> f32 {
     if P == 2 { f32::from_bits(round(x)) } else { x }
 }
 
+/// Cells that `rows` rows of length `k` take, packed in panels of `R` rows.
+pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usize {
+    rows.div_ceil(R) * R * cells::<P>(k)
+}
+
+/// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
+pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
+    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
+    let group = GROUP * R;
+    packed.par_chunks_mut(group * cells::<P>(source.cols).max(1)).enumerate().for_each(|(i, to)| {
+        panels::<P, R>(source, i * group, to);
+    });
+}
+
 /// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels` of `R` rows, each `[k/P, R]`.
 ///
 /// # Panics
@@ -46,7 +71,7 @@ pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize,
     let source = source.rows(first_row..(first_row + panels.len() / panel * R).min(source.rows));
     assert!(source.rows.div_ceil(R) == panels.len() / panel, "as many panels as the rows fill");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; the panels have room for the source's rows.
         unsafe { x86::panels::<P, R>(source, panels) };
         return;
@@ -64,7 +89,7 @@ pub fn along<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     assert_eq!(to.len(), source.rows * source.cols.div_ceil(P), "cells along the rows");
     assert!(source.col_stride == 1, "rows that are contiguous");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; the lengths were just checked.
         return unsafe { x86::along::<P>(source, to) };
     }
@@ -79,7 +104,7 @@ pub fn down<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     assert_eq!(to.len(), source.rows.div_ceil(P) * source.cols, "cells down the columns");
     assert!(source.col_stride == 1, "rows that are contiguous");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; the lengths were just checked.
         return unsafe { x86::down::<P>(source, to) };
     }
@@ -120,7 +145,7 @@ fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Mat;
+    use crate::gemm::view::Mat;
 
     /// The lanes of 16 that stand before `n`.
     fn first(n: usize) -> __mmask16 {

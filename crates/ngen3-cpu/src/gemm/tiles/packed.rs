@@ -1,10 +1,14 @@
 //! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
 
+use super::int8;
 use super::kernel::NR;
+use super::pack::{pack, packed_len};
 use super::packed_a::PackedA;
-use super::{int8, multiply, pack, packed_len, with_workspace};
+use super::product::multiply;
+use super::workspace::with_workspace;
 use crate::base::memory::Buffer;
-use crate::gemm::{Accumulate, Mat, MatMut};
+use crate::gemm::operation::Accumulate;
+use crate::gemm::view::{Mat, MatMut};
 use ngen3_engine::{Error, Quant};
 
 /// A weight, `[outputs, inputs]`, rounded and laid out as the kernel reads it.
@@ -39,7 +43,7 @@ impl Packed {
         Ok(Self { outputs, inputs, quant, panels })
     }
 
-    /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`super::matmul_onto`].
+    /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`matmul_onto`](super::product::matmul_onto).
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
         match self.quant {

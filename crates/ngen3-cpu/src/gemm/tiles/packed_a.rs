@@ -6,7 +6,8 @@
 use rayon::prelude::*;
 
 use super::kernel::{MR, Rows};
-use super::{GROUP, Mat, cells, pack, packed_len};
+use super::pack::{self, GROUP, cells, packed_len};
+use crate::gemm::view::Mat;
 
 /// `[rows, depth]`, up to whole tiles of rows.
 #[derive(Clone, Copy)]
@@ -40,7 +41,7 @@ impl<'a> PackedA<'a> {
         assert_eq!(to.len(), Self::len::<P>(a), "cells of a left operand");
         let depth = cells::<P>(a.cols);
         if a.col_stride != 1 {
-            super::pack::<P, MR>(a, to);
+            pack::pack::<P, MR>(a, to);
             return Self { cells: to, depth, rows: Rows::Together };
         }
         // Rows past the last stay as they are: what is multiplied with them is not stored.

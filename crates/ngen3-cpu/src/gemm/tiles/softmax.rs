@@ -5,9 +5,10 @@
 //! backward pass read it: cells along the vocabulary ([`super::kernel::tile`]'s B, `[MR/P, NR]`) and cells along the tokens
 //! ([`tokens_tile`]'s A: for each of the words the cells of its tokens, `[MR, NR/P]`).
 
-use super::super::{Accumulate, MatMut};
-use super::kernel::{MR, NR, Rows};
+use super::kernel::{self, MR, NR, Rows};
 use super::pack::cell;
+use crate::gemm::operation::Accumulate;
+use crate::gemm::view::MatMut;
 
 /// Cells of a tile of e, in either order.
 pub const fn e_tile<const P: usize>() -> usize {
@@ -34,7 +35,7 @@ pub struct ExpTile<'a> {
 /// Adds to the sums alone.
 pub fn sum_tile<const P: usize>(tile: ExpTile<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; `run` checks the lengths.
         return unsafe { x86::run::<P, false>(tile, &mut [], &mut []) };
     }
@@ -45,7 +46,7 @@ pub fn sum_tile<const P: usize>(tile: ExpTile<'_>) {
 pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
     assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "a tile of e, twice");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; `run` checks the panels, and the line above the outputs.
         return unsafe { x86::run::<P, true>(tile, by_word, by_token) };
     }
@@ -54,7 +55,7 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
     let mut e = [[0.0f32; NR]; MR];
-    super::kernel::tile_plain::<P>(
+    kernel::tile_plain::<P>(
         tile.a,
         Rows::Together,
         tile.b,
@@ -78,7 +79,7 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
 pub fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
     assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "a tile of e, twice");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; the line above checked the outputs.
         return unsafe { x86::lay_out::<P>(e, by_word, by_token) };
     }
@@ -104,7 +105,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     assert!(e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / MR, "panels of the same depth");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected; the panels are whole and equally deep.
         return unsafe { x86::tokens_tile::<P>(e, b, c) };
     }
@@ -115,7 +116,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
             e[depth / across * e_tile::<P>() + row * across + depth % across]
         })
         .collect();
-    super::kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Accumulate::Add);
+    kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Accumulate::Add);
 }
 
 /// Asks for the memory of a tile of [`MR`] rows, `stride` apart, from `place` on, before [`tokens_tile`] adds to it.
@@ -135,9 +136,9 @@ pub fn ask_for(place: &[f32], stride: usize) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::Rows;
-    use super::super::kernel::x86::{multiply_add, store, sums_of_tile};
     use super::{Accumulate, ExpTile, MAX_EXPONENT, MR, MatMut, NR, e_tile};
+    use crate::gemm::tiles::kernel::Rows;
+    use crate::gemm::tiles::kernel::x86::{multiply_add, store, sums_of_tile};
     use ngen3_simd::EXP2;
 
     /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7; the polynomial is [`EXP2`].

@@ -19,9 +19,9 @@
 //! The two parts of the words are neighbouring panels of [`MR`], those of the tokens neighbouring tiles of [`NR`]. A *tile* is
 //! [`MR`] words by [`NR`] tokens, a *quad* one of each of the four blocks.
 
-use super::super::Accumulate;
-use super::kernel::{MR, NR, TILE};
+use super::kernel::{self, MR, NR, TILE};
 use super::softmax::MAX_EXPONENT;
+use crate::gemm::operation::Accumulate;
 
 /// Sums of blocks, and products of them.
 pub const PRODUCTS: usize = 7;
@@ -57,7 +57,7 @@ pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: 
     let depth = b.len() / NR;
     assert!(a.len() == depth * R && b.len() == depth * NR && c.len() == R * NR, "a tile of {R} rows");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected, and the lengths just checked.
         return unsafe { x86::product::<R>(a, b, c, accumulate) };
     }
@@ -98,7 +98,7 @@ pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
     assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "a tile of each product");
     assert!(out.len() == QUAD, "a quad of e");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         let streamed = out.as_ptr().cast::<std::arch::x86_64::__m512>().is_aligned();
         // SAFETY: the features were just detected, the lengths just checked, and the place of `out` too.
         return unsafe {
@@ -129,7 +129,7 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
 pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
     assert!(e.len() == QUAD && stride >= TILE && has_tiles(out, PRODUCTS, stride), "a quad of e and its sums");
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected, and the lengths just checked.
         return unsafe { x86::mix(e, scale, out, stride) };
     }
@@ -193,7 +193,7 @@ pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: u
         assert!(rows == 0 || c.len().checked_sub(last) >= Some(cols), "a place in {} numbers", c.len());
     }
     #[cfg(target_arch = "x86_64")]
-    if super::kernel::available() {
+    if kernel::available() {
         // SAFETY: the features were just detected, and the lengths and places just checked.
         return unsafe { x86::product_onto(e, stride, b, c, width, places) };
     }
@@ -222,8 +222,8 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::super::softmax::x86::exp2;
     use super::{Accumulate, EXPS, Logits, MR, NR, PRODUCTS, Place, TILE};
+    use crate::gemm::tiles::softmax::x86::exp2;
 
     /// # Safety
     /// The processor has AVX-512F; `a` and `b` are equally deep, `c` is R x NR.

@@ -4,9 +4,10 @@
 //! [`ROWS`] x [`NR`], stays in registers for the whole depth; each step loads two vectors of a row of B and broadcasts one
 //! cell of each row of A.
 
-use super::super::{Accumulate, Mat, MatMut, Threads};
 use super::kernel::{NR, available, multiply_add};
-use crate::gemm;
+use crate::gemm::operation::{Accumulate, Threads};
+use crate::gemm::portable;
+use crate::gemm::view::{Mat, MatMut};
 use ngen3_simd::simd;
 
 /// Rows of a tile: with two vectors of columns, 16 sums hide the latency of an addition.
@@ -57,7 +58,7 @@ pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>)
     if available() {
         matmul::<1>(c, accumulate, a.cells(), b.cells());
     } else {
-        gemm::matmul_f32(c, accumulate, a, b, Threads::One);
+        portable::matmul_f32(c, accumulate, a, b, Threads::One);
     }
 }
 
@@ -88,9 +89,10 @@ fn plain<const P: usize>(c: &mut MatMut<'_>, accumulate: Accumulate, a: Mat<'_, 
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::super::{Accumulate, Mat, MatMut};
-    use super::super::kernel::x86::multiply_add;
-    use super::NR;
+    use crate::gemm::operation::Accumulate;
+    use crate::gemm::tiles::kernel::NR;
+    use crate::gemm::tiles::kernel::x86::multiply_add;
+    use crate::gemm::view::{Mat, MatMut};
 
     /// Rows `row..row + R` and columns `first..first + cols` of the product.
     ///
@@ -146,7 +148,7 @@ mod x86 {
 mod tests {
     use super::*;
     use crate::base::testing::random;
-    use crate::gemm::matmul_reference;
+    use crate::gemm::reference::matmul_reference;
     use crate::gemm::tiles::pack;
 
     fn check<const P: usize>(m: usize, n: usize, k: usize) {

@@ -1,57 +1,24 @@
-//! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
-//!
-//! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
-//! kernel reads them (rows of A it reads as they lie: `packed_a.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
-//! tile of C that lives in registers; this file cuts the product into blocks that stay in cache and hands them to the threads.
-//!
-//! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
-//! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
-//!
-//! [`softmax`] and, for f32, [`strassen`] hold the kernels of the fused loss, which do more with a tile than store it; [`strided`]
-//! small products for attention, without packing; [`int8`] products of rounded operands.
-//!
-//! Each element of C is summed in the same order whatever the number of threads: the same bits.
-
-pub mod int8;
-pub mod kernel;
-pub mod pack;
-pub mod packed;
-mod packed_a;
-pub mod softmax;
-pub mod strassen;
-pub mod strided;
-
-use std::cell::RefCell;
+//! Products of any size: cut into blocks that stay in cache, one task each.
 
 use rayon::prelude::*;
 
-use super::{Accumulate, Mat, MatMut};
-use crate::base::memory::{Buffer, Carver, padded};
-use kernel::{MR, NR};
-use packed_a::PackedA;
+use super::kernel::{self, MR, NR};
+use super::pack::{pack, packed_len};
+use super::packed_a::PackedA;
+use super::workspace::with_workspace;
+use crate::base::memory::{Carver, padded};
+use crate::gemm::operation::Accumulate;
+use crate::gemm::view::{Mat, MatMut};
 
 /// Cells along k that one pass takes. A panel of B of this depth is 32 KB: all of a small first-level cache, but fewer passes over C
 /// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
 const KC_CELLS: usize = 256;
 
-/// Panels that one task packs.
-const GROUP: usize = 4;
-
 /// Rows of A in one task: its panels stay in the second-level cache while B's pass by.
-const MC: usize = 16 * MR;
+pub const MC: usize = 16 * MR;
 
 /// Columns of B in one task.
 const NC: usize = 8 * NR;
-
-thread_local! {
-    /// What a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
-    static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
-}
-
-/// Cells in which `k` elements are packed, `P` in each.
-pub const fn cells<const P: usize>(k: usize) -> usize {
-    k.div_ceil(P)
-}
 
 /// `c = a·b` or `c += a·b` with `P` elements in a cell, on all threads of the pool.
 ///
@@ -89,34 +56,8 @@ fn matmul_with<const P: usize>(
     });
 }
 
-/// Gives `work` this thread's room for `n` numbers, which hold anything.
-pub fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
-    // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
-    let mut workspace = WORKSPACE.take();
-    if workspace.len() < n {
-        let larger = Buffer::zeros(n, "the operands of a product");
-        workspace = larger.expect("memory for the operands of one product");
-    }
-    work(&mut workspace[..n]);
-    WORKSPACE.set(workspace);
-}
-
-/// Cells that `rows` rows of length `k` take, packed in panels of `R` rows.
-pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usize {
-    rows.div_ceil(R) * R * cells::<P>(k)
-}
-
-/// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
-pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
-    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
-    let group = GROUP * R;
-    packed.par_chunks_mut(group * cells::<P>(source.cols).max(1)).enumerate().for_each(|(i, panels)| {
-        pack::panels::<P, R>(source, i * group, panels);
-    });
-}
-
 /// `c = a·b` or `c += a·b`, with `b` packed in panels of [`NR`] columns as deep as `a`.
-fn multiply<const P: usize>(
+pub fn multiply<const P: usize>(
     c: MatMut<'_>,
     accumulate: Accumulate,
     a: PackedA<'_>,
@@ -130,7 +71,7 @@ fn multiply<const P: usize>(
 }
 
 /// Cuts `c` into blocks and hands them, with their first row and column, to `work` on all threads.
-fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
+pub fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
     let (m, n) = (c.rows, c.cols);
     let (row_blocks, col_blocks) = (m.div_ceil(mc), n.div_ceil(nc));
     (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
@@ -177,12 +118,13 @@ fn multiply_block<const P: usize>(
 mod tests {
     use super::*;
     use crate::base::testing::random;
-    use crate::gemm::matmul_reference;
+    use crate::gemm::reference::matmul_reference;
+    use crate::gemm::tiles::pack::rounded;
 
     #[test]
     fn products_of_odd_shapes_match_three_loops_over_rounded_operands() {
         for (m, n, k) in [(1, 1, 1), (5, 97, 12), (17, 3, 31), (200, 33, 129), (13, 270, 301), (3, 2, 0)] {
-            let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(pack::rounded::<2>).collect() };
+            let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(rounded::<2>).collect() };
             let (a, bt) = (rounded(m * k, 1), rounded(k * n, 2));
             let (a, b) = (Mat::new(&a, m, k), Mat::new(&bt, n, k).t());
             let expected = matmul_reference(a, b);
