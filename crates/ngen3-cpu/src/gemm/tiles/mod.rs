@@ -1,7 +1,7 @@
 //! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
 //!
 //! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
-//! kernel reads them (rows of A it reads as they lie: `packed_a.rs`); [`kernel`] multiplies [`MR`] rows of A with one panel of B into a
+//! kernel reads them (rows of A it reads as they lie: `packed_a.rs`); [`kernel`] multiplies [`MR`](kernel::MR) rows of A with one panel of B into a
 //! tile of C that lives in registers; `product.rs` cuts the product into blocks that stay in cache and hands them to the threads.
 //!
 //! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,

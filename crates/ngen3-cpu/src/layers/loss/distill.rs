@@ -1,6 +1,6 @@
 //! Distillation: at each token α·T²·D(teacher, student) + (1 − α)·cross entropy   (Hinton et al. 2015).
 //!
-//! With p = softmax(u/T) of the teacher's logits u and q = softmax(z/T) of the student's z, D is one of [`Divergence`]. Neither
+//! With p = softmax(u/T) of the teacher's logits u and q = softmax(z/T) of the student's z, D is one of [`Divergence`](ngen3_engine::Divergence). Neither
 //! model's tokens × vocabulary is ever formed: a block of tokens at a time, as in `fused.rs`,
 //!
 //! ```text
@@ -17,23 +17,24 @@ mod gradient;
 mod head;
 mod logits;
 mod scratch;
+mod soft;
+mod top_k;
 
-use super::super::embedding;
-use super::Gradients;
+use super::gradients::Gradients;
 use super::tiling::{Sizes, gather, pack_wte, shifts, spread};
 use super::soft_targets::{Distill, Teacher};
-use super::top_k::{Corrections, TopK};
 use crate::base::memory::Buffer;
 use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{pack, packed_len};
+use crate::layers::embedding;
 use gradient::gradient;
 pub use head::Head;
 use logits::{logits, settle};
-use ngen3_engine::Divergence;
 use ngen3_engine::Error;
 use scratch::DistillTiling;
-pub(super) use scratch::factor;
+use soft::{SoftLoss, SoftTarget};
+use top_k::{Corrections, TopK};
 
 /// Where a token's two losses go, each `[tokens]`.
 pub struct Losses<'a> {
@@ -92,7 +93,7 @@ pub fn run<const P: usize>(
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
             shifts::<P>(hidden, wte, targets, s.teacher_shift);
         }
-        let soft = Soft { tiling, tiles: rows.div_ceil(NR), temperature, soft_target };
+        let soft = SoftLoss { tiling, tiles: rows.div_ceil(NR), temperature, soft_target };
         logits::<P>(soft, &mut s);
         settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
@@ -125,37 +126,6 @@ pub fn run<const P: usize>(
 /// f32s that the buffers of a pass of [`Sizes::tokens`] take.
 pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
     DistillTiling::new(sizes, sizes.tokens, head).total::<P>()
-}
-
-/// What the softmax of the student is held against.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SoftTarget {
-    /// Nothing: α is 0.
-    Alone,
-    /// The teacher's logits.
-    Head(Divergence),
-    /// Its likeliest tokens.
-    TopK,
-}
-
-impl SoftTarget {
-    fn of(distill: &Distill<'_>) -> Self {
-        match distill.teacher {
-            _ if distill.alpha == 0.0 => Self::Alone,
-            Teacher::Head { .. } => Self::Head(distill.divergence),
-            Teacher::TopK { .. } => Self::TopK,
-        }
-    }
-}
-
-/// One block's loss.
-#[derive(Clone, Copy)]
-struct Soft {
-    tiling: DistillTiling,
-    /// Panels of tokens that hold any.
-    tiles: usize,
-    temperature: f32,
-    soft_target: SoftTarget,
 }
 
 #[cfg(test)]

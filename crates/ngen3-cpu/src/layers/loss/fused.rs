@@ -19,14 +19,14 @@ use std::f32::consts::LOG2_E;
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
-use super::super::embedding;
-use super::Gradients;
+use super::gradients::Gradients;
 use super::tiling::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Accumulate, Mat};
+use crate::layers::embedding;
 
 /// How a loss is cut up.
 #[derive(Clone, Copy)]
@@ -119,7 +119,7 @@ struct Scratch<'a> {
     dhidden: &'a mut [f32],
 }
 
-/// Fills `losses` and, where asked, the gradients: see [`super::run`].
+/// Fills `losses` and, where asked, the gradients: see `run` in `mod.rs`.
 pub fn run<const P: usize>(
     tiling: FusedTiling<P>,
     hidden: &[f32],

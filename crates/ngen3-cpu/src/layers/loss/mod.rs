@@ -9,11 +9,11 @@
 
 mod distill;
 mod fused;
+mod gradients;
 mod plain;
 mod soft_targets;
 mod strassen;
 mod tiling;
-mod top_k;
 
 use crate::base::memory::Buffer;
 use crate::base::profile::{Part, timed};
@@ -22,6 +22,7 @@ use distill::Head;
 use ngen3_engine::{Error, Quant};
 
 pub use distill::Losses;
+pub use gradients::Gradients;
 pub use tiling::Sizes;
 pub use soft_targets::{Distill, Teacher};
 
@@ -45,16 +46,6 @@ enum Algorithm {
     FusedBf16,
     /// In f32 with gradients.
     Strassen,
-}
-
-/// Where gradients go.
-pub struct Gradients<'a> {
-    /// What they are multiplied by.
-    pub weight: f32,
-    /// `[tokens, width]`: set.
-    pub dhidden: &'a mut [f32],
-    /// `[vocab_size, width]`: added to; `None` where the embeddings do not learn, and their product is not made.
-    pub dwte: Option<&'a mut [f32]>,
 }
 
 impl Shape {

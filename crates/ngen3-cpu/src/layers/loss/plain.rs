@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::Gradients;
+use super::gradients::Gradients;
 use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_simd::{exp_and_sum, max, simd};
 
@@ -26,7 +26,7 @@ pub fn scratch(tokens: usize, width: usize, vocab_size: usize) -> usize {
     block_tokens(tokens, vocab_size) * (vocab_size + width)
 }
 
-/// Fills `losses` and, where asked, the gradients: see [`super::run`].
+/// Fills `losses` and, where asked, the gradients: see `run` in `mod.rs`.
 pub fn run(
     hidden: &[f32],
     wte: &[f32],

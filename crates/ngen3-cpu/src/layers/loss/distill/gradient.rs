@@ -2,20 +2,21 @@
 
 use rayon::prelude::*;
 
-use super::super::tiling::{CHUNK, Sizes, add_chunk};
 use super::logits::{above_mean, cut_off, lanes, untempered};
 use super::scratch::{DistillTiling, Scratch, factor};
-use super::{Divergence, Soft, SoftTarget};
+use super::soft::{SoftLoss, SoftTarget};
 use crate::base::memory::padded;
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
+use crate::layers::loss::tiling::{CHUNK, Sizes, add_chunk};
+use ngen3_engine::Divergence;
 use ngen3_simd::{exp, simd};
 
 /// Fills the parts of `dhidden` and, where it is wanted, `g`.
-pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) {
-    let Soft { tiling, tiles, .. } = soft;
+pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'_>) {
+    let SoftLoss { tiling, tiles, .. } = soft;
     let DistillTiling { sizes, block, .. } = tiling;
     let Sizes { width, vocab_size, .. } = sizes;
     let by_channel = &bytemuck::cast_slice(s.wte)[padded(packed_len::<P, MR>(vocab_size, width))..];
@@ -54,8 +55,8 @@ pub fn gradient<const P: usize>(soft: Soft, wants_g: bool, s: &mut Scratch<'_>) 
 
 /// The gradient of a tile's logits; its tokens begin at `at`.
 #[inline(always)]
-fn gradient_tile(soft: Soft, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
-    let Soft { temperature, .. } = soft;
+fn gradient_tile(soft: SoftLoss, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
+    let SoftLoss { temperature, .. } = soft;
     let (block, inverse) = (soft.tiling.block, 1.0 / temperature);
     let of: [&[f32; NR]; factor::COUNT] = std::array::from_fn(|i| lanes(factors, i * block + at));
     let z = z.as_chunks::<NR>().0;

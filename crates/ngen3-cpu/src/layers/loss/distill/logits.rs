@@ -2,20 +2,21 @@
 
 use rayon::prelude::*;
 
-use super::super::tiling::Sizes;
 use super::scratch::{Scratch, factor, sum};
-use super::{Divergence, Soft, SoftTarget};
+use super::soft::{SoftLoss, SoftTarget};
 use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
 use crate::gemm::tiles::{cells, packed_len};
 use crate::gemm::{Accumulate, MatMut};
+use crate::layers::loss::tiling::Sizes;
+use ngen3_engine::Divergence;
 use ngen3_simd::{exp, simd};
 
 /// Shifted logits are cut off here: beyond, exp would overflow.
 const MAX_LOGIT: f32 = 80.0;
 
 /// Fills `student`, `teacher` and `sums`.
-pub fn logits<const P: usize>(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { tiling, tiles, temperature, soft_target } = soft;
+pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
+    let SoftLoss { tiling, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = tiling.sizes;
     let depth = cells::<P>(width);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
@@ -133,14 +134,14 @@ pub fn cut_off(x: f32) -> f32 {
 
 /// Adds the segments' sums up in the first; fills the losses and `factors`.
 pub fn settle(
-    soft: Soft,
+    soft: SoftLoss,
     alpha: f32,
     weight: f32,
     s: &mut Scratch<'_>,
     cross_entropy: &mut [f32],
     divergence: &mut [f32],
 ) {
-    let Soft { tiling, temperature, soft_target, .. } = soft;
+    let SoftLoss { tiling, temperature, soft_target, .. } = soft;
     let block = tiling.block;
     add_up(s.sums, block);
     s.factors.fill(0.0);
@@ -193,8 +194,8 @@ fn add_up(sums: &mut [f32], block: usize) {
 }
 
 /// The second look at the logits that the Jensen-Shannon divergence takes: its two sums.
-fn to_mean(soft: Soft, s: &mut Scratch<'_>) {
-    let Soft { tiling, tiles, temperature, .. } = soft;
+fn to_mean(soft: SoftLoss, s: &mut Scratch<'_>) {
+    let SoftLoss { tiling, tiles, temperature, .. } = soft;
     let (block, across, inverse) = (tiling.block, tiling.block / NR, 1.0 / temperature);
     let factors = &*s.factors;
     let segment_logits = tiling.segment_tiles() * TILE;

@@ -2,12 +2,12 @@
 
 use bytemuck::cast_slice_mut;
 
-use super::super::tiling::{CHUNK, Sizes};
 use super::head::Head;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
 use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::e_tile;
+use crate::layers::loss::tiling::{CHUNK, Sizes};
 
 /// What is summed over the words for each token. The names index [`Scratch::sums`].
 pub mod sum {

@@ -9,7 +9,7 @@ use crate::base::testing::{check_gradient, random};
 use crate::gemm::Precision;
 use crate::gemm::tiles::kernel;
 use crate::layers::matvec::round_to_int8;
-use ngen3_engine::Quant;
+use ngen3_engine::{Divergence, Quant};
 
 const TOKENS: usize = 6;
 const IGNORED: usize = 2;
@@ -64,8 +64,11 @@ fn run(
         let gradients = Some(Gradients { weight, dhidden, dwte });
         // Whatever the pass before left there.
         memory.fill(f32::NAN);
-        super::super::distill(precision, sizes, hidden, wte, targets, distill, losses, gradients, &mut memory)
-            .expect("memory");
+        let run = match precision {
+            Precision::F32 => super::run::<1>,
+            Precision::Bf16 => super::run::<2>,
+        };
+        run(sizes, hidden, wte, targets, distill, losses, gradients, &mut memory).expect("memory");
     };
     let mut without_dwte = vec![f32::NAN; hidden.len()];
     run(&mut without_dwte, None);

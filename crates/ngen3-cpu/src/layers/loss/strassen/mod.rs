@@ -20,8 +20,7 @@ use std::f32::consts::{LN_2, LOG2_E};
 
 use rayon::prelude::*;
 
-use super::super::embedding;
-use super::Gradients;
+use super::gradients::Gradients;
 use super::tiling::{Sizes, add_up, gather, shifts};
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
@@ -29,6 +28,7 @@ use crate::gemm::tiles::strassen::{
     Ahead, CHANNELS, HIDDEN, Logits, PRODUCTS, Place, QUAD, WORDS, exponentials, mix, product, product_onto,
 };
 use crate::gemm::tiles::with_workspace;
+use crate::layers::embedding;
 use ngen3_simd::simd;
 use tiling::{CHUNK, PAIRS, PART, StrassenTiling, TOKENS, by_pair};
 
@@ -48,7 +48,7 @@ pub fn pack_wte(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     sums::pack_wte(StrassenTiling::new(sizes), wte, packed);
 }
 
-/// Fills `losses` and the gradients: see [`super::run`].
+/// Fills `losses` and the gradients: see `run` in `mod.rs`.
 pub fn run(
     sizes: Sizes,
     hidden: &[f32],

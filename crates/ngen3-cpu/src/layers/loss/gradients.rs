@@ -1,0 +1,11 @@
+//! Destinations of the gradients of the loss.
+
+/// Where gradients go.
+pub struct Gradients<'a> {
+    /// What they are multiplied by.
+    pub weight: f32,
+    /// `[tokens, width]`: set.
+    pub dhidden: &'a mut [f32],
+    /// `[vocab_size, width]`: added to; `None` where the embeddings do not learn, and their product is not made.
+    pub dwte: Option<&'a mut [f32]>,
+}
