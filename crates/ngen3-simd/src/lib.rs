@@ -2,9 +2,14 @@
 //!
 //! Kernels are plain loops over slices. [`simd`] calls a closure in a copy of itself compiled for AVX-512, AVX2 with
 //! FMA, NEON, or nothing, whichever the processor has when the program runs, and the compiler vectorises the loop in
-//! each. `NGEN3_SIMD=scalar` or `NGEN3_SIMD=avx2` forces a narrower copy, to compare or to debug.
+//! each. [`path`] names the copy that runs; whoever has kernels of their own chooses among them by it.
+//! `NGEN3_SIMD=scalar`, `avx2` or `avx512` forces a path, to compare or to debug: see [`forced`].
 //!
 //! What a closure calls must be `#[inline(always)]`, or it is compiled once, for the narrowest machine.
+
+mod path;
+
+pub use path::{Path, forced};
 
 use std::sync::OnceLock;
 
@@ -12,15 +17,15 @@ use pulp::Arch;
 
 fn arch() -> Arch {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(|| match std::env::var("NGEN3_SIMD").as_deref() {
-        Ok("scalar") => Arch::Scalar,
-        #[cfg(target_arch = "x86_64")]
-        Ok("avx2") => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
-        _ => Arch::new(),
-    })
+    *ARCH.get_or_init(|| forced().ok().flatten().and_then(Path::arch).unwrap_or_default())
 }
 
-/// Whether kernels written for AVX-512 may run.
+/// Returns the path that kernels take in this process: the forced one where it can run, else the widest.
+pub fn path() -> Path {
+    Path::of(arch())
+}
+
+/// Tells if kernels written for AVX-512 may run.
 #[cfg(target_arch = "x86_64")]
 pub fn avx512() -> bool {
     matches!(arch(), Arch::V4(_))
@@ -137,6 +142,8 @@ pub fn exp_and_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]
@@ -156,6 +163,14 @@ mod tests {
         let values = (0..1003).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect::<Vec<f32>>();
         let run = || (sum(&values, |x| exp(x) * x), max(&values), exp(values[3]));
         let wide = simd(run);
-        assert_eq!(wide, Arch::Scalar.dispatch(run));
+        for path in Path::TARGET {
+            match path.run(run) {
+                Some(found) => assert_eq!(found, wide, "{path:?}"),
+                // Past the test harness, which keeps what is printed to itself.
+                None => {
+                    let _ = writeln!(std::io::stderr(), "SKIPPED: {}, which this processor has not", path.name());
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,141 @@
+//! Instruction sets that kernels are compiled for, and the switch that forces one.
+
+use std::ffi::OsStr;
+
+use pulp::Arch;
+
+/// Name of the environment variable that forces a path.
+const SWITCH: &str = "NGEN3_SIMD";
+
+/// Instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// What every processor of the target has.
+    Scalar,
+    /// AVX2 with FMA, on x86-64.
+    Avx2,
+    /// AVX-512 F, BW, CD, DQ and VL, on x86-64.
+    Avx512,
+    /// NEON, on 64-bit ARM.
+    Neon,
+}
+
+impl Path {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+
+    /// Those of the processors that this is compiled for, from the narrowest on.
+    pub const TARGET: &[Self] = if cfg!(target_arch = "x86_64") {
+        &[Self::Scalar, Self::Avx2, Self::Avx512]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Self::Scalar, Self::Neon]
+    } else {
+        &[Self::Scalar]
+    };
+
+    /// Returns the name that `NGEN3_SIMD` knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Tells if this processor can run it.
+    pub fn is_available(self) -> bool {
+        self.arch().is_some()
+    }
+
+    /// Calls `f` compiled for this path, whichever the process takes; `None` where the processor cannot run it. `f` should
+    /// be marked `#[inline(always)]`.
+    ///
+    /// Looks at the processor at every call: for tests that hold one path against another, not for kernels.
+    #[inline(always)]
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> Option<R> {
+        Some(self.arch()?.dispatch(f))
+    }
+
+    pub(crate) fn arch(self) -> Option<Arch> {
+        match self {
+            Self::Scalar => Some(Arch::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => pulp::x86::V3::try_new().map(Arch::V3),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => pulp::x86::V4::try_new().map(Arch::V4),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => pulp::aarch64::Neon::try_new().map(Arch::Neon),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn of(arch: Arch) -> Self {
+        match arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V3(_) => Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Arch::V4(_) => Self::Avx512,
+            #[cfg(target_arch = "aarch64")]
+            Arch::Neon(_) => Self::Neon,
+            _ => Self::Scalar,
+        }
+    }
+}
+
+/// Returns the path that `NGEN3_SIMD` forces; `None` where it is unset or empty.
+///
+/// A path that cannot be forced is ignored by [`path`](crate::path), which then is the widest that the processor has. A library
+/// does not print: a program asks this when it starts, and says the error aloud.
+///
+/// # Errors
+/// Names a path that does not exist or that this processor cannot run, and those that it can.
+pub fn forced() -> Result<Option<Path>, String> {
+    std::env::var_os(SWITCH).filter(|value| !value.is_empty()).map(|value| named(&value)).transpose()
+}
+
+fn named(value: &OsStr) -> Result<Path, String> {
+    let named = Path::ALL.into_iter().find(|path| value == path.name());
+    let available = Path::TARGET.iter().filter(|path| path.is_available()).map(|path| path.name());
+    let available = || available.collect::<Vec<_>>().join(", ");
+    match named {
+        Some(path) if path.is_available() => Ok(path),
+        Some(path) => Err(format!("{SWITCH}={}: this processor cannot run it; it runs {}", path.name(), available())),
+        None => Err(format!("unknown {SWITCH} \"{}\": expected one of {}", value.display(), available())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_forced_by_its_name_or_refused_with_the_names_there_are() {
+        for path in Path::ALL {
+            let found = named(OsStr::new(path.name()));
+            if path.is_available() {
+                assert_eq!(found, Ok(path));
+                assert_eq!(path.run(|| 7), Some(7));
+                assert_eq!(Path::of(path.arch().expect("a path that runs")), path);
+            } else {
+                let error = found.expect_err("a path that does not run");
+                assert!(
+                    error.starts_with(&format!("NGEN3_SIMD={}: ", path.name())) && error.contains("scalar"),
+                    "{error}"
+                );
+                assert_eq!(path.run(|| 7), None);
+            }
+        }
+        for unknown in ["avx", "AVX2", " avx2", "widest"] {
+            let error = named(OsStr::new(unknown)).expect_err("no such path");
+            assert!(error.starts_with(&format!("unknown NGEN3_SIMD \"{unknown}\": expected one of scalar")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_process_takes_the_forced_path_or_the_widest() {
+        let widest = Path::of(Arch::new());
+        assert_eq!(crate::path(), forced().ok().flatten().unwrap_or(widest));
+        assert_eq!(Path::TARGET.iter().rfind(|path| path.is_available()), Some(&widest));
+    }
+}
