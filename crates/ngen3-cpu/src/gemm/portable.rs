@@ -1,26 +1,155 @@
 //! Products of f32 on any processor, of any size: the kernels of the `gemm` crate.
+//!
+//! The crate looks at the processor by itself. Where `NGEN3_SIMD` forces a path, the product compiled for that path is called
+//! in place of the crate's choice.
+
+use std::sync::OnceLock;
+
+use gemm_common::Parallelism;
+use ngen3_simd::Path;
 
 use super::operation::{Accumulate, Threads};
 use super::view::{Mat, MatMut};
+
+/// The crate's product: sizes, destination and its strides, if it is added to, both operands and their strides, factors of the
+/// destination and of the product, conjugations (of no account here), threads.
+type Product = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut f32,
+    isize,
+    isize,
+    bool,
+    *const f32,
+    isize,
+    isize,
+    *const f32,
+    isize,
+    isize,
+    f32,
+    f32,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+/// Compiles the crate's product for one of its sets of micro-kernels, of `$lanes` f32 in a vector. The crate has the same
+/// functions, but they are private.
+macro_rules! product {
+    ($name:ident, $kernels:ident, $simd:ty, $lanes:literal) => {
+        /// # Safety
+        /// Every element of the three operands stands where its strides say, and the destination is apart from the others.
+        ///
+        /// # Panics
+        /// If the processor lacks these vectors.
+        #[expect(clippy::too_many_arguments, reason = "the crate's own signature")]
+        unsafe fn $name(
+            m: usize,
+            n: usize,
+            k: usize,
+            c: *mut f32,
+            c_col_stride: isize,
+            c_row_stride: isize,
+            add: bool,
+            a: *const f32,
+            a_col_stride: isize,
+            a_row_stride: isize,
+            b: *const f32,
+            b_col_stride: isize,
+            b_row_stride: isize,
+            alpha: f32,
+            beta: f32,
+            conj_c: bool,
+            conj_a: bool,
+            conj_b: bool,
+            parallelism: Parallelism,
+        ) {
+            use gemm_common::simd::MixedSimd;
+            use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
+            let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path that was detected");
+            // SAFETY: what this function asks of its caller is what the crate's asks.
+            unsafe {
+                gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
+                    simd,
+                    m,
+                    n,
+                    k,
+                    c,
+                    c_col_stride,
+                    c_row_stride,
+                    add,
+                    a,
+                    a_col_stride,
+                    a_row_stride,
+                    b,
+                    b_col_stride,
+                    b_row_stride,
+                    alpha,
+                    beta,
+                    conj_c,
+                    conj_a,
+                    conj_b,
+                    #[inline(always)]
+                    |a, b, c| a * b + c,
+                    &UKR,
+                    &H_UKR,
+                    false,
+                    parallelism,
+                );
+            }
+        }
+    };
+}
+
+product!(scalar, scalar, gemm_common::simd::Scalar, 1);
+#[cfg(target_arch = "x86_64")]
+product!(avx2, fma, gemm_common::simd::V3, 8);
+
+/// Returns the product that this process makes: the forced one, or the crate's choice.
+fn choice() -> Product {
+    match ngen3_simd::forced() {
+        Ok(Some(path)) => product_of(path),
+        // What cannot be forced is for the program to report; everything else ignores it too.
+        Ok(None) | Err(_) => gemm_f32::gemm::f32::get_gemm_fn(),
+    }
+}
+
+/// Returns the product for a path, which panics where the processor cannot run it.
+fn product_of(path: Path) -> Product {
+    match path {
+        Path::Scalar => scalar,
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => avx2,
+        // The crate's own choice where the processor has them.
+        _ => gemm_f32::gemm::f32::get_gemm_fn(),
+    }
+}
 
 /// `c = a·b` or `c += a·b`, with `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
 /// # Panics
 /// If the shapes do not agree.
 pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
+    static PRODUCT: OnceLock<Product> = OnceLock::new();
+    matmul_by(*PRODUCT.get_or_init(choice), c, accumulate, a, b, threads);
+}
+
+fn matmul_by(product: Product, c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
     assert_eq!((a.rows, b.rows, b.cols), (m, k, n), "shapes of a product: [m, k]·[k, n] = [m, n]");
     let parallelism = match threads {
-        Threads::One => gemm_common::Parallelism::None,
-        Threads::All => gemm_common::Parallelism::Rayon(rayon::current_num_threads()),
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
     };
-    let gemm = gemm_f32::gemm::f32::get_gemm_fn();
     // The kernels store whole columns at a time: the transposed product, whose destination is column-major, is theirs.
     //
-    // SAFETY: the constructors checked that every element (i, j) of the three views stands inside its slice, the shapes
-    // agree, and the borrows keep `c` apart from `a` and `b`.
+    // SAFETY: `product_of` gave a product, which panics where this processor lacks its vectors. The constructors checked that
+    // every element (i, j) of the three views stands inside its slice, the shapes agree, and the borrows keep `c` apart from
+    // `a` and `b`.
     unsafe {
-        gemm(
+        product(
             n,
             m,
             k,
@@ -47,11 +176,21 @@ pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::testing::random;
+    use crate::base::testing::{random, skip};
     use crate::gemm::reference::matmul_reference;
 
     #[test]
-    fn products_of_odd_shapes_match_three_loops() {
+    fn products_of_odd_shapes_match_three_loops_on_every_path() {
+        for &path in Path::TARGET {
+            if path.is_available() {
+                check(product_of(path), path);
+            } else {
+                skip(&format!("products on {}", path.name()));
+            }
+        }
+    }
+
+    fn check(product: Product, path: Path) {
         for (m, n, k) in [(1, 1, 1), (5, 97, 12), (17, 3, 31), (64, 33, 129), (130, 257, 65), (1, 40, 9), (9, 1, 40)] {
             let (a, b) = (random(m * k, 1), random(k * n, 2));
             let (at, bt) = (random(m * k, 3), random(k * n, 4));
@@ -66,7 +205,7 @@ mod tests {
                     let start = random(m * (n + 3), 5);
                     let mut c = start.clone();
                     let end = (m - 1) * (n + 3) + n;
-                    matmul_f32(MatMut::strided(&mut c[..end], m, n, n + 3), accumulate, a, b, threads);
+                    matmul_by(product, MatMut::strided(&mut c[..end], m, n, n + 3), accumulate, a, b, threads);
                     let expected = matmul_reference(a, b);
                     for (at, (&found, &before)) in c.iter().zip(&start).enumerate() {
                         let (i, j) = (at / (n + 3), at % (n + 3));
@@ -76,10 +215,42 @@ mod tests {
                         }
                         let kept = if accumulate == Accumulate::Add { f64::from(before) } else { 0.0 };
                         let expected = expected[i * n + j] + kept;
-                        assert!((f64::from(found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found} {expected}");
+                        assert!(
+                            (f64::from(found) - expected).abs() < 1e-4,
+                            "{path:?} {m}x{n}x{k}: {found}, not {expected}"
+                        );
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_widest_path_is_the_crates_own_choice() {
+        let widest = Path::TARGET.iter().rfind(|path| path.is_available()).expect("scalar code runs everywhere");
+        let (a, b) = (random(70 * 300, 1), random(300 * 50, 2));
+        let (a, b) = (Mat::new(&a, 70, 300), Mat::new(&b, 300, 50));
+        let bits = |product| {
+            let mut c = vec![f32::NAN; 70 * 50];
+            matmul_by(product, MatMut::new(&mut c, 70, 50), Accumulate::Set, a, b, Threads::All);
+            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(product_of(*widest)), bits(gemm_f32::gemm::f32::get_gemm_fn()));
+    }
+
+    #[test]
+    fn what_is_forced_is_what_multiplies() {
+        match ngen3_simd::forced() {
+            Ok(Some(forced)) => {
+                for &path in Path::TARGET.iter().filter(|path| path.is_available()) {
+                    assert_eq!(
+                        std::ptr::fn_addr_eq(choice(), product_of(path)),
+                        path == forced,
+                        "{path:?}, not {forced:?}"
+                    );
+                }
+            }
+            _ => assert!(std::ptr::fn_addr_eq(choice(), gemm_f32::gemm::f32::get_gemm_fn())),
         }
     }
 }

@@ -221,7 +221,7 @@ pub(super) mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::testing::random;
+    use crate::base::testing::{random, skip};
     use crate::gemm::tiles::pack::cell;
 
     fn check<const P: usize>(rows: Rows) {
@@ -245,6 +245,9 @@ mod tests {
 
     #[test]
     fn the_vector_kernel_equals_its_plain_twin() {
+        if !available() {
+            skip("tiles of a product against their plain twin");
+        }
         for rows in [Rows::Together, Rows::Apart(144)] {
             check::<1>(rows);
             check::<2>(rows);

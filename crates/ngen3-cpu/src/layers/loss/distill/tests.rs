@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::base::memory::Buffer;
-use crate::base::testing::{check_gradient, random};
+use crate::base::testing::{check_gradient, random, skip};
 use crate::gemm::Precision;
 use crate::gemm::tiles::kernel;
 use crate::layers::matvec::round_to_int8;
@@ -204,6 +204,8 @@ fn several_blocks_give_what_each_gives_alone_and_bf16_stays_near() {
             let rounded = run(*sizes, Precision::Bf16, hidden, wte, targets, &distill, 1.0);
             let (dh, dw) = (distance(&rounded.dhidden, &together.dhidden), distance(&rounded.dwte, &together.dwte));
             assert!(dh < 0.02 && dw < 0.02, "{divergence:?}: {dh}, {dw}");
+        } else {
+            skip("distillation in bf16");
         }
     }
 }
