@@ -1,5 +1,7 @@
 //! With `recompute` a step keeps less, takes longer, and gives the same bits.
 
+mod common;
+
 use ngen3_cpu::{Cpu, CpuEngine, CpuTeacher};
 use ngen3_engine::{
     AdamW, Backward, Batch, Device, DistillConfig, Distiller, Divergence, Dtype, IGNORE, Model, Options, Slot,
@@ -73,7 +75,10 @@ fn training_gives_the_same_bits() {
                     engine(dtype, recompute, targets).map(|engine| steps(engine, step))
                 };
                 let (kept, again) = (run(false), run(true));
-                assert!(kept.is_some() || dtype == Dtype::Bf16);
+                assert!(kept.is_some() || dtype == Dtype::Bf16, "every processor computes in f32");
+                if kept.is_none() {
+                    common::skipped_bf16();
+                }
                 assert!(kept == again, "{dtype}, adapters at {targets:?}, dropout {dropout}");
             }
         }

@@ -2,6 +2,9 @@
 
 use std::io::Write;
 
+use std::io::Write;
+use std::sync::Once;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -40,4 +43,12 @@ pub fn check_gradient(x: &[f32], grad: &[f32], loss: impl Fn(&[f32]) -> f64) {
 /// Says aloud what a test leaves out, on this processor or by `NGEN3_SIMD`: past the harness, which would keep it to itself.
 pub fn skip(what: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {what}, with vectors of {}", ngen3_simd::path().name());
+}
+
+/// Says aloud, once and past the harness, that tests leave out bf16: the processor has no products in it, or a narrower path is
+/// forced.
+pub fn skipped_bf16() {
+    static SAID: Once = Once::new();
+    let path = ngen3_simd::path().name();
+    SAID.call_once(|| drop(writeln!(std::io::stderr(), "SKIPPED: products in bf16, with vectors of {path}")));
 }

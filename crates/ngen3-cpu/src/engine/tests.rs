@@ -10,6 +10,7 @@ use ngen3_model::{Config, ParamList};
 use super::batch_plan::TEACHER_TOKENS;
 use super::runner::Runner;
 use super::{CpuEngine, CpuTeacher};
+use crate::base::testing::skipped_bf16;
 use crate::layers::loss::Teacher;
 
 /// That of `make_parity.py`, on odd sizes.
@@ -138,6 +139,7 @@ fn a_teacher_in_int8_gives_nearly_the_same_and_the_same_whole_or_as_its_most_lik
         let options = |quant| Options { threads: 2, dtype, quant, ..Options::default() };
         let Ok(mut plain) = CpuTeacher::new(config.clone(), params(&config), options(Quant::None)) else {
             assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
+            skipped_bf16();
             continue;
         };
         let mut int8 = CpuTeacher::new(config.clone(), params(&config), options(Quant::Int8)).expect("a valid shape");
@@ -179,6 +181,7 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
             let options = Options { threads: 2, dtype, ..Options::default() };
             let Ok(mut engine) = CpuEngine::new(config.clone(), params(&config), options) else {
                 assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
+                skipped_bf16();
                 continue;
             };
             // The engine's weights, which are not packed.

@@ -32,6 +32,13 @@ pub struct Tolerance {
     pub gradient: f64,
 }
 
+impl Case {
+    /// True unless a sequence of the batch continues another: such a batch has losses only.
+    pub fn has_gradient(&self) -> bool {
+        !self.batch.sequences.iter().any(|sequence| sequence.continues)
+    }
+}
+
 impl Tolerance {
     /// For products in f32.
     pub const F32: Self = Self { loss: 5e-6, gradient: 2e-5 };
@@ -106,7 +113,7 @@ pub fn check<'a>(
         ("distillation", Pair::distillation),
         ("decoding", Pair::decoding),
     ];
-    let count = if case.batch.sequences.iter().any(|sequence| sequence.continues) { 1 } else { parts.len() };
+    let count = if case.has_gradient() { parts.len() } else { 1 };
     let mut compared = Vec::new();
     for (name, part) in &parts[..count] {
         match part(&pair) {
