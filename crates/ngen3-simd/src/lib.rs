@@ -5,7 +5,7 @@
 //! each. [`path`] names the copy that runs; whoever has kernels of their own chooses among them by it.
 //! `NGEN3_SIMD=scalar`, `avx2` or `avx512` forces a path, to compare or to debug: see [`forced`].
 //!
-//! What a closure calls must be `#[inline(always)]`, or it is compiled once, for the narrowest machine.
+//! Functions that a closure calls must be `#[inline(always)]`, or they are compiled once, for the narrowest machine.
 
 mod path;
 

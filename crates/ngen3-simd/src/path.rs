@@ -10,7 +10,7 @@ const SWITCH: &str = "NGEN3_SIMD";
 /// Instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// What every processor of the target has.
+    /// Instructions that every processor of the target has.
     Scalar,
     /// AVX2 with FMA, on x86-64.
     Avx2,
@@ -24,7 +24,7 @@ impl Path {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
 
-    /// Those of the processors that this is compiled for, from the narrowest on.
+    /// Paths of the architecture that this is compiled for, from the narrowest on.
     pub const TARGET: &[Self] = if cfg!(target_arch = "x86_64") {
         &[Self::Scalar, Self::Avx2, Self::Avx512]
     } else if cfg!(target_arch = "aarch64") {

@@ -1,6 +1,6 @@
 //! Choices that every product takes.
 
-/// What the operands of a product are rounded to. Sums are f32 always.
+/// Number format that the operands of a product are rounded to. Sums are f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Not at all.
@@ -18,7 +18,7 @@ pub enum Accumulate {
     Add,
 }
 
-/// Who works on one product.
+/// Threads that work on one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
     /// The calling thread, for products that are themselves run in parallel.

@@ -41,12 +41,12 @@ impl<'a, T: Copy> Mat<'a, T> {
         &self.data[i * self.row_stride..][..self.cols]
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.rows
     }
 
-    /// How many columns there are.
+    /// Number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -132,7 +132,7 @@ impl<'a> MatMut<'a> {
         MatMut { data, rows: range.len(), cols: self.cols, row_stride: self.row_stride, borrow: PhantomData }
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.rows
     }

@@ -41,7 +41,7 @@ pub fn check_width(width: usize, times: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether this processor multiplies int8 in vectors of 512 bits.
+/// Tells if this processor, on the path that it takes, multiplies int8 in vectors of 512 bits.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -86,7 +86,7 @@ impl<'a> PackedA<'a> {
         Self::of(a.n_rows(), a.cols(), to)
     }
 
-    /// What [`PackedA::lay_out`] left there.
+    /// Views the operand that [`PackedA::lay_out`] left there.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
         let (cells, depth, stride) = (bytemuck::cast_slice(cells), self::cells::<P>(k), packed_a::stride::<P>(k));
@@ -157,7 +157,7 @@ impl<'a> PackedB<'a> {
         Self::of(b.n_rows(), b.cols(), to)
     }
 
-    /// What [`PackedB::lay_out`] left there.
+    /// Views the operand that [`PackedB::lay_out`] left there.
     pub fn of(n: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, rest) = laid_out.split_at(n.next_multiple_of(NR));
         let (starts, panels) = rest.split_at(n.next_multiple_of(NR));
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    /// What the bytes of a row stand for.
+    /// Numbers that the bytes of a row stand for.
     fn rounded(row: &[f32]) -> Vec<f64> {
         let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let step = f64::from(largest / 127.0);

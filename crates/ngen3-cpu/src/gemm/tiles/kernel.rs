@@ -17,7 +17,7 @@ pub const NR: usize = 32;
 /// Numbers in a tile.
 pub const TILE: usize = MR * NR;
 
-/// Whether this processor has AVX512-BF16.
+/// Tells if the kernels for AVX512-BF16 run: the processor has it, and no narrower path is forced.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -31,7 +31,7 @@ pub fn available() -> bool {
     }
 }
 
-/// How the [`MR`] rows of a tile's A stand, a cell of each for every step along k.
+/// Order of the [`MR`] rows of a tile's A, a cell of each for every step along k.
 ///
 /// Not a [`Mat`](crate::gemm::Mat): what describes a tile has to arrive in registers. From memory it would wait behind the sums of the
 /// tile before, which are on their way there (1.6 % of a step, measured).

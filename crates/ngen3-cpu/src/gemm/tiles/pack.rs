@@ -1,7 +1,8 @@
 //! Rounding and laying out operands in cells of `P` elements along k.
 //!
-//! Small products (`strided.rs`) read rows of cells: [`along`] each row, or [`down`] the columns. Large ones read panels. A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k, that cell of
-//! each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
+//! Small products (`strided.rs`) read rows of cells: [`along`] each row, or [`down`] the columns. Large ones read
+//! panels. A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k,
+//! that cell of each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
 
 use rayon::prelude::*;
 

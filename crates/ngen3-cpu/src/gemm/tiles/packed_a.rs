@@ -15,7 +15,7 @@ pub struct PackedA<'a> {
     cells: &'a [u32],
     /// Cells in a row.
     pub depth: usize,
-    /// How the rows of a tile stand. One tile follows the other.
+    /// Order of the rows of a tile. One tile follows the other.
     pub rows: Rows,
 }
 
@@ -54,7 +54,7 @@ impl<'a> PackedA<'a> {
         Self { cells: to, depth, rows: Rows::Apart(stride) }
     }
 
-    /// What stands from row `first` on, which is the first of a tile.
+    /// Returns the operand from row `first` on, which is the first of a tile.
     pub fn after(self, first: usize) -> Self {
         Self { cells: self.tile(first, 0), ..self }
     }

@@ -18,7 +18,7 @@ pub const fn e_tile<const P: usize>() -> usize {
 /// The exponent is cut off here: a token whose likeliest word is 2¹¹⁵ times as likely as its target would overflow.
 pub(super) const MAX_EXPONENT: f32 = 115.0;
 
-/// What a tile of exponentials reads and writes.
+/// Operands and sums of a tile of exponentials.
 pub struct ExpTile<'a> {
     /// Embeddings, `[depth, MR]`.
     pub a: &'a [u32],

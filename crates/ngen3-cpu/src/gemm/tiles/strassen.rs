@@ -26,7 +26,7 @@ use crate::gemm::operation::Accumulate;
 /// Sums of blocks, and products of them.
 pub const PRODUCTS: usize = 7;
 
-/// What each block of W counts in each sum, block (r, c) at 2r + c; at most two count.
+/// Weight of each block of W in each sum, block (r, c) at 2r + c; at most two count.
 pub const WORDS: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]];
 
@@ -44,7 +44,7 @@ pub const QUAD: usize = 4 * TILE;
 /// Rows of A where they are channels: unlike [`MR`], it divides half of every usual width.
 pub const CHANNELS: usize = 8;
 
-/// Whether so many tiles stand in `place`, `stride` numbers apart.
+/// Tells if so many tiles stand in `place`, `stride` numbers apart.
 fn has_tiles(place: &[f32], tiles: usize, stride: usize) -> bool {
     place.len().checked_sub(tiles.saturating_sub(1).saturating_mul(stride)) >= Some(TILE)
 }
@@ -166,7 +166,7 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Where in a matrix a tile is added, and how often. The default is nowhere.
+/// Place in a matrix where a tile is added, and its weight. The default is nowhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Place {
     /// Its first number's place.
@@ -175,7 +175,7 @@ pub struct Place {
     pub rows: usize,
     /// Columns of it that the matrix has.
     pub cols: usize,
-    /// What it is multiplied by.
+    /// Factor of the tile.
     pub weight: f32,
 }
 

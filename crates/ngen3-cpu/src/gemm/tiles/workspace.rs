@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use crate::base::memory::Buffer;
 
 thread_local! {
-    /// What a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
+    /// Operands that a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
     static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 

@@ -36,7 +36,7 @@ use scratch::DistillTiling;
 use soft::{SoftLoss, SoftTarget};
 use top_k::{Corrections, TopK};
 
-/// Where a token's two losses go, each `[tokens]`.
+/// Destinations of each token's two losses, each `[tokens]`.
 pub struct Losses<'a> {
     /// Cross entropy.
     pub cross_entropy: &'a mut [f32],

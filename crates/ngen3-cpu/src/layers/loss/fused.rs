@@ -28,7 +28,7 @@ use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Accumulate, Mat};
 use crate::layers::embedding;
 
-/// How a loss is cut up.
+/// Blocks and segments that a loss is cut into.
 #[derive(Clone, Copy)]
 pub struct FusedTiling<const P: usize> {
     sizes: Sizes,
@@ -169,7 +169,7 @@ pub fn run<const P: usize>(
     }
 }
 
-/// What is to come out of the segments.
+/// Results that are to come out of the segments.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     /// The sums.

@@ -1,8 +1,8 @@
 //! Destinations of the gradients of the loss.
 
-/// Where gradients go.
+/// Destinations of the gradients.
 pub struct Gradients<'a> {
-    /// What they are multiplied by.
+    /// Factor of all of them.
     pub weight: f32,
     /// `[tokens, width]`: set.
     pub dhidden: &'a mut [f32],

@@ -5,7 +5,8 @@
 //! The logits of all tokens are never formed (at 8,192 tokens they would take 1.6 GB, their gradient as much again): a block
 //! of tokens at a time goes through its logits, its softmax and both of its products backward. `plain.rs` does this with f32
 //! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like, and
-//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher says; `tiling.rs` is what these three share.
+//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher
+//! says; `tiling.rs` is what these three share.
 
 mod distill;
 mod fused;

@@ -1,4 +1,4 @@
-//! What the ways of the fused loss have in common: how it is cut up, how embeddings are laid out, and the products backward.
+//! Parts that the algorithms of the fused loss share: tasks and chunks, the layout of embeddings, the products backward.
 //!
 //! Tiles have words down and tokens across, so that a tile's vectors run along the tokens. `P` elements stand in a cell: two of bf16
 //! or one f32.
@@ -26,7 +26,7 @@ pub(super) const CHUNK: usize = 16;
 pub(super) const PARTIAL: usize = 128 << 10;
 
 /// Numbers of e in one block of tokens: 26 MB of bf16, 55 of f32. A smaller block stays in cache until the last product; a larger one
-/// reads the embeddings and adds to their gradient fewer times. Both ways that keep e are near their best here.
+/// reads the embeddings and adds to their gradient fewer times. Both algorithms that keep e are near their best here.
 pub(super) const E_NUMBERS: usize = 13 << 20;
 
 /// The sizes of one loss.

@@ -72,7 +72,7 @@ impl Head {
     }
 }
 
-/// What its products are made of.
+/// Operands of its products.
 #[derive(Clone, Copy)]
 pub enum Operands<'a> {
     /// Panels of [depth, MR] and [depth, NR].

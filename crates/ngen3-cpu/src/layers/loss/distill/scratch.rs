@@ -9,7 +9,7 @@ use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::e_tile;
 use crate::layers::loss::tiling::{CHUNK, Sizes};
 
-/// What is summed over the words for each token. The names index [`Scratch::sums`].
+/// Sums over the words for each token. The names index [`Scratch::sums`].
 pub mod sum {
     /// exp(z)
     pub const STUDENT: usize = 0;
@@ -26,7 +26,7 @@ pub mod sum {
     pub const COUNT: usize = 6;
 }
 
-/// What a token's gradient is made of. The names index [`Scratch::factors`].
+/// Factors of a token's gradient. The names index [`Scratch::factors`].
 pub mod factor {
     /// (1 − α)·weight / Σ exp(z)
     pub const CROSS: usize = 0;
@@ -36,7 +36,7 @@ pub mod factor {
     pub const TEMPERED: usize = 2;
     /// ln Σ exp(u/T)
     pub const TEACHER: usize = 3;
-    /// What reverse and Jensen-Shannon divergence subtract.
+    /// Number that reverse and Jensen-Shannon divergence subtract.
     pub const INNER: usize = 4;
     /// 1 / Σ exp(z/T)
     pub const OVER_TEMPERED: usize = 5;
@@ -49,7 +49,7 @@ pub mod factor {
 /// twice as often (4 % slower, measured).
 const LOGITS: usize = 13 << 19;
 
-/// How a loss is cut up.
+/// Blocks of tokens that the loss of distillation is cut into.
 #[derive(Clone, Copy)]
 pub struct DistillTiling {
     pub sizes: Sizes,

@@ -1,4 +1,4 @@
-//! What the loss of a block of tokens is held against, for both passes over its logits.
+//! Target of the loss of a block of tokens, for both passes over its logits.
 
 use ngen3_engine::{Distill, Divergence, Teacher};
 

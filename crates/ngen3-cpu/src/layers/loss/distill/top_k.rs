@@ -33,7 +33,7 @@ pub struct Corrections<'a> {
 }
 
 impl<'a> TopK<'a> {
-    /// Those of these tokens, if the teacher is of this kind and counts.
+    /// Takes the likeliest tokens at these places, if the teacher is of this kind and counts.
     pub fn of(distill: &Distill<'a>, tokens: Range<usize>) -> Option<Self> {
         match distill.teacher {
             Teacher::TopK { k, ids, log_probs } if distill.alpha > 0.0 => {
@@ -107,7 +107,7 @@ impl Corrections<'_> {
         );
     }
 
-    /// And to those of the embeddings.
+    /// Adds them to the gradients of the embeddings.
     pub fn add_to_embeddings(&self, hidden: &[f32], dwte: &mut [f32]) {
         embedding::scatter_scaled(self.ids, &self.values, self.k, hidden, dwte);
     }

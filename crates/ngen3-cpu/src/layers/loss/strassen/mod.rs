@@ -1,7 +1,8 @@
 //! The fused loss in f32 on our own kernels: three products in seven eighths of their multiplications.
 //!
-//! What `fused.rs` does in bf16, by way of sums of blocks: see [`crate::gemm::tiles::strassen`] for what these are. Always with
-//! gradients: losses alone are `fused.rs`'s, where no token is mixed with another. A block of R tokens at a time; words are cut into segments, one task each, and these into chunks whose tiles stay in cache:
+//! The same as `fused.rs` in bf16, by way of sums of blocks: see [`crate::gemm::tiles::strassen`] for what these are. Always
+//! with gradients: losses alone are `fused.rs`'s, where no token is mixed with another. A block of R tokens at a time; words
+//! are cut into segments, one task each, and these into chunks whose tiles stay in cache:
 //!
 //! ```text
 //! each segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e

@@ -1,4 +1,4 @@
-//! How the loss is cut up, and its buffers.
+//! Blocks, segments and chunks of the loss, and its buffers.
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
