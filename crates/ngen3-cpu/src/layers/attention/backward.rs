@@ -13,7 +13,7 @@ use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
-use crate::gemm::{Canvas, Accumulate, Mat, MatMut, Precision};
+use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
 /// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]

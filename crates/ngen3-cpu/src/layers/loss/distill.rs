@@ -21,8 +21,8 @@ mod soft;
 mod top_k;
 
 use super::gradients::Gradients;
-use super::tiling::{Sizes, gather, pack_wte, shifts, spread};
 use super::soft_targets::{Distill, Teacher};
+use super::tiling::{Sizes, gather, pack_wte, shifts, spread};
 use crate::base::memory::Buffer;
 use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;

@@ -24,8 +24,8 @@ use ngen3_engine::{Error, Quant};
 
 pub use distill::Losses;
 pub use gradients::Gradients;
-pub use tiling::Sizes;
 pub use soft_targets::{Distill, Teacher};
+pub use tiling::Sizes;
 
 /// Elements in a cell of operands.
 const F32: usize = 1;

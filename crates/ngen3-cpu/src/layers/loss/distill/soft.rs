@@ -1,6 +1,7 @@
 //! Target of the loss of a block of tokens, for both passes over its logits.
 
-use ngen3_engine::{Distill, Divergence, Teacher};
+use super::super::soft_targets::{Distill, Teacher};
+use ngen3_engine::Divergence;
 
 use super::scratch::DistillTiling;
 

@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::soft_targets::{Distill, Teacher};
 use super::scratch::factor;
 use crate::gemm::tiles::pack::rounded;
 use crate::layers::embedding;
-use super::super::soft_targets::{Distill, Teacher};
 use ngen3_simd::sum_zip;
 
 /// Probability below which the lump is taken for nothing: below what f32 tells from 1.
