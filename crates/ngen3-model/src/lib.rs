@@ -1,7 +1,9 @@
 //! What a model is: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
 //!
-//! Read `config.rs` first, then `params.rs`, then `checkpoint.rs`. `lora.rs` is what an adapter beside a model is;
-//! `words.rs` is how messages count, `hash.rs` how a SHA-256 is written.
+//! Read `config.rs` first, then `params/list.rs`, then `meta.rs` and `load.rs`, which opens every kind of file: those of
+//! `checkpoint/` and the folders of `hf/`. Below these are `files/` (written whole or not at all), `tensors/` (the formats
+//! that hold them) and `state_dict.rs` (from a file's tensors to the flat array). `words.rs` is how messages count,
+//! `hash.rs` how a SHA-256 is written.
 
 pub mod checkpoint;
 mod config;
@@ -9,12 +11,14 @@ mod error;
 pub mod files;
 pub mod hash;
 pub mod hf;
-mod lora;
+mod load;
+mod meta;
 mod params;
+mod state_dict;
+pub mod tensors;
 pub mod words;
 
-pub use checkpoint::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, VARIANTS, Variant};
 pub use error::Error;
-pub use lora::{AdapterRanges, Lora, LoraList, Target, Targets};
-pub use params::{BlockRanges, Init, Param, ParamList};
+pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
+pub use params::{AdapterRanges, BlockRanges, Init, Lora, LoraList, Param, ParamList, Target, Targets};

@@ -12,8 +12,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{CheckpointMeta, TokenizerRef};
-use crate::{Activation, Config};
+use crate::{Activation, CheckpointMeta, Config, TokenizerRef};
 
 /// The entries, in nanoGPT's order.
 pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];

@@ -12,23 +12,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 
 use serde_json::{Map, Value};
 use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use zip::{CompressionMethod, ZipWriter};
 
-use super::pickle::{Id, Node, Pickle, Writer};
-use super::state::{self, Dtype, Storages, Tensor};
-use super::{Checkpoint, CheckpointMeta, header};
-use crate::{Config, ParamList};
+use super::header;
+use crate::tensors::pickle::{Id, Node, Pickle, Writer};
+use crate::tensors::torch::{Archive, MAX_PICKLE, scalar, state_dict};
+use crate::tensors::write_f32;
+use crate::{Checkpoint, CheckpointMeta, Config, ParamList, state_dict};
 
 /// The alignment of storages in the file, which is also `torch.save`'s.
 const ALIGNMENT: u16 = 64;
-/// The largest pickle that is read: checkpoints need some kilobytes, and a tokenizer some megabytes.
-const MAX_PICKLE: u64 = 64 << 20;
-/// `torch.compile` puts this before every name.
-const COMPILED: &str = "_orig_mod.";
 
 /// Writes a checkpoint, straight from the flat array.
 pub(super) fn write(
@@ -72,7 +69,7 @@ fn write_parts<W: Write + Seek>(
     small(zip, "byteorder", b"little")?;
     for (key, param) in list.iter().enumerate() {
         zip.start_file(format!("archive/data/{key}"), options(4 * param.len() as u64))?;
-        state::write_f32(zip, &params[param.range()])?;
+        write_f32(zip, &params[param.range()])?;
     }
     small(zip, "version", b"3\n")
 }
@@ -109,29 +106,8 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
-    let params = state::read_params(&header.config, header.bias, tensors, &mut archive, len)?;
+    let params = state_dict::read_params(&header.config, header.bias, tensors, &mut archive, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
-}
-
-/// Opens a file that holds a state dict and nothing else, such as Hugging Face's `pytorch_model.bin`.
-pub(crate) fn open_state_dict(file: File) -> Result<(Archive, HashMap<String, Tensor>), String> {
-    let mut archive = Archive::open(file)?;
-    let pickle = archive.read_pickle()?;
-    let entries = pickle.entries(pickle.root()).ok_or("its pickle is not a state dict")?;
-    let tensors = state_dict(&pickle, entries)?;
-    Ok((archive, tensors))
-}
-
-/// The tensors of a state dict by their names.
-fn state_dict(pickle: &Pickle, entries: HashMap<&str, Id>) -> Result<HashMap<String, Tensor>, String> {
-    let tensor = |(name, id): (&str, Id)| {
-        let name = name.strip_prefix(COMPILED).unwrap_or(name);
-        match pickle.node(id) {
-            Node::Tensor(tensor) => Ok((name.to_string(), tensor.clone())),
-            _ => Err(format!("its model entry {name} is not a tensor")),
-        }
-    };
-    entries.into_iter().map(tensor).collect()
 }
 
 /// The entries that `header.rs` reads, as JSON. nanoGPT's `best_val_loss` is a tensor of one element.
@@ -150,89 +126,4 @@ fn plain_entries(
         plain.extend(value.map(|value| (name.to_string(), value)));
     }
     Ok(plain)
-}
-
-/// The value of a tensor of one float.
-fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f32>, String> {
-    if matches!(tensor.dtype, Dtype::Other(..)) || tensor.shape.iter().any(|&dim| dim != 1) {
-        return Ok(None);
-    }
-    let mut found = None;
-    state::stream(archive, tensor, |at, values| {
-        found = tensor.offset.checked_sub(at).and_then(|here| values.get(here).copied()).or(found);
-        Ok(())
-    })?;
-    Ok(found)
-}
-
-/// A zip file whose entries are uncompressed, lie apart, and stand in one folder.
-pub(crate) struct Archive {
-    zip: ZipArchive<BufReader<File>>,
-    /// The folder, with its slash: torch.save names it after the file.
-    root: String,
-}
-
-impl Archive {
-    fn open(file: File) -> Result<Self, String> {
-        let damaged = |error| format!("it is damaged or cut short ({error})");
-        let mut zip = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-        // No two entries share bytes, so that all of them together are no larger than the file.
-        zip.validate_header_consistency().map_err(damaged)?;
-        let roots: Vec<String> = zip
-            .file_names()
-            .filter_map(Result::ok)
-            .filter_map(|name| name.strip_suffix("data.pkl").map(String::from))
-            .filter(|root| root.ends_with('/') && root.matches('/').count() == 1)
-            .collect();
-        let [root] = roots.as_slice() else {
-            return Err(format!("it is a zip file, but not PyTorch's: it has {} data.pkl, not one", roots.len()));
-        };
-        let mut archive = Self { root: root.clone(), zip };
-        archive.check_byteorder()?;
-        Ok(archive)
-    }
-
-    fn check_byteorder(&mut self) -> Result<(), String> {
-        let name = format!("{}byteorder", self.root);
-        if self.zip.index_for_name(&name).is_none() {
-            return Ok(());
-        }
-        let mut order = String::new();
-        let (_, reader) = self.entry("byteorder")?;
-        reader.take(16).read_to_string(&mut order).map_err(|error| format!("its byteorder is damaged: {error}"))?;
-        if order != "little" {
-            return Err(format!("its byteorder is {order:?}; only little-endian files are read"));
-        }
-        Ok(())
-    }
-
-    /// The size and the bytes of an entry; its checksum is compared when the end is read.
-    fn entry(&mut self, name: &str) -> Result<(u64, impl Read + '_), String> {
-        let entry = self.zip.by_name(&format!("{}{name}", self.root));
-        let entry = entry.map_err(|error| format!("its {name} cannot be read: {error}"))?;
-        if entry.compression() != CompressionMethod::Stored || entry.size() != entry.compressed_size() {
-            return Err(format!("its {name} is compressed; torch.save writes uncompressed files"));
-        }
-        Ok((entry.size(), entry))
-    }
-
-    fn read_pickle(&mut self) -> Result<Pickle, String> {
-        let (size, mut entry) = self.entry("data.pkl")?;
-        if size > MAX_PICKLE {
-            return Err(format!("its data.pkl has {size} bytes; at most {MAX_PICKLE} are read"));
-        }
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(|error| format!("its data.pkl is damaged: {error}"))?;
-        Pickle::parse(&bytes)
-    }
-}
-
-impl Storages for Archive {
-    fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
-        let (size, entry) = self.entry(&format!("data/{storage}"))?;
-        if size != bytes {
-            return Err(format!("its storage {storage} has {size} bytes, not {bytes}"));
-        }
-        Ok(Box::new(entry))
-    }
 }

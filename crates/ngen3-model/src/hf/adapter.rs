@@ -12,10 +12,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
-use super::tokenizer::pretty;
-use crate::checkpoint::safetensors::write_header;
-use crate::checkpoint::state::write_f32;
-use crate::files::write_atomic;
+use crate::files::{pretty_json, write_atomic};
+use crate::tensors::safetensors::write_header;
+use crate::tensors::write_f32;
 use crate::{Config, Error, Lora, LoraList, Target};
 
 /// What stands in the folder.
@@ -36,7 +35,7 @@ pub fn write_adapter(folder: &Path, config: &Config, lora: &Lora, values: &[f32]
     let list = LoraList::new(config, lora)?;
     assert_eq!(values.len(), list.total(), "adapters of another shape");
     fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
-    let settings = pretty(&settings(lora, base));
+    let settings = pretty_json(&settings(lora, base));
     write_atomic(&folder.join(ADAPTER_FILES[0]), |file| file.write_all(settings.as_bytes()))?;
     write_atomic(&folder.join(ADAPTER_FILES[1]), |file| write_tensors(file, &list, values))
 }

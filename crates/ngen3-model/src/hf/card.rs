@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::evaluations;
-use super::export::{CurvePoint, Export, ExportFormat, gguf_name};
+use super::spec::{CurvePoint, Export, ExportFormat};
 use crate::words::count;
 use crate::{Activation, Config, ParamList};
 
@@ -108,7 +108,7 @@ fn usage(export: &Export) -> String {
         }
         ExportFormat::Gguf => {
             let how = if chats { "-cnv" } else { "-p \"Once upon a time\" -n 50 -no-cnv" };
-            format!("## Use\n\n```sh\nllama-cli -m {} {how}\n```\n", gguf_name(export))
+            format!("## Use\n\n```sh\nllama-cli -m {} {how}\n```\n", export.gguf_name())
         }
     }
 }

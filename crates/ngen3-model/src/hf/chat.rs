@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::read::{read_object, read_text};
 use super::tokenizer::ENDOFTEXT;
+use crate::files::{read_object, read_text};
 use crate::{ChatFormat, Error};
 
 /// Largest file taken, in bytes.

@@ -2,75 +2,15 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::str::FromStr;
 
 use serde_json::{Value, json};
 
-use super::folder::NewFolder;
-use super::tokenizer::{self, ByteLevel, pretty};
-use super::{ExportDtype, card, config, gguf, weights};
-use crate::files::write_atomic;
+use super::encode::ExportDtype;
+use super::spec::{Export, ExportFormat, Exported};
+use super::tokenizer::{self, ByteLevel};
+use super::{card, config, gguf, weights};
+use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
 use crate::{Activation, Checkpoint, Error, ParamList};
-
-/// What a folder is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExportFormat {
-    /// Hugging Face's `transformers`, and all that reads its folders.
-    Hf,
-    /// llama.cpp.
-    Gguf,
-}
-
-impl FromStr for ExportFormat {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "hf" => Ok(Self::Hf),
-            "gguf" => Ok(Self::Gguf),
-            _ => Err(Error::Config(format!("there is no format {name:?}; there are hf and gguf"))),
-        }
-    }
-}
-
-/// What was measured at one step of a model's training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CurvePoint {
-    /// Updates done.
-    pub step: u64,
-    /// Loss of the update's batch, in nats per token.
-    pub train_loss: Option<f32>,
-    /// Loss on the validation tokens, in nats per token.
-    pub val_loss: Option<f32>,
-}
-
-/// A model on its way out.
-#[derive(Clone, Debug)]
-pub struct Export<'a> {
-    /// What it is called.
-    pub name: &'a str,
-    /// The model.
-    pub checkpoint: &'a Checkpoint,
-    /// The tokenizer.json of its tokenizer, if it is known.
-    pub tokenizer: Option<&'a str>,
-    /// The token that ends a document: its text and its id.
-    pub eot: Option<(&'a str, u32)>,
-    /// How its training went, in order; empty if that is not known.
-    pub curve: &'a [CurvePoint],
-    /// A drawing of it, in SVG.
-    pub loss_svg: Option<&'a str>,
-    /// What the folder is for.
-    pub format: ExportFormat,
-    /// How the weights are stored.
-    pub dtype: ExportDtype,
-}
-
-/// What was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exported {
-    /// Names of the files and their sizes in bytes, by name.
-    pub files: Vec<(String, u64)>,
-}
 
 /// Writes a model into the folder `path`, which appears whole or not at all. A folder that holds an export already is
 /// replaced if `overwrite`.
@@ -81,7 +21,7 @@ pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported,
     check_dtype(export.format, export.dtype)?;
     let json: Option<Value> = export
         .tokenizer
-        .map(tokenizer::parse)
+        .map(parse_json)
         .transpose()
         .map_err(|reason| Error::Config(format!("the tokenizer cannot be exported: {reason}")))?;
     let byte_level = match export.format {
@@ -130,7 +70,7 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
                 chat_template: meta.chat.as_ref().map(|chat| chat.template.as_str()),
                 chat_end: chat_end(export, json),
             };
-            write_atomic(&folder.join(gguf_name(export)), |file| gguf::write(file, &model, export.dtype))?;
+            write_atomic(&folder.join(export.gguf_name()), |file| gguf::write(file, &model, export.dtype))?;
         }
     }
     put(folder, "README.md", &card::write(export, &list))?;
@@ -154,11 +94,6 @@ fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLe
     })
 }
 
-/// The name of an export's GGUF file.
-pub(super) fn gguf_name(export: &Export) -> String {
-    format!("{}-{}.gguf", export.name, export.dtype.name())
-}
-
 /// The token that ends what the assistant says, if it is another than the one that ends a document.
 fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
     let token = export.checkpoint.meta.chat.as_ref()?.eos_token.as_ref()?;
@@ -174,14 +109,14 @@ fn write_hf(export: &Export, json: Option<&Value>, list: &ParamList, folder: &Pa
     };
     let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     let eot = export.eot.map(|(_, id)| id);
-    put(folder, "config.json", &pretty(&config::write(config, eot, dropout, dtype)))?;
+    put(folder, "config.json", &pretty_json(&config::write(config, eot, dropout, dtype)))?;
     // Whichever comes ends the text: an answer ends with the one, a document with the other.
     let ends = match (chat_end(export, json), eot) {
         (Some(end), Some(eot)) => json!([end, eot]),
         (end, eot) => json!(end.or(eot)),
     };
     let generation = json!({ "bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot });
-    put(folder, "generation_config.json", &pretty(&generation))?;
+    put(folder, "generation_config.json", &pretty_json(&generation))?;
     if let (Some(text), Some(json)) = (export.tokenizer, json) {
         let eot = export.eot.map(|(text, _)| text);
         let files = tokenizer::files(text, json, eot, meta.chat.as_ref(), config.block_size);

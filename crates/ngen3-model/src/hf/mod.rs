@@ -14,16 +14,17 @@ mod config;
 mod encode;
 mod evaluations;
 mod export;
-mod folder;
 mod gguf;
 mod read;
+mod spec;
 mod tokenizer;
 mod weights;
 
 pub use adapter::{ADAPTER_FILES, write_adapter};
 pub use encode::ExportDtype;
-pub use export::{CurvePoint, Export, ExportFormat, Exported, check_export, export};
+pub use export::{check_export, export};
 pub(crate) use read::read;
+pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
 use crate::Param;
 

@@ -1,20 +1,18 @@
 //! From a Hugging Face folder to a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::config::{self, Parsed};
 use super::{chat, is_conv1d, tokenizer, weights};
-use crate::checkpoint::safetensors::Reader;
-use crate::checkpoint::state::{self, Order, Storages, Tensor};
-use crate::checkpoint::{self, Format, refused, torch};
+use crate::files::{read_text, refused};
+use crate::tensors::safetensors::Reader;
+use crate::tensors::{Format, Order, Storages, Tensor, open, torch};
 use crate::words::count;
-use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList};
+use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList, state_dict};
 
 /// The files that weights can be in, in the order in which `transformers` looks for them.
 const WEIGHTS: [(&str, Kind); 4] = [
@@ -72,33 +70,8 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
         return Err(refused(&path)(reason.into()));
     }
     let len = shards.len;
-    let params = state::read_params(&config, true, tensors, &mut shards, len).map_err(refused(&path))?;
+    let params = state_dict::read_params(&config, true, tensors, &mut shards, len).map_err(refused(&path))?;
     Ok(Checkpoint { config, params, meta })
-}
-
-/// A file's text; `None` if there is no such file.
-pub(super) fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
-    let say = |error: io::Error| refused(path)(error.to_string());
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(say(error)),
-    };
-    if !metadata.is_file() {
-        return Err(refused(path)("it is not a file".into()));
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes)).map_err(say)?;
-    if bytes.len() as u64 > max {
-        return Err(refused(path)(format!("it is larger than {max} bytes")));
-    }
-    String::from_utf8(bytes).map(Some).map_err(|error| refused(path)(format!("it is not UTF-8: {error}")))
-}
-
-/// The JSON object in a file; an empty one if there is no such file.
-pub(super) fn read_object(path: &Path, max: u64) -> Result<Map<String, Value>, Error> {
-    let text = read_text(path, max)?;
-    text.map_or_else(|| Ok(Map::new()), |text| tokenizer::parse(&text).map_err(refused(path)))
 }
 
 /// `model.safetensors.index.json`: which file has which tensor.
@@ -158,7 +131,7 @@ impl Shards {
     }
 
     fn add(&mut self, name: String, path: &Path) -> Result<(), String> {
-        let (file, len, format) = checkpoint::open(path)?;
+        let (file, len, format) = open(path)?;
         let (storages, tensors): (Box<dyn Storages>, _) = match format {
             Format::Safetensors => {
                 let reader = Reader::open(file, len)?;
@@ -201,7 +174,7 @@ fn rename(config: &Config, tensors: HashMap<String, Tensor>) -> Result<HashMap<S
             return Err(format!("its tensor {full} is there twice, {:?} and {:?}", twice.shape, renamed[&full].shape));
         }
     }
-    // As in `state::read_params`: the number of layers is the file's word.
+    // As in `state_dict::read_params`: the number of layers is the file's word.
     if config.n_layer > renamed.len() {
         return Err(format!(
             "it has {}, too few for {}",

@@ -8,10 +8,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::read::{read_object, read_text};
-use crate::checkpoint::{TokenizerRef, refused};
+use crate::files::{parse_json, pretty_json, read_object, read_text, refused};
 use crate::hash::sha256;
-use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE};
+use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE, TokenizerRef};
 
 /// Largest file taken, in bytes.
 const MAX_BYTES: u64 = TokenizerRef::MAX_BYTES as u64;
@@ -30,7 +29,7 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
     let path = folder.join("tokenizer.json");
     let (text, json) = match read_text(&path, MAX_BYTES)? {
         Some(text) => {
-            let json = parse(&text).map_err(refused(&path))?;
+            let json = parse_json(&text).map_err(refused(&path))?;
             (text, json)
         }
         None => match read_older(folder)? {
@@ -39,10 +38,6 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
         },
     };
     Ok(if is_gpt2(&json) { TokenizerRef::Gpt2 } else { TokenizerRef::Json(text) })
-}
-
-pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| format!("it is not what it should be: {error}"))
 }
 
 /// The tokenizer.json that `vocab.json`, `merges.txt` and the files beside them stand for.
@@ -233,17 +228,12 @@ pub(super) fn files(
     }
     let mut files = vec![
         ("tokenizer.json", text.to_string()),
-        ("tokenizer_config.json", pretty(&settings.into())),
-        ("special_tokens_map.json", pretty(&special.into())),
+        ("tokenizer_config.json", pretty_json(&settings.into())),
+        ("special_tokens_map.json", pretty_json(&special.into())),
     ];
     if let (Some(merges), Some(vocab)) = (merges(json), json["model"]["vocab"].as_object()) {
         files.push(("vocab.json", serde_json::to_string(vocab).expect("JSON serialises")));
         files.push(("merges.txt", merges_txt(&merges)));
     }
     files
-}
-
-/// JSON for people to read, with a line break at its end.
-pub(super) fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
 }

@@ -9,9 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::encode::{Encoder, ExportDtype};
 use super::is_conv1d;
-use super::tokenizer::pretty;
-use crate::checkpoint::safetensors::write_header;
-use crate::files::write_atomic;
+use crate::files::{pretty_json, write_atomic};
+use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
 
 /// The entry of a file's metadata that says what the model's checkpoint says of its training.
@@ -75,7 +74,7 @@ pub(super) fn write(
     let files = shards.iter().enumerate().flat_map(|(index, shard)| shard.iter().map(move |param| (param, index)));
     let weight_map: Map<_, _> = files.map(|(param, index)| (param.name.clone(), name(index).into())).collect();
     let metadata = json!({ "total_parameters": list.total(), "total_size": dtype.bytes(list.total()) });
-    let index = pretty(&json!({ "metadata": metadata, "weight_map": weight_map }));
+    let index = pretty_json(&json!({ "metadata": metadata, "weight_map": weight_map }));
     write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
 }
 

@@ -5,130 +5,13 @@
 //! live back to back in one flat `[total]` array, and this list knows their names, shapes and places. Names and shapes
 //! are those of Hugging Face's `peft`, less its prefix `base_model.model.`.
 
-use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Error, Init, Param, params};
-
-/// One of the four linear layers of a transformer block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Target {
-    /// `attn.c_attn`: query, key and value.
-    CAttn,
-    /// `attn.c_proj`: attention's output projection.
-    AttnCProj,
-    /// `mlp.c_fc`: the MLP's way up.
-    CFc,
-    /// `mlp.c_proj`: the MLP's way down.
-    MlpCProj,
-}
-
-impl Target {
-    /// All of them, in a block's order.
-    pub const ALL: [Self; 4] = [Self::CAttn, Self::AttnCProj, Self::CFc, Self::MlpCProj];
-
-    /// Its name within a block, which is also what `peft` takes among its `target_modules`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CAttn => "attn.c_attn",
-            Self::AttnCProj => "attn.c_proj",
-            Self::CFc => "mlp.c_fc",
-            Self::MlpCProj => "mlp.c_proj",
-        }
-    }
-
-    /// The layers that one of `peft`'s target modules means in GPT-2: those whose name it ends.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when there are none.
-    pub fn named(name: &str) -> Result<Vec<Self>, Error> {
-        let ends =
-            |target: &Self| target.name().strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        let found: Vec<Self> = Self::ALL.into_iter().filter(|target| !name.is_empty() && ends(target)).collect();
-        if found.is_empty() {
-            return Err(Error::Config(format!(
-                "{name:?} is no layer that takes an adapter: there are c_attn, c_fc and c_proj, the last as attn.c_proj or \
-                 mlp.c_proj where only one of both is meant"
-            )));
-        }
-        Ok(found)
-    }
-
-    /// `[outputs, inputs]` of its weight in a model of this shape.
-    pub fn shape(self, config: &Config) -> [usize; 2] {
-        let c = config.n_embd;
-        match self {
-            Self::CAttn => [3 * c, c],
-            Self::AttnCProj => [c, c],
-            Self::CFc => [4 * c, c],
-            Self::MlpCProj => [c, 4 * c],
-        }
-    }
-}
-
-impl TryFrom<String> for Target {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self, Error> {
-        match Self::named(&name)?[..] {
-            [target] => Ok(target),
-            _ => Err(Error::Config(format!("{name} is more than one layer"))),
-        }
-    }
-}
-
-impl From<Target> for String {
-    fn from(target: Target) -> Self {
-        target.name().into()
-    }
-}
-
-/// The layers of every block that get an adapter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Targets(Vec<Target>);
-
-impl Default for Targets {
-    /// All four.
-    fn default() -> Self {
-        Self(Target::ALL.to_vec())
-    }
-}
-
-impl Targets {
-    /// These, in a block's order, each once.
-    pub fn new(targets: impl IntoIterator<Item = Target>) -> Self {
-        let mut targets: Vec<Target> = targets.into_iter().collect();
-        targets.sort_unstable();
-        targets.dedup();
-        Self(targets)
-    }
-
-    /// In a block's order.
-    pub fn iter(&self) -> impl Iterator<Item = Target> + '_ {
-        self.0.iter().copied()
-    }
-}
-
-impl FromStr for Targets {
-    type Err = Error;
-
-    /// Names as [`Target::named`] takes them, with commas between them.
-    fn from_str(names: &str) -> Result<Self, Error> {
-        let found = names.split(',').map(|name| Target::named(name.trim())).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::new(found.into_iter().flatten()))
-    }
-}
-
-impl fmt::Display for Targets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.iter().map(Target::name).collect::<Vec<_>>().join(","))
-    }
-}
+use super::list::{self, Init, Param};
+use super::target::{Target, Targets};
+use crate::{Config, Error};
 
 /// The shape of an adapter. Field names are `peft`'s, less its prefixes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,7 +47,7 @@ impl Lora {
         if !(*alpha > 0.0 && alpha.is_finite()) {
             return Err(Error::Config(format!("the alpha of an adapter is {alpha}; it must be a number above 0")));
         }
-        if targets.0.is_empty() {
+        if targets.is_empty() {
             return Err(Error::Config(
                 "an adapter that is nowhere: name at least one of c_attn, c_proj and c_fc".into(),
             ));
@@ -243,7 +126,7 @@ impl LoraList {
     /// A fresh adapter, `[total]`, which changes nothing: every B is zero. The same seed gives the same numbers on every
     /// machine.
     pub fn init(&self, seed: u64) -> Vec<f32> {
-        params::init(&self.params, self.total, seed)
+        list::init(&self.params, self.total, seed)
     }
 }
 
@@ -262,26 +145,6 @@ mod tests {
 
     fn lora(targets: &str) -> Lora {
         Lora { rank: 4, alpha: 8.0, targets: targets.parse().unwrap() }
-    }
-
-    #[test]
-    fn targets_are_named_as_peft_names_them() {
-        for (names, expected) in [
-            ("c_attn", &[Target::CAttn][..]),
-            ("c_proj, c_attn", &[Target::CAttn, Target::AttnCProj, Target::MlpCProj]),
-            ("mlp.c_proj,c_fc,mlp.c_fc", &[Target::CFc, Target::MlpCProj]),
-            ("c_attn,c_fc,c_proj", &Target::ALL),
-        ] {
-            let targets: Targets = names.parse().unwrap();
-            assert_eq!(targets.0, expected, "{names}");
-            assert_eq!(targets.to_string().parse::<Targets>().unwrap(), targets);
-            let json = serde_json::to_string(&targets).unwrap();
-            assert_eq!(serde_json::from_str::<Targets>(&json).unwrap(), targets, "{json}");
-        }
-        for name in ["", "proj", "q_proj", ".c_attn", "h.0.attn.c_attn", "c_attn,"] {
-            let error = name.parse::<Targets>().unwrap_err().to_string();
-            assert!(error.contains("no layer that takes an adapter"), "{name}: {error}");
-        }
     }
 
     #[test]

@@ -3,5 +3,5 @@
 mod read;
 mod write;
 
-pub(super) use read::{Id, Node, Pickle};
-pub(super) use write::Writer;
+pub(crate) use read::{Id, Node, Pickle};
+pub(crate) use write::Writer;

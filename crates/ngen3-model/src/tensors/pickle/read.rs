@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use serde_json::{Map, Number, Value};
 
-use crate::checkpoint::state::{Dtype, Order, Tensor};
+use crate::tensors::tensor::{Dtype, Order, Tensor};
 
 /// Bytes of JSON that one value of a pickle may become: values that share parts would otherwise grow without bound.
 const JSON_BUDGET: usize = 64 << 20;

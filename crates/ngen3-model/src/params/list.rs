@@ -10,7 +10,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-use crate::{Config, Target};
+use super::target::Target;
+use crate::Config;
 
 /// How a parameter is filled before training.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! A folder that appears whole or not at all.
 //!
 //! Its files are written in a temporary folder beside it, which is renamed when all of them are on the disk. What a killed
-//! program leaves is removed by the next one, as `files.rs` says.
+//! program leaves is removed by the next one, as `atomic.rs` says.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use super::atomic::{TEMPORARY, folder_of, make_beside, remove_unlocked, sync_folder};
 use crate::Error;
-use crate::files::{TEMPORARY, folder_of, make_beside, remove_unlocked, sync_folder};
 
 /// How the name of a folder that is being replaced ends.
 const REPLACED: &str = ".old";
 
 /// A folder being made. Dropped before [`NewFolder::commit`], it leaves nothing behind and the old folder as it was.
-pub(super) struct NewFolder {
+pub(crate) struct NewFolder {
     path: PathBuf,
     temp: TempDir,
     /// The temporary folder's lock.

@@ -1,0 +1,9 @@
+//! Files: written whole or not at all (`atomic.rs`, and `folder.rs` for a folder of them), read up to a limit (`text.rs`).
+
+mod atomic;
+mod folder;
+mod text;
+
+pub use atomic::{AtomicFile, check, folder_of, write_atomic};
+pub(crate) use folder::NewFolder;
+pub(crate) use text::{parse_json, pretty_json, read_object, read_text, refused};

@@ -1,0 +1,119 @@
+//! Tensors as files name them: views into storages, runs of elements that are read from front to back.
+
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+
+use half::{bf16, f16};
+
+/// Elements converted at a time.
+const CHUNK: usize = 1 << 17;
+
+/// How the elements of a storage are encoded, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    /// Found beside parameters (step counts, masks) but never in them: its name and size in bytes.
+    Other(&'static str, usize),
+}
+
+impl Dtype {
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Other(_, size) => size,
+        }
+    }
+}
+
+/// A tensor inside a storage.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tensor {
+    pub storage: Rc<str>,
+    pub dtype: Dtype,
+    /// Elements of the storage.
+    pub storage_len: usize,
+    /// The element of the storage where the tensor starts.
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    pub order: Order,
+}
+
+/// How the elements of a tensor stand in its storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// One after the other, row by row.
+    Rows,
+    /// One after the other, column by column: a matrix that the file holds transposed.
+    Columns,
+    /// Some other way, which is not read.
+    Strided,
+}
+
+impl Tensor {
+    /// Number of elements; `None` if it overflows.
+    pub fn elements(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim))
+    }
+}
+
+/// Where storages are read.
+pub(crate) trait Storages {
+    /// The bytes of a storage, from its first; checked against the file's checksum, if it has one, at their end.
+    ///
+    /// # Errors
+    /// That there is no such storage, or that it is not `bytes` long.
+    fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String>;
+}
+
+/// Reads a tensor's whole storage and hands it on in chunks of f32: `sink(index of the first element, elements)`.
+pub(crate) fn stream(
+    storages: &mut dyn Storages,
+    tensor: &Tensor,
+    mut sink: impl FnMut(usize, &[f32]) -> Result<(), String>,
+) -> Result<(), String> {
+    let Tensor { storage, dtype, storage_len, .. } = tensor;
+    let size = dtype.size();
+    let total = (*storage_len as u64).checked_mul(size as u64);
+    let total = total.ok_or_else(|| format!("its storage {storage} claims {storage_len} elements"))?;
+    let mut reader = storages.open(storage, total)?;
+    let say = |error: io::Error| format!("its storage {storage} is damaged: {error}");
+    let mut bytes = vec![0; CHUNK * size];
+    let mut values = Vec::with_capacity(CHUNK);
+    let mut at = 0;
+    while at < *storage_len {
+        let count = CHUNK.min(storage_len - at);
+        let bytes = &mut bytes[..count * size];
+        reader.read_exact(bytes).map_err(say)?;
+        values.clear();
+        match dtype {
+            Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+            Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+            Dtype::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+            Dtype::Other(name, _) => return Err(format!("its storage {storage} is of type {name}")),
+        }
+        sink(at, &values)?;
+        at += count;
+    }
+    // The checksum is compared when the end is seen.
+    match reader.read(&mut [0]).map_err(say)? {
+        0 => Ok(()),
+        _ => Err(format!("its storage {storage} is longer than {total} bytes")),
+    }
+}
+
+/// Writes elements as little-endian f32.
+///
+/// # Errors
+/// The writer's.
+pub fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(4 * CHUNK);
+    for chunk in values.chunks(CHUNK) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
