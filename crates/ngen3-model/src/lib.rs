@@ -21,4 +21,6 @@ pub mod words;
 pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, VARIANTS, Variant};
 pub use error::Error;
 pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
-pub use params::{AdapterRanges, BlockRanges, Init, Lora, LoraList, Param, ParamList, Target, Targets};
+pub use params::{
+    AdapterRanges, BlockRanges, Init, Lora, LoraList, LoraMatrix, Param, ParamList, Role, Target, Targets,
+};

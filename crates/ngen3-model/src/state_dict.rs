@@ -7,19 +7,23 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 
+use crate::params::names::{LM_HEAD, NameTable};
 use crate::tensors::{Dtype, Order, Storages, Tensor, stream};
 use crate::words::count;
-use crate::{Config, Param, ParamList};
+use crate::{Config, Param, ParamList, Role};
 
 /// Columns of a transposed matrix filled at a time: as many cache lines are then written side by side.
 const STRIPE: usize = 16;
 
-/// Reads the parameters of a model of the shape `config` from the tensors of a state dict.
+/// Reads the parameters of a model of the shape `config` from the tensors of a state dict, which have the names of
+/// `names`. Without `bias`, biases that are missing are zero. `file_len`, in bytes, bounds what is believed of the tensors.
 ///
-/// Without `bias`, biases that are missing are zero. `file_len` bounds what is believed of the tensors.
+/// # Errors
+/// The reason alone: a tensor that is missing, unknown, of another shape or type, or damaged.
 pub(crate) fn read_params(
     config: &Config,
     bias: bool,
+    names: &NameTable,
     mut tensors: HashMap<String, Tensor>,
     storages: &mut dyn Storages,
     file_len: u64,
@@ -30,17 +34,22 @@ pub(crate) fn read_params(
         return Err(format!("it says that it has {layers}, but holds {tensors}"));
     }
     let list = ParamList::new(config);
-    let head = tensors.remove("lm_head.weight");
+    let head = tensors.remove(LM_HEAD);
     let mut wanted: BTreeMap<Rc<str>, Vec<(&Param, Tensor)>> = BTreeMap::new();
     let mut bytes = 0u64;
     for param in &list {
-        let Some(tensor) = tensors.remove(&param.name) else {
-            if !bias && param.name.ends_with(".bias") {
+        let name = names.name(param.role, param.layer);
+        let Some(mut tensor) = tensors.remove(&name) else {
+            if !bias && param.role.is_bias() {
                 continue;
             }
-            return Err(format!("it has no tensor {}", param.name));
+            return Err(format!("it has no tensor {name}"));
         };
-        check(&param.name, &param.shape, &tensor)?;
+        if names.is_transposed(param.role) && tensor.order == Order::Rows {
+            tensor.shape.reverse();
+            tensor.order = Order::Columns;
+        }
+        check(&name, &param.shape, &tensor)?;
         bytes = bytes.saturating_add((param.len() * tensor.dtype.size()) as u64);
         wanted.entry(tensor.storage.clone()).or_default().push((param, tensor));
     }
@@ -72,14 +81,14 @@ pub(crate) fn read_params(
             }
             Ok(())
         })?;
-        wte = wte.or_else(|| group.iter().find(|(param, _)| param.range() == list.wte).map(|(_, tensor)| tensor));
+        wte = wte.or_else(|| group.iter().find(|(param, _)| param.role == Role::Wte).map(|(_, tensor)| tensor));
     }
 
     // The head shares the token embedding: a second view of it in most files, a second copy in some.
     if let (Some(head), Some(wte)) = (head, wte)
         && head != *wte
     {
-        check("lm_head.weight", &wte.shape, &head)?;
+        check(LM_HEAD, &wte.shape, &head)?;
         let shared = &params[list.wte.clone()];
         stream(storages, &head, |at, values| {
             let Some(here) = overlap(at, values.len(), head.offset, shared.len()) else { return Ok(()) };
@@ -90,8 +99,8 @@ pub(crate) fn read_params(
             if same {
                 return Ok(());
             }
-            Err("its lm_head.weight differs from transformer.wte.weight; only models that share the two are read"
-                .into())
+            let wte = names.name(Role::Wte, None);
+            Err(format!("its {LM_HEAD} differs from {wte}; only models that share the two are read"))
         })?;
     }
     Ok(params)

@@ -142,14 +142,14 @@ fn storages_are_uncompressed_and_aligned() {
     for (key, param) in list.iter().enumerate() {
         let entry = zip.by_name(&format!("archive/data/{key}")).unwrap();
         let start = entry.data_start().unwrap() as usize;
-        assert_eq!(start % 64, 0, "{}", param.name);
+        assert_eq!(start % 64, 0, "{}", param.name());
         let found: Vec<_> = bytes[start..start + entry.size() as usize]
             .as_chunks()
             .0
             .iter()
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect();
-        assert_eq!(found, expected.params[param.range()], "{}", param.name);
+        assert_eq!(found, expected.params[param.range()], "{}", param.name());
     }
     assert!(
         zip.by_name(&format!("archive/data/{}", list.iter().count())).is_err(),
@@ -182,10 +182,10 @@ fn half_precision_without_biases_and_with_a_copied_head_is_read() {
     let mut values = (0..).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0);
     for param in &list {
         let found = &found.params[param.range()];
-        if param.name.ends_with(".bias") {
-            assert!(found.iter().all(|&value| value == 0.0), "{}", param.name);
+        if param.name().ends_with(".bias") {
+            assert!(found.iter().all(|&value| value == 0.0), "{}", param.name());
         } else {
-            assert_eq!(found, values.by_ref().take(param.len()).collect::<Vec<_>>(), "{}", param.name);
+            assert_eq!(found, values.by_ref().take(param.len()).collect::<Vec<_>>(), "{}", param.name());
         }
     }
     assert_eq!(found.meta.iter_num, 0);

@@ -11,6 +11,7 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 
 use super::header;
+use crate::params::names::NANOGPT;
 use crate::tensors::safetensors::{Reader, write_header};
 use crate::tensors::write_f32;
 use crate::{Checkpoint, CheckpointMeta, Config, Param, ParamList, state_dict};
@@ -28,7 +29,7 @@ pub(super) fn write(
     let info = |param: &Param| {
         let data_offsets = (4 * param.range().start, 4 * param.range().end);
         let info = TensorInfo { dtype: FileDtype::F32, shape: param.shape.clone(), data_offsets };
-        (param.name.clone(), info)
+        (NANOGPT.name(param.role, param.layer), info)
     };
     write_header(file, metadata, list.iter().map(info))?;
     write_f32(file, params)
@@ -51,6 +52,6 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     }
     let header = header::parse(entries)?;
     let tensors = reader.tensors();
-    let params = state_dict::read_params(&header.config, header.bias, tensors, &mut reader, len)?;
+    let params = state_dict::read_params(&header.config, header.bias, &NANOGPT, tensors, &mut reader, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }

@@ -19,6 +19,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::header;
+use crate::params::names::{LM_HEAD, NANOGPT};
 use crate::tensors::pickle::{Id, Node, Pickle, Writer};
 use crate::tensors::torch::{Archive, MAX_PICKLE, scalar, state_dict};
 use crate::tensors::write_f32;
@@ -80,10 +81,10 @@ fn pickle(config: &Config, list: &ParamList, meta: &CheckpointMeta) -> Vec<u8> {
         writer.string("model");
         writer.ordered_dict(|writer| {
             for (key, param) in list.iter().enumerate() {
-                writer.string(&param.name);
+                writer.string(&NANOGPT.name(param.role, param.layer));
                 writer.tensor(&key.to_string(), &param.shape);
             }
-            writer.string("lm_head.weight");
+            writer.string(LM_HEAD);
             writer.tensor("0", &[config.vocab_size, config.n_embd]);
         });
         for (name, value) in &header::entries(config, meta) {
@@ -106,7 +107,7 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
-    let params = state_dict::read_params(&header.config, header.bias, tensors, &mut archive, len)?;
+    let params = state_dict::read_params(&header.config, header.bias, &NANOGPT, tensors, &mut archive, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 

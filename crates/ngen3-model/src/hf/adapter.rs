@@ -45,7 +45,7 @@ fn write_tensors(file: &mut impl Write, list: &LoraList, values: &[f32]) -> io::
     let tensors = list.iter().map(|param| {
         let data_offsets = (4 * param.range().start, 4 * param.range().end);
         let info = TensorInfo { dtype: Dtype::F32, shape: param.shape.clone(), data_offsets };
-        (format!("{PREFIX}{}", param.name), info)
+        (format!("{PREFIX}{}", param.name()), info)
     });
     write_header(file, metadata, tensors)?;
     write_f32(file, values)

@@ -122,7 +122,7 @@ impl<'a, W: Write> Encoder<'a, W> {
 /// `narrow`, which is `value` in a narrower type, unless it became infinite.
 fn fits<T: Copy>(param: &Param, value: f32, narrow: T, infinite: impl Fn(T) -> bool, name: &str) -> io::Result<T> {
     if value.is_finite() && infinite(narrow) {
-        return Err(io::Error::other(format!("{} holds {value:e}, which is too large for {name}", param.name)));
+        return Err(io::Error::other(format!("{} holds {value:e}, which is too large for {name}", param.name())));
     }
     Ok(narrow)
 }
@@ -131,7 +131,7 @@ fn fits<T: Copy>(param: &Param, value: f32, narrow: T, infinite: impl Fn(T) -> b
 /// numbers.
 fn quantise(param: &Param, block: &[f32; Q8_BLOCK], out: &mut Vec<u8>) -> io::Result<()> {
     if let Some(value) = block.iter().find(|value| !value.is_finite()) {
-        return Err(io::Error::other(format!("{} holds {value}, which q8_0 cannot store", param.name)));
+        return Err(io::Error::other(format!("{} holds {value}, which q8_0 cannot store", param.name())));
     }
     let scale = block.iter().fold(0f32, |max, value| max.max(value.abs())) / 127.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
@@ -143,10 +143,14 @@ fn quantise(param: &Param, block: &[f32; Q8_BLOCK], out: &mut Vec<u8>) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Init;
+    use crate::{Init, Role};
+
+    fn param(shape: Vec<usize>) -> Param {
+        Param { role: Role::Wte, layer: None, adapter: None, shape, offset: 0, init: Init::Zeros }
+    }
 
     fn encoded(dtype: ExportDtype, values: &[f32]) -> io::Result<Vec<u8>> {
-        let param = Param { name: "x".into(), shape: vec![values.len()], offset: 0, init: Init::Zeros };
+        let param = param(vec![values.len()]);
         let mut bytes = Vec::new();
         Encoder::new(&mut bytes, dtype).write(&param, values)?;
         assert_eq!(bytes.len(), dtype.bytes(values.len()));
@@ -157,14 +161,14 @@ mod tests {
     fn a_number_too_large_for_its_type_is_named() {
         assert_eq!(encoded(ExportDtype::F16, &[65_504.0, f32::INFINITY]).unwrap(), [0xff, 0x7b, 0x00, 0x7c]);
         let error = encoded(ExportDtype::F16, &[1.0, -1e5]).unwrap_err().to_string();
-        assert_eq!(error, "x holds -1e5, which is too large for f16");
+        assert_eq!(error, "transformer.wte.weight holds -1e5, which is too large for f16");
         assert_eq!(encoded(ExportDtype::Bf16, &[1e5, 1.0]).unwrap(), [0xc3, 0x47, 0x80, 0x3f]);
         let error = encoded(ExportDtype::Bf16, &[f32::MAX]).unwrap_err().to_string();
         assert!(error.contains("too large for bf16"), "{error}");
         let mut block = [0.5; Q8_BLOCK];
         block[7] = f32::NAN;
         let error = encoded(ExportDtype::Q8_0, &block).unwrap_err().to_string();
-        assert_eq!(error, "x holds NaN, which q8_0 cannot store");
+        assert_eq!(error, "transformer.wte.weight holds NaN, which q8_0 cannot store");
     }
 
     #[test]
@@ -185,7 +189,7 @@ mod tests {
     fn a_transposed_matrix_has_its_columns_as_rows() {
         let (rows, width) = (5, 37);
         let values: Vec<f32> = (0..rows * width).map(|i| i as f32).collect();
-        let param = Param { name: "x".into(), shape: vec![rows, width], offset: 0, init: Init::Zeros };
+        let param = param(vec![rows, width]);
         let mut bytes = Vec::new();
         Encoder::new(&mut bytes, ExportDtype::F32).write_transposed(&param, &values, rows).unwrap();
         let expected = (0..width).flat_map(|column| (0..rows).map(move |row| (row * width + column) as f32));

@@ -8,7 +8,8 @@ use std::io::{self, Write};
 
 use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
 use super::tokenizer::ByteLevel;
-use crate::{Config, Param, ParamList};
+use crate::params::names::GGUF_GPT2;
+use crate::{Config, Param, ParamList, Role};
 
 const VERSION: u32 = 3;
 /// Tensors start at multiples of it.
@@ -41,7 +42,7 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
     let mut start = 0;
     for param in model.list {
         let dtype = dtype_of(param, dtype);
-        head.string(&tensor_name(&param.name));
+        head.string(&GGUF_GPT2.name(param.role, param.layer));
         head.u32(param.shape.len() as u32);
         // The innermost dimension comes first.
         param.shape.iter().rev().for_each(|&dim| head.u64(dim as u64));
@@ -69,36 +70,10 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
 fn dtype_of(param: &Param, asked: ExportDtype) -> ExportDtype {
     match param.shape.as_slice() {
         [_] => ExportDtype::F32,
-        _ if param.name == "transformer.wpe.weight" => ExportDtype::F32,
+        _ if param.role == Role::Wpe => ExportDtype::F32,
         [_, width] if asked == ExportDtype::Q8_0 && !width.is_multiple_of(Q8_BLOCK) => ExportDtype::F16,
         _ => asked,
     }
-}
-
-/// llama.cpp's name of a parameter.
-fn tensor_name(name: &str) -> String {
-    let name = name.strip_prefix("transformer.").unwrap_or(name);
-    let (name, ending) = name.rsplit_once('.').expect("every parameter is a weight or a bias");
-    let name = match name {
-        "wte" => "token_embd".into(),
-        "wpe" => "position_embd".into(),
-        "ln_f" => "output_norm".into(),
-        _ => {
-            let layer = name.strip_prefix("h.").and_then(|name| name.split_once('.'));
-            let (layer, name) = layer.expect("every other parameter is a layer's");
-            let name = match name {
-                "ln_1" => "attn_norm",
-                "attn.c_attn" => "attn_qkv",
-                "attn.c_proj" => "attn_output",
-                "ln_2" => "ffn_norm",
-                "mlp.c_fc" => "ffn_up",
-                "mlp.c_proj" => "ffn_down",
-                _ => unreachable!("a layer has no {name}"),
-            };
-            format!("blk.{layer}.{name}")
-        }
-    };
-    format!("{name}.{ending}")
 }
 
 fn values(model: &Model, dtype: ExportDtype) -> Values {

@@ -25,10 +25,3 @@ pub use encode::ExportDtype;
 pub use export::{check_export, export};
 pub(crate) use read::read;
 pub use spec::{CurvePoint, Export, ExportFormat, Exported};
-
-use crate::Param;
-
-/// Whether Hugging Face's file has this parameter transposed.
-fn is_conv1d(param: &Param) -> bool {
-    param.shape.len() == 2 && param.name.starts_with("transformer.h.")
-}

@@ -7,12 +7,13 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config::{self, Parsed};
-use super::{chat, is_conv1d, tokenizer, weights};
+use super::{chat, tokenizer, weights};
 use crate::files::{read_text, refused};
+use crate::params::names::{HF_GPT2, HF_PREFIX, LM_HEAD};
 use crate::tensors::safetensors::Reader;
-use crate::tensors::{Format, Order, Storages, Tensor, open, torch};
+use crate::tensors::{Format, Storages, Tensor, open, torch};
 use crate::words::count;
-use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList, state_dict};
+use crate::{Checkpoint, CheckpointMeta, Error, state_dict};
 
 /// The files that weights can be in, in the order in which `transformers` looks for them.
 const WEIGHTS: [(&str, Kind); 4] = [
@@ -64,13 +65,18 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     };
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
     let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(refused(&path))? };
-    let tensors = rename(&config, std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
-    if !tied && !tensors.contains_key("lm_head.weight") {
+    let tensors = with_prefix(std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
+    // As in `state_dict::read_params`: the number of layers is the file's word.
+    if config.n_layer > tensors.len() {
+        let (tensors, layers) = (count(tensors.len(), "tensor"), count(config.n_layer, "layer"));
+        return Err(refused(&path)(format!("it has {tensors}, too few for {layers}")));
+    }
+    if !tied && !tensors.contains_key(LM_HEAD) {
         let reason = "it has no lm_head.weight, and its config.json says that the head is not the token embedding";
         return Err(refused(&path)(reason.into()));
     }
     let len = shards.len;
-    let params = state_dict::read_params(&config, true, tensors, &mut shards, len).map_err(refused(&path))?;
+    let params = state_dict::read_params(&config, true, &HF_GPT2, tensors, &mut shards, len).map_err(refused(&path))?;
     Ok(Checkpoint { config, params, meta })
 }
 
@@ -164,30 +170,13 @@ impl Storages for Shards {
     }
 }
 
-/// Gives Hugging Face's tensors our names and our orientation.
-fn rename(config: &Config, tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
+/// Adds the prefix that files of a bare `GPT2Model` leave away.
+fn with_prefix(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
     let mut renamed = HashMap::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let bare = ["wte.", "wpe.", "h.", "ln_f."].iter().any(|start| name.starts_with(start));
-        let full = if bare { format!("transformer.{name}") } else { name };
+        let full = if HF_GPT2.has_start(&name, HF_PREFIX) { format!("{HF_PREFIX}{name}") } else { name };
         if let Some(twice) = renamed.insert(full.clone(), tensor) {
             return Err(format!("its tensor {full} is there twice, {:?} and {:?}", twice.shape, renamed[&full].shape));
-        }
-    }
-    // As in `state_dict::read_params`: the number of layers is the file's word.
-    if config.n_layer > renamed.len() {
-        return Err(format!(
-            "it has {}, too few for {}",
-            count(renamed.len(), "tensor"),
-            count(config.n_layer, "layer")
-        ));
-    }
-    for param in ParamList::new(config).iter().filter(|param| is_conv1d(param)) {
-        if let Some(tensor) = renamed.get_mut(&param.name)
-            && tensor.order == Order::Rows
-        {
-            tensor.shape.reverse();
-            tensor.order = Order::Columns;
         }
     }
     Ok(renamed)

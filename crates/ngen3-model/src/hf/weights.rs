@@ -8,8 +8,8 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
 use super::encode::{Encoder, ExportDtype};
-use super::is_conv1d;
 use crate::files::{pretty_json, write_atomic};
+use crate::params::names::HF_GPT2;
 use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
 
@@ -72,7 +72,8 @@ pub(super) fn write(
         return Ok(());
     }
     let files = shards.iter().enumerate().flat_map(|(index, shard)| shard.iter().map(move |param| (param, index)));
-    let weight_map: Map<_, _> = files.map(|(param, index)| (param.name.clone(), name(index).into())).collect();
+    let weight_map: Map<_, _> =
+        files.map(|(param, index)| (HF_GPT2.name(param.role, param.layer), name(index).into())).collect();
     let metadata = json!({ "total_parameters": list.total(), "total_size": dtype.bytes(list.total()) });
     let index = pretty_json(&json!({ "metadata": metadata, "weight_map": weight_map }));
     write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
@@ -111,18 +112,18 @@ fn write_shard(
     let mut start = 0;
     let info = |param: &&Param| {
         let mut shape = param.shape.clone();
-        if is_conv1d(param) {
+        if HF_GPT2.is_transposed(param.role) {
             shape.reverse();
         }
         let data_offsets = (start, start + dtype.bytes(param.len()));
         start = data_offsets.1;
-        (param.name.clone(), TensorInfo { dtype: file_dtype, shape, data_offsets })
+        (HF_GPT2.name(param.role, param.layer), TensorInfo { dtype: file_dtype, shape, data_offsets })
     };
     write_header(file, Map::from_iter(metadata), shard.iter().map(info))?;
     let mut encoder = Encoder::new(file, dtype);
     for param in shard {
         let values = &params[param.range()];
-        if is_conv1d(param) {
+        if HF_GPT2.is_transposed(param.role) {
             encoder.write_transposed(param, values, param.shape[0])?;
         } else {
             values.chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;

@@ -10,6 +10,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
+use super::names;
+use super::role::Role;
 use super::target::Target;
 use crate::Config;
 
@@ -32,20 +34,47 @@ pub enum Init {
     },
 }
 
-/// One named tensor inside the flat array.
+/// One of the two matrices of a low-rank adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoraMatrix {
+    /// `[rank, inputs]`
+    A,
+    /// `[outputs, rank]`
+    B,
+}
+
+/// One tensor inside the flat array.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
-    /// nanoGPT's name, such as `transformer.h.0.attn.c_attn.weight`.
-    pub name: String,
+    /// Its part in the model; for a matrix of an adapter, that of the weight beside which it stands.
+    pub role: Role,
+    /// Number of its layer, from 0; `None` outside the blocks.
+    pub layer: Option<usize>,
+    /// The matrix of an adapter that it is; `None` for a parameter of the model itself.
+    pub adapter: Option<LoraMatrix>,
     /// One or two dimensions, row-major.
     pub shape: Vec<usize>,
-    /// Where its first element stands in the flat array.
+    /// Index of its first element in the flat array.
     pub offset: usize,
     /// How it starts.
     pub init: Init,
 }
 
 impl Param {
+    /// Returns nanoGPT's name, such as `transformer.h.0.attn.c_attn.weight`; of an adapter `peft`'s, less its prefix
+    /// `base_model.model.`.
+    pub fn name(&self) -> String {
+        let Self { role, layer, .. } = *self;
+        match self.adapter {
+            None => names::NANOGPT.name(role, layer),
+            Some(matrix) => {
+                let weight = names::HF_GPT2.name(role, layer);
+                let module = weight.strip_suffix(".weight").expect("adapters stand beside weights");
+                format!("{module}.lora_{matrix:?}.weight")
+            }
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -137,45 +166,43 @@ impl ParamList {
     }
 
     fn lay_out(config: &Config, layer_weights: bool) -> Self {
-        let c = config.n_embd;
-        let rows = |outputs| if layer_weights { outputs } else { 0 };
-        let matrix = Init::Normal { std: 0.02 };
-        // Each residual projection adds to the stream; this keeps the stream's variance at init independent of depth.
-        let residual = Init::Normal { std: 0.02 / (2.0 * config.n_layer as f32).sqrt() };
         let mut params = Vec::new();
         let mut offset = 0;
-        let mut add = |name: String, shape: &[usize], init: Init| {
-            let param = Param { name, shape: shape.to_vec(), offset, init };
+        let mut add = |role: Role, layer: Option<usize>| {
+            let mut shape = role.shape(config);
+            if role.is_layer_weight() && !layer_weights {
+                shape[0] = 0;
+            }
+            let param = Param { role, layer, adapter: None, shape, offset, init: init_of(role, config) };
             let range = param.range();
             offset = range.end;
             params.push(param);
             range
         };
 
-        let wte = add("transformer.wte.weight".into(), &[config.vocab_size, c], matrix);
-        let wpe = add("transformer.wpe.weight".into(), &[config.block_size, c], matrix);
+        let wte = add(Role::Wte, None);
+        let wpe = add(Role::Wpe, None);
         let blocks = (0..config.n_layer)
             .map(|layer| {
-                let mut add =
-                    |name: &str, shape: &[usize], init| add(format!("transformer.h.{layer}.{name}"), shape, init);
+                let mut add = |role| add(role, Some(layer));
                 BlockRanges {
-                    ln_1_weight: add("ln_1.weight", &[c], Init::Ones),
-                    ln_1_bias: add("ln_1.bias", &[c], Init::Zeros),
-                    c_attn_weight: add("attn.c_attn.weight", &[rows(3 * c), c], matrix),
-                    c_attn_bias: add("attn.c_attn.bias", &[3 * c], Init::Zeros),
-                    attn_c_proj_weight: add("attn.c_proj.weight", &[rows(c), c], residual),
-                    attn_c_proj_bias: add("attn.c_proj.bias", &[c], Init::Zeros),
-                    ln_2_weight: add("ln_2.weight", &[c], Init::Ones),
-                    ln_2_bias: add("ln_2.bias", &[c], Init::Zeros),
-                    c_fc_weight: add("mlp.c_fc.weight", &[rows(4 * c), c], matrix),
-                    c_fc_bias: add("mlp.c_fc.bias", &[4 * c], Init::Zeros),
-                    mlp_c_proj_weight: add("mlp.c_proj.weight", &[rows(c), 4 * c], residual),
-                    mlp_c_proj_bias: add("mlp.c_proj.bias", &[c], Init::Zeros),
+                    ln_1_weight: add(Role::Ln1Weight),
+                    ln_1_bias: add(Role::Ln1Bias),
+                    c_attn_weight: add(Role::CAttnWeight),
+                    c_attn_bias: add(Role::CAttnBias),
+                    attn_c_proj_weight: add(Role::AttnCProjWeight),
+                    attn_c_proj_bias: add(Role::AttnCProjBias),
+                    ln_2_weight: add(Role::Ln2Weight),
+                    ln_2_bias: add(Role::Ln2Bias),
+                    c_fc_weight: add(Role::CFcWeight),
+                    c_fc_bias: add(Role::CFcBias),
+                    mlp_c_proj_weight: add(Role::MlpCProjWeight),
+                    mlp_c_proj_bias: add(Role::MlpCProjBias),
                 }
             })
             .collect();
-        let ln_f_weight = add("transformer.ln_f.weight".into(), &[c], Init::Ones);
-        let ln_f_bias = add("transformer.ln_f.bias".into(), &[c], Init::Zeros);
+        let ln_f_weight = add(Role::LnFWeight, None);
+        let ln_f_bias = add(Role::LnFBias, None);
         Self { params, total: offset, wte, wpe, blocks, ln_f_weight, ln_f_bias }
     }
 
@@ -193,6 +220,19 @@ impl ParamList {
     /// stream of its own, so that a layer more or less does not change the others.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         init(&self.params, self.total, seed)
+    }
+}
+
+/// How the parameters of a role start.
+fn init_of(role: Role, config: &Config) -> Init {
+    match role {
+        Role::Ln1Weight | Role::Ln2Weight | Role::LnFWeight => Init::Ones,
+        // Each residual projection adds to the stream; this keeps the stream's variance at init independent of depth.
+        Role::AttnCProjWeight | Role::MlpCProjWeight => {
+            Init::Normal { std: 0.02 / (2.0 * config.n_layer as f32).sqrt() }
+        }
+        Role::Wte | Role::Wpe | Role::CAttnWeight | Role::CFcWeight => Init::Normal { std: 0.02 },
+        _ => Init::Zeros,
     }
 }
 
@@ -237,7 +277,7 @@ mod tests {
             let list = ParamList::new(&variant.config());
             let mut offset = 0;
             for param in &list {
-                assert_eq!(param.offset, offset, "{} does not follow its predecessor", param.name);
+                assert_eq!(param.offset, offset, "{} does not follow its predecessor", param.name());
                 offset += param.len();
             }
             assert_eq!(offset, list.total());
@@ -256,11 +296,11 @@ mod tests {
         for param in &list {
             let values = &flat[param.range()];
             match param.init {
-                Init::Zeros => assert!(values.iter().all(|&v| v == 0.0), "{}", param.name),
-                Init::Ones => assert!(values.iter().all(|&v| v == 1.0), "{}", param.name),
+                Init::Zeros => assert!(values.iter().all(|&v| v == 0.0), "{}", param.name()),
+                Init::Ones => assert!(values.iter().all(|&v| v == 1.0), "{}", param.name()),
                 Init::Normal { std } => {
                     let found = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
-                    assert!((found / std - 1.0).abs() < 0.1, "{}: std {found}, not {std}", param.name);
+                    assert!((found / std - 1.0).abs() < 0.1, "{}: std {found}, not {std}", param.name());
                 }
                 Init::Uniform { .. } => unreachable!("no parameter of a model starts uniform"),
             }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::list::{self, Init, Param};
+use super::list::{self, Init, LoraMatrix, Param};
 use super::target::{Target, Targets};
 use crate::{Config, Error};
 
@@ -82,8 +82,9 @@ impl LoraList {
     pub fn new(config: &Config, lora: &Lora) -> Result<Self, Error> {
         lora.validate(config)?;
         let (mut params, mut total) = (Vec::new(), 0);
-        let mut add = |name: String, shape: [usize; 2], init: Init| {
-            let param = Param { name, shape: shape.to_vec(), offset: total, init };
+        let mut add = |layer: usize, target: Target, matrix: LoraMatrix, shape: [usize; 2], init: Init| {
+            let (role, layer, adapter) = (target.weight(), Some(layer), Some(matrix));
+            let param = Param { role, layer, adapter, shape: shape.to_vec(), offset: total, init };
             let range = param.range();
             total = range.end;
             params.push(param);
@@ -93,12 +94,11 @@ impl LoraList {
         for (layer, block) in blocks.iter_mut().enumerate() {
             for target in lora.targets.iter() {
                 let [outputs, inputs] = target.shape(config);
-                let name = |which| format!("transformer.h.{layer}.{}.lora_{which}.weight", target.name());
                 // peft's own choice: Kaiming's uniform with a = √5 (He et al. 2015).
                 let bound = 1.0 / (inputs as f32).sqrt();
                 block[target as usize] = Some(AdapterRanges {
-                    a: add(name('A'), [lora.rank, inputs], Init::Uniform { bound }),
-                    b: add(name('B'), [outputs, lora.rank], Init::Zeros),
+                    a: add(layer, target, LoraMatrix::A, [lora.rank, inputs], Init::Uniform { bound }),
+                    b: add(layer, target, LoraMatrix::B, [outputs, lora.rank], Init::Zeros),
                 });
             }
         }
@@ -155,22 +155,22 @@ mod tests {
         let flat = list.init(7);
         assert_eq!(flat, list.init(7));
         for param in &list {
-            assert_eq!(param.offset, offset, "{} does not follow its predecessor", param.name);
+            assert_eq!(param.offset, offset, "{} does not follow its predecessor", param.name());
             offset += param.len();
             assert!(param.decays());
             let values = &flat[param.range()];
-            if param.name.ends_with("lora_B.weight") {
-                assert!(values.iter().all(|&v| v == 0.0), "{}", param.name);
+            if param.name().ends_with("lora_B.weight") {
+                assert!(values.iter().all(|&v| v == 0.0), "{}", param.name());
                 continue;
             }
             let bound = 1.0 / (param.shape[1] as f32).sqrt();
             let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            assert!(largest <= bound && largest > 0.9 * bound, "{}: {largest}, bound {bound}", param.name);
+            assert!(largest <= bound && largest > 0.9 * bound, "{}: {largest}, bound {bound}", param.name());
         }
         assert_eq!((offset, flat.len()), (list.total(), list.total()));
         // Each layer has rank numbers for each of its inputs and outputs: 4 + 2 + 5 + 5 widths.
         assert_eq!(list.total(), 3 * 4 * 16 * 64);
-        assert_eq!(list.iter().next().unwrap().name, "transformer.h.0.attn.c_attn.lora_A.weight");
+        assert_eq!(list.iter().next().unwrap().name(), "transformer.h.0.attn.c_attn.lora_A.weight");
         assert_ne!(flat, list.init(8));
     }
 

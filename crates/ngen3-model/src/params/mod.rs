@@ -1,9 +1,13 @@
-//! The parameters of a model (`list.rs`) and of adapters beside it (`lora.rs`).
+//! The parameters of a model (`list.rs`) and of adapters beside it (`lora.rs`), each by its role (`role.rs`).
+//! `names.rs` is what files call them.
 
 mod list;
 mod lora;
+pub(crate) mod names;
+mod role;
 mod target;
 
-pub use list::{BlockRanges, Init, Param, ParamList};
+pub use list::{BlockRanges, Init, LoraMatrix, Param, ParamList};
 pub use lora::{AdapterRanges, Lora, LoraList};
+pub use role::Role;
 pub use target::{Target, Targets};

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::names;
+use super::role::Role;
 use crate::{Config, Error};
 
 /// One of the four linear layers of a transformer block.
@@ -25,13 +27,18 @@ impl Target {
     /// All of them, in a block's order.
     pub const ALL: [Self; 4] = [Self::CAttn, Self::AttnCProj, Self::CFc, Self::MlpCProj];
 
-    /// Its name within a block, which is also what `peft` takes among its `target_modules`.
+    /// Returns its name within a block, which is also what `peft` takes among its `target_modules`.
     pub fn name(self) -> &'static str {
+        names::module_in_block(self.weight())
+    }
+
+    /// Returns the role of its weight.
+    pub fn weight(self) -> Role {
         match self {
-            Self::CAttn => "attn.c_attn",
-            Self::AttnCProj => "attn.c_proj",
-            Self::CFc => "mlp.c_fc",
-            Self::MlpCProj => "mlp.c_proj",
+            Self::CAttn => Role::CAttnWeight,
+            Self::AttnCProj => Role::AttnCProjWeight,
+            Self::CFc => Role::CFcWeight,
+            Self::MlpCProj => Role::MlpCProjWeight,
         }
     }
 
@@ -54,13 +61,8 @@ impl Target {
 
     /// `[outputs, inputs]` of its weight in a model of this shape.
     pub fn shape(self, config: &Config) -> [usize; 2] {
-        let c = config.n_embd;
-        match self {
-            Self::CAttn => [3 * c, c],
-            Self::AttnCProj => [c, c],
-            Self::CFc => [4 * c, c],
-            Self::MlpCProj => [c, 4 * c],
-        }
+        let shape = self.weight().shape(config);
+        [shape[0], shape[1]]
     }
 }
 

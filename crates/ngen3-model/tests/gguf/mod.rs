@@ -167,7 +167,7 @@ fn a_gguf_file_holds_the_model_and_its_tokenizer() {
         ("transformer.h.1.mlp.c_proj.weight", "blk.1.ffn_down.weight"),
         ("transformer.ln_f.bias", "output_norm.bias"),
     ] {
-        let param = list.iter().find(|param| param.name == ours).unwrap();
+        let param = list.iter().find(|param| param.name() == ours).unwrap();
         let (dims, kind, data) = &found.tensors[theirs];
         let shape: Vec<u64> = param.shape.iter().rev().map(|&dim| dim as u64).collect();
         assert_eq!((dims, *kind), (&shape, 0), "{theirs}");

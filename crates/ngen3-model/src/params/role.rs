@@ -1,0 +1,100 @@
+//! The part that each parameter plays in a model.
+
+use crate::Config;
+
+/// The part that a parameter plays: nanoGPT's name of it. The parts of a block are there once in each layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Token embedding and, transposed, the final projection.
+    Wte,
+    /// Position embedding.
+    Wpe,
+    /// γ of the LayerNorm before attention.
+    Ln1Weight,
+    /// β of the LayerNorm before attention.
+    Ln1Bias,
+    /// Query, key and value, in this order.
+    CAttnWeight,
+    /// Bias of query, key and value.
+    CAttnBias,
+    /// Output projection of attention.
+    AttnCProjWeight,
+    /// Bias of attention's output projection.
+    AttnCProjBias,
+    /// γ of the LayerNorm before the MLP.
+    Ln2Weight,
+    /// β of the LayerNorm before the MLP.
+    Ln2Bias,
+    /// Input projection of the MLP.
+    CFcWeight,
+    /// Bias of the MLP's input projection.
+    CFcBias,
+    /// Output projection of the MLP.
+    MlpCProjWeight,
+    /// Bias of the MLP's output projection.
+    MlpCProjBias,
+    /// γ of the LayerNorm before the final projection.
+    LnFWeight,
+    /// β of the LayerNorm before the final projection.
+    LnFBias,
+}
+
+impl Role {
+    /// Every role, in the order of the flat array; those of a block repeat for each layer.
+    pub const ALL: [Self; 16] = [
+        Self::Wte,
+        Self::Wpe,
+        Self::Ln1Weight,
+        Self::Ln1Bias,
+        Self::CAttnWeight,
+        Self::CAttnBias,
+        Self::AttnCProjWeight,
+        Self::AttnCProjBias,
+        Self::Ln2Weight,
+        Self::Ln2Bias,
+        Self::CFcWeight,
+        Self::CFcBias,
+        Self::MlpCProjWeight,
+        Self::MlpCProjBias,
+        Self::LnFWeight,
+        Self::LnFBias,
+    ];
+
+    /// Returns the shape of the parameter in a model of this config: one or two dimensions, a matrix as `[out, in]`.
+    pub fn shape(self, config: &Config) -> Vec<usize> {
+        let c = config.n_embd;
+        match self {
+            Self::Wte => vec![config.vocab_size, c],
+            Self::Wpe => vec![config.block_size, c],
+            Self::Ln1Weight | Self::Ln1Bias | Self::Ln2Weight | Self::Ln2Bias | Self::LnFWeight | Self::LnFBias => {
+                vec![c]
+            }
+            Self::CAttnWeight => vec![3 * c, c],
+            Self::CAttnBias => vec![3 * c],
+            Self::AttnCProjWeight => vec![c, c],
+            Self::CFcWeight => vec![4 * c, c],
+            Self::CFcBias => vec![4 * c],
+            Self::MlpCProjWeight => vec![c, 4 * c],
+            Self::AttnCProjBias | Self::MlpCProjBias => vec![c],
+        }
+    }
+
+    /// Returns whether a model without biases lacks it.
+    pub fn is_bias(self) -> bool {
+        matches!(
+            self,
+            Self::Ln1Bias
+                | Self::CAttnBias
+                | Self::AttnCProjBias
+                | Self::Ln2Bias
+                | Self::CFcBias
+                | Self::MlpCProjBias
+                | Self::LnFBias
+        )
+    }
+
+    /// Returns whether it is a weight of a linear layer of a block.
+    pub(super) fn is_layer_weight(self) -> bool {
+        matches!(self, Self::CAttnWeight | Self::AttnCProjWeight | Self::CFcWeight | Self::MlpCProjWeight)
+    }
+}
