@@ -67,7 +67,7 @@ fn loss_gradients_and_steps_equal_pefts() {
             let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
             let size = norm(&mut grads[param.range()].iter().copied());
             let error = norm(&mut param.range().map(|i| f64::from(found[i]) - grads[i]));
-            assert!(error < 1e-4 * size, "{}: relative error {}", param.name, error / size);
+            assert!(error < 1e-4 * size, "{}: relative error {}", param.name(), error / size);
         }
 
         let mut engine = adapted(&config, &lora, 2);
@@ -105,14 +105,14 @@ fn gradients_match_finite_differences_with_dropout() {
         };
         for param in &LoraList::new(&config, &lora).expect("an adapter") {
             let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
-            assert!(largest > 0.0, "{}", param.name);
+            assert!(largest > 0.0, "{}", param.name());
             for index in [param.offset, param.offset + param.len() / 2, param.range().end - 1] {
                 let h = 4e-3f32;
                 let wide = (at(index, 2.0 * h) - at(index, -2.0 * h)) / (4.0 * f64::from(h));
                 let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
                 let expected = (4.0 * narrow - wide) / 3.0;
                 let error = (f64::from(grads[index]) - expected).abs();
-                assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name, grads[index]);
+                assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name(), grads[index]);
             }
         }
     }
@@ -147,8 +147,8 @@ fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
     // Merged, only the weights of the linear layers are others.
     let merged = engine.merged().into_owned();
     for param in &ParamList::new(&config) {
-        let adapted = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|name| param.name.ends_with(name));
-        assert_eq!(merged[param.range()] != base[param.range()], adapted, "{}", param.name);
+        let adapted = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|name| param.name().ends_with(name));
+        assert_eq!(merged[param.range()] != base[param.range()], adapted, "{}", param.name());
     }
 }
 
@@ -228,7 +228,7 @@ fn rounded_products_stay_near_exact_ones() {
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         let error = norm(&mut param.range().map(|i| grads[i] - exact_grads[i]));
         let size = norm(&mut exact_grads[param.range()].iter().copied());
-        assert!(error < 0.05 * size, "{}: relative error {}", param.name, error / size);
+        assert!(error < 0.05 * size, "{}: relative error {}", param.name(), error / size);
     }
 }
 

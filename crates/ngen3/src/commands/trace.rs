@@ -80,7 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .map(|param| {
             let grad = &grads[param.range()];
             let norm = grad.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
-            (param.name.clone(), json!({ "norm": norm, "first": &grad[..grad.len().min(8)] }))
+            (param.name(), json!({ "norm": norm, "first": &grad[..grad.len().min(8)] }))
         })
         .collect();
     let mut trace = json!({ "loss": loss, "grads": traced });

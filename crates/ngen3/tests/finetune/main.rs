@@ -359,7 +359,7 @@ fn adapters_learn_and_nothing_else_does() {
     let changed: Vec<String> = ParamList::new(&base.config)
         .iter()
         .filter(|param| base.params[param.range()] != merged.params[param.range()])
-        .map(|param| param.name.clone())
+        .map(|param| param.name())
         .collect();
     assert_eq!(changed, ["transformer.h.0.attn.c_attn.weight", "transformer.h.0.mlp.c_fc.weight"]);
     let lora = json!({"rank": 4, "alpha": 8.0, "targets": ["attn.c_attn", "mlp.c_fc"]});
@@ -373,7 +373,7 @@ fn adapters_learn_and_nothing_else_does() {
     let prefix = "base_model.model.transformer.h.0.mlp.c_fc.lora_";
     let (a, b) = (tensor(&format!("{prefix}A.weight")), tensor(&format!("{prefix}B.weight")));
     let list = ParamList::new(&base.config);
-    let weight = list.iter().find(|param| param.name == "transformer.h.0.mlp.c_fc.weight").unwrap().range();
+    let weight = list.iter().find(|param| param.name() == "transformer.h.0.mlp.c_fc.weight").unwrap().range();
     for (output, row) in base.params[weight.clone()].chunks(8).enumerate() {
         for (input, before) in row.iter().enumerate() {
             let product: f32 = (0..4).map(|r| b[output * 4 + r] * a[r * 8 + input]).sum();
