@@ -4,24 +4,16 @@
 //! files listed by an index) and the tokenizer. Its GPT-2 has our parameters under our names, but for two things: the
 //! matrices of linear layers stand transposed, `[in, out]` (its `Conv1D`), and some files leave `transformer.` away.
 //!
-//! Read `config.rs` first (what a config.json must say to be run exactly), then `read.rs`; for the way out `export.rs`,
-//! which makes the folder, then `weights.rs` and `gguf.rs`, the two formats of the weights, and `adapter.rs`, which writes adapters for `peft`.
+//! Read `config.rs` first (what a config.json must say to be run exactly), then `read.rs`; for the way out `export/`,
+//! and `adapter.rs`, which writes adapters for `peft`.
 
 mod adapter;
-mod card;
 mod chat;
 mod config;
-mod encode;
-mod evaluations;
 mod export;
-mod gguf;
 mod read;
-mod spec;
 mod tokenizer;
-mod weights;
 
 pub use adapter::{ADAPTER_FILES, write_adapter};
-pub use encode::ExportDtype;
-pub use export::{check_export, export};
+pub use export::{CurvePoint, Export, ExportDtype, ExportFormat, Exported, check_export, export};
 pub(crate) use read::read;
-pub use spec::{CurvePoint, Export, ExportFormat, Exported};

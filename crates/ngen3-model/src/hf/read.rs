@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::config::{self, Parsed};
-use super::{chat, tokenizer, weights};
+use super::export::weights;
+use super::{chat, tokenizer};
 use crate::files::{read_text, refused};
 use crate::params::names::{HF_GPT2, HF_PREFIX, LM_HEAD};
 use crate::tensors::safetensors::Reader;

@@ -1,16 +1,24 @@
-//! A checkpoint becomes a folder that others can use.
+//! A checkpoint becomes a folder that others can use: the weights (`weights.rs`, or `gguf.rs`), what reads them beside,
+//! and a model card (`card.rs`).
+
+mod card;
+mod encode;
+mod evaluations;
+mod gguf;
+mod spec;
+pub(super) mod weights;
 
 use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::encode::ExportDtype;
-use super::spec::{Export, ExportFormat, Exported};
+use super::config;
 use super::tokenizer::{self, ByteLevel};
-use super::{card, config, gguf, weights};
 use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
 use crate::{Activation, Checkpoint, Error, ParamList};
+pub use encode::ExportDtype;
+pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
 /// Writes a model into the folder `path`, which appears whole or not at all. A folder that holds an export already is
 /// replaced if `overwrite`.

@@ -14,7 +14,7 @@ use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
 
 /// The entry of a file's metadata that says what the model's checkpoint says of its training.
-pub(super) const META: &str = "ngen3";
+pub(crate) const META: &str = "ngen3";
 /// Weights are split into files of at most so many bytes.
 pub(super) const MAX_SHARD: usize = 5_000_000_000;
 
@@ -28,7 +28,7 @@ fn meta_text(meta: &CheckpointMeta) -> String {
 }
 
 /// Reads what [`write`] says of the training; the tokenizer and its chat template are not part of it.
-pub(super) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
+pub(crate) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
     let wrong = |what| format!("its metadata entry {META} has no usable {what}");
     let mut file: Map<String, Value> = serde_json::from_str(text).map_err(|_| wrong("JSON"))?;
     Ok(CheckpointMeta {

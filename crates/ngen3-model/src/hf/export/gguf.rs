@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 
 use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
-use super::tokenizer::ByteLevel;
+use crate::hf::tokenizer::ByteLevel;
 use crate::params::names::GGUF_GPT2;
 use crate::{Config, Param, ParamList, Role};
 
