@@ -44,14 +44,51 @@ pub struct Config {
     /// Added to the variance in every LayerNorm.
     #[serde(default = "default_layer_norm_epsilon")]
     pub layer_norm_epsilon: f32,
+    /// Linear layers and LayerNorms have biases, as in GPT-2. nanoGPT can train models that have none.
+    // Left out where it is true: what is hashed and what older files say stays as it was.
+    #[serde(default = "default_bias", skip_serializing_if = "is_default_bias")]
+    pub bias: bool,
+}
+
+/// One of the sizes that make up a shape, to be read and set by its name.
+#[derive(Clone, Copy, Debug)]
+pub struct SizeField {
+    /// nanoGPT's name, which is also the field's.
+    pub name: &'static str,
+    /// Returns the size in a config.
+    pub get: fn(&Config) -> usize,
+    /// Sets the size in a config.
+    pub set: fn(&mut Config, usize),
+}
+
+macro_rules! size_fields {
+    ($($name:ident),*) => {
+        [$(SizeField {
+            name: stringify!($name),
+            get: |config| config.$name,
+            set: |config, size| config.$name = size,
+        }),*]
+    };
 }
 
 fn default_layer_norm_epsilon() -> f32 {
     1e-5
 }
 
+fn default_bias() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_default_bias(bias: &bool) -> bool {
+    *bias == default_bias()
+}
+
 impl Config {
-    /// A shape with GPT-2's activation and epsilon.
+    /// The sizes, in the order of [`Config::new`].
+    pub const SIZES: [SizeField; 5] = size_fields![n_layer, n_head, n_embd, block_size, vocab_size];
+
+    /// A shape with GPT-2's activation, epsilon and biases.
     pub fn new(n_layer: usize, n_head: usize, n_embd: usize, block_size: usize, vocab_size: usize) -> Self {
         Self {
             n_layer,
@@ -61,7 +98,20 @@ impl Config {
             vocab_size,
             activation: Activation::default(),
             layer_norm_epsilon: default_layer_norm_epsilon(),
+            bias: default_bias(),
         }
+    }
+
+    /// As [`Config::new`], with each size that `size` returns for the name of one of [`Config::SIZES`].
+    ///
+    /// # Errors
+    /// The first of `size`.
+    pub fn from_sizes<E>(mut size: impl FnMut(&'static str) -> Result<usize, E>) -> Result<Self, E> {
+        let mut config = Self::new(0, 0, 0, 0, 0);
+        for field in Self::SIZES {
+            (field.set)(&mut config, size(field.name)?);
+        }
+        Ok(config)
     }
 
     /// Width of one attention head.
@@ -80,14 +130,8 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] naming the first field that is zero, absurdly large or does not divide.
     pub fn validate(&self) -> Result<(), Error> {
-        let fields = [
-            ("n_layer", self.n_layer),
-            ("n_head", self.n_head),
-            ("n_embd", self.n_embd),
-            ("block_size", self.block_size),
-            ("vocab_size", self.vocab_size),
-        ];
-        for (name, value) in fields {
+        for SizeField { name, get, .. } in Self::SIZES {
+            let value = get(self);
             if value == 0 || value > MAX_DIM {
                 return Err(Error::Config(format!("{name} is {value}; it must be between 1 and {MAX_DIM}")));
             }
@@ -214,6 +258,26 @@ impl Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn biases_are_mentioned_only_where_there_are_none() {
+        let config = Config::new(2, 3, 12, 16, 97);
+        let text = r#"{"n_layer":2,"n_head":3,"n_embd":12,"block_size":16,"vocab_size":97,"activation":"gelu_new","layer_norm_epsilon":0.00001"#;
+        assert_eq!(serde_json::to_string(&config).unwrap(), format!("{text}}}"));
+        let without = Config { bias: false, ..config.clone() };
+        assert_eq!(serde_json::to_string(&without).unwrap(), format!("{text},\"bias\":false}}"));
+        for config in [config, without] {
+            assert_eq!(serde_json::from_str::<Config>(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_and_set_by_name() {
+        let config = Config::from_sizes(|name| Ok::<_, ()>(name.len())).unwrap();
+        assert_eq!(config, Config::new(7, 6, 6, 10, 10));
+        assert_eq!(Config::SIZES.map(|field| (field.get)(&config)), [7, 6, 6, 10, 10]);
+        assert_eq!(Config::from_sizes(|name| if name == "n_embd" { Err(name) } else { Ok(1) }), Err("n_embd"));
+    }
 
     #[test]
     fn a_variant_fits_its_own_shape_and_that_of_the_gpt2_named_after_it() {

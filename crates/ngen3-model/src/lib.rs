@@ -18,7 +18,7 @@ mod state_dict;
 pub mod tensors;
 pub mod words;
 
-pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, VARIANTS, Variant};
+pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, SizeField, VARIANTS, Variant};
 pub use error::Error;
 pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use params::{

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::params::WithBiases;
 use crate::{Checkpoint, Config, Error, checkpoint, hf};
 
 impl Checkpoint {
@@ -30,12 +31,18 @@ impl Checkpoint {
         Err(Error::OtherModel { path: path.into(), differences: differences.join("; ") })
     }
 
-    /// As [`Checkpoint::load`], of a model that must have the shape `expected`.
+    /// As [`Checkpoint::load`], of a model that must have the shape `expected`. Biases that only `expected` has are zero.
     ///
     /// # Errors
     /// The same; [`Error::OtherModel`] naming each field that differs.
     pub fn load_for(path: &Path, expected: &Config) -> Result<Self, Error> {
-        let checkpoint = Self::load(path)?;
+        let mut checkpoint = Self::load(path)?;
+        if expected.bias && !checkpoint.config.bias {
+            // Runs were started from such a file when its missing biases were read as zeros; they can be resumed.
+            let weights = WithBiases::new(&checkpoint.config, &checkpoint.params);
+            let params = weights.list().iter().flat_map(|param| weights.values(param).into_owned()).collect();
+            checkpoint = Self { config: Config { bias: true, ..checkpoint.config }, params, ..checkpoint };
+        }
         checkpoint.expect(path, expected)?;
         Ok(checkpoint)
     }
@@ -43,7 +50,11 @@ impl Checkpoint {
 
 fn fields(config: &Config) -> Map<String, Value> {
     match serde_json::to_value(config) {
-        Ok(Value::Object(fields)) => fields,
+        Ok(Value::Object(mut fields)) => {
+            // It is left out where it is true.
+            fields.insert("bias".into(), config.bias.into());
+            fields
+        }
         other => unreachable!("a Config serialises to an object, not {other:?}"),
     }
 }

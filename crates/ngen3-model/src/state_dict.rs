@@ -16,13 +16,12 @@ use crate::{Config, Param, ParamList, Role};
 const STRIPE: usize = 16;
 
 /// Reads the parameters of a model of the shape `config` from the tensors of a state dict, which have the names of
-/// `names`. Without `bias`, biases that are missing are zero. `file_len`, in bytes, bounds what is believed of the tensors.
+/// `names`. `file_len`, in bytes, bounds what is believed of the tensors.
 ///
 /// # Errors
 /// The reason alone: a tensor that is missing, unknown, of another shape or type, or damaged.
 pub(crate) fn read_params(
     config: &Config,
-    bias: bool,
     names: &NameTable,
     mut tensors: HashMap<String, Tensor>,
     storages: &mut dyn Storages,
@@ -40,9 +39,6 @@ pub(crate) fn read_params(
     for param in &list {
         let name = names.name(param.role, param.layer);
         let Some(mut tensor) = tensors.remove(&name) else {
-            if !bias && param.role.is_bias() {
-                continue;
-            }
             return Err(format!("it has no tensor {name}"));
         };
         if names.is_transposed(param.role) && tensor.order == Order::Rows {
@@ -56,6 +52,9 @@ pub(crate) fn read_params(
     // nanoGPT's causal mask, which older versions save, is no parameter.
     tensors.retain(|name, _| !(name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")));
     if let Some(name) = tensors.keys().min() {
+        if !config.bias && name.ends_with(".bias") {
+            return Err(format!("it has a tensor {name}, but its model_args say that bias is false"));
+        }
         return Err(format!("it has a tensor {name}, which is no part of a GPT-2 model"));
     }
     if bytes > file_len {

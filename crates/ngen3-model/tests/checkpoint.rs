@@ -178,18 +178,52 @@ fn a_checkpoint_of_nanogpt_is_read() {
 #[test]
 fn half_precision_without_biases_and_with_a_copied_head_is_read() {
     let found = Checkpoint::load(&fixture("half_no_bias.pt")).unwrap();
-    let list = ParamList::new(&found.config);
-    let mut values = (0..).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0);
-    for param in &list {
-        let found = &found.params[param.range()];
-        if param.name().ends_with(".bias") {
-            assert!(found.iter().all(|&value| value == 0.0), "{}", param.name());
-        } else {
-            assert_eq!(found, values.by_ref().take(param.len()).collect::<Vec<_>>(), "{}", param.name());
-        }
-    }
+    assert_eq!(found.config, Config { activation: Activation::Gelu, bias: false, ..small_config() });
+    assert_eq!(found.params, fixture_params(&found.config));
     assert_eq!(found.meta.iter_num, 0);
     assert_eq!(found.meta.best_val_loss, None);
+}
+
+#[test]
+fn a_model_without_biases_stays_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = Checkpoint::load(&fixture("half_no_bias.pt")).unwrap();
+    for name in ["a.pt", "a.safetensors"] {
+        let path = folder.path().join(name);
+        save(&path, &expected);
+        assert_eq!(Checkpoint::load(&path).unwrap(), expected, "{name}");
+        let bytes = fs::read(&path).unwrap();
+        let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(has("transformer.h.1.mlp.c_proj.weight") && !has(".bias"), "{name}");
+        // As nanoGPT has it: a pickle's NEWFALSE after the key, or JSON in JSON.
+        let says = if name == "a.pt" { "X\u{4}\0\0\0bias\u{89}" } else { "\\\"bias\\\":false" };
+        let says: Vec<u8> = says.chars().map(|c| c as u8).collect();
+        assert!(bytes.windows(says.len()).any(|window| window == says), "{name}");
+    }
+    let zip = zip::ZipArchive::new(fs::File::open(folder.path().join("a.pt")).unwrap()).unwrap();
+    assert_eq!(zip.file_names().count(), ParamList::new(&expected.config).iter().count() + 3);
+}
+
+#[test]
+fn biases_that_a_run_has_and_its_base_has_not_are_zero() {
+    let base = Checkpoint::load(&fixture("half_no_bias.pt")).unwrap();
+    let config = Config { bias: true, ..base.config.clone() };
+    let found = Checkpoint::load_for(&fixture("half_no_bias.pt"), &config).unwrap();
+    let own = ParamList::new(&base.config);
+    for param in &ParamList::new(&config) {
+        match own.find(param.role, param.layer) {
+            Some(own) => assert_eq!(found.params[param.range()], base.params[own.range()], "{}", param.name()),
+            None => assert!(found.params[param.range()].iter().all(|&value| value == 0.0), "{}", param.name()),
+        }
+    }
+    assert_eq!((found.config, found.meta), (config, base.meta));
+    // The other way round they would be lost.
+    let without = Config { bias: false, ..small_config() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pt");
+    save(&path, &small());
+    let error = Checkpoint::load_for(&path, &without).unwrap_err().to_string();
+    assert_eq!(error, format!("{} holds another model: bias is true, not false", path.display()));
 }
 
 #[test]

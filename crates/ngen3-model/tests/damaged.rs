@@ -146,6 +146,11 @@ fn shapes_that_no_model_has_are_refused() {
     assert_refused(&set("n_head", 1, b"K\x03"), "n_embd 2 is not a multiple of n_head 3");
     let other = set("vocab_size", 5, b"K\x06");
     assert_refused(&other, "its tensor transformer.wte.weight has the shape [5, 2], not [6, 2]");
+    let biases = replaced(&[&key("bias")[..], b"\x88"].concat(), &[&key("bias")[..], b"\x89"].concat());
+    assert_refused(
+        &biases,
+        "it has a tensor transformer.h.0.attn.c_attn.bias, but its model_args say that bias is false",
+    );
     assert_refused(&replaced(&key("model_args"), &key("model_orgs")), "it has no model_args");
     assert_refused(
         &replaced(&key("activation"), &[&key("activation")[..], b"K\x01X\x01\x00\x00\x00a"].concat()),

@@ -101,6 +101,21 @@ fn an_export_comes_back_bit_for_bit() {
 }
 
 #[test]
+fn a_model_without_biases_is_exported_with_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("exported");
+    let config = Config { bias: false, ..small().config };
+    let without = Checkpoint { params: ParamList::new(&config).init(7), config, ..small() };
+    export(&plain(&without), &path, false).unwrap();
+    let found = Checkpoint::load(&path).unwrap();
+    assert_eq!((&found.config, &found.meta), (&small().config, &without.meta));
+    // All else starts with the same numbers, and biases start at zero.
+    assert_eq!(found.params, ParamList::new(&found.config).init(7));
+    let card = fs::read_to_string(path.join("README.md")).unwrap();
+    assert!(card.contains("| biases | none: zeros in these files |\n"), "{card}");
+}
+
+#[test]
 fn half_precision_rounds_to_the_nearest() {
     let folder = tempfile::tempdir().unwrap();
     let expected = small();

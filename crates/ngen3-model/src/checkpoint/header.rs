@@ -27,7 +27,7 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
             "n_head": config.n_head,
             "n_embd": config.n_embd,
             "block_size": config.block_size,
-            "bias": true,
+            "bias": config.bias,
             "vocab_size": config.vocab_size,
             "dropout": 0.0,
         },
@@ -56,8 +56,6 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
 pub(super) struct Header {
     pub config: Config,
     pub meta: CheckpointMeta,
-    /// Whether linears and LayerNorms have biases; without, they are zero.
-    pub bias: bool,
     /// Whether we wrote it.
     pub ours: bool,
 }
@@ -73,13 +71,12 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
         size.ok_or_else(|| format!("its model_args say that {name} is {value}"))
     };
-    let mut config =
-        Config::new(size("n_layer")?, size("n_head")?, size("n_embd")?, size("block_size")?, size("vocab_size")?);
-    let bias = match args.get("bias") {
-        None => true,
-        Some(Value::Bool(bias)) => *bias,
+    let mut config = Config::from_sizes(size)?;
+    match args.get("bias") {
+        None => {}
+        Some(Value::Bool(bias)) => config.bias = *bias,
         Some(other) => return Err(format!("its model_args say that bias is {other}")),
-    };
+    }
 
     let mut extra = match entries.remove("config") {
         Some(Value::Object(extra)) => extra,
@@ -119,7 +116,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         None => None,
     };
     let meta = CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training, evaluations };
-    Ok(Header { config, meta, bias, ours })
+    Ok(Header { config, meta, ours })
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {

@@ -52,6 +52,6 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     }
     let header = header::parse(entries)?;
     let tensors = reader.tensors();
-    let params = state_dict::read_params(&header.config, header.bias, &NANOGPT, tensors, &mut reader, len)?;
+    let params = state_dict::read_params(&header.config, &NANOGPT, tensors, &mut reader, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }

@@ -107,7 +107,7 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
-    let params = state_dict::read_params(&header.config, header.bias, &NANOGPT, tensors, &mut archive, len)?;
+    let params = state_dict::read_params(&header.config, &NANOGPT, tensors, &mut archive, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
         return Err(refused(&path)(reason.into()));
     }
     let len = shards.len;
-    let params = state_dict::read_params(&config, true, &HF_GPT2, tensors, &mut shards, len).map_err(refused(&path))?;
+    let params = state_dict::read_params(&config, &HF_GPT2, tensors, &mut shards, len).map_err(refused(&path))?;
     Ok(Checkpoint { config, params, meta })
 }
 

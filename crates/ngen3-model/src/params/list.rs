@@ -58,6 +58,8 @@ pub struct Param {
     pub offset: usize,
     /// How it starts.
     pub init: Init,
+    /// Stream of the random numbers that it starts with.
+    pub(crate) stream: u64,
 }
 
 impl Param {
@@ -96,7 +98,7 @@ impl Param {
     }
 }
 
-/// Where the tensors of one transformer block stand in the flat array.
+/// Ranges of one transformer block's tensors in the flat array. Those of biases are empty in a model that has none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockRanges {
     /// `[n_embd]`
@@ -150,7 +152,7 @@ pub struct ParamList {
     pub blocks: Vec<BlockRanges>,
     /// `[n_embd]`
     pub ln_f_weight: Range<usize>,
-    /// `[n_embd]`
+    /// `[n_embd]`, or empty in a model without biases.
     pub ln_f_bias: Range<usize>,
 }
 
@@ -168,12 +170,18 @@ impl ParamList {
     fn lay_out(config: &Config, layer_weights: bool) -> Self {
         let mut params = Vec::new();
         let mut offset = 0;
+        // Biases that are not there have theirs too: with and without them matrices start with the same numbers.
+        let mut streams = 0..;
         let mut add = |role: Role, layer: Option<usize>| {
+            let stream = streams.next().expect("it has no end");
+            if role.is_bias() && !config.bias {
+                return offset..offset;
+            }
             let mut shape = role.shape(config);
             if role.is_layer_weight() && !layer_weights {
                 shape[0] = 0;
             }
-            let param = Param { role, layer, adapter: None, shape, offset, init: init_of(role, config) };
+            let param = Param { role, layer, adapter: None, shape, offset, init: init_of(role, config), stream };
             let range = param.range();
             offset = range.end;
             params.push(param);
@@ -216,6 +224,11 @@ impl ParamList {
         self.params.iter()
     }
 
+    /// Returns the parameter of a role, in one layer if it is of a block; `None` if the model has none.
+    pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&Param> {
+        self.params.iter().find(|param| param.role == role && param.layer == layer)
+    }
+
     /// Fresh parameters, `[total]`. The same seed gives the same numbers on every machine, and each tensor draws from a
     /// stream of its own, so that a layer more or less does not change the others.
     pub fn init(&self, seed: u64) -> Vec<f32> {
@@ -239,10 +252,10 @@ fn init_of(role: Role, config: &Config) -> Init {
 /// Fresh values of these parameters, `[total]`.
 pub(crate) fn init(params: &[Param], total: usize, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; total];
-    for (stream, param) in params.iter().enumerate() {
+    for param in params {
         let values = &mut flat[param.range()];
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(stream as u64);
+        rng.set_stream(param.stream);
         match param.init {
             Init::Zeros => {}
             Init::Ones => values.fill(1.0),
@@ -284,6 +297,38 @@ mod tests {
             let found = list.total() as f64 / 1e6;
             assert!((found / expected - 1.0).abs() < 0.01, "{}: {found} M parameters", variant.name);
         }
+    }
+
+    #[test]
+    fn without_biases_the_rest_is_as_with_them() {
+        let config = Config::new(3, 2, 8, 4, 50);
+        let without = Config { bias: false, ..config.clone() };
+        let (list, full) = (ParamList::new(&without), ParamList::new(&config));
+        let (values, full_values) = (list.init(7), full.init(7));
+        assert_eq!(list.total(), full.total() - (3 * (1 + 3 + 1 + 1 + 4 + 1) + 1) * 8);
+        assert_eq!(list.iter().count(), 2 + 3 * 6 + 1);
+        let mut offset = 0;
+        for param in &list {
+            assert_eq!((param.offset, param.role.is_bias()), (offset, false), "{}", param.name());
+            offset += param.len();
+            let other = full.find(param.role, param.layer).unwrap();
+            assert_eq!((&param.shape, param.init, param.decays()), (&other.shape, other.init, other.decays()));
+            assert_eq!(values[param.range()], full_values[other.range()], "{}", param.name());
+        }
+        assert_eq!((offset, values.len()), (list.total(), list.total()));
+        for (block, next) in list.blocks.iter().zip(list.blocks.iter().skip(1)) {
+            assert_eq!(
+                (block.ln_1_bias.clone(), block.mlp_c_proj_bias.end),
+                (block.c_attn_weight.start..block.c_attn_weight.start, next.ln_1_weight.start)
+            );
+            assert!(
+                [&block.c_attn_bias, &block.attn_c_proj_bias, &block.ln_2_bias, &block.c_fc_bias]
+                    .iter()
+                    .all(|range| range.is_empty())
+            );
+        }
+        assert_eq!(list.ln_f_bias, list.total()..list.total());
+        assert_eq!((full.find(Role::LnFBias, None), list.find(Role::LnFBias, None)), (full.iter().last(), None));
     }
 
     #[test]

@@ -83,8 +83,9 @@ impl LoraList {
         lora.validate(config)?;
         let (mut params, mut total) = (Vec::new(), 0);
         let mut add = |layer: usize, target: Target, matrix: LoraMatrix, shape: [usize; 2], init: Init| {
+            let stream = params.len() as u64;
             let (role, layer, adapter) = (target.weight(), Some(layer), Some(matrix));
-            let param = Param { role, layer, adapter, shape: shape.to_vec(), offset: total, init };
+            let param = Param { role, layer, adapter, shape: shape.to_vec(), offset: total, init, stream };
             let range = param.range();
             total = range.end;
             params.push(param);

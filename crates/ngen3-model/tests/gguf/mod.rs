@@ -189,6 +189,21 @@ fn a_gguf_file_knows_how_the_model_converses() {
 }
 
 #[test]
+fn a_gguf_file_of_a_model_without_biases_has_zeros() {
+    let config = Config { bias: false, ..Config::new(2, 2, 32, 8, 304) };
+    let params = ParamList::new(&config).init(3);
+    let checkpoint = Checkpoint { config: config.clone(), params, meta: Default::default() };
+    let found = exported(&checkpoint, ExportDtype::F32).unwrap();
+    assert_eq!(found.tensors.len(), 4 + 12 * 2);
+    let zero = |name: &&String| f32s(&found.tensors[*name].2).iter().all(|&value| value == 0.0);
+    let zeros: Vec<_> = found.tensors.keys().filter(zero).collect();
+    assert_eq!(zeros.len(), 1 + 6 * 2);
+    assert!(zeros.iter().all(|name| name.ends_with(".bias")), "{zeros:?}");
+    let weight = &checkpoint.params[ParamList::new(&config).blocks[1].mlp_c_proj_weight.clone()];
+    assert_eq!(f32s(&found.tensors["blk.1.ffn_down.weight"].2), weight);
+}
+
+#[test]
 fn smaller_types_are_for_matrices_only() {
     let config = Config::new(1, 2, 32, 8, 304);
     let params = ParamList::new(&config).init(3);

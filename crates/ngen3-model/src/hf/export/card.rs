@@ -114,15 +114,16 @@ fn usage(export: &Export) -> String {
 }
 
 fn shape(config: &Config) -> String {
-    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, layer_norm_epsilon } = config;
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, layer_norm_epsilon, bias } = config;
     let activation = match activation {
         Activation::GeluNew => "gelu_new",
         Activation::Gelu => "gelu",
     };
+    let biases = if *bias { "" } else { "| biases | none: zeros in these files |\n" };
     format!(
         "## Shape\n\n| | |\n|---|---|\n| layers | {n_layer} |\n| heads | {n_head} |\n| width | {n_embd} |\n\
          | longest context | {block_size} tokens |\n| vocabulary | {vocab_size} tokens |\n| activation | {activation} |\n\
-         | LayerNorm epsilon | {layer_norm_epsilon:e} |\n"
+         | LayerNorm epsilon | {layer_norm_epsilon:e} |\n{biases}"
     )
 }
 

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 
 use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
 use crate::hf::tokenizer::ByteLevel;
+use crate::params::WithBiases;
 use crate::params::names::GGUF_GPT2;
-use crate::{Config, Param, ParamList, Role};
+use crate::{Config, Param, Role};
 
 const VERSION: u32 = 3;
 /// Tensors start at multiples of it.
@@ -19,8 +20,7 @@ const ALIGNMENT: usize = 32;
 pub(super) struct Model<'a> {
     pub name: &'a str,
     pub config: &'a Config,
-    pub list: &'a ParamList,
-    pub params: &'a [f32],
+    pub weights: &'a WithBiases<'a>,
     pub tokenizer: &'a ByteLevel<'a>,
     /// The id of the token that ends a document.
     pub eot: Option<u32>,
@@ -32,15 +32,16 @@ pub(super) struct Model<'a> {
 
 /// Writes a whole file.
 pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) -> io::Result<()> {
+    let list = model.weights.list();
     let values = values(model, dtype);
     let mut head = Bytes(Vec::new());
     head.0.extend(b"GGUF");
     head.u32(VERSION);
-    head.u64(model.list.iter().count() as u64);
+    head.u64(list.iter().count() as u64);
     head.u64(values.count);
     head.0.extend(values.bytes.0);
     let mut start = 0;
-    for param in model.list {
+    for param in list {
         let dtype = dtype_of(param, dtype);
         head.string(&GGUF_GPT2.name(param.role, param.layer));
         head.u32(param.shape.len() as u32);
@@ -57,10 +58,10 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
     }
     head.pad();
     file.write_all(&head.0)?;
-    for param in model.list {
+    for param in list {
         let dtype = dtype_of(param, dtype);
         let mut encoder = Encoder::new(file, dtype);
-        model.params[param.range()].chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
+        model.weights.values(param).chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
         let len = dtype.bytes(param.len());
         file.write_all(&[0; ALIGNMENT][..len.next_multiple_of(ALIGNMENT) - len])?;
     }

@@ -16,12 +16,13 @@ use serde_json::{Value, json};
 use super::config;
 use super::tokenizer::{self, ByteLevel};
 use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
+use crate::params::WithBiases;
 use crate::{Activation, Checkpoint, Error, ParamList};
 pub use encode::ExportDtype;
 pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
 /// Writes a model into the folder `path`, which appears whole or not at all. A folder that holds an export already is
-/// replaced if `overwrite`.
+/// replaced if `overwrite`. Both formats require biases: of a model without they are written as zeros.
 ///
 /// # Errors
 /// [`Error::Config`] for what the format cannot hold; [`Error::Write`] naming what could not be written.
@@ -65,14 +66,13 @@ fn check_dtype(format: ExportFormat, dtype: ExportDtype) -> Result<(), Error> {
 fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder: &Path) -> Result<(), Error> {
     let list = ParamList::new(&export.checkpoint.config);
     match gguf {
-        None => write_hf(export, json, &list, folder)?,
+        None => write_hf(export, json, folder)?,
         Some(tokenizer) => {
             let Checkpoint { config, params, meta } = export.checkpoint;
             let model = gguf::Model {
                 name: export.name,
                 config,
-                list: &list,
-                params,
+                weights: &WithBiases::new(config, params),
                 tokenizer,
                 eot: export.eot.map(|(_, id)| id),
                 chat_template: meta.chat.as_ref().map(|chat| chat.template.as_str()),
@@ -108,7 +108,7 @@ fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
     tokenizer::id_of(json?, token).filter(|&end| export.eot.is_none_or(|(_, eot)| eot != end))
 }
 
-fn write_hf(export: &Export, json: Option<&Value>, list: &ParamList, folder: &Path) -> Result<(), Error> {
+fn write_hf(export: &Export, json: Option<&Value>, folder: &Path) -> Result<(), Error> {
     let Checkpoint { config, params, meta } = export.checkpoint;
     let dtype = match export.dtype {
         ExportDtype::Bf16 => "bfloat16",
@@ -130,7 +130,7 @@ fn write_hf(export: &Export, json: Option<&Value>, list: &ParamList, folder: &Pa
         let files = tokenizer::files(text, json, eot, meta.chat.as_ref(), config.block_size);
         files.iter().try_for_each(|(name, content)| put(folder, name, content))?;
     }
-    weights::write(folder, list, params, export.dtype, weights::MAX_SHARD, meta)
+    weights::write(folder, &WithBiases::new(config, params), export.dtype, weights::MAX_SHARD, meta)
 }
 
 fn put(folder: &Path, name: &str, content: &str) -> Result<(), Error> {

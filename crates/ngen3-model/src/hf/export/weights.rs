@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::encode::{Encoder, ExportDtype};
 use crate::files::{pretty_json, write_atomic};
+use crate::params::WithBiases;
 use crate::params::names::HF_GPT2;
 use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
@@ -53,12 +54,12 @@ pub(crate) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
 /// [`Error::Write`] naming the file.
 pub(super) fn write(
     folder: &Path,
-    list: &ParamList,
-    params: &[f32],
+    weights: &WithBiases,
     dtype: ExportDtype,
     max_bytes: usize,
     meta: &CheckpointMeta,
 ) -> Result<(), Error> {
+    let list = weights.list();
     let shards = split(list, dtype, max_bytes);
     let name = |index: usize| match shards.len() {
         1 => "model.safetensors".to_string(),
@@ -66,7 +67,7 @@ pub(super) fn write(
     };
     let meta = meta_text(meta);
     for (index, shard) in shards.iter().enumerate() {
-        write_atomic(&folder.join(name(index)), |file| write_shard(file, shard, params, dtype, &meta))?;
+        write_atomic(&folder.join(name(index)), |file| write_shard(file, shard, weights, dtype, &meta))?;
     }
     if shards.len() == 1 {
         return Ok(());
@@ -98,7 +99,7 @@ fn split(list: &ParamList, dtype: ExportDtype, max_bytes: usize) -> Vec<Vec<&Par
 fn write_shard(
     file: &mut impl Write,
     shard: &[&Param],
-    params: &[f32],
+    weights: &WithBiases,
     dtype: ExportDtype,
     meta: &str,
 ) -> io::Result<()> {
@@ -122,9 +123,9 @@ fn write_shard(
     write_header(file, Map::from_iter(metadata), shard.iter().map(info))?;
     let mut encoder = Encoder::new(file, dtype);
     for param in shard {
-        let values = &params[param.range()];
+        let values = weights.values(param);
         if HF_GPT2.is_transposed(param.role) {
-            encoder.write_transposed(param, values, param.shape[0])?;
+            encoder.write_transposed(param, &values, param.shape[0])?;
         } else {
             values.chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
         }
@@ -149,7 +150,8 @@ mod tests {
         let folder = folder.path();
         fs::write(folder.join("config.json"), hf::config::write(&expected.config, None, 0.0, "float32").to_string())
             .unwrap();
-        write(folder, &list, &expected.params, ExportDtype::F32, 8_000, &expected.meta).unwrap();
+        let weights = WithBiases::new(&expected.config, &expected.params);
+        write(folder, &weights, ExportDtype::F32, 8_000, &expected.meta).unwrap();
         // The last one has less than the others, and no tensor is cut.
         for shard in 1..=3 {
             let file = folder.join(format!("model-{shard:05}-of-00003.safetensors"));

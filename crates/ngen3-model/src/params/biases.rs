@@ -1,0 +1,40 @@
+//! Zero biases, for whoever needs them of a model that has none.
+
+use std::borrow::Cow;
+
+use super::list::{Param, ParamList};
+use crate::Config;
+
+/// Parameters in the layout of a model with biases. Of a model without they are zero, which computes the same.
+pub(crate) struct WithBiases<'a> {
+    list: ParamList,
+    /// The layout of `params`, where it is another.
+    own: Option<ParamList>,
+    params: &'a [f32],
+}
+
+impl<'a> WithBiases<'a> {
+    /// Takes the parameters, `[total]`, of a model of the shape `config`.
+    pub fn new(config: &Config, params: &'a [f32]) -> Self {
+        let list = ParamList::new(&Config { bias: true, ..config.clone() });
+        let own = (!config.bias).then(|| ParamList::new(config));
+        Self { list, own, params }
+    }
+
+    /// Returns the layout with biases.
+    pub fn list(&self) -> &ParamList {
+        &self.list
+    }
+
+    /// Returns the values of a parameter of [`WithBiases::list`].
+    pub fn values(&self, param: &Param) -> Cow<'a, [f32]> {
+        let own = match &self.own {
+            None => Some(param),
+            Some(own) => own.find(param.role, param.layer),
+        };
+        match own {
+            Some(own) => Cow::Borrowed(&self.params[own.range()]),
+            None => Cow::Owned(vec![0.0; param.len()]),
+        }
+    }
+}
