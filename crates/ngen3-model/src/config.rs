@@ -11,7 +11,7 @@ use crate::Error;
 /// GPT-2's vocabulary: 256 bytes, 50,000 merges and `<|endoftext|>`.
 pub const GPT2_VOCAB_SIZE: usize = 50_257;
 
-/// Shapes past these are refused: they are mistakes, or files that lie, not models that fit a machine.
+/// Largest size accepted: beyond it are mistakes and damaged files, not models that fit a machine.
 const MAX_DIM: usize = 1 << 24;
 
 /// The non-linearity of the MLP.
@@ -157,7 +157,7 @@ impl Config {
     }
 }
 
-/// What a variant trains with unless the user says otherwise.
+/// The training defaults of a variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recipe {
     /// Rows of `block_size` tokens in one micro-batch.
@@ -204,7 +204,7 @@ pub const VARIANTS: [Variant; 7] = [
 pub struct Gpt2 {
     /// The variant's name.
     pub variant: &'static str,
-    /// Where it is on the hub.
+    /// Its repository on the hub.
     pub repo: &'static str,
     /// Transformer blocks.
     pub n_layer: usize,
@@ -239,7 +239,7 @@ impl Variant {
         GPT2.iter().find(|gpt2| gpt2.variant == self.name)
     }
 
-    /// Whether a model is of this variant: it has its layers, heads and width, or those of the GPT-2 that is named after it. Block and
+    /// Returns whether a model is of this variant: it has its layers, heads and width, or those of the GPT-2 that is named after it. Block and
     /// vocabulary may be a user's own.
     pub fn fits(&self, config: &Config) -> bool {
         let (n_layer, n_head, n_embd, _) = self.layers_heads_width_block;

@@ -1,4 +1,4 @@
-//! What can go wrong with a model's shape or its files.
+//! Errors about a model's shape or its files.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A file that could not be written; what stood there before is untouched.

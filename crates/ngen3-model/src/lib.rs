@@ -1,9 +1,9 @@
-//! What a model is: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
+//! A model as data: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
 //!
 //! Read `config.rs` first, then `params/list.rs`, then `meta.rs` and `load.rs`, which opens every kind of file: those of
 //! `checkpoint/` and the folders of `hf/`. Below these are `files/` (written whole or not at all), `tensors/` (the formats
-//! that hold them) and `state_dict.rs` (from a file's tensors to the flat array). `words.rs` is how messages count,
-//! `hash.rs` how a SHA-256 is written.
+//! that hold them) and `state_dict.rs` (from a file's tensors to the flat array). `words.rs` counts in
+//! messages, `hash.rs` writes a SHA-256 as text.
 
 pub mod checkpoint;
 mod config;

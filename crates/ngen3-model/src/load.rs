@@ -34,7 +34,7 @@ impl Checkpoint {
     /// As [`Checkpoint::load`], of a model that must have the shape `expected`. Biases that only `expected` has are zero.
     ///
     /// # Errors
-    /// The same; [`Error::OtherModel`] naming each field that differs.
+    /// As [`Checkpoint::load`]; [`Error::OtherModel`] naming each field that differs.
     pub fn load_for(path: &Path, expected: &Config) -> Result<Self, Error> {
         let mut checkpoint = Self::load(path)?;
         if expected.bias && !checkpoint.config.bias {

@@ -12,24 +12,24 @@ pub struct Checkpoint {
     pub config: Config,
     /// `[total]`, in the order of [`ParamList`].
     pub params: Vec<f32>,
-    /// How it came about.
+    /// Training record, tokenizer and evaluations.
     pub meta: CheckpointMeta,
 }
 
-/// What a checkpoint says beside the parameters.
+/// The contents of a checkpoint beside the parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CheckpointMeta {
     /// Optimizer steps done.
     pub iter_num: u64,
     /// The lowest validation loss so far, in nats per token; `None` before the first evaluation.
     pub best_val_loss: Option<f64>,
-    /// What made its token ids.
+    /// The tokenizer that made its token ids.
     pub tokenizer: TokenizerRef,
-    /// How conversations become text, for a model that was trained on them.
+    /// The format of conversations, for a model that was trained on them.
     pub chat: Option<ChatFormat>,
-    /// How it was trained: settings by name.
+    /// Settings of its training by name.
     pub training: Map<String, Value>,
-    /// What benchmarks and texts it was measured on, by the task's name: `{version, n-shot, n-samples, dataset, metrics}`.
+    /// Results of evaluations by the task's name: `{version, n-shot, n-samples, dataset, metrics}`.
     pub evaluations: Map<String, Value>,
 }
 
@@ -46,15 +46,15 @@ pub enum TokenizerRef {
     Unknown,
 }
 
-/// How conversations become text.
+/// The format in which conversations become text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatFormat {
     /// A Jinja template, which `transformers` keeps as `chat_template`.
     pub template: String,
-    /// What the template knows as `bos_token`.
+    /// Value of `bos_token` in the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos_token: Option<String>,
-    /// What the template knows as `eos_token`. A turn of the assistant ends with it, if it is there.
+    /// Value of `eos_token` in the template. A turn of the assistant ends with it, if it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token: Option<String>,
 }
@@ -66,7 +66,7 @@ impl TokenizerRef {
     /// The largest tokenizer.json that is taken, in bytes: well above any in use, and no larger than a checkpoint can hold.
     pub const MAX_BYTES: usize = 48 << 20;
 
-    /// What made the ids of a model that does not say: GPT-2's tokenizer, if the vocabulary is of its size.
+    /// Returns the tokenizer of a model that does not name one: GPT-2's, if the vocabulary is of its size.
     pub(crate) fn guess(vocab_size: usize) -> Self {
         match vocab_size {
             GPT2_VOCAB_SIZE | NANOGPT_VOCAB_SIZE => Self::Gpt2,

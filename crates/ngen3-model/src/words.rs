@@ -7,7 +7,7 @@ pub fn count<N: Copy + Display + PartialEq + From<u8>>(n: N, one: &str) -> Strin
     format!("{n} {}", plural(n, one))
 }
 
-/// What so many are called, of which one is called `one`: `layer` or `layers`.
+/// The noun for so many things, of which one is called `one`: `layer` or `layers`.
 pub fn plural<N: PartialEq + From<u8>>(n: N, one: &str) -> String {
     if n == N::from(1) { one.into() } else { format!("{one}s") }
 }

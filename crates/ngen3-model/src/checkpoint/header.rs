@@ -1,4 +1,4 @@
-//! What stands in a checkpoint beside the tensors, as nanoGPT lays it out.
+//! The entries of a checkpoint beside the tensors, as nanoGPT lays them out.
 //!
 //! ```text
 //! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
@@ -52,11 +52,11 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
     }
 }
 
-/// What the entries of a checkpoint say.
+/// The entries of a checkpoint, parsed.
 pub(super) struct Header {
     pub config: Config,
     pub meta: CheckpointMeta,
-    /// Whether we wrote it.
+    /// NGen3 wrote the file.
     pub ours: bool,
 }
 

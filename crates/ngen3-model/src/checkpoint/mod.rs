@@ -1,8 +1,8 @@
 //! Checkpoints: a model's shape, its parameters and how they came about, in one file.
 //!
 //! Two formats hold the same things under the same names. `.pt` is a PyTorch zip checkpoint in nanoGPT's layout
-//! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's (`checkpoint/safetensors.rs`). What stands beside the
-//! tensors is laid out in `header.rs`; how the tensors of a file become the flat array is in `state_dict.rs`.
+//! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's (`checkpoint/safetensors.rs`). The entries beside the
+//! tensors are laid out in `header.rs`; how the tensors of a file become the flat array is in `state_dict.rs`.
 
 mod header;
 mod safetensors;
@@ -10,7 +10,7 @@ mod torch;
 
 use std::path::Path;
 
-use crate::files::{refused, write_atomic};
+use crate::files::{read_error, write_atomic};
 pub use crate::tensors::Format;
 use crate::tensors::open;
 use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList};
@@ -31,13 +31,13 @@ pub fn save(path: &Path, config: &Config, params: &[f32], meta: &CheckpointMeta)
     }
 }
 
-/// Changes what a checkpoint of ours says beside the parameters. `false` if the file is another program's, which may hold
+/// Changes the metadata of a checkpoint of ours. Returns `false` if the file is another program's, which may hold
 /// what would be lost: it stays as it is.
 ///
 /// # Errors
 /// [`Error::Read`] naming the file; [`Error::Write`] as [`AtomicFile::commit`](crate::files::AtomicFile::commit).
 pub fn amend(path: &Path, change: impl FnOnce(&mut CheckpointMeta)) -> Result<bool, Error> {
-    let (mut checkpoint, ours) = read_file(path).map_err(refused(path))?;
+    let (mut checkpoint, ours) = read_file(path).map_err(read_error(path))?;
     if ours {
         change(&mut checkpoint.meta);
         save(path, &checkpoint.config, &checkpoint.params, &checkpoint.meta)?;
@@ -50,7 +50,7 @@ pub fn amend(path: &Path, change: impl FnOnce(&mut CheckpointMeta)) -> Result<bo
 /// # Errors
 /// [`Error::Read`] naming the file and what is wrong with it.
 pub(crate) fn read(path: &Path) -> Result<Checkpoint, Error> {
-    Ok(read_file(path).map_err(refused(path))?.0)
+    Ok(read_file(path).map_err(read_error(path))?.0)
 }
 
 /// Reads a file; also returns whether it is one of ours.

@@ -37,7 +37,7 @@ impl AtomicFile {
     }
 
     fn open(path: &Path) -> io::Result<Self> {
-        let path = followed(path)?;
+        let path = follow_links(path)?;
         let old = match fs::metadata(&path) {
             Ok(old) if old.is_dir() => return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
             // A device or a pipe is not to be replaced by a file of its name.
@@ -115,7 +115,7 @@ pub fn check(path: &Path) -> Result<(), Error> {
     AtomicFile::create(path).map(drop)
 }
 
-/// How the names of temporary files and folders end.
+/// Ending of the names of temporary files and folders.
 pub(crate) const TEMPORARY: &str = ".tmp";
 
 /// Removes the temporary files and folders, with names of this ending, that killed writers of `path` left beside it. What a
@@ -139,7 +139,7 @@ pub(crate) fn remove_unlocked(path: &Path, ending: &str) {
     }
 }
 
-/// What `tempfile` puts into a name.
+/// Returns whether this is the part of a name that `tempfile` draws.
 fn is_random(part: &[u8]) -> bool {
     part.len() == 6 && part.iter().all(u8::is_ascii_alphanumeric)
 }
@@ -173,7 +173,7 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     loop {
-        let (file, temp) = make(&builder, folder).map_err(of_the_system)?;
+        let (file, temp) = make(&builder, folder).map_err(without_temporary_path)?;
         let tidied = match file.as_ref().map(File::try_lock) {
             // Somebody took it for a leftover before it was locked, and is removing it.
             Some(Err(TryLockError::WouldBlock)) => true,
@@ -186,16 +186,16 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     }
 }
 
-/// What the system says, without the temporary path that `tempfile` adds: a user knows the file by its own name.
-fn of_the_system(error: io::Error) -> io::Error {
+/// Removes from an error the temporary path that `tempfile` adds: a user knows the file by its own name.
+fn without_temporary_path(error: io::Error) -> io::Error {
     match error.get_ref().map(ToString::to_string) {
         Some(text) => io::Error::new(error.kind(), text.split(" at path \"").next().unwrap_or_default()),
         None => error,
     }
 }
 
-/// What a symbolic link leads to, whether or not that is there; any other path as it is.
-fn followed(path: &Path) -> io::Result<PathBuf> {
+/// Follows symbolic links to their target, which need not exist; any other path is returned as it is.
+fn follow_links(path: &Path) -> io::Result<PathBuf> {
     /// As many as Linux follows.
     const MOST: usize = 40;
     let mut path = path.to_path_buf();

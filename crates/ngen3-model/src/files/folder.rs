@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::atomic::{TEMPORARY, folder_of, make_beside, remove_unlocked, sync_folder};
 use crate::Error;
 
-/// How the name of a folder that is being replaced ends.
+/// Ending of the name of a folder that is being replaced.
 const REPLACED: &str = ".old";
 
 /// A folder being made. Dropped before [`NewFolder::commit`], it leaves nothing behind and the old folder as it was.
@@ -59,7 +59,7 @@ impl NewFolder {
         Ok(Self { path: path.into(), temp, lock })
     }
 
-    /// Where its files are to be written.
+    /// Returns the folder to write its files in.
     pub fn files(&self) -> &Path {
         self.temp.path()
     }

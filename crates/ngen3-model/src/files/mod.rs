@@ -6,4 +6,5 @@ mod text;
 
 pub use atomic::{AtomicFile, check, folder_of, write_atomic};
 pub(crate) use folder::NewFolder;
-pub(crate) use text::{parse_json, pretty_json, read_object, read_text, refused};
+pub use text::read_text;
+pub(crate) use text::{parse_json, pretty_json, read_error, read_object};

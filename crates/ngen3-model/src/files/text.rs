@@ -8,38 +8,41 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-/// Says that a file cannot be read, and why. A reason may quote the file, which can hold anything: its line breaks and its
+/// Makes the error that a file cannot be read, from the reason. A reason may quote the file, which can hold anything: its line breaks and its
 /// length stay out of the error.
-pub(crate) fn refused(path: &Path) -> impl FnOnce(String) -> Error {
+pub(crate) fn read_error(path: &Path) -> impl FnOnce(String) -> Error {
     |reason| {
         let reason = reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect();
         Error::Read { path: path.into(), reason }
     }
 }
 
-/// A file's text; `None` if there is no such file.
-pub(crate) fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
-    let say = |error: io::Error| refused(path)(error.to_string());
+/// Reads a text file of at most `max` bytes; `None` if there is no such file.
+///
+/// # Errors
+/// [`Error::Read`] naming the file, if it is larger, not UTF-8, or cannot be read.
+pub fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
+    let failed = |error: io::Error| read_error(path)(error.to_string());
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(say(error)),
+        Err(error) => return Err(failed(error)),
     };
     if !metadata.is_file() {
-        return Err(refused(path)("it is not a file".into()));
+        return Err(read_error(path)("it is not a file".into()));
     }
     let mut bytes = Vec::new();
-    fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes)).map_err(say)?;
+    fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() as u64 > max {
-        return Err(refused(path)(format!("it is larger than {max} bytes")));
+        return Err(read_error(path)(format!("it is larger than {max} bytes")));
     }
-    String::from_utf8(bytes).map(Some).map_err(|error| refused(path)(format!("it is not UTF-8: {error}")))
+    String::from_utf8(bytes).map(Some).map_err(|error| read_error(path)(format!("it is not UTF-8: {error}")))
 }
 
-/// The JSON object in a file; an empty one if there is no such file.
+/// Reads a file of at most `max` bytes that holds a JSON object; an empty one if there is no such file.
 pub(crate) fn read_object(path: &Path, max: u64) -> Result<Map<String, Value>, Error> {
     let text = read_text(path, max)?;
-    text.map_or_else(|| Ok(Map::new()), |text| parse_json(&text).map_err(refused(path)))
+    text.map_or_else(|| Ok(Map::new()), |text| parse_json(&text).map_err(read_error(path)))
 }
 
 /// Parses JSON that must be of the type `T`. The error is the reason alone.

@@ -17,10 +17,10 @@ use crate::tensors::safetensors::write_header;
 use crate::tensors::write_f32;
 use crate::{Config, Error, Lora, LoraList, Target};
 
-/// What stands in the folder.
+/// Names of the files in the folder.
 pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// What `peft` puts before the names of a wrapped model's parameters.
+/// The prefix of `peft` to the names of a wrapped model's parameters.
 const PREFIX: &str = "base_model.model.";
 
 /// Writes adapters, `[total]` in the order of [`LoraList`], into a folder, which is made if it is not there. `base` is the name

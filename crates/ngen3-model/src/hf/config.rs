@@ -1,17 +1,17 @@
 //! `config.json`: the shape of a model in Hugging Face's words.
 //!
-//! What is not said is what `GPT2Config` in `transformers` says by default. What the engine could not run to the same
-//! numbers is refused by its name.
+//! Missing entries have the defaults of `GPT2Config` in `transformers`. Options that the engine could not run to the same
+//! numbers are rejected with an error that names them.
 
 use serde_json::{Map, Value, json};
 
 use crate::{Activation, Config, GPT2_VOCAB_SIZE};
 
-/// What a config.json says.
+/// The content of a config.json.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parsed {
     pub config: Config,
-    /// Whether the final projection is the token embedding; if not, its weights must be there to be compared.
+    /// The final projection is the token embedding; if not, its weights must be there to be compared.
     pub tied: bool,
 }
 

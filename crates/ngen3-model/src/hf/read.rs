@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::config::{self, Parsed};
 use super::export::weights;
 use super::{chat, tokenizer};
-use crate::files::{read_text, refused};
+use crate::files::{read_error, read_text};
 use crate::params::names::{HF_GPT2, HF_PREFIX, LM_HEAD};
 use crate::tensors::safetensors::Reader;
 use crate::tensors::{Format, Storages, Tensor, open, torch};
@@ -17,11 +17,11 @@ use crate::words::count;
 use crate::{Checkpoint, CheckpointMeta, Error, state_dict};
 
 /// The files that weights can be in, in the order in which `transformers` looks for them.
-const WEIGHTS: [(&str, Kind); 4] = [
-    ("model.safetensors", Kind::Whole),
-    ("model.safetensors.index.json", Kind::Index),
-    ("pytorch_model.bin", Kind::Whole),
-    ("pytorch_model.bin.index.json", Kind::Index),
+const WEIGHTS: [(&str, WeightsFile); 4] = [
+    ("model.safetensors", WeightsFile::Tensors),
+    ("model.safetensors.index.json", WeightsFile::Index),
+    ("pytorch_model.bin", WeightsFile::Tensors),
+    ("pytorch_model.bin.index.json", WeightsFile::Index),
 ];
 /// Largest config.json taken, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -30,9 +30,12 @@ const MAX_INDEX: u64 = 16 << 20;
 /// The most files that an index may list.
 const MAX_SHARDS: usize = 1 << 12;
 
+/// Content of a file of weights.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Whole,
+enum WeightsFile {
+    /// The tensors.
+    Tensors,
+    /// The names of the files that have the tensors.
     Index,
 }
 
@@ -43,41 +46,41 @@ enum Kind {
 pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     let path = folder.join("config.json");
     let Some(text) = read_text(&path, MAX_CONFIG)? else {
-        return Err(refused(folder)("it is a folder without a config.json, which a Hugging Face model has".into()));
+        return Err(read_error(folder)("it is a folder without a config.json, which a Hugging Face model has".into()));
     };
-    let Parsed { config, tied } = config::parse(&text).map_err(refused(&path))?;
+    let Parsed { config, tied } = config::parse(&text).map_err(read_error(&path))?;
     let tokenizer = tokenizer::read(folder, config.vocab_size)?;
     let chat = chat::read(folder)?;
 
-    let Some((name, kind)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
+    let Some((name, content)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
         let names = WEIGHTS.map(|(name, _)| name).join(", ");
-        return Err(refused(folder)(format!("it has no weights: none of {names}")));
+        return Err(read_error(folder)(format!("it has no weights: none of {names}")));
     };
     let path = folder.join(name);
-    let mut shards = match kind {
-        Kind::Whole => Shards::open(folder, BTreeSet::from([name.to_string()]))?,
-        Kind::Index => {
+    let mut shards = match content {
+        WeightsFile::Tensors => Shards::open(folder, BTreeSet::from([name.to_string()]))?,
+        WeightsFile::Index => {
             let text = read_text(&path, MAX_INDEX)?.unwrap_or_default();
-            let index = Index::parse(&text).map_err(refused(&path))?;
+            let index = Index::parse(&text).map_err(read_error(&path))?;
             let shards = Shards::open(folder, index.weight_map.values().cloned().collect())?;
-            index.check(&shards).map_err(refused(&path))?;
+            index.check(&shards).map_err(read_error(&path))?;
             shards
         }
     };
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
-    let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(refused(&path))? };
-    let tensors = with_prefix(std::mem::take(&mut shards.tensors)).map_err(refused(&path))?;
+    let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(read_error(&path))? };
+    let tensors = with_prefix(std::mem::take(&mut shards.tensors)).map_err(read_error(&path))?;
     // As in `state_dict::read_params`: the number of layers is the file's word.
     if config.n_layer > tensors.len() {
         let (tensors, layers) = (count(tensors.len(), "tensor"), count(config.n_layer, "layer"));
-        return Err(refused(&path)(format!("it has {tensors}, too few for {layers}")));
+        return Err(read_error(&path)(format!("it has {tensors}, too few for {layers}")));
     }
     if !tied && !tensors.contains_key(LM_HEAD) {
         let reason = "it has no lm_head.weight, and its config.json says that the head is not the token embedding";
-        return Err(refused(&path)(reason.into()));
+        return Err(read_error(&path)(reason.into()));
     }
     let len = shards.len;
-    let params = state_dict::read_params(&config, &HF_GPT2, tensors, &mut shards, len).map_err(refused(&path))?;
+    let params = state_dict::read_params(&config, &HF_GPT2, tensors, &mut shards, len).map_err(read_error(&path))?;
     Ok(Checkpoint { config, params, meta })
 }
 
@@ -120,19 +123,19 @@ struct Shards {
     tensors: HashMap<String, Tensor>,
     /// Bytes of all files.
     len: u64,
-    /// What an export of ours says of the model's training.
+    /// The metadata entry on the model's training, in an export of ours.
     meta: Option<String>,
 }
 
 impl Shards {
     fn open(folder: &Path, names: BTreeSet<String>) -> Result<Self, Error> {
         if names.is_empty() || names.len() > MAX_SHARDS {
-            return Err(refused(folder)(format!("its index lists {} files of weights", names.len())));
+            return Err(read_error(folder)(format!("its index lists {} files of weights", names.len())));
         }
         let mut shards = Self { files: BTreeMap::new(), tensors: HashMap::new(), len: 0, meta: None };
         for name in names {
             let path = folder.join(&name);
-            shards.add(name, &path).map_err(refused(&path))?;
+            shards.add(name, &path).map_err(read_error(&path))?;
         }
         Ok(shards)
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::files::{parse_json, pretty_json, read_object, read_text, refused};
+use crate::files::{parse_json, pretty_json, read_error, read_object, read_text};
 use crate::hash::sha256;
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE, TokenizerRef};
 
@@ -29,7 +29,7 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
     let path = folder.join("tokenizer.json");
     let (text, json) = match read_text(&path, MAX_BYTES)? {
         Some(text) => {
-            let json = parse_json(&text).map_err(refused(&path))?;
+            let json = parse_json(&text).map_err(read_error(&path))?;
             (text, json)
         }
         None => match read_older(folder)? {
@@ -49,7 +49,7 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
     }
     let path = folder.join("merges.txt");
     let Some(merges) = read_text(&path, MAX_BYTES)? else {
-        return Err(refused(&path)("it is missing, and vocab.json needs it".into()));
+        return Err(read_error(&path)("it is missing, and vocab.json needs it".into()));
     };
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     let added = object("added_tokens.json")?;
@@ -99,7 +99,7 @@ pub(super) fn id_of(file: &Value, token: &str) -> Option<u32> {
     u32::try_from(id.as_u64()?).ok()
 }
 
-/// Whether a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
+/// Returns whether a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
 fn is_gpt2(file: &Value) -> bool {
     let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
     let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
@@ -142,7 +142,7 @@ fn merges(file: &Value) -> Option<Vec<(&str, &str)>> {
 pub(super) struct Token<'a> {
     /// In the byte alphabet, but for added tokens.
     pub text: &'a str,
-    /// Whether it is special, such as `<|endoftext|>`; `None` if it comes from bytes and merges.
+    /// `Some(true)` for a special token, such as `<|endoftext|>`; `None` if it comes from bytes and merges.
     pub added: Option<bool>,
 }
 

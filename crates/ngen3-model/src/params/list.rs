@@ -15,7 +15,7 @@ use super::role::Role;
 use super::target::Target;
 use crate::Config;
 
-/// How a parameter is filled before training.
+/// Distribution of a parameter's values before training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Biases and LayerNorm's β.
@@ -56,7 +56,7 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Index of its first element in the flat array.
     pub offset: usize,
-    /// How it starts.
+    /// Distribution of its first values.
     pub init: Init,
     /// Stream of the random numbers that it starts with.
     pub(crate) stream: u64,
@@ -82,7 +82,7 @@ impl Param {
         self.shape.iter().product()
     }
 
-    /// Whether it has no elements (never, in a valid model).
+    /// Returns whether it has no elements, as only in a list without layer weights.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -92,7 +92,7 @@ impl Param {
         self.offset..self.offset + self.len()
     }
 
-    /// Whether weight decay applies: to matrices and embeddings, not to biases and LayerNorms.
+    /// Returns whether weight decay applies: to matrices and embeddings, not to biases and LayerNorms.
     pub fn decays(&self) -> bool {
         self.shape.len() >= 2
     }
@@ -236,7 +236,7 @@ impl ParamList {
     }
 }
 
-/// How the parameters of a role start.
+/// Returns the distribution from which the parameters of a role start.
 fn init_of(role: Role, config: &Config) -> Init {
     match role {
         Role::Ln1Weight | Role::Ln2Weight | Role::LnFWeight => Init::Ones,

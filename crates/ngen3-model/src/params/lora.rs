@@ -1,7 +1,7 @@
-//! What a low-rank adapter is (Hu et al. 2021): next to a linear layer's weight W, `[outputs, inputs]`, two thin matrices
+//! Low-rank adapters (Hu et al. 2021): next to a linear layer's weight W, `[outputs, inputs]`, two thin matrices
 //! A, `[rank, inputs]`, and B, `[outputs, rank]`, so that the layer computes with W + (alpha/rank)·B·A. Only A and B learn.
 //!
-//! [`Lora`] says where and how thin; [`LoraList`] is to an adapter what [`crate::ParamList`] is to a model: its parameters
+//! [`Lora`] is their shape; [`LoraList`] is to an adapter what [`crate::ParamList`] is to a model: its parameters
 //! live back to back in one flat `[total]` array, and this list knows their names, shapes and places. Names and shapes
 //! are those of Hugging Face's `peft`, less its prefix `base_model.model.`.
 
@@ -20,13 +20,13 @@ pub struct Lora {
     pub rank: usize,
     /// The product B·A is multiplied by alpha/rank.
     pub alpha: f32,
-    /// Where.
+    /// Layers of each block that have it.
     #[serde(default)]
     pub targets: Targets,
 }
 
 impl Lora {
-    /// What B·A is multiplied by.
+    /// Factor of B·A, alpha/rank.
     pub fn scale(&self) -> f32 {
         self.alpha / self.rank as f32
     }
@@ -56,7 +56,7 @@ impl Lora {
     }
 }
 
-/// Where one layer's two matrices stand in the flat array, B after A.
+/// Ranges of one layer's two matrices in the flat array, B after A.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterRanges {
     /// `[rank, inputs]`
@@ -116,7 +116,7 @@ impl LoraList {
         self.params.iter()
     }
 
-    /// Where the adapter of one layer stands, if it has one.
+    /// Returns the ranges of one layer's adapter, if it has one.
     ///
     /// # Panics
     /// If there is no such block.

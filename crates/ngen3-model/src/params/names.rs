@@ -2,7 +2,7 @@
 
 use super::role::Role;
 
-/// How a parameter stands in a file.
+/// Orientation of a parameter in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Orientation {
     /// As in the flat array: the weight of a linear layer is `[out, in]`, as in PyTorch's `Linear`.
@@ -110,7 +110,7 @@ impl NameTable {
     }
 }
 
-/// Returns the name of a linear layer within its block, as `transformers` and `peft` have it: `attn.c_attn`.
+/// Returns the name of a block's linear layer within it, by the role of its weight, as `transformers` and `peft` have it: `attn.c_attn`.
 pub(super) fn module_in_block(weight: Role) -> &'static str {
     let name = HF_GPT2.entry(weight).0;
     name.strip_prefix(HF_BLOCK).and_then(|name| name.strip_suffix(".weight")).expect("a linear layer of a block")

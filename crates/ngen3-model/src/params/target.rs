@@ -104,7 +104,7 @@ impl Targets {
         Self(targets)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

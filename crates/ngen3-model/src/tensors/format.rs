@@ -34,17 +34,17 @@ impl Format {
 
 /// Opens a file of tensors: with its length, and the format that its first bytes tell.
 pub(crate) fn open(path: &Path) -> Result<(File, u64, Format), String> {
-    let say = |error: io::Error| error.to_string();
-    let metadata = fs::metadata(path).map_err(say)?;
+    let message = |error: io::Error| error.to_string();
+    let metadata = fs::metadata(path).map_err(message)?;
     if !metadata.is_file() {
         return Err("it is not a file".into());
     }
-    let mut file = File::open(path).map_err(say)?;
+    let mut file = File::open(path).map_err(message)?;
     let len = metadata.len();
     let mut start = [0; 9];
     let got = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
-    file.read_exact(&mut start[..got]).map_err(say)?;
-    file.rewind().map_err(say)?;
+    file.read_exact(&mut start[..got]).map_err(message)?;
+    file.rewind().map_err(message)?;
     match start[..got] {
         [] => Err("it is empty".into()),
         [b'P', b'K', ..] => Ok((file, len, Format::Torch)),

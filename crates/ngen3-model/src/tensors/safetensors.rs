@@ -61,7 +61,7 @@ pub(crate) fn write_header(
 pub struct Reader {
     file: BufReader<File>,
     header: Metadata,
-    /// Where the data start.
+    /// Offset of the data in the file, in bytes.
     data: u64,
 }
 
@@ -71,15 +71,15 @@ impl Reader {
     /// # Errors
     /// The reason why it is no safetensors file.
     pub fn open(mut file: File, len: u64) -> Result<Self, String> {
-        let say = |error: io::Error| error.to_string();
+        let message = |error: io::Error| error.to_string();
         let mut size = [0; 8];
-        file.read_exact(&mut size).map_err(say)?;
+        file.read_exact(&mut size).map_err(message)?;
         let size = u64::from_le_bytes(size);
         if size > MAX_HEADER || size > len - 8 {
             return Err(format!("its header claims {size} bytes; the file has {len}"));
         }
         let mut bytes = vec![0; size as usize];
-        file.read_exact(&mut bytes).map_err(say)?;
+        file.read_exact(&mut bytes).map_err(message)?;
         let bad = |error: serde_json::Error| format!("its header is not that of a safetensors file: {error}");
         let header: Metadata = serde_json::from_slice(&bytes).map_err(bad)?;
         let data = 8 + size;

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 17;
 
-/// How the elements of a storage are encoded, little-endian.
+/// Encoding of a storage's elements, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dtype {
     F32,
@@ -41,7 +41,7 @@ pub(crate) struct Tensor {
     pub order: Order,
 }
 
-/// How the elements of a tensor stand in its storage.
+/// Order of a tensor's elements in its storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// One after the other, row by row.
@@ -59,7 +59,7 @@ impl Tensor {
     }
 }
 
-/// Where storages are read.
+/// A source of storages.
 pub(crate) trait Storages {
     /// The bytes of a storage, from its first; checked against the file's checksum, if it has one, at their end.
     ///
@@ -79,14 +79,14 @@ pub(crate) fn stream(
     let total = (*storage_len as u64).checked_mul(size as u64);
     let total = total.ok_or_else(|| format!("its storage {storage} claims {storage_len} elements"))?;
     let mut reader = storages.open(storage, total)?;
-    let say = |error: io::Error| format!("its storage {storage} is damaged: {error}");
+    let message = |error: io::Error| format!("its storage {storage} is damaged: {error}");
     let mut bytes = vec![0; CHUNK * size];
     let mut values = Vec::with_capacity(CHUNK);
     let mut at = 0;
     while at < *storage_len {
         let count = CHUNK.min(storage_len - at);
         let bytes = &mut bytes[..count * size];
-        reader.read_exact(bytes).map_err(say)?;
+        reader.read_exact(bytes).map_err(message)?;
         values.clear();
         match dtype {
             Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
@@ -98,7 +98,7 @@ pub(crate) fn stream(
         at += count;
     }
     // The checksum is compared when the end is seen.
-    match reader.read(&mut [0]).map_err(say)? {
+    match reader.read(&mut [0]).map_err(message)? {
         0 => Ok(()),
         _ => Err(format!("its storage {storage} is longer than {total} bytes")),
     }

@@ -11,7 +11,7 @@ use crate::{Activation, Config, ParamList};
 
 /// Rows of the table of losses.
 const ROWS: usize = 12;
-/// What a training record calls the data; see [`data`].
+/// Key of the data in a training record; see [`data`].
 const DATA: &str = "data";
 
 /// The card of a model.
@@ -171,7 +171,7 @@ fn six_digits(value: f64) -> String {
     Value::from(format!("{value:.5e}").parse().unwrap_or(value)).to_string()
 }
 
-/// What the model was trained on, as its training record says: where the text came from.
+/// Returns the sources of the text that the model was trained on, from its training record.
 fn data(export: &Export) -> Option<String> {
     let sources = export.checkpoint.meta.training.get(DATA)?.get("source")?.as_array()?;
     let sources: Vec<&str> = sources.iter().filter_map(Value::as_str).collect();

@@ -13,7 +13,7 @@ pub(super) const Q8_BLOCK: usize = 32;
 /// Columns of a matrix that are gathered at a time to write it transposed: a cache line of each row.
 const STRIPE: usize = 16;
 
-/// How an export stores numbers.
+/// Type of the numbers in an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportDtype {
     /// Exactly as they are.
@@ -72,7 +72,7 @@ impl<'a, W: Write> Encoder<'a, W> {
     /// Writes `values`; `param` is whose they are, for the error.
     ///
     /// # Errors
-    /// That the disk refused, or that a number is too large for the type.
+    /// That the disk read_error, or that a number is too large for the type.
     pub fn write(&mut self, param: &Param, values: &[f32]) -> io::Result<()> {
         self.bytes.clear();
         let bytes = &mut self.bytes;

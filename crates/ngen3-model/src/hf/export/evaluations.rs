@@ -1,4 +1,4 @@
-//! What a checkpoint says that it was measured on, for its model card: results for the `model-index` that the hub reads, and
+//! The evaluations that a checkpoint records, for its model card: results for the `model-index` that the hub reads, and
 //! a table for people. Entries that are not in the form that `CheckpointMeta` gives are left out.
 
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 /// A metric of the harness's tasks that the harness does not have.
 const OUR_METRIC: &str = "acc_bytes";
 
-/// What was measured of one task.
+/// The record of one task.
 struct Task<'a> {
     name: &'a str,
     record: &'a Value,
@@ -34,8 +34,8 @@ impl<'a> Task<'a> {
         metrics.filter_map(metric).collect()
     }
 
-    /// Whether the harness defines it: it is no text of somebody's own.
-    fn is_the_harness_s(&self) -> bool {
+    /// Returns whether lm-evaluation-harness defines it: it is no text of somebody's own.
+    fn is_from_harness(&self) -> bool {
         self.record["dataset"]["type"] != "text"
     }
 
@@ -81,7 +81,7 @@ pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> S
     let (mut rows, mut names, mut has_ours) = (String::new(), Vec::new(), false);
     for task in Task::all(evaluations) {
         let metrics = task.metrics();
-        if !metrics.is_empty() && task.is_the_harness_s() {
+        if !metrics.is_empty() && task.is_from_harness() {
             names.push(cell(task.name));
             has_ours |= metrics.iter().any(|metric| metric.name == OUR_METRIC);
         }

@@ -16,7 +16,7 @@ const VERSION: u32 = 3;
 /// Tensors start at multiples of it.
 const ALIGNMENT: usize = 32;
 
-/// What a GGUF file is made of.
+/// The contents of a GGUF file.
 pub(super) struct Model<'a> {
     pub name: &'a str,
     pub config: &'a Config,
@@ -138,10 +138,10 @@ struct Values {
 }
 
 impl Values {
-    fn key(&mut self, name: &str, kind: u32) {
+    fn key(&mut self, name: &str, value_type: u32) {
         self.count += 1;
         self.bytes.string(name);
-        self.bytes.u32(kind);
+        self.bytes.u32(value_type);
     }
 
     fn u32(&mut self, name: &str, value: u32) {
@@ -174,9 +174,9 @@ impl Values {
         items.for_each(|item| self.bytes.u32(item));
     }
 
-    fn array(&mut self, name: &str, kind: u32, len: usize) {
+    fn array(&mut self, name: &str, item_type: u32, len: usize) {
         self.key(name, 9);
-        self.bytes.u32(kind);
+        self.bytes.u32(item_type);
         self.bytes.u64(len as u64);
     }
 }

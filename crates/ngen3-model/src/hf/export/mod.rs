@@ -85,7 +85,7 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
     export.loss_svg.map_or(Ok(()), |svg| put(folder, "loss.svg", svg))
 }
 
-/// What llama.cpp's `gpt2` can run: this activation, a byte-level tokenizer.
+/// Checks that llama.cpp's `gpt2` can run the model: its activation, a byte-level tokenizer. Returns the latter.
 fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
     if export.checkpoint.config.activation != Activation::GeluNew {
         return Err(Error::Config("the model's activation is gelu, and llama.cpp's gpt2 has only gelu_new".into()));
@@ -137,7 +137,7 @@ fn put(folder: &Path, name: &str, content: &str) -> Result<(), Error> {
     write_atomic(&folder.join(name), |file| file.write_all(content.as_bytes()))
 }
 
-/// Whether a file of this name is part of an export, so that `--overwrite` may replace it.
+/// Returns whether a file of this name is part of an export, so that `--overwrite` may replace it.
 fn is_ours(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         "README.md",

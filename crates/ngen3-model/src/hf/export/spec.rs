@@ -1,11 +1,11 @@
-//! The order for an export: which model, in which format, with what beside it.
+//! The specification of an export.
 
 use std::str::FromStr;
 
 use super::encode::ExportDtype;
 use crate::{Checkpoint, Error};
 
-/// What a folder is made for.
+/// Format of an export, after the program that reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
     /// Hugging Face's `transformers`, and all that reads its folders.
@@ -26,7 +26,7 @@ impl FromStr for ExportFormat {
     }
 }
 
-/// What was measured at one step of a model's training.
+/// Losses at one step of a model's training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CurvePoint {
     /// Updates done.
@@ -40,7 +40,7 @@ pub struct CurvePoint {
 /// A model on its way out.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
-    /// What it is called.
+    /// Its name.
     pub name: &'a str,
     /// The model.
     pub checkpoint: &'a Checkpoint,
@@ -48,17 +48,17 @@ pub struct Export<'a> {
     pub tokenizer: Option<&'a str>,
     /// The token that ends a document: its text and its id.
     pub eot: Option<(&'a str, u32)>,
-    /// How its training went, in order; empty if that is not known.
+    /// Losses of its training, in order; empty if they are not known.
     pub curve: &'a [CurvePoint],
     /// A drawing of it, in SVG.
     pub loss_svg: Option<&'a str>,
-    /// What the folder is for.
+    /// The format of the folder.
     pub format: ExportFormat,
-    /// How the weights are stored.
+    /// The type in which weights are stored.
     pub dtype: ExportDtype,
 }
 
-/// What was made.
+/// The result of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
     /// Names of the files and their sizes in bytes, by name.

@@ -80,7 +80,7 @@ pub(super) fn write(
     write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
 }
 
-/// Which parameters stand in which file.
+/// Returns the parameters of each file.
 fn split(list: &ParamList, dtype: ExportDtype, max_bytes: usize) -> Vec<Vec<&Param>> {
     let mut shards = vec![Vec::new()];
     let mut bytes = 0;

@@ -14,7 +14,7 @@ use crate::tensors::tensor::{Dtype, Order, Tensor};
 
 /// Bytes of JSON that one value of a pickle may become: values that share parts would otherwise grow without bound.
 const JSON_BUDGET: usize = 64 << 20;
-/// What one JSON value costs beside its text.
+/// Bytes of the budget that one JSON value costs beside its text.
 const JSON_VALUE: usize = 64;
 const JSON_DEPTH: usize = 64;
 /// Arguments of a call and dimensions of a tensor; these are copied, and a pickle can pass the same tuple many times.
@@ -42,7 +42,7 @@ pub enum Node {
     Global(Global),
 }
 
-/// What a pickle may name.
+/// The functions and types that a pickle may name.
 #[derive(Clone, Copy, Debug)]
 pub enum Global {
     OrderedDict,
