@@ -59,7 +59,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
             let range = param.range();
             let size = norm(&mut expected[range.clone()].iter().copied());
             let error = norm(&mut range.map(|i| f64::from(found[i]) - expected[i]));
-            assert!(error < 1e-4 * size, "{}: relative error {}", param.name, error / size);
+            assert!(error < 1e-4 * size, "{}: relative error {}", param.name(), error / size);
         }
     }
 }
@@ -105,7 +105,7 @@ fn gradients_match_finite_differences_with_dropout() {
             let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
             let expected = (4.0 * narrow - wide) / 3.0;
             let error = (f64::from(grads[index]) - expected).abs();
-            assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name, grads[index]);
+            assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name(), grads[index]);
         }
     }
 }

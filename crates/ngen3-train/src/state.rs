@@ -10,8 +10,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use ngen3_engine::{Slot, Trainer};
-use ngen3_model::tensors::safetensors::{Reader, write_arrays_header, write_f32};
 use ngen3_model::files::write_atomic;
+use ngen3_model::tensors::safetensors::{Reader, write_arrays_header, write_f32};
 use serde_json::Map;
 
 use crate::Error;

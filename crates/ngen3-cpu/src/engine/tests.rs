@@ -96,7 +96,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                     let [soft, hard] = [expected, plain].map(|value| numbers(&value["grads"][i]));
                     let mixed = f64::from(alpha) * soft[1] + f64::from(1.0 - alpha) * hard[1];
                     let size = f64::from(alpha) * soft[0] + f64::from(1.0 - alpha) * hard[0];
-                    let name = &param.name;
+                    let name = &param.name();
                     assert!((found - mixed).abs() < 1e-4 * size.max(1e-2), "{name}: {found}, not {mixed} of {size}");
                 }
             }

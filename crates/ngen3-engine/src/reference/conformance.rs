@@ -156,7 +156,7 @@ fn values<'a>(params: impl Iterator<Item = &'a Param>, seed: u64) -> Vec<f32> {
             |i: usize| (splitmix(seed ^ splitmix((param.offset + i) as u64)) >> 40) as f32 / (1 << 23) as f32 - 1.0;
         let (mean, bound) = match param.shape[..] {
             [_, inputs] => (0.0, (3.0 / inputs as f32).sqrt()),
-            _ if param.name.ends_with(".bias") => (0.0, 0.5),
+            _ if param.name().ends_with(".bias") => (0.0, 0.5),
             _ => (1.0, 0.5),
         };
         values.extend((0..param.len()).map(|i| mean + bound * uniform(i)));
@@ -211,7 +211,7 @@ impl Pair<'_> {
         let least = 1e-3 * norm(expected.iter().map(|&g| f64::from(g)));
         for param in params {
             let (found, expected) = (&found[param.range()], &expected[param.range()]);
-            near(&param.name, found, expected, self.tolerance.gradient, least)?;
+            near(&param.name(), found, expected, self.tolerance.gradient, least)?;
         }
         Ok(())
     }

@@ -346,7 +346,7 @@ mod tests {
         let config = Config::new(2, 3, 12, 7, 31);
         let list = ParamList::new(&config);
         let mut params = numbers(list.total());
-        for param in list.iter().filter(|param| param.name.ends_with(".bias")) {
+        for param in list.iter().filter(|param| param.name().ends_with(".bias")) {
             params[param.range()].fill(0.0);
         }
         let with = Network::new(config, params).expect("a valid shape");
@@ -373,9 +373,9 @@ mod tests {
         assert_eq!(losses, found_losses);
         for param in &list {
             let (grads, found) = (&grads[param.range()], &found[param.range()]);
-            match param.name.ends_with(".bias") {
-                true => assert!(grads.iter().any(|&g| g != 0.0) && found.iter().all(|&g| g == 0.0), "{}", param.name),
-                false => assert_eq!(grads, found, "{}", param.name),
+            match param.name().ends_with(".bias") {
+                true => assert!(grads.iter().any(|&g| g != 0.0) && found.iter().all(|&g| g == 0.0), "{}", param.name()),
+                false => assert_eq!(grads, found, "{}", param.name()),
             }
         }
     }

@@ -54,7 +54,7 @@ fn a_step_with_the_most_likely_tokens_equals_pytorchs() {
                 let grads = student.read(Slot::Grads);
                 let found: f64 = grads[param.range()].iter().zip(&direction).map(|(&g, d)| f64::from(g) * d).sum();
                 let [size, expected] = numbers(&expected["grads"][i])[..] else { panic!("a pair") };
-                let name = &param.name;
+                let name = &param.name();
                 assert!((found - expected).abs() < 1e-5 * size.max(1e-2), "{name}: {found}, not {expected}");
             }
         }

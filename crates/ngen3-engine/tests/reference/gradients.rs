@@ -22,14 +22,14 @@ fn check<'a>(
     };
     for param in params {
         let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
-        assert!(largest > 0.0, "{} has no gradient", param.name);
+        assert!(largest > 0.0, "{} has no gradient", param.name());
         for index in [param.offset, param.offset + param.len() / 2, param.range().end - 1] {
             let h = 4e-3f32;
             let wide = (at(index, 2.0 * h) - at(index, -2.0 * h)) / (4.0 * f64::from(h));
             let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
             let expected = (4.0 * narrow - wide) / 3.0;
             let error = (f64::from(grads[index]) - expected).abs();
-            assert!(error < 1e-3 * largest + 2e-4, "{} at {index}: {}, not {expected}", param.name, grads[index]);
+            assert!(error < 1e-3 * largest + 2e-4, "{} at {index}: {}, not {expected}", param.name(), grads[index]);
         }
     }
 }

@@ -19,7 +19,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
         for param in &ParamList::new(&config) {
             let error = distance(&found[param.range()], &expected[param.range()]);
             // PyTorch's own are in f32.
-            assert!(error < 1e-5, "{}: relative error {error}", param.name);
+            assert!(error < 1e-5, "{}: relative error {error}", param.name());
         }
     }
 }
@@ -51,7 +51,7 @@ fn adapters_and_their_steps_equal_pefts() {
         let grads = numbers(&expected["grads"]);
         for param in &LoraList::new(&config, &lora).expect("an adapter") {
             let error = distance(&engine.read(Slot::Grads)[param.range()], &grads[param.range()]);
-            assert!(error < 1e-5, "{}: relative error {error}", param.name);
+            assert!(error < 1e-5, "{}: relative error {error}", param.name());
         }
 
         engine.write(Slot::Grads, &vec![0.0; grads.len()]).expect("memory");

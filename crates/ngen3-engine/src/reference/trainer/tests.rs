@@ -62,7 +62,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                         alpha * soft.expect("a number") + (1.0 - alpha) * hard.expect("a number")
                     };
                     let (size, expected) = (mixed(0), mixed(1));
-                    let name = &param.name;
+                    let name = &param.name();
                     assert!((found - expected).abs() < 1e-5 * size.max(1e-2), "{name}: {found}, not {expected}");
                 }
             }
