@@ -7,7 +7,7 @@
 //! No heads × tokens × tokens buffer: a task takes one head of one sequence, and in it a few queries at a time with the keys that
 //! they may see; keys after those are never touched. Backward (`backward.rs`) makes the probabilities again from `lse`
 //! (as FlashAttention does, Dao et al. 2022). A task first brings its operands out of `qkv`, whose rows stand far apart, into
-//! scratch memory that stays in its cache, as cells of `P` elements (`gemm/tiles.rs`): pairs of bf16, or f32 one by one. Scores
+//! scratch memory that stays in its cache, as cells of `P` elements (`gemm/tiles/`): pairs of bf16, or f32 one by one. Scores
 //! and probabilities are f32.
 
 mod backward;
