@@ -10,7 +10,7 @@ use crate::{Config, GPT2_VOCAB_SIZE};
 pub struct Checkpoint {
     /// The model's shape.
     pub config: Config,
-    /// `[total]`, in the order of [`ParamList`].
+    /// `[total]`, in the order of [`ParamList`](crate::ParamList).
     pub params: Vec<f32>,
     /// Training record, tokenizer and evaluations.
     pub meta: CheckpointMeta,

@@ -28,7 +28,7 @@ fn meta_text(meta: &CheckpointMeta) -> String {
     entry.to_string()
 }
 
-/// Reads what [`write`] says of the training; the tokenizer and its chat template are not part of it.
+/// Parses the record of the training that [`write()`] leaves; the tokenizer and its chat template are not part of it.
 pub(crate) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
     let wrong = |what| format!("its metadata entry {META} has no usable {what}");
     let mut file: Map<String, Value> = serde_json::from_str(text).map_err(|_| wrong("JSON"))?;
