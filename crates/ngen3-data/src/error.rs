@@ -1,5 +1,7 @@
 //! What can go wrong between text and batches.
 
+use std::path::Path;
+
 use crate::tokenizer;
 
 /// An error that names what was wrong, where, and what to do.
@@ -65,4 +67,13 @@ pub enum Error {
     /// The work was asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A file or folder that cannot be looked at or opened.
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    let reason = match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file or folder".into(),
+        _ => error.to_string(),
+    };
+    Error::Read { name: path.display().to_string(), reason }
 }

@@ -10,7 +10,7 @@ use crate::documents::{self, Documents};
 use crate::metric::{pooled, proportion};
 use crate::perplexity::{self, Cut, Text};
 use crate::prompts::{self, Examples, Question};
-use crate::report::{Of, Sample};
+use crate::results::{Of, Sample};
 use crate::tasks::{self, Chosen, Group};
 use crate::{Error, Measured, Report, Scorer, Scores, Task, Value};
 

@@ -4,7 +4,8 @@
 //! Read `task.rs` first (what a task is), then a task in `tasks/`; then the way of the data: `documents.rs` (rows, from the
 //! hub or a folder), `prompts.rs` (rows become questions, with examples before them), `scorer.rs` (questions become batches,
 //! batches log-likelihoods), `metric.rs` (log-likelihoods become numbers), `evaluate.rs` (all of it, in order). Perplexity
-//! goes its own way, in `perplexity.rs`. `report.rs`, `table.rs` and `samples.rs` are what a user sees.
+//! goes its own way, in `perplexity.rs`. `results.rs` is what comes of it; `report.rs`,
+//! `table.rs` and `samples.rs` are what a user sees.
 
 mod documents;
 mod error;
@@ -14,6 +15,7 @@ mod perplexity;
 mod prompts;
 mod python;
 mod report;
+mod results;
 mod samples;
 mod scorer;
 mod table;
@@ -26,7 +28,7 @@ pub use error::Error;
 pub use evaluate::{Model, Plan, Progress, Settings};
 pub use metric::Metric;
 pub use perplexity::Text;
-pub use report::{Measured, Report, Value};
+pub use results::{Measured, Report, Value};
 pub use scorer::{Request, Scorer, Scores};
 pub use table::table;
 pub use task::{Ask, Item, Row, Shots, Source, Task};

@@ -7,7 +7,7 @@ use std::path::Path;
 use ngen3_model::files::write_atomic;
 use serde_json::{Map, json};
 
-use crate::report::Of;
+use crate::results::Of;
 use crate::{Error, Plan, Report};
 
 impl Report {

@@ -1,33 +1,15 @@
-//! Conversations from files or from the hub are tokenised, in memory or into the folder `_data_NAME_`.
+//! Conversations become the folder `_data_NAME_`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use rayon::prelude::*;
-
-use super::encode::Encoded;
-use super::read::{Place, read_file};
-use super::{ChatEncoder, Conversation, marks};
+use super::encode::ChatEncoder;
+use super::gather::{ChatInput, gather};
+use super::marks;
 use crate::Error;
 use crate::dataset::{Folder, Target, Writer, commit};
-use crate::hf::{self, HfSource};
 use crate::source::Event;
 use crate::token_file::{ChatMeta, DATA, Dtype, MASK, Meta};
-
-/// Conversations that are rendered and tokenised at a time, on all threads.
-const GATHERED: usize = 1024;
-
-/// What is wrong with a conversation, at most so many characters of it: it may quote the file.
-const MAX_REASON: usize = 300;
-
-/// Where conversations are.
-#[derive(Clone, Copy, Debug)]
-pub enum ChatInput<'a> {
-    /// Files, `-` for stdin.
-    Files(&'a [PathBuf]),
-    /// A column of a Hugging Face dataset.
-    Hf(&'a HfSource),
-}
 
 /// What to make a dataset of conversations from.
 #[derive(Debug)]
@@ -44,151 +26,6 @@ pub struct ChatSpec<'a> {
     pub skip_bad: bool,
     /// The folder that the dataset's folder is made in.
     pub root: &'a Path,
-}
-
-/// A conversation as tokens, with where it came from.
-pub(super) struct Found {
-    pub encoded: Encoded,
-    pub place: Place,
-    /// Which of the inputs.
-    pub file: usize,
-}
-
-/// What was gathered.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Gathered {
-    /// What the conversations came from: the name of each file.
-    pub files: Vec<String>,
-    /// Conversations that were bad and left out.
-    pub skipped: u64,
-}
-
-/// Reads, renders and tokenises all conversations, and gives them to `take` in order. With `answers` it must be possible to
-/// tell what the assistant says.
-///
-/// # Errors
-/// [`Error::Read`] naming the file, the place in it and what is wrong; unless `skip_bad`, at the first bad conversation.
-pub(super) fn gather(
-    input: ChatInput,
-    encoder: &ChatEncoder,
-    answers: bool,
-    skip_bad: bool,
-    stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event),
-    take: &mut dyn FnMut(Found) -> Result<(), Error>,
-) -> Result<Gathered, Error> {
-    let files: Vec<String> = match input {
-        ChatInput::Files(paths) => paths
-            .iter()
-            .map(|path| if path == Path::new("-") { "stdin".into() } else { path.display().to_string() })
-            .collect(),
-        ChatInput::Hf(_) => Vec::new(),
-    };
-    let mut gathering =
-        Gathering { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
-    let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-    match input {
-        ChatInput::Files(paths) => {
-            for (file, path) in paths.iter().enumerate() {
-                read_file(path, &mut |place, conversation| {
-                    go_on()?;
-                    gathering.add(file, place, conversation)
-                })?;
-            }
-        }
-        ChatInput::Hf(source) => {
-            let found = hf::find(source, &mut |event| {
-                tell(event);
-                go_on().is_ok()
-            })?;
-            let (mut rows, mut empty) = (0, 0);
-            found.conversations(
-                &mut |event| {
-                    tell(event);
-                    go_on().is_ok()
-                },
-                &mut |row| {
-                    go_on()?;
-                    rows += 1;
-                    if gathering.files.last().is_none_or(|last| last != row.name) {
-                        gathering.files.push(row.name.to_owned());
-                    }
-                    let (file, place) = (gathering.files.len() - 1, Place { unit: "row", number: row.number });
-                    match row.text.filter(|text| !text.is_empty()) {
-                        Some(text) => gathering.add(file, place, Conversation::from_cell(text)),
-                        None => {
-                            empty += 1;
-                            Ok(())
-                        }
-                    }
-                },
-            )?;
-            if empty > 0 {
-                tell(Event::Note(format!("{empty} of {rows} rows are empty and were left out")));
-            }
-        }
-    }
-    gathering.settle()?;
-    let Gathering { files, skipped, first, .. } = gathering;
-    if let Some(first) = first {
-        tell(Event::Note(format!("conversations that are bad were left out (count: {skipped}); the first: {first}")));
-    }
-    Ok(Gathered { files, skipped })
-}
-
-/// Conversations on their way.
-struct Gathering<'a> {
-    encoder: &'a ChatEncoder,
-    answers: bool,
-    skip_bad: bool,
-    /// Read and not yet rendered.
-    waiting: Vec<(usize, Place, Conversation)>,
-    files: Vec<String>,
-    skipped: u64,
-    /// The first that was left out, and why.
-    first: Option<String>,
-    take: &'a mut dyn FnMut(Found) -> Result<(), Error>,
-}
-
-impl Gathering<'_> {
-    fn add(&mut self, file: usize, place: Place, found: Result<Conversation, String>) -> Result<(), Error> {
-        match found {
-            Ok(conversation) => self.waiting.push((file, place, conversation)),
-            Err(reason) => {
-                // What comes before it may be bad too, and is to be told first.
-                self.settle()?;
-                self.bad(file, place, &reason)?;
-            }
-        }
-        if self.waiting.len() == GATHERED { self.settle() } else { Ok(()) }
-    }
-
-    /// Renders and tokenises what is waiting.
-    fn settle(&mut self) -> Result<(), Error> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (encoder, answers) = (self.encoder, self.answers);
-        let encoded: Vec<_> =
-            waiting.par_iter().map(|(_, _, conversation)| encoder.encode(conversation, answers)).collect();
-        for ((file, place, _), encoded) in waiting.into_iter().zip(encoded) {
-            match encoded {
-                Ok(encoded) => (self.take)(Found { encoded, place, file })?,
-                Err(reason) => self.bad(file, place, &reason)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn bad(&mut self, file: usize, place: Place, reason: &str) -> Result<(), Error> {
-        let name = self.files[file].clone();
-        let reason: String =
-            reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect();
-        if self.skip_bad {
-            self.skipped += 1;
-            self.first.get_or_insert_with(|| format!("{name}, {place}: {reason}"));
-            return Ok(());
-        }
-        Err(Error::Read { name, reason: format!("{place}: {reason} (--skip_bad leaves out what is bad)") })
-    }
 }
 
 /// What was made.

@@ -10,8 +10,9 @@ use ngen3_model::hash::{hex, sha256};
 use ngen3_model::words::count;
 use sha2::{Digest, Sha256};
 
-use super::build::{Found, gather};
-use super::{ChatEncoder, ChatInput, marks};
+use super::encode::ChatEncoder;
+use super::gather::{ChatInput, Found, gather};
+use super::marks;
 use crate::source::Event;
 use crate::token_file::{MASK, META};
 use crate::{Error, TokenFile, Tokenizer};

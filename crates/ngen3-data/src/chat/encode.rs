@@ -10,8 +10,9 @@ use std::ops::Range;
 use minijinja::value::Value;
 use ngen3_model::ChatFormat;
 
-use super::template::{BEGIN, END};
-use super::{ChatTemplate, Conversation, Message, Role, marks};
+use super::conversation::{Conversation, Message, Role};
+use super::marks;
+use super::template::{BEGIN, ChatTemplate, END};
 use crate::{Error, Tokenizer};
 
 /// Stands within the spelling of a special token in what somebody said, so that it is not taken for one; gone before the text

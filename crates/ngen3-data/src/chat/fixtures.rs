@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Conversation, Message};
+use super::conversation::{Conversation, Message};
 
 /// A conversation and what it becomes.
 pub(super) struct Case {

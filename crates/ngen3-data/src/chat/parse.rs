@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Conversation, Message, Role};
+use super::conversation::{Conversation, Message, Role};
 use crate::hf::TURN_FIELDS;
 
 /// What turns are called in an object. The first two are OpenAI's and ShareGPT's; the others are names of plain lists.

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::Conversation;
+use super::conversation::Conversation;
 use super::parse::TURNS;
 use crate::Error;
 use crate::hf::TURN_FIELDS;

@@ -13,7 +13,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Chats, marks};
+use super::chats::Chats;
+use super::marks;
 use crate::Error;
 
 /// A target that does not count.

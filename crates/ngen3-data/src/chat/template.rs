@@ -11,7 +11,7 @@ use ngen3_model::ChatFormat;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use super::Message;
+use super::conversation::Message;
 use crate::Error;
 
 /// Instructions of the template engine that a template may take for a conversation; each turn of a usual one takes about a

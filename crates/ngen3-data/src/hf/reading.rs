@@ -3,11 +3,11 @@
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use super::Part;
 use super::column::Column;
 use super::format::{DataFile, Format};
 use super::repository::Repository;
 use super::rows::Rows;
+use super::split::Slice;
 use crate::Error;
 use crate::hub::Tell;
 use crate::source::{Event, Piece, Sink};
@@ -16,6 +16,13 @@ use crate::source::{Event, Piece, Sink};
 const GATHERED: usize = 1 << 18;
 /// Bytes of a piece of a long document, unless there is no place to cut.
 const PIECE: usize = 1 << 20;
+
+/// The rows of one split.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) slice: Slice,
+    pub(super) files: Vec<DataFile>,
+}
 
 /// A file that is on disk.
 struct Opened<'a> {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::format::{Format, READABLE};
 use crate::Error;
+use crate::error::unreadable;
 use crate::hub::{File, Hub, Kind, Snapshot, Tell};
-use crate::source::unreadable;
 
 /// A dataset's files.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 
-use super::{File, Info, LISTING_LIMIT, is_safe_path};
+use super::repo::{File, Info, LISTING_LIMIT, is_safe_path};
 use crate::Error;
 use crate::token_file::read_at_most;
 

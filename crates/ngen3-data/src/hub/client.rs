@@ -6,10 +6,10 @@ use ngen3_model::words::count;
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
 
-use super::Tell;
+use super::tell::Tell;
 use crate::Error;
 use crate::source::Event;
-use crate::source::http::{CONNECT_TIMEOUT, PAUSE, RETRIES, explain, is_passing};
+use crate::source::download::{CONNECT_TIMEOUT, PAUSE, RETRIES, explain, is_passing};
 
 /// Redirects that are followed, one after the other.
 const REDIRECTS: usize = 10;

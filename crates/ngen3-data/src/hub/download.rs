@@ -16,12 +16,12 @@ use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
-use super::Tell;
 use super::cache::make_folder_of;
 use super::client::{Client, Trouble, persist};
+use super::tell::Tell;
 use crate::Error;
 use crate::source::Event;
-use crate::source::http::read_some;
+use crate::source::download::read_some;
 
 const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Hub, Kind, LISTING_LIMIT, Snapshot, Tell};
+use super::repo::{Kind, LISTING_LIMIT};
+use super::snapshot::{Hub, Snapshot};
+use super::tell::Tell;
 use crate::Error;
 use crate::token_file::read_at_most;
 

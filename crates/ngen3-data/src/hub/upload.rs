@@ -18,7 +18,9 @@ use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, Method, StatusCode, header};
 
 use super::client::{Payload, Trouble, persist};
-use super::{Hub, Tell, check_name, is_safe_path};
+use super::repo::{Kind, check_name, is_safe_path};
+use super::snapshot::Hub;
+use super::tell::Tell;
 use crate::Error;
 use crate::source::Event;
 
@@ -88,7 +90,7 @@ impl Hub {
                 "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
             )));
         }
-        check_name(super::Kind::Model, name)?;
+        check_name(Kind::Model, name)?;
         if self.offline {
             return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
         }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::http::Client;
+use super::download::Client;
+use super::event::Event;
+use super::list::{Input, SHAKESPEARE, Source};
 use super::open::{Opened, open, open_file};
 use super::text::TextReader;
-use super::{Input, SHAKESPEARE, Source};
 use crate::Error;
 
 /// Bytes of text in a piece, unless there is no place to cut.
@@ -41,27 +42,6 @@ pub enum Piece {
         text: String,
         /// Where each ends in `text`, in bytes.
         ends: Vec<usize>,
-    },
-}
-
-/// What there is to tell meanwhile.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Something that the user should know.
-    Note(String),
-    /// Bytes downloaded of the current document, and how many there are.
-    Downloading {
-        /// So far.
-        done: u64,
-        /// All, if known.
-        total: Option<u64>,
-    },
-    /// Bytes read of all documents as they are stored (compressed, perhaps), and how many there are.
-    Reading {
-        /// So far.
-        done: u64,
-        /// All, if known.
-        total: Option<u64>,
     },
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: b
 
 /// Opens a file on disk.
 pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<Opened, Error> {
-    let file = File::open(path).map_err(|error| super::unreadable(path, &error))?;
+    let file = File::open(path).map_err(|error| crate::error::unreadable(path, &error))?;
     open(name, file, true)
 }
 

@@ -24,7 +24,7 @@ pub enum Error {
     /// A vocabulary size that a byte-level tokenizer cannot have.
     #[error(
         "vocab_size {0} is out of range: ask for 257 (the 256 single bytes and <|endoftext|>) to {max}",
-        max = super::MAX_VOCAB_SIZE
+        max = super::limits::MAX_VOCAB_SIZE
     )]
     VocabSize(usize),
     /// Training on nothing.

@@ -11,7 +11,7 @@ pub(super) fn gpt2() -> Bpe {
     let merge = |(rank, &[a, b, c, d]): (usize, &[u8; 4])| {
         (u16::from_le_bytes([a, b]).into(), u16::from_le_bytes([c, d]).into(), 256 + rank as u32)
     };
-    Bpe::from_merges(pairs.iter().enumerate().map(merge), super::ENDOFTEXT)
+    Bpe::from_merges(pairs.iter().enumerate().map(merge), super::limits::ENDOFTEXT)
 }
 
 #[cfg(test)]

@@ -1,17 +1,18 @@
 //! Reading and writing Hugging Face's tokenizer.json.
 //!
 //! The file comes from outside, so its ids are checked before anything is sized by them. A file that asks for exactly what
-//! `bpe.rs` does, in its every setting, becomes a [`Bpe`]; any other is handed to the `tokenizers` crate.
+//! `bpe/` does, in its every setting, becomes a [`Bpe`]; any other is handed to the `tokenizers` crate.
 
 use std::collections::HashMap;
 
 use ngen3_model::TokenizerRef;
 use serde_json::{Map, Value, json};
 
-use super::alphabet::unspell;
+use super::backend::{Kind, run_library};
 use super::bpe::Bpe;
-use super::merge::Merges;
-use super::{Kind, MAX_VOCAB_SIZE, run_library};
+use super::bpe::alphabet::unspell;
+use super::bpe::merge::Merges;
+use super::limits::MAX_VOCAB_SIZE;
 
 /// Largest file taken, in bytes: what a checkpoint holds, with which it travels.
 pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;

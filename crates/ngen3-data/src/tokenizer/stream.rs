@@ -1,6 +1,7 @@
 //! Text from ids as they come, one at a time.
 
-use super::{Kind, Tokenizer};
+use super::backend::Kind;
+use super::codec::Tokenizer;
 
 /// Turns ids into text as they come: each [`push`](TextStream::push) gives what can be shown now. What all calls and
 /// [`finish`](TextStream::finish) give, end to end, is what [`Tokenizer::decode`] gives for all ids at once. (With one
@@ -16,8 +17,15 @@ pub struct TextStream {
     shown: usize,
 }
 
+impl Tokenizer {
+    /// Text from ids as they come.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(self.clone())
+    }
+}
+
 impl TextStream {
-    pub(super) fn new(tokenizer: Tokenizer) -> TextStream {
+    fn new(tokenizer: Tokenizer) -> TextStream {
         TextStream { tokenizer, bytes: Vec::new(), ids: Vec::new(), shown: 0 }
     }
 

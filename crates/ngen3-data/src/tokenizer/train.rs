@@ -12,11 +12,14 @@ use std::collections::{BinaryHeap, HashMap};
 use foldhash::fast::FixedState;
 use rayon::prelude::*;
 
-use super::alphabet::BYTE_OF_ID;
+use super::Error;
+use super::backend::Kind;
 use super::bpe::Bpe;
-use super::classes::classes;
-use super::pretoken::{safe_split, word_end};
-use super::{ENDOFTEXT, Error, Kind, MAX_VOCAB_SIZE, Tokenizer};
+use super::bpe::alphabet::BYTE_OF_ID;
+use super::bpe::classes::classes;
+use super::bpe::pretoken::{safe_split, word_end};
+use super::codec::Tokenizer;
+use super::limits::{ENDOFTEXT, MAX_VOCAB_SIZE};
 
 /// A pair that occurs only once is not worth a token.
 const MIN_COUNT: u64 = 2;

@@ -2,8 +2,8 @@
 
 use ngen3_model::words::count;
 
+use super::group::Group;
 use crate::python::strip;
-use crate::tasks::Group;
 use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
 
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];

@@ -1,5 +1,6 @@
 //! The tasks that there are. Each is one file; adding one is that file and a line in [`all`].
 
+mod group;
 mod hellaswag;
 mod mmlu;
 mod piqa;
@@ -7,20 +8,9 @@ mod winogrande;
 
 use std::collections::BTreeSet;
 
-use crate::{Error, Task};
+pub(crate) use group::Group;
 
-/// Tasks that are shown as one, with the mean over all their questions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Group {
-    /// What it is called.
-    pub name: &'static str,
-    /// Its short name, for tables in which its own group stands above it.
-    pub alias: &'static str,
-    /// The version of the harness's definition.
-    pub version: f64,
-    /// Names of the groups and tasks in it.
-    pub members: &'static [&'static str],
-}
+use crate::{Error, Task};
 
 /// Every task.
 fn all() -> Vec<Box<dyn Task>> {

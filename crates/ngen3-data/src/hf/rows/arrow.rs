@@ -7,7 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, Fields, SchemaRef};
 
-use super::{BUFFER, Row, Rows, Take};
+use super::file::{BUFFER, Row, Rows, Take};
 use crate::Error;
 
 /// The first bytes of the file format.

@@ -4,8 +4,8 @@ use ::csv::{ByteRecord, ReaderBuilder};
 use ngen3_model::words::count;
 use serde_json::Value;
 
-use super::records::Record;
-use super::{Row, Rows, Take};
+use super::file::{Row, Rows, Take};
+use super::record::Record;
 use crate::Error;
 
 /// Fields that stand for nothing, as pandas and so `datasets` has them.

@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::records::Record;
-use super::{Row, Rows, Stream, Take};
+use super::file::{Row, Rows, Stream, Take};
+use super::record::Record;
 use crate::Error;
 use crate::hf::column::Column;
 

@@ -4,7 +4,7 @@ use arrow_array::{RecordBatch, RecordBatchReader};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use super::{Row, Rows, Take};
+use super::file::{Row, Rows, Take};
 use crate::Error;
 
 /// Bytes of text that a stretch of rows should have, and the most rows.

@@ -3,8 +3,8 @@
 use std::io::BufRead;
 use std::ops::ControlFlow;
 
-use super::records::Record;
-use super::{Row, Rows, Take};
+use super::file::{Row, Rows, Take};
+use super::record::Record;
 use crate::Error;
 use crate::hf::column::Column;
 

@@ -11,7 +11,7 @@ use super::merge::Merges;
 use super::pretoken::{ascii_word, word_end};
 
 /// A byte-level vocabulary.
-pub(super) struct Bpe {
+pub(in crate::tokenizer) struct Bpe {
     /// The bytes of all tokens in order of id, end to end; token `i` is `starts[i]..starts[i + 1]`, empty in a hole.
     bytes: Vec<u8>,
     starts: Vec<usize>,
@@ -27,7 +27,7 @@ pub(super) struct Bpe {
 impl Bpe {
     /// A vocabulary of the 256 bytes, the tokens that `merges` make, and `eot`, in this order. A merge is (left id, right id,
     /// merged id), of earlier tokens, into the next id or an earlier one of the same bytes.
-    pub(super) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32, u32)>, eot: &str) -> Bpe {
+    pub(in crate::tokenizer) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32, u32)>, eot: &str) -> Bpe {
         let mut bytes: Vec<u8> = BYTE_OF_ID.to_vec();
         let mut starts: Vec<usize> = (0..=256).collect();
         let mut id_of_byte = [0; 256];
@@ -52,7 +52,11 @@ impl Bpe {
 
     /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `verbatim` likewise, and may
     /// repeat some of `tokens`. `None` if a byte has no token.
-    pub(super) fn from_tokens(tokens: &[(&str, u32)], merges: Merges, verbatim: Vec<(String, u32)>) -> Option<Bpe> {
+    pub(in crate::tokenizer) fn from_tokens(
+        tokens: &[(&str, u32)],
+        merges: Merges,
+        verbatim: Vec<(String, u32)>,
+    ) -> Option<Bpe> {
         let all = tokens.iter().copied().chain(verbatim.iter().map(|(token, id)| (token.as_str(), *id)));
         let size = all.clone().map(|(_, id)| id as usize + 1).max()?;
         let mut token_of_id = vec![""; size];
@@ -76,12 +80,12 @@ impl Bpe {
         Some(Bpe { bytes, starts, id_of_byte, merges, verbatim, caches: Mutex::default() })
     }
 
-    pub(super) fn vocab_size(&self) -> usize {
+    pub(in crate::tokenizer) fn vocab_size(&self) -> usize {
         self.starts.len() - 1
     }
 
     /// A token's bytes; none for an id outside the vocabulary or in a hole.
-    pub(super) fn token(&self, id: u32) -> &[u8] {
+    pub(in crate::tokenizer) fn token(&self, id: u32) -> &[u8] {
         let id = id as usize;
         match self.starts.get(id..).and_then(|starts| starts.get(..2)) {
             Some(&[start, end]) => &self.bytes[start..end],
@@ -90,7 +94,7 @@ impl Bpe {
     }
 
     /// The id of a token as tokenizer.json spells it.
-    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+    pub(in crate::tokenizer) fn id_of(&self, token: &str) -> Option<u32> {
         if let Some((_, id)) = self.verbatim.iter().find(|(verbatim, _)| verbatim == token) {
             return Some(*id);
         }
@@ -99,12 +103,12 @@ impl Bpe {
         (0..self.vocab_size() as u32).find(|&id| self.token(id) == bytes && !is_verbatim(id))
     }
 
-    pub(super) fn verbatim(&self) -> &[(String, u32)] {
+    pub(in crate::tokenizer) fn verbatim(&self) -> &[(String, u32)] {
         &self.verbatim
     }
 
     /// Every token's spelling in order of id.
-    pub(super) fn spellings(&self) -> Vec<String> {
+    pub(in crate::tokenizer) fn spellings(&self) -> Vec<String> {
         let mut spellings: Vec<String> = (0..self.vocab_size() as u32).map(|id| spell(self.token(id))).collect();
         for (token, id) in &self.verbatim {
             spellings[*id as usize].clone_from(token);
@@ -112,12 +116,12 @@ impl Bpe {
         spellings
     }
 
-    pub(super) fn merges(&self) -> &Merges {
+    pub(in crate::tokenizer) fn merges(&self) -> &Merges {
         &self.merges
     }
 
     /// Appends the ids of `text`.
-    pub(super) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+    pub(in crate::tokenizer) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
         let free = self.caches.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut cache = free.unwrap_or_else(Cache::new);
         self.encode_with(&mut cache, text.as_bytes(), out);

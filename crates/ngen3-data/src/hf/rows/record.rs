@@ -8,30 +8,15 @@ use arrow_array::{Array, RecordBatch, downcast_dictionary_array};
 use arrow_schema::DataType;
 use serde_json::{Map, Value};
 
-use super::{Rows, arrow, csv, json, parquet, text};
+use super::file::Rows;
 use crate::Error;
 use crate::hf::column::arrow_string;
-use crate::hf::format::Format;
 
 /// A row: what each column holds, by its name.
 pub type Record = Map<String, Value>;
 
 impl Rows<'_> {
-    /// All rows, in order.
-    ///
-    /// # Errors
-    /// [`Error::Read`] for a file that is damaged, or has a column of a kind that JSON has not.
-    pub(in crate::hf) fn records(&self) -> Result<Vec<Record>, Error> {
-        match self.format {
-            Format::Parquet => self.caught("parquet", || self.of_batches(&parquet::batches(self)?)),
-            Format::Arrow => self.caught("arrow", || self.of_batches(&arrow::batches(self)?)),
-            Format::Json => json::records(self),
-            Format::Csv { delimiter } => csv::records(self, delimiter),
-            Format::Text => text::records(self),
-        }
-    }
-
-    fn of_batches(&self, batches: &[RecordBatch]) -> Result<Vec<Record>, Error> {
+    pub(super) fn of_batches(&self, batches: &[RecordBatch]) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for batch in batches {
             let schema = batch.schema();

@@ -18,11 +18,11 @@ const MOST_IDS: usize = 1 << 18;
 const INLINE: usize = 3;
 
 /// A short word: its bytes from the low end up, zeros, and its length in the highest byte.
-pub(super) type ShortWord = u128;
+pub(in crate::tokenizer) type ShortWord = u128;
 
 /// Packs up to 15 bytes.
 #[inline]
-pub(super) fn short_word(bytes: &[u8]) -> ShortWord {
+pub(in crate::tokenizer) fn short_word(bytes: &[u8]) -> ShortWord {
     let mut packed = [0; 16];
     packed[..bytes.len()].copy_from_slice(bytes);
     packed[15] = bytes.len() as u8;
@@ -31,12 +31,12 @@ pub(super) fn short_word(bytes: &[u8]) -> ShortWord {
 
 /// Packs the first `length` bytes (1 to 15) of a window of 16.
 #[inline]
-pub(super) fn short_word_of_window(window: u128, length: u32) -> ShortWord {
+pub(in crate::tokenizer) fn short_word_of_window(window: u128, length: u32) -> ShortWord {
     (window & ((1 << (8 * length)) - 1)) | u128::from(length) << 120
 }
 
 /// See the module.
-pub(super) struct Cache {
+pub(in crate::tokenizer) struct Cache {
     /// A place: the word's two halves; up to three ids, or the range of `ids` where they are; the number of ids on top.
     short: Vec<[u64; 4]>,
     long: HashMap<Box<[u8]>, (u32, u32), FixedState>,
@@ -51,13 +51,13 @@ fn place(word: ShortWord) -> usize {
 }
 
 impl Cache {
-    pub(super) fn new() -> Cache {
+    pub(in crate::tokenizer) fn new() -> Cache {
         Cache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new() }
     }
 
     /// Appends the ids of `word` to `out`, if it is known.
     #[inline]
-    pub(super) fn get_short(&self, word: ShortWord, out: &mut Vec<u32>) -> bool {
+    pub(in crate::tokenizer) fn get_short(&self, word: ShortWord, out: &mut Vec<u32>) -> bool {
         let [low, high, ids, last] = self.short[place(word)];
         if low != word as u64 || high != (word >> 64) as u64 {
             return false;
@@ -72,7 +72,7 @@ impl Cache {
     }
 
     /// Remembers a word's ids.
-    pub(super) fn put_short(&mut self, word: ShortWord, ids: &[u32]) {
+    pub(in crate::tokenizer) fn put_short(&mut self, word: ShortWord, ids: &[u32]) {
         let id = |i: usize| u64::from(ids.get(i).copied().unwrap_or(0));
         let (kept, last) =
             if ids.len() <= INLINE { (id(0) | id(1) << 32, id(2)) } else { (u64::from(self.keep(ids)), 0) };
@@ -80,14 +80,14 @@ impl Cache {
     }
 
     /// Appends the ids of a word of over 15 bytes to `out`, if it is known.
-    pub(super) fn get_long(&self, word: &[u8], out: &mut Vec<u32>) -> bool {
+    pub(in crate::tokenizer) fn get_long(&self, word: &[u8], out: &mut Vec<u32>) -> bool {
         let Some(&(start, count)) = self.long.get(word) else { return false };
         out.extend_from_slice(&self.ids[start as usize..][..count as usize]);
         true
     }
 
     /// Remembers a longer word's ids, unless it is too long to be met again.
-    pub(super) fn put_long(&mut self, word: &[u8], ids: &[u32]) {
+    pub(in crate::tokenizer) fn put_long(&mut self, word: &[u8], ids: &[u32]) {
         if word.len() <= LONGEST {
             let start = self.keep(ids);
             self.long.insert(word.into(), (start, ids.len() as u32));

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 /// What GPT-2's pattern tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(in crate::tokenizer) enum Class {
     /// Neither white space, letter nor number: `[^\s\p{L}\p{N}]`.
     Other,
     /// `\p{L}`
@@ -21,13 +21,13 @@ pub(super) enum Class {
 type Block = [Class; 256];
 
 /// The class of every code point.
-pub(super) struct Classes {
+pub(in crate::tokenizer) struct Classes {
     block_of: Vec<u8>,
     blocks: Vec<Block>,
 }
 
 /// The one table of the program.
-pub(super) fn classes() -> &'static Classes {
+pub(in crate::tokenizer) fn classes() -> &'static Classes {
     static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
     &CLASSES
 }
@@ -61,7 +61,7 @@ impl Classes {
 
     /// The class and the length in bytes of the character that begins at `at`. `bytes` is valid UTF-8.
     #[inline]
-    pub(super) fn at(&self, bytes: &[u8], at: usize) -> (Class, usize) {
+    pub(in crate::tokenizer) fn at(&self, bytes: &[u8], at: usize) -> (Class, usize) {
         let low = |i: usize| u32::from(bytes[at + i] & 0x3f);
         let first = u32::from(bytes[at]);
         match first {

@@ -9,7 +9,7 @@ const fn prints(byte: u8) -> bool {
 }
 
 /// The byte of each of the first 256 ids.
-pub(super) const BYTE_OF_ID: [u8; 256] = {
+pub(in crate::tokenizer) const BYTE_OF_ID: [u8; 256] = {
     let mut order = [0; 256];
     let (mut printing, mut other) = (0, 188);
     let mut byte = 0;
@@ -44,12 +44,12 @@ const CHAR_OF_BYTE: [char; 256] = {
 };
 
 /// A token's bytes as tokenizer.json spells them.
-pub(super) fn spell(bytes: &[u8]) -> String {
+pub(in crate::tokenizer) fn spell(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHAR_OF_BYTE[byte as usize]).collect()
 }
 
 /// The bytes of a token as tokenizer.json spells it; `None` if a character outside the alphabet is in it.
-pub(super) fn unspell(token: &str) -> Option<Vec<u8>> {
+pub(in crate::tokenizer) fn unspell(token: &str) -> Option<Vec<u8>> {
     token
         .chars()
         .map(|c| match c as u32 {

@@ -11,7 +11,7 @@
 use super::classes::{Class, Classes};
 
 /// The end of the word that begins at `start`. `bytes` is valid UTF-8 and longer than `start`.
-pub(super) fn word_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
+pub(in crate::tokenizer) fn word_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
     let first = bytes[start];
     if first == b'\'' {
         match &bytes[start + 1..] {
@@ -49,7 +49,7 @@ pub(super) fn word_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
 /// The length of the word that `window`'s first bytes hold, when it is ASCII letters, perhaps after one space, and ends
 /// within the window before another ASCII character (one beyond ASCII may be a letter). Otherwise 0, or a length over 15.
 #[inline]
-pub(super) fn ascii_word(window: u128) -> u32 {
+pub(in crate::tokenizer) fn ascii_word(window: u128) -> u32 {
     const EACH: u128 = u128::from_le_bytes([1; 16]);
     const HIGH: u128 = EACH * 0x80;
     // Per byte: lower case, then bit 7 tells "at least 'a'" and "beyond 'z'". No carry: the addends' bit 7 is clear.
@@ -67,7 +67,7 @@ pub(super) fn ascii_word(window: u128) -> u32 {
 /// That is between a character that is not white space and one of another class, since every word but a contraction holds
 /// one class, after at most one leading space; a contraction's class changes after its `'`, so there is no cut there. The
 /// left part ends in no white space, so `(?!\S)` sees in it what it sees in the whole, and the pattern never looks behind.
-pub(super) fn safe_split(classes: &Classes, text: &str) -> Option<usize> {
+pub(in crate::tokenizer) fn safe_split(classes: &Classes, text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut right = None;
     for (at, c) in text.char_indices().rev() {

@@ -13,18 +13,18 @@ const SCAN: usize = 64;
 
 /// The merges by pair. Rank 0 is applied first.
 #[derive(Default)]
-pub(super) struct Merges {
+pub(in crate::tokenizer) struct Merges {
     /// (left id, right id) → (rank, the merged token's id)
     by_pair: HashMap<(u32, u32), (u32, u32), FixedState>,
 }
 
 impl Merges {
-    pub(super) fn with_capacity(count: usize) -> Merges {
+    pub(in crate::tokenizer) fn with_capacity(count: usize) -> Merges {
         Merges { by_pair: HashMap::with_capacity_and_hasher(count, FixedState::default()) }
     }
 
     /// Adds a merge of the next rank; false, adding nothing, if the pair has one already.
-    pub(super) fn push(&mut self, left: u32, right: u32, merged: u32) -> bool {
+    pub(in crate::tokenizer) fn push(&mut self, left: u32, right: u32, merged: u32) -> bool {
         let rank = self.by_pair.len() as u32;
         let entry = self.by_pair.entry((left, right));
         let new = matches!(entry, Entry::Vacant(_));
@@ -33,7 +33,7 @@ impl Merges {
     }
 
     /// The merges in order of rank: (left id, right id).
-    pub(super) fn in_order(&self) -> Vec<(u32, u32)> {
+    pub(in crate::tokenizer) fn in_order(&self) -> Vec<(u32, u32)> {
         let mut pairs: Vec<_> = self.by_pair.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();
         pairs.sort_unstable();
         pairs.into_iter().map(|(_, pair)| pair).collect()
@@ -44,7 +44,7 @@ impl Merges {
     }
 
     /// Merges the symbols of one word, `out[start..]`, in place.
-    pub(super) fn apply(&self, out: &mut Vec<u32>, start: usize) {
+    pub(in crate::tokenizer) fn apply(&self, out: &mut Vec<u32>, start: usize) {
         match out.len() - start {
             0 | 1 => {}
             2..=SCAN => {

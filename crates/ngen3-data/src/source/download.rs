@@ -14,7 +14,7 @@ use std::time::Duration;
 use ngen3_model::words::count;
 use ureq::http::{HeaderMap, StatusCode, header};
 
-use super::Event;
+use super::event::Event;
 use crate::Error;
 
 /// Attempts that may fail one after the other without a byte of progress, after the first.
@@ -263,5 +263,5 @@ pub(super) fn without_password(url: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "http_tests.rs"]
+#[path = "download_tests.rs"]
 mod tests;

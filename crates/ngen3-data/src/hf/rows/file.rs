@@ -1,0 +1,96 @@
+//! A file whose rows are wanted, as each format opens it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Error;
+use crate::caught::caught;
+use crate::hf::column::Column;
+use crate::hf::format::Format;
+use crate::source::line::read_line;
+use crate::source::open::{Opened, open_file};
+use crate::source::text::read_error;
+
+pub(super) const BUFFER: usize = 1 << 18;
+
+/// A file whose rows are wanted.
+pub(in crate::hf) struct Rows<'a> {
+    /// For messages.
+    pub(in crate::hf) name: &'a str,
+    /// Where it is on disk.
+    pub(in crate::hf) path: &'a Path,
+    pub(in crate::hf) format: Format,
+    /// The text's column; without one, rows are only counted.
+    pub(in crate::hf) column: Option<&'a Column>,
+    /// Rows at the start that are not wanted.
+    pub(in crate::hf) skip: u64,
+    /// A folder for temporary files.
+    pub(in crate::hf) scratch: &'a Path,
+}
+
+/// A row: its text, if it has any, and how many bytes of the file were read by then.
+pub(in crate::hf) struct Row<'a> {
+    pub(in crate::hf) text: Option<&'a str>,
+    pub(in crate::hf) consumed: u64,
+}
+
+/// Takes rows until it has enough.
+pub(in crate::hf) type Take<'a> = dyn FnMut(Row) -> Result<ControlFlow<()>, Error> + 'a;
+
+impl Rows<'_> {
+    pub(super) fn failed(&self, reason: impl ToString) -> Error {
+        Error::Read { name: self.name.into(), reason: reason.to_string() }
+    }
+
+    /// The file as a stream, unpacked if it is packed.
+    pub(super) fn stream(&self) -> Result<Stream, Error> {
+        let Opened { bytes, unpacked, consumed } = open_file(self.name, self.path)?;
+        Ok(Stream { bytes: BufReader::with_capacity(BUFFER, bytes), unpacked, consumed, name: self.name.into() })
+    }
+
+    /// The file as one that can be read here and there: unpacked into a nameless temporary file if it is packed.
+    pub(super) fn file(&self) -> Result<File, Error> {
+        let mut opened = open_file(self.name, self.path)?;
+        if !opened.unpacked {
+            return File::open(self.path).map_err(|error| self.failed(error));
+        }
+        let mut file = tempfile::tempfile_in(self.scratch).map_err(|error| self.failed(error))?;
+        io::copy(&mut opened.bytes, &mut file)
+            .and_then(|_| file.rewind())
+            .map_err(|error| read_error(self.name, true, &error))?;
+        Ok(file)
+    }
+
+    /// Runs a library that may panic on a malformed file; that is an error here.
+    pub(super) fn caught<T>(&self, library: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        caught(library, run).map_err(|reason| self.failed(reason)).flatten()
+    }
+}
+
+/// A file's bytes.
+pub(super) struct Stream {
+    pub(super) bytes: BufReader<Box<dyn Read + Send>>,
+    pub(super) unpacked: bool,
+    pub(super) consumed: Arc<AtomicU64>,
+    pub(super) name: String,
+}
+
+impl Stream {
+    /// Bytes read so far of the file as it is stored.
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed.load(Ordering::Relaxed)
+    }
+
+    /// As [`read_line`].
+    pub(super) fn read_line(&mut self, line: &mut Vec<u8>, number: &mut u64) -> Result<bool, Error> {
+        read_line(&self.name, self.unpacked, &mut self.bytes, line, number)
+    }
+
+    pub(super) fn failed(&self, error: &io::Error) -> Error {
+        read_error(&self.name, self.unpacked, error)
+    }
+}

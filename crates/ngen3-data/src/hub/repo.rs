@@ -1,0 +1,102 @@
+//! Repositories of the hub: their kinds, their names, and the files that they list.
+
+use std::path::Path;
+
+use hf_hub::{Repo, RepoType};
+use serde::Deserialize;
+
+use crate::Error;
+
+/// Bytes of JSON that a listing may have; the largest repositories have some ten megabytes.
+pub(super) const LISTING_LIMIT: usize = 1 << 28;
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A model.
+    Model,
+    /// A dataset.
+    Dataset,
+}
+
+impl Kind {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+
+    pub(super) fn repo(self, name: &str, revision: &str) -> Repo {
+        let kind = match self {
+            Self::Model => RepoType::Model,
+            Self::Dataset => RepoType::Dataset,
+        };
+        Repo::with_revision(name.into(), kind, revision.into())
+    }
+}
+
+/// A file of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Where it is in the repository, with `/` between folders.
+    pub path: String,
+    /// Its size in bytes, if the hub tells.
+    pub size: Option<u64>,
+}
+
+/// The hub's answer about a repository.
+#[derive(Deserialize)]
+pub(super) struct Info {
+    pub(super) sha: String,
+    #[serde(default)]
+    pub(super) siblings: Vec<Sibling>,
+}
+
+/// A file, in that answer.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Sibling {
+    pub(super) rfilename: String,
+    pub(super) size: Option<u64>,
+    pub(super) blob_id: Option<String>,
+    pub(super) lfs: Option<Lfs>,
+}
+
+/// Where a large file's bytes are kept.
+#[derive(Deserialize)]
+pub(super) struct Lfs {
+    pub(super) sha256: String,
+    pub(super) size: u64,
+}
+
+/// Whether a path stays below the folder that it is joined to, on every system.
+pub(super) fn is_safe_path(path: &str) -> bool {
+    !path.is_empty()
+        && path.len() <= 1024
+        && !path.contains(|c: char| c == '\\' || c == ':' || c.is_control())
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+/// What the hub allows as a name: `NAME` or `OWNER/NAME`.
+pub(super) fn check_name(kind: Kind, name: &str) -> Result<(), Error> {
+    let part_is_fine = |part: &str| {
+        part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !part.is_empty()
+            && !part.starts_with(['-', '.'])
+            && !part.contains("..")
+    };
+    let parts: Vec<_> = name.split('/').collect();
+    if parts.len() > 2 || name.len() > 96 || !parts.into_iter().all(part_is_fine) {
+        let kind = kind.word();
+        return Err(Error::Input(format!(
+            "{name:?} is neither a folder here nor the name of a {kind} on the hub (OWNER/NAME)"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether this names something on disk, which then comes before the hub.
+pub fn is_local(name: &str) -> bool {
+    Path::new(name).exists()
+}

@@ -1,0 +1,22 @@
+//! What a reader is told while it waits.
+
+/// What there is to tell meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Something that the user should know.
+    Note(String),
+    /// Bytes downloaded of the current document, and how many there are.
+    Downloading {
+        /// So far.
+        done: u64,
+        /// All, if known.
+        total: Option<u64>,
+    },
+    /// Bytes read of all documents as they are stored (compressed, perhaps), and how many there are.
+    Reading {
+        /// So far.
+        done: u64,
+        /// All, if known.
+        total: Option<u64>,
+    },
+}

@@ -1,0 +1,264 @@
+//! Names of texts become a list of documents.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::download::without_password;
+use super::event::Event;
+use crate::Error;
+use crate::error::unreadable;
+
+/// Tiny-shakespeare, 1,115,394 bytes when unpacked.
+pub(super) const SHAKESPEARE: &[u8] = include_bytes!("../../data/tinyshakespeare.txt.zst");
+
+/// The text of `builtin:shakespeare`.
+pub fn shakespeare() -> String {
+    let bytes = zstd::decode_all(SHAKESPEARE).expect("it was packed by zstd");
+    String::from_utf8(bytes).expect("it is ASCII")
+}
+
+/// What files a folder is searched for, each perhaps followed by a compressed file's ending.
+const TEXT_ENDINGS: [&str; 2] = ["txt", "md"];
+const COMPRESSED_ENDINGS: [&str; 2] = ["gz", "zst"];
+
+/// Something that a user named as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file, or a folder to be searched.
+    Path(PathBuf),
+    /// Standard input, `-`.
+    Stdin,
+    /// An `http://` or `https://` address.
+    Url(String),
+    /// Tiny-shakespeare, `builtin:shakespeare`.
+    Shakespeare,
+}
+
+impl Source {
+    /// Reads a source as a user writes it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a `builtin:` that there is not, or an address of another kind than http.
+    pub fn parse(named: &OsStr) -> Result<Self, Error> {
+        let Some(text) = named.to_str() else { return Ok(Self::Path(named.into())) };
+        if text == "-" {
+            return Ok(Self::Stdin);
+        }
+        if let Some(name) = text.strip_prefix("builtin:") {
+            return match name {
+                "shakespeare" => Ok(Self::Shakespeare),
+                _ => Err(Error::Input(format!("there is no built-in text {name:?}; there is builtin:shakespeare"))),
+            };
+        }
+        match text.split_once("://") {
+            Some((scheme, _)) if ["http", "https"].iter().any(|s| scheme.eq_ignore_ascii_case(s)) => {
+                Ok(Self::Url(text.into()))
+            }
+            Some((scheme, _)) if !Path::new(text).exists() => {
+                Err(Error::Input(format!("{text}: only http:// and https:// addresses can be read, not {scheme}://")))
+            }
+            _ if text.is_empty() => Err(Error::Input("the name of a text is empty".into())),
+            _ => Ok(Self::Path(text.into())),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Stdin => f.write_str("stdin"),
+            Self::Url(url) => f.write_str(&without_password(url)),
+            Self::Shakespeare => f.write_str("builtin:shakespeare"),
+        }
+    }
+}
+
+/// One document to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// A file, never a folder.
+    pub(super) source: Source,
+    /// Bytes to read, where that is known beforehand.
+    pub(super) size: Option<u64>,
+}
+
+/// What [`list`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The documents, in reading order.
+    pub inputs: Vec<Input>,
+    /// What folders hold that is not read: files with other endings, links to folders or to nothing, hidden files and folders.
+    pub skipped: Vec<PathBuf>,
+}
+
+impl Listing {
+    /// Says what was skipped, if anything was.
+    pub fn tell_skipped(&self, tell: &mut dyn FnMut(Event)) {
+        if let Some(first) = self.skipped.first() {
+            tell(Event::Note(format!(
+                "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
+                self.skipped.len(),
+                first.display()
+            )));
+        }
+    }
+}
+
+/// Finds the documents that sources stand for. A folder stands for its text files (`.txt` and `.md`, perhaps with `.gz` or
+/// `.zst` after it), at any depth, in the order of their paths; a file that is named itself is read whatever its ending.
+///
+/// # Errors
+/// [`Error::Read`] for what is missing or cannot be looked at, [`Error::Input`] for a folder without text files or a
+/// second stdin.
+pub fn list(sources: &[Source]) -> Result<Listing, Error> {
+    let mut listing = Listing::default();
+    for source in sources {
+        let input = match source {
+            Source::Path(path) => {
+                let meta = path.metadata().map_err(|error| unreadable(path, &error))?;
+                if meta.is_dir() {
+                    let before = listing.inputs.len();
+                    search(path, &mut listing)?;
+                    if listing.inputs.len() == before {
+                        let endings = TEXT_ENDINGS.map(|ending| format!(".{ending}")).join(" or ");
+                        return Err(Error::Input(format!(
+                            "{}: no file in this folder ends in {endings} (or these with .gz or .zst)",
+                            path.display()
+                        )));
+                    }
+                    continue;
+                }
+                Input { source: source.clone(), size: meta.is_file().then_some(meta.len()) }
+            }
+            Source::Stdin if listing.inputs.iter().any(|input| input.source == Source::Stdin) => {
+                return Err(Error::Input("stdin (-) can be read only once".into()));
+            }
+            Source::Stdin | Source::Url(_) => Input { source: source.clone(), size: None },
+            Source::Shakespeare => Input { source: source.clone(), size: Some(SHAKESPEARE.len() as u64) },
+        };
+        listing.inputs.push(input);
+    }
+    Ok(listing)
+}
+
+/// Adds what a folder holds to the listing, in the order of its paths.
+fn search(folder: &Path, listing: &mut Listing) -> Result<(), Error> {
+    let entries = folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut entries = entries.map_err(|error| unreadable(folder, &error))?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let kind = entry.file_type().map_err(|error| unreadable(&path, &error))?;
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if kind.is_dir() && !hidden {
+            search(&path, listing)?;
+            continue;
+        }
+        // A link to a file counts as that file; a link to a folder could lead round in a circle.
+        if !hidden && is_text_name(&path) {
+            let meta = match path.metadata() {
+                // A link that leads nowhere is no file.
+                Err(error) if kind.is_symlink() && error.kind() == std::io::ErrorKind::NotFound => None,
+                meta => Some(meta.map_err(|error| unreadable(&path, &error))?),
+            };
+            if let Some(meta) = meta.filter(std::fs::Metadata::is_file) {
+                listing.inputs.push(Input { source: Source::Path(path), size: Some(meta.len()) });
+                continue;
+            }
+        }
+        listing.skipped.push(path);
+    }
+    Ok(())
+}
+
+fn is_text_name(path: &Path) -> bool {
+    let is = |path: &Path, endings: &[&str]| {
+        path.extension().is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
+    };
+    is(path, &TEXT_ENDINGS)
+        || is(path, &COMPRESSED_ENDINGS) && path.file_stem().is_some_and(|stem| is(Path::new(stem), &TEXT_ENDINGS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Source, String> {
+        Source::parse(OsStr::new(text)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn sources_are_told_apart_by_how_they_are_written() {
+        assert_eq!(parse("-"), Ok(Source::Stdin));
+        assert_eq!(parse("builtin:shakespeare"), Ok(Source::Shakespeare));
+        assert_eq!(parse("HTTPS://a.org/b"), Ok(Source::Url("HTTPS://a.org/b".into())));
+        assert_eq!(parse("http.txt"), Ok(Source::Path("http.txt".into())));
+        assert_eq!(parse("./builtin:x"), Ok(Source::Path("./builtin:x".into())));
+        assert!(parse("builtin:milton").unwrap_err().contains("builtin:shakespeare"));
+        assert!(parse("ftp://a.org/b").unwrap_err().contains("ftp://"));
+        assert!(parse("").unwrap_err().contains("empty"));
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_not_shown() {
+        assert_eq!(parse("https://me:secret@a.org/b@c").unwrap().to_string(), "https://a.org/b@c");
+        assert_eq!(parse("https://a.org/b@c").unwrap().to_string(), "https://a.org/b@c");
+    }
+
+    #[test]
+    fn a_folder_gives_its_text_files_in_order_and_says_what_it_skips() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::create_dir_all(root.join("b/deep")).unwrap();
+        fs::create_dir(root.join(".git")).unwrap();
+        for name in
+            ["z.txt", "a.MD", "b/deep/c.txt.gz", "b/x.txt.zst", "picture.png", "c.gz", ".hidden.txt", ".git/d.txt"]
+        {
+            fs::write(root.join(name), "text").unwrap();
+        }
+        let listing = list(&[Source::Path(root.into())]).unwrap();
+        let names: Vec<_> = listing
+            .inputs
+            .iter()
+            .map(|input| match &input.source {
+                Source::Path(path) => path.strip_prefix(root).unwrap().display().to_string(),
+                other => panic!("{other}"),
+            })
+            .collect();
+        assert_eq!(names, ["a.MD", "b/deep/c.txt.gz", "b/x.txt.zst", "z.txt"]);
+        assert!(listing.inputs.iter().all(|input| input.size == Some(4)));
+        let skipped: Vec<_> = listing.skipped.iter().map(|path| path.strip_prefix(root).unwrap()).collect();
+        assert_eq!(skipped, [".git", ".hidden.txt", "c.gz", "picture.png"].map(Path::new));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_file_is_read_and_a_link_to_a_folder_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs::write(root.join("a.txt"), "text").unwrap();
+        std::os::unix::fs::symlink(root.join("a.txt"), root.join("b.txt")).unwrap();
+        std::os::unix::fs::symlink(root, root.join("round.txt")).unwrap();
+        std::os::unix::fs::symlink(root.join("gone"), root.join("nowhere.txt")).unwrap();
+        let listing = list(&[Source::Path(root.into())]).unwrap();
+        assert_eq!(listing.inputs.len(), 2);
+        assert_eq!(listing.skipped, [root.join("nowhere.txt"), root.join("round.txt")]);
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = |sources: &[Source]| list(sources).unwrap_err().to_string();
+        let missing = folder.path().join("missing.txt");
+        assert_eq!(
+            error(&[Source::Path(missing.clone())]),
+            format!("cannot read {}: there is no such file or folder", missing.display())
+        );
+        fs::write(folder.path().join("a.png"), "").unwrap();
+        assert!(error(&[Source::Path(folder.path().into())]).contains("ends in .txt or .md"));
+        assert!(error(&[Source::Stdin, Source::Stdin]).contains("only once"));
+    }
+}

@@ -1,0 +1,211 @@
+//! A tokenizer: text to ids and back.
+
+use std::sync::{Arc, LazyLock};
+
+use ngen3_model::TokenizerRef;
+
+use super::backend::{Kind, run_library};
+use super::bpe::{classes, pretoken};
+use super::limits::ENDOFTEXT;
+use super::{Error, gpt2, json};
+
+/// Turns text into token ids and back. Cheap to clone; one serves any number of threads.
+#[derive(Clone)]
+pub struct Tokenizer {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    name: String,
+    pub(super) kind: Kind,
+    /// The tokenizer.json it was read from.
+    json: Option<String>,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({}, {} tokens)", self.name(), self.vocab_size())
+    }
+}
+
+impl Tokenizer {
+    /// GPT-2's byte-level BPE: the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
+    pub fn gpt2() -> Tokenizer {
+        static GPT2: LazyLock<Tokenizer> =
+            LazyLock::new(|| Tokenizer::new("gpt2".into(), Kind::ByteLevel(Box::new(gpt2::gpt2())), None));
+        GPT2.clone()
+    }
+
+    /// A tokenizer from the bytes of a Hugging Face tokenizer.json. `name` is how errors and `meta.json` call it.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if the file is not one, is over 48 MiB, or has ids that cannot be: two tokens of one id, an id of
+    /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token whose id is not the one that it gets.
+    pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
+        let (kind, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
+        Ok(Tokenizer::new(name.into(), kind, Some(json)))
+    }
+
+    pub(super) fn new(name: String, kind: Kind, json: Option<String>) -> Tokenizer {
+        let vocab_size = match &kind {
+            Kind::ByteLevel(bpe) => bpe.vocab_size(),
+            Kind::HuggingFace(tokenizer) => tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+        };
+        Tokenizer { inner: Arc::new(Inner { name, kind, json, vocab_size }) }
+    }
+
+    /// The name it was made with: "gpt2" for the embedded one, and for any other that is called so: see
+    /// [`reference`](Tokenizer::reference).
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The highest id + 1, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.vocab_size
+    }
+
+    /// The id of the token that ends a document: `<|endoftext|>`, else `</s>`, else `<eos>`.
+    pub fn eot(&self) -> Option<u32> {
+        [ENDOFTEXT, "</s>", "<eos>"].into_iter().find_map(|token| self.id_of(token))
+    }
+
+    /// The id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Looks through the
+    /// vocabulary; not for use in a loop.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.id_of(token),
+            Kind::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+        }
+    }
+
+    /// A Hugging Face tokenizer.json that gives the same ids; for a tokenizer read from one, that same file.
+    pub fn to_json(&self) -> String {
+        match (&self.inner.json, &self.inner.kind) {
+            (Some(json), _) => json.clone(),
+            (None, Kind::ByteLevel(bpe)) => json::write(bpe),
+            (None, Kind::HuggingFace(_)) => unreachable!("these come from a file only"),
+        }
+    }
+
+    /// What travels with a model or its data: that it is the embedded one, or its tokenizer.json.
+    pub fn reference(&self) -> TokenizerRef {
+        match Arc::ptr_eq(&self.inner, &Self::gpt2().inner) {
+            true => TokenizerRef::Gpt2,
+            false => TokenizerRef::Json(self.to_json()),
+        }
+    }
+
+    /// The ids of `text`. See [`encode_into`](Tokenizer::encode_into).
+    ///
+    /// # Errors
+    /// The same.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Appends the ids of `text` to `out`.
+    ///
+    /// All of it is ordinary text: the characters `<|endoftext|>` in it become the several ids of their spelling, never the
+    /// one special id (tiktoken's `encode_ordinary`), and nothing is put around it (no `<s>`, no `[CLS]`). The same holds
+    /// for a tokenizer from a file; only its added tokens that are not special are found in text, as its authors mean them
+    /// to be. A truncation or padding that the file asks for is not done.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
+    /// unknown token on an unknown character, a regular expression that gives up. Byte-level BPE never fails.
+    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.encode_into(text, out),
+            Kind::HuggingFace(tokenizer) => {
+                let encoding = self.encode_with(text, || tokenizer.encode_fast(text, false))?;
+                out.extend_from_slice(encoding.get_ids());
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`encode_into`](Tokenizer::encode_into); appends to `starts` where each token begins in `text`, in bytes. A
+    /// token in the middle of a character counts from where it begins.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => {
+                let first = out.len();
+                bpe.encode_into(text, out);
+                let mut at = 0;
+                starts.extend(out[first..].iter().map(|&id| {
+                    at += bpe.token(id).len();
+                    at - bpe.token(id).len()
+                }));
+            }
+            Kind::HuggingFace(tokenizer) => {
+                let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
+                out.extend_from_slice(encoding.get_ids());
+                starts.extend(encoding.get_offsets().iter().map(|offsets| offsets.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the `tokenizers` crate on a text.
+    fn encode_with(
+        &self,
+        text: &str,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, Error> {
+        run_library(encode).map_err(|reason| Error::Encode {
+            name: self.name().into(),
+            excerpt: text.chars().take(40).collect(),
+            reason,
+        })
+    }
+
+    /// The special tokens, which no text is searched for, as they are written, and their ids.
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => bpe.verbatim().to_vec(),
+            Kind::HuggingFace(tokenizer) => {
+                let added = tokenizer.get_added_tokens_decoder().into_iter();
+                let mut special: Vec<_> =
+                    added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
+                special.sort();
+                special
+            }
+        }
+    }
+
+    /// The text of `ids`, special tokens as they are written. Bytes that are not UTF-8 become U+FFFD; ids outside the
+    /// vocabulary give nothing. (Should the decoder of a tokenizer run by the `tokenizers` crate fail: the tokens as
+    /// tokenizer.json spells them.)
+    pub fn decode(&self, ids: &[u32]) -> String {
+        match &self.inner.kind {
+            Kind::ByteLevel(bpe) => {
+                let mut bytes = Vec::with_capacity(4 * ids.len());
+                for &id in ids {
+                    bytes.extend_from_slice(bpe.token(id));
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Kind::HuggingFace(tokenizer) => {
+                let decoded = run_library(|| tokenizer.decode(ids, false));
+                decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
+            }
+        }
+    }
+
+    /// The last byte offset at which `text` can be cut so that the ids of the two parts, encoded apart, are the ids of the
+    /// whole, whatever text follows. `None` if there is no such place; always `None` for a tokenizer run by the `tokenizers`
+    /// crate, whose texts must be encoded whole. Looks from the end, so it costs little.
+    pub fn safe_split(&self, text: &str) -> Option<usize> {
+        match &self.inner.kind {
+            Kind::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
+            Kind::HuggingFace(_) => None,
+        }
+    }
+}
