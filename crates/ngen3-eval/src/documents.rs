@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ngen3_data::hub::Tell;
+use ngen3_data::hub::ProgressFn;
 use ngen3_data::{Record, read_records};
 use ngen3_model::words::count;
 
@@ -31,7 +31,12 @@ pub(crate) struct Documents {
 ///
 /// # Errors
 /// [`Error::Documents`] naming the task and what is missing or wrong.
-pub(crate) fn read(task: &dyn Task, split: &str, data_dir: Option<&Path>, tell: &mut Tell) -> Result<Documents, Error> {
+pub(crate) fn read(
+    task: &dyn Task,
+    split: &str,
+    data_dir: Option<&Path>,
+    tell: &mut ProgressFn,
+) -> Result<Documents, Error> {
     let source = task.source();
     let place = data_dir.map(|folder| place(&source, folder)).transpose();
     let place = place.map_err(|reason| wrong(task, reason))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ngen3_data::Tokenizer;
-use ngen3_data::hub::Tell;
+use ngen3_data::hub::ProgressFn;
 use ngen3_model::Config;
 
 use crate::documents::{self, Documents};
@@ -72,7 +72,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Input`] for a task that there is not, naming those there are, or `perplexity` without a text;
     /// [`Error::Documents`] for data that is missing or not in a task's form.
-    pub fn new(settings: Settings<'a>, text: Option<Text>, tell: &mut Tell) -> Result<Self, Error> {
+    pub fn new(settings: Settings<'a>, text: Option<Text>, tell: &mut ProgressFn) -> Result<Self, Error> {
         let names: Vec<_> = settings.tasks.iter().copied().filter(|name| *name != perplexity::NAME).collect();
         let Chosen { tasks, groups } = tasks::named(&names)?;
         if settings.tasks.contains(&perplexity::NAME) && text.is_none() {
@@ -183,7 +183,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn prepare(task: Box<dyn Task>, settings: &Settings, tell: &mut Tell) -> Result<Prepared, Error> {
+fn prepare(task: Box<dyn Task>, settings: &Settings, tell: &mut ProgressFn) -> Result<Prepared, Error> {
     let source = task.source();
     let documents = documents::read(&*task, source.split, settings.data_dir, tell)?;
     let pool = match settings.num_fewshot {

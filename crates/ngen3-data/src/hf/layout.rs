@@ -17,7 +17,7 @@ use super::glob::{is_pattern, matches};
 use super::repository::Repository;
 use super::split::is_name;
 use crate::Error;
-use crate::hub::{File, Tell};
+use crate::hub::{File, ProgressFn};
 use crate::source::Event;
 use crate::token_file::read_at_most;
 
@@ -60,7 +60,7 @@ pub(super) struct Layout {
 pub(super) fn find(
     repository: Repository,
     config: Option<&str>,
-    tell: &mut Tell,
+    tell: &mut ProgressFn,
 ) -> Result<(Repository, Layout), Error> {
     if let Repository::Hub { revision: Some(revision), .. } = &repository
         && revision == CONVERTED
@@ -125,7 +125,12 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Input`] naming the splits there are, or for a split of which no file can be read.
-    pub(super) fn files(&self, split: &str, repository: &Repository, tell: &mut Tell) -> Result<Vec<DataFile>, Error> {
+    pub(super) fn files(
+        &self,
+        split: &str,
+        repository: &Repository,
+        tell: &mut ProgressFn,
+    ) -> Result<Vec<DataFile>, Error> {
         let Some((_, files)) = self.splits.iter().find(|(name, _)| name == split) else {
             let names: Vec<_> = self.splits.iter().map(|(name, _)| name.as_str()).collect();
             let reason = format!("{} has no split {split:?}; it has: {}", self.title, names.join(", "));
@@ -168,7 +173,7 @@ impl Layout {
     }
 }
 
-fn read_card(repository: &Repository, files: &[File], tell: &mut Tell) -> Result<Vec<Config>, Error> {
+fn read_card(repository: &Repository, files: &[File], tell: &mut ProgressFn) -> Result<Vec<Config>, Error> {
     if !files.iter().any(|file| file.path == README) {
         return Ok(Vec::new());
     }
@@ -317,7 +322,7 @@ fn shard_of(name: &str) -> Option<&str> {
 }
 
 /// The splits of a configuration on the hub's branch of conversions.
-fn converted(repository: &Repository, config: Option<&str>, tell: &mut Tell) -> Result<Layout, Error> {
+fn converted(repository: &Repository, config: Option<&str>, tell: &mut ProgressFn) -> Result<Layout, Error> {
     let mut configs: BTreeMap<String, BTreeMap<String, Vec<File>>> = BTreeMap::new();
     for file in repository.files() {
         if let [config, split, name] = file.path.split('/').collect::<Vec<_>>()[..]

@@ -9,7 +9,7 @@ use super::repository::Repository;
 use super::rows::Rows;
 use super::split::Slice;
 use crate::Error;
-use crate::hub::Tell;
+use crate::hub::ProgressFn;
 use crate::source::{Event, Piece, Sink};
 
 /// Bytes of text that documents are gathered to; longer ones go by themselves.
@@ -60,7 +60,7 @@ pub(super) struct Walk<'a> {
     /// A folder for temporary files.
     pub(super) scratch: &'a Path,
     /// Hears of downloads.
-    pub(super) tell: &'a mut Tell<'a>,
+    pub(super) tell: &'a mut ProgressFn<'a>,
 }
 
 impl<'a> Walk<'a> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::format::{Format, READABLE};
 use crate::Error;
 use crate::error::unreadable;
-use crate::hub::{File, Hub, Kind, Snapshot, Tell};
+use crate::hub::{File, Hub, Kind, ProgressFn, Snapshot};
 
 /// A dataset's files.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Repository {
     }
 
     /// A dataset of the hub.
-    pub(super) fn on_hub(hub: &Hub, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<Self, Error> {
+    pub(super) fn on_hub(hub: &Hub, name: &str, revision: Option<&str>, tell: &mut ProgressFn) -> Result<Self, Error> {
         let snapshot = hub.open(Kind::Dataset, name, revision, tell)?;
         Ok(Self::Hub { snapshot: Box::new(snapshot), name: name.into(), revision: revision.map(str::to_owned) })
     }
@@ -65,7 +65,7 @@ impl Repository {
     }
 
     /// A file on disk, downloaded if need be.
-    pub(super) fn fetch(&self, path: &str, tell: &mut Tell) -> Result<PathBuf, Error> {
+    pub(super) fn fetch(&self, path: &str, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
         match self {
             Self::Local { root, .. } => Ok(root.join(path)),
             Self::Hub { snapshot, .. } => snapshot.fetch(path, tell),

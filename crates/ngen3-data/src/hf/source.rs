@@ -8,7 +8,7 @@ use super::repository::Repository;
 use super::rows::{Record, Rows};
 use super::{layout, split};
 use crate::Error;
-use crate::hub::{Hub, Tell, is_local};
+use crate::hub::{Hub, ProgressFn, is_local};
 use crate::source::Feed;
 
 /// Something that a user named as rows of text.
@@ -40,7 +40,7 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// [`Error::Input`] for a split or column that cannot be meant, [`Error::Hub`] and [`Error::Read`] for what is not there.
-pub(crate) fn find(source: &HfSource, tell: &mut Tell) -> Result<Found, Error> {
+pub(crate) fn find(source: &HfSource, tell: &mut ProgressFn) -> Result<Found, Error> {
     let slices = split::parse(&source.split)?;
     Column::parse(&source.column, &source.separator)?;
     let repository = open(&source.dataset, source.revision.as_deref(), tell)?;
@@ -53,7 +53,7 @@ pub(crate) fn find(source: &HfSource, tell: &mut Tell) -> Result<Found, Error> {
 }
 
 /// The files of `dataset`, here or on the hub.
-fn open(dataset: &str, revision: Option<&str>, tell: &mut Tell) -> Result<Repository, Error> {
+fn open(dataset: &str, revision: Option<&str>, tell: &mut ProgressFn) -> Result<Repository, Error> {
     match revision {
         Some(revision) if is_local(dataset) => {
             Err(Error::Input(format!("{dataset} is a folder or file here, so it has no revision {revision}")))
@@ -74,7 +74,7 @@ pub fn read_records(
     dataset: &str,
     config: Option<&str>,
     split: &str,
-    tell: &mut Tell,
+    tell: &mut ProgressFn,
 ) -> Result<(String, Vec<Record>), Error> {
     let repository = open(dataset, None, tell)?;
     let (repository, layout) = match layout::called(&repository, split).filter(|_| config.is_none()) {
@@ -116,7 +116,7 @@ impl Found {
     ///
     /// # Errors
     /// [`Error::Read`] for a file that is damaged, or lacks the column; whatever `take` returns.
-    pub(crate) fn conversations(&self, tell: &mut Tell, take: &mut TakeRow) -> Result<(), Error> {
+    pub(crate) fn conversations(&self, tell: &mut ProgressFn, take: &mut TakeRow) -> Result<(), Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?.of_conversations();
         let scratch = std::env::temp_dir();
         let mut walk = Walk { repository: &self.repository, column: &column, scratch: &scratch, tell };

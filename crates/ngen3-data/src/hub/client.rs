@@ -1,22 +1,17 @@
 //! Requests to the hub: redirects, retries, and what the hub says when it refuses.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ngen3_model::words::count;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri, header};
 
-use super::tell::Tell;
 use crate::Error;
-use crate::source::Event;
-use crate::source::download::{CONNECT_TIMEOUT, PAUSE, RETRIES, explain, is_passing};
+use crate::http::{FIRST_PAUSE, RequestError, Retry, agent, is_transient_status};
+use crate::progress::{Event, ProgressFn};
 
 /// Redirects that are followed, one after the other.
 const REDIRECTS: usize = 10;
-/// The longest that a hub may ask us to wait before the next try.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// How often somebody is asked, during a wait, whether to go on.
-const LOOK_UP: Duration = Duration::from_millis(100);
 /// Characters of the hub's own words that are shown.
 const WORDS: usize = 300;
 
@@ -40,44 +35,10 @@ pub(super) struct Payload<'a> {
     pub length: u64,
 }
 
-/// Why an attempt ended early.
-pub(super) enum Trouble {
-    /// Trying again may help, at the earliest after `wait`. `progress` tells whether the attempt got anywhere.
-    Passing { reason: String, wait: Option<Duration>, progress: bool },
-    /// Trying again is no use.
-    Final(String),
-    /// There was no connection at all: no such host, no route, refused. Trying again may help if there was one just now.
-    Unreachable(String),
-    /// The hub says no, by this status.
-    Refused { status: StatusCode, reason: String },
-    /// Something other than the hub.
-    Other(Error),
-}
-
-impl Trouble {
-    pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self::Passing { reason: reason.into(), wait: None, progress: false }
-    }
-}
-
-impl<E: Into<Error>> From<E> for Trouble {
-    fn from(error: E) -> Self {
-        Self::Other(error.into())
-    }
-}
-
 impl Client {
     pub(super) fn new(endpoint: String, token: Option<String>, timeout: Duration) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            // Followed here instead, since the hub tells of a file on the redirect to where its bytes are.
-            .max_redirects(0)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(timeout))
-            .timeout_per_read(Some(timeout))
-            .user_agent(concat!("ngen3/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { agent: config.new_agent(), endpoint, token }
+        // Redirects are followed here, since the hub tells of a file on the redirect to where its bytes are.
+        Self { agent: agent(timeout, false), endpoint, token }
     }
 
     pub(super) fn endpoint(&self) -> &str {
@@ -85,16 +46,26 @@ impl Client {
     }
 
     /// The body of `url`, of at most `limit` bytes. `name` is what it is about, for errors.
-    pub(super) fn get_text(&self, name: &str, url: &str, limit: u64, tell: &mut Tell) -> Result<String, Error> {
+    pub(super) fn get_text(&self, name: &str, url: &str, limit: u64, tell: &mut ProgressFn) -> Result<String, Error> {
         persist(name, tell, |_| {
             let mut response = self.request(&Method::GET, url, &HeaderMap::new())?;
-            response.body_mut().with_config().limit(limit).read_to_string().map_err(|error| trouble(error, true))
+            response
+                .body_mut()
+                .with_config()
+                .limit(limit)
+                .read_to_string()
+                .map_err(|error| RequestError::of_connection(error, true))
         })
     }
 
     /// One request, with its redirects, that ends in success: a HEAD ends at the hub's own last answer, be it a redirect to
     /// another server.
-    pub(super) fn request(&self, method: &Method, url: &str, headers: &HeaderMap) -> Result<Response<Body>, Trouble> {
+    pub(super) fn request(
+        &self,
+        method: &Method,
+        url: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, RequestError> {
         let mut url = url.to_owned();
         for _ in 0..=REDIRECTS {
             let mut request = self.agent.get(&url).header(header::ACCEPT_ENCODING, "identity");
@@ -108,24 +79,29 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| ours) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
-            let response = request.call().map_err(|error| trouble(error, false))?;
+            let response = request.call().map_err(|error| RequestError::of_connection(error, false))?;
             let status = response.status();
             let location = response.headers().get(header::LOCATION).filter(|_| status.is_redirection());
             let Some(location) = location else { return self.check(response) };
             let next = location.to_str().ok().and_then(|location| join(&url, location)).ok_or_else(|| {
-                Trouble::Final(format!("{} sends us to a place that is no address: {location:?}", origin(&url)))
+                RequestError::Final(format!("{} sends us to a place that is no address: {location:?}", origin(&url)))
             })?;
             if method == Method::HEAD && origin(&next) != origin(&url) {
                 return Ok(response);
             }
             url = next;
         }
-        Err(Trouble::Final(format!("{} sends us round in circles", self.endpoint)))
+        Err(RequestError::Final(format!("{} sends us round in circles", self.endpoint)))
     }
 
     /// One request with a body, that ends in success. The token goes to the hub alone. A hub that sends us elsewhere with what we
     /// bring is not followed: the body is read only once.
-    pub(super) fn send(&self, method: &Method, url: &str, payload: Payload<'_>) -> Result<Response<Body>, Trouble> {
+    pub(super) fn send(
+        &self,
+        method: &Method,
+        url: &str,
+        payload: Payload<'_>,
+    ) -> Result<Response<Body>, RequestError> {
         let mut request = if method == Method::PUT { self.agent.put(url) } else { self.agent.post(url) }
             .header(header::CONTENT_TYPE, payload.kind)
             .header(header::CONTENT_LENGTH, payload.length);
@@ -137,7 +113,9 @@ impl Client {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let mut reader = payload.reader;
-        let response = request.send(ureq::SendBody::from_reader(&mut reader)).map_err(|error| trouble(error, false))?;
+        let response = request
+            .send(ureq::SendBody::from_reader(&mut reader))
+            .map_err(|error| RequestError::of_connection(error, false))?;
         self.check(response)
     }
 
@@ -147,7 +125,7 @@ impl Client {
     }
 
     /// Passes a good answer on; a bad one becomes what to do about it.
-    fn check(&self, mut response: Response<Body>) -> Result<Response<Body>, Trouble> {
+    fn check(&self, mut response: Response<Body>) -> Result<Response<Body>, RequestError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -157,13 +135,10 @@ impl Client {
             reason = format!("{reason}: {words}");
         }
         let wait = retry_after(response.headers());
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
-                Err(Trouble::Passing { reason, wait, progress: false })
-            }
-            _ if status.is_server_error() => Err(Trouble::Passing { reason, wait, progress: false }),
-            _ => Err(Trouble::Refused { status, reason: reason + self.advice(status, response.headers()) }),
+        if is_transient_status(status) {
+            return Err(RequestError::Transient { reason, wait, progress: false });
         }
+        Err(RequestError::Refused { status, reason: reason + self.advice(status, response.headers()) })
     }
 
     /// What the user can do about a refusal.
@@ -195,58 +170,20 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// Tries until it works, helps no more, or has failed [`RETRIES`] times after the last progress.
+/// Tries until it works or helps no more. `name` is what it is about, for errors.
 pub(super) fn persist<T>(
     name: &str,
-    tell: &mut Tell,
-    mut attempt: impl FnMut(&mut Tell) -> Result<T, Trouble>,
+    tell: &mut ProgressFn,
+    attempt: impl FnMut(&mut ProgressFn) -> Result<T, RequestError>,
 ) -> Result<T, Error> {
-    let failed = |reason: String| Error::Hub { name: name.into(), reason };
-    let (mut attempts, mut failures) = (0, 0);
-    loop {
-        attempts += 1;
-        let (reason, wait, progress) = match attempt(tell) {
-            Ok(value) => return Ok(value),
-            Err(Trouble::Other(error)) => return Err(error),
-            Err(Trouble::Final(reason) | Trouble::Refused { reason, .. }) => return Err(failed(reason)),
-            Err(Trouble::Unreachable(reason)) => {
-                let hint = "is there a network? HF_HUB_OFFLINE=1 uses what is in the cache";
-                return Err(failed(format!("{reason} ({hint})")));
-            }
-            Err(Trouble::Passing { reason, wait, progress }) => (reason, wait, progress),
-        };
-        failures = if progress { 1 } else { failures + 1 };
-        if failures > RETRIES {
-            return Err(failed(format!("{reason} (gave up after {})", count(attempts, "attempt"))));
-        }
-        let pause = wait.unwrap_or_else(|| PAUSE * 2u32.pow(failures - 1));
-        if pause > LONGEST_WAIT {
-            return Err(failed(format!("{reason} (it asks us to come back in {} s)", pause.as_secs())));
-        }
-        if !tell(Event::Note(format!("{name}: {reason}; trying again in {pause:?}"))) {
-            return Err(Error::Interrupted);
-        }
-        let end = Instant::now() + pause;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            std::thread::sleep(left.min(LOOK_UP));
-            if !tell(Event::Downloading { done: 0, total: None }) {
-                return Err(Error::Interrupted);
-            }
-        }
-    }
-}
-
-/// What a failed connection means. `answered` tells whether the server had begun to answer.
-pub(super) fn trouble(error: ureq::Error, answered: bool) -> Trouble {
-    let reason = explain(&error);
-    match error {
-        ureq::Error::Timeout(_) => Trouble::passing(reason),
-        ureq::Error::Io(error) if answered || is_passing(error.kind()) => Trouble::passing(reason),
-        ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Trouble::Unreachable(reason),
-        // What ureq makes of a connection that is closed before or within an answer.
-        ureq::Error::Protocol(_) => Trouble::passing(reason),
-        _ => Trouble::Final(reason),
-    }
+    let retry = Retry {
+        name,
+        pause: FIRST_PAUSE,
+        waiting: Some(Event::Downloading { done: 0, total: None }),
+        unreachable_hint: "is there a network? HF_HUB_OFFLINE=1 uses what is in the cache",
+        error: &|reason| Error::Hub { name: name.into(), reason },
+    };
+    retry.run(tell, attempt)
 }
 
 /// The hub's reason: a header, or the `error` of a JSON body.
@@ -297,15 +234,8 @@ fn join(url: &str, location: &str) -> Option<String> {
 
 /// A path as it is written in an address: every byte but letters, digits, `-._~` and the slashes is escaped.
 pub(super) fn encode_path(path: &str) -> String {
-    let mut encoded = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            encoded += &format!("%{byte:02X}");
-        }
-    }
-    encoded
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+    utf8_percent_encode(path, ESCAPED).to_string()
 }
 
 #[cfg(test)]

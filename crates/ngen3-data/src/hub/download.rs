@@ -7,28 +7,22 @@
 //! whether it was sound; otherwise, and when it is found to be wrong, it is deleted.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use ngen3_model::hash::hex;
-use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use super::cache::make_folder_of;
-use super::client::{Client, Trouble, persist};
-use super::tell::Tell;
+use super::client::{Client, persist};
+use super::hash::sha256;
 use crate::Error;
-use crate::source::Event;
-use crate::source::download::read_some;
+use crate::http::{POLL_INTERVAL, RequestError, receive};
+use crate::progress::{Event, ProgressFn};
 
 const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
-const BUFFER: usize = 1 << 18;
-/// How often a download that another program is busy with is looked at.
-const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// A file to be had.
 pub(super) struct Wanted<'a> {
@@ -62,7 +56,7 @@ struct Partial {
 
 impl Wanted<'_> {
     /// Downloads the file unless the cache has its content; gives the blob's path.
-    pub(super) fn download(&self, client: &Client, tell: &mut Tell) -> Result<PathBuf, Error> {
+    pub(super) fn download(&self, client: &Client, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
         let promise = persist(self.name, tell, |_| self.ask(client))?;
         let blob = self.folder.join("blobs").join(&promise.etag);
         if blob.exists() {
@@ -83,16 +77,18 @@ impl Wanted<'_> {
     }
 
     /// Asks what the file is.
-    fn ask(&self, client: &Client) -> Result<Promise, Trouble> {
+    fn ask(&self, client: &Client) -> Result<Promise, RequestError> {
         let response = client.request(&Method::HEAD, self.url, &HeaderMap::new())?;
         let text = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
         if let Some(commit) = text(&COMMIT).filter(|&commit| commit != self.commit) {
-            return Err(Trouble::Final(format!("the hub answered for another commit, {commit:?}")));
+            return Err(RequestError::Final(format!("the hub answered for another commit, {commit:?}")));
         }
         let linked = text(&LINKED_ETAG);
         let etag = linked.or(text(&header::ETAG)).map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
         let Some(etag) = etag.filter(|etag| is_plain(etag)) else {
-            return Err(Trouble::Final(format!("the hub names its content by {etag:?}, which is no ETag of a hub")));
+            return Err(RequestError::Final(format!(
+                "the hub names its content by {etag:?}, which is no ETag of a hub"
+            )));
         };
         let own_size = text(&header::CONTENT_LENGTH).filter(|_| response.status() == StatusCode::OK);
         let size = text(&LINKED_SIZE).or(own_size).and_then(|size| size.parse().ok());
@@ -102,7 +98,7 @@ impl Wanted<'_> {
     }
 
     /// Holds what Python's `huggingface_hub` holds while it downloads this content.
-    fn lock(&self, etag: &str, tell: &mut Tell) -> Result<File, Error> {
+    fn lock(&self, etag: &str, tell: &mut ProgressFn) -> Result<File, Error> {
         let cache = self.folder.parent().unwrap_or(Path::new("."));
         let path = cache.join(".locks").join(self.folder.file_name().unwrap_or_default()).join(format!("{etag}.lock"));
         make_folder_of(&path)?;
@@ -123,7 +119,7 @@ impl Wanted<'_> {
                 return Err(Error::Interrupted);
             }
             waited = true;
-            std::thread::sleep(LOOK_UP);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -133,8 +129,8 @@ impl Wanted<'_> {
         client: &Client,
         promise: &Promise,
         partial: &mut Partial,
-        tell: &mut Tell,
-    ) -> Result<(), Trouble> {
+        tell: &mut ProgressFn,
+    ) -> Result<(), RequestError> {
         if promise.size.is_some_and(|size| partial.have > size) {
             partial.start_over()?;
         }
@@ -143,11 +139,11 @@ impl Wanted<'_> {
             let mut headers = HeaderMap::new();
             if resumed > 0 {
                 let range = HeaderValue::from_str(&format!("bytes={resumed}-"));
-                headers.insert(header::RANGE, range.map_err(|error| Trouble::Final(error.to_string()))?);
+                headers.insert(header::RANGE, range.map_err(|error| RequestError::Final(error.to_string()))?);
             }
             let response = match client.request(&Method::GET, self.url, &headers) {
                 // The server has nothing after what is there: it is all, or no part of this file.
-                Err(Trouble::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if resumed > 0 => {
+                Err(RequestError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if resumed > 0 => {
                     if promise.sha256.is_some() && promise.sha256 == Some(partial.sha256()?) {
                         return Ok(());
                     }
@@ -155,14 +151,14 @@ impl Wanted<'_> {
                     client.request(&Method::GET, self.url, &HeaderMap::new())?
                 }
                 // The hub answered just now, and the bytes did come: the network will be back.
-                Err(Trouble::Unreachable(reason)) if resumed > 0 => return Err(Trouble::passing(reason)),
+                Err(RequestError::Unreachable(reason)) if resumed > 0 => return Err(RequestError::transient(reason)),
                 result => result?,
             };
             self.take(promise, partial, response, tell)?;
         }
         if let Some(size) = promise.size.filter(|&size| size != partial.have) {
             let reason = format!("{} of {size} bytes came", partial.have);
-            return Err(Trouble::Passing { reason, wait: None, progress: partial.have > resumed });
+            return Err(RequestError::Transient { reason, wait: None, progress: partial.have > resumed });
         }
         if let Some(promised) = &promise.sha256
             && partial.sha256()? != *promised
@@ -170,7 +166,7 @@ impl Wanted<'_> {
             partial.start_over()?;
             let reason = "what came is not what the hub promised (its SHA-256 differs)";
             // The part that was there before may be to blame.
-            return Err(if resumed > 0 { Trouble::passing(reason) } else { Trouble::Final(reason.into()) });
+            return Err(if resumed > 0 { RequestError::transient(reason) } else { RequestError::Final(reason.into()) });
         }
         Ok(())
     }
@@ -181,45 +177,30 @@ impl Wanted<'_> {
         promise: &Promise,
         partial: &mut Partial,
         mut response: Response<Body>,
-        tell: &mut Tell,
-    ) -> Result<(), Trouble> {
+        tell: &mut ProgressFn,
+    ) -> Result<(), RequestError> {
         let length = response.body().content_length();
         if response.status() != StatusCode::PARTIAL_CONTENT {
             partial.start_over()?;
         } else if !starts_at(response.headers(), partial.have) {
             partial.start_over()?;
-            return Err(Trouble::passing("the server could not go on where the download broke off"));
+            return Err(RequestError::transient("the server could not go on where the download broke off"));
         }
         let total = promise.size.or(length.map(|length| partial.have.saturating_add(length)));
         if let (Some(size), Some(length)) = (promise.size, length)
             && partial.have.saturating_add(length) != size
         {
             partial.start_over()?;
-            return Err(Trouble::Final(format!("the hub promised {size} bytes, but the server has {length}")));
+            return Err(RequestError::Final(format!("the hub promised {size} bytes, but the server has {length}")));
         }
-        let (before, mut body) = (partial.have, response.body_mut().as_reader());
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let n = read_some(&mut body, &mut buffer, partial.have, total).map_err(|reason| Trouble::Passing {
-                reason,
-                wait: None,
-                progress: partial.have > before,
-            })?;
-            if n == 0 {
-                return Ok(());
-            }
-            if promise.size.is_some_and(|size| partial.have + n as u64 > size) {
+        receive(response.body_mut().as_reader(), partial.have, total, tell, |bytes| {
+            if promise.size.is_some_and(|size| partial.have + bytes.len() as u64 > size) {
                 partial.start_over()?;
-                return Err(Trouble::Final(format!(
-                    "more than the {} bytes that the hub promised came",
-                    total.unwrap_or(0)
-                )));
+                let reason = format!("more than the {} bytes that the hub promised came", total.unwrap_or(0));
+                return Err(RequestError::Final(reason));
             }
-            partial.write(&buffer[..n])?;
-            if !tell(Event::Downloading { done: partial.have, total }) {
-                return Err(Error::Interrupted.into());
-            }
-        }
+            Ok(partial.write(bytes)?)
+        })
     }
 }
 
@@ -264,19 +245,8 @@ impl Partial {
     }
 
     fn sha256(&mut self) -> Result<String, Error> {
-        let mut hash = Sha256::new();
-        let mut read = || {
-            self.file.rewind()?;
-            let mut buffer = vec![0; BUFFER];
-            loop {
-                match self.file.read(&mut buffer)? {
-                    0 => return Ok(()),
-                    n => hash.update(&buffer[..n]),
-                }
-            }
-        };
-        read().map_err(|error| self.failed(error))?;
-        Ok(hex(hash))
+        let hashed = self.file.rewind().and_then(|()| sha256(&mut self.file));
+        hashed.map(|(_, hash)| hash).map_err(|error| self.failed(error))
     }
 
     /// Gives the whole file its name.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::Error;
-use crate::source::download::READ_TIMEOUT;
+use crate::http::READ_TIMEOUT;
 
 const ENDPOINT: &str = "https://huggingface.co";
 

@@ -12,14 +12,15 @@ mod cache;
 mod client;
 mod download;
 mod env;
+mod hash;
 mod model;
 mod repo;
 mod snapshot;
-mod tell;
 mod upload;
 
 pub use env::Env;
 pub use repo::{File, Kind, is_local};
 pub use snapshot::{Hub, Snapshot};
-pub use tell::Tell;
 pub use upload::Pushed;
+
+pub use crate::progress::ProgressFn;

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::repo::{Kind, LISTING_LIMIT};
 use super::snapshot::{Hub, Snapshot};
-use super::tell::Tell;
 use crate::Error;
+use crate::progress::ProgressFn;
 use crate::token_file::read_at_most;
 
 const CONFIG: &str = "config.json";
@@ -39,7 +39,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Hub::open`] and [`Snapshot::fetch`]; [`Error::Hub`] for a repository that is no model.
-    pub fn fetch_model(&self, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<PathBuf, Error> {
+    pub fn fetch_model(&self, name: &str, revision: Option<&str>, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
         let snapshot = self.open(Kind::Model, name, revision, tell)?;
         let lacks = |what: &str| Error::Hub { name: snapshot.title.clone(), reason: format!("it has no {what}") };
         if !snapshot.has(CONFIG) {

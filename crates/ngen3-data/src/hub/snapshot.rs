@@ -7,9 +7,9 @@ use hf_hub::{Cache, Repo};
 use super::client::Client;
 use super::env::Env;
 use super::repo::{File, Info, Kind, LISTING_LIMIT, check_name, is_safe_path};
-use super::tell::Tell;
 use super::{cache, client, download};
 use crate::Error;
+use crate::progress::ProgressFn;
 
 /// The branch that is meant when none is named.
 const MAIN: &str = "main";
@@ -54,7 +54,13 @@ impl Hub {
     /// # Errors
     /// [`Error::Input`] for a name that cannot be one, [`Error::Hub`] with the hub's own reason or the network's failure (or
     /// for what is not in the cache, offline), [`Error::Interrupted`].
-    pub fn open(&self, kind: Kind, name: &str, revision: Option<&str>, tell: &mut Tell) -> Result<Snapshot, Error> {
+    pub fn open(
+        &self,
+        kind: Kind,
+        name: &str,
+        revision: Option<&str>,
+        tell: &mut ProgressFn,
+    ) -> Result<Snapshot, Error> {
         check_name(kind, name)?;
         let revision = revision.unwrap_or(MAIN);
         if !is_safe_path(revision) {
@@ -70,7 +76,7 @@ impl Hub {
     }
 
     /// The commit, its files, and that these are all.
-    fn ask(&self, title: &str, repo: &Repo, tell: &mut Tell) -> Result<(String, Vec<File>, bool), Error> {
+    fn ask(&self, title: &str, repo: &Repo, tell: &mut ProgressFn) -> Result<(String, Vec<File>, bool), Error> {
         let url = format!("{}/api/{}?blobs=true", self.client.endpoint(), repo.api_url());
         let body = self.client.get_text(title, &url, LISTING_LIMIT as u64, tell)?;
         let failed = |reason: String| Error::Hub { name: title.into(), reason };
@@ -156,7 +162,7 @@ impl Snapshot {
     /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. What had come by then of a
     /// large file is kept as `blobs/ETAG.incomplete` and the next try goes on from there; no other name in the cache ever
     /// holds part of a file.
-    pub fn fetch(&self, path: &str, tell: &mut Tell) -> Result<PathBuf, Error> {
+    pub fn fetch(&self, path: &str, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
         let name = format!("{path} of {}", self.title);
         if !is_safe_path(path) || !self.has(path) {
             return Err(Error::Hub { name, reason: "there is no such file".into() });

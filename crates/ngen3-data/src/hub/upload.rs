@@ -11,18 +11,17 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ngen3_model::hash::hex;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, Method, StatusCode, header};
 
-use super::client::{Payload, Trouble, persist};
+use super::client::{Payload, persist};
+use super::hash::sha256;
 use super::repo::{Kind, check_name, is_safe_path};
 use super::snapshot::Hub;
-use super::tell::Tell;
 use crate::Error;
-use crate::source::Event;
+use crate::http::RequestError;
+use crate::progress::{Event, ProgressFn};
 
 /// Bytes of a file that the hub looks at to tell what it is.
 const SAMPLE: usize = 512;
@@ -113,7 +112,7 @@ impl Hub {
         files: &[String],
         private: bool,
         summary: &str,
-        tell: &mut Tell,
+        tell: &mut ProgressFn,
     ) -> Result<Pushed, Error> {
         self.check_push(name)?;
         let (owner, short) = name.split_once('/').unwrap_or_default();
@@ -134,10 +133,8 @@ impl Upload {
         }
         let file = folder.join(path);
         let failed = |error: io::Error| read_error(&file, &error);
-        let mut hash = Sha256::new();
-        let mut open = File::open(&file).map_err(failed)?;
-        let size = io::copy(&mut open, &mut HashWriter(&mut hash)).map_err(failed)?;
-        Ok(Self { path: path.into(), file, size, sha256: hex(hash) })
+        let (size, sha256) = File::open(&file).and_then(|mut file| sha256(&mut file)).map_err(failed)?;
+        Ok(Self { path: path.into(), file, size, sha256 })
     }
 
     fn open(&self) -> Result<File, Error> {
@@ -156,19 +153,6 @@ fn read_error(file: &Path, error: &io::Error) -> Error {
     Error::Read { name: file.display().to_string(), reason: error.to_string() }
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// One upload.
 struct Session<'a> {
     hub: &'a Hub,
@@ -179,7 +163,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Uploads the large files, then commits all.
-    fn run(&self, uploads: &[Upload], summary: &str, tell: &mut Tell) -> Result<Pushed, Error> {
+    fn run(&self, uploads: &[Upload], summary: &str, tell: &mut ProgressFn) -> Result<Pushed, Error> {
         let modes = self.modes(uploads, tell)?;
         let mode = |upload: &Upload| modes.iter().find(|mode| mode.path == upload.path);
         let wanted = || uploads.iter().filter(|&upload| mode(upload).is_none_or(|mode| !mode.should_ignore));
@@ -199,13 +183,13 @@ impl Session<'_> {
         url: &str,
         kind: &str,
         body: &str,
-        tell: &mut Tell,
+        tell: &mut ProgressFn,
     ) -> Result<T, Error> {
         let answer = persist(&self.title, tell, |_| {
             let payload = Payload { kind, reader: &mut body.as_bytes(), length: body.len() as u64 };
             let mut response = self.hub.client.send(&Method::POST, url, payload)?;
             let text = response.body_mut().with_config().limit(ANSWER).read_to_string();
-            text.map_err(|error| super::client::trouble(error, true))
+            text.map_err(|error| RequestError::of_connection(error, true))
         })?;
         serde_json::from_str(&answer).map_err(|error| Error::Hub {
             name: self.title.clone(),
@@ -214,26 +198,26 @@ impl Session<'_> {
     }
 
     /// Makes the repository; one that is there is fine.
-    fn create(&self, owner: &str, name: &str, private: bool, tell: &mut Tell) -> Result<(), Error> {
+    fn create(&self, owner: &str, name: &str, private: bool, tell: &mut ProgressFn) -> Result<(), Error> {
         let body = json!({ "name": name, "organization": owner, "type": "model", "private": private }).to_string();
         persist(&self.title, tell, |_| {
             let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             match self.hub.client.send(&Method::POST, &self.url("api/repos/create"), payload) {
-                Err(Trouble::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
+                Err(RequestError::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
                 // A token for this repository alone may not make any, and need not if it is there.
-                Err(trouble @ Trouble::Refused { status: StatusCode::FORBIDDEN, .. }) => {
+                Err(refused @ RequestError::Refused { status: StatusCode::FORBIDDEN, .. }) => {
                     let url = self.url(&format!("api/models/{}", self.name));
                     match self.hub.client.request(&Method::GET, &url, &HeaderMap::new()) {
-                        Err(Trouble::Refused { .. }) => Err(trouble),
+                        Err(RequestError::Refused { .. }) => Err(refused),
                         found => found.map(drop),
                     }
                 }
-                Err(trouble) => Err(trouble),
+                Err(error) => Err(error),
             }
         })
     }
 
-    fn modes(&self, uploads: &[Upload], tell: &mut Tell) -> Result<Vec<Mode>, Error> {
+    fn modes(&self, uploads: &[Upload], tell: &mut ProgressFn) -> Result<Vec<Mode>, Error> {
         #[derive(Deserialize)]
         struct Modes {
             files: Vec<Mode>,
@@ -250,7 +234,7 @@ impl Session<'_> {
     }
 
     /// Uploads the bytes of large files.
-    fn send_large(&self, uploads: &[&Upload], tell: &mut Tell) -> Result<(), Error> {
+    fn send_large(&self, uploads: &[&Upload], tell: &mut ProgressFn) -> Result<(), Error> {
         #[derive(Deserialize)]
         struct Batch {
             objects: Vec<Object>,
@@ -297,7 +281,7 @@ impl Session<'_> {
         upload: &Upload,
         actions: &Actions,
         progress: Range<u64>,
-        tell: &mut Tell,
+        tell: &mut ProgressFn,
     ) -> Result<(), Error> {
         let title = format!("{} for {}", upload.path, self.title);
         let wrong = |reason: String| Error::Hub { name: title.clone(), reason };
@@ -338,7 +322,7 @@ impl Session<'_> {
         url: &str,
         range: Range<u64>,
         progress: &Range<u64>,
-        tell: &mut Tell,
+        tell: &mut ProgressFn,
     ) -> Result<Option<String>, Error> {
         persist(title, tell, |tell| {
             let mut file = upload.open()?;
@@ -349,7 +333,7 @@ impl Session<'_> {
             let payload = Payload { kind: "application/octet-stream", reader: &mut reader, length };
             let answer = self.hub.client.send(&Method::PUT, url, payload);
             if reader.stopped {
-                return Err(Trouble::Other(Error::Interrupted));
+                return Err(RequestError::Other(Error::Interrupted));
             }
             let response = answer?;
             let etag = response.headers().get(header::ETAG);
@@ -357,7 +341,7 @@ impl Session<'_> {
         })
     }
 
-    fn verify(&self, upload: &Upload, actions: &Actions, tell: &mut Tell) -> Result<(), Error> {
+    fn verify(&self, upload: &Upload, actions: &Actions, tell: &mut ProgressFn) -> Result<(), Error> {
         let Some(verify) = &actions.verify else { return Ok(()) };
         let body = json!({ "oid": upload.sha256, "size": upload.size }).to_string();
         persist(&format!("{} for {}", upload.path, self.title), tell, |_| {
@@ -370,7 +354,7 @@ impl Session<'_> {
         &self,
         summary: &str,
         files: impl Iterator<Item = (&'a Upload, bool)>,
-        tell: &mut Tell,
+        tell: &mut ProgressFn,
     ) -> Result<Pushed, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -400,7 +384,7 @@ struct Watched<'a, 'b> {
     /// Bytes of all files that were sent, and that there are.
     done: u64,
     total: Option<u64>,
-    tell: &'a mut Tell<'b>,
+    tell: &'a mut ProgressFn<'b>,
     stopped: bool,
 }
 

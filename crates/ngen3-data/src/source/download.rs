@@ -7,24 +7,17 @@
 //! gzip made on the fly cannot be resumed.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use ngen3_model::words::count;
 use ureq::http::{HeaderMap, StatusCode, header};
 
-use super::event::Event;
 use crate::Error;
-
-/// Attempts that may fail one after the other without a byte of progress, after the first.
-pub(crate) const RETRIES: u32 = 4;
-/// Wait before the first retry; it doubles with each one.
-pub(crate) const PAUSE: Duration = Duration::from_millis(500);
-/// How long to wait for a connection, and for any next byte.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
-const BUFFER: usize = 1 << 18;
+use crate::http::{
+    FIRST_PAUSE, READ_TIMEOUT, RequestError, Retry, agent, explain, is_transient_status, receive, without_password,
+};
+use crate::progress::{Event, ProgressFn};
 
 /// Downloads files.
 pub(super) struct Client {
@@ -41,89 +34,70 @@ struct Partial {
     best: u64,
     /// What is needed to ask for the rest: the whole length and the validator.
     resume: Option<(u64, String)>,
+    attempts: u32,
     /// Whether any attempt got an answer.
     answered: bool,
 }
 
-/// Why an attempt ended early.
-enum Trouble {
-    /// Trying again may help.
-    Passing(String),
-    Final(Error),
-}
-
 impl Client {
     pub(super) fn new() -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(READ_TIMEOUT))
-            .timeout_per_read(Some(READ_TIMEOUT))
-            .user_agent(concat!("ngen3/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { agent: config.new_agent(), pause: PAUSE }
+        Self { agent: agent(READ_TIMEOUT, true), pause: FIRST_PAUSE }
     }
 
     /// Downloads `url` into a temporary file in the folder `scratch`; returns it, at its start, with its size in bytes.
-    /// `tell` hears how far it is and says whether to go on.
     ///
     /// # Errors
     /// [`Error::Download`] with the server's answer or the network's failure; [`Error::Interrupted`].
-    pub(super) fn download(
-        &self,
-        url: &str,
-        scratch: &Path,
-        tell: &mut dyn FnMut(Event) -> bool,
-    ) -> Result<(File, u64), Error> {
-        let file = tempfile::tempfile_in(scratch).map_err(|error| {
-            failed(url, format!("cannot make a temporary file in the folder {}: {error}", scratch.display()))
+    pub(super) fn download(&self, url: &str, scratch: &Path, progress: &mut ProgressFn) -> Result<(File, u64), Error> {
+        let name = without_password(url);
+        let error = |reason| Error::Download { url: name.clone(), reason };
+        let file = tempfile::tempfile_in(scratch).map_err(|cause| {
+            error(format!("cannot make a temporary file in the folder {}: {cause}", scratch.display()))
         })?;
-        let mut partial = Partial { file, have: 0, best: 0, resume: None, answered: false };
-        let (mut attempts, mut failures) = (0, 0);
-        loop {
+        let mut partial = Partial { file, have: 0, best: 0, resume: None, attempts: 0, answered: false };
+        let retry = Retry {
+            name: &name,
+            pause: self.pause,
+            // This is the reading thread: whoever waits for it looks by himself whether to go on.
+            waiting: None,
+            unreachable_hint: "is there a network?",
+            error: &error,
+        };
+        retry.run(progress, |progress| {
             let best = partial.best;
-            attempts += 1;
-            let reason = match self.attempt(url, attempts == 1, &mut partial, tell) {
-                Ok(()) => {
-                    partial.file.rewind().map_err(|error| failed(url, error.to_string()))?;
-                    return Ok((partial.file, partial.have));
+            self.attempt(url, &name, &mut partial, progress).map_err(|error| match error {
+                // A download that starts over gets nowhere until it has more than ever before.
+                RequestError::Transient { reason, wait, .. } => {
+                    RequestError::Transient { reason, wait, progress: partial.best > best }
                 }
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing(reason)) => reason,
-            };
-            failures = if partial.best > best { 1 } else { failures + 1 };
-            if failures > RETRIES {
-                return Err(failed(url, format!("{reason} (gave up after {})", count(attempts, "attempt"))));
-            }
-            let pause = self.pause * 2u32.pow(failures - 1);
-            if !tell(Event::Note(format!("{}: {reason}; trying again in {pause:?}", without_password(url)))) {
-                return Err(Error::Interrupted);
-            }
-            std::thread::sleep(pause);
-        }
+                error => error,
+            })
+        })?;
+        partial.file.rewind().map_err(|cause| error(cause.to_string()))?;
+        Ok((partial.file, partial.have))
     }
 
     /// One request, for the whole or for the rest.
     fn attempt(
         &self,
         url: &str,
-        first: bool,
+        name: &str,
         partial: &mut Partial,
-        tell: &mut dyn FnMut(Event) -> bool,
-    ) -> Result<(), Trouble> {
+        progress: &mut ProgressFn,
+    ) -> Result<(), RequestError> {
+        partial.attempts += 1;
+        let first = partial.attempts == 1;
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, if first { "gzip" } else { "identity" });
         if let Some((_, validator)) = &partial.resume {
             let range = format!("bytes={}-", partial.have);
             request = request.header(header::RANGE, range).header(header::IF_RANGE, validator);
         }
-        let mut response = request.call().map_err(|error| {
-            let reason = explain(&error);
-            match error {
-                ureq::Error::Timeout(_) => Trouble::Passing(reason),
-                ureq::Error::Io(error) if partial.answered || is_passing(error.kind()) => Trouble::Passing(reason),
-                ureq::Error::Io(_) => Trouble::Final(failed(url, format!("{reason} (is there a network?)"))),
-                _ => Trouble::Final(failed(url, reason)),
+        let mut response = request.call().map_err(|error| match error {
+            // A host that a user wrote is not tried again, nor one that does not speak HTTP.
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => {
+                RequestError::Final(explain(&error))
             }
+            error => RequestError::of_connection(error, partial.answered),
         })?;
         partial.answered = true;
 
@@ -132,51 +106,40 @@ impl Client {
         let headers = response.headers();
         if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|&encoding| encoding != "identity") {
             let reason = format!("the server sent it in an encoding that was not asked for, {encoding:?}");
-            return Err(Trouble::Final(failed(url, reason)));
+            return Err(RequestError::Final(reason));
         }
         match status {
             StatusCode::OK => {
-                partial.start_over().map_err(|error| Trouble::Final(failed(url, error.to_string())))?;
+                partial.start_over().map_err(|error| RequestError::Final(error.to_string()))?;
                 partial.resume = length.zip(validator(headers));
                 if is_html(headers) && first {
                     let note = format!(
-                        "{} is a web page (text/html), which is read as it is: is this the address of the text itself?",
-                        without_password(url)
+                        "{name} is a web page (text/html), which is read as it is: is this the address of the text itself?"
                     );
-                    tell(Event::Note(note));
+                    progress(Event::Note(note));
                 }
             }
             StatusCode::PARTIAL_CONTENT if partial.is_continued_by(headers, length) => {}
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
                 partial.resume = None;
-                return Err(Trouble::Passing("the server could not go on where the download broke off".into()));
+                return Err(RequestError::transient("the server could not go on where the download broke off"));
             }
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                return Err(Trouble::Passing(answered(status)));
+            status => {
+                let reason = format!("the server answered {status}");
+                return Err(match is_transient_status(status) {
+                    true => RequestError::transient(reason),
+                    false => RequestError::Final(reason),
+                });
             }
-            _ if status.is_server_error() => return Err(Trouble::Passing(answered(status))),
-            _ => return Err(Trouble::Final(failed(url, answered(status)))),
         }
-
-        // Every byte of the body must arrive: ureq reports a body shorter than its Content-Length or without its last chunk.
         let total = length.map(|length| partial.have + length);
-        let mut body = response.body_mut().as_reader();
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            let n = read_some(&mut body, &mut buffer, partial.have, total).map_err(Trouble::Passing)?;
-            if n == 0 {
-                return Ok(());
-            }
-            partial
-                .file
-                .write_all(&buffer[..n])
-                .map_err(|error| Trouble::Final(failed(url, format!("cannot keep what was downloaded: {error}"))))?;
-            partial.have += n as u64;
+        receive(response.body_mut().as_reader(), partial.have, total, progress, |bytes| {
+            let written = partial.file.write_all(bytes);
+            written.map_err(|error| RequestError::Final(format!("cannot keep what was downloaded: {error}")))?;
+            partial.have += bytes.len() as u64;
             partial.best = partial.best.max(partial.have);
-            if !tell(Event::Downloading { done: partial.have, total }) {
-                return Err(Trouble::Final(Error::Interrupted));
-            }
-        }
+            Ok(())
+        })
     }
 }
 
@@ -207,59 +170,6 @@ fn validator(headers: &HeaderMap) -> Option<String> {
 fn is_html(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
-}
-
-fn answered(status: StatusCode) -> String {
-    format!("the server answered {status}")
-}
-
-pub(crate) fn explain(error: &ureq::Error) -> String {
-    match error {
-        ureq::Error::HostNotFound => "there is no such host".into(),
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) => "the server did not answer in time".into(),
-        ureq::Error::Http(_) | ureq::Error::BadUri(_) => format!("the address is malformed ({error})"),
-        error => error.to_string(),
-    }
-}
-
-/// Reads the next bytes of a body; 0 at its end. The error says how far it came: `have` of `total` bytes.
-pub(crate) fn read_some(
-    body: &mut impl Read,
-    buffer: &mut [u8],
-    have: u64,
-    total: Option<u64>,
-) -> Result<usize, String> {
-    loop {
-        match body.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                let of = total.map_or(String::new(), |total| format!(" of {total}"));
-                let cause = explain(&ureq::Error::from(error));
-                return Err(format!("the connection broke after {have}{of} bytes ({cause})"));
-            }
-            Ok(n) => return Ok(n),
-        }
-    }
-}
-
-/// Whether a connection that failed so may fare better in a moment. Others (no such host, no route, refused) will not,
-/// unless there has been an answer before.
-pub(crate) fn is_passing(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
-    [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof].contains(&kind)
-}
-
-fn failed(url: &str, reason: String) -> Error {
-    Error::Download { url: without_password(url), reason }
-}
-
-/// An address without `user:password@`, for showing and keeping.
-pub(super) fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
-    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    format!("{scheme}://{host}{path}")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Downloads from a server on loopback that says what the test wants it to say.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 

@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use super::download::Client;
-use super::event::Event;
 use super::list::{Input, SHAKESPEARE, Source};
 use super::open::{Opened, open, open_file};
 use super::text::TextReader;
 use crate::Error;
+use crate::progress::Event;
 
 /// Bytes of text in a piece, unless there is no place to cut.
 const PIECE: usize = 1 << 20;

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::download::without_password;
-use super::event::Event;
 use crate::Error;
 use crate::error::unreadable;
+use crate::http::without_password;
+use crate::progress::Event;
 
 /// Tiny-shakespeare, 1,115,394 bytes when unpacked.
 pub(super) const SHAKESPEARE: &[u8] = include_bytes!("../../data/tinyshakespeare.txt.zst");

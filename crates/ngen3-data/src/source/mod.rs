@@ -4,15 +4,15 @@
 //! order, on a thread of its own, as pieces of checked UTF-8. Read `list.rs`, `open.rs` (a document becomes bytes), `text.rs`
 //! (bytes become text), `feed.rs`; `download.rs` and `line.rs` stand apart.
 
-pub(crate) mod download;
-mod event;
+mod download;
 mod feed;
 pub(crate) mod line;
 mod list;
 pub(crate) mod open;
 pub(crate) mod text;
 
-pub use event::Event;
 pub(crate) use feed::Sink;
 pub use feed::{Feed, Piece, Settings};
 pub use list::{Input, Listing, Source, list, shakespeare};
+
+pub use crate::progress::Event;

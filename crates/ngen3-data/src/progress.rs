@@ -1,4 +1,4 @@
-//! What a reader is told while it waits.
+//! How long work is watched: downloads, uploads, reading.
 
 /// What there is to tell meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,3 +20,6 @@ pub enum Event {
         total: Option<u64>,
     },
 }
+
+/// Hears how far the work is; returns `false` to stop it.
+pub type ProgressFn<'a> = dyn FnMut(Event) -> bool + 'a;
