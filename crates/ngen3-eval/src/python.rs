@@ -1,5 +1,7 @@
 //! What Python does to strings, and draws by chance, done alike: the harness is written in Python.
 
+use rand_mt::Mt;
+
 /// White space as Python's `str.isspace` has it.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
@@ -35,70 +37,20 @@ pub(crate) fn capitalize(text: &str) -> String {
     title + rest
 }
 
-/// `random.Random(seed)`: the Mersenne Twister MT19937 (Matsumoto & Nishimura 1998).
-#[derive(Clone)]
-pub(crate) struct Random {
-    state: [u32; N],
-    at: usize,
-}
-
-const N: usize = 624;
-const M: usize = 397;
+/// `random.Random(seed)`.
+pub(crate) struct Random(Mt);
 
 impl Random {
-    /// A generator whose key is the one number `seed`.
+    /// A generator whose key is the one number `seed`, as Python's `random.seed` has it.
     pub fn new(seed: u32) -> Self {
-        let mut state = [0u32; N];
-        state[0] = 19_650_218;
-        for i in 1..N {
-            state[i] = (state[i - 1] ^ state[i - 1] >> 30).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
-        }
-        // init_by_array of the reference, for a key of one number.
-        let mix =
-            |state: &[u32; N], before: usize, factor: u32| (state[before] ^ state[before] >> 30).wrapping_mul(factor);
-        let mut i = 1;
-        let wrap = |state: &mut [u32; N], i: &mut usize| {
-            *i += 1;
-            if *i == N {
-                state[0] = state[N - 1];
-                *i = 1;
-            }
-        };
-        for _ in 0..N {
-            state[i] = (state[i] ^ mix(&state, i - 1, 1_664_525)).wrapping_add(seed);
-            wrap(&mut state, &mut i);
-        }
-        for _ in 1..N {
-            state[i] = (state[i] ^ mix(&state, i - 1, 1_566_083_941)).wrapping_sub(i as u32);
-            wrap(&mut state, &mut i);
-        }
-        state[0] = 1 << 31;
-        Self { state, at: N }
-    }
-
-    /// The next 32 bits.
-    fn next(&mut self) -> u32 {
-        if self.at == N {
-            for i in 0..N {
-                let y = self.state[i] & 0x8000_0000 | self.state[(i + 1) % N] & 0x7fff_ffff;
-                let twist = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-                self.state[i] = self.state[(i + M) % N] ^ y >> 1 ^ twist;
-            }
-            self.at = 0;
-        }
-        let mut y = self.state[self.at];
-        self.at += 1;
-        y ^= y >> 11;
-        y ^= y << 7 & 0x9d2c_5680;
-        y ^= y << 15 & 0xefc6_0000;
-        y ^ y >> 18
+        Self(Mt::new_with_key([seed]))
     }
 
     /// A number below `n`, which is at least 1 and below 2³².
     fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {
-            let drawn = (self.next() >> (32 - bits)) as usize;
+            let drawn = (self.0.next_u32() >> (32 - bits)) as usize;
             if drawn < n {
                 return drawn;
             }
@@ -135,7 +87,7 @@ mod tests {
     #[test]
     fn samples_are_those_of_python() {
         let mut random = Random::new(1234);
-        let first: Vec<_> = (0..4).map(|_| random.next()).collect();
+        let first: Vec<_> = (0..4).map(|_| random.0.next_u32()).collect();
         assert_eq!(first, [4_150_886_329, 3_342_196_574, 1_892_932_127, 501_869_158]);
         let mut random = Random::new(1234);
         assert_eq!(random.sample(5, 3), [3, 0, 4]);
