@@ -37,6 +37,29 @@ pub fn validation_part(path: &Path, val_fraction: f64) -> Result<(TokenFile, usi
     })
 }
 
+/// Checks what every sampler is asked for.
+///
+/// # Errors
+/// [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
+pub(crate) fn check_sizes(block_size: usize, batch_size: usize, val_fraction: f64) -> Result<(), Error> {
+    if !(0.0..1.0).contains(&val_fraction) {
+        return Err(Error::Input(format!("val_fraction is {val_fraction}; it must be at least 0 and below 1")));
+    }
+    if block_size == 0 || batch_size == 0 {
+        return Err(Error::Input("block_size and batch_size must be at least 1".into()));
+    }
+    Ok(())
+}
+
+/// Makes a generator whose key is these numbers (the seed, the step, the micro-batch), so that no two keys share a stream.
+pub(crate) fn rng_of(key: [u64; 4]) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    for (part, number) in bytes.as_chunks_mut().0.iter_mut().zip(key) {
+        *part = number.to_le_bytes();
+    }
+    ChaCha8Rng::from_seed(bytes)
+}
+
 /// Draws rows of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
 #[derive(Debug)]
 pub struct BatchSampler {
@@ -64,12 +87,7 @@ impl BatchSampler {
         val_fraction: f64,
         seed: u64,
     ) -> Result<Self, Error> {
-        if !(0.0..1.0).contains(&val_fraction) {
-            return Err(Error::Input(format!("val_fraction is {val_fraction}; it must be at least 0 and below 1")));
-        }
-        if block_size == 0 || batch_size == 0 {
-            return Err(Error::Input("block_size and batch_size must be at least 1".into()));
-        }
+        check_sizes(block_size, batch_size, val_fraction)?;
         let (val, train_len) = parts(&data, val_fraction)?;
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
         let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
@@ -154,12 +172,7 @@ impl BatchSampler {
 
     /// A number below `n` for each row of a batch.
     fn draw(&self, step: u64, micro: u64, n: usize) -> impl Iterator<Item = usize> {
-        // The key of the generator is (seed, step, micro), so that no two batches share a stream.
-        let mut key = [0; 32];
-        for (bytes, value) in key.as_chunks_mut().0.iter_mut().zip([self.seed, step, micro]) {
-            *bytes = value.to_le_bytes();
-        }
-        let mut rng = ChaCha8Rng::from_seed(key);
+        let mut rng = rng_of([self.seed, step, micro, 0]);
         (0..self.batch_size).map(move |_| scale(rng.next_u64(), n))
     }
 

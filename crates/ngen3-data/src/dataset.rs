@@ -12,8 +12,9 @@ use sha2::{Digest, Sha256};
 use crate::batch::VAL;
 use crate::encode::{Encoded, encode};
 use crate::hf::{self, HfSource};
+use crate::source::limited::read_at_most;
 use crate::source::{Event, Feed, Settings, Source, list};
-use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER, read_at_most};
+use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER};
 use crate::{Error, Tokenizer, tokenizer};
 
 /// What to make a dataset from.
@@ -217,17 +218,14 @@ pub(crate) fn commit(
 
 fn remove_if_there(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(ngen3_model::Error::Write { path: path.into(), source }.into())
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::write(path, error)),
         _ => Ok(()),
     }
 }
 
 /// Reads a tokenizer.json; it goes by its file's name.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    let bytes = read_at_most(path, tokenizer::MAX_BYTES)
-        .map_err(|error| Error::Read { name: path.display().to_string(), reason: error.to_string() })?;
+    let bytes = read_at_most(path, tokenizer::MAX_BYTES).map_err(|error| Error::read(path.display(), error))?;
     let name = path.file_name().map_or_else(|| EMBEDDED.into(), |name| name.to_string_lossy());
     Ok(Tokenizer::from_json(&bytes, &name)?)
 }
@@ -245,7 +243,7 @@ impl Folder {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
             Err(_) if path.is_dir() => false,
-            Err(source) => return Err(ngen3_model::Error::Write { path, source }.into()),
+            Err(error) => return Err(Error::write(path, error)),
         };
         let folder = Self { path, fleeting: created.into() };
         let at = |name| folder.path.join(name);
@@ -311,7 +309,7 @@ impl Writer {
     pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.hash.update(bytes);
         let path = &self.path;
-        self.file.write_all(bytes).map_err(|source| ngen3_model::Error::Write { path: path.clone(), source }.into())
+        self.file.write_all(bytes).map_err(|error| Error::write(path, error))
     }
 
     /// Gives the file its name; returns its hash.

@@ -1,6 +1,8 @@
 //! What can go wrong between text and batches.
 
-use std::path::Path;
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::tokenizer;
 
@@ -69,11 +71,22 @@ pub enum Error {
     Interrupted,
 }
 
-/// A file or folder that cannot be looked at or opened.
-pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    let reason = match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file or folder".into(),
-        _ => error.to_string(),
-    };
-    Error::Read { name: path.display().to_string(), reason }
+impl Error {
+    /// Makes [`Error::Read`].
+    pub(crate) fn read(name: impl Display, reason: impl Display) -> Self {
+        Self::Read { name: name.to_string(), reason: reason.to_string() }
+    }
+
+    /// Makes [`Error::Read`] of a file or folder that a user named; one that is missing is said to be so in plain words.
+    pub(crate) fn open(path: &Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::read(path.display(), "there is no such file or folder"),
+            _ => Self::read(path.display(), error),
+        }
+    }
+
+    /// Makes [`Error::Write`].
+    pub(crate) fn write(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        ngen3_model::Error::Write { path: path.into(), source }.into()
+    }
 }

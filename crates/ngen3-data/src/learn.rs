@@ -47,7 +47,7 @@ pub fn train_tokenizer(
     let trained = train(texts, vocab_size, &name, go_on)?;
     go_on()?;
     let json = trained.tokenizer.to_json();
-    file.write_all(json.as_bytes()).map_err(|source| ngen3_model::Error::Write { path: out.into(), source })?;
+    file.write_all(json.as_bytes()).map_err(|error| Error::write(out, error))?;
     file.commit()?;
     Ok(trained)
 }

@@ -2,7 +2,7 @@
 //! beside it. Without a meta.json it is nanoGPT's file: GPT-2's ids in u16.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use ngen3_model::words::count;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::source::limited::read_at_most;
 use crate::{Error, Tokenizer, tokenizer};
 
 /// The file that `meta.json` describes.
@@ -117,7 +118,7 @@ impl TokenFile {
         let shown = path.display();
         let unreadable = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Error::Data(format!("there is no {shown}; make it with ngen3 tokenize")),
-            _ => Error::Read { name: shown.to_string(), reason: error.to_string() },
+            _ => Error::read(&shown, error),
         };
         if path.is_dir() {
             return Err(Error::Data(format!("{shown} is a folder; its tokens are in {}", path.join(DATA).display())));
@@ -305,16 +306,6 @@ fn read_meta(path: &Path) -> Result<Option<Meta>, Error> {
         return Err(broken(format!("a tokenizer {:?} without tokenizer_sha256", meta.tokenizer)));
     }
     Ok(Some(meta))
-}
-
-/// A small file's bytes: one that is larger than `max`, which should be far above any in use, is not taken into memory.
-pub(crate) fn read_at_most(path: &Path, max: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > max {
-        return Err(std::io::Error::other(format!("it is larger than {max} bytes")));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

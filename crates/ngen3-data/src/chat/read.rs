@@ -15,7 +15,7 @@ use super::conversation::Conversation;
 use super::parse::TURNS;
 use crate::Error;
 use crate::hf::TURN_FIELDS;
-use crate::source::line::read_line;
+use crate::source::limited::read_line;
 use crate::source::open::{Opened, open, open_file, peek};
 use crate::source::text::read_error;
 
@@ -60,8 +60,8 @@ pub(super) fn read_file(path: &Path, take: &mut Take) -> Result<(), Error> {
     }
     let name = path.display().to_string();
     if path.is_dir() {
-        let reason = "it is a folder; name a file of conversations, or the data.bin of a dataset".into();
-        return Err(Error::Read { name, reason });
+        let reason = "it is a folder; name a file of conversations, or the data.bin of a dataset";
+        return Err(Error::read(name, reason));
     }
     let file = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let file = file.strip_suffix(".gz").or_else(|| file.strip_suffix(".zst")).unwrap_or(&file);

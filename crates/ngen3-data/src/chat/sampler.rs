@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use super::chats::Chats;
 use super::marks;
 use crate::Error;
+use crate::batch::{check_sizes, rng_of};
 
 /// A target that does not count.
 pub const UNCOUNTED: u32 = u32::MAX;
@@ -123,12 +124,7 @@ impl ChatSampler {
     /// learn from. [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
     pub fn new(chats: Chats, sampling: &ChatSampling) -> Result<Self, Error> {
         let ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed } = *sampling;
-        if !(0.0..1.0).contains(&val_fraction) {
-            return Err(Error::Input(format!("val_fraction is {val_fraction}; it must be at least 0 and below 1")));
-        }
-        if block_size == 0 || batch_size == 0 {
-            return Err(Error::Input("block_size and batch_size must be at least 1".into()));
-        }
+        check_sizes(block_size, batch_size, val_fraction)?;
         let mut cuts = Cuts::default();
         let mut pieces = Vec::with_capacity(chats.count());
         for conversation in 0..chats.count() {
@@ -257,12 +253,8 @@ impl ChatSampler {
     }
 
     fn begin_epoch(&self, number: u64, before: u64) -> Epoch {
-        let mut key = [0; 32];
-        for (bytes, value) in key.as_chunks_mut().0.iter_mut().zip([self.seed, number]) {
-            *bytes = value.to_le_bytes();
-        }
         let mut order: Vec<u32> = (0..self.train.len() as u32).collect();
-        order.shuffle(&mut ChaCha8Rng::from_seed(key));
+        order.shuffle(&mut rng_of([self.seed, number, 0, 0]));
         let batches = pack(order.iter().map(|&row| self.train[row as usize].inputs()), self.budget);
         Epoch { number, before, order, batches }
     }

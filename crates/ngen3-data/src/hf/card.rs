@@ -25,7 +25,7 @@ pub(super) struct Config {
 /// # Errors
 /// [`Error::Read`] for `name`, the README, if its YAML is malformed or its `configs` are not as `datasets` has them.
 pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<Config>, Error> {
-    let failed = |reason: String| Error::Read { name: name.into(), reason };
+    let failed = |reason: String| Error::read(name, reason);
     let Some(yaml) = head(readme) else { return Ok(Vec::new()) };
     if yaml.len() > LIMIT {
         return Err(failed(format!("the YAML at its head has more than {LIMIT} bytes")));

@@ -19,7 +19,7 @@ use super::split::is_name;
 use crate::Error;
 use crate::hub::{File, ProgressFn};
 use crate::source::Event;
-use crate::token_file::read_at_most;
+use crate::source::limited::read_at_most;
 
 const README: &str = "README.md";
 /// Bytes that it may have.
@@ -179,7 +179,7 @@ fn read_card(repository: &Repository, files: &[File], tell: &mut ProgressFn) -> 
     }
     let name = repository.name_of(README);
     let bytes = read_at_most(&repository.fetch(README, tell)?, README_BYTES);
-    let bytes = bytes.map_err(|error| Error::Read { name: name.clone(), reason: error.to_string() })?;
+    let bytes = bytes.map_err(|error| Error::read(&name, error))?;
     card::configs(&name, &String::from_utf8_lossy(&bytes))
 }
 

@@ -1,12 +1,11 @@
 //! Where a dataset's files are: a folder or file here, or the hub.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::format::{Format, READABLE};
 use crate::Error;
-use crate::error::unreadable;
 use crate::hub::{File, Hub, Kind, ProgressFn, Snapshot};
+use crate::source::folder::{entries, file_of};
 
 /// A dataset's files.
 #[derive(Debug)]
@@ -20,7 +19,7 @@ pub(super) enum Repository {
 impl Repository {
     /// A folder, with all that is below it but what is hidden (`.…`) or private (`__…`), or a single file.
     pub(super) fn local(path: &Path) -> Result<Self, Error> {
-        let meta = path.metadata().map_err(|error| unreadable(path, &error))?;
+        let meta = path.metadata().map_err(|error| Error::open(path, &error))?;
         let title = path.display().to_string();
         let mut files = Vec::new();
         if !meta.is_dir() {
@@ -87,9 +86,8 @@ fn is_hidden(path: &str) -> bool {
 }
 
 fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Error> {
-    let entries = folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    for entry in entries.map_err(|error| unreadable(folder, &error))? {
-        let kind = entry.file_type().map_err(|error| unreadable(&entry.path(), &error))?;
+    for entry in entries(folder)? {
+        let kind = entry.file_type().map_err(|error| Error::open(&entry.path(), &error))?;
         // No file that a pattern or a split's name could mean has a name that is not UTF-8.
         let Ok(name) = entry.file_name().into_string() else { continue };
         if name.starts_with('.') || kind.is_dir() && name.starts_with("__") {
@@ -100,13 +98,7 @@ fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Erro
             search(&entry.path(), &format!("{path}/"), files)?;
             continue;
         }
-        // A link to a file counts as that file; a link to a folder could lead round in a circle.
-        let meta = match entry.path().metadata() {
-            // A link that leads nowhere is no file.
-            Err(error) if kind.is_symlink() && error.kind() == ErrorKind::NotFound => continue,
-            meta => meta.map_err(|error| unreadable(&entry.path(), &error))?,
-        };
-        if meta.is_file() {
+        if let Some(meta) = file_of(&entry)? {
             files.push(File { path, size: Some(meta.len()) });
         }
     }

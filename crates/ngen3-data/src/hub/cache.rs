@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::repo::{File, Info, LISTING_LIMIT, is_safe_path};
 use crate::Error;
-use crate::token_file::read_at_most;
+use crate::source::limited::read_at_most;
 
 const LISTING_VERSION: u32 = 1;
 
@@ -65,11 +65,11 @@ pub(super) fn read_ref(repo: &Path, revision: &str) -> Result<Option<String>, Er
     let path = repo.join("refs").join(revision);
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| unreadable(&path, &error))?,
+        result => result.map_err(|error| Error::read(path.display(), error))?,
     };
     let commit = text.trim();
     if !is_commit(commit) {
-        return Err(Error::Read { name: path.display().to_string(), reason: "it holds no commit; remove it".into() });
+        return Err(Error::read(path.display(), "it holds no commit; remove it"));
     }
     Ok(Some(commit.to_owned()))
 }
@@ -98,9 +98,9 @@ pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<File>
     let path = repo.join("trees").join(format!("{commit}.json"));
     let bytes = match read_at_most(&path, LISTING_LIMIT) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| unreadable(&path, &error))?,
+        result => result.map_err(|error| Error::read(path.display(), error))?,
     };
-    let damaged = |reason: String| Error::Read { name: path.display().to_string(), reason: reason + "; remove it" };
+    let damaged = |reason: String| Error::read(path.display(), reason + "; remove it");
     let listing: Listing = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if listing.format_version != LISTING_VERSION {
         return Ok(None);
@@ -118,7 +118,7 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<File>, Error> {
     while let Some((folder, prefix)) = folders.pop() {
         let entries = match folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            result => result.map_err(|error| unreadable(&folder, &error))?,
+            result => result.map_err(|error| Error::read(folder.display(), error))?,
         };
         for entry in entries {
             let Ok(name) = entry.file_name().into_string() else { continue };
@@ -137,7 +137,7 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<File>, Error> {
 /// Gives a blob its name in a snapshot: a link, or a copy where links are not to be had.
 pub(super) fn link(blob: &Path, name: &Path) -> Result<(), Error> {
     make_folder_of(name)?;
-    let failed = |source: io::Error| Error::from(ngen3_model::Error::Write { path: name.into(), source });
+    let failed = |error: io::Error| Error::write(name, error);
     // `blobs` is beside `snapshots`; both paths start in the repository's folder.
     let repo = blob.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let depth = name.strip_prefix(repo).map_or(0, |below| below.components().count().saturating_sub(1));
@@ -169,9 +169,5 @@ fn symlink(_: &Path, _: &Path) -> io::Result<()> {
 /// Makes the folder that a file is to stand in.
 pub(super) fn make_folder_of(path: &Path) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source }.into())
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Error {
-    Error::Read { name: path.display().to_string(), reason: error.to_string() }
+    fs::create_dir_all(folder).map_err(|error| Error::write(folder, error))
 }

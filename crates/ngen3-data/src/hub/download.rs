@@ -102,7 +102,7 @@ impl Wanted<'_> {
         let cache = self.folder.parent().unwrap_or(Path::new("."));
         let path = cache.join(".locks").join(self.folder.file_name().unwrap_or_default()).join(format!("{etag}.lock"));
         make_folder_of(&path)?;
-        let failed = |source| ngen3_model::Error::Write { path: path.clone(), source };
+        let failed = |error| Error::write(&path, error);
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
         let mut waited = false;
         loop {
@@ -110,7 +110,7 @@ impl Wanted<'_> {
                 Ok(()) => return Ok(file),
                 // Some network file systems have no locks; two downloads at once are then a risk worth taking.
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(file),
-                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
                 Err(TryLockError::WouldBlock) => {}
             }
             let note = Event::Note(format!("waiting for another program that downloads {}", self.name));
@@ -214,7 +214,7 @@ impl Partial {
         };
         match open() {
             Ok((file, have)) => Ok(Self { path, file, have, checked }),
-            Err(source) => Err(ngen3_model::Error::Write { path, source }.into()),
+            Err(error) => Err(Error::write(path, error)),
         }
     }
 
@@ -229,8 +229,8 @@ impl Partial {
         }
     }
 
-    fn failed(&self, source: io::Error) -> Error {
-        ngen3_model::Error::Write { path: self.path.clone(), source }.into()
+    fn failed(&self, error: io::Error) -> Error {
+        Error::write(&self.path, error)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -252,7 +252,7 @@ impl Partial {
     /// Gives the whole file its name.
     fn keep(self, blob: &Path) -> Result<(), Error> {
         let renamed = self.file.sync_all().and_then(|()| fs::rename(&self.path, blob));
-        renamed.map_err(|source| ngen3_model::Error::Write { path: blob.into(), source }.into())
+        renamed.map_err(|error| Error::write(blob, error))
     }
 }
 

@@ -73,7 +73,7 @@ impl Env {
                     Ok(token) => Some(token),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
                     Err(error) => {
-                        return Err(Error::Read { name: file.display().to_string(), reason: error.to_string() });
+                        return Err(Error::read(file.display(), error));
                     }
                 }
             }

@@ -9,7 +9,7 @@ use super::repo::{Kind, LISTING_LIMIT};
 use super::snapshot::{Hub, Snapshot};
 use crate::Error;
 use crate::progress::ProgressFn;
-use crate::token_file::read_at_most;
+use crate::source::limited::read_at_most;
 
 const CONFIG: &str = "config.json";
 /// Ways to keep weights, the preferred one first: one file, or an index of several.
@@ -67,7 +67,7 @@ impl Hub {
 
 /// The files that an index names.
 fn shards(snapshot: &Snapshot, index: &Path) -> Result<BTreeSet<String>, Error> {
-    let unreadable = |reason: String| Error::Read { name: index.display().to_string(), reason };
+    let unreadable = |reason: String| Error::read(index.display(), reason);
     let bytes = read_at_most(index, LISTING_LIMIT).map_err(|error| unreadable(error.to_string()))?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let shards: BTreeSet<_> = index.weight_map.into_values().collect();

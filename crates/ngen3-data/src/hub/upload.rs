@@ -132,25 +132,21 @@ impl Upload {
             return Err(Error::Input(format!("{path:?} cannot be a file of a repository")));
         }
         let file = folder.join(path);
-        let failed = |error: io::Error| read_error(&file, &error);
+        let failed = |error: io::Error| Error::read(file.display(), error);
         let (size, sha256) = File::open(&file).and_then(|mut file| sha256(&mut file)).map_err(failed)?;
         Ok(Self { path: path.into(), file, size, sha256 })
     }
 
     fn open(&self) -> Result<File, Error> {
-        File::open(&self.file).map_err(|error| read_error(&self.file, &error))
+        File::open(&self.file).map_err(|error| Error::read(self.file.display(), error))
     }
 
     /// The first `most` bytes.
     fn read(&self, most: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
-        self.open()?.take(most).read_to_end(&mut bytes).map_err(|error| read_error(&self.file, &error))?;
+        self.open()?.take(most).read_to_end(&mut bytes).map_err(|error| Error::read(self.file.display(), error))?;
         Ok(bytes)
     }
-}
-
-fn read_error(file: &Path, error: &io::Error) -> Error {
-    Error::Read { name: file.display().to_string(), reason: error.to_string() }
 }
 
 /// One upload.
@@ -326,7 +322,7 @@ impl Session<'_> {
     ) -> Result<Option<String>, Error> {
         persist(title, tell, |tell| {
             let mut file = upload.open()?;
-            file.seek(SeekFrom::Start(range.start)).map_err(|error| read_error(&upload.file, &error))?;
+            file.seek(SeekFrom::Start(range.start)).map_err(|error| Error::read(upload.file.display(), error))?;
             let length = range.end - range.start;
             let (done, total) = (progress.start + range.start, Some(progress.end));
             let mut reader = Watched { file: file.take(length), done, total, tell, stopped: false };

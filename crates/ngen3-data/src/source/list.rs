@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::folder::{entries, file_of};
 use crate::Error;
-use crate::error::unreadable;
 use crate::http::without_password;
 use crate::progress::Event;
 
@@ -116,7 +116,7 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
     for source in sources {
         let input = match source {
             Source::Path(path) => {
-                let meta = path.metadata().map_err(|error| unreadable(path, &error))?;
+                let meta = path.metadata().map_err(|error| Error::open(path, &error))?;
                 if meta.is_dir() {
                     let before = listing.inputs.len();
                     search(path, &mut listing)?;
@@ -144,28 +144,22 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
 
 /// Adds what a folder holds to the listing, in the order of its paths.
 fn search(folder: &Path, listing: &mut Listing) -> Result<(), Error> {
-    let entries = folder.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let mut entries = entries.map_err(|error| unreadable(folder, &error))?;
+    let mut entries = entries(folder)?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
-        let kind = entry.file_type().map_err(|error| unreadable(&path, &error))?;
+        let kind = entry.file_type().map_err(|error| Error::open(&path, &error))?;
         let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
         if kind.is_dir() && !hidden {
             search(&path, listing)?;
             continue;
         }
-        // A link to a file counts as that file; a link to a folder could lead round in a circle.
-        if !hidden && is_text_name(&path) {
-            let meta = match path.metadata() {
-                // A link that leads nowhere is no file.
-                Err(error) if kind.is_symlink() && error.kind() == std::io::ErrorKind::NotFound => None,
-                meta => Some(meta.map_err(|error| unreadable(&path, &error))?),
-            };
-            if let Some(meta) = meta.filter(std::fs::Metadata::is_file) {
-                listing.inputs.push(Input { source: Source::Path(path), size: Some(meta.len()) });
-                continue;
-            }
+        if !hidden
+            && is_text_name(&path)
+            && let Some(meta) = file_of(&entry)?
+        {
+            listing.inputs.push(Input { source: Source::Path(path), size: Some(meta.len()) });
+            continue;
         }
         listing.skipped.push(path);
     }

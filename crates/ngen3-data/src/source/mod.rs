@@ -2,11 +2,12 @@
 //!
 //! [`Source`] is what a user names; [`list`] turns sources into single documents ([`Input`]); [`Feed`] reads these in
 //! order, on a thread of its own, as pieces of checked UTF-8. Read `list.rs`, `open.rs` (a document becomes bytes), `text.rs`
-//! (bytes become text), `feed.rs`; `download.rs` and `line.rs` stand apart.
+//! (bytes become text), `feed.rs`; `download.rs` and `limited.rs` stand apart.
 
 mod download;
 mod feed;
-pub(crate) mod line;
+pub(crate) mod folder;
+pub(crate) mod limited;
 mod list;
 pub(crate) mod open;
 pub(crate) mod text;

@@ -28,13 +28,13 @@ pub(crate) struct Opened {
 pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<Opened, Error> {
     let consumed = Arc::new(AtomicU64::new(0));
     let mut counted = Counted { inner: stored, count: Arc::clone(&consumed) };
-    let failed = |error: &io::Error| Error::Read { name: name.into(), reason: error.to_string() };
+    let failed = |error: &io::Error| Error::read(name, error);
     let start = peek(&mut counted, ZSTD.len()).map_err(|error| failed(&error))?;
     let (gzip, zstd) = (start.starts_with(GZIP), start.starts_with(ZSTD));
     let promised = [".gz", ".zst"].into_iter().find(|ending| name.to_ascii_lowercase().ends_with(ending));
     if let Some(ending) = promised.filter(|_| name_binds && !gzip && !zstd && !start.is_empty()) {
         let reason = format!("its name ends in {ending}, but it is not compressed; rename it if it is plain text");
-        return Err(Error::Read { name: name.into(), reason });
+        return Err(Error::read(name, reason));
     }
     let stored = Cursor::new(start).chain(counted);
     let bytes: Box<dyn Read + Send> = if gzip {
@@ -49,7 +49,7 @@ pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: b
 
 /// Opens a file on disk.
 pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<Opened, Error> {
-    let file = File::open(path).map_err(|error| crate::error::unreadable(path, &error))?;
+    let file = File::open(path).map_err(|error| Error::open(path, &error))?;
     open(name, file, true)
 }
 

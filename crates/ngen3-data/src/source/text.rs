@@ -31,8 +31,8 @@ impl TextReader {
         let Opened { mut bytes, unpacked, .. } = opened;
         let start = peek(&mut bytes, 3).map_err(|error| read_error(name, unpacked, &error))?;
         if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
-            let reason = "it is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)".into();
-            return Err(Error::Read { name: name.into(), reason });
+            let reason = "it is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)";
+            return Err(Error::read(name, reason));
         }
         let signature = start == [0xef, 0xbb, 0xbf];
         let (offset, start) = if signature { (3, Vec::new()) } else { (0, start) };
@@ -93,7 +93,7 @@ pub(crate) fn read_error(name: &str, unpacked: bool, error: &io::Error) -> Error
         _ if unpacked => format!("its compressed data is damaged ({error})"),
         _ => error.to_string(),
     };
-    Error::Read { name: name.into(), reason }
+    Error::read(name, reason)
 }
 
 #[cfg(test)]

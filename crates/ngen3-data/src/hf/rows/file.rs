@@ -11,7 +11,7 @@ use crate::Error;
 use crate::caught::caught;
 use crate::hf::column::Column;
 use crate::hf::format::Format;
-use crate::source::line::read_line;
+use crate::source::limited::read_line;
 use crate::source::open::{Opened, open_file};
 use crate::source::text::read_error;
 
@@ -42,8 +42,8 @@ pub(in crate::hf) struct Row<'a> {
 pub(in crate::hf) type Take<'a> = dyn FnMut(Row) -> Result<ControlFlow<()>, Error> + 'a;
 
 impl Rows<'_> {
-    pub(super) fn failed(&self, reason: impl ToString) -> Error {
-        Error::Read { name: self.name.into(), reason: reason.to_string() }
+    pub(super) fn failed(&self, reason: impl std::fmt::Display) -> Error {
+        Error::read(self.name, reason)
     }
 
     /// The file as a stream, unpacked if it is packed.

@@ -1,9 +1,21 @@
-//! Lines of a file, none of which is taken into memory without end.
+//! Files and lines that are taken into memory only if they are not too large.
 
-use std::io::{BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read};
+use std::path::Path;
 
 use super::text::read_error;
 use crate::Error;
+
+/// A small file's bytes: one that is larger than `max`, which should be far above any in use, is not taken into memory.
+pub(crate) fn read_at_most(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max {
+        return Err(io::Error::other(format!("it is larger than {max} bytes")));
+    }
+    Ok(bytes)
+}
 
 /// Longest line taken, in bytes: a file that has none is no file of lines.
 const MAX_LINE: u64 = 64 << 20;
@@ -27,7 +39,7 @@ pub(crate) fn read_line(
     *number += 1;
     if read as u64 > MAX_LINE {
         let reason = format!("line {number} is longer than {MAX_LINE} bytes");
-        return Err(Error::Read { name: name.into(), reason });
+        return Err(Error::read(name, reason));
     }
     Ok(true)
 }
