@@ -4,7 +4,7 @@ use ngen3_model::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::check_tokens;
-use crate::{Batch, Error, Teacher};
+use crate::{Batch, Error};
 
 /// How far apart a teacher's p and a student's q are, both tempered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,14 +52,6 @@ pub struct TopK {
     pub ids: Vec<u32>,
     /// `[tokens, k]`, each at most 0.
     pub log_probs: Vec<f32>,
-}
-
-/// Whose probabilities a student learns from.
-pub enum TeacherSource<'a> {
-    /// A teacher on the same device, by its handle: what it computes stays there.
-    Teacher(&'a mut dyn Teacher),
-    /// Its most likely tokens for this batch at the same temperature, as [`Teacher::top_k`] gave them; all others are one lump.
-    TopK(&'a TopK),
 }
 
 impl DistillConfig {

@@ -16,9 +16,9 @@ pub mod reference;
 
 pub use batch::{Batch, IGNORE, Sequence, check_tokens};
 pub use device::{Device, Workload};
-pub use distill::{DistillConfig, DistillLoss, Divergence, TeacherSource, TopK, check_temperature};
+pub use distill::{DistillConfig, DistillLoss, Divergence, TopK, check_temperature};
 pub use dropout::{Dropout, DropoutSite, pass_seed, splitmix};
 pub use error::Error;
-pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, Teacher, Trainer};
+pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, Teacher, TeacherSource, Trainer};
 pub use optimizer::{AdamW, Backward, Slot};
 pub use precision::{Dtype, Options, Quant};

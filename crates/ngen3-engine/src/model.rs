@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use ngen3_model::{Config, Lora};
 
-use crate::{AdamW, Backward, Batch, DistillConfig, DistillLoss, Dtype, Error, Slot, TeacherSource, TopK};
+use crate::{AdamW, Backward, Batch, DistillConfig, DistillLoss, Dtype, Error, Slot, TopK};
 
 /// A model that can be evaluated and can generate.
 pub trait Model {
@@ -173,4 +173,12 @@ pub trait Teacher: Any {
     /// # Errors
     /// As [`Model::losses`], and [`Error::Input`] for a `k` that is 0 or above the vocabulary, or no temperature.
     fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<TopK, Error>;
+}
+
+/// Whose probabilities a student learns from.
+pub enum TeacherSource<'a> {
+    /// A teacher on the same device, by its handle: what it computes stays there.
+    Teacher(&'a mut dyn Teacher),
+    /// Its most likely tokens for this batch at the same temperature, as [`Teacher::top_k`] gave them; all others are one lump.
+    TopK(&'a TopK),
 }

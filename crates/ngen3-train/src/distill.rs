@@ -152,12 +152,12 @@ impl DistillTask {
             sum.cross_entropy += share * loss.cross_entropy;
             sum.divergence += share * loss.divergence;
         };
-        let (student, config) = (student.distiller()?, self.record.config());
+        let config = self.record.config();
         for step in 0..batches {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let windows = self.tokens.sampler().draw_windows(step, 0);
+            let (student, windows) = (student.distiller()?, self.tokens.sampler().draw_windows(step, 0));
             let top_k = cache.read(&windows)?;
             let batch = self.tokens.window_batch(&windows);
             let covered: f64 = top_k.log_probs.iter().map(|&value| f64::from(value).exp()).sum();

@@ -2,12 +2,14 @@
 //!
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, and each file is its flags and a straight
 //! `run`. What the commands share is here: [`argv`] (flags with `_` or `-`), [`device`] (what they compute on),
-//! [`model`] (what a flag may name as a model), [`training`] (a run that learns), [`streaming`] (a text as it is made), [`threads`], [`progress`], [`interrupt`], [`json_file`] and [`stdout`]. This file turns the outcome of a command into one line and an
-//! exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
+//! [`model`] (what a flag may name as a model), [`training`] (a run that learns), [`streaming`] (a text as it is made),
+//! [`threads`], [`progress`], [`interrupt`], [`json_file`], [`error_line`] and [`stdout`]. This file turns the outcome of a
+//! command into one line and an exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 mod argv;
 mod commands;
 mod device;
+mod error_line;
 mod interrupt;
 mod json_file;
 mod model;
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
         // The reader of our output has had enough (`ngen3 … | head`): nothing is wrong, and nobody is listening.
         Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            progress::write_line(&format!("error: {}", one_line(&error)));
+            progress::write_line(&format!("error: {}", error_line::one_line(&error)));
             if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
@@ -74,33 +76,11 @@ fn with_negative_numbers(command: clap::Command) -> clap::Command {
     command.mut_args(allow).mut_subcommands(with_negative_numbers)
 }
 
-/// An error and its causes on one line. Some errors say their cause themselves; that is not said twice.
-fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        let text = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-        if !line.ends_with(&text) {
-            line += if line.is_empty() { "" } else { ": " };
-            line += &text;
-        }
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use clap::error::ErrorKind;
 
     use super::*;
-
-    #[test]
-    fn errors_take_one_line_and_say_nothing_twice() {
-        let error =
-            anyhow::anyhow!("the disk\n  is full").context("cannot write a.bin: the disk is full").context("sorry");
-        assert_eq!(one_line(&error), "sorry: cannot write a.bin: the disk is full");
-        assert_eq!(one_line(&anyhow::anyhow!("a").context("b")), "b: a");
-    }
 
     /// The complaint about a flag of a command with this value, and its kind.
     fn complaint(words: &[&str]) -> Option<(ErrorKind, String)> {

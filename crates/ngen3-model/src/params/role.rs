@@ -62,24 +62,30 @@ impl Role {
 
     /// Returns the shape of the parameter in a model of this config: one or two dimensions, a matrix as `[out, in]`.
     pub fn shape(self, config: &Config) -> Vec<usize> {
+        let (rows, columns) = self.dims(config);
+        std::iter::once(rows).chain(columns).collect()
+    }
+
+    /// Returns the dimensions; `None` stands for that which a vector lacks.
+    pub(super) fn dims(self, config: &Config) -> (usize, Option<usize>) {
         let c = config.n_embd;
         match self {
-            Self::Wte => vec![config.vocab_size, c],
-            Self::Wpe => vec![config.block_size, c],
+            Self::Wte => (config.vocab_size, Some(c)),
+            Self::Wpe => (config.block_size, Some(c)),
+            Self::CAttnWeight => (3 * c, Some(c)),
+            Self::AttnCProjWeight => (c, Some(c)),
+            Self::CFcWeight => (4 * c, Some(c)),
+            Self::MlpCProjWeight => (c, Some(4 * c)),
+            Self::CAttnBias => (3 * c, None),
+            Self::CFcBias => (4 * c, None),
             Self::Ln1Weight | Self::Ln1Bias | Self::Ln2Weight | Self::Ln2Bias | Self::LnFWeight | Self::LnFBias => {
-                vec![c]
+                (c, None)
             }
-            Self::CAttnWeight => vec![3 * c, c],
-            Self::CAttnBias => vec![3 * c],
-            Self::AttnCProjWeight => vec![c, c],
-            Self::CFcWeight => vec![4 * c, c],
-            Self::CFcBias => vec![4 * c],
-            Self::MlpCProjWeight => vec![c, 4 * c],
-            Self::AttnCProjBias | Self::MlpCProjBias => vec![c],
+            Self::AttnCProjBias | Self::MlpCProjBias => (c, None),
         }
     }
 
-    /// Returns whether a model without biases lacks it.
+    /// Returns true for the parameters that a model without biases lacks.
     pub fn is_bias(self) -> bool {
         matches!(
             self,
@@ -93,7 +99,7 @@ impl Role {
         )
     }
 
-    /// Returns whether it is a weight of a linear layer of a block.
+    /// Returns true for the weights of a block's linear layers.
     pub(super) fn is_layer_weight(self) -> bool {
         matches!(self, Self::CAttnWeight | Self::AttnCProjWeight | Self::CFcWeight | Self::MlpCProjWeight)
     }

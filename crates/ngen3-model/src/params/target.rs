@@ -61,8 +61,10 @@ impl Target {
 
     /// `[outputs, inputs]` of its weight in a model of this shape.
     pub fn shape(self, config: &Config) -> [usize; 2] {
-        let shape = self.weight().shape(config);
-        [shape[0], shape[1]]
+        match self.weight().dims(config) {
+            (outputs, Some(inputs)) => [outputs, inputs],
+            (_, None) => unreachable!("the weight of a linear layer is a matrix"),
+        }
     }
 }
 

@@ -15,9 +15,10 @@ use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 
 use crate::device::device;
+use crate::error_line::one_line;
 use crate::progress::write_line;
 use crate::streaming::{Answer, SamplingFlags};
-use crate::{interrupt, model, one_line, stdout};
+use crate::{interrupt, model, stdout};
 
 /// Talk to a model
 ///

@@ -18,7 +18,9 @@ mod trace;
 mod train;
 pub mod variants;
 
-/// What `ngen3` can do.
+use clap::{FromArgMatches, Subcommand};
+
+/// The commands of `ngen3`.
 #[derive(clap::Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Command {
@@ -53,13 +55,35 @@ impl Command {
             Self::HfFinetune(args) => hf_finetune::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
-            Self::Quickstart(args) => quickstart::run(args),
+            Self::Quickstart(args) => quickstart::run(args, run_line),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Tokenizer(args) => tokenizer::run(args),
             Self::Trace(args) => trace::run(args),
             Self::Train(args) => train::run(args),
             Self::Variants(args) => variants::run(args),
+        }
+    }
+}
+
+/// Runs a command line, without the name of the program.
+fn run_line(words: &[String]) -> anyhow::Result<()> {
+    parse(words)?.run()
+}
+
+fn parse(words: &[String]) -> Result<Command, clap::Error> {
+    let command = Command::augment_subcommands(clap::Command::new("ngen3").no_binary_name(true));
+    Command::from_arg_matches(&command.try_get_matches_from(words)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_quickstart_is_one_that_could_be_typed() {
+        for (purpose, words) in quickstart::script(10) {
+            assert!(parse(&words).is_ok(), "{purpose}");
         }
     }
 }
