@@ -8,7 +8,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use ngen3_data::hub::{Env, Hub, Kind};
+use ngen3_data::hub::{Env, Hub, RepoKind};
 use ngen3_data::source::Event;
 use ngen3_fuzz::Folder;
 
@@ -38,7 +38,7 @@ fn ask(offline: bool, folder: &Folder) {
     let hub = Hub::new(Env { endpoint: ENDPOINT.clone(), cache, token: None, offline, timeout: TIMEOUT });
     // No second try.
     let mut tell = |event| !matches!(event, Event::Note(_));
-    if let Ok(snapshot) = hub.open(Kind::Dataset, "a/b", None, &mut tell) {
+    if let Ok(snapshot) = hub.open(RepoKind::Dataset, "a/b", None, &mut tell) {
         for file in snapshot.files().iter().take(2) {
             let _ = snapshot.fetch(&file.path, &mut tell);
         }

@@ -8,7 +8,7 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use ngen3_data::{HfSource, HfSpec, build_hf, read_records};
+use ngen3_data::{HfSource, HfDatasetSpec, build_hf_dataset, read_records};
 
 /// A folder for one run. With `TMPDIR=/dev/shm` it is in memory.
 pub struct Folder(tempfile::TempDir);
@@ -68,8 +68,8 @@ pub fn read_dataset(folder: &Folder, dataset: &str, columns: &[&str]) {
             revision: None,
             separator: "\n".into(),
         };
-        let spec = HfSpec { name: "x", source: &source, tokenizer: None, threads: 1, root: folder.path() };
-        let _ = build_hf(&spec, &AtomicBool::new(false), &mut |_| ());
+        let spec = HfDatasetSpec { name: "x", source: &source, tokenizer: None, threads: 1, root: folder.path() };
+        let _ = build_hf_dataset(&spec, &AtomicBool::new(false), &mut |_| ());
     }
     let _ = read_records(dataset, None, "train", &mut |_| true);
 }

@@ -12,12 +12,12 @@ use rand_chacha::ChaCha8Rng;
 use crate::{Error, TokenFile};
 
 /// The validation part, where it is a file of its own.
-pub(crate) const VAL: &str = "val.bin";
+pub(crate) const VAL_FILE: &str = "val.bin";
 
 /// How a token file is parted: the `val.bin` beside it, if there is one, and how many of the file's own tokens are to train on. The
 /// rest of them is for validation, unless there is a `val.bin`.
-fn parts(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenFile>, usize), Error> {
-    let beside = data.path().with_file_name(VAL);
+fn split_train_val(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenFile>, usize), Error> {
+    let beside = data.path().with_file_name(VAL_FILE);
     if beside.exists() && beside != data.path() {
         return Ok((Some(TokenFile::open(&beside)?), data.len()));
     }
@@ -29,9 +29,9 @@ fn parts(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenFile>, usiz
 ///
 /// # Errors
 /// As [`TokenFile::open`].
-pub fn validation_part(path: &Path, val_fraction: f64) -> Result<(TokenFile, usize), Error> {
+pub fn validation_split(path: &Path, val_fraction: f64) -> Result<(TokenFile, usize), Error> {
     let data = TokenFile::open(path)?;
-    Ok(match parts(&data, val_fraction)? {
+    Ok(match split_train_val(&data, val_fraction)? {
         (Some(val), _) => (val, 0),
         (None, train_len) => (data, train_len),
     })
@@ -88,7 +88,7 @@ impl BatchSampler {
         seed: u64,
     ) -> Result<Self, Error> {
         check_sizes(block_size, batch_size, val_fraction)?;
-        let (val, train_len) = parts(&data, val_fraction)?;
+        let (val, train_len) = split_train_val(&data, val_fraction)?;
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
         let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
         sampler.check_len(&format!("the training part of {of_data}"), sampler.train_len, more)?;
@@ -146,8 +146,8 @@ impl BatchSampler {
     /// A training batch: `inputs` and `targets` become `[batch_size, block_size]`, from places that the seed, the optimizer
     /// step and the micro-batch within it decide.
     pub fn train_batch(&self, step: u64, micro: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
-        let places = self.draw(step, micro, self.train_len - self.block_size);
-        self.fill(&self.data, places, inputs, targets);
+        let positions = self.draw(step, micro, self.train_len - self.block_size);
+        self.fill(&self.data, positions, inputs, targets);
     }
 
     /// How many windows of a block, back to back from the first token on, the training part has: a fixed choice of rows,
@@ -173,7 +173,7 @@ impl BatchSampler {
     /// A number below `n` for each row of a batch.
     fn draw(&self, step: u64, micro: u64, n: usize) -> impl Iterator<Item = usize> {
         let mut rng = rng_of([self.seed, step, micro, 0]);
-        (0..self.batch_size).map(move |_| scale(rng.next_u64(), n))
+        (0..self.batch_size).map(move |_| scale_to_range(rng.next_u64(), n))
     }
 
     /// Validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`. The
@@ -185,20 +185,21 @@ impl BatchSampler {
         let rows = if self.has_validation() { self.batch_size } else { 0 };
         let starts = self.val_len().saturating_sub(self.block_size);
         let row = index.wrapping_mul(self.batch_size as u64);
-        let places = (0..rows as u64).map(|i| first + scale(row.wrapping_add(i).wrapping_mul(GOLDEN), starts));
-        self.fill(file, places, inputs, targets);
+        let positions =
+            (0..rows as u64).map(|i| first + scale_to_range(row.wrapping_add(i).wrapping_mul(GOLDEN), starts));
+        self.fill(file, positions, inputs, targets);
     }
 
     fn fill(
         &self,
         file: &TokenFile,
-        places: impl Iterator<Item = usize>,
+        positions: impl Iterator<Item = usize>,
         inputs: &mut Vec<u32>,
         targets: &mut Vec<u32>,
     ) {
         inputs.clear();
         targets.clear();
-        for at in places {
+        for at in positions {
             file.copy(at..at + self.block_size, inputs);
             file.copy(at + 1..at + self.block_size + 1, targets);
         }
@@ -206,7 +207,7 @@ impl BatchSampler {
 }
 
 /// A number below `n` from 64 even bits (Lemire 2019, without its rejection: the bias is below n / 2^64).
-fn scale(bits: u64, n: usize) -> usize {
+fn scale_to_range(bits: u64, n: usize) -> usize {
     ((u128::from(bits) * n as u128) >> 64) as usize
 }
 
@@ -319,7 +320,7 @@ mod tests {
             let folder = folder(100, val_tokens);
             let path = folder.path().join("data.bin");
             let sampler = BatchSampler::new(TokenFile::open(&path).unwrap(), 4, 4, 0.3, 7).unwrap();
-            let (file, from) = validation_part(&path, 0.3).unwrap();
+            let (file, from) = validation_split(&path, 0.3).unwrap();
             let drawn = |index| starts(4, |inputs, targets| sampler.val_batch(index, inputs, targets));
             let lowest = (0..100).flat_map(drawn).min().unwrap();
             assert_eq!((file.token(from), file.len() - from), (lowest, sampler.val_len()), "{val_tokens}");

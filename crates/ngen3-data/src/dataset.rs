@@ -9,18 +9,18 @@ use ngen3_model::files::{self, AtomicFile, write_atomic};
 use ngen3_model::hash::{hex, sha256};
 use sha2::{Digest, Sha256};
 
-use crate::batch::VAL;
-use crate::encode::{Encoded, encode};
+use crate::batch::VAL_FILE;
+use crate::encode::{EncodedChunk, encode};
 use crate::hf::{self, HfSource};
 use crate::source::limited::read_at_most;
-use crate::source::{Event, Feed, Settings, Source, list};
-use crate::token_file::{DATA, Dtype, EMBEDDED, MASK, META, Meta, TOKENIZER};
+use crate::source::{DocumentReader, Event, ReadOptions, Source, list};
+use crate::token_file::{DATA_FILE, DatasetMeta, Dtype, GPT2_NAME, MASK_FILE, META_FILE, TOKENIZER_FILE};
 use crate::{Error, Tokenizer, tokenizer};
 
 /// What to make a dataset from.
 #[derive(Clone, Debug)]
-pub struct Spec<'a> {
-    /// The dataset's name; its folder is [`folder_name`].
+pub struct DatasetSpec<'a> {
+    /// The dataset's name; its folder is [`dataset_folder`].
     pub name: &'a str,
     /// Where the text is.
     pub sources: &'a [Source],
@@ -36,8 +36,8 @@ pub struct Spec<'a> {
 
 /// What to make a dataset from, where its documents are rows of a dataset of the Hugging Face hub.
 #[derive(Clone, Debug)]
-pub struct HfSpec<'a> {
-    /// The dataset's name; its folder is [`folder_name`].
+pub struct HfDatasetSpec<'a> {
+    /// The dataset's name; its folder is [`dataset_folder`].
     pub name: &'a str,
     /// The rows.
     pub source: &'a HfSource,
@@ -50,7 +50,7 @@ pub struct HfSpec<'a> {
 }
 
 /// What is made, whatever it is made from.
-pub(crate) struct Target<'a> {
+pub(crate) struct DatasetBuilder<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) tokenizer: Tokenizer,
     threads: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Target<'a> {
 
 /// What was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
+pub struct DatasetSummary {
     /// The token file.
     pub data: PathBuf,
     /// Bytes of text.
@@ -76,7 +76,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// [`Error::Input`] for a name that is no part of a path.
-pub fn folder_name(name: &str) -> Result<String, Error> {
+pub fn dataset_folder(name: &str) -> Result<String, Error> {
     if name.is_empty() || name.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
         return Err(Error::Input(format!(
             "a dataset cannot be called {name:?}: the name becomes part of a folder's name, so it must not be empty or \
@@ -89,39 +89,47 @@ pub fn folder_name(name: &str) -> Result<String, Error> {
 /// Makes a dataset: `data.bin`, `meta.json`, and `tokenizer.json` unless the tokenizer is the embedded one.
 ///
 /// Every source is read before anything takes its name: after an error, an older dataset of this name is as it was, and
-/// otherwise there is nothing. `tell` hears how far it is.
+/// otherwise there is nothing. `progress` hears how far it is.
 ///
 /// # Errors
 /// Whatever is wrong with the name, the tokenizer, a source or the disk; [`Error::Input`] when there is no text at all;
 /// [`Error::Interrupted`] soon after `stop` is set.
-pub fn build(spec: &Spec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, Error> {
-    let target = Target::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
+pub fn build_dataset(
+    spec: &DatasetSpec,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Event),
+) -> Result<DatasetSummary, Error> {
+    let target = DatasetBuilder::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
     let listing = list(spec.sources)?;
-    listing.tell_skipped(tell);
+    listing.report_skipped(progress);
     let source = spec.sources.iter().map(Source::to_string).collect();
-    target.make(source, tell, |scratch, cutter| {
-        let settings = Settings { lossy: spec.lossy, scratch: scratch.into() };
-        Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))
+    target.make(source, progress, |scratch, cutter| {
+        let settings = ReadOptions { lossy: spec.lossy, scratch: scratch.into() };
+        DocumentReader::start(listing.inputs, settings, move |text| cutter.safe_split(text))
     })
 }
 
-/// Makes a dataset as [`build`] does, with a document for each row of a split of a Hugging Face dataset that has text. Rows
+/// Makes a dataset as [`build_dataset`] does, with a document for each row of a split of a Hugging Face dataset that has text. Rows
 /// keep their order.
 ///
 /// # Errors
-/// As [`build`]; whatever is wrong with the dataset, its split or its column.
-pub fn build_hf(spec: &HfSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, Error> {
-    let target = Target::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
-    let found = hf::find(spec.source, &mut |event| {
-        tell(event);
+/// As [`build_dataset`]; whatever is wrong with the dataset, its split or its column.
+pub fn build_hf_dataset(
+    spec: &HfDatasetSpec,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Event),
+) -> Result<DatasetSummary, Error> {
+    let target = DatasetBuilder::new(spec.name, spec.root, spec.tokenizer, spec.threads, stop)?;
+    let found = hf::resolve(spec.source, &mut |event| {
+        progress(event);
         !stop.load(Ordering::Relaxed)
     })?;
-    target.make(vec![found.title()], tell, |scratch, cutter| {
-        found.feed(scratch.into(), move |text| cutter.safe_split(text))
+    target.make(vec![found.title()], progress, |scratch, cutter| {
+        found.documents(scratch.into(), move |text| cutter.safe_split(text))
     })
 }
 
-impl<'a> Target<'a> {
+impl<'a> DatasetBuilder<'a> {
     pub(crate) fn new(
         name: &str,
         root: &Path,
@@ -129,7 +137,7 @@ impl<'a> Target<'a> {
         threads: usize,
         stop: &'a AtomicBool,
     ) -> Result<Self, Error> {
-        let folder = root.join(folder_name(name)?);
+        let folder = root.join(dataset_folder(name)?);
         let tokenizer = tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
         Ok(Self { folder, tokenizer, threads, stop })
     }
@@ -139,26 +147,26 @@ impl<'a> Target<'a> {
     fn make(
         self,
         source: Vec<String>,
-        tell: &mut dyn FnMut(Event),
-        start: impl FnOnce(&Path, Tokenizer) -> Result<Feed, Error>,
-    ) -> Result<Summary, Error> {
+        progress: &mut dyn FnMut(Event),
+        start: impl FnOnce(&Path, Tokenizer) -> Result<DocumentReader, Error>,
+    ) -> Result<DatasetSummary, Error> {
         let Self { folder, tokenizer, threads, stop } = self;
-        let folder = Folder::create(folder)?;
-        let data = folder.path.join(DATA);
-        let mut writer = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
-        let mut feed = start(&folder.path, tokenizer.clone())?;
+        let folder = DatasetFolder::create(folder)?;
+        let data = folder.path.join(DATA_FILE);
+        let mut writer = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+        let mut reader = start(&folder.path, tokenizer.clone())?;
         let end = tokenizer.eot();
         let (mut text_bytes, mut documents) = (0, 0);
-        encode(&mut feed, &tokenizer, threads, stop, tell, &mut |encoded| match encoded {
-            Encoded::Tokens { ids, text_bytes: bytes } => {
+        encode(&mut reader, &tokenizer, threads, stop, progress, &mut |encoded| match encoded {
+            EncodedChunk::Tokens { ids, text_bytes: bytes } => {
                 text_bytes += bytes as u64;
                 writer.push(&ids)
             }
-            Encoded::End => {
+            EncodedChunk::EndOfDocument => {
                 documents += 1;
                 writer.push(end.as_slice())
             }
-            Encoded::Documents { ids, text_bytes: bytes, count } => {
+            EncodedChunk::Documents { ids, text_bytes: bytes, count } => {
                 text_bytes += bytes as u64;
                 documents += count as u64;
                 writer.push(&ids)
@@ -169,7 +177,7 @@ impl<'a> Target<'a> {
             return Err(Error::Input("there is no text in what was given; nothing was written".into()));
         }
 
-        let meta = Meta {
+        let meta = DatasetMeta {
             tokenizer: tokenizer.name().into(),
             vocab_size: tokenizer.vocab_size(),
             dtype: writer.dtype,
@@ -180,35 +188,35 @@ impl<'a> Target<'a> {
             tokenizer_sha256: None,
             chat: None,
         };
-        commit(&folder, writer, None, meta, &tokenizer)?;
+        commit_dataset(&folder, writer, None, meta, &tokenizer)?;
         let end_of_text = end.map(|id| tokenizer.decode(&[id]));
-        Ok(Summary { data, text_bytes, text_tokens, documents, end_of_text })
+        Ok(DatasetSummary { data, text_bytes, text_tokens, documents, end_of_text })
     }
 }
 
 /// Gives the finished files their names, and `meta.json` their hashes. Each is whole; a crash in between leaves files that do
 /// not fit together, which opening them tells by the token count and the hashes.
-pub(crate) fn commit(
-    folder: &Folder,
-    writer: Writer,
-    mask: Option<Writer>,
-    mut meta: Meta,
+pub(crate) fn commit_dataset(
+    folder: &DatasetFolder,
+    writer: TokenWriter,
+    mask: Option<TokenWriter>,
+    mut meta: DatasetMeta,
     tokenizer: &Tokenizer,
 ) -> Result<(), Error> {
     let path = |name| folder.path.join(name);
     meta.sha256 = writer.commit()?;
     match (mask, &mut meta.chat) {
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
-        _ => remove_if_there(&path(MASK))?,
+        _ => remove_if_there(&path(MASK_FILE))?,
     }
     match tokenizer.reference() {
         TokenizerRef::Json(json) => {
             meta.tokenizer_sha256 = Some(sha256(&json));
-            write_atomic(&path(TOKENIZER), |file| file.write_all(json.as_bytes()))?;
+            write_atomic(&path(TOKENIZER_FILE), |file| file.write_all(json.as_bytes()))?;
         }
-        TokenizerRef::Gpt2 | TokenizerRef::Unknown => remove_if_there(&path(TOKENIZER))?,
+        TokenizerRef::Gpt2 | TokenizerRef::Unknown => remove_if_there(&path(TOKENIZER_FILE))?,
     }
-    write_atomic(&path(META), |file| {
+    write_atomic(&path(META_FILE), |file| {
         serde_json::to_writer_pretty(&mut *file, &meta)?;
         file.write_all(b"\n")
     })?;
@@ -226,17 +234,17 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
 /// Reads a tokenizer.json; it goes by its file's name.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     let bytes = read_at_most(path, tokenizer::MAX_BYTES).map_err(|error| Error::read(path.display(), error))?;
-    let name = path.file_name().map_or_else(|| EMBEDDED.into(), |name| name.to_string_lossy());
+    let name = path.file_name().map_or_else(|| GPT2_NAME.into(), |name| name.to_string_lossy());
     Ok(Tokenizer::from_json(&bytes, &name)?)
 }
 
 /// The dataset's folder, which vanishes again if it is new and nothing came of it.
-pub(crate) struct Folder {
+pub(crate) struct DatasetFolder {
     pub(crate) path: PathBuf,
-    fleeting: std::cell::Cell<bool>,
+    remove_on_drop: std::cell::Cell<bool>,
 }
 
-impl Folder {
+impl DatasetFolder {
     /// Makes the folder if it is not there. What could stand in the way of a file that is to be written or removed in it is looked
     /// for, before the work.
     pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
@@ -245,14 +253,14 @@ impl Folder {
             Err(_) if path.is_dir() => false,
             Err(error) => return Err(Error::write(path, error)),
         };
-        let folder = Self { path, fleeting: created.into() };
+        let folder = Self { path, remove_on_drop: created.into() };
         let at = |name| folder.path.join(name);
-        for name in [DATA, META, TOKENIZER, MASK] {
+        for name in [DATA_FILE, META_FILE, TOKENIZER_FILE, MASK_FILE] {
             files::check(&at(name))?;
         }
-        if at(VAL).exists() && at(DATA).exists() {
+        if at(VAL_FILE).exists() && at(DATA_FILE).exists() {
             // It may have other ids, and nothing here makes it again.
-            let (val, data) = (at(VAL), at(DATA));
+            let (val, data) = (at(VAL_FILE), at(DATA_FILE));
             return Err(Error::Input(format!(
                 "{} validates the {} that would be replaced; move it away first, or choose another --dataset",
                 val.display(),
@@ -263,13 +271,13 @@ impl Folder {
     }
 
     fn keep(&self) {
-        self.fleeting.set(false);
+        self.remove_on_drop.set(false);
     }
 }
 
-impl Drop for Folder {
+impl Drop for DatasetFolder {
     fn drop(&mut self) {
-        if self.fleeting.get() {
+        if self.remove_on_drop.get() {
             // Fails if something is in it after all, which must then stay.
             let _ = std::fs::remove_dir(&self.path);
         }
@@ -277,7 +285,7 @@ impl Drop for Folder {
 }
 
 /// `data.bin`, or `mask.bin`, being written.
-pub(crate) struct Writer {
+pub(crate) struct TokenWriter {
     path: PathBuf,
     file: AtomicFile,
     dtype: Dtype,
@@ -286,7 +294,7 @@ pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 
-impl Writer {
+impl TokenWriter {
     pub(crate) fn create(path: &Path, dtype: Dtype) -> Result<Self, Error> {
         let file = AtomicFile::create(path)?;
         Ok(Self { path: path.into(), file, dtype, tokens: 0, hash: Sha256::new(), bytes: Vec::new() })
@@ -328,9 +336,14 @@ mod tests {
 
     static GO: AtomicBool = AtomicBool::new(false);
 
-    fn make(root: &Path, sources: &[Source], tokenizer: Option<&Path>, threads: usize) -> Result<Summary, Error> {
-        let spec = Spec { name: "x", sources, tokenizer, lossy: false, threads, root };
-        build(&spec, &GO, &mut |_| {})
+    fn make(
+        root: &Path,
+        sources: &[Source],
+        tokenizer: Option<&Path>,
+        threads: usize,
+    ) -> Result<DatasetSummary, Error> {
+        let spec = DatasetSpec { name: "x", sources, tokenizer, lossy: false, threads, root };
+        build_dataset(&spec, &GO, &mut |_| {})
     }
 
     fn tokens(file: &TokenFile) -> Vec<u32> {
@@ -402,7 +415,7 @@ mod tests {
             for path in [&bad, &empty, &root.path().join("missing.txt")] {
                 make(root.path(), &[Source::Path(path.clone())], None, 2).unwrap_err();
             }
-            let spec = Spec {
+            let spec = DatasetSpec {
                 name: "x",
                 sources: &[Source::Shakespeare],
                 tokenizer: None,
@@ -410,7 +423,7 @@ mod tests {
                 threads: 2,
                 root: root.path(),
             };
-            let error = build(&spec, &AtomicBool::new(true), &mut |_| {}).unwrap_err();
+            let error = build_dataset(&spec, &AtomicBool::new(true), &mut |_| {}).unwrap_err();
             assert!(matches!(error, Error::Interrupted));
         };
         fails();
@@ -477,9 +490,9 @@ mod tests {
 
     #[test]
     fn names_that_would_lead_elsewhere_are_refused() {
-        assert_eq!(folder_name("my data.v2").unwrap(), "_data_my data.v2_");
+        assert_eq!(dataset_folder("my data.v2").unwrap(), "_data_my data.v2_");
         for name in ["", "a/b", "..\\b", "a\0", "a\n"] {
-            assert!(folder_name(name).unwrap_err().to_string().contains("cannot be called"), "{name:?}");
+            assert!(dataset_folder(name).unwrap_err().to_string().contains("cannot be called"), "{name:?}");
         }
     }
 

@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use ngen3_model::words::count;
 
-use crate::source::{Event, Feed, Piece};
+use crate::source::{DocumentReader, Event, TextChunk};
 use crate::{Error, Tokenizer};
 
 /// What comes out.
-pub(crate) enum Encoded {
+pub(crate) enum EncodedChunk {
     /// The ids of a piece of the current document.
     Tokens {
         ids: Vec<u32>,
@@ -19,7 +19,7 @@ pub(crate) enum Encoded {
         text_bytes: usize,
     },
     /// The current document ends here.
-    End,
+    EndOfDocument,
     /// Whole documents.
     Documents {
         /// Their ids, with the token that ends each, if there is one.
@@ -32,27 +32,27 @@ pub(crate) enum Encoded {
 }
 
 /// A piece to be encoded, and where its ids go.
-struct Job {
+struct EncodeJob {
     text: String,
     /// Where documents end in `text`, if it is whole ones.
     ends: Option<Vec<usize>>,
-    reply: SyncSender<Result<Encoded, Error>>,
+    reply: SyncSender<Result<EncodedChunk, Error>>,
 }
 
 /// What has been asked for and not yet been given to `take`, oldest first.
 enum Pending {
-    Job(Receiver<Result<Encoded, Error>>),
-    End,
+    Job(Receiver<Result<EncodedChunk, Error>>),
+    EndOfDocument,
 }
 
-impl Job {
-    fn encode(&self, tokenizer: &Tokenizer) -> Result<Encoded, Error> {
+impl EncodeJob {
+    fn encode(&self, tokenizer: &Tokenizer) -> Result<EncodedChunk, Error> {
         let Self { text, ends, .. } = self;
         let mut ids = Vec::with_capacity(text.len() / 3);
         let text_bytes = text.len();
         let Some(ends) = ends else {
             tokenizer.encode_into(text, &mut ids)?;
-            return Ok(Encoded::Tokens { ids, text_bytes });
+            return Ok(EncodedChunk::Tokens { ids, text_bytes });
         };
         let mut start = 0;
         for &end in ends {
@@ -60,7 +60,7 @@ impl Job {
             ids.extend(tokenizer.eot());
             start = end;
         }
-        Ok(Encoded::Documents { ids, text_bytes, count: ends.len() })
+        Ok(EncodedChunk::Documents { ids, text_bytes, count: ends.len() })
     }
 }
 
@@ -69,14 +69,14 @@ impl Job {
 /// # Errors
 /// The first error of the feed, the tokenizer or `take`.
 pub(crate) fn encode(
-    feed: &mut Feed,
+    reader: &mut DocumentReader,
     tokenizer: &Tokenizer,
     threads: usize,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event),
-    take: &mut dyn FnMut(Encoded) -> Result<(), Error>,
+    progress: &mut dyn FnMut(Event),
+    take: &mut dyn FnMut(EncodedChunk) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let (jobs, queue) = sync_channel::<Job>(threads);
+    let (jobs, queue) = sync_channel::<EncodeJob>(threads);
     let queue = Mutex::new(queue);
     let work = || {
         loop {
@@ -95,27 +95,27 @@ pub(crate) fn encode(
         // Moved in, so that it is dropped, and the workers return, however this closure ends.
         let jobs = jobs;
         let mut pending = VecDeque::new();
-        let mut settle = |pending| match pending {
+        let mut deliver = |pending| match pending {
             Pending::Job(result) => take(result.recv().expect("a worker answers")?),
-            Pending::End => take(Encoded::End),
+            Pending::EndOfDocument => take(EncodedChunk::EndOfDocument),
         };
-        while let Some(piece) = feed.next(stop, tell)? {
-            let (text, ends) = match piece {
-                Piece::Text(text) => (text, None),
-                Piece::Documents { text, ends } => (text, Some(ends)),
-                Piece::End => {
-                    pending.push_back(Pending::End);
+        while let Some(chunk) = reader.next(stop, progress)? {
+            let (text, ends) = match chunk {
+                TextChunk::Text(text) => (text, None),
+                TextChunk::Documents { text, ends } => (text, Some(ends)),
+                TextChunk::EndOfDocument => {
+                    pending.push_back(Pending::EndOfDocument);
                     continue;
                 }
             };
             let (reply, result) = sync_channel(1);
-            jobs.send(Job { text, ends, reply }).expect("the queue outlives this");
+            jobs.send(EncodeJob { text, ends, reply }).expect("the queue outlives this");
             pending.push_back(Pending::Job(result));
             // Enough to keep every thread busy; no more, so that memory stays as it is however long the text.
             while pending.len() > 3 * threads {
-                pending.pop_front().map_or(Ok(()), &mut settle)?;
+                pending.pop_front().map_or(Ok(()), &mut deliver)?;
             }
         }
-        pending.into_iter().try_for_each(settle)
+        pending.into_iter().try_for_each(deliver)
     })
 }

@@ -22,7 +22,7 @@ pub enum Error {
     },
     /// A source that is not UTF-8.
     #[error("{name} is not UTF-8: byte {offset}{} is 0x{byte:02x}; convert the text (tokenize and tokenizer train replace such bytes with --lossy)",
-        if *unpacked { " of its unpacked text" } else { "" })]
+        if *compressed { " of its unpacked text" } else { "" })]
     Utf8 {
         /// The file, address or pipe.
         name: String,
@@ -31,7 +31,7 @@ pub enum Error {
         /// That byte.
         byte: u8,
         /// Whether `offset` counts in what a compressed source holds.
-        unpacked: bool,
+        compressed: bool,
     },
     /// A URL that could not be had.
     #[error("cannot download {url}: {reason}")]

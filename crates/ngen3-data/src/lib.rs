@@ -5,7 +5,7 @@
 //! drawn from). `chat/` is the same way for conversations.
 
 mod batch;
-mod caught;
+mod catch_panic;
 pub mod chat;
 mod dataset;
 mod encode;
@@ -13,16 +13,16 @@ mod error;
 mod hf;
 mod http;
 pub mod hub;
-mod learn;
 mod progress;
 pub mod source;
 mod token_file;
 pub mod tokenizer;
+mod train_tokenizer;
 
-pub use batch::{BatchSampler, validation_part};
-pub use dataset::{HfSpec, Spec, Summary, build, build_hf, folder_name};
+pub use batch::{BatchSampler, validation_split};
+pub use dataset::{DatasetSpec, DatasetSummary, HfDatasetSpec, build_dataset, build_hf_dataset, dataset_folder};
 pub use error::Error;
 pub use hf::{HfSource, Record, read_records};
-pub use learn::train_tokenizer;
-pub use token_file::{ChatMeta, Dtype, Meta, TokenFile};
+pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};
 pub use tokenizer::Tokenizer;
+pub use train_tokenizer::train_tokenizer;

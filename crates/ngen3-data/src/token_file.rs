@@ -17,16 +17,16 @@ use crate::source::limited::read_at_most;
 use crate::{Error, Tokenizer, tokenizer};
 
 /// The file that `meta.json` describes.
-pub(crate) const DATA: &str = "data.bin";
-pub(crate) const META: &str = "meta.json";
-pub(crate) const TOKENIZER: &str = "tokenizer.json";
-pub(crate) const MASK: &str = "mask.bin";
+pub(crate) const DATA_FILE: &str = "data.bin";
+pub(crate) const META_FILE: &str = "meta.json";
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+pub(crate) const MASK_FILE: &str = "mask.bin";
 
 /// Bytes that `meta.json` may have; it names the sources.
 const META_BYTES: usize = 1 << 26;
 
 /// The tokenizer that is inside the program, so that no file need stand beside the data.
-pub(crate) const EMBEDDED: &str = "gpt2";
+pub(crate) const GPT2_NAME: &str = "gpt2";
 
 /// How a token is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ impl Dtype {
 
 /// What `meta.json` says about `data.bin`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Meta {
+pub struct DatasetMeta {
     /// `gpt2` for the embedded one; for any other, `tokenizer.json` stands beside the data.
     pub tokenizer: String,
     /// Highest id + 1.
@@ -96,7 +96,7 @@ pub struct TokenFile {
     path: PathBuf,
     map: Mmap,
     dtype: Dtype,
-    meta: Option<Meta>,
+    meta: Option<DatasetMeta>,
 }
 
 /// Whether bytes begin as a text does that people write with a Latin keyboard. Tokens that look so would all have ids of 8,000 to
@@ -121,11 +121,14 @@ impl TokenFile {
             _ => Error::read(&shown, error),
         };
         if path.is_dir() {
-            return Err(Error::Data(format!("{shown} is a folder; its tokens are in {}", path.join(DATA).display())));
+            return Err(Error::Data(format!(
+                "{shown} is a folder; its tokens are in {}",
+                path.join(DATA_FILE).display()
+            )));
         }
         let file = File::open(path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
-        let meta = read_meta(&path.with_file_name(META))?;
+        let meta = read_meta(&path.with_file_name(META_FILE))?;
         let dtype = meta.as_ref().map_or(Dtype::Uint16, |meta| meta.dtype);
         if size == 0 {
             return Err(Error::Data(format!("{shown} is empty; tokenize some text into it")));
@@ -139,7 +142,7 @@ impl TokenFile {
         }
         if let Some(meta) = described(path, &meta).filter(|meta| meta.tokens != size / width) {
             return Err(Error::Data(format!(
-                "{shown} holds {}, but {META} beside it says {}: they are not of the same making, so tokenize again",
+                "{shown} holds {}, but {META_FILE} beside it says {}: they are not of the same making, so tokenize again",
                 count(size / width, "token"),
                 meta.tokens
             )));
@@ -171,7 +174,7 @@ impl TokenFile {
     }
 
     /// What `meta.json` says, if there is one.
-    pub fn meta(&self) -> Option<&Meta> {
+    pub fn meta(&self) -> Option<&DatasetMeta> {
         self.meta.as_ref()
     }
 
@@ -209,14 +212,14 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Data`] or [`Error::Tokenizer`] if `tokenizer.json` is missing, broken, or another than the one used.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        let path = self.path.with_file_name(TOKENIZER);
+        let path = self.path.with_file_name(TOKENIZER_FILE);
         let (name, expected) = match &self.meta {
             Some(meta) => match &meta.tokenizer_sha256 {
                 Some(expected) => (meta.tokenizer.clone(), Some(expected)),
                 None => return Ok(Tokenizer::gpt2()),
             },
             None if !path.exists() => return Ok(Tokenizer::gpt2()),
-            None => (TOKENIZER.into(), None),
+            None => (TOKENIZER_FILE.into(), None),
         };
         let bytes = read_at_most(&path, tokenizer::MAX_BYTES).map_err(|error| {
             let shown = self.path.display();
@@ -245,7 +248,7 @@ impl TokenFile {
             return Ok(());
         }
         let shown = self.path.display();
-        Err(Error::Data(format!("{shown} has changed since it was made: its SHA-256 is not the one in {META}")))
+        Err(Error::Data(format!("{shown} has changed since it was made: its SHA-256 is not the one in {META_FILE}")))
     }
 
     /// Checks, on all threads, that a model with this vocabulary can read every token.
@@ -276,8 +279,8 @@ impl TokenFile {
 }
 
 /// What `meta.json` says about the file's content: nothing, unless the file is `data.bin`.
-fn described<'a>(path: &Path, meta: &'a Option<Meta>) -> Option<&'a Meta> {
-    meta.as_ref().filter(|_| path.file_name().is_some_and(|name| name == DATA))
+fn described<'a>(path: &Path, meta: &'a Option<DatasetMeta>) -> Option<&'a DatasetMeta> {
+    meta.as_ref().filter(|_| path.file_name().is_some_and(|name| name == DATA_FILE))
 }
 
 /// Tokens from their bytes; a rest too short for a token is left out.
@@ -291,18 +294,18 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = u32> {
     narrow.chain(wide.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token)))
 }
 
-fn read_meta(path: &Path) -> Result<Option<Meta>, Error> {
+fn read_meta(path: &Path) -> Result<Option<DatasetMeta>, Error> {
     let broken = |reason: String| Error::Data(format!("{} is broken ({reason}); tokenize again", path.display()));
     let bytes = match read_at_most(path, META_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(broken(error.to_string())),
     };
-    let meta: Meta = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
+    let meta: DatasetMeta = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
     if meta.vocab_size == 0 || Dtype::for_vocab(meta.vocab_size).size() > meta.dtype.size() {
         return Err(broken(format!("a vocabulary of {} in {:?}", meta.vocab_size, meta.dtype)));
     }
-    if meta.tokenizer_sha256.is_none() && meta.tokenizer != EMBEDDED {
+    if meta.tokenizer_sha256.is_none() && meta.tokenizer != GPT2_NAME {
         return Err(broken(format!("a tokenizer {:?} without tokenizer_sha256", meta.tokenizer)));
     }
     Ok(Some(meta))

@@ -35,7 +35,7 @@ pub(crate) fn read(
     task: &dyn Task,
     split: &str,
     data_dir: Option<&Path>,
-    tell: &mut ProgressFn,
+    progress: &mut ProgressFn,
 ) -> Result<Documents, Error> {
     let source = task.source();
     let place = data_dir.map(|folder| place(&source, folder)).transpose();
@@ -43,9 +43,9 @@ pub(crate) fn read(
     let read = match &place {
         Some((folder, config)) => {
             let folder = folder.to_str().ok_or_else(|| wrong(task, format!("{} is not UTF-8", folder.display())))?;
-            read_records(folder, *config, split, tell)
+            read_records(folder, *config, split, progress)
         }
-        None => read_records(source.dataset, source.config, split, tell),
+        None => read_records(source.dataset, source.config, split, progress),
     };
     let (title, mut rows) = read.map_err(|error| match error {
         ngen3_data::Error::Interrupted => Error::Interrupted,

@@ -72,7 +72,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// [`Error::Input`] for a task that there is not, naming those there are, or `perplexity` without a text;
     /// [`Error::Documents`] for data that is missing or not in a task's form.
-    pub fn new(settings: Settings<'a>, text: Option<Text>, tell: &mut ProgressFn) -> Result<Self, Error> {
+    pub fn new(settings: Settings<'a>, text: Option<Text>, progress: &mut ProgressFn) -> Result<Self, Error> {
         let names: Vec<_> = settings.tasks.iter().copied().filter(|name| *name != perplexity::NAME).collect();
         let Chosen { tasks, groups } = tasks::named(&names)?;
         if settings.tasks.contains(&perplexity::NAME) && text.is_none() {
@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
         if settings.limit == Some(0) {
             return Err(Error::Input("a limit of 0 leaves nothing to measure".into()));
         }
-        let tasks = tasks.into_iter().map(|task| prepare(task, &settings, tell)).collect::<Result<_, _>>()?;
+        let tasks = tasks.into_iter().map(|task| prepare(task, &settings, progress)).collect::<Result<_, _>>()?;
         Ok(Self { settings, tasks, groups, text })
     }
 
@@ -105,12 +105,12 @@ impl<'a> Plan<'a> {
         self.text.as_ref().map(|text| text.cut(config, tokenizer, stride, limit)).transpose()
     }
 
-    /// Asks a model everything. `tell` hears how it goes on, and says whether to.
+    /// Asks a model everything. `progress` hears how it goes on, and says whether to.
     ///
     /// # Errors
     /// As [`Plan::check`], before anything is asked; [`Error::Input`] for a model that gives what is not a number;
-    /// [`Error::Engine`]; [`Error::Interrupted`] when `tell` says to stop.
-    pub fn run(&self, model: &mut Model, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Report, Error> {
+    /// [`Error::Engine`]; [`Error::Interrupted`] when `progress` says to stop.
+    pub fn run(&self, model: &mut Model, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Report, Error> {
         // Before hours of questions, so that nothing but the model itself can fail after them.
         let cut = self.cut(model.engine.config(), model.tokenizer)?;
         let questions: usize = self.tasks.iter().map(|task| task.questions.len()).sum();
@@ -120,12 +120,12 @@ impl<'a> Plan<'a> {
         for prepared in &self.tasks {
             let name = prepared.task.name();
             let count = prepared.questions.len();
-            let mut tell_of = |part: usize| tell(Progress { task: &name, done: done + part, total });
+            let mut tell_of = |part: usize| progress(Progress { task: &name, done: done + part, total });
             measured.push(ask(prepared, model, self.settings.num_fewshot, &mut tell_of)?);
             done += count;
         }
         if let (Some(text), Some(cut)) = (&self.text, &cut) {
-            let mut tell_of = |part| tell(Progress { task: perplexity::NAME, done: questions + part, total });
+            let mut tell_of = |part| progress(Progress { task: perplexity::NAME, done: questions + part, total });
             let measure = perplexity::measure(cut, &mut *model.engine, &mut tell_of)?;
             measured.push(Measured {
                 name: perplexity::NAME.into(),
@@ -183,12 +183,12 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn prepare(task: Box<dyn Task>, settings: &Settings, tell: &mut ProgressFn) -> Result<Prepared, Error> {
+fn prepare(task: Box<dyn Task>, settings: &Settings, progress: &mut ProgressFn) -> Result<Prepared, Error> {
     let source = task.source();
-    let documents = documents::read(&*task, source.split, settings.data_dir, tell)?;
+    let documents = documents::read(&*task, source.split, settings.data_dir, progress)?;
     let pool = match settings.num_fewshot {
         0 => None,
-        _ => Some(documents::read(&*task, source.shots.split(), settings.data_dir, tell)?),
+        _ => Some(documents::read(&*task, source.shots.split(), settings.data_dir, progress)?),
     };
     let examples = Examples { pool, count: settings.num_fewshot, seed: settings.fewshot_seed };
     let questions = prompts::questions(&*task, &documents, &examples, settings.limit)?;
@@ -202,18 +202,18 @@ fn reader(tokenizer: Option<&Tokenizer>) -> Result<&Tokenizer, Error> {
     })
 }
 
-/// Asks a model the questions of a task. `tell` hears how many are done.
+/// Asks a model the questions of a task. `progress` hears how many are done.
 fn ask(
     prepared: &Prepared,
     model: &mut Model,
     num_fewshot: usize,
-    tell: &mut dyn FnMut(usize) -> bool,
+    progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Measured, Error> {
     let Prepared { task, documents, questions } = prepared;
     let mut requests = prompts::encode(&**task, questions, reader(model.tokenizer)?)?;
     let counts: Vec<_> = requests.iter().map(Vec::len).collect();
     let requests: Vec<_> = requests.drain(..).flatten().collect();
-    let mut tell_of = |done: usize| tell(questions.len() * done / requests.len());
+    let mut tell_of = |done: usize| progress(questions.len() * done / requests.len());
     let Scores { loglikelihoods, cut, parted } = Scorer::new(&mut *model.engine).score(&requests, &mut tell_of)?;
 
     let mut samples = Vec::new();

@@ -10,8 +10,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use ngen3_data::source::{Event, Feed, Piece, Settings, Source, list};
-use ngen3_data::{TokenFile, Tokenizer, validation_part};
+use ngen3_data::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list};
+use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Batch, IGNORE};
 use ngen3_model::Config;
 
@@ -50,13 +50,13 @@ impl Text {
         named: &Path,
         val_fraction: Option<f64>,
         stop: &AtomicBool,
-        tell: &mut dyn FnMut(Event),
+        progress: &mut dyn FnMut(Event),
     ) -> Result<Self, Error> {
         let title_of = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         if named.extension().is_some_and(|ending| ending == TOKENS) {
             let (file, start) = match val_fraction {
                 None => (TokenFile::open(named)?, 0),
-                Some(fraction) => validation_part(named, fraction)?,
+                Some(fraction) => validation_split(named, fraction)?,
             };
             return Ok(Self { title: title_of(file.path()), content: Content::Tokens(file, start) });
         }
@@ -70,15 +70,15 @@ impl Text {
             source => source.to_string(),
         };
         let listing = list(&[source])?;
-        listing.tell_skipped(tell);
-        let settings = Settings { lossy: false, scratch: std::env::temp_dir() };
-        let mut feed = Feed::start(listing.inputs, settings, |_| None)?;
+        listing.report_skipped(progress);
+        let options = ReadOptions { lossy: false, scratch: std::env::temp_dir() };
+        let mut reader = DocumentReader::start(listing.inputs, options, |_| None)?;
         let (mut documents, mut text) = (Vec::new(), String::new());
-        while let Some(piece) = feed.next(stop, tell).map_err(stopped)? {
+        while let Some(piece) = reader.next(stop, progress).map_err(stopped)? {
             match piece {
-                Piece::Text(part) => text += &part,
-                Piece::End => documents.push(std::mem::take(&mut text)),
-                Piece::Documents { text, ends } => {
+                TextChunk::Text(part) => text += &part,
+                TextChunk::EndOfDocument => documents.push(std::mem::take(&mut text)),
+                TextChunk::Documents { text, ends } => {
                     let starts = std::iter::once(&0).chain(&ends);
                     documents.extend(starts.zip(&ends).map(|(&start, &end)| text[start..end].to_owned()));
                 }
@@ -230,14 +230,14 @@ pub(crate) struct Measure {
     pub stride: usize,
 }
 
-/// Measures a text with the model that it was cut for. `tell` hears how many windows are done, and says whether to go on.
+/// Measures a text with the model that it was cut for. `progress` hears how many windows are done, and says whether to go on.
 ///
 /// # Errors
 /// [`Error::Input`] for a model that gives what is not a number; [`Error::Engine`]; [`Error::Interrupted`].
 pub(crate) fn measure(
     cut: &Cut,
     engine: &mut dyn ngen3_engine::Model,
-    tell: &mut dyn FnMut(usize) -> bool,
+    progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Measure, Error> {
     let Cut { text, tokenizer, ref tokens, all, ref windows, stride } = *cut;
     let block = engine.config().block_size;
@@ -264,7 +264,7 @@ pub(crate) fn measure(
             return Err(Error::Input("the model gives probabilities that are not numbers".into()));
         }
         done += some.len();
-        if !tell(done) {
+        if !progress(done) {
             return Err(Error::Interrupted);
         }
     }

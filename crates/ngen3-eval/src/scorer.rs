@@ -80,18 +80,18 @@ impl<'a> Scorer<'a> {
         Self { engine }
     }
 
-    /// Scores all requests. `tell` hears how many are done, and says whether to go on.
+    /// Scores all requests. `progress` hears how many are done, and says whether to go on.
     ///
     /// A request of more tokens than the block and one is cut from the left, as in the harness. If what is to be scored is
     /// itself longer than the block, which the harness refuses, each half block of it is scored after what fits before it.
     ///
     /// # Errors
-    /// [`Error::Engine`]; [`Error::Input`] when the model gives what is not a number; [`Error::Interrupted`] when `tell` says
+    /// [`Error::Engine`]; [`Error::Input`] when the model gives what is not a number; [`Error::Interrupted`] when `progress` says
     /// to stop.
     ///
     /// # Panics
     /// If a request has no context or nothing to be scored.
-    pub fn score(&mut self, requests: &[Request], tell: &mut dyn FnMut(usize) -> bool) -> Result<Scores, Error> {
+    pub fn score(&mut self, requests: &[Request], progress: &mut dyn FnMut(usize) -> bool) -> Result<Scores, Error> {
         let block = self.engine.config().block_size;
         let (mut scores, mut pieces) = (Scores::default(), Vec::with_capacity(requests.len()));
         for (request, Request { tokens, context }) in requests.iter().enumerate() {
@@ -128,7 +128,7 @@ impl<'a> Scorer<'a> {
             }
             batch.clear();
             // The longest requests have several pieces; all are done with the last of them.
-            if !tell(requests.len() * done / pieces.len()) {
+            if !progress(requests.len() * done / pieces.len()) {
                 return Err(Error::Interrupted);
             }
         }

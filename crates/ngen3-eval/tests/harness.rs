@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use ngen3_cpu::CpuEngine;
 use ngen3_data::source::Source;
-use ngen3_data::{Spec, Tokenizer, build};
+use ngen3_data::{DatasetSpec, Tokenizer, build_dataset};
 use ngen3_engine::{Dtype, Options};
 use ngen3_eval::{Model, Plan, Report, Settings, Text};
 use ngen3_model::{Checkpoint, TokenizerRef};
@@ -219,7 +219,7 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
     let plain = folder.path().join("a.txt");
     fs::write(&plain, &text).unwrap();
     let tokenizer = fixtures().join("model/tokenizer.json");
-    let spec = Spec {
+    let spec = DatasetSpec {
         name: "a",
         sources: &[Source::Path(plain.clone())],
         tokenizer: Some(&tokenizer),
@@ -227,7 +227,7 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
         threads: 1,
         root: folder.path(),
     };
-    let made = build(&spec, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let made = build_dataset(&spec, &AtomicBool::new(false), &mut |_| {}).unwrap();
     for path in [plain, made.data] {
         let in_tokens = path.extension().unwrap() == "bin";
         // The file of tokens ends with <|endoftext|>, which is predicted too, but is no text. Where each token has a window of

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_data::chat::{ChatSampler, TrainOn, UNCOUNTED};
+use ngen3_data::chat::{ChatSampler, IGNORE_INDEX, TrainOn};
 use ngen3_engine::{Batch, IGNORE, Trainer};
 use ngen3_model::words::count;
 
@@ -13,7 +13,7 @@ use crate::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
 // Targets of the one go to the engine as they are.
-const _: () = assert!(UNCOUNTED == IGNORE);
+const _: () = assert!(IGNORE_INDEX == IGNORE);
 
 /// ChatObjective to train on, and those that are held out.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl ChatObjective {
     /// The data as a run records it.
     pub(crate) fn describe(&self) -> DataInfo {
         let chats = self.sampler.chats();
-        let (train_tokens, val_tokens) = self.sampler.learned();
+        let (train_tokens, val_tokens) = self.sampler.num_target_tokens();
         DataInfo {
             path: PathBuf::from(chats.name()),
             identity: DataIdentity {
@@ -124,7 +124,7 @@ impl Objective for ChatObjective {
 
 /// The conversations in a sentence.
 fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
-    let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.cuts());
+    let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.split_stats());
     let (what, whose) = match (chats.have_turns(), train_on) {
         (false, _) => ("text", "every token is learned"),
         (true, TrainOn::All) => ("conversation", "every turn is learned"),
@@ -138,7 +138,7 @@ fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
     let left_out = [
         (chats.skipped(), "bad"),
         (cuts.too_long as u64, "with a message longer than the block"),
-        (cuts.unlearned as u64, "with nothing to learn"),
+        (cuts.without_targets as u64, "with nothing to learn"),
     ];
     for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {
         text += &format!("; {count} {why} left out");

@@ -7,9 +7,9 @@ use super::encode::ChatEncoder;
 use super::gather::{ChatInput, gather};
 use super::marks;
 use crate::Error;
-use crate::dataset::{Folder, Target, Writer, commit};
+use crate::dataset::{DatasetBuilder, DatasetFolder, TokenWriter, commit_dataset};
 use crate::source::Event;
-use crate::token_file::{ChatMeta, DATA, Dtype, MASK, Meta};
+use crate::token_file::{ChatMeta, DATA_FILE, DatasetMeta, Dtype, MASK_FILE};
 
 /// What to make a dataset of conversations from.
 #[derive(Debug)]
@@ -38,31 +38,31 @@ pub struct ChatSummary {
     /// Tokens.
     pub tokens: u64,
     /// Tokens that are to be learned.
-    pub learned: u64,
+    pub num_target_tokens: u64,
 }
 
-/// Makes a dataset of conversations: as [`crate::build`] does, with `mask.bin` beside `data.bin`.
+/// Makes a dataset of conversations: as [`crate::build_dataset`] does, with `mask.bin` beside `data.bin`.
 ///
 /// # Errors
-/// As [`crate::build`]; [`Error::Read`] naming a bad conversation.
-pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<ChatSummary, Error> {
-    let Target { folder, tokenizer, .. } = Target::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
-    let folder = Folder::create(folder)?;
-    let data = folder.path.join(DATA);
+/// As [`crate::build_dataset`]; [`Error::Read`] naming a bad conversation.
+pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(Event)) -> Result<ChatSummary, Error> {
+    let DatasetBuilder { folder, tokenizer, .. } = DatasetBuilder::new(spec.name, spec.root, spec.tokenizer, 1, stop)?;
+    let folder = DatasetFolder::create(folder)?;
+    let data = folder.path.join(DATA_FILE);
     let encoder = ChatEncoder::with_template(tokenizer.clone(), spec.template)?;
-    let mut ids = Writer::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
-    let mut mask = Writer::create(&folder.path.join(MASK), Dtype::Uint16)?;
-    let (mut conversations, mut learned) = (0, 0);
-    let gathered = gather(spec.input, &encoder, true, spec.skip_bad, stop, tell, &mut |found| {
+    let mut ids = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let mut mask = TokenWriter::create(&folder.path.join(MASK_FILE), Dtype::Uint16)?;
+    let (mut conversations, mut num_target_tokens) = (0, 0);
+    let gathered = gather(spec.input, &encoder, true, spec.skip_bad, stop, progress, &mut |found| {
         conversations += 1;
-        learned += found.encoded.marks.iter().filter(|&&mark| mark & marks::LEARNED != 0).count() as u64;
+        num_target_tokens += found.encoded.marks.iter().filter(|&&mark| mark & marks::TARGET != 0).count() as u64;
         ids.push(&found.encoded.ids)?;
         mask.push_bytes(&found.encoded.marks)
     })?;
     if conversations == 0 {
         return Err(Error::Input("there are no conversations in what was given; nothing was written".into()));
     }
-    if learned == 0 {
+    if num_target_tokens == 0 {
         return Err(Error::Input(
             "there is nothing to learn in these conversations: the assistant says nothing in them, or the chat template leaves it \
              out; nothing was written (finetune with --train_on all learns from every turn, of the conversations themselves)"
@@ -70,7 +70,7 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Even
         ));
     }
     let tokens = ids.tokens;
-    let meta = Meta {
+    let meta = DatasetMeta {
         tokenizer: tokenizer.name().into(),
         vocab_size: tokenizer.vocab_size(),
         dtype: Dtype::for_vocab(tokenizer.vocab_size()),
@@ -85,8 +85,8 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, tell: &mut dyn FnMut(Even
             format: encoder.template().format().clone(),
         })),
     };
-    commit(&folder, ids, Some(mask), meta, &tokenizer)?;
-    Ok(ChatSummary { data, conversations, tokens, learned })
+    commit_dataset(&folder, ids, Some(mask), meta, &tokenizer)?;
+    Ok(ChatSummary { data, conversations, tokens, num_target_tokens })
 }
 
 /// What `meta.json` says of the masks; see [`marks`].
@@ -119,7 +119,7 @@ mod tests {
         fs::write(&files[0], "[\"Hi\", \"Yes\"]\n").unwrap();
         fs::write(&files[1], "plain text\n").unwrap();
         let made = build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
-        assert_eq!((made.conversations, made.tokens, made.learned), (2, 12, 5));
+        assert_eq!((made.conversations, made.tokens, made.num_target_tokens), (2, 12, 5));
         let file = TokenFile::open(&made.data).unwrap();
         let meta = file.meta().unwrap();
         assert_eq!((meta.documents, meta.tokens), (2, 12));
@@ -155,8 +155,9 @@ mod tests {
         assert!(Chats::open(&made.data).unwrap_err().to_string().contains("it cannot be read"));
         let sources = [crate::source::Source::Shakespeare];
         build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
-        let plain = crate::Spec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 1, root };
-        crate::build(&plain, &GO, &mut |_| {}).unwrap();
+        let plain =
+            crate::DatasetSpec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 1, root };
+        crate::build_dataset(&plain, &GO, &mut |_| {}).unwrap();
         assert!(!root.join("_data_x_/mask.bin").exists());
         assert!(Chats::open(&made.data).unwrap().is_none());
     }

@@ -11,10 +11,10 @@ use ngen3_model::words::count;
 use sha2::{Digest, Sha256};
 
 use super::encode::ChatEncoder;
-use super::gather::{ChatInput, Found, gather};
+use super::gather::{ChatInput, GatheredChat, gather};
 use super::marks;
 use crate::source::Event;
-use crate::token_file::{MASK, META};
+use crate::token_file::{MASK_FILE, META_FILE};
 use crate::{Error, TokenFile, Tokenizer};
 
 /// Many conversations as tokens.
@@ -25,7 +25,7 @@ pub struct Chats {
     /// Where each conversation begins, and where the last one ends.
     bounds: Vec<usize>,
     /// Where each came from, if it is known: its file, and the place in there.
-    places: Vec<(usize, super::read::Place)>,
+    places: Vec<(usize, super::read::RecordPosition)>,
     name: String,
     source: Vec<String>,
     format: ChatFormat,
@@ -68,10 +68,10 @@ impl Chats {
         answers: bool,
         skip_bad: bool,
         stop: &AtomicBool,
-        tell: &mut dyn FnMut(Event),
+        progress: &mut dyn FnMut(Event),
     ) -> Result<Self, Error> {
         let (mut ids, mut all_marks, mut bounds, mut places) = (Vec::new(), Vec::new(), vec![0], Vec::new());
-        let gathered = gather(input, encoder, answers, skip_bad, stop, tell, &mut |found: Found| {
+        let gathered = gather(input, encoder, answers, skip_bad, stop, progress, &mut |found: GatheredChat| {
             ids.extend_from_slice(&found.encoded.ids);
             all_marks.extend_from_slice(&found.encoded.marks);
             bounds.push(ids.len());
@@ -104,11 +104,11 @@ impl Chats {
     /// As [`TokenFile::open`]; [`Error::Data`] for a `mask.bin` that is missing, or not of the same making.
     pub fn open(path: &Path) -> Result<Option<Self>, Error> {
         let file = TokenFile::open(path)?;
-        let named = path.file_name().is_some_and(|name| name == crate::token_file::DATA);
-        let mask = path.with_file_name(MASK);
+        let named = path.file_name().is_some_and(|name| name == crate::token_file::DATA_FILE);
+        let mask = path.with_file_name(MASK_FILE);
         let wrong = |reason: String| Error::Data(format!("{}: {reason}; tokenize again", mask.display()));
         if named && file.meta().is_none() && mask.exists() {
-            return Err(wrong(format!("{META} is not beside it, which says what it marks")));
+            return Err(wrong(format!("{META_FILE} is not beside it, which says what it marks")));
         }
         let Some(meta) = file.meta().filter(|meta| named && meta.chat.is_some()).cloned() else { return Ok(None) };
         let chat = meta.chat.expect("looked at just now");
@@ -123,7 +123,7 @@ impl Chats {
             return Err(wrong("it has changed since it was made".into()));
         }
         file.verify()?;
-        let begins = |(at, mark): (usize, &u8)| (mark & marks::CONVERSATION != 0).then_some(at);
+        let begins = |(at, mark): (usize, &u8)| (mark & marks::CONVERSATION_START != 0).then_some(at);
         let mut bounds: Vec<usize> = map.iter().enumerate().filter_map(begins).collect();
         if bounds.first() != Some(&0) {
             return Err(wrong("no conversation begins at its first token".into()));
@@ -183,7 +183,7 @@ impl Chats {
     /// Whether anybody's turns are among them: not all texts are conversations.
     pub fn have_turns(&self) -> bool {
         // A text is learned whole; of a conversation whose turns could not be told apart some token is not.
-        self.marks.as_slice().iter().any(|mark| mark & marks::TURN != 0 || mark & marks::LEARNED == 0)
+        self.marks.as_slice().iter().any(|mark| mark & marks::TURN_START != 0 || mark & marks::TARGET == 0)
     }
 
     /// The places of a conversation's tokens.

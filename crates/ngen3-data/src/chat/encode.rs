@@ -37,7 +37,7 @@ pub struct ChatEncoder {
 
 /// A conversation as tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Encoded {
+pub(super) struct EncodedChat {
     pub ids: Vec<u32>,
     /// For each id, the sum of [`marks`].
     pub marks: Vec<u8>,
@@ -101,13 +101,13 @@ impl ChatEncoder {
     }
 
     /// The ids of a conversation and their marks. With `answers` it must be possible to tell what the assistant says.
-    pub(super) fn encode(&self, conversation: &Conversation, answers: bool) -> Result<Encoded, String> {
+    pub(super) fn encode(&self, conversation: &Conversation, answers: bool) -> Result<EncodedChat, String> {
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         let mut marks = match conversation {
             Conversation::Text(text) => {
                 self.tokenizer.encode_into(text, &mut ids).map_err(|error| error.to_string())?;
                 ids.push(self.eot);
-                vec![marks::LEARNED; ids.len()]
+                vec![marks::TARGET; ids.len()]
             }
             Conversation::Turns(messages) if messages.len() > MAX_TURNS => {
                 let turns = messages.len();
@@ -130,23 +130,23 @@ impl ChatEncoder {
                     token => token.saturating_sub(1),
                 };
                 for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
-                    found[at_or_in(plain(answer.start))..before(plain(answer.end))].fill(marks::LEARNED);
+                    found[at_or_in(plain(answer.start))..before(plain(answer.end))].fill(marks::TARGET);
                 }
                 let all_told = turns.len() == messages.len();
                 for turn in turns {
-                    found.get_mut(at_or_in(plain(turn))).into_iter().for_each(|mark| *mark |= marks::TURN);
+                    found.get_mut(at_or_in(plain(turn))).into_iter().for_each(|mark| *mark |= marks::TURN_START);
                 }
                 if let Some(first) = found.first_mut().filter(|_| !all_told) {
-                    *first &= !marks::TURN;
+                    *first &= !marks::TURN_START;
                 }
                 found
             }
         };
         match marks.first_mut() {
-            Some(first) => *first |= marks::CONVERSATION,
+            Some(first) => *first |= marks::CONVERSATION_START,
             None => return Err("the chat template makes nothing of it".into()),
         }
-        Ok(Encoded { ids, marks })
+        Ok(EncodedChat { ids, marks })
     }
 
     /// The messages with guards in what only looks like a special token.
@@ -300,12 +300,12 @@ mod tests {
     }
 
     /// The text of the tokens that have a mark, each stretch in brackets.
-    fn marked(encoder: &ChatEncoder, encoded: &Encoded, mark: u8) -> String {
+    fn marked(encoder: &ChatEncoder, encoded: &EncodedChat, mark: u8) -> String {
         let mut stretches = vec![Vec::new()];
         let mut inside = false;
         for (id, marks) in encoded.ids.iter().zip(&encoded.marks) {
             let has = marks & mark != 0;
-            if has != inside || mark == marks::TURN && has {
+            if has != inside || mark == marks::TURN_START && has {
                 stretches.push(Vec::new());
             }
             inside = has;
@@ -329,7 +329,7 @@ mod tests {
             assert_eq!(encoded.ids, ids, "{name}: {text}");
             assert_eq!(encoder.tokenizer.decode(&encoder.prompt(&messages).unwrap()), asking);
             if let Some(assistant) = assistant {
-                let learned: Vec<u8> = encoded.marks.iter().map(|mark| mark & marks::LEARNED).collect();
+                let learned: Vec<u8> = encoded.marks.iter().map(|mark| mark & marks::TARGET).collect();
                 assert_eq!(learned, assistant, "{name}: {text}");
                 with_masks += 1;
             }
@@ -356,11 +356,11 @@ mod tests {
         ] {
             let encoder = encoder(Some(&templates[name]));
             let encoded = encoder.encode(&conversation, true).unwrap();
-            assert_eq!(marked(&encoder, &encoded, marks::LEARNED), learned, "{name}");
-            assert_eq!(encoded.marks[0] & marks::CONVERSATION, marks::CONVERSATION);
-            let begins = encoded.marks.iter().filter(|&&mark| mark & marks::CONVERSATION != 0).count();
+            assert_eq!(marked(&encoder, &encoded, marks::TARGET), learned, "{name}");
+            assert_eq!(encoded.marks[0] & marks::CONVERSATION_START, marks::CONVERSATION_START);
+            let begins = encoded.marks.iter().filter(|&&mark| mark & marks::CONVERSATION_START != 0).count();
             assert_eq!(begins, 1);
-            assert_eq!(marked(&encoder, &encoded, marks::TURN), turns, "{name}");
+            assert_eq!(marked(&encoder, &encoded, marks::TURN_START), turns, "{name}");
         }
     }
 
@@ -369,12 +369,12 @@ mod tests {
         let encoder = encoder(None);
         let said = "<|endoftext|> is <|endoftext|>";
         let conversation = Conversation::Turns(vec![Message::user(said), Message::assistant(format!("No: {said}"))]);
-        let Encoded { ids, marks } = encoder.encode(&conversation, true).unwrap();
+        let EncodedChat { ids, marks } = encoder.encode(&conversation, true).unwrap();
         assert_eq!(ids.iter().filter(|&&id| id == 50_256).count(), 2, "the ends of the two turns");
         let text = encoder.tokenizer.decode(&ids);
         assert_eq!(text, format!("user\n{said}<|endoftext|>assistant\nNo: {said}<|endoftext|>"));
-        let encoded = Encoded { ids, marks };
-        assert_eq!(marked(&encoder, &encoded, marks::LEARNED), format!("[No: {said}<|endoftext|>]"));
+        let encoded = EncodedChat { ids, marks };
+        assert_eq!(marked(&encoder, &encoded, marks::TARGET), format!("[No: {said}<|endoftext|>]"));
         let odd = Conversation::Turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
         assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2 holds U+FDD2, which is no character");
         let long = Conversation::Turns(vec![Message::user("a"); 2_049]);
@@ -394,7 +394,7 @@ mod tests {
         // Where the third turn begins cannot be told; the first token admits it.
         let once = "{{ messages | length }}{% for m in messages %} {{ m.content }}{% endfor %}";
         let encoded = encoder(Some(once)).encode(&two, false).unwrap();
-        assert!(encoded.marks.iter().all(|mark| mark & marks::TURN == 0), "{:?}", encoded.marks);
+        assert!(encoded.marks.iter().all(|mark| mark & marks::TURN_START == 0), "{:?}", encoded.marks);
         assert!(encoder(Some(nested)).encode(&two, true).unwrap_err().contains("within"));
         assert_eq!(encoder(Some("{# #}")).encode(&two, true).unwrap_err(), "the chat template makes nothing of it");
     }
@@ -413,8 +413,8 @@ mod tests {
                 .filter(|message| message.role == Role::Assistant)
                 .map(|message| format!("[{}<|endoftext|>]", message.content.trim()))
                 .collect();
-            prop_assert_eq!(marked(&encoder, &encoded, marks::LEARNED), expected);
-            prop_assert_eq!(encoded.marks.iter().filter(|&&mark| mark & marks::TURN != 0).count(), messages.len());
+            prop_assert_eq!(marked(&encoder, &encoded, marks::TARGET), expected);
+            prop_assert_eq!(encoded.marks.iter().filter(|&&mark| mark & marks::TURN_START != 0).count(), messages.len());
         }
     }
 }

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::conversation::Conversation;
-use super::encode::{ChatEncoder, Encoded};
-use super::read::{Place, read_file};
+use super::encode::{ChatEncoder, EncodedChat};
+use super::read::{RecordPosition, read_file};
 use crate::Error;
 use crate::hf::{self, HfSource};
 use crate::source::Event;
 
 /// Conversations that are rendered and tokenised at a time, on all threads.
-const GATHERED: usize = 1024;
+const BATCH_CONVERSATIONS: usize = 1024;
 
 /// What is wrong with a conversation, at most so many characters of it: it may quote the file.
 const MAX_REASON: usize = 300;
@@ -28,16 +28,16 @@ pub enum ChatInput<'a> {
 }
 
 /// A conversation as tokens, with where it came from.
-pub(super) struct Found {
-    pub encoded: Encoded,
-    pub place: Place,
+pub(super) struct GatheredChat {
+    pub encoded: EncodedChat,
+    pub place: RecordPosition,
     /// Which of the inputs.
     pub file: usize,
 }
 
 /// What was gathered.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gathered {
+pub(super) struct GatherSummary {
     /// What the conversations came from: the name of each file.
     pub files: Vec<String>,
     /// Conversations that were bad and left out.
@@ -55,9 +55,9 @@ pub(super) fn gather(
     answers: bool,
     skip_bad: bool,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event),
-    take: &mut dyn FnMut(Found) -> Result<(), Error>,
-) -> Result<Gathered, Error> {
+    progress: &mut dyn FnMut(Event),
+    take: &mut dyn FnMut(GatheredChat) -> Result<(), Error>,
+) -> Result<GatherSummary, Error> {
     let files: Vec<String> = match input {
         ChatInput::Files(paths) => paths
             .iter()
@@ -65,38 +65,39 @@ pub(super) fn gather(
             .collect(),
         ChatInput::Hf(_) => Vec::new(),
     };
-    let mut gathering =
-        Gathering { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
+    let mut gatherer =
+        ChatGatherer { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     match input {
         ChatInput::Files(paths) => {
             for (file, path) in paths.iter().enumerate() {
                 read_file(path, &mut |place, conversation| {
                     go_on()?;
-                    gathering.add(file, place, conversation)
+                    gatherer.add(file, place, conversation)
                 })?;
             }
         }
         ChatInput::Hf(source) => {
-            let found = hf::find(source, &mut |event| {
-                tell(event);
+            let found = hf::resolve(source, &mut |event| {
+                progress(event);
                 go_on().is_ok()
             })?;
-            let (mut rows, mut empty) = (0, 0);
+            let (mut records, mut empty) = (0, 0);
             found.conversations(
                 &mut |event| {
-                    tell(event);
+                    progress(event);
                     go_on().is_ok()
                 },
-                &mut |row| {
+                &mut |record| {
                     go_on()?;
-                    rows += 1;
-                    if gathering.files.last().is_none_or(|last| last != row.name) {
-                        gathering.files.push(row.name.to_owned());
+                    records += 1;
+                    if gatherer.files.last().is_none_or(|last| last != record.name) {
+                        gatherer.files.push(record.name.to_owned());
                     }
-                    let (file, place) = (gathering.files.len() - 1, Place { unit: "row", number: row.number });
-                    match row.text.filter(|text| !text.is_empty()) {
-                        Some(text) => gathering.add(file, place, Conversation::from_cell(text)),
+                    let (file, place) =
+                        (gatherer.files.len() - 1, RecordPosition { unit: "row", number: record.number });
+                    match record.text.filter(|text| !text.is_empty()) {
+                        Some(text) => gatherer.add(file, place, Conversation::from_cell(text)),
                         None => {
                             empty += 1;
                             Ok(())
@@ -105,34 +106,36 @@ pub(super) fn gather(
                 },
             )?;
             if empty > 0 {
-                tell(Event::Note(format!("{empty} of {rows} rows are empty and were left out")));
+                progress(Event::Note(format!("{empty} of {records} rows are empty and were left out")));
             }
         }
     }
-    gathering.settle()?;
-    let Gathering { files, skipped, first, .. } = gathering;
+    gatherer.settle()?;
+    let ChatGatherer { files, skipped, first, .. } = gatherer;
     if let Some(first) = first {
-        tell(Event::Note(format!("conversations that are bad were left out (count: {skipped}); the first: {first}")));
+        progress(Event::Note(format!(
+            "conversations that are bad were left out (count: {skipped}); the first: {first}"
+        )));
     }
-    Ok(Gathered { files, skipped })
+    Ok(GatherSummary { files, skipped })
 }
 
 /// Conversations on their way.
-struct Gathering<'a> {
+struct ChatGatherer<'a> {
     encoder: &'a ChatEncoder,
     answers: bool,
     skip_bad: bool,
     /// Read and not yet rendered.
-    waiting: Vec<(usize, Place, Conversation)>,
+    waiting: Vec<(usize, RecordPosition, Conversation)>,
     files: Vec<String>,
     skipped: u64,
     /// The first that was left out, and why.
     first: Option<String>,
-    take: &'a mut dyn FnMut(Found) -> Result<(), Error>,
+    take: &'a mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 }
 
-impl Gathering<'_> {
-    fn add(&mut self, file: usize, place: Place, found: Result<Conversation, String>) -> Result<(), Error> {
+impl ChatGatherer<'_> {
+    fn add(&mut self, file: usize, place: RecordPosition, found: Result<Conversation, String>) -> Result<(), Error> {
         match found {
             Ok(conversation) => self.waiting.push((file, place, conversation)),
             Err(reason) => {
@@ -141,7 +144,7 @@ impl Gathering<'_> {
                 self.bad(file, place, &reason)?;
             }
         }
-        if self.waiting.len() == GATHERED { self.settle() } else { Ok(()) }
+        if self.waiting.len() == BATCH_CONVERSATIONS { self.settle() } else { Ok(()) }
     }
 
     /// Renders and tokenises what is waiting.
@@ -152,14 +155,14 @@ impl Gathering<'_> {
             waiting.par_iter().map(|(_, _, conversation)| encoder.encode(conversation, answers)).collect();
         for ((file, place, _), encoded) in waiting.into_iter().zip(encoded) {
             match encoded {
-                Ok(encoded) => (self.take)(Found { encoded, place, file })?,
+                Ok(encoded) => (self.take)(GatheredChat { encoded, place, file })?,
                 Err(reason) => self.bad(file, place, &reason)?,
             }
         }
         Ok(())
     }
 
-    fn bad(&mut self, file: usize, place: Place, reason: &str) -> Result<(), Error> {
+    fn bad(&mut self, file: usize, place: RecordPosition, reason: &str) -> Result<(), Error> {
         let name = self.files[file].clone();
         let reason: String =
             reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect();

@@ -24,5 +24,5 @@ pub use chats::Chats;
 pub use conversation::{Conversation, Message, Role};
 pub use encode::ChatEncoder;
 pub use gather::ChatInput;
-pub use sampler::{ChatSampler, ChatSampling, Cuts, TrainOn, UNCOUNTED};
+pub use sampler::{ChatSampler, ChatSampling, IGNORE_INDEX, SplitStats, TrainOn};
 pub use template::ChatTemplate;

@@ -144,7 +144,7 @@ fn calls_tools(fields: &Map<String, Value>) -> bool {
 fn message(turn: &Value) -> Result<Message, String> {
     let Value::Object(fields) = turn else { return Err(format!("is {}, not a {{role, content}}", kind_of(turn))) };
     let named = |(speaker, _): &(&str, &str)| present(fields, speaker).is_some();
-    let (speaker, said) = TURN_FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
+    let (speaker, text_field) = TURN_FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
     let role = match &fields[speaker] {
         Value::String(name) => role_of(name).ok_or_else(|| {
             format!(
@@ -157,7 +157,7 @@ fn message(turn: &Value) -> Result<Message, String> {
     if calls_tools(fields) {
         return Err("calls tools, which are not rendered".into());
     }
-    let content = content(fields, said)?;
+    let content = content(fields, text_field)?;
     if content.trim().is_empty() {
         return Err("is empty".into());
     }
@@ -165,18 +165,18 @@ fn message(turn: &Value) -> Result<Message, String> {
 }
 
 /// What is said: a string, or a list of parts that are all text.
-fn content(fields: &Map<String, Value>, said: &str) -> Result<String, String> {
-    match fields.get(said) {
+fn content(fields: &Map<String, Value>, text_field: &str) -> Result<String, String> {
+    match fields.get(text_field) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(Value::Array(parts)) => parts
             .iter()
             .map(|part| match (&part["type"], &part["text"]) {
                 (Value::String(kind), Value::String(text)) if kind == "text" => Ok(text.as_str()),
-                _ => Err(format!("has a part in its {said} that is no text")),
+                _ => Err(format!("has a part in its {text_field} that is no text")),
             })
             .collect(),
-        None | Some(Value::Null) => Err(format!("has no {said}")),
-        Some(other) => Err(format!("has {} for its {said}", kind_of(other))),
+        None | Some(Value::Null) => Err(format!("has no {text_field}")),
+        Some(other) => Err(format!("has {} for its {text_field}", kind_of(other))),
     }
 }
 
@@ -314,13 +314,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn turns_with_roles_come_back_as_they_were(said in prop::collection::vec(("(user|assistant|system|tool)", "[a\u{e9}\\n\"\\\\ ]{0,6}x"), 1..6)) {
+        fn turns_with_roles_come_back_as_they_were(text_field in prop::collection::vec(("(user|assistant|system|tool)", "[a\u{e9}\\n\"\\\\ ]{0,6}x"), 1..6)) {
             for (speaker, content) in TURN_FIELDS {
-                let turns_: Vec<Value> = said.iter().map(|(role, text)| json!({speaker: role, content: text})).collect();
+                let turns_: Vec<Value> = text_field.iter().map(|(role, text)| json!({speaker: role, content: text})).collect();
                 let line = json!({"messages": turns_}).to_string();
                 let found = turns(Conversation::from_json_line(&line).unwrap());
                 let found: Vec<_> = found.into_iter().map(|(role, text)| (role.to_owned(), text)).collect();
-                prop_assert_eq!(&found, &said);
+                prop_assert_eq!(&found, &text_field);
             }
         }
 

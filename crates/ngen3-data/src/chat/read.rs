@@ -16,8 +16,8 @@ use super::parse::TURNS;
 use crate::Error;
 use crate::hf::TURN_FIELDS;
 use crate::source::limited::read_line;
-use crate::source::open::{Opened, open, open_file, peek};
-use crate::source::text::read_error;
+use crate::source::open::{ByteSource, open, open_file, peek};
+use crate::source::utf8::read_error;
 
 /// Bytes that are looked at to tell what a file is.
 const LOOK: usize = 1 << 16;
@@ -25,24 +25,24 @@ const BUFFER: usize = 1 << 18;
 
 /// Where a conversation stands in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct RecordPosition {
     /// What the file is made of.
     pub unit: &'static str,
     /// Which one, from 1.
     pub number: u64,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RecordPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.unit, self.number)
     }
 }
 
 /// Takes a conversation, or the reason why there is none at this place.
-pub(super) type Take<'a> = dyn FnMut(Place, Result<Conversation, String>) -> Result<(), Error> + 'a;
+pub(super) type ConversationFn<'a> = dyn FnMut(RecordPosition, Result<Conversation, String>) -> Result<(), Error> + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum FileForm {
     JsonLines,
     JsonList,
     /// Values that go over several lines.
@@ -54,7 +54,7 @@ enum Form {
 ///
 /// # Errors
 /// [`Error::Read`] for a file that is missing, unreadable, or, as one JSON list, broken; whatever `take` returns.
-pub(super) fn read_file(path: &Path, take: &mut Take) -> Result<(), Error> {
+pub(super) fn read_file(path: &Path, take: &mut ConversationFn) -> Result<(), Error> {
     if path == Path::new("-") {
         return read("stdin", "", open("stdin", io::stdin(), false)?, take);
     }
@@ -69,9 +69,9 @@ pub(super) fn read_file(path: &Path, take: &mut Take) -> Result<(), Error> {
     read(&name, ending, open_file(&name, path)?, take)
 }
 
-fn read(name: &str, ending: &str, opened: Opened, take: &mut Take) -> Result<(), Error> {
-    let Opened { mut bytes, unpacked, .. } = opened;
-    let failed = |error: io::Error| read_error(name, unpacked, &error);
+fn read(name: &str, ending: &str, opened: ByteSource, take: &mut ConversationFn) -> Result<(), Error> {
+    let ByteSource { mut bytes, compressed, .. } = opened;
+    let failed = |error: io::Error| read_error(name, compressed, &error);
     let mut start = peek(&mut bytes, LOOK).map_err(failed)?;
     if start.starts_with(&[0xef, 0xbb, 0xbf]) {
         start.drain(..3);
@@ -79,25 +79,25 @@ fn read(name: &str, ending: &str, opened: Opened, take: &mut Take) -> Result<(),
     let form = form_of(ending, &start);
     let mut bytes = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
     match form {
-        Form::JsonList => return read_list(name, unpacked, &mut bytes, take),
-        Form::JsonValues => return read_values(name, unpacked, &mut bytes, take),
-        Form::JsonLines | Form::Lines => {}
+        FileForm::JsonList => return read_list(name, compressed, &mut bytes, take),
+        FileForm::JsonValues => return read_values(name, compressed, &mut bytes, take),
+        FileForm::JsonLines | FileForm::Lines => {}
     }
     let (mut line, mut number) = (Vec::new(), 0);
-    while read_line(name, unpacked, &mut bytes, &mut line, &mut number)? {
+    while read_line(name, compressed, &mut bytes, &mut line, &mut number)? {
         let found = match std::str::from_utf8(&line) {
             Ok(line) if line.trim().is_empty() => continue,
-            Ok(line) if form == Form::JsonLines => Conversation::from_json_line(line),
+            Ok(line) if form == FileForm::JsonLines => Conversation::from_json_line(line),
             Ok(line) => Conversation::from_line(line),
             Err(error) => Err(format!("it is not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)),
         };
-        take(Place { unit: "line", number }, found)?;
+        take(RecordPosition { unit: "line", number }, found)?;
     }
     Ok(())
 }
 
 /// Tells what a file is by its name's ending and its first bytes.
-fn form_of(ending: &str, start: &[u8]) -> Form {
+fn form_of(ending: &str, start: &[u8]) -> FileForm {
     let text = String::from_utf8_lossy(start);
     let text = text.trim_start();
     let json = match ending {
@@ -108,11 +108,11 @@ fn form_of(ending: &str, start: &[u8]) -> Form {
     // What is whole ends with a quote or a bracket that closes.
     let goes_on = || text.split_once('\n').is_some_and(|(line, _)| line.trim_end().ends_with(['{', '[', ',']));
     match text.strip_prefix('[') {
-        _ if !json => Form::Lines,
+        _ if !json => FileForm::Lines,
         // A list of strings, or of turns, is a conversation: one of many. Any other is the list of all.
-        Some(inside) if !is_turn(inside.trim_start()) => Form::JsonList,
-        _ if ending != "jsonl" && goes_on() => Form::JsonValues,
-        _ => Form::JsonLines,
+        Some(inside) if !is_turn(inside.trim_start()) => FileForm::JsonList,
+        _ if ending != "jsonl" && goes_on() => FileForm::JsonValues,
+        _ => FileForm::JsonLines,
     }
 }
 
@@ -126,7 +126,7 @@ fn is_turn(text: &str) -> bool {
     let _ = Keys(&mut keys).deserialize(&mut serde_json::Deserializer::from_str(text));
     let has = |name: &str| keys.iter().any(|key| key == name);
     let is_conversation = has("text") || TURNS.into_iter().any(has);
-    !is_conversation && TURN_FIELDS.into_iter().any(|(speaker, said)| has(speaker) || has(said))
+    !is_conversation && TURN_FIELDS.into_iter().any(|(speaker, content)| has(speaker) || has(content))
 }
 
 /// The keys of an object, in order, until it ends or turns out to be none.
@@ -157,37 +157,37 @@ impl<'de> Visitor<'de> for Keys<'_> {
 }
 
 /// Reads JSON values that go over several lines, a conversation each.
-fn read_values(name: &str, unpacked: bool, bytes: &mut impl Read, take: &mut Take) -> Result<(), Error> {
+fn read_values(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut ConversationFn) -> Result<(), Error> {
     let values = serde_json::Deserializer::from_reader(bytes).into_iter::<Value>();
     for (before, value) in (0..).zip(values) {
-        let value = value.map_err(|error| broken(name, unpacked, before, error))?;
-        take(Place { unit: "conversation", number: before + 1 }, Conversation::from_json(&value))?;
+        let value = value.map_err(|error| broken(name, compressed, before, error))?;
+        take(RecordPosition { unit: "conversation", number: before + 1 }, Conversation::from_json(&value))?;
     }
     Ok(())
 }
 
 /// What is no JSON after so many conversations.
-fn broken(name: &str, unpacked: bool, number: u64, error: serde_json::Error) -> Error {
+fn broken(name: &str, compressed: bool, number: u64, error: serde_json::Error) -> Error {
     if error.is_io() {
-        return read_error(name, unpacked, &io::Error::from(error));
+        return read_error(name, compressed, &io::Error::from(error));
     }
     Error::Read { name: name.into(), reason: format!("after conversation {number} it is not JSON: {error}") }
 }
 
 /// Reads one JSON list of conversations, which need not fit in memory.
-fn read_list(name: &str, unpacked: bool, bytes: &mut impl Read, take: &mut Take) -> Result<(), Error> {
+fn read_list(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut ConversationFn) -> Result<(), Error> {
     let (mut number, mut outcome) = (0, Ok(()));
     let mut json = serde_json::Deserializer::from_reader(bytes);
     let result = Items { number: &mut number, outcome: &mut outcome, take }.deserialize(&mut json);
     outcome?;
-    result.and_then(|()| json.end()).map_err(|error| broken(name, unpacked, number, error))
+    result.and_then(|()| json.end()).map_err(|error| broken(name, compressed, number, error))
 }
 
 /// The items of a list, each taken as it is read.
 struct Items<'a, 'b> {
     number: &'a mut u64,
     outcome: &'a mut Result<(), Error>,
-    take: &'a mut Take<'b>,
+    take: &'a mut ConversationFn<'b>,
 }
 
 impl<'de> DeserializeSeed<'de> for Items<'_, '_> {
@@ -208,7 +208,7 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
     fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
         while let Some(value) = seq.next_element::<Value>()? {
             *self.number += 1;
-            let place = Place { unit: "conversation", number: *self.number };
+            let place = RecordPosition { unit: "conversation", number: *self.number };
             *self.outcome = (self.take)(place, Conversation::from_json(&value));
             if self.outcome.is_err() {
                 return Err(S::Error::custom("enough"));

@@ -19,7 +19,7 @@ use crate::Error;
 use crate::batch::{check_sizes, rng_of};
 
 /// A target that does not count.
-pub const UNCOUNTED: u32 = u32::MAX;
+pub const IGNORE_INDEX: u32 = u32::MAX;
 
 /// Decides which conversations are held out, and in what order they are looked at: always the same, so that runs with other
 /// seeds can be compared.
@@ -49,7 +49,7 @@ impl FromStr for TrainOn {
 
 /// What became of conversations that do not fit as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cuts {
+pub struct SplitStats {
     /// Conversations longer than the block.
     pub long: usize,
     /// Rows that these were cut into.
@@ -57,14 +57,14 @@ pub struct Cuts {
     /// Conversations with a message longer than the block, left out.
     pub too_long: usize,
     /// Conversations in which there is nothing to learn, left out.
-    pub unlearned: usize,
+    pub without_targets: usize,
 }
 
-/// A row: the tokens `start..end`, of which those from `learn` on may be learned.
+/// A row: the tokens `start..end`, of which those from `first_target` on may be learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
+struct Sequence {
     start: usize,
-    learn: usize,
+    first_target: usize,
     end: usize,
 }
 
@@ -73,14 +73,14 @@ struct Window {
 pub struct ChatSampler {
     chats: Chats,
     train_on: TrainOn,
-    train: Vec<Window>,
-    val: Vec<Window>,
+    train: Vec<Sequence>,
+    val: Vec<Sequence>,
     /// Where each held-out batch begins in `val`, and where the last one ends.
     val_batches: Vec<usize>,
     /// Tokens in a batch.
-    budget: usize,
+    max_batch_tokens: usize,
     seed: u64,
-    cuts: Cuts,
+    split_stats: SplitStats,
     train_chats: usize,
     val_chats: usize,
     epoch: Option<Epoch>,
@@ -125,13 +125,13 @@ impl ChatSampler {
     pub fn new(chats: Chats, sampling: &ChatSampling) -> Result<Self, Error> {
         let ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed } = *sampling;
         check_sizes(block_size, batch_size, val_fraction)?;
-        let mut cuts = Cuts::default();
+        let mut split_stats = SplitStats::default();
         let mut pieces = Vec::with_capacity(chats.count());
         for conversation in 0..chats.count() {
-            let mut windows = match cut(&chats, conversation, block_size) {
-                Ok(windows) => windows,
+            let mut sequences = match cut(&chats, conversation, block_size) {
+                Ok(sequences) => sequences,
                 Err(_) if skip_bad => {
-                    cuts.too_long += 1;
+                    split_stats.too_long += 1;
                     continue;
                 }
                 Err(tokens) => {
@@ -142,20 +142,20 @@ impl ChatSampler {
                     )));
                 }
             };
-            let long = windows.len() > 1;
-            windows.retain(|window| targets(&chats, *window, train_on).any(|learned| learned));
-            if windows.is_empty() {
-                cuts.unlearned += 1;
+            let long = sequences.len() > 1;
+            sequences.retain(|sequence| targets(&chats, *sequence, train_on).any(|is_target| is_target));
+            if sequences.is_empty() {
+                split_stats.without_targets += 1;
                 continue;
             }
             if long {
-                cuts.long += 1;
-                cuts.pieces += windows.len();
+                split_stats.long += 1;
+                split_stats.pieces += sequences.len();
             }
-            pieces.push(windows);
+            pieces.push(sequences);
         }
         if pieces.is_empty() {
-            let why = match (cuts.too_long, train_on) {
+            let why = match (split_stats.too_long, train_on) {
                 (1.., _) => "every conversation has a message longer than the model's block",
                 (0, TrainOn::Assistant) => {
                     "no conversation has a turn of the assistant with something said before it (--train_on all learns from \
@@ -171,20 +171,20 @@ impl ChatSampler {
             true => ((pieces.len() as f64 * val_fraction).round() as usize).clamp(1, pieces.len() - 1),
             false => 0,
         });
-        let val: Vec<Window> = held_out.iter().flat_map(|&index| std::mem::take(&mut pieces[index])).collect();
+        let val: Vec<Sequence> = held_out.iter().flat_map(|&index| std::mem::take(&mut pieces[index])).collect();
         let train_chats = pieces.len() - held_out.len();
-        let train: Vec<Window> = pieces.into_iter().flatten().collect();
-        let budget = batch_size.saturating_mul(block_size);
-        let val_batches = pack(val.iter().map(|window| window.inputs()), budget);
+        let train: Vec<Sequence> = pieces.into_iter().flatten().collect();
+        let max_batch_tokens = batch_size.saturating_mul(block_size);
+        let val_batches = pack(val.iter().map(|sequence| sequence.inputs()), max_batch_tokens);
         Ok(Self {
             chats,
             train_on,
             train,
             val,
             val_batches,
-            budget,
+            max_batch_tokens,
             seed,
-            cuts,
+            split_stats,
             train_chats,
             val_chats: held_out.len(),
             epoch: None,
@@ -199,8 +199,8 @@ impl ChatSampler {
     }
 
     /// What became of those that do not fit.
-    pub fn cuts(&self) -> Cuts {
-        self.cuts
+    pub fn split_stats(&self) -> SplitStats {
+        self.split_stats
     }
 
     /// Conversations to train on, and held-out ones.
@@ -209,11 +209,11 @@ impl ChatSampler {
     }
 
     /// Tokens to train on, and held-out ones, that are learned.
-    pub fn learned(&self) -> (usize, usize) {
-        let count = |windows: &[Window]| -> usize {
-            windows
+    pub fn num_target_tokens(&self) -> (usize, usize) {
+        let count = |sequences: &[Sequence]| -> usize {
+            sequences
                 .iter()
-                .map(|&window| targets(&self.chats, window, self.train_on).filter(|&counts| counts).count())
+                .map(|&sequence| targets(&self.chats, sequence, self.train_on).filter(|&counts| counts).count())
                 .sum()
         };
         (count(&self.train), count(&self.val))
@@ -225,7 +225,7 @@ impl ChatSampler {
     }
 
     /// Training batch `number`: gives each of its rows to `put`, as tokens and for each the one to be predicted, or
-    /// [`UNCOUNTED`].
+    /// [`IGNORE_INDEX`].
     pub fn train_batch(&mut self, number: u64, put: &mut dyn FnMut(&[u32], &[u32])) {
         let epoch = match self.epoch.take() {
             Some(epoch) if epoch.before <= number => epoch,
@@ -255,26 +255,26 @@ impl ChatSampler {
     fn begin_epoch(&self, number: u64, before: u64) -> Epoch {
         let mut order: Vec<u32> = (0..self.train.len() as u32).collect();
         order.shuffle(&mut rng_of([self.seed, number, 0, 0]));
-        let batches = pack(order.iter().map(|&row| self.train[row as usize].inputs()), self.budget);
+        let batches = pack(order.iter().map(|&row| self.train[row as usize].inputs()), self.max_batch_tokens);
         Epoch { number, before, order, batches }
     }
 
-    fn put(&mut self, window: Window, put: &mut dyn FnMut(&[u32], &[u32])) {
-        let Window { start, end, .. } = window;
+    fn put(&mut self, sequence: Sequence, put: &mut dyn FnMut(&[u32], &[u32])) {
+        let Sequence { start, end, .. } = sequence;
         self.inputs.clear();
         self.chats.copy(start..end, &mut self.inputs);
         self.targets.clear();
         self.targets.extend_from_slice(&self.inputs[1..]);
-        for (target, learned) in self.targets.iter_mut().zip(targets(&self.chats, window, self.train_on)) {
-            if !learned {
-                *target = UNCOUNTED;
+        for (target, is_target) in self.targets.iter_mut().zip(targets(&self.chats, sequence, self.train_on)) {
+            if !is_target {
+                *target = IGNORE_INDEX;
             }
         }
         put(&self.inputs[..end - start - 1], &self.targets);
     }
 }
 
-impl Window {
+impl Sequence {
     /// Tokens that the model reads: the last one is only predicted.
     fn inputs(self) -> usize {
         self.end - self.start - 1
@@ -288,31 +288,31 @@ impl Epoch {
 }
 
 /// Whether each token of a row after the first is learned.
-fn targets(chats: &Chats, window: Window, train_on: TrainOn) -> impl Iterator<Item = bool> {
-    let marks = &chats.marks()[window.start + 1..window.end];
+fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterator<Item = bool> {
+    let marks = &chats.marks()[sequence.start + 1..sequence.end];
     marks
         .iter()
-        .zip(window.start + 1..)
-        .map(move |(mark, at)| at >= window.learn && (train_on == TrainOn::All || mark & marks::LEARNED != 0))
+        .zip(sequence.start + 1..)
+        .map(move |(mark, at)| at >= sequence.first_target && (train_on == TrainOn::All || mark & marks::TARGET != 0))
 }
 
 /// Cuts a conversation into rows; a message that no row can hold is an error, with its tokens.
-fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Window>, usize> {
+fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequence>, usize> {
     let whole = chats.range(conversation);
     // A row of so many tokens is read up to the last but one.
     let room = block_size + 1;
     if whole.len() <= room {
-        return Ok(vec![Window { start: whole.start, learn: whole.start, end: whole.end }]);
+        return Ok(vec![Sequence { start: whole.start, first_target: whole.start, end: whole.end }]);
     }
     let marks = &chats.marks()[whole.clone()];
-    let turns = marks.iter().zip(whole.clone()).filter(|(mark, _)| *mark & marks::TURN != 0);
+    let turns = marks.iter().zip(whole.clone()).filter(|(mark, _)| *mark & marks::TURN_START != 0);
     let mut bounds: Vec<usize> = turns.map(|(_, at)| at).collect();
     let all_told = bounds.first() == Some(&whole.start);
     if !all_told {
         bounds.insert(0, whole.start);
     }
     bounds.push(whole.end);
-    let mut windows = Vec::new();
+    let mut sequences = Vec::new();
     match bounds.windows(2).find(|turn| turn[1] - turn[0] > room) {
         Some(turn) if all_told => return Err(turn[1] - turn[0]),
         // A text, or turns that cannot be told apart.
@@ -320,36 +320,36 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Wind
             let mut start = whole.start;
             while start + 1 < whole.end {
                 let end = whole.end.min(start + room);
-                windows.push(Window { start, learn: start, end });
+                sequences.push(Sequence { start, first_target: start, end });
                 // The last token that was predicted is the first to be read.
                 start = end - 1;
             }
-            return Ok(windows);
+            return Ok(sequences);
         }
         None => {}
     }
-    let (mut first, mut learn) = (0, whole.start);
-    while learn < whole.end {
+    let (mut first, mut first_target) = (0, whole.start);
+    while first_target < whole.end {
         let start = bounds[first];
         // At least the turn that is to be learned fits.
         let last = bounds.partition_point(|&bound| bound <= start + room) - 1;
         let end = bounds[last];
-        windows.push(Window { start, learn, end });
-        learn = end;
+        sequences.push(Sequence { start, first_target, end });
+        first_target = end;
         first = match last + 1 < bounds.len() && bounds[last + 1] - bounds[last - 1] <= room {
             true => last - 1,
             false => last,
         };
     }
-    Ok(windows)
+    Ok(sequences)
 }
 
-/// Packs rows of these lengths, in order, into batches of at most `budget` tokens, or one row: where each batch begins, and
+/// Packs rows of these lengths, in order, into batches of at most `max_batch_tokens` tokens, or one row: where each batch begins, and
 /// where the last one ends.
-fn pack(lengths: impl Iterator<Item = usize>, budget: usize) -> Vec<usize> {
+fn pack(lengths: impl Iterator<Item = usize>, max_batch_tokens: usize) -> Vec<usize> {
     let (mut starts, mut tokens, mut count) = (vec![0], 0, 0);
     for length in lengths {
-        if tokens > 0 && tokens + length > budget {
+        if tokens > 0 && tokens + length > max_batch_tokens {
             starts.push(count);
             tokens = 0;
         }

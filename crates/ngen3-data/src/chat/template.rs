@@ -55,13 +55,13 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("_generation", |state: &mut minijinja::State, kwargs: Kwargs| {
-            let said: Value = kwargs.get::<Value>("caller")?.call(state, &[])?;
-            Ok::<_, minijinja::Error>(format!("{BEGIN}{said}{END}"))
+            let content: Value = kwargs.get::<Value>("caller")?.call(state, &[])?;
+            Ok::<_, minijinja::Error>(format!("{BEGIN}{content}{END}"))
         });
         environment.add_filter("tojson", tojson);
         environment
             .add_template_owned(NAME, with_calls(&format.template))
-            .map_err(|error| Error::Data(format!("the chat template is not one: {}", told(&error))))?;
+            .map_err(|error| Error::Data(format!("the chat template is not one: {}", one_line(&error))))?;
         Ok(Self { format, environment })
     }
 
@@ -93,7 +93,7 @@ impl ChatTemplate {
     /// The text with [`BEGIN`] and [`END`] around what the template itself marks.
     pub(super) fn render_turns(&self, turns: &[Value], add_generation_prompt: bool) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
-        let template = self.environment.get_template(NAME).map_err(|error| told(&error))?;
+        let template = self.environment.get_template(NAME).map_err(|error| one_line(&error))?;
         // A token that the tokenizer lacks is not defined, rather than empty.
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let context = context! {
@@ -104,7 +104,7 @@ impl ChatTemplate {
             bos_token => token(bos_token),
             eos_token => token(eos_token),
         };
-        template.render(context).map_err(|error| format!("the chat template refuses it: {}", told(&error)))
+        template.render(context).map_err(|error| format!("the chat template refuses it: {}", one_line(&error)))
     }
 }
 
@@ -180,7 +180,7 @@ fn end_of(text: &str) -> Option<usize> {
 }
 
 /// An error of the engine in one line, with the line of the template.
-fn told(error: &minijinja::Error) -> String {
+fn one_line(error: &minijinja::Error) -> String {
     let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     format!("{}{line}", what.lines().next().unwrap_or_default())

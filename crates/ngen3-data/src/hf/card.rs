@@ -9,7 +9,7 @@ const LIMIT: usize = 1 << 22;
 
 /// A configuration of a dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Config {
+pub(super) struct DatasetConfig {
     pub(super) name: String,
     /// Splits with the patterns of their files; `None` if the files' names tell.
     pub(super) splits: Option<Vec<(String, Vec<String>)>>,
@@ -24,7 +24,7 @@ pub(super) struct Config {
 ///
 /// # Errors
 /// [`Error::Read`] for `name`, the README, if its YAML is malformed or its `configs` are not as `datasets` has them.
-pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<Config>, Error> {
+pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<DatasetConfig>, Error> {
     let failed = |reason: String| Error::read(name, reason);
     let Some(yaml) = head(readme) else { return Ok(Vec::new()) };
     if yaml.len() > LIMIT {
@@ -41,7 +41,7 @@ pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<Config>, Error> {
 }
 
 /// The configuration that is meant when none is named: the only one, the one called `default`, or the one marked so.
-pub(super) fn default(configs: &[Config]) -> Option<&Config> {
+pub(super) fn default(configs: &[DatasetConfig]) -> Option<&DatasetConfig> {
     match configs {
         [only] => Some(only),
         _ => configs.iter().find(|config| config.name == "default" || config.is_default),
@@ -63,7 +63,7 @@ fn head(readme: &str) -> Option<&str> {
     None
 }
 
-fn config(value: &Value) -> Result<Config, String> {
+fn config(value: &Value) -> Result<DatasetConfig, String> {
     let text = |name: &str| match value.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -83,7 +83,7 @@ fn config(value: &Value) -> Result<Config, String> {
         None => text("delimiter")?,
     };
     let is_default = value.get("default").and_then(Value::as_bool).unwrap_or(false);
-    Ok(Config { name, splits, folder: text("data_dir")?, delimiter, is_default })
+    Ok(DatasetConfig { name, splits, folder: text("data_dir")?, delimiter, is_default })
 }
 
 /// `data_files`: a path, a list of paths, or splits with one or several paths each. Paths alone are the split `train`.
@@ -113,11 +113,11 @@ mod tests {
 
     use super::*;
 
-    fn read(yaml: &str) -> Vec<Config> {
+    fn read(yaml: &str) -> Vec<DatasetConfig> {
         configs("README.md", &format!("---\n{yaml}\n---\n# Title\n---\n")).unwrap()
     }
 
-    fn files(config: &Config) -> Vec<(&str, Vec<&str>)> {
+    fn files(config: &DatasetConfig) -> Vec<(&str, Vec<&str>)> {
         let splits = config.splits.as_ref().unwrap();
         splits.iter().map(|(split, paths)| (split.as_str(), paths.iter().map(String::as_str).collect())).collect()
     }

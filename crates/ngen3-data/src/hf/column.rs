@@ -163,11 +163,11 @@ impl Column {
             }
             (DataType::Struct(_), []) => {
                 let fields = array.as_struct();
-                let (speaker, said) =
+                let (speaker, content) =
                     turn_of(|name| fields.column_by_name(name).is_some()).ok_or_else(|| self.wrong_kind("structs"))?;
-                let said = self.field(fields, said, row)?;
-                if let Some(said) = said {
-                    turns.push(self.field(fields, speaker, row)?, said);
+                let content = self.field(fields, content, row)?;
+                if let Some(content) = content {
+                    turns.push(self.field(fields, speaker, row)?, content);
                 }
                 Ok(())
             }
@@ -253,14 +253,14 @@ impl Column {
                 fields.get(name).map_or(Ok(()), |value| self.walk_json(value, rest, turns))
             }
             (Value::Object(fields), []) => {
-                let (speaker, said) = turn_of(|name| fields.contains_key(name)).ok_or_else(|| {
+                let (speaker, content) = turn_of(|name| fields.contains_key(name)).ok_or_else(|| {
                     let names: Vec<_> = fields.keys().map(|name| format!("{}.{name}", self.full)).collect();
                     format!("its column {} holds objects; name one of their fields: {}", self.full, names.join(", "))
                 })?;
-                match (&fields[said], &fields[speaker]) {
+                match (&fields[content], &fields[speaker]) {
                     (Value::Null, _) => {}
-                    (Value::String(said), Value::String(speaker)) => turns.push(Some(speaker), said),
-                    (Value::String(said), Value::Null) => turns.push(None, said),
+                    (Value::String(content), Value::String(speaker)) => turns.push(Some(speaker), content),
+                    (Value::String(content), Value::Null) => turns.push(None, content),
                     (other, Value::String(_) | Value::Null) | (_, other) => {
                         return Err(self.wrong_kind(&format!("turns with {}", kind_of(other))));
                     }
@@ -296,7 +296,7 @@ fn json_value(value: &Value, below: &[String]) -> Value {
 
 /// The fields that make a struct a turn, if it has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
-    TURN_FIELDS.into_iter().find(|(speaker, said)| has(speaker) && has(said))
+    TURN_FIELDS.into_iter().find(|(speaker, content)| has(speaker) && has(content))
 }
 
 /// The items of a row of lists; `None` of anything else.

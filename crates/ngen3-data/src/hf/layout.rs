@@ -11,13 +11,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::card::{self, Config};
+use super::card::{self, DatasetConfig};
 use super::format::{DataFile, Format, READABLE};
 use super::glob::{is_pattern, matches};
 use super::repository::Repository;
 use super::split::is_name;
 use crate::Error;
-use crate::hub::{File, ProgressFn};
+use crate::hub::{ProgressFn, RepoFile};
 use crate::source::Event;
 use crate::source::limited::read_at_most;
 
@@ -36,17 +36,17 @@ const SPLITS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 /// What may stand beside such a word.
-const BESIDE: &str = "[-._ 0-9]";
+const SEPARATORS: &str = "[-._ 0-9]";
 
 /// Files that stand beside data without being data.
-const NO_DATA: [&str; 5] =
+const METADATA_FILES: [&str; 5] =
     ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
 /// The splits of one configuration.
 #[derive(Debug)]
 pub(super) struct Layout {
     /// In order, each with its files in reading order, whatever their formats.
-    splits: Vec<(String, Vec<File>)>,
+    splits: Vec<(String, Vec<RepoFile>)>,
     delimiter: Option<u8>,
     /// Where the splits come from, for messages.
     title: String,
@@ -60,22 +60,22 @@ pub(super) struct Layout {
 pub(super) fn find(
     repository: Repository,
     config: Option<&str>,
-    tell: &mut ProgressFn,
+    progress: &mut ProgressFn,
 ) -> Result<(Repository, Layout), Error> {
     if let Repository::Hub { revision: Some(revision), .. } = &repository
         && revision == CONVERTED
     {
-        let layout = converted(&repository, config, tell)?;
+        let layout = converted(&repository, config, progress)?;
         return Ok((repository, layout));
     }
     if let Repository::Hub { snapshot, name, .. } = &repository
         && !snapshot.is_complete()
     {
         let note = format!("offline: only the files of {name} that are in the cache are known; there may be more");
-        tell(Event::Note(note));
+        progress(Event::Note(note));
     }
     let files = repository.files();
-    let configs = read_card(&repository, &files, tell)?;
+    let configs = read_card(&repository, &files, progress)?;
     if !configs.is_empty() {
         let config = choose(&configs, config, &repository)?;
         let layout = from_card(config, &repository, &files)?;
@@ -90,28 +90,28 @@ pub(super) fn find(
     match repository {
         Repository::Hub { snapshot, name, revision: None } => {
             let converted_repository =
-                Repository::on_hub(snapshot.hub(), &name, Some(CONVERTED), tell).map_err(|error| match error {
+                Repository::on_hub(snapshot.hub(), &name, Some(CONVERTED), progress).map_err(|error| match error {
                     Error::Hub { name, reason } => Error::Hub {
                         reason: format!(
                             "{}, and of the hub's conversion ({CONVERTED}): {reason}",
-                            nothing(&files, config)
+                            no_data_reason(&files, config)
                         ),
                         name,
                     },
                     error => error,
                 })?;
-            let layout = converted(&converted_repository, config, tell)?;
+            let layout = converted(&converted_repository, config, progress)?;
             Ok((converted_repository, layout))
         }
-        other => Err(Error::Input(format!("{}: {}", other.title(), nothing(&files, config)))),
+        other => Err(Error::Input(format!("{}: {}", other.title(), no_data_reason(&files, config)))),
     }
 }
 
 /// The files in a folder here that are called as a split itself (`dev.jsonl`, `dev-00000-of-00001.parquet`), if its README
 /// does not tell the splits. Benchmarks have a `dev` beside a `validation`, which names otherwise mean the same.
-pub(super) fn called(repository: &Repository, split: &str) -> Option<Layout> {
+pub(super) fn by_split_name(repository: &Repository, split: &str) -> Option<Layout> {
     let Repository::Local { files, title, .. } = repository else { return None };
-    let is_called = |file: &&File| {
+    let is_called = |file: &&RepoFile| {
         let stem = file.path.split('.').next().unwrap_or_default();
         !file.path.contains('/') && Format::of(&file.path).is_some() && shard_of(stem).unwrap_or(stem) == split
     };
@@ -129,7 +129,7 @@ impl Layout {
         &self,
         split: &str,
         repository: &Repository,
-        tell: &mut ProgressFn,
+        progress: &mut ProgressFn,
     ) -> Result<Vec<DataFile>, Error> {
         let Some((_, files)) = self.splits.iter().find(|(name, _)| name == split) else {
             let names: Vec<_> = self.splits.iter().map(|(name, _)| name.as_str()).collect();
@@ -156,7 +156,7 @@ impl Layout {
         readable.retain(|file| file.format.is_akin_to(best));
         if readable.len() < files.len() {
             let left = files.iter().find(|file| !readable.iter().any(|kept| kept.path == file.path));
-            tell(Event::Note(format!(
+            progress(Event::Note(format!(
                 "split {split}: {} of its files were left out, such as {}: the others are of another format",
                 files.len() - readable.len(),
                 left.map_or_else(String::new, |file| repository.name_of(&file.path)),
@@ -173,25 +173,33 @@ impl Layout {
     }
 }
 
-fn read_card(repository: &Repository, files: &[File], tell: &mut ProgressFn) -> Result<Vec<Config>, Error> {
+fn read_card(
+    repository: &Repository,
+    files: &[RepoFile],
+    progress: &mut ProgressFn,
+) -> Result<Vec<DatasetConfig>, Error> {
     if !files.iter().any(|file| file.path == README) {
         return Ok(Vec::new());
     }
     let name = repository.name_of(README);
-    let bytes = read_at_most(&repository.fetch(README, tell)?, README_BYTES);
+    let bytes = read_at_most(&repository.fetch(README, progress)?, README_BYTES);
     let bytes = bytes.map_err(|error| Error::read(&name, error))?;
     card::configs(&name, &String::from_utf8_lossy(&bytes))
 }
 
 /// A dataset that is made by a Python script of its own name.
-fn is_script(repository: &Repository, files: &[File]) -> bool {
+fn is_script(repository: &Repository, files: &[RepoFile]) -> bool {
     let Repository::Hub { name, .. } = repository else { return false };
     let script = format!("{}.py", name.rsplit('/').next().unwrap_or(name));
     files.iter().any(|file| file.path == script)
 }
 
 /// The configuration of this name, or the one that is meant without a name.
-fn choose<'a>(configs: &'a [Config], named: Option<&str>, repository: &Repository) -> Result<&'a Config, Error> {
+fn choose<'a>(
+    configs: &'a [DatasetConfig],
+    named: Option<&str>,
+    repository: &Repository,
+) -> Result<&'a DatasetConfig, Error> {
     let found = match named {
         Some(named) => configs.iter().find(|config| config.name == named),
         None => card::default(configs),
@@ -208,7 +216,7 @@ fn no_config(named: Option<&str>, names: &[&str], repository: &Repository) -> Er
     })
 }
 
-fn from_card(config: &Config, repository: &Repository, files: &[File]) -> Result<Layout, Error> {
+fn from_card(config: &DatasetConfig, repository: &Repository, files: &[RepoFile]) -> Result<Layout, Error> {
     let title = format!("{} (configuration {})", repository.title(), config.name);
     let folder = config.folder.as_deref().unwrap_or("").trim_start_matches("./").trim_matches('/');
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
@@ -228,8 +236,8 @@ fn from_card(config: &Config, repository: &Repository, files: &[File]) -> Result
 }
 
 /// The files that patterns stand for: in the patterns' order, and of each in the order of the paths.
-fn resolve(patterns: &[String], prefix: &str, files: &[File], title: &str) -> Result<Vec<File>, Error> {
-    let mut found = Once::default();
+fn resolve(patterns: &[String], prefix: &str, files: &[RepoFile], title: &str) -> Result<Vec<RepoFile>, Error> {
+    let mut found = UniqueFiles::default();
     for pattern in patterns {
         if pattern.contains("://") {
             return Err(Error::Input(format!("{title}: its files are elsewhere ({pattern}), which is not read")));
@@ -249,13 +257,13 @@ fn resolve(patterns: &[String], prefix: &str, files: &[File], title: &str) -> Re
 
 /// Files in the order they were found; one that is found twice is one file.
 #[derive(Default)]
-struct Once<'a> {
-    files: Vec<File>,
+struct UniqueFiles<'a> {
+    files: Vec<RepoFile>,
     paths: HashSet<&'a str>,
 }
 
-impl<'a> Once<'a> {
-    fn add(&mut self, file: &'a File) {
+impl<'a> UniqueFiles<'a> {
+    fn add(&mut self, file: &'a RepoFile) {
         if self.paths.insert(&file.path) {
             self.files.push(file.clone());
         }
@@ -263,15 +271,15 @@ impl<'a> Once<'a> {
 }
 
 /// The splits that the names of folders and files below `prefix` tell, of files that can be read.
-fn by_name(files: &[File], prefix: &str) -> Vec<(String, Vec<File>)> {
-    let files: Vec<(&str, &File)> = files
+fn by_name(files: &[RepoFile], prefix: &str) -> Vec<(String, Vec<RepoFile>)> {
+    let files: Vec<(&str, &RepoFile)> = files
         .iter()
         .filter(|file| Format::of(&file.path).is_some())
         .filter_map(|file| Some((file.path.strip_prefix(prefix)?, file)))
-        .filter(|(path, _)| !NO_DATA.contains(&path.rsplit('/').next().unwrap_or(path)))
+        .filter(|(path, _)| !METADATA_FILES.contains(&path.rsplit('/').next().unwrap_or(path)))
         .collect();
     let digits = "[0-9]".repeat(5);
-    let mut sharded: BTreeMap<&str, Vec<File>> = BTreeMap::new();
+    let mut sharded: BTreeMap<&str, Vec<RepoFile>> = BTreeMap::new();
     for (path, file) in &files {
         if matches(&format!("data/*-{digits}-of-{digits}*.*"), path)
             && let Some(split) = path.strip_prefix("data/").and_then(shard_of).filter(|split| is_name(split))
@@ -288,15 +296,15 @@ fn by_name(files: &[File], prefix: &str) -> Vec<(String, Vec<File>)> {
     let in_folders = |word: &str| {
         [
             format!("**/{word}/**"),
-            format!("**/{word}{BESIDE}*/**"),
-            format!("**/*{BESIDE}{word}/**"),
-            format!("**/*{BESIDE}{word}{BESIDE}*/**"),
+            format!("**/{word}{SEPARATORS}*/**"),
+            format!("**/*{SEPARATORS}{word}/**"),
+            format!("**/*{SEPARATORS}{word}{SEPARATORS}*/**"),
         ]
     };
-    let in_names = |word: &str| [format!("**/{word}{BESIDE}*"), format!("**/*{BESIDE}{word}{BESIDE}*")];
+    let in_names = |word: &str| [format!("**/{word}{SEPARATORS}*"), format!("**/*{SEPARATORS}{word}{SEPARATORS}*")];
     let with_patterns = |patterns: &dyn Fn(&str) -> Vec<String>| {
         let splits = SPLITS.iter().map(|(split, words)| {
-            let mut found = Once::default();
+            let mut found = UniqueFiles::default();
             for pattern in words.iter().flat_map(|word| patterns(word)) {
                 files.iter().filter(|(path, _)| matches(&pattern, path)).for_each(|(_, file)| found.add(file));
             }
@@ -322,8 +330,8 @@ fn shard_of(name: &str) -> Option<&str> {
 }
 
 /// The splits of a configuration on the hub's branch of conversions.
-fn converted(repository: &Repository, config: Option<&str>, tell: &mut ProgressFn) -> Result<Layout, Error> {
-    let mut configs: BTreeMap<String, BTreeMap<String, Vec<File>>> = BTreeMap::new();
+fn converted(repository: &Repository, config: Option<&str>, progress: &mut ProgressFn) -> Result<Layout, Error> {
+    let mut configs: BTreeMap<String, BTreeMap<String, Vec<RepoFile>>> = BTreeMap::new();
     for file in repository.files() {
         if let [config, split, name] = file.path.split('/').collect::<Vec<_>>()[..]
             && name.ends_with(".parquet")
@@ -346,14 +354,14 @@ fn converted(repository: &Repository, config: Option<&str>, tell: &mut ProgressF
     let name = name.to_owned();
     let splits = configs.remove(&name).unwrap_or_default();
     if splits.values().flatten().any(|file| file.path.contains(&format!("/{PARTIAL}"))) {
-        tell(Event::Note(format!("the hub has converted only the beginning of {}", repository.title())));
+        progress(Event::Note(format!("the hub has converted only the beginning of {}", repository.title())));
     }
     let title = format!("{} (configuration {name})", repository.title());
     Ok(Layout { splits: splits.into_iter().collect(), delimiter: None, title })
 }
 
 /// Why a repository gives no split.
-fn nothing(files: &[File], config: Option<&str>) -> String {
+fn no_data_reason(files: &[RepoFile], config: Option<&str>) -> String {
     if let Some(config) = config.filter(|_| files.iter().any(|file| Format::of(&file.path).is_some())) {
         return format!("it has no configuration {config:?}: its README names none");
     }
@@ -366,8 +374,8 @@ fn nothing(files: &[File], config: Option<&str>) -> String {
 mod tests {
     use super::*;
 
-    fn files(paths: &[&str]) -> Vec<File> {
-        let mut files: Vec<_> = paths.iter().map(|path| File { path: (*path).into(), size: None }).collect();
+    fn files(paths: &[&str]) -> Vec<RepoFile> {
+        let mut files: Vec<_> = paths.iter().map(|path| RepoFile { path: (*path).into(), size: None }).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         files
     }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::format::{Format, READABLE};
 use crate::Error;
-use crate::hub::{File, Hub, Kind, ProgressFn, Snapshot};
+use crate::hub::{Hub, ProgressFn, RepoFile, RepoKind, Snapshot};
 use crate::source::folder::{entries, file_of};
 
 /// A dataset's files.
 #[derive(Debug)]
 pub(super) enum Repository {
     /// Below a folder; or one file in it.
-    Local { root: PathBuf, title: String, files: Vec<File> },
+    Local { root: PathBuf, title: String, files: Vec<RepoFile> },
     /// At the hub.
     Hub { snapshot: Box<Snapshot>, name: String, revision: Option<String> },
 }
@@ -28,7 +28,7 @@ impl Repository {
             if Format::of(&name).is_none() {
                 return Err(Error::Input(format!("{title}: only {READABLE} can be read")));
             }
-            files.push(File { path: name, size: meta.is_file().then_some(meta.len()) });
+            files.push(RepoFile { path: name, size: meta.is_file().then_some(meta.len()) });
             return Ok(Self::Local { root: path.parent().unwrap_or(Path::new("")).into(), title, files });
         }
         search(path, "", &mut files)?;
@@ -37,8 +37,13 @@ impl Repository {
     }
 
     /// A dataset of the hub.
-    pub(super) fn on_hub(hub: &Hub, name: &str, revision: Option<&str>, tell: &mut ProgressFn) -> Result<Self, Error> {
-        let snapshot = hub.open(Kind::Dataset, name, revision, tell)?;
+    pub(super) fn on_hub(
+        hub: &Hub,
+        name: &str,
+        revision: Option<&str>,
+        progress: &mut ProgressFn,
+    ) -> Result<Self, Error> {
+        let snapshot = hub.open(RepoKind::Dataset, name, revision, progress)?;
         Ok(Self::Hub { snapshot: Box::new(snapshot), name: name.into(), revision: revision.map(str::to_owned) })
     }
 
@@ -51,7 +56,7 @@ impl Repository {
     }
 
     /// Its files, in the order of their paths.
-    pub(super) fn files(&self) -> Vec<File> {
+    pub(super) fn files(&self) -> Vec<RepoFile> {
         match self {
             Self::Local { files, .. } => files.clone(),
             Self::Hub { snapshot, .. } => {
@@ -64,10 +69,10 @@ impl Repository {
     }
 
     /// A file on disk, downloaded if need be.
-    pub(super) fn fetch(&self, path: &str, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
+    pub(super) fn fetch(&self, path: &str, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         match self {
             Self::Local { root, .. } => Ok(root.join(path)),
-            Self::Hub { snapshot, .. } => snapshot.fetch(path, tell),
+            Self::Hub { snapshot, .. } => snapshot.fetch(path, progress),
         }
     }
 
@@ -85,7 +90,7 @@ fn is_hidden(path: &str) -> bool {
         || path.rsplit_once('/').is_some_and(|(folders, _)| folders.split('/').any(|part| part.starts_with("__")))
 }
 
-fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Error> {
+fn search(folder: &Path, prefix: &str, files: &mut Vec<RepoFile>) -> Result<(), Error> {
     for entry in entries(folder)? {
         let kind = entry.file_type().map_err(|error| Error::open(&entry.path(), &error))?;
         // No file that a pattern or a split's name could mean has a name that is not UTF-8.
@@ -99,7 +104,7 @@ fn search(folder: &Path, prefix: &str, files: &mut Vec<File>) -> Result<(), Erro
             continue;
         }
         if let Some(meta) = file_of(&entry)? {
-            files.push(File { path, size: Some(meta.len()) });
+            files.push(RepoFile { path, size: Some(meta.len()) });
         }
     }
     Ok(())
@@ -121,7 +126,7 @@ mod tests {
         symlink("gone.txt", root.join("c.txt")).unwrap();
         symlink(root, root.join("round")).unwrap();
         let found = Repository::local(root).unwrap().files();
-        let expected = ["a.txt", "b.txt"].map(|path| File { path: path.into(), size: Some(4) });
+        let expected = ["a.txt", "b.txt"].map(|path| RepoFile { path: path.into(), size: Some(4) });
         assert_eq!(found, expected);
     }
 }

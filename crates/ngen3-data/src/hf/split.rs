@@ -38,7 +38,7 @@ impl Slice {
     }
 
     /// The rows, if they can be told without knowing how many there are.
-    pub(super) fn rows(&self) -> Option<Range<u64>> {
+    pub(super) fn known_range(&self) -> Option<Range<u64>> {
         let row = |bound: Option<Bound>, open: u64| match bound {
             None => Some(open),
             Some(Bound::Row(row)) => u64::try_from(row).ok(),
@@ -51,7 +51,7 @@ impl Slice {
     ///
     /// # Errors
     /// [`Error::Input`] where there are too few rows for the rounding.
-    pub(super) fn rows_of(&self, count: u64) -> Result<Range<u64>, Error> {
+    pub(super) fn range_of(&self, count: u64) -> Result<Range<u64>, Error> {
         if self.rounding == Rounding::DropRemainder && count < 100 {
             return Err(Error::Input(format!(
                 "split {} has {}, too few for (pct1_dropremainder), which needs 100",
@@ -155,7 +155,7 @@ mod tests {
 
     fn rows(text: &str, count: u64) -> Vec<(String, Range<u64>)> {
         let slices = parse(text).unwrap();
-        slices.into_iter().map(|slice| (slice.split.clone(), slice.rows_of(count).unwrap())).collect()
+        slices.into_iter().map(|slice| (slice.split.clone(), slice.range_of(count).unwrap())).collect()
     }
 
     /// What `datasets` 5.2 makes of them (`ReadInstruction.from_spec(…).to_absolute`).
@@ -183,12 +183,12 @@ mod tests {
         assert!(rows("train[5:2]", 10)[0].1.is_empty());
         assert_eq!(rows("a.b[:1] + test", 5), [("a.b".into(), 0..1), ("test".into(), 0..5)]);
         let slice = &parse("train[:33%](pct1_dropremainder)").unwrap()[0];
-        assert!(slice.rows_of(99).unwrap_err().to_string().contains("has 99 rows, too few"));
+        assert!(slice.range_of(99).unwrap_err().to_string().contains("has 99 rows, too few"));
     }
 
     #[test]
     fn rows_are_known_beforehand_where_that_can_be() {
-        let known = |text: &str| parse(text).unwrap()[0].rows();
+        let known = |text: &str| parse(text).unwrap()[0].known_range();
         assert_eq!(known("train"), Some(0..u64::MAX));
         assert_eq!(known("train[10:20]"), Some(10..20));
         assert_eq!(known("train[:10%]"), None);
@@ -218,7 +218,7 @@ mod tests {
         fn slices_stay_within_the_split(from in any::<i64>(), to in any::<i64>(), percent: bool, count: u64) {
             let sign = if percent { "%" } else { "" };
             let slice = &parse(&format!("x[{from}{sign}:{to}{sign}]")).unwrap()[0];
-            let rows = slice.rows_of(count).unwrap();
+            let rows = slice.range_of(count).unwrap();
             prop_assert!(rows.start <= count && rows.end <= count);
         }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 
-use super::repo::{File, Info, LISTING_LIMIT, is_safe_path};
+use super::repo::{LISTING_LIMIT, RepoFile, RepoInfo, is_safe_path};
 use crate::Error;
 use crate::source::limited::read_at_most;
 
@@ -75,7 +75,7 @@ pub(super) fn read_ref(repo: &Path, revision: &str) -> Result<Option<String>, Er
 }
 
 /// Keeps what files a commit has, if the hub told all that Python wants to know of them.
-pub(super) fn write_listing(repo: &Path, info: &Info) -> Result<(), Error> {
+pub(super) fn write_listing(repo: &Path, info: &RepoInfo) -> Result<(), Error> {
     let path = repo.join("trees").join(format!("{}.json", info.sha));
     let files = info.siblings.iter().map(|file| {
         let (lfs_sha256, lfs_size) = file.lfs.as_ref().map(|lfs| (lfs.sha256.clone(), lfs.size)).unzip();
@@ -94,7 +94,7 @@ pub(super) fn write_listing(repo: &Path, info: &Info) -> Result<(), Error> {
 }
 
 /// What files a commit has, if that was kept.
-pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<File>>, Error> {
+pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<RepoFile>>, Error> {
     let path = repo.join("trees").join(format!("{commit}.json"));
     let bytes = match read_at_most(&path, LISTING_LIMIT) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -108,11 +108,11 @@ pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<File>
     if let Some(path) = listing.files.keys().find(|path| !is_safe_path(path)) {
         return Err(damaged(format!("it lists a file {path:?}, which would lead out of the cache")));
     }
-    Ok(Some(listing.files.into_iter().map(|(path, listed)| File { path, size: Some(listed.size) }).collect()))
+    Ok(Some(listing.files.into_iter().map(|(path, listed)| RepoFile { path, size: Some(listed.size) }).collect()))
 }
 
 /// The files below a snapshot's folder, if there is one, in the order of their paths.
-pub(super) fn files_below(folder: &Path) -> Result<Vec<File>, Error> {
+pub(super) fn files_below(folder: &Path) -> Result<Vec<RepoFile>, Error> {
     let mut found = Vec::new();
     let mut folders = vec![(folder.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
@@ -126,7 +126,7 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<File>, Error> {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 folders.push((entry.path(), path + "/"));
             } else if let Ok(meta) = entry.path().metadata() {
-                found.push(File { path, size: Some(meta.len()) });
+                found.push(RepoFile { path, size: Some(meta.len()) });
             }
         }
     }

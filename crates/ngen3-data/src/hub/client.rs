@@ -13,7 +13,7 @@ use crate::progress::{Event, ProgressFn};
 /// Redirects that are followed, one after the other.
 const REDIRECTS: usize = 10;
 /// Characters of the hub's own words that are shown.
-const WORDS: usize = 300;
+const MAX_MESSAGE_CHARS: usize = 300;
 
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
@@ -29,7 +29,7 @@ pub(super) struct Client {
 /// What is sent with a request.
 pub(super) struct Payload<'a> {
     /// Its media type.
-    pub kind: &'a str,
+    pub content_type: &'a str,
     pub reader: &'a mut dyn std::io::Read,
     /// In bytes.
     pub length: u64,
@@ -46,8 +46,14 @@ impl Client {
     }
 
     /// The body of `url`, of at most `limit` bytes. `name` is what it is about, for errors.
-    pub(super) fn get_text(&self, name: &str, url: &str, limit: u64, tell: &mut ProgressFn) -> Result<String, Error> {
-        persist(name, tell, |_| {
+    pub(super) fn get_text(
+        &self,
+        name: &str,
+        url: &str,
+        limit: u64,
+        progress: &mut ProgressFn,
+    ) -> Result<String, Error> {
+        retry(name, progress, |_| {
             let mut response = self.request(&Method::GET, url, &HeaderMap::new())?;
             response
                 .body_mut()
@@ -103,10 +109,10 @@ impl Client {
         payload: Payload<'_>,
     ) -> Result<Response<Body>, RequestError> {
         let mut request = if method == Method::PUT { self.agent.put(url) } else { self.agent.post(url) }
-            .header(header::CONTENT_TYPE, payload.kind)
+            .header(header::CONTENT_TYPE, payload.content_type)
             .header(header::CONTENT_LENGTH, payload.length);
-        if payload.kind.contains("git-lfs") {
-            request = request.header(header::ACCEPT, payload.kind);
+        if payload.content_type.contains("git-lfs") {
+            request = request.header(header::ACCEPT, payload.content_type);
         }
         let ours = origin(url) == origin(&self.endpoint);
         if let Some(token) = self.token.as_ref().filter(|_| ours) {
@@ -131,8 +137,8 @@ impl Client {
             return Ok(response);
         }
         let mut reason = format!("the hub answered {status}");
-        if let Some(words) = own_words(&mut response) {
-            reason = format!("{reason}: {words}");
+        if let Some(message) = server_message(&mut response) {
+            reason = format!("{reason}: {message}");
         }
         let wait = retry_after(response.headers());
         if is_transient_status(status) {
@@ -171,33 +177,34 @@ impl std::fmt::Debug for Client {
 }
 
 /// Tries until it works or helps no more. `name` is what it is about, for errors.
-pub(super) fn persist<T>(
+pub(super) fn retry<T>(
     name: &str,
-    tell: &mut ProgressFn,
+    progress: &mut ProgressFn,
     attempt: impl FnMut(&mut ProgressFn) -> Result<T, RequestError>,
 ) -> Result<T, Error> {
-    let retry = Retry {
+    let policy = Retry {
         name,
         pause: FIRST_PAUSE,
         waiting: Some(Event::Downloading { done: 0, total: None }),
         unreachable_hint: "is there a network? HF_HUB_OFFLINE=1 uses what is in the cache",
         error: &|reason| Error::Hub { name: name.into(), reason },
     };
-    retry.run(tell, attempt)
+    policy.run(progress, attempt)
 }
 
 /// The hub's reason: a header, or the `error` of a JSON body.
-fn own_words(response: &mut Response<Body>) -> Option<String> {
+fn server_message(response: &mut Response<Body>) -> Option<String> {
     let from_header =
-        response.headers().get(ERROR_MESSAGE).map(|words| String::from_utf8_lossy(words.as_bytes()).into());
-    let words: String = from_header.or_else(|| {
+        response.headers().get(ERROR_MESSAGE).map(|message| String::from_utf8_lossy(message.as_bytes()).into());
+    let message: String = from_header.or_else(|| {
         let body = response.body_mut().with_config().limit(1 << 16).read_to_string().ok()?;
         let body: serde_json::Value = serde_json::from_str(&body).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     })?;
-    let words: String = words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(WORDS).collect();
-    let words: String = words.chars().filter(|c| !c.is_control()).collect();
-    Some(words.trim_end_matches('.').to_owned()).filter(|words| !words.is_empty())
+    let message: String =
+        message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MAX_MESSAGE_CHARS).collect();
+    let message: String = message.chars().filter(|c| !c.is_control()).collect();
+    Some(message.trim_end_matches('.').to_owned()).filter(|message| !message.is_empty())
 }
 
 /// `Retry-After` in seconds; its other form, a date, is not used by hubs.

@@ -14,7 +14,7 @@ use ureq::Body;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use super::cache::make_folder_of;
-use super::client::{Client, persist};
+use super::client::{Client, retry};
 use super::hash::sha256;
 use crate::Error;
 use crate::http::{POLL_INTERVAL, RequestError, receive};
@@ -25,7 +25,7 @@ const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
 
 /// A file to be had.
-pub(super) struct Wanted<'a> {
+pub(super) struct FileDownload<'a> {
     /// For messages.
     pub(super) name: &'a str,
     /// Its address at the hub.
@@ -37,7 +37,7 @@ pub(super) struct Wanted<'a> {
 }
 
 /// What the hub says of a file.
-struct Promise {
+struct FileMetadata {
     /// Names the content; safe as a file's name.
     etag: String,
     size: Option<u64>,
@@ -46,7 +46,7 @@ struct Promise {
 }
 
 /// A file that is being filled.
-struct Partial {
+struct PartialFile {
     path: PathBuf,
     file: File,
     have: u64,
@@ -54,30 +54,30 @@ struct Partial {
     checked: bool,
 }
 
-impl Wanted<'_> {
+impl FileDownload<'_> {
     /// Downloads the file unless the cache has its content; gives the blob's path.
-    pub(super) fn download(&self, client: &Client, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
-        let promise = persist(self.name, tell, |_| self.ask(client))?;
-        let blob = self.folder.join("blobs").join(&promise.etag);
+    pub(super) fn download(&self, client: &Client, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
+        let metadata = retry(self.name, progress, |_| self.metadata_of(client))?;
+        let blob = self.folder.join("blobs").join(&metadata.etag);
         if blob.exists() {
             return Ok(blob);
         }
         make_folder_of(&blob)?;
-        let _lock = self.lock(&promise.etag, tell)?;
+        let _lock = self.lock(&metadata.etag, progress)?;
         // Whoever had the lock may have brought it.
         if blob.exists() {
             return Ok(blob);
         }
-        let path = blob.with_file_name(format!("{}.incomplete", promise.etag));
-        let mut partial = Partial::open(path, promise.sha256.is_some())?;
-        let result = persist(self.name, tell, |tell| self.attempt(client, &promise, &mut partial, tell));
+        let path = blob.with_file_name(format!("{}.incomplete", metadata.etag));
+        let mut partial = PartialFile::open(path, metadata.sha256.is_some())?;
+        let result = retry(self.name, progress, |progress| self.attempt(client, &metadata, &mut partial, progress));
         result.map_err(|error| partial.explain(error))?;
         partial.keep(&blob)?;
         Ok(blob)
     }
 
     /// Asks what the file is.
-    fn ask(&self, client: &Client) -> Result<Promise, RequestError> {
+    fn metadata_of(&self, client: &Client) -> Result<FileMetadata, RequestError> {
         let response = client.request(&Method::HEAD, self.url, &HeaderMap::new())?;
         let text = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
         if let Some(commit) = text(&COMMIT).filter(|&commit| commit != self.commit) {
@@ -94,11 +94,11 @@ impl Wanted<'_> {
         let size = text(&LINKED_SIZE).or(own_size).and_then(|size| size.parse().ok());
         let is_sha256 = etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit());
         let sha256 = linked.filter(|_| is_sha256).map(|_| etag.to_ascii_lowercase());
-        Ok(Promise { etag: etag.into(), size, sha256 })
+        Ok(FileMetadata { etag: etag.into(), size, sha256 })
     }
 
     /// Holds what Python's `huggingface_hub` holds while it downloads this content.
-    fn lock(&self, etag: &str, tell: &mut ProgressFn) -> Result<File, Error> {
+    fn lock(&self, etag: &str, progress: &mut ProgressFn) -> Result<File, Error> {
         let cache = self.folder.parent().unwrap_or(Path::new("."));
         let path = cache.join(".locks").join(self.folder.file_name().unwrap_or_default()).join(format!("{etag}.lock"));
         make_folder_of(&path)?;
@@ -115,7 +115,7 @@ impl Wanted<'_> {
             }
             let note = Event::Note(format!("waiting for another program that downloads {}", self.name));
             let event = if waited { Event::Downloading { done: 0, total: None } } else { note };
-            if !tell(event) {
+            if !progress(event) {
                 return Err(Error::Interrupted);
             }
             waited = true;
@@ -127,15 +127,15 @@ impl Wanted<'_> {
     fn attempt(
         &self,
         client: &Client,
-        promise: &Promise,
-        partial: &mut Partial,
-        tell: &mut ProgressFn,
+        metadata: &FileMetadata,
+        partial: &mut PartialFile,
+        progress: &mut ProgressFn,
     ) -> Result<(), RequestError> {
-        if promise.size.is_some_and(|size| partial.have > size) {
+        if metadata.size.is_some_and(|size| partial.have > size) {
             partial.start_over()?;
         }
         let resumed = partial.have;
-        if promise.size != Some(resumed) || resumed == 0 {
+        if metadata.size != Some(resumed) || resumed == 0 {
             let mut headers = HeaderMap::new();
             if resumed > 0 {
                 let range = HeaderValue::from_str(&format!("bytes={resumed}-"));
@@ -144,7 +144,7 @@ impl Wanted<'_> {
             let response = match client.request(&Method::GET, self.url, &headers) {
                 // The server has nothing after what is there: it is all, or no part of this file.
                 Err(RequestError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if resumed > 0 => {
-                    if promise.sha256.is_some() && promise.sha256 == Some(partial.sha256()?) {
+                    if metadata.sha256.is_some() && metadata.sha256 == Some(partial.sha256()?) {
                         return Ok(());
                     }
                     partial.start_over()?;
@@ -154,13 +154,13 @@ impl Wanted<'_> {
                 Err(RequestError::Unreachable(reason)) if resumed > 0 => return Err(RequestError::transient(reason)),
                 result => result?,
             };
-            self.take(promise, partial, response, tell)?;
+            self.receive_body(metadata, partial, response, progress)?;
         }
-        if let Some(size) = promise.size.filter(|&size| size != partial.have) {
+        if let Some(size) = metadata.size.filter(|&size| size != partial.have) {
             let reason = format!("{} of {size} bytes came", partial.have);
             return Err(RequestError::Transient { reason, wait: None, progress: partial.have > resumed });
         }
-        if let Some(promised) = &promise.sha256
+        if let Some(promised) = &metadata.sha256
             && partial.sha256()? != *promised
         {
             partial.start_over()?;
@@ -172,12 +172,12 @@ impl Wanted<'_> {
     }
 
     /// Writes an answer's body after what there is, if it is what was asked for.
-    fn take(
+    fn receive_body(
         &self,
-        promise: &Promise,
-        partial: &mut Partial,
+        metadata: &FileMetadata,
+        partial: &mut PartialFile,
         mut response: Response<Body>,
-        tell: &mut ProgressFn,
+        progress: &mut ProgressFn,
     ) -> Result<(), RequestError> {
         let length = response.body().content_length();
         if response.status() != StatusCode::PARTIAL_CONTENT {
@@ -186,15 +186,15 @@ impl Wanted<'_> {
             partial.start_over()?;
             return Err(RequestError::transient("the server could not go on where the download broke off"));
         }
-        let total = promise.size.or(length.map(|length| partial.have.saturating_add(length)));
-        if let (Some(size), Some(length)) = (promise.size, length)
+        let total = metadata.size.or(length.map(|length| partial.have.saturating_add(length)));
+        if let (Some(size), Some(length)) = (metadata.size, length)
             && partial.have.saturating_add(length) != size
         {
             partial.start_over()?;
             return Err(RequestError::Final(format!("the hub promised {size} bytes, but the server has {length}")));
         }
-        receive(response.body_mut().as_reader(), partial.have, total, tell, |bytes| {
-            if promise.size.is_some_and(|size| partial.have + bytes.len() as u64 > size) {
+        receive(response.body_mut().as_reader(), partial.have, total, progress, |bytes| {
+            if metadata.size.is_some_and(|size| partial.have + bytes.len() as u64 > size) {
                 partial.start_over()?;
                 let reason = format!("more than the {} bytes that the hub promised came", total.unwrap_or(0));
                 return Err(RequestError::Final(reason));
@@ -204,7 +204,7 @@ impl Wanted<'_> {
     }
 }
 
-impl Partial {
+impl PartialFile {
     /// Opens the file; if its whole will be `checked`, with what an earlier program left in it.
     fn open(path: PathBuf, checked: bool) -> Result<Self, Error> {
         let open = || {
@@ -256,7 +256,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     /// What holds nothing, or cannot be checked, is of no use to the next program.
     fn drop(&mut self) {
         if (self.have == 0 || !self.checked) && self.path.exists() {

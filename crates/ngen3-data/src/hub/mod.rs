@@ -19,8 +19,8 @@ mod snapshot;
 mod upload;
 
 pub use env::Env;
-pub use repo::{File, Kind, is_local};
+pub use repo::{RepoFile, RepoKind, is_local};
 pub use snapshot::{Hub, Snapshot};
-pub use upload::Pushed;
+pub use upload::CommitInfo;
 
 pub use crate::progress::ProgressFn;

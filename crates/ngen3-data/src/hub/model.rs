@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::repo::{Kind, LISTING_LIMIT};
+use super::repo::{LISTING_LIMIT, RepoKind};
 use super::snapshot::{Hub, Snapshot};
 use crate::Error;
 use crate::progress::ProgressFn;
@@ -35,31 +35,31 @@ struct Index {
 
 impl Hub {
     /// Fetches a model with its configuration, weights (safetensors if it has them) and tokenizer; gives the folder that holds
-    /// them. `revision` is a branch, a tag or a commit; the main branch without it. `tell` hears how far it is.
+    /// them. `revision` is a branch, a tag or a commit; the main branch without it. `progress` hears how far it is.
     ///
     /// # Errors
     /// As [`Hub::open`] and [`Snapshot::fetch`]; [`Error::Hub`] for a repository that is no model.
-    pub fn fetch_model(&self, name: &str, revision: Option<&str>, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
-        let snapshot = self.open(Kind::Model, name, revision, tell)?;
+    pub fn fetch_model(&self, name: &str, revision: Option<&str>, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
+        let snapshot = self.open(RepoKind::Model, name, revision, progress)?;
         let lacks = |what: &str| Error::Hub { name: snapshot.title.clone(), reason: format!("it has no {what}") };
         if !snapshot.has(CONFIG) {
             return Err(lacks("config.json, so it is no model of the transformers library"));
         }
-        snapshot.fetch(CONFIG, tell)?;
+        snapshot.fetch(CONFIG, progress)?;
         let (whole, index) = WEIGHTS
             .into_iter()
             .find(|(whole, index)| snapshot.has(whole) || snapshot.has(index))
             .ok_or_else(|| lacks("model.safetensors and no pytorch_model.bin"))?;
         if snapshot.has(whole) {
-            snapshot.fetch(whole, tell)?;
+            snapshot.fetch(whole, progress)?;
         } else {
-            let path = snapshot.fetch(index, tell)?;
+            let path = snapshot.fetch(index, progress)?;
             for shard in shards(&snapshot, &path)? {
-                snapshot.fetch(&shard, tell)?;
+                snapshot.fetch(&shard, progress)?;
             }
         }
         for extra in EXTRAS.into_iter().filter(|extra| snapshot.has(extra)) {
-            snapshot.fetch(extra, tell)?;
+            snapshot.fetch(extra, progress)?;
         }
         Ok(snapshot.folder())
     }

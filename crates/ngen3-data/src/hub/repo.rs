@@ -12,14 +12,14 @@ pub(super) const LISTING_LIMIT: usize = 1 << 28;
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RepoKind {
     /// A model.
     Model,
     /// A dataset.
     Dataset,
 }
 
-impl Kind {
+impl RepoKind {
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -38,7 +38,7 @@ impl Kind {
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub struct RepoFile {
     /// Where it is in the repository, with `/` between folders.
     pub path: String,
     /// Its size in bytes, if the hub tells.
@@ -47,7 +47,7 @@ pub struct File {
 
 /// The hub's answer about a repository.
 #[derive(Deserialize)]
-pub(super) struct Info {
+pub(super) struct RepoInfo {
     pub(super) sha: String,
     #[serde(default)]
     pub(super) siblings: Vec<Sibling>,
@@ -79,7 +79,7 @@ pub(super) fn is_safe_path(path: &str) -> bool {
 }
 
 /// What the hub allows as a name: `NAME` or `OWNER/NAME`.
-pub(super) fn check_name(kind: Kind, name: &str) -> Result<(), Error> {
+pub(super) fn check_name(kind: RepoKind, name: &str) -> Result<(), Error> {
     let part_is_fine = |part: &str| {
         part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
             && !part.is_empty()

@@ -6,7 +6,7 @@ use hf_hub::{Cache, Repo};
 
 use super::client::Client;
 use super::env::Env;
-use super::repo::{File, Info, Kind, LISTING_LIMIT, check_name, is_safe_path};
+use super::repo::{LISTING_LIMIT, RepoFile, RepoInfo, RepoKind, check_name, is_safe_path};
 use super::{cache, client, download};
 use crate::Error;
 use crate::progress::ProgressFn;
@@ -30,7 +30,7 @@ pub struct Snapshot {
     /// The repository, at the commit.
     repo: Repo,
     commit: String,
-    files: Vec<File>,
+    files: Vec<RepoFile>,
     complete: bool,
 }
 
@@ -56,10 +56,10 @@ impl Hub {
     /// for what is not in the cache, offline), [`Error::Interrupted`].
     pub fn open(
         &self,
-        kind: Kind,
+        kind: RepoKind,
         name: &str,
         revision: Option<&str>,
-        tell: &mut ProgressFn,
+        progress: &mut ProgressFn,
     ) -> Result<Snapshot, Error> {
         check_name(kind, name)?;
         let revision = revision.unwrap_or(MAIN);
@@ -70,17 +70,17 @@ impl Hub {
         let (commit, files, complete) = if self.offline {
             self.find_cached(&title, &kind.repo(name, revision))?
         } else {
-            self.ask(&title, &kind.repo(name, revision), tell)?
+            self.ask(&title, &kind.repo(name, revision), progress)?
         };
         Ok(Snapshot { hub: self.clone(), title, repo: kind.repo(name, &commit), commit, files, complete })
     }
 
     /// The commit, its files, and that these are all.
-    fn ask(&self, title: &str, repo: &Repo, tell: &mut ProgressFn) -> Result<(String, Vec<File>, bool), Error> {
+    fn ask(&self, title: &str, repo: &Repo, progress: &mut ProgressFn) -> Result<(String, Vec<RepoFile>, bool), Error> {
         let url = format!("{}/api/{}?blobs=true", self.client.endpoint(), repo.api_url());
-        let body = self.client.get_text(title, &url, LISTING_LIMIT as u64, tell)?;
+        let body = self.client.get_text(title, &url, LISTING_LIMIT as u64, progress)?;
         let failed = |reason: String| Error::Hub { name: title.into(), reason };
-        let info: Info = serde_json::from_str(&body).map_err(|error| {
+        let info: RepoInfo = serde_json::from_str(&body).map_err(|error| {
             failed(format!("the answer of {} is not what a hub says ({error})", self.client.endpoint()))
         })?;
         if !cache::is_commit(&info.sha) {
@@ -95,12 +95,12 @@ impl Hub {
         if repo.revision() != info.sha {
             cache::write_ref(&folder, repo.revision(), &info.sha)?;
         }
-        let files = info.siblings.into_iter().map(|file| File { path: file.rfilename, size: file.size }).collect();
+        let files = info.siblings.into_iter().map(|file| RepoFile { path: file.rfilename, size: file.size }).collect();
         Ok((info.sha, files, true))
     }
 
     /// The commit, its files as far as the cache knows them, and whether that is all.
-    fn find_cached(&self, title: &str, repo: &Repo) -> Result<(String, Vec<File>, bool), Error> {
+    fn find_cached(&self, title: &str, repo: &Repo) -> Result<(String, Vec<RepoFile>, bool), Error> {
         let folder = self.cache.path().join(repo.folder_name());
         let commit = if cache::is_commit(repo.revision()) {
             Some(repo.revision().to_owned())
@@ -137,7 +137,7 @@ impl Snapshot {
     }
 
     /// The files, as the hub lists them.
-    pub fn files(&self) -> &[File] {
+    pub fn files(&self) -> &[RepoFile] {
         &self.files
     }
 
@@ -162,7 +162,7 @@ impl Snapshot {
     /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. What had come by then of a
     /// large file is kept as `blobs/ETAG.incomplete` and the next try goes on from there; no other name in the cache ever
     /// holds part of a file.
-    pub fn fetch(&self, path: &str, tell: &mut ProgressFn) -> Result<PathBuf, Error> {
+    pub fn fetch(&self, path: &str, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         let name = format!("{path} of {}", self.title);
         if !is_safe_path(path) || !self.has(path) {
             return Err(Error::Hub { name, reason: "there is no such file".into() });
@@ -182,8 +182,9 @@ impl Snapshot {
             self.repo.url_revision(),
             client::encode_path(path)
         );
-        let wanted = download::Wanted { name: &name, url: &url, commit: &self.commit, folder: &self.repo_folder() };
-        let blob = wanted.download(&self.hub.client, tell)?;
+        let wanted =
+            download::FileDownload { name: &name, url: &url, commit: &self.commit, folder: &self.repo_folder() };
+        let blob = wanted.download(&self.hub.client, progress)?;
         cache::link(&blob, &kept)?;
         Ok(kept)
     }

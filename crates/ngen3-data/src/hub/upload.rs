@@ -15,24 +15,24 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use ureq::http::{HeaderMap, Method, StatusCode, header};
 
-use super::client::{Payload, persist};
+use super::client::{Payload, retry};
 use super::hash::sha256;
-use super::repo::{Kind, check_name, is_safe_path};
+use super::repo::{RepoKind, check_name, is_safe_path};
 use super::snapshot::Hub;
 use crate::Error;
 use crate::http::RequestError;
 use crate::progress::{Event, ProgressFn};
 
 /// Bytes of a file that the hub looks at to tell what it is.
-const SAMPLE: usize = 512;
+const SAMPLE_BYTES: usize = 512;
 /// Bytes that an answer may have.
-const ANSWER: u64 = 1 << 24;
+const MAX_RESPONSE_BYTES: u64 = 1 << 24;
 const GIT_LFS: &str = "application/vnd.git-lfs+json";
 const JSON: &str = "application/json";
 
 /// What was put there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pushed {
+pub struct CommitInfo {
     /// The repository's page.
     pub url: String,
     /// The new commit, if the hub says.
@@ -40,7 +40,7 @@ pub struct Pushed {
 }
 
 /// A file to be uploaded.
-struct Upload {
+struct UploadFile {
     path: String,
     file: PathBuf,
     size: u64,
@@ -50,7 +50,7 @@ struct Upload {
 /// A file as the hub wants it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Mode {
+struct PreuploadFile {
     path: String,
     upload_mode: String,
     #[serde(default)]
@@ -59,20 +59,20 @@ struct Mode {
 
 /// Where the bytes of a large file are to go; no actions if the hub has them.
 #[derive(Deserialize)]
-struct Object {
+struct LfsObject {
     oid: String,
-    actions: Option<Actions>,
+    actions: Option<LfsActions>,
     error: Option<Value>,
 }
 
 #[derive(Deserialize)]
-struct Actions {
-    upload: Action,
-    verify: Option<Action>,
+struct LfsActions {
+    upload: LfsAction,
+    verify: Option<LfsAction>,
 }
 
 #[derive(Deserialize)]
-struct Action {
+struct LfsAction {
     href: String,
     #[serde(default)]
     header: Map<String, Value>,
@@ -89,7 +89,7 @@ impl Hub {
                 "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
             )));
         }
-        check_name(Kind::Model, name)?;
+        check_name(RepoKind::Model, name)?;
         if self.offline {
             return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
         }
@@ -112,13 +112,14 @@ impl Hub {
         files: &[String],
         private: bool,
         summary: &str,
-        tell: &mut ProgressFn,
-    ) -> Result<Pushed, Error> {
+        progress: &mut ProgressFn,
+    ) -> Result<CommitInfo, Error> {
         self.check_push(name)?;
         let (owner, short) = name.split_once('/').unwrap_or_default();
-        let uploads = files.iter().map(|path| Upload::of(folder, path)).collect::<Result<Vec<_>, _>>()?;
+        let uploads = files.iter().map(|path| UploadFile::of(folder, path)).collect::<Result<Vec<_>, _>>()?;
         let session = Session { hub: self, title: format!("model {name}"), name };
-        let pushed = session.create(owner, short, private, tell).and_then(|()| session.run(&uploads, summary, tell));
+        let pushed =
+            session.create(owner, short, private, progress).and_then(|()| session.run(&uploads, summary, progress));
         pushed.map_err(|error| match error {
             Error::Hub { name, reason } => Error::Upload { name, reason },
             error => error,
@@ -126,7 +127,7 @@ impl Hub {
     }
 }
 
-impl Upload {
+impl UploadFile {
     fn of(folder: &Path, path: &str) -> Result<Self, Error> {
         if !is_safe_path(path) {
             return Err(Error::Input(format!("{path:?} cannot be a file of a repository")));
@@ -159,14 +160,15 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Uploads the large files, then commits all.
-    fn run(&self, uploads: &[Upload], summary: &str, tell: &mut ProgressFn) -> Result<Pushed, Error> {
-        let modes = self.modes(uploads, tell)?;
-        let mode = |upload: &Upload| modes.iter().find(|mode| mode.path == upload.path);
+    fn run(&self, uploads: &[UploadFile], summary: &str, progress: &mut ProgressFn) -> Result<CommitInfo, Error> {
+        let preupload = self.preupload(uploads, progress)?;
+        let mode = |upload: &UploadFile| preupload.iter().find(|mode| mode.path == upload.path);
         let wanted = || uploads.iter().filter(|&upload| mode(upload).is_none_or(|mode| !mode.should_ignore));
-        let is_large = |upload: &Upload| upload.size > 0 && mode(upload).is_some_and(|mode| mode.upload_mode == "lfs");
-        self.send_large(&wanted().filter(|&upload| is_large(upload)).collect::<Vec<_>>(), tell)?;
+        let is_large =
+            |upload: &UploadFile| upload.size > 0 && mode(upload).is_some_and(|mode| mode.upload_mode == "lfs");
+        self.send_large(&wanted().filter(|&upload| is_large(upload)).collect::<Vec<_>>(), progress)?;
         let files = wanted().map(|upload| (upload, is_large(upload)));
-        self.commit(summary, files, tell)
+        self.commit(summary, files, progress)
     }
 
     fn url(&self, rest: &str) -> String {
@@ -179,12 +181,12 @@ impl Session<'_> {
         url: &str,
         kind: &str,
         body: &str,
-        tell: &mut ProgressFn,
+        progress: &mut ProgressFn,
     ) -> Result<T, Error> {
-        let answer = persist(&self.title, tell, |_| {
-            let payload = Payload { kind, reader: &mut body.as_bytes(), length: body.len() as u64 };
+        let answer = retry(&self.title, progress, |_| {
+            let payload = Payload { content_type: kind, reader: &mut body.as_bytes(), length: body.len() as u64 };
             let mut response = self.hub.client.send(&Method::POST, url, payload)?;
-            let text = response.body_mut().with_config().limit(ANSWER).read_to_string();
+            let text = response.body_mut().with_config().limit(MAX_RESPONSE_BYTES).read_to_string();
             text.map_err(|error| RequestError::of_connection(error, true))
         })?;
         serde_json::from_str(&answer).map_err(|error| Error::Hub {
@@ -194,10 +196,10 @@ impl Session<'_> {
     }
 
     /// Makes the repository; one that is there is fine.
-    fn create(&self, owner: &str, name: &str, private: bool, tell: &mut ProgressFn) -> Result<(), Error> {
+    fn create(&self, owner: &str, name: &str, private: bool, progress: &mut ProgressFn) -> Result<(), Error> {
         let body = json!({ "name": name, "organization": owner, "type": "model", "private": private }).to_string();
-        persist(&self.title, tell, |_| {
-            let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
+        retry(&self.title, progress, |_| {
+            let payload = Payload { content_type: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             match self.hub.client.send(&Method::POST, &self.url("api/repos/create"), payload) {
                 Err(RequestError::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
                 // A token for this repository alone may not make any, and need not if it is there.
@@ -213,27 +215,27 @@ impl Session<'_> {
         })
     }
 
-    fn modes(&self, uploads: &[Upload], tell: &mut ProgressFn) -> Result<Vec<Mode>, Error> {
+    fn preupload(&self, uploads: &[UploadFile], progress: &mut ProgressFn) -> Result<Vec<PreuploadFile>, Error> {
         #[derive(Deserialize)]
         struct Modes {
-            files: Vec<Mode>,
+            files: Vec<PreuploadFile>,
         }
         let files = uploads
             .iter()
             .map(|upload| {
-                let sample = STANDARD.encode(upload.read(SAMPLE as u64)?);
+                let sample = STANDARD.encode(upload.read(SAMPLE_BYTES as u64)?);
                 Ok(json!({ "path": upload.path, "sample": sample, "size": upload.size }))
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let url = self.url(&format!("api/models/{}/preupload/main", self.name));
-        Ok(self.post::<Modes>(&url, JSON, &json!({ "files": files }).to_string(), tell)?.files)
+        Ok(self.post::<Modes>(&url, JSON, &json!({ "files": files }).to_string(), progress)?.files)
     }
 
     /// Uploads the bytes of large files.
-    fn send_large(&self, uploads: &[&Upload], tell: &mut ProgressFn) -> Result<(), Error> {
+    fn send_large(&self, uploads: &[&UploadFile], progress: &mut ProgressFn) -> Result<(), Error> {
         #[derive(Deserialize)]
         struct Batch {
-            objects: Vec<Object>,
+            objects: Vec<LfsObject>,
         }
         if uploads.is_empty() {
             return Ok(());
@@ -248,7 +250,7 @@ impl Session<'_> {
             "ref": { "name": "main" },
         });
         let url = self.url(&format!("{}.git/info/lfs/objects/batch", self.name));
-        let batch: Batch = self.post(&url, GIT_LFS, &body.to_string(), tell)?;
+        let batch: Batch = self.post(&url, GIT_LFS, &body.to_string(), progress)?;
         let total = uploads.iter().map(|upload| upload.size).sum();
         let mut done = 0;
         for upload in uploads {
@@ -260,31 +262,31 @@ impl Session<'_> {
                 return Err(refused(format!("the hub refuses it: {words}")));
             }
             if let Some(actions) = &object.actions {
-                self.send_object(upload, actions, done..total, tell)?;
+                self.send_object(upload, actions, done..total, progress)?;
             }
             done += upload.size;
-            if !tell(Event::Downloading { done, total: Some(total) }) {
+            if !progress(Event::Downloading { done, total: Some(total) }) {
                 return Err(Error::Interrupted);
             }
         }
         Ok(())
     }
 
-    /// Uploads one file, whole or in parts, and has it verified. `progress` is from the bytes of the files before it to those
+    /// Uploads one file, whole or in parts, and has it verified. `span` is from the bytes of the files before it to those
     /// of all.
     fn send_object(
         &self,
-        upload: &Upload,
-        actions: &Actions,
-        progress: Range<u64>,
-        tell: &mut ProgressFn,
+        upload: &UploadFile,
+        actions: &LfsActions,
+        span: Range<u64>,
+        progress: &mut ProgressFn,
     ) -> Result<(), Error> {
         let title = format!("{} for {}", upload.path, self.title);
         let wrong = |reason: String| Error::Hub { name: title.clone(), reason };
         let header = &actions.upload.header;
         let Some(chunk) = header.get("chunk_size") else {
-            self.put(&title, upload, &actions.upload.href, 0..upload.size, &progress, tell)?;
-            return self.verify(upload, actions, tell);
+            self.put(&title, upload, &actions.upload.href, 0..upload.size, &span, progress)?;
+            return self.verify(upload, actions, progress);
         };
         let size = chunk.as_u64().or_else(|| chunk.as_str()?.parse().ok()).filter(|&size| size > 0);
         let size = size.ok_or_else(|| wrong(format!("the hub wants parts of {chunk} bytes")))?;
@@ -298,35 +300,35 @@ impl Session<'_> {
         let mut etags = Vec::new();
         for (i, (_, url)) in (0..).zip(&parts) {
             let range = i * size..((i + 1) * size).min(upload.size);
-            let etag = self.put(&title, upload, url, range, &progress, tell)?;
+            let etag = self.put(&title, upload, url, range, &span, progress)?;
             let etag = etag.ok_or_else(|| wrong(format!("part {} was taken without an ETag", i + 1)))?;
             etags.push(json!({ "partNumber": i + 1, "etag": etag }));
         }
         let body = json!({ "oid": upload.sha256, "parts": etags }).to_string();
-        persist(&title, tell, |_| {
-            let payload = Payload { kind: GIT_LFS, reader: &mut body.as_bytes(), length: body.len() as u64 };
+        retry(&title, progress, |_| {
+            let payload = Payload { content_type: GIT_LFS, reader: &mut body.as_bytes(), length: body.len() as u64 };
             self.hub.client.send(&Method::POST, &actions.upload.href, payload).map(drop)
         })?;
-        self.verify(upload, actions, tell)
+        self.verify(upload, actions, progress)
     }
 
     /// Puts some bytes of a file; gives the ETag of what was taken.
     fn put(
         &self,
         title: &str,
-        upload: &Upload,
+        upload: &UploadFile,
         url: &str,
         range: Range<u64>,
-        progress: &Range<u64>,
-        tell: &mut ProgressFn,
+        span: &Range<u64>,
+        progress: &mut ProgressFn,
     ) -> Result<Option<String>, Error> {
-        persist(title, tell, |tell| {
+        retry(title, progress, |progress| {
             let mut file = upload.open()?;
             file.seek(SeekFrom::Start(range.start)).map_err(|error| Error::read(upload.file.display(), error))?;
             let length = range.end - range.start;
-            let (done, total) = (progress.start + range.start, Some(progress.end));
-            let mut reader = Watched { file: file.take(length), done, total, tell, stopped: false };
-            let payload = Payload { kind: "application/octet-stream", reader: &mut reader, length };
+            let (done, total) = (span.start + range.start, Some(span.end));
+            let mut reader = ProgressReader { file: file.take(length), done, total, progress, stopped: false };
+            let payload = Payload { content_type: "application/octet-stream", reader: &mut reader, length };
             let answer = self.hub.client.send(&Method::PUT, url, payload);
             if reader.stopped {
                 return Err(RequestError::Other(Error::Interrupted));
@@ -337,11 +339,11 @@ impl Session<'_> {
         })
     }
 
-    fn verify(&self, upload: &Upload, actions: &Actions, tell: &mut ProgressFn) -> Result<(), Error> {
+    fn verify(&self, upload: &UploadFile, actions: &LfsActions, progress: &mut ProgressFn) -> Result<(), Error> {
         let Some(verify) = &actions.verify else { return Ok(()) };
         let body = json!({ "oid": upload.sha256, "size": upload.size }).to_string();
-        persist(&format!("{} for {}", upload.path, self.title), tell, |_| {
-            let payload = Payload { kind: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
+        retry(&format!("{} for {}", upload.path, self.title), progress, |_| {
+            let payload = Payload { content_type: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             self.hub.client.send(&Method::POST, &verify.href, payload).map(drop)
         })
     }
@@ -349,9 +351,9 @@ impl Session<'_> {
     fn commit<'a>(
         &self,
         summary: &str,
-        files: impl Iterator<Item = (&'a Upload, bool)>,
-        tell: &mut ProgressFn,
-    ) -> Result<Pushed, Error> {
+        files: impl Iterator<Item = (&'a UploadFile, bool)>,
+        progress: &mut ProgressFn,
+    ) -> Result<CommitInfo, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Committed {
@@ -359,7 +361,7 @@ impl Session<'_> {
         }
         let mut body = json!({ "key": "header", "value": { "summary": summary, "description": "" } }).to_string();
         for (upload, is_large) in files {
-            let Upload { path, size, sha256, .. } = upload;
+            let UploadFile { path, size, sha256, .. } = upload;
             let line = if is_large {
                 json!({ "key": "lfsFile", "value": { "path": path, "algo": "sha256", "oid": sha256, "size": size } })
             } else {
@@ -369,24 +371,24 @@ impl Session<'_> {
             body += &format!("\n{line}");
         }
         let url = self.url(&format!("api/models/{}/commit/main", self.name));
-        let Committed { commit_oid } = self.post(&url, "application/x-ndjson", &body, tell)?;
-        Ok(Pushed { url: self.url(self.name), commit: commit_oid })
+        let Committed { commit_oid } = self.post(&url, "application/x-ndjson", &body, progress)?;
+        Ok(CommitInfo { url: self.url(self.name), commit: commit_oid })
     }
 }
 
 /// A part of a file that tells how far it was read, and ends when told to.
-struct Watched<'a, 'b> {
+struct ProgressReader<'a, 'b> {
     file: io::Take<File>,
     /// Bytes of all files that were sent, and that there are.
     done: u64,
     total: Option<u64>,
-    tell: &'a mut ProgressFn<'b>,
+    progress: &'a mut ProgressFn<'b>,
     stopped: bool,
 }
 
-impl Read for Watched<'_, '_> {
+impl Read for ProgressReader<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if !(self.tell)(Event::Downloading { done: self.done, total: self.total }) {
+        if !(self.progress)(Event::Downloading { done: self.done, total: self.total }) {
             self.stopped = true;
             return Err(io::Error::other("interrupted"));
         }

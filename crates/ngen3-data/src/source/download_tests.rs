@@ -41,13 +41,13 @@ impl Server {
         client.agent = config.new_agent();
         let scratch = tempfile::tempdir().unwrap();
         let mut notes = Vec::new();
-        let mut tell = |event| {
+        let mut progress = |event| {
             if let Event::Note(note) = event {
                 notes.push(note);
             }
             true
         };
-        let result = client.download(&self.url, scratch.path(), &mut tell);
+        let result = client.download(&self.url, scratch.path(), &mut progress);
         assert_eq!(scratch.path().read_dir().unwrap().count(), 0, "nothing with a name is left behind");
         let (mut file, size) = result.map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();

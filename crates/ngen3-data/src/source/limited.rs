@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-use super::text::read_error;
+use super::utf8::read_error;
 use crate::Error;
 
 /// A small file's bytes: one that is larger than `max`, which should be far above any in use, is not taken into memory.
@@ -26,13 +26,14 @@ const MAX_LINE: u64 = 64 << 20;
 /// [`Error::Read`] for a line that is too long, or cannot be read.
 pub(crate) fn read_line(
     name: &str,
-    unpacked: bool,
+    compressed: bool,
     bytes: &mut impl BufRead,
     line: &mut Vec<u8>,
     number: &mut u64,
 ) -> Result<bool, Error> {
     line.clear();
-    let read = bytes.take(MAX_LINE + 1).read_until(b'\n', line).map_err(|error| read_error(name, unpacked, &error))?;
+    let read =
+        bytes.take(MAX_LINE + 1).read_until(b'\n', line).map_err(|error| read_error(name, compressed, &error))?;
     if read == 0 {
         return Ok(false);
     }

@@ -94,9 +94,9 @@ pub struct Listing {
 
 impl Listing {
     /// Says what was skipped, if anything was.
-    pub fn tell_skipped(&self, tell: &mut dyn FnMut(Event)) {
+    pub fn report_skipped(&self, progress: &mut dyn FnMut(Event)) {
         if let Some(first) = self.skipped.first() {
-            tell(Event::Note(format!(
+            progress(Event::Note(format!(
                 "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
                 self.skipped.len(),
                 first.display()

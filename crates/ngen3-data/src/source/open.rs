@@ -14,20 +14,20 @@ const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// A document that can be read.
-pub(crate) struct Opened {
+pub(crate) struct ByteSource {
     /// Its bytes, unpacked.
     pub(crate) bytes: Box<dyn Read + Send>,
     /// Whether they had been packed.
-    pub(crate) unpacked: bool,
+    pub(crate) compressed: bool,
     /// How many bytes have been read of what was stored, packed or not.
-    pub(crate) consumed: Arc<AtomicU64>,
+    pub(crate) bytes_read: Arc<AtomicU64>,
 }
 
 /// Opens bytes that may be gzip or zstd, as their first bytes tell. `name` is for errors; when it promises a compressed
 /// file and `name_binds`, plain bytes are an error rather than text.
-pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<Opened, Error> {
-    let consumed = Arc::new(AtomicU64::new(0));
-    let mut counted = Counted { inner: stored, count: Arc::clone(&consumed) };
+pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<ByteSource, Error> {
+    let bytes_read = Arc::new(AtomicU64::new(0));
+    let mut counted = Counted { inner: stored, count: Arc::clone(&bytes_read) };
     let failed = |error: &io::Error| Error::read(name, error);
     let start = peek(&mut counted, ZSTD.len()).map_err(|error| failed(&error))?;
     let (gzip, zstd) = (start.starts_with(GZIP), start.starts_with(ZSTD));
@@ -44,11 +44,11 @@ pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: b
     } else {
         Box::new(stored)
     };
-    Ok(Opened { bytes, unpacked: gzip || zstd, consumed })
+    Ok(ByteSource { bytes, compressed: gzip || zstd, bytes_read })
 }
 
 /// Opens a file on disk.
-pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<Opened, Error> {
+pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<ByteSource, Error> {
     let file = File::open(path).map_err(|error| Error::open(path, &error))?;
     open(name, file, true)
 }
@@ -94,7 +94,7 @@ mod tests {
         let mut opened = open(name, Cursor::new(stored), true).map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         opened.bytes.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        assert_eq!(opened.consumed.load(Ordering::Relaxed), size, "all that was stored is counted");
+        assert_eq!(opened.bytes_read.load(Ordering::Relaxed), size, "all that was stored is counted");
         Ok(bytes)
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use ngen3_model::TokenizerRef;
 
-use super::backend::{Kind, run_library};
+use super::backend::{Backend, run_library};
 use super::bpe::{classes, pretoken};
 use super::limits::ENDOFTEXT;
 use super::{Error, gpt2, json};
@@ -17,7 +17,7 @@ pub struct Tokenizer {
 
 pub(super) struct Inner {
     name: String,
-    pub(super) kind: Kind,
+    pub(super) backend: Backend,
     /// The tokenizer.json it was read from.
     json: Option<String>,
     vocab_size: usize,
@@ -33,7 +33,7 @@ impl Tokenizer {
     /// GPT-2's byte-level BPE: the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
     pub fn gpt2() -> Tokenizer {
         static GPT2: LazyLock<Tokenizer> =
-            LazyLock::new(|| Tokenizer::new("gpt2".into(), Kind::ByteLevel(Box::new(gpt2::gpt2())), None));
+            LazyLock::new(|| Tokenizer::new("gpt2".into(), Backend::ByteLevel(Box::new(gpt2::gpt2())), None));
         GPT2.clone()
     }
 
@@ -43,16 +43,18 @@ impl Tokenizer {
     /// [`Error::Json`] if the file is not one, is over 48 MiB, or has ids that cannot be: two tokens of one id, an id of
     /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token whose id is not the one that it gets.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
-        let (kind, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
-        Ok(Tokenizer::new(name.into(), kind, Some(json)))
+        let (backend, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
+        Ok(Tokenizer::new(name.into(), backend, Some(json)))
     }
 
-    pub(super) fn new(name: String, kind: Kind, json: Option<String>) -> Tokenizer {
-        let vocab_size = match &kind {
-            Kind::ByteLevel(bpe) => bpe.vocab_size(),
-            Kind::HuggingFace(tokenizer) => tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+    pub(super) fn new(name: String, backend: Backend, json: Option<String>) -> Tokenizer {
+        let vocab_size = match &backend {
+            Backend::ByteLevel(bpe) => bpe.vocab_size(),
+            Backend::HuggingFace(tokenizer) => {
+                tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+            }
         };
-        Tokenizer { inner: Arc::new(Inner { name, kind, json, vocab_size }) }
+        Tokenizer { inner: Arc::new(Inner { name, backend, json, vocab_size }) }
     }
 
     /// The name it was made with: "gpt2" for the embedded one, and for any other that is called so: see
@@ -74,18 +76,18 @@ impl Tokenizer {
     /// The id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Looks through the
     /// vocabulary; not for use in a loop.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        match &self.inner.kind {
-            Kind::ByteLevel(bpe) => bpe.id_of(token),
-            Kind::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => bpe.id_of(token),
+            Backend::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
         }
     }
 
     /// A Hugging Face tokenizer.json that gives the same ids; for a tokenizer read from one, that same file.
     pub fn to_json(&self) -> String {
-        match (&self.inner.json, &self.inner.kind) {
+        match (&self.inner.json, &self.inner.backend) {
             (Some(json), _) => json.clone(),
-            (None, Kind::ByteLevel(bpe)) => json::write(bpe),
-            (None, Kind::HuggingFace(_)) => unreachable!("these come from a file only"),
+            (None, Backend::ByteLevel(bpe)) => json::write(bpe),
+            (None, Backend::HuggingFace(_)) => unreachable!("these come from a file only"),
         }
     }
 
@@ -118,9 +120,9 @@ impl Tokenizer {
     /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
     /// unknown token on an unknown character, a regular expression that gives up. Byte-level BPE never fails.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
-        match &self.inner.kind {
-            Kind::ByteLevel(bpe) => bpe.encode_into(text, out),
-            Kind::HuggingFace(tokenizer) => {
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => bpe.encode_into(text, out),
+            Backend::HuggingFace(tokenizer) => {
                 let encoding = self.encode_with(text, || tokenizer.encode_fast(text, false))?;
                 out.extend_from_slice(encoding.get_ids());
             }
@@ -134,8 +136,8 @@ impl Tokenizer {
     /// # Errors
     /// The same.
     pub(crate) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
-        match &self.inner.kind {
-            Kind::ByteLevel(bpe) => {
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => {
                 let first = out.len();
                 bpe.encode_into(text, out);
                 let mut at = 0;
@@ -144,7 +146,7 @@ impl Tokenizer {
                     at - bpe.token(id).len()
                 }));
             }
-            Kind::HuggingFace(tokenizer) => {
+            Backend::HuggingFace(tokenizer) => {
                 let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
                 out.extend_from_slice(encoding.get_ids());
                 starts.extend(encoding.get_offsets().iter().map(|offsets| offsets.0));
@@ -168,9 +170,9 @@ impl Tokenizer {
 
     /// The special tokens, which no text is searched for, as they are written, and their ids.
     pub fn special_tokens(&self) -> Vec<(String, u32)> {
-        match &self.inner.kind {
-            Kind::ByteLevel(bpe) => bpe.verbatim().to_vec(),
-            Kind::HuggingFace(tokenizer) => {
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => bpe.special().to_vec(),
+            Backend::HuggingFace(tokenizer) => {
                 let added = tokenizer.get_added_tokens_decoder().into_iter();
                 let mut special: Vec<_> =
                     added.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect();
@@ -184,15 +186,15 @@ impl Tokenizer {
     /// vocabulary give nothing. (Should the decoder of a tokenizer run by the `tokenizers` crate fail: the tokens as
     /// tokenizer.json spells them.)
     pub fn decode(&self, ids: &[u32]) -> String {
-        match &self.inner.kind {
-            Kind::ByteLevel(bpe) => {
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => {
                 let mut bytes = Vec::with_capacity(4 * ids.len());
                 for &id in ids {
                     bytes.extend_from_slice(bpe.token(id));
                 }
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Kind::HuggingFace(tokenizer) => {
+            Backend::HuggingFace(tokenizer) => {
                 let decoded = run_library(|| tokenizer.decode(ids, false));
                 decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
             }
@@ -203,9 +205,9 @@ impl Tokenizer {
     /// whole, whatever text follows. `None` if there is no such place; always `None` for a tokenizer run by the `tokenizers`
     /// crate, whose texts must be encoded whole. Looks from the end, so it costs little.
     pub fn safe_split(&self, text: &str) -> Option<usize> {
-        match &self.inner.kind {
-            Kind::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
-            Kind::HuggingFace(_) => None,
+        match &self.inner.backend {
+            Backend::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
+            Backend::HuggingFace(_) => None,
         }
     }
 }

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use ngen3_model::TokenizerRef;
 use serde_json::{Map, Value, json};
 
-use super::backend::{Kind, run_library};
+use super::backend::{Backend, run_library};
 use super::bpe::Bpe;
-use super::bpe::alphabet::unspell;
+use super::bpe::alphabet::unicode_to_bytes;
 use super::bpe::merge::Merges;
 use super::limits::MAX_VOCAB_SIZE;
 
@@ -18,7 +18,7 @@ use super::limits::MAX_VOCAB_SIZE;
 pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
 
 /// The tokenizer that a file describes, and the file as text. The error is the reason alone.
-pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {
+pub(super) fn read(bytes: &[u8]) -> Result<(Backend, String), String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("{} bytes is too large for a tokenizer.json (at most {MAX_BYTES})", bytes.len()));
     }
@@ -27,27 +27,27 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Kind, String), String> {
     let file: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
     let model = file.get("model").and_then(Value::as_object);
     let model = model.ok_or("it has no \"model\": is it a Hugging Face tokenizer.json?")?;
-    if let Some(kind) = model.get("type")
-        && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| kind == known)
+    if let Some(backend) = model.get("type")
+        && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| backend == known)
     {
-        return Err(format!("its model is of the type {kind}; BPE, WordPiece, WordLevel and Unigram are known"));
+        return Err(format!("its model is of the type {backend}; BPE, WordPiece, WordLevel and Unigram are known"));
     }
     let vocab = vocab(model)?;
     let added = added_tokens(&file)?;
     check_distinct(&vocab, &added)?;
     check_prefix(model)?;
-    let kind = match byte_level(&file, model, &vocab, &added)? {
-        Some(bpe) => Kind::ByteLevel(Box::new(bpe)),
-        None => Kind::HuggingFace(Box::new(hugging_face(bytes, &added)?)),
+    let backend = match byte_level(&file, model, &vocab, &added)? {
+        Some(bpe) => Backend::ByteLevel(Box::new(bpe)),
+        None => Backend::HuggingFace(Box::new(hugging_face(bytes, &added)?)),
     };
-    Ok((kind, text.to_string()))
+    Ok((backend, text.to_string()))
 }
 
 /// A token and its id.
 type Token<'a> = (&'a str, u32);
 
 /// An entry of `added_tokens`.
-struct Added<'a> {
+struct AddedToken<'a> {
     token: Token<'a>,
     special: bool,
 }
@@ -79,23 +79,23 @@ fn id(token: &str, value: &Value) -> Result<u32, String> {
     }
 }
 
-fn added_tokens(file: &Value) -> Result<Vec<Added<'_>>, String> {
+fn added_tokens(file: &Value) -> Result<Vec<AddedToken<'_>>, String> {
     let entries = match file.get("added_tokens") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(value) => value.as_array().ok_or("\"added_tokens\" is not a list")?,
     };
-    let read = |(i, entry): (usize, _)| -> Result<Added<'_>, String> {
+    let read = |(i, entry): (usize, _)| -> Result<AddedToken<'_>, String> {
         let entry: &Value = entry;
         let content = entry.get("content").and_then(Value::as_str).filter(|content| !content.is_empty());
         let content = content.ok_or_else(|| format!("entry {i} of \"added_tokens\" has no content"))?;
         let token = (content, id(content, entry.get("id").unwrap_or(&Value::Null))?);
-        Ok(Added { token, special: entry.get("special") == Some(&Value::Bool(true)) })
+        Ok(AddedToken { token, special: entry.get("special") == Some(&Value::Bool(true)) })
     };
     entries.iter().enumerate().map(read).collect()
 }
 
 /// Two tokens of one id would make decoding a matter of luck.
-fn check_distinct(vocab: &[Token], added: &[Added]) -> Result<(), String> {
+fn check_distinct(vocab: &[Token], added: &[AddedToken]) -> Result<(), String> {
     let mut token_of_id: HashMap<u32, &str> = HashMap::with_capacity(vocab.len() + added.len());
     for &(token, id) in vocab.iter().chain(added.iter().map(|added| &added.token)) {
         if let Some(other) = token_of_id.insert(id, token).filter(|&other| other != token) {
@@ -122,8 +122,8 @@ fn check_prefix(model: &Map<String, Value>) -> Result<(), String> {
 
 /// The `tokenizers` crate gives added tokens their ids itself, whatever the file says: one that the model's vocabulary has
 /// keeps its id there, others follow it in order. Where the two differ, ids would not mean what the file's model learned.
-fn check_added<'a>(added: &[Added<'a>], id_of: impl Fn(&'a str) -> Option<u32>) -> Result<(), String> {
-    for &Added { token: (token, id), .. } in added {
+fn check_added<'a>(added: &[AddedToken<'a>], id_of: impl Fn(&'a str) -> Option<u32>) -> Result<(), String> {
+    for &AddedToken { token: (token, id), .. } in added {
         let got = id_of(token);
         if got != Some(id) {
             let got = got.map_or("none".to_string(), |got| got.to_string());
@@ -136,7 +136,7 @@ fn check_added<'a>(added: &[Added<'a>], id_of: impl Fn(&'a str) -> Option<u32>) 
     Ok(())
 }
 
-fn hugging_face(bytes: &[u8], added: &[Added]) -> Result<tokenizers::Tokenizer, String> {
+fn hugging_face(bytes: &[u8], added: &[AddedToken]) -> Result<tokenizers::Tokenizer, String> {
     let mut tokenizer = run_library(|| tokenizers::Tokenizer::from_bytes(bytes))?;
     tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
     tokenizer.with_padding(None);
@@ -153,7 +153,7 @@ fn byte_level(
     file: &Value,
     model: &Map<String, Value>,
     vocab: &[Token],
-    added: &[Added],
+    added: &[AddedToken],
 ) -> Result<Option<Bpe>, String> {
     let null = |value: Option<&Value>| matches!(value, None | Some(Value::Null));
     let null_or = |key: &str, harmless: Value| null(model.get(key)) || model[key] == harmless;
@@ -205,7 +205,7 @@ fn byte_level(
     }
     let mut next = vocab.len() as u32;
     let mut given = HashMap::new();
-    for &Added { token: (token, _), .. } in added {
+    for &AddedToken { token: (token, _), .. } in added {
         given.entry(token).or_insert_with(|| {
             id_of.get(token).copied().unwrap_or_else(|| {
                 next += 1;
@@ -215,9 +215,9 @@ fn byte_level(
     }
     check_added(added, |token| given.get(token).copied())?;
     let is_added = |token: &str| given.contains_key(token);
-    let odd = vocab.iter().filter(|(token, _)| unspell(token).is_none() && !is_added(token)).copied();
-    let verbatim = given.iter().map(|(&token, &id)| (token, id)).chain(odd);
-    Ok(Bpe::from_tokens(vocab, table, verbatim.map(|(token, id)| (token.to_string(), id)).collect()))
+    let odd = vocab.iter().filter(|(token, _)| unicode_to_bytes(token).is_none() && !is_added(token)).copied();
+    let special = given.iter().map(|(&token, &id)| (token, id)).chain(odd);
+    Ok(Bpe::from_tokens(vocab, table, special.map(|(token, id)| (token.to_string(), id)).collect()))
 }
 
 /// A tokenizer.json that gives the ids of `bpe`, which [`Bpe::from_merges`] made.
@@ -242,7 +242,7 @@ pub(super) fn write(bpe: &Bpe) -> String {
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": bpe.verbatim().iter().map(special).collect::<Vec<_>>(),
+        "added_tokens": bpe.special().iter().map(special).collect::<Vec<_>>(),
         "normalizer": null,
         "pre_tokenizer": byte_level,
         "post_processor": byte_level,

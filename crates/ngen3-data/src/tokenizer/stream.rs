@@ -1,6 +1,6 @@
 //! Text from ids as they come, one at a time.
 
-use super::backend::Kind;
+use super::backend::Backend;
 use super::codec::Tokenizer;
 
 /// Turns ids into text as they come: each [`push`](TextStream::push) gives what can be shown now. What all calls and
@@ -32,12 +32,12 @@ impl TextStream {
     /// The text that can be shown after this id: whole characters only, "" if none is complete. An id outside the
     /// vocabulary gives nothing.
     pub fn push(&mut self, id: u32) -> String {
-        match &self.tokenizer.inner.kind {
-            Kind::ByteLevel(bpe) => {
+        match &self.tokenizer.inner.backend {
+            Backend::ByteLevel(bpe) => {
                 self.bytes.extend_from_slice(bpe.token(id));
                 take_complete(&mut self.bytes)
             }
-            Kind::HuggingFace(tokenizer) => {
+            Backend::HuggingFace(tokenizer) => {
                 if tokenizer.id_to_token(id).is_none() {
                     return String::new();
                 }
@@ -49,9 +49,9 @@ impl TextStream {
 
     /// The text still held back: an incomplete character becomes U+FFFD.
     pub fn finish(mut self) -> String {
-        match &self.tokenizer.inner.kind {
-            Kind::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
-            Kind::HuggingFace(_) => self.take(true),
+        match &self.tokenizer.inner.backend {
+            Backend::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
+            Backend::HuggingFace(_) => self.take(true),
         }
     }
 

@@ -13,7 +13,7 @@ use foldhash::fast::FixedState;
 use rayon::prelude::*;
 
 use super::Error;
-use super::backend::Kind;
+use super::backend::Backend;
 use super::bpe::Bpe;
 use super::bpe::alphabet::BYTE_OF_ID;
 use super::bpe::classes::classes;
@@ -76,9 +76,9 @@ where
         return Err(Error::NoText.into());
     }
     let words = counts.len();
-    let merges = Learner::new(counts).learn(vocab_size - 257, before_merge)?;
+    let merges = BpeTrainer::new(counts).train(vocab_size - 257, before_merge)?;
     let bpe = Bpe::from_merges(merges.into_iter(), ENDOFTEXT);
-    let tokenizer = Tokenizer::new(name.into(), Kind::ByteLevel(Box::new(bpe)), None);
+    let tokenizer = Tokenizer::new(name.into(), Backend::ByteLevel(Box::new(bpe)), None);
     Ok(Trained { tokenizer, requested: vocab_size, bytes, words })
 }
 
@@ -168,7 +168,7 @@ struct Word {
     count: u64,
 }
 
-struct Learner {
+struct BpeTrainer {
     tokens: Vec<u32>,
     words: Vec<Word>,
     pairs: HashMap<Pair, Occurrences, FixedState>,
@@ -176,29 +176,29 @@ struct Learner {
     heap: BinaryHeap<(u64, Reverse<Pair>)>,
 }
 
-impl Learner {
-    fn new(counts: Counts) -> Learner {
+impl BpeTrainer {
+    fn new(counts: Counts) -> BpeTrainer {
         let mut id_of_byte = [0; 256];
         for (id, &byte) in BYTE_OF_ID.iter().enumerate() {
             id_of_byte[byte as usize] = id as u32;
         }
-        let mut learner =
-            Learner { tokens: Vec::new(), words: Vec::new(), pairs: HashMap::default(), heap: BinaryHeap::new() };
+        let mut trainer =
+            BpeTrainer { tokens: Vec::new(), words: Vec::new(), pairs: HashMap::default(), heap: BinaryHeap::new() };
         for (word, count) in counts.into_iter().filter(|(word, _)| word.len() > 1) {
-            let start = learner.tokens.len();
-            learner.tokens.extend(word.iter().map(|&byte| id_of_byte[byte as usize]));
-            let index = learner.words.len() as u32;
-            learner.words.push(Word { start, len: word.len(), count });
-            for two in learner.tokens[start..].windows(2) {
-                add_pair(&mut learner.pairs, (two[0], two[1]), index, count);
+            let start = trainer.tokens.len();
+            trainer.tokens.extend(word.iter().map(|&byte| id_of_byte[byte as usize]));
+            let index = trainer.words.len() as u32;
+            trainer.words.push(Word { start, len: word.len(), count });
+            for two in trainer.tokens[start..].windows(2) {
+                add_pair(&mut trainer.pairs, (two[0], two[1]), index, count);
             }
         }
-        learner.heap = learner.pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect();
-        learner
+        trainer.heap = trainer.pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect();
+        trainer
     }
 
     /// Merges until there are `new_tokens` more tokens or no pair is left: (left id, right id, merged id), in order.
-    fn learn<E>(
+    fn train<E>(
         mut self,
         new_tokens: usize,
         mut before_merge: impl FnMut() -> Result<(), E>,

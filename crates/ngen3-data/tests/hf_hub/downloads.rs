@@ -229,7 +229,7 @@ fn passing_trouble_is_waited_out() {
     server.fault("/api/", 1, Fault::Answer(429, "Retry-After: 0", "{\"error\":\"Too many requests\"}"));
     server.fault("/api/", 1, Fault::Answer(503, "", ""));
     let mut notes = Vec::new();
-    let snapshot = hub.open(Kind::Dataset, NAME, None, &mut |event| {
+    let snapshot = hub.open(RepoKind::Dataset, NAME, None, &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note);
         }
@@ -248,6 +248,6 @@ fn passing_trouble_is_waited_out() {
     let error = open(&hub).unwrap_err().to_string();
     assert!(error.ends_with("429 Too Many Requests (it asks us to come back in 4000 s)"), "{error}");
     server.fault("/api/", 1, Fault::Answer(429, "Retry-After: 200", ""));
-    let stopped = hub.open(Kind::Dataset, NAME, None, &mut |event| !matches!(event, Event::Downloading { .. }));
+    let stopped = hub.open(RepoKind::Dataset, NAME, None, &mut |event| !matches!(event, Event::Downloading { .. }));
     assert!(matches!(stopped, Err(Error::Interrupted)), "a wait can be ended");
 }

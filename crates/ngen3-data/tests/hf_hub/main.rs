@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ngen3_data::Error;
-use ngen3_data::hub::{Env, Hub, Kind, Pushed, Snapshot};
+use ngen3_data::hub::{CommitInfo, Env, Hub, RepoKind, Snapshot};
 use ngen3_data::source::Event;
 use server::{Access, FakeHub, Fault};
 
@@ -32,7 +32,7 @@ fn offline(server: &FakeHub, cache: &Path) -> Hub {
 }
 
 fn open(hub: &Hub) -> Result<Snapshot, Error> {
-    hub.open(Kind::Dataset, NAME, None, &mut |_| true)
+    hub.open(RepoKind::Dataset, NAME, None, &mut |_| true)
 }
 
 fn fetch(snapshot: &Snapshot, path: &str) -> Result<PathBuf, String> {
@@ -94,7 +94,7 @@ fn files_are_kept_as_python_keeps_them_and_fetched_once() {
     assert_eq!(server.log().len(), 1, "what is there is not asked for again");
     // The same content at another commit is not fetched again either.
     server.add("datasets", NAME, "v2", &[("renamed.parquet", &content())]);
-    let second = hub.open(Kind::Dataset, NAME, Some("v2"), &mut |_| true).unwrap();
+    let second = hub.open(RepoKind::Dataset, NAME, Some("v2"), &mut |_| true).unwrap();
     assert!(fs::read(fetch(&second, "renamed.parquet").unwrap()).unwrap() == content());
     assert!(!server.log().iter().any(|line| line.starts_with("other server")));
 
@@ -102,7 +102,7 @@ fn files_are_kept_as_python_keeps_them_and_fetched_once() {
     let snapshot = open(&offline).unwrap();
     assert!(snapshot.is_complete() && snapshot.commit() == commit && snapshot.files().len() == 3);
     assert!(fs::read(fetch(&snapshot, "data/x.parquet").unwrap()).unwrap() == content());
-    let by_commit = offline.open(Kind::Dataset, NAME, Some(&commit), &mut |_| true).unwrap();
+    let by_commit = offline.open(RepoKind::Dataset, NAME, Some(&commit), &mut |_| true).unwrap();
     assert_eq!(by_commit.files(), snapshot.files());
     assert!(server.log().is_empty(), "offline means offline");
 }
@@ -140,7 +140,7 @@ fn revisions_and_renamed_repositories_are_found() {
         (NAME, Some(old.as_str()), "old"),
         ("other/name", None, "new"),
     ] {
-        let snapshot = hub.open(Kind::Dataset, name, revision, &mut |_| true).unwrap();
+        let snapshot = hub.open(RepoKind::Dataset, name, revision, &mut |_| true).unwrap();
         assert_eq!(fs::read_to_string(fetch(&snapshot, "a.txt").unwrap()).unwrap(), text, "{name} {revision:?}");
     }
     assert!(cache.path().join("datasets--someone--something/refs/refs/convert/parquet").exists());
@@ -154,7 +154,7 @@ fn refusals_give_the_hubs_own_reason_and_what_to_do() {
     server.restrict("datasets", "someone/secret", Access::Private("hf_right"));
     let reason = |name: &str, revision, token| {
         let hub = hub(&server, cache.path(), token);
-        hub.open(Kind::Dataset, name, revision, &mut |_| true).unwrap_err().to_string()
+        hub.open(RepoKind::Dataset, name, revision, &mut |_| true).unwrap_err().to_string()
     };
     let error = reason("someone/nothing", None, None);
     let expected = "cannot get dataset someone/nothing: the hub answered 401 Unauthorized: Invalid username or password (is \
@@ -163,7 +163,9 @@ fn refusals_give_the_hubs_own_reason_and_what_to_do() {
     assert!(reason("someone/secret", None, None).contains("Invalid username or password (is"));
     let error = reason("someone/secret", None, Some("hf_wrong"));
     assert!(error.contains("404 Not Found: Repository not found (is the name right, and may the token"), "{error}");
-    hub(&server, cache.path(), Some("hf_right")).open(Kind::Dataset, "someone/secret", None, &mut |_| true).unwrap();
+    hub(&server, cache.path(), Some("hf_right"))
+        .open(RepoKind::Dataset, "someone/secret", None, &mut |_| true)
+        .unwrap();
     let error = reason(NAME, Some("v9"), None);
     assert!(error.ends_with("404 Not Found: Invalid rev id: v9 (is the revision right?)"), "{error}");
 

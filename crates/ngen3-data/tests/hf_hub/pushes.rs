@@ -11,7 +11,7 @@ fn export() -> (tempfile::TempDir, Vec<String>) {
     (folder, ["config.json", "model.safetensors", "notes.tmp"].map(str::to_owned).to_vec())
 }
 
-fn push(hub: &Hub, folder: &Path, files: &[String]) -> Result<Pushed, String> {
+fn push(hub: &Hub, folder: &Path, files: &[String]) -> Result<CommitInfo, String> {
     hub.push("me/mine", folder, files, false, "a model", &mut |_| true).map_err(|error| error.to_string())
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use ngen3_data::source::Event;
-use ngen3_data::{HfSource, HfSpec, TokenFile, Tokenizer, build_hf, read_records};
+use ngen3_data::{HfDatasetSpec, HfSource, TokenFile, Tokenizer, build_hf_dataset, read_records};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -39,9 +39,9 @@ fn source(dataset: &Path, split: &str, column: &str) -> HfSource {
 /// The documents that a source gives, and the notes.
 fn read_with(source: &HfSource, threads: usize) -> Result<(Vec<String>, Vec<String>), String> {
     let root = tempfile::tempdir().unwrap();
-    let spec = HfSpec { name: "x", source, tokenizer: None, threads, root: root.path() };
+    let spec = HfDatasetSpec { name: "x", source, tokenizer: None, threads, root: root.path() };
     let mut notes = Vec::new();
-    let made = build_hf(&spec, &AtomicBool::new(false), &mut |event| {
+    let made = build_hf_dataset(&spec, &AtomicBool::new(false), &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note);
         }

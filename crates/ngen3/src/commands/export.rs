@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
-use ngen3_data::hub::{Hub, Pushed};
+use ngen3_data::hub::{CommitInfo, Hub};
 use ngen3_data::source::Event;
 use ngen3_model::hf::{CurvePoint, Export, ExportDtype, ExportFormat, check_export, export};
 use ngen3_model::words::file_size;
@@ -113,7 +113,7 @@ fn push(hub: &Hub, repository: &str, folder: &Path, files: &[String], private: b
         !stop.load(Ordering::Relaxed)
     });
     drop(progress);
-    let Pushed { url, commit } = interruptible(pushed)?;
+    let CommitInfo { url, commit } = interruptible(pushed)?;
     let commit = commit.map_or_else(String::new, |commit| format!(", commit {commit}"));
     stdout::print(&format!("{url}{commit}\n"))
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ngen3_data::chat::ChatInput;
-use ngen3_data::{HfSource, HfSpec, build_hf};
+use ngen3_data::{HfDatasetSpec, HfSource, build_hf_dataset};
 
 use super::tokenize::{self, ChatFlags};
 use crate::interrupt::{self, interruptible};
@@ -102,7 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let input = ChatInput::Hf(&source);
         return tokenize::chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
     }
-    let spec = HfSpec {
+    let spec = HfDatasetSpec {
         name: &args.dataset,
         source: &source,
         tokenizer: args.tokenizer.as_deref(),
@@ -111,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let started = Instant::now();
     let progress = Progress::bytes("tokenizing");
-    let result = build_hf(&spec, &stop, &mut |event| tokenize::show(&progress, event));
+    let result = build_hf_dataset(&spec, &stop, &mut |event| tokenize::show(&progress, event));
     drop(progress);
     let made = interruptible(result)?;
     stdout::print(&tokenize::report(&made, started.elapsed()))

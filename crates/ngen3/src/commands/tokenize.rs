@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ngen3_data::chat::{ChatInput, ChatSpec, build_chats};
 use ngen3_data::source::{Event, Source};
-use ngen3_data::{Spec, Summary, build};
+use ngen3_data::{DatasetSpec, DatasetSummary, build_dataset};
 use ngen3_model::words::{file_size, grouped, grouped_count};
 
 use crate::interrupt::{self, interruptible};
@@ -88,7 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let input = ChatInput::Files(&args.chats);
         return chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
     }
-    let spec = Spec {
+    let spec = DatasetSpec {
         name: &args.dataset,
         sources: &sources,
         tokenizer: args.tokenizer.as_deref(),
@@ -98,7 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let started = Instant::now();
     let progress = Progress::bytes("tokenizing");
-    let result = build(&spec, &stop, &mut |event| show(&progress, event));
+    let result = build_dataset(&spec, &stop, &mut |event| show(&progress, event));
     drop(progress);
     let made = interruptible(result)?;
     stdout::print(&report(&made, started.elapsed()))
@@ -126,12 +126,12 @@ pub fn chats(
         made.data.display(),
         grouped_count(made.conversations, "conversation"),
         grouped_count(made.tokens, "token"),
-        grouped(made.learned)
+        grouped(made.num_target_tokens)
     ))
 }
 
 /// Says what was made, in one line.
-pub fn report(made: &Summary, took: Duration) -> String {
+pub fn report(made: &DatasetSummary, took: Duration) -> String {
     let seconds = took.as_secs_f64();
     let ends = match &made.end_of_text {
         Some(token) => format!(" + {} {token}", grouped(made.documents)),

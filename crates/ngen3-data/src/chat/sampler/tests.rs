@@ -44,9 +44,9 @@ fn rows(draw: impl FnOnce(&mut dyn FnMut(&[u32], &[u32]))) -> Rows {
     let mut rows = Vec::new();
     draw(&mut |inputs, targets| {
         assert_eq!(inputs.len(), targets.len());
-        let learned: Vec<u32> = targets.iter().copied().filter(|&target| target != UNCOUNTED).collect();
+        let learned: Vec<u32> = targets.iter().copied().filter(|&target| target != IGNORE_INDEX).collect();
         for (target, next) in targets.iter().zip(&inputs[1..]) {
-            assert!(*target == UNCOUNTED || target == next);
+            assert!(*target == IGNORE_INDEX || target == next);
         }
         rows.push((Tokenizer::gpt2().decode(inputs), Tokenizer::gpt2().decode(&learned)));
     });
@@ -65,7 +65,7 @@ fn a_row_is_a_conversation_whose_answers_are_learned() {
     let read = format!("user\nHi{END}assistant\nYes{END}user\nAnd{END}assistant\nNo");
     let mut assistant = sampler(line, sampling(64));
     assert_eq!(train(&mut assistant, 0), [(read.clone(), format!("Yes{END}No{END}"))]);
-    assert_eq!(assistant.learned(), (4, 0));
+    assert_eq!(assistant.num_target_tokens(), (4, 0));
     let mut all = sampler(line, ChatSampling { train_on: TrainOn::All, ..sampling(64) });
     let everything = format!("\nHi{END}assistant\nYes{END}user\nAnd{END}assistant\nNo{END}");
     assert_eq!(train(&mut all, 3), [(read, everything)]);
@@ -78,7 +78,7 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
     // Turns of the user have 4 tokens, those of the assistant 5.
     let line = r#"["a", "b", "c", "d", "e", "f"]"#;
     let mut long = sampler(line, sampling(13));
-    assert_eq!(long.cuts(), Cuts { long: 1, pieces: 3, ..Cuts::default() });
+    assert_eq!(long.split_stats(), SplitStats { long: 1, pieces: 3, ..SplitStats::default() });
     let mut found: Rows = (0..2).flat_map(|number| train(&mut long, number)).collect();
     found.sort();
     let expected = [
@@ -90,7 +90,7 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
     // What is learned does not depend on the cuts.
     for block_size in 5..30 {
         let cut = sampler(line, sampling(block_size));
-        assert_eq!(cut.learned().0, 6, "block {block_size}");
+        assert_eq!(cut.num_target_tokens().0, 6, "block {block_size}");
     }
     let mut text = sampler("\"one two three four\"", sampling(2));
     let mut found = train(&mut text, 0);
@@ -106,8 +106,8 @@ fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
     let chats = chats_by(Some(template), r#"["a b c d", "e f g", "h i j k", "l"]"#);
     assert!(chats.have_turns());
     let mut cut = ChatSampler::new(chats, &sampling(5)).unwrap();
-    assert_eq!(cut.cuts(), Cuts { long: 1, pieces: 3, ..Cuts::default() });
-    assert_eq!(cut.learned().0, 6);
+    assert_eq!(cut.split_stats(), SplitStats { long: 1, pieces: 3, ..SplitStats::default() });
+    assert_eq!(cut.num_target_tokens().0, 6);
     let mut found: Rows = (0..2).flat_map(|number| train(&mut cut, number)).collect();
     found.sort();
     let expected = [
@@ -118,7 +118,7 @@ fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
     assert_eq!(found, expected);
     // One that fits is not cut.
     let chats = chats_by(Some(template), r#"["a", "b"]"#);
-    assert_eq!(ChatSampler::new(chats, &sampling(5)).unwrap().cuts(), Cuts::default());
+    assert_eq!(ChatSampler::new(chats, &sampling(5)).unwrap().split_stats(), SplitStats::default());
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn what_cannot_be_learned_from_is_told() {
     );
     let skipping = ChatSampling { skip_bad: true, ..sampling(8) };
     let kept = sampler(long, skipping);
-    assert_eq!((kept.cuts().too_long, kept.counts()), (1, (1, 0)));
+    assert_eq!((kept.split_stats().too_long, kept.counts()), (1, (1, 0)));
     assert!(
         error("[\"a\", \"one two three four five six\"]", skipping).contains("every conversation has a message longer")
     );
@@ -147,7 +147,7 @@ fn what_cannot_be_learned_from_is_told() {
         "{told}"
     );
     let one = sampler("[\"only the user\"]\n[\"a\", \"b\"]", sampling(64));
-    assert_eq!((one.cuts().unlearned, one.counts()), (1, (1, 0)));
+    assert_eq!((one.split_stats().without_targets, one.counts()), (1, (1, 0)));
     let all = sampler("[\"only the user\"]", ChatSampling { train_on: TrainOn::All, ..sampling(64) });
     assert_eq!(all.counts(), (1, 0));
     for val_fraction in [-0.1, 1.0, f64::NAN] {
@@ -231,10 +231,10 @@ proptest! {
         match ChatSampler::new(chats(&lines), &ChatSampling { train_on, ..sampling(block_size) }) {
             // A row that begins with what is to be learned has nothing to predict its first token from.
             Ok(sampler) if all => {
-                let (learned, cuts) = (sampler.learned().0, sampler.cuts());
-                prop_assert!(learned <= expected && learned + cuts.pieces >= expected, "{} of {}", learned, expected);
+                let (learned, split_stats) = (sampler.num_target_tokens().0, sampler.split_stats());
+                prop_assert!(learned <= expected && learned + split_stats.pieces >= expected, "{} of {}", learned, expected);
             }
-            Ok(sampler) => prop_assert_eq!(sampler.learned().0, expected),
+            Ok(sampler) => prop_assert_eq!(sampler.num_target_tokens().0, expected),
             Err(Error::Data(_)) => prop_assert_eq!(expected, 0),
             Err(error) => prop_assert!(false, "{}", error),
         }

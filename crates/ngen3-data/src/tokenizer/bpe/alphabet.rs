@@ -44,12 +44,12 @@ const CHAR_OF_BYTE: [char; 256] = {
 };
 
 /// A token's bytes as tokenizer.json spells them.
-pub(in crate::tokenizer) fn spell(bytes: &[u8]) -> String {
+pub(in crate::tokenizer) fn bytes_to_unicode(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHAR_OF_BYTE[byte as usize]).collect()
 }
 
 /// The bytes of a token as tokenizer.json spells it; `None` if a character outside the alphabet is in it.
-pub(in crate::tokenizer) fn unspell(token: &str) -> Option<Vec<u8>> {
+pub(in crate::tokenizer) fn unicode_to_bytes(token: &str) -> Option<Vec<u8>> {
     token
         .chars()
         .map(|c| match c as u32 {
@@ -67,11 +67,11 @@ mod tests {
     #[test]
     fn every_byte_has_a_character_of_its_own() {
         let all: Vec<u8> = (0..=255).collect();
-        let spelled = spell(&all);
+        let spelled = bytes_to_unicode(&all);
         assert_eq!(spelled.chars().collect::<std::collections::HashSet<_>>().len(), 256);
-        assert_eq!(unspell(&spelled), Some(all));
-        assert_eq!(spell(b" a\n\xad\xff"), "ĠaĊŃÿ");
-        assert_eq!(unspell("a b"), None);
-        assert_eq!(unspell("\u{144}"), None);
+        assert_eq!(unicode_to_bytes(&spelled), Some(all));
+        assert_eq!(bytes_to_unicode(b" a\n\xad\xff"), "ĠaĊŃÿ");
+        assert_eq!(unicode_to_bytes("a b"), None);
+        assert_eq!(unicode_to_bytes("\u{144}"), None);
     }
 }

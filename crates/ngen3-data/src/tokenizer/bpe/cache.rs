@@ -36,7 +36,7 @@ pub(in crate::tokenizer) fn short_word_of_window(window: u128, length: u32) -> S
 }
 
 /// See the module.
-pub(in crate::tokenizer) struct Cache {
+pub(in crate::tokenizer) struct WordCache {
     /// A place: the word's two halves; up to three ids, or the range of `ids` where they are; the number of ids on top.
     short: Vec<[u64; 4]>,
     long: HashMap<Box<[u8]>, (u32, u32), FixedState>,
@@ -50,9 +50,9 @@ fn place(word: ShortWord) -> usize {
     (mixed >> (64 - PLACES_LOG2)) as usize
 }
 
-impl Cache {
-    pub(in crate::tokenizer) fn new() -> Cache {
-        Cache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new() }
+impl WordCache {
+    pub(in crate::tokenizer) fn new() -> WordCache {
+        WordCache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new() }
     }
 
     /// Appends the ids of `word` to `out`, if it is known.

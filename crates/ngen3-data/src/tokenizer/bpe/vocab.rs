@@ -4,8 +4,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::alphabet::{BYTE_OF_ID, spell, unspell};
-use super::cache::{Cache, short_word, short_word_of_window};
+use super::alphabet::{BYTE_OF_ID, bytes_to_unicode, unicode_to_bytes};
+use super::cache::{WordCache, short_word, short_word_of_window};
 use super::classes::classes;
 use super::merge::Merges;
 use super::pretoken::{ascii_word, word_end};
@@ -19,9 +19,9 @@ pub(in crate::tokenizer) struct Bpe {
     id_of_byte: [u32; 256],
     merges: Merges,
     /// Tokens that are written as they are and not in the byte alphabet: the special ones, which text is not searched for.
-    verbatim: Vec<(String, u32)>,
+    special: Vec<(String, u32)>,
     /// Caches that no thread is using now.
-    caches: Mutex<Vec<Cache>>,
+    caches: Mutex<Vec<WordCache>>,
 }
 
 impl Bpe {
@@ -44,20 +44,20 @@ impl Bpe {
             }
             table.push(left, right, merged);
         }
-        let verbatim = vec![(eot.to_string(), starts.len() as u32 - 1)];
+        let special = vec![(eot.to_string(), starts.len() as u32 - 1)];
         bytes.extend_from_slice(eot.as_bytes());
         starts.push(bytes.len());
-        Bpe { bytes, starts, id_of_byte, merges: table, verbatim, caches: Mutex::default() }
+        Bpe { bytes, starts, id_of_byte, merges: table, special, caches: Mutex::default() }
     }
 
-    /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `verbatim` likewise, and may
+    /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `special` likewise, and may
     /// repeat some of `tokens`. `None` if a byte has no token.
     pub(in crate::tokenizer) fn from_tokens(
         tokens: &[(&str, u32)],
         merges: Merges,
-        verbatim: Vec<(String, u32)>,
+        special: Vec<(String, u32)>,
     ) -> Option<Bpe> {
-        let all = tokens.iter().copied().chain(verbatim.iter().map(|(token, id)| (token.as_str(), *id)));
+        let all = tokens.iter().copied().chain(special.iter().map(|(token, id)| (token.as_str(), *id)));
         let size = all.clone().map(|(_, id)| id as usize + 1).max()?;
         let mut token_of_id = vec![""; size];
         for (token, id) in all {
@@ -65,19 +65,19 @@ impl Bpe {
         }
         let mut id_of_byte = [None; 256];
         for &(token, id) in tokens {
-            if let Some(&[byte]) = unspell(token).as_deref() {
+            if let Some(&[byte]) = unicode_to_bytes(token).as_deref() {
                 id_of_byte[byte as usize] = Some(id);
             }
         }
         let (mut bytes, mut starts) = (Vec::new(), vec![0]);
         for token in token_of_id {
             // As Hugging Face's byte-level decoder does: a token with a character outside the alphabet is plain text.
-            bytes.extend(unspell(token).unwrap_or_else(|| token.as_bytes().to_vec()));
+            bytes.extend(unicode_to_bytes(token).unwrap_or_else(|| token.as_bytes().to_vec()));
             starts.push(bytes.len());
         }
         let id_of_byte: Option<Vec<u32>> = id_of_byte.into_iter().collect();
         let id_of_byte = id_of_byte?.try_into().ok()?;
-        Some(Bpe { bytes, starts, id_of_byte, merges, verbatim, caches: Mutex::default() })
+        Some(Bpe { bytes, starts, id_of_byte, merges, special, caches: Mutex::default() })
     }
 
     pub(in crate::tokenizer) fn vocab_size(&self) -> usize {
@@ -95,22 +95,23 @@ impl Bpe {
 
     /// The id of a token as tokenizer.json spells it.
     pub(in crate::tokenizer) fn id_of(&self, token: &str) -> Option<u32> {
-        if let Some((_, id)) = self.verbatim.iter().find(|(verbatim, _)| verbatim == token) {
+        if let Some((_, id)) = self.special.iter().find(|(special, _)| special == token) {
             return Some(*id);
         }
-        let bytes = unspell(token).filter(|bytes| !bytes.is_empty())?;
-        let is_verbatim = |id| self.verbatim.iter().any(|&(_, verbatim)| verbatim == id);
+        let bytes = unicode_to_bytes(token).filter(|bytes| !bytes.is_empty())?;
+        let is_verbatim = |id| self.special.iter().any(|&(_, special)| special == id);
         (0..self.vocab_size() as u32).find(|&id| self.token(id) == bytes && !is_verbatim(id))
     }
 
-    pub(in crate::tokenizer) fn verbatim(&self) -> &[(String, u32)] {
-        &self.verbatim
+    pub(in crate::tokenizer) fn special(&self) -> &[(String, u32)] {
+        &self.special
     }
 
     /// Every token's spelling in order of id.
     pub(in crate::tokenizer) fn spellings(&self) -> Vec<String> {
-        let mut spellings: Vec<String> = (0..self.vocab_size() as u32).map(|id| spell(self.token(id))).collect();
-        for (token, id) in &self.verbatim {
+        let mut spellings: Vec<String> =
+            (0..self.vocab_size() as u32).map(|id| bytes_to_unicode(self.token(id))).collect();
+        for (token, id) in &self.special {
             spellings[*id as usize].clone_from(token);
         }
         spellings
@@ -123,12 +124,12 @@ impl Bpe {
     /// Appends the ids of `text`.
     pub(in crate::tokenizer) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
         let free = self.caches.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut cache = free.unwrap_or_else(Cache::new);
+        let mut cache = free.unwrap_or_else(WordCache::new);
         self.encode_with(&mut cache, text.as_bytes(), out);
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).push(cache);
     }
 
-    fn encode_with(&self, cache: &mut Cache, bytes: &[u8], out: &mut Vec<u32>) {
+    fn encode_with(&self, cache: &mut WordCache, bytes: &[u8], out: &mut Vec<u32>) {
         let classes = classes();
         let mut start = 0;
         while start < bytes.len() {

@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use super::download::Client;
 use super::list::{Input, SHAKESPEARE, Source};
-use super::open::{Opened, open, open_file};
-use super::text::TextReader;
+use super::open::{ByteSource, open, open_file};
+use super::utf8::Utf8Reader;
 use crate::Error;
 use crate::progress::Event;
 
 /// Bytes of text in a piece, unless there is no place to cut.
-const PIECE: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 /// Messages that may wait for the consumer.
 const QUEUE: usize = 4;
 /// How often a waiting consumer looks whether it should stop.
-const LOOK_UP: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How documents are read.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ReadOptions {
     /// Whether bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
     pub lossy: bool,
     /// The folder for the temporary files of downloads.
@@ -31,11 +31,11 @@ pub struct Settings {
 
 /// What a feed gives, in order. The pieces of a document, end to end, are its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum TextChunk {
     /// Text of the current document, never empty.
     Text(String),
     /// The current document, which had text, ends here.
-    End,
+    EndOfDocument,
     /// Whole documents, each with text, end to end: many small ones take one piece.
     Documents {
         /// Their texts.
@@ -46,36 +46,36 @@ pub enum Piece {
 }
 
 /// Documents being read.
-pub struct Feed {
+pub struct DocumentReader {
     messages: Receiver<Message>,
 }
 
 enum Message {
     Event(Event),
-    Piece(Piece),
+    TextChunk(TextChunk),
     /// The last message.
     Done(Result<(), Error>),
 }
 
 /// Where the reading thread puts what it reads.
 #[derive(Clone)]
-pub(crate) struct Sink {
+pub(crate) struct DocumentSender {
     sender: SyncSender<Message>,
 }
 
-impl Sink {
+impl DocumentSender {
     /// Hands a piece over.
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the consumer has gone, so that there is no one to read for.
-    pub(crate) fn piece(&self, piece: Piece) -> Result<(), Error> {
-        self.send(Message::Piece(piece))
+    pub(crate) fn chunk(&self, chunk: TextChunk) -> Result<(), Error> {
+        self.send(Message::TextChunk(chunk))
     }
 
     /// Tells something.
     ///
     /// # Errors
-    /// As [`Sink::piece`].
+    /// As [`DocumentSender::chunk`].
     pub(crate) fn event(&self, event: Event) -> Result<(), Error> {
         self.send(Message::Event(event))
     }
@@ -85,7 +85,7 @@ impl Sink {
     }
 }
 
-impl Feed {
+impl DocumentReader {
     /// Begins to read. `cut` says where a text that may go on can be cut in two (`Tokenizer::safe_split`); where it cannot,
     /// pieces grow until it can, up to whole documents.
     ///
@@ -93,11 +93,11 @@ impl Feed {
     /// [`Error::Input`] if there is no thread to be had.
     pub fn start(
         inputs: Vec<Input>,
-        settings: Settings,
+        options: ReadOptions,
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<Self, Error> {
-        Self::run(move |sink| {
-            let mut reading = Reading { sink, settings, cut, inputs, read_before: 0, client: None };
+        Self::spawn(move |sender| {
+            let mut reading = ReaderThread { sender, options, cut, inputs, read_before: 0, client: None };
             (0..reading.inputs.len()).try_for_each(|index| reading.read(index))
         })
     }
@@ -106,11 +106,13 @@ impl Feed {
     ///
     /// # Errors
     /// [`Error::Input`] if there is no thread to be had.
-    pub(crate) fn run(read: impl FnOnce(Sink) -> Result<(), Error> + Send + 'static) -> Result<Self, Error> {
+    pub(crate) fn spawn(
+        read: impl FnOnce(DocumentSender) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Self, Error> {
         let (sender, messages) = sync_channel(QUEUE);
         // Not joined: when the consumer stops early this thread may be waiting for stdin or a network, and ends when that does.
         let thread = std::thread::Builder::new().spawn(move || {
-            let result = read(Sink { sender: sender.clone() });
+            let result = read(DocumentSender { sender: sender.clone() });
             // If the consumer has gone, it has no use for the outcome.
             let _ = sender.send(Message::Done(result));
         });
@@ -118,18 +120,18 @@ impl Feed {
         Ok(Self { messages })
     }
 
-    /// The next piece; `None`, once, after the last. `tell` hears the events on the way.
+    /// The next piece; `None`, once, after the last. `progress` hears the events on the way.
     ///
     /// # Errors
     /// [`Error::Interrupted`] soon after `stop` is set; whatever is wrong with a document. There is nothing after an error.
-    pub fn next(&mut self, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Option<Piece>, Error> {
+    pub fn next(&mut self, stop: &AtomicBool, progress: &mut dyn FnMut(Event)) -> Result<Option<TextChunk>, Error> {
         loop {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            match self.messages.recv_timeout(LOOK_UP) {
-                Ok(Message::Event(event)) => tell(event),
-                Ok(Message::Piece(piece)) => return Ok(Some(piece)),
+            match self.messages.recv_timeout(POLL_INTERVAL) {
+                Ok(Message::Event(event)) => progress(event),
+                Ok(Message::TextChunk(chunk)) => return Ok(Some(chunk)),
                 Ok(Message::Done(result)) => return result.map(|()| None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -141,9 +143,9 @@ impl Feed {
 }
 
 /// The reading thread's state.
-struct Reading<C> {
-    sink: Sink,
-    settings: Settings,
+struct ReaderThread<C> {
+    sender: DocumentSender,
+    options: ReadOptions,
     cut: C,
     inputs: Vec<Input>,
     /// Bytes of the documents before this one.
@@ -152,22 +154,22 @@ struct Reading<C> {
     client: Option<Client>,
 }
 
-impl<C: Fn(&str) -> Option<usize>> Reading<C> {
+impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
     /// Bytes of all documents as they are stored, if every size is known.
     fn total(&self) -> Option<u64> {
         self.inputs.iter().map(|input| input.size).sum()
     }
 
-    fn open(&mut self, name: &str, index: usize) -> Result<Opened, Error> {
+    fn open(&mut self, name: &str, index: usize) -> Result<ByteSource, Error> {
         match &self.inputs[index].source {
             Source::Path(path) => open_file(name, path),
             Source::Stdin => open(name, std::io::stdin(), false),
             Source::Shakespeare => open(name, Cursor::new(SHAKESPEARE), false),
             Source::Url(url) => {
-                let sink = self.sink.clone();
-                let mut tell = move |event| sink.event(event).is_ok();
+                let sender = self.sender.clone();
+                let mut progress = move |event| sender.event(event).is_ok();
                 let client = self.client.get_or_insert_with(Client::new);
-                let (file, size) = client.download(url, &self.settings.scratch, &mut tell)?;
+                let (file, size) = client.download(url, &self.options.scratch, &mut progress)?;
                 self.inputs[index].size = Some(size);
                 open(name, file, false)
             }
@@ -179,38 +181,38 @@ impl<C: Fn(&str) -> Option<usize>> Reading<C> {
         let name = self.inputs[index].source.to_string();
         let opened = self.open(&name, index)?;
         let total = self.total();
-        let consumed = opened.consumed.clone();
-        let mut reader = TextReader::new(&name, opened, self.settings.lossy)?;
+        let bytes_read = opened.bytes_read.clone();
+        let mut reader = Utf8Reader::new(&name, opened, self.options.lossy)?;
         let mut text = String::new();
-        let (mut wanted, mut empty) = (PIECE, true);
+        let (mut wanted, mut empty) = (CHUNK_BYTES, true);
         while reader.read(&mut text)? {
-            let done = self.read_before + consumed.load(Ordering::Relaxed);
+            let done = self.read_before + bytes_read.load(Ordering::Relaxed);
             if text.len() < wanted {
                 continue;
             }
             if let Some(at) = (self.cut)(&text).filter(|&at| at > 0) {
                 let rest = text.split_off(at);
-                self.sink.piece(Piece::Text(std::mem::replace(&mut text, rest)))?;
-                self.sink.event(Event::Reading { done, total })?;
-                (wanted, empty) = (PIECE, false);
+                self.sender.chunk(TextChunk::Text(std::mem::replace(&mut text, rest)))?;
+                self.sender.event(Event::Reading { done, total })?;
+                (wanted, empty) = (CHUNK_BYTES, false);
             } else {
                 // Looking again after every buffer would take quadratic time.
                 wanted = 2 * text.len();
             }
         }
-        self.read_before += consumed.load(Ordering::Relaxed);
+        self.read_before += bytes_read.load(Ordering::Relaxed);
         if reader.replaced > 0 {
             let note = format!("{name}: bytes that are not UTF-8 were replaced by U+FFFD (count: {})", reader.replaced);
-            self.sink.event(Event::Note(note))?;
+            self.sender.event(Event::Note(note))?;
         }
         if !text.is_empty() {
-            self.sink.piece(Piece::Text(text))?;
+            self.sender.chunk(TextChunk::Text(text))?;
         } else if empty {
-            self.sink.event(Event::Note(format!("{name} is empty and was left out")))?;
+            self.sender.event(Event::Note(format!("{name} is empty and was left out")))?;
             return Ok(());
         }
-        self.sink.event(Event::Reading { done: self.read_before, total })?;
-        self.sink.piece(Piece::End)
+        self.sender.event(Event::Reading { done: self.read_before, total })?;
+        self.sender.chunk(TextChunk::EndOfDocument)
     }
 }
 
@@ -223,27 +225,27 @@ mod tests {
 
     static GO: AtomicBool = AtomicBool::new(false);
 
-    fn settings() -> Settings {
-        Settings { lossy: false, scratch: std::env::temp_dir() }
+    fn options() -> ReadOptions {
+        ReadOptions { lossy: false, scratch: std::env::temp_dir() }
     }
 
     /// The texts of the documents, the longest piece, and the notes.
-    fn read_all(feed: Result<Feed, Error>) -> Result<(Vec<String>, usize, Vec<String>), Error> {
-        let mut feed = feed?;
+    fn read_all(reader: Result<DocumentReader, Error>) -> Result<(Vec<String>, usize, Vec<String>), Error> {
+        let mut reader = reader?;
         let (mut documents, mut text, mut longest, mut notes) = (Vec::new(), String::new(), 0, Vec::new());
-        let mut tell = |event| {
+        let mut progress = |event| {
             if let Event::Note(note) = event {
                 notes.push(note);
             }
         };
-        while let Some(piece) = feed.next(&GO, &mut tell)? {
-            match piece {
-                Piece::Text(piece) => {
-                    longest = longest.max(piece.len());
-                    text.push_str(&piece);
+        while let Some(chunk) = reader.next(&GO, &mut progress)? {
+            match chunk {
+                TextChunk::Text(chunk) => {
+                    longest = longest.max(chunk.len());
+                    text.push_str(&chunk);
                 }
-                Piece::End => documents.push(std::mem::take(&mut text)),
-                Piece::Documents { .. } => unreachable!("files are read as pieces of documents"),
+                TextChunk::EndOfDocument => documents.push(std::mem::take(&mut text)),
+                TextChunk::Documents { .. } => unreachable!("files are read as pieces of documents"),
             }
         }
         assert!(text.is_empty(), "every text is followed by its end");
@@ -262,12 +264,12 @@ mod tests {
             fs::write(folder.path().join(name), text).unwrap();
         }
         let inputs = list(&[Source::Path(folder.path().into()), Source::Shakespeare]).unwrap().inputs;
-        let (documents, longest, notes) = read_all(Feed::start(inputs, settings(), last_space)).unwrap();
+        let (documents, longest, notes) = read_all(DocumentReader::start(inputs, options(), last_space)).unwrap();
         assert_eq!(documents.len(), 3);
         assert_eq!(documents[0], "first");
         assert!(documents[1] == long, "the long document is whole");
         assert!(documents[2].starts_with("First Citizen:\n") && documents[2].len() == 1_115_394);
-        assert!(longest < 2 * PIECE, "{longest}");
+        assert!(longest < 2 * CHUNK_BYTES, "{longest}");
         assert_eq!(notes, [format!("{} is empty and was left out", folder.path().join("b.txt").display())]);
     }
 
@@ -275,10 +277,10 @@ mod tests {
     fn a_text_without_a_place_to_cut_comes_in_one_piece() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
-        fs::write(&path, "x".repeat(3 * PIECE)).unwrap();
+        fs::write(&path, "x".repeat(3 * CHUNK_BYTES)).unwrap();
         let inputs = list(&[Source::Path(path)]).unwrap().inputs;
-        let (documents, longest, _) = read_all(Feed::start(inputs, settings(), |_| None)).unwrap();
-        assert_eq!((documents[0].len(), longest), (3 * PIECE, 3 * PIECE));
+        let (documents, longest, _) = read_all(DocumentReader::start(inputs, options(), |_| None)).unwrap();
+        assert_eq!((documents[0].len(), longest), (3 * CHUNK_BYTES, 3 * CHUNK_BYTES));
     }
 
     #[test]
@@ -287,20 +289,20 @@ mod tests {
         let path = folder.path().join("a.txt");
         fs::write(&path, b"fine \xff").unwrap();
         let inputs = list(&[Source::Shakespeare, Source::Path(path)]).unwrap().inputs;
-        let error = read_all(Feed::start(inputs.clone(), settings(), last_space)).unwrap_err();
+        let error = read_all(DocumentReader::start(inputs.clone(), options(), last_space)).unwrap_err();
         assert!(matches!(error, Error::Utf8 { offset: 5, .. }), "{error}");
-        let mut feed = Feed::start(inputs, settings(), last_space).unwrap();
-        let error = feed.next(&AtomicBool::new(true), &mut |_| {}).unwrap_err();
+        let mut reader = DocumentReader::start(inputs, options(), last_space).unwrap();
+        let error = reader.next(&AtomicBool::new(true), &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::Interrupted), "{error}");
     }
 
     #[test]
     fn progress_ends_at_the_total() {
         let inputs = list(&[Source::Shakespeare]).unwrap().inputs;
-        let mut feed = Feed::start(inputs, settings(), last_space).unwrap();
+        let mut reader = DocumentReader::start(inputs, options(), last_space).unwrap();
         let mut last = None;
-        let mut tell = |event| last = Some(event);
-        while feed.next(&GO, &mut tell).unwrap().is_some() {}
+        let mut progress = |event| last = Some(event);
+        while reader.next(&GO, &mut progress).unwrap().is_some() {}
         let size = SHAKESPEARE.len() as u64;
         assert_eq!(last, Some(Event::Reading { done: size, total: Some(size) }));
     }

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::files::{AtomicFile, folder_of};
 
-use crate::source::{Event, Feed, Piece, Settings, Source, list};
+use crate::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list};
 use crate::tokenizer::{Trained, train};
 use crate::{Error, Tokenizer};
 
 /// Trains a byte-level BPE of `vocab_size` tokens on all the text of `sources` and writes it to `out`, whole or not at all,
-/// as a Hugging Face tokenizer.json. Counts and merges on rayon's current pool. `tell` hears how far it is.
+/// as a Hugging Face tokenizer.json. Counts and merges on rayon's current pool. `progress` hears how far it is.
 ///
 /// # Errors
 /// Whatever is wrong with a source, the size or the file; [`Error::Interrupted`] when `stop` is set.
@@ -21,21 +21,21 @@ pub fn train_tokenizer(
     vocab_size: usize,
     out: &Path,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event),
+    progress: &mut dyn FnMut(Event),
 ) -> Result<Trained, Error> {
     let listing = list(sources)?;
-    listing.tell_skipped(tell);
+    listing.report_skipped(progress);
     // Before any work, so that a file that cannot be written is known at once.
     let mut file = AtomicFile::create(out)?;
     // Tokenizers of this kind have GPT-2's pre-tokeniser, so its places to cut are theirs.
     let cutter = Tokenizer::gpt2();
-    let settings = Settings { lossy, scratch: folder_of(out).into() };
-    let mut feed = Feed::start(listing.inputs, settings, move |text| cutter.safe_split(text))?;
+    let options = ReadOptions { lossy, scratch: folder_of(out).into() };
+    let mut reader = DocumentReader::start(listing.inputs, options, move |text| cutter.safe_split(text))?;
     let texts = std::iter::from_fn(|| {
         loop {
-            match feed.next(stop, tell).transpose()? {
-                Ok(Piece::Text(text) | Piece::Documents { text, .. }) => return Some(Ok(text)),
-                Ok(Piece::End) => {}
+            match reader.next(stop, progress).transpose()? {
+                Ok(TextChunk::Text(text) | TextChunk::Documents { text, .. }) => return Some(Ok(text)),
+                Ok(TextChunk::EndOfDocument) => {}
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -43,9 +43,9 @@ pub fn train_tokenizer(
     // Fused, since a feed has nothing to say after its end.
     let texts = texts.fuse();
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-    let trained = train(texts, vocab_size, &name, go_on)?;
-    go_on()?;
+    let check_stop = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    let trained = train(texts, vocab_size, &name, check_stop)?;
+    check_stop()?;
     let json = trained.tokenizer.to_json();
     file.write_all(json.as_bytes()).map_err(|error| Error::write(out, error))?;
     file.commit()?;

@@ -5,41 +5,41 @@ use std::path::{Path, PathBuf};
 
 use super::column::Column;
 use super::format::{DataFile, Format};
+use super::formats::DataFileReader;
 use super::repository::Repository;
-use super::rows::Rows;
 use super::split::Slice;
 use crate::Error;
 use crate::hub::ProgressFn;
-use crate::source::{Event, Piece, Sink};
+use crate::source::{DocumentSender, Event, TextChunk};
 
 /// Bytes of text that documents are gathered to; longer ones go by themselves.
-const GATHERED: usize = 1 << 18;
+const BATCH_BYTES: usize = 1 << 18;
 /// Bytes of a piece of a long document, unless there is no place to cut.
-const PIECE: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The rows of one split.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct SplitFiles {
     pub(super) slice: Slice,
     pub(super) files: Vec<DataFile>,
 }
 
 /// A file that is on disk.
-struct Opened<'a> {
+struct LocalFile<'a> {
     name: String,
     path: PathBuf,
     format: Format,
     scratch: &'a Path,
 }
 
-impl Opened<'_> {
-    fn rows<'b>(&'b self, column: Option<&'b Column>, skip: u64) -> Rows<'b> {
-        Rows { name: &self.name, path: &self.path, format: self.format, column, skip, scratch: self.scratch }
+impl LocalFile<'_> {
+    fn reader<'b>(&'b self, column: Option<&'b Column>, skip: u64) -> DataFileReader<'b> {
+        DataFileReader { name: &self.name, path: &self.path, format: self.format, column, skip, scratch: self.scratch }
     }
 }
 
 /// A row on its way.
-pub(crate) struct Passing<'a> {
+pub(crate) struct SourceRecord<'a> {
     /// Its file.
     pub(crate) name: &'a str,
     /// Which row of the file it is, from 1.
@@ -51,42 +51,48 @@ pub(crate) struct Passing<'a> {
 }
 
 /// Takes a row.
-pub(crate) type TakeRow<'a> = dyn FnMut(Passing) -> Result<(), Error> + 'a;
+pub(crate) type RecordFn<'a> = dyn FnMut(SourceRecord) -> Result<(), Error> + 'a;
 
 /// Goes through the rows of a source.
-pub(super) struct Walk<'a> {
+pub(super) struct RecordReader<'a> {
     pub(super) repository: &'a Repository,
     pub(super) column: &'a Column,
     /// A folder for temporary files.
     pub(super) scratch: &'a Path,
     /// Hears of downloads.
-    pub(super) tell: &'a mut ProgressFn<'a>,
+    pub(super) progress: &'a mut ProgressFn<'a>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> RecordReader<'a> {
     /// Gives the rows of all parts to `take`, in order; returns the bytes of their files.
-    pub(super) fn each(&mut self, parts: &[Part], take: &mut TakeRow) -> Result<u64, Error> {
+    pub(super) fn each(&mut self, parts: &[SplitFiles], take: &mut RecordFn) -> Result<u64, Error> {
         let mut before = 0;
         for part in parts {
-            let rows = match part.slice.rows() {
-                Some(rows) => rows,
-                None => self.count_rows(part)?,
+            let records = match part.slice.known_range() {
+                Some(records) => records,
+                None => self.count_records(part)?,
             };
-            self.part(part, rows, &mut before, take)?;
+            self.part(part, records, &mut before, take)?;
         }
         Ok(before)
     }
 
     /// Counts a split's rows to know which ones a slice means.
-    fn count_rows(&mut self, part: &Part) -> Result<Range<u64>, Error> {
+    fn count_records(&mut self, part: &SplitFiles) -> Result<Range<u64>, Error> {
         let mut count: u64 = 0;
         for file in &part.files {
-            count = count.saturating_add(self.open(file)?.rows(None, 0).count()?);
+            count = count.saturating_add(self.open(file)?.reader(None, 0).count()?);
         }
-        part.slice.rows_of(count)
+        part.slice.range_of(count)
     }
 
-    fn part(&mut self, part: &Part, wanted: Range<u64>, before: &mut u64, take: &mut TakeRow) -> Result<(), Error> {
+    fn part(
+        &mut self,
+        part: &SplitFiles,
+        wanted: Range<u64>,
+        before: &mut u64,
+        take: &mut RecordFn,
+    ) -> Result<(), Error> {
         // Rows of the split before the current file.
         let mut passed = 0;
         for file in &part.files {
@@ -95,7 +101,7 @@ impl<'a> Walk<'a> {
             }
             let mut skip = wanted.start.saturating_sub(passed);
             if skip > 0 {
-                let count = self.open(file)?.rows(None, 0).count()?;
+                let count = self.open(file)?.reader(None, 0).count()?;
                 if count <= skip {
                     passed += count;
                     continue;
@@ -103,12 +109,12 @@ impl<'a> Walk<'a> {
                 skip = skip.min(count);
             }
             passed += skip;
-            let opened = self.open(file)?;
+            let local = self.open(file)?;
             let mut number = skip;
-            opened.rows(Some(self.column), skip).read(&mut |row| {
+            local.reader(Some(self.column), skip).read(&mut |record| {
                 passed += 1;
                 number += 1;
-                take(Passing { name: &opened.name, number, text: row.text, done: *before + row.consumed })?;
+                take(SourceRecord { name: &local.name, number, text: record.text, done: *before + record.bytes_read })?;
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             *before += file.size.unwrap_or(0);
@@ -117,29 +123,29 @@ impl<'a> Walk<'a> {
     }
 
     /// Has a file at hand.
-    fn open(&mut self, file: &DataFile) -> Result<Opened<'a>, Error> {
-        let path = self.repository.fetch(&file.path, &mut *self.tell)?;
-        Ok(Opened { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
+    fn open(&mut self, file: &DataFile) -> Result<LocalFile<'a>, Error> {
+        let path = self.repository.fetch(&file.path, &mut *self.progress)?;
+        Ok(LocalFile { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
     }
 }
 
 /// The reading thread's state.
-pub(super) struct Reading<'a, C> {
-    sink: Sink,
+pub(super) struct DocumentGatherer<'a, C> {
+    sender: DocumentSender,
     cut: &'a C,
     /// Whole documents that have not been handed over.
     text: String,
     ends: Vec<usize>,
     /// Rows without text, and all.
     empty: u64,
-    rows: u64,
+    records: u64,
     /// Bytes of all files, if the whole of them is read.
     total: Option<u64>,
 }
 
-impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
-    pub(super) fn new(sink: Sink, cut: &'a C) -> Self {
-        Self { sink, cut, text: String::new(), ends: Vec::new(), empty: 0, rows: 0, total: None }
+impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
+    pub(super) fn new(sender: DocumentSender, cut: &'a C) -> Self {
+        Self { sender, cut, text: String::new(), ends: Vec::new(), empty: 0, records: 0, total: None }
     }
 
     /// Reads all parts in order.
@@ -148,62 +154,62 @@ impl<'a, C: Fn(&str) -> Option<usize>> Reading<'a, C> {
         repository: &Repository,
         column: &Column,
         scratch: &Path,
-        parts: &[Part],
+        parts: &[SplitFiles],
     ) -> Result<(), Error> {
         let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
         self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
-        let sink = self.sink.clone();
-        let mut tell = move |event| sink.event(event).is_ok();
-        let mut walk = Walk { repository, column, scratch, tell: &mut tell };
-        let done = walk.each(parts, &mut |row| self.take(&row))?;
-        self.hand_over(done)?;
+        let sender = self.sender.clone();
+        let mut progress = move |event| sender.event(event).is_ok();
+        let mut reader = RecordReader { repository, column, scratch, progress: &mut progress };
+        let done = reader.each(parts, &mut |record| self.take(&record))?;
+        self.flush(done)?;
         if self.empty > 0 {
-            let note = format!("{} of {} rows have no text and were left out", self.empty, self.rows);
-            self.sink.event(Event::Note(note))?;
+            let note = format!("{} of {} rows have no text and were left out", self.empty, self.records);
+            self.sender.event(Event::Note(note))?;
         }
         Ok(())
     }
 
-    fn take(&mut self, row: &Passing) -> Result<(), Error> {
-        self.rows += 1;
-        let done = row.done;
-        let Some(text) = row.text.filter(|text| !text.is_empty()) else {
+    fn take(&mut self, record: &SourceRecord) -> Result<(), Error> {
+        self.records += 1;
+        let done = record.done;
+        let Some(text) = record.text.filter(|text| !text.is_empty()) else {
             self.empty += 1;
             return Ok(());
         };
-        if text.len() > PIECE {
-            self.hand_over(done)?;
-            return self.long(text, done);
+        if text.len() > CHUNK_BYTES {
+            self.flush(done)?;
+            return self.send_long(text, done);
         }
         self.text.push_str(text);
         self.ends.push(self.text.len());
-        if self.text.len() >= GATHERED { self.hand_over(done) } else { Ok(()) }
+        if self.text.len() >= BATCH_BYTES { self.flush(done) } else { Ok(()) }
     }
 
     /// Hands over what has been gathered.
-    fn hand_over(&mut self, done: u64) -> Result<(), Error> {
+    fn flush(&mut self, done: u64) -> Result<(), Error> {
         if !self.ends.is_empty() {
             let (text, ends) = (std::mem::take(&mut self.text), std::mem::take(&mut self.ends));
-            self.sink.piece(Piece::Documents { text, ends })?;
+            self.sender.chunk(TextChunk::Documents { text, ends })?;
         }
-        self.sink.event(Event::Reading { done, total: self.total })
+        self.sender.event(Event::Reading { done, total: self.total })
     }
 
     /// Hands over one long document.
-    fn long(&mut self, mut text: &str, done: u64) -> Result<(), Error> {
-        let mut wanted = PIECE;
+    fn send_long(&mut self, mut text: &str, done: u64) -> Result<(), Error> {
+        let mut wanted = CHUNK_BYTES;
         while text.len() > wanted {
             let start = &text[..text.floor_char_boundary(wanted)];
             match (self.cut)(start).filter(|&at| at > 0) {
                 Some(at) => {
-                    self.sink.piece(Piece::Text(text[..at].to_owned()))?;
-                    (text, wanted) = (&text[at..], PIECE);
+                    self.sender.chunk(TextChunk::Text(text[..at].to_owned()))?;
+                    (text, wanted) = (&text[at..], CHUNK_BYTES);
                 }
                 None => wanted *= 2,
             }
         }
-        self.sink.piece(Piece::Text(text.to_owned()))?;
-        self.sink.piece(Piece::End)?;
-        self.sink.event(Event::Reading { done, total: self.total })
+        self.sender.chunk(TextChunk::Text(text.to_owned()))?;
+        self.sender.chunk(TextChunk::EndOfDocument)?;
+        self.sender.event(Event::Reading { done, total: self.total })
     }
 }

@@ -2,21 +2,21 @@
 
 use std::ops::ControlFlow;
 
-use super::file::{Rows, Take};
+use super::file::{DataFileReader, TextRecordFn};
 use super::record::Record;
 use super::{arrow, csv, json, parquet, text};
 use crate::Error;
 use crate::hf::format::Format;
 
-impl Rows<'_> {
+impl DataFileReader<'_> {
     /// Gives every row after the skipped ones to `take`.
     ///
     /// # Errors
     /// [`Error::Read`] for a file that is damaged, lacks the column, or has in it what is no text; whatever `take` returns.
-    pub(in crate::hf) fn read(&self, take: &mut Take) -> Result<(), Error> {
+    pub(in crate::hf) fn read(&self, take: &mut TextRecordFn) -> Result<(), Error> {
         match self.format {
-            Format::Parquet => self.caught("parquet", || parquet::read(self, take)),
-            Format::Arrow => self.caught("arrow", || arrow::read(self, take)),
+            Format::Parquet => self.catch_panic("parquet", || parquet::read(self, take)),
+            Format::Arrow => self.catch_panic("arrow", || arrow::read(self, take)),
             Format::Json => json::read(self, take),
             Format::Csv { delimiter } => csv::read(self, delimiter, take),
             Format::Text => text::read(self, take),
@@ -26,13 +26,13 @@ impl Rows<'_> {
     /// How many rows there are.
     ///
     /// # Errors
-    /// As [`Rows::read`].
+    /// As [`DataFileReader::read`].
     pub(in crate::hf) fn count(&self) -> Result<u64, Error> {
         if self.format == Format::Parquet {
-            return self.caught("parquet", || parquet::count(self));
+            return self.catch_panic("parquet", || parquet::count(self));
         }
         let mut count = 0;
-        Rows { column: None, skip: 0, ..*self }.read(&mut |_| {
+        DataFileReader { column: None, skip: 0, ..*self }.read(&mut |_| {
             count += 1;
             Ok(ControlFlow::Continue(()))
         })?;
@@ -45,8 +45,8 @@ impl Rows<'_> {
     /// [`Error::Read`] for a file that is damaged, or has a column of a kind that JSON has not.
     pub(in crate::hf) fn records(&self) -> Result<Vec<Record>, Error> {
         match self.format {
-            Format::Parquet => self.caught("parquet", || self.of_batches(&parquet::batches(self)?)),
-            Format::Arrow => self.caught("arrow", || self.of_batches(&arrow::batches(self)?)),
+            Format::Parquet => self.catch_panic("parquet", || self.of_batches(&parquet::batches(self)?)),
+            Format::Arrow => self.catch_panic("arrow", || self.of_batches(&arrow::batches(self)?)),
             Format::Json => json::records(self),
             Format::Csv { delimiter } => csv::records(self, delimiter),
             Format::Text => text::records(self),

@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Error;
-use crate::caught::caught;
+use crate::catch_panic::catch_panic;
 use crate::hf::column::Column;
 use crate::hf::format::Format;
 use crate::source::limited::read_line;
-use crate::source::open::{Opened, open_file};
-use crate::source::text::read_error;
+use crate::source::open::{ByteSource, open_file};
+use crate::source::utf8::read_error;
 
 pub(super) const BUFFER: usize = 1 << 18;
 
 /// A file whose rows are wanted.
-pub(in crate::hf) struct Rows<'a> {
+pub(in crate::hf) struct DataFileReader<'a> {
     /// For messages.
     pub(in crate::hf) name: &'a str,
     /// Where it is on disk.
@@ -33,29 +33,34 @@ pub(in crate::hf) struct Rows<'a> {
 }
 
 /// A row: its text, if it has any, and how many bytes of the file were read by then.
-pub(in crate::hf) struct Row<'a> {
+pub(in crate::hf) struct TextRecord<'a> {
     pub(in crate::hf) text: Option<&'a str>,
-    pub(in crate::hf) consumed: u64,
+    pub(in crate::hf) bytes_read: u64,
 }
 
 /// Takes rows until it has enough.
-pub(in crate::hf) type Take<'a> = dyn FnMut(Row) -> Result<ControlFlow<()>, Error> + 'a;
+pub(in crate::hf) type TextRecordFn<'a> = dyn FnMut(TextRecord) -> Result<ControlFlow<()>, Error> + 'a;
 
-impl Rows<'_> {
+impl DataFileReader<'_> {
     pub(super) fn failed(&self, reason: impl std::fmt::Display) -> Error {
         Error::read(self.name, reason)
     }
 
     /// The file as a stream, unpacked if it is packed.
-    pub(super) fn stream(&self) -> Result<Stream, Error> {
-        let Opened { bytes, unpacked, consumed } = open_file(self.name, self.path)?;
-        Ok(Stream { bytes: BufReader::with_capacity(BUFFER, bytes), unpacked, consumed, name: self.name.into() })
+    pub(super) fn stream(&self) -> Result<RecordStream, Error> {
+        let ByteSource { bytes, compressed, bytes_read } = open_file(self.name, self.path)?;
+        Ok(RecordStream {
+            bytes: BufReader::with_capacity(BUFFER, bytes),
+            compressed,
+            bytes_read,
+            name: self.name.into(),
+        })
     }
 
     /// The file as one that can be read here and there: unpacked into a nameless temporary file if it is packed.
     pub(super) fn file(&self) -> Result<File, Error> {
         let mut opened = open_file(self.name, self.path)?;
-        if !opened.unpacked {
+        if !opened.compressed {
             return File::open(self.path).map_err(|error| self.failed(error));
         }
         let mut file = tempfile::tempfile_in(self.scratch).map_err(|error| self.failed(error))?;
@@ -66,31 +71,31 @@ impl Rows<'_> {
     }
 
     /// Runs a library that may panic on a malformed file; that is an error here.
-    pub(super) fn caught<T>(&self, library: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        caught(library, run).map_err(|reason| self.failed(reason)).flatten()
+    pub(super) fn catch_panic<T>(&self, library: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        catch_panic(library, run).map_err(|reason| self.failed(reason)).flatten()
     }
 }
 
 /// A file's bytes.
-pub(super) struct Stream {
+pub(super) struct RecordStream {
     pub(super) bytes: BufReader<Box<dyn Read + Send>>,
-    pub(super) unpacked: bool,
-    pub(super) consumed: Arc<AtomicU64>,
+    pub(super) compressed: bool,
+    pub(super) bytes_read: Arc<AtomicU64>,
     pub(super) name: String,
 }
 
-impl Stream {
+impl RecordStream {
     /// Bytes read so far of the file as it is stored.
-    pub(super) fn consumed(&self) -> u64 {
-        self.consumed.load(Ordering::Relaxed)
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// As [`read_line`].
     pub(super) fn read_line(&mut self, line: &mut Vec<u8>, number: &mut u64) -> Result<bool, Error> {
-        read_line(&self.name, self.unpacked, &mut self.bytes, line, number)
+        read_line(&self.name, self.compressed, &mut self.bytes, line, number)
     }
 
     pub(super) fn failed(&self, error: &io::Error) -> Error {
-        read_error(&self.name, self.unpacked, error)
+        read_error(&self.name, self.compressed, error)
     }
 }

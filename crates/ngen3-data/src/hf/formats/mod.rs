@@ -9,5 +9,5 @@ mod read;
 mod record;
 mod text;
 
-pub(super) use file::Rows;
+pub(super) use file::DataFileReader;
 pub use record::Record;

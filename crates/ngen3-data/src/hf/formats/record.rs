@@ -8,14 +8,14 @@ use arrow_array::{Array, RecordBatch, downcast_dictionary_array};
 use arrow_schema::DataType;
 use serde_json::{Map, Value};
 
-use super::file::Rows;
+use super::file::DataFileReader;
 use crate::Error;
 use crate::hf::column::arrow_string;
 
 /// A row: what each column holds, by its name.
 pub type Record = Map<String, Value>;
 
-impl Rows<'_> {
+impl DataFileReader<'_> {
     pub(super) fn of_batches(&self, batches: &[RecordBatch]) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for batch in batches {

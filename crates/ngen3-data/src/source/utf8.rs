@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::open::{Opened, peek};
+use super::open::{ByteSource, peek};
 use crate::Error;
 
 /// Bytes asked of the source at a time.
@@ -12,24 +12,24 @@ const BUFFER: usize = 1 << 18;
 ///
 /// A UTF-8 signature (byte order mark) at the start is a mark of the encoding, not text, and is dropped. A UTF-16 one is an
 /// error, since such a file would be nonsense byte by byte.
-pub(super) struct TextReader {
+pub(super) struct Utf8Reader {
     name: String,
     bytes: Box<dyn Read + Send>,
-    unpacked: bool,
+    compressed: bool,
     lossy: bool,
-    /// The first `held` bytes are a character that has not wholly arrived.
+    /// The first `pending` bytes are a character that has not wholly arrived.
     buffer: Vec<u8>,
-    held: usize,
+    pending: usize,
     /// Where `buffer` begins in the document, in bytes.
     offset: u64,
     /// Stretches of wrong bytes that became U+FFFD.
     pub(super) replaced: u64,
 }
 
-impl TextReader {
-    pub(super) fn new(name: &str, opened: Opened, lossy: bool) -> Result<Self, Error> {
-        let Opened { mut bytes, unpacked, .. } = opened;
-        let start = peek(&mut bytes, 3).map_err(|error| read_error(name, unpacked, &error))?;
+impl Utf8Reader {
+    pub(super) fn new(name: &str, opened: ByteSource, lossy: bool) -> Result<Self, Error> {
+        let ByteSource { mut bytes, compressed, .. } = opened;
+        let start = peek(&mut bytes, 3).map_err(|error| read_error(name, compressed, &error))?;
         if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
             let reason = "it is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)";
             return Err(Error::read(name, reason));
@@ -38,7 +38,7 @@ impl TextReader {
         let (offset, start) = if signature { (3, Vec::new()) } else { (0, start) };
         let bytes = Box::new(io::Cursor::new(start).chain(bytes));
         let buffer = vec![0; BUFFER];
-        Ok(Self { name: name.into(), bytes, unpacked, lossy, buffer, held: 0, offset, replaced: 0 })
+        Ok(Self { name: name.into(), bytes, compressed, lossy, buffer, pending: 0, offset, replaced: 0 })
     }
 
     /// Appends the next stretch of text to `text`; `false` at the end.
@@ -47,12 +47,12 @@ impl TextReader {
     /// [`Error::Utf8`] with the first wrong byte, unless they are to be replaced; [`Error::Read`].
     pub(super) fn read(&mut self, text: &mut String) -> Result<bool, Error> {
         let n = loop {
-            match self.bytes.read(&mut self.buffer[self.held..]) {
+            match self.bytes.read(&mut self.buffer[self.pending..]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result.map_err(|error| read_error(&self.name, self.unpacked, &error))?,
+                result => break result.map_err(|error| read_error(&self.name, self.compressed, &error))?,
             }
         };
-        let (mut start, end) = (0, self.held + n);
+        let (mut start, end) = (0, self.pending + n);
         loop {
             let error = match std::str::from_utf8(&self.buffer[start..end]) {
                 Ok(rest) => {
@@ -73,24 +73,24 @@ impl TextReader {
             };
             if !self.lossy {
                 let (name, byte) = (self.name.clone(), self.buffer[bad]);
-                return Err(Error::Utf8 { name, offset: self.offset + bad as u64, byte, unpacked: self.unpacked });
+                return Err(Error::Utf8 { name, offset: self.offset + bad as u64, byte, compressed: self.compressed });
             }
             text.push(char::REPLACEMENT_CHARACTER);
             self.replaced += 1;
             start += length;
         }
         self.buffer.copy_within(start..end, 0);
-        self.held = end - start;
+        self.pending = end - start;
         self.offset += start as u64;
         Ok(n > 0)
     }
 }
 
-/// What a failure to read bytes means; `unpacked` if they come out of a compressed file.
-pub(crate) fn read_error(name: &str, unpacked: bool, error: &io::Error) -> Error {
+/// What a failure to read bytes means; `compressed` if they come out of a compressed file.
+pub(crate) fn read_error(name: &str, compressed: bool, error: &io::Error) -> Error {
     let reason = match error.kind() {
-        io::ErrorKind::UnexpectedEof if unpacked => "its compressed data ends too early; is it cut short?".into(),
-        _ if unpacked => format!("its compressed data is damaged ({error})"),
+        io::ErrorKind::UnexpectedEof if compressed => "its compressed data ends too early; is it cut short?".into(),
+        _ if compressed => format!("its compressed data is damaged ({error})"),
         _ => error.to_string(),
     };
     Error::read(name, reason)
@@ -116,7 +116,7 @@ mod tests {
     /// The text, and how many stretches were replaced.
     fn read(bytes: &[u8], step: usize, lossy: bool) -> Result<(String, u64), Error> {
         let opened = open("a.txt", Trickle(io::Cursor::new(bytes.to_vec()), step), true)?;
-        let mut reader = TextReader::new("a.txt", opened, lossy)?;
+        let mut reader = Utf8Reader::new("a.txt", opened, lossy)?;
         let mut text = String::new();
         while reader.read(&mut text)? {}
         Ok((text, reader.replaced))

@@ -7,20 +7,20 @@ use std::ops::ControlFlow;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::file::{Row, Rows, Stream, Take};
+use super::file::{DataFileReader, RecordStream, TextRecord, TextRecordFn};
 use super::record::Record;
 use crate::Error;
 use crate::hf::column::Column;
 
 /// Rows after which a column that none of them had is taken for missing.
-const PATIENCE: u64 = 1000;
+const MAX_RECORDS_WITHOUT_COLUMN: u64 = 1000;
 /// Names of columns that are remembered for a complaint.
-const NAMES: usize = 50;
+const MAX_NAMES: usize = 50;
 
-pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
-    let mut stream = rows.stream()?;
+pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<(), Error> {
+    let mut stream = input.stream()?;
     let mut reading =
-        Reading { rows, take, number: 0, seen: false, names: Vec::new(), text: String::new(), consumed: 0 };
+        RecordScan { input, take, number: 0, seen: false, names: Vec::new(), text: String::new(), bytes_read: 0 };
     let outcome = if first_byte(&mut stream)? == Some(b'[') {
         read_array(&mut stream, &mut reading)?
     } else {
@@ -31,26 +31,26 @@ pub(super) fn read(rows: &Rows, take: &mut Take) -> Result<(), Error> {
 }
 
 /// All rows, with all their columns.
-pub(super) fn records(rows: &Rows) -> Result<Vec<Record>, Error> {
-    let mut stream = rows.stream()?;
+pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
+    let mut stream = input.stream()?;
     if first_byte(&mut stream)? == Some(b'[') {
         return serde_json::from_reader(&mut stream.bytes).map_err(|error| match error.is_io() {
             true => stream.failed(&error.into()),
-            false => rows.failed(error),
+            false => input.failed(error),
         });
     }
     let (mut line, mut number, mut records) = (Vec::new(), 0u64, Vec::new());
     while stream.read_line(&mut line, &mut number)? {
         if !line.trim_ascii().is_empty() {
             let record = serde_json::from_slice(&line);
-            records.push(record.map_err(|error| rows.failed(format!("line {number}: {}", without_place(&error))))?);
+            records.push(record.map_err(|error| input.failed(format!("line {number}: {}", without_place(&error))))?);
         }
     }
     Ok(records)
 }
 
 /// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.
-fn first_byte(stream: &mut Stream) -> Result<Option<u8>, Error> {
+fn first_byte(stream: &mut RecordStream) -> Result<Option<u8>, Error> {
     let mut start = true;
     loop {
         let buffer = match stream.bytes.fill_buf() {
@@ -68,45 +68,45 @@ fn first_byte(stream: &mut Stream) -> Result<Option<u8>, Error> {
     }
 }
 
-fn read_lines(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {
+fn read_lines(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<ControlFlow<()>, Error> {
     let (mut line, mut number) = (Vec::new(), 0u64);
     while stream.read_line(&mut line, &mut number)? {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        reading.consumed = stream.consumed();
+        reading.bytes_read = stream.bytes_read();
         let value = match reading.column() {
             None => None,
             Some(column) => {
                 let mut json = serde_json::Deserializer::from_slice(&line);
-                let value = Pick { column, names: reading.names() }.deserialize(&mut json);
+                let value = ColumnSeed { column, names: reading.names() }.deserialize(&mut json);
                 let value = value.and_then(|value| json.end().map(|()| value));
-                value.map_err(|error| reading.rows.failed(format!("line {number}: {}", without_place(&error))))?
+                value.map_err(|error| reading.input.failed(format!("line {number}: {}", without_place(&error))))?
             }
         };
-        if reading.row(value)?.is_break() {
+        if reading.record(value)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
 }
 
-fn read_array(stream: &mut Stream, reading: &mut Reading) -> Result<ControlFlow<()>, Error> {
+fn read_array(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<ControlFlow<()>, Error> {
     let mut outcome = Ok(());
-    let consumed = stream.consumed.clone();
-    let (unpacked, name) = (stream.unpacked, stream.name.clone());
+    let bytes_read = stream.bytes_read.clone();
+    let (compressed, name) = (stream.compressed, stream.name.clone());
     let mut json = serde_json::Deserializer::from_reader(&mut stream.bytes);
-    let elements = Elements { reading, outcome: &mut outcome, consumed: &consumed };
+    let elements = Elements { reading, outcome: &mut outcome, bytes_read: &bytes_read };
     let result = json.deserialize_seq(elements).and_then(|()| json.end());
-    let rows = reading.rows;
+    let input = reading.input;
     match (outcome, result) {
-        (Err(Stop::Error(error)), _) => Err(error),
-        (Err(Stop::Enough), _) => Ok(ControlFlow::Break(())),
+        (Err(EarlyEnd::Error(error)), _) => Err(error),
+        (Err(EarlyEnd::Enough), _) => Ok(ControlFlow::Break(())),
         (Ok(()), Ok(())) => Ok(ControlFlow::Continue(())),
         (Ok(()), Err(error)) if error.is_io() => {
-            Err(crate::source::text::read_error(&name, unpacked, &std::io::Error::from(error)))
+            Err(crate::source::utf8::read_error(&name, compressed, &std::io::Error::from(error)))
         }
-        (Ok(()), Err(error)) => Err(rows.failed(error)),
+        (Ok(()), Err(error)) => Err(input.failed(error)),
     }
 }
 
@@ -120,22 +120,22 @@ fn without_place(error: &serde_json::Error) -> String {
 }
 
 /// Rows being handed over.
-struct Reading<'a, 'b> {
-    rows: &'a Rows<'a>,
-    take: &'a mut Take<'b>,
+struct RecordScan<'a, 'b> {
+    input: &'a DataFileReader<'a>,
+    take: &'a mut TextRecordFn<'b>,
     number: u64,
     /// Whether any row had the column.
     seen: bool,
     /// Columns that rows had, as long as none had the one.
     names: Vec<String>,
     text: String,
-    consumed: u64,
+    bytes_read: u64,
 }
 
-impl<'a> Reading<'a, '_> {
+impl<'a> RecordScan<'a, '_> {
     /// The wanted column; none for a row that is skipped.
     fn column(&self) -> Option<&'a Column> {
-        self.rows.column.filter(|_| self.number >= self.rows.skip)
+        self.input.column.filter(|_| self.number >= self.input.skip)
     }
 
     /// Where the names of the columns go, while they may be needed.
@@ -144,30 +144,30 @@ impl<'a> Reading<'a, '_> {
     }
 
     /// Takes a row; `value` is what its top-level column holds.
-    fn row(&mut self, value: Option<(Value, bool)>) -> Result<ControlFlow<()>, Error> {
+    fn record(&mut self, value: Option<(Value, bool)>) -> Result<ControlFlow<()>, Error> {
         self.number += 1;
-        if self.number <= self.rows.skip {
+        if self.number <= self.input.skip {
             return Ok(ControlFlow::Continue(()));
         }
         self.text.clear();
         let mut has = false;
-        if let (Some(column), Some((value, exact))) = (self.rows.column, &value) {
+        if let (Some(column), Some((value, exact))) = (self.input.column, &value) {
             self.seen = true;
             let below = if *exact { &[] } else { &column.path[1..] };
             has = column
                 .json_text(value, below, &mut self.text)
-                .map_err(|reason| self.rows.failed(format!("row {}: {reason}", self.number)))?;
+                .map_err(|reason| self.input.failed(format!("row {}: {reason}", self.number)))?;
         }
-        if self.number == self.rows.skip + PATIENCE {
+        if self.number == self.input.skip + MAX_RECORDS_WITHOUT_COLUMN {
             self.check_seen()?;
         }
-        (self.take)(Row { text: has.then_some(&self.text), consumed: self.consumed })
+        (self.take)(TextRecord { text: has.then_some(&self.text), bytes_read: self.bytes_read })
     }
 
     fn check_seen(&self) -> Result<(), Error> {
-        match self.rows.column {
-            Some(column) if !self.seen && self.number > self.rows.skip => {
-                Err(self.rows.failed(column.missing(&self.names)))
+        match self.input.column {
+            Some(column) if !self.seen && self.number > self.input.skip => {
+                Err(self.input.failed(column.missing(&self.names)))
             }
             _ => Ok(()),
         }
@@ -175,12 +175,12 @@ impl<'a> Reading<'a, '_> {
 }
 
 /// What the wanted column of an object holds, and whether its name is the whole of the column's; `None` if it lacks it.
-struct Pick<'a> {
+struct ColumnSeed<'a> {
     column: &'a Column,
     names: Option<&'a mut Vec<String>>,
 }
 
-impl<'de> DeserializeSeed<'de> for Pick<'_> {
+impl<'de> DeserializeSeed<'de> for ColumnSeed<'_> {
     type Value = Option<(Value, bool)>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -188,7 +188,7 @@ impl<'de> DeserializeSeed<'de> for Pick<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Pick<'_> {
+impl<'de> Visitor<'de> for ColumnSeed<'_> {
     type Value = Option<(Value, bool)>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -197,7 +197,9 @@ impl<'de> Visitor<'de> for Pick<'_> {
 
     fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut found: Option<(Value, bool)> = None;
-        while let Some(wanted) = map.next_key_seed(Name { column: self.column, names: self.names.as_deref_mut() })? {
+        while let Some(wanted) =
+            map.next_key_seed(ColumnNameSeed { column: self.column, names: self.names.as_deref_mut() })?
+        {
             match (wanted, &found) {
                 // The whole name goes before the beginning of a path; of two alike the last counts.
                 (Some(exact), None) => found = Some((map.next_value()?, exact)),
@@ -212,12 +214,12 @@ impl<'de> Visitor<'de> for Pick<'_> {
 }
 
 /// A field's name: `Some` if it is the wanted column, with whether it is its whole name.
-struct Name<'a> {
+struct ColumnNameSeed<'a> {
     column: &'a Column,
     names: Option<&'a mut Vec<String>>,
 }
 
-impl<'de> DeserializeSeed<'de> for Name<'_> {
+impl<'de> DeserializeSeed<'de> for ColumnNameSeed<'_> {
     type Value = Option<bool>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -225,7 +227,7 @@ impl<'de> DeserializeSeed<'de> for Name<'_> {
     }
 }
 
-impl Visitor<'_> for Name<'_> {
+impl Visitor<'_> for ColumnNameSeed<'_> {
     type Value = Option<bool>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -233,7 +235,7 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        if let Some(names) = self.names.filter(|names| names.len() < NAMES)
+        if let Some(names) = self.names.filter(|names| names.len() < MAX_NAMES)
             && !names.iter().any(|known| known == name)
         {
             names.push(name.to_owned());
@@ -243,16 +245,16 @@ impl Visitor<'_> for Name<'_> {
 }
 
 /// Why reading an array ended before its end.
-enum Stop {
+enum EarlyEnd {
     Enough,
     Error(Error),
 }
 
 /// The elements of an array, each handed over as it is read.
 struct Elements<'a, 'b, 'c> {
-    reading: &'a mut Reading<'b, 'c>,
-    outcome: &'a mut Result<(), Stop>,
-    consumed: &'a std::sync::atomic::AtomicU64,
+    reading: &'a mut RecordScan<'b, 'c>,
+    outcome: &'a mut Result<(), EarlyEnd>,
+    bytes_read: &'a std::sync::atomic::AtomicU64,
 }
 
 impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
@@ -263,18 +265,18 @@ impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
     }
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
-        let Self { reading, outcome, consumed } = self;
+        let Self { reading, outcome, bytes_read } = self;
         loop {
             let value = match reading.column() {
-                Some(column) => seq.next_element_seed(Pick { column, names: reading.names() })?,
+                Some(column) => seq.next_element_seed(ColumnSeed { column, names: reading.names() })?,
                 None => seq.next_element::<IgnoredAny>()?.map(|_| None),
             };
             let Some(value) = value else { return Ok(()) };
-            reading.consumed = consumed.load(std::sync::atomic::Ordering::Relaxed);
-            match reading.row(value) {
+            reading.bytes_read = bytes_read.load(std::sync::atomic::Ordering::Relaxed);
+            match reading.record(value) {
                 Ok(ControlFlow::Continue(())) => continue,
-                Ok(ControlFlow::Break(())) => *outcome = Err(Stop::Enough),
-                Err(error) => *outcome = Err(Stop::Error(error)),
+                Ok(ControlFlow::Break(())) => *outcome = Err(EarlyEnd::Enough),
+                Err(error) => *outcome = Err(EarlyEnd::Error(error)),
             }
             return Err(S::Error::custom("enough"));
         }
