@@ -7,6 +7,10 @@ use crate::Error;
 /// Marks a position whose next token is not to be predicted.
 pub const IGNORE: u32 = u32::MAX;
 
+/// Tokens of a batch that go through a model together: a larger batch goes through in passes of up to so many, or of one sequence
+/// where that is longer. Sequences are never cut, and one stays with those that continue it.
+pub const PASS_TOKENS: usize = 2048;
+
 /// One sequence of a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {

@@ -15,6 +15,7 @@ pub trait Device {
     ///
     /// # Errors
     /// [`Error::Input`] when the shape is invalid, `params` has another length, or the device lacks the dtype asked for;
+    /// [`Error::Unsupported`] for a quantisation that it lacks;
     /// [`Error::Memory`] or [`Error::Threads`] when it cannot be held or computed.
     fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error>;
 
@@ -40,7 +41,7 @@ pub trait Device {
     /// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
     ///
     /// # Errors
-    /// [`Error::Threads`] when the threads cannot be started.
+    /// [`Error::Threads`] when the threads cannot be started; [`Error::Input`] for a dtype that it lacks.
     fn product_gflops(&self, _dtype: Dtype, _threads: usize, _shape: [usize; 3]) -> Result<f64, Error> {
         Err(Error::Unsupported("measuring its products"))
     }

@@ -43,7 +43,8 @@ pub struct DistillConfig {
     pub divergence: Divergence,
 }
 
-/// The k most likely tokens after each position, and the logarithms of their tempered probabilities among the whole vocabulary.
+/// The k most likely tokens after each position (all others are one lump, which counts for nothing where the teacher gives it less
+/// than 1e-6), and the logarithms of their tempered probabilities among the whole vocabulary.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TopK {
     /// Tokens of each position.
@@ -104,6 +105,6 @@ impl TopK {
 pub struct DistillLoss {
     /// Plain cross entropy, in nats.
     pub cross_entropy: f32,
-    /// T²·D
+    /// T²·D; 0 where α is 0, since nothing is learned from it.
     pub divergence: f32,
 }

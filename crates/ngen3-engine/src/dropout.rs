@@ -15,7 +15,8 @@ pub struct Dropout {
 pub enum DropoutSite {
     /// The sum of token and position embedding, `[tokens, width]`.
     Embedding,
-    /// The attention probabilities of a block; sequences one after the other, `[heads, queries, keys]` each.
+    /// The attention probabilities of a block; sequences one after the other, `[heads, queries, keys]` each: the index of one is
+    /// Σ heads·len² over the sequences of the pass before it + head·len² + query·len + key.
     Attention(usize),
     /// The output of a block's attention projection, `[tokens, width]`.
     AttentionProjection(usize),
@@ -60,7 +61,7 @@ impl Dropout {
     }
 }
 
-/// The seed of a pass: a batch of up to 2,048 tokens is one, a larger one goes through in several.
+/// The seed of a pass of up to [`crate::PASS_TOKENS`] tokens.
 pub fn pass_seed(seed: u64, pass: u64) -> u64 {
     splitmix(seed.wrapping_add(pass))
 }

@@ -14,7 +14,7 @@ mod optimizer;
 mod precision;
 pub mod reference;
 
-pub use batch::{Batch, IGNORE, Sequence, check_tokens};
+pub use batch::{Batch, IGNORE, PASS_TOKENS, Sequence, check_tokens};
 pub use device::{Device, Workload};
 pub use distill::{DistillConfig, DistillLoss, Divergence, TopK, check_temperature};
 pub use dropout::{Dropout, DropoutSite, pass_seed, splitmix};

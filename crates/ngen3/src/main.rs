@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         // Usage errors go to stderr with code 2; help and version to stdout with code 0.
         Err(error) => error.exit(),
     };
-    match cli.command.run() {
+    match check_environment().and_then(|()| cli.command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has had enough (`ngen3 … | head`): nothing is wrong, and nobody is listening.
         Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
@@ -57,6 +57,11 @@ fn main() -> ExitCode {
             if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Refuses to compute in another way than `NGEN3_SIMD` asks for.
+fn check_environment() -> anyhow::Result<()> {
+    ngen3_simd::forced().map(drop).map_err(anyhow::Error::msg)
 }
 
 /// All commands and their flags.

@@ -10,10 +10,7 @@ use ngen3_engine::{Batch, IGNORE, Sequence};
 
 use crate::layers::attention::Span;
 
-/// Tokens that go through the layers together, or one sequence where those are longer.
-pub const PASS_TOKENS: usize = 2048;
-
-/// The same where nothing but hidden states is asked for.
+/// As [`ngen3_engine::PASS_TOKENS`], where nothing but hidden states is asked for.
 pub const TEACHER_TOKENS: usize = 512;
 
 /// Tokens in the largest pass, of up to `most` tokens or one sequence, of `sequences` of `len` tokens.
@@ -151,6 +148,8 @@ impl Pass<'_> {
 
 #[cfg(test)]
 mod tests {
+    use ngen3_engine::PASS_TOKENS;
+
     use super::*;
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ngen3_engine::{Device, Dtype, Error, Options, Quant, Teacher, Trainer, Workload};
+use ngen3_engine::{Device, Dtype, Error, Options, PASS_TOKENS, Quant, Teacher, Trainer, Workload};
 use ngen3_model::{Config, LoraList, ParamList};
 
 use super::arena::{ArenaSpec, Checkpointing, ForwardMode};
-use super::batch_plan::{PASS_TOKENS, TEACHER_TOKENS, largest_pass};
+use super::batch_plan::{TEACHER_TOKENS, largest_pass};
 use super::precision::{precision, threads};
 use super::teacher::CpuTeacher;
 use super::trainer::CpuEngine;

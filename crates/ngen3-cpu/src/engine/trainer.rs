@@ -5,11 +5,10 @@ use std::borrow::Cow;
 
 use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
-    Options, Quant, Slot, TeacherSource, Trainer,
+    Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
 };
 use ngen3_model::{Config, Lora};
 
-use super::batch_plan::PASS_TOKENS;
 use super::block::PassDropout;
 use super::decoder::CpuDecoder;
 use super::runner::Runner;
@@ -204,6 +203,8 @@ impl Distiller for CpuEngine {
         distill: &DistillConfig,
         backward: Option<Backward>,
     ) -> Result<DistillLoss, Error> {
+        distill.validate()?;
+        batch.check_targets()?;
         let config = &self.runner.model.config;
         let teacher = match teacher {
             TeacherSource::Teacher(teacher) => {

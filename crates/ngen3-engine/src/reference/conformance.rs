@@ -70,6 +70,7 @@ pub fn cases() -> Vec<Case> {
     let past_tiles = Config::new(3, 2, 34, 70, 301);
     let exact_gelu =
         Config { activation: Activation::Gelu, layer_norm_epsilon: 1e-3, ..Config::new(2, 5, 40, 33, 1031) };
+    let without_biases = Config { bias: false, ..Config::new(2, 3, 12, 40, 97) };
     let passes = Config::new(1, 2, 8, 64, 53);
     let all = u64::MAX;
     let mut one_target = batch(&uneven, &[40, 7], all, 8);
@@ -89,6 +90,7 @@ pub fn cases() -> Vec<Case> {
         case("sequences that continue another", &uneven, continued, 0.0),
         case("longer than a tile", &past_tiles, batch(&past_tiles, &[70, 70, 3], all, 5), 0.0),
         case("exact GELU, large epsilon, dropout", &exact_gelu, batch(&exact_gelu, &[33, 20, 7], 5, 6), 0.1),
+        case("no biases", &without_biases, batch(&without_biases, &[40, 9], 4, 11), 0.1),
         case("several passes, dropout", &passes, batch(&passes, &[61; 42], 7, 7), 0.3),
     ]
 }

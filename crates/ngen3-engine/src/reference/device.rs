@@ -1,11 +1,11 @@
 //! [`ReferenceDevice`]: opens models in the reference engine, and says what they need in memory.
 
+use crate::PASS_TOKENS;
 use std::time::{Duration, Instant};
 
 use ngen3_model::{Config, LoraList, ParamList};
 
 use super::layers::linear_forward;
-use super::pass::PASS_TOKENS;
 use super::teacher::ReferenceTeacher;
 use super::trainer::Reference;
 use crate::{Device, Dtype, Error, Options, Quant, Teacher, Trainer, Workload};

@@ -1,11 +1,7 @@
 //! Tokens that go through the layers together.
 
 use super::attention::{Before, Span};
-use crate::{Batch, Dropout, DropoutSite};
-
-/// Tokens in a pass, or in one sequence with those that continue it where these are more. Dropout numbers its elements from
-/// the beginning of a pass, so that all engines cut a batch in the same way.
-pub const PASS_TOKENS: usize = 2048;
+use crate::{Batch, Dropout, DropoutSite, PASS_TOKENS};
 
 /// Sequences that go through the layers together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
