@@ -1,6 +1,6 @@
 //! Batches drawn from a token file.
 //!
-//! Nothing is remembered between batches: the seed, the step and the micro-batch alone decide where a batch's rows stand,
+//! Nothing is remembered between batches: the seed, the step and the micro-batch alone decide where a batch's sequences stand,
 //! so that a resumed run draws exactly what the uninterrupted one would have.
 
 use std::path::Path;
@@ -60,7 +60,7 @@ pub(crate) fn rng_of(key: [u64; 4]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(bytes)
 }
 
-/// Draws rows of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
+/// Draws sequences of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
 #[derive(Debug)]
 pub struct BatchSampler {
     data: TokenFile,
@@ -150,7 +150,7 @@ impl BatchSampler {
         self.fill(&self.data, positions, inputs, targets);
     }
 
-    /// How many windows of a block, back to back from the first token on, the training part has: a fixed choice of rows,
+    /// How many windows of a block, back to back from the first token on, the training part has: a fixed choice of sequences,
     /// for which something can be computed once.
     pub fn windows(&self) -> usize {
         (self.train_len - 1) / self.block_size
@@ -170,23 +170,23 @@ impl BatchSampler {
         self.fill(&self.data, windows.iter().map(|window| window * self.block_size), inputs, targets);
     }
 
-    /// A number below `n` for each row of a batch.
+    /// A number below `n` for each sequence of a batch.
     fn draw(&self, step: u64, micro: u64, n: usize) -> impl Iterator<Item = usize> {
         let mut rng = rng_of([self.seed, step, micro, 0]);
         (0..self.batch_size).map(move |_| scale_to_range(rng.next_u64(), n))
     }
 
     /// Validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`. The
-    /// first rows, however many are used, stand evenly over the validation part. Leaves both empty if there is none.
+    /// first sequences, however many are used, stand evenly over the validation part. Leaves both empty if there is none.
     pub fn val_batch(&self, index: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
         // Multiples of the golden ratio modulo 1 leave no large gap after any number of them (Weyl 1916).
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let (file, first) = self.val.as_ref().map_or((&self.data, self.train_len), |val| (val, 0));
-        let rows = if self.has_validation() { self.batch_size } else { 0 };
+        let sequences = if self.has_validation() { self.batch_size } else { 0 };
         let starts = self.val_len().saturating_sub(self.block_size);
-        let row = index.wrapping_mul(self.batch_size as u64);
-        let positions =
-            (0..rows as u64).map(|i| first + scale_to_range(row.wrapping_add(i).wrapping_mul(GOLDEN), starts));
+        let sequence = index.wrapping_mul(self.batch_size as u64);
+        let positions = (0..sequences as u64)
+            .map(|i| first + scale_to_range(sequence.wrapping_add(i).wrapping_mul(GOLDEN), starts));
         self.fill(file, positions, inputs, targets);
     }
 
@@ -236,13 +236,13 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    /// The rows' first tokens, after checking that each row counts up and that targets are one ahead.
+    /// The sequences' first tokens, after checking that each sequence counts up and that targets are one ahead.
     fn starts(block_size: usize, draw: impl FnOnce(&mut Vec<u32>, &mut Vec<u32>)) -> Vec<u32> {
         let (mut inputs, mut targets) = (vec![1, 2, 3], vec![4]);
         draw(&mut inputs, &mut targets);
         assert_eq!(inputs.len(), 4 * block_size);
-        for row in inputs.chunks(block_size) {
-            assert!(row.windows(2).all(|pair| pair[1] == pair[0] + 1), "{row:?}");
+        for sequence in inputs.chunks(block_size) {
+            assert!(sequence.windows(2).all(|pair| pair[1] == pair[0] + 1), "{sequence:?}");
         }
         assert!(inputs.iter().zip(&targets).all(|(input, target)| *target == input + 1));
         assert_eq!(inputs.len(), targets.len());
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn training_rows_come_from_the_whole_training_part_and_nowhere_else() {
+    fn training_sequences_come_from_the_whole_training_part_and_nowhere_else() {
         let sampler = open(100, 0, 8, 0.2).unwrap();
         assert_eq!((sampler.train_len(), sampler.val_len()), (80, 20));
         let found: BTreeSet<u32> = (0..2_000)
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn validation_rows_are_fixed_and_even() {
+    fn validation_sequences_are_fixed_and_even() {
         for (sampler, first) in [(open(1_000, 0, 8, 0.4).unwrap(), 600), (open(50, 400, 8, 0.4).unwrap(), 1_000)] {
             assert_eq!(sampler.val_len(), 400);
             let draw = |index| starts(8, |inputs, targets| sampler.val_batch(index, inputs, targets));

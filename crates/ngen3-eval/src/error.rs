@@ -8,7 +8,7 @@ pub enum Error {
     Input(String),
     /// Data of a task that is missing, damaged or not in the task's form.
     #[error("{task}: {reason}")]
-    Documents {
+    TaskData {
         /// The task.
         task: String,
         /// What is wrong, and where.

@@ -15,7 +15,7 @@ use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Batch, IGNORE};
 use ngen3_model::Config;
 
-use crate::{Error, Metric, Value};
+use crate::{Error, Metric, MetricValue};
 
 /// The name of the task.
 pub(crate) const NAME: &str = "perplexity";
@@ -26,7 +26,7 @@ const TOKENS: &str = "bin";
 
 /// A text whose perplexity is wanted.
 #[derive(Debug)]
-pub struct Text {
+pub struct PerplexityText {
     /// Where it is from.
     pub title: String,
     content: Content,
@@ -39,7 +39,7 @@ enum Content {
     Tokens(TokenFile, usize),
 }
 
-impl Text {
+impl PerplexityText {
     /// Reads what a user named: a file ending in `.bin` holds tokens, all else is read as by `tokenize`. Of tokens only
     /// what training keeps for validation is meant, if `val_fraction` is given: the last of them, or the `val.bin` beside them.
     ///
@@ -165,8 +165,8 @@ fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
 
 /// A text in a model's tokens, cut into windows: all is known of it but what the model says.
 #[derive(Debug)]
-pub(crate) struct Cut<'a> {
-    text: &'a Text,
+pub(crate) struct WindowedText<'a> {
+    text: &'a PerplexityText,
     tokenizer: Option<&'a Tokenizer>,
     /// The first one is only given.
     tokens: Vec<u32>,
@@ -178,19 +178,19 @@ pub(crate) struct Cut<'a> {
     stride: usize,
 }
 
-impl Text {
+impl PerplexityText {
     /// Cuts the text for a model of this shape into windows, of which the first `limit` are looked at.
     ///
     /// # Errors
     /// [`Error::Input`] for a stride that cannot be, or a text without a token to predict; [`Error::Data`] for tokens that are
     /// not the model's.
-    pub(crate) fn cut<'a>(
+    pub(crate) fn windowed<'a>(
         &'a self,
         config: &Config,
         tokenizer: Option<&'a Tokenizer>,
         stride: Option<usize>,
         limit: Option<usize>,
-    ) -> Result<Cut<'a>, Error> {
+    ) -> Result<WindowedText<'a>, Error> {
         let block = config.block_size;
         let stride = stride.unwrap_or(block);
         if !(1..=block).contains(&stride) {
@@ -206,11 +206,11 @@ impl Text {
         if windows.is_empty() {
             return Err(Error::Input(format!("{} has no token to predict", self.title)));
         }
-        Ok(Cut { text: self, tokenizer, tokens, all, windows, stride })
+        Ok(WindowedText { text: self, tokenizer, tokens, all, windows, stride })
     }
 }
 
-impl Cut<'_> {
+impl WindowedText<'_> {
     /// How many windows are looked at.
     pub(crate) fn windows(&self) -> usize {
         self.windows.len()
@@ -219,8 +219,8 @@ impl Cut<'_> {
 
 /// What was measured.
 #[derive(Debug)]
-pub(crate) struct Measure {
-    pub values: Vec<Value>,
+pub(crate) struct PerplexityResult {
+    pub values: Vec<MetricValue>,
     /// Windows there are, and windows that were looked at.
     pub windows: (usize, usize),
     /// Tokens that were predicted, and bytes that they stand for.
@@ -235,11 +235,11 @@ pub(crate) struct Measure {
 /// # Errors
 /// [`Error::Input`] for a model that gives what is not a number; [`Error::Engine`]; [`Error::Interrupted`].
 pub(crate) fn measure(
-    cut: &Cut,
+    windowed: &WindowedText,
     engine: &mut dyn ngen3_engine::Model,
     progress: &mut dyn FnMut(usize) -> bool,
-) -> Result<Measure, Error> {
-    let Cut { text, tokenizer, ref tokens, all, ref windows, stride } = *cut;
+) -> Result<PerplexityResult, Error> {
+    let WindowedText { text, tokenizer, ref tokens, all, ref windows, stride } = *windowed;
     let block = engine.config().block_size;
     let end_of_text = tokenizer.and_then(Tokenizer::eot);
     let (mut total, mut of_ends, mut done) = (0.0, 0.0, 0);
@@ -269,7 +269,7 @@ pub(crate) fn measure(
         }
     }
     let predicted = &tokens[1..windows.last().map_or(1, |last| last.end)];
-    let value = |metric, value| Value { metric, value, error: None };
+    let value = |metric, value| MetricValue { metric, value, error: None };
     let mut values = vec![value(Metric::Perplexity, (total / predicted.len() as f64).exp())];
     let whole = end_of_text.is_some() && windows.len() == all;
     let bytes = tokenizer.map(|tokenizer| text.bytes(predicted, whole, tokenizer));
@@ -278,7 +278,7 @@ pub(crate) fn measure(
         values.push(value(Metric::BytePerplexity, nats.exp()));
         values.push(value(Metric::BitsPerByte, nats / std::f64::consts::LN_2));
     }
-    Ok(Measure { values, windows: (all, windows.len()), tokens: predicted.len(), bytes, stride })
+    Ok(PerplexityResult { values, windows: (all, windows.len()), tokens: predicted.len(), bytes, stride })
 }
 
 #[cfg(test)]
@@ -288,14 +288,14 @@ mod tests {
     use ngen3_engine::Model;
 
     use super::*;
-    use crate::testing::Counting;
+    use crate::testing::CountingModel;
 
-    fn text(documents: &[&str]) -> Text {
+    fn text(documents: &[&str]) -> PerplexityText {
         let documents = documents.iter().map(|&text| text.to_owned()).collect();
-        Text { title: "x".into(), content: Content::Documents(documents) }
+        PerplexityText { title: "x".into(), content: Content::Documents(documents) }
     }
 
-    fn value(measure: &Measure, metric: Metric) -> f64 {
+    fn value(measure: &PerplexityResult, metric: Metric) -> f64 {
         measure.values.iter().find(|value| value.metric == metric).unwrap().value
     }
 
@@ -312,13 +312,13 @@ mod tests {
     fn ends_of_documents_are_tokens_but_no_text() {
         let tokenizer = Tokenizer::gpt2();
         let (first, second) = ("To be, or not to be.", "That is the question.");
-        let mut engine = Counting::new(64);
+        let mut engine = CountingModel::new(64);
         let text = text(&[first, second]);
-        let cut = text.cut(engine.config(), Some(&tokenizer), None, None).unwrap();
-        let measure = measure(&cut, &mut engine, &mut |_| true).unwrap();
+        let windowed = text.windowed(engine.config(), Some(&tokenizer), None, None).unwrap();
+        let measure = measure(&windowed, &mut engine, &mut |_| true).unwrap();
         let end = tokenizer.eot().unwrap();
         let ids = [vec![end], tokenizer.encode(first).unwrap(), vec![end], tokenizer.encode(second).unwrap()].concat();
-        let losses: Vec<_> = (1..ids.len()).map(|at| f64::from(Counting::loss(&ids[..at], ids[at]))).collect();
+        let losses: Vec<_> = (1..ids.len()).map(|at| f64::from(CountingModel::loss(&ids[..at], ids[at]))).collect();
         let total: f64 = losses.iter().sum();
         let of_end = losses[tokenizer.encode(first).unwrap().len()];
         let bytes = (first.len() + second.len()) as f64;
@@ -332,15 +332,16 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_told() {
         let tokenizer = Tokenizer::gpt2();
-        let mut engine = Counting::new(8);
+        let mut engine = CountingModel::new(8);
         let text = text(&["To be"]);
-        let error =
-            |tokenizer, stride| text.cut(Counting::new(8).config(), tokenizer, stride, None).unwrap_err().to_string();
+        let error = |tokenizer, stride| {
+            text.windowed(CountingModel::new(8).config(), tokenizer, stride, None).unwrap_err().to_string()
+        };
         assert_eq!(error(Some(&tokenizer), Some(9)), "a stride of 9 tokens: it is at least 1 and at most the block, 8");
         assert!(error(Some(&tokenizer), Some(0)).contains("a stride of 0"));
         assert!(error(None, None).contains("give it a data.bin"));
-        let cut = text.cut(engine.config(), Some(&tokenizer), None, None).unwrap();
-        assert!(matches!(measure(&cut, &mut engine, &mut |_| false), Err(Error::Interrupted)));
+        let windowed = text.windowed(engine.config(), Some(&tokenizer), None, None).unwrap();
+        assert!(matches!(measure(&windowed, &mut engine, &mut |_| false), Err(Error::Interrupted)));
     }
 
     proptest! {

@@ -4,9 +4,9 @@ use ngen3_data::Tokenizer;
 use ngen3_model::words;
 use rayon::prelude::*;
 
-use crate::documents::{Documents, wrong};
-use crate::python::{Random, rstrip};
-use crate::task::{Item, Row, Shots, Task};
+use crate::python::{PythonRandom, rstrip};
+use crate::task::{FewshotSampler, Item, RecordView, Task};
+use crate::task_data::{TaskData, task_error};
 use crate::{Error, Request};
 
 /// A question as a model is asked it.
@@ -28,7 +28,7 @@ impl Question {
 /// Examples for the questions of a task, as the harness draws them.
 pub(crate) struct Examples {
     /// What they are drawn from; `None` if there are to be none.
-    pub pool: Option<Documents>,
+    pub pool: Option<TaskData>,
     /// How many before each question.
     pub count: usize,
     /// Decides on the draws.
@@ -38,53 +38,53 @@ pub(crate) struct Examples {
 /// The questions of the first `limit` rows.
 ///
 /// # Errors
-/// [`Error::Documents`] naming the row that is not in the task's form; or that there are too few examples.
+/// [`Error::TaskData`] naming the row that is not in the task's form; or that there are too few examples.
 pub(crate) fn questions(
     task: &dyn Task,
-    documents: &Documents,
+    data: &TaskData,
     examples: &Examples,
     limit: Option<usize>,
 ) -> Result<Vec<Question>, Error> {
-    let mut random = Random::new(examples.seed);
-    let item = |documents: &Documents, row: usize| {
-        let item = task.item(Row(&documents.rows[row]));
-        item.map_err(|reason| wrong(task, format!("{}, row {}: {reason}", documents.title, row + 1)))
+    let mut random = PythonRandom::new(examples.seed);
+    let item = |data: &TaskData, record: usize| {
+        let item = task.item(RecordView(&data.records[record]));
+        item.map_err(|reason| task_error(task, format!("{}, row {}: {reason}", data.title, record + 1)))
     };
-    let rows = limit.unwrap_or(usize::MAX).min(documents.rows.len());
-    let question = |row: usize| {
+    let records = limit.unwrap_or(usize::MAX).min(data.records.len());
+    let question = |record: usize| {
         let mut before = task.description();
         if let Some(pool) = &examples.pool {
-            for example in choose(task, pool, examples.count, &documents.rows[row], &mut random)? {
+            for example in draw_examples(task, pool, examples.count, &data.records[record], &mut random)? {
                 before += &item(pool, example)?.example();
             }
         }
-        Ok(Question { before, item: item(documents, row)? })
+        Ok(Question { before, item: item(data, record)? })
     };
-    (0..rows).map(question).collect()
+    (0..records).map(question).collect()
 }
 
 /// Rows of the pool for one question.
-fn choose(
+fn draw_examples(
     task: &dyn Task,
-    pool: &Documents,
+    pool: &TaskData,
     count: usize,
     asked: &ngen3_data::Record,
-    random: &mut Random,
+    random: &mut PythonRandom,
 ) -> Result<Vec<usize>, Error> {
-    let available = pool.rows.len();
+    let available = pool.records.len();
     let too_few = |needed: usize| {
-        let (rows, examples) = (words::count(available, "row"), words::count(count, "example"));
+        let (records, examples) = (words::count(available, "row"), words::count(count, "example"));
         let take = if count == 1 { "takes" } else { "take" };
-        wrong(task, format!("{} has {rows}, and {examples} {take} {needed}", pool.title))
+        task_error(task, format!("{} has {records}, and {examples} {take} {needed}", pool.title))
     };
-    if let Shots::First(_) = task.source().shots {
+    if let FewshotSampler::FirstN(_) = task.source().fewshot_sampler {
         return if count <= available { Ok((0..count).collect()) } else { Err(too_few(count)) };
     }
     // One more than needed, should the question itself be among them.
     if count + 1 > available {
         return Err(too_few(count + 1));
     }
-    let is_other = |row: &usize| pool.rows[*row] != *asked;
+    let is_other = |record: &usize| pool.records[*record] != *asked;
     let mut chosen = random.sample(available, count + 1);
     chosen.retain(is_other);
     if chosen.len() < count {
@@ -101,7 +101,7 @@ fn choose(
 /// The requests of all questions, an inner vector for each.
 ///
 /// # Errors
-/// [`Error::Documents`] for an answer that cannot be scored.
+/// [`Error::TaskData`] for an answer that cannot be scored.
 pub(crate) fn encode(
     task: &dyn Task,
     questions: &[Question],
@@ -110,7 +110,7 @@ pub(crate) fn encode(
     let encode = |(number, question): (usize, &Question)| {
         let requests = question.pairs().map(|(given, scored)| request(tokenizer, &given, &scored));
         let requests: Result<_, _> = requests.collect();
-        requests.map_err(|reason| wrong(task, format!("row {}: {reason}", number + 1)))
+        requests.map_err(|reason| task_error(task, format!("row {}: {reason}", number + 1)))
     };
     questions.par_iter().enumerate().map(encode).collect()
 }

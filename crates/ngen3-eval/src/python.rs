@@ -38,9 +38,9 @@ pub(crate) fn capitalize(text: &str) -> String {
 }
 
 /// `random.Random(seed)`.
-pub(crate) struct Random(Mt);
+pub(crate) struct PythonRandom(Mt);
 
-impl Random {
+impl PythonRandom {
     /// A generator whose key is the one number `seed`, as Python's `random.seed` has it.
     pub fn new(seed: u32) -> Self {
         Self(Mt::new_with_key([seed]))
@@ -86,10 +86,10 @@ mod tests {
     /// As Python 3.11 gives them.
     #[test]
     fn samples_are_those_of_python() {
-        let mut random = Random::new(1234);
+        let mut random = PythonRandom::new(1234);
         let first: Vec<_> = (0..4).map(|_| random.0.next_u32()).collect();
         assert_eq!(first, [4_150_886_329, 3_342_196_574, 1_892_932_127, 501_869_158]);
-        let mut random = Random::new(1234);
+        let mut random = PythonRandom::new(1234);
         assert_eq!(random.sample(5, 3), [3, 0, 4]);
         assert_eq!(random.sample(21, 5), [2, 18, 1, 20, 3]);
         assert_eq!(random.sample(22, 5), [11, 7, 0, 20, 19]);

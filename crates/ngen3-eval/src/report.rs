@@ -3,31 +3,31 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::evaluate::Plan;
-use crate::results::{Measured, Of, Report};
+use crate::evaluate::Evaluation;
+use crate::results::{Report, ResultDetails, TaskResult};
 
 /// The name of the filter through which answers go: none.
 const FILTER: &str = "none";
 
 impl Report {
     /// The results in the harness's shape. `config` is what is known of the model and the run.
-    pub fn json(&self, plan: &Plan, config: Json) -> Json {
-        let of = |value: &dyn Fn(&Measured) -> Json| -> Map<String, Json> {
+    pub fn json(&self, evaluation: &Evaluation, config: Json) -> Json {
+        let of = |value: &dyn Fn(&TaskResult) -> Json| -> Map<String, Json> {
             self.measured.iter().map(|one| (one.name.clone(), value(one))).collect()
         };
-        let is_group = |one: &&Measured| matches!(one.of, Of::Group { .. });
-        let only = |groups: bool, value: &dyn Fn(&Measured) -> Json| -> Map<String, Json> {
+        let is_group = |one: &&TaskResult| matches!(one.details, ResultDetails::Group { .. });
+        let only = |groups: bool, value: &dyn Fn(&TaskResult) -> Json| -> Map<String, Json> {
             let chosen = self.measured.iter().filter(|one| is_group(one) == groups);
             chosen.map(|one| (one.name.clone(), value(one))).collect()
         };
         json!({
             "results": of(&results),
             "groups": only(true, &results),
-            "group_subtasks": only(true, &|one| match &one.of {
-                Of::Group { members, .. } => json!(members),
+            "group_subtasks": only(true, &|one| match &one.details {
+                ResultDetails::Group { members, .. } => json!(members),
                 _ => Json::Null,
             }),
-            "configs": only(false, &|one| self.config_of(one, plan)),
+            "configs": only(false, &|one| self.config_of(one, evaluation)),
             "versions": of(&|one| one.version.into()),
             "n-shot": of(&|one| one.num_fewshot.into()),
             "higher_is_better": of(&|one| {
@@ -40,16 +40,16 @@ impl Report {
         })
     }
 
-    fn config_of(&self, one: &Measured, plan: &Plan) -> Json {
-        match &one.of {
-            Of::Task { source, .. } => {
-                let description = plan.tasks.iter().find(|prepared| prepared.task.name() == one.name);
+    fn config_of(&self, one: &TaskResult, evaluation: &Evaluation) -> Json {
+        match &one.details {
+            ResultDetails::Task { source, .. } => {
+                let description = evaluation.tasks.iter().find(|prepared| prepared.task.name() == one.name);
                 json!({
                     "task": one.name,
                     "dataset_path": source.dataset,
                     "dataset_name": source.config,
                     "split": source.split,
-                    "fewshot_split": source.shots.split(),
+                    "fewshot_split": source.fewshot_sampler.split(),
                     "description": description.map_or_else(String::new, |prepared| prepared.task.description()),
                     "output_type": "multiple_choice",
                     "num_fewshot": one.num_fewshot,
@@ -58,12 +58,12 @@ impl Report {
                         "aggregation": "mean",
                         "higher_is_better": value.metric.higher_is_better(),
                     })).collect::<Vec<_>>(),
-                    "truncated": one.cut,
-                    "scored_in_parts": one.parted,
+                    "truncated": one.truncated,
+                    "scored_in_parts": one.scored_in_parts,
                     "metadata": { "version": one.version },
                 })
             }
-            Of::Text { title, stride, tokens, bytes } => json!({
+            ResultDetails::Text { title, stride, tokens, bytes } => json!({
                 "task": one.name,
                 "text": title,
                 "output_type": "loglikelihood_rolling",
@@ -72,7 +72,7 @@ impl Report {
                 "bytes": bytes,
                 "metadata": { "version": one.version },
             }),
-            Of::Group { .. } => Json::Null,
+            ResultDetails::Group { .. } => Json::Null,
         }
     }
 
@@ -80,12 +80,12 @@ impl Report {
     pub fn record(&self) -> Map<String, Json> {
         let asked = self.measured.iter().filter(|one| one.depth == 0);
         let record = asked.map(|one| {
-            let dataset = match &one.of {
-                Of::Task { source, .. } => {
+            let dataset = match &one.details {
+                ResultDetails::Task { source, .. } => {
                     json!({ "type": source.dataset, "config": source.config, "split": source.split })
                 }
-                Of::Group { dataset, .. } => json!({ "type": dataset, "split": "test" }),
-                Of::Text { title, stride, .. } => json!({ "type": "text", "name": title, "stride": stride }),
+                ResultDetails::Group { dataset, .. } => json!({ "type": dataset, "split": "test" }),
+                ResultDetails::Text { title, stride, .. } => json!({ "type": "text", "name": title, "stride": stride }),
             };
             let mut kept = json!({
                 "version": one.version,
@@ -106,7 +106,7 @@ impl Report {
 }
 
 /// `acc,none` and `acc_stderr,none`, as the harness has them.
-fn results(one: &Measured) -> Json {
+fn results(one: &TaskResult) -> Json {
     let mut results = json!({ "name": one.name, "alias": one.alias, "sample_len": one.effective });
     for value in &one.values {
         let name = value.metric.name();

@@ -3,11 +3,11 @@
 use ngen3_model::words::count;
 
 use crate::Metric;
-use crate::task::{Item, Source};
+use crate::task::{Item, TaskSource};
 
 /// A number with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Value {
+pub struct MetricValue {
     /// What is measured.
     pub metric: Metric,
     /// How much it is.
@@ -18,7 +18,7 @@ pub struct Value {
 
 /// What was measured of a task, a group or a text.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
+pub struct TaskResult {
     /// The harness's name for it.
     pub name: String,
     /// Its short name, below its group.
@@ -34,18 +34,18 @@ pub struct Measured {
     /// Those that were looked at.
     pub effective: usize,
     /// The numbers.
-    pub values: Vec<Value>,
+    pub values: Vec<MetricValue>,
     /// Questions of which the beginning did not fit into the model's block.
-    pub cut: usize,
+    pub truncated: usize,
     /// Questions with an answer longer than the block, which was scored a part at a time.
-    pub parted: usize,
-    pub(crate) of: Of,
+    pub scored_in_parts: usize,
+    pub(crate) details: ResultDetails,
 }
 
-/// What a [`Measured`] is of.
+/// What a [`TaskResult`] is of.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Of {
-    Task { source: Source, samples: Vec<Sample> },
+pub(crate) enum ResultDetails {
+    Task { source: TaskSource, samples: Vec<Sample> },
     Group { members: &'static [&'static str], dataset: Option<&'static str> },
     Text { title: String, stride: usize, tokens: usize, bytes: Option<usize> },
 }
@@ -68,7 +68,7 @@ impl Sample {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Tasks, groups and texts, in the order that they were asked for.
-    pub measured: Vec<Measured>,
+    pub measured: Vec<TaskResult>,
 }
 
 impl Report {
@@ -77,17 +77,17 @@ impl Report {
         let mut notes = Vec::new();
         for one in self.measured.iter().filter(|one| one.depth == 0) {
             let of = format!("of {}", count(one.effective, "question"));
-            if one.cut > 0 {
-                let cut = one.cut;
+            if one.truncated > 0 {
+                let truncated = one.truncated;
                 notes.push(format!(
-                    "{}: {cut} {of} did not fit into the model's block and lost their beginning",
+                    "{}: {truncated} {of} did not fit into the model's block and lost their beginning",
                     one.name
                 ));
             }
-            if one.parted > 0 {
-                let parted = one.parted;
+            if one.scored_in_parts > 0 {
+                let scored_in_parts = one.scored_in_parts;
                 notes.push(format!(
-                    "{}: {parted} {of} have an answer longer than the model's block, which was scored a part at a time",
+                    "{}: {scored_in_parts} {of} have an answer longer than the model's block, which was scored a part at a time",
                     one.name
                 ));
             }
@@ -97,7 +97,7 @@ impl Report {
 
     /// Questions and windows that were looked at, each once, whatever groups they stand in.
     pub fn items(&self) -> usize {
-        let tasks = self.measured.iter().filter(|one| !matches!(one.of, Of::Group { .. }));
+        let tasks = self.measured.iter().filter(|one| !matches!(one.details, ResultDetails::Group { .. }));
         tasks.map(|one| one.effective).sum()
     }
 }

@@ -7,29 +7,31 @@ use std::path::Path;
 use ngen3_model::files::write_atomic;
 use serde_json::{Map, json};
 
-use crate::results::Of;
-use crate::{Error, Plan, Report};
+use crate::results::ResultDetails;
+use crate::{Error, Evaluation, Report};
 
 impl Report {
     /// Writes `samples_TASK.jsonl` for each task into a folder, which is made if need be.
     ///
     /// # Errors
     /// [`Error::Write`] naming the file.
-    pub fn write_samples(&self, plan: &Plan, folder: &Path) -> Result<(), Error> {
+    pub fn write_samples(&self, evaluation: &Evaluation, folder: &Path) -> Result<(), Error> {
         fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source })?;
         for one in &self.measured {
-            let Of::Task { samples, .. } = &one.of else { continue };
-            let Some(prepared) = plan.tasks.iter().find(|prepared| prepared.task.name() == one.name) else { continue };
+            let ResultDetails::Task { samples, .. } = &one.details else { continue };
+            let Some(prepared) = evaluation.tasks.iter().find(|prepared| prepared.task.name() == one.name) else {
+                continue;
+            };
             write_atomic(&folder.join(format!("samples_{}.jsonl", one.name)), |file| {
-                for (row, (question, sample)) in prepared.questions.iter().zip(samples).enumerate() {
+                for (record, (question, sample)) in prepared.questions.iter().zip(samples).enumerate() {
                     let arguments = question.pairs().enumerate().map(|(at, (given, scored))| {
                         (format!("gen_args_{at}"), json!({ "arg_0": given, "arg_1": scored }))
                     });
                     let arguments: Map<_, _> = arguments.collect();
                     let metrics = prepared.task.metrics();
                     let mut line = json!({
-                        "doc_id": row,
-                        "doc": prepared.documents.rows[row],
+                        "doc_id": record,
+                        "doc": prepared.task_data.records[record],
                         "target": question.item.gold,
                         "arguments": arguments,
                         "filtered_resps": sample.loglikelihoods,

@@ -36,9 +36,9 @@ pub struct Scores {
     /// ln p of each request's scored tokens after its given ones.
     pub loglikelihoods: Vec<f64>,
     /// Whether the beginning of what was given did not fit into the model's block, for each request.
-    pub cut: Vec<bool>,
+    pub truncated: Vec<bool>,
     /// Whether what was to be scored did not fit either, so that it was scored a part at a time, for each request.
-    pub parted: Vec<bool>,
+    pub scored_in_parts: Vec<bool>,
 }
 
 /// Scores requests with a model.
@@ -48,7 +48,7 @@ pub struct Scorer<'a> {
 
 /// A part of a request that fits into the block: all of it, but for the longest.
 #[derive(Clone, Copy, Debug)]
-struct Piece<'a> {
+struct RequestPart<'a> {
     /// One more than the model reads: the last one is only predicted.
     tokens: &'a [u32],
     /// Tokens at the end that are scored.
@@ -57,7 +57,7 @@ struct Piece<'a> {
     request: usize,
 }
 
-impl Piece<'_> {
+impl RequestPart<'_> {
     fn inputs(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
@@ -93,24 +93,24 @@ impl<'a> Scorer<'a> {
     /// If a request has no context or nothing to be scored.
     pub fn score(&mut self, requests: &[Request], progress: &mut dyn FnMut(usize) -> bool) -> Result<Scores, Error> {
         let block = self.engine.config().block_size;
-        let (mut scores, mut pieces) = (Scores::default(), Vec::with_capacity(requests.len()));
+        let (mut scores, mut parts) = (Scores::default(), Vec::with_capacity(requests.len()));
         for (request, Request { tokens, context }) in requests.iter().enumerate() {
             assert!((1..tokens.len()).contains(context), "a request has a context and something to be scored");
-            let parted = tokens.len() - context > block;
-            let step = if parted { block.div_ceil(2) } else { tokens.len() - context };
+            let scored_in_parts = tokens.len() - context > block;
+            let step = if scored_in_parts { block.div_ceil(2) } else { tokens.len() - context };
             for start in (*context..tokens.len()).step_by(step) {
                 let end = tokens.len().min(start + step);
                 let tokens = &tokens[end.saturating_sub(block + 1)..end];
-                pieces.push(Piece { tokens, scored: end - start, request });
+                parts.push(RequestPart { tokens, scored: end - start, request });
             }
             scores.loglikelihoods.push(0.0);
-            scores.cut.push(!parted && tokens.len() > block + 1);
-            scores.parted.push(parted);
+            scores.truncated.push(!scored_in_parts && tokens.len() > block + 1);
+            scores.scored_in_parts.push(scored_in_parts);
         }
-        pieces.sort_by(|a, b| a.tokens.cmp(b.tokens));
+        parts.sort_by(|a, b| a.tokens.cmp(b.tokens));
         let (mut batch, mut members) = (Batch::default(), Vec::new());
-        let (mut rest, mut done) = (&pieces[..], 0);
-        for family in families(&pieces) {
+        let (mut rest, mut done) = (&parts[..], 0);
+        for family in families(&parts) {
             let (family, others) = rest.split_at(family);
             rest = others;
             push(family, &mut batch, &mut members);
@@ -118,17 +118,17 @@ impl<'a> Scorer<'a> {
                 continue;
             }
             let losses = self.engine.losses(&batch)?;
-            for (piece, end) in members.drain(..) {
-                let loss: f64 = losses[end - piece.scored..end].iter().map(|&loss| f64::from(loss)).sum();
+            for (part, end) in members.drain(..) {
+                let loss: f64 = losses[end - part.scored..end].iter().map(|&loss| f64::from(loss)).sum();
                 if !loss.is_finite() {
                     return Err(Error::Input("the model gives probabilities that are not numbers".into()));
                 }
-                scores.loglikelihoods[piece.request] -= loss;
+                scores.loglikelihoods[part.request] -= loss;
                 done += 1;
             }
             batch.clear();
             // The longest requests have several pieces; all are done with the last of them.
-            if !progress(requests.len() * done / pieces.len()) {
+            if !progress(requests.len() * done / parts.len()) {
                 return Err(Error::Interrupted);
             }
         }
@@ -137,16 +137,16 @@ impl<'a> Scorer<'a> {
 }
 
 /// How many pieces, which are sorted, make the first family, the second, and so on.
-fn families(pieces: &[Piece]) -> Vec<usize> {
-    let shares: Vec<_> = pieces.windows(2).map(|pair| pair[0].shares(&pair[1])).collect();
+fn families(parts: &[RequestPart]) -> Vec<usize> {
+    let shares: Vec<_> = parts.windows(2).map(|pair| pair[0].shares(&pair[1])).collect();
     // The fewest tokens that the first n pieces take, and how many are in the last family then.
     let mut best = vec![(0, 0)];
-    for end in 1..=pieces.len() {
+    for end in 1..=parts.len() {
         let (mut shared, mut tokens) = (usize::MAX, 0);
         let mut choice = (usize::MAX, 0);
         for start in (end.saturating_sub(FAMILY_ROWS)..end).rev() {
             let rows = end - start;
-            tokens += pieces[start].tokens.len() - 1;
+            tokens += parts[start].tokens.len() - 1;
             let mut cost = tokens;
             if rows > 1 {
                 shared = shared.min(shares[start]);
@@ -160,7 +160,7 @@ fn families(pieces: &[Piece]) -> Vec<usize> {
         }
         best.push(choice);
     }
-    let (mut sizes, mut end) = (Vec::new(), pieces.len());
+    let (mut sizes, mut end) = (Vec::new(), parts.len());
     while end > 0 {
         sizes.push(best[end].1);
         end -= best[end].1;
@@ -170,26 +170,26 @@ fn families(pieces: &[Piece]) -> Vec<usize> {
 }
 
 /// Adds a family to a batch, and to `members` each piece with the place after its last token.
-fn push<'a>(family: &[Piece<'a>], batch: &mut Batch, members: &mut Vec<(Piece<'a>, usize)>) {
+fn push<'a>(family: &[RequestPart<'a>], batch: &mut Batch, members: &mut Vec<(RequestPart<'a>, usize)>) {
     let shared = match family {
         [first, .., last] => first.shares(last),
         _ => 0,
     };
     // Sorted, so what the first and the last share, all share; but some may be scored earlier.
-    let shared = family.iter().map(Piece::unscored).fold(shared, usize::min);
+    let shared = family.iter().map(RequestPart::unscored).fold(shared, usize::min);
     if shared > 0 {
         batch.push(&family[0].tokens[..shared], &vec![IGNORE; shared]);
     }
-    for piece in family {
-        let mut targets = vec![IGNORE; piece.unscored() - shared];
-        targets.extend_from_slice(&piece.tokens[piece.unscored() + 1..]);
-        let inputs = &piece.inputs()[shared..];
+    for part in family {
+        let mut targets = vec![IGNORE; part.unscored() - shared];
+        targets.extend_from_slice(&part.tokens[part.unscored() + 1..]);
+        let inputs = &part.inputs()[shared..];
         if shared > 0 {
             batch.push_after(inputs, &targets)
         } else {
             batch.push(inputs, &targets)
         }
-        members.push((*piece, batch.inputs.len()));
+        members.push((*part, batch.inputs.len()));
     }
 }
 
@@ -198,10 +198,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Counting;
+    use crate::testing::CountingModel;
 
-    fn score(block: usize, requests: &[Request]) -> (Scores, Counting) {
-        let mut engine = Counting::new(block);
+    fn score(block: usize, requests: &[Request]) -> (Scores, CountingModel) {
+        let mut engine = CountingModel::new(block);
         let scores = Scorer::new(&mut engine).score(requests, &mut |_| true).unwrap();
         (scores, engine)
     }
@@ -217,7 +217,7 @@ mod tests {
         let step = if scored > block { block.div_ceil(2) } else { scored };
         let loss = |at: usize| {
             let end = tokens.len().min(context + (at - context) / step * step + step);
-            f64::from(Counting::loss(&tokens[end.saturating_sub(block + 1)..at], tokens[at]))
+            f64::from(CountingModel::loss(&tokens[end.saturating_sub(block + 1)..at], tokens[at]))
         };
         -(*context..tokens.len()).map(loss).sum::<f64>()
     }
@@ -233,7 +233,7 @@ mod tests {
         }
         // The question but for its last token once; then, of each ending, that token and all but the last.
         assert_eq!(engine.tokens, 39 + 3 + 2 + 1 + 3);
-        assert_eq!((scores.cut, scores.parted), (vec![false; 4], vec![false; 4]));
+        assert_eq!((scores.truncated, scores.scored_in_parts), (vec![false; 4], vec![false; 4]));
     }
 
     #[test]
@@ -248,8 +248,8 @@ mod tests {
         let tokens: Vec<u32> = (0..20).collect();
         let requests = [request(&tokens[..9], 5), request(&tokens, 17), request(&tokens, 3)];
         let (scores, _) = score(8, &requests);
-        assert_eq!(scores.cut, [false, true, false]);
-        assert_eq!(scores.parted, [false, false, true]);
+        assert_eq!(scores.truncated, [false, true, false]);
+        assert_eq!(scores.scored_in_parts, [false, false, true]);
         for (request, &score) in requests.iter().zip(&scores.loglikelihoods) {
             assert!((score - plainly(8, request)).abs() < 1e-4);
         }
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn it_can_be_stopped_and_numbers_must_be_numbers() {
-        let mut engine = Counting::new(8);
+        let mut engine = CountingModel::new(8);
         let stopped = Scorer::new(&mut engine).score(&[request(&[1, 2], 1)], &mut |_| false);
         assert!(matches!(stopped, Err(Error::Interrupted)));
         engine.broken = true;

@@ -1,6 +1,6 @@
 //! The table that a user sees: a line for each number, a column for each model.
 
-use crate::{Measured, Report, Value};
+use crate::{MetricValue, Report, TaskResult};
 
 /// Columns before those of the models, with whether they are numbers.
 const HEAD: [(&str, bool); 5] =
@@ -12,7 +12,7 @@ pub fn table(models: &[(&str, &Report)]) -> String {
     let mut lines = vec![HEAD.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>()];
     lines[0].extend(models.iter().map(|(name, _)| (*name).to_owned()));
     for (at, one) in first.measured.iter().enumerate() {
-        for (number, Value { metric, .. }) in one.values.iter().enumerate() {
+        for (number, MetricValue { metric, .. }) in one.values.iter().enumerate() {
             // A task's name stands once, on the line of its first number.
             let mut line = if number == 0 { about(one) } else { vec![String::new(); HEAD.len() - 1] };
             line.push(metric.name().into());
@@ -27,12 +27,12 @@ pub fn table(models: &[(&str, &Report)]) -> String {
     align(&lines)
 }
 
-fn about(one: &Measured) -> Vec<String> {
+fn about(one: &TaskResult) -> Vec<String> {
     let name = if one.depth == 0 { one.name.clone() } else { format!("{}{}", "  ".repeat(one.depth), one.alias) };
     vec![name, one.version.to_string(), one.num_fewshot.to_string(), one.effective.to_string()]
 }
 
-fn shown(value: &Value) -> String {
+fn shown(value: &MetricValue) -> String {
     match value.error {
         Some(error) => format!("{:.4} ± {error:.4}", value.value),
         None => format!("{:.4}", value.value),
@@ -64,11 +64,11 @@ fn align(lines: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
     use crate::Metric;
-    use crate::results::Of;
+    use crate::results::ResultDetails;
 
     #[test]
     fn models_stand_side_by_side() {
-        let one = |name: &str, depth, values| Measured {
+        let one = |name: &str, depth, values| TaskResult {
             name: name.into(),
             alias: name.trim_start_matches("mmlu_").into(),
             version: 1.0,
@@ -77,12 +77,12 @@ mod tests {
             original: 1838,
             effective: 1838,
             values,
-            cut: 0,
-            parted: 0,
-            of: Of::Group { members: &[], dataset: None },
+            truncated: 0,
+            scored_in_parts: 0,
+            details: ResultDetails::Group { members: &[], dataset: None },
         };
-        let acc = |value, error| Value { metric: Metric::Acc, value, error };
-        let norm = |value, error| Value { metric: Metric::AccNorm, value, error };
+        let acc = |value, error| MetricValue { metric: Metric::Acc, value, error };
+        let norm = |value, error| MetricValue { metric: Metric::AccNorm, value, error };
         let report = |value| Report {
             measured: vec![
                 one("piqa", 0, vec![acc(value, Some(0.0116)), norm(value, Some(0.01))]),

@@ -27,7 +27,7 @@ pub trait Task: Send + Sync {
     fn version(&self) -> f64;
 
     /// Where its rows are.
-    fn source(&self) -> Source;
+    fn source(&self) -> TaskSource;
 
     /// What stands before the examples and the question.
     fn description(&self) -> String {
@@ -41,30 +41,30 @@ pub trait Task: Send + Sync {
     ///
     /// # Errors
     /// What is wrong with the row.
-    fn item(&self, row: Row) -> Result<Item, String>;
+    fn item(&self, record: RecordView) -> Result<Item, String>;
 
     /// The column that the original publication keeps in a file of its own, `…labels.lst`, a line for each row.
-    fn labels(&self) -> Option<&'static str> {
+    fn labels_column(&self) -> Option<&'static str> {
         None
     }
 }
 
 /// Where a task's rows are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct TaskSource {
     /// The dataset on the hub.
     pub dataset: &'static str,
     /// Which of its configurations.
     pub config: Option<&'static str>,
     /// Whether each configuration has questions of its own, so that a local folder must have one for each.
-    pub apart: bool,
+    pub separate_configs: bool,
     /// The split with the questions.
     pub split: &'static str,
     /// Where examples come from.
-    pub shots: Shots,
+    pub fewshot_sampler: FewshotSampler,
 }
 
-impl Source {
+impl TaskSource {
     /// What a local folder of its data is called: the part of the dataset's name after the slash.
     pub(crate) fn folder(&self) -> &'static str {
         self.dataset.rsplit('/').next().unwrap_or(self.dataset)
@@ -73,18 +73,18 @@ impl Source {
 
 /// How examples are chosen, from a split of this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shots {
+pub enum FewshotSampler {
     /// At random, others for each question.
     Random(&'static str),
     /// The first ones.
-    First(&'static str),
+    FirstN(&'static str),
 }
 
-impl Shots {
+impl FewshotSampler {
     /// The split.
     pub fn split(self) -> &'static str {
         match self {
-            Self::Random(split) | Self::First(split) => split,
+            Self::Random(split) | Self::FirstN(split) => split,
         }
     }
 }
@@ -93,46 +93,49 @@ impl Shots {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// What is compared.
-    pub ask: Ask,
+    pub choices: Choices,
     /// Which one is right.
     pub gold: usize,
 }
 
 /// The texts that are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum Choices {
     /// Endings of one prompt: each ending is scored.
-    Endings {
+    Continuations {
         /// What they all follow.
-        prompt: String,
+        context: String,
         /// The answers.
-        endings: Vec<String>,
+        continuations: Vec<String>,
     },
     /// Openings of one ending: the ending is scored, after each opening (the partial scoring of Trinh & Le 2018).
-    Openings {
+    Contexts {
         /// The answers.
-        openings: Vec<String>,
+        contexts: Vec<String>,
         /// What follows them all.
-        ending: String,
+        continuation: String,
     },
 }
 
 impl Item {
     /// The answers' own texts.
     pub fn answers(&self) -> &[String] {
-        match &self.ask {
-            Ask::Endings { endings: answers, .. } | Ask::Openings { openings: answers, .. } => answers,
+        match &self.choices {
+            Choices::Continuations { continuations: answers, .. } | Choices::Contexts { contexts: answers, .. } => {
+                answers
+            }
         }
     }
 
     /// For each answer: the text that is given, and the text after it that is scored.
     pub fn pairs(&self) -> Vec<(&str, String)> {
-        match &self.ask {
-            Ask::Endings { prompt, endings } => {
-                endings.iter().map(|ending| (prompt.as_str(), format!("{DELIMITER}{ending}"))).collect()
-            }
-            Ask::Openings { openings, ending } => {
-                openings.iter().map(|opening| (opening.as_str(), format!("{DELIMITER}{ending}"))).collect()
+        match &self.choices {
+            Choices::Continuations { context, continuations } => continuations
+                .iter()
+                .map(|continuation| (context.as_str(), format!("{DELIMITER}{continuation}")))
+                .collect(),
+            Choices::Contexts { contexts, continuation } => {
+                contexts.iter().map(|opening| (opening.as_str(), format!("{DELIMITER}{continuation}"))).collect()
             }
         }
     }
@@ -146,9 +149,9 @@ impl Item {
 
 /// A row, read by the names of its columns.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<'a>(pub &'a Record);
+pub struct RecordView<'a>(pub &'a Record);
 
-impl Row<'_> {
+impl RecordView<'_> {
     fn column(&self, name: &str) -> Result<&Value, String> {
         self.0.get(name).ok_or_else(|| {
             let names: Vec<_> = self.0.keys().map(String::as_str).collect();
@@ -168,7 +171,7 @@ impl Row<'_> {
     /// A list of texts.
     ///
     /// # Errors
-    /// As [`Row::text`].
+    /// As [`RecordView::text`].
     pub fn texts(&self, name: &str) -> Result<Vec<&str>, String> {
         let value = self.column(name)?;
         let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
@@ -178,7 +181,7 @@ impl Row<'_> {
     /// Which of `count` answers is right, where the column counts them from `first`; a number, or one in a text.
     ///
     /// # Errors
-    /// As [`Row::text`]; that there is no answer of this number.
+    /// As [`RecordView::text`]; that there is no answer of this number.
     pub fn label(&self, name: &str, first: usize, count: usize) -> Result<usize, String> {
         let value = self.column(name)?;
         let number = value.as_u64().or_else(|| value.as_str()?.trim().parse().ok());
@@ -208,15 +211,18 @@ mod tests {
     #[test]
     fn columns_that_are_missing_or_of_another_kind_are_named() {
         let record = json!({ "goal": "x", "label": "2", "n": 1, "list": ["a", 3] });
-        let row = Row(record.as_object().unwrap());
-        assert_eq!(row.text("sol1").unwrap_err(), "it has no column \"sol1\"; its columns are: goal, label, n, list");
-        assert_eq!(row.text("n").unwrap_err(), "its n is 1, not a text");
-        assert_eq!(row.texts("list").unwrap_err(), "its list is [\"a\",3], not a list of texts");
-        assert_eq!((row.label("label", 1, 2), row.label("n", 0, 2)), (Ok(1), Ok(1)));
+        let record = RecordView(record.as_object().unwrap());
         assert_eq!(
-            row.label("label", 0, 2).unwrap_err(),
+            record.text("sol1").unwrap_err(),
+            "it has no column \"sol1\"; its columns are: goal, label, n, list"
+        );
+        assert_eq!(record.text("n").unwrap_err(), "its n is 1, not a text");
+        assert_eq!(record.texts("list").unwrap_err(), "its list is [\"a\",3], not a list of texts");
+        assert_eq!((record.label("label", 1, 2), record.label("n", 0, 2)), (Ok(1), Ok(1)));
+        assert_eq!(
+            record.label("label", 0, 2).unwrap_err(),
             "its label is \"2\", not one of 0 to 1 (a split without answers?)"
         );
-        assert!(row.label("n", 2, 2).is_err());
+        assert!(record.label("n", 2, 2).is_err());
     }
 }

@@ -4,7 +4,7 @@ use ngen3_engine::{Batch, Error, IGNORE, Model};
 use ngen3_model::Config;
 
 /// Gives a loss that depends on every token that a position sees, and counts tokens.
-pub(crate) struct Counting {
+pub(crate) struct CountingModel {
     config: Config,
     /// Tokens that it was given.
     pub tokens: usize,
@@ -12,7 +12,7 @@ pub(crate) struct Counting {
     pub broken: bool,
 }
 
-impl Counting {
+impl CountingModel {
     pub fn new(block: usize) -> Self {
         Self { config: Config::new(1, 1, 8, block, 50_257), tokens: 0, broken: false }
     }
@@ -24,7 +24,7 @@ impl Counting {
     }
 }
 
-impl Model for Counting {
+impl Model for CountingModel {
     fn config(&self) -> &Config {
         &self.config
     }

@@ -11,7 +11,7 @@ use ngen3_cpu::CpuEngine;
 use ngen3_data::source::Source;
 use ngen3_data::{DatasetSpec, Tokenizer, build_dataset};
 use ngen3_engine::{Dtype, Options};
-use ngen3_eval::{Model, Plan, Report, Settings, Text};
+use ngen3_eval::{EvalConfig, EvalModel, Evaluation, PerplexityText, Report};
 use ngen3_model::{Checkpoint, TokenizerRef};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -59,19 +59,19 @@ fn data_dir() -> tempfile::TempDir {
 }
 
 /// Calls `run` with the fixture's model.
-fn with_model<T>(run: impl FnOnce(&mut Model) -> T) -> T {
+fn with_model<T>(run: impl FnOnce(&mut EvalModel) -> T) -> T {
     let Checkpoint { config, params, meta } = Checkpoint::load(&fixtures().join("model")).unwrap();
     let TokenizerRef::Json(json) = meta.tokenizer else { panic!("the tokenizer is in the folder") };
     let tokenizer = Tokenizer::from_json(json.as_bytes(), "the fixture's").unwrap();
     let options = Options { dtype: Dtype::F32, ..Options::default() };
     let mut engine = CpuEngine::new(config, params, options).unwrap();
-    run(&mut Model { engine: &mut engine, tokenizer: Some(&tokenizer) })
+    run(&mut EvalModel { engine: &mut engine, tokenizer: Some(&tokenizer) })
 }
 
 /// The report in the harness's shape, and the samples of each task, a line each.
 fn evaluate(run: &Run, data: &Path) -> (Report, Value, BTreeMap<String, Vec<Value>>) {
     let tasks: Vec<_> = run.tasks.iter().map(String::as_str).collect();
-    let settings = Settings {
+    let settings = EvalConfig {
         tasks: &tasks,
         data_dir: Some(data),
         num_fewshot: run.num_fewshot,
@@ -79,7 +79,7 @@ fn evaluate(run: &Run, data: &Path) -> (Report, Value, BTreeMap<String, Vec<Valu
         limit: None,
         stride: None,
     };
-    let plan = Plan::new(settings, None, &mut |_| true).unwrap();
+    let plan = Evaluation::new(settings, None, &mut |_| true).unwrap();
     let report = with_model(|model| plan.run(model, &mut |_| true)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     report.write_samples(&plan, folder.path()).unwrap();
@@ -136,7 +136,7 @@ fn tasks_give_what_the_harness_gives() {
         }
         if run.tasks == ["piqa"] {
             // One question is longer than the block.
-            assert_eq!(report.measured[0].cut, 1, "{of}");
+            assert_eq!(report.measured[0].truncated, 1, "{of}");
         }
     }
 }
@@ -144,7 +144,7 @@ fn tasks_give_what_the_harness_gives() {
 #[test]
 fn a_text_that_cannot_be_measured_is_told_before_any_question() {
     let data = data_dir();
-    let settings = Settings {
+    let settings = EvalConfig {
         tasks: &["piqa", "perplexity"],
         data_dir: Some(data.path()),
         num_fewshot: 0,
@@ -152,7 +152,7 @@ fn a_text_that_cannot_be_measured_is_told_before_any_question() {
         limit: Some(2),
         stride: Some(100_000),
     };
-    let plan = Plan::new(settings, Some(Text::of("a text", "To be".into())), &mut |_| true).unwrap();
+    let plan = Evaluation::new(settings, Some(PerplexityText::of("a text", "To be".into())), &mut |_| true).unwrap();
     with_model(|model| {
         let asked = plan.run(model, &mut |at| panic!("{at:?}")).unwrap_err().to_string();
         let checked = plan.check(model.engine.config(), model.tokenizer).unwrap_err().to_string();
@@ -167,7 +167,7 @@ fn a_text_that_cannot_be_measured_is_told_before_any_question() {
 fn what_was_asked_for_by_name_stands_once_and_is_counted_once() {
     let data = data_dir();
     let report = |tasks: &[&str]| {
-        let settings = Settings {
+        let settings = EvalConfig {
             tasks,
             data_dir: Some(data.path()),
             num_fewshot: 0,
@@ -175,7 +175,7 @@ fn what_was_asked_for_by_name_stands_once_and_is_counted_once() {
             limit: Some(2),
             stride: None,
         };
-        let plan = Plan::new(settings, None, &mut |_| true).unwrap();
+        let plan = Evaluation::new(settings, None, &mut |_| true).unwrap();
         with_model(|model| plan.run(model, &mut |_| true)).unwrap()
     };
     let whole = report(&["mmlu"]);
@@ -233,8 +233,8 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
         // The file of tokens ends with <|endoftext|>, which is predicted too, but is no text. Where each token has a window of
         // its own it changes nothing for the others.
         for PerplexityRun { stride, perplexity } in runs.iter().filter(|run| !in_tokens || run.stride == Some(1)) {
-            let text_read = Text::read(&path, None, &AtomicBool::new(false), &mut |_| {}).unwrap();
-            let settings = Settings {
+            let text_read = PerplexityText::read(&path, None, &AtomicBool::new(false), &mut |_| {}).unwrap();
+            let settings = EvalConfig {
                 tasks: &["perplexity"],
                 data_dir: None,
                 num_fewshot: 0,
@@ -242,7 +242,7 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
                 limit: None,
                 stride: *stride,
             };
-            let plan = Plan::new(settings, Some(text_read), &mut |_| true).unwrap();
+            let plan = Evaluation::new(settings, Some(text_read), &mut |_| true).unwrap();
             let report = with_model(|model| plan.run(model, &mut |_| true)).unwrap();
             let json = report.json(&plan, Value::Null);
             let value = |name: &str| json["results"]["perplexity"][format!("{name},none")].as_f64().unwrap();

@@ -1,11 +1,11 @@
-//! Rows for training, each within one conversation.
+//! Sequences for training, each within one conversation.
 //!
-//! A conversation that fits into the model's block is a row. A longer one is cut before a turn into several, each after the
-//! first beginning with one turn from before, which is read and not learned again; a text without turns is cut anywhere, and so
-//! is a conversation in which the template does not let every turn be told, if it cannot be cut where they can. A batch
-//! holds as many rows as fit into `batch_size` × `block_size` tokens. In an epoch every row comes once, in an order that the
-//! seed and the epoch decide; what a batch holds follows from the seed and its number alone, so that a resumed run draws what
-//! the uninterrupted one would have.
+//! A conversation that fits into the model's block is a sequence. A longer one is cut before a turn into several, each after
+//! the first beginning with one turn from before, which is read and not learned again; a text without turns is cut anywhere,
+//! and so is a conversation in which the template does not let every turn be told, if it cannot be cut where they can. A batch
+//! holds as many sequences as fit into `batch_size` × `block_size` tokens. In an epoch every sequence comes once, in an order
+//! that the seed and the epoch decide; what a batch holds follows from the seed and its number alone, so that a resumed run
+//! draws what the uninterrupted one would have.
 
 use std::str::FromStr;
 
@@ -52,7 +52,7 @@ impl FromStr for TrainOn {
 pub struct SplitStats {
     /// Conversations longer than the block.
     pub long: usize,
-    /// Rows that these were cut into.
+    /// Sequences that these were cut into.
     pub pieces: usize,
     /// Conversations with a message longer than the block, left out.
     pub too_long: usize,
@@ -60,7 +60,7 @@ pub struct SplitStats {
     pub without_targets: usize,
 }
 
-/// A row: the tokens `start..end`, of which those from `first_target` on may be learned.
+/// A sequence: the tokens `start..end`, of which those from `first_target` on may be learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sequence {
     start: usize,
@@ -68,7 +68,7 @@ struct Sequence {
     end: usize,
 }
 
-/// Draws batches of rows.
+/// Draws batches of sequences.
 #[derive(Debug)]
 pub struct ChatSampler {
     chats: Chats,
@@ -88,7 +88,7 @@ pub struct ChatSampler {
     targets: Vec<u32>,
 }
 
-/// One pass over the training rows.
+/// One pass over the training sequences.
 #[derive(Debug)]
 struct Epoch {
     number: u64,
@@ -102,7 +102,7 @@ struct Epoch {
 /// What is to be drawn, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct ChatSampling {
-    /// Longest row, in tokens.
+    /// Longest sequence, in tokens.
     pub block_size: usize,
     /// A batch has at most this times `block_size` tokens.
     pub batch_size: usize,
@@ -224,7 +224,7 @@ impl ChatSampler {
         self.val_batches.len() - 1
     }
 
-    /// Training batch `number`: gives each of its rows to `put`, as tokens and for each the one to be predicted, or
+    /// Training batch `number`: gives each of its sequences to `put`, as tokens and for each the one to be predicted, or
     /// [`IGNORE_INDEX`].
     pub fn train_batch(&mut self, number: u64, put: &mut dyn FnMut(&[u32], &[u32])) {
         let epoch = match self.epoch.take() {
@@ -236,8 +236,8 @@ impl ChatSampler {
             epoch = self.begin_epoch(epoch.number + 1, epoch.before + epoch.len());
         }
         let batch = (number - epoch.before) as usize;
-        for &row in &epoch.order[epoch.batches[batch]..epoch.batches[batch + 1]] {
-            self.put(self.train[row as usize], put);
+        for &sequence in &epoch.order[epoch.batches[batch]..epoch.batches[batch + 1]] {
+            self.put(self.train[sequence as usize], put);
         }
         self.epoch = Some(epoch);
     }
@@ -247,15 +247,15 @@ impl ChatSampler {
     /// # Panics
     /// If there are not so many: see [`ChatSampler::val_batches`].
     pub fn val_batch(&mut self, index: usize, put: &mut dyn FnMut(&[u32], &[u32])) {
-        for row in self.val_batches[index]..self.val_batches[index + 1] {
-            self.put(self.val[row], put);
+        for sequence in self.val_batches[index]..self.val_batches[index + 1] {
+            self.put(self.val[sequence], put);
         }
     }
 
     fn begin_epoch(&self, number: u64, before: u64) -> Epoch {
         let mut order: Vec<u32> = (0..self.train.len() as u32).collect();
         order.shuffle(&mut rng_of([self.seed, number, 0, 0]));
-        let batches = pack(order.iter().map(|&row| self.train[row as usize].inputs()), self.max_batch_tokens);
+        let batches = pack(order.iter().map(|&sequence| self.train[sequence as usize].inputs()), self.max_batch_tokens);
         Epoch { number, before, order, batches }
     }
 
@@ -287,7 +287,7 @@ impl Epoch {
     }
 }
 
-/// Whether each token of a row after the first is learned.
+/// Whether each token of a sequence after the first is learned.
 fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterator<Item = bool> {
     let marks = &chats.marks()[sequence.start + 1..sequence.end];
     marks
@@ -296,10 +296,10 @@ fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterato
         .map(move |(mark, at)| at >= sequence.first_target && (train_on == TrainOn::All || mark & marks::TARGET != 0))
 }
 
-/// Cuts a conversation into rows; a message that no row can hold is an error, with its tokens.
+/// Cuts a conversation into sequences; a message that no sequence can hold is an error, with its tokens.
 fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequence>, usize> {
     let whole = chats.range(conversation);
-    // A row of so many tokens is read up to the last but one.
+    // A sequence of so many tokens is read up to the last but one.
     let room = block_size + 1;
     if whole.len() <= room {
         return Ok(vec![Sequence { start: whole.start, first_target: whole.start, end: whole.end }]);
@@ -344,8 +344,8 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequ
     Ok(sequences)
 }
 
-/// Packs rows of these lengths, in order, into batches of at most `max_batch_tokens` tokens, or one row: where each batch begins, and
-/// where the last one ends.
+/// Packs sequences of these lengths, in order, into batches of at most `max_batch_tokens` tokens, or one sequence: where each
+/// batch begins, and where the last one ends.
 fn pack(lengths: impl Iterator<Item = usize>, max_batch_tokens: usize) -> Vec<usize> {
     let (mut starts, mut tokens, mut count) = (vec![0], 0, 0);
     for length in lengths {

@@ -27,10 +27,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Backend, String), String> {
     let file: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
     let model = file.get("model").and_then(Value::as_object);
     let model = model.ok_or("it has no \"model\": is it a Hugging Face tokenizer.json?")?;
-    if let Some(backend) = model.get("type")
-        && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| backend == known)
+    if let Some(model_type) = model.get("type")
+        && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| model_type == known)
     {
-        return Err(format!("its model is of the type {backend}; BPE, WordPiece, WordLevel and Unigram are known"));
+        return Err(format!("its model is of the type {model_type}; BPE, WordPiece, WordLevel and Unigram are known"));
     }
     let vocab = vocab(model)?;
     let added = added_tokens(&file)?;

@@ -4,7 +4,8 @@
 //! ([`Tokenizer::from_json`]); or one's own ([`train`]). Byte-level BPE with GPT-2's pre-tokeniser, which is what the first
 //! and the last are and many files hold, runs on our own code; other files run on the `tokenizers` crate.
 //!
-//! Read `bpe/` first; then `codec.rs` (text to ids and back), `json.rs` (tokenizer.json), `stream.rs` (ids to text as they come), `train.rs`.
+//! Read `bpe/` first; then `codec.rs` (text to ids and back), `json.rs` (tokenizer.json), `stream.rs` (ids to text as they
+//! come), `train.rs`.
 
 mod backend;
 mod bpe;

@@ -1,7 +1,7 @@
 //! HellaSwag: how a description of a scene goes on (Zellers et al. 2019).
 
 use crate::python::{capitalize, strip};
-use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
+use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
 
 pub(super) struct HellaSwag;
 
@@ -14,13 +14,13 @@ impl Task for HellaSwag {
         1.0
     }
 
-    fn source(&self) -> Source {
-        Source {
+    fn source(&self) -> TaskSource {
+        TaskSource {
             dataset: "Rowan/hellaswag",
             config: None,
-            apart: false,
+            separate_configs: false,
             split: "validation",
-            shots: Shots::Random("train"),
+            fewshot_sampler: FewshotSampler::Random("train"),
         }
     }
 
@@ -28,14 +28,17 @@ impl Task for HellaSwag {
         Metric::NORMALISED
     }
 
-    fn item(&self, row: Row) -> Result<Item, String> {
-        let context = format!("{} {}", row.text("ctx_a")?, capitalize(row.text("ctx_b")?));
-        let prompt = clean(&format!("{}: {context}", row.text("activity_label")?));
-        let endings: Vec<_> = row.texts("endings")?.into_iter().map(clean).collect();
-        if endings.is_empty() {
+    fn item(&self, record: RecordView) -> Result<Item, String> {
+        let context = format!("{} {}", record.text("ctx_a")?, capitalize(record.text("ctx_b")?));
+        let context = clean(&format!("{}: {context}", record.text("activity_label")?));
+        let continuations: Vec<_> = record.texts("endings")?.into_iter().map(clean).collect();
+        if continuations.is_empty() {
             return Err("it has no endings".into());
         }
-        Ok(Item { gold: row.label("label", 0, endings.len())?, ask: Ask::Endings { prompt, endings } })
+        Ok(Item {
+            gold: record.label("label", 0, continuations.len())?,
+            choices: Choices::Continuations { context, continuations },
+        })
     }
 }
 

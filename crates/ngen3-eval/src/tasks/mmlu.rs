@@ -4,7 +4,7 @@ use ngen3_model::words::count;
 
 use super::group::Group;
 use crate::python::strip;
-use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
+use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
 
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 const PREFIX: &str = "mmlu_";
@@ -38,13 +38,13 @@ impl Task for Subject {
         1.0
     }
 
-    fn source(&self) -> Source {
-        Source {
+    fn source(&self) -> TaskSource {
+        TaskSource {
             dataset: "cais/mmlu",
             config: Some(self.subject()),
-            apart: true,
+            separate_configs: true,
             split: "test",
-            shots: Shots::First("dev"),
+            fewshot_sampler: FewshotSampler::FirstN("dev"),
         }
     }
 
@@ -57,13 +57,13 @@ impl Task for Subject {
         &[Metric::Acc]
     }
 
-    fn item(&self, row: Row) -> Result<Item, String> {
-        let question = strip(row.text("question")?);
-        let choices = row.texts("choices")?;
+    fn item(&self, record: RecordView) -> Result<Item, String> {
+        let question = strip(record.text("question")?);
+        let choices = record.texts("choices")?;
         let [a, b, c, d] = choices[..] else { return Err(format!("it has {}, not 4", count(choices.len(), "choice"))) };
-        let prompt = format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:");
-        let endings = LETTERS.map(String::from).to_vec();
-        Ok(Item { gold: row.label("answer", 0, 4)?, ask: Ask::Endings { prompt, endings } })
+        let context = format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:");
+        let continuations = LETTERS.map(String::from).to_vec();
+        Ok(Item { gold: record.label("answer", 0, 4)?, choices: Choices::Continuations { context, continuations } })
     }
 }
 

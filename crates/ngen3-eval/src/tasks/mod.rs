@@ -21,7 +21,7 @@ fn all() -> Vec<Box<dyn Task>> {
 }
 
 /// What the folders of their data are called.
-pub(crate) fn folders() -> BTreeSet<&'static str> {
+pub(crate) fn dataset_folders() -> BTreeSet<&'static str> {
     all().iter().map(|task| task.source().folder()).collect()
 }
 
@@ -30,7 +30,7 @@ const GROUPS: &[Group] = &mmlu::GROUPS;
 
 /// What was chosen by name.
 #[derive(Default)]
-pub(crate) struct Chosen {
+pub(crate) struct Selected {
     /// Tasks, also those of groups, each once.
     pub tasks: Vec<Box<dyn Task>>,
     /// Groups, also those in groups, each once.
@@ -41,30 +41,30 @@ pub(crate) struct Chosen {
 ///
 /// # Errors
 /// [`Error::Input`] for a name that there is not, listing those there are.
-pub(crate) fn named(names: &[&str]) -> Result<Chosen, Error> {
+pub(crate) fn select(names: &[&str]) -> Result<Selected, Error> {
     let mut known = all();
-    let mut chosen = Chosen::default();
+    let mut selected = Selected::default();
     let mut wanted: Vec<&str> = names.iter().rev().copied().collect();
     while let Some(name) = wanted.pop() {
-        if chosen.tasks.iter().any(|task| task.name() == name) {
+        if selected.tasks.iter().any(|task| task.name() == name) {
             continue;
         }
         if let Some(group) = GROUPS.iter().find(|group| group.name == name) {
             wanted.extend(group.members.iter().rev());
-            if !chosen.groups.contains(group) {
-                chosen.groups.push(*group);
+            if !selected.groups.contains(group) {
+                selected.groups.push(*group);
             }
         } else if let Some(at) = known.iter().position(|task| task.name() == name) {
-            chosen.tasks.push(known.swap_remove(at));
+            selected.tasks.push(known.swap_remove(at));
         } else {
-            return Err(Error::Input(format!("there is no task {name:?}; there are {}", listed())));
+            return Err(Error::Input(format!("there is no task {name:?}; there are {}", known_names())));
         }
     }
-    Ok(chosen)
+    Ok(selected)
 }
 
 /// The names of tasks and groups, without those that a group stands for.
-fn listed() -> String {
+fn known_names() -> String {
     let inside = |name: &str| GROUPS.iter().any(|group| group.members.contains(&name));
     let mut names: Vec<_> = all().iter().map(|task| task.name()).filter(|name| !inside(name)).collect();
     for group in GROUPS.iter().filter(|group| !inside(group.name)) {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn names(wanted: &[&str]) -> (Vec<String>, Vec<&'static str>) {
-        let Chosen { tasks, groups } = named(wanted).unwrap();
+        let Selected { tasks, groups } = select(wanted).unwrap();
         (tasks.iter().map(|task| task.name()).collect(), groups.iter().map(|group| group.name).collect())
     }
 

@@ -1,6 +1,6 @@
 //! PIQA: which of two ways reaches a goal (Bisk et al. 2020).
 
-use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
+use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
 
 pub(super) struct Piqa;
 
@@ -13,21 +13,27 @@ impl Task for Piqa {
         1.0
     }
 
-    fn source(&self) -> Source {
-        Source { dataset: "baber/piqa", config: None, apart: false, split: "validation", shots: Shots::Random("train") }
+    fn source(&self) -> TaskSource {
+        TaskSource {
+            dataset: "baber/piqa",
+            config: None,
+            separate_configs: false,
+            split: "validation",
+            fewshot_sampler: FewshotSampler::Random("train"),
+        }
     }
 
     fn metrics(&self) -> &'static [Metric] {
         Metric::NORMALISED
     }
 
-    fn item(&self, row: Row) -> Result<Item, String> {
-        let prompt = format!("Question: {}\nAnswer:", row.text("goal")?);
-        let endings = vec![row.text("sol1")?.into(), row.text("sol2")?.into()];
-        Ok(Item { gold: row.label("label", 0, 2)?, ask: Ask::Endings { prompt, endings } })
+    fn item(&self, record: RecordView) -> Result<Item, String> {
+        let context = format!("Question: {}\nAnswer:", record.text("goal")?);
+        let continuations = vec![record.text("sol1")?.into(), record.text("sol2")?.into()];
+        Ok(Item { gold: record.label("label", 0, 2)?, choices: Choices::Continuations { context, continuations } })
     }
 
-    fn labels(&self) -> Option<&'static str> {
+    fn labels_column(&self) -> Option<&'static str> {
         Some("label")
     }
 }

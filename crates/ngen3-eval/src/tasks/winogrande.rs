@@ -2,7 +2,7 @@
 //! sentence with either name in the blank, and what counts is how likely it finds the rest.
 
 use crate::python::strip;
-use crate::{Ask, Item, Metric, Row, Shots, Source, Task};
+use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
 
 const BLANK: char = '_';
 
@@ -17,13 +17,13 @@ impl Task for WinoGrande {
         1.0
     }
 
-    fn source(&self) -> Source {
-        Source {
+    fn source(&self) -> TaskSource {
+        TaskSource {
             dataset: "allenai/winogrande",
             config: Some("winogrande_xl"),
-            apart: false,
+            separate_configs: false,
             split: "validation",
-            shots: Shots::Random("train"),
+            fewshot_sampler: FewshotSampler::Random("train"),
         }
     }
 
@@ -31,11 +31,14 @@ impl Task for WinoGrande {
         &[Metric::Acc]
     }
 
-    fn item(&self, row: Row) -> Result<Item, String> {
-        let sentence = row.text("sentence")?;
+    fn item(&self, record: RecordView) -> Result<Item, String> {
+        let sentence = record.text("sentence")?;
         let (before, after) = sentence.split_once(BLANK).ok_or("its sentence has no blank, _")?;
-        let opening = |option| Ok::<_, String>(format!("{before}{}", row.text(option)?));
-        let openings = vec![opening("option1")?, opening("option2")?];
-        Ok(Item { gold: row.label("answer", 1, 2)?, ask: Ask::Openings { openings, ending: strip(after).into() } })
+        let opening = |option| Ok::<_, String>(format!("{before}{}", record.text(option)?));
+        let contexts = vec![opening("option1")?, opening("option2")?];
+        Ok(Item {
+            gold: record.label("answer", 1, 2)?,
+            choices: Choices::Contexts { contexts, continuation: strip(after).into() },
+        })
     }
 }

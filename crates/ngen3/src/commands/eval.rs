@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use ngen3_data::Tokenizer;
 use ngen3_engine::{Dtype, Options, Quant, Slot, Trainer};
-use ngen3_eval::{Metric, Model, Plan, Report, Settings, Text};
+use ngen3_eval::{EvalConfig, EvalModel, Evaluation, Metric, PerplexityText, Report};
 use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use ngen3_train::default_reference;
@@ -153,20 +153,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Reads all data, before the first model.
-fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Plan<'a>> {
+fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Evaluation<'a>> {
     let progress = Progress::bytes("reading");
     let text = match args.text.as_deref() {
         Some(text) => {
             let never = AtomicBool::new(false);
-            Some(Text::read(text, args.val_fraction, &never, &mut |event| show(&progress, event))?)
+            Some(PerplexityText::read(text, args.val_fraction, &never, &mut |event| show(&progress, event))?)
         }
         None if tasks.contains(&PERPLEXITY) => {
             let (name, text) = default_reference();
-            Some(Text::of(name, text))
+            Some(PerplexityText::of(name, text))
         }
         None => None,
     };
-    let settings = Settings {
+    let settings = EvalConfig {
         tasks,
         data_dir: args.data_dir.as_deref(),
         num_fewshot: args.num_fewshot.into(),
@@ -178,12 +178,12 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Plan<'a>> {
         show(&progress, event);
         true
     };
-    Ok(Plan::new(settings, text, &mut tell)?)
+    Ok(Evaluation::new(settings, text, &mut tell)?)
 }
 
 /// Finds all models, reads each and checks it against the plan, so that what is wrong with the last one is known before the
 /// first is measured.
-fn candidates<'a>(args: &'a Args, plan: &Plan) -> anyhow::Result<Vec<Candidate<'a>>> {
+fn candidates<'a>(args: &'a Args, plan: &Evaluation) -> anyhow::Result<Vec<Candidate<'a>>> {
     let mut candidates = Vec::new();
     for named in &args.model_checkpoint {
         let (Found { path, name, .. }, Checkpoint { config, meta, .. }) = model::load(named, args.variant)?;
@@ -208,7 +208,7 @@ fn tell_apart(candidates: &mut [Candidate]) {
 /// The work, and what is done of it.
 struct Run<'a> {
     args: &'a Args,
-    plan: &'a Plan<'a>,
+    plan: &'a Evaluation<'a>,
     stop: &'a AtomicBool,
     done: Vec<Done>,
 }
@@ -252,7 +252,7 @@ impl Run<'_> {
             progress.set(at.done as u64, at.task);
             !self.stop.load(Ordering::Relaxed)
         };
-        let report = interruptible(self.plan.run(&mut Model { engine, tokenizer }, &mut tell));
+        let report = interruptible(self.plan.run(&mut EvalModel { engine, tokenizer }, &mut tell));
         drop(progress);
         let report = report.with_context(|| format!("cannot measure {}", model.named.display()))?;
         let seconds = started.elapsed().as_secs_f64();

@@ -37,30 +37,30 @@ fn sampler(lines: &str, sampling: ChatSampling) -> ChatSampler {
     ChatSampler::new(chats(lines), &sampling).unwrap()
 }
 
-/// Rows as text: what is read, and what is to be predicted.
-type Rows = Vec<(String, String)>;
+/// Sequences as text: what is read, and what is to be predicted.
+type Sequences = Vec<(String, String)>;
 
-fn rows(draw: impl FnOnce(&mut dyn FnMut(&[u32], &[u32]))) -> Rows {
-    let mut rows = Vec::new();
+fn sequences(draw: impl FnOnce(&mut dyn FnMut(&[u32], &[u32]))) -> Sequences {
+    let mut sequences = Vec::new();
     draw(&mut |inputs, targets| {
         assert_eq!(inputs.len(), targets.len());
         let learned: Vec<u32> = targets.iter().copied().filter(|&target| target != IGNORE_INDEX).collect();
         for (target, next) in targets.iter().zip(&inputs[1..]) {
             assert!(*target == IGNORE_INDEX || target == next);
         }
-        rows.push((Tokenizer::gpt2().decode(inputs), Tokenizer::gpt2().decode(&learned)));
+        sequences.push((Tokenizer::gpt2().decode(inputs), Tokenizer::gpt2().decode(&learned)));
     });
-    rows
+    sequences
 }
 
-fn train(sampler: &mut ChatSampler, number: u64) -> Rows {
-    rows(|put| sampler.train_batch(number, put))
+fn train(sampler: &mut ChatSampler, number: u64) -> Sequences {
+    sequences(|put| sampler.train_batch(number, put))
 }
 
 const END: &str = "<|endoftext|>";
 
 #[test]
-fn a_row_is_a_conversation_whose_answers_are_learned() {
+fn a_sequence_is_a_conversation_whose_answers_are_learned() {
     let line = r#"["Hi", "Yes", "And", "No"]"#;
     let read = format!("user\nHi{END}assistant\nYes{END}user\nAnd{END}assistant\nNo");
     let mut assistant = sampler(line, sampling(64));
@@ -79,7 +79,7 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
     let line = r#"["a", "b", "c", "d", "e", "f"]"#;
     let mut long = sampler(line, sampling(13));
     assert_eq!(long.split_stats(), SplitStats { long: 1, pieces: 3, ..SplitStats::default() });
-    let mut found: Rows = (0..2).flat_map(|number| train(&mut long, number)).collect();
+    let mut found: Sequences = (0..2).flat_map(|number| train(&mut long, number)).collect();
     found.sort();
     let expected = [
         (format!("user\na{END}assistant\nb{END}user\nc"), format!("b{END}")),
@@ -108,7 +108,7 @@ fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
     let mut cut = ChatSampler::new(chats, &sampling(5)).unwrap();
     assert_eq!(cut.split_stats(), SplitStats { long: 1, pieces: 3, ..SplitStats::default() });
     assert_eq!(cut.num_target_tokens().0, 6);
-    let mut found: Rows = (0..2).flat_map(|number| train(&mut cut, number)).collect();
+    let mut found: Sequences = (0..2).flat_map(|number| train(&mut cut, number)).collect();
     found.sort();
     let expected = [
         (" e f g".to_owned() + END + " h", " f g".to_owned() + END),
@@ -163,11 +163,11 @@ fn numbered(n: usize) -> String {
 }
 
 #[test]
-fn an_epoch_has_every_row_once_in_batches_that_are_full() {
+fn an_epoch_has_every_sequence_once_in_batches_that_are_full() {
     let mut sampler_ = sampler(&numbered(60), ChatSampling { val_fraction: 0.2, ..sampling(24) });
     assert_eq!(sampler_.counts(), (48, 12));
     let held_out: BTreeSet<String> = (0..sampler_.val_batches())
-        .flat_map(|index| rows(|put| sampler_.val_batch(index, put)))
+        .flat_map(|index| sequences(|put| sampler_.val_batch(index, put)))
         .map(|(_, learned)| learned)
         .collect();
     assert_eq!(held_out.len(), 12);
@@ -196,14 +196,14 @@ fn an_epoch_has_every_row_once_in_batches_that_are_full() {
 fn a_batch_follows_from_seed_and_number_alone() {
     let sampling = |seed| ChatSampling { seed, val_fraction: 0.1, ..sampling(24) };
     let mut forward = sampler(&numbered(30), sampling(1));
-    let batches: Vec<Rows> = (0..40).map(|number| train(&mut forward, number)).collect();
+    let batches: Vec<Sequences> = (0..40).map(|number| train(&mut forward, number)).collect();
     let mut jumping = sampler(&numbered(30), sampling(1));
     for number in [39, 3, 17, 0, 39, 20] {
         assert_eq!(train(&mut jumping, number), batches[number as usize], "batch {number}");
     }
     let mut other = sampler(&numbered(30), sampling(2));
     assert_ne!(train(&mut other, 0), batches[0]);
-    let val = |sampler: &mut ChatSampler| rows(|put| sampler.val_batch(0, put));
+    let val = |sampler: &mut ChatSampler| sequences(|put| sampler.val_batch(0, put));
     assert_eq!(val(&mut other), val(&mut forward), "the same conversations are held out");
 }
 
@@ -229,7 +229,7 @@ proptest! {
             })
             .sum();
         match ChatSampler::new(chats(&lines), &ChatSampling { train_on, ..sampling(block_size) }) {
-            // A row that begins with what is to be learned has nothing to predict its first token from.
+            // A sequence that begins with what is to be learned has nothing to predict its first token from.
             Ok(sampler) if all => {
                 let (learned, split_stats) = (sampler.num_target_tokens().0, sampler.split_stats());
                 prop_assert!(learned <= expected && learned + split_stats.pieces >= expected, "{} of {}", learned, expected);

@@ -12,71 +12,72 @@ use ngen3_data::hub::ProgressFn;
 use ngen3_data::{Record, read_records};
 use ngen3_model::words::count;
 
-use crate::task::{Source, Task};
+use crate::task::{Task, TaskSource};
 use crate::{Error, tasks};
 
 /// What names of files call a split.
-const WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev"]), ("train", &["train"])];
+const SPLIT_WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev"]), ("train", &["train"])];
 
 /// Rows of a split.
 #[derive(Debug)]
-pub(crate) struct Documents {
+pub(crate) struct TaskData {
     /// Where they are from.
     pub title: String,
     /// The rows, at least one.
-    pub rows: Vec<Record>,
+    pub records: Vec<Record>,
 }
 
 /// Reads one split of a task's data.
 ///
 /// # Errors
-/// [`Error::Documents`] naming the task and what is missing or wrong.
+/// [`Error::TaskData`] naming the task and what is missing or wrong.
 pub(crate) fn read(
     task: &dyn Task,
     split: &str,
     data_dir: Option<&Path>,
     progress: &mut ProgressFn,
-) -> Result<Documents, Error> {
+) -> Result<TaskData, Error> {
     let source = task.source();
-    let place = data_dir.map(|folder| place(&source, folder)).transpose();
-    let place = place.map_err(|reason| wrong(task, reason))?;
+    let place = data_dir.map(|folder| locate(&source, folder)).transpose();
+    let place = place.map_err(|reason| task_error(task, reason))?;
     let read = match &place {
         Some((folder, config)) => {
-            let folder = folder.to_str().ok_or_else(|| wrong(task, format!("{} is not UTF-8", folder.display())))?;
+            let folder =
+                folder.to_str().ok_or_else(|| task_error(task, format!("{} is not UTF-8", folder.display())))?;
             read_records(folder, *config, split, progress)
         }
         None => read_records(source.dataset, source.config, split, progress),
     };
-    let (title, mut rows) = read.map_err(|error| match error {
+    let (title, mut records) = read.map_err(|error| match error {
         ngen3_data::Error::Interrupted => Error::Interrupted,
         error if data_dir.is_none() => {
-            wrong(task, format!("{error} (a folder of its data can be given with --data_dir)"))
+            task_error(task, format!("{error} (a folder of its data can be given with --data_dir)"))
         }
-        error => wrong(task, error.to_string()),
+        error => task_error(task, error.to_string()),
     })?;
-    if rows.is_empty() {
-        return Err(wrong(task, format!("{title} has no rows")));
+    if records.is_empty() {
+        return Err(task_error(task, format!("{title} has no rows")));
     }
-    if let (Some(column), Some((folder, _))) = (task.labels(), &place) {
-        add_labels(column, folder, split, &mut rows).map_err(|reason| wrong(task, reason))?;
+    if let (Some(column), Some((folder, _))) = (task.labels_column(), &place) {
+        add_labels(column, folder, split, &mut records).map_err(|reason| task_error(task, reason))?;
     }
-    Ok(Documents { title, rows })
+    Ok(TaskData { title, records })
 }
 
 /// A complaint about a task's data.
-pub(crate) fn wrong(task: &dyn Task, reason: String) -> Error {
-    Error::Documents { task: task.name(), reason }
+pub(crate) fn task_error(task: &dyn Task, reason: String) -> Error {
+    Error::TaskData { task: task.name(), reason }
 }
 
 /// The folder with a task's data below the one that was given, and the configuration to choose in it.
-fn place(source: &Source, folder: &Path) -> Result<(PathBuf, Option<&'static str>), String> {
+fn locate(source: &TaskSource, folder: &Path) -> Result<(PathBuf, Option<&'static str>), String> {
     if !folder.is_dir() {
         return Err(format!("there is no folder {}", folder.display()));
     }
     let own = folder.join(source.folder());
     let folder = if own.is_dir() {
         own
-    } else if tasks::folders().iter().any(|name| folder.join(name).is_dir()) {
+    } else if tasks::dataset_folders().iter().any(|name| folder.join(name).is_dir()) {
         // Of other tasks, whose questions are not to be taken for this one's.
         return Err(format!("there is no folder {}", own.display()));
     } else {
@@ -89,7 +90,7 @@ fn place(source: &Source, folder: &Path) -> Result<(PathBuf, Option<&'static str
         Ok((folder, Some(config)))
     } else if inner.is_dir() {
         Ok((inner, None))
-    } else if source.apart {
+    } else if source.separate_configs {
         Err(format!("there is no folder {}", inner.display()))
     } else {
         Ok((folder, None))
@@ -97,10 +98,10 @@ fn place(source: &Source, folder: &Path) -> Result<(PathBuf, Option<&'static str
 }
 
 /// Adds the answers that stand in a file of their own, a line for each row, if the rows lack them and there is such a file.
-fn add_labels(column: &str, folder: &Path, split: &str, rows: &mut [Record]) -> Result<(), String> {
-    let words = WORDS.iter().find(|(name, _)| *name == split).map_or(&[][..], |(_, words)| words);
+fn add_labels(column: &str, folder: &Path, split: &str, records: &mut [Record]) -> Result<(), String> {
+    let words = SPLIT_WORDS.iter().find(|(name, _)| *name == split).map_or(&[][..], |(_, words)| words);
     let is_labels = |name: &str| name.ends_with("labels.lst") && words.iter().any(|word| name.contains(word));
-    if rows.iter().any(|row| row.contains_key(column)) {
+    if records.iter().any(|record| record.contains_key(column)) {
         return Ok(());
     }
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", folder.display());
@@ -113,11 +114,11 @@ fn add_labels(column: &str, folder: &Path, split: &str, rows: &mut [Record]) -> 
     let shown = file.display();
     let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let labels: Vec<_> = text.lines().collect();
-    if labels.len() != rows.len() {
-        return Err(format!("{shown} has {} for {}", count(labels.len(), "line"), count(rows.len(), "row")));
+    if labels.len() != records.len() {
+        return Err(format!("{shown} has {} for {}", count(labels.len(), "line"), count(records.len(), "row")));
     }
-    for (row, label) in rows.iter_mut().zip(labels) {
-        row.insert(column.into(), label.trim().into());
+    for (record, label) in records.iter_mut().zip(labels) {
+        record.insert(column.into(), label.trim().into());
     }
     Ok(())
 }
