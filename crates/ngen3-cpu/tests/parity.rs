@@ -273,7 +273,7 @@ struct Pair<'a> {
     /// All of its tokens.
     tokens: Vec<u32>,
     alone: Box<dyn Decoder + 'a>,
-    /// Whether all of it went through the same products in both.
+    /// True if all of it went through the same products in both.
     exact: bool,
 }
 

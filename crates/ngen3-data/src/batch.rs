@@ -129,7 +129,7 @@ impl BatchSampler {
         self.val.as_ref().map_or(self.data.len() - self.train_len, TokenFile::len)
     }
 
-    /// Whether there is anything to validate on.
+    /// True if there is anything to validate on.
     pub fn has_validation(&self) -> bool {
         self.val_len() > 0
     }

@@ -26,7 +26,7 @@ pub struct DatasetSpec<'a> {
     pub sources: &'a [Source],
     /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
     pub tokenizer: Option<&'a Path>,
-    /// Whether bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    /// True if bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
     pub lossy: bool,
     /// Threads to encode with.
     pub threads: usize,

@@ -30,7 +30,7 @@ pub enum Error {
         offset: u64,
         /// That byte.
         byte: u8,
-        /// Whether `offset` counts in what a compressed source holds.
+        /// True if `offset` counts in what a compressed source holds.
         compressed: bool,
     },
     /// A URL that could not be had.

@@ -174,12 +174,12 @@ pub(crate) fn receive(
     }
 }
 
-/// Whether a server that answers so may answer otherwise in a moment.
+/// True if a server that answers so may answer otherwise in a moment.
 pub(crate) fn is_transient_status(status: StatusCode) -> bool {
     matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) || status.is_server_error()
 }
 
-/// Whether a connection that failed so may fare better in a moment. Others (no such host, no route, refused) will not,
+/// True if a connection that failed so may fare better in a moment. Others (no such host, no route, refused) will not,
 /// unless there has been an answer before.
 fn is_transient(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};

@@ -1,6 +1,6 @@
 //! How long work is watched: downloads, uploads, reading.
 
-/// What there is to tell meanwhile.
+/// Events to tell meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Something that the user should know.

@@ -99,7 +99,7 @@ pub struct TokenFile {
     meta: Option<DatasetMeta>,
 }
 
-/// Whether bytes begin as a text does that people write with a Latin keyboard. Tokens that look so would all have ids of 8,000 to
+/// True if bytes begin as a text does that people write with a Latin keyboard. Tokens that look so would all have ids of 8,000 to
 /// 32,000 whose halves are both printable.
 fn is_text(bytes: &[u8]) -> bool {
     const LOOKED_AT: usize = 512;
@@ -168,7 +168,7 @@ impl TokenFile {
         self.map.len() / self.dtype.size()
     }
 
-    /// Whether there are no tokens: never, such a file does not open.
+    /// True if there are no tokens: never, such a file does not open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -16,7 +16,7 @@ pub const PASS_TOKENS: usize = 2048;
 pub struct Sequence {
     /// Number of tokens.
     pub len: usize,
-    /// Whether it continues the last sequence before it that continues none: it attends to that one's tokens, and its positions
+    /// True if it continues the last sequence before it that continues none: it attends to that one's tokens, and its positions
     /// go on after them. Several may continue the same one and do not attend to each other. Losses only, no gradients.
     pub continues: bool,
 }

@@ -47,7 +47,7 @@ pub trait Device {
     }
 }
 
-/// What a model is to do.
+/// Work that a model is to do.
 #[derive(Clone, Copy, Debug)]
 pub enum Workload<'a> {
     /// Train all of it, with batches of so many sequences of a whole block.
@@ -68,7 +68,7 @@ pub enum Workload<'a> {
         batch_size: usize,
         /// The teacher's shape.
         teacher: &'a Config,
-        /// What the teacher is rounded to.
+        /// Precision that the teacher is rounded to.
         quant: Quant,
     },
     /// Generate one text as long as a block.

@@ -1,6 +1,6 @@
 //! Errors of computing.
 
-/// What can go wrong while computing.
+/// Errors of computing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Input of the wrong shape, or a token outside the vocabulary.
@@ -9,7 +9,7 @@ pub enum Error {
     /// The arena for this shape does not fit in memory.
     #[error("{what} needs {bytes} bytes of memory, which could not be reserved")]
     Memory {
-        /// What the memory was for.
+        /// Purpose of the memory.
         what: &'static str,
         /// How much was asked for.
         bytes: usize,

@@ -1,4 +1,4 @@
-//! What computes, as the loops see it: a [`Model`] gives losses and decodes, a [`Trainer`] learns, a [`Distiller`] learns from a
+//! Computation as the loops see it: a [`Model`] gives losses and decodes, a [`Trainer`] learns, a [`Distiller`] learns from a
 //! [`Teacher`].
 //!
 //! A training step is [`Trainer::forward_backward`] once for each micro-batch (gradients add up inside), then
@@ -19,7 +19,7 @@ pub trait Model {
     /// The model's shape.
     fn config(&self) -> &Config;
 
-    /// What it computes with.
+    /// Threads and precision that it computes with.
     fn info(&self) -> ComputeInfo {
         ComputeInfo::default()
     }
@@ -50,12 +50,12 @@ pub trait Model {
     }
 }
 
-/// What a model computes with, for people to read.
+/// Threads and precision that a model computes with, for people to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ComputeInfo {
     /// Threads that compute.
     pub threads: usize,
-    /// What the operands of products are rounded to.
+    /// Precision that the operands of products are rounded to.
     pub dtype: Dtype,
 }
 
@@ -64,7 +64,7 @@ pub struct ComputeInfo {
 pub struct Feed<'a> {
     /// Which sequence, from 0.
     pub sequence: usize,
-    /// What follows in it: at least one token.
+    /// The tokens that follow in it: at least one token.
     pub tokens: &'a [u32],
 }
 

@@ -1,4 +1,4 @@
-//! What a gradient is taken with, and the update that follows it.
+//! Options that a gradient is taken with, and the update that follows it.
 
 /// One AdamW update (Loshchilov & Hutter 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub struct AdamW {
     pub grad_clip: f32,
 }
 
-/// What a gradient is taken with.
+/// Options that a gradient is taken with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backward {
     /// It is multiplied by this: a micro-batch's share in what counts of its step.

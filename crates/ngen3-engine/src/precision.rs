@@ -45,14 +45,14 @@ pub struct Options {
     pub threads: usize,
     /// The numbers that products are made of.
     pub dtype: Dtype,
-    /// Whether the weights are rounded further, to decode faster; not for training.
+    /// True if the weights are rounded further, to decode faster; not for training.
     pub quant: Quant,
-    /// Whether a pass forward keeps only each block's input, and backward runs the block again: the same numbers, in a fraction of
+    /// True if a pass forward keeps only each block's input, and backward runs the block again: the same numbers, in a fraction of
     /// the memory for activations and an eighth to a quarter more time.
     pub recompute: bool,
 }
 
-/// What weights that are only read are rounded to; a teacher rounds what they are multiplied with, too.
+/// Precision that weights which are only read are rounded to; a teacher rounds what they are multiplied with, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quant {

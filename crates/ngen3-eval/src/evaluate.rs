@@ -92,7 +92,7 @@ impl<'a> Evaluation<'a> {
     /// Checks a model of this shape and tokenizer, before it is asked anything: that it can read all questions and the text.
     ///
     /// # Errors
-    /// What [`Evaluation::run`] would fail with, whatever the model says: [`Error::Input`] for a model without a tokenizer or a
+    /// The error that [`Evaluation::run`] would fail with, whatever the model says: [`Error::Input`] for a model without a tokenizer or a
     /// stride that is longer than its block; [`Error::TaskData`] for an answer that has no tokens; [`Error::Data`] for tokens
     /// that are not the model's.
     pub fn check(&self, config: &Config, tokenizer: Option<&Tokenizer>) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! From log-likelihoods to numbers: which answer was chosen, the mean over the questions, and its standard error.
 
-/// What is measured.
+/// The measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     /// How often the right answer is the likeliest.
@@ -33,7 +33,7 @@ impl Metric {
         }
     }
 
-    /// Whether more of it is better.
+    /// True if more of it is better.
     pub fn higher_is_better(self) -> bool {
         matches!(self, Self::Acc | Self::AccNorm | Self::AccBytes)
     }

@@ -27,7 +27,7 @@ const TOKENS: &str = "bin";
 /// A text whose perplexity is wanted.
 #[derive(Debug)]
 pub struct PerplexityText {
-    /// Where it is from.
+    /// Its source.
     pub title: String,
     content: Content,
 }

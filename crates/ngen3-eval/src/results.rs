@@ -1,4 +1,4 @@
-//! What was measured of one model.
+//! Results of one model.
 
 use ngen3_model::words::count;
 
@@ -8,7 +8,7 @@ use crate::task::{Item, TaskSource};
 /// A number with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MetricValue {
-    /// What is measured.
+    /// The measure.
     pub metric: Metric,
     /// How much it is.
     pub value: f64,
@@ -16,7 +16,7 @@ pub struct MetricValue {
     pub error: Option<f64>,
 }
 
-/// What was measured of a task, a group or a text.
+/// Results of a task, a group or a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
     /// The harness's name for it.
@@ -42,7 +42,7 @@ pub struct TaskResult {
     pub(crate) details: ResultDetails,
 }
 
-/// What a [`TaskResult`] is of.
+/// The subject of a [`TaskResult`].
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ResultDetails {
     Task { source: TaskSource, samples: Vec<Sample> },
@@ -50,7 +50,7 @@ pub(crate) enum ResultDetails {
     Text { title: String, stride: usize, tokens: usize, bytes: Option<usize> },
 }
 
-/// What a model made of one question.
+/// Answer of a model to one question.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sample {
     /// ln p of each answer.
@@ -58,7 +58,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// Whether the answer that a metric chooses is the right one.
+    /// True if the answer that a metric chooses is the right one.
     pub fn is_right(&self, metric: Metric, item: &Item) -> bool {
         metric.choose(item.answers(), &self.loglikelihoods) == item.gold
     }
@@ -72,7 +72,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What a user should know of it, a line each: contexts that were cut, answers that were scored in parts.
+    /// Notes for the user, a line each: contexts that were cut, answers that were scored in parts.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for one in self.measured.iter().filter(|one| one.depth == 0) {

@@ -35,9 +35,9 @@ pub struct Request {
 pub struct Scores {
     /// ln p of each request's scored tokens after its given ones.
     pub loglikelihoods: Vec<f64>,
-    /// Whether the beginning of what was given did not fit into the model's block, for each request.
+    /// True if the beginning of what was given did not fit into the model's block, for each request.
     pub truncated: Vec<bool>,
-    /// Whether what was to be scored did not fit either, so that it was scored a part at a time, for each request.
+    /// True if what was to be scored did not fit either, so that it was scored a part at a time, for each request.
     pub scored_in_parts: Vec<bool>,
 }
 

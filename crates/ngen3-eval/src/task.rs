@@ -15,7 +15,7 @@ pub(crate) const AFTER_EXAMPLE: &str = "\n\n";
 
 /// A benchmark of questions with given answers.
 pub trait Task: Send + Sync {
-    /// What it is called, as the harness calls it.
+    /// Its name, as the harness calls it.
     fn name(&self) -> String;
 
     /// Its short name, for tables in which its group stands above it.
@@ -34,7 +34,7 @@ pub trait Task: Send + Sync {
         String::new()
     }
 
-    /// What is measured.
+    /// The measure.
     fn metrics(&self) -> &'static [Metric];
 
     /// The question that a row asks.
@@ -56,7 +56,7 @@ pub struct TaskSource {
     pub dataset: &'static str,
     /// Which of its configurations.
     pub config: Option<&'static str>,
-    /// Whether each configuration has questions of its own, so that a local folder must have one for each.
+    /// True if each configuration has questions of its own, so that a local folder must have one for each.
     pub separate_configs: bool,
     /// The split with the questions.
     pub split: &'static str,

@@ -8,7 +8,7 @@ pub(crate) struct CountingModel {
     config: Config,
     /// Tokens that it was given.
     pub tokens: usize,
-    /// Whether all that it gives is no number.
+    /// True if all that it gives is no number.
     pub broken: bool,
 }
 

@@ -180,7 +180,7 @@ mod tests {
             Self { config: Config::new(1, 1, 4, 8, VOCAB), close, feeds: Rc::default() }
         }
 
-        /// What the only sequence was fed.
+        /// Tokens that the only sequence was fed.
         fn fed(&self) -> Vec<Vec<u32>> {
             self.feeds.borrow().iter().flatten().map(|(_, tokens)| tokens.clone()).collect()
         }

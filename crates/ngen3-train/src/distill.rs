@@ -29,7 +29,7 @@ pub struct DistillRequest {
     pub alpha: Option<f32>,
     /// D. Default: forward KL.
     pub divergence: Option<Divergence>,
-    /// What the teacher is rounded to. Default: nothing.
+    /// Precision that the teacher is rounded to. Default: nothing.
     pub teacher_quant: Option<Quant>,
     /// Tokens that a cache of the teacher tells apart; `None` if there is to be no cache.
     pub top_k: Option<usize>,
@@ -86,7 +86,7 @@ impl DistillRecord {
         DistillConfig { temperature, alpha, divergence }
     }
 
-    /// What the teacher is rounded to.
+    /// Precision that the teacher is rounded to.
     pub fn quant(&self) -> Quant {
         self.teacher_quant.unwrap_or_default()
     }

@@ -46,11 +46,11 @@ pub struct Job {
     pub lock: RunLock,
     /// The data that it trains on.
     pub data: DataInfo,
-    /// What else decides what it learns: the same for the whole run.
+    /// Everything else that decides what it learns: the same for the whole run.
     pub objective: ObjectiveRecord,
     /// The adapters, if only they learn.
     pub adapters: Option<AdapterRecord>,
-    /// Where it stands.
+    /// Its progress.
     pub progress: TrainProgress,
     /// What is good to know before it starts, each a sentence.
     pub notes: Vec<String>,

@@ -1,4 +1,4 @@
-//! Whether a run fits the machine's memory, asked before the operating system answers by killing it.
+//! True if a run fits the machine's memory, asked before the operating system answers by killing it.
 
 use ngen3_engine::{Device, Workload};
 use ngen3_model::Config;

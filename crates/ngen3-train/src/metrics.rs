@@ -1,4 +1,4 @@
-//! What is measured in a run: the lines of `metrics.jsonl`.
+//! Measurements of a run: the lines of `metrics.jsonl`.
 
 use std::collections::BTreeMap;
 

@@ -118,7 +118,7 @@ impl RunPaths {
     }
 }
 
-/// Whether both are one file, which is there.
+/// True if both are one file, which is there.
 pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

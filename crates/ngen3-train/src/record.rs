@@ -48,7 +48,7 @@ impl RunKind {
         }
     }
 
-    /// What the names of its models begin with.
+    /// Beginning of its models' names.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Train => "",
@@ -68,12 +68,12 @@ pub struct RunRecord {
     pub config: Config,
     /// How the run is trained.
     pub settings: TrainSettings,
-    /// Where it stands.
+    /// Its progress.
     #[serde(flatten, rename = "reached")]
     pub progress: TrainProgress,
     /// The data that it trains on.
     pub data: DataIdentity,
-    /// What else decides what it learns.
+    /// Everything else that decides what it learns.
     #[serde(default, rename = "lesson")]
     pub objective: ObjectiveRecord,
     /// The adapters, if only they learn.
@@ -104,7 +104,7 @@ impl RunRecord {
 pub struct AdapterRecord {
     /// Their shape.
     pub lora: Lora,
-    /// Where the model came from, as it was named.
+    /// Source of the model, as it was named.
     pub base: String,
     /// SHA-256 of the model's parameters, in hexadecimal: `X_model.state/base.safetensors` has them.
     pub base_sha256: String,
@@ -148,7 +148,7 @@ impl TrainProgress {
     }
 }
 
-/// What tells one data set from another.
+/// Identity of a data set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataIdentity {
     /// Tokens to train on.
@@ -159,7 +159,7 @@ pub struct DataIdentity {
     pub sha256: String,
 }
 
-/// What decides what a run learns, besides its data and settings.
+/// Everything that decides what a run learns, besides its data and settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ObjectiveRecord {
@@ -193,7 +193,7 @@ pub struct DistillRecord {
     /// SHA-256 of the teacher's shape and weights.
     #[serde(default)]
     pub teacher_sha256: Option<String>,
-    /// What the teacher is rounded to; `None` if to nothing.
+    /// Precision that the teacher is rounded to; `None` if to nothing.
     #[serde(default)]
     pub teacher_quant: Option<Quant>,
 }

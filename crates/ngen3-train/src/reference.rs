@@ -36,7 +36,7 @@ impl Reference {
         Ok((ids.len() >= 2).then(|| Self { name: name.into(), ids }))
     }
 
-    /// What it is called, and its length.
+    /// Its name, and its length.
     pub fn title(&self) -> String {
         format!("{}, {}", self.name, count(self.ids.len() - 1, "token"))
     }
@@ -69,7 +69,7 @@ impl Reference {
 /// `X_model.run/reference.json`: the perplexity on a reference text, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReferenceReport {
-    /// What the text is called.
+    /// Name of the text.
     pub text: String,
     /// Before fine-tuning.
     pub before: f64,
@@ -120,7 +120,7 @@ impl ReferenceReport {
     }
 }
 
-/// What a perplexity is measured on where no text is named: what it is called, and the text.
+/// The text that perplexity is measured on where none is named, and its name.
 pub fn default_reference() -> (&'static str, String) {
     ("the last tenth of builtin:shakespeare", last_tenth(&shakespeare()).to_owned())
 }

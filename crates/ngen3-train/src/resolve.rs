@@ -14,7 +14,7 @@ use crate::state::{self, State};
 use crate::surgery::{cut_positions, some_layers};
 use crate::{Error, Overrides, RunPaths, TrainSettings, config_file};
 
-/// What a shape trains with when no variant says.
+/// Training defaults of a shape without a variant.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
 
 /// A run whose shape, settings and weights are settled.
@@ -51,7 +51,7 @@ pub struct Moments {
     pub exp_avg_sq: Vec<f32>,
 }
 
-/// What the data has to fit, besides the model.
+/// Limit on the data, besides the model.
 #[derive(Debug)]
 pub(crate) enum Origin {
     Scratch,
@@ -195,7 +195,7 @@ impl Resolved {
         })
     }
 
-    /// Where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
+    /// The point where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
     fn resume(
         kind: RunKind,
         paths: RunPaths,
@@ -268,7 +268,7 @@ impl Resolved {
         Ok(Self { kind, paths, config, settings, params, adapters, adapter_params, moments, progress, origin, notes })
     }
 
-    /// What the run that goes on learned before; `None` of a run that starts.
+    /// Objective of the run that goes on; `None` of a run that starts.
     pub(crate) fn objective_before(&self) -> Option<&ObjectiveRecord> {
         match &self.origin {
             Origin::State(record) => Some(&record.objective),
@@ -277,7 +277,7 @@ impl Resolved {
     }
 }
 
-/// What a run trains with where nobody says.
+/// Defaults of a run.
 fn recipe_of(variant: Option<&Variant>) -> &Recipe {
     variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe)
 }

@@ -21,7 +21,7 @@ pub struct RunSpec {
     /// File for the model. Default: `VARIANT_model.pt` (or, without a variant, or where the file makes another shape of it,
     /// `CONFIG_model.pt`), after `distilled_` or `finetuned_` if it is that.
     pub out: Option<PathBuf>,
-    /// Where the weights come from.
+    /// Source of the weights.
     pub start: StartFrom,
     /// Replace a model that is there already.
     pub overwrite: bool,

@@ -42,7 +42,7 @@ pub(crate) fn some_layers(deeper: &Checkpoint, from: &Path, n_layer: Option<usiz
     Ok(Checkpoint { config, params: kept, meta: meta.clone() })
 }
 
-/// Where the `i`th of `n` stands among `of`, when the first is the first and the last the last.
+/// Index among `of` of the `i`th of `n`, when the first is the first and the last the last.
 fn spread(i: usize, n: usize, of: usize) -> usize {
     match n {
         0 | 1 => 0,

@@ -196,7 +196,7 @@ impl TeacherCache {
         index * each..((index + 1) * each).min(self.windows)
     }
 
-    /// Whether a file is there. It is as long as it must be, or refused.
+    /// True if a file is there. It is as long as it must be, or refused.
     fn has(&self, index: usize) -> Result<bool, Error> {
         let path = self.path(index);
         let expected = (self.windows_of(index).len() * self.about.window_bytes()) as u64;

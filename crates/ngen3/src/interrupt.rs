@@ -25,7 +25,7 @@ impl std::error::Error for Interrupted {}
 /// A signal so soon after the first is the same request: `timeout`, for one, signals a process and then its group.
 const SAME: Duration = Duration::from_secs(1);
 
-/// Whether the command waits for somebody, and has nothing to tidy up.
+/// True if the command waits for somebody, and has nothing to tidy up.
 static IDLE: AtomicBool = AtomicBool::new(false);
 
 /// Says whether the command waits for somebody and has nothing to tidy up: the first signal then ends the process.
@@ -33,7 +33,7 @@ pub fn idle(idle: bool) {
     IDLE.store(idle, Ordering::Relaxed);
 }
 
-/// Whether a signal was ignored when the program started, by what Linux says of it in `/proc/self/status`; `None` where nothing
+/// True if a signal was ignored when the program started, by what Linux says of it in `/proc/self/status`; `None` where nothing
 /// says it.
 fn is_ignored(status: &str, signal: i32) -> Option<bool> {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;

@@ -35,7 +35,7 @@ pub fn check(path: &Path, kind: &Kind) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the file holds nothing, an object of this kind, or a list of such.
+/// True if the file holds nothing, an object of this kind, or a list of such.
 fn holds(path: &Path, kind: &Kind) -> io::Result<bool> {
     let mut file = match File::open(path) {
         Ok(file) => BufReader::new(file),

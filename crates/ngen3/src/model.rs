@@ -17,7 +17,7 @@ use crate::progress::Progress;
 pub struct Found {
     /// The file or folder.
     pub path: PathBuf,
-    /// What it is called: the name without folders, and without the ending of a file.
+    /// Its name: the name without folders, and without the ending of a file.
     pub name: String,
     /// The size of GPT-2 that `hf` stands for.
     pub gpt2: Option<&'static Gpt2>,

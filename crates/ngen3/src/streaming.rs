@@ -79,7 +79,7 @@ pub struct Text<'a> {
     held: String,
     /// What can be printed and is not yet.
     pub ready: String,
-    /// Whether nothing follows.
+    /// True if nothing follows.
     pub ended: bool,
 }
 

@@ -57,7 +57,7 @@ impl Checkpointing {
     }
 }
 
-/// What a forward pass leaves in the arena.
+/// Activations that a forward pass leaves in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardMode {
     /// How much of each block is kept for its backward.
@@ -131,7 +131,7 @@ impl Layout {
         Target::ALL.len() * self.tokens * self.rank
     }
 
-    /// What one adapter needs besides: see [`lora::LoraActivations`].
+    /// Memory that one adapter needs besides: see [`lora::LoraActivations`].
     fn lora_scratch(&self) -> usize {
         lora::scratch(self.rank, 5 * self.width, self.tokens)
     }

@@ -32,7 +32,7 @@ impl PassDropout {
     }
 }
 
-/// What a block works in on its way forward. N tokens, width C.
+/// Working memory of a block on its way forward. N tokens, width C.
 pub struct ForwardScratch<'a> {
     /// `[N, C]`: a LayerNorm's output.
     pub ln: &'a mut [f32],

@@ -1,11 +1,11 @@
-//! What the options of an engine mean on this processor.
+//! The options of an engine on this processor.
 
 use ngen3_engine::{Dtype, Error, Options};
 use rayon::ThreadPool;
 
 use crate::gemm::{Precision, tiles};
 
-/// What products round their operands to.
+/// Precision that products round their operands to.
 pub fn precision(dtype: Dtype) -> Precision {
     match dtype {
         Dtype::Auto if tiles::kernel::available() => Precision::Bf16,

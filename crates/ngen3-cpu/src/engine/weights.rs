@@ -19,9 +19,9 @@ use crate::layers::{loss, matvec};
 pub struct Weights {
     pub config: Config,
     pub list: ParamList,
-    /// What products round their operands to.
+    /// Precision that products round their operands to.
     pub precision: Precision,
-    /// What a pass forward keeps of each block, if there is a backward: all, or the inputs.
+    /// The part of each block that a pass forward keeps, if there is a backward: all, or the inputs.
     pub keep: Checkpointing,
     /// `[total]`
     pub params: Vec<f32>,
@@ -34,7 +34,7 @@ pub struct Weights {
 /// Weights as products read them.
 #[derive(Debug)]
 pub struct PackedWeights {
-    /// What they, and what they are multiplied with, are rounded to: to bf16, or further.
+    /// Precision that they, and what they are multiplied with, are rounded to: to bf16, or further.
     quant: Quant,
     /// Those of each block's linear layers, in the order of [`Target`]; they are not among the model's parameters any more.
     layers: Vec<[Packed; Target::ALL.len()]>,
@@ -75,7 +75,7 @@ impl Weights {
         }
     }
 
-    /// What the arena has to hold activations of.
+    /// The model and threads that the arena has to hold activations of.
     pub fn spec(&self, threads: usize) -> ArenaSpec<'_> {
         let rank = self.adapters.as_ref().map_or(0, |adapters| adapters.lora.rank);
         ArenaSpec { config: &self.config, precision: self.precision, rank, threads }
@@ -176,7 +176,7 @@ impl Weights {
         Ok(())
     }
 
-    /// What a packed model rounds the operands of its products to, beyond its precision.
+    /// Precision that a packed model rounds the operands of its products to, beyond its precision.
     pub fn quant(&self) -> Quant {
         self.packed.as_ref().map_or(Quant::None, |packed| packed.quant)
     }

@@ -66,7 +66,7 @@ impl Linear<'_> {
         }
     }
 
-    /// Whether [`Linear::backward`] reads `x`.
+    /// True if [`Linear::backward`] reads `x`.
     pub fn learns(&self) -> bool {
         !matches!(self.learns, Learns::Nothing)
     }

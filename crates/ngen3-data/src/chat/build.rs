@@ -22,7 +22,7 @@ pub struct ChatSpec<'a> {
     pub tokenizer: Option<&'a Path>,
     /// A Jinja template; without one, the default.
     pub template: Option<&'a str>,
-    /// Whether bad conversations are left out and counted; otherwise the first one is an error.
+    /// True if bad conversations are left out and counted; otherwise the first one is an error.
     pub skip_bad: bool,
     /// The folder that the dataset's folder is made in.
     pub root: &'a Path,

@@ -180,7 +180,7 @@ impl Chats {
         &self.sha256
     }
 
-    /// Whether anybody's turns are among them: not all texts are conversations.
+    /// True if anybody's turns are among them: not all texts are conversations.
     pub fn have_turns(&self) -> bool {
         // A text is learned whole; of a conversation whose turns could not be told apart some token is not.
         self.marks.as_slice().iter().any(|mark| mark & marks::TURN_START != 0 || mark & marks::TARGET == 0)

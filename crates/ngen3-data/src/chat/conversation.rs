@@ -9,7 +9,7 @@ pub enum Role {
     User,
     /// Whom the model is to learn from.
     Assistant,
-    /// What the assistant has called.
+    /// The calls of the assistant.
     Tool,
 }
 
@@ -30,7 +30,7 @@ impl Role {
 pub struct Message {
     /// Who says it.
     pub role: Role,
-    /// What is said.
+    /// The words that are said.
     pub content: String,
 }
 

@@ -15,10 +15,10 @@ use crate::source::Event;
 /// Conversations that are rendered and tokenised at a time, on all threads.
 const BATCH_CONVERSATIONS: usize = 1024;
 
-/// What is wrong with a conversation, at most so many characters of it: it may quote the file.
+/// The fault of a conversation, at most so many characters of it: it may quote the file.
 const MAX_REASON: usize = 300;
 
-/// Where conversations are.
+/// The place of conversations.
 #[derive(Clone, Copy, Debug)]
 pub enum ChatInput<'a> {
     /// Files, `-` for stdin.
@@ -35,10 +35,10 @@ pub(super) struct GatheredChat {
     pub file: usize,
 }
 
-/// What was gathered.
+/// Everything gathered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct GatherSummary {
-    /// What the conversations came from: the name of each file.
+    /// Source of the conversations: the name of each file.
     pub files: Vec<String>,
     /// Conversations that were bad and left out.
     pub skipped: u64,

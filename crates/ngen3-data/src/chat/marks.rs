@@ -1,4 +1,4 @@
-//! What `mask.bin` says of each token, one byte a token: the sum of what holds.
+//! The marks of each token in `mask.bin`, one byte a token: the sum of what holds.
 
 /// The token is the assistant's; or it belongs to a text that is nobody's turn, and so to be learned whole.
 pub const TARGET: u8 = 1;

@@ -130,7 +130,7 @@ fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> 
     fields.get(name).filter(|value| !value.is_null())
 }
 
-/// Whether a turn calls tools, which templates write from what is not in its text.
+/// True if a turn calls tools, which templates write from what is not in its text.
 fn calls_tools(fields: &Map<String, Value>) -> bool {
     CALLS.iter().filter_map(|name| present(fields, name)).any(|calls| match calls {
         Value::Array(calls) => !calls.is_empty(),
@@ -164,7 +164,7 @@ fn message(turn: &Value) -> Result<Message, String> {
     Ok(Message { role, content })
 }
 
-/// What is said: a string, or a list of parts that are all text.
+/// The words that are said: a string, or a list of parts that are all text.
 fn content(fields: &Map<String, Value>, text_field: &str) -> Result<String, String> {
     match fields.get(text_field) {
         Some(Value::String(text)) => Ok(text.clone()),

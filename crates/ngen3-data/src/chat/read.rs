@@ -116,7 +116,7 @@ fn form_of(ending: &str, start: &[u8]) -> FileForm {
     }
 }
 
-/// Whether a list begins with a turn, or ends: with a string, or an object that has a turn's keys, and none of a conversation's.
+/// True if a list begins with a turn, or ends: with a string, or an object that has a turn's keys, and none of a conversation's.
 fn is_turn(text: &str) -> bool {
     if !text.starts_with('{') {
         return text.starts_with(['"', ']']);

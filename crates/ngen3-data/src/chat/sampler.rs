@@ -110,7 +110,7 @@ pub struct ChatSampling {
     pub val_fraction: f64,
     /// Whose tokens are learned.
     pub train_on: TrainOn,
-    /// Whether conversations with a message longer than the block are left out and counted; otherwise they are an error.
+    /// True if conversations with a message longer than the block are left out and counted; otherwise they are an error.
     pub skip_bad: bool,
     /// Decides the order.
     pub seed: u64,
@@ -287,7 +287,7 @@ impl Epoch {
     }
 }
 
-/// Whether each token of a sequence after the first is learned.
+/// True if each token of a sequence after the first is learned.
 fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterator<Item = bool> {
     let marks = &chats.marks()[sequence.start + 1..sequence.end];
     marks

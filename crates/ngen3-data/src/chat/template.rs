@@ -70,7 +70,7 @@ impl ChatTemplate {
         &self.format
     }
 
-    /// Whether the template itself marks what the assistant says.
+    /// True if the template itself marks what the assistant says.
     pub(super) fn has_marks(&self) -> bool {
         with_calls(&self.format.template) != self.format.template
     }
@@ -146,7 +146,7 @@ fn inside(tag: &str) -> Option<&str> {
     Some(tag.strip_prefix("{%")?.strip_suffix("%}")?.trim_matches(['-', '+']).trim())
 }
 
-/// Whether `text`, which begins as a tag does, begins with the one that ends a raw block.
+/// True if `text`, which begins as a tag does, begins with the one that ends a raw block.
 fn ends_raw(text: &str) -> bool {
     let rest = text[2..].trim_start_matches(['-', '+']).trim_start().strip_prefix("endraw");
     rest.is_some_and(|rest| rest.trim_start().trim_start_matches(['-', '+']).starts_with("%}"))

@@ -25,7 +25,7 @@ pub(super) struct Column {
     /// The names on the way down.
     pub(super) path: Vec<String>,
     separator: String,
-    /// Whether a list of turns stays one.
+    /// True if a list of turns stays one.
     conversations: bool,
 }
 
@@ -92,7 +92,7 @@ impl Column {
         Ok((index, below))
     }
 
-    /// Whether a column of this type can be read.
+    /// True if a column of this type can be read.
     fn check(&self, field: &Field, below: &[String]) -> Result<(), String> {
         let mut kind = field.data_type();
         loop {

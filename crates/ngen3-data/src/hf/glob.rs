@@ -1,12 +1,12 @@
 //! File name patterns as `datasets` reads them (those of fsspec): `*`, `?` and `[…]` stay within one folder; `**`, alone
 //! between slashes, stands for any number of folders, or at the end for everything below.
 
-/// Whether a pattern has anything but plain names in it.
+/// True if a pattern has anything but plain names in it.
 pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
-/// Whether a path is what a pattern stands for. Takes time in the product of their lengths.
+/// True if a path is what a pattern stands for. Takes time in the product of their lengths.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
     let names: Vec<&str> = path.split('/').collect();
     let parts: Vec<&str> = pattern.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
@@ -70,7 +70,7 @@ fn matches_name(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-/// Whether the class that begins after a `[` holds `c`, and its length with the `]`. `None` if it is never closed.
+/// True if the class that begins after a `[` holds `c`, and its length with the `]`. `None` if it is never closed.
 fn class(pattern: &[char], c: char) -> Option<(bool, usize)> {
     let negated = pattern.first() == Some(&'!');
     let start = usize::from(negated);

@@ -24,7 +24,7 @@ pub struct HfSource {
     pub column: String,
     /// The branch, tag or commit; the main branch without it.
     pub revision: Option<String>,
-    /// What stands between the turns of a conversation, where a row holds a list of texts.
+    /// Separator between the turns of a conversation, where a row holds a list of texts.
     pub separator: String,
 }
 
@@ -94,7 +94,7 @@ pub fn read_records(
 }
 
 impl ResolvedDataset {
-    /// What the rows are, in one line.
+    /// The rows, in one line.
     pub(crate) fn title(&self) -> String {
         format!("{}, split {}, column {}", self.repository.title(), self.source.split, self.source.column)
     }

@@ -32,7 +32,7 @@ enum Rounding {
 }
 
 impl Slice {
-    /// Whether it is the whole split.
+    /// True if it is the whole split.
     pub(super) fn is_whole(&self) -> bool {
         self.from.is_none() && self.to.is_none()
     }
@@ -142,7 +142,7 @@ fn parse_bound(text: &str) -> Option<Option<Bound>> {
     Some(Some(if percent { Bound::Percent(number) } else { Bound::Row(number) }))
 }
 
-/// Whether this can be a split's name: words of letters, digits and `_`, with dots between them.
+/// True if this can be a split's name: words of letters, digits and `_`, with dots between them.
 pub(super) fn is_name(text: &str) -> bool {
     text.split('.').all(|word| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_'))
 }

@@ -40,7 +40,7 @@ struct Listed {
     lfs_size: Option<u64>,
 }
 
-/// Whether this is a whole commit id, and so safe as a file's name.
+/// True if this is a whole commit id, and so safe as a file's name.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -125,7 +125,7 @@ impl Client {
         self.check(response)
     }
 
-    /// Whether we can say who we are.
+    /// True if we can say who we are.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
     }

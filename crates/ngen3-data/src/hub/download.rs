@@ -50,7 +50,7 @@ struct PartialFile {
     path: PathBuf,
     file: File,
     have: u64,
-    /// Whether the whole will be checked against a hash, so that another program may go on with the part.
+    /// True if the whole will be checked against a hash, so that another program may go on with the part.
     checked: bool,
 }
 
@@ -266,12 +266,12 @@ impl Drop for PartialFile {
     }
 }
 
-/// Whether a text can be a file's name as it stands.
+/// True if a text can be a file's name as it stands.
 fn is_plain(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// Whether a 206 answer begins where we left off: `Content-Range: bytes HAVE-…`.
+/// True if a 206 answer begins where we left off: `Content-Range: bytes HAVE-…`.
 fn starts_at(headers: &HeaderMap, have: u64) -> bool {
     let range = headers.get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
     range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))

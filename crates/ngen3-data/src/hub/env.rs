@@ -27,7 +27,7 @@ pub struct Env {
     pub cache: PathBuf,
     /// A secret that says who we are, if we say so.
     pub token: Option<String>,
-    /// Whether the network is not to be used.
+    /// True if the network is not to be used.
     pub offline: bool,
     /// How long to wait for an answer, and for any next byte of it.
     pub timeout: Duration,

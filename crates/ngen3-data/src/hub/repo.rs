@@ -10,7 +10,7 @@ use crate::Error;
 /// Bytes of JSON that a listing may have; the largest repositories have some ten megabytes.
 pub(super) const LISTING_LIMIT: usize = 1 << 28;
 
-/// What a repository holds.
+/// Contents of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// A model.
@@ -39,7 +39,7 @@ impl RepoKind {
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoFile {
-    /// Where it is in the repository, with `/` between folders.
+    /// Its path in the repository, with `/` between folders.
     pub path: String,
     /// Its size in bytes, if the hub tells.
     pub size: Option<u64>,
@@ -63,14 +63,14 @@ pub(super) struct Sibling {
     pub(super) lfs: Option<Lfs>,
 }
 
-/// Where a large file's bytes are kept.
+/// Place where a large file's bytes are kept.
 #[derive(Deserialize)]
 pub(super) struct Lfs {
     pub(super) sha256: String,
     pub(super) size: u64,
 }
 
-/// Whether a path stays below the folder that it is joined to, on every system.
+/// True if a path stays below the folder that it is joined to, on every system.
 pub(super) fn is_safe_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
@@ -78,7 +78,7 @@ pub(super) fn is_safe_path(path: &str) -> bool {
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
-/// What the hub allows as a name: `NAME` or `OWNER/NAME`.
+/// A name that the hub allows: `NAME` or `OWNER/NAME`.
 pub(super) fn check_name(kind: RepoKind, name: &str) -> Result<(), Error> {
     let part_is_fine = |part: &str| {
         part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -96,7 +96,7 @@ pub(super) fn check_name(kind: RepoKind, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether this names something on disk, which then comes before the hub.
+/// True if this names something on disk, which then comes before the hub.
 pub fn is_local(name: &str) -> bool {
     Path::new(name).exists()
 }

@@ -126,7 +126,7 @@ impl Hub {
 }
 
 impl Snapshot {
-    /// Where it is from.
+    /// Its source.
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
@@ -141,12 +141,12 @@ impl Snapshot {
         &self.files
     }
 
-    /// Whether there is a file of this path.
+    /// True if there is a file of this path.
     pub fn has(&self, path: &str) -> bool {
         self.files.iter().any(|file| file.path == path)
     }
 
-    /// Whether [`Snapshot::files`] are all there are. Offline they may be only those that Python once fetched.
+    /// True if [`Snapshot::files`] are all there are. Offline they may be only those that Python once fetched.
     pub fn is_complete(&self) -> bool {
         self.complete
     }

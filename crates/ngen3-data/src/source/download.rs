@@ -32,10 +32,10 @@ struct Partial {
     have: u64,
     /// The most bytes that `file` ever held.
     best: u64,
-    /// What is needed to ask for the rest: the whole length and the validator.
+    /// Needed to ask for the rest: the whole length and the validator.
     resume: Option<(u64, String)>,
     attempts: u32,
-    /// Whether any attempt got an answer.
+    /// True if any attempt got an answer.
     answered: bool,
 }
 
@@ -151,7 +151,7 @@ impl Partial {
         self.file.set_len(0)
     }
 
-    /// Whether a 206 answer is exactly the rest: `Content-Range: bytes HAVE-…/LENGTH`, and no more or less.
+    /// True if a 206 answer is exactly the rest: `Content-Range: bytes HAVE-…/LENGTH`, and no more or less.
     fn is_continued_by(&self, headers: &HeaderMap, length: Option<u64>) -> bool {
         let Some((whole, _)) = self.resume else { return false };
         let expected = format!("bytes {}-{}/{whole}", self.have, whole.saturating_sub(1));
@@ -160,7 +160,7 @@ impl Partial {
     }
 }
 
-/// What names this very version of the file: a strong ETag, else the date of its last change.
+/// Name of this very version of the file: a strong ETag, else the date of its last change.
 fn validator(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let etag = text(header::ETAG).filter(|etag| !etag.starts_with("W/"));

@@ -1,4 +1,4 @@
-//! What a folder holds.
+//! Contents of a folder.
 
 use std::fs::{DirEntry, Metadata};
 use std::io::ErrorKind;

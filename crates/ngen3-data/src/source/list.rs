@@ -17,7 +17,7 @@ pub fn shakespeare() -> String {
     String::from_utf8(bytes).expect("it is ASCII")
 }
 
-/// What files a folder is searched for, each perhaps followed by a compressed file's ending.
+/// Endings of files that a folder is searched for, each perhaps followed by a compressed file's ending.
 const TEXT_ENDINGS: [&str; 2] = ["txt", "md"];
 const COMPRESSED_ENDINGS: [&str; 2] = ["gz", "zst"];
 
@@ -83,12 +83,12 @@ pub struct Input {
     pub(super) size: Option<u64>,
 }
 
-/// What [`list`] found.
+/// Result of [`list`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// The documents, in reading order.
     pub inputs: Vec<Input>,
-    /// What folders hold that is not read: files with other endings, links to folders or to nothing, hidden files and folders.
+    /// Entries of folders that are not read: files with other endings, links to folders or to nothing, hidden files and folders.
     pub skipped: Vec<PathBuf>,
 }
 

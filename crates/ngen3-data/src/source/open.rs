@@ -17,7 +17,7 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 pub(crate) struct ByteSource {
     /// Its bytes, unpacked.
     pub(crate) bytes: Box<dyn Read + Send>,
-    /// Whether they had been packed.
+    /// True if they had been packed.
     pub(crate) compressed: bool,
     /// How many bytes have been read of what was stored, packed or not.
     pub(crate) bytes_read: Arc<AtomicU64>,

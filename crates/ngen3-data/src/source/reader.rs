@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How documents are read.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// Whether bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    /// True if bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
     pub lossy: bool,
     /// The folder for the temporary files of downloads.
     pub scratch: PathBuf,

@@ -86,7 +86,7 @@ impl Utf8Reader {
     }
 }
 
-/// What a failure to read bytes means; `compressed` if they come out of a compressed file.
+/// Error for a failure to read bytes; `compressed` if they come out of a compressed file.
 pub(crate) fn read_error(name: &str, compressed: bool, error: &io::Error) -> Error {
     let reason = match error.kind() {
         io::ErrorKind::UnexpectedEof if compressed => "its compressed data ends too early; is it cut short?".into(),

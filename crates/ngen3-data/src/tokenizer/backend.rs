@@ -3,7 +3,7 @@
 use super::bpe::Bpe;
 use crate::catch_panic::catch_panic;
 
-/// What turns text into ids.
+/// Turns text into ids.
 pub(super) enum Backend {
     ByteLevel(Box<Bpe>),
     HuggingFace(Box<tokenizers::Tokenizer>),

@@ -91,7 +91,7 @@ impl Tokenizer {
         }
     }
 
-    /// What travels with a model or its data: that it is the embedded one, or its tokenizer.json.
+    /// Reference that travels with a model or its data: that it is the embedded one, or its tokenizer.json.
     pub fn reference(&self) -> TokenizerRef {
         match Arc::ptr_eq(&self.inner, &Self::gpt2().inner) {
             true => TokenizerRef::Gpt2,

@@ -1,4 +1,4 @@
-//! What every vocabulary keeps to.
+//! Limits that every vocabulary keeps to.
 
 /// The token that ends a document.
 pub const ENDOFTEXT: &str = "<|endoftext|>";

@@ -45,7 +45,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Whether the vocabulary has the size asked for. If not, the text was too small (or too uniform) for it.
+    /// True if the vocabulary has the size asked for. If not, the text was too small (or too uniform) for it.
     pub fn reached(&self) -> bool {
         self.tokenizer.vocab_size() == self.requested
     }

@@ -61,7 +61,7 @@ struct State {
     moved: BTreeMap<String, String>,
     faults: Vec<(String, usize, Fault)>,
     log: Vec<String>,
-    /// Whether the size of large files is kept from those who ask.
+    /// True if the size of large files is kept from those who ask.
     hides_sizes: bool,
     this_server: String,
     other_server: String,

@@ -41,7 +41,7 @@ struct Adapters {
     params: Vec<f32>,
 }
 
-/// What forward leaves for backward.
+/// Values that forward leaves for backward.
 pub struct Activations {
     blocks: Vec<BlockActivations>,
     /// `[tokens, width]`: the last block's output.
@@ -106,7 +106,7 @@ impl Network {
         }
     }
 
-    /// Whether there are adapters.
+    /// True if there are adapters.
     pub fn is_adapted(&self) -> bool {
         self.adapters.is_some()
     }

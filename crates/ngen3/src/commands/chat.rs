@@ -168,7 +168,7 @@ fn save(path: &Path, messages: &[&Message]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a line is as [`save`] writes it, or empty.
+/// True if a line is as [`save`] writes it, or empty.
 fn is_conversation(line: &str) -> bool {
     let line = line.trim();
     let has_messages = |object: Map<String, Value>| object.get("messages").is_some_and(Value::is_array);

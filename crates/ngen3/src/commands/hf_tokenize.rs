@@ -32,7 +32,7 @@ use crate::threads::Threads;
 pub struct Args {
     #[command(flatten)]
     rows: Rows,
-    /// What stands between the turns of a conversation; \n is a line break, \t a tab
+    /// Separator between the turns of a conversation; \n is a line break, \t a tab
     #[arg(long, value_name = "TEXT", default_value = r"\n", conflicts_with = "chats", allow_hyphen_values = true)]
     hf_separator: String,
     /// Name of the dataset that is made; its folder is _data_NAME_

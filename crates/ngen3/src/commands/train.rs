@@ -56,7 +56,7 @@ pub struct RunFlags {
 }
 
 impl RunFlags {
-    /// Where the weights come from: the run's own state, or `start` for a fresh one.
+    /// Source of the weights: the run's own state, or `start` for a fresh one.
     pub fn start(&self, start: StartFrom) -> StartFrom {
         if self.resume { StartFrom::Resume } else { start }
     }

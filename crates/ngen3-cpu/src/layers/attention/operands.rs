@@ -1,4 +1,4 @@
-//! What attention's products read: rows as they lie, or laid out in cells and panels.
+//! Operands of attention's products: rows as they lie, or laid out in cells and panels.
 
 use bytemuck::cast_slice_mut;
 

@@ -1,4 +1,4 @@
-//! What a student's loss is given besides the targets.
+//! Inputs of a student's loss besides the targets.
 
 use ngen3_engine::{Divergence, Quant};
 
@@ -11,7 +11,7 @@ pub enum Teacher<'a> {
         hidden: &'a [f32],
         /// `[vocab_size, width]`
         wte: &'a [f32],
-        /// What both are rounded to for their product.
+        /// Precision that both are rounded to for their product.
         quant: Quant,
     },
     /// Its most likely tokens at the student's temperature; all others are one lump.
@@ -25,7 +25,7 @@ pub enum Teacher<'a> {
     },
 }
 
-/// What a student learns from besides the data: the loss is α·T²·D + (1 − α)·cross entropy.
+/// The teacher's part in what a student learns: the loss is α·T²·D + (1 − α)·cross entropy.
 #[derive(Clone, Copy, Debug)]
 pub struct Distill<'a> {
     /// Whose probabilities it learns.

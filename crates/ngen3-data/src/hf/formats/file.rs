@@ -21,7 +21,7 @@ pub(super) const BUFFER: usize = 1 << 18;
 pub(in crate::hf) struct DataFileReader<'a> {
     /// For messages.
     pub(in crate::hf) name: &'a str,
-    /// Where it is on disk.
+    /// Its place on disk.
     pub(in crate::hf) path: &'a Path,
     pub(in crate::hf) format: Format,
     /// The text's column; without one, rows are only counted.

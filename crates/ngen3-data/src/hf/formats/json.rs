@@ -124,7 +124,7 @@ struct RecordScan<'a, 'b> {
     input: &'a DataFileReader<'a>,
     take: &'a mut TextRecordFn<'b>,
     number: u64,
-    /// Whether any row had the column.
+    /// True if any row had the column.
     seen: bool,
     /// Columns that rows had, as long as none had the one.
     names: Vec<String>,
