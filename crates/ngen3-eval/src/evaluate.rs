@@ -8,10 +8,10 @@ use ngen3_model::Config;
 
 use crate::metric::{pooled, proportion};
 use crate::perplexity::{self, PerplexityText, WindowedText};
-use crate::prompts::{self, Examples, Question};
-use crate::results::{ResultDetails, Sample};
-use crate::task_data::{self, TaskData};
-use crate::tasks::{self, Group, Selected};
+use crate::results::task_result::{ResultDetails, Sample};
+use crate::tasks::prompts::{self, Examples, FewshotQuestion};
+use crate::tasks::task_data::{self, TaskData};
+use crate::tasks::{self, Selected, TaskGroup};
 use crate::{Error, MetricValue, Report, Scorer, Scores, Task, TaskResult};
 
 /// What is to be measured, and how.
@@ -35,14 +35,14 @@ pub struct EvalConfig<'a> {
 pub(crate) struct PreparedTask {
     pub task: Box<dyn Task>,
     pub task_data: TaskData,
-    pub questions: Vec<Question>,
+    pub questions: Vec<FewshotQuestion>,
 }
 
 /// An evaluation that is ready to be run, for any number of models.
 pub struct Evaluation<'a> {
     pub(crate) settings: EvalConfig<'a>,
     pub(crate) tasks: Vec<PreparedTask>,
-    groups: Vec<Group>,
+    groups: Vec<TaskGroup>,
     text: Option<PerplexityText>,
 }
 
@@ -235,7 +235,8 @@ fn evaluate_task(
         at += count;
     }
     let values = task.metrics().iter().map(|&metric| {
-        let right = questions.iter().zip(&samples).filter(|(question, sample)| sample.is_right(metric, &question.item));
+        let right =
+            questions.iter().zip(&samples).filter(|(question, sample)| sample.is_right(metric, &question.question));
         let (value, error) = proportion(right.count(), questions.len());
         MetricValue { metric, value, error }
     });
@@ -255,7 +256,7 @@ fn evaluate_task(
 }
 
 /// A group's own numbers: the mean over all questions of the tasks in it.
-fn group_result(group: &Group, depth: usize, tasks: &[&TaskResult]) -> TaskResult {
+fn group_result(group: &TaskGroup, depth: usize, tasks: &[&TaskResult]) -> TaskResult {
     let metrics = tasks.first().map_or(&[][..], |task| &task.values);
     let values = metrics.iter().enumerate().map(|(at, &MetricValue { metric, .. })| {
         let parts = tasks.iter().map(|task| (task.values[at].value, task.values[at].error, task.effective));

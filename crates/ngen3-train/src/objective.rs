@@ -1,7 +1,7 @@
 //! The objective of a run: what a step learns, and what the model is judged by.
 //!
 //! [`crate::train`] is the loop of every run and knows only this. Objectives are [`crate::TokenObjective`] (predict the next
-//! token), [`crate::ChatObjective`] (the assistant's turns) and [`crate::distill::DistillObjective`] (a teacher's probabilities too).
+//! token), [`crate::ChatObjective`] (the assistant's turns) and [`crate::objectives::distill::DistillObjective`] (a teacher's probabilities too).
 
 use std::sync::atomic::AtomicBool;
 

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use ngen3_engine::Trainer;
 
-use crate::metrics::{MetricsLine, StepMetrics};
 use crate::objective::{Evaluation, Objective};
-use crate::record::TrainProgress;
-use crate::run_log::RunLog;
-use crate::{Error, Job, state};
+use crate::run_files::metrics::{MetricsLine, StepMetrics};
+use crate::run_files::record::TrainProgress;
+use crate::run_files::run_log::RunLog;
+use crate::run_files::state;
+use crate::{Error, Job};
 
 /// Whoever watches a run: a terminal, or nobody.
 pub trait Progress {

@@ -9,12 +9,12 @@ use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
 use ngen3_engine::Device;
 use ngen3_model::{ChatFormat, Checkpoint, Config, TokenizerRef};
 
-use crate::distill::{DistillRequest, DistillTask};
 use crate::hash::sha256_of_model;
-use crate::job::{DataInfo, InitialWeights, Job};
-use crate::paths::is_same_file;
-use crate::record::{ChatRecord, ObjectiveRecord};
-use crate::spec::RunSpec;
+use crate::objectives::distill::{DistillRequest, DistillTask};
+use crate::prepare::job::{DataInfo, InitialWeights, Job};
+use crate::prepare::spec::RunSpec;
+use crate::run_files::paths::is_same_file;
+use crate::run_files::record::{ChatRecord, ObjectiveRecord};
 use crate::{ChatObjective, Error, TokenObjective, TrainSettings};
 
 /// A run of `ngen3 train`, or of `ngen3 finetune` on plain tokens, on the token file `data`.

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use ngen3_engine::{Backward, Trainer, splitmix};
 
-use crate::metrics::StepMetrics;
 use crate::objective::{Micro, Objective};
 use crate::run::{Outcome, Progress, Run, StepReport};
+use crate::run_files::metrics::StepMetrics;
 use crate::{Error, Job};
 
 /// Trains until the last step, until patience is out, or until `stop` is set: then the step that is under way is finished

@@ -10,7 +10,7 @@ use ngen3_model::files;
 use serde::de::IgnoredAny;
 
 /// What a command writes.
-pub struct Kind {
+pub struct OutputFormat {
     /// What a user calls it.
     name: &'static str,
     /// What each object of it has.
@@ -18,25 +18,27 @@ pub struct Kind {
 }
 
 /// What `eval` measured, in the harness's shape.
-pub const RESULTS: Kind = Kind { name: "results of eval", keys: &["results", "configs", "versions", "n-shot"] };
+pub const RESULTS: OutputFormat =
+    OutputFormat { name: "results of eval", keys: &["results", "configs", "versions", "n-shot"] };
 /// A Hugging Face tokenizer.json.
-pub const TOKENIZER: Kind = Kind { name: "a tokenizer", keys: &["model", "added_tokens", "pre_tokenizer"] };
+pub const TOKENIZER: OutputFormat =
+    OutputFormat { name: "a tokenizer", keys: &["model", "added_tokens", "pre_tokenizer"] };
 /// What `trace` writes.
-pub const TRACE: Kind = Kind { name: "a trace", keys: &["loss", "grads"] };
+pub const TRACE: OutputFormat = OutputFormat { name: "a trace", keys: &["loss", "grads"] };
 
-/// Checks that the file can be written, and that what it holds now, if anything, is of the same kind: what is named by a slip is
+/// Checks that the file can be written, and that what it holds now, if anything, is of the same format: what is named by a slip is
 /// not replaced.
-pub fn check(path: &Path, kind: &Kind) -> anyhow::Result<()> {
+pub fn check(path: &Path, format: &OutputFormat) -> anyhow::Result<()> {
     files::check(path)?;
     let shown = path.display();
-    let ours = holds(path, kind).with_context(|| format!("cannot look at {shown}, which would be replaced"))?;
-    let name = kind.name;
+    let ours = holds(path, format).with_context(|| format!("cannot look at {shown}, which would be replaced"))?;
+    let name = format.name;
     ensure!(ours, "{shown} is there and holds something else than {name}, which would be lost; choose another --out");
     Ok(())
 }
 
-/// True if the file holds nothing, an object of this kind, or a list of such.
-fn holds(path: &Path, kind: &Kind) -> io::Result<bool> {
+/// True if the file holds nothing, an object of this format, or a list of such.
+fn holds(path: &Path, format: &OutputFormat) -> io::Result<bool> {
     let mut file = match File::open(path) {
         Ok(file) => BufReader::new(file),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -54,7 +56,7 @@ fn holds(path: &Path, kind: &Kind) -> io::Result<bool> {
     match found {
         Ok(objects) => {
             let objects: Vec<BTreeMap<String, IgnoredAny>> = objects;
-            Ok(objects.iter().all(|object| kind.keys.iter().all(|key| object.contains_key(*key))))
+            Ok(objects.iter().all(|object| format.keys.iter().all(|key| object.contains_key(*key))))
         }
         Err(error) if error.is_io() => Err(error.into()),
         Err(_) => Ok(false),

@@ -2,7 +2,7 @@
 
 /// Tasks that are shown as one, with the mean over all their questions.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Group {
+pub(crate) struct TaskGroup {
     /// Its name.
     pub name: &'static str,
     /// Its short name, for tables in which its own group stands above it.

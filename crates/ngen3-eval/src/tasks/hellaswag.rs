@@ -1,7 +1,7 @@
 //! HellaSwag: how a description of a scene goes on (Zellers et al. 2019).
 
-use crate::python::{capitalize, strip};
-use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
+use crate::tasks::python::{capitalize, strip};
+use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
 
 pub(super) struct HellaSwag;
 
@@ -28,14 +28,14 @@ impl Task for HellaSwag {
         Metric::NORMALISED
     }
 
-    fn item(&self, record: RecordView) -> Result<Item, String> {
+    fn question(&self, record: RecordView) -> Result<Question, String> {
         let context = format!("{} {}", record.text("ctx_a")?, capitalize(record.text("ctx_b")?));
         let context = clean(&format!("{}: {context}", record.text("activity_label")?));
         let continuations: Vec<_> = record.texts("endings")?.into_iter().map(clean).collect();
         if continuations.is_empty() {
             return Err("it has no endings".into());
         }
-        Ok(Item {
+        Ok(Question {
             gold: record.label("label", 0, continuations.len())?,
             choices: Choices::Continuations { context, continuations },
         })

@@ -2,9 +2,9 @@
 
 use ngen3_model::words::count;
 
-use super::group::Group;
-use crate::python::strip;
-use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
+use super::group::TaskGroup;
+use crate::tasks::python::strip;
+use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
 
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 const PREFIX: &str = "mmlu_";
@@ -57,18 +57,18 @@ impl Task for Subject {
         &[Metric::Acc]
     }
 
-    fn item(&self, record: RecordView) -> Result<Item, String> {
+    fn question(&self, record: RecordView) -> Result<Question, String> {
         let question = strip(record.text("question")?);
         let choices = record.texts("choices")?;
         let [a, b, c, d] = choices[..] else { return Err(format!("it has {}, not 4", count(choices.len(), "choice"))) };
         let context = format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:");
         let continuations = LETTERS.map(String::from).to_vec();
-        Ok(Item { gold: record.label("answer", 0, 4)?, choices: Choices::Continuations { context, continuations } })
+        Ok(Question { gold: record.label("answer", 0, 4)?, choices: Choices::Continuations { context, continuations } })
     }
 }
 
 /// The groups, the whole last.
-pub(super) const GROUPS: [Group; 5] = [
+pub(super) const GROUPS: [TaskGroup; 5] = [
     field("mmlu_stem", "stem", &STEM),
     field("mmlu_other", "other", &OTHER),
     field("mmlu_social_sciences", "social sciences", &SOCIAL_SCIENCES),
@@ -76,8 +76,8 @@ pub(super) const GROUPS: [Group; 5] = [
     field("mmlu", "mmlu", &["mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]),
 ];
 
-const fn field(name: &'static str, alias: &'static str, members: &'static [&'static str]) -> Group {
-    Group { name, alias, version: 2.0, members }
+const fn field(name: &'static str, alias: &'static str, members: &'static [&'static str]) -> TaskGroup {
+    TaskGroup { name, alias, version: 2.0, members }
 }
 
 const STEM: [&str; 19] = [

@@ -4,11 +4,15 @@ mod group;
 mod hellaswag;
 mod mmlu;
 mod piqa;
+pub(crate) mod prompts;
+pub(crate) mod python;
+pub(crate) mod task;
+pub(crate) mod task_data;
 mod winogrande;
 
 use std::collections::BTreeSet;
 
-pub(crate) use group::Group;
+pub(crate) use group::TaskGroup;
 
 use crate::{Error, Task};
 
@@ -26,7 +30,7 @@ pub(crate) fn dataset_folders() -> BTreeSet<&'static str> {
 }
 
 /// Every group: a group comes after those in it.
-const GROUPS: &[Group] = &mmlu::GROUPS;
+const GROUPS: &[TaskGroup] = &mmlu::GROUPS;
 
 /// What was chosen by name.
 #[derive(Default)]
@@ -34,7 +38,7 @@ pub(crate) struct Selected {
     /// Tasks, also those of groups, each once.
     pub tasks: Vec<Box<dyn Task>>,
     /// Groups, also those in groups, each once.
-    pub groups: Vec<Group>,
+    pub groups: Vec<TaskGroup>,
 }
 
 /// The tasks and groups of these names, in the order of the names.

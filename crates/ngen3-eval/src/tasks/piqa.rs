@@ -1,6 +1,6 @@
 //! PIQA: which of two ways reaches a goal (Bisk et al. 2020).
 
-use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
+use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
 
 pub(super) struct Piqa;
 
@@ -27,10 +27,10 @@ impl Task for Piqa {
         Metric::NORMALISED
     }
 
-    fn item(&self, record: RecordView) -> Result<Item, String> {
+    fn question(&self, record: RecordView) -> Result<Question, String> {
         let context = format!("Question: {}\nAnswer:", record.text("goal")?);
         let continuations = vec![record.text("sol1")?.into(), record.text("sol2")?.into()];
-        Ok(Item { gold: record.label("label", 0, 2)?, choices: Choices::Continuations { context, continuations } })
+        Ok(Question { gold: record.label("label", 0, 2)?, choices: Choices::Continuations { context, continuations } })
     }
 
     fn labels_column(&self) -> Option<&'static str> {

@@ -1,8 +1,8 @@
 //! WinoGrande: which of two names a pronoun stands for (Sakaguchi et al. 2019), by partial scoring: the model reads the
 //! sentence with either name in the blank, and what counts is how likely it finds the rest.
 
-use crate::python::strip;
-use crate::{Choices, FewshotSampler, Item, Metric, RecordView, Task, TaskSource};
+use crate::tasks::python::strip;
+use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
 
 const BLANK: char = '_';
 
@@ -31,12 +31,12 @@ impl Task for WinoGrande {
         &[Metric::Acc]
     }
 
-    fn item(&self, record: RecordView) -> Result<Item, String> {
+    fn question(&self, record: RecordView) -> Result<Question, String> {
         let sentence = record.text("sentence")?;
         let (before, after) = sentence.split_once(BLANK).ok_or("its sentence has no blank, _")?;
         let opening = |option| Ok::<_, String>(format!("{before}{}", record.text(option)?));
         let contexts = vec![opening("option1")?, opening("option2")?];
-        Ok(Item {
+        Ok(Question {
             gold: record.label("answer", 1, 2)?,
             choices: Choices::Contexts { contexts, continuation: strip(after).into() },
         })

@@ -13,10 +13,11 @@ use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
 use super::*;
-use crate::metrics::MetricsLine;
 use crate::objective::{Evaluation, StepOutput};
+use crate::run_files::metrics::MetricsLine;
+use crate::run_files::state;
 use crate::testing::{FakeDevice, FakeEngine, settings};
-use crate::{InitialWeights, Overrides, RunKind, RunLock, RunSpec, Shape, StartFrom, TokenObjective, setup, state};
+use crate::{InitialWeights, Overrides, RunKind, RunLock, RunSpec, Shape, StartFrom, TokenObjective, setup};
 
 const FRESH: StartFrom = StartFrom::Scratch;
 

@@ -4,7 +4,7 @@ use ngen3_data::TokenFile;
 
 use super::*;
 use crate::ObjectiveRecord;
-use crate::distill::DistillRequest;
+use crate::objectives::distill::DistillRequest;
 
 #[test]
 fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {

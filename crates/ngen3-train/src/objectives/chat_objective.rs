@@ -7,9 +7,9 @@ use ngen3_data::chat::{ChatSampler, IGNORE_INDEX, TrainOn};
 use ngen3_engine::{Batch, IGNORE, Trainer};
 use ngen3_model::words::count;
 
-use crate::job::DataInfo;
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
-use crate::record::DataIdentity;
+use crate::prepare::job::DataInfo;
+use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
 // Targets of the one go to the engine as they are.

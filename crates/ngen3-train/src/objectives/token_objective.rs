@@ -8,9 +8,9 @@ use ngen3_engine::{Batch, Sequence, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 
 use crate::hash::sha256;
-use crate::job::{DataInfo, check_tokenizers};
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
-use crate::record::DataIdentity;
+use crate::prepare::job::{DataInfo, check_tokenizers};
+use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
 /// A token file to train on, with the part of it that is held out.

@@ -1,4 +1,4 @@
-//! What a task is: where its rows are, how a row becomes a question, and what is measured.
+//! What a task is: where its records are, how a record becomes a question, and what is measured.
 //!
 //! A question is a choice between texts, and the model's answer the text that it finds the likeliest. A task is one small
 //! file in `tasks/` with this trait on a struct, and a line in `tasks/mod.rs`.
@@ -26,7 +26,7 @@ pub trait Task: Send + Sync {
     /// The version of the harness's definition that this one equals.
     fn version(&self) -> f64;
 
-    /// Where its rows are.
+    /// Its records' place.
     fn source(&self) -> TaskSource;
 
     /// What stands before the examples and the question.
@@ -37,19 +37,19 @@ pub trait Task: Send + Sync {
     /// The measure.
     fn metrics(&self) -> &'static [Metric];
 
-    /// The question that a row asks.
+    /// The question that a record asks.
     ///
     /// # Errors
-    /// What is wrong with the row.
-    fn item(&self, record: RecordView) -> Result<Item, String>;
+    /// What is wrong with the record.
+    fn question(&self, record: RecordView) -> Result<Question, String>;
 
-    /// The column that the original publication keeps in a file of its own, `…labels.lst`, a line for each row.
+    /// The column that the original publication keeps in a file of its own, `…labels.lst`, a line for each record.
     fn labels_column(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// Where a task's rows are.
+/// Place of a task's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSource {
     /// The dataset on the hub.
@@ -91,7 +91,7 @@ impl FewshotSampler {
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+pub struct Question {
     /// What is compared.
     pub choices: Choices,
     /// Which one is right.
@@ -117,7 +117,7 @@ pub enum Choices {
     },
 }
 
-impl Item {
+impl Question {
     /// The answers' own texts.
     pub fn answers(&self) -> &[String] {
         match &self.choices {
@@ -147,7 +147,7 @@ impl Item {
     }
 }
 
-/// A row, read by the names of its columns.
+/// A record, read by the names of its columns.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordView<'a>(pub &'a Record);
 

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use strsim::levenshtein;
 
-use crate::field::Entries;
+use crate::config::field::Entries;
 use crate::{Error, Overrides, Shape};
 
 /// Largest file of settings, in bytes; a device or a data file given by mistake is longer.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::metrics::MetricsLine;
+use crate::run_files::metrics::MetricsLine;
 
 /// Size of the picture, and of the margins around the plotted area, in pixels.
 const WIDTH: f64 = 860.0;
@@ -188,7 +188,7 @@ fn line(svg: &mut String, element: std::fmt::Arguments) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::StepMetrics;
+    use crate::run_files::metrics::StepMetrics;
 
     fn run(losses: impl IntoIterator<Item = f32>) -> Vec<MetricsLine> {
         let line = |(step, loss): (usize, f32)| {

@@ -8,7 +8,7 @@ use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::metrics::StepMetrics;
+use crate::run_files::metrics::StepMetrics;
 use crate::{Error, TrainSettings};
 
 /// The kind of a run: each goes on only as what it was.

@@ -10,7 +10,7 @@ use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::field::optional_fields;
+use crate::config::field::optional_fields;
 
 /// More threads than any machine has cores are a mistake.
 const MAX_THREADS: usize = 1_024;

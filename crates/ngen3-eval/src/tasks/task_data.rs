@@ -1,4 +1,4 @@
-//! A task's rows: from the hub, or from a folder laid out like it.
+//! Records of a task: from the hub, or from a folder laid out like it.
 //!
 //! Below the folder of `--data_dir` a task has one called as its dataset (`piqa`, `hellaswag`, `winogrande`, `mmlu`), with a
 //! folder for each configuration in it where configurations hold different questions (`mmlu/anatomy`); a folder of the
@@ -12,7 +12,7 @@ use ngen3_data::hub::ProgressFn;
 use ngen3_data::{Record, read_records};
 use ngen3_model::words::count;
 
-use crate::task::{Task, TaskSource};
+use crate::tasks::task::{Task, TaskSource};
 use crate::{Error, tasks};
 
 /// What names of files call a split.
@@ -23,7 +23,7 @@ const SPLIT_WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev
 pub(crate) struct TaskData {
     /// Where they are from.
     pub title: String,
-    /// The rows, at least one.
+    /// The records, at least one.
     pub records: Vec<Record>,
 }
 
@@ -97,7 +97,7 @@ fn locate(source: &TaskSource, folder: &Path) -> Result<(PathBuf, Option<&'stati
     }
 }
 
-/// Adds the answers that stand in a file of their own, a line for each row, if the rows lack them and there is such a file.
+/// Adds the answers that stand in a file of their own, a line for each record, if the records lack them and there is such a file.
 fn add_labels(column: &str, folder: &Path, split: &str, records: &mut [Record]) -> Result<(), String> {
     let words = SPLIT_WORDS.iter().find(|(name, _)| *name == split).map_or(&[][..], |(_, words)| words);
     let is_labels = |name: &str| name.ends_with("labels.lst") && words.iter().any(|word| name.contains(word));

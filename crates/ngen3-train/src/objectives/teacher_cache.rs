@@ -302,7 +302,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::distill::{DistillRequest, DistillTask};
+    use crate::objectives::distill::{DistillRequest, DistillTask};
     use crate::testing::{FakeEngine, settings};
 
     const TOKENS: u64 = 300;

@@ -15,7 +15,7 @@ use ngen3_model::tensors::safetensors::{Reader, write_arrays_header, write_f32};
 use serde_json::Map;
 
 use crate::Error;
-use crate::record::RunRecord;
+use crate::run_files::record::RunRecord;
 
 /// Written into every file, and expected: another layout would get another number.
 const FORMAT: &str = "ngen3 training state 1";
@@ -95,8 +95,8 @@ mod tests {
     use ngen3_model::{Config, ParamList};
 
     use super::*;
-    use crate::metrics::StepMetrics;
-    use crate::record::{DataIdentity, RunKind, TrainProgress};
+    use crate::run_files::metrics::StepMetrics;
+    use crate::run_files::record::{DataIdentity, RunKind, TrainProgress};
     use crate::testing::{FakeEngine, settings};
 
     fn record() -> RunRecord {

@@ -11,8 +11,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ngen3_model::files::write_atomic;
 
-use crate::metrics::MetricsLine;
-use crate::{Error, plot, tensorboard};
+use crate::Error;
+use crate::run_files::metrics::MetricsLine;
+use crate::run_files::plot;
+use crate::run_files::tensorboard;
 
 /// TensorBoard finds event files by this beginning of their names.
 const EVENTS_PREFIX: &str = "events.out.tfevents.";
@@ -164,7 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::metrics::StepMetrics;
+    use crate::run_files::metrics::StepMetrics;
 
     fn line(step: u64) -> MetricsLine {
         let (parts, grad_norm, ms_per_step) = (BTreeMap::new(), 0.5, 10.0);

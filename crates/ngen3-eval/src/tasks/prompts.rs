@@ -1,27 +1,27 @@
-//! Rows become questions with examples before them, and questions become tokens.
+//! Records become questions with examples before them, and questions become tokens.
 
 use ngen3_data::Tokenizer;
 use ngen3_model::words;
 use rayon::prelude::*;
 
-use crate::python::{PythonRandom, rstrip};
-use crate::task::{FewshotSampler, Item, RecordView, Task};
-use crate::task_data::{TaskData, task_error};
+use crate::tasks::python::{PythonRandom, rstrip};
+use crate::tasks::task::{FewshotSampler, Question, RecordView, Task};
+use crate::tasks::task_data::{TaskData, task_error};
 use crate::{Error, Request};
 
 /// A question as a model is asked it.
 #[derive(Debug)]
-pub(crate) struct Question {
+pub(crate) struct FewshotQuestion {
     /// What stands before it: the task's description, and examples.
-    pub before: String,
+    pub fewshot_context: String,
     /// The question.
-    pub item: Item,
+    pub question: Question,
 }
 
-impl Question {
+impl FewshotQuestion {
     /// For each answer: the text that is given, and the text after it that is scored.
     pub fn pairs(&self) -> impl Iterator<Item = (String, String)> {
-        self.item.pairs().into_iter().map(|(given, scored)| (format!("{}{given}", self.before), scored))
+        self.question.pairs().into_iter().map(|(given, scored)| (format!("{}{given}", self.fewshot_context), scored))
     }
 }
 
@@ -35,35 +35,35 @@ pub(crate) struct Examples {
     pub seed: u32,
 }
 
-/// The questions of the first `limit` rows.
+/// The questions of the first `limit` records.
 ///
 /// # Errors
-/// [`Error::TaskData`] naming the row that is not in the task's form; or that there are too few examples.
+/// [`Error::TaskData`] naming the record that is not in the task's form; or that there are too few examples.
 pub(crate) fn questions(
     task: &dyn Task,
     data: &TaskData,
     examples: &Examples,
     limit: Option<usize>,
-) -> Result<Vec<Question>, Error> {
+) -> Result<Vec<FewshotQuestion>, Error> {
     let mut random = PythonRandom::new(examples.seed);
-    let item = |data: &TaskData, record: usize| {
-        let item = task.item(RecordView(&data.records[record]));
-        item.map_err(|reason| task_error(task, format!("{}, row {}: {reason}", data.title, record + 1)))
+    let question = |data: &TaskData, record: usize| {
+        let question = task.question(RecordView(&data.records[record]));
+        question.map_err(|reason| task_error(task, format!("{}, row {}: {reason}", data.title, record + 1)))
     };
     let records = limit.unwrap_or(usize::MAX).min(data.records.len());
-    let question = |record: usize| {
-        let mut before = task.description();
+    let with_examples = |record: usize| {
+        let mut fewshot_context = task.description();
         if let Some(pool) = &examples.pool {
             for example in draw_examples(task, pool, examples.count, &data.records[record], &mut random)? {
-                before += &item(pool, example)?.example();
+                fewshot_context += &question(pool, example)?.example();
             }
         }
-        Ok(Question { before, item: item(data, record)? })
+        Ok(FewshotQuestion { fewshot_context, question: question(data, record)? })
     };
-    (0..records).map(question).collect()
+    (0..records).map(with_examples).collect()
 }
 
-/// Rows of the pool for one question.
+/// Records of the pool for one question.
 fn draw_examples(
     task: &dyn Task,
     pool: &TaskData,
@@ -104,10 +104,10 @@ fn draw_examples(
 /// [`Error::TaskData`] for an answer that cannot be scored.
 pub(crate) fn encode(
     task: &dyn Task,
-    questions: &[Question],
+    questions: &[FewshotQuestion],
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<Request>>, Error> {
-    let encode = |(number, question): (usize, &Question)| {
+    let encode = |(number, question): (usize, &FewshotQuestion)| {
         let requests = question.pairs().map(|(given, scored)| request(tokenizer, &given, &scored));
         let requests: Result<_, _> = requests.collect();
         requests.map_err(|reason| task_error(task, format!("row {}: {reason}", number + 1)))

@@ -2,7 +2,7 @@
 
 use ngen3_model::{Activation, Config, Variant};
 
-use crate::field::optional_fields;
+use crate::config::field::optional_fields;
 
 /// Makes [`Shape`] of the list below, and what connects it with [`Config`], which has fields of the same names.
 macro_rules! shape {

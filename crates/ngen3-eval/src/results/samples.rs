@@ -7,7 +7,7 @@ use std::path::Path;
 use ngen3_model::files::write_atomic;
 use serde_json::{Map, json};
 
-use crate::results::ResultDetails;
+use crate::results::task_result::ResultDetails;
 use crate::{Error, Evaluation, Report};
 
 impl Report {
@@ -32,14 +32,14 @@ impl Report {
                     let mut line = json!({
                         "doc_id": record,
                         "doc": prepared.task_data.records[record],
-                        "target": question.item.gold,
+                        "target": question.question.gold,
                         "arguments": arguments,
                         "filtered_resps": sample.loglikelihoods,
                         "filter": "none",
                         "metrics": metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>(),
                     });
                     for &metric in metrics {
-                        line[metric.name()] = f64::from(u8::from(sample.is_right(metric, &question.item))).into();
+                        line[metric.name()] = f64::from(u8::from(sample.is_right(metric, &question.question))).into();
                     }
                     writeln!(file, "{line}")?;
                 }

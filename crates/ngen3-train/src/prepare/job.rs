@@ -10,9 +10,10 @@ use ngen3_model::hf::write_adapter;
 use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use serde_json::{Map, Value, json};
 
-use crate::record::{AdapterRecord, DataIdentity, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
-use crate::resolve::{Moments, Origin, Resolved};
-use crate::{Error, RunLock, RunPaths, TrainSettings, memory};
+use crate::prepare::memory;
+use crate::prepare::resolve::{Moments, Origin, Resolved};
+use crate::run_files::record::{AdapterRecord, DataIdentity, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
+use crate::{Error, RunLock, RunPaths, TrainSettings};
 
 /// The data of a run, as far as its files and messages know it.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use ngen3_model::words::count;
 use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, Recipe, TokenizerRef, Variant};
 
+use crate::config::config_file;
+use crate::config::shape::Shape;
 use crate::hash::sha256_of;
-use crate::record::{AdapterRecord, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
-use crate::shape::Shape;
-use crate::spec::{RunSpec, StartFrom};
-use crate::state::{self, State};
-use crate::surgery::{cut_positions, some_layers};
-use crate::{Error, Overrides, RunPaths, TrainSettings, config_file};
+use crate::prepare::spec::{RunSpec, StartFrom};
+use crate::prepare::surgery::{cut_positions, some_layers};
+use crate::run_files::record::{AdapterRecord, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
+use crate::run_files::state::{self, State};
+use crate::{Error, Overrides, RunPaths, TrainSettings};
 
 /// Training defaults of a shape without a variant.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };

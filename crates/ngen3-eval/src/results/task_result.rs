@@ -3,7 +3,7 @@
 use ngen3_model::words::count;
 
 use crate::Metric;
-use crate::task::{Item, TaskSource};
+use crate::tasks::task::{Question, TaskSource};
 
 /// A number with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,7 +59,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// True if the answer that a metric chooses is the right one.
-    pub fn is_right(&self, metric: Metric, item: &Item) -> bool {
+    pub fn is_right(&self, metric: Metric, item: &Question) -> bool {
         metric.choose(item.answers(), &self.loglikelihoods) == item.gold
     }
 }

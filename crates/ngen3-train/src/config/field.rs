@@ -94,14 +94,14 @@ macro_rules! optional_fields {
             pub const ALIASES: &[(&str, &str)] = &[$($(($alias, stringify!($name)),)?)*];
 
             /// Flags of the command line, in the order in which help shows them.
-            pub const FLAGS: &[crate::field::Flag<Self>] = &[$($(crate::field::Flag {
+            pub const FLAGS: &[crate::config::field::Flag<Self>] = &[$($(crate::config::field::Flag {
                 name: stringify!($name),
                 value_name: $value_name,
                 help: $help,
                 default: $default,
-                is_switch: <$type as crate::field::FieldType>::IS_SWITCH,
+                is_switch: <$type as crate::config::field::FieldType>::IS_SWITCH,
                 parse: |text| {
-                    let value: $type = text.parse().map_err(|error| crate::field::message(&error))?;
+                    let value: $type = text.parse().map_err(|error| crate::config::field::message(&error))?;
                     Ok(Self { $name: Some(value), ..Self::default() })
                 },
             },)?)*];
@@ -112,7 +112,7 @@ macro_rules! optional_fields {
             }
 
             /// Takes the fields out of the entries of a TOML file.
-            pub(crate) fn take_from(entries: &mut crate::field::Entries) -> Result<Self, String> {
+            pub(crate) fn take_from(entries: &mut crate::config::field::Entries) -> Result<Self, String> {
                 Ok(Self { $($name: entries.take(stringify!($name))?,)* })
             }
         }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_engine::{DistillConfig, DistillLoss, Divergence, Dtype, Quant, Teacher, TeacherSource, Trainer};
 
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
-use crate::record::{DistillRecord, ObjectiveRecord};
-use crate::teacher_cache::{CacheIdentity, TeacherCache};
+use crate::objectives::teacher_cache::{CacheIdentity, TeacherCache};
+use crate::run_files::record::{DistillRecord, ObjectiveRecord};
 use crate::{Error, Job, TokenObjective};
 
 /// T far below 1 leaves the likeliest token alone, T far above 1 makes all alike; out of these bounds only rounding is left of the

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use crate::evaluate::Evaluation;
-use crate::results::{Report, ResultDetails, TaskResult};
+use crate::results::task_result::{Report, ResultDetails, TaskResult};
 
 /// The name of the filter through which answers go: none.
 const FILTER: &str = "none";

@@ -64,7 +64,7 @@ fn align(lines: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
     use crate::Metric;
-    use crate::results::ResultDetails;
+    use crate::results::task_result::ResultDetails;
 
     #[test]
     fn models_stand_side_by_side() {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ngen3_model::{Checkpoint, Lora, Variant};
 
-use crate::record::RunKind;
-use crate::shape::Shape;
+use crate::config::shape::Shape;
+use crate::run_files::record::RunKind;
 use crate::{Error, Overrides, RunPaths};
 
 /// A run as it was asked for. [`RunSpec::resolve`] settles what it leaves open.

@@ -1,0 +1,7 @@
+//! Settings and shape of a run, each one list of fields: read `settings.rs`, then `shape.rs`. `field.rs` makes flags and keys of
+//! a list; `config_file.rs` reads them from TOML.
+
+pub(crate) mod config_file;
+pub(crate) mod field;
+pub(crate) mod settings;
+pub(crate) mod shape;
