@@ -20,6 +20,7 @@ mod train;
 
 pub use config::config_file::parse as parse_settings;
 pub use config::field::Flag;
+pub use config::finetune_defaults::FINETUNE_HELP;
 pub use config::settings::{Overrides, TrainSettings};
 pub use config::shape::Shape;
 pub use error::Error;

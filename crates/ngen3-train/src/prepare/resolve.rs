@@ -7,6 +7,7 @@ use ngen3_model::words::count;
 use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, Recipe, TokenizerRef, Variant};
 
 use crate::config::config_file;
+use crate::config::finetune_defaults::finetune_defaults;
 use crate::config::shape::Shape;
 use crate::hash::sha256_of;
 use crate::prepare::spec::{RunSpec, StartFrom};
@@ -314,35 +315,4 @@ fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// The settings of fine-tuning where nobody says otherwise: it starts from what is good already, so it learns more slowly,
-/// looks more often, and keeps the best. Adapters start from nothing, and learn as fast as a model does from scratch.
-/// `recipe_lr` is the variant's learning rate.
-fn finetune_defaults(asked: Overrides, recipe_lr: f32, adapters: bool) -> Overrides {
-    let max_iters = asked.max_iters.unwrap_or(1_000);
-    let defaults = Overrides {
-        max_iters: Some(max_iters),
-        learning_rate: Some(if adapters { recipe_lr } else { recipe_lr / 3.0 }),
-        eval_interval: Some((max_iters / 20).max(1)),
-        keep_best: Some(true),
-        ..Overrides::default()
-    };
-    asked.or(defaults)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_nobody_asks_for_follows_from_the_run() {
-        let asked = |max_iters, learning_rate| Overrides { max_iters, learning_rate, ..Overrides::default() };
-        let found = finetune_defaults(asked(None, None), 3e-4, false);
-        assert_eq!((found.max_iters, found.eval_interval, found.keep_best), (Some(1_000), Some(50), Some(true)));
-        assert!((found.learning_rate.unwrap() - 1e-4).abs() < 1e-9);
-        assert_eq!(finetune_defaults(asked(None, None), 3e-4, true).learning_rate, Some(3e-4));
-        let found = finetune_defaults(asked(Some(7), Some(0.5)), 3e-4, false);
-        assert_eq!((found.max_iters, found.eval_interval, found.learning_rate), (Some(7), Some(1), Some(0.5)));
-    }
 }

@@ -12,8 +12,8 @@ use ngen3_engine::Model;
 use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
 use ngen3_train::{
-    InitialWeights, Job, Objective, Reference, ReferenceReport, RunKind, RunSpec, StartFrom, default_reference,
-    read_reference, setup,
+    FINETUNE_HELP, InitialWeights, Job, Objective, Reference, ReferenceReport, RunKind, RunSpec, StartFrom,
+    default_reference, read_reference, setup,
 };
 
 use super::tokenize::{ChatFlags, show};
@@ -119,13 +119,7 @@ Examples:
 
 /// The flags of a run that have other defaults here.
 pub fn with_defaults(command: clap::Command) -> clap::Command {
-    let helps = [
-        ("max_iters", "The same as finetune_iters"),
-        ("eval_interval", "Steps between two evaluations [default: a twentieth of the run]"),
-        ("keep_best", "Keep the model of the lowest validation loss rather than the latest [default: true]"),
-        ("learning_rate", "Highest learning rate [default: a third of the variant's; with --lora_rank the variant's]"),
-    ];
-    helps.into_iter().fold(command, |command, (name, help)| command.mut_arg(name, |arg| arg.help(help)))
+    FINETUNE_HELP.into_iter().fold(command, |command, (name, help)| command.mut_arg(name, |arg| arg.help(help)))
 }
 
 /// Where there is something to learn from.
