@@ -10,8 +10,8 @@ pub use cases::{Case, Tolerance, cases};
 
 use super::device::ReferenceDevice;
 use crate::{
-    AdamW, Backward, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Options, Slot, Teacher,
-    TeacherSource, TopK, Trainer, splitmix,
+    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Options, Slot,
+    Teacher, TeacherSource, TopK, Trainer, splitmix,
 };
 
 /// Compares a device with the reference on one case; returns the parts that were compared, without those that the device does
@@ -61,6 +61,8 @@ impl From<Error> for Failure {
     }
 }
 
+const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
+
 /// A device, and the case on which it stands beside the reference.
 struct Pair<'a> {
     device: &'a dyn Device,
@@ -89,11 +91,16 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
+fn same_len(what: &str, found: &[f32], expected: &[f32]) -> Result<(), Failure> {
+    if found.len() == expected.len() {
+        return Ok(());
+    }
+    Err(Failure::Differs(format!("{} numbers of {what}, not {}", found.len(), expected.len())))
+}
+
 /// Compares by the norm of the difference, relative to that of `expected` or to `least`.
 fn near(what: &str, found: &[f32], expected: &[f32], tolerance: f64, least: f64) -> Result<(), Failure> {
-    if found.len() != expected.len() {
-        return Err(Failure::Differs(format!("{} numbers of {what}, not {}", found.len(), expected.len())));
-    }
+    same_len(what, found, expected)?;
     let size = norm(expected.iter().map(|&x| f64::from(x))).max(least);
     let error = norm(found.iter().zip(expected).map(|(&a, &b)| f64::from(a) - f64::from(b)));
     // NaN is no small difference.
@@ -102,6 +109,30 @@ fn near(what: &str, found: &[f32], expected: &[f32], tolerance: f64, least: f64)
     } else {
         Err(Failure::Differs(format!("{what} by {error:.3e} of {size:.3e}")))
     }
+}
+
+/// Writes the same numbers to both.
+fn write(both: &mut [Box<dyn Trainer>; 2], slot: Slot, values: &[f32]) -> Result<(), Failure> {
+    for model in both {
+        model.write(slot, values)?;
+    }
+    Ok(())
+}
+
+/// Updates both with the same gradients: AdamW makes as much of a small difference in one as of a large.
+fn update(both: &mut [Box<dyn Trainer>; 2], grads: &[f32], adamw: &AdamW) -> Result<(), Failure> {
+    write(both, Slot::Grads, grads)?;
+    let mut norms = [0.0; 2];
+    for (model, norm) in both.iter_mut().zip(&mut norms) {
+        *norm = model.update(adamw)?;
+    }
+    if norms[0].is_finite() || norms[1].is_finite() {
+        near("the gradient's norm", &norms[..1], &norms[1..], 1e-5, 0.0)?;
+    }
+    for slot in [Slot::Params, Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
+        near(&format!("{slot:?}"), &both[0].read(slot), &both[1].read(slot), 2e-6, 0.0)?;
+    }
+    Ok(())
 }
 
 impl Pair<'_> {
@@ -115,9 +146,7 @@ impl Pair<'_> {
 
     /// Losses in nats, each by itself.
     fn near_losses(&self, what: &str, found: &[f32], expected: &[f32]) -> Result<(), Failure> {
-        if found.len() != expected.len() {
-            return Err(Failure::Differs(format!("{} numbers of {what}, not {}", found.len(), expected.len())));
-        }
+        same_len(what, found, expected)?;
         let mut both = found.iter().zip(expected);
         both.try_for_each(|(&found, &expected)| near(what, &[found], &[expected], self.tolerance.loss, 1.0))
     }
@@ -128,6 +157,7 @@ impl Pair<'_> {
         [found, expected]: &[Box<dyn Trainer>; 2],
     ) -> Result<(), Failure> {
         let [found, expected] = [found.read(Slot::Grads), expected.read(Slot::Grads)];
+        same_len("the gradient", &found, &expected)?;
         // Gradients that vanish are compared with the others.
         let least = 1e-3 * norm(expected.iter().map(|&g| f64::from(g)));
         for param in params {
@@ -159,34 +189,35 @@ impl Pair<'_> {
         self.near_gradients(ParamList::new(&self.case.config).iter(), &both)
     }
 
-    /// Updates with the same gradients, clipped and not, and one that is not finite.
+    /// Updates with the same gradients, clipped and not, and one that is not finite; then losses, of parameters that were updated
+    /// and of some that were written.
     fn updates(&self) -> Result<(), Failure> {
-        let both = self.open()?;
+        let Case { config, batch, .. } = self.case;
+        let mut both = self.open()?;
         let total = both[1].read(Slot::Params).len();
-        let adamw = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0.0 };
-        let [mut engine, mut reference] = both;
+        let uniform = |seed: u64| (0..total as u64).map(move |i| (splitmix(i ^ seed) >> 40) as f32 / 1e7);
+        // As a run that is resumed goes on with moments.
+        for (slot, seed) in [(Slot::ExpAvg, 5), (Slot::ExpAvgSq, 6)] {
+            let moments: Vec<f32> = uniform(seed).collect();
+            write(&mut both, slot, &moments)?;
+        }
         for (step, grad_clip) in [(1, 0.0), (2, 1.0), (3, 1e9), (4, 1.0)] {
-            let mut grads: Vec<f32> =
-                (0..total as u64).map(|i| (splitmix(i ^ step) >> 40) as f32 / 1e7 - 0.8).collect();
+            let mut grads: Vec<f32> = uniform(step).map(|x| x - 0.8).collect();
             if step == 4 {
                 grads[total / 2] = f32::INFINITY;
             }
-            let mut norms = [0.0; 2];
-            for (model, norm) in [&mut engine, &mut reference].into_iter().zip(&mut norms) {
-                model.write(Slot::Grads, &grads)?;
-                *norm = model.update(&AdamW { step, grad_clip, ..adamw })?;
-            }
-            if norms[0].is_finite() || norms[1].is_finite() {
-                near("the gradient's norm", &norms[..1], &norms[1..], 1e-5, 0.0)?;
-            }
-            for slot in [Slot::Params, Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
-                near(&format!("{slot:?}"), &engine.read(slot), &reference.read(slot), 2e-6, 0.0)?;
-            }
+            update(&mut both, &grads, &AdamW { step, grad_clip, ..ADAMW })?;
         }
-        Ok(())
+        let [engine, reference] = &mut both;
+        // The engine computes with the parameters that it says it has.
+        reference.write(Slot::Params, &engine.read(Slot::Params))?;
+        self.near_losses("losses of updated parameters", &engine.losses(batch)?, &reference.losses(batch)?)?;
+        write(&mut both, Slot::Params, &values(ParamList::new(config).iter(), 4))?;
+        let [engine, reference] = &mut both;
+        self.near_losses("losses of written parameters", &engine.losses(batch)?, &reference.losses(batch)?)
     }
 
-    /// Adapters everywhere and on one layer: their gradients, and merged.
+    /// Adapters everywhere and on one layer: their gradients and updates, and merged.
     fn adapters(&self) -> Result<(), Failure> {
         let Case { config, batch, dropout, .. } = self.case;
         for (targets, rank) in [("c_attn,c_proj,c_fc", 3), ("mlp.c_proj", 1)] {
@@ -200,15 +231,26 @@ impl Pair<'_> {
                 model.adapt(&lora, values(list.iter(), 2))?;
                 *loss = model.forward_backward(batch, backward)?;
             }
+            if both[0].decoder(1).is_ok() {
+                return Err(Failure::Differs("a model with adapters decodes".into()));
+            }
             self.near_losses("the loss", &losses[..1], &losses[1..])?;
             self.near_gradients(list.iter(), &both)?;
-            let [mut engine, mut reference] = both;
+            let grads = both[1].read(Slot::Grads).into_owned();
+            update(&mut both, &grads, &ADAMW)?;
+            let [engine, reference] = &mut both;
+            reference.write(Slot::Params, &engine.read(Slot::Params))?;
             near("merged parameters", &engine.merged(), &reference.merged(), 1e-6, 0.0)?;
             self.near_losses("losses", &engine.losses(batch)?, &reference.losses(batch)?)?;
             engine.merge();
             reference.merge();
-            near("merged parameters", &engine.read(Slot::Params), &reference.read(Slot::Params), 1e-6, 0.0)?;
+            near("parameters once merged", &engine.read(Slot::Params), &reference.read(Slot::Params), 1e-6, 0.0)?;
             self.near_losses("losses once merged", &engine.losses(batch)?, &reference.losses(batch)?)?;
+            // Now all of it learns.
+            for model in &mut both {
+                model.forward_backward(batch, backward)?;
+            }
+            self.near_gradients(ParamList::new(config).iter(), &both)?;
         }
         Ok(())
     }
@@ -227,6 +269,8 @@ impl Pair<'_> {
         let top_k = reference_teacher.top_k(batch, k, temperature)?;
         let found = teacher.top_k(batch, k, temperature)?;
         self.near_losses("the teacher's log probabilities", &found.log_probs, &top_k.log_probs)?;
+        let expected = log_probs_of(&found.ids, k, &reference_teacher.top_k(batch, config.vocab_size, temperature)?);
+        self.near_losses("the log probabilities of the teacher's tokens", &found.log_probs, &expected)?;
 
         let list = ParamList::new(config);
         for (divergence, alpha) in [
@@ -237,28 +281,37 @@ impl Pair<'_> {
         ] {
             let distill = DistillConfig { temperature, alpha, divergence };
             let with_top_k = divergence == Divergence::ForwardKl;
+            // The gradients of both add up.
+            let mut both = self.open()?;
             for top_k in [None, Some(&top_k)].into_iter().take(if with_top_k { 2 } else { 1 }) {
-                let mut both = self.open()?;
-                let teachers = [&mut teacher, &mut reference_teacher];
-                let mut losses = [[0.0; 2]; 2];
-                for ((model, teacher), losses) in both.iter_mut().zip(teachers).zip(&mut losses) {
-                    let student = model.distiller()?;
-                    let mut run = |backward| student.distill(batch, source(&mut **teacher, top_k), &distill, backward);
-                    let DistillLoss { cross_entropy, divergence } = run(None)?;
-                    *losses = [cross_entropy, divergence];
-                    run(Some(backward))?;
+                for (name, backward) in
+                    [("losses without a gradient", None), ("losses with a gradient", Some(backward))]
+                {
+                    let teachers = [&mut teacher, &mut reference_teacher];
+                    let mut losses = [[0.0; 2]; 2];
+                    for ((model, teacher), losses) in both.iter_mut().zip(teachers).zip(&mut losses) {
+                        let source = source(&mut **teacher, top_k);
+                        let found = model.distiller()?.distill(batch, source, &distill, backward)?;
+                        let DistillLoss { cross_entropy, divergence } = found;
+                        *losses = [cross_entropy, divergence];
+                    }
+                    self.near_losses(name, &losses[0], &losses[1])?;
                 }
-                self.near_losses("the distillation's losses", &losses[0], &losses[1])?;
                 self.near_gradients(list.iter(), &both)?;
             }
         }
         Ok(())
     }
 
-    /// Sequences that are fed unevenly, in any order, that end, and that begin again.
+    /// Sequences that are fed unevenly, in any order, that end, and that begin again; and feeds that are refused.
     fn decoding(&self) -> Result<(), Failure> {
         let block = self.case.config.block_size;
-        let both = self.open()?;
+        let mut both = self.open()?;
+        // Other parameters than those that it was opened with, as training leaves them.
+        write(&mut both, Slot::Params, &values(ParamList::new(&self.case.config).iter(), 4))?;
+        if both[0].decoder(0).is_ok() {
+            return Err(Failure::Differs("a decoder of no sequences".into()));
+        }
         let [mut engine, mut reference] = [both[0].decoder(3)?, both[1].decoder(3)?];
         let mut steps = vec![vec![(0, block / 2), (2, 1)], vec![(1, block)], vec![(2, 2), (0, 1)]];
         steps.extend(vec![vec![(1, 1), (0, 1), (2, 1)]; block]);
@@ -266,6 +319,7 @@ impl Pair<'_> {
             if i == 2 {
                 engine.clear(1);
                 reference.clear(1);
+                self.refused_feeds(&mut *engine)?;
             }
             let full = step.iter().find(|(sequence, _)| reference.len(*sequence) == block);
             if let Some(&(sequence, _)) = full
@@ -295,6 +349,29 @@ impl Pair<'_> {
         }
         Ok(())
     }
+
+    /// Feeds that a decoder refuses whose third sequence has tokens: all sequences stay as they are.
+    fn refused_feeds(&self, decoder: &mut dyn Decoder) -> Result<(), Failure> {
+        let Config { block_size, vocab_size, .. } = self.case.config;
+        let (outside, long) = ([vocab_size as u32], vec![0; block_size + 2 - decoder.len(2)]);
+        let long_name = format!("{} tokens in a block of {block_size}", block_size + 2);
+        let feed = |sequence, tokens| Feed { sequence, tokens };
+        // One that alone would be taken stands before the one at fault.
+        let good = feed(1, &[0]);
+        for (what, feeds) in [
+            ("no feeds accepted", &[][..]),
+            ("a feed without tokens accepted", &[good, feed(0, &[])]),
+            ("two feeds of one sequence accepted", &[good, good]),
+            ("a sequence that does not exist accepted", &[good, feed(3, &[0])]),
+            ("a token outside the vocabulary accepted", &[good, feed(0, &outside)]),
+            (&long_name, &[good, feed(2, &long)]),
+        ] {
+            if decoder.feed(feeds).is_ok() {
+                return Err(Failure::Differs(what.into()));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A teacher, or its most likely tokens.
@@ -303,4 +380,18 @@ fn source<'a>(teacher: &'a mut dyn Teacher, top_k: Option<&'a TopK>) -> TeacherS
         Some(top_k) => TeacherSource::TopK(top_k),
         None => TeacherSource::Teacher(teacher),
     }
+}
+
+/// Log probabilities of tokens, `[tokens, k]`, where `all` ranks the whole vocabulary: equally likely ones may come in any order.
+/// NaN for one that is named twice or does not exist.
+fn log_probs_of(ids: &[u32], k: usize, all: &TopK) -> Vec<f32> {
+    let mut log_probs = Vec::new();
+    let ranked = all.ids.chunks_exact(all.k).zip(all.log_probs.chunks_exact(all.k));
+    for (ids, (all_ids, all_log_probs)) in ids.chunks(k).zip(ranked) {
+        let mut left = vec![f32::NAN; all.k];
+        all_ids.iter().zip(all_log_probs).for_each(|(&id, &log_prob)| left[id as usize] = log_prob);
+        let take = |&id: &u32| left.get_mut(id as usize).map_or(f32::NAN, |x| std::mem::replace(x, f32::NAN));
+        log_probs.extend(ids.iter().map(take));
+    }
+    log_probs
 }

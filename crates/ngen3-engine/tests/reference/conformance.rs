@@ -1,123 +1,119 @@
 //! The conformance check itself: the reference passes it, and engines with one thing wrong do not.
 
-use std::borrow::Cow;
-
 use ngen3_engine::reference::ReferenceDevice;
 use ngen3_engine::reference::conformance::{Case, Tolerance, cases, check};
-use ngen3_engine::{
-    AdamW, Backward, Batch, Decoder, Device, Dtype, Error, Model, Options, Quant, Slot, Teacher, Trainer, Workload,
-};
-use ngen3_model::{Config, Lora, ParamList};
+use ngen3_engine::{Device, Dtype, Error, Options, Quant, Slot, Workload};
+use ngen3_model::{Config, Lora, LoraList, ParamList};
+
+use crate::faulty::{Fault, Faulty};
+
+/// Every part that is compared.
+const ALL: [&str; 6] = ["losses", "training", "updates", "adapters", "distillation", "decoding"];
 
 #[test]
 fn the_reference_conforms_to_itself() {
-    let all = ["losses", "training", "updates", "adapters", "distillation", "decoding"];
     let exact = Tolerance { loss: 0.0, gradient: 0.0 };
     for case in cases() {
         let compared = check(&ReferenceDevice, Options::default(), exact, &case).expect("the same engine");
         let continues = case.batch.sequences.iter().any(|sequence| sequence.continues);
-        assert_eq!(compared, if continues { &all[..1] } else { &all }, "{}", case.name);
+        assert_eq!(compared, if continues { &ALL[..1] } else { &ALL[..] }, "{}", case.name);
     }
 }
 
-/// The reference with one thing wrong, and neither distillation nor adapters.
-#[derive(Clone, Copy, PartialEq)]
-enum Fault {
-    Losses,
-    Dropout,
-    Gradient,
-    Update,
-    Nothing,
+/// The case that this test's faults are looked for in: small, with dropout, ignored targets and sequences of several lengths.
+const CASE: &str = "uneven sequences, ignored targets, dropout";
+
+fn case(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name == name).expect("a case")
 }
 
-struct Faulty(Fault);
-
-struct FaultyTrainer(Fault, Box<dyn Trainer>);
-
-impl Device for Faulty {
-    fn name(&self) -> &'static str {
-        "faulty"
-    }
-
-    fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error> {
-        Ok(Box::new(FaultyTrainer(self.0, ReferenceDevice.open(config, params, options)?)))
-    }
-
-    fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error> {
-        ReferenceDevice.open_teacher(config, params, options)
-    }
-
-    fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error> {
-        ReferenceDevice.memory(config, workload, options)
-    }
-
-    fn product_gflops(&self, dtype: Dtype, threads: usize, shape: [usize; 3]) -> Result<f64, Error> {
-        ReferenceDevice.product_gflops(dtype, threads, shape)
-    }
-}
-
-impl Model for FaultyTrainer {
-    fn config(&self) -> &Config {
-        self.1.config()
-    }
-
-    fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
-        let mut losses = self.1.losses(batch)?;
-        if self.0 == Fault::Losses {
-            losses[0] += 1e-3;
-        }
-        Ok(losses)
-    }
-
-    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-        self.1.decoder(sequences)
-    }
-}
-
-impl Trainer for FaultyTrainer {
-    fn forward_backward(&mut self, batch: &Batch, mut backward: Backward) -> Result<f32, Error> {
-        if self.0 == Fault::Dropout {
-            backward.seed += 1;
-        }
-        let loss = self.1.forward_backward(batch, backward)?;
-        if self.0 == Fault::Gradient {
-            let mut grads = self.1.read(Slot::Grads).into_owned();
-            let last = ParamList::new(self.1.config()).ln_f_bias.start;
-            grads[last] *= 1.01;
-            self.1.write(Slot::Grads, &grads)?;
-        }
-        Ok(loss)
-    }
-
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
-        let decay = if self.0 == Fault::Update { 0.0 } else { adamw.weight_decay };
-        self.1.update(&AdamW { weight_decay: decay, ..*adamw })
-    }
-
-    fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
-        self.1.read(slot)
-    }
-
-    fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
-        self.1.write(slot, values)
+/// Holds the message for a fault, in a case, to its part and what it says of it.
+fn assert_found(fault: Fault, case: &Case, expected: &str) {
+    let expected = format!("{}, {expected}", case.name);
+    match check(&Faulty(fault), Options::default(), Tolerance::F32, case) {
+        Ok(_) => panic!("{fault:?} is not found; expected \"{expected}\""),
+        Err(found) => assert!(found.starts_with(&expected), "{fault:?}: {found}, not {expected}"),
     }
 }
 
 #[test]
-fn an_engine_with_one_thing_wrong_does_not_conform() {
-    let cases = cases();
-    let case: &Case = cases.iter().find(|case| case.dropout > 0.0).expect("one with dropout");
-    let check = |fault| check(&Faulty(fault), Options::default(), Tolerance::F32, case);
-    // Without adapters and distillation the rest is compared.
-    assert_eq!(check(Fault::Nothing).expect("nothing is wrong"), ["losses", "training", "updates", "decoding"]);
+fn every_fault_is_found_and_named() {
+    let uneven = case(CASE);
+    let compared =
+        |fault| check(&Faulty(fault), Options::default(), Tolerance::F32, &uneven).expect("nothing is wrong");
+    assert_eq!(compared(Fault::Nothing), ALL);
+    assert_eq!(compared(Fault::Unsupported), ["losses", "training", "updates", "decoding"]);
     for (fault, expected) in [
-        (Fault::Losses, "losses: losses by 1.0"),
+        (Fault::Loss, "losses: losses by"),
+        (Fault::IgnoredLoss, "losses: the loss of an ignored target is"),
+        (Fault::MeanLoss, "losses: the mean loss by"),
+        (Fault::JoinedSequences, "losses: losses by"),
+        (Fault::TrainingLoss, "training: the training loss by"),
         (Fault::Dropout, "training: the training loss by"),
-        (Fault::Gradient, "training: transformer.ln_f.bias by"),
-        (Fault::Update, "updates: Params by"),
+        (Fault::Weight, "training: transformer.wte.weight by"),
+        (Fault::GradientsOverwritten, "training: transformer.wte.weight by"),
+        (Fault::NoBiasCorrection, "updates: Params by"),
+        (Fault::NoClipping, "updates: Params by"),
+        (Fault::ClippedUpwards, "updates: Params by"),
+        (Fault::NoDecay, "updates: Params by"),
+        (Fault::BiasesDecay, "updates: Params by"),
+        (Fault::MomentForgotten, "updates: Params by"),
+        (Fault::InfiniteApplied, "updates: Params by"),
+        (Fault::InfiniteKept, "updates: Grads by"),
+        (Fault::GradientsKept, "updates: Grads by"),
+        (Fault::ClippedNorm, "updates: the gradient's norm by"),
+        (Fault::WriteIgnored(Slot::Params), "updates: losses of written parameters by"),
+        (Fault::WriteIgnored(Slot::Grads), "updates: the gradient's norm by"),
+        (Fault::WriteIgnored(Slot::ExpAvg), "updates: Params by"),
+        (Fault::WriteIgnored(Slot::ExpAvgSq), "updates: Params by"),
+        (Fault::StaleAfterUpdate, "updates: losses of updated parameters by"),
+        (Fault::StaleAfterWrite, "updates: losses of written parameters by"),
+        (Fault::AdaptersNoDecay, "adapters: Params by"),
+        (Fault::StaleAdapters, "adapters: losses by"),
+        (Fault::MergedUnscaled, "adapters: merged parameters by"),
+        (Fault::MergeUnscaled, "adapters: parameters once merged by"),
+        (Fault::MergedFrozen, "adapters: transformer.wte.weight by"),
+        (Fault::AdaptersDecode, "adapters: a model with adapters decodes"),
+        (Fault::DivergenceLoss, "distillation: losses without a gradient by"),
+        (Fault::DistillCrossEntropy, "distillation: losses without a gradient by"),
+        (Fault::DistillTrainingLoss, "distillation: losses with a gradient by"),
+        (Fault::DivergenceWeight, "distillation: transformer.wte.weight by"),
+        (Fault::DivergenceGradient, "distillation: transformer.wte.weight by"),
+        (Fault::DistillWeight, "distillation: transformer.wte.weight by"),
+        (Fault::DistillOverwrites, "distillation: transformer.wte.weight by"),
+        (Fault::TopKWithoutRest, "distillation: losses without a gradient by"),
+        (Fault::TopKTemperature, "distillation: the teacher's log probabilities by"),
+        (Fault::TopKIds, "distillation: the log probabilities of the teacher's tokens by"),
+        (Fault::SeesAnother, "decoding: logits by"),
+        (Fault::ClearKeeps, "decoding: logits by"),
+        (Fault::ClearCounts, "decoding: sequence 1 has 1 tokens, not 0"),
+        (Fault::FeedOrder, "decoding: logits by"),
+        (Fault::StaleDecoder, "decoding: logits by"),
+        (Fault::RefusedInPart, "decoding: sequence 1 has 5 tokens, not 0"),
+        (Fault::AcceptsNoSequences, "decoding: a decoder of no sequences"),
+        (Fault::AcceptsNoFeeds, "decoding: no feeds accepted"),
+        (Fault::AcceptsNoTokens, "decoding: a feed without tokens accepted"),
+        (Fault::AcceptsTwice, "decoding: two feeds of one sequence accepted"),
+        (Fault::AcceptsUnknownSequence, "decoding: a sequence that does not exist accepted"),
+        (Fault::AcceptsUnknownToken, "decoding: a token outside the vocabulary accepted"),
+        (Fault::AcceptsPastBlock, "decoding: 42 tokens in a block of 40"),
+        (Fault::AcceptsOneMore, "decoding: 41 tokens in a block of 40"),
     ] {
-        let found = check(fault).expect_err("something is wrong");
-        assert!(found.contains(expected), "{found}, not {expected}");
+        assert_found(fault, &uneven, expected);
+    }
+    let continued = case("sequences that continue another");
+    assert_found(Fault::ContinuedAlone, &continued, "losses: losses by");
+}
+
+#[test]
+fn a_thousandth_more_in_the_gradient_of_any_parameter_is_found() {
+    let uneven = case(CASE);
+    for (number, param) in ParamList::new(&uneven.config).iter().enumerate() {
+        assert_found(Fault::Gradient(number), &uneven, &format!("training: {} by", param.name()));
+    }
+    let lora = Lora { rank: 3, alpha: 1.5, targets: "c_attn,c_proj,c_fc".parse().expect("targets") };
+    for (number, param) in LoraList::new(&uneven.config, &lora).expect("an adapter").iter().enumerate() {
+        assert_found(Fault::AdapterGradient(number), &uneven, &format!("adapters: {} by", param.name()));
     }
 }
 

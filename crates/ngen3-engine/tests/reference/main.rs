@@ -5,6 +5,7 @@
 mod conformance;
 mod decoding;
 mod distillation;
+mod faulty;
 mod gradients;
 mod parity;
 
