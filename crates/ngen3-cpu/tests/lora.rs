@@ -1,6 +1,9 @@
 //! Low-rank adapters beside the whole model, on odd sizes: against `peft`'s numbers (`fixtures/make_lora.py`), against finite
 //! differences, and merged against unmerged.
 
+mod fixtures;
+
+use fixtures::{ADAMW, batch, config, fixture, hashed, numbers, params, values};
 use ngen3_cpu::{Cpu, CpuEngine, CpuTeacher};
 use ngen3_engine::{
     AdamW, Backward, Batch, Device, DistillConfig, Distiller, Divergence, Dtype, IGNORE, Model, Options, Slot,
@@ -8,35 +11,13 @@ use ngen3_engine::{
 };
 use ngen3_model::{Config, Lora, LoraList, ParamList};
 
-const ROWS: usize = 5;
-
-fn config() -> Config {
-    Config::new(2, 3, 12, 5, 97)
-}
-
 fn lora(targets: &str) -> Lora {
     Lora { rank: 3, alpha: 6.0, targets: targets.parse().expect("targets") }
 }
 
-/// The scripts' `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-fn values(first: u64, n: usize) -> Vec<f32> {
-    (first..first + n as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
-}
-
-fn batch(config: &Config, step: u64) -> Batch {
-    let n = ROWS * config.block_size;
-    let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
-    let inputs = ids.by_ref().take(n).collect();
-    Batch::even(config.block_size, inputs, ids.collect())
-}
-
 fn plain(config: &Config, dtype: Dtype, threads: usize) -> CpuEngine {
-    let params = values(0, ParamList::new(config).total());
-    CpuEngine::new(config.clone(), params, Options { threads, dtype, ..Options::default() }).expect("a valid shape")
+    CpuEngine::new(config.clone(), params(config), Options { threads, dtype, ..Options::default() })
+        .expect("a valid shape")
 }
 
 fn adapted(config: &Config, lora: &Lora, threads: usize) -> CpuEngine {
@@ -46,15 +27,9 @@ fn adapted(config: &Config, lora: &Lora, threads: usize) -> CpuEngine {
     engine
 }
 
-const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-
-fn numbers(value: &serde_json::Value) -> Vec<f64> {
-    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
-}
-
 #[test]
 fn loss_gradients_and_steps_equal_pefts() {
-    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/lora.json")).expect("JSON");
+    let all = fixture("lora");
     for (name, targets) in [("all", "c_attn,c_proj,c_fc"), ("some", "c_attn,mlp.c_proj")] {
         let (config, lora, expected) = (config(), lora(targets), &all[name]);
         let mut engine = adapted(&config, &lora, 2);
@@ -122,7 +97,7 @@ fn gradients_match_finite_differences_with_dropout() {
 fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
     let (config, lora) = (config(), lora("c_attn,c_proj,c_fc"));
     let fresh = LoraList::new(&config, &lora).expect("an adapter").init(5);
-    let base = values(0, ParamList::new(&config).total());
+    let base = params(&config);
     let mut engine = plain(&config, Dtype::F32, 2);
     let expected = engine.losses(&batch(&config, 0)).expect("a valid batch");
     engine.adapt(&lora, fresh.clone()).expect("an adapter");
@@ -215,7 +190,7 @@ fn rounded_products_stay_near_exact_ones() {
     let lora = Lora { rank: 8, alpha: 8.0, ..lora("c_attn,c_proj,c_fc") };
     let list = LoraList::new(&config, &lora).expect("an adapter");
     let run = |dtype| {
-        let params: Vec<f32> = values(0, ParamList::new(&config).total()).iter().map(|p| p * 0.3).collect();
+        let params: Vec<f32> = params(&config).iter().map(|p| p * 0.3).collect();
         let mut engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, ..Options::default() })
             .expect("a shape");
         engine.adapt(&lora, values(3_000_000, list.total()).iter().map(|p| p * 0.3).collect()).expect("an adapter");

@@ -1,6 +1,9 @@
 //! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
 //! width 12, 3 heads, 5 sequences of 5 tokens, vocabulary 97.
 
+mod fixtures;
+
+use fixtures::{ADAMW, batch, fixture, hashed, numbers, params};
 use ngen3_cpu::CpuEngine;
 use ngen3_engine::{
     AdamW, Backward, Batch, Decoder, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
@@ -10,23 +13,7 @@ use ngen3_model::{Activation, Config, ParamList};
 const SEQUENCES: usize = 5;
 
 fn config(activation: Activation) -> Config {
-    Config { activation, ..Config::new(2, 3, 12, 5, 97) }
-}
-
-/// The script's `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-fn params(config: &Config) -> Vec<f32> {
-    (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
-}
-
-fn batch(config: &Config, step: u64) -> Batch {
-    let n = SEQUENCES * config.block_size;
-    let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + step * 1000 + i) * config.vocab_size as f64) as u32);
-    let inputs = ids.by_ref().take(n).collect();
-    Batch::even(config.block_size, inputs, ids.collect())
+    Config { activation, ..fixtures::config() }
 }
 
 fn engine(config: &Config, threads: usize) -> CpuEngine {
@@ -34,21 +21,10 @@ fn engine(config: &Config, threads: usize) -> CpuEngine {
         .expect("a valid shape")
 }
 
-const ADAMW: AdamW = AdamW { step: 1, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-
-fn fixture(activation: &str) -> serde_json::Value {
-    let all: serde_json::Value = serde_json::from_str(include_str!("fixtures/parity.json")).expect("JSON");
-    all[activation].clone()
-}
-
-fn numbers(value: &serde_json::Value) -> Vec<f64> {
-    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
-}
-
 #[test]
 fn loss_and_every_gradient_equal_pytorchs() {
     for (activation, name) in [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")] {
-        let (config, expected) = (config(activation), fixture(name));
+        let (config, expected) = (config(activation), &fixture("parity")[name]);
         let mut engine = engine(&config, 2);
         let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         let expected_loss = expected["loss"].as_f64().expect("a number");
@@ -67,7 +43,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
 #[test]
 fn a_hundred_steps_follow_pytorchs() {
     for (activation, name) in [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")] {
-        let (config, expected) = (config(activation), fixture(name));
+        let (config, expected) = (config(activation), &fixture("parity")[name]);
         let mut engine = engine(&config, 2);
         for (step, (loss, norm)) in
             numbers(&expected["losses"]).into_iter().zip(numbers(&expected["norms"])).enumerate()

@@ -10,43 +10,13 @@ use ngen3_model::{Config, ParamList};
 use super::batch_plan::TEACHER_TOKENS;
 use super::runner::Runner;
 use super::{CpuEngine, CpuTeacher};
+use crate::base::fixtures::{batch, config, fixture, numbers, params, squares};
 use crate::base::testing::skipped_bf16;
 use crate::layers::loss::Teacher;
-
-/// That of `make_parity.py`, on odd sizes.
-fn config() -> Config {
-    Config::new(2, 3, 12, 5, 97)
-}
-
-/// The scripts' `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-/// The distillation script's `values`.
-fn values(first: u64, scale: f64, n: usize) -> Vec<f32> {
-    (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
-}
-
-fn numbers(value: &serde_json::Value) -> Vec<f64> {
-    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
-}
-
-fn params(config: &Config) -> Vec<f32> {
-    (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
-}
 
 fn engine(config: &Config) -> CpuEngine {
     let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
     CpuEngine::new(config.clone(), params(config), options).expect("a valid shape")
-}
-
-/// The scripts' batch 0.
-fn batch(config: &Config) -> Batch {
-    let n = 5 * config.block_size;
-    let mut ids = (0..2 * n as u64).map(|i| (hashed(1_000_000 + i) * config.vocab_size as f64) as u32);
-    let inputs = ids.by_ref().take(n).collect();
-    Batch::even(config.block_size, inputs, ids.collect())
 }
 
 /// A teacher's hidden states and what it multiplies them with.
@@ -60,11 +30,11 @@ fn head(teacher: &mut CpuTeacher, batch: &Batch, config: &Config) -> (Vec<f32>, 
 #[test]
 fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
     let config = config();
-    let all: serde_json::Value = serde_json::from_str(include_str!("../../tests/fixtures/distill.json")).expect("JSON");
-    let mut batch = batch(&config);
+    let all = fixture("distill");
+    let mut batch = batch(&config, 0);
     batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
     let tokens = batch.inputs.len();
-    let (hidden, wte) = (values(20_000, 8.0, tokens * 12), values(30_000, 1.0, config.vocab_size * 12));
+    let (hidden, wte) = (squares(20_000, 8.0, tokens * 12), squares(30_000, 1.0, config.vocab_size * 12));
     let list = ParamList::new(&config);
     let plain = &all["model"]["cross_entropy"];
     for temperature in [1, 2, 4] {
@@ -90,7 +60,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                 }
                 let grads = engine.read(Slot::Grads);
                 for (i, param) in list.iter().enumerate() {
-                    let direction = values(50_000 + 100 * i as u64, 1.0, param.len());
+                    let direction = squares(50_000 + 100 * i as u64, 1.0, param.len());
                     let found: f64 =
                         grads[param.range()].iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
                     let [soft, hard] = [expected, plain].map(|value| numbers(&value["grads"][i]));
@@ -107,7 +77,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
 #[test]
 fn the_most_likely_tokens_of_a_teacher_teach_nearly_what_all_of_it_does() {
     let config = config();
-    let batch = batch(&config);
+    let batch = batch(&config, 0);
     let mut teacher =
         CpuTeacher::new(config.clone(), ParamList::new(&config).init(3), Options::default()).expect("a shape");
     let top_k = teacher.top_k(&batch, 96, 2.0).expect("a valid batch");
@@ -221,7 +191,7 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
 #[test]
 fn a_teacher_gives_the_same_by_its_handle_as_by_its_hidden_states() {
     let config = config();
-    let batch = batch(&config);
+    let batch = batch(&config, 0);
     // Of another depth, width and block.
     let shape = Config::new(1, 2, 20, 9, 97);
     let options = Options { threads: 2, ..Options::default() };
@@ -255,7 +225,7 @@ impl ngen3_engine::Teacher for Stranger {
 #[test]
 fn a_wrong_teacher_is_an_error() {
     let config = config();
-    let batch = batch(&config);
+    let batch = batch(&config, 0);
     let tokens = batch.inputs.len();
     let teacher = |shape: Config| {
         let params = params(&shape);

@@ -12,6 +12,9 @@ mod attention;
 pub mod conformance;
 mod decoder;
 mod device;
+#[cfg(test)]
+#[path = "../../../ngen3-cpu/tests/fixtures/mod.rs"]
+mod fixtures;
 mod layers;
 mod loss;
 mod model;

@@ -6,20 +6,16 @@ use ngen3_engine::{
 };
 use ngen3_model::{Config, ParamList};
 
-use crate::{batch, config, engine, fixture, hashed, numbers, values};
-
-/// make_distill.py's `values`.
-fn squares(first: u64, scale: f64, n: usize) -> Vec<f64> {
-    (0..n as u64).map(|i| scale * (hashed((first + i) * (first + i)) - 0.5)).collect()
-}
+use crate::fixtures::{config, fixture, numbers, params, squares, values};
+use crate::{batch, engine};
 
 /// The `k` most likely tokens of make_distill.py's teacher of the whole model.
 fn fixture_top_k(k: usize, temperature: f64) -> TopK {
     let (hidden, wte) = (squares(20_000, 8.0, 25 * 12), squares(30_000, 1.0, 97 * 12));
     let mut top_k = TopK { k, ..TopK::default() };
     for hidden in hidden.chunks_exact(12) {
-        let logit = |word: &[f64]| hidden.iter().zip(word).map(|(h, w)| h * w).sum::<f64>() / temperature;
-        let logits: Vec<f64> = wte.chunks_exact(12).map(logit).collect();
+        let product = |word: &[f32]| hidden.iter().zip(word).map(|(&h, &w)| f64::from(h) * f64::from(w)).sum::<f64>();
+        let logits: Vec<f64> = wte.chunks_exact(12).map(|word| product(word) / temperature).collect();
         let ln_total = logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
         let mut ids: Vec<u32> = (0..97).collect();
         ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
@@ -52,7 +48,8 @@ fn a_step_with_the_most_likely_tokens_equals_pytorchs() {
             for (i, param) in list.iter().enumerate() {
                 let direction = squares(50_000 + 100 * i as u64, 1.0, param.len());
                 let grads = student.read(Slot::Grads);
-                let found: f64 = grads[param.range()].iter().zip(&direction).map(|(&g, d)| f64::from(g) * d).sum();
+                let found: f64 =
+                    grads[param.range()].iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
                 let [size, expected] = numbers(&expected["grads"][i])[..] else { panic!("a pair") };
                 let name = &param.name();
                 assert!((found - expected).abs() < 1e-5 * size.max(1e-2), "{name}: {found}, not {expected}");
@@ -66,8 +63,7 @@ fn at_alpha_0_it_is_training_and_a_teacher_that_is_the_student_teaches_nothing()
     let mut plain = engine(&config());
     let backward = Backward { weight: 0.5, dropout: 0.2, seed: 3 };
     let loss = plain.forward_backward(&batch(0), backward).expect("a batch");
-    let params = values(0, ParamList::new(&config()).total());
-    let mut teacher = ReferenceTeacher::new(config(), params).expect("a valid shape");
+    let mut teacher = ReferenceTeacher::new(config(), params(&config())).expect("a valid shape");
     for divergence in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::JensenShannon] {
         let mut student = engine(&config());
         let alone = DistillConfig { temperature: 2.0, alpha: 0.0, divergence };
@@ -119,7 +115,7 @@ fn wrong_teachers_are_an_error() {
         }
     }
     let teacher = |config: Config| {
-        let params = values(0, ParamList::new(&config).total());
+        let params = params(&config);
         ReferenceTeacher::new(config, params).expect("a valid shape")
     };
     let mut student: Reference = engine(&config());

@@ -3,7 +3,8 @@
 use ngen3_engine::{Backward, Batch, IGNORE, Model, Slot, Trainer};
 use ngen3_model::{Activation, Config, LoraList, Param, ParamList};
 
-use crate::{ADAMW, adapter_values, batch, config, engine, ids, lora};
+use crate::fixtures::{ADAMW, config};
+use crate::{adapter_values, batch, engine, ids, lora};
 
 /// Compares three elements of each parameter's gradient with central differences (Richardson's of two widths).
 fn check<'a>(

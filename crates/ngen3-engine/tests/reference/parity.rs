@@ -3,7 +3,8 @@
 use ngen3_engine::{AdamW, Backward, Model, Slot, Trainer};
 use ngen3_model::{Activation, Config, LoraList, ParamList};
 
-use crate::{ADAMW, adapter_values, batch, config, distance, engine, fixture, lora, numbers};
+use crate::fixtures::{ADAMW, config, fixture, numbers};
+use crate::{adapter_values, batch, distance, engine, lora};
 
 const ACTIVATIONS: [(Activation, &str); 2] = [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")];
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::fixtures::{fixture, floats, hashed, squares};
 use super::super::layers::{linear_backward, linear_forward};
 use super::*;
 
@@ -9,20 +10,6 @@ const TOKENS: usize = 6;
 const WIDTH: usize = 8;
 const TEACHER_WIDTH: usize = 12;
 const VOCAB: usize = 61;
-
-/// The script's `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-/// The script's `values`.
-fn values(first: u64, scale: f64, n: usize) -> Vec<f32> {
-    (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number") as f32).collect()
-}
 
 fn distance_of(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
@@ -33,12 +20,10 @@ fn distance_of(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn losses_and_gradients_equal_pytorchs_for_every_divergence_and_temperature() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../ngen3-cpu/tests/fixtures/distill.json");
-    let fixture: Value = serde_json::from_slice(&std::fs::read(file).expect("the fixture")).expect("JSON");
-    let fixture = &fixture["kernel"];
-    let (hidden, wte) = (values(0, 8.0, TOKENS * WIDTH), values(10_000, 1.0, VOCAB * WIDTH));
-    let teacher_hidden = values(20_000, 8.0, TOKENS * TEACHER_WIDTH);
-    let teacher = linear_forward(&teacher_hidden, &values(30_000, 1.0, VOCAB * TEACHER_WIDTH), &[], TEACHER_WIDTH);
+    let fixture = &fixture("distill")["kernel"];
+    let (hidden, wte) = (squares(0, 8.0, TOKENS * WIDTH), squares(10_000, 1.0, VOCAB * WIDTH));
+    let teacher_hidden = squares(20_000, 8.0, TOKENS * TEACHER_WIDTH);
+    let teacher = linear_forward(&teacher_hidden, &squares(30_000, 1.0, VOCAB * TEACHER_WIDTH), &[], TEACHER_WIDTH);
     let target = |i: u64| (hashed((40_000 + i) * (40_000 + i)) * VOCAB as f64) as u32;
     let mut targets: Vec<u32> = (0..TOKENS as u64).map(target).collect();
     targets[2] = IGNORE;
@@ -52,7 +37,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_and_temperature() {
         assert!((mean - expected_loss).abs() < 2e-6 * expected_loss.max(0.1), "{case}: {mean}, not {expected_loss}");
         let mut dwte = vec![0.0; wte.len()];
         let dhidden = linear_backward(&hidden, &wte, WIDTH, dlogits, &mut dwte, &mut []);
-        let (dh, dw) = (&numbers(&expected["d_hidden"]), &numbers(&expected["d_wte"]));
+        let (dh, dw) = (&floats(&expected["d_hidden"]), &floats(&expected["d_wte"]));
         let (dh, dw) = (distance_of(&dhidden, dh), distance_of(&dwte, dw));
         assert!(dh < 5e-6 && dw < 5e-6, "{case}: {dh}, {dw}");
     };
@@ -61,8 +46,8 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_and_temperature() {
     close("cross entropy", &losses, &dlogits, &fixture["cross_entropy"]);
     for temperature in [1, 2, 4] {
         let top_k = &fixture[format!("teacher {temperature}")];
-        let ids = numbers(&top_k["ids"]).iter().map(|&id| id as u32).collect();
-        let top_k = Guide::TopK(TopK { k: 5, ids, log_probs: numbers(&top_k["log_probs"]) });
+        let ids = floats(&top_k["ids"]).iter().map(|&id| id as u32).collect();
+        let top_k = Guide::TopK(TopK { k: 5, ids, log_probs: floats(&top_k["log_probs"]) });
         let whole = Guide::Logits(teacher.clone());
         for (name, guide, divergence) in [
             ("forward_kl", &whole, Divergence::ForwardKl),

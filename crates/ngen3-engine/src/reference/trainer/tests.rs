@@ -3,32 +3,18 @@
 use ngen3_model::ParamList;
 use serde_json::Value;
 
+use super::super::fixtures::{batch, config, fixture, params, squares};
 use super::super::layers::linear_forward;
 use super::*;
 use crate::{Divergence, IGNORE};
 
-/// The script's `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-/// The script's `values`.
-fn values(first: u64, scale: f64, n: usize) -> Vec<f32> {
-    (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
-}
-
 #[test]
 fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../ngen3-cpu/tests/fixtures/distill.json");
-    let all: Value = serde_json::from_slice(&std::fs::read(file).expect("the fixture")).expect("JSON");
-    let config = Config::new(2, 3, 12, 5, 97);
-    let list = ParamList::new(&config);
-    let params: Vec<f32> = (0..list.total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect();
-    let mut ids = (0..50).map(|i| (hashed(1_000_000 + i) * 97.0) as u32);
-    let inputs = ids.by_ref().take(25).collect();
-    let mut batch = Batch::even(5, inputs, ids.collect());
+    let (all, config) = (fixture("distill"), config());
+    let (list, params) = (ParamList::new(&config), params(&config));
+    let mut batch = batch(&config, 0);
     batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
-    let teacher = linear_forward(&values(20_000, 8.0, 25 * 12), &values(30_000, 1.0, 97 * 12), &[], 12);
+    let teacher = linear_forward(&squares(20_000, 8.0, 25 * 12), &squares(30_000, 1.0, 97 * 12), &[], 12);
 
     let plain = &all["model"]["cross_entropy"];
     for temperature in [1, 2, 4] {
@@ -52,7 +38,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                     close(loss.divergence, &expected["loss"]);
                 }
                 for (i, param) in list.iter().enumerate() {
-                    let direction = values(50_000 + 100 * i as u64, 1.0, param.len());
+                    let direction = squares(50_000 + 100 * i as u64, 1.0, param.len());
                     let products = student.grads[param.range()].iter().zip(&direction);
                     let found: f64 = products.map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
                     // The gradient's norm, and its product with the direction.

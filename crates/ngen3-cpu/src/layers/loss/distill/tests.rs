@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::*;
+use crate::base::fixtures::{fixture, floats, hashed, squares};
 use crate::base::memory::Buffer;
 use crate::base::testing::{check_gradient, random, skip};
 use crate::gemm::Precision;
@@ -13,20 +14,6 @@ use ngen3_engine::{Divergence, Quant};
 
 const TOKENS: usize = 6;
 const IGNORED: usize = 2;
-
-/// The script's `hashed`.
-fn hashed(i: u64) -> f64 {
-    (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64
-}
-
-/// The script's `values`.
-fn values(first: u64, scale: f64, n: usize) -> Vec<f32> {
-    (0..n as u64).map(|i| (scale * (hashed((first + i) * (first + i)) - 0.5)) as f32).collect()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number") as f32).collect()
-}
 
 /// All rows but the one that does not count.
 fn counted<T: Clone>(all: &[T]) -> Vec<T> {
@@ -79,21 +66,20 @@ fn run(
 
 #[test]
 fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixture() {
-    let fixture: Value = serde_json::from_str(include_str!("../../../../tests/fixtures/distill.json")).expect("JSON");
-    let fixture = &fixture["kernel"];
+    let fixture = &fixture("distill")["kernel"];
     let (width, teacher_width, vocab_size, k) = (8, 12, 61, 5);
-    let hidden = counted(&values(0, 8.0, TOKENS * width));
-    let wte = values(10_000, 1.0, vocab_size * width);
-    let teacher_hidden = counted(&values(20_000, 8.0, TOKENS * teacher_width));
-    let teacher_wte = values(30_000, 1.0, vocab_size * teacher_width);
+    let hidden = counted(&squares(0, 8.0, TOKENS * width));
+    let wte = squares(10_000, 1.0, vocab_size * width);
+    let teacher_hidden = counted(&squares(20_000, 8.0, TOKENS * teacher_width));
+    let teacher_wte = squares(30_000, 1.0, vocab_size * teacher_width);
     let target = |i: u64| (hashed((40_000 + i) * (40_000 + i)) * vocab_size as f64) as u32;
     let targets = counted(&(0..TOKENS as u64).map(target).collect::<Vec<_>>());
     let sizes = Sizes { tokens: targets.len(), width, vocab_size };
     let plain = &fixture["cross_entropy"];
     for temperature in [1, 2, 4] {
         let likeliest = &fixture[format!("teacher {temperature}")];
-        let ids = counted(&numbers(&likeliest["ids"]).iter().map(|&id| id as u32).collect::<Vec<_>>());
-        let log_probs = counted(&numbers(&likeliest["log_probs"]));
+        let ids = counted(&floats(&likeliest["ids"]).iter().map(|&id| id as u32).collect::<Vec<_>>());
+        let log_probs = counted(&floats(&likeliest["log_probs"]));
         let head = Teacher::Head { hidden: &teacher_hidden, wte: &teacher_wte, quant: Quant::None };
         let ways = [
             ("forward_kl", head, Divergence::ForwardKl),
@@ -120,7 +106,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
                     close(mean(&found.divergence), &expected["loss"]);
                 }
                 let mixed = |name: &str| -> Vec<f32> {
-                    let both = numbers(&expected[name]).into_iter().zip(numbers(&plain[name]));
+                    let both = floats(&expected[name]).into_iter().zip(floats(&plain[name]));
                     both.map(|(soft, hard)| alpha * soft + (1.0 - alpha) * hard).collect()
                 };
                 let (dh, dw) =
