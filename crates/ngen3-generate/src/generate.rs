@@ -1,61 +1,61 @@
-//! Continuing a prompt, token by token, in several samples side by side.
+//! Autoregressive generation of several samples in one batch.
 //!
-//! Each sample is a sequence of one decoder and has a random stream of its own. The prompt is fed in one pass, then a token a
-//! sample and step. A text may outgrow the model's block: when the block is full, the last three quarters of it are fed
-//! anew and generation goes on. That costs one batched pass every quarter of a block and leaves the model at least three
-//! quarters of a block to look back on; positions are absolute, so that every kept token must be computed again.
+//! Each sample is a sequence of one decoder and has its own random stream. The prompt is fed in one pass, then one token per
+//! sample and step. A text may outgrow the context length: when the context is full, its last three quarters are fed again
+//! from position 0. That costs one batched pass every quarter of the context and leaves the model at least three
+//! quarters of it; positions are absolute, so every token that is kept must be recomputed.
 
 use ngen3_engine::{Decoder, Error, Feed, Model};
 
 use crate::sampling::{Sampler, Sampling};
 
-/// A request for text.
+/// A generation request.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// What comes before; at least one token. Of a prompt longer than the block, the model sees the end.
+    /// Prompt, at least one token. A prompt longer than the context length is truncated to its end.
     pub prompt: &'a [u32],
-    /// Samples made side by side.
+    /// Number of samples, generated in one batch.
     pub num_samples: usize,
-    /// Tokens after which a sample ends.
+    /// Maximum number of new tokens per sample.
     pub length: usize,
-    /// A token that ends a sample and is no part of it, such as the end of text.
+    /// Stop token, such as the end of text; not part of the sample.
     pub end: Option<u32>,
-    /// Only tokens below this are drawn: a model may have room for more than its tokenizer knows.
+    /// Only ids below this are sampled: a model's embedding may be larger than its tokenizer's vocabulary.
     pub vocab_size: usize,
-    /// How tokens are chosen.
+    /// Sampling settings.
     pub sampling: Sampling,
 }
 
-/// Samples in the making.
+/// Generates the samples of a request step by step.
 pub struct Generator<'a> {
     decoder: Box<dyn Decoder + 'a>,
     block_size: usize,
     request: Request<'a>,
     samples: Vec<Sample>,
-    /// Tokens made of each sample.
+    /// Steps done, at most `request.length`.
     made: usize,
-    /// `[num_samples]`
+    /// Tokens of the latest step, `[num_samples]`.
     step: Vec<Option<u32>>,
 }
 
 struct Sample {
     sampler: Sampler,
-    /// The prompt and what followed.
+    /// Prompt and generated tokens.
     text: Vec<u32>,
-    /// Tokens at the end of the text that the decoder has not seen.
+    /// Number of tokens at the end of `text` that have not been fed yet.
     unseen: usize,
     ended: bool,
 }
 
 impl<'a> Generator<'a> {
-    /// Prepares samples of a model; the first [`Generator::step`] reads the prompt.
+    /// Prepares the samples; the first [`Generator::step`] feeds the prompt.
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty prompt, no samples, or a sampling setting out of range; [`Error::Memory`] when the
-    /// keys and values of that many samples do not fit.
+    /// [`Error::Input`] for an empty prompt, no samples, or a sampling setting out of range; [`Error::Memory`] if the
+    /// key-value caches of that many samples do not fit.
     pub fn new(model: &'a dyn Model, request: Request<'a>) -> Result<Self, Error> {
         if request.prompt.is_empty() {
-            return Err(Error::Input("the prompt has no tokens".into()));
+            return Err(Error::Input("empty prompt: expected at least one token".into()));
         }
         let decoder = model.decoder(request.num_samples)?;
         let sample = |stream| {
@@ -67,10 +67,10 @@ impl<'a> Generator<'a> {
         Ok(Self { decoder, block_size, request, samples, made: 0, step: Vec::new() })
     }
 
-    /// Makes the next token of every sample, `[num_samples]`; `None` in one that has ended. `None` when all have.
+    /// Generates the next token of each sample, `[num_samples]`; `None` for a sample that has ended. `None` when all have.
     ///
     /// # Errors
-    /// [`Error::Input`] for a token outside the model's vocabulary, or logits that are not numbers.
+    /// [`Error::Input`] for a token outside the model's vocabulary, or invalid logits ([`Sampler::sample`]).
     pub fn step(&mut self) -> Result<Option<&[Option<u32>]>, Error> {
         if self.made == self.request.length || self.samples.iter().all(|sample| sample.ended) {
             return Ok(None);
@@ -101,12 +101,12 @@ impl<'a> Generator<'a> {
         Ok(Some(&self.step))
     }
 
-    /// Ends a sample here: its text has what it should stop at.
+    /// Ends a sample, such as at a stop string.
     pub fn end(&mut self, sample: usize) {
         self.samples[sample].ended = true;
     }
 
-    /// Makes room in the block for what the decoder has not seen of each sample.
+    /// Slides the context of each sample whose unseen tokens no longer fit.
     fn make_room(&mut self) {
         for (sequence, sample) in self.samples.iter_mut().enumerate().filter(|(_, sample)| !sample.ended) {
             sample.unseen = sample.unseen.min(self.block_size);
@@ -129,11 +129,10 @@ mod tests {
 
     const VOCAB: usize = 10;
 
-    /// The tokens of each feed, and the sequence that they were fed to.
+    /// Sequence and tokens of each feed.
     type Feeds = Rc<RefCell<Vec<Vec<(usize, Vec<u32>)>>>>;
 
-    /// A model that is sure that 1 follows 0, 2 follows 1, …, but finds `close` almost as likely; it remembers what
-    /// it was fed.
+    /// A model whose next token is the last one + 1 with logit 0; every other token has logit `close`. Records its feeds.
     struct Counting {
         config: Config,
         close: f32,
@@ -180,7 +179,7 @@ mod tests {
             Self { config: Config::new(1, 1, 4, 8, VOCAB), close, feeds: Rc::default() }
         }
 
-        /// Tokens that the only sequence was fed.
+        /// Tokens fed to the only sequence.
         fn fed(&self) -> Vec<Vec<u32>> {
             self.feeds.borrow().iter().flatten().map(|(_, tokens)| tokens.clone()).collect()
         }
@@ -202,7 +201,7 @@ mod tests {
         Request { prompt, num_samples, length, end: None, vocab_size: VOCAB, sampling: Sampling::default() }
     }
 
-    /// Each row's tokens.
+    /// Generated tokens of each sample.
     fn generate(model: &Counting, request: Request<'_>) -> Vec<Vec<u32>> {
         let mut generator = Generator::new(model, request).unwrap();
         let mut rows = vec![Vec::new(); request.num_samples];
@@ -254,10 +253,10 @@ mod tests {
     fn samples_are_independent_and_end_apart() {
         let model = Counting::new(-1.0);
         let many = generate(&model, Request { end: Some(7), ..request(&[4], 5, 100) });
-        assert!(many.iter().any(|row| row != &many[0]), "every row drew the same: {many:?}");
-        assert!(many.iter().any(|row| row.len() != many[0].len()), "every row has the same length: {many:?}");
+        assert!(many.iter().any(|row| row != &many[0]), "all samples are the same: {many:?}");
+        assert!(many.iter().any(|row| row.len() != many[0].len()), "all samples have the same length: {many:?}");
         assert!(many.iter().all(|row| !row.contains(&7)));
-        // A row's text does not depend on how many are made beside it.
+        // A sample's tokens do not depend on the number of samples.
         let one = generate(&model, Request { end: Some(7), ..request(&[4], 1, 100) });
         assert_eq!(one[0], many[0]);
     }
@@ -273,7 +272,7 @@ mod tests {
         assert_eq!(generator.step().unwrap(), None);
         drop(generator);
         let last = model.feeds.borrow().last().cloned();
-        assert_eq!(last, Some(vec![(1, vec![5])]), "one that has ended is fed no more");
+        assert_eq!(last, Some(vec![(1, vec![5])]), "an ended sample is no longer fed");
     }
 
     #[test]
@@ -288,6 +287,6 @@ mod tests {
         let model = Counting::new(-1.0);
         assert_eq!(generate(&model, request(&[4], 1, 0)), [[0u32; 0]]);
         let error = Generator::new(&model, request(&[], 1, 5)).map(|_| ()).unwrap_err();
-        assert_eq!(error.to_string(), "the prompt has no tokens");
+        assert_eq!(error.to_string(), "empty prompt: expected at least one token");
     }
 }

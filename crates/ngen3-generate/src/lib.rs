@@ -1,4 +1,4 @@
-//! Text generation from a model's logits: `sampling.rs` chooses a token, `generate.rs` chains them.
+//! Text generation from a model's logits: `sampling.rs` chooses a token, `generate.rs` runs the decoding loop.
 
 mod generate;
 mod sampling;

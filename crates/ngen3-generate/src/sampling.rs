@@ -1,8 +1,7 @@
-//! Choosing the next token from a model's logits.
+//! Sampling of the next token from a model's logits.
 //!
-//! In this order, which is that of `transformers`: the repetition penalty changes logits; the temperature divides them;
-//! `top_k`, `top_p` and `min_p` shorten the list of candidates; one is drawn by its softmax probability.
-//! `logits` are `[vocab_size]`, as a decoder returns them.
+//! The order is that of `transformers`: repetition penalty, temperature, `top_k`, `top_p`, `min_p`, then a draw from the softmax
+//! of the tokens that are left. `logits` are `[vocab_size]`, as a decoder returns them.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -10,21 +9,21 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use ngen3_engine::Error;
 use ngen3_simd::{exp, max, simd};
 
-/// How tokens are chosen. The default draws from the model's own distribution.
+/// Sampling settings. The default samples from the model's own distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by this; 0 takes the likeliest token (greedy).
+    /// Divisor of the logits; 0 takes the most likely token (greedy).
     pub temperature: f32,
-    /// Only the likeliest this many are candidates; 0 is no limit.
+    /// Keeps the `top_k` most likely tokens; 0 disables it.
     pub top_k: usize,
-    /// Only the fewest likeliest whose probabilities add up to this are candidates (Holtzman et al. 2019); 1 is no limit.
+    /// Keeps the fewest most likely tokens with a total probability of at least `top_p` (Holtzman et al. 2019); 1 disables it.
     pub top_p: f32,
-    /// Only those at least this times as likely as the likeliest are candidates (Nguyen et al. 2024); 0 is no limit.
+    /// Keeps tokens with probability ≥ `min_p` × the most likely token's (Nguyen et al. 2024); 0 disables it.
     pub min_p: f32,
-    /// Logits of earlier tokens are divided by this when positive and multiplied when negative (CTRL, Keskar et al.
-    /// 2019); 1 is no penalty.
+    /// Divides positive and multiplies negative logits of tokens that occurred before (CTRL, Keskar et al. 2019); 1 disables
+    /// it.
     pub repetition_penalty: f32,
-    /// The same seed draws the same tokens.
+    /// Random seed.
     pub seed: u64,
 }
 
@@ -35,7 +34,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks each setting.
+    /// Checks the range of each setting.
     ///
     /// # Errors
     /// [`Error::Input`] naming the first that is out of range.
@@ -59,29 +58,28 @@ impl Sampling {
         ];
         match checks.into_iter().find(|(_, _, valid, _)| !valid) {
             None => Ok(()),
-            Some((name, value, _, range)) => Err(Error::Input(format!("{name} is {value}; it must be {range}"))),
+            Some((name, value, _, range)) => Err(Error::Input(format!("{name}: expected {range}, got {value}"))),
         }
     }
 }
 
-/// Candidates that `top_p` looks at before it looks at all.
+/// Number of most likely tokens that `top_p` tries before it tries the whole vocabulary.
 const FEW: usize = 1024;
 
-/// Draws tokens from one random stream.
+/// Samples tokens with one random stream.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// `[vocab_size]`: the logits after the penalty, then in proportion to the probabilities. The likeliest token has
-    /// 1; a token that may not be drawn has 0.
+    /// `[vocab_size]`: logits after the penalty, then unnormalised probabilities: 1 for the most likely token, 0 for
+    /// excluded ones.
     weights: Vec<f32>,
-    /// Weights out of order, to find the largest.
+    /// Reordered weights, to find the largest.
     scratch: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler whose draws `sampling.seed` and `stream` decide; samples made side by side each take a stream of
-    /// their own.
+    /// Creates a sampler with the random stream `stream` of `sampling.seed`; each sample of a batch uses its own.
     ///
     /// # Errors
     /// As [`Sampling::validate`].
@@ -92,10 +90,10 @@ impl Sampler {
         Ok(Self { sampling, random, weights: Vec::new(), scratch: Vec::new() })
     }
 
-    /// Chooses the next token. `history` is what the repetition penalty looks at: the prompt and all that followed.
+    /// Samples the next token. `history` holds the prompt and the tokens generated so far, for the repetition penalty.
     ///
     /// # Errors
-    /// [`Error::Input`] if a logit is NaN or +∞, or none is finite.
+    /// [`Error::Input`] if a logit is NaN or +∞, or no logit is finite.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
         let best = self.penalise(logits, history)?;
         if self.sampling.temperature == 0.0 {
@@ -115,7 +113,7 @@ impl Sampler {
         self.weights.extend_from_slice(logits);
         if penalty != 1.0 {
             for &token in history {
-                // From the model's own logit, so that a token seen often is penalised once.
+                // From the model's own logit, so that a repeated token is penalised once.
                 if let Some(&logit) = logits.get(token as usize).filter(|logit| logit.is_finite()) {
                     let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
                     self.weights[token as usize] = changed.clamp(f32::MIN, f32::MAX);
@@ -131,20 +129,19 @@ impl Sampler {
             let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
             let logit = logits[token];
             return Err(Error::Input(format!(
-                "the model's logit of token {token} is {logit}: its parameters are damaged, or its training diverged"
+                "the model's logit of token {token} is {logit}: damaged weights or diverged training"
             )));
         }
         if best == f32::NEG_INFINITY {
-            return Err(Error::Input("the model allows no token: no logit is finite".into()));
+            return Err(Error::Input("no token to sample: no logit is finite".into()));
         }
         Ok(best)
     }
 
-    /// Turns the logits in `weights`, of which `best` is the largest, into weights, and those of tokens that are no
-    /// candidates into 0.
+    /// Turns the logits in `weights` into unnormalised probabilities, 0 for excluded tokens. `best` is the largest logit.
     fn weigh(&mut self, best: f32) {
         let Self { sampling: Sampling { temperature, top_k, top_p, min_p, .. }, weights, scratch, .. } = self;
-        // Relative to the likeliest, so that the exponential does not overflow.
+        // Relative to the largest, so that the exponential does not overflow.
         simd(
             #[inline(always)]
             || {
@@ -160,7 +157,7 @@ impl Sampler {
         }
         if *top_p < 1.0 {
             let wanted = f64::from(*top_p) * mass(weights);
-            // Few of many are enough, as a rule.
+            // A few tokens usually hold enough of the probability.
             largest(weights, FEW, scratch);
             if mass(scratch) < wanted {
                 scratch.clear();
@@ -179,9 +176,9 @@ fn descending(a: &f32, b: &f32) -> std::cmp::Ordering {
     b.total_cmp(a)
 }
 
-/// Fills `found` with the `k` largest weights, in any order; with all above 0 when those are fewer.
+/// Fills `found` with the `k` largest weights, in any order; with all positive ones if there are fewer.
 ///
-/// The k-th largest of the maxima of small pieces is a bound that k weights reach and few others do.
+/// The k-th largest maximum of small pieces is a bound that at least k weights reach and few others do.
 fn largest(weights: &[f32], k: usize, found: &mut Vec<f32>) {
     found.clear();
     simd(
@@ -197,9 +194,9 @@ fn largest(weights: &[f32], k: usize, found: &mut Vec<f32>) {
     }
 }
 
-/// How many of the largest weights add up to `wanted`; these are then the first, in any order.
+/// Returns how many of the largest weights sum to `wanted`, and moves these to the front, in any order.
 ///
-/// Halves the range in which the last of them stands: the larger half of it is either enough, or all of it is needed.
+/// Bisects: either the larger half of the range is enough, or all of it is needed.
 fn count_reaching(weights: &mut [f32], wanted: f64) -> usize {
     let (mut needed, mut end, mut found) = (0, weights.len(), 0.0);
     while end - needed > 1 {
@@ -216,7 +213,7 @@ fn count_reaching(weights: &mut [f32], wanted: f64) -> usize {
     end
 }
 
-/// Sets all weights to 0 but the `largest`; of those that equal the smallest of these, it keeps the lower ids.
+/// Zeroes all weights except the `largest`; among ties for the smallest of these, lower ids are kept.
 fn keep_largest(weights: &mut [f32], largest: &[f32]) {
     let smallest = largest.iter().copied().fold(f32::INFINITY, f32::min);
     let equal = |weights: &[f32]| weights.iter().filter(|&&weight| weight == smallest).count();
@@ -232,7 +229,7 @@ fn drop_below(weights: &mut [f32], smallest: f32) {
     );
 }
 
-/// Sum of weights, in an order that does not depend on the vector width.
+/// Sums weights in f64, in an order that does not depend on the vector width.
 fn mass(weights: &[f32]) -> f64 {
     simd(
         #[inline(always)]
@@ -249,9 +246,9 @@ fn mass(weights: &[f32]) -> f64 {
     )
 }
 
-/// The token at which the running sum of weights passes `uniform`, in [0, 1), times the whole.
+/// Returns the token at which the running sum of weights exceeds `uniform`, in [0, 1), × the total.
 fn draw(weights: &[f32], uniform: f64) -> u32 {
-    // Tokens whose weights are added up before any is looked at.
+    // Weights are summed in chunks, so that only one chunk is searched token by token.
     const CHUNK: usize = 1024;
     let masses: Vec<f64> = weights.chunks(CHUNK).map(mass).collect();
     let target = uniform * masses.iter().sum::<f64>();
@@ -272,7 +269,7 @@ fn draw(weights: &[f32], uniform: f64) -> u32 {
             }
         }
     }
-    // Sums in two orders differ in their last bits: a target at the very end may lie beyond the second.
+    // The two sums differ in their last bits, so the target may exceed the running sum at the very end.
     last as u32
 }
 
@@ -298,7 +295,7 @@ mod tests {
         let tokens = |list: &[(u32, f32)]| list.iter().map(|&(token, _)| token).collect::<Vec<_>>();
         assert_eq!(tokens(&found), tokens(expected));
         for ((token, found), (_, expected)) in found.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6, "token {token} weighs {found}, not {expected}");
+            assert!((found - expected).abs() < 1e-6, "token {token}: expected weight {expected}, got {found}");
         }
     }
 
@@ -333,7 +330,7 @@ mod tests {
         assert_shortlist(top_p(0.49), &[], &[(0, 1.0)]);
         assert_shortlist(top_p(0.51), &[], &[(0, 1.0), (2, 0.5)]);
         assert_shortlist(top_p(0.8), &[], &[(0, 1.0), (1, 0.25), (2, 0.5)]);
-        // Of what top_k leaves (4/6, 2/6), 0.6 is reached by the first alone.
+        // After top_k (4/6, 2/6), the first token alone reaches 0.6.
         assert_shortlist(Sampling { top_k: 2, top_p: 0.6, ..Default::default() }, &[], &[(0, 1.0)]);
     }
 
@@ -348,7 +345,7 @@ mod tests {
     #[test]
     fn repetition_is_penalised_once_and_whatever_the_sign() {
         let sampling = Sampling { repetition_penalty: 2.0, ..Default::default() };
-        // ln 2 / 2 becomes the largest; −ln 2 · 2 = −ln 4; unknown ids and ids outside the vocabulary do nothing.
+        // ln 2 / 2 becomes the largest; −ln 2 · 2 = −ln 4; ids outside the vocabulary are ignored.
         let root = 0.5f32.sqrt();
         assert_shortlist(sampling, &[0, 0, 3, 3, 99], &[(0, 1.0), (1, 0.5 * root), (2, root), (3, 0.25 * root)]);
         let encouraged = Sampling { repetition_penalty: 1e-40, temperature: 0.0, ..Default::default() };
@@ -401,19 +398,19 @@ mod tests {
     fn settings_out_of_range_are_named() {
         let base = Sampling::default();
         for (sampling, message) in [
-            (Sampling { temperature: -1.0, ..base }, "temperature is -1; it must be 0 (greedy) or a positive number"),
+            (Sampling { temperature: -1.0, ..base }, "temperature: expected 0 (greedy) or a positive number, got -1"),
             (
                 Sampling { temperature: f32::NAN, ..base },
-                "temperature is NaN; it must be 0 (greedy) or a positive number",
+                "temperature: expected 0 (greedy) or a positive number, got NaN",
             ),
             (
                 Sampling { temperature: f32::INFINITY, ..base },
-                "temperature is inf; it must be 0 (greedy) or a positive number",
+                "temperature: expected 0 (greedy) or a positive number, got inf",
             ),
-            (Sampling { top_p: 0.0, ..base }, "top_p is 0; it must be above 0 and at most 1"),
-            (Sampling { top_p: 1.5, ..base }, "top_p is 1.5; it must be above 0 and at most 1"),
-            (Sampling { min_p: -0.1, ..base }, "min_p is -0.1; it must be between 0 and 1"),
-            (Sampling { repetition_penalty: 0.0, ..base }, "repetition_penalty is 0; it must be a positive number"),
+            (Sampling { top_p: 0.0, ..base }, "top_p: expected above 0 and at most 1, got 0"),
+            (Sampling { top_p: 1.5, ..base }, "top_p: expected above 0 and at most 1, got 1.5"),
+            (Sampling { min_p: -0.1, ..base }, "min_p: expected between 0 and 1, got -0.1"),
+            (Sampling { repetition_penalty: 0.0, ..base }, "repetition_penalty: expected a positive number, got 0"),
         ] {
             assert_eq!(Sampler::new(sampling, 0).unwrap_err().to_string(), message);
         }
@@ -425,11 +422,11 @@ mod tests {
         let mut error = |logits: &[f32]| sampler.sample(logits, &[]).unwrap_err().to_string();
         assert!(error(&[0.0, f32::NAN]).contains("logit of token 1 is NaN"));
         assert!(error(&[f32::INFINITY]).contains("logit of token 0 is inf"));
-        assert!(error(&[f32::NEG_INFINITY; 3]).contains("allows no token"));
-        assert!(error(&[]).contains("allows no token"));
+        assert!(error(&[f32::NEG_INFINITY; 3]).contains("no token to sample"));
+        assert!(error(&[]).contains("no token to sample"));
     }
 
-    /// The same list by sorting the whole vocabulary, in f64.
+    /// Candidates by a full sort of the vocabulary, in f64.
     fn reference(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap());
@@ -453,7 +450,7 @@ mod tests {
     }
 
     proptest! {
-        /// Logits on a coarse grid, so that many are equal; none so far apart that the exponential reaches its floor.
+        /// Logits on a coarse grid, so that many are equal, in a range in which the exponential does not underflow.
         #[test]
         fn the_shortlist_is_that_of_a_full_sort(
             grid in prop::collection::vec(-20i8..20, 1..400),
@@ -468,10 +465,10 @@ mod tests {
             let mut expected = reference(sampling, &logits);
             found.sort_unstable();
             expected.sort_unstable();
-            // Sums in another order may differ in the last bits, and with them where top_p cuts.
+            // Sums in another order may differ in the last bits, which can move the cut of top_p by one token.
             let close = found.len().abs_diff(expected.len()) <= 1 && found.iter().all(|token| expected.contains(token))
                 || expected.iter().all(|token| found.contains(token)) && found.len() == expected.len() + 1;
-            prop_assert!(found == expected || top_p < 1.0 && close, "{:?} is not {:?}", found, expected);
+            prop_assert!(found == expected || top_p < 1.0 && close, "expected {:?}, got {:?}", expected, found);
         }
 
         #[test]

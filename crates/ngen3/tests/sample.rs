@@ -279,10 +279,10 @@ fn bad_input_gives_one_line() {
         let base = ["--model_checkpoint", "parrot_model.pt"];
         assert_refused(&sample(&folder, &[&base, arguments].concat()), code, reason);
     };
-    refused(&["--temperature", "-1"], 1, "temperature is -1; it must be 0 (greedy) or a positive number");
-    refused(&["--top_p", "0"], 1, "top_p is 0; it must be above 0 and at most 1");
-    refused(&["--min_p", "2"], 1, "min_p is 2; it must be between 0 and 1");
-    refused(&["--repetition_penalty", "-1"], 1, "repetition_penalty is -1; it must be a positive number");
+    refused(&["--temperature", "-1"], 1, "temperature: expected 0 (greedy) or a positive number, got -1");
+    refused(&["--top_p", "0"], 1, "top_p: expected above 0 and at most 1, got 0");
+    refused(&["--min_p", "2"], 1, "min_p: expected between 0 and 1, got 2");
+    refused(&["--repetition_penalty", "-1"], 1, "repetition_penalty: expected a positive number, got -1");
     refused(&["--temperature", "warm"], 2, "--temperature");
     refused(&["--num_samples", "0"], 2, "--num_samples");
     refused(&["--dtype", "f8"], 2, "there are auto, f32 and bf16");
