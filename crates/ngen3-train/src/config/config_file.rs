@@ -1,7 +1,7 @@
-//! `--config FILE.toml`: settings and, for a model that is no variant, its shape.
+//! `--config FILE.toml`: settings and, for a model that is not a variant, its shape.
 //!
 //! ```toml
-//! # A tiny model. Every key is optional; what is not said comes from the variant, or from the defaults.
+//! # A tiny model. Every key is optional; missing values come from the variant or the defaults.
 //! n_layer = 2          # or: layers
 //! n_head = 2           # or: heads
 //! n_embd = 32          # or: width
@@ -19,10 +19,10 @@ use strsim::levenshtein;
 use crate::config::field::Entries;
 use crate::{Error, Overrides, Shape};
 
-/// Largest file of settings, in bytes; a device or a data file given by mistake is longer.
+/// Maximum size of a settings file in bytes; a device or a data file given by mistake is larger.
 const MAX_LEN: u64 = 1 << 20;
 
-/// Reads a file of settings.
+/// Reads a settings file.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read; [`Error::File`] if it is not TOML, or a key or a value is wrong.
@@ -31,13 +31,13 @@ pub fn load(path: &Path) -> Result<(Overrides, Shape), Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > MAX_LEN {
-        return Err(Error::file(path, "too long for a file of settings"));
+        return Err(Error::file(path, "expected a settings file, got more than 1 MiB"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| Error::file(path, "not text, so not a file of settings"))?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::file(path, "expected TOML, got invalid UTF-8"))?;
     parse(&text).map_err(|what| Error::file(path, what))
 }
 
-/// Reads settings from the text of a TOML file; the error says what is wrong with it.
+/// Parses the text of a settings file; errors name the line and the key.
 pub fn parse(text: &str) -> Result<(Overrides, Shape), String> {
     let mut entries = Entries::parse(text, Shape::ALIASES)?;
     let settings = Overrides::take_from(&mut entries)?;
@@ -45,13 +45,13 @@ pub fn parse(text: &str) -> Result<(Overrides, Shape), String> {
     match entries.first_left() {
         None => Ok((settings, shape)),
         Some((line, key)) => Err(match near_match(&key) {
-            Some(name) => format!("line {line}: there is no setting {key:?}; did you mean {name}?"),
-            None => format!("line {line}: there is no setting {key:?}"),
+            Some(name) => format!("line {line}: unknown setting {key:?}; did you mean {name}?"),
+            None => format!("line {line}: unknown setting {key:?}"),
         }),
     }
 }
 
-/// The setting that `key` was probably meant to be.
+/// Returns the known setting closest to `key`, if one is close enough to be a typo.
 fn near_match(key: &str) -> Option<&'static str> {
     let key = key.replace('-', "_").to_ascii_lowercase();
     let aliases = Shape::ALIASES.iter().map(|(alias, _)| alias);
@@ -90,35 +90,35 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let cases = [
-            ("learning_rat = 1", "line 1: there is no setting \"learning_rat\"; did you mean learning_rate?"),
-            ("max-iters = 1", "line 1: there is no setting \"max-iters\"; did you mean max_iters?"),
-            ("seed = 1\n# red\ncolour = 1", "line 3: there is no setting \"colour\""),
-            ("the_second = 1\nseed = 1\na_third = 1", "line 1: there is no setting \"the_second\""),
-            ("\n[train]\nseed = 1", "line 2: there is no setting \"train\""),
+            ("learning_rat = 1", "line 1: unknown setting \"learning_rat\"; did you mean learning_rate?"),
+            ("max-iters = 1", "line 1: unknown setting \"max-iters\"; did you mean max_iters?"),
+            ("seed = 1\n# red\ncolour = 1", "line 3: unknown setting \"colour\""),
+            ("the_second = 1\nseed = 1\na_third = 1", "line 1: unknown setting \"the_second\""),
+            ("\n[train]\nseed = 1", "line 2: unknown setting \"train\""),
             ("layers = 1\nn_layer = 1", "line 2: n_layer and layers are the same setting; keep one"),
             ("n_layer = 1\nlayers = 1", "line 2: layers and n_layer are the same setting; keep one"),
-            ("seed = 1\nmax_iters = 'x'", "line 2: max_iters is \"x\"; it must be a whole number, 0 or more"),
-            ("max_iters = -1", "line 1: max_iters is -1; it must be a whole number, 0 or more"),
-            ("width = 1.5", "line 1: width is 1.5; it must be a whole number, 0 or more"),
-            ("dropout = 'some'", "line 1: dropout is \"some\"; it must be a number"),
-            ("val_fraction = [1]", "line 1: val_fraction is a list; it must be a number"),
-            ("seed = { a = \"\"\"\n\"\"\" }", "line 1: seed is a table; it must be a whole number, 0 or more"),
-            ("keep_best = 1", "line 1: keep_best is 1; it must be true or false"),
-            ("dtype = 'f16'", "line 1: dtype is \"f16\"; it must be \"auto\", \"f32\" or \"bf16\""),
-            ("activation = 'relu'", "line 1: activation is \"relu\"; it must be \"gelu_new\" or \"gelu\""),
+            ("seed = 1\nmax_iters = 'x'", "line 2: max_iters: expected a non-negative integer, got \"x\""),
+            ("max_iters = -1", "line 1: max_iters: expected a non-negative integer, got -1"),
+            ("width = 1.5", "line 1: width: expected a non-negative integer, got 1.5"),
+            ("dropout = 'some'", "line 1: dropout: expected a number, got \"some\""),
+            ("val_fraction = [1]", "line 1: val_fraction: expected a number, got a list"),
+            ("seed = { a = \"\"\"\n\"\"\" }", "line 1: seed: expected a non-negative integer, got a table"),
+            ("keep_best = 1", "line 1: keep_best: expected true or false, got 1"),
+            ("dtype = 'f16'", "line 1: dtype: expected \"auto\", \"f32\" or \"bf16\", got \"f16\""),
+            ("activation = 'relu'", "line 1: activation: expected \"gelu_new\" or \"gelu\", got \"relu\""),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text).unwrap_err(), expected, "{text}");
         }
         let error = parse("seed = 1\nmax_iters = \n").unwrap_err();
-        assert!(error.starts_with("line 2 is not TOML: ") && !error.contains('\n'), "{error}");
+        assert!(error.starts_with("line 2: invalid TOML: ") && !error.contains('\n'), "{error}");
     }
 
     #[test]
     fn files_that_are_no_settings_are_refused_in_one_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.toml");
-        for (bytes, expected) in [(vec![0xff, 0xfe], "not text"), (vec![b' '; (1 << 20) + 1], "too long")] {
+        for (bytes, expected) in [(vec![0xff, 0xfe], "invalid UTF-8"), (vec![b' '; (1 << 20) + 1], "more than 1 MiB")] {
             std::fs::write(&path, bytes).unwrap();
             let error = load(&path).unwrap_err().to_string();
             assert!(error.contains("x.toml") && error.contains(expected), "{error}");

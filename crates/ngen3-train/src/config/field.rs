@@ -1,7 +1,7 @@
-//! The fields of a list: how one is asked for, by a key of a TOML file or by a flag.
+//! Optional fields, given by a key of a TOML file or by a flag.
 //!
-//! [`settings.rs`](crate::TrainSettings) and [`shape.rs`](crate::Shape) each hold one list; `optional_fields!` makes of
-//! it everything that reads a field.
+//! [`settings.rs`](crate::TrainSettings) and [`shape.rs`](crate::Shape) each have one list of fields; `optional_fields!`
+//! generates the code that reads them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -11,32 +11,32 @@ use ngen3_model::Activation;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
-/// A field as a flag of the command line.
+/// Command-line flag of a field.
 pub struct Flag<T> {
-    /// Name of the field, the flag and the TOML key.
+    /// Name of the field, flag and TOML key.
     pub name: &'static str,
-    /// Placeholder of its value in the help text.
+    /// Placeholder of the value in the help text.
     pub value_name: &'static str,
-    /// Meaning of the field, without its default.
+    /// Help text, without the default.
     pub help: &'static str,
-    /// The value, or in words the rule, that holds when nobody asks.
+    /// Default value, or a description of it, for the help text.
     pub default: &'static (dyn Display + Sync),
-    /// `true` for a field that is true or false: the flag alone means true.
+    /// `true` for a boolean field; the flag without a value means true.
     pub is_switch: bool,
-    /// Reads a value as the command line has it, into a list of which only this field is asked for.
+    /// Parses a value of the command line into a list with only this field set.
     pub parse: fn(&str) -> Result<T, String>,
 }
 
-/// A type that a field can have.
+/// Type of a field.
 pub(crate) trait FieldType: DeserializeOwned {
-    /// Words for the values that are accepted.
+    /// Accepted values, for error messages.
     const EXPECTED: &str;
-    /// `true` if a flag of this type needs no value.
+    /// `true` if the flag needs no value.
     const IS_SWITCH: bool = false;
 }
 
 impl FieldType for u64 {
-    const EXPECTED: &str = "a whole number, 0 or more";
+    const EXPECTED: &str = "a non-negative integer";
 }
 
 impl FieldType for usize {
@@ -64,10 +64,10 @@ impl FieldType for Activation {
     const EXPECTED: &str = "\"gelu_new\" or \"gelu\"";
 }
 
-/// Writes a list of fields down as a struct in which each may be `None`: not asked for.
+/// Defines a struct whose fields are all optional.
 ///
-/// An entry is `name: type;`, with `, alias "NAME"` if a TOML file may call it something else, and `, flag (VALUE_NAME,
-/// HELP, DEFAULT)` if the command line has it.
+/// An entry is `name: type;`, with `, alias "NAME"` for another key in TOML, and `, flag (VALUE_NAME, HELP, DEFAULT)` for a
+/// flag of the command line.
 macro_rules! optional_fields {
     (
         $(#[$meta:meta])*
@@ -87,13 +87,13 @@ macro_rules! optional_fields {
         }
 
         impl $list {
-            /// Names of the fields, which are the keys of a TOML file.
+            /// Names of the fields, as TOML keys.
             pub const KEYS: &[&str] = &[$(stringify!($name)),*];
 
-            /// Other keys of a TOML file, each with the field that it means.
+            /// Other TOML keys: (alias, field).
             pub const ALIASES: &[(&str, &str)] = &[$($(($alias, stringify!($name)),)?)*];
 
-            /// Flags of the command line, in the order in which help shows them.
+            /// Flags of the command line, in the order of the help text.
             pub const FLAGS: &[crate::config::field::Flag<Self>] = &[$($(crate::config::field::Flag {
                 name: stringify!($name),
                 value_name: $value_name,
@@ -106,12 +106,12 @@ macro_rules! optional_fields {
                 },
             },)?)*];
 
-            /// These fields, each from `below` where it is `None` here.
+            /// Fills fields that are `None` from `below`.
             pub fn or(self, below: Self) -> Self {
                 Self { $($name: self.$name.or(below.$name),)* }
             }
 
-            /// Takes the fields out of the entries of a TOML file.
+            /// Takes the fields out of the entries of a TOML file. The error names the line and the key.
             pub(crate) fn take_from(entries: &mut crate::config::field::Entries) -> Result<Self, String> {
                 Ok(Self { $($name: entries.take(stringify!($name))?,)* })
             }
@@ -121,29 +121,29 @@ macro_rules! optional_fields {
 
 pub(crate) use optional_fields;
 
-/// The text of an error, of whichever type reading a value has.
+/// Text of a parse error of any type.
 pub(crate) fn message(error: &impl Display) -> String {
     error.to_string()
 }
 
-/// Entries of a TOML file, by the names of the fields.
+/// Entries of a TOML file, by field name.
 pub(crate) struct Entries(BTreeMap<String, Entry>);
 
 struct Entry {
-    /// As the file calls it.
+    /// The key as written, which may be an alias.
     key: String,
-    /// From 1.
+    /// Line number, from 1.
     line: usize,
     value: toml::Value,
 }
 
 impl Entries {
-    /// Reads a TOML file whose keys may also be called by their `aliases`.
+    /// Parses TOML whose keys may be `aliases` (alias, field). The error names the line.
     pub(crate) fn parse(text: &str, aliases: &[(&str, &str)]) -> Result<Self, String> {
         let line_at = |at: usize| 1 + text[..at].matches('\n').count();
         let not_toml = |error: toml::de::Error| {
             let line = error.span().map_or(1, |span| line_at(span.start));
-            format!("line {line} is not TOML: {}", error.message().replace('\n', ", "))
+            format!("line {line}: invalid TOML: {}", error.message().replace('\n', ", "))
         };
         let mut values: toml::Table = text.parse().map_err(not_toml)?;
         let places = DeTable::parse(text).map_err(not_toml)?;
@@ -163,24 +163,24 @@ impl Entries {
         Ok(Self(entries))
     }
 
-    /// Takes a field out; `None` if the file does not have it.
+    /// Takes a field out; `None` if it is not set. The error names the line and the key.
     pub(crate) fn take<T: FieldType>(&mut self, name: &str) -> Result<Option<T>, String> {
         let Some(Entry { key, line, value }) = self.0.remove(name) else { return Ok(None) };
         let found = in_one_line(&value);
         let expected = T::EXPECTED;
-        value.try_into().map(Some).map_err(|_| format!("line {line}: {key} is {found}; it must be {expected}"))
+        value.try_into().map(Some).map_err(|_| format!("line {line}: {key}: expected {expected}, got {found}"))
     }
 
-    /// The first line with an entry that nobody took, and its key.
+    /// Returns line and key of the first entry that was not taken.
     pub(crate) fn first_left(self) -> Option<(usize, String)> {
         self.0.into_iter().map(|(key, Entry { line, .. })| (line, key)).min_by_key(|(line, _)| *line)
     }
 }
 
-/// A value as an error quotes it, on one line.
+/// Describes a value on one line, for error messages.
 fn in_one_line(value: &toml::Value) -> String {
     match value {
-        toml::Value::String(text) if text.chars().count() > 40 => "a long text".into(),
+        toml::Value::String(text) if text.chars().count() > 40 => "a long string".into(),
         toml::Value::String(text) => format!("{text:?}"),
         toml::Value::Array(_) => "a list".into(),
         toml::Value::Table(_) => "a table".into(),

@@ -1,17 +1,17 @@
-//! Defaults of `finetune` that differ from those of `train`, and the help that says so.
+//! Defaults of `finetune` that differ from those of `train`, and their help texts.
 
 use crate::Overrides;
 
-/// Help of the flags that have other defaults in `finetune`: (setting, help).
+/// Help texts of flags with other defaults in `finetune`: (setting, help).
 pub const FINETUNE_HELP: [(&str, &str); 4] = [
-    ("max_iters", "The same as finetune_iters"),
-    ("eval_interval", "Steps between two evaluations [default: a twentieth of the run]"),
-    ("keep_best", "Keep the model of the lowest validation loss rather than the latest [default: true]"),
-    ("learning_rate", "Highest learning rate [default: a third of the variant's; with --lora_rank the variant's]"),
+    ("max_iters", "Same as --finetune_iters"),
+    ("eval_interval", "Steps between evaluations [default: finetune_iters / 20]"),
+    ("keep_best", "Keep the model with the lowest validation loss instead of the latest [default: true]"),
+    ("learning_rate", "Peak learning rate [default: a third of the variant's; with --lora_rank the variant's]"),
 ];
 
-/// The settings of fine-tuning where nobody says otherwise: it starts from what is good already, so it learns more slowly,
-/// looks more often, and keeps the best. Adapters start from nothing, and learn as fast as a model does from scratch.
+/// Fills in the defaults of fine-tuning. The weights are trained already, so the learning rate is lower, evaluations are more
+/// frequent, and the best model is kept. Adapters start from zero and use the learning rate of training from scratch.
 /// `recipe_lr` is the variant's learning rate.
 pub(crate) fn finetune_defaults(asked: Overrides, recipe_lr: f32, adapters: bool) -> Overrides {
     let max_iters = asked.max_iters.unwrap_or(1_000);

@@ -1,6 +1,5 @@
-//! Settings and shape of a run, each one list of fields: read `settings.rs`, then `shape.rs`. `field.rs` makes flags and keys of
-//! a list; `config_file.rs` reads them from TOML; `finetune_defaults.rs` has
-//! the values that `finetune` starts from.
+//! Settings and model shape of a run, each one list of fields: read `settings.rs`, then `shape.rs`. `field.rs` generates flags
+//! and TOML keys from a list; `config_file.rs` reads TOML files; `finetune_defaults.rs` has the defaults of `finetune`.
 
 pub(crate) mod config_file;
 pub(crate) mod field;

@@ -1,7 +1,7 @@
-//! The settings of a run: the one list of them, with what each means and is when nobody asks.
+//! Training settings: one list with the meaning, default and range of each.
 //!
-//! [`TrainSettings`] is what a run uses. [`Overrides`] is the same list with every entry optional: what a command line
-//! or a TOML file asks for. [`TrainSettings::settle`] turns the second into the first.
+//! [`TrainSettings`] holds the settings of a run. [`Overrides`] is the same list with every entry optional, as given on the
+//! command line or in a TOML file. [`TrainSettings::settle`] turns the second into the first.
 
 use std::fmt::Display;
 
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::config::field::optional_fields;
 
-/// More threads than any machine has cores are a mistake.
+/// Maximum of `threads`: more than any machine has cores.
 const MAX_THREADS: usize = 1_024;
 
-/// More micro-batches than a step of a week has are a mistake.
+/// Maximum of `gradient_accumulation`: such a step would take a week.
 const MAX_ACCUMULATION: u64 = 1 << 20;
 
-/// Makes [`TrainSettings`] and [`Overrides`] of the list below. Of each setting it says, in this order:
+/// Defines [`TrainSettings`] and [`Overrides`] from the list below. An entry has, in this order:
 ///
 /// - `name: type`;
-/// - `= DEFAULT`, which may use the settings above it and the variant's `recipe`, and then has a `=> "TEXT"` for the help;
-/// - its range: a function that returns, as an error, what the value must be; it may use the other settings;
+/// - `= DEFAULT`; one that uses the settings above it or the variant's `recipe` also has `=> "TEXT"` for the help;
+/// - its range: a function that returns the expected values as its error; it may use the other settings;
 /// - `"VALUE_NAME": "HELP"` of its flag.
 macro_rules! settings {
     (
@@ -33,14 +33,14 @@ macro_rules! settings {
                 $range:expr, $value_name:literal: $help:literal;
         )*
     ) => {
-        /// Everything that decides how a run goes, but for the model's shape and the data.
+        /// Hyperparameters of a run: everything except the model's shape and the data.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct TrainSettings {
             $($(#[doc = $doc])* $(#[serde($serde)])? pub $name: $type,)*
         }
 
         optional_fields! {
-            /// Settings that somebody asked for; `None` where nobody did.
+            /// Settings given on the command line or in a TOML file; `None` takes the default.
             Overrides {
                 $($(#[doc = $doc])* $name: $type,
                     flag ($value_name, $help, default_text!($default $(=> $default_text)?));)*
@@ -54,7 +54,7 @@ macro_rules! settings {
         }
 
         impl TrainSettings {
-            /// Fills in what nobody asked for, from the variant's recipe and the defaults of the list.
+            /// Fills in missing settings from the variant's recipe and the defaults of the list.
             ///
             /// # Errors
             /// As [`TrainSettings::validate`].
@@ -65,17 +65,17 @@ macro_rules! settings {
                 Ok(settings)
             }
 
-            /// Checks that every setting is in its range.
+            /// Checks the range of each setting.
             ///
             /// # Errors
-            /// [`Error::Usage`] naming the first that is not, and what it must be.
+            /// [`Error::Usage`] naming the first that is out of range, and the expected values.
             pub fn validate(&self) -> Result<(), Error> {
                 let Self { $($name),* } = self;
                 $(check(stringify!($name), $name, $range)?;)*
                 Ok(())
             }
 
-            /// The settings that differ from `before`, each as `name before → now`.
+            /// Lists the settings that differ from `before`, each as `name before → now`.
             pub fn changes_since(&self, before: &Self) -> Vec<String> {
                 let mut changes = Vec::new();
                 $(if self.$name != before.$name {
@@ -87,7 +87,7 @@ macro_rules! settings {
     };
 }
 
-/// The default of a setting as the help text has it.
+/// Default of a setting in the help text.
 macro_rules! default_text {
     ($default:expr) => {
         &$default
@@ -99,79 +99,79 @@ macro_rules! default_text {
 
 settings! {
     recipe
-    /// Optimizer steps of the whole run.
-    max_iters: u64 = recipe.max_iters as u64 => "the variant's", any, "N": "Steps of the whole run";
-    /// Steps from one line of metrics.jsonl to the next.
+    /// Number of optimizer steps.
+    max_iters: u64 = recipe.max_iters as u64 => "the variant's", any, "N": "Number of training steps";
+    /// Steps between lines of metrics.jsonl.
     log_interval: u64 = 10, at_least_1,
-        "N": "Steps between two lines of metrics.jsonl, and of the output where it is no terminal";
-    /// Steps from one evaluation on the validation tokens to the next.
-    eval_interval: u64 = 250, at_least_1, "N": "Steps between two evaluations";
-    /// Validation batches in an evaluation; always the same ones, so that evaluations can be compared.
-    eval_iters: u64 = 20, at_least_1, "N": "Validation batches in an evaluation";
-    /// Steps from one save to the next.
-    save_interval: u64 = eval_interval => "eval_interval", at_least_1, "N": "Steps between two saves";
-    /// `true` if the model that stays is that of the lowest validation loss, not the latest.
+        "N": "Steps between lines of metrics.jsonl, and of the output if it is not a terminal";
+    /// Steps between evaluations of the validation loss.
+    eval_interval: u64 = 250, at_least_1, "N": "Steps between evaluations";
+    /// Validation batches per evaluation: always the same ones, so that evaluations are comparable.
+    eval_iters: u64 = 20, at_least_1, "N": "Validation batches per evaluation";
+    /// Steps between checkpoints.
+    save_interval: u64 = eval_interval => "eval_interval", at_least_1, "N": "Steps between checkpoints";
+    /// `true` to keep the model with the lowest validation loss instead of the latest.
     #[serde(default)]
     keep_best: bool = false, any,
-        "true|false": "Keep the model of the lowest validation loss rather than the latest";
-    /// Evaluations without a lower validation loss after which the run stops; 0 disables it.
+        "true|false": "Keep the model with the lowest validation loss instead of the latest";
+    /// Evaluations without a lower validation loss before the run stops; 0 disables it.
     #[serde(default)]
-    patience: u64 = 0, any, "N": "Stop after so many evaluations without a lower validation loss; 0 is never";
-    /// Rows of `block_size` tokens in one micro-batch.
-    batch_size: usize = recipe.batch_size => "the variant's", at_least_1, "N": "Rows in a batch";
-    /// Micro-batches in one optimizer step.
+    patience: u64 = 0, any, "N": "Evaluations without improvement before stopping; 0 disables it";
+    /// Sequences of `block_size` tokens per micro-batch.
+    batch_size: usize = recipe.batch_size => "the variant's", at_least_1, "N": "Sequences per batch";
+    /// Micro-batches per optimizer step.
     gradient_accumulation: u64 = 1, |n| at_least_1(n).and(at_most(n, MAX_ACCUMULATION)),
-        "N": "Batches whose gradients make one step";
+        "N": "Batches accumulated per optimizer step";
     /// Peak learning rate.
     learning_rate: f32 = recipe.learning_rate => "the variant's",
-        |&lr| must(lr > 0.0 && lr.is_finite(), "a number above 0"), "LR": "Highest learning rate";
-    /// Learning rate at the end of the run.
+        |&lr| must(lr > 0.0 && lr.is_finite(), "a positive number"), "LR": "Peak learning rate";
+    /// Learning rate at the end of the cosine decay.
     min_lr: f32 = learning_rate / 10.0 => "learning_rate / 10",
         |lr| must((0.0..=*learning_rate).contains(lr), format!("between 0 and the learning_rate of {learning_rate}")),
-        "LR": "Learning rate at the end, after a cosine";
-    /// Steps in which the learning rate climbs to its peak.
-    warmup_iters: u64 = Self::default_warmup(max_iters) => "100, in a short run a tenth of it",
-        |n| must(n <= max_iters, format!("at most max_iters, which is {max_iters}")),
-        "N": "Steps in which the learning rate climbs";
-    /// AdamW's decay of matrices and embeddings.
-    weight_decay: f32 = 0.1, not_negative, "X": "AdamW's decay of matrices and embeddings";
-    /// AdamW's decay of the first moment.
-    beta1: f32 = 0.9, share, "X": "AdamW's first beta";
-    /// AdamW's decay of the second moment. 0.95 rather than Adam's 0.999: a shorter memory is steadier at few tokens a step
-    /// (Brown et al. 2020).
-    beta2: f32 = 0.95, share, "X": "AdamW's second beta";
-    /// Gradients are scaled down to this global norm; 0 turns clipping off.
-    grad_clip: f32 = 1.0, not_negative, "X": "Largest norm of the gradient; 0 lets it be any";
-    /// Probability with which an activation is zeroed.
-    dropout: f32 = 0.0, share, "P": "Share of activations that are zeroed";
-    /// Decides the initial weights, the order of the data and the dropout masks.
-    seed: u64 = 1337, any, "N": "Decides the first weights, the batches and the dropout";
-    /// Share of the tokens, at their end, that are kept for validation.
+        "LR": "Final learning rate, after cosine decay";
+    /// Steps of linear learning rate warm-up.
+    warmup_iters: u64 = Self::default_warmup(max_iters) => "100, at most max_iters / 10",
+        |n| must(n <= max_iters, format!("at most the max_iters of {max_iters}")),
+        "N": "Steps of linear learning rate warm-up";
+    /// AdamW's weight decay of matrices and embeddings.
+    weight_decay: f32 = 0.1, not_negative, "X": "AdamW's weight decay of matrices and embeddings";
+    /// AdamW's decay rate of the first moment.
+    beta1: f32 = 0.9, share, "X": "AdamW's decay rate of the first moment";
+    /// AdamW's decay rate of the second moment. 0.95 instead of Adam's 0.999: a shorter memory is more stable with few tokens
+    /// per step (Brown et al. 2020).
+    beta2: f32 = 0.95, share, "X": "AdamW's decay rate of the second moment";
+    /// Maximum global norm of the gradients; 0 disables clipping.
+    grad_clip: f32 = 1.0, not_negative, "X": "Maximum norm of the gradients; 0 disables clipping";
+    /// Fraction of activations set to zero during training.
+    dropout: f32 = 0.0, share, "P": "Fraction of activations set to zero during training";
+    /// Random seed of the initial weights, the batches and the dropout masks.
+    seed: u64 = 1337, any, "N": "Random seed of initial weights, batches and dropout";
+    /// Fraction of the data held out for validation: the last tokens of a file, or conversations drawn at random.
     val_fraction: f64 = 0.1, share,
-        "P": "Share of the tokens, at their end, to validate on, where there is no val.bin";
-    /// Threads to compute with; 0 is all cores.
-    threads: usize = 0, |n| at_most(n, MAX_THREADS), "N": "Threads to compute with; 0 is all cores";
-    /// Precision of the matrix products' operands.
+        "P": "Fraction of the data held out for validation, unless there is a val.bin";
+    /// Number of compute threads; 0 uses all cores.
+    threads: usize = 0, |n| at_most(n, MAX_THREADS), "N": "Number of compute threads; 0 uses all cores";
+    /// Precision of the operands of matrix products.
     dtype: Dtype = Dtype::Auto, any,
-        "TYPE": "Numbers to compute with: auto (the fastest that the processor has), f32 or bf16";
-    /// `true` if activations are computed again on the way back rather than kept.
+        "TYPE": "Precision of matrix products: auto (the fastest on this processor), f32 or bf16";
+    /// `true` to recompute activations in the backward pass instead of keeping them.
     #[serde(default)]
     recompute: bool = false, any,
-        "true|false": "Keep only each layer's input and compute the rest again on the way back: the same numbers in less \
-                       memory and an eighth to a quarter more time";
+        "true|false": "Recompute each layer's activations in the backward pass: same results, less memory, 12 to 25 % \
+                       slower";
 }
 
-/// Checks a setting against its range.
+/// Checks the range of a setting.
 fn check<T: Display>(name: &str, value: &T, range: impl FnOnce(&T) -> Result<(), String>) -> Result<(), Error> {
-    range(value).map_err(|must| Error::Usage(format!("{name} is {value}; it must be {must}")))
+    range(value).map_err(|must| Error::Usage(format!("{name}: expected {must}, got {value}")))
 }
 
-/// Fails with what a value must be if a condition does not hold.
+/// Fails with the expected values `be` unless the condition holds.
 fn must(holds: bool, be: impl Into<String>) -> Result<(), String> {
     if holds { Ok(()) } else { Err(be.into()) }
 }
 
-/// The range of all values.
+/// Accepts every value.
 fn any<T>(_: &T) -> Result<(), String> {
     Ok(())
 }
@@ -185,39 +185,39 @@ fn at_most<T: PartialOrd + Display>(value: &T, most: T) -> Result<(), String> {
 }
 
 fn not_negative(value: &f32) -> Result<(), String> {
-    must(*value >= 0.0 && value.is_finite(), "a number of at least 0")
+    must(*value >= 0.0 && value.is_finite(), "a non-negative number")
 }
 
 fn share<T: PartialOrd + From<u8>>(value: &T) -> Result<(), String> {
     must((T::from(0)..T::from(1)).contains(value), "at least 0 and below 1")
 }
 
-/// The text of a setting in files and flags.
+/// Text of a setting, as in files and flags.
 fn text_of(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("numbers and names serialise").trim_matches('"').into()
 }
 
 impl TrainSettings {
-    /// AdamW's ε, which nobody has had reason to change.
+    /// AdamW's ε, which is not configurable.
     const EPS: f32 = 1e-8;
 
-    /// 100 steps, but in a short run a tenth of them.
+    /// Returns 100 steps, at most a tenth of the run.
     pub(crate) fn default_warmup(max_iters: u64) -> u64 {
         100.min(max_iters / 10)
     }
 
-    /// Tokens that one optimizer step trains on, in rows of `block_size`.
+    /// Number of tokens per optimizer step, in sequences of `block_size`.
     pub fn tokens_per_step(&self, block_size: usize) -> u64 {
         (self.batch_size as u64).saturating_mul(block_size as u64).saturating_mul(self.gradient_accumulation)
     }
 
-    /// The options of an engine that trains with these settings.
+    /// Engine options of these settings.
     pub fn options(&self) -> Options {
         let Self { threads, dtype, recompute, .. } = *self;
         Options { threads, dtype, recompute, ..Options::default() }
     }
 
-    /// The update numbered `step`, from 1.
+    /// AdamW's parameters for the update `step`, from 1.
     pub(crate) fn adamw(&self, step: u64, lr: f32) -> AdamW {
         let Self { beta1, beta2, weight_decay, grad_clip, .. } = *self;
         AdamW { step, lr, beta1, beta2, eps: Self::EPS, weight_decay, grad_clip }
@@ -235,8 +235,8 @@ mod tests {
         let flags = Overrides { learning_rate: Some(1e-3), seed: Some(7), ..Overrides::default() };
         let file = Overrides { learning_rate: Some(2e-3), batch_size: Some(4), ..Overrides::default() };
         let settings = TrainSettings::settle(flags.or(file), &RECIPE).unwrap();
-        assert_eq!(settings.learning_rate, 1e-3, "the command line comes before the file");
-        assert_eq!(settings.batch_size, 4, "the file comes before the recipe");
+        assert_eq!(settings.learning_rate, 1e-3, "the command line overrides the file");
+        assert_eq!(settings.batch_size, 4, "the file overrides the recipe");
         assert_eq!(settings.max_iters, 2_000, "the recipe fills in the rest");
         assert_eq!(settings.seed, 7);
     }
@@ -288,7 +288,7 @@ mod tests {
         ];
         for (name, asked) in cases {
             let error = TrainSettings::settle(asked, &RECIPE).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{name} is ")), "{name}: {error}");
+            assert!(error.starts_with(&format!("{name}: expected ")), "{name}: {error}");
         }
     }
 }

@@ -1,20 +1,20 @@
-//! The shape of a model, as far as somebody asked for it: the one list of its fields.
+//! Shape of a model, as given on the command line or in a TOML file: one list of optional fields.
 
 use ngen3_model::{Activation, Config, Variant};
 
 use crate::config::field::optional_fields;
 
-/// Makes [`Shape`] of the list below, and what connects it with [`Config`], which has fields of the same names.
+/// Defines [`Shape`] from the list below, and its conversions from and to [`Config`], which has fields of the same names.
 macro_rules! shape {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty $(, $option:ident $value:tt)*;)*) => {
         optional_fields! {
-            /// Shape of a model; a field is `None` where nobody asked.
+            /// Shape of a model; `None` for fields that are not given.
             Shape { $($(#[doc = $doc])* $name: $type $(, $option $value)*;)* }
         }
 
         impl Shape {
-            /// The config of this shape with GPT-2's values where nobody asked, but for `vocab_size`. `None` if
-            /// layers, heads, width or block are missing, which have no default.
+            /// Returns the config of this shape. Missing fields take `vocab_size` and GPT-2's values; `None` if n_layer,
+            /// n_head, n_embd or block_size is missing, which have no default.
             pub(crate) fn config(&self, vocab_size: usize) -> Option<Config> {
                 let mut config = Config::new(self.n_layer?, self.n_head?, self.n_embd?, self.block_size?, vocab_size);
                 $(if let Some(value) = &self.$name {
@@ -23,7 +23,7 @@ macro_rules! shape {
                 Some(config)
             }
 
-            /// Each field in which a config is not of this shape, as `name is FOUND, not ASKED`; empty if there is none.
+            /// Lists the fields in which a config differs from this shape, as `name is FOUND, not ASKED; …`.
             pub(crate) fn differences_from(&self, config: &Config) -> String {
                 let mut differences = Vec::new();
                 $(match (&config.$name, &self.$name) {
@@ -49,20 +49,19 @@ shape! {
     n_layer: usize, alias "layers";
     /// Number of attention heads.
     n_head: usize, alias "heads";
-    /// Width of the residual stream.
+    /// Embedding width, that of the residual stream.
     n_embd: usize, alias "width";
-    /// Longest context, in tokens.
+    /// Context length, in tokens.
     block_size: usize, alias "block",
-        flag ("N", "Tokens in a row, and the model's longest context", &"the variant's");
-    /// Rows of the token embedding.
+        flag ("N", "Tokens per sequence, the model's context length", &"the variant's");
+    /// Vocabulary size: rows of the token embedding.
     vocab_size: usize, alias "vocabulary";
-    /// Non-linearity of the MLP.
+    /// Activation function of the MLP.
     activation: Activation;
 }
 
 impl Shape {
-    /// Returns `true` if it asks for no other layers, heads or width than a variant's, or those of the GPT-2 that is named
-    /// after it.
+    /// Returns `true` if layers, heads and width, where given, are those of the variant or of its GPT-2 counterpart.
     pub(crate) fn keeps_to(&self, variant: &Variant) -> bool {
         let Config { n_layer, n_head, n_embd, .. } = variant.config();
         let allows = |n_layer, n_head, n_embd| {
@@ -82,7 +81,7 @@ mod tests {
     fn a_shape_and_a_config_are_made_of_one_another() {
         let config = Config { activation: Activation::Gelu, ..Config::new(2, 3, 12, 8, 50) };
         let shape = Shape::from(&config);
-        assert_eq!(shape.config(7), Some(config), "the vocabulary asked for comes before the data's");
+        assert_eq!(shape.config(7), Some(config), "a given vocabulary overrides the data's");
         assert_eq!(Shape { block_size: None, ..shape.clone() }.config(7), None);
         let plain = Shape { vocab_size: None, activation: None, ..shape };
         assert_eq!(plain.config(7), Some(Config::new(2, 3, 12, 8, 7)));

@@ -329,14 +329,26 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--config tiny.toml --data data.bin --out dir.pt", 1, "dir.pt"),
         ("--config tiny.toml --data data.bin --out x.onnx", 1, "ends in .pt or .safetensors"),
         ("--config typo.toml --data data.bin", 1, "\"learnin_rate\"; did you mean learning_rate?"),
-        ("--config wrong.toml --data data.bin", 1, "wrong.toml: line 1: layers is \"two\"; it must be a whole number"),
+        (
+            "--config wrong.toml --data data.bin",
+            1,
+            "wrong.toml: line 1: layers: expected a non-negative integer, got \"two\"",
+        ),
         ("--config none.toml --data data.bin", 1, "none.toml"),
         ("--data data.bin", 1, "which model?"),
-        ("--config tiny.toml --data data.bin --batch_size 0", 1, "batch_size is 0; it must be at least 1"),
+        ("--config tiny.toml --data data.bin --batch_size 0", 1, "batch_size: expected at least 1, got 0"),
         ("--config tiny.toml --data data.bin --batch_size 9999999999", 1, "memory, and this machine has"),
-        ("--config tiny.toml --data data.bin --learning_rate -1", 1, "learning_rate is -1"),
-        ("--config tiny.toml --data data.bin --dropout 1", 1, "dropout is 1"),
-        ("--config tiny.toml --data data.bin --warmup_iters 50 --max_iters 10", 1, "warmup_iters is 50"),
+        (
+            "--config tiny.toml --data data.bin --learning_rate -1",
+            1,
+            "learning_rate: expected a positive number, got -1",
+        ),
+        ("--config tiny.toml --data data.bin --dropout 1", 1, "dropout: expected at least 0 and below 1, got 1"),
+        (
+            "--config tiny.toml --data data.bin --warmup_iters 50 --max_iters 10",
+            1,
+            "warmup_iters: expected at most the max_iters of 10, got 50",
+        ),
     ];
     for (flags, code, expected) in cases {
         let complaint = fail(folder, &format!("train {flags}"), code);
