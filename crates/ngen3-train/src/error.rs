@@ -1,74 +1,74 @@
-//! What can go wrong in a training run.
+//! Errors of training runs.
 
 use std::path::{Path, PathBuf};
 
 /// An error that names what was wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something was asked for that cannot be: a setting out of range, flags that contradict each other or the files.
+    /// An invalid request: a setting out of range, or flags that contradict each other or the files.
     #[error("{0}")]
     Usage(String),
-    /// A file that is not what it should be.
+    /// A file with unexpected content.
     #[error("{path}: {what}", path = path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem: what was expected, what was found, what to do.
         what: String,
     },
-    /// The operating system refused to read or write.
+    /// An I/O error.
     #[error("cannot {doing} {path}: {source}", path = path.display())]
     Io {
-        /// Such as `read` or `write`.
+        /// The operation, such as `read` or `write`.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A save failed, such as on a full disk; the one before it stands.
-    #[error("{what}; what was saved at step {step} is whole, and --resume goes on from it")]
+    /// A save failed, such as on a full disk; the checkpoint before it is intact.
+    #[error("{what}; the checkpoint of step {step} is intact: continue from it with --resume")]
     Save {
-        /// What went wrong.
+        /// The error of the save.
         what: Box<Error>,
         /// The step of the last save.
         step: u64,
     },
-    /// The loss left the numbers: there is nothing to go on from.
+    /// A loss or a gradient is infinite or NaN.
     #[error(
-        "the {what} became {value} at step {step} (learning rate {lr:e}); {kept}. Try a lower --learning_rate, more \
-         --warmup_iters, or --grad_clip 1"
+        "the {what} became {value} at step {step} (learning rate {lr:e}); {kept}; try a lower --learning_rate, more \
+         --warmup_iters or --grad_clip 1"
     )]
     Diverged {
         /// `loss`, `gradient norm` or `validation loss`.
         what: &'static str,
-        /// Infinite or not a number.
+        /// Infinite or NaN.
         value: f32,
-        /// The step at which it was seen.
+        /// Step at which it was detected.
         step: u64,
-        /// Of the last update.
+        /// Learning rate of the last update.
         lr: f32,
-        /// Which checkpoint is left.
+        /// The checkpoint that remains, for the message.
         kept: String,
     },
-    /// From the model's shape or its files.
+    /// Error of the model's shape or files.
     #[error(transparent)]
     Model(#[from] ngen3_model::Error),
-    /// From the data.
+    /// Error of the data.
     #[error(transparent)]
     Data(#[from] ngen3_data::Error),
-    /// From the engine.
+    /// Error of the engine.
     #[error(transparent)]
     Engine(#[from] ngen3_engine::Error),
 }
 
 impl Error {
-    /// For `map_err`: what was being done to which file.
+    /// Returns a closure for `map_err` that adds the operation and the path.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { doing, path: path.to_owned(), source }
     }
 
-    /// A file that is not what it should be.
+    /// Creates an [`Error::File`].
     pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {
         Self::File { path: path.to_owned(), what: what.into() }
     }

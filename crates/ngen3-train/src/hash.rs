@@ -1,4 +1,4 @@
-//! SHA-256, by which a run knows its data and its teacher again.
+//! SHA-256 of data and models, by which a resumed run recognises its own.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 
-/// Of a file, in hexadecimal.
+/// Returns the SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read.
@@ -28,7 +28,7 @@ pub fn sha256(path: &Path) -> Result<String, Error> {
     Ok(hex(hash))
 }
 
-/// Of a model's shape and weights, in hexadecimal: the same from whatever file they come.
+/// Returns the SHA-256 of a model's shape and weights, in hexadecimal, whatever the file format.
 pub fn sha256_of_model(model: &Checkpoint) -> String {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(&model.config).expect("numbers and names serialise"));
@@ -36,14 +36,14 @@ pub fn sha256_of_model(model: &Checkpoint) -> String {
     hex(hash)
 }
 
-/// Of numbers, in hexadecimal.
+/// Returns the SHA-256 of numbers, in hexadecimal.
 pub fn sha256_of(values: &[f32]) -> String {
     let mut hash = Sha256::new();
     add(&mut hash, values);
     hex(hash)
 }
 
-/// Little-endian, as files have them.
+/// Hashes numbers as little-endian f32, as files store them.
 fn add(hash: &mut Sha256, values: &[f32]) {
     for some in values.chunks(1 << 12) {
         hash.update(some.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());

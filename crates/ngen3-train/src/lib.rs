@@ -1,7 +1,7 @@
 //! The training loop: schedule, metrics, checkpoints and resumption.
 //!
-//! Read `train.rs` first: it is the loop of every run, one straight page. A run learns an [`Objective`]; those there are stand in
-//! `objectives/`. The road to the loop is `setup.rs`: `config/`, then `prepare/`. A run leaves the files of `run_files/`.
+//! Read `train.rs` first: the loop of every run, one page. A run optimises an [`Objective`] (`objectives/`). `setup.rs` leads
+//! from a request to the loop, through `config/` and `prepare/`. `run_files/` has the files that a run writes.
 
 mod config;
 mod error;

@@ -1,7 +1,8 @@
-//! The objective of a run: what a step learns, and what the model is judged by.
+//! Objective of a run: the loss that is minimised, and the evaluation.
 //!
-//! [`crate::train`] is the loop of every run and knows only this. Objectives are [`crate::TokenObjective`] (predict the next
-//! token), [`crate::ChatObjective`] (the assistant's turns) and [`crate::objectives::distill::DistillObjective`] (a teacher's probabilities too).
+//! [`crate::train`], the loop of every run, depends only on this trait. Objectives are [`crate::TokenObjective`] (next-token
+//! prediction), [`crate::ChatObjective`] (the assistant's turns) and [`crate::objectives::distill::DistillObjective`]
+//! (distillation).
 
 use std::sync::atomic::AtomicBool;
 
@@ -9,63 +10,62 @@ use ngen3_engine::{Backward, Trainer};
 
 use crate::Error;
 
-/// One micro-batch of a step, whose gradients add up to the step's.
+/// A micro-batch of a step, whose gradients are accumulated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Micro {
-    /// Updates done before.
+    /// Updates done before this step.
     pub step: u64,
-    /// Which of the step's micro-batches it is, from 0.
+    /// Index of the micro-batch within the step, from 0.
     pub index: u64,
-    /// How its gradient is taken; no two micro-batches of a run share a seed.
+    /// Options of the backward pass; no two micro-batches of a run share a seed.
     pub backward: Backward,
 }
 
 /// The result of a micro-batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutput {
-    /// The loss whose gradient was added, in nats per token.
+    /// Loss whose gradient was added, in nats per token.
     pub loss: f32,
-    /// The terms of the loss, if they are worth telling apart: a name (a word, as a key in `metrics.jsonl`) and a
-    /// value for each, the same names in every step.
+    /// Terms of the loss to log, if any: a name, used as a key in `metrics.jsonl`, and a value each. The names are the same in
+    /// every step.
     pub parts: Vec<(&'static str, f32)>,
-    /// Tokens it went through.
+    /// Number of tokens processed.
     pub tokens: u64,
 }
 
-/// How an evaluation ended.
+/// Result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Evaluation {
-    /// With the mean loss on what is held out, in nats per token.
+    /// Mean loss on the held-out data, in nats per token.
     Loss(f32),
-    /// At once: nothing is held out.
+    /// Nothing is held out.
     NothingHeldOut,
-    /// Before its end, since it was asked to. What it had by then is dropped.
+    /// Stopped before its end; partial results are dropped.
     Stopped,
 }
 
-/// The objective of a run. A step must follow from its number alone: that is why a run that stops and goes on is the run
-/// that never stopped.
+/// Objective of a run. A step must depend only on its number, so that a resumed run equals an uninterrupted one.
 pub trait Objective {
-    /// Number of targets of a micro-batch that are not ignored, so that a step's loss is the mean over all of its targets, however they are
-    /// shared out. By default all micro-batches count alike.
+    /// Number of targets of a micro-batch that are not ignored, the weight of its gradient: a step's loss is the mean over
+    /// all of its targets. By default all micro-batches weigh the same.
     fn num_target_tokens(&mut self, step: u64, index: u64) -> u64 {
         let _ = (step, index);
         1
     }
 
-    /// Adds the gradient of a micro-batch to the trainer's.
+    /// Runs the forward and backward pass of a micro-batch; adds its gradient to the trainer's.
     ///
     /// # Errors
-    /// Those of the engine, or of a file that cannot be read.
+    /// Errors of the engine, and of files that cannot be read.
     fn training_step(&mut self, trainer: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error>;
 
-    /// Judges the model by what is held out, always by the same tokens. Looks at `stop` before each batch.
+    /// Evaluates the model on the held-out data, always on the same tokens. Checks `stop` before each batch.
     ///
     /// # Errors
     /// As [`Objective::training_step`].
     fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error>;
 
-    /// Loss of any one batch, held out if possible: enough to see whether the weights are still numbers.
+    /// Returns the loss of one batch, held out if possible, to check that the weights are still finite.
     ///
     /// # Errors
     /// As [`Objective::training_step`].

@@ -1,4 +1,4 @@
-//! A text that a model could predict before it is fine-tuned: how much of that it has lost shows in its perplexity there.
+//! Reference text of fine-tuning: its perplexity before and after shows how much the model has forgotten.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,20 +13,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, RunPaths};
 
-/// A text that a model could predict before: what it has lost shows in its perplexity there.
+/// A reference text, tokenised.
 #[derive(Clone, Debug)]
 pub struct Reference {
     name: String,
     ids: Vec<u32>,
 }
 
-/// Tokens of a reference text that are looked at: enough for two digits of its perplexity.
+/// Maximum number of tokens of a reference text: enough for two digits of its perplexity.
 const REFERENCE_TOKENS: usize = 16_384;
-/// Tokens in a pass over it.
+/// Minimum number of tokens per forward pass.
 const REFERENCE_PASS: usize = 2_048;
 
 impl Reference {
-    /// Takes the first tokens of a text. `None` if it has fewer than two.
+    /// Tokenises the beginning of a text. Returns `None` if it has fewer than two tokens.
     ///
     /// # Errors
     /// [`Error::Data`] if the tokenizer fails on it.
@@ -36,16 +36,15 @@ impl Reference {
         Ok((ids.len() >= 2).then(|| Self { name: name.into(), ids }))
     }
 
-    /// Its name, and its length.
+    /// Name and length, for messages.
     pub fn title(&self) -> String {
         format!("{}, {}", self.name, count(self.ids.len() - 1, "token"))
     }
 
-    /// exp of the mean loss: of how many tokens, all as likely, the model would have to guess each. `None` if `stop`, which is
-    /// looked at before each pass, is set before the end.
+    /// Computes the perplexity, exp of the mean loss. Returns `None` if `stop`, checked before each pass, is set.
     ///
     /// # Errors
-    /// [`Error::Engine`] for what the engine could not do.
+    /// [`Error::Engine`] if the engine fails.
     pub fn perplexity(&self, model: &mut dyn Model, stop: &AtomicBool) -> Result<Option<f64>, Error> {
         let block_size = model.config().block_size;
         let (inputs, targets) = (&self.ids[..self.ids.len() - 1], &self.ids[1..]);
@@ -66,21 +65,21 @@ impl Reference {
     }
 }
 
-/// `X_model.run/reference.json`: the perplexity on a reference text, in numbers.
+/// `X_model.run/reference.json`: the perplexity on a reference text before and after fine-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReferenceReport {
     /// Name of the text.
     pub text: String,
-    /// Before fine-tuning.
+    /// Perplexity before fine-tuning.
     pub before: f64,
-    /// That of the model that was kept; `None` while the run is under way.
+    /// Perplexity of the final model; `None` until the run is finished.
     pub after: Option<f64>,
 }
 
 impl ReferenceReport {
     const FILE: &str = "reference.json";
 
-    /// Reads that of a run; `None` if it has none.
+    /// Reads the report of a run; `None` if there is none.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read; [`Error::File`] if it is damaged.
@@ -95,7 +94,7 @@ impl ReferenceReport {
         }
     }
 
-    /// Removes that of an earlier run of this name.
+    /// Removes the report of an earlier run with the same name.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be removed.
@@ -107,7 +106,7 @@ impl ReferenceReport {
         }
     }
 
-    /// Writes it whole or not at all.
+    /// Writes the report atomically.
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written.
@@ -120,12 +119,12 @@ impl ReferenceReport {
     }
 }
 
-/// The text that perplexity is measured on where none is named, and its name.
+/// Returns name and content of the default reference text.
 pub fn default_reference() -> (&'static str, String) {
     ("the last tenth of builtin:shakespeare", last_tenth(&shakespeare()).to_owned())
 }
 
-/// The last tenth of a text, from a line's beginning: where a model that was trained on it was validated.
+/// Returns the last tenth of a text, from the start of a line: the validation part of a model trained on it.
 fn last_tenth(text: &str) -> &str {
     let tail = &text[text.floor_char_boundary(text.len() / 10 * 9)..];
     tail.split_once('\n').map_or(tail, |(_, rest)| rest)
@@ -138,7 +137,7 @@ fn last_tenth(text: &str) -> &str {
 pub fn read_reference(path: &Path) -> Result<String, Error> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     String::from_utf8(bytes)
-        .map_err(|error| Error::file(path, format!("it is not UTF-8 at byte {}", error.utf8_error().valid_up_to())))
+        .map_err(|error| Error::file(path, format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))
 }
 
 #[cfg(test)]
@@ -155,7 +154,7 @@ mod tests {
         let mut engine = FakeEngine::new(config.clone(), 1);
         engine.write(Slot::Params, &vec![0.0; ParamList::new(&config).total()]).unwrap();
         let tokenizer = Tokenizer::gpt2();
-        // Several passes, the last of them short.
+        // Several passes; the last one is short.
         for words in [2, 17, 3_000] {
             let text = "word ".repeat(words);
             let reference = Reference::new("a text", text.trim_end(), &tokenizer).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! A run under way: what stands around the steps of the loop (`train.rs`), evaluations, the log and saves.
+//! A run in progress: evaluation, logging and saving around the steps of the loop (`train.rs`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,49 +12,49 @@ use crate::run_files::run_log::RunLog;
 use crate::run_files::state;
 use crate::{Error, Job};
 
-/// Whoever watches a run: a terminal, or nobody.
+/// Receives the progress of a run, such as a progress line on a terminal.
 pub trait Progress {
-    /// A step is done.
+    /// Called after each step.
     fn step(&mut self, report: &StepReport<'_>);
-    /// The model was evaluated after `step` updates; `best` if no evaluation was better.
+    /// Called after an evaluation at `step`; `best` is true if its loss is the lowest so far.
     fn evaluated(&mut self, step: u64, val_loss: f32, best: bool);
 }
 
-/// A step, for whoever watches.
+/// Report of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport<'a> {
     /// Updates done.
     pub step: u64,
-    /// Updates of the whole run.
+    /// Number of updates of the run.
     pub max_iters: u64,
     /// Loss of the step's batch, in nats per token.
     pub loss: f32,
-    /// The terms of the loss, if the objective tells them apart.
+    /// Terms of the loss, if the objective has several.
     pub parts: &'a [(&'static str, f32)],
-    /// Learning rate of the step.
+    /// Learning rate.
     pub lr: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
-    /// Tokens trained on in a second, since the last logged step.
+    /// Training tokens per second since the last logged step.
     pub tokens_per_s: f64,
-    /// How long the rest will take at the pace so far.
+    /// Estimated time left.
     pub left: Duration,
-    /// True if the step has a line in metrics.jsonl.
+    /// `true` if the step has a line in metrics.jsonl.
     pub logged: bool,
 }
 
-/// How a run ended; all is saved either way.
+/// How a run ended. Everything is saved in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All steps are done.
     Finished,
-    /// The last evaluations, as many as the patience, brought nothing: it stopped after so many updates.
+    /// Stopped early after this many updates: `patience` evaluations without improvement.
     Stale(u64),
-    /// It was asked to stop, after so many updates.
+    /// Interrupted after this many updates.
     Interrupted(u64),
 }
 
-/// Updates since the last logged one.
+/// Time, steps and tokens since the last logged step.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Pace {
     pub busy: Duration,
@@ -63,14 +63,14 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Milliseconds of a step, tokens in a second.
+    /// Milliseconds per step, tokens per second.
     pub fn rates(&self) -> (f64, f64) {
         let busy = self.busy.as_secs_f64();
         (1e3 * (busy / f64::from(self.steps)), self.tokens as f64 / busy)
     }
 }
 
-/// A job with everything that it needs to run.
+/// A job with its objective, trainer and progress.
 pub(crate) struct Run<'a> {
     pub job: &'a Job,
     pub objective: &'a mut dyn Objective,
@@ -79,13 +79,13 @@ pub(crate) struct Run<'a> {
     stop: &'a AtomicBool,
     pub progress: TrainProgress,
     pub pace: Pace,
-    /// The step of the state on the disk.
+    /// Step of the state on disk.
     saved: Option<u64>,
     clock: Instant,
 }
 
 impl<'a> Run<'a> {
-    /// A run that stands where the job does.
+    /// Creates a run at the job's progress.
     pub fn new(
         job: &'a Job,
         objective: &'a mut dyn Objective,
@@ -97,9 +97,9 @@ impl<'a> Run<'a> {
         Self { job, objective, trainer, watcher, stop, progress, pace: Pace::default(), saved: None, clock }
     }
 
-    /// Does what comes before the next step. At step 0 the model is evaluated and saved, so that a full disk is noticed now, and so
-    /// that a run which diverges leaves the model that it started from. A run that goes on makes the evaluation that it owes.
-    /// Returns the log, and the outcome if the run ends here.
+    /// Prepares the first step. At step 0 the model is evaluated and saved, so that a full disk is noticed now, and a run that
+    /// diverges still has its initial model. A resumed run does its pending evaluation. Returns the log, and the outcome if the
+    /// run ends here.
     pub fn prepare(&mut self) -> Result<(RunLog, Option<Outcome>), Error> {
         let (job, step) = (self.job, self.job.progress.step);
         if step > 0 {
@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
             };
             return Ok((log, outcome));
         }
-        // A run that was stopped here begins anew.
+        // A run that was interrupted at step 0 starts again.
         self.progress = TrainProgress { elapsed_s: job.progress.elapsed_s, ..TrainProgress::default() };
         let evaluation = if job.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
         self.save(evaluation)?;
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         Ok((log, (evaluation == Evaluation::Stopped).then_some(Outcome::Interrupted(0))))
     }
 
-    /// How the run ends here, if patience is out or it is asked to stop; saved either way.
+    /// Returns the outcome if the run stops early or is interrupted, after saving it.
     pub fn ends_early(&mut self, log: &mut RunLog) -> Result<Option<Outcome>, Error> {
         let step = self.progress.step;
         let outcome = if self.progress.is_stale(self.job.settings.patience) {
@@ -145,8 +145,8 @@ impl<'a> Run<'a> {
         Ok(Some(outcome))
     }
 
-    /// The evaluation, the line of the log and the save that follow an update, if they are due, as all are where the evaluation
-    /// is `owed`. One that is stopped is recorded in the state, and ends the run.
+    /// Evaluates, logs and saves after an update, where due; all three if the evaluation is `owed`. An interrupted evaluation is
+    /// recorded in the state, and ends the run.
     pub fn after_step(&mut self, metrics: StepMetrics, owed: bool, log: &mut RunLog) -> Result<Option<Outcome>, Error> {
         let step = self.progress.step;
         let due = |interval| step.is_multiple_of(interval) || owed;
@@ -185,28 +185,28 @@ impl<'a> Run<'a> {
         self.progress.step == self.job.settings.max_iters
     }
 
-    /// True if the step has a line in the log, evaluated or not.
+    /// Returns `true` if the step has a line in the log even without an evaluation.
     pub fn is_logged(&self) -> bool {
         let step = self.progress.step;
         self.is_last() || step == 1 || step.is_multiple_of(self.job.settings.log_interval)
     }
 
-    /// Judges the model by what is held out. Keeps it if it is the best and the best is wanted.
+    /// Evaluates the model. Saves it if it is the best and `keep_best` is set.
     fn evaluate(&mut self) -> Result<Evaluation, Error> {
         let evaluation = self.objective.evaluate(self.trainer, self.stop)?;
         let Evaluation::Loss(loss) = evaluation else { return Ok(evaluation) };
         self.check("validation loss", loss, self.progress.step)?;
         let best = self.progress.evaluated(loss);
         if best && self.job.settings.keep_best {
-            // Before the state says so: a run that is killed in between finds the same best again.
+            // Before the state records it: a run killed in between finds the same best again.
             self.job.save_model(self.trainer, &self.progress)?;
         }
         self.watcher.evaluated(self.progress.step, loss, best);
         Ok(evaluation)
     }
 
-    /// Writes the state, then the model: a crash in between leaves a state that is ahead, and resuming it writes the
-    /// model again. Weights are saved only if they give a loss that is a number, the evaluation's or one looked at here.
+    /// Writes the state, then the model: after a crash in between the state is newer, and resuming rewrites the model.
+    /// Weights are saved only if their loss is finite: the evaluation's, or that of one batch.
     fn save(&mut self, evaluation: Evaluation) -> Result<(), Error> {
         let (job, step) = (self.job, self.progress.step);
         if step > 0 && !matches!(evaluation, Evaluation::Loss(_)) {
@@ -227,12 +227,12 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// True if the model file holds the best, not the latest. With nothing held out there is no best.
+    /// Returns `true` if the model file holds the best model instead of the latest. Without held-out data there is no best.
     fn keeps_best(&self) -> bool {
         self.job.settings.keep_best && self.progress.best_val_loss.is_some()
     }
 
-    /// Stops a run whose numbers are no longer numbers.
+    /// Fails with [`Error::Diverged`] if a loss or a gradient norm is not finite.
     pub fn check(&self, what: &'static str, value: f32, step: u64) -> Result<(), Error> {
         if value.is_finite() {
             return Ok(());

@@ -1,10 +1,10 @@
-//! The learning rate over a run: a linear warm-up, then half a cosine down to `min_lr` (Loshchilov & Hutter 2017), with
-//! nanoGPT's formula.
+//! Learning rate schedule: linear warm-up, then cosine decay to `min_lr` (Loshchilov & Hutter 2017), with nanoGPT's
+//! formula.
 
 use crate::TrainSettings;
 
 impl TrainSettings {
-    /// The learning rate of the update that follows `step` updates.
+    /// Returns the learning rate of update `step`, from 0.
     pub fn lr_at(&self, step: u64) -> f32 {
         let (peak, floor) = (f64::from(self.learning_rate), f64::from(self.min_lr));
         if step < self.warmup_iters {
@@ -43,7 +43,7 @@ mod tests {
             [(0, 0.01), (49, 0.5), (98, 0.99), (99, 1.0), (324, 0.868_475), (549, 0.550_785), (999, 0.100_003)];
         for (step, lr) in expected {
             let found = settings.lr_at(step);
-            assert!((found - lr).abs() < 1e-5, "step {step}: {found}, not {lr}");
+            assert!((found - lr).abs() < 1e-5, "step {step}: expected {lr}, got {found}");
         }
         assert_eq!(settings.lr_at(1_000), 0.1);
         assert_eq!(settings.lr_at(u64::MAX), 0.1);

@@ -1,6 +1,6 @@
-//! The road into a run, in the order of its stations: settings and shape (`settings.rs`, `config_file.rs`) → specification (`spec.rs`) →
-//! resolved against checkpoint or state (`resolve.rs`) → objective, which has the data → job (`job.rs`) → loop (`train.rs`).
-//! One function a command that trains; each file and checkpoint is opened once.
+//! Setup of a run, one function per command. Settings and shape (`settings.rs`, `config_file.rs`) → specification (`spec.rs`) →
+//! resolved against checkpoint or state (`resolve.rs`) → objective with its data → job (`job.rs`) → loop (`train.rs`). Each file
+//! and checkpoint is opened once.
 
 use std::path::Path;
 
@@ -17,10 +17,11 @@ use crate::run_files::paths::is_same_file;
 use crate::run_files::record::{ChatRecord, ObjectiveRecord};
 use crate::{ChatObjective, Error, TokenObjective, TrainSettings};
 
-/// A run of `ngen3 train`, or of `ngen3 finetune` on plain tokens, on the token file `data`.
+/// Sets up `ngen3 train`, or `ngen3 finetune` on plain tokens, on the token file `data`.
 ///
 /// # Errors
-/// As [`RunSpec::resolve`] and [`crate::Resolved::into_job`]; [`Error::Data`] for a file that is damaged or does not fit the model.
+/// As [`RunSpec::resolve`] and [`crate::Resolved::into_job`]; [`Error::Data`] for a file that is damaged or does not fit the
+/// model.
 pub fn on_tokens(
     device: &dyn Device,
     spec: RunSpec,
@@ -34,10 +35,10 @@ pub fn on_tokens(
     Ok((job, tokens, weights))
 }
 
-/// A run of `ngen3 distill` on the token file `data`, with the teacher that was read from `from`.
+/// Sets up `ngen3 distill` on the token file `data`. `from` is the teacher's path.
 ///
 /// # Errors
-/// As [`on_tokens`]; [`Error::Usage`] for a teacher that the student cannot learn from.
+/// As [`on_tokens`]; [`Error::Usage`] for a teacher that does not fit the student.
 pub fn with_teacher(
     device: &dyn Device,
     spec: RunSpec,
@@ -50,7 +51,7 @@ pub fn with_teacher(
     let run = spec.resolve(|| Ok(file.vocab_size()?))?;
     if is_same_file(from, &run.paths.model) {
         let teacher = from.display();
-        return Err(Error::Usage(format!("{teacher} is the teacher: the student needs a file of its own, --out")));
+        return Err(Error::Usage(format!("{teacher} is the teacher; choose another file for the student with --out")));
     }
     let record = request.settle(run.objective_before(), sha256_of_model(teacher))?;
     let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
@@ -59,7 +60,7 @@ pub fn with_teacher(
     let vocab_size = run.config.vocab_size;
     if let Some(k) = record.teacher_top_k.filter(|&k| k == 0 || k >= vocab_size) {
         return Err(Error::Usage(format!(
-            "teacher_top_k is {k}; it must be at least 1 and below the vocabulary of {vocab_size}"
+            "teacher_top_k: expected at least 1 and below the vocabulary size of {vocab_size}, got {k}"
         )));
     }
     let objective = ObjectiveRecord::Distill(record.clone());
@@ -67,7 +68,7 @@ pub fn with_teacher(
     Ok((job, DistillTask { tokens, record }, weights))
 }
 
-/// A run of `ngen3 finetune` on conversations. `own` is the format that the model has.
+/// Sets up `ngen3 finetune` on conversations. `own` is the model's chat format, if any.
 ///
 /// # Errors
 /// As [`RunSpec::resolve`], [`ChatSampler::new`] and [`crate::Resolved::into_job`].
@@ -89,7 +90,7 @@ pub fn on_chats(
     let info = objective.describe();
     let mut notes = vec![objective.note(train_on)];
     if info.chat.is_some() && own.is_some_and(|own| Some(own) != info.chat.as_ref()) {
-        notes.push("the conversations have another chat template than the model; the model gets theirs".into());
+        notes.push("the conversations' chat template differs from the model's and replaces it".into());
     }
     let train_on = if train_on == TrainOn::All { "all" } else { "assistant" };
     let record = ObjectiveRecord::Chat(ChatRecord { train_on: train_on.into() });
@@ -98,19 +99,19 @@ pub fn on_chats(
     Ok((job, objective, weights))
 }
 
-/// A student can learn from a teacher that reads the same tokens, in rows as long as its own.
+/// Checks that the teacher has the student's vocabulary and tokenizer, and at least its context length.
 fn check_teacher(from: &Path, teacher: &Checkpoint, student: &Config, data: &DataInfo) -> Result<(), Error> {
     let Checkpoint { config, meta, .. } = teacher;
     let reason = if config.vocab_size != student.vocab_size {
-        format!("its vocabulary has {} tokens, and the student's {}", config.vocab_size, student.vocab_size)
+        format!("its vocabulary has {} tokens, the student's {}", config.vocab_size, student.vocab_size)
     } else if config.block_size < student.block_size {
         format!(
-            "its block of {} is shorter than the student's of {}; give the student a --block_size of at most {0}",
+            "its context length is {}, the student's {}; give the student a --block_size of at most {0}",
             config.block_size, student.block_size
         )
     } else if data.tokenizer != meta.tokenizer && ![&data.tokenizer, &meta.tokenizer].contains(&&TokenizerRef::Unknown)
     {
-        format!("its tokenizer is not the one that made {}: the same ids stand for other text", data.path.display())
+        format!("its tokenizer is not the one that made {}", data.path.display())
     } else {
         return Ok(());
     };

@@ -1,4 +1,4 @@
-//! A model small enough to check by eye, for the tests of the loop.
+//! A tiny model and device, for the tests of the loop.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
 
-/// Settings of a run of so many steps that logs and evaluates often.
+/// Settings of a run of `max_iters` steps with frequent logging and evaluation.
 pub fn settings(max_iters: u64) -> TrainSettings {
     let asked = Overrides {
         max_iters: Some(max_iters),
@@ -23,13 +23,13 @@ pub fn settings(max_iters: u64) -> TrainSettings {
     TrainSettings::settle(asked, &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 }).expect("a valid run")
 }
 
-/// Predicts each token from its frequency alone: the first `vocab_size` parameters are the logits.
+/// Unigram model: the first `vocab_size` parameters are the logits.
 pub struct FakeEngine {
     config: Config,
     arrays: [Vec<f32>; 4],
-    /// Every call that trained: weight and dropout seed.
+    /// Weight and dropout seed of each backward pass.
     pub calls: Vec<(f32, u64)>,
-    /// The update at which the weights become NaN, as those of a diverged run do.
+    /// Update at which the weights become NaN, to simulate a diverged run.
     pub breaks_at: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ fn index(slot: Slot) -> usize {
 }
 
 impl FakeEngine {
-    /// A model of this shape with the weights of `seed`.
+    /// Creates a model of this shape with random weights.
     pub fn new(config: Config, seed: u64) -> Self {
         let params = ParamList::new(&config).init(seed);
         let zeros = vec![0.0; params.len()];
@@ -57,7 +57,7 @@ impl FakeEngine {
     }
 }
 
-/// Opens fake models, which need no memory.
+/// Device of fake models, which report no memory.
 pub struct FakeDevice;
 
 impl Device for FakeDevice {
@@ -97,7 +97,7 @@ impl Trainer for FakeEngine {
         let loss = self.loss(batch)?;
         self.calls.push((weight, seed));
         let p = self.probabilities();
-        // The mask that the seed decides changes the gradient, so a wrong seed changes the run.
+        // The dropout seed changes the gradient, so a wrong seed changes the run.
         let kept = 1.0 - dropout * (seed % 1_000) as f32 / 1_000.0;
         let count = batch.targets.len() as f32;
         for (token, p) in p.iter().enumerate() {
@@ -140,7 +140,7 @@ impl Teacher for FakeEngine {
     fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<TopK, Error> {
         let exp: Vec<f32> = self.probabilities().iter().map(|p| p.powf(1.0 / temperature)).collect();
         let sum: f32 = exp.iter().sum();
-        // Every place gets the same numbers but begins with another token, so that places are not confused.
+        // All positions have the same probabilities, but ids that depend on the input, so that mixed-up positions are noticed.
         let vocab = self.config.vocab_size as u32;
         let ids: Vec<u32> =
             batch.inputs.iter().flat_map(|&input| (0..k as u32).map(move |i| (input + i) % vocab)).collect();

@@ -1,8 +1,7 @@
-//! The training loop: one straight page, as in nanoGPT's `train.py`. Prepare; step; maybe evaluate; maybe save.
+//! The training loop, one page as in nanoGPT's `train.py`: prepare; step; maybe evaluate; maybe save.
 //!
-//! A step learns from the next micro-batches, which adds up their gradients, clips, and updates. What it does follows from the
-//! settings, the objective and its number alone, so a run that stops after any step and goes on from its state is the run that
-//! never stopped.
+//! A step accumulates the gradients of its micro-batches, clips them, and updates the weights. It depends only on the settings,
+//! the objective and its number, so a run that is stopped after any step and resumed equals an uninterrupted one.
 
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -14,12 +13,12 @@ use crate::run::{Outcome, Progress, Run, StepReport};
 use crate::run_files::metrics::StepMetrics;
 use crate::{Error, Job};
 
-/// Trains until the last step, until patience is out, or until `stop` is set: then the step that is under way is finished
-/// first, and an evaluation is left for the run that goes on.
+/// Trains until the last step, until `patience` runs out, or until `stop` is set. On `stop` the current step is finished, and an
+/// evaluation is left to the resumed run.
 ///
 /// # Errors
-/// [`Error::Diverged`] when a loss or a gradient is no longer a number: the last checkpoint before it is kept. Otherwise those of
-/// a file, the objective or the trainer; the last checkpoint is whole then too.
+/// [`Error::Diverged`] if a loss or a gradient norm is not finite; otherwise errors of files, the objective or the trainer. The
+/// last checkpoint stays intact.
 pub fn train(
     job: &Job,
     objective: &mut dyn Objective,
@@ -38,7 +37,7 @@ pub fn train(
             return Ok(outcome);
         }
         let metrics = step(&mut run, clock)?;
-        // Evaluates, logs and saves where that is due.
+        // Evaluates, logs and saves if due.
         if let Some(outcome) = run.after_step(metrics, false, &mut log)? {
             return Ok(outcome);
         }
@@ -46,7 +45,7 @@ pub fn train(
     Ok(Outcome::Finished)
 }
 
-/// One step: forward and backward of each micro-batch, then the update.
+/// Runs one step: forward and backward pass of each micro-batch, then the update.
 fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     let (started, settings, before) = (Instant::now(), &run.job.settings, run.progress.step);
     let lr = settings.lr_at(before);
@@ -86,7 +85,7 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     Ok(StepMetrics { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s })
 }
 
-/// Adds a micro-batch's terms to the step's.
+/// Adds the weighted loss terms of a micro-batch to the step's.
 fn add(sums: &mut Vec<(&'static str, f32)>, weight: f32, parts: Vec<(&'static str, f32)>) {
     if sums.is_empty() {
         *sums = parts.iter().map(|&(name, _)| (name, 0.0)).collect();
@@ -96,12 +95,12 @@ fn add(sums: &mut Vec<(&'static str, f32)>, weight: f32, parts: Vec<(&'static st
     }
 }
 
-/// How long `left` steps take if `done` took so long.
+/// Estimates the time of `left` steps from the time of `done`.
 fn remaining(elapsed: Duration, done: u64, left: u64) -> Duration {
     Duration::try_from_secs_f64(elapsed.as_secs_f64() / done as f64 * left as f64).unwrap_or(Duration::MAX)
 }
 
-/// Mixes the numbers so that no two micro-batches of a run share their masks.
+/// Hashes the numbers, so that no two micro-batches of a run share dropout masks.
 fn dropout_seed(seed: u64, step: u64, micro: u64) -> u64 {
     [seed, step, micro].into_iter().fold(0, |hash, n| splitmix(hash ^ n))
 }

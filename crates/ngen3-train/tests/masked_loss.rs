@@ -1,5 +1,4 @@
-//! Fine-tuning's loss against PyTorch's, where everything but what the assistant says has the label -100
-//! (`fixtures/make_masked_loss.py`).
+//! Fine-tuning's loss against PyTorch's with label -100 outside the assistant's turns (`fixtures/make_masked_loss.py`).
 
 use std::fs;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +14,7 @@ use ngen3_train::{
 };
 use serde_json::Value;
 
-/// The script's parameters.
+/// The parameters of the script.
 fn params(config: &Config) -> Vec<f32> {
     let hashed = |i: u64| (i * 2_654_435_761 % (1 << 32)) as f64 / (1u64 << 32) as f64;
     (0..ParamList::new(config).total() as u64).map(|i| (hashed(i) - 0.5) as f32).collect()
@@ -66,15 +65,15 @@ fn only_what_the_assistant_says_counts_as_in_pytorch() {
     let micro = Micro { step: 0, index: 0, backward: Backward::default() };
     let learned = objective.training_step(&mut engine, &micro).unwrap();
     let loss = expected["loss"].as_f64().unwrap();
-    assert!((f64::from(learned.loss) / loss - 1.0).abs() < 1e-5, "{}, not {loss}", learned.loss);
+    assert!((f64::from(learned.loss) / loss - 1.0).abs() < 1e-5, "expected {loss}, got {}", learned.loss);
     let grads = engine.read(Slot::Grads).into_owned();
     for param in &ParamList::new(&job.config) {
         let found = grads[param.range()].iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
         let norm = expected["gradient_norms"][&param.name()].as_f64().unwrap();
-        assert!((found / norm - 1.0).abs() < 1e-4, "{}: {found}, not {norm}", param.name());
+        assert!((found / norm - 1.0).abs() < 1e-4, "{}: expected {norm}, got {found}", param.name());
     }
 
-    // With everybody's turns it is another loss, on more tokens.
+    // With the loss on all turns it differs, and there are more targets.
     let folder = tempfile::tempdir().unwrap();
     let (job, mut all, weights) = prepare(folder.path(), &lines, TrainOn::All);
     assert!(job.data.identity.train_tokens > expected["counted"].as_u64().unwrap());
@@ -97,12 +96,12 @@ fn an_answer_is_judged_by_what_comes_before_it_in_its_own_conversation() {
     let ((first, n), (second, m)) = (loss(one), loss(two));
     let (both, total) = loss(&format!("{one}{two}"));
     assert_eq!(total, n + m);
-    assert!((both - (first * n + second * m) / total).abs() < 1e-5, "{both} of {first} and {second}");
+    assert!((both - (first * n + second * m) / total).abs() < 1e-5, "{both} is not the mean of {first} and {second}");
     let (followed, counted) = loss("[\"Hello\", \"Hi there\", \"a question that nobody answers\"]\n");
     assert_eq!((followed as f32, counted), (first as f32, n));
 }
 
-/// Nobody watches.
+/// Ignores progress.
 struct Nobody;
 
 impl Progress for Nobody {
@@ -110,8 +109,8 @@ impl Progress for Nobody {
     fn evaluated(&mut self, _: u64, _: f32, _: bool) {}
 }
 
-/// The loss of one step over all conversations and the gradient that AdamW saw, in so many micro-batches; and what counts in
-/// each of these.
+/// Runs one step over all conversations in `micro_batches` micro-batches. Returns its loss, the gradient passed to AdamW, and
+/// the number of targets per micro-batch.
 fn step(lines: &str, batch_size: usize, micro_batches: u64) -> (f32, Vec<f32>, Vec<u64>) {
     let folder = tempfile::tempdir().unwrap();
     let settings = Overrides {
@@ -140,14 +139,14 @@ fn micro_batches_count_by_their_targets() {
     let line = |answer: &&str| format!("[\"{}\", \"{answer}\"]\n", "and what then? ".repeat(9));
     let lines: String = answers.iter().map(line).collect();
     let (loss, gradient, counted) = step(&lines, 16, 1);
-    // Rows of 64 tokens hold one conversation each.
+    // Sequences of 64 tokens hold one conversation each.
     let (of_four, in_four, each) = step(&lines, 1, 4);
     assert_eq!(each.iter().sum::<u64>(), counted[0]);
     let (least, most) = (each.iter().min().unwrap(), each.iter().max().unwrap());
     assert!(most >= &(2 * least), "{each:?}");
-    assert!((of_four - loss).abs() < 1e-6 * loss, "{of_four}, not {loss}");
+    assert!((of_four - loss).abs() < 1e-6 * loss, "expected {loss}, got {of_four}");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let size = norm(&mut gradient.iter().map(|&g| f64::from(g)));
     let apart = norm(&mut gradient.iter().zip(&in_four).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    assert!(size > 0.0 && apart < 1e-6 * size, "{apart} of {size}");
+    assert!(size > 0.0 && apart < 1e-6 * size, "the gradients differ by {apart}, of norm {size}");
 }

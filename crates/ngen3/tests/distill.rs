@@ -162,18 +162,18 @@ fn a_run_goes_on_bit_for_bit_with_and_without_a_cache() {
         assert_eq!(load(folder, "parts.pt").params, load(folder, "whole.pt").params, "{cache}");
 
         let complaint = fail(folder, &format!("{LINE}{cache} --out parts.pt --resume --temperature 2"), 1);
-        assert!(complaint.contains("temperature is 4.0 there, not 2.0"), "{complaint}");
+        assert!(complaint.contains("temperature was 4.0, now 2.0"), "{complaint}");
         let (out, _) = succeed(folder, &format!("{LINE}{cache} --out parts.pt --resume"));
         assert_eq!(out, "parts.pt: all 9 steps are done; a larger --max_iters trains on\n");
     }
     succeed(folder, "train --config teacher.toml --data data.bin --out other.pt --max_iters 1");
     let other = LINE.replace("teacher.pt", "other.pt");
     let complaint = fail(folder, &format!("{other} --out parts.pt --resume --teacher_cache said"), 1);
-    assert!(complaint.contains("teacher_sha256 (of the weights of --teacher_model_path) is "), "{complaint}");
+    assert!(complaint.contains("teacher_sha256 (of the weights of --teacher_model_path) was "), "{complaint}");
     let complaint = fail(folder, &format!("{LINE} --out other.pt --resume"), 1);
-    assert!(complaint.contains("is of a run of ngen3 train, which goes on with that command"), "{complaint}");
+    assert!(complaint.contains("belongs to a run of ngen3 train; resume it with that command"), "{complaint}");
     let complaint = fail(folder, &format!("{LINE} --out parts.pt --resume"), 1);
-    assert!(complaint.contains("teacher_top_k (of --teacher_cache) is 64 there, not none"), "{complaint}");
+    assert!(complaint.contains("teacher_top_k (of --teacher_cache) was 64, now none"), "{complaint}");
 }
 
 #[test]
@@ -202,10 +202,7 @@ fn a_teacher_in_int8_teaches_nearly_the_same_and_is_told_from_one_that_is_not() 
     let files = cache_files(&folder.join("said"));
     let (_, error) = texts(&run(folder, &cached), 1);
     let error = error.lines().last().unwrap();
-    assert!(
-        error.starts_with("error: said/cache.json: it is of something else") && error.contains("in int8"),
-        "{error}"
-    );
+    assert!(error.starts_with("error: said/cache.json: not for this run") && error.contains("in int8"), "{error}");
     assert_eq!(cache_files(&folder.join("said")), files);
     let (_, error) = texts(&run(folder, &format!("{LINE} --teacher_quant int4")), 2);
     assert!(error.contains("there are none and int8"), "{error}");
@@ -265,18 +262,18 @@ fn a_cache_is_made_once_and_serves_other_students() {
     };
     let line = format!("{LINE} --teacher_cache said5 --teacher_top_k 5 --out x.pt --overwrite");
     let error = refused(&line);
-    assert!(error.contains("windows-00000.bin: it has ") && error.contains("remove it"), "{error}");
+    assert!(error.contains("windows-00000.bin: expected ") && error.contains("delete the file"), "{error}");
     // The ids stand first: one past the vocabulary.
     fs::write(&windows, [&[0xff, 0xff], &bytes[2..]].concat()).unwrap();
     assert!(refused(&line).contains("damaged"), "{}", refused(&line));
     fs::write(&windows, &bytes).unwrap();
     for (more, expected) in [
-        ("--temperature 3", "temperature is 2.0, not 3.0"),
-        ("--block_size 4", "block_size is 8, not 4"),
-        ("--val_fraction 0.2", "train_tokens is 3600, not 3200"),
+        ("--temperature 3", "expected temperature 3.0, got 2.0"),
+        ("--block_size 4", "expected block_size 4, got 8"),
+        ("--val_fraction 0.2", "expected train_tokens 3200, got 3600"),
     ] {
         let error = refused(&format!("{line} {more}"));
-        assert!(error.contains(expected) && error.contains("give another --teacher_cache"), "{error}");
+        assert!(error.contains(expected) && error.contains("choose another --teacher_cache"), "{error}");
     }
     // What it was asked in is known, but for caches of before.
     let json = folder.join("said5/cache.json");
@@ -290,7 +287,7 @@ fn a_cache_is_made_once_and_serves_other_students() {
     assert!(!cached(5, "").contains("note: said5"));
     assert!(fs::read(&windows).unwrap() == bytes);
     fs::write(&json, "[]").unwrap();
-    assert!(refused(&line).contains("cache.json: it does not describe"));
+    assert!(refused(&line).contains("cache.json: expected JSON of a teacher cache"));
 }
 
 #[test]
@@ -309,21 +306,24 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--teacher_model_path none.pt", "none.pt"),
         ("--teacher_model_path data.bin", "data.bin"),
         ("--teacher_model_path wide.pt", "wide.pt cannot be the teacher: its vocabulary has 98 tokens"),
-        ("--teacher_model_path short.pt", "its block of 4 is shorter than the student's of 8; give the student"),
+        ("--teacher_model_path short.pt", "its context length is 4, the student's 8; give the student"),
         ("--teacher_model_path hf", "hf is OpenAI's GPT-2 in the size of a variant; name one of"),
         ("--teacher_model_path teacher.pt --teacher_variant 7M", "teacher.pt is not a 7M model"),
-        ("--teacher_model_path teacher.pt --temperature 0", "temperature is 0; it must be between 0.1 and 100"),
-        ("--teacher_model_path teacher.pt --temperature 1e-20", "it must be between 0.1 and 100"),
-        ("--teacher_model_path teacher.pt --temperature 1e20", "it must be between 0.1 and 100"),
-        ("--teacher_model_path teacher.pt --temperature -1", "temperature is -1"),
-        ("--teacher_model_path teacher.pt --temperature nan", "temperature is NaN"),
-        ("--teacher_model_path teacher.pt --alpha 1.5", "alpha is 1.5; it must be between 0 and 1"),
-        ("--teacher_model_path teacher.pt --teacher_cache c --divergence reverse_kl", "enough for forward_kl only"),
-        ("--teacher_model_path teacher.pt --teacher_cache c --teacher_top_k 97", "teacher_top_k is 97"),
-        ("--teacher_model_path teacher.pt --teacher_cache c --teacher_top_k 0", "teacher_top_k is 0"),
+        ("--teacher_model_path teacher.pt --temperature 0", "temperature: expected between 0.1 and 100, got 0"),
+        ("--teacher_model_path teacher.pt --temperature 1e-20", "expected between 0.1 and 100"),
+        ("--teacher_model_path teacher.pt --temperature 1e20", "expected between 0.1 and 100"),
+        ("--teacher_model_path teacher.pt --temperature -1", "100, got -1"),
+        ("--teacher_model_path teacher.pt --temperature nan", "100, got NaN"),
+        ("--teacher_model_path teacher.pt --alpha 1.5", "alpha: expected between 0 and 1, got 1.5"),
+        (
+            "--teacher_model_path teacher.pt --teacher_cache c --divergence reverse_kl",
+            "supports only --divergence forward_kl",
+        ),
+        ("--teacher_model_path teacher.pt --teacher_cache c --teacher_top_k 97", "vocabulary size of 97, got 97"),
+        ("--teacher_model_path teacher.pt --teacher_cache c --teacher_top_k 0", "teacher_top_k: expected at least 1"),
         ("--teacher_model_path teacher.pt --init_student from-teacher-layers", "n_embd is 16, not 8"),
         ("--teacher_model_path teacher.pt --init_student teacher.pt", "n_layer is 3, not 1"),
-        ("--teacher_model_path teacher.pt --resume", "there is nothing to resume"),
+        ("--teacher_model_path teacher.pt --resume", "nothing to resume: "),
         ("--teacher_model_path teacher.pt --out ./teacher.pt --overwrite", "teacher.pt is the teacher"),
     ];
     for (flags, expected) in cases {
@@ -332,7 +332,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         assert_eq!(contents(folder), before, "{flags}");
     }
     let complaint = fail(folder, "distill --teacher_model_path teacher.pt --data data.bin", 1);
-    assert!(complaint.contains("Name a --student_variant"), "{complaint}");
+    assert!(complaint.contains("no model given: expected --student_variant"), "{complaint}");
     for flags in
         ["--teacher_model_path teacher.pt --divergence chi", "--teacher_model_path teacher.pt --teacher_top_k 5"]
     {

@@ -80,7 +80,7 @@ fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
     let run = std::fs::File::open(folder.path().join("a.run")).unwrap();
     run.try_lock().unwrap();
     let error = fail(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()), 1);
-    assert_eq!(error, "another run is training a.pt; wait for it, or give another --out");
+    assert_eq!(error, "another run is training a.pt; wait for it or choose another --out");
     drop(run);
 
     common::protect(&folder.path().join("a.pt"));

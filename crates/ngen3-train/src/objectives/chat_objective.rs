@@ -1,4 +1,4 @@
-//! Conversations: predict the assistant's turns from those before them.
+//! Fine-tuning on conversations: predict the assistant's turns from those before them.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,17 +12,17 @@ use crate::prepare::job::DataInfo;
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
-// Targets of the one go to the engine as they are.
+// The sampler's targets are passed to the engine unchanged.
 const _: () = assert!(IGNORE_INDEX == IGNORE);
 
-/// ChatObjective to train on, and those that are held out.
+/// Next-token prediction on conversations, and evaluation on those held out.
 #[derive(Debug)]
 pub struct ChatObjective {
     sampler: ChatSampler,
-    /// Micro-batches in a step.
+    /// Micro-batches per step.
     accumulation: u64,
     eval_iters: usize,
-    /// A step and its micro-batches: the latest that was asked for.
+    /// The latest step, whose micro-batches are in `micro`.
     step: Option<u64>,
     micro: Vec<Batch>,
     /// The latest held-out batch.
@@ -30,7 +30,7 @@ pub struct ChatObjective {
 }
 
 impl ChatObjective {
-    /// Batches of these conversations, `accumulation` micro-batches a step, of which up to `eval_iters` are evaluated.
+    /// Creates the objective; evaluations use at most `eval_iters` held-out batches.
     pub(crate) fn new(sampler: ChatSampler, settings: &TrainSettings) -> Self {
         Self {
             sampler,
@@ -42,7 +42,7 @@ impl ChatObjective {
         }
     }
 
-    /// The data as a run records it.
+    /// Describes the data for the run's record.
     pub(crate) fn describe(&self) -> DataInfo {
         let chats = self.sampler.chats();
         let (train_tokens, val_tokens) = self.sampler.num_target_tokens();
@@ -59,12 +59,12 @@ impl ChatObjective {
         }
     }
 
-    /// The conversations in a sentence, for a note.
+    /// Describes the conversations on one line, for a note.
     pub(crate) fn note(&self, train_on: TrainOn) -> String {
         described(&self.sampler, train_on)
     }
 
-    /// A micro-batch of a step, which are all drawn together: their shares are known before the first one is learned.
+    /// Micro-batch `index` of a step. All micro-batches of a step are drawn together, since their weights must be known first.
     fn micro_batch(&mut self, step: u64, index: u64) -> &Batch {
         if self.step != Some(step) {
             self.micro.resize_with(self.accumulation as usize, Batch::default);
@@ -112,7 +112,7 @@ impl Objective for ChatObjective {
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
-        // With nothing held out a training batch has to do.
+        // Without held-out data, a training batch is used.
         let batch = if self.sampler.val_batches() > 0 {
             self.val_batch(0)
         } else {
@@ -122,26 +122,26 @@ impl Objective for ChatObjective {
     }
 }
 
-/// The conversations in a sentence.
+/// Describes the conversations on one line.
 fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
     let (chats, (train, val), cuts) = (sampler.chats(), sampler.counts(), sampler.split_stats());
     let (what, whose) = match (chats.have_turns(), train_on) {
-        (false, _) => ("text", "every token is learned"),
-        (true, TrainOn::All) => ("conversation", "every turn is learned"),
-        (true, TrainOn::Assistant) => ("conversation", "the assistant's turns are learned"),
+        (false, _) => ("text", "loss on every token"),
+        (true, TrainOn::All) => ("conversation", "loss on every turn"),
+        (true, TrainOn::Assistant) => ("conversation", "loss on the assistant's turns"),
     };
-    let mut text = format!("{} to train on, {val} held out; {whose}", count(train, what));
+    let mut text = format!("{} for training, {val} held out; {whose}", count(train, what));
     if cuts.long > 0 {
         let were = if cuts.long == 1 { "was" } else { "were" };
-        text += &format!("; {} longer than the block {were} cut into {}", cuts.long, cuts.pieces);
+        text += &format!("; {} longer than the context length {were} split into {}", cuts.long, cuts.pieces);
     }
     let left_out = [
-        (chats.skipped(), "bad"),
-        (cuts.too_long as u64, "with a message longer than the block"),
-        (cuts.without_targets as u64, "with nothing to learn"),
+        (chats.skipped(), "invalid"),
+        (cuts.too_long as u64, "with a message longer than the context length"),
+        (cuts.without_targets as u64, "without targets"),
     ];
     for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {
-        text += &format!("; {count} {why} left out");
+        text += &format!("; {count} {why} skipped");
     }
     text
 }

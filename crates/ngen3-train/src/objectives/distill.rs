@@ -1,9 +1,9 @@
 //! Distillation: a small model learns from a large one (Hinton et al. 2015).
 //!
 //! The loss of a position is α · T² · D(p, q) + (1 − α) · cross entropy, with p and q the teacher's and the student's
-//! probabilities at temperature T: softmax(logits / T). T² keeps the size of D's gradient as T changes. D is the
-//! Kullback-Leibler divergence KL(p ‖ q), or as [`Divergence`] says. A student is judged, on what is held out, by its plain
-//! cross entropy, so that it compares with models that had no teacher.
+//! probabilities at temperature T: softmax(logits / T). T² keeps the scale of D's gradient as T changes. D is the
+//! Kullback-Leibler divergence KL(p ‖ q) or another [`Divergence`]. Evaluations use the plain cross entropy, so that they are
+//! comparable with models trained without a teacher.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -16,30 +16,30 @@ use crate::objectives::teacher_cache::{CacheIdentity, TeacherCache};
 use crate::run_files::record::{DistillRecord, ObjectiveRecord};
 use crate::{Error, Job, TokenObjective};
 
-/// T far below 1 leaves the likeliest token alone, T far above 1 makes all alike; out of these bounds only rounding is left of the
-/// loss, or nothing finite.
+/// Range of T. Far below 1 only the most likely token counts, far above 1 all tokens count the same; outside this range the loss
+/// is rounding error or not finite.
 const TEMPERATURES: RangeInclusive<f32> = 0.1..=100.0;
 
-/// Distillation as it was asked for; a run that goes on keeps its own where nothing is said.
+/// Distillation settings given on the command line. `None` takes the resumed run's value, or the default.
 #[derive(Clone, Debug, Default)]
 pub struct DistillRequest {
-    /// T. Default: 2.
+    /// Temperature T. Default: 2.
     pub temperature: Option<f32>,
-    /// α. Default: 0.5.
+    /// Weight α of the divergence. Default: 0.5.
     pub alpha: Option<f32>,
-    /// D. Default: forward KL.
+    /// Divergence D. Default: forward KL.
     pub divergence: Option<Divergence>,
-    /// Precision that the teacher is rounded to. Default: nothing.
+    /// Quantisation of the teacher. Default: none.
     pub teacher_quant: Option<Quant>,
-    /// Tokens that a cache of the teacher tells apart; `None` if there is to be no cache.
+    /// Tokens per position in the teacher's cache; `None` for no cache.
     pub top_k: Option<usize>,
 }
 
 impl DistillRequest {
-    /// Settles what was left open. `before` is the objective of the run that goes on.
+    /// Fills in missing values. `before` is the objective of the resumed run.
     ///
     /// # Errors
-    /// [`Error::Usage`] naming what is out of range.
+    /// [`Error::Usage`] naming the value that is out of range.
     pub(crate) fn settle(
         self,
         before: Option<&ObjectiveRecord>,
@@ -59,8 +59,8 @@ impl DistillRequest {
             teacher_quant: Some(quant).filter(|&quant| quant != Quant::None),
         };
         let wrong =
-            |name: &str, value: f32, must: &str| Err(Error::Usage(format!("{name} is {value}; it must be {must}")));
-        // A run that goes on keeps what it began with.
+            |name: &str, value: f32, must: &str| Err(Error::Usage(format!("{name}: expected {must}, got {value}")));
+        // A resumed run keeps its temperature, whatever it is.
         if self.temperature.is_some() && !TEMPERATURES.contains(&record.temperature) {
             let must = format!("between {} and {}", TEMPERATURES.start(), TEMPERATURES.end());
             return wrong("temperature", record.temperature, &must);
@@ -70,8 +70,7 @@ impl DistillRequest {
         }
         if record.teacher_top_k.is_some() && record.divergence != Divergence::ForwardKl {
             return Err(Error::Usage(
-                "a cache knows the teacher's likeliest tokens alone, which is enough for forward_kl only: leave \
-                 --teacher_cache or --divergence away"
+                "--teacher_cache supports only --divergence forward_kl: it holds just the teacher's most likely tokens"
                     .into(),
             ));
         }
@@ -80,46 +79,46 @@ impl DistillRequest {
 }
 
 impl DistillRecord {
-    /// The part that the engine needs.
+    /// Returns the settings of the engine.
     fn config(&self) -> DistillConfig {
         let Self { temperature, alpha, divergence, .. } = *self;
         DistillConfig { temperature, alpha, divergence }
     }
 
-    /// Precision that the teacher is rounded to.
+    /// Quantisation of the teacher.
     pub fn quant(&self) -> Quant {
         self.teacher_quant.unwrap_or_default()
     }
 }
 
-/// A student's data and how it learns, before it is settled whether the teacher itself or a cache teaches.
+/// Data and settings of a distillation, before the choice between the teacher and a cache of its predictions.
 #[derive(Debug)]
 pub struct DistillTask {
-    /// The text.
+    /// The training text.
     pub tokens: TokenObjective,
-    /// How it learns.
+    /// Distillation settings.
     pub record: DistillRecord,
 }
 
-/// A few batches' losses, by the teacher itself and by what a cache knows of it.
+/// Mean losses of a few batches, with the teacher and with its cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Compared {
     /// With the teacher's whole distribution.
     pub exact: DistillLoss,
-    /// With its likeliest tokens, and the rest as one.
+    /// With its most likely tokens, and all others as one.
     pub cached: DistillLoss,
-    /// The teacher's probability on those tokens, a mean over the places.
+    /// Teacher's total probability of those tokens, the mean over all positions.
     pub covered: f32,
 }
 
 impl DistillTask {
-    /// Opens a cache of what the teacher, which computes in `dtype`, says, or makes it.
+    /// Opens or creates the cache of a teacher that computes in `dtype`.
     ///
     /// # Errors
-    /// As [`TeacherCache::open`]; [`Error::Usage`] when no cache was asked for.
+    /// As [`TeacherCache::open`]; [`Error::Usage`] if the run has no cache.
     pub fn open_cache(&self, job: &Job, folder: &Path, dtype: Dtype) -> Result<TeacherCache, Error> {
         let Some(top_k) = self.record.teacher_top_k else {
-            return Err(Error::Usage("a run without a cache of its teacher was asked for".into()));
+            return Err(Error::Usage("expected a run with a teacher cache".into()));
         };
         let data = job.data.identity.clone();
         let sha256 = self.record.teacher_sha256.clone().unwrap_or_default();
@@ -132,11 +131,11 @@ impl DistillTask {
         TeacherCache::open(folder, about, self.tokens.sampler().windows())
     }
 
-    /// The student's losses on `batches` batches, with the teacher and with the cache, which must be filled. `None` if `stop`,
-    /// which is looked at before each of them, is set before the end.
+    /// Computes the student's losses on `batches` batches, with the teacher and with the cache, which must be complete. Returns
+    /// `None` if `stop`, checked before each batch, is set.
     ///
     /// # Errors
-    /// What a file or an engine could not do.
+    /// Errors of the engines, and of files that cannot be read.
     pub fn compare(
         &mut self,
         cache: &TeacherCache,
@@ -169,7 +168,7 @@ impl DistillTask {
     }
 }
 
-/// The objective of a student: the text, and its teacher's probabilities.
+/// Objective of a student: next-token prediction, and the divergence from its teacher.
 pub struct DistillObjective {
     task: DistillTask,
     source: Source,
@@ -181,12 +180,12 @@ enum Source {
 }
 
 impl DistillObjective {
-    /// From the teacher itself, at places drawn at random.
+    /// Uses the teacher, at random positions.
     pub fn from_teacher(task: DistillTask, teacher: Box<dyn Teacher>) -> Self {
         Self { task, source: Source::Teacher(teacher) }
     }
 
-    /// From a cache, which must be filled, at the windows that it knows.
+    /// Uses a complete cache, at its windows.
     pub fn from_cache(task: DistillTask, cache: TeacherCache) -> Self {
         Self { task, source: Source::Cache(cache) }
     }

@@ -1,5 +1,5 @@
-//! Objectives: `token_objective.rs` predicts the next token, `chat_objective.rs` the assistant's turns, and `distill.rs` learns from
-//! a teacher, whose predictions `teacher_cache.rs` can keep on the disk.
+//! Objectives: `token_objective.rs` predicts the next token, `chat_objective.rs` the assistant's turns; `distill.rs` learns from
+//! a teacher, whose predictions `teacher_cache.rs` can store on disk.
 
 pub(crate) mod chat_objective;
 pub mod distill;

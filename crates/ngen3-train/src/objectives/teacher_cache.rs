@@ -1,11 +1,11 @@
-//! What a teacher says of every place of a training set, worked out once: `--teacher_cache DIR`.
+//! Cache of a teacher's predictions on a training set, computed once: `--teacher_cache DIR`.
 //!
-//! The training part is cut into windows of a block, back to back, and training takes its rows from these (elsewhere a row
-//! starts at any token). For each place of each window the folder holds the teacher's `top_k` likeliest tokens at the
-//! temperature, and their log probabilities over the whole vocabulary; what is missing to 1 is the rest, as one lump.
-//! `cache.json` says what it is of ([`CacheIdentity`]); `windows-00000.bin` and on hold a fixed number of windows each, a window
-//! being its ids `[block, top_k]` (u16, or u32 where the vocabulary needs it) and then its log probabilities (f32), all
-//! little-endian. Files are written whole or not at all, and those that are there are not made again.
+//! The training part is cut into consecutive windows of `block_size` tokens, from which training draws its sequences (without
+//! a cache, a sequence starts at any token). For each position of each window the folder holds the teacher's `top_k` most likely
+//! tokens at the temperature, and their log probabilities over the whole vocabulary; the remaining tokens count as one.
+//! `cache.json` identifies the cache ([`CacheIdentity`]); `windows-00000.bin` and so on hold a fixed number of windows each: the
+//! ids `[block_size, top_k]` of a window (u16, or u32 for a large vocabulary), then its log probabilities (f32), all
+//! little-endian. Files are written atomically, and existing ones are not recomputed.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -18,37 +18,37 @@ use serde_json::{Map, Value};
 
 use crate::{DataIdentity, Error, TokenObjective};
 
-/// Written into every folder, and expected: another layout would get another number.
+/// Format version in `cache.json`.
 const FORMAT: &str = "ngen3 teacher cache 1";
 
-/// A file holds about so many bytes: the most that is lost when filling is cut off.
+/// Approximate size of a file in bytes: the most that is lost if filling is interrupted.
 const FILE_BYTES: usize = 8 << 20;
 
-/// What a cache is of: it serves runs for which all of this is the same, but for the dtype.
+/// Identity of a cache. It serves runs in which everything but the dtype is the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheIdentity {
     format: String,
-    /// SHA-256 of the teacher's shape and weights, and what they were rounded to, if to anything.
+    /// SHA-256 of the teacher's shape and weights, and their quantisation, if any.
     pub teacher: String,
-    /// What the teacher computed in. Once it has said all, that is only to be known; caches of before do not say it.
+    /// Dtype the teacher computed in. A complete cache serves runs in any dtype; older caches lack the field.
     pub dtype: String,
     /// SHA-256 of the token file.
     pub data: String,
-    /// Its tokens that are trained on.
+    /// Number of training tokens in the file.
     pub train_tokens: u64,
-    /// Tokens that there are.
+    /// Size of the vocabulary.
     pub vocab_size: usize,
-    /// Tokens in a window.
+    /// Tokens per window.
     pub block_size: usize,
-    /// Of both distributions.
+    /// Temperature of both distributions.
     pub temperature: f32,
-    /// Tokens that are told apart at each place.
+    /// Tokens per position.
     pub top_k: usize,
     windows_per_file: usize,
 }
 
 impl CacheIdentity {
-    /// Of this teacher, on this data.
+    /// Creates the identity of a cache of `teacher` on `data`.
     pub fn new(
         teacher: String,
         dtype: Dtype,
@@ -85,7 +85,7 @@ impl CacheIdentity {
     }
 }
 
-/// A value as messages have it: of a hash the beginning is enough.
+/// Formats a value for messages; hashes are shortened.
 fn brief(value: &Value) -> String {
     match value.as_str() {
         Some(text) if text.len() >= 64 && text.is_ascii() => format!("{}…{}", &text[..8], &text[64..]),
@@ -93,44 +93,43 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// A folder with what a teacher says.
+/// A folder with a teacher's predictions.
 #[derive(Debug)]
 pub struct TeacherCache {
     folder: PathBuf,
     about: CacheIdentity,
-    /// How many there are.
+    /// Number of windows.
     windows: usize,
-    /// What the teacher computed in when it said what is there, if that is another dtype than now.
+    /// Dtype of the existing predictions, if it differs from the run's.
     other_dtype: Option<String>,
 }
 
 impl TeacherCache {
-    /// Opens the folder, or makes it, for so many windows ([`ngen3_data::BatchSampler::windows`]). Everything in it is checked for its
-    /// length.
+    /// Opens or creates the folder, for `windows` windows ([`ngen3_data::BatchSampler::windows`]). Checks the size of each file.
     ///
     /// # Errors
-    /// [`Error::File`] when it is a cache of something else, or a file of it is not as long as it must be, or what is missing would be
-    /// said in another dtype than the rest; [`Error::Io`].
+    /// [`Error::File`] if the cache has another identity, a file has the wrong size, or missing predictions would be computed in
+    /// another dtype than the existing ones; [`Error::Io`].
     pub fn open(folder: &Path, about: CacheIdentity, windows: usize) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("cache.json");
         let (mut other_dtype, mut missing) = (None, false);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let found: Map<String, Value> = serde_json::from_str(&text)
-                    .map_err(|error| Error::file(&path, format!("it does not describe a teacher's cache ({error})")))?;
-                // By way of text, as it was written: 1.2 is one number there, whatever its width was.
+                    .map_err(|error| Error::file(&path, format!("expected JSON of a teacher cache ({error})")))?;
+                // Compared as text, as it was written: 1.2 has the same digits in f32 and f64.
                 let text = serde_json::to_string(&about).expect("names and numbers serialise");
                 let wanted: Map<String, Value> = serde_json::from_str(&text).expect("what serialises is JSON");
                 let dtype = found.get("dtype").and_then(Value::as_str).filter(|&dtype| dtype != about.dtype);
                 other_dtype = dtype.map(str::to_owned);
                 let differs = |(name, wanted): &(&String, &Value)| *name != "dtype" && found.get(*name) != Some(wanted);
                 if let Some((name, wanted)) = wanted.iter().find(differs) {
-                    let (found, wanted) = (found.get(name).map_or("missing".into(), brief), brief(wanted));
+                    let (found, wanted) = (found.get(name).map_or("nothing".into(), brief), brief(wanted));
                     return Err(Error::file(
                         &path,
                         format!(
-                            "it is of something else: {name} is {found}, not {wanted}; give another --teacher_cache"
+                            "not for this run: expected {name} {wanted}, got {found}; choose another --teacher_cache"
                         ),
                     ));
                 }
@@ -151,7 +150,7 @@ impl TeacherCache {
             Some(dtype) if !whole => Err(Error::file(
                 &path,
                 format!(
-                    "the teacher has not said all yet, and began in {dtype}, not {}; give --dtype {dtype}, or another \
+                    "the cache is incomplete and was started in {dtype}, not {}; use --dtype {dtype} or another \
                      --teacher_cache",
                     cache.about.dtype
                 ),
@@ -160,24 +159,24 @@ impl TeacherCache {
         }
     }
 
-    /// Writes down what it is of.
+    /// Writes `cache.json`.
     fn describe(&self) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(&self.about).expect("names and numbers serialise");
         write_atomic(&self.folder.join("cache.json"), |file| file.write_all(format!("{text}\n").as_bytes()))?;
         Ok(())
     }
 
-    /// What the teacher computed in when it said all this, if that is another dtype than the run's.
+    /// Dtype of the cached predictions, if it differs from the run's.
     pub fn other_dtype(&self) -> Option<&str> {
         self.other_dtype.as_deref()
     }
 
-    /// Bytes of the whole cache.
+    /// Size of the complete cache in bytes, without `cache.json`.
     pub fn bytes(&self) -> u64 {
         (self.windows * self.about.window_bytes()) as u64
     }
 
-    /// Tokens that are told apart at each place.
+    /// Tokens per position.
     pub fn top_k(&self) -> usize {
         self.about.top_k
     }
@@ -190,13 +189,13 @@ impl TeacherCache {
         self.folder.join(format!("windows-{index:05}.bin"))
     }
 
-    /// The windows of a file.
+    /// Range of windows in a file.
     fn windows_of(&self, index: usize) -> std::ops::Range<usize> {
         let each = self.about.windows_per_file;
         index * each..((index + 1) * each).min(self.windows)
     }
 
-    /// True if a file is there. It is as long as it must be, or refused.
+    /// Returns `true` if a file exists. Fails if it has the wrong size.
     fn has(&self, index: usize) -> Result<bool, Error> {
         let path = self.path(index);
         let expected = (self.windows_of(index).len() * self.about.window_bytes()) as u64;
@@ -204,18 +203,18 @@ impl TeacherCache {
             Ok(metadata) if metadata.len() == expected => Ok(true),
             Ok(metadata) => Err(Error::file(
                 &path,
-                format!("it has {} bytes and must have {expected}: remove it, and it is made again", metadata.len()),
+                format!("expected {expected} bytes, got {}; delete the file to recompute it", metadata.len()),
             )),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::io("read", &path)(error)),
         }
     }
 
-    /// Asks the teacher for what is not there yet, `rows` windows at a time. `go_on` hears how many bytes of
-    /// [`TeacherCache::bytes`] there are, and stops it by `false`; `false` is then the answer here too.
+    /// Computes the missing predictions, `rows` windows at a time. Calls `go_on` with the bytes done of [`TeacherCache::bytes`];
+    /// stops and returns `false` if it returns `false`.
     ///
     /// # Errors
-    /// What a file or the teacher could not do.
+    /// Errors of the teacher, and of files that cannot be written.
     pub fn fill(
         &self,
         teacher: &mut dyn Teacher,
@@ -255,10 +254,10 @@ impl TeacherCache {
         }
     }
 
-    /// What the teacher says of these windows.
+    /// Reads the predictions for these windows, `[windows, block_size, top_k]`.
     ///
     /// # Errors
-    /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for one that holds what no teacher says.
+    /// [`Error::Io`] for a file that cannot be read, [`Error::File`] for invalid ids or log probabilities.
     pub fn read(&self, windows: &[usize]) -> Result<TopK, Error> {
         let CacheIdentity { vocab_size, block_size, top_k, .. } = self.about;
         let numbers = block_size * top_k;
@@ -283,7 +282,7 @@ impl TeacherCache {
             let sound = found.ids[start..].iter().all(|&id| (id as usize) < vocab_size)
                 && found.log_probs[start..].iter().all(|value| (f32::MIN..=0.0).contains(value));
             if !sound {
-                let what = format!("window {window} in it is damaged: remove the file, and it is made again");
+                let what = format!("window {window} is damaged; delete the file to recompute it");
                 return Err(Error::file(&path, what));
             }
         }
@@ -307,7 +306,7 @@ mod tests {
 
     const TOKENS: u64 = 300;
 
-    /// Not a number that f32 holds exactly: its text has to be found again.
+    /// Not exact in f32, so that reading it back from text is tested.
     const TEMPERATURE: f32 = 1.2;
 
     fn about(vocab_size: usize) -> CacheIdentity {
@@ -318,7 +317,7 @@ mod tests {
         }
     }
 
-    /// A folder with tokens below 7, a corpus of them, and a teacher.
+    /// A folder with a file of tokens below 7, the objective on it, and a teacher.
     fn all() -> (TempDir, TokenObjective, FakeEngine) {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..TOKENS).flat_map(|i| ((i * i % 7) as u16).to_le_bytes()).collect();
@@ -329,7 +328,7 @@ mod tests {
         (dir, corpus, FakeEngine::new(config, 3))
     }
 
-    /// The cache of that corpus.
+    /// Opens the cache of that file.
     fn open(folder: &Path, about: CacheIdentity) -> Result<TeacherCache, Error> {
         TeacherCache::open(folder, about, 59)
     }
@@ -373,13 +372,13 @@ mod tests {
         assert_eq!(heard, [0, 3, 6, 7, 10, 13].map(|windows| windows * window));
         assert_eq!(names(&folder), ["cache.json", "windows-00000.bin"]);
 
-        // The teacher changes its mind: what it said before stays.
+        // Complete files are kept, even if the teacher's weights change.
         let before = fs::read(folder.join("windows-00000.bin")).unwrap();
         let other = FakeEngine::new(Config::new(1, 1, 2, 4, 7), 9);
         teacher.write(Slot::Params, &other.read(Slot::Params)).unwrap();
         let cache = open(&folder, about(7)).unwrap();
         assert!(cache.fill(&mut teacher, &mut corpus, 3, &mut |_| true).unwrap());
-        assert_eq!(names(&folder).len(), 1 + 9, "59 windows, 7 in a file");
+        assert_eq!(names(&folder).len(), 1 + 9, "59 windows, 7 per file");
         assert_eq!(fs::read(folder.join("windows-00000.bin")).unwrap(), before);
         assert_ne!(fs::read(folder.join("windows-00001.bin")).unwrap(), before);
     }
@@ -404,7 +403,7 @@ mod tests {
         let bf16 = || CacheIdentity { dtype: "bf16".into(), ..about(7) };
         open(&folder, bf16()).unwrap();
         let cache = open(&folder, about(7)).unwrap();
-        assert_eq!(cache.other_dtype(), None, "nothing had been said");
+        assert_eq!(cache.other_dtype(), None, "nothing was computed in bf16");
         let mut files = 0;
         let stopped = cache.fill(&mut teacher, &mut corpus, 7, &mut |_| {
             files += 1;
@@ -412,7 +411,7 @@ mod tests {
         });
         assert!(!stopped.unwrap());
         let error = open(&folder, bf16()).unwrap_err().to_string();
-        assert!(error.contains("began in f32, not bf16"), "{error}");
+        assert!(error.contains("was started in f32, not bf16"), "{error}");
         let cache = open(&folder, about(7)).unwrap();
         assert!(cache.fill(&mut teacher, &mut corpus, 7, &mut |_| true).unwrap());
         assert_eq!(open(&folder, bf16()).unwrap().other_dtype(), Some("f32"));

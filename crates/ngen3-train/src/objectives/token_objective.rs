@@ -1,4 +1,4 @@
-//! Next-token prediction on a token file, at places drawn at random.
+//! Next-token prediction on a token file, at random positions.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::prepare::job::{DataInfo, check_tokenizers};
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
-/// A token file to train on, with the part of it that is held out.
+/// Next-token prediction on a token file, and evaluation on its held-out part.
 #[derive(Debug)]
 pub struct TokenObjective {
     sampler: BatchSampler,
@@ -24,7 +24,7 @@ pub struct TokenObjective {
 }
 
 impl TokenObjective {
-    /// Batches of a token file for a model that is to learn from it.
+    /// Creates the objective for a model of shape `config`.
     ///
     /// # Errors
     /// As [`BatchSampler::new`]; [`Error::Data`] for a token outside the model's vocabulary.
@@ -36,15 +36,15 @@ impl TokenObjective {
         Ok(Self { sampler, eval_iters, sequence, batch: Batch::default() })
     }
 
-    /// Where the batches come from.
+    /// Returns the sampler of the batches.
     pub fn sampler(&self) -> &BatchSampler {
         &self.sampler
     }
 
-    /// The data as a run records it.
+    /// Describes the data for the run's record.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the model's vocabulary is smaller than the tokenizer's; the others for files that are damaged.
+    /// [`Error::Usage`] if the model's vocabulary is smaller than the tokenizer's; other errors for damaged files.
     pub fn describe(&self, config: &Config) -> Result<DataInfo, Error> {
         let file = self.sampler.data();
         let tokenizer = tokenizer_for(config, file)?;
@@ -54,7 +54,7 @@ impl TokenObjective {
             Some(meta) => meta.sha256.clone(),
             None => sha256(file.path())?,
         };
-        // Of a bare file only its name: where it lay is nobody's business who gets the model.
+        // Only the name of a bare file: its path is private, and the model may be published.
         let name = || vec![file.path().file_name().unwrap_or_default().to_string_lossy().into_owned()];
         let source = file.meta().map_or_else(name, |meta| meta.source.clone());
         let (train_tokens, val_tokens) = (self.sampler.train_len() as u64, self.sampler.val_len() as u64);
@@ -63,7 +63,7 @@ impl TokenObjective {
         Ok(DataInfo { path: file.path().into(), identity, tokenizer, chat, source })
     }
 
-    /// The micro-batch that the seed, the step and the index within it decide.
+    /// Training micro-batch `index` of a step, drawn from the seed and both numbers.
     pub fn train_batch(&mut self, step: u64, index: u64) -> &Batch {
         let Self { sampler, sequence, batch, .. } = self;
         sampler.train_batch(step, index, &mut batch.inputs, &mut batch.targets);
@@ -71,7 +71,7 @@ impl TokenObjective {
         batch
     }
 
-    /// A batch of these windows of the training part; see [`BatchSampler::windows`].
+    /// Batch of the given windows of the training part; see [`BatchSampler::windows`].
     pub fn window_batch(&mut self, windows: &[usize]) -> &Batch {
         let Self { sampler, sequence, batch, .. } = self;
         sampler.window_batch(windows, &mut batch.inputs, &mut batch.targets);
@@ -111,38 +111,38 @@ impl Objective for TokenObjective {
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
-        // With nothing held out the latest training batch has to do.
+        // Without held-out data, `batch` is still the latest training batch.
         self.val_batch(0);
         Ok(trainer.loss(&self.batch)?)
     }
 }
 
-/// True if nothing says which tokenizer made a file: it may be nanoGPT's, of characters or of GPT-2's tokens.
+/// Returns `true` if the tokenizer of a file is unknown: it may be nanoGPT's, of characters or of GPT-2's tokens.
 fn is_bare(file: &TokenFile) -> bool {
     file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
 }
 
-/// Checks that a token file can be read by the model that came from `from`: its vocabulary is large enough, and its tokenizer
-/// the one that made the tokens, as far as both are known.
+/// Checks that the model in `from` fits a token file: its vocabulary is large enough, and its tokenizer, if known, is that of
+/// the file.
 ///
 /// # Errors
-/// [`Error::Usage`] saying which of them it is; [`Error::Data`] for a tokenizer that is damaged.
+/// [`Error::Usage`] naming the mismatch; [`Error::Data`] for a damaged tokenizer.
 pub fn check_reads(from: &Path, model: &Checkpoint, file: &TokenFile) -> Result<(), Error> {
     check_tokenizers(from, &model.meta.tokenizer, file.path(), &tokenizer_for(&model.config, file)?)
 }
 
-/// The tokenizer that travels with the model: the data's.
+/// Returns the data's tokenizer, which is saved with the model.
 fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Error> {
     let needed = file.vocab_size()?;
     if config.vocab_size < needed {
-        // Every token of a bare file fits the model, so GPT-2's tokenizer, its default, is not what made it.
+        // Every token of a bare file fits the model, so it was not made by GPT-2's tokenizer, the default.
         if is_bare(file) {
             return Ok(TokenizerRef::Unknown);
         }
         return Err(Error::Usage(format!(
-            "the model's vocabulary of {} is smaller than the {needed} tokens of {}",
-            config.vocab_size,
-            file.path().display()
+            "{}: expected a vocabulary of at most {} tokens, the model's, got {needed}",
+            file.path().display(),
+            config.vocab_size
         )));
     }
     Ok(file.tokenizer()?.reference())

@@ -1,7 +1,7 @@
-//! A run that is ready to start: what was resolved, checked against the data.
+//! A run that is ready to start: the resolved specification, checked against the data.
 //!
-//! Everything that can be wrong is found before this, in seconds and before any file changes: settings out of range, shapes that
-//! contradict each other, other data than before, a model that does not fit in memory, a folder that cannot be written to.
+//! All user errors are found by now, within seconds and before any file changes: settings out of range, contradictory shapes,
+//! changed data, a model that does not fit in memory, a folder that is not writable.
 
 use std::path::{Path, PathBuf};
 
@@ -15,18 +15,18 @@ use crate::prepare::resolve::{Moments, Origin, Resolved};
 use crate::run_files::record::{AdapterRecord, DataIdentity, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
 use crate::{Error, RunLock, RunPaths, TrainSettings};
 
-/// The data of a run, as far as its files and messages know it.
+/// Description of a run's data, for files and messages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataInfo {
-    /// The file, for messages.
+    /// Path or name of the data, for messages.
     pub path: PathBuf,
-    /// What tells it from others.
+    /// Token counts and SHA-256, compared on resume.
     pub identity: DataIdentity,
-    /// The tokenizer that made the token ids; it travels with the model.
+    /// Tokenizer of the token ids; saved with the model.
     pub tokenizer: TokenizerRef,
-    /// How conversations become text, if it holds any; it travels with the model, which else keeps its own.
+    /// Chat format of conversations; saved with the model. `None` keeps the model's own.
     pub chat: Option<ChatFormat>,
-    /// Where the text came from.
+    /// Origin of the text, for the model's metadata.
     pub source: Vec<String>,
 }
 
@@ -37,45 +37,45 @@ pub struct Job {
     pub kind: RunKind,
     /// The model's shape.
     pub config: Config,
-    /// How it is trained.
+    /// Training settings.
     pub settings: TrainSettings,
-    /// Bytes of memory that it takes, about.
+    /// Estimated memory in bytes.
     pub bytes: u64,
-    /// Its files.
+    /// Paths of its files.
     pub paths: RunPaths,
-    /// Keeps other runs from these files.
+    /// Lock that keeps other runs from these files.
     pub lock: RunLock,
-    /// The data that it trains on.
+    /// The data.
     pub data: DataInfo,
-    /// Everything else that decides what it learns: the same for the whole run.
+    /// The objective; cannot change on resume.
     pub objective: ObjectiveRecord,
-    /// The adapters, if only they learn.
+    /// LoRA adapters, if only they are trained.
     pub adapters: Option<AdapterRecord>,
-    /// Its progress.
+    /// Progress so far.
     pub progress: TrainProgress,
-    /// What is good to know before it starts, each a sentence.
+    /// Notes to show before it starts, one line each.
     pub notes: Vec<String>,
 }
 
-/// The numbers that a run starts from.
+/// Initial parameters and optimizer state.
 #[derive(Clone, Debug)]
 pub struct InitialWeights {
-    /// `[total]`, in the order of [`ParamList`].
+    /// Model parameters, `[total]`, in the order of [`ParamList`].
     pub params: Vec<f32>,
-    /// In the order of [`ngen3_model::LoraList`], if only adapters learn.
+    /// LoRA parameters in the order of [`ngen3_model::LoraList`], if only adapters are trained.
     pub adapter: Option<Vec<f32>>,
-    /// AdamW's moments, of a run that goes on.
+    /// AdamW's moments of a resumed run.
     pub moments: Option<Moments>,
 }
 
 impl Resolved {
-    /// Checks the run against its data and its objective, and draws the weights if they are to be drawn. `teacher` is the shape of
-    /// the model that it learns from, and what that is rounded to. This writes only the folders that the run's files go to, and the
-    /// model that its adapters learn beside.
+    /// Checks the run against its data, its objective and the memory, and initialises the weights of a run from scratch.
+    /// `teacher` is the shape and the quantisation of the teacher, if any. Writes only the run's folders, and the base model of
+    /// its adapters.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the data or the objective is not the run's or does not fit in memory; [`Error::Io`] for a folder
-    /// that cannot be written to.
+    /// [`Error::Usage`] if the data or the objective of a resumed run changed, or the run does not fit in memory; [`Error::Io`]
+    /// for a folder that is not writable.
     pub fn into_job(
         self,
         device: &dyn Device,
@@ -103,7 +103,7 @@ impl Resolved {
                 data.chat = data.chat.or_else(|| chat.clone());
             }
             Origin::State(before) => {
-                // The objective first: the number of tokens that it learns depends on it.
+                // The objective first: the number of training tokens depends on it.
                 objective.check_unchanged(&before.objective)?;
                 check_data(kind, &before.data, &data)?;
                 data.chat = data.chat.or_else(|| before.chat.clone());
@@ -121,12 +121,12 @@ impl Resolved {
         let (bytes, note) = memory::check(device, &config, workload, &settings, held)?;
         notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
-            notes.push("nothing is held out, so there is no validation loss for --patience to wait for".into());
+            notes.push("--patience has no effect: nothing is held out for validation".into());
         }
         let lock = paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
         if adapters.is_some() && !matches!(origin, Origin::State(_)) {
-            // Kept beside the state, so that the run can go on whatever becomes of the file that it came from.
+            // Saved beside the state, so that resuming does not depend on the original file.
             checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
         }
         let weights = InitialWeights { params, adapter: adapter_params, moments };
@@ -135,10 +135,10 @@ impl Resolved {
 }
 
 impl Job {
-    /// Opens the model on a device: its weights, its adapters, and the moments of a run that goes on.
+    /// Loads the model on a device: its weights, its adapters, and the moments of a resumed run.
     ///
     /// # Errors
-    /// [`Error::Engine`] when the device cannot hold it.
+    /// [`Error::Engine`] if the device cannot hold it.
     pub fn open(&self, device: &dyn Device, weights: InitialWeights) -> Result<Box<dyn Trainer>, Error> {
         let InitialWeights { params, adapter, moments } = weights;
         let mut trainer = device.open(self.config.clone(), params, self.settings.options())?;
@@ -152,14 +152,14 @@ impl Job {
         Ok(trainer)
     }
 
-    /// True if nothing is left to do: all steps are done and evaluated, or the run stopped early.
+    /// Returns `true` if nothing is left to do: all steps are done and evaluated, or the run stopped early.
     pub fn is_finished(&self) -> bool {
         let TrainProgress { step, unevaluated, .. } = &self.progress;
         let ended = *step == self.settings.max_iters || self.progress.is_stale(self.settings.patience);
         *step > 0 && unevaluated.is_none() && ended
     }
 
-    /// The record of the run when it has come so far.
+    /// Returns the record of the run at `progress`.
     pub(crate) fn record(&self, progress: &TrainProgress) -> RunRecord {
         RunRecord {
             kind: self.kind,
@@ -173,24 +173,24 @@ impl Job {
         }
     }
 
-    /// Writes the model of a finished run again if the last save was cut off between the state and the model. One that is whole stays as
-    /// it is, with what was measured on it since.
+    /// Rewrites the model of a finished run if the last save was interrupted between the state and the model. An intact model is
+    /// left unchanged, with the evaluations recorded in it since.
     ///
     /// # Errors
     /// As [`Job::save_model`].
     pub fn complete(&self, trainer: &dyn Trainer) -> Result<(), Error> {
-        // The best model was written before the state that knows of it.
+        // The best model is written before the state that records it.
         let keeps_best = self.settings.keep_best && self.progress.best_val_loss.is_some();
         let whole = || Checkpoint::load(&self.paths.model).is_ok_and(|model| model.meta.iter_num == self.progress.step);
         if keeps_best || whole() { Ok(()) } else { self.save_model(trainer, &self.progress) }
     }
 
-    /// Writes the model as it is after `progress.step` updates, adapters merged; and these themselves, if there are any.
+    /// Writes the model after `progress.step` updates, with adapters merged, and the adapters, if any.
     ///
     /// # Errors
-    /// [`Error::Model`] if it cannot be written; the old file is then as it was.
+    /// [`Error::Model`] if it cannot be written; the old file is then unchanged.
     pub fn save_model(&self, trainer: &dyn Trainer, progress: &TrainProgress) -> Result<(), Error> {
-        // By way of text, so that 3e-4 stays 0.0003 where f32 becomes f64.
+        // Converted through text, so that 3e-4 stays 0.0003 when f32 becomes f64.
         let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
         let DataInfo { identity, tokenizer, chat, source, .. } = self.data.clone();
@@ -220,13 +220,13 @@ impl Job {
     }
 }
 
-/// Refuses a model whose tokenizer is not that of the data, as far as both are known.
+/// Fails if the tokenizers of a model and of the data are known and differ.
 pub(crate) fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Path, its: &TokenizerRef) -> Result<(), Error> {
     if ours == its || [ours, its].contains(&&TokenizerRef::Unknown) {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "{} was trained with another tokenizer than the one that made {}: the same ids stand for other text",
+        "{} was trained with another tokenizer than the one that made {}; tokenize the data with the model's",
         from.display(),
         data.display()
     )))
@@ -242,21 +242,21 @@ fn check_data(
     }
     let what = if before.sha256 == now.sha256 {
         format!(
-            "the run was trained on {} tokens and validated on {} of {}, and would now be on {} and {}: leave \
-             --val_fraction and val.bin as they were",
+            "{}: expected {} training and {} validation tokens, as before, got {} and {}; keep --val_fraction and \
+             val.bin unchanged",
+            path.display(),
             before.train_tokens,
             before.val_tokens,
-            path.display(),
             now.train_tokens,
             now.val_tokens
         )
     } else {
         format!(
-            "{} is not the data that the run was trained on (its SHA-256 begins with {}, not {}); to train on other \
-             data, start a run with {}",
+            "{}: expected the data of the resumed run (SHA-256 {}…), got {}…; to train on other data, start a new run \
+             with {}",
             path.display(),
-            &now.sha256.get(..8).unwrap_or_default(),
             &before.sha256.get(..8).unwrap_or_default(),
+            &now.sha256.get(..8).unwrap_or_default(),
             kind.init_flag()
         )
     };

@@ -1,4 +1,4 @@
-//! True if a run fits the machine's memory, asked before the operating system answers by killing it.
+//! Memory estimate of a run, checked before the operating system kills it.
 
 use ngen3_engine::{Device, Workload};
 use ngen3_model::Config;
@@ -7,12 +7,12 @@ use sysinfo::System;
 
 use crate::{Error, TrainSettings};
 
-/// Checks that training fits the machine. `held` bytes of what it needs are in memory already.
+/// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already.
 ///
-/// Returns the bytes that it needs, and what is to be noted, if the machine has enough memory but others hold it now.
+/// Returns the needed bytes, and a note if the machine has enough memory but too little is free.
 ///
 /// # Errors
-/// [`Error::Usage`] saying how much is needed and how much there is; as [`Device::memory`].
+/// [`Error::Usage`] with the needed and the available memory; as [`Device::memory`].
 pub(crate) fn check(
     device: &dyn Device,
     config: &Config,
@@ -28,7 +28,7 @@ pub(crate) fn check(
         let recompute =
             if least < as_asked { format!("; --recompute needs {}", gigabytes(least)) } else { String::new() };
         format!(
-            "about {} of memory are needed, and {} are free now{recompute}",
+            "the run needs about {} of memory, and {} is free{recompute}",
             gigabytes(as_asked),
             gigabytes(free + held)
         )
@@ -36,15 +36,15 @@ pub(crate) fn check(
     Ok((as_asked, note))
 }
 
-/// Checks that so many bytes fit the machine.
+/// Checks that `needed` bytes fit in the machine's memory.
 ///
 /// # Errors
-/// [`Error::Usage`] saying how much is needed and how much there is.
+/// [`Error::Usage`] with the needed and the available memory.
 pub fn check_fits(needed: u64) -> Result<(), Error> {
     Memory::now().map_or(Ok(()), |memory| compare(needed, needed, false, memory.total).map_err(Error::Usage))
 }
 
-/// Bytes of memory that training takes: the device's, and the tokens of a batch with their targets and passes.
+/// Estimates the bytes of memory for training: the device's, and the tokens and targets of a batch.
 fn needed(
     device: &dyn Device,
     config: &Config,
@@ -62,7 +62,7 @@ fn compare(needed: u64, least: u64, taught: bool, total: u64) -> Result<(), Stri
     }
     let teacher = if taught { " beside its teacher" } else { "" };
     let start = format!(
-        "training this model{teacher} needs about {} of memory, and this machine has {}",
+        "training this model{teacher} needs about {} of memory, but this machine has {}",
         gigabytes(needed),
         gigabytes(total)
     );
@@ -70,24 +70,24 @@ fn compare(needed: u64, least: u64, taught: bool, total: u64) -> Result<(), Stri
         (true, _) => format!("{start}; with --recompute it needs {}", gigabytes(least)),
         (false, true) => {
             format!(
-                "{start}; even with --recompute it needs {}: choose a smaller model or --batch_size",
+                "{start}; even with --recompute it needs {}; choose a smaller model or --batch_size",
                 gigabytes(least)
             )
         }
-        (false, false) => format!("{start}: choose a smaller model or --batch_size"),
+        (false, false) => format!("{start}; choose a smaller model or --batch_size"),
     })
 }
 
-/// Bytes of memory and swap.
+/// Memory and swap in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Memory {
     total: u64,
-    /// Those that a program that starts now can have.
+    /// Available to new programs.
     free: u64,
 }
 
 impl Memory {
-    /// Asks the system; `None` if it does not say.
+    /// Queries the operating system; `None` if the memory is unknown.
     fn now() -> Option<Self> {
         let mut system = System::new().ok()?;
         system.refresh_memory();
@@ -128,14 +128,14 @@ mod tests {
         assert!(check_fits(1).is_ok());
         if Memory::now().is_some() {
             let error = check_fits(u64::MAX).unwrap_err().to_string();
-            assert!(error.contains("and this machine has") && error.contains("smaller model"), "{error}");
+            assert!(error.contains("but this machine has") && error.contains("smaller model"), "{error}");
         }
         let error = |needed, least| compare(needed * GB, least * GB, false, 24 * GB).unwrap_err();
-        let start = "training this model needs about 30.0 GB of memory, and this machine has 24.0 GB";
+        let start = "training this model needs about 30.0 GB of memory, but this machine has 24.0 GB";
         assert_eq!(error(30, 20), format!("{start}; with --recompute it needs 20.0 GB"));
-        let even = "even with --recompute it needs 25.0 GB: choose a smaller model or --batch_size";
+        let even = "even with --recompute it needs 25.0 GB; choose a smaller model or --batch_size";
         assert_eq!(error(30, 25), format!("{start}; {even}"));
-        assert_eq!(error(30, 30), format!("{start}: choose a smaller model or --batch_size"));
+        assert_eq!(error(30, 30), format!("{start}; choose a smaller model or --batch_size"));
     }
 
     #[test]
@@ -153,11 +153,11 @@ mod tests {
         let lora = Lora { rank: 8, alpha: 8.0, targets: Default::default() };
         assert!(
             of(&largest, Workload::Adapt { batch_size, lora: &lora }, &plain) < whole / 2,
-            "where only adapters learn it takes less"
+            "training only adapters takes less"
         );
         let small = VARIANTS[0].config();
         let taught = |quant| of(&small, Workload::Distill { batch_size, teacher: &largest, quant }, &plain);
-        assert!(taught(Quant::None) > 4 * ParamList::new(&largest).total() as u64, "the teacher is loaded");
+        assert!(taught(Quant::None) > 4 * ParamList::new(&largest).total() as u64, "the teacher is in memory too");
         let (in_bf16, in_int8) = (taught(Quant::None), taught(Quant::Int8));
         assert!(in_int8 <= in_bf16 && of(&small, train, &plain) < in_int8, "{in_int8} {in_bf16}");
         let absurd = TrainSettings { batch_size: usize::MAX, ..plain };
@@ -165,7 +165,7 @@ mod tests {
             Workload::Train { batch_size: usize::MAX },
             Workload::Distill { batch_size: usize::MAX, teacher: &largest, quant: Quant::Int8 },
         ] {
-            assert!(of(&small, workload, &absurd) > 1 << 60, "an absurd batch does not wrap around");
+            assert!(of(&small, workload, &absurd) > 1 << 60, "an absurd batch size does not wrap around");
         }
     }
 }

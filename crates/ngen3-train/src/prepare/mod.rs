@@ -1,5 +1,5 @@
-//! From a request to a run that is ready to start: read `spec.rs`, `resolve.rs` (with `surgery.rs` for another shape) and `job.rs`
-//! (with `memory.rs` for its needs), in this order.
+//! From a request to a run that is ready to start: read `spec.rs`, `resolve.rs` (with `surgery.rs` for changes of shape) and
+//! `job.rs` (with `memory.rs` for its memory), in this order.
 
 pub(crate) mod job;
 pub(crate) mod memory;

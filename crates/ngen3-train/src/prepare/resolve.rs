@@ -1,5 +1,5 @@
-//! A specification, resolved against the files that it names: the run's own state, or the checkpoint that it starts from. Each is
-//! read once. What is still missing is the data (`job.rs`).
+//! Resolves a specification against its files: the run's own state, or the checkpoint that it starts from. Each is read once. The
+//! data follows in `job.rs`.
 
 use std::path::PathBuf;
 
@@ -16,59 +16,58 @@ use crate::run_files::record::{AdapterRecord, ObjectiveRecord, RunKind, RunRecor
 use crate::run_files::state::{self, State};
 use crate::{Error, Overrides, RunPaths, TrainSettings};
 
-/// Training defaults of a shape without a variant.
+/// Training defaults of models that are not a variant.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
 
-/// A run whose shape, settings and weights are settled.
+/// A run with final shape, settings and weights.
 #[derive(Debug)]
 pub struct Resolved {
     /// The command.
     pub kind: RunKind,
-    /// Its files.
+    /// Paths of its files.
     pub paths: RunPaths,
     /// The model's shape.
     pub config: Config,
-    /// How it is trained.
+    /// Training settings.
     pub settings: TrainSettings,
-    /// `[total]`; `None` if they are to be drawn.
+    /// Weights, `[total]`; `None` to initialise them at random.
     pub(crate) params: Option<Vec<f32>>,
-    /// The adapters, if only they learn.
+    /// LoRA adapters, if only they are trained.
     pub(crate) adapters: Option<AdapterRecord>,
-    /// Their numbers, in the order of [`LoraList`].
+    /// Their parameters, in the order of [`LoraList`].
     pub(crate) adapter_params: Option<Vec<f32>>,
-    /// Those of a run that goes on.
+    /// AdamW's moments of a resumed run.
     pub(crate) moments: Option<Moments>,
-    /// How far it is.
+    /// Progress so far.
     pub(crate) progress: TrainProgress,
     pub(crate) origin: Origin,
     pub(crate) notes: Vec<String>,
 }
 
-/// AdamW's moments, each as long as what learns.
+/// AdamW's moments, each as long as the trained parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
-    /// The first.
+    /// First moment.
     pub exp_avg: Vec<f32>,
-    /// The second.
+    /// Second moment.
     pub exp_avg_sq: Vec<f32>,
 }
 
-/// Limit on the data, besides the model.
+/// Origin of the weights; the data must match it.
 #[derive(Debug)]
 pub(crate) enum Origin {
     Scratch,
-    /// A checkpoint, the tokenizer that it was trained with, and how it has conversations.
+    /// A checkpoint, with its tokenizer and chat format.
     Checkpoint(PathBuf, TokenizerRef, Option<ChatFormat>),
-    /// The state of the same run.
+    /// The state of the resumed run.
     State(Box<RunRecord>),
 }
 
 impl RunSpec {
-    /// Settles the shape, the settings and the weights. `vocab_size` is the data's, for a model whose weights are drawn and
-    /// whose vocabulary nobody says.
+    /// Resolves shape, settings and weights. `vocab_size` returns the data's, the default for a model trained from scratch.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what was asked wrongly; the others for files that are not what they should be.
+    /// [`Error::Usage`] for invalid requests; other errors for files with unexpected content.
     pub fn resolve(self, vocab_size: impl FnOnce() -> Result<usize, Error>) -> Result<Resolved, Error> {
         let (file_settings, file_shape) = match &self.config_file {
             Some(file) => config_file::load(file)?,
@@ -100,7 +99,7 @@ impl RunSpec {
                 (from, checkpoint, shape)
             }
             StartFrom::Loaded(from, checkpoint) => {
-                // Of whatever shape it is, whoever names the variant.
+                // The checkpoint's own shape, even if it is not the variant's.
                 let shape = shape.or(Shape::from(&checkpoint.config));
                 (from, *checkpoint, shape)
             }
@@ -113,13 +112,13 @@ impl RunSpec {
     }
 }
 
-/// Adapters are asked for, and there is no model for them.
+/// Error for adapters without a base model.
 fn no_base() -> Error {
-    Error::Usage("adapters need a model to learn beside: name its checkpoint".into())
+    Error::Usage("LoRA adapters need a base model; name one with --model_checkpoint".into())
 }
 
 impl Resolved {
-    /// At step 0 with weights to be drawn. `vocab_size` is the data's, for a model that is not told another.
+    /// Starts at step 0 with random weights. `vocab_size` is the default for the vocabulary.
     fn from_scratch(
         kind: RunKind,
         paths: RunPaths,
@@ -130,8 +129,7 @@ impl Resolved {
     ) -> Result<Self, Error> {
         let Some(config) = shape.or(shape_of(variant)).config(vocab_size) else {
             return Err(Error::Usage(format!(
-                "the model's shape is not complete: name a {}, or give n_layer, n_head, n_embd and block_size in a \
-                 --config file",
+                "incomplete model shape: expected {}, or n_layer, n_head, n_embd and block_size in a --config file",
                 kind.variant_flag()
             )));
         };
@@ -152,8 +150,8 @@ impl Resolved {
         })
     }
 
-    /// At step 0 with the weights of a checkpoint, or with adapters beside them. Its shape must be the one asked for; only its block may be asked to
-    /// be smaller: the positions past it are cut off.
+    /// Starts at step 0 with the weights of a checkpoint, and optionally with adapters. The checkpoint must have the requested
+    /// shape; only the context length may be shorter: positions beyond it are cut off.
     fn from_checkpoint(
         kind: RunKind,
         paths: RunPaths,
@@ -197,7 +195,7 @@ impl Resolved {
         })
     }
 
-    /// The point where a run stopped. Settings are the run's own, but for those asked for now; its shape cannot change.
+    /// Continues from the run's state. Settings are the run's own unless given again; the shape cannot change.
     fn resume(
         kind: RunKind,
         paths: RunPaths,
@@ -207,15 +205,15 @@ impl Resolved {
     ) -> Result<Self, Error> {
         let Some(State { record, params, exp_avg, exp_avg_sq }) = state::load(&paths.state)? else {
             return Err(Error::Usage(format!(
-                "there is nothing to resume: no {}. Leave --resume away to start; {} starts from the weights of a \
-                 checkpoint",
+                "nothing to resume: {} does not exist; drop --resume to start a new run, or start from a checkpoint \
+                 with {}",
                 paths.state.display(),
                 kind.init_flag()
             )));
         };
         if record.kind != kind {
             let (path, was) = (paths.state.display(), record.kind.name());
-            return Err(Error::Usage(format!("{path} is of a run of ngen3 {was}, which goes on with that command")));
+            return Err(Error::Usage(format!("{path} belongs to a run of ngen3 {was}; resume it with that command")));
         }
         let layers = variant.filter(|variant| !variant.fits(&record.config)).map(|variant| {
             let Shape { n_layer, n_head, n_embd, .. } = shape_of(Some(variant));
@@ -228,36 +226,35 @@ impl Resolved {
         let step = record.progress.step;
         let mut own = Overrides::from(record.settings.clone());
         if step == 0 && own.warmup_iters == Some(TrainSettings::default_warmup(record.settings.max_iters)) {
-            // Nothing is warm yet (`--max_iters 0` only made the model), so a longer run gets the warm-up of its length.
+            // Warm-up has not begun (`--max_iters 0` only initialises the model), so a longer run gets the default of its length.
             own.warmup_iters = None;
         }
         if asked.learning_rate.is_some() && own.min_lr == own.learning_rate.map(|lr| lr / 10.0) {
-            // It follows the learning rate, as nobody had said otherwise.
+            // The default, which follows the learning rate.
             own.min_lr = None;
         }
         if let Some(max_iters) = asked.max_iters.filter(|&max_iters| max_iters < step) {
             let done = count(step, "step");
-            return Err(Error::Usage(format!("max_iters is {max_iters}, and the run has done {done} already")));
+            return Err(Error::Usage(format!("max_iters: expected at least the {done} already done, got {max_iters}")));
         }
         let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
         let changes = settings.changes_since(&record.settings);
         let mut notes = Vec::new();
         if !changes.is_empty() {
-            notes.push(format!("changed since the run stopped: {}", changes.join(", ")));
+            notes.push(format!("settings changed: {}", changes.join(", ")));
         }
         let (before, now) = (record.settings.lr_at(step), settings.lr_at(step));
         if before != now {
-            notes.push(format!(
-                "the learning rate goes on at {now:.2e}; before the change it would have been {before:.2e}"
-            ));
+            notes
+                .push(format!("the learning rate continues at {now:.2e}; without the change it would be {before:.2e}"));
         }
         let (config, mut progress, adapters) =
             (record.config.clone(), record.progress.clone(), record.adapters.clone());
         let was_kept = record.settings.keep_best || progress.best_step == step;
         if settings.keep_best && progress.best_val_loss.is_some() && !(was_kept && paths.model.exists()) {
             let (best, model) = (progress.best_step, paths.model.display());
-            let why = if was_kept { format!("is not in {model} any more") } else { "was not kept".into() };
-            notes.push(format!("the model of step {best} {why}: the best is looked for from here on"));
+            let why = if was_kept { format!("is no longer in {model}") } else { "was not kept".into() };
+            notes.push(format!("the best model so far, of step {best}, {why}; --keep_best applies from here on"));
             let TrainProgress { elapsed_s, unevaluated, .. } = progress;
             progress = TrainProgress { step, elapsed_s, unevaluated, ..TrainProgress::default() };
         }
@@ -270,7 +267,7 @@ impl Resolved {
         Ok(Self { kind, paths, config, settings, params, adapters, adapter_params, moments, progress, origin, notes })
     }
 
-    /// Objective of the run that goes on; `None` of a run that starts.
+    /// Objective of the resumed run; `None` for a new run.
     pub(crate) fn objective_before(&self) -> Option<&ObjectiveRecord> {
         match &self.origin {
             Origin::State(record) => Some(&record.objective),
@@ -279,22 +276,22 @@ impl Resolved {
     }
 }
 
-/// Defaults of a run.
+/// Training defaults of a variant.
 fn recipe_of(variant: Option<&Variant>) -> &Recipe {
     variant.map_or(&PLAIN_RECIPE, |variant| &variant.recipe)
 }
 
-/// The model that the adapters of a run learn beside.
+/// Loads the base model of a run's adapters.
 fn base_of(paths: &RunPaths, config: &Config, adapters: &AdapterRecord) -> Result<Vec<f32>, Error> {
     let Checkpoint { params, .. } = Checkpoint::load_for(&paths.base, config)?;
     if sha256_of(&params) != adapters.base_sha256 {
-        let what = "it is not the model that the run's adapters learn beside; start the run anew with --overwrite";
+        let what = "expected the base model of the run's adapters; start again with --overwrite";
         return Err(Error::file(&paths.base, what));
     }
     Ok(params)
 }
 
-/// A variant's shape. Its vocabulary and activation are only defaults: the data and the checkpoint decide them.
+/// Shape of a variant, without vocabulary and activation, which the data and the checkpoint decide.
 fn shape_of(variant: Option<&Variant>) -> Shape {
     variant.map_or_else(Shape::default, |variant| Shape {
         vocab_size: None,
@@ -303,12 +300,12 @@ fn shape_of(variant: Option<&Variant>) -> Shape {
     })
 }
 
-/// A model is hours of work: it is not replaced because somebody typed the same command again.
+/// Fails if the model exists: hours of training are not lost by repeating a command.
 fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
     for path in [&paths.model, &paths.state, &paths.adapter] {
         if path.exists() {
             return Err(Error::Usage(format!(
-                "{} is there already: go on from it with --resume, replace it with --overwrite, or choose another name \
+                "{} already exists; continue it with --resume, replace it with --overwrite, or choose another name \
                  with --out",
                 path.display()
             )));

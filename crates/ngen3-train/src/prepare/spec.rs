@@ -1,4 +1,4 @@
-//! The specification of a run: what somebody asked for, but for the data.
+//! Specification of a run: the request, without the data.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,48 +9,51 @@ use crate::config::shape::Shape;
 use crate::run_files::record::RunKind;
 use crate::{Error, Overrides, RunPaths};
 
-/// A run as it was asked for. [`RunSpec::resolve`] settles what it leaves open.
+/// Specification of a run. [`RunSpec::resolve`] fills in the rest.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
     /// The command.
     pub kind: RunKind,
-    /// The named shape, with its recipe.
+    /// Variant: shape and training defaults.
     pub variant: Option<&'static Variant>,
-    /// A TOML file of settings and shape.
+    /// TOML file with settings and shape.
     pub config_file: Option<PathBuf>,
-    /// File for the model. Default: `VARIANT_model.pt` (or, without a variant, or where the file makes another shape of it,
-    /// `CONFIG_model.pt`), after `distilled_` or `finetuned_` if it is that.
+    /// Path of the model. Default: `VARIANT_model.pt`, with the prefix `distilled_` or `finetuned_` for such runs;
+    /// `CONFIG_model.pt` without a variant, or if the config file changes its shape.
     pub out: Option<PathBuf>,
-    /// Source of the weights.
+    /// Initial weights.
     pub start: StartFrom,
-    /// Replace a model that is there already.
+    /// `true` to replace an existing model.
     pub overwrite: bool,
-    /// Settings given on the command line; they come before the file's.
+    /// Settings given on the command line; they override the file's.
     pub settings: Overrides,
-    /// Shape given on the command line; it comes before the file's, and that before the variant's.
+    /// Shape given on the command line; it overrides the file's, which overrides the variant's.
     pub shape: Shape,
-    /// Adapters that are to learn beside the model of a fresh run, which then stays as it is.
+    /// LoRA adapters to train instead of the weights, for a new run.
     pub lora: Option<Lora>,
 }
 
-/// The weights that a run starts from; paths are where they came from.
+/// Initial weights of a run, with the path they come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StartFrom {
-    /// Drawn at random.
+    /// Random initialisation.
     Scratch,
-    /// A checkpoint's.
+    /// Weights of a checkpoint.
     Checkpoint(PathBuf),
-    /// Those of a checkpoint that was read already.
+    /// Weights of a checkpoint in memory.
     Loaded(PathBuf, Box<Checkpoint>),
-    /// As many layers of a deeper model as the shape asks for, or half of them. The model may be somebody else's too, such as a
-    /// teacher: no second copy of it is in memory.
+    /// Some layers of a deeper model: as many as the shape has, by default half of them. The model is shared, for example with
+    /// the teacher, to save memory.
     LayersOf(PathBuf, Arc<Checkpoint>),
-    /// Those of the run's own state: the run goes on.
+    /// The run's own state.
     Resume,
 }
 
 impl RunSpec {
-    /// The files of the run. `named` is the variant, if the model is to be named after it.
+    /// Returns the paths of the run's files. `named` is the variant that the model is named after, if any.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if nothing names the model; as [`RunPaths::new`].
     pub(crate) fn paths(&self, named: Option<&Variant>) -> Result<RunPaths, Error> {
         if let Some(out) = &self.out {
             return RunPaths::new(out);
@@ -61,7 +64,7 @@ impl RunSpec {
             (None, Some(stem)) => stem.to_string_lossy(),
             (None, None) => {
                 let flag = self.kind.variant_flag();
-                let what = format!("which model? Name a {flag}, a shape in a --config file, or the file with --out");
+                let what = format!("no model given: expected {flag}, a --config file with a shape, or --out");
                 return Err(Error::Usage(what));
             }
         };

@@ -1,4 +1,4 @@
-//! Weights for another shape: fewer positions, fewer layers.
+//! Changes of a model's shape: fewer positions, fewer layers.
 
 use std::path::Path;
 
@@ -7,26 +7,27 @@ use ngen3_model::{Checkpoint, Config, ParamList};
 
 use crate::Error;
 
-/// The parameters of the same model with a shorter block: the first positions are kept.
+/// Shortens the context length of a model: the first positions are kept.
 pub(crate) fn cut_positions(params: &[f32], from: &Config, to: &Config) -> Vec<f32> {
     let (from, to) = (ParamList::new(from), ParamList::new(to));
     let pairs = from.iter().zip(&to);
     pairs.flat_map(|(from, to)| &params[from.range()][..to.len()]).copied().collect()
 }
 
-/// A model of fewer layers: the first, the last and those at even distances between, with the embeddings and the final norm
-/// as they are. Of 12 layers 6 are 0, 2, 4, 7, 9 and 11: the choice of DistilGPT-2 (Sanh et al. 2019).
+/// Takes `n_layer` layers of a deeper model, by default half: the first, the last and evenly spaced ones between, with the
+/// embeddings and the final norm. 6 of 12 layers are 0, 2, 4, 7, 9 and 11, as in DistilGPT-2 (Sanh et al. 2019).
 ///
 /// # Errors
-/// [`Error::Usage`] if it has fewer layers than are wanted. `from` is where it came from.
+/// [`Error::Usage`] if the model has too few layers. `from` is its path, for the message.
 pub(crate) fn some_layers(deeper: &Checkpoint, from: &Path, n_layer: Option<usize>) -> Result<Checkpoint, Error> {
     let Checkpoint { config: from_config, params, meta } = deeper;
     let n_layer = n_layer.unwrap_or(from_config.n_layer.div_ceil(2));
     if n_layer > from_config.n_layer {
         return Err(Error::Usage(format!(
-            "{} has {}, too few for a student of {n_layer}",
+            "{}: expected at least {}, the student's, got {}",
             from.display(),
-            count(from_config.n_layer, "layer")
+            count(n_layer, "layer"),
+            from_config.n_layer
         )));
     }
     let config = Config { n_layer, ..from_config.clone() };
@@ -42,7 +43,7 @@ pub(crate) fn some_layers(deeper: &Checkpoint, from: &Path, n_layer: Option<usiz
     Ok(Checkpoint { config, params: kept, meta: meta.clone() })
 }
 
-/// Index among `of` of the `i`th of `n`, when the first is the first and the last the last.
+/// Returns the index among `of` of the `i`th of `n` evenly spaced items; the first and the last are included.
 fn spread(i: usize, n: usize, of: usize) -> usize {
     match n {
         0 | 1 => 0,
@@ -82,7 +83,7 @@ mod tests {
         expected.extend(&params[list.ln_f_weight.start..]);
         assert_eq!(student.params, expected);
         assert_eq!(of(Some(5)).unwrap(), teacher);
-        assert_eq!(of(Some(6)).unwrap_err().to_string(), "t.pt has 5 layers, too few for a student of 6");
+        assert_eq!(of(Some(6)).unwrap_err().to_string(), "t.pt: expected at least 6 layers, the student's, got 5");
         assert!(of(Some(0)).is_err());
     }
 }

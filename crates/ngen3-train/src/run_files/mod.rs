@@ -1,5 +1,5 @@
-//! Files of a run: `paths.rs` names and locks them, `record.rs` and `state.rs` hold what a run resumes from, `metrics.rs` and
-//! `run_log.rs` what people and programs look at.
+//! Files of a run: `paths.rs` names and locks them, `record.rs` and `state.rs` hold what resuming needs, `metrics.rs` and
+//! `run_log.rs` its measurements.
 
 pub(crate) mod metrics;
 pub(crate) mod paths;

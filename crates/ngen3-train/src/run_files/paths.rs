@@ -1,4 +1,4 @@
-//! Where a run keeps its files.
+//! Paths of a run's files, and their lock.
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -10,48 +10,48 @@ use ngen3_model::hf::ADAPTER_FILES;
 
 use crate::Error;
 
-/// The files of a run that makes `X_model.pt`.
+/// Files of a run whose model is `X_model.pt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunPaths {
-    /// `X_model.pt` or `X_model.safetensors`: the latest weights.
+    /// `X_model.pt` or `X_model.safetensors`: the model, the latest or the best.
     pub model: PathBuf,
-    /// `X_model.state/state.safetensors`: what resuming needs.
+    /// `X_model.state/state.safetensors`: the state to resume from.
     pub state: PathBuf,
-    /// `X_model.state/base.safetensors`: the model that adapters learn beside, if they do.
+    /// `X_model.state/base.safetensors`: the base model of the adapters, if any.
     pub base: PathBuf,
-    /// `X_model.adapter/`: the adapters themselves, as `peft` keeps them.
+    /// `X_model.adapter/`: the adapters, in `peft`'s format.
     pub adapter: PathBuf,
-    /// `X_model.run/`: metrics, TensorBoard events, the loss curve.
+    /// `X_model.run/`: metrics, TensorBoard events and the loss curve.
     pub run: PathBuf,
 }
 
-/// Keeps other runs from the files of this one, as long as it lives: a lock on the folder of the run. Where folders cannot be locked
-/// nothing does. Folders that were made for the run and have stayed empty vanish with it.
+/// Keeps other runs from these files while it exists, by a lock on the run's folder. Has no effect where folders cannot be
+/// locked. On drop, removes folders that were created for the run and are still empty.
 #[derive(Debug, Default)]
 pub struct RunLock {
     lock: Option<File>,
-    /// Each before those in it.
+    /// Folders created for the run, parents first.
     made: Vec<PathBuf>,
 }
 
 impl Drop for RunLock {
     fn drop(&mut self) {
         for folder in self.made.iter().rev() {
-            // What is not empty, or is gone, is left alone.
+            // Fails if it is not empty or no longer exists, which is fine.
             let _ = fs::remove_dir(folder);
         }
     }
 }
 
 impl RunPaths {
-    /// The files beside `model`.
+    /// Returns the paths beside `model`.
     ///
     /// # Errors
-    /// [`Error::Model`] unless the name ends in `.pt` or `.safetensors`; [`Error::File`] for a folder's.
+    /// [`Error::Model`] unless the name ends in `.pt` or `.safetensors`; [`Error::File`] for a folder.
     pub fn new(model: &Path) -> Result<Self, Error> {
         Format::of(model)?;
         if model.as_os_str().as_encoded_bytes().ends_with(b"/") {
-            return Err(Error::file(model, "it is named as a folder, and the model is to be a file"));
+            return Err(Error::file(model, "expected a file for the model, got a folder's name"));
         }
         Ok(Self {
             model: model.into(),
@@ -62,30 +62,29 @@ impl RunPaths {
         })
     }
 
-    /// Makes the folders, checks that each file can be written and that no other run is at them, and removes what killed runs left
-    /// half-written.
+    /// Creates the folders, locks them, checks that each file is writable, and removes half-written files of killed runs.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the folder, [`Error::Model`] naming the file: better now than after the first hour of training.
-    /// [`Error::Usage`] while another run writes the same files.
+    /// [`Error::Io`] naming the folder or [`Error::Model`] naming the file that is not writable: now instead of after an hour of
+    /// training. [`Error::Usage`] while another run uses the same files.
     pub fn prepare(&self) -> Result<RunLock, Error> {
         if self.model.is_dir() {
-            return Err(Error::file(&self.model, "it is a folder, and the model is to be a file"));
+            return Err(Error::file(&self.model, "expected a file for the model, got a folder"));
         }
         let mut held = RunLock::default();
         let state = folder_of(&self.state);
         for folder in [&self.run, state] {
             let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();
             missing.reverse();
-            fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+            fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
             held.made.extend(missing);
         }
         held.lock = File::open(&self.run).ok();
         if held.lock.as_ref().is_some_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock))) {
-            // Whatever was made just now is that run's too.
+            // The folders created just now belong to that run too.
             held.made.clear();
             let model = self.model.display();
-            return Err(Error::Usage(format!("another run is training {model}; wait for it, or give another --out")));
+            return Err(Error::Usage(format!("another run is training {model}; wait for it or choose another --out")));
         }
         let run = ["metrics.jsonl", "loss.svg"].map(|name| self.run.join(name));
         let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name)).into_iter().filter(|path| path.exists());
@@ -96,10 +95,10 @@ impl RunPaths {
         Ok(held)
     }
 
-    /// Removes the adapters of an earlier run of this name: they are not those of the model that has taken its place.
+    /// Removes the adapters of an earlier run with the same name, whose model was replaced.
     ///
     /// # Errors
-    /// [`Error::Io`] naming what cannot be removed.
+    /// [`Error::Io`] naming the file or folder that cannot be removed.
     pub(crate) fn remove_adapters(&self) -> Result<(), Error> {
         let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name));
         for path in adapters.iter().chain([&self.base]) {
@@ -109,7 +108,7 @@ impl RunPaths {
             }
         }
         match fs::remove_dir(&self.adapter) {
-            // What else somebody keeps there stays.
+            // Other files in the folder are kept.
             Err(error) if ![ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
                 Err(Error::io("remove", &self.adapter)(error))
             }
@@ -118,7 +117,7 @@ impl RunPaths {
     }
 }
 
-/// True if both are one file, which is there.
+/// Returns `true` if both paths are the same existing file.
 pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
@@ -139,7 +138,7 @@ mod tests {
         let error = RunPaths::new(Path::new("model.bin")).unwrap_err().to_string();
         assert!(error.contains("model.bin") && error.contains(".pt or .safetensors"), "{error}");
         let error = RunPaths::new(Path::new("x.pt/")).unwrap_err().to_string();
-        assert!(error.contains("x.pt/") && error.contains("named as a folder"), "{error}");
+        assert!(error.contains("x.pt/") && error.contains("got a folder's name"), "{error}");
     }
 
     #[test]
@@ -178,7 +177,7 @@ mod tests {
         }
         let paths = RunPaths::new(&dir.path().join("a/x.pt")).unwrap();
         let held = paths.prepare().unwrap();
-        // Another run that comes now takes nothing away, even what it had to make.
+        // A second run removes nothing, not even the folders that it created.
         fs::remove_dir(paths.state.parent().unwrap()).unwrap();
         assert!(paths.prepare().is_err() && paths.state.parent().unwrap().is_dir());
         fs::remove_dir(paths.state.parent().unwrap()).unwrap();
@@ -192,10 +191,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         let error = RunPaths::new(&dir.path().join("file/x.pt")).unwrap().prepare().unwrap_err().to_string();
-        assert!(error.contains("cannot make the folder") && error.contains("file"), "{error}");
+        assert!(error.contains("cannot create the folder") && error.contains("file"), "{error}");
         fs::create_dir(dir.path().join("x.pt")).unwrap();
         let error = RunPaths::new(&dir.path().join("x.pt")).unwrap().prepare().unwrap_err().to_string();
-        assert!(error.contains("it is a folder"), "{error}");
+        assert!(error.ends_with("got a folder"), "{error}");
 
         let paths = RunPaths::new(&dir.path().join("y.pt")).unwrap();
         for folder in ["y.state", "y.run", "y.adapter"] {

@@ -1,10 +1,10 @@
-//! `loss.svg`: the training and the validation loss over the steps, as a picture that any browser shows.
+//! `loss.svg`: a plot of training and validation loss over the steps.
 
 use std::fmt::Write;
 
 use crate::run_files::metrics::MetricsLine;
 
-/// Size of the picture, and of the margins around the plotted area, in pixels.
+/// Size of the image and the margins of the plot, in pixels.
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 68.0;
@@ -12,17 +12,17 @@ const RIGHT: f64 = 112.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 56.0;
 
-/// More points than this on a curve are invisible: neighbours are averaged.
+/// Maximum number of points per curve; longer ones are averaged, as more would not be visible.
 const MAX_POINTS: usize = 800;
 
-/// Blue and vermilion of Okabe & Ito's palette, which colour-blind people can tell apart.
+/// Blue and vermilion of Okabe & Ito's palette, which is safe for colour-blind readers.
 const TRAIN_COLOUR: &str = "#0072b2";
 const VAL_COLOUR: &str = "#d55e00";
 
-/// A step and a loss.
+/// (step, loss), or (x, y) in pixels.
 type Point = (f64, f64);
 
-/// Draws the curves of a run.
+/// Plots the losses of a run as SVG.
 pub fn loss_svg(title: &str, lines: &[MetricsLine]) -> String {
     let points = |loss: fn(&MetricsLine) -> Option<f32>| {
         let losses = lines.iter().filter_map(|line| Some((line.step as f64, f64::from(loss(line)?))));
@@ -50,17 +50,17 @@ pub fn loss_svg(title: &str, lines: &[MetricsLine]) -> String {
     svg
 }
 
-/// The plotted area: which steps and losses it spans.
+/// Axes of the plot: ranges of steps and losses.
 struct Axes {
     steps: (f64, f64),
     losses: (f64, f64),
-    /// Distances between grid lines.
+    /// Distance between ticks.
     step_tick: f64,
     loss_tick: f64,
 }
 
 impl Axes {
-    /// Spans the points, from step 0, and to the next grid line above and below the losses.
+    /// Fits the axes to the points: steps from 0, losses rounded outwards to the next grid line.
     fn around<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
         let (mut last, mut low, mut high) = (1.0f64, f64::INFINITY, f64::NEG_INFINITY);
         for &(step, loss) in points {
@@ -75,7 +75,7 @@ impl Axes {
         Self { steps: (0.0, last), losses, step_tick: nice(last / 6.0).max(1.0), loss_tick }
     }
 
-    /// Where a point stands in the picture.
+    /// Converts (step, loss) to pixels.
     fn place(&self, (step, loss): Point) -> Point {
         let right = (step - self.steps.0) / (self.steps.1 - self.steps.0);
         let up = (loss - self.losses.0) / (self.losses.1 - self.losses.0);
@@ -105,19 +105,19 @@ impl Axes {
     }
 }
 
-/// The multiples of `tick` in a span.
+/// Multiples of `tick` in a range.
 fn ticks((low, high): (f64, f64), tick: f64) -> impl Iterator<Item = f64> {
     let (first, last) = ((low / tick - 1e-6).ceil() as i64, (high / tick + 1e-6).floor() as i64);
     (first..=last).map(move |n| n as f64 * tick)
 }
 
-/// The smallest of 1, 2, 5, 10, 20, … (and 0.5, 0.2, …) that is not below `x`.
+/// Rounds up to the next of 1, 2, 5, 10, 20, … (and 0.5, 0.2, …).
 fn nice(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
     [1.0, 2.0, 5.0].map(|digit| digit * power).into_iter().find(|&tick| tick >= x * 0.999).unwrap_or(10.0 * power)
 }
 
-/// `12000` as `12,000`.
+/// Formats `12000` as `12,000`.
 fn thousands(n: f64) -> String {
     let digits = format!("{n:.0}");
     let mut out = String::new();
@@ -130,7 +130,7 @@ fn thousands(n: f64) -> String {
     out
 }
 
-/// At most [`MAX_POINTS`] points, each the mean of its neighbourhood; the last one stays as it is.
+/// Averages neighbours down to about [`MAX_POINTS`] points; the last point is unchanged.
 fn thin_out(points: &[Point]) -> Vec<Point> {
     let Some((&last, rest)) = points.split_last() else { return Vec::new() };
     let size = points.len().div_ceil(MAX_POINTS);
@@ -154,7 +154,7 @@ fn curve(svg: &mut String, axes: &Axes, points: &[Point], colour: &str, width: f
     }
 }
 
-/// Writes each curve's name and last loss beside its end, pushed apart where they would overlap.
+/// Labels the end of each curve with its name and last loss, moved apart if they would overlap.
 fn label_ends(svg: &mut String, axes: &Axes, curves: &[(&str, &[Point], &str)]) {
     let mut labels: Vec<_> = curves
         .iter()
@@ -175,12 +175,12 @@ fn label_ends(svg: &mut String, axes: &Axes, curves: &[(&str, &[Point], &str)]) 
 
 fn text(svg: &mut String, x: f64, y: f64, anchor: &str, content: &str, more: &str) {
     let content = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    // What XML cannot hold at all, a file's name can.
+    // File names may contain characters that are invalid in XML.
     let content: String = content.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     line(svg, format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\"{more}>{content}</text>"));
 }
 
-/// Writing to a String cannot fail.
+/// Appends a line; writing to a String cannot fail.
 fn line(svg: &mut String, element: std::fmt::Arguments) {
     let _ = writeln!(svg, "{element}");
 }
@@ -210,7 +210,7 @@ mod tests {
         losses.into_iter().enumerate().map(line).collect()
     }
 
-    /// Every coordinate of every drawn path and circle.
+    /// All coordinates of the paths.
     fn coordinates(svg: &str) -> Vec<f64> {
         let attributes = svg.split(['"']).filter(|part| part.starts_with('M'));
         attributes

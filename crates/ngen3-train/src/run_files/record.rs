@@ -1,7 +1,7 @@
-//! The record of a run: what its files say of it, and what must be unchanged when it goes on.
+//! Record of a run: its description in the state, and the part that cannot change on resume.
 //!
-//! [`RunRecord`] is written as JSON into `X_model.state/state.safetensors` (`state.rs`). What came later than the first states is
-//! optional, so that old ones are read too.
+//! [`RunRecord`] is written as JSON into `X_model.state/state.safetensors` (`state.rs`). Fields added since the first version are
+//! optional, so that old states can be read.
 
 use ngen3_engine::{Divergence, Quant};
 use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
@@ -11,21 +11,21 @@ use serde_json::{Map, Value};
 use crate::run_files::metrics::StepMetrics;
 use crate::{Error, TrainSettings};
 
-/// The kind of a run: each goes on only as what it was.
+/// Kind of a run; a run is resumed as the same kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunKind {
-    /// From a token file.
+    /// Training on a token file.
     #[default]
     Train,
-    /// From a token file and a teacher.
+    /// Distillation from a teacher, on a token file.
     Distill,
-    /// From conversations or a token file, on the way to a use.
+    /// Fine-tuning on conversations or a token file.
     Finetune,
 }
 
 impl RunKind {
-    /// The name of the command.
+    /// Name of the command.
     pub fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -34,12 +34,12 @@ impl RunKind {
         }
     }
 
-    /// The flag that names the model's variant.
+    /// Flag for the model's variant.
     pub(crate) fn variant_flag(self) -> &'static str {
         if self == Self::Distill { "--student_variant" } else { "--variant" }
     }
 
-    /// The flag that names the weights to start from.
+    /// Flag for the initial weights.
     pub(crate) fn init_flag(self) -> &'static str {
         match self {
             Self::Train => "--init_from",
@@ -48,7 +48,7 @@ impl RunKind {
         }
     }
 
-    /// Beginning of its models' names.
+    /// Prefix of the default model name.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
             Self::Train => "",
@@ -58,37 +58,37 @@ impl RunKind {
     }
 }
 
-/// A run, as its state describes it.
+/// Record of a run in its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The command that it goes on with.
+    /// Kind of the run, whose command resumes it.
     #[serde(default)]
     pub kind: RunKind,
     /// The model's shape.
     pub config: Config,
-    /// How the run is trained.
+    /// Training settings.
     pub settings: TrainSettings,
-    /// Its progress.
+    /// Progress so far.
     #[serde(flatten, rename = "reached")]
     pub progress: TrainProgress,
-    /// The data that it trains on.
+    /// Identity of the data.
     pub data: DataIdentity,
-    /// Everything else that decides what it learns.
+    /// The objective.
     #[serde(default, rename = "lesson")]
     pub objective: ObjectiveRecord,
-    /// The adapters, if only they learn.
+    /// LoRA adapters, if only they are trained.
     #[serde(default, rename = "adapting", skip_serializing_if = "Option::is_none")]
     pub adapters: Option<AdapterRecord>,
-    /// How conversations become text for the model.
+    /// Chat format of the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<ChatFormat>,
 }
 
 impl RunRecord {
-    /// Numbers in each array of the state: as many as learn.
+    /// Length of each array of the state: the number of trained parameters.
     ///
     /// # Errors
-    /// The reason why the model cannot have the adapters.
+    /// A message if the adapters do not fit the model.
     pub(crate) fn total(&self) -> Result<usize, String> {
         match &self.adapters {
             None => Ok(ParamList::new(&self.config).total()),
@@ -99,39 +99,39 @@ impl RunRecord {
     }
 }
 
-/// Adapters that learn beside a model that stays as it is.
+/// LoRA adapters and their base model, which is not trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterRecord {
-    /// Their shape.
+    /// Rank, alpha and targets.
     pub lora: Lora,
-    /// Source of the model, as it was named.
+    /// Path of the base model.
     pub base: String,
-    /// SHA-256 of the model's parameters, in hexadecimal: `X_model.state/base.safetensors` has them.
+    /// SHA-256 of its parameters in `X_model.state/base.safetensors`, in hexadecimal.
     pub base_sha256: String,
 }
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainProgress {
     /// Updates done.
     pub step: u64,
     /// Lowest validation loss so far, in nats per token.
     pub best_val_loss: Option<f32>,
-    /// Updates that were done when it was measured.
+    /// Step of the lowest validation loss.
     #[serde(default)]
     pub best_step: u64,
-    /// Evaluations since then, none of which was better.
+    /// Evaluations since then, all without improvement.
     #[serde(default)]
     pub evals_since_best: u64,
     /// Seconds of training since step 0.
     pub elapsed_s: f64,
-    /// Metrics of the last update, if the evaluation after it was stopped: it is made when the run goes on, and logged with these.
+    /// Metrics of the last update, if the evaluation after it was interrupted; on resume it is done and logged with these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unevaluated: Option<StepMetrics>,
 }
 
 impl TrainProgress {
-    /// Takes note of an evaluation; returns true if it is the best so far.
+    /// Records an evaluation; returns `true` if it is the best so far.
     pub(crate) fn evaluated(&mut self, val_loss: f32) -> bool {
         let best = self.best_val_loss.is_none_or(|best| val_loss < best);
         if best {
@@ -142,32 +142,32 @@ impl TrainProgress {
         best
     }
 
-    /// True if `patience` evaluations, unless that is 0, have brought nothing.
+    /// Returns `true` after `patience` evaluations without improvement; 0 disables it.
     pub(crate) fn is_stale(&self, patience: u64) -> bool {
         patience > 0 && self.evals_since_best >= patience
     }
 }
 
-/// Identity of a data set.
+/// Identity of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataIdentity {
-    /// Tokens to train on.
+    /// Number of training tokens.
     pub train_tokens: u64,
-    /// Tokens to validate on.
+    /// Number of validation tokens.
     pub val_tokens: u64,
-    /// SHA-256 of data.bin, in hexadecimal.
+    /// SHA-256 of the data, in hexadecimal.
     pub sha256: String,
 }
 
-/// Everything that decides what a run learns, besides its data and settings.
+/// Objective of a run and its parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ObjectiveRecord {
-    /// A teacher's probabilities.
+    /// Distillation.
     Distill(DistillRecord),
     /// Conversations.
     Chat(ChatRecord),
-    /// The next token.
+    /// Next-token prediction on a token file.
     Tokens {},
 }
 
@@ -177,43 +177,43 @@ impl Default for ObjectiveRecord {
     }
 }
 
-/// How a student learns from its teacher.
+/// Parameters of distillation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DistillRecord {
-    /// T.
+    /// Temperature T.
     pub temperature: f32,
-    /// α, the teacher's share of the loss.
+    /// Weight α of the divergence.
     pub alpha: f32,
-    /// D.
+    /// Divergence D.
     #[serde(default)]
     pub divergence: Divergence,
-    /// Tokens that a cache of the teacher tells apart; `None` without a cache.
+    /// Tokens per position in the teacher's cache; `None` without a cache.
     #[serde(default)]
     pub teacher_top_k: Option<usize>,
     /// SHA-256 of the teacher's shape and weights.
     #[serde(default)]
     pub teacher_sha256: Option<String>,
-    /// Precision that the teacher is rounded to; `None` if to nothing.
+    /// Quantisation of the teacher; `None` if not quantised.
     #[serde(default)]
     pub teacher_quant: Option<Quant>,
 }
 
-/// Which turns of conversations are learned.
+/// Parameters of fine-tuning on conversations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatRecord {
-    /// `assistant` or `all`.
+    /// Turns in the loss: `assistant` or `all`.
     pub train_on: String,
 }
 
 impl ObjectiveRecord {
-    /// By name, as files have it.
+    /// Converts to JSON, as written to files.
     pub fn to_json(&self) -> Map<String, Value> {
-        // By way of text, so that 0.1 stays 0.1 where f32 becomes f64.
+        // Converted through text, so that 0.1 stays 0.1 when f32 becomes f64.
         let text = serde_json::to_string(self).expect("numbers and names serialise");
         serde_json::from_str(&text).expect("a record serialises to an object")
     }
 
-    /// Checks that a run which goes on learns what it learned before.
+    /// Checks that a resumed run has the same objective.
     ///
     /// # Errors
     /// [`Error::Usage`] naming what differs.
@@ -221,7 +221,7 @@ impl ObjectiveRecord {
         let (before, now) = (before.to_json(), self.to_json());
         let shown = |record: &Map<String, Value>, name: &str| match record.get(name) {
             None | Some(Value::Null) => "none".into(),
-            // Of a hash the beginning is enough.
+            // Hashes are shortened.
             Some(Value::String(text)) => text.chars().take(16).collect(),
             Some(value) => value.to_string(),
         };
@@ -229,19 +229,19 @@ impl ObjectiveRecord {
         let value = |record: &Map<String, Value>, name: &String| record.get(name).cloned().unwrap_or_default();
         let differences: Vec<String> = names
             .filter(|name| value(&before, name) != value(&now, name))
-            .map(|name| format!("{} is {} there, not {}", flag_of(name), shown(&before, name), shown(&now, name)))
+            .map(|name| format!("{} was {}, now {}", flag_of(name), shown(&before, name), shown(&now, name)))
             .collect();
         if differences.is_empty() {
             return Ok(());
         }
         Err(Error::Usage(format!(
-            "the run that is to go on learns something else: {}; leave it as it was, or start another run with --out",
+            "the objective cannot change on --resume: {}; keep it, or start a new run with --out",
             differences.join("; ")
         )))
     }
 }
 
-/// A part of an objective as messages name it: with the flag, where it has another name.
+/// Name of an objective's parameter in messages, with its flag if that differs.
 fn flag_of(name: &str) -> &str {
     match name {
         "teacher_sha256" => "teacher_sha256 (of the weights of --teacher_model_path)",

@@ -1,8 +1,8 @@
-//! `X_model.run/`: what happened in a run, for people and programs to look at.
+//! `X_model.run/`: the log of a run.
 //!
-//! `metrics.jsonl` is the record: one [`MetricsLine`] of JSON for each logged step, on the disk as soon as it is written.
-//! TensorBoard's event file and `loss.svg` hold the same and are made from it. A resumed run drops the lines after the
-//! step that it goes on from, so the record always reads as that of one uninterrupted run.
+//! `metrics.jsonl` has one [`MetricsLine`] of JSON per logged step, written at once. TensorBoard's event file and `loss.svg`
+//! are generated from it. A resumed run drops the lines after the step that it continues from, so the log always reads
+//! like that of an uninterrupted run.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -16,10 +16,10 @@ use crate::run_files::metrics::MetricsLine;
 use crate::run_files::plot;
 use crate::run_files::tensorboard;
 
-/// TensorBoard finds event files by this beginning of their names.
+/// Prefix by which TensorBoard finds event files.
 const EVENTS_PREFIX: &str = "events.out.tfevents.";
 
-/// The open record of a run.
+/// Open log of a run.
 #[derive(Debug)]
 pub struct RunLog {
     folder: PathBuf,
@@ -29,14 +29,13 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the record in `folder`, made if need be, for a run that writes the lines from step `from` on: those that are
-    /// there are dropped.
+    /// Opens or creates the log in `folder` and drops existing lines from step `from` on.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if `metrics.jsonl` is not
-    /// what this wrote.
+    /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if a line of `metrics.jsonl` is
+    /// invalid.
     pub fn open(folder: &Path, from: u64) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
+        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("metrics.jsonl");
         let lines = match from.checked_sub(1) {
             None => Vec::new(),
@@ -48,7 +47,7 @@ impl RunLog {
         Ok(Self { folder: folder.into(), metrics, events, lines })
     }
 
-    /// Adds a line.
+    /// Appends a line.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be written.
@@ -59,7 +58,7 @@ impl RunLog {
         Ok(())
     }
 
-    /// Brings everything to the disk and draws `loss.svg` anew: to be called at every save.
+    /// Syncs the files to disk and redraws `loss.svg`; called at every save.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] if a file cannot be written.
@@ -74,15 +73,15 @@ impl RunLog {
     }
 }
 
-/// What was measured in the run of the folder `run`, up to `step`; nothing if there is no record.
+/// Reads the metrics in the folder `run` up to `step`; empty if there are none.
 ///
 /// # Errors
-/// [`Error::Io`] if `metrics.jsonl` cannot be read; [`Error::File`] if it is not a run's.
+/// [`Error::Io`] if `metrics.jsonl` cannot be read; [`Error::File`] if a line is invalid.
 pub fn read_metrics(run: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     read_lines(&run.join("metrics.jsonl"), step)
 }
 
-/// The lines of `metrics.jsonl` up to `step`. No file is no lines.
+/// Reads the lines of `metrics.jsonl` up to `step`; none if the file does not exist.
 fn read_lines(path: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -92,13 +91,13 @@ fn read_lines(path: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     parse_lines(&text, step).map_err(|what| Error::file(path, what))
 }
 
-/// The lines up to `step`. A last line without its newline is the torso that a killed run left, and is dropped.
+/// Parses the lines up to `step`. An incomplete last line, left by a killed run, is dropped.
 fn parse_lines(text: &str, step: u64) -> Result<Vec<MetricsLine>, String> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let mut lines: Vec<MetricsLine> = Vec::new();
     for (index, text) in whole.lines().enumerate() {
         let line: MetricsLine = serde_json::from_str(text).map_err(|error| {
-            format!("line {} is not one of a training run ({error}); move the file away", index + 1)
+            format!("line {}: expected metrics of a training run ({error}); move the file away", index + 1)
         })?;
         if line.step > step {
             break;
@@ -114,7 +113,7 @@ fn json(line: &MetricsLine) -> Vec<u8> {
     text
 }
 
-/// Replaces the folder's event files by a new one that holds `lines`.
+/// Replaces the folder's event files with a new one that holds `lines`.
 fn new_event_file(folder: &Path, lines: &[MetricsLine]) -> Result<File, Error> {
     for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let path = entry.map_err(Error::io("read", folder))?.path();
@@ -127,7 +126,7 @@ fn new_event_file(folder: &Path, lines: &[MetricsLine]) -> Result<File, Error> {
     let write = || {
         let mut file = File::create(&path)?;
         tensorboard::write_record(&mut file, &tensorboard::version_event(now))?;
-        // As if the run had never paused: it ends now.
+        // Times as if the run had never paused and ended now.
         let end = lines.last().map_or(0.0, |line| line.elapsed_s);
         for line in lines {
             write_event(&mut file, line, now - (end - line.elapsed_s))?;
@@ -154,7 +153,7 @@ fn write_event(file: &mut File, line: &MetricsLine, wall_time: f64) -> std::io::
     tensorboard::write_record(file, &tensorboard::scalar_event(wall_time, line.step, &scalars))
 }
 
-/// Seconds since 1970.
+/// Returns the Unix time in seconds.
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
@@ -202,11 +201,11 @@ mod tests {
         log.sync().unwrap();
         assert!(fs::read_to_string(folder.join("loss.svg")).unwrap().ends_with("</svg>\n"));
         drop(log);
-        // A killed run can leave half a line.
+        // A killed run can leave an incomplete line.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":5,\"trai").unwrap();
 
         let mut log = RunLog::open(&folder, 3).unwrap();
-        assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are gone from the file at once");
+        assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are removed at once");
         log.write(line(3)).unwrap();
         assert_eq!(steps(&path), [0, 1, 2, 3]);
         assert_eq!(log.lines, [line(0), line(1), line(2), line(3)]);
@@ -216,7 +215,7 @@ mod tests {
         assert_eq!(events.count(), 1, "TensorBoard sees one run, not two");
 
         RunLog::open(&folder, 0).unwrap();
-        assert!(steps(&path).is_empty(), "a run at step 0 starts its record anew");
+        assert!(steps(&path).is_empty(), "a run at step 0 starts a new log");
     }
 
     #[test]
@@ -224,7 +223,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("metrics.jsonl"), "{\"step\":0,\"elapsed_s\":0}\nhello\n").unwrap();
         let error = RunLog::open(dir.path(), 5).unwrap_err().to_string();
-        assert!(error.contains("metrics.jsonl: line 2 is not"), "{error}");
+        assert!(error.contains("metrics.jsonl: line 2: expected metrics"), "{error}");
     }
 
     proptest! {

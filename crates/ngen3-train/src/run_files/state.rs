@@ -1,9 +1,9 @@
-//! `X_model.state/state.safetensors`: everything that a run needs to go on bit for bit, in one file.
+//! `X_model.state/state.safetensors`: everything needed to resume a run bit for bit, in one file.
 //!
-//! Weights, AdamW's moments and the step they belong to stand together, so that no crash can leave some of one step
-//! beside some of another. The file is a safetensors file: three flat arrays in the order of
-//! [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], where only adapters learn), and a [`RunRecord`] as JSON in its
-//! metadata. The sampler of batches needs no state: what a step trains on follows from the seed and the step alone.
+//! Weights, AdamW's moments and their step are in one file, so that a crash cannot mix two steps. The safetensors file
+//! has three flat arrays in the order of [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], if only adapters are
+//! trained), and a [`RunRecord`] as JSON in its metadata. The batch sampler has no state: batches depend only on the seed and
+//! the step.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -17,15 +17,15 @@ use serde_json::Map;
 use crate::Error;
 use crate::run_files::record::RunRecord;
 
-/// Written into every file, and expected: another layout would get another number.
+/// Format version in the metadata.
 const FORMAT: &str = "ngen3 training state 1";
 
-/// A state as a file holds it.
+/// State of a run, read from a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Everything but the arrays.
+    /// Record of the run.
     pub record: RunRecord,
-    /// Weights, `[total]`.
+    /// Trained parameters, `[total]`.
     pub params: Vec<f32>,
     /// AdamW's first moment, `[total]`.
     pub exp_avg: Vec<f32>,
@@ -33,15 +33,15 @@ pub struct State {
     pub exp_avg_sq: Vec<f32>,
 }
 
-/// The arrays, in the order of the file.
+/// Arrays, in the order of the file.
 const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::ExpAvg), ("exp_avg_sq", Slot::ExpAvgSq)];
 
-/// Writes a state whole or not at all.
+/// Writes a state atomically.
 ///
 /// # Errors
-/// [`Error::Model`] if it cannot be written; the old file is then as it was.
+/// [`Error::Model`] if it cannot be written; the old file is then unchanged.
 pub fn save(path: &Path, record: &RunRecord, trainer: &dyn Trainer) -> Result<(), Error> {
-    let total = record.total().expect("adapters that learn are valid");
+    let total = record.total().expect("the adapters of a run fit its model");
     let run = serde_json::to_string(record).expect("names and numbers serialise");
     let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);
     write_atomic(path, |file| {
@@ -51,7 +51,7 @@ pub fn save(path: &Path, record: &RunRecord, trainer: &dyn Trainer) -> Result<()
     Ok(())
 }
 
-/// Reads a state; `None` if there is none.
+/// Reads a state; `None` if the file does not exist.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read; [`Error::File`] if it is damaged.
@@ -68,17 +68,17 @@ pub fn load(path: &Path) -> Result<Option<State>, Error> {
 /// Reads a state from a file of `len` bytes.
 fn read(file: File, len: u64) -> Result<State, String> {
     let mut file = Reader::open(file, len)?;
-    let format = file.metadata("format").ok_or("it was not written by ngen3 train")?;
+    let format = file.metadata("format").ok_or("no format in its metadata")?;
     if format != FORMAT {
-        return Err(format!("its format is {format:?}, and this program reads {FORMAT:?}"));
+        return Err(format!("expected format {FORMAT:?}, got {format:?}"));
     }
-    let run = file.metadata("run").ok_or("it does not say what run it is of")?;
-    let record: RunRecord = serde_json::from_str(run).map_err(|error| format!("its header is damaged ({error})"))?;
+    let run = file.metadata("run").ok_or("no record of a run in its metadata")?;
+    let record: RunRecord = serde_json::from_str(run).map_err(|error| format!("damaged record ({error})"))?;
     record.config.validate().map_err(|error| error.to_string())?;
     record.settings.validate().map_err(|error| error.to_string())?;
-    // A block has more than one parameter: a count that the file has no room for is not worth laying out.
+    // A layer has more than one parameter: reject an impossible count before computing the layout.
     if record.config.n_layer as u64 > len {
-        return Err(format!("it is too short for a model of {} blocks", record.config.n_layer));
+        return Err(format!("too short for a model of {} layers", record.config.n_layer));
     }
     let total = record.total()?;
     let [params, exp_avg, exp_avg_sq] = ARRAYS.map(|(name, _)| file.array(name, total));
@@ -202,11 +202,11 @@ mod tests {
             read_bytes(&[&start, changed.as_bytes(), &bytes[8 + json_len..]].concat()).unwrap_err()
         };
         let error = lies("n_layer\\\":1,", "n_layer\\\":16000000,");
-        assert!(error.contains("too short for a model of 16000000 blocks"), "{error}");
+        assert!(error.contains("too short for a model of 16000000 layers"), "{error}");
         let error = lies("vocab_size\\\":5,", "vocab_size\\\":16000000,");
         assert!(error.contains("it has no params of "), "{error}");
         assert!(lies("n_head\\\":1,", "n_head\\\":0,").contains("n_head is 0"));
-        assert!(lies("training state 1", "training state 2").contains("its format is"));
+        assert!(lies("training state 1", "training state 2").contains("expected format"));
         let huge = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
         assert!(read_bytes(&huge).unwrap_err().contains(&format!("claims {} bytes", 1u64 << 60)));
     }

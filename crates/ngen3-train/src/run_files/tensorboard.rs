@@ -1,4 +1,4 @@
-//! TensorBoard event files, written by hand: a stream of TFRecords, each holding one protobuf `Event`.
+//! TensorBoard event files: a stream of TFRecords, each with one protobuf `Event`.
 //!
 //! Record: length u64, masked CRC-32C of it u32, bytes, masked CRC-32C of those u32, all little-endian.
 //! Event: 1 `wall_time` double, 2 `step` int64, 3 `file_version` string, 5 `summary`; summary: 1 repeated value;
@@ -6,7 +6,7 @@
 
 use std::io::{self, Write};
 
-/// The first event of every file.
+/// Encodes the first event of a file, its version; `wall_time` in seconds since 1970.
 pub fn version_event(wall_time: f64) -> Vec<u8> {
     let mut event = Vec::new();
     double(&mut event, 1, wall_time);
@@ -14,7 +14,7 @@ pub fn version_event(wall_time: f64) -> Vec<u8> {
     event
 }
 
-/// Scalars of one step; `wall_time` in seconds since 1970.
+/// Encodes the scalars (tag, value) of a step; `wall_time` in seconds since 1970.
 pub fn scalar_event(wall_time: f64, step: u64, scalars: &[(&str, f32)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for &(tag, number) in scalars {
@@ -43,12 +43,12 @@ pub fn write_record(out: &mut impl Write, event: &[u8]) -> io::Result<()> {
     out.write_all(&record)
 }
 
-/// A CRC of bytes that hold CRCs of their own is weak, so TFRecord rotates it and adds a constant.
+/// CRC of a TFRecord, rotated and offset by a constant, because a CRC of data that contains CRCs is weak.
 fn masked_crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// A field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
+/// Writes a field's number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
 fn key(out: &mut Vec<u8>, field: u64, wire_type: u64) {
     varint(out, field << 3 | wire_type);
 }
@@ -76,7 +76,7 @@ fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
 mod tests {
     use super::*;
 
-    /// The bytes were printed by tests/fixtures/tensorboard_events.py, with tensorboard 2.21.
+    /// Expected bytes from tests/fixtures/tensorboard_events.py, with tensorboard 2.21.
     #[test]
     fn the_bytes_are_tensorboard_s() {
         let mut file = Vec::new();

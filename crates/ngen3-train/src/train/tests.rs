@@ -1,4 +1,4 @@
-//! Runs of the fake model: what the loop does, and what it leaves on the disk.
+//! The training loop on the fake model, and the files it writes.
 
 mod going_on;
 mod judging;
@@ -25,7 +25,7 @@ fn config() -> Config {
     Config::new(1, 1, 2, 4, 7)
 }
 
-/// A folder with 300 tokens below 7, the later ones oftener.
+/// A folder with a data.bin of 300 tokens below 7, of unequal frequency.
 fn folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_data(dir.path(), 3);
@@ -51,13 +51,13 @@ fn request(dir: &Path, start: StartFrom, asked: Overrides) -> RunSpec {
     }
 }
 
-/// Settles a run on the data.bin beside its model.
+/// Sets up a run on the data.bin beside its model.
 fn prepare(request: RunSpec) -> Result<(Job, TokenObjective, InitialWeights), Error> {
     let data = request.out.as_ref().unwrap().with_file_name("data.bin");
     setup::on_tokens(&FakeDevice, request, &data)
 }
 
-/// The fake model with the weights that a job starts from.
+/// The fake model with the initial weights of a job.
 fn trainer(job: &Job, weights: InitialWeights) -> FakeEngine {
     let mut engine = FakeEngine::new(job.config.clone(), 0);
     engine.write(Slot::Params, &weights.params).unwrap();
@@ -68,7 +68,7 @@ fn trainer(job: &Job, weights: InitialWeights) -> FakeEngine {
     engine
 }
 
-/// The reports of a run, which it can stop.
+/// Collects the reports of a run, and can stop it.
 #[derive(Default)]
 struct Watcher {
     stop_after: Option<u64>,
@@ -107,7 +107,7 @@ fn run(request: RunSpec) -> Result<Outcome, Error> {
     Watcher::default().run(request, |_| {}).map(|(outcome, _)| outcome)
 }
 
-/// metrics.jsonl without its times.
+/// Lines of metrics.jsonl without times.
 fn metrics(dir: &Path) -> Vec<MetricsLine> {
     let text = fs::read_to_string(dir.join("x.run/metrics.jsonl")).unwrap();
     let line = |text: &str| {
@@ -164,7 +164,7 @@ fn micro_batches_weigh_alike_and_share_no_dropout_mask() {
 
 #[test]
 fn a_diverged_run_keeps_the_last_good_model() {
-    // At step 6 the weights break: seen by the loss of step 7, by the evaluation at 6, or by the check before a save.
+    // The weights become NaN at step 6: detected by the loss of step 7, the evaluation at 6, or the check before a save.
     for (eval_interval, save_interval, kept, seen) in [
         (100, 5, 5, "loss became NaN at step 7"),
         (3, 3, 3, "validation loss became NaN at step 6"),
@@ -182,7 +182,7 @@ fn a_diverged_run_keeps_the_last_good_model() {
         let checkpoint = Checkpoint::load(&dir.path().join("x.pt")).unwrap();
         assert_eq!(checkpoint.meta.iter_num, kept);
         assert!(checkpoint.params.iter().all(|value| value.is_finite()));
-        // A gentler rate goes on from there.
+        // A lower learning rate continues from there.
         let gentle = Overrides { learning_rate: Some(0.01), min_lr: Some(0.0), ..Overrides::default() };
         assert_eq!(run(request(dir.path(), StartFrom::Resume, gentle)).unwrap(), Outcome::Finished);
     }
@@ -195,9 +195,9 @@ fn no_steps_initialise_and_save() {
     let checkpoint = Checkpoint::load(&dir.path().join("x.pt")).unwrap();
     assert_eq!(checkpoint.params, ngen3_model::ParamList::new(&config()).init(settings(0).seed));
     assert_eq!((checkpoint.meta.iter_num, checkpoint.meta.best_val_loss), (0, None));
-    assert_eq!(checkpoint.meta.tokenizer, TokenizerRef::Unknown, "nothing says what made these ids");
+    assert_eq!(checkpoint.meta.tokenizer, TokenizerRef::Unknown, "the tokenizer of a bare file is unknown");
     assert_eq!(checkpoint.meta.training["learning_rate"].to_string(), "0.1");
-    // It can go on from there as if it had been asked for steps at once.
+    // Resuming equals a run with steps from the start.
     run(request(dir.path(), StartFrom::Resume, Overrides { max_iters: Some(20), ..Overrides::default() })).unwrap();
     let whole = folder();
     run(request(whole.path(), FRESH, settings(20).into())).unwrap();

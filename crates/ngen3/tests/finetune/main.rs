@@ -74,7 +74,7 @@ fn the_command_of_the_contract_fine_tunes_and_answers() {
     let line = "finetune --variant 7M --model_checkpoint distilled_7M_model.pt --data _data_conversations_/data.bin \
         --finetune_iters 2 --batch_size 2";
     let (out, err) = texts(&ngen3(folder, line).args(SAMPLE).output().unwrap(), 0);
-    assert!(err.contains("27 conversations to train on, 3 held out; the assistant's turns are learned"), "{err}");
+    assert!(err.contains("27 conversations for training, 3 held out; loss on the assistant's turns"), "{err}");
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("finetuned_7M_model.pt: 2 steps in ") && lines[0].contains("the best kept"), "{out}");
     let text = "perplexity on the last tenth of builtin:shakespeare, 16384 tokens: ";
@@ -126,7 +126,7 @@ fn the_hub_s_conversations_are_learned_from() {
     let (out, err) = texts(&command(line).args(SAMPLE).output().unwrap(), 0);
     assert!(out.starts_with("x.pt: 2 steps in ") && out.contains("\nuser: Hello, how are you?\nassistant: "), "{out}");
     assert!(err.contains("note: 1 of 10 rows are empty and were left out"), "{err}");
-    assert!(err.contains("8 conversations to train on, 1 held out"), "{err}");
+    assert!(err.contains("8 conversations for training, 1 held out"), "{err}");
     let source = load(folder, "x.pt").meta.training["data"]["source"].clone();
     assert_eq!(source, json!(["train.jsonl of roskoN/dailydialog"]));
 
@@ -178,12 +178,12 @@ fn the_held_out_loss_falls_and_only_answers_are_judged() {
     let folder = folder();
     let folder = folder.path();
     let (_, err) = succeed(folder, &format!("{TINY} --finetune_iters 60 --eval_interval 20"));
-    assert!(err.contains("36 conversations to train on, 4 held out; the assistant's turns are learned"), "{err}");
+    assert!(err.contains("36 conversations for training, 4 held out; loss on the assistant's turns"), "{err}");
     let losses: Vec<f64> = metrics(folder, "x.run").iter().filter_map(|line| line["val_loss"].as_f64()).collect();
     assert_eq!(losses.len(), 4);
     assert!(losses[0] > 10.5 && losses[3] < losses[0] - 2.0, "{losses:?}");
     let (_, err) = succeed(folder, &format!("{TINY} --finetune_iters 1 --train_on all --overwrite"));
-    assert!(err.contains("every turn is learned"), "{err}");
+    assert!(err.contains("loss on every turn"), "{err}");
 }
 
 #[test]
@@ -225,12 +225,12 @@ fn token_files_and_texts_are_learned_whole() {
     .unwrap();
     let line = TINY.replace("chats.jsonl", "b.txt");
     let (_, err) = succeed(folder, &format!("{line} --finetune_iters 2 --overwrite"));
-    assert!(err.contains("18 texts to train on, 2 held out; every token is learned"), "{err}");
+    assert!(err.contains("18 texts for training, 2 held out; loss on every token"), "{err}");
     assert_eq!(load(folder, "x.pt").meta.chat, None, "there are no turns to render");
     fs::write(folder.join("c.txt"), "How are you?\tFine.\n".repeat(10)).unwrap();
     let line = TINY.replace("chats.jsonl", "c.txt");
     let (_, err) = succeed(folder, &format!("{line} --finetune_iters 2 --overwrite"));
-    assert!(err.contains("9 conversations to train on, 1 held out"), "{err}");
+    assert!(err.contains("9 conversations for training, 1 held out"), "{err}");
 }
 
 #[test]
@@ -262,7 +262,8 @@ fn bad_conversations_are_named_or_counted() {
         assert!(!folder.join("x.pt").exists());
         let (_, err) =
             succeed(folder, &format!("{TINY} --finetune_iters 1 --eval_iters 1 --val_fraction 0 --skip_bad"));
-        let left_out = if bad == long { "1 with a message longer than the block left out" } else { "1 bad left out" };
+        let left_out =
+            if bad == long { "1 with a message longer than the context length skipped" } else { "1 invalid skipped" };
         assert!(err.contains(left_out), "{bad}: {err}");
         for name in ["x.pt", "x.state/state.safetensors"] {
             fs::remove_file(folder.join(name)).unwrap();

@@ -1,4 +1,4 @@
-//! Runs that stop and go on: each is, in the end, the run that never stopped.
+//! Resumed runs equal uninterrupted ones.
 
 use ngen3_data::TokenFile;
 
@@ -19,12 +19,12 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_never_stopped() {
     let (saved, best) =
         (Checkpoint::load(&parts.path().join("x.pt")).unwrap().meta, watcher.evaluations.last().unwrap());
     assert_eq!((saved.iter_num, saved.best_val_loss), (5, Some(f64::from(best.1))));
-    // A killed run may have logged more than its state knows.
+    // A killed run may have logged steps after its state.
     let metrics_path = parts.path().join("x.run/metrics.jsonl");
     let more = fs::read_to_string(&metrics_path).unwrap() + "{\"step\":6,\"elapsed_s\":1}\n{\"st";
     fs::write(&metrics_path, more).unwrap();
 
-    // Settings need not be said again.
+    // Settings need not be given again.
     let mut watcher = Watcher { stop_after: Some(9), ..Watcher::default() };
     let (outcome, _) = watcher.run(request(parts.path(), StartFrom::Resume, Overrides::default()), |_| {}).unwrap();
     assert_eq!(outcome, Outcome::Interrupted(9));
@@ -47,7 +47,7 @@ fn a_finished_run_can_be_made_longer() {
     let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished() && job.notes.is_empty());
 
-    // What was measured on the model since stays; a model that is missing is written again.
+    // Evaluations recorded in the model since are kept; a missing model is rewritten.
     let path = dir.path().join("x.pt");
     let mut model = Checkpoint::load(&path).unwrap();
     model.meta.evaluations.insert("piqa".into(), serde_json::json!({ "acc": 0.5 }));
@@ -62,22 +62,25 @@ fn a_finished_run_can_be_made_longer() {
     let longer = Overrides { max_iters: Some(8), ..Overrides::default() };
     let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, longer.clone())).unwrap();
     assert!(!job.is_finished());
-    assert_eq!(job.notes[0], "changed since the run stopped: max_iters 4 → 8");
-    assert!(job.notes[1].contains("the learning rate goes on at"), "{:?}", job.notes);
+    assert_eq!(job.notes[0], "settings changed: max_iters 4 → 8");
+    assert!(job.notes[1].contains("the learning rate continues at"), "{:?}", job.notes);
     drop(job);
     assert_eq!(run(request(dir.path(), StartFrom::Resume, longer)).unwrap(), Outcome::Finished);
     assert_eq!(metrics(dir.path()).iter().map(|line| line.step).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6, 7, 8]);
 
     let message =
         error(request(dir.path(), StartFrom::Resume, Overrides { max_iters: Some(5), ..Overrides::default() }));
-    assert_eq!(message, "max_iters is 5, and the run has done 8 steps already");
+    assert_eq!(message, "max_iters: expected at least the 8 steps already done, got 5");
 }
 
 #[test]
 fn a_run_does_not_go_on_as_another() {
     let dir = folder();
     let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
-    assert!(message.contains("there is nothing to resume: no ") && message.contains("state.safetensors"), "{message}");
+    assert!(
+        message.contains("nothing to resume: ") && message.contains("state.safetensors does not exist"),
+        "{message}"
+    );
     run(request(dir.path(), FRESH, settings(4).into())).unwrap();
 
     let mut other = request(dir.path(), StartFrom::Resume, Overrides::default());
@@ -90,11 +93,11 @@ fn a_run_does_not_go_on_as_another() {
 
     let message =
         error(request(dir.path(), StartFrom::Resume, Overrides { val_fraction: Some(0.5), ..Overrides::default() }));
-    assert!(message.contains("trained on 240 tokens and validated on 60") && message.contains("--val_fraction"));
+    assert!(message.contains("expected 240 training and 60 validation tokens") && message.contains("--val_fraction"));
 
     write_data(dir.path(), 5);
     let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
-    assert!(message.contains("is not the data that the run was trained on"), "{message}");
+    assert!(message.contains("data.bin: expected the data of the resumed run"), "{message}");
 
     let state = dir.path().join("x.state/state.safetensors");
     let bytes = fs::read(&state).unwrap();
@@ -106,7 +109,7 @@ fn a_run_does_not_go_on_as_another() {
     );
 }
 
-/// The corpus, but that the run is asked to stop within the evaluation after so many others.
+/// A token objective that sets `stop` during an evaluation, after `evaluations` complete ones.
 struct StoppedWithin<'a> {
     corpus: TokenObjective,
     evaluations: usize,
@@ -133,7 +136,7 @@ impl Objective for StoppedWithin<'_> {
 
 #[test]
 fn a_run_stopped_within_an_evaluation_makes_it_when_it_goes_on() {
-    // Evaluated at steps 0, 4, 8, 10 and saved, of itself, at the last alone.
+    // Evaluates at steps 0, 4, 8 and 10; saves, unless interrupted, only at the last.
     let asked = Overrides {
         keep_best: Some(true),
         patience: Some(3),
@@ -163,13 +166,13 @@ fn a_run_stopped_within_an_evaluation_makes_it_when_it_goes_on() {
         let (before, lines) = (state(&parts), metrics(parts.path()));
         assert_eq!(before.record.progress.unevaluated.is_some(), step > 0);
         assert!(lines.iter().all(|line| line.step < step), "the step has no line yet: {lines:?}");
-        // Stopped there again it is where it was.
+        // Interrupted there again, nothing changes.
         stopped_within(StartFrom::Resume, 0);
         let mut again = state(&parts);
         again.record.progress.elapsed_s = before.record.progress.elapsed_s;
         assert_eq!((again, metrics(parts.path())), (before, lines));
 
-        // A killed run may have logged the evaluation that its state does not know of.
+        // A killed run may have logged an evaluation after its state.
         let log = |dir: &TempDir| fs::read_to_string(dir.path().join("x.run/metrics.jsonl")).unwrap();
         let start = format!("{{\"step\":{step},");
         let line = log(&whole).lines().find(|line| line.starts_with(&start)).unwrap().to_owned();
@@ -218,8 +221,8 @@ fn a_run_goes_on_only_as_what_it_was() {
     assert_eq!(training["distill"]["temperature"], 2.0);
 
     let message = with(StartFrom::Resume, 4.0).unwrap_err().to_string();
-    assert!(message.contains("temperature is 2.0 there, not 4.0"), "{message}");
+    assert!(message.contains("temperature was 2.0, now 4.0"), "{message}");
     let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
-    assert!(message.contains("is of a run of ngen3 distill, which goes on with that command"), "{message}");
+    assert!(message.contains("belongs to a run of ngen3 distill; resume it with that command"), "{message}");
     assert_eq!(with(StartFrom::Resume, 2.0).unwrap(), Outcome::Finished);
 }

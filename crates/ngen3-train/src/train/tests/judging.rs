@@ -1,8 +1,8 @@
-//! Lessons whose losses are known beforehand: which model stays, when a run ends, what is logged.
+//! Scripted validation losses: which model is kept, when a run stops, what is logged.
 
 use super::*;
 
-/// A lesson whose validation losses are written down beforehand, one for each evaluation.
+/// An objective with scripted validation losses, one per evaluation.
 struct Scripted<'a> {
     corpus: TokenObjective,
     losses: std::slice::Iter<'a, f32>,
@@ -24,7 +24,7 @@ impl Objective for Scripted<'_> {
     }
 }
 
-/// A run in the folder that is evaluated after every step, with these losses.
+/// Runs in the folder with an evaluation after every step, with these losses.
 fn scripted(dir: &Path, begin: StartFrom, asked: Overrides, losses: &[f32]) -> (Outcome, Job) {
     let asked = Overrides { eval_interval: Some(1), save_interval: Some(100), ..asked };
     let (mut job, corpus, weights) = prepare(request(dir, begin, asked)).unwrap();
@@ -49,17 +49,17 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     let dir = folder();
     let asked = Overrides { keep_best: Some(true), patience: Some(3), ..steps(10) };
     let (outcome, _) = scripted(dir.path(), FRESH, asked.clone(), &losses);
-    assert_eq!(outcome, Outcome::Stale(5), "3.0 again is not better");
+    assert_eq!(outcome, Outcome::Stale(5), "an equal loss is no improvement");
     assert_eq!(meta(&dir), (2, Some(3.0)));
     let best = Checkpoint::load(&dir.path().join("x.pt")).unwrap().params;
 
-    // The same run cut short holds the model of that step as its latest.
+    // A shorter run has the model of that step as its latest.
     let short = folder();
     let (outcome, _) = scripted(short.path(), FRESH, steps(2), &losses);
     assert_eq!((outcome, meta(&short)), (Outcome::Finished, (2, Some(3.0))));
     assert_eq!(Checkpoint::load(&short.path().join("x.pt")).unwrap().params, best);
 
-    // It is finished until somebody has more patience; it then goes on from its last step, and remembers its best.
+    // It is finished until --patience is raised; it then continues from its last step, and remembers its best.
     let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
     assert!(job.is_finished());
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
@@ -70,7 +70,7 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert_eq!((job.progress.step, job.progress.best_step, job.progress.evals_since_best), (5, 2, 3));
     assert_eq!((outcome, meta(&dir)), (Outcome::Stale(6), (2, Some(3.0))));
 
-    // Without patience it goes through to the end, and without keep_best the latest stays.
+    // Without patience it runs to the end, and without keep_best the latest model is kept.
     let dir = folder();
     let asked = Overrides { keep_best: Some(true), ..steps(6) };
     assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Finished);
@@ -80,19 +80,19 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert_eq!(scripted(dir.path(), FRESH, asked, &losses).0, Outcome::Stale(4));
     assert_eq!(meta(&dir), (4, Some(3.0)));
 
-    // Asked for later, the best is that of what came after: the better model of before is no longer there.
+    // keep_best given on resume: the better model from before was overwritten, so the best is that of later evaluations.
     let dir = folder();
     assert_eq!(scripted(dir.path(), FRESH, steps(3), &losses).0, Outcome::Finished);
     let asked = Overrides { keep_best: Some(true), max_iters: Some(5), ..Overrides::default() };
     let (outcome, job) = scripted(dir.path(), StartFrom::Resume, asked, &[3.25, 3.4]);
     assert_eq!((outcome, meta(&dir)), (Outcome::Finished, (4, Some(3.25))));
-    let note = "the model of step 2 was not kept: the best is looked for from here on";
+    let note = "the best model so far, of step 2, was not kept; --keep_best applies from here on";
     assert!(job.notes.iter().any(|found| found == note), "{:?}", job.notes);
 
-    // If its file is gone, what can still be had is kept: the best of what follows, or the latest.
+    // If the model file is missing, the best of later evaluations is kept, or the latest.
     fs::remove_file(dir.path().join("x.pt")).unwrap();
     let (job, ..) = prepare(request(dir.path(), StartFrom::Resume, Overrides::default())).unwrap();
-    let note = "the model of step 4 is not in ";
+    let note = "the best model so far, of step 4, is no longer in ";
     assert!(job.is_finished() && job.notes.iter().any(|found| found.starts_with(note)), "{:?}", job.notes);
     job.complete(&FakeEngine::new(config(), 1)).unwrap();
     assert_eq!(meta(&dir), (5, None));
@@ -102,7 +102,7 @@ fn the_best_model_stays_and_patience_ends_a_run() {
     assert_eq!(scripted(dir.path(), StartFrom::Resume, longer, &[8.0, 9.0]).0, Outcome::Finished);
     assert_eq!(meta(&dir), (6, Some(8.0)));
 
-    // With nothing held out there is no best: the latest has to do.
+    // Without held-out data there is no best: the latest is kept.
     let dir = folder();
     let asked = Overrides { keep_best: Some(true), patience: Some(1), ..steps(3) };
     assert_eq!(scripted(dir.path(), FRESH, asked, &[]).0, Outcome::Finished);

@@ -1,4 +1,4 @@
-//! What a run starts from, and what it refuses.
+//! Start of a run: initial weights and rejected requests.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn a_model_that_is_there_is_replaced_only_when_asked() {
     run(request(dir.path(), FRESH, settings(3).into())).unwrap();
     let before = fs::read(dir.path().join("x.pt")).unwrap();
     let message = error(request(dir.path(), FRESH, settings(2).into()));
-    assert!(message.contains("x.pt is there already") && message.contains("--resume"), "{message}");
+    assert!(message.contains("x.pt already exists") && message.contains("--resume"), "{message}");
     assert_eq!(fs::read(dir.path().join("x.pt")).unwrap(), before);
 
     run(RunSpec { overwrite: true, ..request(dir.path(), FRESH, settings(2).into()) }).unwrap();
@@ -34,7 +34,7 @@ fn weights_come_from_a_checkpoint_of_the_shape_asked_for() {
     assert_eq!(weights.params, params);
     assert!(weights.moments.is_none());
 
-    // A shorter block keeps the first positions and everything else.
+    // A shorter context length keeps the first positions and everything else.
     let (job, _, weights) = to(Shape { block_size: Some(3), ..Shape::default() }).unwrap();
     let (whole, cut) = (ngen3_model::ParamList::new(&config()), ngen3_model::ParamList::new(&job.config));
     assert_eq!(job.config.block_size, 3);
@@ -68,7 +68,7 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
     let plain = || request(dir.path(), FRESH, settings(4).into());
     let before = names();
     let cases = [
-        (RunSpec { shape: Shape { n_head: None, ..Shape::from(&config()) }, ..plain() }, "shape is not complete"),
+        (RunSpec { shape: Shape { n_head: None, ..Shape::from(&config()) }, ..plain() }, "incomplete model shape"),
         (
             RunSpec { shape: Shape { n_head: Some(3), ..Shape::from(&config()) }, ..plain() },
             "not a multiple of n_head 3",
@@ -87,7 +87,7 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
         assert_eq!(names(), before, "{expected}");
     }
     for (request, data, expected) in
-        [(RunSpec { out: None, ..plain() }, "data.bin", "which model?"), (plain(), "none.bin", "none.bin")]
+        [(RunSpec { out: None, ..plain() }, "data.bin", "no model given"), (plain(), "none.bin", "none.bin")]
     {
         let message = setup::on_tokens(&FakeDevice, request, &dir.path().join(data)).unwrap_err().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{expected}: {message}");
