@@ -1,4 +1,4 @@
-//! Measuring what this machine can do: the yardstick that `ngen3 bench` holds a training step against.
+//! Measures this machine's matrix-product rate, to which `ngen3 bench` compares a training step.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use ngen3_engine::{Dtype, Error};
 
 use crate::engine::precision::{pool, precision};
 
-/// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
+/// Returns the best rate, in GFLOP/s, of the product `[m, k]·[n, k]ᵀ`, repeated for 250 ms on `threads` threads (0 = all cores).
 ///
 /// # Errors
-/// [`Error::Threads`] when the threads cannot be started.
+/// [`Error::Threads`] if the threads cannot be started.
 pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Result<f64, Error> {
     let precision = precision(dtype);
     let pool = pool(threads)?;

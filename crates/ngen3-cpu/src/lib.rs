@@ -1,8 +1,8 @@
-//! The engine on the CPU: products, layers, and [`CpuEngine`], which walks through them.
+//! CPU engine: matrix products, layers, and [`CpuEngine`], which runs a model with them.
 //!
-//! From the ground up: `base/` (memory, clocks), `gemm/` (matrix products), `layers/` (each layer with its forward beside its
-//! backward), `engine/` (the model as a whole; read `engine/model.rs` for the order of things and `engine/arena.rs` for where
-//! activations live).
+//! Bottom-up: `base/` (memory, timers), `gemm/` (matrix products), `layers/` (each layer's forward and backward pass in one
+//! file), `engine/` (the whole model). `engine/model.rs` has the order of computation, `engine/arena.rs` the layout of
+//! activations.
 
 mod base;
 mod bench;

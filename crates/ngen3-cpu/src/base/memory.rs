@@ -1,7 +1,7 @@
-//! Large arrays: aligned to cache lines, in large pages where the system has them, cut into aligned pieces.
+//! Large arrays, aligned to cache lines and backed by huge pages where the system has them; and cutting them into aligned pieces.
 //!
-//! A vector load that crosses a cache line costs two, and walking 100 MB in pages of 4 KB costs a look into the page table
-//! every few lines. Memory mapped by the page, with a hint to the system, avoids both.
+//! A vector load that crosses a cache line costs two loads, and streaming 100 MB through 4 KB pages misses the TLB every few
+//! lines. Anonymous mappings with a huge-page hint avoid both.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,28 +9,28 @@ use memmap2::MmapMut;
 
 use ngen3_engine::Error;
 
-/// f32s in a cache line.
+/// f32 elements per cache line.
 const LINE: usize = 16;
 
-/// An array of f32, zeros at first.
+/// Heap array of f32, zero-initialised.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    /// `None` when empty: nothing cannot be mapped.
+    /// `None` when empty: a mapping cannot have length 0.
     map: Option<MmapMut>,
 }
 
 impl Buffer {
-    /// `[n]` zeros.
+    /// Allocates `[n]` zeros. `what` names the buffer in the error.
     ///
     /// # Errors
-    /// [`Error::Memory`] where memory does not reach.
+    /// [`Error::Memory`] if the allocation fails.
     pub fn zeros(n: usize, what: &'static str) -> Result<Self, Error> {
         if n == 0 {
             return Ok(Self::default());
         }
         let bytes = n.saturating_mul(size_of::<f32>());
         let map = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what, bytes })?;
-        // Only a hint: a system without large pages declines, and nothing else changes.
+        // Only a hint: a system without huge pages declines it, with no other effect.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self { map: Some(map) })
@@ -51,16 +51,17 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Room that a piece of `n` takes: whole cache lines.
+/// Length of a piece of `n` elements, rounded up to whole cache lines.
 pub const fn padded(n: usize) -> usize {
     n.next_multiple_of(LINE)
 }
 
-/// Cuts pieces off the front of a slice; each begins on a cache line if the slice does, and takes [`padded`] room.
+/// Cuts pieces off the front of a slice. A piece of `n` takes [`padded`]`(n)` elements, so every piece starts on a cache line
+/// if the slice does.
 pub struct Carver<'a>(pub &'a mut [f32]);
 
 impl<'a> Carver<'a> {
-    /// The next `n`.
+    /// Returns the next `n` elements.
     pub fn cut(&mut self, n: usize) -> &'a mut [f32] {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(padded(n));
         self.0 = rest;

@@ -1,4 +1,4 @@
-//! The ground floor: large arrays, and clocks.
+//! Large arrays and timers.
 
 #[cfg(test)]
 #[path = "../../tests/fixtures/mod.rs"]

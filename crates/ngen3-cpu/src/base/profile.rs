@@ -1,36 +1,36 @@
-//! Where the time goes: each layer adds what it took to a counter of its own.
+//! Profile by layer: each layer adds its wall time to a global counter.
 //!
-//! The counters are the process's; layers run one after the other, each on all threads, so their times add up to a step's.
-//! Reading a clock twice a layer costs nothing that could be measured.
+//! Layers run one after the other, each on all threads, so their times add up to the time of a step. Reading the clock twice per
+//! layer has no measurable cost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A kind of work.
+/// Kind of work that a counter measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Token and position embedding.
     Embedding,
     /// LayerNorms.
     LayerNorm,
-    /// The linear layers of the blocks.
+    /// Linear layers of the transformer blocks.
     Linear,
-    /// Attention between its projections.
+    /// Attention without its projections.
     Attention,
-    /// The MLPs' non-linearity.
+    /// Activation function of the MLPs.
     Gelu,
-    /// Final projection and cross entropy.
+    /// Final projection and cross-entropy.
     Loss,
-    /// Norm of the gradient and AdamW.
+    /// Gradient norm and AdamW.
     Update,
 }
 
 impl Part {
-    /// All of them, in the order of a step.
+    /// All parts, in the order of a step.
     pub const ALL: [Part; 7] =
         [Part::Embedding, Part::LayerNorm, Part::Linear, Part::Attention, Part::Gelu, Part::Loss, Part::Update];
 
-    /// As `ngen3 bench` prints it.
+    /// Name that `ngen3 bench` prints.
     pub fn name(self) -> &'static str {
         match self {
             Self::Embedding => "embedding",
@@ -46,7 +46,7 @@ impl Part {
 
 static NANOS: [AtomicU64; Part::ALL.len()] = [const { AtomicU64::new(0) }; Part::ALL.len()];
 
-/// Counts the time until it is dropped.
+/// Timer that adds its lifetime to a part's counter when dropped.
 pub(crate) struct Timed(Part, Instant);
 
 pub(crate) fn timed(part: Part) -> Timed {
@@ -59,7 +59,7 @@ impl Drop for Timed {
     }
 }
 
-/// The time that each part has taken since the last call.
+/// Returns the time of each part since the last call, and resets the counters.
 pub fn take() -> [(Part, Duration); Part::ALL.len()] {
     Part::ALL.map(|part| (part, Duration::from_nanos(NANOS[part as usize].swap(0, Ordering::Relaxed))))
 }

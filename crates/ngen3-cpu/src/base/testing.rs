@@ -1,4 +1,4 @@
-//! What the kernels' tests share.
+//! Helpers shared by the kernels' tests.
 
 use std::io::Write;
 use std::sync::Once;
@@ -6,25 +6,25 @@ use std::sync::Once;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Uniform numbers in [−1, 1).
+/// Returns `n` uniform numbers in [−1, 1).
 pub fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// `Σ a·b`: turns a tensor into a scalar loss whose gradient is `b`.
+/// Returns `Σ a·b`: turns a tensor `a` into a scalar loss with gradient `b`.
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
-/// Holds `grad` against central differences of `loss` at `x`, in all elements or 60 spread ones.
+/// Checks `grad` against central differences of `loss` at `x`, at up to 60 evenly spaced elements.
 pub fn check_gradient(x: &[f32], grad: &[f32], loss: impl Fn(&[f32]) -> f64) {
     assert_eq!(x.len(), grad.len());
     const STEP: f32 = 1e-2;
     let scale = grad.iter().fold(0.0f32, |m, g| m.max(g.abs()));
     for i in (0..x.len()).step_by(x.len().div_ceil(60)) {
-        // Fourth order, so that the step can be large enough for f32's rounding to vanish in it.
+        // Fourth order, so that the step can be large enough to hide f32 rounding.
         let at = |offset: f32| {
             let mut moved = x.to_vec();
             moved[i] += offset;
@@ -38,13 +38,12 @@ pub fn check_gradient(x: &[f32], grad: &[f32], loss: impl Fn(&[f32]) -> f64) {
     }
 }
 
-/// Says aloud what a test leaves out, on this processor or by `NGEN3_SIMD`: past the harness, which would keep it to itself.
+/// Reports a skipped check on stderr directly, since the test harness captures `eprintln!`.
 pub fn skip(what: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}, with vectors of {}", ngen3_simd::path().name());
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what} (vector path: {})", ngen3_simd::path().name());
 }
 
-/// Says aloud, once and past the harness, that tests leave out bf16: the processor has no products in it, or a narrower path is
-/// forced.
+/// Reports, once, that tests skip bf16: the processor lacks bf16 products, or `NGEN3_SIMD` forces a narrower path.
 pub fn skipped_bf16() {
     static SAID: Once = Once::new();
     SAID.call_once(|| skip("products in bf16"));

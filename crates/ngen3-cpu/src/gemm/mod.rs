@@ -1,8 +1,8 @@
-//! Matrix products: `C = A·B` or `C += A·B` over strided views, on one thread or on all of the pool.
+//! Matrix products `C = A·B` or `C += A·B` over strided views, on one thread or on the whole pool.
 //!
-//! [`Mat`] and [`MatMut`] are views that know their bounds, so that [`matmul`] is safe: a transpose is a view
-//! ([`Mat::t`]), never a copy. The f32 kernels are the `gemm` crate's, for AVX-512, AVX2, NEON or plain code, whichever the
-//! processor has or `NGEN3_SIMD` forces; `tiles/` holds our own.
+//! [`Mat`] and [`MatMut`] are bounds-checked views, which makes [`matmul`] safe. A transpose is a view ([`Mat::t`]), never a
+//! copy. General f32 products use the `gemm` crate's kernels for AVX-512, AVX2, NEON or scalar code, chosen by the processor or
+//! `NGEN3_SIMD`; `tiles/` holds our own kernels.
 
 mod operation;
 mod portable;
@@ -15,10 +15,11 @@ pub use operation::{Accumulate, Precision, Threads};
 pub use portable::matmul_f32;
 pub use view::{Canvas, Mat, MatMut};
 
-/// `c = a·b` or `c += a·b` in the given precision, on all threads; shapes as in [`matmul_f32`].
+/// Computes `c = a·b` or `c += a·b` with operands in the given precision and sums in f32, on all threads. Shapes as in
+/// [`matmul_f32`].
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn matmul(precision: Precision, c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
     match precision {
         Precision::F32 => matmul_f32(c, accumulate, a, b, Threads::All),
@@ -26,10 +27,10 @@ pub fn matmul(precision: Precision, c: MatMut<'_>, accumulate: Accumulate, a: Ma
     }
 }
 
-/// `c = start + a·b`, where `start` fills the part of `c` that it is given, whose first row and column it is told.
+/// Computes `c = start + a·b`. `start(part, row, col)` fills a part of `c` whose top-left element is `(row, col)`.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn matmul_onto(
     precision: Precision,
     mut c: MatMut<'_>,
@@ -54,7 +55,7 @@ mod tests {
 
     use crate::base::testing::skip;
 
-    /// Runs this folder's tests again for each path that this process does not take: a process takes one.
+    /// Reruns this folder's tests in a child process for every other vector path, since a process uses only one.
     #[test]
     fn every_path_passes_the_tests_of_products() {
         if ngen3_simd::forced() != Ok(None) {
@@ -65,10 +66,10 @@ mod tests {
                 skip(&format!("products on {}", path.name()));
                 continue;
             }
-            let tests = std::env::current_exe().expect("the tests' own program");
+            let tests = std::env::current_exe().expect("path of the test binary");
             let found =
                 Command::new(tests).args(["gemm::", "--skip", "every_path"]).env("NGEN3_SIMD", path.name()).output();
-            let found = found.expect("the tests' own program starts");
+            let found = found.expect("the test binary starts");
             let said = String::from_utf8_lossy(&found.stdout);
             assert!(found.status.success(), "{path:?}: {said}{}", String::from_utf8_lossy(&found.stderr));
             assert!(!said.contains("\nrunning 0 tests"), "{path:?}: {said}");

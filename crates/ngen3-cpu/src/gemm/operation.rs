@@ -1,27 +1,27 @@
-//! Choices that every product takes.
+//! Options of a matrix product.
 
-/// Number format that the operands of a product are rounded to. Sums are f32 always.
+/// Number format of a product's operands. Sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// Not at all.
+    /// float32: no rounding.
     F32,
     /// bfloat16: f32's range with 8 bits of precision.
     Bf16,
 }
 
-/// Treatment of what the destination of a product already holds: BLAS's beta, 0 or 1.
+/// Treatment of the destination's previous values: beta of BLAS, 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulate {
-    /// It is replaced: `C = A·B`.
+    /// Overwrite: `C = A·B`.
     Set,
-    /// It is added to: `C += A·B`.
+    /// Accumulate: `C += A·B`.
     Add,
 }
 
-/// Threads that work on one product.
+/// Threads that compute one product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
-    /// The calling thread, for products that are themselves run in parallel.
+    /// The calling thread: for products that already run in parallel with others.
     One,
     /// Every thread of the current rayon pool.
     All,

@@ -1,7 +1,7 @@
-//! Products of f32 on any processor, of any size: the kernels of the `gemm` crate.
+//! f32 products of any size on any processor, with the kernels of the `gemm` crate.
 //!
-//! The crate looks at the processor by itself. Where `NGEN3_SIMD` forces a path, the product compiled for that path is called
-//! in place of the crate's choice.
+//! The crate detects the processor's vectors itself. If `NGEN3_SIMD` forces a path, the product compiled for that path replaces
+//! the crate's choice.
 
 use std::sync::OnceLock;
 
@@ -11,8 +11,8 @@ use ngen3_simd::Path;
 use super::operation::{Accumulate, Threads};
 use super::view::{Mat, MatMut};
 
-/// The crate's product: sizes, destination and its strides, if it is added to, both operands and their strides, factors of the
-/// destination and of the product, conjugations (of no account here), threads.
+/// Signature of the crate's product: sizes (m, n, k); destination, its strides, and whether to accumulate; both operands with
+/// their strides; factors of the destination and of the product; conjugations (unused for f32); threads.
 type Product = unsafe fn(
     usize,
     usize,
@@ -35,12 +35,13 @@ type Product = unsafe fn(
     Parallelism,
 );
 
-/// Compiles the crate's product for one of its sets of micro-kernels, of `$lanes` f32 in a vector. The crate has the same
-/// functions, but they are private.
+/// Instantiates the crate's product for one set of its micro-kernels, with `$lanes` f32 per vector. The crate's own instances are
+/// private.
 macro_rules! product {
     ($name:ident, $kernels:ident, $simd:ty, $lanes:literal) => {
         /// # Safety
-        /// Every element of the three operands stands where its strides say, and the destination is apart from the others.
+        /// Every element that the sizes and strides of the three operands address is valid, and the destination overlaps no
+        /// operand.
         ///
         /// # Panics
         /// If the processor lacks these vectors.
@@ -69,7 +70,7 @@ macro_rules! product {
             use gemm_common::simd::MixedSimd;
             use gemm_f32::microkernel::$kernels::f32::{H_M, H_N, H_UKR, MR_DIV_N, NR, UKR};
             let simd = <$simd as MixedSimd<f32, f32, f32, f32>>::try_new().expect("a path that was detected");
-            // SAFETY: what this function asks of its caller is what the crate's asks.
+            // SAFETY: the caller upholds the crate's requirements, which are the same.
             unsafe {
                 gemm_common::gemm::gemm_basic_generic::<_, f32, $lanes, { MR_DIV_N * $lanes }, NR, MR_DIV_N, H_M, H_N>(
                     simd,
@@ -107,30 +108,30 @@ product!(scalar, scalar, gemm_common::simd::Scalar, 1);
 #[cfg(target_arch = "x86_64")]
 product!(avx2, fma, gemm_common::simd::V3, 8);
 
-/// Returns the product that this process makes: the forced one, or the crate's choice.
+/// Returns the product for this process: the forced path's, or the crate's choice.
 fn choice() -> Product {
     match ngen3_simd::forced() {
         Ok(Some(path)) => product_of(path),
-        // What cannot be forced is for the program to report; everything else ignores it too.
+        // The program reports an invalid NGEN3_SIMD; as everywhere else, it is ignored here.
         Ok(None) | Err(_) => gemm_f32::gemm::f32::get_gemm_fn(),
     }
 }
 
-/// Returns the product for a path, which panics where the processor cannot run it.
+/// Returns the product for a path. The product panics if the processor cannot run that path.
 fn product_of(path: Path) -> Product {
     match path {
         Path::Scalar => scalar,
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => avx2,
-        // The crate's own choice where the processor has them.
+        // The widest path: the crate's own choice.
         _ => gemm_f32::gemm::f32::get_gemm_fn(),
     }
 }
 
-/// `c = a·b` or `c += a·b`, with `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
+/// Computes `c = a·b` or `c += a·b` in f32, with `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     static PRODUCT: OnceLock<Product> = OnceLock::new();
     matmul_by(*PRODUCT.get_or_init(choice), c, accumulate, a, b, threads);
@@ -138,16 +139,16 @@ pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>,
 
 fn matmul_by(product: Product, c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
-    assert_eq!((a.rows, b.rows, b.cols), (m, k, n), "shapes of a product: [m, k]·[k, n] = [m, n]");
+    assert_eq!((a.rows, b.rows, b.cols), (m, k, n), "shape mismatch: expected [m, k]·[k, n] = [m, n]");
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
     };
-    // The kernels store whole columns at a time: the transposed product, whose destination is column-major, is theirs.
+    // The kernels store whole columns. `c` is row-major, so they compute the transposed product: cᵀ = bᵀ·aᵀ.
     //
-    // SAFETY: `product_of` gave a product, which panics where this processor lacks its vectors. The constructors checked that
-    // every element (i, j) of the three views stands inside its slice, the shapes agree, and the borrows keep `c` apart from
-    // `a` and `b`.
+    // SAFETY: the product comes from `choice` or `product_of` and panics if this processor lacks its vectors. The constructors
+    // checked that every element (i, j) of the three views lies inside its slice, the shapes match, and the borrows keep `c`
+    // from overlapping `a` and `b`.
     unsafe {
         product(
             n,
@@ -217,7 +218,7 @@ mod tests {
                         let expected = expected[i * n + j] + kept;
                         assert!(
                             (f64::from(found) - expected).abs() < 1e-4,
-                            "{path:?} {m}x{n}x{k}: {found}, not {expected}"
+                            "{path:?} {m}x{n}x{k}: expected {expected}, got {found}"
                         );
                     }
                 }
@@ -246,7 +247,7 @@ mod tests {
                     assert_eq!(
                         std::ptr::fn_addr_eq(choice(), product_of(path)),
                         path == forced,
-                        "{path:?}, not {forced:?}"
+                        "{path:?} with {forced:?} forced"
                     );
                 }
             }

@@ -1,11 +1,11 @@
-//! Strided views of matrices that know their bounds.
+//! Bounds-checked, strided views of matrices.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// A read-only matrix inside a slice, of f32 or of cells (`tiles/`): element `(i, j)` stands at `i·row_stride + j·col_stride`.
+/// Read-only matrix of f32 or of cells (`tiles/`): element `(i, j)` is `data[i·row_stride + j·col_stride]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a, T = f32> {
     pub(super) data: &'a [T],
@@ -16,25 +16,25 @@ pub struct Mat<'a, T = f32> {
 }
 
 impl<'a, T: Copy> Mat<'a, T> {
-    /// A dense row-major `[rows, cols]` matrix.
+    /// Views `data` as a dense, row-major `[rows, cols]` matrix.
     ///
     /// # Panics
-    /// If `data` is not exactly that long.
+    /// If `data` does not have `rows·cols` elements.
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols}");
+        assert_eq!(data.len(), rows * cols, "length of a {rows} x {cols} matrix");
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// `[rows, cols]` whose rows start `row_stride` elements apart, such as one head's queries within `qkv`.
+    /// Views a `[rows, cols]` matrix whose rows start `row_stride` elements apart, such as one head's queries in `qkv`.
     ///
     /// # Panics
-    /// If the last element would stand outside `data`.
+    /// If the last element would lie outside `data`.
     pub fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols} by {row_stride} in {}", data.len());
+        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols}, stride {row_stride}, in {}", data.len());
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// Row `i`, where rows are contiguous.
+    /// Row `i`. The column stride must be 1.
     #[inline(always)]
     pub fn row(&self, i: usize) -> &'a [T] {
         debug_assert_eq!(self.col_stride, 1);
@@ -51,25 +51,25 @@ impl<'a, T: Copy> Mat<'a, T> {
         self.cols
     }
 
-    /// The rows in `range`, as a matrix of their own.
+    /// Submatrix of the rows in `range`.
     ///
     /// # Panics
-    /// If there are not as many rows.
+    /// If the range is out of bounds.
     pub fn rows(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
         let start = (range.start * self.row_stride).min(self.data.len());
         Self { data: &self.data[start..], rows: range.len(), ..self }
     }
 
-    /// The columns in `range`, as a matrix of their own.
+    /// Submatrix of the columns in `range`.
     ///
     /// # Panics
-    /// If there are not as many columns.
+    /// If the range is out of bounds.
     pub fn columns(self, range: Range<usize>) -> Self {
         self.t().rows(range).t()
     }
 
-    /// The transpose, `[cols, rows]`, of the same elements.
+    /// Transposed view, `[cols, rows]`.
     pub fn t(self) -> Self {
         Self {
             rows: self.cols,
@@ -82,7 +82,7 @@ impl<'a, T: Copy> Mat<'a, T> {
 }
 
 impl<'a> Mat<'a> {
-    /// The same elements as cells of one each.
+    /// The same matrix as cells of one element.
     pub fn cells(self) -> Mat<'a, u32> {
         let Self { data, rows, cols, row_stride, col_stride } = self;
         Mat { data: bytemuck::cast_slice(data), rows, cols, row_stride, col_stride }
@@ -93,7 +93,7 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
     rows == 0 || cols == 0 || (cols <= row_stride && (rows - 1) * row_stride + cols <= len)
 }
 
-/// A row-major matrix to be written, whose rows may stand apart.
+/// Writable row-major matrix, possibly with gaps between rows.
 #[derive(Debug)]
 pub struct MatMut<'a> {
     pub(super) data: *mut f32,
@@ -104,28 +104,28 @@ pub struct MatMut<'a> {
 }
 
 impl<'a> MatMut<'a> {
-    /// A dense `[rows, cols]` matrix.
+    /// Views `data` as a dense `[rows, cols]` matrix.
     ///
     /// # Panics
-    /// If `data` is not exactly that long.
+    /// If `data` does not have `rows·cols` elements.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "a matrix of {rows} x {cols}");
+        assert_eq!(data.len(), rows * cols, "length of a {rows} x {cols} matrix");
         Self::strided(data, rows, cols, cols)
     }
 
-    /// `[rows, cols]` whose rows start `row_stride` elements apart.
+    /// Views a `[rows, cols]` matrix whose rows start `row_stride` elements apart.
     ///
     /// # Panics
-    /// If the last element would stand outside `data`.
+    /// If the last element would lie outside `data`.
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols} by {row_stride} in {}", data.len());
+        assert!(fits(data.len(), rows, cols, row_stride), "{rows} x {cols}, stride {row_stride}, in {}", data.len());
         Self { data: data.as_mut_ptr(), rows, cols, row_stride, borrow: PhantomData }
     }
 
-    /// The rows in `range`, as a matrix of their own.
+    /// Submatrix of the rows in `range`.
     ///
     /// # Panics
-    /// If there are not as many rows.
+    /// If the range is out of bounds.
     pub fn rows(&mut self, range: Range<usize>) -> MatMut<'_> {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
         let data = self.data.wrapping_add(range.start * self.row_stride);
@@ -149,23 +149,23 @@ impl<'a> MatMut<'a> {
         (0..self.rows).for_each(|i| self.row_mut(i).fill(value));
     }
 
-    /// Hands blocks of rows, and the first row of each, to `work` on all threads.
+    /// Calls `work(block, first_row)` for blocks of rows, on all threads.
     pub fn par_row_blocks(&mut self, work: impl Fn(&mut MatMut<'_>, usize) + Sync) {
         const ROWS: usize = 64;
         (0..self.rows).into_par_iter().step_by(ROWS).for_each(|first| {
-            // SAFETY: each task's rows are its own.
+            // SAFETY: no two tasks share a row.
             let mut block = unsafe { self.part(first..(first + ROWS).min(self.rows), 0..self.cols) };
             work(&mut block, first);
         });
     }
 
-    /// The elements in these rows and columns.
+    /// Submatrix of these rows and columns.
     ///
     /// # Safety
-    /// No other part with an element in common may be in use.
+    /// No other part that shares an element may be in use.
     ///
     /// # Panics
-    /// If the part reaches past the matrix.
+    /// If a range is out of bounds.
     pub(super) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
@@ -176,10 +176,10 @@ impl<'a> MatMut<'a> {
 
 // SAFETY: a view is handed to tasks only to be cut into parts that do not overlap (`part`); f32 has no thread affinity.
 unsafe impl Sync for MatMut<'_> {}
-// SAFETY: it stands for a `&mut [f32]`.
+// SAFETY: it represents a `&mut [f32]`.
 unsafe impl Send for MatMut<'_> {}
 
-/// A dense `[rows, width]` matrix of which parallel tasks write windows that do not overlap, such as one head's columns.
+/// Dense `[rows, width]` matrix in which parallel tasks write disjoint windows, such as one head's columns.
 #[derive(Debug)]
 pub struct Canvas<'a> {
     data: *mut f32,
@@ -188,26 +188,26 @@ pub struct Canvas<'a> {
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the windows that tasks take are disjoint, by the promise of whoever calls `window`; f32 has no thread affinity.
+// SAFETY: callers of `window` promise that the tasks' windows are disjoint; f32 has no thread affinity.
 unsafe impl Sync for Canvas<'_> {}
 
 impl<'a> Canvas<'a> {
-    /// All of `data` as rows of `width`.
+    /// Views `data` as rows of `width`.
     ///
     /// # Panics
-    /// If `data` is not whole rows.
+    /// If the length of `data` is not a multiple of `width`.
     pub fn new(data: &'a mut [f32], width: usize) -> Self {
         assert!(data.len().is_multiple_of(width), "{} elements as rows of {width}", data.len());
         Self { rows: data.len() / width, data: data.as_mut_ptr(), width, borrow: PhantomData }
     }
 
-    /// The elements in these rows and columns.
+    /// Window of these rows and columns.
     ///
     /// # Safety
-    /// No other window with an element in common may be alive.
+    /// No other window that shares an element may be alive.
     ///
     /// # Panics
-    /// If the window reaches past the canvas.
+    /// If a range is out of bounds.
     pub unsafe fn window(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.width, "columns {cols:?} of {}", self.width);
@@ -215,7 +215,7 @@ impl<'a> Canvas<'a> {
         MatMut { data, rows: rows.len(), cols: cols.len(), row_stride: self.width, borrow: PhantomData }
     }
 
-    /// These columns of one row.
+    /// Columns `cols` of one row.
     ///
     /// # Safety
     /// As [`Canvas::window`].
@@ -225,7 +225,7 @@ impl<'a> Canvas<'a> {
     #[expect(clippy::mut_from_ref, reason = "windows are disjoint, by the caller's promise")]
     pub unsafe fn row(&self, row: usize, cols: Range<usize>) -> &mut [f32] {
         let len = cols.len();
-        // SAFETY: `window` checks the bounds; the caller promises that nothing overlaps.
+        // SAFETY: `window` checks the bounds; the caller promises that no window overlaps.
         unsafe { std::slice::from_raw_parts_mut(self.window(row..row + 1, cols).data, len) }
     }
 }

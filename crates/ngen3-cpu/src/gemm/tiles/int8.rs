@@ -1,13 +1,12 @@
-//! Products of int8 operands, for a model that only goes forward: half the bytes of bf16, twice the products an instruction.
+//! Products of int8 operands, for forward-only models: half the bytes of bf16, and twice the products per instruction.
 //!
-//! Each row of either operand, seen as [rows, k], is x ≈ scale·q with q = round(x/scale) and scale = max|x|/127 (symmetric, for
-//! each token and each output: Yao et al. 2022, ZeroQuant), so that an element of the product is scale·scale'·Σ q·q', a whole
-//! number of at most 127²·k that is summed without error. A cell is four neighbours along k. `vpdpbusd` multiplies four bytes
-//! without a sign with four that have one: the left operand is stored as q + 128, and a tile's sums start at −128·Σ q' of each
-//! column.
+//! Each row of either operand, viewed as [rows, k], is x ≈ scale·q with q = round(x/scale) and scale = max|x|/127: symmetric,
+//! per token and per output (Yao et al. 2022, ZeroQuant). An element of the product is scale·scale'·Σ q·q'. The sum is an
+//! integer of at most 127²·k, exact in i32. A cell holds four consecutive elements along k. `vpdpbusd` multiplies four unsigned
+//! bytes by four signed ones, so the left operand is stored as q + 128, and the sums of each column start at −128·Σ q'.
 //!
-//! [`PackedA`] is rows as they lie, [`PackedB`] panels of [`NR`]; which of the two is the weight is the caller's affair.
-//! [`tile_plain`] is the kernel in plain Rust: what it is tested against, and what runs where AVX512-VNNI is missing.
+//! [`PackedA`] has separate rows, [`PackedB`] panels of [`NR`]; either can be the weight. [`tile_plain`] is the kernel in plain
+//! Rust: the tests compare with it, and it runs on processors without AVX512-VNNI.
 
 use rayon::prelude::*;
 
@@ -22,26 +21,28 @@ use crate::gemm::view::{Mat, MatMut};
 use ngen3_engine::Error;
 use ngen3_simd::simd;
 
-/// Elements in a cell.
+/// Elements per cell.
 const P: usize = 4;
 
-/// Columns of one task: half of a product's in bf16, which takes twice as long.
+/// Columns per task: half as many as in bf16, where a product takes twice as long.
 const NC: usize = 4 * NR;
 
-/// The longest row whose sum of products is sure to fit 32 bits: 127²·k < 2³¹.
+/// Longest row whose sum of products always fits in an i32: 127²·k < 2³¹.
 const MOST: usize = 1 << 17;
 
+/// Checks that a teacher of this width can run in int8. The longest rows of its products are `times` the width.
+///
 /// # Errors
-/// [`Error::Input`] for a teacher whose width is too large: the rows of its products are `times` as long.
+/// [`Error::Input`] if the width is too large.
 pub fn check_width(width: usize, times: usize) -> Result<(), Error> {
     let most = MOST / times;
     if width > most {
-        return Err(Error::Input(format!("a teacher of width {width} in int8, whose sums fit up to {most}")));
+        return Err(Error::Input(format!("teacher too wide for int8: expected width ≤ {most}, got {width}")));
     }
     Ok(())
 }
 
-/// Tells if this processor, on the path that it takes, multiplies int8 in vectors of 512 bits.
+/// Returns true if the AVX512-VNNI kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -53,7 +54,7 @@ pub fn available() -> bool {
     }
 }
 
-/// `[rows, k]`: rows of cells of q + 128, up to whole tiles.
+/// Left operand `[rows, k]`: rows of cells of q + 128, padded to whole tiles.
 #[derive(Clone, Copy)]
 pub struct PackedA<'a> {
     /// `[rows]`
@@ -65,17 +66,17 @@ pub struct PackedA<'a> {
 }
 
 impl<'a> PackedA<'a> {
-    /// f32s that so many rows take.
+    /// Length in f32 of the packed operand, scales included.
     pub fn len(rows: usize, k: usize) -> usize {
         padded(rows.next_multiple_of(MR)) + rows.next_multiple_of(MR) * packed_a::stride::<P>(k)
     }
 
-    /// Rounds `a` and lays it out in `to`, on all threads.
+    /// Quantises `a` and packs it into `to`, on all threads.
     pub fn lay_out(a: Mat<'_>, to: &'a mut [f32]) -> Self {
-        assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "rows of bytes");
+        assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "length of the packed left operand");
         let (depth, stride) = (cells::<P>(a.cols()), packed_a::stride::<P>(a.cols()));
         let (scales, rows) = to.split_at_mut(padded(a.n_rows().next_multiple_of(MR)));
-        // What is past the last row multiplies to zeros, not to what the memory held.
+        // Padding rows give zeros, whatever the memory held.
         scales[a.n_rows()..].fill(0.0);
         let rows = rows.par_chunks_mut(stride).zip(&mut scales[..a.n_rows()]);
         rows.enumerate().with_min_len(GROUP * MR).for_each(|(i, (row, scale))| {
@@ -86,33 +87,33 @@ impl<'a> PackedA<'a> {
         Self::of(a.n_rows(), a.cols(), to)
     }
 
-    /// Views the operand that [`PackedA::lay_out`] left there.
+    /// Views the operand that [`PackedA::lay_out`] wrote.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
         let (cells, depth, stride) = (bytemuck::cast_slice(cells), self::cells::<P>(k), packed_a::stride::<P>(k));
         Self { scales, cells, rows, depth, stride }
     }
 
-    /// The tile whose first row is `first`, and its rows' scales.
+    /// Returns the tile that starts at row `first`, and the scales of its rows.
     fn tile(self, first: usize) -> (&'a [u32], &'a [f32; MR]) {
         let scales = self.scales[first..].first_chunk().expect("whole tiles of rows");
         (&self.cells[first * self.stride..], scales)
     }
 }
 
-/// `[n, k]`, to be multiplied as its transpose: panels of [`NR`] rows of cells of q.
+/// Right operand `[n, k]`, used as its transpose: panels of [`NR`] rows of cells of q.
 #[derive(Clone, Copy)]
 pub struct PackedB<'a> {
-    /// `[n]`, up to whole panels.
+    /// `[n]`, padded to whole panels.
     scales: &'a [f32],
-    /// `[n]`: −128·Σ q, up to whole panels.
+    /// `[n]`: −128·Σ q, padded to whole panels.
     starts: &'a [i32],
     panels: &'a [u32],
     n: usize,
     depth: usize,
 }
 
-/// One panel.
+/// One panel of the right operand.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
     scales: &'a [f32; NR],
@@ -122,14 +123,14 @@ struct Panel<'a> {
 }
 
 impl<'a> PackedB<'a> {
-    /// f32s that so many rows take.
+    /// Length in f32 of the packed operand, scales included.
     pub fn len(n: usize, k: usize) -> usize {
         2 * n.next_multiple_of(NR) + packed_len::<P, NR>(n, k)
     }
 
-    /// Rounds `b` and lays it out in `to`, on all threads.
+    /// Quantises `b` and packs it into `to`, on all threads.
     pub fn lay_out(b: Mat<'_>, to: &'a mut [f32]) -> Self {
-        assert_eq!(to.len(), Self::len(b.n_rows(), b.cols()), "panels of bytes");
+        assert_eq!(to.len(), Self::len(b.n_rows(), b.cols()), "length of the packed right operand");
         let (n, depth) = (b.n_rows().next_multiple_of(NR), cells::<P>(b.cols()));
         let (scales, rest) = to.split_at_mut(n);
         let (starts, panels) = rest.split_at_mut(n);
@@ -141,7 +142,7 @@ impl<'a> PackedB<'a> {
             .enumerate()
             .for_each(|(i, (panel, (scales, starts)))| {
                 let b = b.rows(i * NR..((i + 1) * NR).min(b.n_rows()));
-                // What is past the last row multiplies to zeros, not to what the memory held.
+                // Padding rows give zeros, whatever the memory held.
                 scales[b.n_rows()..].fill(0.0);
                 starts[b.n_rows()..].fill(0);
                 with_workspace(b.n_rows() * depth, |rows| {
@@ -150,14 +151,14 @@ impl<'a> PackedB<'a> {
                         scales[i] = quantise(b.row(i), row);
                         starts[i] = -128 * row.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
                     }
-                    // A cell of four bytes is laid out as an f32 is.
+                    // A cell of four bytes is packed like an f32.
                     pack_panels::<1, NR>(Mat::new(rows, b.n_rows(), depth), 0, panel);
                 });
             });
         Self::of(b.n_rows(), b.cols(), to)
     }
 
-    /// Views the operand that [`PackedB::lay_out`] left there.
+    /// Views the operand that [`PackedB::lay_out`] wrote.
     pub fn of(n: usize, k: usize, laid_out: &'a [f32]) -> Self {
         let (scales, rest) = laid_out.split_at(n.next_multiple_of(NR));
         let (starts, panels) = rest.split_at(n.next_multiple_of(NR));
@@ -174,15 +175,15 @@ impl<'a> PackedB<'a> {
     }
 }
 
-/// q of a row, with zeros past its end; the scale. A row with a number that is not finite has a scale that is not.
+/// Writes q of a row to `to`, padded with zeros, and returns its scale. The scale is not finite if any element is not.
 fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
-    /// Adding 1.5·2²³ rounds to a whole number, ties to even, and leaves its lowest byte in the lowest of the sum.
+    /// Adding 1.5·2²³ rounds to an integer, ties to even, whose lowest byte is the lowest byte of the sum.
     const ROUND: f32 = 12_582_912.0;
-    assert!(row.len() <= MOST, "a row of {} numbers", row.len());
+    assert!(row.len() <= MOST, "expected a row of at most {MOST} elements, got {}", row.len());
     simd(
         #[inline(always)]
         || {
-            // Of numbers without a sign the bits are in the same order, with infinity and NaN above all.
+            // Without the sign, bit patterns order like the values, with infinity and NaN largest.
             let largest = row.iter().map(|x| x.to_bits() & 0x7FFF_FFFF).max().map_or(0.0, f32::from_bits);
             let inverse = if largest > f32::MIN_POSITIVE * 127.0 { 127.0 / largest } else { 0.0 };
             let (values, past) = to.split_at_mut(row.len());
@@ -193,21 +194,22 @@ fn quantise(row: &[f32], to: &mut [u8]) -> f32 {
     )
 }
 
-/// `c = start + a·bᵀ`, on all threads: `start` fills each tile of `c`, whose first row and column it is told.
+/// Computes `c = start + a·bᵀ` on all threads, with integer sums scaled to f32. `start(tile, row, col)` fills the tile of `c` at
+/// `(row, col)` first.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn product_onto(
     c: MatMut<'_>,
     a: PackedA<'_>,
     b: PackedB<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    assert_eq!((c.rows, c.cols), (a.rows, b.n), "shapes of a product: [m, k]·[n, k]ᵀ = [m, n]");
+    assert_eq!((c.rows, c.cols), (a.rows, b.n), "shape mismatch: expected [m, k]·[n, k]ᵀ = [m, n]");
     for_each_block(c, (MC, NC), |c, rows, cols| {
         for j in (0..c.cols).step_by(NR) {
             for i in (0..c.rows).step_by(MR) {
-                // SAFETY: the tile lies within this block, which is this task's alone.
+                // SAFETY: the tile lies within this block, which belongs to this task alone.
                 let mut tile = unsafe { c.part(i..(i + MR).min(c.rows), j..(j + NR).min(c.cols)) };
                 start(&mut tile, rows + i, cols + j);
                 self::tile((a, rows + i), (b, (cols + j) / NR), &mut tile, Accumulate::Add);
@@ -216,10 +218,10 @@ pub fn product_onto(
     });
 }
 
-/// One tile of `c`, of at most [`MR`] x [`NR`]: the rows of `a` from one on, and a panel of `b`.
+/// Computes one tile of `c`, at most [`MR`] x [`NR`], from the rows of `a` from `first` and one panel of `b`.
 ///
 /// # Panics
-/// If there is no such tile.
+/// If `a` has no such tile, or `b` no such panel.
 pub fn tile(
     (a, first): (PackedA<'_>, usize),
     (b, panel): (PackedB<'_>, usize),
@@ -229,10 +231,10 @@ pub fn tile(
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (a_depth, b_depth) = (a.depth, b.depth);
     let (stride, (a, scales), b) = (a.stride, a.tile(first), b.panel(panel));
-    assert!(b_depth == a_depth && a.len() >= MR * stride, "{b_depth} cells of {MR} rows of {a_depth}");
+    assert!(b_depth == a_depth && a.len() >= MR * stride, "depth mismatch: a {a_depth}, b {b_depth}");
     #[cfg(target_arch = "x86_64")]
     if available() {
-        // SAFETY: the features were just detected, and the lengths just checked.
+        // SAFETY: the features and lengths were checked above.
         return unsafe { x86::tile(a, stride, scales, b, c, accumulate) };
     }
     simd(
@@ -267,7 +269,7 @@ mod x86 {
     use crate::gemm::tiles::kernel::x86::{prefetch, store};
 
     /// # Safety
-    /// The processor has AVX-512F and AVX512-VNNI; `a` is MR rows, `stride` apart, at least as long as `b` is deep; `c` is at most
+    /// The processor has AVX-512F and AVX512-VNNI; `a` is MR rows, `stride` apart, of at least the depth of `b`; `c` is at most
     /// MR x NR.
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub unsafe fn tile(
@@ -281,7 +283,7 @@ mod x86 {
         if accumulate == Accumulate::Add {
             prefetch(c);
         }
-        // SAFETY: `at_a` and `at_b` stand at one of the cells along k of A's first row and of B's NR columns.
+        // SAFETY: `at_a` and `at_b` point to cell k of A's first row and to row k of B's panel.
         unsafe {
             let starts = [0, 16].map(|at| _mm512_loadu_si512(b.starts.as_ptr().add(at).cast()));
             let mut sums = [starts; MR];
@@ -328,7 +330,7 @@ mod tests {
         }
     }
 
-    /// Numbers that the bytes of a row stand for.
+    /// Returns the values that the quantised row represents.
     fn rounded(row: &[f32]) -> Vec<f64> {
         let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let step = f64::from(largest / 127.0);
@@ -370,7 +372,7 @@ mod tests {
                     let found = f64::from(found[i * n + j]);
                     assert!(
                         (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
-                        "{m}x{n}x{k}: {found}, not {expected}"
+                        "{m}x{n}x{k}: expected {expected}, got {found}"
                     );
                 }
             }
@@ -380,7 +382,7 @@ mod tests {
     #[test]
     fn the_vector_kernel_equals_its_plain_twin() {
         if !available() {
-            skip("tiles of int8 against their plain twin");
+            skip("int8 vector tiles against the plain version");
         }
         for (m, n, k) in [(12, 32, 36), (1, 1, 1), (5, 17, 256), (12, 15, 9), (7, 16, 515), (11, 31, 8)] {
             let (a, b) = (random(m * k, 1), random(n * k, 2));
@@ -408,7 +410,7 @@ mod tests {
             let found = product(&[1.0, strange, 0.0, 0.0], &[1.0, 1.0], 2, 1, 2, |_, _| 0.0);
             assert!(!found[0].is_finite() && found[1] == 0.0, "{found:?}");
         }
-        // As small as numbers get.
+        // Subnormal numbers.
         let found = product(&[1e-40, -1e-40], &[1.0, -1.0], 1, 1, 2, |_, _| 0.0)[0];
         assert!(found.abs() < 1e-37, "{found}");
     }

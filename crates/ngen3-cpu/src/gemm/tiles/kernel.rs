@@ -1,23 +1,23 @@
-//! The micro-kernel: a tile of C, [`MR`] x [`NR`], from a panel of A and a panel of B.
+//! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B.
 //!
-//! The tile's 24 sums of 16 f32 stay in registers for the whole depth; each step along k loads one cell of 32 columns of B and
-//! broadcasts one cell of each of 12 rows of A. [`tile_plain`] is the same in plain Rust: what it is tested against, and what
-//! runs where AVX512-BF16 is missing.
+//! The tile's sums, 24 vectors of 16 f32, stay in registers for the whole depth. Each step along k loads one cell of each of the
+//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. [`tile_plain`] is the same in plain Rust: the tests
+//! compare with it, and it runs on processors without AVX512-BF16.
 
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::simd;
 
-/// Rows of a tile: with two vectors of columns, 24 of the 32 registers hold sums.
+/// Rows of a tile: with two vectors of columns, the sums take 24 of the 32 vector registers.
 pub const MR: usize = 12;
 
 /// Columns of a tile: two vectors of 16 f32.
 pub const NR: usize = 32;
 
-/// Numbers in a tile.
+/// Elements of a tile.
 pub const TILE: usize = MR * NR;
 
-/// Tells if the kernels for AVX512-BF16 run: the processor has it, and no narrower path is forced.
+/// Returns true if the AVX512-BF16 kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -31,20 +31,20 @@ pub fn available() -> bool {
     }
 }
 
-/// Order of the [`MR`] rows of a tile's A, a cell of each for every step along k.
+/// Memory order of the [`MR`] rows of A in a tile.
 ///
-/// Not a [`Mat`](crate::gemm::Mat): what describes a tile has to arrive in registers. From memory it would wait behind the sums of the
-/// tile before, which are on their way there (1.6 % of a step, measured).
+/// Not a [`Mat`](crate::gemm::Mat), because this description must be passed in registers. Loading it from memory would wait
+/// behind the stores of the previous tile's sums (1.6 % of a step, measured).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// Side by side, `[depth, MR]`: a panel.
+    /// Interleaved, `[depth, MR]`: a panel.
     Together,
-    /// Each by itself, so many cells from the one before.
+    /// Separate rows, this many cells apart.
     Apart(usize),
 }
 
 impl Rows {
-    /// From a cell to the same of the next row, and to the next of the same row.
+    /// Returns the strides in cells: from row to row, and along k.
     #[inline(always)]
     pub fn strides(self) -> (usize, usize) {
         match self {
@@ -54,17 +54,18 @@ impl Rows {
     }
 }
 
-/// `c = a·b` or `c += a·b`, for `c` of at most [`MR`] x [`NR`]; `a`: [`MR`] rows of `depth` cells of `P` elements, `b`: `[depth, NR]`.
+/// Computes `c = a·b` or `c += a·b` for `c` of at most [`MR`] x [`NR`], with sums in f32. `a`: [`MR`] rows of `depth` cells of
+/// `P` elements; `b`: `[depth, NR]` cells.
 ///
 /// # Panics
-/// If `a` has not as many cells, or `c` is larger.
+/// If `a` has too few cells, or `c` is larger than a tile.
 pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (depth, (down, along)) = (b.len() / NR, rows.strides());
     assert!(depth == 0 || (MR - 1) * down + (depth - 1) * along < a.len(), "{depth} cells of {MR} rows");
     #[cfg(target_arch = "x86_64")]
     if available() {
-        // SAFETY: the features were just detected, and the lengths just checked.
+        // SAFETY: the features and lengths were checked above.
         unsafe { x86::tile::<P>(a, rows, b, c, accumulate) };
         return;
     }
@@ -95,11 +96,11 @@ pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatM
     }
 }
 
-/// `sum + a·b` over the elements of each cell.
+/// Returns `sum + a·b`, summed over the elements of a cell.
 #[inline(always)]
 pub fn multiply_add<const P: usize>(a: u32, b: u32, sum: f32) -> f32 {
     if P == 2 {
-        // As the instruction does it: the second product first, each sum rounded.
+        // The order of `vdpbf16ps`: the second product first, each sum rounded.
         (sum + high(a) * high(b)) + low(a) * low(b)
     } else {
         sum + f32::from_bits(a) * f32::from_bits(b)
@@ -129,9 +130,9 @@ pub(super) mod x86 {
         if accumulate == Accumulate::Add {
             prefetch(c);
         }
-        // SAFETY: what this function asks of its caller is what these ask.
+        // SAFETY: the caller upholds the same requirements.
         unsafe {
-            // Twice, so that a panel's strides are constants in one of them.
+            // Two calls, so that the panel's strides are compile-time constants in one of them.
             match rows {
                 Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, accumulate),
                 Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, accumulate),
@@ -139,12 +140,12 @@ pub(super) mod x86 {
         }
     }
 
-    /// `sum + a·b` over the elements of each cell.
+    /// Returns `sum + a·b`, summed over the elements of each cell.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn multiply_add<const P: usize>(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
         if P == 2 {
-            // SAFETY: the same 512 bits under another name.
+            // SAFETY: both types are 512 bits, and every bit pattern is valid.
             let (a, b) =
                 unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)) };
             _mm512_dpbf16_ps(sum, a, b)
@@ -153,14 +154,14 @@ pub(super) mod x86 {
         }
     }
 
-    /// The tile in registers: MR rows of two vectors. Always inlined, for the strides' sake.
+    /// Returns the tile's sums, MR rows of two vectors. Always inlined, so that constant strides stay constants.
     ///
     /// # Safety
-    /// As [`tile`]. To be called from a function compiled for these features.
+    /// As [`tile`]. Call it only from a function compiled for these features.
     #[inline(always)]
     pub unsafe fn sums_of_tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32]) -> [[__m512; 2]; MR] {
         let (down, along) = rows.strides();
-        // SAFETY: `at_a` and `at_b` stand at one of the cells along k of A's first row and of B's NR columns.
+        // SAFETY: `at_a` and `at_b` point to cell k of A's first row and to row k of B's panel.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
             let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
@@ -178,7 +179,7 @@ pub(super) mod x86 {
         }
     }
 
-    /// Asks for the tile of C before the sums that will be added to it are made, which takes longer than memory does.
+    /// Prefetches the tile of C before its sums are computed, which hides the memory latency.
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn prefetch(c: &MatMut<'_>) {
@@ -189,20 +190,21 @@ pub(super) mod x86 {
         }
     }
 
-    /// Takes the sums by value and is always inlined: with an address they would not stay in registers in the loop before.
+    /// Stores or adds the sums to `c`. Takes them by value and is always inlined: sums with an address would not stay in
+    /// registers in the loop that computes them.
     ///
     /// # Safety
-    /// The processor has AVX-512F; `c` is at most MR x NR. To be called from a function compiled for it.
+    /// The processor has AVX-512F; `c` is at most MR x NR. Call it only from a function compiled for AVX-512F.
     #[inline(always)]
     pub unsafe fn store(sums: [[__m512; 2]; MR], c: &mut MatMut<'_>, accumulate: Accumulate) {
         let columns = if c.cols == NR { u32::MAX } else { (1 << c.cols) - 1 };
         let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
-        // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
+        // A loop of fixed length is unrolled, so that no sum needs an address.
         for (i, sums) in sums.into_iter().enumerate() {
             if i >= c.rows {
                 continue;
             }
-            // SAFETY: row `i` is one of C's, and the masks leave out what is past its columns.
+            // SAFETY: row `i` exists in C, and the masks exclude elements past its columns.
             unsafe {
                 let row = c.data.add(i * c.row_stride);
                 let next = row.wrapping_add(16);
@@ -237,7 +239,10 @@ mod tests {
                 tile::<P>(&a, rows, &b, &mut MatMut::strided(&mut found, m, n, stride), accumulate);
                 tile_plain::<P>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), accumulate);
                 for (found, expected) in found.iter().zip(&expected) {
-                    assert!((found - expected).abs() < 1e-5, "{m}x{n}x{depth} {rows:?}: {found}, not {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{m}x{n}x{depth} {rows:?}: expected {expected}, got {found}"
+                    );
                 }
             }
         }
@@ -246,7 +251,7 @@ mod tests {
     #[test]
     fn the_vector_kernel_equals_its_plain_twin() {
         if !available() {
-            skip("tiles of a product against their plain twin");
+            skip("vector product tiles against the plain version");
         }
         for rows in [Rows::Together, Rows::Apart(144)] {
             check::<1>(rows);

@@ -1,16 +1,17 @@
-//! Our own products, for processors with AVX512-BF16: operands in bf16 or in f32, sums in f32.
+//! Our own matrix products for processors with AVX512-BF16: operands in bf16 or f32, sums in f32.
 //!
-//! Three steps, each in a file of its own: [`mod@pack`] rounds both operands and lays them out in the order in which the
-//! kernel reads them (rows of A it reads as they lie: `packed_a.rs`); [`kernel`] multiplies [`MR`](kernel::MR) rows of A with one panel of B into a
-//! tile of C that lives in registers; `product.rs` cuts the product into blocks that stay in cache and hands them to the threads.
+//! A product takes three steps. [`mod@pack`] rounds both operands and lays them out in the order in which the kernel reads them
+//! (contiguous rows of A are only rounded: `packed_a.rs`). [`kernel`] multiplies [`MR`](kernel::MR) rows of A by one panel of B
+//! into a tile of C held in registers. `product.rs` cuts the product into cache-sized blocks and distributes them over the
+//! threads.
 //!
-//! Everything packed is in 32-bit *cells*, each `P` neighbours along k: with P = 2 a pair of bf16, the first in the low half,
-//! which `_mm512_dpbf16_ps` multiplies and adds in one instruction; with P = 1 one f32. All else is the same for both.
+//! Packed data consists of 32-bit *cells* of `P` consecutive elements along k. With P = 2 a cell is a pair of bf16, the first in
+//! the low half, as `_mm512_dpbf16_ps` multiplies and accumulates them; with P = 1 it is one f32. The code is otherwise shared.
 //!
-//! [`softmax`] and, for f32, [`strassen`] hold the kernels of the fused loss, which do more with a tile than store it; [`strided`]
-//! small products for attention, without packing; [`int8`] products of rounded operands.
+//! [`softmax`] and, for f32 gradients, [`strassen`] are the kernels of the fused loss. [`strided`] has small products without
+//! packing, for attention. [`int8`] has products of quantised operands.
 //!
-//! Each element of C is summed in the same order whatever the number of threads: the same bits.
+//! The order of summation does not depend on the number of threads, so neither do the bits of the result.
 
 pub mod int8;
 pub mod kernel;

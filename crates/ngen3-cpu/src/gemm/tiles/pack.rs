@@ -1,23 +1,24 @@
-//! Rounding and laying out operands in cells of `P` elements along k.
+//! Rounds operands and packs them into cells of `P` elements along k.
 //!
-//! Small products (`strided.rs`) read rows of cells: [`along`] each row, or [`down`] the columns. Large ones read
-//! panels. A panel is `R` rows of an operand seen as [rows, k] (B is seen transposed): for each cell of `P` elements along k,
-//! that cell of each of the `R` rows, `[k/P, R]`. Rows past the end and an odd last k are zeros, which add nothing to a product.
+//! Small products (`strided.rs`) read rows of cells, made [`along`] the rows or [`down`] the columns. Large products read
+//! panels. A panel holds `R` rows of an operand viewed as [rows, k] (B is viewed transposed) as `[k/P, R]` cells: for each cell
+//! along k, that cell of all `R` rows. Rows past the end and the missing half of an odd last cell are zeros, which add nothing
+//! to a product.
 
 use rayon::prelude::*;
 
 use super::kernel;
 use crate::gemm::view::Mat;
 
-/// Panels that one task packs.
+/// Panels per packing task.
 pub const GROUP: usize = 4;
 
-/// Cells in which `k` elements are packed, `P` in each.
+/// Number of cells of `P` elements for `k` elements.
 pub const fn cells<const P: usize>(k: usize) -> usize {
     k.div_ceil(P)
 }
 
-/// The nearest bf16 (ties to even) of `x`, in the high half; NaN stays NaN.
+/// Rounds `x` to the nearest bf16 (ties to even), in the high half of the result. NaN stays NaN.
 #[inline(always)]
 fn round(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -26,32 +27,32 @@ fn round(x: f32) -> u32 {
     kept & 0xFFFF_0000
 }
 
-/// Two neighbours along k as one u32, the first in the low half.
+/// Packs two consecutive elements along k into a cell of bf16, the first in the low half.
 #[inline(always)]
 pub fn pair(first: f32, second: f32) -> u32 {
     round(first) >> 16 | round(second)
 }
 
-/// `P` neighbours along k as one cell; with P = 1 the second is nothing.
+/// Packs `P` consecutive elements along k into a cell. P = 1 ignores `second`.
 #[inline(always)]
 pub fn cell<const P: usize>(first: f32, second: f32) -> u32 {
     if P == 2 { pair(first, second) } else { first.to_bits() }
 }
 
-/// `x` as a product with `P` elements in a cell sees it.
+/// Rounds `x` as a product with `P` elements per cell does: to bf16 for P = 2, not at all for P = 1.
 #[inline(always)]
 pub fn rounded<const P: usize>(x: f32) -> f32 {
     if P == 2 { f32::from_bits(round(x)) } else { x }
 }
 
-/// Cells that `rows` rows of length `k` take, packed in panels of `R` rows.
+/// Number of cells of `[rows, k]` packed in panels of `R` rows.
 pub fn packed_len<const P: usize, const R: usize>(rows: usize, k: usize) -> usize {
     rows.div_ceil(R) * R * cells::<P>(k)
 }
 
-/// Rounds and lays out `[rows, k]` as panels of `R` rows, on all threads.
+/// Packs `source`, `[rows, k]`, into panels of `R` rows, on all threads.
 pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32]) {
-    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "packed panels");
+    assert_eq!(packed.len(), packed_len::<P, R>(source.rows, source.cols), "cells of the packed panels");
     let group = GROUP * R;
     packed.par_chunks_mut(group * cells::<P>(source.cols).max(1)).enumerate().for_each(|(i, to)| {
         panels::<P, R>(source, i * group, to);
@@ -61,19 +62,19 @@ pub fn pack<const P: usize, const R: usize>(source: Mat<'_>, packed: &mut [u32])
 /// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels` of `R` rows, each `[k/P, R]`.
 ///
 /// # Panics
-/// If the panels are not whole or start past the rows, or the source has neither contiguous rows nor contiguous columns.
+/// If the panels are not whole or start past the last row, or neither the rows nor the columns of the source are contiguous.
 pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
     let panel = source.cols.div_ceil(P) * R;
     if panel == 0 {
         return;
     }
-    assert_eq!(panels.len() % panel, 0, "panels of {R} rows");
-    assert!(source.row_stride == 1 || source.col_stride == 1, "rows or columns that are contiguous");
+    assert_eq!(panels.len() % panel, 0, "expected whole panels of {R} rows");
+    assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
     let source = source.rows(first_row..(first_row + panels.len() / panel * R).min(source.rows));
-    assert!(source.rows.div_ceil(R) == panels.len() / panel, "as many panels as the rows fill");
+    assert!(source.rows.div_ceil(R) == panels.len() / panel, "expected one panel per {R} rows");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; the panels have room for the source's rows.
+        // SAFETY: the features were checked above; the panels have room for the source's rows.
         unsafe { x86::panels::<P, R>(source, panels) };
         return;
     }
@@ -82,31 +83,31 @@ pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize,
     }
 }
 
-/// The cells of each row of `source`, `[rows, k]`, in `to`, `[rows, k/P]`.
+/// Packs `source`, `[rows, k]`, along its rows into `to`, `[rows, k/P]`.
 ///
 /// # Panics
-/// If `to` has another length, or the rows are not contiguous.
+/// If `to` has the wrong length, or the rows are not contiguous.
 pub fn along<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     assert_eq!(to.len(), source.rows * source.cols.div_ceil(P), "cells along the rows");
-    assert!(source.col_stride == 1, "rows that are contiguous");
+    assert!(source.col_stride == 1, "expected contiguous rows");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; the lengths were just checked.
+        // SAFETY: the features and lengths were checked above.
         return unsafe { x86::along::<P>(source, to) };
     }
     along_plain::<P>(source, to);
 }
 
-/// Cells of `P` neighbours in each column of `source`, `[k, cols]`, in `to`, `[k/P, cols]`.
+/// Packs `source`, `[k, cols]`, down its columns into `to`, `[k/P, cols]`.
 ///
 /// # Panics
-/// If `to` has another length, or the rows are not contiguous.
+/// If `to` has the wrong length, or the rows are not contiguous.
 pub fn down<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     assert_eq!(to.len(), source.rows.div_ceil(P) * source.cols, "cells down the columns");
-    assert!(source.col_stride == 1, "rows that are contiguous");
+    assert!(source.col_stride == 1, "expected contiguous rows");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; the lengths were just checked.
+        // SAFETY: the features and lengths were checked above.
         return unsafe { x86::down::<P>(source, to) };
     }
     down_plain::<P>(source, to);
@@ -129,7 +130,7 @@ fn down_plain<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
     }
 }
 
-/// One panel without vector instructions, for a source of at most R rows.
+/// Packs one panel in plain Rust, from a source of at most R rows.
 fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
     let at = |row: usize, k: usize| {
         let exists = row < source.rows && k < source.cols;
@@ -148,25 +149,25 @@ mod x86 {
 
     use crate::gemm::view::Mat;
 
-    /// The lanes of 16 that stand before `n`.
+    /// Mask of the first `n` of 16 lanes.
     fn first(n: usize) -> __mmask16 {
         ((1u32 << n.min(16)) - 1) as __mmask16
     }
 
-    /// Two vectors of f32 as one of 32 bf16, those of `low` first.
+    /// Rounds two vectors of f32 to one of 32 bf16, those of `low` first.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn rounded(low: __m512, high: __m512) -> __m512i {
-        // SAFETY: the same 512 bits under another name.
+        // SAFETY: both types are 512 bits, and every bit pattern is valid.
         unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
     }
 
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; each of `panels` is `R` cells for each `P` columns of the source, which has at
-    /// most `R` rows for each, and either its rows or its columns are contiguous.
+    /// The processor has AVX-512F, BW and AVX512-BF16; each panel has `R` cells for every `P` columns of the source; the source
+    /// has at most `R` rows per panel, and contiguous rows or columns.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn panels<const P: usize, const R: usize>(source: Mat<'_>, panels: &mut [u32]) {
-        // SAFETY: what this function asks of its caller is what these two ask.
+        // SAFETY: the caller upholds the requirements of both, which are the same.
         unsafe {
             if source.col_stride != 1 {
                 return from_columns::<P, R>(source, panels);
@@ -177,7 +178,7 @@ mod x86 {
         }
     }
 
-    /// Element i of the first 16 and of the second 16, side by side.
+    /// Interleaves the first 16 and the second 16 elements.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn side_by_side(halves: __m512i) -> __m512i {
@@ -188,14 +189,14 @@ mod x86 {
         _mm512_permutexvar_epi16(order, halves)
     }
 
-    /// The next 16 cells of a row of which `left` elements are left.
+    /// Returns the next 16 cells of a row with `left` elements left.
     ///
     /// # Safety
-    /// The processor has AVX-512F and AVX512-BF16; `left` elements stand at `from`.
+    /// The processor has AVX-512F and AVX512-BF16; `left` elements are readable at `from`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn cells_along<const P: usize>(from: *const f32, left: usize) -> __m512i {
-        // SAFETY: the masks leave out what is past the end of the row.
+        // SAFETY: the masks exclude elements past the end of the row.
         unsafe {
             let x = _mm512_maskz_loadu_ps(first(left), from);
             if P == 1 {
@@ -205,10 +206,10 @@ mod x86 {
         }
     }
 
-    /// 16 cells of neighbours that stand `stride` apart: lanes `lanes` of the first, `second` of the second.
+    /// Returns 16 cells whose elements are `stride` apart: lanes `lanes` of the first, `second` of the second.
     ///
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; these lanes stand at `from` and `stride` after it.
+    /// The processor has AVX-512F, BW and AVX512-BF16; these lanes are readable at `from` and at `from + stride`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn cells_across<const P: usize>(
@@ -217,7 +218,7 @@ mod x86 {
         stride: usize,
         second: __mmask16,
     ) -> __m512i {
-        // SAFETY: the caller promises the lanes.
+        // SAFETY: the caller promises that the lanes are readable.
         unsafe {
             let x = _mm512_maskz_loadu_ps(lanes, from);
             if P == 1 {
@@ -228,7 +229,7 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` is as long as their cells.
+    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` has one cell for each of theirs.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn along<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
         let depth = source.cols.div_ceil(P);
@@ -237,14 +238,14 @@ mod x86 {
                 let left = source.cols - w * P;
                 let from = source.data.as_ptr().wrapping_add(i * source.row_stride + w * P);
                 let to = to.as_mut_ptr().wrapping_add(i * depth + w);
-                // SAFETY: so many elements are left of the row, and so many cells of `to`.
+                // SAFETY: the row has `left` elements left, and `to` has `depth - w` cells left.
                 unsafe { _mm512_mask_storeu_epi32(to.cast(), first(depth - w), cells_along::<P>(from, left)) };
             }
         }
     }
 
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` is as long as the columns' cells.
+    /// The processor has AVX-512F, BW and AVX512-BF16; rows are contiguous, and `to` has one cell for each of the columns'.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn down<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
         for i in 0..source.rows.div_ceil(P) {
@@ -253,7 +254,7 @@ mod x86 {
                 let second = if i * P + 1 < source.rows { columns } else { 0 };
                 let from = source.data.as_ptr().wrapping_add(i * P * source.row_stride + j);
                 let to = to.as_mut_ptr().wrapping_add(i * source.cols + j);
-                // SAFETY: the masks leave out columns past the last and a row that the source has not.
+                // SAFETY: the masks exclude columns past the last and a second row that does not exist.
                 unsafe {
                     let cells = cells_across::<P>(from, columns, source.row_stride, second);
                     _mm512_mask_storeu_epi32(to.cast(), columns, cells);
@@ -262,10 +263,10 @@ mod x86 {
         }
     }
 
-    /// 16 rows by 16 cells at a time: rounded along the rows, turned in registers.
+    /// Packs one panel in blocks of 16 rows by 16 cells: rounded along the rows, transposed in registers.
     ///
     /// # Safety
-    /// As [`panels`], of one; rows are contiguous.
+    /// As [`panels`], for one panel; rows are contiguous.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn from_rows<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
         let depth = source.cols.div_ceil(P);
@@ -277,23 +278,24 @@ mod x86 {
                 for (i, cells) in cells.iter_mut().enumerate() {
                     let left = if row + i < source.rows { left } else { 0 };
                     let from = source.data.as_ptr().wrapping_add((row + i) * source.row_stride + w * P);
-                    // SAFETY: so many elements are left of the row, none of a row that the source has not.
+                    // SAFETY: the row has `left` elements left, 0 if the source has no such row.
                     *cells = unsafe { cells_along::<P>(from, left) };
                 }
                 let to = panel.as_mut_ptr().wrapping_add(w * R + row);
-                // A loop of fixed length, so that it is unrolled and the cells stay in registers.
+                // A loop of fixed length is unrolled, so that the cells stay in registers.
                 for (i, cells) in turned(cells).into_iter().enumerate() {
                     if i >= depth - w {
                         continue;
                     }
-                    // SAFETY: cell `w + i` is one of the panel's, and the mask leaves out what is past its R slots.
+                    // SAFETY: cell `w + i` exists in the panel, and the mask excludes lanes past its R slots.
                     unsafe { _mm512_mask_storeu_epi32(to.wrapping_add(i * R).cast(), slots, cells) };
                 }
             }
         }
     }
 
-    /// Neighbours along k come from two columns, or one; of all panels in turn, so that a cache line of the source is read once.
+    /// Packs panels from contiguous columns: a cell takes its elements from `P` columns. All panels advance along k together,
+    /// so that a cache line of the source is read once.
     ///
     /// # Safety
     /// As [`panels`]; columns are contiguous.
@@ -308,7 +310,7 @@ mod x86 {
                     let rows = first(source.rows.saturating_sub(i * R + row));
                     let from = column.wrapping_add(i * R + row);
                     let second = if w * P + 1 < source.cols { rows } else { 0 };
-                    // SAFETY: these columns are the source's, the masks leave out rows past its end and a column past its last,
+                    // SAFETY: these columns exist in the source; the masks exclude rows past its end, a column past its last,
                     // and slots past the cell's end.
                     unsafe {
                         let cell = cells_across::<P>(from, rows, source.col_stride, second);
@@ -319,7 +321,7 @@ mod x86 {
         }
     }
 
-    /// The transpose of 16 x 16 cells: in pairs, in fours, then whole quarters of a vector.
+    /// Transposes 16 x 16 cells: in pairs, then in fours, then in quarters of a vector.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn turned(rows: [__m512i; 16]) -> [__m512i; 16] {
@@ -328,7 +330,7 @@ mod x86 {
             pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
             pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
         }
-        // fours[4·i + j] holds column j of each quarter, of rows 4·i to 4·i + 3.
+        // fours[4·i + j] holds column j of each quarter of rows 4·i to 4·i + 3.
         let mut fours = [_mm512_setzero_si512(); 16];
         for i in 0..4 {
             let [a, b, c, d] = [0, 1, 2, 3].map(|j| pairs[4 * i + j]);
@@ -375,7 +377,7 @@ mod tests {
         }
     }
 
-    /// Panels of R rows from both orientations of a matrix.
+    /// Checks panels of R rows from both orientations of a matrix.
     fn check<const P: usize, const R: usize>(rows: usize, k: usize) {
         let x = random(rows * k, 1);
         let mut transposed = vec![0.0; rows * k];
@@ -383,7 +385,7 @@ mod tests {
             transposed[i % k * rows + i / k] = x[i];
         }
         let whole = Mat::new(&x, rows, k);
-        // All panels from each on, so that one and several are packed.
+        // From each panel to the last, so that one and several panels are packed.
         for first in (0..rows).step_by(R) {
             let cells = k.div_ceil(P) * R;
             let mut expected = vec![3; (rows - first).div_ceil(R) * cells];
@@ -395,7 +397,7 @@ mod tests {
             panels::<P, R>(whole, first, &mut a);
             panels::<P, R>(Mat::new(&transposed, k, rows).t(), first, &mut b);
             assert_eq!(a, expected, "{rows} x {k} from {first}");
-            assert_eq!(b, expected, "{rows} x {k} from {first}, turned");
+            assert_eq!(b, expected, "{rows} x {k} from {first}, transposed");
             for (i, &found) in expected.iter().enumerate() {
                 let (w, r) = (i % cells / R, first + i / cells * R + i % R);
                 let at = |j: usize| if r < rows && j < k { x[r * k + j] } else { 0.0 };
@@ -421,7 +423,7 @@ mod tests {
     #[test]
     fn rows_of_cells_equal_those_of_the_plain_twins() {
         if !kernel::available() {
-            skip("rows of cells against their plain twins");
+            skip("vector packing against the plain version");
         }
         for (rows, cols) in [(1, 1), (5, 7), (3, 33), (8, 64), (2, 16), (17, 31), (64, 96)] {
             check_rows_of_cells::<1>(rows, cols);

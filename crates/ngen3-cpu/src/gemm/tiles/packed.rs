@@ -1,4 +1,4 @@
-//! A weight that is packed once, for the products x·Wᵀ of a model that does not change.
+//! Weights packed once, for the products x·Wᵀ of a frozen model.
 
 use super::int8;
 use super::kernel::NR;
@@ -11,12 +11,12 @@ use crate::gemm::operation::Accumulate;
 use crate::gemm::view::{Mat, MatMut};
 use ngen3_engine::{Error, Quant};
 
-/// A weight, `[outputs, inputs]`, rounded and laid out as the kernel reads it.
+/// Weight `[outputs, inputs]`, rounded and laid out as the kernel reads it.
 #[derive(Debug)]
 pub struct Packed {
     outputs: usize,
     inputs: usize,
-    /// To bf16, or further, and `x` with it.
+    /// Rounding of the weight and of `x`: none beyond bf16, or int8.
     quant: Quant,
     /// Panels of [`NR`] outputs.
     panels: Buffer,
@@ -26,14 +26,14 @@ impl Packed {
     /// Packs a weight.
     ///
     /// # Errors
-    /// [`Error::Memory`] when it does not fit beside what it is packed from.
+    /// [`Error::Memory`] if the packed copy does not fit in memory beside the original.
     pub fn new(weight: Mat<'_>, quant: Quant) -> Result<Self, Error> {
         let (outputs, inputs) = (weight.n_rows(), weight.cols());
         let length = match quant {
             Quant::None => packed_len::<2, NR>(outputs, inputs),
             Quant::Int8 => int8::PackedB::len(outputs, inputs),
         };
-        let mut panels = Buffer::zeros(length, "packed weights")?;
+        let mut panels = Buffer::zeros(length, "the packed weight of a layer")?;
         match quant {
             Quant::None => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
             Quant::Int8 => {
@@ -43,9 +43,10 @@ impl Packed {
         Ok(Self { outputs, inputs, quant, panels })
     }
 
-    /// `y = start + x·Wᵀ`; of weights in bf16 the same bits as those of [`matmul_onto`](super::product::matmul_onto).
+    /// Computes `y = start + x·Wᵀ`, with `x`: `[rows, inputs]`, `y`: `[rows, outputs]`. bf16 weights give the same bits as
+    /// [`matmul_onto`](super::product::matmul_onto).
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
-        assert_eq!(x.cols(), self.inputs, "rows of as many as the layer has inputs");
+        assert_eq!(x.cols(), self.inputs, "columns of x: the layer's inputs");
         match self.quant {
             Quant::None => with_workspace(PackedA::len::<2>(x), |workspace| {
                 let packed_a = PackedA::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));

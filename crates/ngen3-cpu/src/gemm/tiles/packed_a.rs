@@ -1,7 +1,8 @@
-//! The left operand of a large product, in cells: rows as they lie, or columns in panels.
+//! Left operand of a large product, in cells: separate rows, or panels of interleaved rows.
 //!
-//! The kernel takes one cell of each of [`MR`] rows at a time, from wherever they stand. Rows that are contiguous only need to be rounded;
-//! columns are packed, [`MR`] side by side, so that a step of the kernel finds its cells in one place.
+//! The kernel reads one cell of each of [`MR`] rows per step along k, at any stride. So contiguous rows only need rounding. If
+//! the columns are contiguous instead (a transposed operand), [`MR`] rows are interleaved into panels, so that a step reads
+//! adjacent cells.
 
 use rayon::prelude::*;
 
@@ -9,24 +10,24 @@ use super::kernel::{MR, Rows};
 use super::pack::{self, GROUP, cells, packed_len};
 use crate::gemm::view::Mat;
 
-/// `[rows, depth]`, up to whole tiles of rows.
+/// Packed left operand, `[rows, depth]` cells, padded to whole tiles of [`MR`] rows.
 #[derive(Clone, Copy)]
 pub struct PackedA<'a> {
     cells: &'a [u32],
-    /// Cells in a row.
+    /// Cells per row.
     pub depth: usize,
-    /// Order of the rows of a tile. One tile follows the other.
+    /// Order of the rows within a tile. Tiles follow one another.
     pub rows: Rows,
 }
 
-/// From one row to the next where they are apart: an odd number of cache lines, so that the rows of a tile do not compete for the
-/// same places in cache.
+/// Returns the stride in cells between separate rows of `k` elements: an odd number of cache lines, so that the rows of a tile
+/// map to different cache sets.
 pub const fn stride<const P: usize>(k: usize) -> usize {
     (cells::<P>(k).div_ceil(16) | 1) * 16
 }
 
 impl<'a> PackedA<'a> {
-    /// Cells that `a` takes.
+    /// Number of cells of the packed `a`.
     pub fn len<const P: usize>(a: Mat<'_>) -> usize {
         if a.col_stride == 1 {
             a.rows.next_multiple_of(MR) * stride::<P>(a.cols)
@@ -35,16 +36,16 @@ impl<'a> PackedA<'a> {
         }
     }
 
-    /// Rounds `a` and lays it out in `to`, of [`PackedA::len`] cells, on all threads.
+    /// Rounds `a` and packs it into `to`, which has [`PackedA::len`] cells, on all threads.
     pub fn lay_out<const P: usize>(a: Mat<'_>, to: &'a mut [u32]) -> Self {
         const TASK: usize = GROUP * MR;
-        assert_eq!(to.len(), Self::len::<P>(a), "cells of a left operand");
+        assert_eq!(to.len(), Self::len::<P>(a), "cells of the packed left operand");
         let depth = cells::<P>(a.cols);
         if a.col_stride != 1 {
             pack::pack::<P, MR>(a, to);
             return Self { cells: to, depth, rows: Rows::Together };
         }
-        // Rows past the last stay as they are: what is multiplied with them is not stored.
+        // Padding rows are left uninitialised: their products are never stored.
         let stride = stride::<P>(a.cols);
         to.par_chunks_mut(TASK * stride).enumerate().for_each(|(task, to)| {
             for (row, to) in (task * TASK..a.rows).zip(to.chunks_exact_mut(stride)) {
@@ -54,12 +55,12 @@ impl<'a> PackedA<'a> {
         Self { cells: to, depth, rows: Rows::Apart(stride) }
     }
 
-    /// Returns the operand from row `first` on, which is the first of a tile.
+    /// Returns the operand from row `first`, the start of a tile.
     pub fn after(self, first: usize) -> Self {
         Self { cells: self.tile(first, 0), ..self }
     }
 
-    /// Cells `k` and on of the tile whose first row is `first`.
+    /// Returns the cells of the tile that starts at row `first`, from cell `k` along k.
     pub fn tile(self, first: usize, k: usize) -> &'a [u32] {
         match self.rows {
             Rows::Together => &self.cells[first * self.depth + k * MR..],

@@ -1,4 +1,4 @@
-//! Products of any size: cut into blocks that stay in cache, one task each.
+//! Products of any size, cut into cache-sized blocks of C with one task each.
 
 use rayon::prelude::*;
 
@@ -10,25 +10,27 @@ use crate::base::memory::{Carver, padded};
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::{Mat, MatMut};
 
-/// Cells along k that one pass takes. A panel of B of this depth is 32 KB: all of a small first-level cache, but fewer passes over C
-/// are worth more (10 % at widths of 512 to 2,048, measured against 128; 512 and 1,024 are no better).
+/// Cells along k per pass. A panel of B of this depth takes 32 KB, all of a small L1 cache, but fewer passes over C matter
+/// more: 10 % faster than 128 at widths of 512 to 2,048 (measured); 512 and 1,024 are no better.
 const KC_CELLS: usize = 256;
 
-/// Rows of A in one task: its panels stay in the second-level cache while B's pass by.
+/// Rows of A per task: they stay in the L2 cache while the panels of B stream through.
 pub const MC: usize = 16 * MR;
 
-/// Columns of B in one task.
+/// Columns of B per task.
 const NC: usize = 8 * NR;
 
-/// `c = a·b` or `c += a·b` with `P` elements in a cell, on all threads of the pool.
+/// Computes `c = a·b` or `c += a·b` with `P` elements per cell (2: bf16, 1: f32) and sums in f32, on all threads of the pool.
+/// `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not match.
 pub fn matmul<const P: usize>(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
     matmul_with::<P>(c, accumulate, a, b, |_, _, _| {});
 }
 
-/// `c = start + a·b`: `start` fills each tile of `c`, whose first row and column it is told, just before it is added to.
+/// Computes `c = start + a·b`. `start(tile, row, col)` fills the tile of `c` at `(row, col)` just before the product is added
+/// to it, while it is in cache.
 pub fn matmul_onto<const P: usize>(
     c: MatMut<'_>,
     a: Mat<'_>,
@@ -45,7 +47,7 @@ fn matmul_with<const P: usize>(
     b: Mat<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
+    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shape mismatch: expected [m, k]·[k, n] = [m, n]");
     let (a_len, b_len) = (PackedA::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
     with_workspace(padded(a_len) + b_len, |workspace| {
         let mut carver = Carver(workspace);
@@ -56,7 +58,7 @@ fn matmul_with<const P: usize>(
     });
 }
 
-/// `c = a·b` or `c += a·b`, with `b` packed in panels of [`NR`] columns as deep as `a`.
+/// Computes `c = a·b` or `c += a·b` of packed operands: `b` is in panels of [`NR`] columns, `[depth, NR]` cells each.
 pub fn multiply<const P: usize>(
     c: MatMut<'_>,
     accumulate: Accumulate,
@@ -70,19 +72,20 @@ pub fn multiply<const P: usize>(
     });
 }
 
-/// Cuts `c` into blocks and hands them, with their first row and column, to `work` on all threads.
+/// Calls `work(block, row, col)` for every block of `mc` x `nc` elements of `c`, on all threads.
 pub fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
     let (m, n) = (c.rows, c.cols);
     let (row_blocks, col_blocks) = (m.div_ceil(mc), n.div_ceil(nc));
     (0..row_blocks * col_blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let (rows, cols) = ((task % row_blocks) * mc, (task / row_blocks) * nc);
-        // SAFETY: every task has a different block of C, and blocks share no element.
+        // SAFETY: every task has its own block of C, and blocks are disjoint.
         let mut c = unsafe { c.part(rows..(rows + mc).min(m), cols..(cols + nc).min(n)) };
         work(&mut c, rows, cols);
     });
 }
 
-/// One block of C: passes of [`KC_CELLS`] along k; in each, a panel of B stays in the first-level cache while A's tiles pass by.
+/// Computes one block of C in passes of [`KC_CELLS`] along k. Within a pass, a panel of B stays in the L1 cache while the tiles
+/// of A stream through.
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
     accumulate: Accumulate,
@@ -103,7 +106,7 @@ fn multiply_block<const P: usize>(
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
             for row in (0..m).step_by(MR) {
-                // SAFETY: the tile lies within this block, which is this task's alone.
+                // SAFETY: the tile lies within this block, which belongs to this task alone.
                 let mut tile = unsafe { c.part(row..(row + MR).min(m), j * NR..((j + 1) * NR).min(n)) };
                 if first == 0 {
                     start(&mut tile, row, j * NR);
@@ -142,12 +145,18 @@ mod tests {
                 });
                 for (i, (found, expected)) in onto.iter().zip(&expected).enumerate() {
                     let expected = expected + (i / n) as f64 - (i % n) as f64;
-                    assert!((f64::from(*found) - expected).abs() < 1e-3, "{m}x{n}x{k}: {found}, not {expected}");
+                    assert!(
+                        (f64::from(*found) - expected).abs() < 1e-3,
+                        "{m}x{n}x{k}: expected {expected}, got {found}"
+                    );
                 }
                 for ((in_bf16, in_f32), expected) in in_bf16.iter().zip(&in_f32).zip(&expected) {
                     let expected = expected + kept;
                     for found in [in_bf16, in_f32] {
-                        assert!((f64::from(*found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
+                        assert!(
+                            (f64::from(*found) - expected).abs() < 1e-4,
+                            "{m}x{n}x{k}: expected {expected}, got {found}"
+                        );
                     }
                 }
             }

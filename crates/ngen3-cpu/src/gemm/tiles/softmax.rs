@@ -1,53 +1,53 @@
-//! The micro-kernels of the fused loss, and of distillation's. Here a tile is [`MR`] words of the vocabulary by [`NR`] tokens of text.
+//! Micro-kernels of the fused loss and of the distillation loss. A tile is [`MR`] words (vocabulary entries) by [`NR`] tokens
+//! (positions).
 //!
-//! [`exp_tile`] multiplies embeddings with hidden states, and while the logits are in registers turns them into
-//! e = 2^(logit − shift), adds each token's e to its sum, and stores e twice, in the orders in which the two products of the
-//! backward pass read it: cells along the vocabulary ([`super::kernel::tile`]'s B, `[MR/P, NR]`) and cells along the tokens
-//! ([`tokens_tile`]'s A: for each of the words the cells of its tokens, `[MR, NR/P]`).
+//! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers, it computes e = 2^(logit − shift),
+//! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
+//! vocabulary (B of [`super::kernel::tile`], `[MR/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[MR, NR/P]`).
 
 use super::kernel::{self, MR, NR, Rows};
 use super::pack::cell;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 
-/// Cells of a tile of e, in either order.
+/// Cells of a tile of e, in either layout.
 pub const fn e_tile<const P: usize>() -> usize {
     MR * NR / P
 }
 
-/// The exponent is cut off here: a token whose likeliest word is 2¹¹⁵ times as likely as its target would overflow.
+/// Upper limit of the exponent, against overflow: reached if the most likely word is 2¹¹⁵ times as likely as the target.
 pub(super) const MAX_EXPONENT: f32 = 115.0;
 
-/// Operands and sums of a tile of exponentials.
+/// Operands and sums of one tile of exponentials.
 pub struct ExpTile<'a> {
-    /// Embeddings, `[depth, MR]`.
+    /// Panel of embeddings, `[depth, MR]`.
     pub a: &'a [u32],
-    /// Hidden states times log₂e, so that logits are powers of two, `[depth, NR]`.
+    /// Panel of hidden states times log₂e, `[depth, NR]`, so that logits are exponents of 2.
     pub b: &'a [u32],
-    /// Words of this tile that exist; the rest count nothing.
+    /// Number of words in this tile; rows past it are padding and contribute 0.
     pub words: usize,
-    /// Subtracted from each token's logits.
+    /// Value subtracted from each token's logits.
     pub shift: &'a [f32; NR],
-    /// Each token's Σ e is added to this.
+    /// Running Σ e of each token.
     pub sums: &'a mut [f32; NR],
 }
 
-/// Adds to the sums alone.
+/// Adds a tile to the sums, without storing e.
 pub fn sum_tile<const P: usize>(tile: ExpTile<'_>) {
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; `run` checks the lengths.
+        // SAFETY: the features were checked above; `run` checks the lengths.
         return unsafe { x86::run::<P, false>(tile, &mut [], &mut []) };
     }
     plain::<P>(tile, None);
 }
 
-/// Adds to the sums, and stores e with cells along the vocabulary, `[MR/P, NR]`, and along the tokens, `[MR, NR/P]`.
+/// Adds a tile to the sums, and stores e with cells along the vocabulary, `[MR/P, NR]`, and along the tokens, `[MR, NR/P]`.
 pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
-    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "a tile of e, twice");
+    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "expected a tile of e in both layouts");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; `run` checks the panels, and the line above the outputs.
+        // SAFETY: the features and outputs were checked above; `run` checks the panels.
         return unsafe { x86::run::<P, true>(tile, by_word, by_token) };
     }
     plain::<P>(tile, Some((by_word, by_token)));
@@ -65,7 +65,7 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
     for (row, e) in e.iter_mut().enumerate() {
         for (token, e) in e.iter_mut().enumerate() {
             let x = *e - tile.shift[token];
-            // NaN stays NaN, so that a diverged model is noticed.
+            // NaN stays NaN, so that divergence is noticed.
             *e = if row < tile.words { if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2() } else { 0.0 };
             tile.sums[token] += *e;
         }
@@ -75,12 +75,12 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
     }
 }
 
-/// Lays a tile of words x tokens out in both orders, as [`exp_tile`] does with its exponentials.
+/// Stores a tile, `[MR, NR]`, in both layouts of [`exp_tile`].
 pub fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
-    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "a tile of e, twice");
+    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "expected a tile of e in both layouts");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; the line above checked the outputs.
+        // SAFETY: the features and outputs were checked above.
         return unsafe { x86::lay_out::<P>(e, by_word, by_token) };
     }
     lay_out_plain::<P>(e, by_word, by_token);
@@ -99,14 +99,14 @@ fn lay_out_plain<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_to
     }
 }
 
-/// `c += eᵀ·b` for `c` of at most [`MR`] words x [`NR`] columns: `e` is a tile with cells along the tokens for each [`NR`] tokens,
-/// `b`: `[tokens/P, NR]`.
+/// Computes `c += e·b` for `c` of at most [`MR`] words x [`NR`] columns, with sums in f32. `e` has one tile with cells along
+/// the tokens per [`NR`] tokens; `b`: `[tokens/P, NR]`.
 pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
-    assert!(e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / MR, "panels of the same depth");
+    assert!(e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / MR, "expected panels of equal depth");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected; the panels are whole and equally deep.
+        // SAFETY: the features were checked above; the panels are whole and of equal depth.
         return unsafe { x86::tokens_tile::<P>(e, b, c) };
     }
     let across = NR / P;
@@ -119,12 +119,12 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Accumulate::Add);
 }
 
-/// Asks for the memory of a tile of [`MR`] rows, `stride` apart, from `place` on, before [`tokens_tile`] adds to it.
+/// Prefetches a tile of [`MR`] rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
 pub fn ask_for(place: &[f32], stride: usize) {
     #[cfg(target_arch = "x86_64")]
     for row in 0..MR {
         let row = place.as_ptr().wrapping_add(row * stride);
-        // SAFETY: a hint, which reads nothing, wherever it points.
+        // SAFETY: a prefetch is a hint that accesses no memory; any address is allowed.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.cast());
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.wrapping_add(16).cast());
@@ -141,15 +141,15 @@ pub(super) mod x86 {
     use crate::gemm::tiles::kernel::x86::{multiply_add, store, sums_of_tile};
     use ngen3_simd::EXP2;
 
-    /// 2ᵗ, cut off at [`MAX_EXPONENT`]: relative error below 3e-7; the polynomial is [`EXP2`].
+    /// Returns 2ᵗ for t clamped to [`MAX_EXPONENT`], with a relative error below 3e-7. The polynomial is [`EXP2`].
     ///
     /// # Safety
-    /// From a function compiled for AVX-512F.
+    /// Call it only from a function compiled for AVX-512F.
     #[inline(always)]
     pub unsafe fn exp2(t: __m512) -> __m512 {
         // SAFETY: the caller is compiled for AVX-512F.
         unsafe {
-            // The second operand is what `min` returns when one is NaN.
+            // `min` returns its second operand if either is NaN.
             let t = _mm512_min_ps(_mm512_set1_ps(MAX_EXPONENT), t);
             let n = _mm512_roundscale_ps::<0>(t);
             let f = _mm512_sub_ps(t, n);
@@ -167,14 +167,14 @@ pub(super) mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; with STORE the outputs are a tile long.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn run<const P: usize, const STORE: bool>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
-        assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "panels of the same depth");
-        // SAFETY: the panels are equally deep; `shift` and `sums` are NR long; the outputs are as the caller promises.
+        assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
+        // SAFETY: the panels have equal depth; `shift` and `sums` are NR long; the caller promises the outputs.
         unsafe {
             let logits = sums_of_tile::<P>(tile.a, Rows::Together, tile.b);
             let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
             let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
             let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
-            // Written out two rows at a time, so that no logit leaves its register before its exponential is stored.
+            // Unrolled by hand, two rows at a time, so that every logit stays in its register until its exponential is stored.
             macro_rules! two_rows {
                 ($($row:literal)*) => {$(
                     let mut e = [logits[$row], logits[$row + 1]];
@@ -201,7 +201,7 @@ pub(super) mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
         for (i, rows) in e.as_chunks::<2>().0.iter().enumerate() {
-            // SAFETY: rows are NR long; the outputs are as the caller promises.
+            // SAFETY: rows are NR long; the caller promises the outputs.
             unsafe {
                 let rows = rows.map(|row| [0, 16].map(|at| _mm512_loadu_ps(row.as_ptr().add(at))));
                 store_both::<P>(
@@ -213,16 +213,16 @@ pub(super) mod x86 {
         }
     }
 
-    /// Stores two rows of a tile in both orders.
+    /// Stores two rows of a tile in both layouts.
     ///
     /// # Safety
-    /// From a function compiled for these features; both places are two rows long.
+    /// Call it only from a function compiled for these features; both destinations have room for two rows.
     #[inline(always)]
     unsafe fn store_both<const P: usize>(e: [[__m512; 2]; 2], words: *mut u32, tokens: *mut u32) {
-        // SAFETY: the caller promises the places.
+        // SAFETY: the caller promises the destinations.
         unsafe {
             if P == 1 {
-                // One element a cell: the two orders are the same.
+                // With one element per cell the two layouts are the same.
                 for (row, e) in e.iter().enumerate() {
                     for out in [words, tokens] {
                         _mm512_storeu_ps(out.add(row * NR).cast(), e[0]);
@@ -231,7 +231,7 @@ pub(super) mod x86 {
                 }
                 return;
             }
-            // Two rows side by side: token 0 of each, token 1 of each, …
+            // Interleave the two rows: token 0 of both, token 1 of both, …
             let low = _mm512_set_epi16(
                 47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2,
                 33, 1, 32, 0,
@@ -246,11 +246,11 @@ pub(super) mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX-512F and AVX512-BF16; `e` is whole tiles, `b` as deep; `c` is at most MR x NR.
+    /// The processor has AVX-512F and AVX512-BF16; `e` is whole tiles, and `b` of equal depth; `c` is at most MR x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
         let across = NR / P;
-        // SAFETY: each tile of e is MR rows of NR/P cells, for each of which b has a row of NR.
+        // SAFETY: each tile of e has MR rows of NR/P cells, and b has a row of NR for each cell of a row.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
             let mut b = b.as_ptr();
@@ -281,7 +281,7 @@ mod tests {
         random(2 * n, seed).as_chunks::<2>().0.iter().map(|x| cell::<P>(x[0], x[1])).collect()
     }
 
-    /// The elements of each cell, in f32.
+    /// Returns the elements of the cells in f32.
     fn unpacked<const P: usize>(cells: &[u32]) -> Vec<f32> {
         let halves = |cell: u32| [f32::from_bits(cell << 16), f32::from_bits(cell & 0xFFFF_0000)];
         let elements = |&cell: &u32| if P == 2 { halves(cell).to_vec() } else { vec![f32::from_bits(cell)] };
@@ -291,7 +291,7 @@ mod tests {
     fn close(found: &[f32], expected: &[f32], tolerance: f32) {
         assert_eq!(found.len(), expected.len());
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((found - expected).abs() <= tolerance * expected.abs() + 1e-30, "{i}: {found}, not {expected}");
+            assert!((found - expected).abs() <= tolerance * expected.abs() + 1e-30, "{i}: {found} ≠ {expected}");
         }
     }
 
@@ -311,7 +311,7 @@ mod tests {
         };
         let (found, expected) = (run(false), run(true));
         close(&found.0, &expected.0, 2e-5);
-        // In bf16 one step apart at the most.
+        // bf16 values may differ by one unit in the last place.
         let tolerance = if P == 2 { 0.01 } else { 2e-5 };
         close(&found.1, &expected.1, tolerance);
         close(&found.2, &expected.2, tolerance);
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn exponentials_equal_those_of_the_plain_twin_in_both_orders() {
         if !kernel::available() {
-            skip("tiles of exponentials against their plain twin");
+            skip("vector exponential tiles against the plain version");
         }
         for (depth, words, far) in [(1, 12, 0.0), (7, 5, 60.0), (64, 1, -70.0), (33, 12, -200.0)] {
             check_exponentials::<1>(depth, words, far);
@@ -357,7 +357,7 @@ mod tests {
                 let e = e[(token / NR * MR + word) * NR + token % NR];
                 *expected += f64::from(e) * f64::from(b[(token / P * NR + column) * P + token % P]);
             }
-            assert!((f64::from(found[i]) - *expected).abs() < 1e-5, "{}, not {expected}", found[i]);
+            assert!((f64::from(found[i]) - *expected).abs() < 1e-5, "expected {expected}, got {}", found[i]);
         }
     }
 

@@ -1,64 +1,64 @@
-//! Kernels of products in seven eighths of the multiplications, in f32 (Strassen, "Gaussian elimination is not optimal", 1969).
+//! f32 kernels that need 7/8 of the multiplications (Strassen, "Gaussian elimination is not optimal", 1969).
 //!
 //! The fused loss multiplies embeddings W `[words, channels]`, hidden states H `[channels, tokens]` and exponentials
-//! E `[words, tokens]` in all three ways: logits S = W·H, and backward Wᵀ·E and E·Hᵀ. Words, channels and tokens are cut into two
-//! parts each, so that each matrix is four blocks; then seven products of sums of blocks make what eight products of blocks
-//! would. All three follow from one identity, whose left side each of them is the derivative of:
+//! E `[words, tokens]` in three ways: the logits S = W·H, and in the backward pass Wᵀ·E and E·Hᵀ. (A *word* is a vocabulary
+//! entry.) Words, channels and tokens are each cut into two parts, which makes every matrix 2 x 2 blocks. Seven products of
+//! sums of blocks then replace eight products of blocks. All three follow from one identity, as derivatives of its left side:
 //!
 //! ```text
 //! Σ over r, c, t of W[r,c]·H[c,t]·E[r,t]  =  Σ over m of (Σ WORDS[m]·W)·(Σ HIDDEN[m]·H)·(Σ EXPS[m]·E)
 //! ```
 //!
-//! So a product multiplies the sums of two of them, and the third table says where its seven terms go. It is the same E that both
-//! products backward read: [`mix`] makes its sums once.
+//! So each product multiplies sums of two of the matrices, and the third table says to which blocks its seven terms are added.
+//! Both backward products read the same E: [`mix`] computes its sums once.
 //!
-//! Each sum is as precise as its largest block: what is small is lost beside what is large. So exponentials are multiplied only when
-//! each has been divided by its token's sum; then no token is lost beside another. A word is, if it is far rarer than the one that
-//! it is added to: the gradient of its embedding has an error of 1e-7 of the other's, not of its own.
+//! A sum is only as precise as its largest block: small values are lost beside large ones. So exponentials are multiplied only
+//! after division by their token's sum, and no token is lost beside another. A word can be, if it is far rarer than the word
+//! that it is added to: the gradient of its embedding has an error of 1e-7 relative to the other's, not to its own.
 //!
-//! The two parts of the words are neighbouring panels of [`MR`], those of the tokens neighbouring tiles of [`NR`]. A *tile* is
-//! [`MR`] words by [`NR`] tokens, a *quad* one of each of the four blocks.
+//! The two parts of the words alternate in panels of [`MR`], those of the tokens in tiles of [`NR`]. A *tile* is [`MR`] words by
+//! [`NR`] tokens; a *quad* is one tile of each of the four blocks.
 
 use super::kernel::{self, MR, NR, TILE};
 use super::softmax::MAX_EXPONENT;
 use crate::gemm::operation::Accumulate;
 
-/// Sums of blocks, and products of them.
+/// Number of products of sums of blocks.
 pub const PRODUCTS: usize = 7;
 
-/// Weight of each block of W in each sum, block (r, c) at 2r + c; at most two count.
+/// Weight of each block of W in each sum, block (r, c) at index 2r + c. At most two are not 0.
 pub const WORDS: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]];
 
-/// The same of H, block (c, t) at 2c + t.
+/// Weight of each block of H, block (c, t) at index 2c + t.
 pub const HIDDEN: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]];
 
-/// The same of E, block (r, t) at 2r + t; and what each product counts in each block of S.
+/// Weight of each block of E, block (r, t) at index 2r + t; also the weight of each product in each block of S.
 const EXPS: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]];
 
-/// Numbers in a quad.
+/// Elements of a quad.
 pub const QUAD: usize = 4 * TILE;
 
-/// Rows of A where they are channels: unlike [`MR`], it divides half of every usual width.
+/// Rows of A if they are channels: unlike [`MR`], 8 divides half of every common width.
 pub const CHANNELS: usize = 8;
 
-/// Tells if so many tiles stand in `place`, `stride` numbers apart.
+/// Returns true if `place` holds `tiles` tiles, `stride` elements apart.
 fn has_tiles(place: &[f32], tiles: usize, stride: usize) -> bool {
     place.len().checked_sub(tiles.saturating_sub(1).saturating_mul(stride)) >= Some(TILE)
 }
 
-/// `c = a·b` or `c += a·b`, with `a`: `[depth, R]`, `b`: `[depth, NR]`, `c`: `[R, NR]`.
+/// Computes `c = aᵀ·b` or `c += aᵀ·b` in f32, with `a`: `[depth, R]`, `b`: `[depth, NR]`, `c`: `[R, NR]`.
 ///
 /// # Panics
-/// If the lengths do not agree.
+/// If the lengths do not match.
 pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: Accumulate) {
     let depth = b.len() / NR;
-    assert!(a.len() == depth * R && b.len() == depth * NR && c.len() == R * NR, "a tile of {R} rows");
+    assert!(a.len() == depth * R && b.len() == depth * NR && c.len() == R * NR, "expected a tile of {R} rows");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected, and the lengths just checked.
+        // SAFETY: the features and lengths were checked above.
         return unsafe { x86::product::<R>(a, b, c, accumulate) };
     }
     product_plain::<R>(a, b, c, accumulate);
@@ -76,31 +76,31 @@ fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate
     }
 }
 
-/// A quad of logits in powers of two, and what becomes of it.
+/// One quad of base-2 logits, and the softmax state that it updates.
 pub struct Logits<'a> {
-    /// A tile of each product, `stride` numbers apart.
+    /// One tile of each product, `stride` elements apart.
     pub products: &'a [f32],
-    /// See `products`.
+    /// Distance of two tiles of `products`, in elements.
     pub stride: usize,
-    /// Words of each part that exist; the rest count nothing.
+    /// Number of words in each part; rows past it are padding and contribute 0.
     pub words: [usize; 2],
-    /// Subtracted from each token's logits.
+    /// Value subtracted from each token's logits.
     pub shift: &'a [[f32; NR]; 2],
-    /// Each token's Σ e is added to this.
+    /// Running Σ e of each token.
     pub sums: &'a mut [[f32; NR]; 2],
 }
 
-/// e = 2^(logit − shift): adds each token's to its sum and fills `out`, a [`QUAD`].
+/// Computes e = 2^(logit − shift), adds it to each token's sum, and stores it in `out`, `[4, MR, NR]`.
 ///
 /// # Panics
-/// If there is not a tile of each product, or `out` has another length.
+/// If a product has no tile, or `out` is not a [`QUAD`] long.
 pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
-    assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "a tile of each product");
-    assert!(out.len() == QUAD, "a quad of e");
+    assert!(has_tiles(logits.products, PRODUCTS, logits.stride), "expected a tile of each product");
+    assert!(out.len() == QUAD, "expected a quad of e");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         let streamed = out.as_ptr().cast::<std::arch::x86_64::__m512>().is_aligned();
-        // SAFETY: the features were just detected, the lengths just checked, and the place of `out` too.
+        // SAFETY: the features, the lengths and the alignment of `out` were checked above.
         return unsafe {
             if streamed { x86::exponentials::<true>(logits, out) } else { x86::exponentials::<false>(logits, out) }
         };
@@ -114,7 +114,7 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
         let products = EXPS.iter().zip(logits.products[at..].iter().step_by(logits.stride));
         let logit: f32 = products.map(|(weights, product)| f32::from(weights[block]) * product).sum();
         let x = logit - logits.shift[tile][token];
-        // NaN stays NaN, so that a diverged model is noticed.
+        // NaN stays NaN, so that divergence is noticed.
         let e = if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2();
         let e = if row < logits.words[part] { e } else { 0.0 };
         logits.sums[tile][token] += e;
@@ -122,15 +122,16 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
     }
 }
 
-/// Sums of the blocks of one quad of e, each multiplied by its token's `scale`: `out` has a tile for each, `stride` numbers apart.
+/// Scales one quad of e by each token's `scale` and writes the seven sums of its blocks to `out`, one tile each, `stride`
+/// elements apart.
 ///
 /// # Panics
-/// If `e` is not a quad, or `out` has no room.
+/// If `e` is not a quad, or `out` is too short.
 pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
-    assert!(e.len() == QUAD && stride >= TILE && has_tiles(out, PRODUCTS, stride), "a quad of e and its sums");
+    assert!(e.len() == QUAD && stride >= TILE && has_tiles(out, PRODUCTS, stride), "expected a quad and 7 tiles");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected, and the lengths just checked.
+        // SAFETY: the features and lengths were checked above.
         return unsafe { x86::mix(e, scale, out, stride) };
     }
     mix_plain(e, scale, out, stride);
@@ -146,47 +147,47 @@ fn mix_plain(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) 
     }
 }
 
-/// Memory that is soon to be read, asked for a few cache lines at a time, so that it arrives while something else is computed.
+/// Software prefetcher: requests memory that will be read soon, a few cache lines at a time, while something else is computed.
 pub struct Ahead<'a>(std::slice::Chunks<'a, f32>);
 
 impl<'a> Ahead<'a> {
-    /// `soon`, in `shares` nearly equal shares.
+    /// Splits `soon` into `shares` nearly equal shares.
     pub fn new(soon: &'a [f32], shares: usize) -> Self {
         Self(soon.chunks(soon.len().div_ceil(shares.max(1)).next_multiple_of(16).max(16)))
     }
 
-    /// Asks for the next share, if one is left.
+    /// Prefetches the next share, if any is left.
     #[inline(always)]
     pub fn ask(&mut self) {
         #[cfg(target_arch = "x86_64")]
         for line in self.0.next().unwrap_or_default().chunks(16) {
-            // SAFETY: a hint, which reads nothing.
+            // SAFETY: a prefetch is a hint that accesses no memory.
             unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
         }
     }
 }
 
-/// Place in a matrix where a tile is added, and its weight. The default is nowhere.
+/// Destination of a tile in a matrix, and its weight. The default is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Place {
-    /// Its first number's place.
+    /// Index of its first element.
     pub at: usize,
-    /// Rows of the tile that the matrix has.
+    /// Rows of the tile that exist in the matrix.
     pub rows: usize,
-    /// Columns of it that the matrix has.
+    /// Columns of the tile that exist in the matrix.
     pub cols: usize,
     /// Factor of the tile.
     pub weight: f32,
 }
 
-/// Adds `e·b` to `c` in both places, with `e`: tiles of `[MR, NR]`, `stride` numbers apart, `b`: `[tiles·NR, NR]`; rows of `c` are
-/// `width` numbers apart.
+/// Adds `weight·(e·b)` to `c` at both places, with `e`: tiles of `[MR, NR]`, `stride` elements apart; `b`: `[tiles·NR, NR]`;
+/// rows of `c` are `width` elements apart.
 ///
 /// # Panics
-/// If the lengths do not agree or a place is not in `c`.
+/// If the lengths do not match, or a place is outside `c`.
 pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
     let tiles = b.len() / (NR * NR);
-    assert!(b.len() == tiles * NR * NR && has_tiles(e, tiles, stride), "{tiles} tiles of e");
+    assert!(b.len() == tiles * NR * NR && has_tiles(e, tiles, stride), "expected {tiles} tiles of e");
     for &Place { at, rows, cols, .. } in places {
         assert!(rows <= MR && cols <= NR && cols <= width, "a place of {rows} x {cols}");
         let last = rows.saturating_sub(1).saturating_mul(width).saturating_add(at);
@@ -194,7 +195,7 @@ pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: u
     }
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
-        // SAFETY: the features were just detected, and the lengths and places just checked.
+        // SAFETY: the features, lengths and places were checked above.
         return unsafe { x86::product_onto(e, stride, b, c, width, places) };
     }
     product_onto_plain(e, stride, b, c, width, places);
@@ -232,14 +233,14 @@ mod x86 {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
         for _ in 0..b.len() / NR {
-            // SAFETY: both stand at one of their rows, of R and of NR numbers.
+            // SAFETY: they point to row k of `a` and `b`, of R and NR elements.
             unsafe { multiply_add(&mut sums, at_a, 1, at_b) };
             at_a = at_a.wrapping_add(R);
             at_b = at_b.wrapping_add(NR);
         }
         for (c, [mut s0, mut s1]) in c.as_chunks_mut::<NR>().0.iter_mut().zip(sums) {
             let to = c.as_mut_ptr();
-            // SAFETY: a row of NR numbers.
+            // SAFETY: `to` is a row of NR elements.
             unsafe {
                 if accumulate == Accumulate::Add {
                     s0 = _mm512_add_ps(_mm512_loadu_ps(to), s0);
@@ -251,13 +252,13 @@ mod x86 {
         }
     }
 
-    /// One step along k: adds the product of R numbers, `stride` apart, and a row of NR.
+    /// One step along k: adds the outer product of R elements, `stride` apart, and a row of NR.
     ///
     /// # Safety
-    /// From a function compiled for AVX-512F; so many numbers stand at `a` and `b`.
+    /// Call it only from a function compiled for AVX-512F; R elements at stride `stride` are readable at `a`, and NR at `b`.
     #[inline(always)]
     unsafe fn multiply_add<const R: usize>(sums: &mut [[__m512; 2]; R], a: *const f32, stride: usize, b: *const f32) {
-        // SAFETY: the caller promises the numbers.
+        // SAFETY: the caller promises these elements.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -268,14 +269,14 @@ mod x86 {
         }
     }
 
-    /// With STREAM past the caches: a block of e is larger than they are, and to write a line they would read it first.
+    /// STREAM bypasses the caches: a block of e is larger than they are, and an ordinary store would first read the line.
     ///
     /// # Safety
-    /// The processor has AVX-512F; there is a tile of each product; `out` is a quad, and with STREAM it begins on a cache line.
+    /// The processor has AVX-512F; every product has a tile; `out` is a quad and, with STREAM, starts on a cache line.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn exponentials<const STREAM: bool>(logits: Logits<'_>, out: &mut [f32]) {
         for half in [0, 16] {
-            // SAFETY: `half` is the place of 16 numbers in NR, `at` in a tile, and the caller promises the tiles.
+            // SAFETY: `half` is the index of 16 elements in NR, `at` in a tile, and the caller promises the tiles.
             unsafe {
                 let shift: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(logits.shift[token].as_ptr().add(half)));
                 let mut sums: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(logits.sums[token].as_ptr().add(half)));
@@ -306,17 +307,17 @@ mod x86 {
             }
         }
         if STREAM {
-            // What was streamed is to be seen by whoever reads it next, on any thread.
+            // Makes the streamed stores visible to later reads on any thread.
             _mm_sfence();
         }
     }
 
     /// # Safety
-    /// The processor has AVX-512F; `e` is a quad, `out` has room for a tile of each product.
+    /// The processor has AVX-512F; `e` is a quad; `out` has room for a tile of each product.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
         for half in [0, 16] {
-            // SAFETY: `half` is the place of 16 numbers in NR, `at` in a tile, and the caller promises the tiles.
+            // SAFETY: `half` is the index of 16 elements in NR, `at` in a tile, and the caller promises the tiles.
             unsafe {
                 let scale: [__m512; 2] = from_fn(|token| _mm512_loadu_ps(scale[token].as_ptr().add(half)));
                 for row in 0..MR {
@@ -341,10 +342,10 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor has AVX-512F; `b` is whole squares of NR x NR, `e` has a tile for each, and the places are in `c`.
+    /// The processor has AVX-512F; `b` is whole squares of NR x NR; `e` has a tile for each; the places lie in `c`.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
-        // Asked for before the sums are made, which takes longer than memory does.
+        // Prefetched before the sums are computed, which hides the memory latency.
         for place in places {
             for row in 0..place.rows {
                 let at = c.as_ptr().wrapping_add(place.at + row * width);
@@ -356,7 +357,7 @@ mod x86 {
         let (mut tile, mut at_b) = (e.as_ptr(), b.as_ptr());
         for _ in 0..b.len() / (NR * NR) {
             for token in 0..NR {
-                // SAFETY: a column of a tile and a row of `b`.
+                // SAFETY: they point to a column of a tile and a row of `b`.
                 unsafe { multiply_add(&mut sums, tile.add(token), NR, at_b) };
                 at_b = at_b.wrapping_add(NR);
             }
@@ -366,12 +367,12 @@ mod x86 {
             let columns = if place.cols == NR { u32::MAX } else { (1 << place.cols) - 1 };
             let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
             let weight = _mm512_set1_ps(place.weight);
-            // A loop of fixed length, so that it is unrolled and no sum ever has to have an address.
+            // A loop of fixed length is unrolled, so that no sum needs an address.
             for (row, sums) in sums.iter().enumerate() {
                 if row >= place.rows {
                     continue;
                 }
-                // SAFETY: the row is one of `c`'s, and the masks leave out what is past the place's columns.
+                // SAFETY: the row lies in `c`, and the masks exclude elements past the place's columns.
                 unsafe {
                     let to = c.as_mut_ptr().add(place.at + row * width);
                     let next = to.wrapping_add(16);
@@ -393,7 +394,7 @@ mod tests {
     fn close(found: &[f32], expected: &[f32], tolerance: f32) {
         assert_eq!(found.len(), expected.len());
         for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert!((found - expected).abs() <= tolerance * (1.0 + expected.abs()), "{i}: {found}, not {expected}");
+            assert!((found - expected).abs() <= tolerance * (1.0 + expected.abs()), "{i}: {found} ≠ {expected}");
         }
     }
 
@@ -420,7 +421,7 @@ mod tests {
     #[test]
     fn products_equal_those_of_the_plain_twin() {
         if !kernel::available() {
-            skip("products of sums of blocks against their plain twins");
+            skip("Strassen kernels against the plain version");
         }
         for depth in [0, 1, 7, 64] {
             check_product::<MR>(depth);
@@ -445,7 +446,7 @@ mod tests {
                 (sums.as_flattened().to_vec(), e.split_off(skip))
             };
             let expected = run(true, 0);
-            // Whichever of these begins on a cache line is streamed; at most one does.
+            // The offset that starts on a cache line takes the streaming path; at most one does.
             for skip in 0..16 {
                 let found = run(false, skip);
                 close(&found.0, &expected.0, 2e-5);

@@ -1,8 +1,8 @@
-//! Small products of operands in rows of cells: nothing is laid out in panels, nothing is allocated, one thread.
+//! Small single-threaded products of operands in rows of cells, without packing or allocation.
 //!
-//! For attention, whose operands are small enough to stay in cache and each used a few times only. A tile of C,
-//! [`ROWS`] x [`NR`], stays in registers for the whole depth; each step loads two vectors of a row of B and broadcasts one
-//! cell of each row of A.
+//! Made for attention, whose operands fit in cache and are reused only a few times, so that packing would not pay. A [`ROWS`] x
+//! [`NR`] tile of C stays in registers for the whole depth. Each step along k loads two vectors of a row of B and broadcasts
+//! one cell of each row of A.
 
 use super::kernel::{NR, available, multiply_add};
 use crate::gemm::operation::{Accumulate, Threads};
@@ -10,23 +10,23 @@ use crate::gemm::portable;
 use crate::gemm::view::{Mat, MatMut};
 use ngen3_simd::simd;
 
-/// Rows of a tile: with two vectors of columns, 16 sums hide the latency of an addition.
+/// Rows of a tile: with two vectors of columns, 16 independent sums hide the latency of an addition.
 pub const ROWS: usize = 8;
 
-/// `c = a·b` or `c += a·b`, with `a`: `[m, k/P]`, `b`: `[k/P, n]`, both cells of `P` elements along k, `c`: `[m, n]`. Rows of `b`
-/// must be contiguous.
+/// Computes `c = a·b` or `c += a·b` with sums in f32. `a`: `[m, k/P]` and `b`: `[k/P, n]`, both in cells of `P` elements along k;
+/// `c`: `[m, n]`. Rows of `b` must be contiguous.
 ///
 /// # Panics
-/// If the shapes do not agree, or `b` is transposed.
+/// If the shapes do not match, or `b` is transposed.
 pub fn matmul<const P: usize>(mut c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_, u32>, b: Mat<'_, u32>) {
-    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shapes of a product: [m, k]·[k, n] = [m, n]");
-    assert!(b.col_stride == 1, "rows of b are contiguous");
+    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shape mismatch: expected [m, k]·[k, n] = [m, n]");
+    assert!(b.col_stride == 1, "expected contiguous rows of b");
     #[cfg(target_arch = "x86_64")]
     if available() {
         for first in (0..c.cols).step_by(NR) {
             let cols = NR.min(c.cols - first);
             let mut row = 0;
-            // SAFETY: the features were just detected, the shapes agree, and these rows and columns are the matrices'.
+            // SAFETY: the features and shapes were checked above, and these rows and columns are in bounds.
             unsafe {
                 while c.rows - row >= ROWS {
                     x86::tile::<P, ROWS>(&c, accumulate, a, b, row, first, cols);
@@ -50,7 +50,7 @@ pub fn matmul<const P: usize>(mut c: MatMut<'_>, accumulate: Accumulate, a: Mat<
     );
 }
 
-/// The same of f32 as they are; processors without AVX-512 take the `gemm` crate's way.
+/// Computes [`matmul`] on f32 operands. Processors without AVX512-BF16 use the `gemm` crate.
 ///
 /// # Panics
 /// As [`matmul`].
@@ -62,7 +62,7 @@ pub fn matmul_f32(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>)
     }
 }
 
-/// [`matmul`] in plain Rust: two rows by [`NR`] columns at a time, few enough for the registers of any processor.
+/// [`matmul`] in plain Rust: tiles of two rows by [`NR`] columns, which fit the registers of any processor.
 #[inline(always)]
 fn plain<const P: usize>(c: &mut MatMut<'_>, accumulate: Accumulate, a: Mat<'_, u32>, b: Mat<'_, u32>) {
     for row in (0..c.rows).step_by(2) {
@@ -94,10 +94,11 @@ mod x86 {
     use crate::gemm::tiles::kernel::x86::multiply_add;
     use crate::gemm::view::{Mat, MatMut};
 
-    /// Rows `row..row + R` and columns `first..first + cols` of the product.
+    /// Computes rows `row..row + R` and columns `first..first + cols` of the product.
     ///
     /// # Safety
-    /// The processor has AVX-512F and AVX512-BF16; the shapes agree; `row + R ≤ c.rows`, `first + cols ≤ c.cols`, `1 ≤ cols ≤ NR`.
+    /// The processor has AVX-512F and AVX512-BF16; the shapes match; `row + R ≤ c.rows`, `first + cols ≤ c.cols` and
+    /// `1 ≤ cols ≤ NR`.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tile<const P: usize, const R: usize>(
         c: &MatMut<'_>,
@@ -114,8 +115,8 @@ mod x86 {
         let mut at_a = a.data.as_ptr().wrapping_add(row * a.row_stride);
         let mut at_b = b.data.as_ptr().wrapping_add(first);
         for _ in 0..a.cols {
-            // SAFETY: `at_a` and `at_b` stand at cell k of the first of these rows and at these columns of row k, which the
-            // views hold; the masks leave out what is past the last column.
+            // SAFETY: `at_a` and `at_b` point to cell k of the first row and to the first column of row k, inside the views;
+            // the masks exclude elements past the last column.
             unsafe {
                 let b0 = _mm512_maskz_loadu_epi32(low, at_b.cast());
                 let b1 = _mm512_maskz_loadu_epi32(high, at_b.wrapping_add(16).cast());
@@ -129,7 +130,7 @@ mod x86 {
             at_b = at_b.wrapping_add(b.row_stride);
         }
         for (i, [mut s0, mut s1]) in sums.into_iter().enumerate() {
-            // SAFETY: these rows and columns are C's; the masks leave out what is past the last column.
+            // SAFETY: these rows and columns exist in C; the masks exclude elements past the last column.
             unsafe {
                 let to = c.data.add((row + i) * c.row_stride + first);
                 let next = to.wrapping_add(16);
@@ -156,7 +157,7 @@ mod tests {
         let rounded = |n, seed| -> Vec<f32> { random(n, seed).into_iter().map(pack::rounded::<P>).collect() };
         let (a, b) = (rounded(m * k, 1), rounded(k * n, 2));
         let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
-        // A in either orientation, both operands with gaps between their rows.
+        // A in either orientation, both operands with gaps between rows.
         let (mut plain, mut turned, mut down) =
             (vec![0; m * depth], vec![0; depth * (m + 2)], vec![0; depth * (n + 5)]);
         pack::along::<P>(a, &mut plain);
@@ -190,7 +191,10 @@ mod tests {
                     }
                     let kept = if accumulate == Accumulate::Add { f64::from(before) } else { 0.0 };
                     let expected = expected[row * n + col] + kept;
-                    assert!((f64::from(found) - expected).abs() < 1e-4, "{m}x{n}x{k}: {found}, not {expected}");
+                    assert!(
+                        (f64::from(found) - expected).abs() < 1e-4,
+                        "{m}x{n}x{k}: expected {expected}, got {found}"
+                    );
                 }
             }
         }

@@ -1,21 +1,22 @@
-//! Memory that each thread keeps for the operands that it lays out.
+//! Thread-local memory for packed operands.
 
 use std::cell::RefCell;
 
 use crate::base::memory::Buffer;
 
 thread_local! {
-    /// Operands that a task lays out for itself. Grows to the largest seen, then stays: a step allocates nothing.
+    /// Packed operands of the current task. Grows to the largest size requested and is never freed, so that a step allocates
+    /// nothing.
     static WORKSPACE: RefCell<Buffer> = RefCell::new(Buffer::default());
 }
 
-/// Gives `work` this thread's room for `n` numbers, which hold anything.
+/// Calls `work` with this thread's workspace of `n` f32, whose contents are unspecified.
 pub fn with_workspace(n: usize, work: impl FnOnce(&mut [f32])) {
-    // Taken, not borrowed: while this thread waits for others it may be given work that multiplies too.
+    // Taken, not borrowed: while this thread waits, rayon may run another task on it that needs a workspace.
     let mut workspace = WORKSPACE.take();
     if workspace.len() < n {
-        let larger = Buffer::zeros(n, "the operands of a product");
-        workspace = larger.expect("memory for the operands of one product");
+        let larger = Buffer::zeros(n, "the packed operand of a product");
+        workspace = larger.expect("memory for the packed operands of a product");
     }
     work(&mut workspace[..n]);
     WORKSPACE.set(workspace);
