@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov & Hutter 2019) with the global-norm clip folded in: one pass over the parameters.
+//! AdamW (Loshchilov & Hutter 2019) fused with gradient clipping, in one pass over the parameters.
 //!
 //! m = β₁·m + (1 − β₁)·g,  v = β₂·v + (1 − β₂)·g²,
 //! p = p·(1 − lr·decay) − lr·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ).
@@ -9,13 +9,13 @@ use crate::base::profile::{Part, timed};
 use ngen3_engine::AdamW;
 use ngen3_simd::{simd, sum};
 
-/// Elements in one task.
+/// Elements per task.
 const CHUNK: usize = 1 << 14;
 
-/// Global norm of the gradients, √Σ g², added up in the same order on any number of threads.
+/// Returns the global norm of the gradients, √Σ g². The order of summation does not depend on the number of threads.
 pub fn grad_norm(grads: &[f32]) -> f32 {
     let _timed = timed(Part::Update);
-    // Each task's partial sum is an f64 of at most CHUNK squares; a tree of them in a fixed shape.
+    // A tree of fixed shape adds up, in f64, the partial sums of at most CHUNK squares.
     fn sum_of_squares(grads: &[f32]) -> f64 {
         if grads.len() <= CHUNK {
             return simd(
@@ -31,7 +31,7 @@ pub fn grad_norm(grads: &[f32]) -> f32 {
     sum_of_squares(grads).sqrt() as f32
 }
 
-/// Updates one tensor's elements with gradients scaled by `clip`, and clears the gradients.
+/// Updates one tensor in place with gradients scaled by `clip`, then zeroes the gradients. `decays` enables weight decay.
 pub fn update(
     adamw: &AdamW,
     decays: bool,
@@ -96,7 +96,7 @@ mod tests {
                 assert!(grads.iter().all(|&g| g == 0.0), "gradients are cleared");
             }
             for (&found, [expected, ..]) in params.iter().zip(&expected) {
-                assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, not {expected}");
+                assert!((f64::from(found) - expected).abs() < 1e-5, "expected {expected}, got {found}");
             }
         }
     }

@@ -1,15 +1,15 @@
-//! Dropout (Srivastava et al. 2014): each activation is zeroed with probability p, the rest scaled by 1/(1 − p).
+//! Dropout (Srivastava et al. 2014): zeroes each activation with probability p and scales the rest by 1/(1 − p).
 //!
-//! Masks are not stored: backward computes the same one again from its seed (`ngen3_engine::Dropout`).
+//! Masks are not stored: the backward pass recomputes them from the seed (`ngen3_engine::Dropout`).
 
 use ngen3_engine::Dropout;
 use ngen3_simd::simd;
 use rayon::prelude::*;
 
-/// Elements in one task.
+/// Elements per task.
 const CHUNK: usize = 1 << 14;
 
-/// Multiplies `x` (the whole tensor, in any shape) by its mask: forward on activations, backward on gradients.
+/// Multiplies `x`, the whole tensor in any shape, by its mask: activations in the forward pass, gradients in the backward pass.
 pub fn apply(dropout: Dropout, x: &mut [f32]) {
     x.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, x)| {
         let first = (chunk * CHUNK) as u32;
@@ -37,12 +37,12 @@ mod tests {
             let mut x = vec![1.0; 100_000];
             apply(dropout(p, DropoutSite::Attention(0)).unwrap(), &mut x);
             let dropped = x.iter().filter(|&&x| x == 0.0).count() as f32 / x.len() as f32;
-            assert!((dropped - p).abs() < 0.01, "{dropped} dropped, not {p}");
+            assert!((dropped - p).abs() < 0.01, "expected a share of {p} dropped, got {dropped}");
             let mean = x.iter().sum::<f32>() / x.len() as f32;
             assert!((mean - 1.0).abs() < 0.02, "mean {mean}");
             let mut other = vec![1.0; 100_000];
             apply(dropout(p, DropoutSite::AttentionProjection(0)).unwrap(), &mut other);
-            assert_ne!(x, other, "another site drops others");
+            assert_ne!(x, other, "each site has its own mask");
         }
         assert!(dropout(0.0, DropoutSite::Embedding).is_none());
     }

@@ -1,4 +1,4 @@
-//! Token and position embedding: x[t] = wte[token[t]] + wpe[position[t]]   (llm.c's `encoder`).
+//! Token and position embeddings: x[t] = wte[token[t]] + wpe[position[t]]   (`encoder` in llm.c).
 //!
 //! `tokens` and `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [tokens, width].
 
@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use crate::base::profile::{Part, timed};
 use crate::gemm::Canvas;
 
-/// Columns in one task of the backward pass.
+/// Columns per task of the backward pass.
 const COLUMNS: usize = 32;
 
-/// Fills `x`.
+/// Computes `x` from the two tables.
 pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &mut [f32]) {
     let _timed = timed(Part::Embedding);
     let width = x.len() / tokens.len();
@@ -23,29 +23,29 @@ pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &
     });
 }
 
-/// `dwte[token[t]] += dx[t]`, `dwpe[position[t]] += dx[t]`
+/// Accumulates `dwte[token[t]] += dx[t]` and `dwpe[position[t]] += dx[t]`.
 pub fn backward(tokens: &[u32], positions: &[u32], dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
     let _timed = timed(Part::Embedding);
     scatter(positions, dx, 1.0, dwpe);
     scatter(tokens, dx, 1.0, dwte);
 }
 
-/// `dwte[token[t]] += scale·dx[t]`
+/// Accumulates `dwte[token[t]] += scale·dx[t]`.
 pub fn scatter(tokens: &[u32], dx: &[f32], scale: f32, dwte: &mut [f32]) {
     let width = dx.len() / tokens.len();
     add_rows(width, dwte, || tokens.iter().zip(dx.chunks_exact(width)).map(|(&token, dx)| (token, scale, dx)));
 }
 
-/// `dwte[token[i]] += scale[i]·dx[i / k]`: each row of `dx` goes to k places.
+/// Accumulates `dwte[token[i]] += scale[i]·dx[i / k]`: each row of `dx` is added to k rows of `dwte`.
 pub fn scatter_scaled(tokens: &[u32], scales: &[f32], k: usize, dx: &[f32], dwte: &mut [f32]) {
     let width = dx.len() * k / tokens.len();
     let rows = || dx.chunks_exact(width).flat_map(|dx| std::iter::repeat_n(dx, k));
     add_rows(width, dwte, || tokens.iter().zip(scales).zip(rows()).map(|((&token, &scale), dx)| (token, scale, dx)));
 }
 
-/// Adds rows, each scaled, to those of `dwte` that their tokens name.
+/// Adds scaled rows to the rows of `dwte` given by their tokens.
 ///
-/// Two tasks never touch the same column, and each takes the rows in order: the same bits on any number of threads.
+/// Each task owns some columns and takes the rows in order, so the bits do not depend on the number of threads.
 fn add_rows<'a, I: Iterator<Item = (u32, f32, &'a [f32])>>(
     width: usize,
     dwte: &mut [f32],
@@ -55,7 +55,7 @@ fn add_rows<'a, I: Iterator<Item = (u32, f32, &'a [f32])>>(
     (0..width).into_par_iter().step_by(COLUMNS).for_each(|first| {
         let columns = first..(first + COLUMNS).min(width);
         for (token, scale, dx) in rows() {
-            // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks hold the same column.
+            // SAFETY: `first` is a different multiple of COLUMNS in each task, so no two tasks share a column.
             let dwte = unsafe { dwte.row(token as usize, columns.clone()) };
             for (d, &dx) in dwte.iter_mut().zip(&dx[columns.clone()]) {
                 *d += scale * dx;

@@ -1,9 +1,9 @@
-//! The Gaussian error linear unit (Hendrycks & Gimpel 2016), in GPT-2's form and in the exact one.
+//! Gaussian error linear unit (Hendrycks & Gimpel 2016), as GPT-2's tanh approximation and exact.
 //!
-//! GPT-2 (`gelu_new`): gelu(x) = 0.5·x·(1 + tanh(u)), u = √(2/π)·(x + 0.044715·x³). Since 0.5·(1 + tanh u) = σ(2u), that is
-//! x·σ(2u). Exact (`gelu`): x·Φ(x), Φ the normal distribution function.
+//! Tanh (`gelu_new`): gelu(x) = 0.5·x·(1 + tanh(u)), u = √(2/π)·(x + 0.044715·x³). Since 0.5·(1 + tanh u) = σ(2u), this is
+//! x·σ(2u). Exact (`gelu`): x·Φ(x), with the standard normal CDF Φ.
 //!
-//! `x`, `y`: any shape, element by element; saved for backward: `x`.
+//! `x`, `y`: any shape, elementwise; saved for the backward pass: `x`.
 
 use ngen3_model::Activation;
 use rayon::prelude::*;
@@ -11,10 +11,10 @@ use rayon::prelude::*;
 use crate::base::profile::{Part, timed};
 use ngen3_simd::{exp, exp2, simd};
 
-/// Elements in one task.
+/// Elements per task.
 const CHUNK: usize = 1 << 13;
 
-/// `y = gelu(x)`
+/// Computes `y = gelu(x)`.
 pub fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {
     let _timed = timed(Part::Gelu);
     x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| {
@@ -38,7 +38,7 @@ pub fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {
     });
 }
 
-/// `dy` becomes `dx = dy·gelu'(x)`.
+/// Replaces `dy` by `dx = dy·gelu'(x)`.
 pub fn backward(activation: Activation, x: &[f32], dy: &mut [f32]) {
     let _timed = timed(Part::Gelu);
     x.par_chunks(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
@@ -69,24 +69,24 @@ fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
     }
 }
 
-/// Value and slope of the tanh form.
+/// Returns value and derivative of the tanh approximation.
 #[inline(always)]
 fn gelu_new(x: f32) -> (f32, f32) {
-    // 2u = x·(LINEAR + CUBIC·x²), and its slope.
+    // 2u = x·(LINEAR + CUBIC·x²).
     const LINEAR: f32 = 2.0 * 0.797_884_6; // 2·√(2/π)
     const CUBIC: f32 = LINEAR * 0.044715;
-    // Past ±10 σ(2u) is 0 or 1 in f32, and x³ would only overflow.
+    // Beyond ±10, σ(2u) is 0 or 1 in f32, and x³ could overflow.
     let inner = if x > 10.0 { 10.0 } else { x };
     let inner = if inner < -10.0 { -10.0 } else { inner };
     let square = inner * inner;
     let e = exp2(-std::f32::consts::LOG2_E * inner * (LINEAR + CUBIC * square));
     let sigmoid = 1.0 / (1.0 + e);
     let value = x * sigmoid;
-    // 1 − σ = e·σ, without the cancellation.
+    // 1 − σ = e·σ, without cancellation.
     (value, sigmoid + value * (e * sigmoid) * (LINEAR + 3.0 * CUBIC * square))
 }
 
-/// Value and slope of x·Φ(x), with erf by Abramowitz & Stegun 7.1.26 (error below 1.5e-7).
+/// Returns value and derivative of x·Φ(x), with erf by Abramowitz & Stegun 7.1.26 (error below 1.5e-7).
 #[inline(always)]
 fn gelu_exact(x: f32) -> (f32, f32) {
     const INV_SQRT_2PI: f32 = 0.398_942_3;

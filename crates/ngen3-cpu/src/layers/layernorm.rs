@@ -1,7 +1,8 @@
 //! Layer normalisation over the last axis: y = (x − μ)·rstd·γ + β   (Ba et al. 2016).
 //!
-//! `x`, `y`: [rows, width]; `gamma`: [width]; `beta`: [width], or empty in a model without biases; saved for backward: `mean`, `rstd`: [rows]. The output is not
-//! saved: backward makes it again from `x` with [`apply`], which costs less than the memory it would take.
+//! `x`, `y`: [rows, width]; `gamma`: [width]; `beta`: [width], or empty in a model without biases; saved for the backward pass:
+//! `mean`, `rstd`: [rows]. The output is not saved: the backward pass recomputes it from `x` with [`apply`], which costs less
+//! than the memory.
 
 use rayon::prelude::*;
 
@@ -9,10 +10,10 @@ use crate::base::profile::{Part, timed};
 use crate::gemm::Accumulate;
 use ngen3_simd::{simd, sum, sum_zip};
 
-/// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
+/// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
 const ROWS: usize = 32;
 
-/// Computes `mean` and `rstd` of each row of `x`, and `y`.
+/// Computes `mean` and `rstd` of each row of `x`, and the output `y`.
 pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
     let _timed = timed(Part::LayerNorm);
     let width = gamma.len();
@@ -36,7 +37,7 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], 
         });
 }
 
-/// Makes `y` again from `x` and the saved `mean` and `rstd`.
+/// Recomputes `y` from `x` and the saved `mean` and `rstd`.
 pub fn apply(x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
     let _timed = timed(Part::LayerNorm);
     let width = gamma.len();
@@ -68,12 +69,12 @@ fn normalize(x: &[f32], mean: f32, rstd: f32, gamma: &[f32], beta: &[f32], y: &m
     }
 }
 
-/// Room that [`backward`] needs for `rows` rows of `width`: one partial sum of dγ and dβ for each task.
+/// Length in f32 of the scratch memory of [`backward`] for `rows` rows of `width`: partial sums of dγ and dβ per task.
 pub fn backward_scratch(rows: usize, width: usize) -> usize {
     rows.div_ceil(ROWS) * 2 * width
 }
 
-/// What [`backward`] reads: the forward's input and what it saved.
+/// Inputs of [`backward`]: the input of the forward pass and its saved statistics.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
     /// `[rows, width]`
@@ -88,9 +89,8 @@ pub struct Saved<'a> {
 
 /// With x̂ = (x − μ)·rstd and g = dy·γ:  dx += rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ += Σ dy·x̂,  dβ += Σ dy.
 ///
-/// `dx` is set, or added to where `x` also flows around the block. `dparams` is dγ and dβ (empty without), or nothing where they do
-/// not learn.
-/// `scratch` is [`backward_scratch`] long.
+/// `dx` is overwritten, or accumulated where `x` also feeds the residual connection. `dparams` is dγ and dβ (empty without
+/// biases), or `None` if they are frozen. `scratch` is [`backward_scratch`] long.
 pub fn backward(
     saved: Saved<'_>,
     dy: &[f32],
@@ -118,7 +118,7 @@ pub fn backward(
                         let (mu, r) = (mean[row], rstd[row]);
                         let mean_g = sum_zip(dy, gamma, |dy, g| dy * g) / width as f32;
                         let mut mean_gx = 0.0;
-                        // Blocks keep `x̂·g` in registers: no third slice has to be zipped into `sum_zip`.
+                        // `sum_zip` takes two slices, so g·x̂ is computed in blocks that stay in registers.
                         for ((x, dy), g) in x.chunks(256).zip(dy.chunks(256)).zip(gamma.chunks(256)) {
                             let mut gx = [0.0f32; 256];
                             for (((gx, &x), &dy), &g) in gx.iter_mut().zip(x).zip(dy).zip(g) {

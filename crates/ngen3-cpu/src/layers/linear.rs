@@ -1,7 +1,7 @@
-//! A linear layer: y = x·Wᵀ + b, and with an adapter (`lora.rs`) beside it.
+//! Linear layer, y = x·Wᵀ + b, optionally with an adapter (`lora.rs`).
 //!
 //! `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs], or empty in a model without biases; `y`: [rows, outputs];
-//! saved for backward: `x`.
+//! saved for the backward pass: `x`.
 
 use std::ops::Range;
 
@@ -15,23 +15,23 @@ use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_onto};
 use ngen3_simd::simd;
 
-/// Columns that one task of a bias gradient has at least.
+/// Smallest number of columns per task of a bias gradient.
 const COLUMNS: usize = 64;
 
-/// Up to so many rows, reading the weights is what takes the time.
+/// Largest number of rows for which reading the weights dominates the time.
 const FEW_ROWS: usize = 8;
 
-/// A layer's weight, `[outputs, inputs]`.
+/// Weight of a layer, `[outputs, inputs]`.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     Plain(&'a [f32]),
-    /// Of a teacher, which only goes forward.
+    /// Weight of a teacher, packed for forward passes only.
     Packed(&'a Packed),
-    /// Of a model that decodes: few rows are multiplied with a copy in fewer bytes, where there is one.
+    /// Weight of a model that decodes, and its [`Matrix`] for products of a few rows.
     Decoding(&'a [f32], &'a Matrix<'a>),
 }
 
-/// One layer.
+/// One linear layer.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     pub precision: Precision,
@@ -43,19 +43,19 @@ pub struct Linear<'a> {
     pub learns: Learns<'a>,
 }
 
-/// What learns of a layer, and where its gradients stand among those of all that learns.
+/// Trainable parameters of a layer, with the ranges of their gradients among all trainable parameters.
 #[derive(Clone, Copy)]
 pub enum Learns<'a> {
-    /// Its weight and its bias.
+    /// The weight and the bias.
     Itself { weight: &'a Range<usize>, bias: &'a Range<usize> },
-    /// The adapter beside it.
+    /// The adapter only.
     Adapter(Adapter<'a>, &'a AdapterRanges),
-    /// Nothing: other layers have adapters.
+    /// None: only other layers have adapters.
     Nothing,
 }
 
 impl Linear<'_> {
-    /// `y = start + x·Wᵀ`
+    /// Computes `y = start + x·Wᵀ`.
     fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         match self.weight {
             Weight::Plain(weight) | Weight::Decoding(weight, _) => {
@@ -66,12 +66,12 @@ impl Linear<'_> {
         }
     }
 
-    /// True if [`Linear::backward`] reads `x`.
+    /// Returns true if the layer has trainable parameters, so that [`Linear::backward`] reads `x`.
     pub fn learns(&self) -> bool {
         !matches!(self.learns, Learns::Nothing)
     }
 
-    /// `y = x·Wᵀ + b`
+    /// Computes `y = x·Wᵀ + b`.
     pub fn forward(&self, x: &[f32], low: &mut LoraActivations<'_>, y: &mut [f32]) {
         self.onto(x, low, y, |y, _, col| {
             for i in 0..y.n_rows() {
@@ -84,7 +84,7 @@ impl Linear<'_> {
         });
     }
 
-    /// `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
+    /// Computes `y = residual + x·Wᵀ + b`: a projection back into the residual stream, `[rows, outputs]`.
     pub fn forward_residual(&self, x: &[f32], low: &mut LoraActivations<'_>, residual: &[f32], y: &mut [f32]) {
         self.onto(x, low, y, |y, row, col| {
             for i in 0..y.n_rows() {
@@ -101,7 +101,7 @@ impl Linear<'_> {
         });
     }
 
-    /// Makes again what forward leaves in `low`, without `y`.
+    /// Recomputes the adapter activations that forward saves in `low`, without computing `y`.
     pub fn save(&self, x: &[f32], low: &mut LoraActivations<'_>) {
         let _timed = timed(Part::Linear);
         if let Learns::Adapter(adapter, _) = self.learns {
@@ -109,7 +109,7 @@ impl Linear<'_> {
         }
     }
 
-    /// `y = start + x·Wᵀ`, with what an adapter adds.
+    /// Computes `y = start + x·Wᵀ`, plus the adapter's output.
     fn onto(
         &self,
         x: &[f32],
@@ -134,7 +134,8 @@ impl Linear<'_> {
         });
     }
 
-    /// `dx = dy·W` where it is wanted, and the gradients of what learns, added to `grads`:  dW += dyᵀ·x,  db += Σ dy over rows.
+    /// Computes `dx = dy·W`, if requested, and adds the gradients of the trainable parameters to `grads`:  dW += dyᵀ·x,  db +=
+    /// Σ dy over rows.
     pub fn backward(
         &self,
         x: &[f32],
@@ -144,7 +145,7 @@ impl Linear<'_> {
         dx: Option<&mut [f32]>,
     ) {
         let _timed = timed(Part::Linear);
-        let Weight::Plain(weight) = self.weight else { unreachable!("what teaches or decodes only goes forward") };
+        let Weight::Plain(weight) = self.weight else { unreachable!("teachers and decoders have no backward pass") };
         let weight = Mat::new(weight, self.outputs, self.inputs);
         let rows = dy.len() / self.outputs;
         let dy = Mat::new(dy, rows, self.outputs);
@@ -167,13 +168,13 @@ impl Linear<'_> {
     }
 }
 
-/// The gradients of two parameters of which `first` stands before `second`.
+/// Borrows the gradients of two parameters. `first` must lie before `second`.
 pub fn pair<'a>(grads: &'a mut [f32], first: &Range<usize>, second: &Range<usize>) -> (&'a mut [f32], &'a mut [f32]) {
     let (low, high) = grads.split_at_mut(second.start);
     (&mut low[first.clone()], &mut high[..second.len()])
 }
 
-/// `dW += dyᵀ·x`, `db += Σ dy` over rows.
+/// Accumulates `dW += dyᵀ·x` and `db += Σ dy` over rows.
 fn backward_params(precision: Precision, x: &[f32], dy: Mat<'_>, dweight: &mut [f32], dbias: &mut [f32]) {
     let (rows, outputs) = (dy.n_rows(), dy.cols());
     let inputs = dweight.len() / outputs;
@@ -181,7 +182,7 @@ fn backward_params(precision: Precision, x: &[f32], dy: Mat<'_>, dweight: &mut [
     if dbias.is_empty() {
         return;
     }
-    // Long pieces of each row, which memory delivers faster: two tasks for each thread.
+    // Two tasks per thread: long pieces of each row stream faster from memory.
     let columns = outputs.div_ceil(2 * rayon::current_num_threads()).max(COLUMNS);
     dbias.par_chunks_mut(columns).enumerate().for_each(|(chunk, dbias)| {
         simd(

@@ -1,9 +1,10 @@
-//! LoraActivations-rank adapters (Hu et al. 2021): beside a linear layer, y = x·Wᵀ + b + low·Bᵀ with low = s·x·Aᵀ and s = alpha/rank.
+//! Low-rank adapters (LoRA, Hu et al. 2021) beside linear layers: y = x·Wᵀ + b + low·Bᵀ, with low = s·x·Aᵀ and s = alpha/rank.
 //!
-//! `x`: [rows, inputs]; `a`: [rank, inputs]; `b`: [outputs, rank]; `y`: [rows, outputs]; saved for backward: `x` and `low`,
-//! [rows, rank]. W + s·B·A is formed only for what leaves the engine. Both products that end in something as wide as the
-//! layer, low·Bᵀ and dlow·A, are laid under the layer's own, tile by tile; the others take `x` and `dy` as they lie, a few rows
-//! at a time that stay in cache: an adapter costs no pass over memory but these. Its products are in f32, whatever the layer's.
+//! `x`: [rows, inputs]; `a`: [rank, inputs]; `b`: [outputs, rank]; `y`: [rows, outputs]; saved for the backward pass: `x` and
+//! `low`, [rows, rank]. W + s·B·A is formed only when parameters leave the engine. The two products with outputs of the layer's
+//! width, low·Bᵀ and dlow·A, initialise the tiles of the layer's own product. The others read `x` and `dy` in place, a few rows
+//! at a time, which stay in cache: an adapter adds no other pass over memory. Its products are f32, whatever the layer's
+//! precision.
 
 use ngen3_model::{AdapterRanges, Config, Lora, LoraList, ParamList, Target};
 use rayon::prelude::*;
@@ -12,10 +13,10 @@ use crate::gemm::tiles::strided;
 use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_engine::Error;
 
-/// Rows in one task. Fixed, so that sums over rows add up in the same order on any number of threads.
+/// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
 const ROWS: usize = 128;
 
-/// Numbers that [`LoraActivations::scratch`] holds: room for a layer with this many inputs and outputs together, in passes of `rows` rows.
+/// Length in f32 of [`LoraActivations::scratch`] for passes of `rows` rows through a layer with inputs + outputs ≤ `width`.
 pub fn scratch(rank: usize, width: usize, rows: usize) -> usize {
     rank * (rows + rows.div_ceil(ROWS).max(1) * width)
 }
@@ -30,19 +31,19 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Those of a model of this shape.
+    /// Creates adapters for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::Input`] when the model cannot have them or `params` has another length.
+    /// [`Error::Input`] if `lora` does not fit the model or `params` has the wrong length.
     pub fn new(config: &Config, lora: &Lora, params: Vec<f32>) -> Result<Self, Error> {
         let list = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?;
         if params.len() != list.total() {
-            return Err(Error::Input(format!("{} parameters for an adapter of {}", params.len(), list.total())));
+            return Err(Error::Input(format!("expected {} adapter parameters, got {}", list.total(), params.len())));
         }
         Ok(Self { lora: lora.clone(), list, params })
     }
 
-    /// The adapter of one layer, if it has one, and where its parameters stand.
+    /// Returns the adapter of one linear layer, if it has one, with the ranges of its parameters.
     pub fn at(&self, layer: usize, target: Target) -> Option<(Adapter<'_>, &AdapterRanges)> {
         let at = self.list.adapter(layer, target)?;
         let (rank, scale) = (self.lora.rank, self.lora.scale());
@@ -50,7 +51,7 @@ impl Adapters {
         Some((Adapter { target, rank, scale, a, b }, at))
     }
 
-    /// W += s·B·A in all of a model's parameters.
+    /// Adds s·B·A to every adapted weight of the model's parameters.
     pub fn merge_into(&self, list: &ParamList, params: &mut [f32]) {
         for (layer, block) in list.blocks.iter().enumerate() {
             for target in Target::ALL {
@@ -65,7 +66,7 @@ impl Adapters {
     }
 }
 
-/// The adapter of one layer.
+/// Adapter of one linear layer.
 #[derive(Clone, Copy)]
 pub struct Adapter<'a> {
     target: Target,
@@ -77,17 +78,17 @@ pub struct Adapter<'a> {
     b: &'a [f32],
 }
 
-/// What the adapters of a block work in.
+/// Memory that the adapters of a block use.
 #[derive(Default)]
 pub struct LoraActivations<'a> {
     /// `[4, rows, rank]`: `low` of each of the block's layers.
     pub saved: &'a mut [f32],
-    /// Forward Aᵀ, `[inputs, rank]`, and Bᵀ, `[rank, outputs]`; backward the gradient of `low`, `[rows, rank]`, and each task's
-    /// part of the gradients of A and Bᵀ, `[rank, inputs]` and `[rank, outputs]`. See [`scratch`].
+    /// Forward: Aᵀ, `[inputs, rank]`, and Bᵀ, `[rank, outputs]`. Backward: the gradient of `low`, `[rows, rank]`, and each task's
+    /// partial gradients of A and Bᵀ, `[rank, inputs]` and `[rank, outputs]`. See [`scratch`] for the length.
     pub scratch: &'a mut [f32],
 }
 
-/// A product of rank-wide rows, `[rows, rank]`, with `[rank, cols]`.
+/// Pending product `[rows, rank]` × `[rank, cols]`, computed tile by tile.
 pub struct Branch<'a> {
     rank: usize,
     low: &'a [f32],
@@ -95,7 +96,7 @@ pub struct Branch<'a> {
 }
 
 impl Branch<'_> {
-    /// Puts or adds the part of the product that begins at (row, col) to a part of what is as wide as the layer.
+    /// Writes or adds the part of the product at `(row, col)` to `part` of a `[rows, cols]` matrix.
     pub fn onto(&self, part: &mut MatMut<'_>, accumulate: Accumulate, row: usize, col: usize) {
         let (rank, cols) = (self.rank, self.wide.len() / self.rank);
         let (n, width) = (part.n_rows(), part.row_mut(0).len());
@@ -105,12 +106,12 @@ impl Branch<'_> {
 }
 
 impl Adapter<'_> {
-    /// This layer's part of what the block saves.
+    /// This layer's slice of the block's saved activations.
     fn saved<'a>(&self, rows: usize, saved: &'a mut [f32]) -> &'a mut [f32] {
         &mut saved[self.target as usize * rows * self.rank..][..rows * self.rank]
     }
 
-    /// `low = s·x·Aᵀ`; returns low·Bᵀ, to be added to y.
+    /// Computes low = s·x·Aᵀ and returns low·Bᵀ, to be added to y.
     pub fn forward<'a>(&self, x: Mat<'_>, low: &'a mut LoraActivations<'_>) -> Branch<'a> {
         let Self { rank, scale, a, b, .. } = *self;
         let (rows, inputs) = (x.n_rows(), x.cols());
@@ -129,7 +130,7 @@ impl Adapter<'_> {
         Branch { rank, low, wide: turned_b }
     }
 
-    /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x;  returns dlow·A, for dx to begin with.
+    /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x.  Returns dlow·A, the initial value of dx.
     pub fn backward<'a>(
         &'a self,
         x: Mat<'_>,
@@ -167,7 +168,7 @@ impl Adapter<'_> {
     }
 }
 
-/// The transpose of rows of `width`.
+/// Transposes `rows`, `[n, width]`, into `turned`, `[width, n]`.
 fn turn(rows: &[f32], width: usize, turned: &mut [f32]) {
     let n = rows.len() / width;
     for (i, row) in rows.chunks_exact(width).enumerate() {

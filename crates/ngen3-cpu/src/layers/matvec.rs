@@ -1,8 +1,8 @@
-//! Products of one vector, or a few, with a weight: what decoding does for each token.
+//! Products of one or a few vectors with a weight, as decoding computes them for each token.
 //!
-//! y = x·Wᵀ with `x`: [rows, inputs], `weight`: [outputs, inputs], `y`: [rows, outputs]. Every weight is read once and used for
-//! a few operations, so that memory's bandwidth is the limit and a narrower copy of the weights is a faster one: [`Matrix`]
-//! holds f32, bf16 (half the bytes) or int8 with a scale for each output (a quarter). Sums are f32 always.
+//! y = x·Wᵀ with `x`: [rows, inputs], `weight`: [outputs, inputs], `y`: [rows, outputs]. Each weight is read once and used for
+//! a few operations, so memory bandwidth is the limit and a narrower copy of the weights is faster: [`Matrix`] holds f32, bf16
+//! (half the bytes) or int8 with one scale per output (a quarter). Sums are always f32.
 
 use rayon::prelude::*;
 
@@ -10,24 +10,24 @@ use crate::gemm::Canvas;
 use crate::gemm::tiles::pack;
 use ngen3_simd::{LANES, fold, simd};
 
-/// Elements of the weight in one task: enough to be worth waking another thread for.
+/// Weight elements per task: enough to pay for waking another thread.
 const TASK: usize = 1 << 16;
 
-/// Outputs that are computed side by side where rows are short.
+/// Outputs computed side by side if rows are short.
 const GROUP: usize = 8;
 
-/// Inputs up to which they are: adding up a row's sums is then much of its work. Longer rows are read one after the other, as
-/// memory likes best.
+/// Longest row, in inputs, that is computed in groups: reducing a short row's lanes is a large part of its work. Longer rows
+/// are read one after the other, since sequential reads are fastest.
 const SHORT: usize = 256;
 
-/// A weight, `[outputs, inputs]`, as decoding reads it.
+/// Weight `[outputs, inputs]` in the format that decoding reads.
 #[derive(Debug)]
 pub enum Matrix<'a> {
     /// The parameters themselves.
     F32(&'a [f32]),
-    /// The high halves of the f32, rounded.
+    /// bf16: the rounded high halves of the f32.
     Bf16(Vec<u16>),
-    /// w ≈ scale·q, with |q| ≤ 127 and a scale for each output.
+    /// w ≈ scale·q, with |q| ≤ 127 and one scale per output.
     Int8 {
         /// `[outputs, inputs]`
         q: Vec<i8>,
@@ -37,7 +37,7 @@ pub enum Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rounds to bf16.
+    /// Rounds a weight to bf16.
     pub fn bf16(weight: &[f32]) -> Self {
         let mut rounded = vec![0; weight.len()];
         rounded.par_chunks_mut(TASK).zip(weight.par_chunks(TASK)).for_each(|(rounded, weight)| {
@@ -49,7 +49,7 @@ impl<'a> Matrix<'a> {
         Self::Bf16(rounded)
     }
 
-    /// Rounds each output's weights to 255 steps between plus and minus their largest.
+    /// Quantises each output's weights to 255 levels, symmetric about 0, scaled by their largest magnitude.
     pub fn int8(weight: &[f32], inputs: usize) -> Self {
         let (mut q, mut scales) = (vec![0; weight.len()], vec![0.0; weight.len() / inputs]);
         q.par_chunks_mut(inputs).zip(weight.par_chunks(inputs)).zip(scales.par_iter_mut()).for_each(
@@ -62,7 +62,7 @@ impl<'a> Matrix<'a> {
         Self::Int8 { q, scales }
     }
 
-    /// `y += x·Wᵀ`
+    /// Adds x·Wᵀ to `y`, with `x`: `[rows, inputs]`, `y`: `[rows, outputs]`.
     pub fn add_product(&self, x: &[f32], inputs: usize, y: &mut [f32]) {
         match self {
             Self::F32(weight) => product(
@@ -88,14 +88,14 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// The step between two neighbours of a row's int8 values, and its inverse.
+/// Returns the scale of a row's int8 values, and its inverse.
 fn int8_step(row: &[f32]) -> (f32, f32) {
     let largest = row.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
-    // Of smaller ones the inverse would be infinite.
+    // The inverse of a smaller scale would be infinite.
     (largest / 127.0, if largest > 127.0 * f32::MIN_POSITIVE { 127.0 / largest } else { 0.0 })
 }
 
-/// Replaces one output's weights by what their int8 copies stand for.
+/// Replaces one output's weights by their dequantised int8 values.
 pub fn round_to_int8(row: &mut [f32]) {
     let (step, inverse) = int8_step(row);
     row.iter_mut().for_each(|w| *w = (*w * inverse).round() * step);
@@ -116,7 +116,7 @@ fn product<T: Copy + Sync>(
     let task = |(task, weight): (usize, &[T])| {
         let first = task * per_task;
         for (row, x) in x.chunks_exact(inputs).enumerate() {
-            // SAFETY: each task's outputs are its own, and it takes the rows in turn.
+            // SAFETY: no two tasks share an output, and each takes the rows in turn.
             let y = unsafe { y.row(row, first..first + weight.len() / inputs) };
             simd(
                 #[inline(always)]
@@ -144,7 +144,7 @@ fn product<T: Copy + Sync>(
     }
 }
 
-/// `Σ value(w)·x`, in as many sums as fill four vectors, so that none waits for its own last addition.
+/// Returns `Σ value(w)·x`, in partial sums that fill four vectors, which hides the latency of addition.
 #[inline(always)]
 fn dot<T: Copy>(w: &[T], x: &[f32], value: impl Fn(T) -> f32) -> f32 {
     const SUMS: usize = 4 * LANES;
@@ -166,8 +166,8 @@ fn dot<T: Copy>(w: &[T], x: &[f32], value: impl Fn(T) -> f32) -> f32 {
     fold(lanes)
 }
 
-/// `Σ value(w)·x` for each of N rows of the weight, side by side: none waits for its own last addition, and a vector of x is
-/// loaded once for all.
+/// Returns `Σ value(w)·x` for each of N rows of the weight, side by side: this hides the latency of addition, and loads each
+/// vector of x once for all rows.
 #[inline(always)]
 fn dots<T: Copy, const N: usize>(weight: &[T], x: &[f32], value: impl Fn(T) -> f32) -> [f32; N] {
     let inputs = x.len();

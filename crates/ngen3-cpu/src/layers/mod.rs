@@ -1,4 +1,4 @@
-//! The layers, one file each: the formula, its source, the shapes, then forward beside backward.
+//! Layers, one per file: formula, source and shapes first, then the forward and the backward pass.
 
 pub mod adamw;
 pub mod attention;

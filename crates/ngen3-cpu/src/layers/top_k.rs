@@ -1,35 +1,35 @@
-//! The k likeliest of a vocabulary, from its logits.
+//! Top-k selection: the k most likely tokens of a vocabulary, from its logits.
 //!
-//! Sorting 50,257 logits to keep 64 of them costs more than making them. Here they are looked at in groups, of which only the
-//! largest logit is kept at first: the k-th largest of those is a bound that at least k logits reach, and that few others do.
-//! What reaches it is in groups whose largest does, and only that is sorted.
+//! Sorting 50,257 logits to keep 64 costs more than computing them. Instead, the maximum of each group of logits is taken
+//! first. The k-th largest maximum is a threshold that at least k logits reach, and few others. Only groups whose maximum
+//! reaches it are searched, and only the logits that reach it are sorted.
 
 use ngen3_simd::{exp_and_sum, max, simd};
 
-/// Groups for each logit that is wanted: enough that few logits besides reach the bound.
+/// Groups per selected logit: enough that few other logits reach the threshold.
 const GROUPS: usize = 4;
 
-/// Logits in a group at most.
+/// Largest number of logits in a group.
 const MAX_GROUP: usize = 64;
 
-/// What choosing works in.
+/// Working memory of the selection.
 #[derive(Default)]
 pub struct Scratch {
-    /// The largest logit of each group.
+    /// Largest logit of each group.
     largest: Vec<f32>,
-    /// The same, in another order.
+    /// The same values, partially sorted.
     ordered: Vec<f32>,
-    /// Tokens whose logit reaches the bound.
+    /// Tokens whose logit reaches the threshold.
     reach: Vec<u32>,
 }
 
-/// Fills `ids` with the tokens of the largest logits, largest first, of equals the lowest id first.
+/// Fills `ids`, `[k]`, with the tokens of the k largest logits, largest first; ties go to the lowest id.
 ///
 /// # Panics
-/// If more are wanted than there are.
+/// If k exceeds the number of logits.
 pub fn choose(logits: &[f32], ids: &mut [u32], scratch: &mut Scratch) {
     let (k, n) = (ids.len(), logits.len());
-    assert!(k <= n, "{k} of {n} logits");
+    assert!(k <= n, "expected k ≤ {n}, got {k}");
     if k == 0 {
         return;
     }
@@ -50,7 +50,7 @@ pub fn choose(logits: &[f32], ids: &mut [u32], scratch: &mut Scratch) {
             reach.extend(ids.map(|(id, _)| id));
         }
     }
-    // Logits that are no numbers reach nothing.
+    // NaN logits do not reach the threshold.
     if reach.len() < k {
         reach.clear();
         reach.extend(0..n as u32);
@@ -63,8 +63,7 @@ pub fn choose(logits: &[f32], ids: &mut [u32], scratch: &mut Scratch) {
     ids.copy_from_slice(&reach[..k]);
 }
 
-/// Fills `ids` as [`choose`] does, and `log_probs` with the logarithms of their probabilities when all logits are divided by
-/// `temperature`. What the logits were is gone then.
+/// Fills `ids` as [`choose`] does, and `log_probs` with their log-probabilities at this `temperature`. Overwrites `logits`.
 pub fn choose_tempered(
     logits: &mut [f32],
     temperature: f32,
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
     use crate::base::testing::random;
 
-    /// By sorting all of them.
+    /// Reference: sorts all logits.
     fn sorted(logits: &[f32], k: usize) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
         ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
@@ -114,14 +113,14 @@ mod tests {
         let mut scratch = Scratch::default();
         for seed in 0..3 {
             let logits = random(50_257, seed);
-            // Rounded, many are equal.
+            // Rounding makes many of them equal.
             let rounded: Vec<f32> = logits.iter().map(|x| (x * 40.0).round()).collect();
             for k in [1, 64, 1_000, 20_000, 50_257] {
                 check(&logits, k, &mut scratch);
                 check(&rounded, k, &mut scratch);
             }
             check(&logits, 64, &mut scratch);
-            assert!(scratch.reach.len() < 3 * 64, "{} reach the bound", scratch.reach.len());
+            assert!(scratch.reach.len() < 3 * 64, "{} reach the threshold", scratch.reach.len());
         }
     }
 
@@ -136,7 +135,7 @@ mod tests {
             for k in [1, 7, 64] {
                 let mut ids = vec![0; k];
                 choose(&logits, &mut ids, &mut scratch);
-                assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), k, "each once");
+                assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), k, "ids are distinct");
                 if !logits.iter().any(|logit| logit.is_nan()) {
                     check(&logits, k, &mut scratch);
                 }

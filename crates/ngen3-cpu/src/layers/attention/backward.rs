@@ -1,7 +1,7 @@
-//! Attention's backward pass.
+//! Backward pass of attention.
 //!
-//! With p the probabilities:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q, where
-//! dout·out is what the sum of p·dp over the keys comes to.
+//! With probabilities p:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q. The row-wise
+//! dot product dout·out equals the sum of p·dp over the keys.
 
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
@@ -15,7 +15,7 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
 use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
-/// From `dout`: [tokens, width], the gradient of `out`, fills `dqkv`: [tokens, 3·width]. No row may continue another.
+/// Fills `dqkv`, `[tokens, 3·width]`, from `dout`, `[tokens, width]`, the gradient of `out`. No sequence may continue another.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn backward(
     precision: Precision,
@@ -31,7 +31,7 @@ pub fn backward(
 ) {
     let _timed = timed(Part::Attention);
     let n_head = shape.n_head;
-    assert_eq!(qkv.len(), 3 * out.len(), "queries, keys and values");
+    assert_eq!(qkv.len(), 3 * out.len(), "length of qkv");
     let dqkv = Canvas::new(dqkv, 3 * shape.width());
     let head = match precision {
         Precision::F32 => head_backward::<1>,
@@ -49,13 +49,13 @@ pub fn backward(
             dout: shape.merged(dout, tokens.clone(), i),
             lse: &lse[n_head * start + i * len..][..len],
         };
-        // SAFETY: each (row, head) is one task's alone, and windows of different heads or parts share no column.
+        // SAFETY: each (sequence, head) belongs to one task, and windows of different heads or parts share no column.
         let gradients = [0, 1, 2].map(|part| unsafe { dqkv.window(tokens.clone(), shape.columns(i, part)) });
         head(operands, head_dropout(dropout, spans, span, i, n_head), gradients, scratch);
     });
 }
 
-/// What one head of one row had in forward, and the gradient of what it gave, each `[len, head_width]`; `lse`: `[len]`.
+/// Operands of one head of one sequence: inputs, output and output gradient, each `[len, head_width]`; `lse`: `[len]`.
 struct Operands<'a> {
     q: Mat<'a>,
     k: Mat<'a>,
@@ -65,7 +65,7 @@ struct Operands<'a> {
     lse: &'a [f32],
 }
 
-/// The gradients of one head's queries, keys and values.
+/// Computes the gradients of one head's queries, keys and values.
 fn head_backward<const P: usize>(
     operands: Operands<'_>,
     dropout: Option<HeadDropout>,
@@ -123,7 +123,7 @@ fn head_backward<const P: usize>(
                     let both = scores.chunks_exact_mut(across).zip(dscores.chunks_exact_mut(across));
                     for (query, (p, dp)) in group.clone().zip(both) {
                         let (last, inner) = (query + 1, inner[query - first]);
-                        // Whole vectors; what they hold past the last key is cleared below.
+                        // Whole vectors; elements past the last key are zeroed below.
                         let vectors = last.next_multiple_of(LANES);
                         let (p_row, dp_row) = (&mut p[..vectors], &mut dp[..vectors]);
                         for p in p_row.iter_mut() {
@@ -148,7 +148,7 @@ fn head_backward<const P: usize>(
         }
         let [p, ds] = [(&*scores, &mut *cells_a), (&*dscores, &mut *cells_b)]
             .map(|(x, to)| down_or_same::<P>(Mat::strided(x, tile.len(), across, across), to));
-        // A key has seen nothing of the queries before it.
+        // Causal mask: queries before a key have no part in its gradient.
         for from in (0..tile.end).step_by(ROWS) {
             let keys = from..(from + ROWS).min(tile.end);
             let queries = from.max(first) / P..tile.end.div_ceil(P);

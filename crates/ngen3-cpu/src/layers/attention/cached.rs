@@ -1,4 +1,4 @@
-//! Attention of new tokens over a cache of earlier keys and values: forward only, in f32.
+//! Attention of new tokens over a key-value cache: forward only, in f32.
 
 use std::ops::Range;
 
@@ -9,19 +9,20 @@ use super::shape::{Shape, for_each_head, head_scratch};
 use crate::base::profile::{Part, timed};
 use crate::gemm::{Canvas, Mat};
 
-/// Keys that one thread reads sooner than two: waking another costs more than a few short dot products.
+/// Amount of work, in query × key × width, up to which one thread is faster: waking another costs more than a few short dot
+/// products.
 const SMALL: usize = 1 << 17;
 
-/// One sequence's new tokens in a pass, and where its keys and values stand.
+/// New tokens of one sequence in a pass, and the location of its keys and values.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedSequence {
-    /// Its first token in the pass.
+    /// Index of its first token in the pass.
     pub start: usize,
     /// Number of new tokens.
     pub len: usize,
-    /// Tokens that the cache held before.
+    /// Number of tokens already in the cache.
     pub before: usize,
-    /// Its place in the cache: a block's keys and values of each sequence, one after the other.
+    /// Slot in the cache; slots of one block's keys and values follow one another.
     pub slot: usize,
 }
 
@@ -30,20 +31,21 @@ impl CachedSequence {
         self.start..self.start + self.len
     }
 
-    /// Tokens that the cache holds with the new ones.
+    /// Number of tokens in the cache, new ones included.
     fn keys(&self) -> usize {
         self.before + self.len
     }
 }
 
-/// Numbers that [`cached`] needs on `threads` threads, however long the sequences are.
+/// Length in f32 of the scratch memory of [`cached`] on `threads` threads, for sequences up to the context length.
 pub fn cached_scratch(shape: Shape, threads: usize) -> usize {
     threads * head_scratch(shape.longest, shape.head_width)
 }
 
-/// Adds the new tokens' keys and values to the cache and fills `out`. `qkv`: [tokens, 3·width]; `cache`: [slots, block, 2·width],
-/// in which each token has its keys of all heads followed by its values; `out`: [tokens, width]; `lse`: [tokens·heads], working
-/// memory. `scratch` is [`cached_scratch`] long.
+/// Appends the new tokens' keys and values to the cache and fills `out`.
+///
+/// `qkv`: [tokens, 3·width]; `cache`: [slots, block_size, 2·width], per token the keys of all heads, then the values; `out`:
+/// [tokens, width]; `lse`: [tokens·heads], working memory. `scratch` is [`cached_scratch`] long.
 pub fn cached(
     shape: Shape,
     sequences: &[CachedSequence],
@@ -78,7 +80,7 @@ pub fn cached(
         let [k, v] =
             [0, c].map(|first| Mat::strided(&cache[first + columns.start..], sequence.keys(), head_width, 2 * c));
         let first = n_head * start + head * len;
-        // SAFETY: each (sequence, head) is one task's alone, and windows of different heads share no column.
+        // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.
         let (mut out, lse) = unsafe { (out.window(sequence.tokens(), columns), lse.row(0, first..first + len)) };
         if len == 1 {
             one_query(q.row(0), k, v, out.row_mut(0), &mut scratch[..before + 1]);
@@ -89,8 +91,8 @@ pub fn cached(
     });
 }
 
-/// One query, `[head_width]`, over keys and values where they lie, `[keys, head_width]`: reading them is all the work there
-/// is. `scores`: `[keys]`.
+/// Computes attention of one query, `[head_width]`, over keys and values, `[keys, head_width]`, read in place: memory bandwidth
+/// is the limit. `scores`: `[keys]`, working memory.
 pub fn one_query(q: &[f32], k: Mat<'_>, v: Mat<'_>, out: &mut [f32], scores: &mut [f32]) {
     let scale = 1.0 / (q.len() as f32).sqrt();
     simd(

@@ -1,4 +1,4 @@
-//! Attention's forward pass.
+//! Forward pass of attention.
 
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp_and_sum, max, simd};
@@ -12,7 +12,7 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
 use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
-/// Fills `out` and `lse`. `scratch` is [`Shape::scratch`] long.
+/// Fills `out`, `[tokens, width]`, and `lse`, `[heads, len]` per sequence. `scratch` is [`Shape::scratch`] long.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn forward(
     precision: Precision,
@@ -27,7 +27,7 @@ pub fn forward(
     let _timed = timed(Part::Attention);
     let n_head = shape.n_head;
     let tokens = out.len() / shape.width();
-    assert_eq!(qkv.len(), 3 * tokens * shape.width(), "queries, keys and values");
+    assert_eq!(qkv.len(), 3 * tokens * shape.width(), "length of qkv");
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, n_head * tokens));
     let head = match precision {
         Precision::F32 => head_forward::<1>,
@@ -38,7 +38,7 @@ pub fn forward(
         let dropout = head_dropout(dropout, spans, span, i, n_head);
         let Span { start, len, prefix } = spans[span].clone();
         let own = start..start + len;
-        // SAFETY: each (sequence, head) is one task's alone, and windows of different heads share no column.
+        // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.
         let (out, lse) = unsafe {
             let columns = i * shape.head_width..(i + 1) * shape.head_width;
             let first = n_head * start + i * len;
@@ -50,8 +50,8 @@ pub fn forward(
     });
 }
 
-/// One head of one sequence: queries `q`, `[n, head_width]`, over keys and values that come in two parts, `[before, head_width]` and
-/// `[n, head_width]`. `scratch` is [`super::shape::head_scratch`] long.
+/// Computes one head of one sequence: queries `q`, `[n, head_width]`, over keys and values in two parts: those of the prefix,
+/// `[before, head_width]`, and of the sequence, `[n, head_width]`. `scratch` is [`super::shape::head_scratch`] long.
 pub fn head_forward<const P: usize>(
     q: Mat<'_>,
     k: [Mat<'_>; 2],
@@ -80,7 +80,7 @@ pub fn head_forward<const P: usize>(
             || {
                 for ((query, row), total) in group.clone().zip(scores.chunks_exact_mut(across)).zip(&mut totals) {
                     let last = offset + query + 1;
-                    // Whole vectors are quicker than a rest, and exp of −∞ is next to nothing.
+                    // Whole vectors are faster than a remainder loop; exp(−∞) adds next to nothing to the sum.
                     let vectors = &mut row[..last.next_multiple_of(LANES)];
                     vectors[last..].fill(f32::NEG_INFINITY);
                     let largest = max(vectors);

@@ -1,14 +1,13 @@
 //! Causal self-attention: out = softmax(q·kᵀ/√head_width)·v for each head   (Vaswani et al. 2017).
 //!
-//! `qkv`: [tokens, 3·width], query, key and value of every head side by side as `c_attn` makes them; `out`: [tokens, width], the
-//! heads merged; saved for backward: `qkv`, `out` and `lse`: [heads, tokens] of each sequence, one after the other, the logarithm
-//! of each softmax's denominator.
+//! `qkv`: [tokens, 3·width], all queries, then keys, then values, as `c_attn` computes them; `out`: [tokens, width], the heads
+//! concatenated; saved for the backward pass: `qkv`, `out` and `lse`, [heads, tokens] per sequence: the log of each softmax's
+//! denominator.
 //!
-//! No heads × tokens × tokens buffer: a task takes one head of one sequence, and in it a few queries at a time with the keys that
-//! they may see; keys after those are never touched. Backward (`backward.rs`) makes the probabilities again from `lse`
-//! (as FlashAttention does, Dao et al. 2022). A task first brings its operands out of `qkv`, whose rows stand far apart, into
-//! scratch memory that stays in its cache, as cells of `P` elements (`gemm/tiles/`): pairs of bf16, or f32 one by one. Scores
-//! and probabilities are f32.
+//! No heads × tokens × tokens buffer exists. A task takes one head of one sequence, a few queries at a time, with the keys up to
+//! these queries only. The backward pass (`backward.rs`) recomputes the probabilities from `lse`, as FlashAttention does (Dao et
+//! al. 2022). A task first copies its operands from the widely spaced rows of `qkv` to scratch memory that stays in its cache, as
+//! cells of `P` elements (`gemm/tiles/`): pairs of bf16, or single f32. Scores, probabilities and sums are f32.
 
 mod backward;
 mod cached;
@@ -31,7 +30,7 @@ mod tests {
     use crate::gemm::Precision;
     use crate::gemm::Precision::{Bf16, F32};
 
-    /// Rows of these lengths, of which the second of each pair continues the one that its place names.
+    /// Sequences of these lengths; a sequence continues the one whose index its pair names, if any.
     struct Case {
         shape: Shape,
         spans: Vec<Span>,
@@ -92,7 +91,7 @@ mod tests {
                         let sum = p.iter().zip(&seen).map(|(p, &j)| p * at(j, 2, head, d)).sum::<f64>();
                         let expected = sum / p.iter().sum::<f64>();
                         let found = f64::from(out[query * width + head * head_width + d]);
-                        assert!((found - expected).abs() < 1e-5, "{:?}: {found}, not {expected}", case.shape);
+                        assert!((found - expected).abs() < 1e-5, "{:?}: expected {expected}, got {found}", case.shape);
                     }
                 }
             }
@@ -132,7 +131,7 @@ mod tests {
                     let scale = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                     for (found, expected) in found.iter().zip(expected) {
                         let gap = (found - expected).abs();
-                        assert!(gap < 0.02 * scale, "tensor {i} of {:?}: {found}, not {expected}", case.shape);
+                        assert!(gap < 0.02 * scale, "tensor {i} of {:?}: expected {expected}, got {found}", case.shape);
                     }
                 }
             }
@@ -149,7 +148,7 @@ mod tests {
             let (mut found, mut scores) = ([f32::NAN; 5], [f32::NAN; 90]);
             one_query(q.row(89), k, v, &mut found, &mut scores);
             for (found, expected) in found.iter().zip(&out[89 * 10 + head * 5..]) {
-                assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+                assert!((found - expected).abs() < 1e-6, "expected {expected}, got {found}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Operands of attention's products: rows as they lie, or laid out in cells and panels.
+//! Operands of attention's products: rows in place, or packed into cells and panels.
 
 use bytemuck::cast_slice_mut;
 
@@ -6,7 +6,7 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{cells, pack, packed_len, strided};
 use crate::gemm::{Accumulate, Mat, MatMut};
 
-/// The rows of both parts, one after the other; copied where there are two.
+/// Concatenates the rows of both parts. Copies only if the first part is not empty.
 pub fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
     if parts[0].n_rows() == 0 {
         return parts[1];
@@ -17,7 +17,7 @@ pub fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
     Mat::new(&to[..n * width], n, width)
 }
 
-/// Rows as an operand that is multiplied along them, `[rows, width/P]`.
+/// Packs rows along their width, for products that sum over the width: `[rows, width/P]`.
 pub fn along<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
     let depth = cells::<P>(rows.cols());
     let to = cast_slice_mut(&mut to[..rows.n_rows() * depth]);
@@ -25,12 +25,12 @@ pub fn along<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u3
     Mat::new(to, rows.n_rows(), depth)
 }
 
-/// As [`along`], for rows that are in cache already: cells of one element are the rows themselves.
+/// As [`along`], for rows already in cache: with P = 1 it returns the rows themselves.
 pub fn along_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
     if P == 1 { rows.cells() } else { along::<P>(rows, to) }
 }
 
-/// Rows as an operand that is multiplied across them, `[rows/P, width]`.
+/// Packs rows down the columns, for products that sum over the rows: `[rows/P, width]`.
 pub fn down<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32> {
     let depth = cells::<P>(rows.n_rows());
     let to = cast_slice_mut(&mut to[..depth * rows.cols()]);
@@ -38,19 +38,19 @@ pub fn down<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> Mat<'a, u32
     Mat::new(to, depth, rows.cols())
 }
 
-/// As [`down`], for rows that are in cache already.
+/// As [`down`], for rows already in cache: with P = 1 it returns the rows themselves.
 pub fn down_or_same<'a, const P: usize>(rows: Mat<'a>, to: &'a mut [f32]) -> Mat<'a, u32> {
     if P == 1 { rows.cells() } else { down::<P>(rows, to) }
 }
 
-/// Rows as panels of [`NR`] rows, each `[width/P, NR]`; rows past the end are zeros.
+/// Packs rows into panels of [`NR`] rows, `[width/P, NR]` each; rows past the end are zeros.
 pub fn panels<'a, const P: usize>(rows: Mat<'_>, to: &'a mut [f32]) -> &'a [u32] {
     let to = cast_slice_mut(&mut to[..packed_len::<P, NR>(rows.n_rows(), rows.cols())]);
     pack::panels::<P, NR>(rows, 0, to);
     to
 }
 
-/// `to = a·panelsᵀ`, with the first `keys` rows of what [`panels`] laid out, in rows `stride` apart.
+/// Computes `to = a·rowsᵀ` with the first `keys` rows that [`panels`] packed. Rows of `to` are `stride` apart.
 pub fn products_with_panels<const P: usize>(
     a: Mat<'_, u32>,
     panels: &[u32],

@@ -1,4 +1,4 @@
-//! How attention is cut up: heads, sequences, and the task that takes one head of one sequence.
+//! Partition of attention into tasks of one head of one sequence, and their scratch memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,83 +12,83 @@ use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::ROWS;
 
-/// One sequence within its pass.
+/// Location of one sequence in its pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// Its first token in the pass.
+    /// Index of its first token in the pass.
     pub start: usize,
     /// Number of tokens.
     pub len: usize,
-    /// The tokens of the pass that it continues.
+    /// Tokens of the pass that it continues; empty if none.
     pub prefix: Range<usize>,
 }
 
-/// Heads, and the width of each.
+/// Sizes of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Heads.
+    /// Number of heads.
     pub n_head: usize,
     /// Width of one head.
     pub head_width: usize,
-    /// Tokens in the longest row.
+    /// Largest number of tokens in a sequence.
     pub longest: usize,
 }
 
 impl Shape {
-    /// The model's.
+    /// Sizes for a model.
     pub fn new(config: &Config) -> Self {
         Self { n_head: config.n_head, head_width: config.head_width(), longest: config.block_size }
     }
 
-    /// Numbers that forward and backward need on `threads` threads.
+    /// Length in f32 of the scratch memory of forward and backward on `threads` threads.
     pub fn scratch(&self, threads: usize) -> usize {
         let backward: usize = backward_lengths(self.longest, self.head_width).map(padded).iter().sum();
         threads * backward.max(head_scratch(self.longest, self.head_width))
     }
 
-    /// Width of all heads together: the model's.
+    /// Width of all heads together, the model's width.
     pub fn width(&self) -> usize {
         self.n_head * self.head_width
     }
 
-    /// One head's query (0), key (1) or value (2) columns in a row of `qkv`.
+    /// Columns of one head's query (`part` 0), key (1) or value (2) in a row of `qkv`.
     pub fn columns(&self, head: usize, part: usize) -> Range<usize> {
         let first = part * self.width() + head * self.head_width;
         first..first + self.head_width
     }
 
-    /// One head's queries, keys or values of some tokens, `[tokens, head_width]`.
+    /// Views one head's queries, keys or values of some tokens, `[tokens, head_width]`.
     pub fn part<'a>(&self, qkv: &'a [f32], tokens: Range<usize>, head: usize, part: usize) -> Mat<'a> {
         let first = (tokens.start * 3 * self.width() + self.columns(head, part).start).min(qkv.len());
         Mat::strided(&qkv[first..], tokens.len(), self.head_width, 3 * self.width())
     }
 
-    /// One head's columns of some tokens of a `[tokens, width]` tensor.
+    /// Views one head's columns of some tokens of a `[tokens, width]` tensor.
     pub fn merged<'a>(&self, x: &'a [f32], tokens: Range<usize>, head: usize) -> Mat<'a> {
         let first = tokens.start * self.width() + head * self.head_width;
         Mat::strided(&x[first..], tokens.len(), self.head_width, self.width())
     }
 }
 
-/// Lengths that hold one head's `keys` keys or values as rows, in panels of [`NR`], and the scores of `queries` queries, whether
-/// in cells of one element or of two.
+/// Lengths in f32 of one head's `keys` keys or values as rows, the same in panels of [`NR`], and the scores of `queries` queries:
+/// enough for cells of one element or of two.
 fn lengths(keys: usize, head_width: usize, queries: usize) -> [usize; 3] {
     let across = keys.next_multiple_of(NR);
     [keys * head_width, across * head_width, queries * across]
 }
 
-/// Numbers that one head's forward pass needs for `keys` keys.
+/// Length in f32 of the scratch memory of one head's forward pass with `keys` keys.
 pub fn head_scratch(keys: usize, head_width: usize) -> usize {
     forward_lengths(keys, head_width).map(padded).iter().sum()
 }
 
-/// The pieces of one head's scratch memory in forward.
+/// Lengths of the pieces of one head's scratch memory in the forward pass.
 pub fn forward_lengths(keys: usize, head_width: usize) -> [usize; 6] {
     let [rows, panels, scores] = lengths(keys, head_width, ROWS);
     [rows, rows, rows, panels, scores, scores]
 }
 
-/// Hands each of `tasks` to `work`, on as many threads as `scratch` has pieces for.
+/// Calls `work(task, scratch)` for each task, on as many threads as `scratch` has pieces.
 pub fn for_each_head(tasks: usize, scratch: &mut [f32], piece: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let next = AtomicUsize::new(0);
     scratch.par_chunks_exact_mut(piece).for_each(|piece| {
@@ -102,17 +102,17 @@ pub fn for_each_head(tasks: usize, scratch: &mut [f32], piece: usize, work: impl
     });
 }
 
-/// Dropout of the probabilities of one head of one row, and the number of its first among those of the whole pass.
+/// Dropout of one head's probabilities in one sequence, with the index of the first one in the whole pass.
 #[derive(Clone, Copy)]
 pub struct HeadDropout {
     dropout: Dropout,
     first: u32,
-    /// Keys.
+    /// Number of keys.
     keys: usize,
 }
 
 impl HeadDropout {
-    /// Applies it to the probabilities of one query, or to their gradients.
+    /// Applies the mask to the probabilities of one query, or to their gradients.
     #[inline(always)]
     pub fn apply(&self, query: usize, row: &mut [f32]) {
         let first = self.first.wrapping_add((query * self.keys) as u32);
@@ -122,7 +122,7 @@ impl HeadDropout {
     }
 }
 
-/// The dropout of one head of the span at `start`.
+/// Returns the dropout of one head of sequence `span`.
 pub fn head_dropout(
     dropout: Option<Dropout>,
     spans: &[Span],
@@ -136,11 +136,11 @@ pub fn head_dropout(
     Some(HeadDropout { dropout, first: (before + head * keys * keys) as u32, keys })
 }
 
-/// Queries of backward taken together, whose part of the keys' gradients is summed in registers: whole groups of [`ROWS`], and
-/// pairs.
+/// Queries per tile of the backward pass, over which the gradients of keys and values are summed in registers. A multiple of
+/// [`ROWS`], and even, so that cells of two rows are whole.
 pub const TILE: usize = 64;
 
-/// The pieces of one head's scratch memory in backward, for `keys` keys.
+/// Lengths of the pieces of one head's scratch memory in the backward pass, for `keys` keys.
 pub fn backward_lengths(keys: usize, head_width: usize) -> [usize; 14] {
     let [rows, panels, scores] = lengths(keys, head_width, TILE);
     [rows, rows, rows, rows, rows, panels, panels, rows, rows, scores, scores, scores, scores, TILE]

@@ -1,17 +1,18 @@
-//! Distillation: at each token α·T²·D(teacher, student) + (1 − α)·cross entropy   (Hinton et al. 2015).
+//! Distillation loss of each token: α·T²·D(teacher, student) + (1 − α)·cross-entropy   (Hinton et al. 2015).
 //!
-//! With p = softmax(u/T) of the teacher's logits u and q = softmax(z/T) of the student's z, D is one of [`Divergence`](ngen3_engine::Divergence). Neither
-//! model's tokens × vocabulary is ever formed: a block of tokens at a time, as in `fused.rs`,
+//! With p = softmax(u/T) of the teacher's logits u and q = softmax(z/T) of the student's logits z, D is a
+//! [`Divergence`](ngen3_engine::Divergence). Neither model's logits of all tokens are ever formed. Blocks of tokens go through
+//! one at a time, as in `fused.rs`:
 //!
 //! ```text
-//! for 12 words, 32 tokens:     z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
-//! when every segment is done:  each token's losses, and what its gradient is made of
-//! for 192 words:               g = ∂loss/∂z, in the orders that the two products read;  dhidden += wteᵀ·g
-//! at the end:                  dwte += gᵀ·hidden
+//! for 12 words, 32 tokens:  z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
+//! after all segments:       losses and gradient factors of each token
+//! for 192 words:            g = ∂loss/∂z, in the layouts that the two products read;  dhiddenᵀ += wteᵀ·g
+//! at the end:               dwte += g·hidden
 //! ```
 //!
-//! Each token's logits are shifted by its target's, as there. A teacher that comes as its k likeliest tokens has no u: g is then
-//! that of the softmax, scaled, with corrections at those tokens (`top_k.rs`).
+//! Each token's logits are shifted by its target's, as in `fused.rs`. A teacher given as its k most likely tokens has no u: g
+//! is then the scaled gradient of the softmax, with corrections at those tokens (`top_k.rs`).
 
 mod gradient;
 mod head;
@@ -36,18 +37,18 @@ use scratch::DistillTiling;
 use soft::{SoftLoss, SoftTarget};
 use top_k::{Corrections, TopK};
 
-/// Destinations of each token's two losses, each `[tokens]`.
+/// Outputs for the two losses of each token, each `[tokens]`.
 pub struct Losses<'a> {
-    /// Cross entropy.
+    /// Cross-entropy, in nats.
     pub cross_entropy: &'a mut [f32],
-    /// T²·D
+    /// T²·D.
     pub divergence: &'a mut [f32],
 }
 
-/// Fills each token's two losses and, where asked, the gradients of their weighted sum.
+/// Fills the two losses of each token and, if requested, the gradients of their weighted sum.
 ///
 /// # Errors
-/// [`Error::Memory`] when the buffers of a block do not fit.
+/// [`Error::Memory`] if the buffers of a block do not fit in memory.
 #[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
 pub fn run<const P: usize>(
     sizes: Sizes,
@@ -67,13 +68,13 @@ pub fn run<const P: usize>(
         _ => None,
     };
     let soft_target = SoftTarget::of(distill);
-    // Of a student alone nothing is tempered.
+    // Without a teacher there is no temperature.
     let temperature = if soft_target == SoftTarget::Alone { 1.0 } else { distill.temperature };
     let tiling = DistillTiling::new(sizes, targets.len(), teacher.map(|(head, ..)| head));
     let (block, wanted) = (tiling.block, tiling.total::<P>());
     if memory.len() < wanted {
         *memory = Buffer::default();
-        *memory = Buffer::zeros(wanted, "the logits of a block of tokens")?;
+        *memory = Buffer::zeros(wanted, "the distillation buffer of a block of tokens")?;
     }
     let mut s = tiling.cut::<P>(memory);
     pack_wte::<P>(sizes, wte, s.wte);
@@ -123,7 +124,7 @@ pub fn run<const P: usize>(
     Ok(())
 }
 
-/// f32s that the buffers of a pass of [`Sizes::tokens`] take.
+/// Length in f32 of the buffers for a pass of [`Sizes::tokens`].
 pub fn numbers<const P: usize>(sizes: Sizes, head: Option<Head>) -> usize {
     DistillTiling::new(sizes, sizes.tokens, head).total::<P>()
 }

@@ -1,17 +1,17 @@
-//! The fused loss on our own kernels: in bf16 (P = 2 elements in a cell) three products, no recomputation; in f32 (P = 1) the first of
-//! them, for losses alone. Gradients in f32 are `strassen/`'s.
+//! Fused loss on our own kernels. In bf16 (P = 2 elements per cell): all three products, without recomputation. In f32 (P = 1):
+//! losses only; `strassen/` has f32 gradients.
 //!
-//! A block of R tokens at a time. The logits are computed with words down and tokens across, so that a tile's vectors run along
-//! the tokens: a token's sum is a vector sum, and e = exp(logit − shift) leaves the registers in the order in which each of
-//! the two products of the backward pass reads it. Words are cut into [`super::tiling::SEGMENTS`], one task each:
+//! Blocks of R tokens go through one at a time. The logits are computed as [words, tokens] (a word is a vocabulary entry), so
+//! that vectors run along the tokens: the sums of 16 tokens are one vector, and e = exp(logit − shift) leaves the registers in
+//! the layouts that the two backward products read. Words are cut into [`super::tiling::SEGMENTS`], one task each:
 //!
 //! ```text
-//! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhidden += wteᵀ·e     (e still in cache)
-//! when every segment is done:     dhidden /= sum,  dwte += eᵀ·(hidden/sum)
+//! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhiddenᵀ += wteᵀ·e     (e still in cache)
+//! after all segments:             dhidden /= sum,  dwte += e·(hidden/sum)
 //! ```
 //!
-//! The shift is the target's logit, so that a token's loss is ln(sum) and e = 1 at the target; what backward subtracts there
-//! is added in f32. Shifting by the target needs no pass to find the largest logit, and cannot overflow before the loss
+//! The shift is the target's logit, so that a token's loss is ln(sum) and e = 1 at the target. The target's term of the
+//! gradient is added separately, in f32. This shift needs no pass to find the largest logit, and cannot overflow until the loss
 //! reaches 79 nats.
 
 use std::f32::consts::LOG2_E;
@@ -28,7 +28,7 @@ use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Accumulate, Mat};
 use crate::layers::embedding;
 
-/// Blocks and segments that a loss is cut into.
+/// Partition of a loss into blocks of tokens and segments of words.
 #[derive(Clone, Copy)]
 pub struct FusedTiling<const P: usize> {
     sizes: Sizes,
@@ -36,17 +36,17 @@ pub struct FusedTiling<const P: usize> {
 }
 
 impl<const P: usize> FusedTiling<P> {
-    /// With gradients, or for losses alone.
+    /// Creates the partition, with or without gradients.
     pub fn new(sizes: Sizes, backward: bool) -> Self {
         Self { sizes, backward }
     }
 
-    /// f32s that [`Self::pack_wte`] fills.
+    /// Length in f32 of the packed embeddings: see [`Self::pack_wte`].
     pub fn packed_wte(&self) -> usize {
         if self.backward { self.sizes.packed_wte::<P>() } else { self.sizes.by_word::<P>() }
     }
 
-    /// Packs the embeddings for the products that there are.
+    /// Packs the embeddings for the logits and, with gradients, for dhidden.
     pub fn pack_wte(&self, wte: &[f32], packed: &mut [f32]) {
         if self.backward {
             tiling::pack_wte::<P>(self.sizes, wte, packed);
@@ -55,13 +55,13 @@ impl<const P: usize> FusedTiling<P> {
         }
     }
 
-    /// Tokens in one block, a multiple of [`NR`].
+    /// Tokens per block, a multiple of [`NR`].
     fn block(&self) -> usize {
         let most = (E_NUMBERS / self.sizes.vocab_size).min(PARTIAL / self.sizes.width);
         (most / NR * NR).clamp(NR, self.sizes.tokens.next_multiple_of(NR))
     }
 
-    /// f32s that a loss needs besides.
+    /// Length in f32 of the scratch memory of [`run`].
     pub fn scratch(&self) -> usize {
         self.lengths().map(padded).iter().sum()
     }
@@ -99,27 +99,27 @@ impl<const P: usize> FusedTiling<P> {
     }
 }
 
-/// One block's buffers; the last four are empty for losses alone. R tokens, width C.
+/// Buffers of one block; the last four are empty without gradients. R tokens, width C.
 struct Scratch<'a> {
-    /// Hidden states times log₂e as B of the logits, panels of [C/P, NR].
+    /// Hidden states times log₂e, packed as B of the logits: panels of [C/P, NR].
     hidden: &'a mut [u32],
-    /// `[R, C]`: what is packed, in f32.
+    /// `[R, C]`: values to pack, in f32.
     scaled_f32: &'a mut [f32],
     /// `[R]`
     shift: &'a mut [f32],
     /// `[segments, R]`
     sums: &'a mut [f32],
-    /// Hidden states over their sums as B of dwte, panels of [R/P, NR].
+    /// Hidden states divided by their sums, packed as B of dwte: panels of [R/P, NR].
     scaled: &'a mut [u32],
     /// `[panels, R/NR, MR, NR/P]`: e with cells along the tokens.
     e: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk with cells along the words.
+    /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk per segment, with cells along the words.
     by_word_e: &'a mut [u32],
-    /// `[segments, R/NR, C, NR]`: each segment's part of dhiddenᵀ.
+    /// `[segments, R/NR, C, NR]`: each segment's partial sum of dhiddenᵀ.
     dhidden: &'a mut [f32],
 }
 
-/// Fills `losses` and, where asked, the gradients: see `run` in `mod.rs`.
+/// Fills `losses` and, if requested, the gradients: see `run` in `mod.rs`.
 pub fn run<const P: usize>(
     tiling: FusedTiling<P>,
     hidden: &[f32],
@@ -135,7 +135,7 @@ pub fn run<const P: usize>(
     for (i, ((hidden, targets), losses)) in blocks.enumerate() {
         let mut s = tiling.cut(scratch);
         let rows = targets.len();
-        // In powers of two from the start: what 2^ costs less than exp is a multiplication for each logit.
+        // Scaled by log₂e once, so that 2^ replaces exp and saves a multiplication per logit.
         let in_bits = &mut s.scaled_f32[..rows * width];
         in_bits.iter_mut().zip(hidden).for_each(|(to, h)| *to = h * LOG2_E);
         pack::<P, NR>(Mat::new(in_bits, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
@@ -169,18 +169,18 @@ pub fn run<const P: usize>(
     }
 }
 
-/// Results that are to come out of the segments.
+/// Results to compute in the segments.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// The sums.
+    /// Only the sums.
     Losses,
-    /// Also the parts of `dhidden`.
+    /// Also the partial sums of `dhidden`.
     Dhidden,
-    /// Also `e`, for the product that follows.
+    /// Also `e`, for the product that computes `dwte`.
     All,
 }
 
-/// Runs every segment over `tiles` panels of tokens: fills of `sums`, `dhidden` and `e` what is wanted.
+/// Runs all segments over `tiles` panels of tokens, and fills those of `sums`, `dhidden` and `e` that are wanted.
 fn segments<const P: usize>(
     tiling: FusedTiling<P>,
     tiles: usize,
@@ -212,7 +212,7 @@ fn segments<const P: usize>(
             let chunk_panel = segment * panels + chunk * CHUNK;
             tokens.pass_by::<P>(chunk_panel, words, sums, |i, j, tile| {
                 let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
-                // Where nobody will read e, every tile goes to one place, which stays in cache.
+                // If e is not read later, every tile is written to the same place, which stays in cache.
                 let own = (chunk * CHUNK + i) * panel_e + j * e_tile::<P>();
                 let tokens = if wanted == Wanted::All { own } else { 0 };
                 exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);
@@ -223,18 +223,18 @@ fn segments<const P: usize>(
     });
 }
 
-/// A block's tokens, as the words see them.
+/// Tokens of a block, as operands of the logits.
 struct Tokens<'a> {
     sizes: Sizes,
-    /// Panels of tokens that hold any.
+    /// Number of panels with tokens.
     tiles: usize,
     hidden: &'a [u32],
     shift: &'a [[f32; NR]],
 }
 
 impl Tokens<'_> {
-    /// Gives `work` each tile of a chunk of words, which begins with panel `chunk_panel`, with the panel's number in the chunk and
-    /// the tokens'.
+    /// Calls `work(i, j, tile)` for each tile of a chunk of words that starts at panel `chunk_panel`: word panel `i` of the
+    /// chunk, token panel `j`.
     #[inline(always)]
     fn pass_by<const P: usize>(
         &self,
@@ -245,7 +245,7 @@ impl Tokens<'_> {
     ) {
         let depth = cells::<P>(self.sizes.width);
         let tokens = self.hidden.chunks_exact(NR * depth).zip(self.shift).zip(sums.as_chunks_mut::<NR>().0);
-        // A panel of tokens stays in the first-level cache while the words pass by.
+        // A panel of tokens stays in the L1 cache while the words stream through.
         for (j, ((b, shift), sums)) in tokens.take(self.tiles).enumerate() {
             for (i, a) in words.chunks_exact(MR * depth).enumerate() {
                 let words = MR.min(self.sizes.vocab_size - (chunk_panel + i) * MR);

@@ -1,11 +1,11 @@
-//! Destinations of the gradients of the loss.
+//! Gradient outputs of the loss.
 
-/// Destinations of the gradients.
+/// Gradient outputs of the loss.
 pub struct Gradients<'a> {
-    /// Factor of all of them.
+    /// Factor of all gradients.
     pub weight: f32,
-    /// `[tokens, width]`: set.
+    /// `[tokens, width]`: overwritten.
     pub dhidden: &'a mut [f32],
-    /// `[vocab_size, width]`: added to; `None` where the embeddings do not learn, and their product is not made.
+    /// `[vocab_size, width]`: accumulated. `None` if the embeddings are frozen, which skips the product.
     pub dwte: Option<&'a mut [f32]>,
 }

@@ -1,12 +1,11 @@
-//! Fused linear cross entropy: the final projection and −log softmax(hidden·wteᵀ)[target] of each token.
+//! Fused linear cross-entropy: the final projection and −log softmax(hidden·wteᵀ)[target] of each token.
 //!
 //! `hidden`: [tokens, width], after `ln_f`; `wte`: [vocab_size, width]; `targets`: [tokens]; `losses`: [tokens].
 //!
-//! The logits of all tokens are never formed (at 8,192 tokens they would take 1.6 GB, their gradient as much again): a block
-//! of tokens at a time goes through its logits, its softmax and both of its products backward. `plain.rs` does this with f32
-//! products on any processor and reads easily; `fused.rs` does the same in the order that our own kernels like, and
-//! `strassen/` where there are gradients in f32, in seven eighths of the multiplications. `distill.rs` adds what a teacher
-//! says; `tiling.rs` is what these three share.
+//! The logits of all tokens are never formed (8,192 tokens would take 1.6 GB, and as much again for the gradient). Instead, one
+//! block of tokens at a time goes through logits, softmax and both backward products. `plain.rs` does this with f32 products on
+//! any processor and is the easiest to read. `fused.rs` does it in an order that suits our own kernels. `strassen/` computes
+//! f32 gradients with 7/8 of the multiplications. `distill.rs` adds a teacher's logits. `tiling.rs` is shared by these three.
 
 mod distill;
 mod fused;
@@ -27,11 +26,11 @@ pub use gradients::Gradients;
 pub use soft_targets::{Distill, Teacher};
 pub use tiling::Sizes;
 
-/// Elements in a cell of operands.
+/// Elements per cell of an operand.
 const F32: usize = 1;
 const BF16: usize = 2;
 
-/// The sizes of one loss, and how it is multiplied.
+/// Sizes and algorithm of one loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     algorithm: Algorithm,
@@ -42,15 +41,15 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Algorithm {
     Plain,
-    /// Without gradients.
+    /// f32 without gradients.
     FusedF32,
     FusedBf16,
-    /// In f32 with gradients.
+    /// f32 with gradients.
     Strassen,
 }
 
 impl Shape {
-    /// With gradients or not. Without, a token's loss is the same whatever stands beside it.
+    /// Chooses the algorithm. Without gradients, a token's loss does not depend on the other tokens of the pass.
     pub fn new(precision: Precision, sizes: Sizes, backward: bool) -> Self {
         let algorithm = match precision {
             Precision::F32 if tiles::kernel::available() && backward => Algorithm::Strassen,
@@ -69,7 +68,7 @@ impl Shape {
         fused::FusedTiling::new(self.sizes, self.backward)
     }
 
-    /// f32s that [`pack_wte`] fills.
+    /// Length in f32 of the packed embeddings: see [`pack_wte`].
     pub fn packed_wte(&self) -> usize {
         match self.algorithm {
             Algorithm::Plain => 0,
@@ -79,7 +78,7 @@ impl Shape {
         }
     }
 
-    /// f32s that [`run`] needs besides.
+    /// Length in f32 of the scratch memory of [`run`].
     pub fn scratch(&self) -> usize {
         let Sizes { tokens, width, vocab_size } = self.sizes;
         match self.algorithm {
@@ -91,7 +90,7 @@ impl Shape {
     }
 }
 
-/// Lays out the embeddings as [`run`] reads them; to be called when they have changed.
+/// Packs the embeddings, `[vocab_size, width]`, as [`run`] reads them. Call it whenever they have changed.
 pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     let _timed = timed(Part::Loss);
     match shape.algorithm {
@@ -102,10 +101,10 @@ pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     }
 }
 
-/// Fills `losses` and, where the shape has them, the gradients of their sum. `wte` comes plain and packed.
+/// Fills `losses` and, if the shape has gradients, the gradients of their sum. `wte` is given plain and packed.
 ///
 /// # Panics
-/// If gradients are asked of a shape without.
+/// If `gradients` does not match the shape.
 pub fn run(
     shape: Shape,
     hidden: &[f32],
@@ -116,7 +115,7 @@ pub fn run(
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Loss);
-    assert_eq!(gradients.is_some(), shape.backward, "gradients, of a shape that has them");
+    assert_eq!(gradients.is_some(), shape.backward, "gradients requested and planned");
     match (shape.algorithm, gradients) {
         (Algorithm::Plain, gradients) => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
         (Algorithm::FusedBf16, gradients) => {
@@ -131,7 +130,7 @@ pub fn run(
     }
 }
 
-/// f32s to which [`distill`]'s memory grows, with a teacher of this width.
+/// Length in f32 to which the `memory` of [`distill`] grows with a teacher of this width.
 pub fn distill_numbers(precision: Precision, sizes: Sizes, teacher_width: usize, quant: Quant) -> usize {
     let head = Some(Head { width: teacher_width, vocab_size: sizes.vocab_size, quant });
     match precision {
@@ -140,10 +139,10 @@ pub fn distill_numbers(precision: Precision, sizes: Sizes, teacher_width: usize,
     }
 }
 
-/// Fills the losses of distillation and, where asked, the gradients of their sum. `memory` grows to what that needs.
+/// Fills the distillation losses and, if requested, the gradients of their weighted sum. `memory` grows as needed.
 ///
 /// # Errors
-/// [`Error::Memory`] when it does not fit.
+/// [`Error::Memory`] if it cannot be allocated.
 #[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
 pub fn distill(
     precision: Precision,
@@ -168,7 +167,7 @@ mod tests {
     use super::*;
     use crate::base::testing::{check_gradient, random};
 
-    /// The definition, in f64.
+    /// Returns the losses by their definition, in f64.
     fn reference(hidden: &[f32], wte: &[f32], targets: &[u32]) -> Vec<f64> {
         let width = hidden.len() / targets.len();
         hidden
@@ -196,13 +195,13 @@ mod tests {
             Self {
                 shape: Shape { algorithm, sizes: Sizes { tokens, width, vocab_size }, backward: true },
                 hidden: random(tokens * width, 1),
-                // Logits of a spread that does not grow with the width.
+                // The spread of the logits does not grow with the width.
                 wte: random(vocab_size * width, 2).iter().map(|w| w * 3.0 / (width as f32).sqrt()).collect(),
                 targets: (0..tokens as u32).map(|t| t * 31 % vocab_size as u32).collect(),
             }
         }
 
-        /// Losses, and with them the gradients of half their sum, where asked.
+        /// Returns the losses and, if requested, the gradients of half their sum.
         fn run(&self, with_gradients: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
             self.run_with(with_gradients, true)
         }
@@ -229,7 +228,7 @@ mod tests {
                 let (losses, dhidden, dwte) = case.run(algorithm != Algorithm::FusedF32);
                 let Case { hidden, wte, targets, .. } = &case;
                 for (found, expected) in losses.iter().zip(reference(hidden, wte, targets)) {
-                    assert!((f64::from(*found) - expected).abs() < 1e-5, "{found}, not {expected}");
+                    assert!((f64::from(*found) - expected).abs() < 1e-5, "expected {expected}, got {found}");
                 }
                 if algorithm == Algorithm::Plain {
                     assert_eq!(losses, case.run(false).0);
@@ -265,7 +264,7 @@ mod tests {
                     assert_eq!(losses, case.run(false).0);
                 }
                 for (found, expected) in losses.iter().zip(&plain.0) {
-                    assert!((found - expected).abs() < loss_tolerance, "{found}, not {expected}");
+                    assert!((found - expected).abs() < loss_tolerance, "expected {expected}, got {found}");
                 }
                 if !with_gradients {
                     continue;
@@ -282,7 +281,7 @@ mod tests {
     #[test]
     fn a_token_that_is_known_loses_no_precision_to_one_that_is_a_surprise() {
         let mut case = Case::new(Algorithm::Plain, 128, 32, 500);
-        // In turn logits that are nearly equal, and logits so far apart that losses reach 50 nats.
+        // Some logits are nearly equal, others so far apart that losses reach 50 nats.
         for (t, hidden) in case.hidden.chunks_exact_mut(32).enumerate() {
             let scale = if t % 3 == 0 { 0.1 } else { 8.0 };
             hidden.iter_mut().for_each(|h| *h *= scale);
@@ -292,15 +291,15 @@ mod tests {
         case.shape.algorithm = Algorithm::Strassen;
         let (losses, found, found_dwte) = case.run(true);
         for t in 0..128 {
-            assert!((losses[t] - expected[t]).abs() < 1e-4, "token {t}: {}, not {}", losses[t], expected[t]);
+            assert!((losses[t] - expected[t]).abs() < 1e-4, "token {t}: expected {}, got {}", expected[t], losses[t]);
             let of = |d: &[f32]| d[t * 32..][..32].to_vec();
             let (found, expected) = (of(&found), of(&dhidden));
             let largest = expected.iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
             for (found, expected) in found.iter().zip(&expected) {
-                assert!((found - expected).abs() < 1e-4 * largest, "token {t}: {found}, not {expected}");
+                assert!((found - expected).abs() < 1e-4 * largest, "token {t}: expected {expected}, got {found}");
             }
         }
-        // A word's gradient is as precise as that of the word that it is added to, a panel away.
+        // A word's gradient is as precise as that of the word, one panel away, that it is added to.
         let row = |d: &[f32], word: usize| d[word * 32..][..32].to_vec();
         let largest = |word| row(&dwte, word).iter().fold(0.0f32, |largest, d| largest.max(d.abs()));
         for word in 0..500 {
@@ -308,15 +307,15 @@ mod tests {
             let other = (pair + (place + 12) % 24).min(499);
             for (found, expected) in row(&found_dwte, word).iter().zip(row(&dwte, word)) {
                 let tolerance = 1e-4 * largest(word).max(largest(other));
-                assert!((found - expected).abs() < tolerance, "word {word}: {found}, not {expected}");
+                assert!((found - expected).abs() < tolerance, "word {word}: expected {expected}, got {found}");
             }
         }
     }
 
     #[test]
     fn in_bf16_the_rounding_of_a_word_cancels_where_the_word_is_certain() {
-        // Every token is all but sure of its target: what remains of the gradient is far smaller than what rounding does to
-        // the target's embedding, and must not drown in it.
+        // Every token's target has a probability near 1: the remaining gradient is far smaller than the rounding error of the
+        // target's embedding, and must not be lost in it.
         let certain = |algorithm| {
             let mut case = Case::new(algorithm, 64, 32, 101);
             for (hidden, &target) in case.hidden.chunks_exact_mut(32).zip(&case.targets) {
@@ -382,7 +381,7 @@ mod tests {
                 targets: vec![1],
             };
             let (losses, dhidden, _) = case.run(algorithm != Algorithm::FusedF32);
-            // Fused, a loss is cut off near 79 nats; the gradient still points away from the wrong word.
+            // The fused loss is clamped near 79 nats; its gradient still points away from the wrong word.
             let expected = if algorithm == Algorithm::Plain { 179_999.0..180_001.0 } else { 79.0..82.0 };
             assert!(expected.contains(&losses[0]), "{algorithm:?} {losses:?}");
             assert!(

@@ -1,8 +1,8 @@
-//! The fused loss in f32.
+//! Fused loss in f32 on any processor.
 //!
-//! In a block, logits turn in place into e = exp(logit − max); with s = Σ e the gradient of a logit is e/s, less 1 at the target.
-//! The division by s is not done there, on tokens × vocabulary elements, but on the rows of the two products, which are
-//! `width` wide.
+//! Within a block, the logits are replaced by e = exp(logit − max). With s = Σ e, the gradient of a logit is e/s, minus 1 at
+//! the target. The division by s is applied not to tokens × vocabulary elements but to the rows of the two products, which have
+//! `width` elements.
 
 use rayon::prelude::*;
 
@@ -10,23 +10,23 @@ use super::gradients::Gradients;
 use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_simd::{exp_and_sum, max, simd};
 
-/// Bytes of logits in one block; they should stay in the last-level cache together with a part of `wte`.
+/// Bytes of logits per block, which should stay in the last-level cache together with a part of `wte`.
 const BLOCK_BYTES: usize = 24 << 20;
 
-/// Tokens in one block at most.
+/// Largest number of tokens per block.
 const MAX_BLOCK: usize = 1024;
 
-/// Tokens that go through the loss together.
+/// Number of tokens per block.
 fn block_tokens(tokens: usize, vocab_size: usize) -> usize {
     (BLOCK_BYTES / 4 / vocab_size).clamp(16, MAX_BLOCK).min(tokens)
 }
 
-/// f32s that [`run`] needs.
+/// Length in f32 of the scratch memory of [`run`].
 pub fn scratch(tokens: usize, width: usize, vocab_size: usize) -> usize {
     block_tokens(tokens, vocab_size) * (vocab_size + width)
 }
 
-/// Fills `losses` and, where asked, the gradients: see `run` in `mod.rs`.
+/// Fills `losses` and, if requested, the gradients: see `run` in `mod.rs`.
 pub fn run(
     hidden: &[f32],
     wte: &[f32],
@@ -69,14 +69,14 @@ pub fn run(
     }
 }
 
-/// `logits = hidden·wteᵀ`, `[rows, vocab_size]`
+/// Computes `logits = hidden·wteᵀ`, `[rows, vocab_size]`.
 fn project(hidden: &[f32], wte: &[f32], rows: usize, logits: &mut [f32]) {
     let (width, vocab_size) = (hidden.len() / rows, logits.len() / rows);
     let (hidden, wte) = (Mat::new(hidden, rows, width), Mat::new(wte, vocab_size, width));
     matmul_f32(MatMut::new(logits, rows, vocab_size), Accumulate::Set, hidden, wte.t(), Threads::All);
 }
 
-/// Turns one token's logits in place into exp(logit − max), less their sum at the target; returns the loss and that sum.
+/// Replaces one token's logits by exp(logit − max), minus their sum at the target. Returns the loss and the sum.
 fn softmax(logits: &mut [f32], target: u32) -> (f32, f32) {
     let target = target as usize;
     simd(

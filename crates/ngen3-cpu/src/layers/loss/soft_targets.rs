@@ -1,39 +1,39 @@
-//! Inputs of a student's loss besides the targets.
+//! Inputs of the distillation loss besides the targets.
 
 use ngen3_engine::{Divergence, Quant};
 
-/// A teacher's output for the tokens of a loss.
+/// Teacher output for the tokens of a loss.
 #[derive(Clone, Copy, Debug)]
 pub enum Teacher<'a> {
-    /// All of it, by its final projection.
+    /// Full distribution, given by the teacher's final projection.
     Head {
-        /// `[tokens, width]` of the teacher's own width: the output of its `ln_f`.
+        /// `[tokens, width]`, with the teacher's width: the output of its `ln_f`.
         hidden: &'a [f32],
         /// `[vocab_size, width]`
         wte: &'a [f32],
-        /// Precision that both are rounded to for their product.
+        /// Rounding of both operands of their product.
         quant: Quant,
     },
-    /// Its most likely tokens at the student's temperature; all others are one lump.
+    /// The k most likely tokens at the student's temperature; the probability of all others is lumped into one.
     TopK {
-        /// Tokens of each position.
+        /// Number of tokens per position.
         k: usize,
         /// `[tokens, k]`
         ids: &'a [u32],
-        /// `[tokens, k]`: logarithms of their tempered probabilities among the whole vocabulary.
+        /// `[tokens, k]`: log-probabilities at the temperature, normalised over the whole vocabulary.
         log_probs: &'a [f32],
     },
 }
 
-/// The teacher's part in what a student learns: the loss is α·T²·D + (1 − α)·cross entropy.
+/// Distillation loss α·T²·D + (1 − α)·cross-entropy, and the teacher's output.
 #[derive(Clone, Copy, Debug)]
 pub struct Distill<'a> {
-    /// Whose probabilities it learns.
+    /// The teacher's output.
     pub teacher: Teacher<'a>,
-    /// T, by which both models' logits are divided.
+    /// Temperature T: the logits of both models are divided by it.
     pub temperature: f32,
-    /// α
+    /// Weight α of the divergence.
     pub alpha: f32,
-    /// D
+    /// Divergence D.
     pub divergence: Divergence,
 }

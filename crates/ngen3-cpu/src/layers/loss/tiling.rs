@@ -1,7 +1,6 @@
-//! Parts that the algorithms of the fused loss share: tasks and chunks, the layout of embeddings, the products backward.
+//! Code shared by the algorithms of the fused loss: tasks and chunks, the layout of the embeddings, the backward products.
 //!
-//! Tiles have words down and tokens across, so that a tile's vectors run along the tokens. `P` elements stand in a cell: two of bf16
-//! or one f32.
+//! Tiles are [words, tokens], so that vectors run along the tokens. A cell has `P` elements: two bf16 or one f32.
 
 use bytemuck::cast_slice_mut;
 use ngen3_model::Config;
@@ -15,33 +14,35 @@ use crate::gemm::tiles::{cells, pack, packed_len, with_workspace};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_simd::{simd, sum_zip};
 
-/// Tasks into which the vocabulary is cut at most; fixed, so that the bits do not depend on the number of threads. GPT-2's is 44
-/// nearly equal ones, which two, four or eleven threads share without waiting for each other.
+/// Largest number of segments of the vocabulary, one task each. Fixed, so that the bits do not depend on the number of threads.
+/// GPT-2's vocabulary gives 44 nearly equal segments, which 2, 4 or 11 threads share without waiting for each other.
 pub(super) const SEGMENTS: usize = 44;
 
-/// Panels of words whose e is kept in the second-level cache for the product that follows.
+/// Panels of words per chunk, whose e stays in the L2 cache for the product that follows.
 pub(super) const CHUNK: usize = 16;
 
-/// Numbers of dhidden in one block, so that a segment's part, which is added to again and again, stays in the second-level cache.
+/// Largest number of elements of dhidden per block, so that a segment's partial sum, which every chunk updates, stays in the L2
+/// cache.
 pub(super) const PARTIAL: usize = 128 << 10;
 
-/// Numbers of e in one block of tokens: 26 MB of bf16, 55 of f32. A smaller block stays in cache until the last product; a larger one
-/// reads the embeddings and adds to their gradient fewer times. Both algorithms that keep e are near their best here.
+/// Elements of e per block of tokens: 26 MB of bf16, 55 MB of f32. A smaller block stays in cache until the last product; a
+/// larger one reads the embeddings and updates their gradient less often. Both algorithms that keep e are near their optimum
+/// here.
 pub(super) const E_NUMBERS: usize = 13 << 20;
 
-/// The sizes of one loss.
+/// Sizes of one loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// Tokens in a pass.
+    /// Number of tokens in the pass.
     pub tokens: usize,
     /// Width of a hidden state.
     pub width: usize,
-    /// Words.
+    /// Vocabulary size.
     pub vocab_size: usize,
 }
 
 impl Sizes {
-    /// Of a pass of `tokens` tokens through a model.
+    /// Sizes for a pass of `tokens` tokens through a model.
     pub fn of(config: &Config, tokens: usize) -> Self {
         Self { tokens, width: config.n_embd, vocab_size: config.vocab_size }
     }
@@ -50,13 +51,13 @@ impl Sizes {
         self.vocab_size.div_ceil(MR)
     }
 
-    /// Whole chunks, so that the channels' panels can be packed a chunk at a time.
+    /// Panels per segment: whole chunks, so that the panels by channel can be packed a chunk at a time.
     pub(super) fn segment_panels(&self) -> usize {
         self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
     }
 
-    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels, each a chunk of words deep; fewer in the
-    /// last.
+    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels over the words of a chunk (fewer in
+    /// the last chunk).
     pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
         packed_len::<P, MR>(self.width, CHUNK * MR)
     }
@@ -65,26 +66,26 @@ impl Sizes {
         self.panels().div_ceil(self.segment_panels())
     }
 
-    /// u32s of the embeddings packed by word.
+    /// Length in cells of the embeddings packed by word.
     pub fn by_word<const P: usize>(&self) -> usize {
         padded(packed_len::<P, MR>(self.vocab_size, self.width))
     }
 
-    /// u32s of the embeddings packed in both orders, to be filled by [`pack_wte`].
+    /// Length in cells of the embeddings packed in both layouts: see [`pack_wte`].
     pub fn packed_wte<const P: usize>(&self) -> usize {
         self.by_word::<P>() + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
     }
 }
 
-/// Packs the embeddings for the product that makes logits of them: panels of words.
+/// Packs the embeddings for the logits: panels of words.
 pub fn pack_words<const P: usize>(sizes: Sizes, wte: &[f32], by_word: &mut [f32]) {
     let Sizes { width, vocab_size, .. } = sizes;
     let by_word = cast_slice_mut(&mut by_word[..packed_len::<P, MR>(vocab_size, width)]);
     pack::<P, MR>(Mat::new(wte, vocab_size, width), by_word);
 }
 
-/// Packs the embeddings for both products that they are part of: panels of words; then, for each chunk of words, panels of
-/// channels. A chunk is read from memory once and turned while it is in cache.
+/// Packs the embeddings for the logits and for dhidden: panels of words; then, for each chunk of words, panels of channels. A
+/// chunk is read from memory once and transposed while it is in cache.
 pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     let Sizes { width, vocab_size, .. } = sizes;
     let (by_word, by_channel) = packed.split_at_mut(sizes.by_word::<P>());
@@ -98,7 +99,7 @@ pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     });
 }
 
-/// Each token's target's logit, of operands rounded as in the product; 0 for tokens past the end.
+/// Fills `shift` with the logit of each token's target, from operands rounded as in the product; 0 past the last token.
 pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
     let width = hidden.len() / targets.len();
     let tiles = shift.par_chunks_mut(NR).zip(hidden.par_chunks(NR * width)).zip(targets.par_chunks(NR));
@@ -116,8 +117,8 @@ pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32
     shift[targets.len()..].fill(0.0);
 }
 
-/// One chunk's part of dhiddenᵀ, `[R/NR, C, NR]`: wteᵀ·e over the words of the panels from `chunk_panel` on, with their e in
-/// `by_word_e` and all of the embeddings packed by channel.
+/// Computes one chunk's share of dhiddenᵀ, `[R/NR, C, NR]`: wteᵀ·e over the words of the chunk that starts at panel
+/// `chunk_panel`, with its e in `by_word_e` and all embeddings packed by channel. Sums are f32.
 pub(super) fn add_chunk<const P: usize>(
     sizes: Sizes,
     tiles: usize,
@@ -139,7 +140,7 @@ pub(super) fn add_chunk<const P: usize>(
     }
 }
 
-/// Adds up what the segments have summed, `[segments, block]`, fills the losses, and returns each token's Σ e.
+/// Adds up the segments' sums, `[segments, block]`, in order; fills the losses; returns each token's Σ e.
 pub(super) fn add_up<'a>(sums: &'a mut [f32], block: usize, losses: &mut [f32]) -> &'a mut [f32] {
     let (sums, others) = sums.split_at_mut(block);
     for others in others.chunks_exact(block) {
@@ -149,10 +150,11 @@ pub(super) fn add_up<'a>(sums: &'a mut [f32], block: usize, losses: &mut [f32]) 
     sums
 }
 
-/// `dhidden[t] = scale[t]·(Σ over segments of their parts) − at_target·wte[target[t]]`; without `scale` the parts have theirs already.
+/// Computes `dhidden[t] = scale[t]·(Σ of the segments' parts) − at_target·wte[target[t]]`. `None` means that the parts are
+/// scaled already.
 ///
-/// The target's embedding is rounded as in the products. Were it not, each word's rounding error would be added up over all the
-/// places where the word is the target, rather than cancel against its probability there.
+/// The target's embedding is rounded as in the products. Otherwise a word's rounding error would add up over all positions with
+/// that target, instead of cancelling against the word's probability there.
 pub(super) fn gather<const P: usize>(
     block: usize,
     wte: &[f32],
@@ -190,7 +192,7 @@ pub(super) fn gather<const P: usize>(
     });
 }
 
-/// `dwte += eᵀ·scaled` over `padded` tokens, where `e` has `tiles` tiles for each panel of words.
+/// Accumulates `dwte += e·scaled` over `padded` tokens, in f32. `e` has `tiles` tiles per panel of words.
 pub(super) fn spread<const P: usize>(
     width: usize,
     tiles: usize,
@@ -202,7 +204,7 @@ pub(super) fn spread<const P: usize>(
     let chunks = dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
     chunks.with_max_len(1).for_each(|(dwte, e)| {
         let panels = dwte.len().div_ceil(MR * width);
-        // A panel of `scaled` stays in the first-level cache while the words pass by.
+        // A panel of `scaled` stays in the L1 cache while the words stream through.
         for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
             let columns = NR.min(width - n * NR);
             for (i, e) in e.chunks_exact(tiles * e_tile::<P>()).take(panels).enumerate() {

@@ -1,4 +1,4 @@
-//! Backward: the gradient of each of the student's logits, in the orders that the two products read, and the first of these.
+//! Backward pass: gradients of the student's logits, in the layouts of the two backward products, and the product for dhidden.
 
 use rayon::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::layers::loss::tiling::{CHUNK, Sizes, add_chunk};
 use ngen3_engine::Divergence;
 use ngen3_simd::{exp, simd};
 
-/// Fills the parts of `dhidden` and, where it is wanted, `g`.
+/// Fills the segments' shares of `dhidden` and, if requested, `g`.
 pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, .. } = soft;
     let DistillTiling { sizes, block, .. } = tiling;
@@ -42,7 +42,7 @@ pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'
                             || gradient_tile(soft, z, u, factors, j * NR, &mut tile[..exist]),
                         );
                         let words = (j * CHUNK * MR / P + (panel - chunk) * MR / P) * NR;
-                        // Where nobody will read g, every tile goes to one place, which stays in cache.
+                        // If g is not read later, every tile is written to the same place, which stays in cache.
                         let tokens = if wants_g { ((panel - first) * across + j) * e_tile::<P>() } else { 0 };
                         lay_out::<P>(&tile, &mut by_word[words..][..e_tile::<P>()], &mut g[tokens..][..e_tile::<P>()]);
                     }
@@ -53,7 +53,7 @@ pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'
         });
 }
 
-/// The gradient of a tile's logits; its tokens begin at `at`.
+/// Computes the gradient of a tile's logits. Its tokens start at `at`.
 #[inline(always)]
 fn gradient_tile(soft: SoftLoss, z: &[f32], u: &[f32], factors: &[f32], at: usize, g: &mut [[f32; NR]]) {
     let SoftLoss { temperature, .. } = soft;

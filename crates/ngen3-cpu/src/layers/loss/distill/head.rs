@@ -1,5 +1,5 @@
-//! A teacher's final projection: its logits, a tile of [`MR`] words by [`NR`] tokens at a time, of operands in the student's
-//! precision or in int8.
+//! Final projection of a teacher: logits in tiles of [`MR`] words by [`NR`] tokens, from operands in the student's precision or
+//! in int8.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
@@ -9,7 +9,7 @@ use crate::gemm::tiles::{cells, pack, packed_len};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_engine::Quant;
 
-/// Its sizes, and what its operands are rounded to: to the student's precision, or further.
+/// Sizes of the projection, and the rounding of its operands: the student's precision, or int8.
 #[derive(Clone, Copy)]
 pub struct Head {
     pub width: usize,
@@ -18,7 +18,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// f32s that the embeddings take, laid out.
+    /// Length in f32 of the packed embeddings.
     pub fn wte_len<const P: usize>(self) -> usize {
         match self.quant {
             Quant::None => packed_len::<P, MR>(self.vocab_size, self.width),
@@ -26,7 +26,7 @@ impl Head {
         }
     }
 
-    /// f32s that the hidden states of so many tokens take, laid out.
+    /// Length in f32 of the packed hidden states of `tokens` tokens.
     pub fn hidden_len<const P: usize>(self, tokens: usize) -> usize {
         match self.quant {
             Quant::None => packed_len::<P, NR>(tokens, self.width),
@@ -34,7 +34,7 @@ impl Head {
         }
     }
 
-    /// Lays out the embeddings, `[vocab_size, width]`.
+    /// Packs the embeddings, `[vocab_size, width]`.
     pub fn lay_out_wte<const P: usize>(self, wte: &[f32], to: &mut [f32]) {
         let wte = Mat::new(wte, self.vocab_size, self.width);
         match self.quant {
@@ -45,7 +45,7 @@ impl Head {
         }
     }
 
-    /// Lays out the hidden states of some tokens, `[tokens, width]`, at the front of `to`.
+    /// Packs the hidden states of some tokens, `[tokens, width]`, at the front of `to`.
     pub fn lay_out_hidden<const P: usize>(self, hidden: &[f32], to: &mut [f32]) {
         let hidden = Mat::new(hidden, hidden.len() / self.width, self.width);
         let to = &mut to[..self.hidden_len::<P>(hidden.n_rows())];
@@ -57,7 +57,7 @@ impl Head {
         }
     }
 
-    /// Both operands, of `tiles` panels of tokens, as they were laid out.
+    /// Views both packed operands, with `tiles` panels of tokens.
     pub fn operands<'a, const P: usize>(self, wte: &'a [f32], hidden: &'a [f32], tiles: usize) -> Operands<'a> {
         let Self { width, vocab_size, quant } = self;
         match quant {
@@ -72,7 +72,7 @@ impl Head {
     }
 }
 
-/// Operands of its products.
+/// Packed operands of the projection.
 #[derive(Clone, Copy)]
 pub enum Operands<'a> {
     /// Panels of [depth, MR] and [depth, NR].
@@ -88,7 +88,7 @@ pub enum Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Fills a tile, `[MR, NR]`, of a panel of words and a panel of tokens.
+    /// Computes the tile, `[MR, NR]`, of logits of one panel of words and one panel of tokens.
     pub fn tile<const P: usize>(self, panel: usize, tokens: usize, logits: &mut [f32]) {
         let logits = &mut MatMut::new(logits, MR, NR);
         match self {

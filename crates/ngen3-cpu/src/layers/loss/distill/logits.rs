@@ -1,4 +1,4 @@
-//! Forward: both models' logits, shifted and in place, their sums over the words, and each token's losses.
+//! Forward pass: shifted logits of both models, in place, their sums over the words, and the losses of each token.
 
 use rayon::prelude::*;
 
@@ -11,10 +11,10 @@ use crate::layers::loss::tiling::Sizes;
 use ngen3_engine::Divergence;
 use ngen3_simd::{exp, simd};
 
-/// Shifted logits are cut off here: beyond, exp would overflow.
+/// Upper limit of the shifted logits: beyond it exp would overflow.
 const MAX_LOGIT: f32 = 80.0;
 
-/// Fills `student`, `teacher` and `sums`.
+/// Fills `student`, `teacher` and `sums` of the scratch memory.
 pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = tiling.sizes;
@@ -26,7 +26,7 @@ pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let (panels, across) = (tiling.sizes.segment_panels(), tiling.block / NR);
     let segment_logits = tiling.segment_tiles() * TILE;
     let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
-    // Without a teacher's head there is nothing to cut up, but as many segments.
+    // Without a teacher's head, every segment gets an empty slice.
     let mut teacher: Vec<&mut [f32]> = teacher.collect();
     teacher.resize_with(tiling.sizes.segments(), Default::default);
     words
@@ -63,7 +63,7 @@ pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
         });
 }
 
-/// Shifts a tile of logits in place, the teacher's also over T, and adds to the sums of its tokens, which begin at `at`.
+/// Shifts a tile of logits in place, divides the teacher's by T, and adds to the sums of its tokens, which start at `at`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of one tile")]
 fn sum_tile(
@@ -108,7 +108,7 @@ fn sum_tile(
     }
 }
 
-/// exp(z), of which exp(z/T) is known: the usual temperatures need no second exponential.
+/// Returns exp(z), given exp(z/T): temperatures 1 and 2 need no second exponential.
 #[inline(always)]
 pub fn untempered(z: f32, tempered: f32, temperature: f32) -> f32 {
     if temperature == 2.0 {
@@ -120,19 +120,19 @@ pub fn untempered(z: f32, tempered: f32, temperature: f32) -> f32 {
     }
 }
 
-/// The numbers of a tile's tokens, as the array that the compiler vectorises over.
+/// Returns the values of a tile's tokens as an array, over which the compiler vectorises.
 #[inline(always)]
 pub fn lanes(numbers: &[f32], at: usize) -> &[f32; NR] {
     numbers[at..].first_chunk().expect("a whole tile of tokens")
 }
 
-/// Keeps exp below infinity; NaN stays NaN, so that a diverged model is noticed.
+/// Clamps `x` so that exp stays finite. NaN stays NaN, so that divergence is noticed.
 #[inline(always)]
 pub fn cut_off(x: f32) -> f32 {
     if x > MAX_LOGIT { MAX_LOGIT } else { x }
 }
 
-/// Adds the segments' sums up in the first; fills the losses and `factors`.
+/// Adds up the segments' sums; fills the losses and `factors`.
 pub fn settle(
     soft: SoftLoss,
     alpha: f32,
@@ -182,7 +182,7 @@ pub fn settle(
     }
 }
 
-/// Adds the sums of all segments to those of the first.
+/// Adds the sums of all segments to those of the first, and zeroes the others.
 fn add_up(sums: &mut [f32], block: usize) {
     let (total, others) = sums.split_at_mut(sum::COUNT * block);
     for others in others.chunks_exact_mut(sum::COUNT * block) {
@@ -193,7 +193,7 @@ fn add_up(sums: &mut [f32], block: usize) {
     }
 }
 
-/// The second look at the logits that the Jensen-Shannon divergence takes: its two sums.
+/// Second pass over the logits, for the two sums of the Jensen-Shannon divergence.
 fn to_mean(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, .. } = soft;
     let (block, across, inverse) = (tiling.block, tiling.block / NR, 1.0 / temperature);
@@ -237,7 +237,7 @@ fn to_mean(soft: SoftLoss, s: &mut Scratch<'_>) {
         });
 }
 
-/// ln(a/m) of a and b by their logarithms, with m = (a + b)/2: ln 2 − ln(1 + b/a), to 1e-6.
+/// Returns ln(a/m) with m = (a + b)/2, from ln a and ln b: ln 2 − ln(1 + b/a), to within 1e-6.
 #[inline(always)]
 pub fn above_mean(ln_a: f32, ln_b: f32) -> f32 {
     let d = ln_b - ln_a;

@@ -1,4 +1,4 @@
-//! The buffers of one block of tokens, and what stands where in them.
+//! Buffers of one block of tokens, and their layout.
 
 use bytemuck::cast_slice_mut;
 
@@ -9,7 +9,7 @@ use crate::gemm::tiles::packed_len;
 use crate::gemm::tiles::softmax::e_tile;
 use crate::layers::loss::tiling::{CHUNK, Sizes};
 
-/// Sums over the words for each token. The names index [`Scratch::sums`].
+/// Indices into [`Scratch::sums`]: sums over the words for each token.
 pub mod sum {
     /// exp(z)
     pub const STUDENT: usize = 0;
@@ -26,7 +26,7 @@ pub mod sum {
     pub const COUNT: usize = 6;
 }
 
-/// Factors of a token's gradient. The names index [`Scratch::factors`].
+/// Indices into [`Scratch::factors`]: factors of each token's gradient.
 pub mod factor {
     /// (1 − α)·weight / Σ exp(z)
     pub const CROSS: usize = 0;
@@ -36,7 +36,7 @@ pub mod factor {
     pub const TEMPERED: usize = 2;
     /// ln Σ exp(u/T)
     pub const TEACHER: usize = 3;
-    /// Number that reverse and Jensen-Shannon divergence subtract.
+    /// Value that the gradients of the reverse and Jensen-Shannon divergences subtract.
     pub const INNER: usize = 4;
     /// 1 / Σ exp(z/T)
     pub const OVER_TEMPERED: usize = 5;
@@ -45,30 +45,30 @@ pub mod factor {
     pub const COUNT: usize = 7;
 }
 
-/// Logits of one model in a block of tokens, 26 MB. Of half as many more would stay in cache, but both models' embeddings would be read
-/// twice as often (4 % slower, measured).
+/// Logits of one model per block of tokens, 26 MB. Half as many would stay in cache better, but the embeddings of both models
+/// would be read twice as often (4 % slower, measured).
 const LOGITS: usize = 13 << 19;
 
-/// Blocks of tokens that the loss of distillation is cut into.
+/// Partition of the distillation loss into blocks of tokens.
 #[derive(Clone, Copy)]
 pub struct DistillTiling {
     pub sizes: Sizes,
-    /// Tokens in a block, a multiple of [`NR`].
+    /// Tokens per block, a multiple of [`NR`].
     pub block: usize,
-    /// The teacher's, if there is any.
+    /// The teacher's final projection, if any.
     pub head: Option<Head>,
 }
 
-/// One block's buffers. R tokens, width C, V words.
+/// Buffers of one block. R tokens, width C.
 pub struct Scratch<'a> {
-    /// The student's embeddings in both orders: see `tiling::pack_wte`.
+    /// The student's embeddings in both layouts: see `tiling::pack_wte`.
     pub wte: &'a mut [f32],
     /// The teacher's operands: see [`Head`].
     pub teacher_wte: &'a mut [f32],
     pub teacher_hidden: &'a mut [f32],
-    /// Hidden states, panels of [cells, NR].
+    /// Hidden states as B of the logits: panels of [C/P, NR].
     pub hidden: &'a mut [u32],
-    /// Hidden states as B of dwte, panels of [R/P, NR].
+    /// Hidden states as B of dwte: panels of [R/P, NR].
     pub by_token: &'a mut [u32],
     /// `[R, C]`, zeros past the last token.
     pub padded_hidden: &'a mut [f32],
@@ -81,13 +81,13 @@ pub struct Scratch<'a> {
     pub sums: &'a mut [f32],
     /// `[panels, R/NR, MR, NR]`: z.
     pub student: &'a mut [f32],
-    /// u/T, or exp(u/T) where a gradient needs no more: for the forward divergence.
+    /// Same shape: u/T, or exp(u/T) for the forward divergence, whose gradient needs no more.
     pub teacher: &'a mut [f32],
     /// `[panels, R/NR, MR, NR/P]`: g with cells along the tokens.
     pub g: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/P, NR]`: g of one chunk with cells along the words.
+    /// `[segments, R/NR, CHUNK·MR/P, NR]`: g of one chunk per segment, with cells along the words.
     pub by_word: &'a mut [u32],
-    /// `[segments, R/NR, C, NR]`: each segment's part of dhiddenᵀ.
+    /// `[segments, R/NR, C, NR]`: each segment's partial sum of dhiddenᵀ.
     pub dhidden: &'a mut [f32],
 }
 
@@ -97,12 +97,12 @@ impl DistillTiling {
         Self { sizes, block, head }
     }
 
-    /// Tiles of a segment.
+    /// Tiles per segment.
     pub fn segment_tiles(&self) -> usize {
         self.sizes.segment_panels() * self.block / NR
     }
 
-    /// f32s that all buffers take.
+    /// Length in f32 of all buffers.
     pub fn total<const P: usize>(&self) -> usize {
         self.lengths::<P>().map(padded).iter().sum()
     }

@@ -1,23 +1,23 @@
-//! Target of the loss of a block of tokens, for both passes over its logits.
+//! Soft target of a block of tokens, shared by the forward and the backward pass.
 
 use super::super::soft_targets::{Distill, Teacher};
 use ngen3_engine::Divergence;
 
 use super::scratch::DistillTiling;
 
-/// Distribution that the softmax of the student is held against.
+/// Distribution to which the student's softmax is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum SoftTarget {
-    /// Nothing: α is 0.
+    /// None: α is 0.
     Alone,
     /// The teacher's logits.
     Head(Divergence),
-    /// Its likeliest tokens.
+    /// The teacher's k most likely tokens.
     TopK,
 }
 
 impl SoftTarget {
-    /// Names what a step of distillation asks for.
+    /// Returns the soft target of a distillation loss.
     pub fn of(distill: &Distill<'_>) -> Self {
         match distill.teacher {
             _ if distill.alpha == 0.0 => Self::Alone,
@@ -27,11 +27,11 @@ impl SoftTarget {
     }
 }
 
-/// Loss of one block of tokens: its sizes, and what it is held against.
+/// Sizes and soft target of the loss of one block of tokens.
 #[derive(Clone, Copy)]
 pub struct SoftLoss {
     pub tiling: DistillTiling,
-    /// Panels of tokens that hold any.
+    /// Number of panels with tokens.
     pub tiles: usize,
     pub temperature: f32,
     pub soft_target: SoftTarget,

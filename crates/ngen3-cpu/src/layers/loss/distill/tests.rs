@@ -1,5 +1,5 @@
-//! Against PyTorch's plain formulas in double precision (`fixtures/make_distill.py`), and against finite differences of its own
-//! losses on sizes with several segments and blocks.
+//! Checks the distillation loss against PyTorch in double precision (`fixtures/make_distill.py`), and its gradients against
+//! finite differences on sizes with several segments and blocks.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ use ngen3_engine::{Divergence, Quant};
 const TOKENS: usize = 6;
 const IGNORED: usize = 2;
 
-/// All rows but the one that does not count.
+/// Returns all rows but the ignored one.
 fn counted<T: Clone>(all: &[T]) -> Vec<T> {
     let width = all.len() / TOKENS;
     all.chunks_exact(width).enumerate().filter(|&(i, _)| i != IGNORED).flat_map(|(_, row)| row.to_vec()).collect()
@@ -49,7 +49,7 @@ fn run(
     let mut run = |dhidden: &mut [f32], dwte: Option<&mut [f32]>| {
         let losses = Losses { cross_entropy: &mut cross_entropy, divergence: &mut divergence };
         let gradients = Some(Gradients { weight, dhidden, dwte });
-        // Whatever the pass before left there.
+        // Stale contents must not matter.
         memory.fill(f32::NAN);
         let run = match precision {
             Precision::F32 => super::run::<1>,
@@ -60,7 +60,7 @@ fn run(
     let mut without_dwte = vec![f32::NAN; hidden.len()];
     run(&mut without_dwte, None);
     run(&mut dhidden, Some(&mut dwte));
-    assert_eq!(dhidden, without_dwte, "whether or not the embeddings learn");
+    assert_eq!(dhidden, without_dwte, "dhidden does not depend on whether dwte is computed");
     Found { cross_entropy, divergence, dhidden, dwte }
 }
 
@@ -98,7 +98,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
                     let expected = expected.as_f64().expect("a number");
                     assert!(
                         (f64::from(found) - expected).abs() < 1e-4 * expected.max(0.1),
-                        "{case}: {found}, {expected}"
+                        "{case}: expected {expected}, got {found}"
                     );
                 };
                 close(mean(&found.cross_entropy), &plain["loss"]);
@@ -117,7 +117,7 @@ fn losses_and_gradients_equal_pytorchs_for_every_divergence_temperature_and_mixt
     }
 }
 
-/// A student and a teacher of other widths, for a vocabulary of several segments.
+/// Student and teacher of different widths, with a vocabulary of several segments.
 struct Case {
     sizes: Sizes,
     hidden: Vec<f32>,

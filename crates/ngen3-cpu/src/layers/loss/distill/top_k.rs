@@ -1,8 +1,8 @@
-//! A teacher that is known by its k likeliest tokens at each place, with all others as one lump.
+//! Teacher given as its k most likely tokens at each position, with the probability of all others lumped into one.
 //!
-//! With p and q the tempered probabilities, K those tokens, p' and q' what is missing to 1, the forward divergence is
-//! Σ over K of p·ln(p/q) + p'·ln(p'/q'), and its gradient with respect to a logit of the student, over T:
-//! q − p in K, q·(1 − p'/q') elsewhere. So every word gets the second, and those in K what is missing to the first.
+//! With probabilities p and q at the temperature, the set K of these tokens, and the rests p' = 1 − Σ p and q' = 1 − Σ q over
+//! K, the forward divergence is Σ over K of p·ln(p/q) + p'·ln(p'/q'). Its gradient with respect to a student logit over T is q
+//! − p in K and q·(1 − p'/q') elsewhere. So every word gets the latter, and the words in K get a correction to the former.
 
 use std::ops::Range;
 
@@ -14,13 +14,13 @@ use crate::gemm::tiles::pack::rounded;
 use crate::layers::embedding;
 use ngen3_simd::sum_zip;
 
-/// Probability below which the lump is taken for nothing: below what f32 tells from 1.
+/// Smallest lumped probability that counts: smaller ones are f32 rounding errors of 1.
 const NOTHING: f32 = 1e-6;
 
-/// The teacher's likeliest tokens in a block.
+/// The teacher's most likely tokens in a block.
 pub struct TopK<'a> {
     k: usize,
-    /// `[tokens, k]`, as is the next.
+    /// `[tokens, k]`, as `log_probs`.
     ids: &'a [u32],
     log_probs: &'a [f32],
 }
@@ -33,7 +33,7 @@ pub struct Corrections<'a> {
 }
 
 impl<'a> TopK<'a> {
-    /// Takes the likeliest tokens at these places, if the teacher is of this kind and counts.
+    /// Returns the most likely tokens at these positions, if the teacher is given in this form and α > 0.
     pub fn of(distill: &Distill<'a>, tokens: Range<usize>) -> Option<Self> {
         match distill.teacher {
             Teacher::TopK { k, ids, log_probs } if distill.alpha > 0.0 => {
@@ -44,7 +44,8 @@ impl<'a> TopK<'a> {
         }
     }
 
-    /// Fills the divergences, times T², scales the tokens' soft factors by 1 − p'/q', and returns the rest of the gradient.
+    /// Fills the divergences, times T², scales each token's soft factor by 1 − p'/q', and returns the corrections to the
+    /// gradient.
     #[expect(clippy::too_many_arguments, reason = "the operands of the loss, each of which the caller has at hand")]
     pub fn settle<const P: usize>(
         self,
@@ -93,7 +94,7 @@ impl<'a> TopK<'a> {
 }
 
 impl Corrections<'_> {
-    /// Adds them, as the logits' gradients that they are, to those of the hidden states.
+    /// Adds the contribution of these logit gradients to the gradient of the hidden states.
     pub fn add_to_hidden<const P: usize>(&self, wte: &[f32], dhidden: &mut [f32]) {
         let Self { k, ids, values } = self;
         let width = dhidden.len() * k / ids.len();
@@ -107,7 +108,7 @@ impl Corrections<'_> {
         );
     }
 
-    /// Adds them to the gradients of the embeddings.
+    /// Adds their contribution to the gradient of the embeddings.
     pub fn add_to_embeddings(&self, hidden: &[f32], dwte: &mut [f32]) {
         embedding::scatter_scaled(self.ids, &self.values, self.k, hidden, dwte);
     }

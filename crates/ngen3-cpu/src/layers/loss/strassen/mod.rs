@@ -1,18 +1,18 @@
-//! The fused loss in f32 on our own kernels: three products in seven eighths of their multiplications.
+//! Fused loss with gradients in f32 on our own kernels: three products with 7/8 of their multiplications.
 //!
-//! The same as `fused.rs` in bf16, by way of sums of blocks: see [`crate::gemm::tiles::strassen`] for what these are. Always
-//! with gradients: losses alone are `fused.rs`'s, where no token is mixed with another. A block of R tokens at a time; words
-//! are cut into segments, one task each, and these into chunks whose tiles stay in cache:
+//! Computes the same as `fused.rs`, but from sums of blocks: see [`crate::gemm::tiles::strassen`]. Losses without gradients use
+//! `fused.rs`, where no token is mixed with another. Blocks of R tokens go through one at a time. Words are cut into segments,
+//! one task each, and segments into chunks whose tiles stay in cache:
 //!
 //! ```text
 //! each segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e
-//! then each:      p = e/sum;  dhidden += wteᵀ·p,  dwte += pᵀ·hidden
+//! then each:      p = e/sum;  dhiddenᵀ += wteᵀ·p,  dwte += p·hidden
 //! ```
 //!
-//! Unlike there, e is divided by its token's sum before anything is multiplied with it, since tokens are added up: the
-//! exponentials of one may be a million times those of another, its probabilities are not. So both products wait for all words.
+//! Unlike in `fused.rs`, e is divided by its token's sum before the backward products, since tokens are added to each other: one
+//! token's exponentials may be a million times another's, its probabilities are not. So both products wait for all words.
 //!
-//! `tiling.rs` has the sizes and the buffers, `sums.rs` makes sums of the embeddings and the hidden states.
+//! `tiling.rs` has the sizes and buffers, `sums.rs` the sums of blocks of the embeddings and the hidden states.
 
 mod sums;
 mod tiling;
@@ -33,18 +33,18 @@ use crate::layers::embedding;
 use ngen3_simd::simd;
 use tiling::{CHUNK, PAIRS, PART, StrassenTiling, TOKENS, by_pair};
 
-/// f32s of the packed embeddings.
+/// Length in f32 of the packed embeddings.
 pub fn packed_wte(sizes: Sizes) -> usize {
     let tiling = StrassenTiling::new(sizes);
     tiling.chunks * (tiling.by_word() + tiling.by_channel())
 }
 
-/// f32s that a loss needs besides.
+/// Length in f32 of the scratch memory of [`run`].
 pub fn scratch(sizes: Sizes) -> usize {
     StrassenTiling::new(sizes).scratch()
 }
 
-/// Packs the embeddings for both products that they are part of.
+/// Packs the embeddings for the logits and for dhidden.
 pub fn pack_wte(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     sums::pack_wte(StrassenTiling::new(sizes), wte, packed);
 }
@@ -83,7 +83,7 @@ pub fn run(
 
         let Gradients { weight, dhidden, dwte } = &mut gradients;
         let weight = *weight;
-        // What makes an exponential a gradient; nothing past the last token.
+        // Factors that turn exponentials into gradients; 0 past the last token.
         let scale = sums;
         scale[..rows].iter_mut().for_each(|sum| *sum = weight / *sum);
         scale[rows..].fill(0.0);
@@ -110,7 +110,7 @@ pub fn run(
     }
 }
 
-/// One segment's e and its part of each token's sum; its words begin with `first_word`.
+/// Computes one segment's e and its share of each token's sum. Its words start at `first_word`.
 fn forward(
     tiling: StrassenTiling,
     first_word: usize,
@@ -127,7 +127,7 @@ fn forward(
         for (chunk, words) in words.chunks_exact(tiling.by_word()).enumerate() {
             let first_word = first_word + chunk * CHUNK;
             for (j, (shift, sums)) in shift.iter().zip(sums.iter_mut()).enumerate() {
-                // A product's tile of hidden states stays in the first-level cache while its words pass by.
+                // A product's tile of hidden states stays in the L1 cache while its words stream through.
                 let products = words.chunks_exact(PART * half).zip(logits.chunks_exact_mut(StrassenTiling::logits()));
                 for (m, (words, logits)) in products.enumerate() {
                     let b = &hidden[(m * tiling.pairs + j) * half * NR..][..half * NR];
@@ -152,7 +152,7 @@ fn forward(
     });
 }
 
-/// One segment's part of dhiddenᵀ, `[R/NR, C, NR]`, which is set, and its words of dwte, which are added to.
+/// Overwrites one segment's share of dhiddenᵀ, `[R/NR, C, NR]`, and accumulates its words of dwte.
 fn backward(
     tiling: StrassenTiling,
     channels: &[f32],
@@ -191,7 +191,7 @@ fn backward(
     });
 }
 
-/// Product `m` of dwte over one chunk, whose words begin with `first_word` of `dwte`.
+/// Adds product `m` of one chunk to dwte. The chunk's words start at `first_word` of `dwte`.
 fn add_to_dwte(
     tiling: StrassenTiling,
     first_word: usize,
@@ -204,7 +204,7 @@ fn add_to_dwte(
     let StrassenTiling { width, half, .. } = tiling;
     let words = dwte.len() / width;
     for n in 0..tiling.columns() {
-        // Stays in the first-level cache while the words pass by.
+        // Stays in the L1 cache while the words stream through.
         let b = &hidden[(m * tiling.columns() + n) * NR * tiling.block() / 2..][..depth * NR];
         for pair in 0..PAIRS {
             let mut places = [Place::default(); 2];
@@ -214,7 +214,7 @@ fn add_to_dwte(
                 let (row, col) = (first_word + (2 * pair + part) * MR, n * NR + if second { half } else { 0 });
                 let end = if second { width } else { half };
                 if row < words && col < end {
-                    // Hidden states were multiplied by log₂e.
+                    // Undoes the factor log₂e of the hidden states.
                     let weight = f32::from(weight) * LN_2;
                     *place =
                         Place { at: row * width + col, rows: MR.min(words - row), cols: NR.min(end - col), weight };
@@ -225,7 +225,7 @@ fn add_to_dwte(
     }
 }
 
-/// Adds the products up to dhiddenᵀ.
+/// Combines the seven products into dhiddenᵀ.
 fn settle(tiling: StrassenTiling, pairs: usize, products: &[f32], dhidden: &mut [f32]) {
     simd(
         #[inline(always)]

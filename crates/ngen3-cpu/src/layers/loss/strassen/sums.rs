@@ -1,4 +1,4 @@
-//! The sums of blocks of embeddings and of hidden states, laid out as the products read them.
+//! Sums of blocks of the embeddings and the hidden states, packed as the products read them.
 
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
@@ -11,7 +11,8 @@ use crate::gemm::tiles::strassen::{CHANNELS, HIDDEN, WORDS};
 use crate::gemm::tiles::with_workspace;
 use ngen3_simd::simd;
 
-/// Lays out the sums of the embeddings: of each chunk all products by word, [`StrassenTiling::by_word`]; then of each chunk all by channel.
+/// Packs the sums of the embeddings: for each chunk the operands of all products by word ([`StrassenTiling::by_word`]), then for
+/// each chunk those by channel.
 pub fn pack_wte(tiling: StrassenTiling, wte: &[f32], packed: &mut [f32]) {
     let StrassenTiling { width, half, .. } = tiling;
     let (by_word, by_channel) = packed.split_at_mut(tiling.chunks * tiling.by_word());
@@ -32,7 +33,7 @@ pub fn pack_wte(tiling: StrassenTiling, wte: &[f32], packed: &mut [f32]) {
     });
 }
 
-/// Lays out the sums of `pairs` pairs of tiles of hidden states, in the orders of [`super::tiling::Scratch`].
+/// Packs the sums of `pairs` pairs of tiles of hidden states, in the layouts of [`super::tiling::Scratch`].
 pub fn pack_hidden(tiling: StrassenTiling, pairs: usize, hidden: &[f32], by_channel: &mut [f32], by_token: &mut [f32]) {
     let StrassenTiling { width, half, .. } = tiling;
     let rows = pairs * NR;
@@ -52,9 +53,9 @@ pub fn pack_hidden(tiling: StrassenTiling, pairs: usize, hidden: &[f32], by_chan
     });
 }
 
-/// Fills `sums`, `[rows, half]`, with sums of four blocks of `source`, `[sources, width]`: of both parts of the channels, and
-/// of groups of `R` rows in turn one part and the other, each as often as `weights[part of the rows][part of the channels]`. What `source`
-/// has not counts nothing.
+/// Fills `sums`, `[rows, half]`, with weighted sums of the four blocks of `source`, `[sources, width]`. The parts of the rows
+/// alternate in groups of `R`; the parts of the channels are the halves. `weights` is indexed by the part of the rows, then of
+/// the channels. Rows and channels past the end of `source` count as 0.
 fn add_up<const R: usize>(source: &[f32], width: usize, weights: [[i8; 2]; 2], sums: &mut [f32]) {
     let half = width.div_ceil(2);
     simd(
@@ -75,7 +76,7 @@ fn add_up<const R: usize>(source: &[f32], width: usize, weights: [[i8; 2]; 2], s
     );
 }
 
-/// `to += weight·from` for a weight of −1, 0 or 1, as far as `from` goes.
+/// Accumulates `to += weight·from` for a weight of −1, 0 or 1, over the length of `from`.
 #[inline(always)]
 pub fn add(weight: i8, from: &[f32], to: &mut [f32]) {
     match weight {
