@@ -1,5 +1,5 @@
-//! The whole model against PyTorch's numbers (`fixtures/make_parity.py`) and against finite differences, on odd sizes:
-//! width 12, 3 heads, 5 sequences of 5 tokens, vocabulary 97.
+//! Checks the whole model against PyTorch (`fixtures/make_parity.py`) and against finite differences, on odd sizes: width 12, 3
+//! heads, 5 sequences of 5 tokens, vocabulary 97.
 
 mod fixtures;
 
@@ -28,7 +28,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
         let mut engine = engine(&config, 2);
         let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         let expected_loss = expected["loss"].as_f64().expect("a number");
-        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
+        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "expected {expected_loss}, got {loss}");
         let (found, expected) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
         for param in &ParamList::new(&config) {
             let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
@@ -51,8 +51,11 @@ fn a_hundred_steps_follow_pytorchs() {
             let found =
                 engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
             let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
-            assert!((f64::from(found) - loss).abs() < 1e-3, "step {step}: {found}, not {loss}");
-            assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-2, "step {step}: norm {found_norm}, not {norm}");
+            assert!((f64::from(found) - loss).abs() < 1e-3, "step {step}: expected {loss}, got {found}");
+            assert!(
+                (f64::from(found_norm) / norm - 1.0).abs() < 1e-2,
+                "step {step}: expected norm {norm}, got {found_norm}"
+            );
         }
     }
 }
@@ -81,7 +84,8 @@ fn gradients_match_finite_differences_with_dropout() {
             let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
             let expected = (4.0 * narrow - wide) / 3.0;
             let error = (f64::from(grads[index]) - expected).abs();
-            assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name(), grads[index]);
+            let (name, found) = (param.name(), grads[index]);
+            assert!(error < 2e-3 * largest + 3e-4, "{name} at {index}: expected {expected}, got {found}");
         }
     }
 }
@@ -106,7 +110,7 @@ fn micro_batches_add_up_to_the_whole_batch() {
     }
     assert!((total - loss).abs() < 1e-5);
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
-        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+        assert!((found - expected).abs() < 1e-5, "expected {expected}, got {found}");
     }
 }
 
@@ -122,7 +126,7 @@ fn sequences_of_any_length_give_what_each_gives_alone() {
         .zip(1..)
         .map(|(&len, seed)| {
             let (inputs, mut targets) = (ids(len, seed), ids(len, seed + 100));
-            // Every third is ignored.
+            // Every third target is ignored.
             targets.iter_mut().skip(1).step_by(3).for_each(|target| *target = IGNORE);
             whole.push(&inputs, &targets);
             let mut sequence = Batch::default();
@@ -150,7 +154,7 @@ fn sequences_of_any_length_give_what_each_gives_alone() {
         engine.forward_backward(sequence, Backward { weight, ..Backward::default() }).expect("a valid sequence");
     }
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
-        assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+        assert!((found - expected).abs() < 1e-5, "expected {expected}, got {found}");
     }
 }
 
@@ -177,8 +181,8 @@ fn a_sequence_that_continues_another_gives_what_both_give_as_one() {
         expected.extend(&engine.losses(&whole).expect("a valid sequence")[11..]);
     }
     assert_eq!(found.len(), expected.len());
-    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
-    assert!(engine.forward_backward(&shared, Backward::default()).is_err(), "losses only");
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "expected {expected:?}, got {found:?}");
+    assert!(engine.forward_backward(&shared, Backward::default()).is_err(), "continued sequences have no gradient");
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn the_same_bits_on_any_number_of_threads() {
     }
 }
 
-/// Feeds as many tokens to each of the sequences from 0 on.
+/// Feeds `tokens[i]` to sequence i.
 fn feed_all<'a>(decoder: &'a mut dyn Decoder, tokens: &[Vec<u32>]) -> Result<&'a [f32], Error> {
     let feeds: Vec<_> = tokens.iter().enumerate().map(|(sequence, tokens)| Feed { sequence, tokens }).collect();
     decoder.feed(&feeds)
@@ -235,29 +239,29 @@ fn decoding_gives_what_the_whole_sequence_gives() {
     }
     assert_eq!((fed, logits.len()), (80, expected.len()));
     for (found, expected) in logits.iter().zip(&expected) {
-        assert!((found - expected).abs() < 1e-4, "{found}, not {expected}");
+        assert!((found - expected).abs() < 1e-4, "expected {expected}, got {found}");
     }
-    assert!(feed_all(&mut *parts, &take(0, 1)).is_err(), "the block is full");
+    assert!(feed_all(&mut *parts, &take(0, 1)).is_err(), "the context is full");
     (0..sequences).for_each(|sequence| parts.clear(sequence));
     assert!(feed_all(&mut *parts, &[vec![97], vec![0], vec![0]]).is_err(), "outside the vocabulary");
     assert!((0..sequences).all(|sequence| parts.len(sequence) == 0));
     assert!(engine.decoder(0).is_err(), "no sequences");
 }
 
-/// A sequence among others, and the same one alone.
+/// A sequence decoded together with others, and a decoder of its own to compare with.
 struct Pair<'a> {
-    /// All of its tokens.
+    /// Tokens so far.
     tokens: Vec<u32>,
     alone: Box<dyn Decoder + 'a>,
-    /// True if all of it went through the same products in both.
+    /// True if both decoders used the same kind of product for all tokens.
     exact: bool,
 }
 
-/// Up to so many tokens go through products that take each by itself.
+/// Largest number of tokens that use products row by row, as `FEW_ROWS` in `layers/linear.rs`.
 const FEW_TOKENS: usize = 8;
 
-/// Feeds of these lengths at random: sequences begin, grow and end at any step, each held against the same one in a decoder of
-/// its own. Returns how many feeds' logits were near those, and how many the same.
+/// Feeds random lengths from `lengths`: sequences start, grow and end at any step. Compares each with the same sequence in a
+/// decoder of its own. Returns how many feeds had close logits, and how many identical ones.
 fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> [usize; 2] {
     const SLOTS: usize = 4;
     let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
@@ -267,7 +271,7 @@ fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> 
     let mut compared = [0, 0];
     for step in 0..80 {
         let mut feeds: Vec<(usize, Vec<u32>)> = Vec::new();
-        // Another one comes first each time.
+        // The order of the slots rotates.
         for slot in (0..SLOTS).map(|slot| (slot + step as usize) % SLOTS) {
             let n = lengths[(hashed(step * 8 + slot as u64) * 8.0) as usize];
             if pairs[slot].tokens.len() + n > block {
@@ -309,11 +313,11 @@ fn each_of_several_sequences_decodes_as_it_does_alone() {
         let options = Options { threads: 2, dtype, quant, ..Options::default() };
         let engine = CpuEngine::new(config.clone(), params(&config), options).expect("a valid shape");
         let [near, exact] = decode_at_random(&engine, [0, 0, 1, 1, 1, 2, 2, 2], tolerance);
-        assert!(near == 0 && exact > 200, "few tokens at a time: {near} {exact}");
+        assert!(near == 0 && exact > 200, "a few tokens per step: {near} {exact}");
         let [near, exact] = decode_at_random(&engine, [0, 0, 0, 0, 0, 1, 12, 30], tolerance);
-        assert!(near > 50 && exact > 20, "prompts among them: {near} {exact}");
+        assert!(near > 50 && exact > 20, "with prompts: {near} {exact}");
 
-        // However many go through together, a sequence sees nothing of what others hold.
+        // A sequence's logits do not depend on the tokens of the others.
         let beside = |other: u32| {
             let mut decoder = engine.decoder(2).expect("memory");
             let (own, other): (Vec<u32>, Vec<u32>) = (0..20).map(|t| (t * t % 97, (other + 5 * t) % 97)).unzip();
@@ -339,12 +343,12 @@ fn what_a_decoder_refuses_leaves_every_sequence_as_it_was() {
     alone.feed(&[feed(0, &[5, 6, 7])]).expect("room");
     let good = feed(0, &[2]);
     for (wrong, reason) in [
-        (vec![], "nothing is fed"),
+        (vec![], "expected at least 1 sequence to feed"),
         (vec![good, feed(2, &[8]), good], "twice"),
-        (vec![good, feed(3, &[8])], "no sequence 3"),
+        (vec![good, feed(3, &[8])], "sequence 3 is out of range"),
         (vec![good, feed(2, &[])], "no tokens"),
-        (vec![good, feed(2, &[8, 9, 10])], "do not fit in a block of 5"),
-        (vec![good, feed(1, &[0; 6])], "do not fit in a block of 5"),
+        (vec![good, feed(2, &[8, 9, 10])], "exceed the context length of 5"),
+        (vec![good, feed(1, &[0; 6])], "exceed the context length of 5"),
         (vec![good, feed(2, &[97])], "token 97 is outside the vocabulary"),
     ] {
         let error = decoder.feed(&wrong).expect_err(reason).to_string();
@@ -353,7 +357,7 @@ fn what_a_decoder_refuses_leaves_every_sequence_as_it_was() {
     }
     let expected = alone.feed(&[feed(0, &[8])]).expect("room").to_vec();
     assert_eq!(decoder.feed(&[feed(2, &[8]), good]).expect("room")[..97], expected);
-    // Another one begins where a sequence was cleared, and none of the others is changed by it.
+    // A new sequence starts in a cleared slot and leaves the others unchanged.
     decoder.clear(0);
     let first = decoder.feed(&[feed(0, &[5, 6, 7]), feed(2, &[9])]).expect("room").to_vec();
     assert_eq!([0, 1, 2].map(|sequence| decoder.len(sequence)), [3, 0, 5]);
@@ -367,7 +371,7 @@ fn what_a_decoder_refuses_leaves_every_sequence_as_it_was() {
 fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
     let config = Config::new(2, 4, 64, 40, 301);
     let tokens: Vec<u32> = (0..30u64).map(|t| (hashed(t) * 301.0) as u32).collect();
-    // The logits after the last token, fed in one pass and a token at a time.
+    // The logits after the last token, with all tokens fed at once and one at a time.
     let logits = |dtype, quant| {
         let params = ParamList::new(&config).init(1).iter().map(|p| p * 5.0).collect();
         let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant, ..Options::default() })
@@ -387,7 +391,7 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
     let (exact, exact_steps) = logits(Dtype::F32, Quant::None);
     assert!(distance(&exact_steps, &exact) < 1e-5);
     let (at_once, one_by_one) = logits(Dtype::F32, Quant::Int8);
-    assert!(distance(&one_by_one, &at_once) < 1e-5, "a prompt goes through the same int8 weights");
+    assert!(distance(&one_by_one, &at_once) < 1e-5, "a prompt uses the same int8 weights");
     let error = distance(&at_once, &exact);
     assert!(error > 1e-4 && error < 0.05, "int8: {error}");
     let (_, one_by_one) = logits(Dtype::Auto, Quant::None);
@@ -429,9 +433,12 @@ fn wrong_input_is_an_error() {
     }
     assert!(
         engine.forward_backward(&good, Backward { dropout: 1.0, ..Backward::default() }).is_err(),
-        "everything would be dropped"
+        "dropout 1 would drop everything"
     );
     assert!(engine.loss(&good).is_ok());
     assert!(CpuEngine::new(config.clone(), vec![0.0; 3], Options::default()).is_err(), "too few parameters");
-    assert!(CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(), "12 / 5");
+    assert!(
+        CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(),
+        "5 does not divide 12"
+    );
 }

@@ -1,18 +1,19 @@
-//! Where the activations of a training step live: one allocation, laid out for a pass's shape.
+//! Arena for the activations of a training step: one allocation, laid out for the shape of a pass.
 //!
-//! With N tokens and C = width, each transformer block keeps its input and what its backward needs besides (10·C numbers a
-//! token together); what can be made again cheaply (LayerNorm's and GELU's outputs) lives in a workspace that all share:
+//! With N tokens and C = width, each transformer block keeps its input and the activations for its backward pass, together
+//! about 10·C values per token. Outputs that are cheap to recompute (of LayerNorm and GELU) live in a workspace shared by all
+//! blocks:
 //!
 //! ```text
-//! packed embeddings │ streams: each block's input [N, C], the last one's output │ what each block keeps │ workspace
+//! packed embeddings │ streams: each block's input [N, C], the last one's output │ saved activations of each block │ workspace
 //! ```
 //!
-//! The embeddings stand first, where the next pass of the same batch finds them whatever its size. How much is kept is the
-//! mode's [`Checkpointing`]: with inputs only, one block's room serves all, and backward runs a block again before it goes back through
-//! it; with nothing, two streams take turns as input and output too. The workspace is cut up twice: once for the loss (a block of
-//! it), once for the layers. Both never hold anything at the same time.
+//! The embeddings come first, so that later passes of the same batch find them whatever their size. [`Checkpointing`] sets how
+//! much is kept. With inputs only, all blocks share the memory of one, and the backward pass first recomputes each block. With
+//! nothing, two streams also alternate as input and output. The loss and the layers use the same workspace, but never at the
+//! same time.
 //!
-//! A large batch goes through in several passes (`batch_plan.rs`) whose gradients add up; the arena is as large as the largest.
+//! A large batch runs in several passes (`batch_plan.rs`) whose gradients add up. The arena is sized for the largest pass.
 
 use ngen3_engine::{Error, Options};
 use ngen3_model::{Config, Target};
@@ -21,52 +22,52 @@ use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
 use crate::layers::{attention, layernorm, lora, loss};
 
-/// The model that activations are of, and how it is computed.
+/// Model, precision and threads that an arena is sized for.
 #[derive(Clone, Copy)]
 pub struct ArenaSpec<'a> {
     pub config: &'a Config,
     pub precision: Precision,
-    /// Of the adapters; 0 without.
+    /// Rank of the adapters; 0 without.
     pub rank: usize,
     pub threads: usize,
 }
 
 impl ArenaSpec<'_> {
-    /// Numbers in the arena of passes of so many tokens.
+    /// Length in f32 of an arena for passes of `tokens` tokens.
     pub fn numbers(&self, tokens: usize, mode: ForwardMode) -> usize {
         Layout::new(self, tokens, mode).total()
     }
 }
 
-/// How much a pass keeps of the blocks that it has gone through.
+/// Activations of the blocks that a forward pass keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// Nothing: there is no backward.
+    /// None: there is no backward pass.
     #[default]
     Nothing,
-    /// The input of each, from which backward computes the rest again.
+    /// The input of each block, from which the backward pass recomputes the rest.
     Inputs,
-    /// All that backward reads.
+    /// All activations that the backward pass reads.
     All,
 }
 
 impl Checkpointing {
-    /// How much training keeps with these options.
+    /// Returns the setting for training with these options.
     pub fn of(options: Options) -> Self {
         if options.recompute { Self::Inputs } else { Self::All }
     }
 }
 
-/// Activations that a forward pass leaves in the arena.
+/// Contents of the arena for a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardMode {
-    /// How much of each block is kept for its backward.
+    /// Activations kept for the backward pass.
     pub keep: Checkpointing,
-    /// The packed embeddings and the workspace of the plain loss.
+    /// Includes the packed embeddings and the workspace of the plain loss.
     pub loss: bool,
 }
 
-/// The allocation and the shape that it is laid out for.
+/// Allocation and current layout.
 #[derive(Debug, Default)]
 pub struct Arena {
     data: Buffer,
@@ -77,9 +78,9 @@ pub struct Arena {
 struct Layout {
     tokens: usize,
     width: usize,
-    /// Blocks' inputs and outputs that there is room for; layers that stand as many apart use the same.
+    /// Number of stream buffers; layers whose distance is a multiple of it share one.
     streams: usize,
-    /// Blocks that there is room for, in the same way.
+    /// Number of buffers of saved activations, shared in the same way.
     blocks: usize,
     backward: bool,
     heads: usize,
@@ -115,33 +116,33 @@ impl Layout {
         }
     }
 
-    /// One stream.
+    /// Length of one stream.
     fn stream(&self) -> usize {
         padded(self.tokens * self.width)
     }
 
-    /// The pieces of [`Saved`], in its order.
+    /// Length of the pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
         [n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, self.lora()].map(padded).iter().sum()
     }
 
-    /// What the adapters of one block save.
+    /// Length of the activations that one block's adapters save.
     fn lora(&self) -> usize {
         Target::ALL.len() * self.tokens * self.rank
     }
 
-    /// Memory that one adapter needs besides: see [`lora::LoraActivations`].
+    /// Length of the scratch memory of one adapter: see [`lora::LoraActivations`].
     fn lora_scratch(&self) -> usize {
         lora::scratch(self.rank, 5 * self.width, self.tokens)
     }
 
-    /// The pieces of [`Layers`].
+    /// Length of the pieces of [`Layers`].
     fn layers_workspace(&self) -> usize {
         padded(self.wide()) + padded(self.dwide()) + padded(self.attention)
     }
 
-    /// Of what is four times as wide as the stream.
+    /// Length of the MLP's hidden layer, 4 × width.
     fn wide(&self) -> usize {
         self.tokens * 4 * self.width
     }
@@ -150,12 +151,12 @@ impl Layout {
         if self.backward { self.wide() } else { 0 }
     }
 
-    /// Of a gradient of the stream.
+    /// Length of a gradient of the stream.
     fn dstream(&self) -> usize {
         if self.backward { self.tokens * self.width } else { 0 }
     }
 
-    /// What stands in the arena, in its order.
+    /// Length of the whole arena.
     fn total(&self) -> usize {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
         let blocks = self.streams * self.stream() + self.blocks * self.block();
@@ -166,7 +167,7 @@ impl Layout {
     }
 }
 
-/// What one transformer block keeps for its backward besides its input. N tokens, width C.
+/// Activations that one transformer block saves for its backward pass, besides its input. N tokens, width C.
 pub struct Saved<'a> {
     /// `[N]`
     pub ln_1_mean: &'a mut [f32],
@@ -174,29 +175,29 @@ pub struct Saved<'a> {
     pub ln_1_rstd: &'a mut [f32],
     /// `[N, 3·C]`
     pub qkv: &'a mut [f32],
-    /// `[heads, tokens]` of each sequence, one after the other.
+    /// `[heads, tokens]` per sequence: log of the softmax denominators.
     pub lse: &'a mut [f32],
-    /// `[N, C]`: attention's output before its projection.
+    /// `[N, C]`: output of attention before its projection.
     pub att: &'a mut [f32],
-    /// `[N, C]`: the stream between attention and MLP.
+    /// `[N, C]`: residual stream between attention and MLP.
     pub x_mid: &'a mut [f32],
     /// `[N]`
     pub ln_2_mean: &'a mut [f32],
     /// `[N]`
     pub ln_2_rstd: &'a mut [f32],
-    /// `[N, 4·C]`: the MLP's hidden layer before GELU.
+    /// `[N, 4·C]`: hidden layer of the MLP before GELU.
     pub fc: &'a mut [f32],
-    /// `[4, N, rank]`: what the adapters of the block's linear layers save; empty without.
+    /// `[4, N, rank]`: `low` of the adapters of the block's linear layers; empty without adapters.
     pub lora: &'a mut [f32],
 }
 
-/// What a step needs besides the saved activations; gradients are empty without a backward. N tokens, width C.
+/// Buffers of a step besides the saved activations. Gradients are empty without a backward pass. N tokens, width C.
 pub struct Buffers<'a> {
-    /// `[N, C]`: a LayerNorm's output.
+    /// `[N, C]`: output of a LayerNorm.
     pub ln: &'a mut [f32],
-    /// `[N, C]`: the gradient of the residual stream.
+    /// `[N, C]`: gradient of the residual stream.
     pub dx: &'a mut [f32],
-    /// `[N, C]`: the gradient of a branch's `width`-wide tensors; in forward, a branch before dropout.
+    /// `[N, C]`: gradient of a branch's `width`-wide tensors; in the forward pass, a branch before dropout.
     pub dbranch: &'a mut [f32],
     /// `[N]`
     pub ln_f_mean: &'a mut [f32],
@@ -204,42 +205,42 @@ pub struct Buffers<'a> {
     pub ln_f_rstd: &'a mut [f32],
     /// `[N]`
     pub losses: &'a mut [f32],
-    /// Partial sums of LayerNorm's backward.
+    /// Partial sums of LayerNorm's backward pass.
     pub partials: &'a mut [f32],
-    /// What an adapter needs besides; empty without.
+    /// Scratch memory of an adapter; empty without adapters.
     pub lora_scratch: &'a mut [f32],
-    /// The embeddings as the loss reads them.
+    /// Embeddings packed for the loss.
     pub packed_wte: &'a mut [f32],
 }
 
-/// The part of the workspace that the loss and the layers use in turn.
+/// Workspace that the loss and the layers use in turn.
 pub struct Shared<'a> {
     data: &'a mut [f32],
     layout: Layout,
 }
 
-/// The shared workspace while blocks run.
+/// Shared workspace, laid out for the layers.
 pub struct Layers<'a> {
-    /// `[N, 4·C]`: GELU's output.
+    /// `[N, 4·C]`: output of GELU.
     pub gelu: &'a mut [f32],
-    /// `[N, 4·C]`: the gradient of `fc`, or in its first 3/4 that of `qkv`.
+    /// `[N, 4·C]`: gradient of `fc`, or in its first 3/4 that of `qkv`.
     pub dwide: &'a mut [f32],
-    /// What attention's tasks copy their operands to.
+    /// Scratch memory of attention's tasks.
     pub attention: &'a mut [f32],
 }
 
 impl Arena {
-    /// Lays the arena out for passes of up to `tokens` tokens; allocates when it has never been as large.
+    /// Lays out the arena for passes of up to `tokens` tokens. Allocates only if it has never been as large.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the activations do not fit.
+    /// [`Error::Memory`] if the activations do not fit in memory.
     pub fn reserve(&mut self, spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) -> Result<(), Error> {
         let layout = Layout::new(spec, tokens, mode);
         if self.data.len() < layout.total() {
             self.data = Buffer::default();
             let what = match mode.keep {
-                Checkpointing::All => "the activations of a batch (--recompute keeps fewer)",
-                Checkpointing::Inputs | Checkpointing::Nothing => "the activations of a batch",
+                Checkpointing::All => "the activation arena of a batch (--recompute shrinks it)",
+                Checkpointing::Inputs | Checkpointing::Nothing => "the activation arena of a batch",
             };
             self.data = Buffer::zeros(layout.total(), what)?;
         }
@@ -247,16 +248,16 @@ impl Arena {
         Ok(())
     }
 
-    /// Lays it out anew for a pass of `tokens` tokens, no more than it was reserved for. The packed embeddings stay.
+    /// Lays out the arena for a pass of `tokens` tokens, at most as many as reserved. Keeps the packed embeddings.
     ///
     /// # Panics
-    /// If there is no room.
+    /// If the arena is too small.
     pub fn lay_out(&mut self, spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) {
         self.layout = Layout::new(spec, tokens, mode);
-        assert!(self.layout.total() <= self.data.len(), "a pass of {tokens} tokens needs more room than a larger one");
+        assert!(self.layout.total() <= self.data.len(), "the arena is too small for a pass of {tokens} tokens");
     }
 
-    /// The three parts of the arena.
+    /// Splits the arena into its three parts.
     pub fn split(&mut self) -> (Blocks<'_>, Buffers<'_>, Shared<'_>) {
         let layout = self.layout;
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
@@ -279,7 +280,7 @@ impl Arena {
     }
 }
 
-/// The inputs and outputs of all blocks, and what else is saved of them.
+/// Inputs, outputs and saved activations of all blocks.
 pub struct Blocks<'a> {
     streams: &'a mut [f32],
     saved: &'a mut [f32],
@@ -287,7 +288,7 @@ pub struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// The input of block `layer`, `[N, C]`, what else it keeps, and where its output goes, `[N, C]`.
+    /// Returns the input of block `layer`, `[N, C]`, its saved activations, and its output, `[N, C]`.
     pub fn block(&mut self, layer: usize) -> (&mut [f32], Saved<'_>, &mut [f32]) {
         let Layout { tokens, width, heads, streams, blocks, .. } = self.layout;
         let stream = |layer: usize| {
@@ -297,7 +298,7 @@ impl Blocks<'_> {
         let [x, out] = self
             .streams
             .get_disjoint_mut([stream(layer), stream(layer + 1)])
-            .expect("there are at least two streams, and neighbours are two");
+            .expect("at least two streams, so that neighbours are distinct");
         let mut carver = Carver(&mut self.saved[layer % blocks * self.layout.block()..]);
         let saved = Saved {
             ln_1_mean: carver.cut(tokens),
@@ -314,7 +315,7 @@ impl Blocks<'_> {
         (x, saved, out)
     }
 
-    /// The input of block `layer`, or after the last the output of all, `[N, C]`.
+    /// Returns the input of block `layer`, `[N, C]`; for `layer` = number of layers, the output of the last block.
     pub fn stream(&mut self, layer: usize) -> &mut [f32] {
         let Layout { tokens, width, streams, .. } = self.layout;
         &mut self.streams[layer % streams * self.layout.stream()..][..tokens * width]
@@ -322,12 +323,12 @@ impl Blocks<'_> {
 }
 
 impl Shared<'_> {
-    /// As what the loss needs.
+    /// Lays out the workspace for the loss.
     pub fn for_loss(&mut self) -> &mut [f32] {
         &mut self.data[..self.layout.loss]
     }
 
-    /// As what the layers need beside the other buffers.
+    /// Lays out the workspace for the layers.
     pub fn for_layers(&mut self) -> Layers<'_> {
         let Layout { attention, .. } = self.layout;
         let mut carver = Carver(&mut *self.data);

@@ -1,8 +1,7 @@
-//! Which tokens go through the layers together, and which of them see each other.
+//! Splits a batch into passes, and tells which tokens attend to each other.
 //!
-//! A [`BatchPlan`] cuts a batch into passes of so many tokens, so that memory does not grow with the batch and what a
-//! layer leaves behind is still in cache when the next one reads it. Sequences are never cut, and one stays with those that
-//! continue it.
+//! A [`BatchPlan`] limits the tokens of a pass, so that memory does not grow with the batch and a layer's output is still in
+//! cache when the next layer reads it. Sequences are never split, and stay in one pass with those that continue them.
 
 use std::ops::Range;
 
@@ -10,28 +9,28 @@ use ngen3_engine::{Batch, IGNORE, Sequence};
 
 use crate::layers::attention::Span;
 
-/// As [`ngen3_engine::PASS_TOKENS`], where nothing but hidden states is asked for.
+/// As [`ngen3_engine::PASS_TOKENS`], for passes that compute only hidden states.
 pub const TEACHER_TOKENS: usize = 512;
 
-/// Tokens in the largest pass, of up to `most` tokens or one sequence, of `sequences` of `len` tokens.
+/// Returns the tokens of the largest pass for `sequences` sequences of `len` tokens: up to `most`, or one sequence.
 pub fn largest_pass(sequences: usize, len: usize, most: usize) -> usize {
     (most / len).clamp(1, sequences) * len
 }
 
-/// Sequences that go through the layers together.
+/// Sequences that run through the layers together.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
-    /// Position of its first token in the batch.
+    /// Index of its first token in the batch.
     pub first: usize,
     /// `[tokens]`
     pub inputs: &'a [u32],
-    /// `[tokens]`: the place of each token in its sequence, after what that continues.
+    /// `[tokens]`: position of each token in its sequence, counted from the start of the sequence that it continues, if any.
     pub positions: &'a [u32],
-    /// `[tokens]`, [`IGNORE`] among them.
+    /// `[tokens]`, some of them [`IGNORE`].
     pub targets: &'a [u32],
-    /// `[target tokens]`: those that are not ignored.
+    /// `[target tokens]`: targets that are not ignored.
     pub kept_targets: &'a [u32],
-    /// The sequences.
+    /// Locations of the sequences.
     pub spans: &'a [Span],
 }
 
@@ -42,7 +41,7 @@ struct Cut {
     spans: Range<usize>,
 }
 
-/// The passes of a batch. Made anew for each batch in the memory of the last one.
+/// Passes of a batch. Reuses its memory for the next batch.
 #[derive(Debug, Default)]
 pub struct BatchPlan {
     cuts: Vec<Cut>,
@@ -52,7 +51,7 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
-    /// Plans a batch that [`Batch::check`] has passed, in passes of up to `most` tokens or one sequence.
+    /// Splits a batch that passed [`Batch::check`] into passes of up to `most` tokens, or of one sequence with its continuations.
     pub fn make(&mut self, batch: &Batch, most: usize) {
         let Self { cuts, spans, positions, kept_targets } = self;
         cuts.clear();
@@ -86,17 +85,17 @@ impl BatchPlan {
         cuts.push(cut);
     }
 
-    /// Tokens in the largest pass.
+    /// Returns the tokens of the largest pass.
     pub fn most_tokens(&self) -> usize {
         self.cuts.iter().map(|cut| cut.tokens.len()).max().unwrap_or(0)
     }
 
-    /// Number of targets that are not ignored.
+    /// Returns the number of targets that are not ignored.
     pub fn num_target_tokens(&self) -> usize {
         self.kept_targets.len()
     }
 
-    /// The passes of the batch that this plan was made for.
+    /// Iterates over the passes of the batch that this plan was made for.
     pub fn passes<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = Pass<'a>> {
         self.cuts.iter().map(|cut| Pass {
             first: cut.tokens.start,
@@ -109,7 +108,7 @@ impl BatchPlan {
     }
 }
 
-/// The first sequence with those that continue it.
+/// Returns the first sequence and those that continue it.
 fn family(sequences: &[Sequence]) -> Option<&[Sequence]> {
     let (_, others) = sequences.split_first()?;
     Some(&sequences[..1 + others.iter().take_while(|sequence| sequence.continues).count()])
@@ -128,7 +127,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves the gradients of these hidden states back to their places, and gives the others none.
+    /// Moves the gradients of these hidden states back to their rows, and zeroes the others.
     pub fn scatter_targets(&self, dhidden: &mut [f32]) {
         if self.kept_targets.len() == self.targets.len() {
             return;

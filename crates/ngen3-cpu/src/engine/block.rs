@@ -1,8 +1,7 @@
-//! A transformer block: `x = x + c_proj(attention(c_attn(ln_1(x))));  x = x + c_proj(gelu(c_fc(ln_2(x))))`, and the same lines in
-//! reverse.
+//! Transformer block: `x = x + c_proj(attention(c_attn(ln_1(x))));  x = x + c_proj(gelu(c_fc(ln_2(x))))`, and its backward pass.
 //!
-//! Forward is written once. Training attends within a pass and keeps what backward reads; decoding attends to a cache, and
-//! multiplies with other copies of the same weights: both are arguments.
+//! Training and decoding share the forward pass. Training attends within a pass and saves activations; decoding attends to a
+//! key-value cache and multiplies by other copies of the weights. Both differences are arguments.
 
 use ngen3_engine::{Dropout, DropoutSite};
 use ngen3_model::Target;
@@ -15,12 +14,12 @@ use crate::layers::linear::Linear;
 use crate::layers::lora::LoraActivations;
 use crate::layers::{attention, dropout, gelu, layernorm};
 
-/// Dropout of all places of one pass.
+/// Dropout at all sites of one pass.
 #[derive(Clone, Copy)]
 pub struct PassDropout {
     /// Probability that an activation is dropped.
     pub p: f32,
-    /// Decides which: see [`ngen3_engine::pass_seed`].
+    /// Seed of the masks: see [`ngen3_engine::pass_seed`].
     pub seed: u64,
 }
 
@@ -32,24 +31,24 @@ impl PassDropout {
     }
 }
 
-/// Working memory of a block on its way forward. N tokens, width C.
+/// Working memory of a block's forward pass. N tokens, width C.
 pub struct ForwardScratch<'a> {
-    /// `[N, C]`: a LayerNorm's output.
+    /// `[N, C]`: output of a LayerNorm.
     pub ln: &'a mut [f32],
-    /// `[N, 4·C]`: GELU's output; empty where forward stops before it.
+    /// `[N, 4·C]`: output of GELU; empty if the pass stops before it.
     pub gelu: &'a mut [f32],
-    /// `[N, C]`: a branch before its dropout; empty without dropout.
+    /// `[N, C]`: branch output before dropout; empty without dropout.
     pub branch: &'a mut [f32],
     /// See [`LoraActivations::scratch`].
     pub lora: &'a mut [f32],
 }
 
 impl Weights {
-    /// A block from its input `x`, `[N, C]`, as far as its backward reads it, into `saved`; and with `out`, `[N, C]`, the rest of the
-    /// MLP too. `linear` gives the block's layers; `attend` fills attention's output and `lse` from `qkv`.
+    /// Runs a block on its input `x`, `[N, C]`, and saves the activations for its backward pass. With `out`, `[N, C]`, also
+    /// runs the rest of the MLP. `linear` returns the block's layers; `attend` fills attention's output and `lse` from `qkv`.
     #[expect(
         clippy::too_many_arguments,
-        reason = "a block's input and output, and all that tells training from decoding"
+        reason = "a block's input and output, and all that differs between training and decoding"
     )]
     pub fn block_forward<'w>(
         &'w self,
@@ -82,8 +81,8 @@ impl Weights {
         project(linear(Target::MlpCProj), gelu, lora, drop, x_mid, branch, out);
     }
 
-    /// A block of a pass: [`Weights::block_forward`] with attention within the pass.
-    #[expect(clippy::too_many_arguments, reason = "where a block stands and what it works in")]
+    /// Runs [`Weights::block_forward`] with attention within the pass.
+    #[expect(clippy::too_many_arguments, reason = "a block's position, activations and working memory")]
     pub fn block_forward_in_pass(
         &self,
         layer: usize,
@@ -103,9 +102,9 @@ impl Weights {
         self.block_forward(layer, |target| self.linear(layer, target), attend, drops, x, saved, scratch, out);
     }
 
-    /// From the gradient of a block's output in `b.dx`, that of its input there, and those of its parameters, added to `grads`. With
-    /// `again`, runs the block from its input first, of which only that was kept.
-    #[expect(clippy::too_many_arguments, reason = "where a block stands and what it works in")]
+    /// Replaces the gradient of a block's output, in `b.dx`, by that of its input, and adds the parameters' gradients to
+    /// `grads`. With `again`, first recomputes the activations from the block's input.
+    #[expect(clippy::too_many_arguments, reason = "a block's position, activations and working memory")]
     pub fn block_backward(
         &self,
         layer: usize,
@@ -152,7 +151,7 @@ impl Weights {
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
         let dy = dropped(drops.at(DropoutSite::AttentionProjection(layer)), b.dx, b.dbranch);
-        // `ln` serves as the gradient of attention's output until ln_1's output is made again.
+        // `ln` holds the gradient of attention's output until ln_1's output is recomputed.
         linear(Target::AttnCProj).backward(att, dy, lora, grads, Some(b.ln));
         let dqkv = &mut dwide[..qkv.len()];
         let drop = drops.at(DropoutSite::Attention(layer));
@@ -163,7 +162,7 @@ impl Weights {
             layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
         }
         if layer == 0 && self.adapters.is_some() {
-            // Nothing learns before the first block's adapters.
+            // Nothing before the first block's adapters is trainable.
             return c_attn.backward(b.ln, dqkv, lora, grads, None);
         }
         c_attn.backward(b.ln, dqkv, lora, grads, Some(b.dbranch));
@@ -173,7 +172,7 @@ impl Weights {
     }
 }
 
-/// `out = residual + dropout(x·Wᵀ + b)`; `branch` holds what is dropped from, where anything is.
+/// Computes `out = residual + dropout(x·Wᵀ + b)`. With dropout, `branch` holds the projection's output.
 fn project(
     linear: Linear<'_>,
     x: &[f32],
@@ -193,7 +192,7 @@ fn project(
     }
 }
 
-/// The gradient of a branch before its dropout: `dx` itself, or a masked copy in `branch`.
+/// Returns the gradient of a branch before its dropout: `dx` itself, or a masked copy in `branch`.
 fn dropped<'a>(dropout: Option<Dropout>, dx: &'a [f32], branch: &'a mut [f32]) -> &'a [f32] {
     let Some(dropout) = dropout else { return dx };
     branch.copy_from_slice(dx);

@@ -1,11 +1,11 @@
-//! Sequences that grow a few tokens at a time, with the keys and values of earlier tokens kept.
+//! Incremental decoding of several sequences with a key-value cache.
 //!
-//! The same blocks as in training (`block.rs`), on the new tokens only; attention's queries look into a cache,
-//! [n_layer, sequences, block_size, 2·width], in which each token has its keys of all heads followed by its values. Sequences are
-//! independent: each has its own length, and any of them can be fed or cleared at any step.
+//! New tokens run through the same blocks as in training (`block.rs`). Attention reads a cache, [n_layer, sequences, block_size,
+//! 2·width], that holds the keys of all heads, then the values, of each token. Sequences are independent: each has its own
+//! length, and any of them can be fed or cleared at any step.
 //!
-//! A prompt goes through in one pass of matrix products. A few tokens at a time go through products that only read the
-//! weights (`layers/matvec.rs`), from a copy in fewer bytes where there is one.
+//! A prompt runs as one pass of matrix products. Steps of a few tokens use products limited by the reading of the weights
+//! (`layers/matvec.rs`), from a bf16 or int8 copy unless the precision is f32.
 
 use ngen3_engine::{Decoder, Error, Feed, Quant, check_tokens};
 use ngen3_model::Target;
@@ -22,7 +22,7 @@ use crate::layers::lora::LoraActivations;
 use crate::layers::matvec::Matrix;
 use crate::layers::{embedding, layernorm};
 
-/// The weights that decoding reads for each token.
+/// Weights that decoding reads for each token.
 struct DecodeWeights<'a> {
     /// In the order of [`Target`].
     blocks: Vec<[Matrix<'a>; Target::ALL.len()]>,
@@ -44,16 +44,16 @@ impl<'a> DecodeWeights<'a> {
     }
 }
 
-/// Sequences of one model, decoded together.
+/// Decoder of several sequences of one model.
 pub struct CpuDecoder<'a> {
     model: &'a Weights,
     weights: DecodeWeights<'a>,
     pool: &'a ThreadPool,
-    /// Tokens that each sequence holds.
+    /// Number of tokens in each sequence.
     lens: Vec<usize>,
-    /// A block's keys and values of all sequences, block after block.
+    /// Key-value cache, `[n_layer, sequences, block_size, 2·width]`.
     cache: Buffer,
-    /// Of the latest feeds: their tokens, positions and places.
+    /// Tokens of the latest feeds; then their positions and cache slots.
     tokens: Vec<u32>,
     positions: Vec<u32>,
     fed: Vec<CachedSequence>,
@@ -63,14 +63,14 @@ pub struct CpuDecoder<'a> {
 }
 
 impl<'a> CpuDecoder<'a> {
-    /// Room for so many sequences.
+    /// Creates a decoder of `sequences` empty sequences.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the cache does not fit; [`Error::Input`] for no sequences.
+    /// [`Error::Memory`] if the cache does not fit in memory; [`Error::Input`] if `sequences` is 0.
     pub fn new(model: &'a Weights, pool: &'a ThreadPool, quant: Quant, sequences: usize) -> Result<Self, Error> {
         let config = &model.config;
         if sequences == 0 {
-            return Err(Error::Input("a decoder needs at least one row".into()));
+            return Err(Error::Input("decoder: expected at least 1 sequence, got 0".into()));
         }
         let cache = config.n_layer.saturating_mul(sequences).saturating_mul(config.block_size * 2 * config.n_embd);
         Ok(Self {
@@ -78,16 +78,16 @@ impl<'a> CpuDecoder<'a> {
             weights: pool.install(|| DecodeWeights::new(model, quant)),
             pool,
             lens: vec![0; sequences],
-            cache: Buffer::zeros(cache, "the keys and values of the sequences")?,
+            cache: Buffer::zeros(cache, "the key-value cache")?,
             tokens: Vec::new(),
             positions: Vec::new(),
             fed: Vec::new(),
             scratch: Buffer::default(),
-            logits: Buffer::zeros(sequences.saturating_mul(config.vocab_size), "the logits of the sequences")?,
+            logits: Buffer::zeros(sequences.saturating_mul(config.vocab_size), "the logits buffer of the decoder")?,
         })
     }
 
-    /// Checks the feeds and lays their tokens back to back.
+    /// Checks the feeds and concatenates their tokens.
     fn plan(&mut self, feeds: &[Feed<'_>]) -> Result<(), Error> {
         let config = &self.model.config;
         let Self { tokens, positions, fed, lens, .. } = self;
@@ -95,19 +95,19 @@ impl<'a> CpuDecoder<'a> {
         positions.clear();
         fed.clear();
         if feeds.is_empty() {
-            return Err(Error::Input("nothing is fed to the decoder".into()));
+            return Err(Error::Input("decoder: expected at least 1 sequence to feed, got 0".into()));
         }
         for &Feed { sequence, tokens: new } in feeds {
             let Some(&before) = lens.get(sequence) else {
                 let sequences = lens.len();
-                return Err(Error::Input(format!("there is no sequence {sequence} among {sequences}")));
+                return Err(Error::Input(format!("sequence {sequence} is out of range: the decoder has {sequences}")));
             };
             if new.is_empty() || fed.iter().any(|other| other.slot == sequence) {
-                return Err(Error::Input(format!("sequence {sequence} is fed no tokens, or twice in one step")));
+                return Err(Error::Input(format!("sequence {sequence} has no tokens, or is fed twice in one step")));
             }
             if before + new.len() > config.block_size {
                 let (n, block) = (new.len(), config.block_size);
-                return Err(Error::Input(format!("{n} tokens after {before} do not fit in a block of {block}")));
+                return Err(Error::Input(format!("{before} + {n} tokens exceed the context length of {block}")));
             }
             check_tokens(new, config)?;
             fed.push(CachedSequence { start: tokens.len(), len: new.len(), before, slot: sequence });
@@ -127,7 +127,7 @@ impl<'a> CpuDecoder<'a> {
         let heads = attention::cached_scratch(shape, rayon::current_num_threads());
         let wanted = lengths.iter().copied().map(padded).sum::<usize>() + heads;
         if scratch.len() < wanted {
-            *scratch = Buffer::zeros(wanted, "the activations of new tokens")?;
+            *scratch = Buffer::zeros(wanted, "the activation buffer of the decoder")?;
         }
         let mut carver = Carver(scratch);
         let [mut x, mut out, ln, qkv, att, x_mid, fc, gelu, mean, rstd, ln_2_mean, ln_2_rstd, lse] =
@@ -163,7 +163,7 @@ impl<'a> CpuDecoder<'a> {
             model.block_forward(layer, linear, attend, drops, x, &mut saved, &mut scratch, Some(out));
             std::mem::swap(&mut x, &mut out);
         }
-        // Only the last token of each feed is asked what follows it.
+        // Only the last token of each feed needs logits.
         let feeds = fed.len();
         for (last, fed) in x_mid.chunks_exact_mut(c).zip(fed.iter()) {
             last.copy_from_slice(&x[(fed.start + fed.len - 1) * c..][..c]);

@@ -1,4 +1,4 @@
-//! [`Cpu`]: opens models on the CPU, and says what they need in memory.
+//! [`Cpu`]: opens models on the CPU and estimates their memory.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::bench::product_gflops;
 use crate::gemm::Precision;
 use crate::layers::loss;
 
-/// The processor that the program runs on.
+/// The CPU that the program runs on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -36,7 +36,7 @@ impl Device for Cpu {
     fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error> {
         let total = ParamList::new(config).total();
         Ok(match workload {
-            // Parameters, gradients and two moments.
+            // Parameters, gradients and the two AdamW moments.
             Workload::Train { batch_size } => 4 * (4 * total + step_numbers(config, 0, batch_size, options)) as u64,
             Workload::Adapt { batch_size, lora } => {
                 let adapters = LoraList::new(config, lora).map_err(|e| Error::Input(e.to_string()))?.total();
@@ -44,7 +44,7 @@ impl Device for Cpu {
             }
             Workload::Distill { batch_size, teacher, quant } => {
                 let teaching = teacher_bytes(teacher, batch_size, Options { quant, ..options });
-                // The teacher is loaded as a whole before it is packed.
+                // The teacher is loaded completely before it is packed.
                 let loading = 4 * (ParamList::new(teacher).total() + total) as u64;
                 student_bytes(config, teacher, quant, batch_size, options).saturating_add(teaching).max(loading)
             }
@@ -61,19 +61,19 @@ impl Device for Cpu {
     }
 }
 
-/// Numbers in the arena of a training step.
+/// Length in f32 of the arena of a training step.
 fn step_numbers(config: &Config, rank: usize, batch_size: usize, options: Options) -> usize {
     let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
     let spec = ArenaSpec { config, precision: precision(options.dtype), rank, threads: threads(options) };
     spec.numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: true })
 }
 
-/// Bytes of a student of the shape `config`, beside its teacher.
+/// Memory of a student with the shape `config`, in bytes, without its teacher.
 fn student_bytes(config: &Config, teacher: &Config, quant: Quant, batch_size: usize, options: Options) -> u64 {
     let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
     let precision = precision(options.dtype);
     let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
-    // The plain loss is that of what is held out.
+    // Evaluation uses the plain loss.
     let arena = spec
         .numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: false })
         .max(spec.numbers(tokens, ForwardMode { keep: Checkpointing::Nothing, loss: true }));
@@ -82,7 +82,7 @@ fn student_bytes(config: &Config, teacher: &Config, quant: Quant, batch_size: us
     (4 * ParamList::new(config).total() + arena + loss).saturating_add(hidden).saturating_mul(4) as u64
 }
 
-/// Bytes of a teacher while it teaches.
+/// Memory of a packed teacher during distillation, in bytes.
 fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
     let (list, precision) = (ParamList::new(config), precision(options.dtype));
     let weights = num_layer_weights(&list);
@@ -97,8 +97,8 @@ fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
     (4 * (list.total() - weights + arena)).saturating_add(layers) as u64
 }
 
-/// Bytes of a model that generates one text: its parameters, what decoding reads instead of its weights, and a whole block of keys
-/// and values.
+/// Memory of a model that generates one sequence, in bytes: parameters, the narrower weight copies for decoding, and a full
+/// key-value cache.
 fn sample_bytes(config: &Config, options: Options) -> u64 {
     let list = ParamList::new(config);
     let weights = list.wte.len() + num_layer_weights(&list);

@@ -1,4 +1,4 @@
-//! Distillation on the CPU: a teacher's hidden states or most likely tokens, and the student's step.
+//! Distillation on the CPU: the teacher's hidden states or most likely tokens, and the student's step.
 
 use ngen3_engine::{DistillLoss, Error, IGNORE, Quant, pass_seed};
 use rayon::prelude::*;
@@ -13,14 +13,14 @@ use crate::gemm::{Accumulate, Mat, MatMut, matmul};
 use crate::layers::loss::{self, Distill, Gradients, Losses, Teacher};
 use crate::layers::top_k::{self, Scratch};
 
-/// Tokens whose logits are looked at together for the most likely.
+/// Tokens per block of logits in the top-k selection.
 const TOP_K_TOKENS: usize = 256;
 
-/// A pass that leaves hidden states.
+/// Forward mode that computes hidden states only.
 const FORWARD: ForwardMode = ForwardMode { keep: Checkpointing::Nothing, loss: false };
 
 impl Weights {
-    /// Hands `ln_f`'s output of each pass to `each`, in order.
+    /// Calls `each` with the output of `ln_f` of each pass, `[tokens, width]`, in order.
     pub fn hidden(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
         self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, PassDropout::NONE, arena);
@@ -29,8 +29,8 @@ impl Weights {
         })
     }
 
-    /// Fills `ids` and `log_probs`, each `[tokens, k]`, with the k most likely tokens after each position and the logarithms of their
-    /// tempered probabilities, the most likely first.
+    /// Fills `ids` and `log_probs`, each `[tokens, k]`, with the k most likely next tokens at each position, most likely first,
+    /// and their log-probabilities at the temperature.
     pub fn top_k(
         &self,
         passes: Passes<'_>,
@@ -40,7 +40,7 @@ impl Weights {
     ) -> Result<(), Error> {
         let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
         let k = ids.len() / passes.batch.inputs.len();
-        let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits of a few tokens")?;
+        let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits buffer of the teacher")?;
         let wte = Mat::new(self.wte(), vocab_size, c);
         let packed = self.packed.as_ref().and_then(|packed| packed.head.as_ref());
         self.passes(passes, FORWARD, |_, pass, arena| {
@@ -67,8 +67,8 @@ impl Weights {
         })
     }
 
-    /// Both parts of the loss of distillation; with `backward`, a weight and what is dropped, adds the gradient of their weighted
-    /// sum to the gradients that come with it.
+    /// Returns both parts of the distillation loss. With `backward`, a weight, dropout and gradients, adds the gradient of
+    /// their weighted sum to these gradients.
     pub fn distill(
         &self,
         passes: Passes<'_>,
@@ -123,7 +123,7 @@ impl Weights {
     }
 }
 
-/// A teacher's output for the tokens of one pass whose target is not ignored.
+/// Teacher output for the tokens of one pass whose target is not ignored.
 enum TeacherRows<'a> {
     Head { hidden: Vec<f32>, wte: &'a [f32], quant: Quant },
     TopK { k: usize, ids: Vec<u32>, log_probs: Vec<f32> },
@@ -131,7 +131,7 @@ enum TeacherRows<'a> {
 
 impl<'a> TeacherRows<'a> {
     fn of(distill: &Distill<'a>, vocab_size: usize, pass: Pass<'_>) -> Self {
-        /// Those of `all`, the whole batch's, that the pass keeps.
+        /// Returns the rows of `all`, those of the whole batch, that the pass keeps.
         fn kept<T: Copy>(all: &[T], width: usize, pass: Pass<'_>) -> Vec<T> {
             let rows = all[pass.first * width..].chunks_exact(width).zip(pass.targets);
             rows.filter(|&(_, &target)| target != IGNORE).flat_map(|(row, _)| row).copied().collect()

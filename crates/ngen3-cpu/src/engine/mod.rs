@@ -1,8 +1,8 @@
-//! The model as a whole. From the ground up: `precision.rs`, `batch_plan.rs` (which tokens go through the layers together),
-//! `arena.rs` (where activations live), `weights.rs` (parameters as products read them), `block.rs` (a transformer block,
-//! forward and backward), `model.rs` (the model, forward and backward), `distill.rs`, `decoder.rs`, `runner.rs` (threads and
-//! working memory); then what the contract sees:
-//! `trainer.rs` ([`CpuEngine`]), `teacher.rs`, and `device.rs` ([`Cpu`], which opens both and says what they need in memory).
+//! The whole model. Bottom-up: `precision.rs`, `batch_plan.rs` (splits a batch into passes), `arena.rs` (memory of the
+//! activations), `weights.rs` (parameters as products read them), `block.rs` (forward and backward pass of a transformer
+//! block), `model.rs` (of the model), `distill.rs`, `decoder.rs`, `runner.rs` (threads and working memory). The public types
+//! are in `trainer.rs` ([`CpuEngine`]), `teacher.rs` ([`CpuTeacher`]) and `device.rs` ([`Cpu`], which opens both and estimates
+//! their memory).
 
 mod arena;
 mod batch_plan;

@@ -1,9 +1,9 @@
-//! The model, forward and backward: nanoGPT's `GPT.forward`, and each of its lines again in reverse.
+//! Forward and backward pass of the model: `GPT.forward` of nanoGPT, and its lines in reverse.
 //!
 //! ```text
 //! x = wte[token] + wpe[position]
 //! for each block (block.rs): x = x + c_proj(attention(ln_1(x)));  x = x + c_proj(gelu(c_fc(ln_2(x))))
-//! loss = cross entropy of ln_f(x)·wteᵀ
+//! loss = cross-entropy of ln_f(x)·wteᵀ
 //! ```
 
 use ngen3_engine::{Batch, DropoutSite, Error, pass_seed};
@@ -17,7 +17,7 @@ use crate::layers::linear::pair;
 use crate::layers::loss::{self, Gradients};
 use crate::layers::{dropout, embedding, layernorm};
 
-/// A batch, how it is cut up, and where its activations go.
+/// A batch, its split into passes, and the arena for its activations.
 pub struct Passes<'a> {
     pub batch: &'a Batch,
     pub plan: &'a BatchPlan,
@@ -25,13 +25,13 @@ pub struct Passes<'a> {
     pub arena: &'a mut Arena,
 }
 
-/// In f64, so that a mean over many tokens is exact.
+/// Sums losses in f64, so that a mean over many tokens stays precise.
 pub fn sum(losses: &[f32]) -> f64 {
     losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
 impl Weights {
-    /// Hands the losses of each pass's targets to `each`, those that are ignored left out, in order.
+    /// Calls `each` with the losses of each pass, in order, without those of ignored targets.
     pub fn losses(&self, passes: Passes<'_>, mut each: impl FnMut(&[f32])) -> Result<(), Error> {
         self.passes(passes, ForwardMode { keep: Checkpointing::Nothing, loss: true }, |_, pass, arena| {
             self.forward(pass, PassDropout::NONE, arena);
@@ -41,7 +41,7 @@ impl Weights {
         })
     }
 
-    /// Mean loss of the batch; adds `weight` times its gradient to `grads`, `[total]`.
+    /// Returns the mean loss of the batch, and adds `weight` times its gradient to `grads`, `[total]`.
     pub fn forward_backward(
         &self,
         passes: Passes<'_>,
@@ -63,7 +63,7 @@ impl Weights {
         Ok((total / targets) as f32)
     }
 
-    /// Takes each pass of a batch through `work`, with the arena laid out for it.
+    /// Calls `work` for each pass of a batch, with the arena laid out for it.
     pub fn passes(
         &self,
         passes: Passes<'_>,
@@ -84,7 +84,7 @@ impl Weights {
         Ok(())
     }
 
-    /// Leaves `ln_f`'s output in the arena's `ln`, and in the blocks what the mode keeps.
+    /// Runs the model up to `ln_f`, whose output goes to the arena's `ln`. The blocks save what the arena's mode keeps.
     pub fn forward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena) {
         let (mut blocks, b, mut shared) = arena.split();
         let Layers { gelu, attention: panels, .. } = shared.for_layers();
@@ -105,8 +105,9 @@ impl Weights {
         layernorm::forward(x, gamma, beta, eps, scratch.ln, b.ln_f_mean, b.ln_f_rstd);
     }
 
-    /// From `ln_f`'s output in the arena's `ln`, which it overwrites, the losses of the targets that are not ignored; and with
-    /// `gradients`, a weight and where that of each parameter goes, the gradient of `ln_f`'s output in `dbranch`.
+    /// Computes the losses of the targets that are not ignored from `ln_f`'s output in the arena's `ln`, which it overwrites.
+    /// With `gradients`, a weight and the gradients of all parameters, also computes the gradient of `ln_f`'s output, in
+    /// `dbranch`.
     fn head(&self, pass: Pass<'_>, arena: &mut Arena, gradients: Option<(f32, &mut [f32])>) {
         let (_, b, mut shared) = arena.split();
         let (n, c) = (pass.kept_targets.len(), self.config.n_embd);
@@ -127,7 +128,8 @@ impl Weights {
         }
     }
 
-    /// Reads what [`Weights::forward`] and the loss left in the arena, last line first.
+    /// Runs the backward pass from the activations and the loss gradient in the arena, and adds the parameters' gradients to
+    /// `grads`.
     pub fn backward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena, grads: &mut [f32]) {
         let (mut blocks, mut b, mut shared) = arena.split();
         let n_layer = self.config.n_layer;
@@ -140,7 +142,7 @@ impl Weights {
         let mut layers = shared.for_layers();
         for layer in (0..n_layer).rev() {
             let (x, saved, _) = blocks.block(layer);
-            // Forward left the last block as it was.
+            // The last block's activations are still there.
             let again = self.keep == Checkpointing::Inputs && layer + 1 < n_layer;
             self.block_backward(layer, again, pass, drops, x, saved, &mut b, &mut layers, grads);
         }

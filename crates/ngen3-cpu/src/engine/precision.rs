@@ -1,11 +1,11 @@
-//! The options of an engine on this processor.
+//! Resolves an engine's options for this processor.
 
 use ngen3_engine::{Dtype, Error, Options};
 use rayon::ThreadPool;
 
 use crate::gemm::{Precision, tiles};
 
-/// Precision that products round their operands to.
+/// Returns the precision of products' operands. `auto` is bf16 if the processor multiplies it, else f32.
 pub fn precision(dtype: Dtype) -> Precision {
     match dtype {
         Dtype::Auto if tiles::kernel::available() => Precision::Bf16,
@@ -14,7 +14,7 @@ pub fn precision(dtype: Dtype) -> Precision {
     }
 }
 
-/// Number of threads that compute.
+/// Returns the number of compute threads; 0 in the options means one per core.
 pub fn threads(options: Options) -> usize {
     match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -22,10 +22,10 @@ pub fn threads(options: Options) -> usize {
     }
 }
 
-/// The threads that compute; 0 is one for each core.
+/// Starts a pool of compute threads; 0 means one per core.
 ///
 /// # Errors
-/// [`Error::Threads`] when they cannot be started.
+/// [`Error::Threads`] if they cannot be started.
 pub fn pool(threads: usize) -> Result<ThreadPool, Error> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -1,5 +1,4 @@
-//! A model with the threads and the working memory to take batches through it: what [`super::CpuEngine`] and
-//! [`super::CpuTeacher`] are built on.
+//! A model with its threads and working memory: the common base of [`super::CpuEngine`] and [`super::CpuTeacher`].
 
 use ngen3_engine::{Batch, Error, Options, Quant};
 use ngen3_model::{Config, ParamList};
@@ -21,20 +20,20 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Checks the shape and starts the threads. With int8, weights are rounded, in place.
+    /// Checks the shape and starts the threads. With int8, rounds the weights in place.
     ///
     /// # Errors
-    /// [`Error::Input`] when the shape is invalid, `params` has another length or the processor lacks the dtype;
-    /// [`Error::Threads`] when the threads cannot be started.
+    /// [`Error::Input`] if the shape is invalid, `params` has the wrong length, or the processor lacks the dtype;
+    /// [`Error::Threads`] if the threads cannot be started.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
         config.validate().map_err(|e| Error::Input(e.to_string()))?;
         let list = ParamList::new(&config);
         if params.len() != list.total() {
-            return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
+            return Err(Error::Input(format!("expected {} parameters, got {}", list.total(), params.len())));
         }
         let precision = precision(options.dtype);
         if precision == Precision::Bf16 && !tiles::kernel::available() {
-            return Err(Error::Input("this processor has no AVX512-BF16: use --dtype f32".into()));
+            return Err(Error::Input("bf16 needs AVX512-BF16, which this processor lacks: use --dtype f32".into()));
         }
         let pool = pool(options.threads)?;
         let keep = Checkpointing::of(options);
@@ -45,7 +44,7 @@ impl Runner {
         Ok(Self { model, pool, arena: Arena::default(), plan: BatchPlan::default() })
     }
 
-    /// Checks a batch and plans how to take it through the layers, up to `most` tokens at a time.
+    /// Checks a batch and splits it into passes of up to `most` tokens.
     ///
     /// # Errors
     /// As [`Batch::check`].
@@ -55,10 +54,10 @@ impl Runner {
         Ok(())
     }
 
-    /// Takes the planned batch through `work` on the threads that compute.
+    /// Runs `work` on the planned batch, on the compute threads.
     ///
     /// # Errors
-    /// Those of `work`.
+    /// The errors of `work`.
     pub fn run<R: Send>(
         &mut self,
         batch: &Batch,

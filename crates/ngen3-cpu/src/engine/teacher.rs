@@ -1,4 +1,4 @@
-//! [`CpuTeacher`]: a model that only teaches.
+//! [`CpuTeacher`]: a forward-only model for distillation.
 
 use ngen3_engine::{Batch, Error, Options, Quant, Teacher, TopK, check_temperature};
 use ngen3_model::Config;
@@ -9,28 +9,28 @@ use crate::gemm::Precision;
 use crate::gemm::tiles::int8;
 use crate::layers::loss;
 
-/// A teacher on the CPU. Where products are in bf16 it keeps the weights of its layers in bf16 alone, laid out as products read
-/// them: the same numbers as a [`super::CpuEngine`]'s, sooner, and in half the memory for these weights. With [`Quant::Int8`] it
-/// keeps them in int8, a quarter, and rounds what they are multiplied with to int8 too, each token by itself; so it does for the
-/// final projection. Where the processor has AVX512-VNNI that is sooner still, and its logits change by a little.
+/// Teacher on the CPU. With bf16 products, it keeps the weights of its layers only in packed bf16: the same results as a
+/// [`super::CpuEngine`], faster, with half the memory for these weights. With [`Quant::Int8`] it keeps them in int8, a quarter
+/// of the memory, and quantises the activations of each token too, also for the final projection. This changes the logits
+/// slightly, and is faster still on processors with AVX512-VNNI.
 #[derive(Debug)]
 pub struct CpuTeacher {
     runner: Runner,
-    /// `ln_f`'s output for the latest batch, `[tokens, width]`.
+    /// Output of `ln_f` for the latest batch, `[tokens, width]`.
     hidden: Vec<f32>,
 }
 
 impl CpuTeacher {
-    /// A teacher with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
+    /// Creates a teacher with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
     ///
     /// # Errors
-    /// As [`super::CpuEngine::new`]; [`Error::Memory`] when its weights do not fit a second time; [`Error::Input`] when it is too
-    /// wide for int8.
+    /// As [`super::CpuEngine::new`]; [`Error::Memory`] if the packed weights do not fit in memory; [`Error::Input`] if the
+    /// model is too wide for int8.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
         if options.quant == Quant::Int8 {
             int8::check_width(config.n_embd, 4)?;
         }
-        // Rounded once, as products read them; the embeddings that tokens begin as are not.
+        // Packing rounds the weights once, as products read them. The input embeddings stay unrounded.
         let mut runner = Runner::new(config, params, Options { quant: Quant::None, ..options })?;
         if runner.model.precision == Precision::Bf16 || options.quant == Quant::Int8 {
             let Runner { model, pool, .. } = &mut runner;
@@ -39,15 +39,17 @@ impl CpuTeacher {
         Ok(Self { runner, hidden: Vec::new() })
     }
 
-    /// Its output for a batch, for a student of that vocabulary.
+    /// Runs a batch and returns the teacher's output, for a student with this vocabulary size.
     ///
     /// # Errors
-    /// As [`Batch::check`]; [`Error::Input`] for another vocabulary.
+    /// As [`Batch::check`]; [`Error::Input`] if the vocabulary sizes differ.
     pub(super) fn output(&mut self, batch: &Batch, vocab_size: usize) -> Result<loss::Teacher<'_>, Error> {
         let Self { runner, hidden } = self;
         let own = runner.model.config.vocab_size;
         if own != vocab_size {
-            return Err(Error::Input(format!("a teacher with {own} tokens for a vocabulary of {vocab_size}")));
+            return Err(Error::Input(format!(
+                "teacher vocabulary: expected {vocab_size} tokens as in the student, got {own}"
+            )));
         }
         runner.plan(batch, TEACHER_TOKENS)?;
         hidden.clear();
@@ -63,7 +65,7 @@ impl Teacher for CpuTeacher {
         self.runner.plan(batch, TEACHER_TOKENS)?;
         let vocab_size = self.runner.model.config.vocab_size;
         if k == 0 || k > vocab_size {
-            return Err(Error::Input(format!("the {k} likeliest tokens of {vocab_size}")));
+            return Err(Error::Input(format!("k is {k}: expected 1 to {vocab_size}, the vocabulary size")));
         }
         check_temperature(temperature)?;
         let (mut ids, mut log_probs) = (vec![0; batch.inputs.len() * k], vec![0.0; batch.inputs.len() * k]);

@@ -1,5 +1,5 @@
-//! Distillation of the whole model: against PyTorch's numbers (`tests/fixtures/make_distill.py`), and a teacher against the
-//! engine of the same weights.
+//! Checks distillation of the whole model against PyTorch (`tests/fixtures/make_distill.py`), and a teacher against the engine
+//! with the same weights.
 
 use ngen3_engine::{
     AdamW, Backward, Batch, DistillConfig, DistillLoss, Distiller, Divergence, Dtype, Error, IGNORE, Model, Options,
@@ -19,11 +19,11 @@ fn engine(config: &Config) -> CpuEngine {
     CpuEngine::new(config.clone(), params(config), options).expect("a valid shape")
 }
 
-/// A teacher's hidden states and what it multiplies them with.
+/// Returns a teacher's hidden states, embeddings and quantisation.
 fn head(teacher: &mut CpuTeacher, batch: &Batch, config: &Config) -> (Vec<f32>, Vec<f32>, Quant) {
     match teacher.output(batch, config.vocab_size).expect("a valid batch") {
         Teacher::Head { hidden, wte, quant } => (hidden.to_vec(), wte.to_vec(), quant),
-        Teacher::TopK { .. } => panic!("a teacher gives all of its output"),
+        Teacher::TopK { .. } => panic!("expected the teacher's full output, got its top k"),
     }
 }
 
@@ -52,7 +52,10 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                 let loss = engine.distill_from(&batch, teacher, &distill, Some(backward)).expect("a valid batch");
                 let close = |found: f32, expected: &serde_json::Value| {
                     let expected = expected.as_f64().expect("a number");
-                    assert!((f64::from(found) - expected).abs() < 1e-4 * expected, "{name}: {found}, not {expected}");
+                    assert!(
+                        (f64::from(found) - expected).abs() < 1e-4 * expected,
+                        "{name}: expected {expected}, got {found}"
+                    );
                 };
                 close(loss.cross_entropy, &plain["loss"]);
                 if alpha > 0.0 {
@@ -67,7 +70,10 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                     let mixed = f64::from(alpha) * soft[1] + f64::from(1.0 - alpha) * hard[1];
                     let size = f64::from(alpha) * soft[0] + f64::from(1.0 - alpha) * hard[0];
                     let name = &param.name();
-                    assert!((found - mixed).abs() < 1e-4 * size.max(1e-2), "{name}: {found}, not {mixed} of {size}");
+                    assert!(
+                        (found - mixed).abs() < 1e-4 * size.max(1e-2),
+                        "{name}: expected {mixed}, got {found}, norm {size}"
+                    );
                 }
             }
         }
@@ -85,7 +91,7 @@ fn the_most_likely_tokens_of_a_teacher_teach_nearly_what_all_of_it_does() {
     for (ids, log_probs) in top_k.ids.chunks(96).zip(top_k.log_probs.chunks(96)) {
         assert!(log_probs.is_sorted_by(|a, b| a >= b));
         let sum: f32 = log_probs.iter().map(|p| p.exp()).sum();
-        assert!((0.9..1.0).contains(&sum), "{sum} of all but one token");
+        assert!((0.9..1.0).contains(&sum), "probability of all but one token: {sum}");
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 96);
     }
     let loss = |teacher: TeacherSource<'_>| {
@@ -108,7 +114,7 @@ fn a_teacher_in_int8_gives_nearly_the_same_and_the_same_whole_or_as_its_most_lik
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let options = |quant| Options { threads: 2, dtype, quant, ..Options::default() };
         let Ok(mut plain) = CpuTeacher::new(config.clone(), params(&config), options(Quant::None)) else {
-            assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
+            assert_eq!(dtype, Dtype::Bf16, "f32 runs on every processor");
             skipped_bf16();
             continue;
         };
@@ -140,7 +146,7 @@ fn a_teacher_in_int8_gives_nearly_the_same_and_the_same_whole_or_as_its_most_lik
 #[test]
 fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
     for config in [config(), Config::new(3, 2, 34, 70, 301)] {
-        // More tokens than go through the layers together, in sequences of several lengths.
+        // More tokens than fit in one pass, in sequences of several lengths.
         let mut batch = Batch::default();
         for sequence in 0..40 {
             let len = 1 + sequence * 7 % config.block_size;
@@ -150,11 +156,11 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             let options = Options { threads: 2, dtype, ..Options::default() };
             let Ok(mut engine) = CpuEngine::new(config.clone(), params(&config), options) else {
-                assert_eq!(dtype, Dtype::Bf16, "every processor computes in f32");
+                assert_eq!(dtype, Dtype::Bf16, "f32 runs on every processor");
                 skipped_bf16();
                 continue;
             };
-            // The engine's weights, which are not packed.
+            // Unpacked weights, as in the engine.
             let mut runner = Runner::new(config.clone(), params(&config), options).expect("a valid shape");
             let mut teacher = CpuTeacher::new(config.clone(), params(&config), options).expect("a valid shape");
             for _ in 0..2 {
@@ -172,7 +178,7 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
                 let found = teacher.top_k(&batch, 5, 2.0).expect("a valid batch");
                 assert!(found == TopK { k: 5, ids, log_probs }, "{dtype}");
             }
-            // Hidden states are those that the losses are made from.
+            // The losses follow from these hidden states.
             let (hidden, wte, quant) = head(&mut teacher, &batch, &config);
             assert!(quant == Quant::None && engine.read(Slot::Params)[ParamList::new(&config).wte] == wte);
             let width = config.n_embd;
@@ -183,7 +189,7 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
             let sum: f64 = (0..config.vocab_size as u32).map(|token| logit(token).exp()).sum();
             let loss = sum.ln() - logit(batch.targets[0]);
             let found = f64::from(engine.losses(&batch).expect("a valid batch")[0]);
-            assert!((found - loss).abs() < 0.02 * loss.max(1.0), "{dtype}: {found}, not {loss}");
+            assert!((found - loss).abs() < 0.02 * loss.max(1.0), "{dtype}: expected {loss}, got {found}");
         }
     }
 }
@@ -192,7 +198,7 @@ fn a_teacher_gives_what_the_engine_of_the_same_weights_gives() {
 fn a_teacher_gives_the_same_by_its_handle_as_by_its_hidden_states() {
     let config = config();
     let batch = batch(&config, 0);
-    // Of another depth, width and block.
+    // The teacher differs in depth, width and context length.
     let shape = Config::new(1, 2, 20, 9, 97);
     let options = Options { threads: 2, ..Options::default() };
     let mut teacher = CpuTeacher::new(shape.clone(), params(&shape), options).expect("a valid shape");
@@ -213,7 +219,7 @@ fn a_teacher_gives_the_same_by_its_handle_as_by_its_hidden_states() {
     assert!(by_handle == by_hidden);
 }
 
-/// A teacher that no device opened.
+/// Teacher that no device opened.
 struct Stranger;
 
 impl ngen3_engine::Teacher for Stranger {
@@ -246,7 +252,7 @@ fn a_wrong_teacher_is_an_error() {
     let none = TopK::default();
     for (teacher, config, reason) in [
         (TeacherSource::Teacher(&mut Stranger), good, "another device"),
-        (TeacherSource::Teacher(&mut larger), good, "98 tokens for a vocabulary of 97"),
+        (TeacherSource::Teacher(&mut larger), good, "expected 97 tokens as in the student, got 98"),
         (TeacherSource::Teacher(&mut shorter), good, "a block of 4"),
         (TeacherSource::Teacher(&mut same), DistillConfig { temperature: 0.0, ..good }, "temperature is 0"),
         (TeacherSource::TopK(&top_k), DistillConfig { alpha: 1.5, ..good }, "alpha is 1.5"),
@@ -257,7 +263,7 @@ fn a_wrong_teacher_is_an_error() {
         (TeacherSource::TopK(&none), good, "likeliest tokens, 0 of each of 25"),
     ] {
         let error = distill(teacher, config).expect_err(reason);
-        assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+        assert!(error.contains(reason), "expected {reason:?} in {error:?}");
     }
     assert!(distill(TeacherSource::Teacher(&mut same), good).is_ok());
     assert!(distill(TeacherSource::TopK(&top_k), good).is_ok());

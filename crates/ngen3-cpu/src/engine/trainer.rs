@@ -1,4 +1,4 @@
-//! [`CpuEngine`]: a model on the CPU, with its gradients and its optimizer, as the contract sees it.
+//! [`CpuEngine`]: a model on the CPU with gradients and optimizer, which implements the engine traits.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -20,22 +20,22 @@ use crate::layers::adamw;
 use crate::layers::lora::Adapters;
 use crate::layers::loss::{self, Distill};
 
-/// A model, its gradients and its optimizer on the CPU.
+/// Trainable model on the CPU, with its gradients and optimizer state.
 #[derive(Debug)]
 pub struct CpuEngine {
     runner: Runner,
     quant: Quant,
     optimizer: OptimizerState,
-    /// The logits of a block of tokens, for distilling.
+    /// Buffers of the distillation loss.
     logits: Buffer,
 }
 
 impl CpuEngine {
-    /// An engine over these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
+    /// Creates an engine with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
     ///
     /// # Errors
-    /// [`Error::Input`] when the shape is invalid or `params` has another length, [`Error::Threads`] when the threads cannot
-    /// be started.
+    /// [`Error::Input`] if the shape is invalid, `params` has the wrong length, or the processor lacks the dtype;
+    /// [`Error::Threads`] if the threads cannot be started.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
         Ok(Self {
             runner: Runner::new(config, params, options)?,
@@ -45,21 +45,21 @@ impl CpuEngine {
         })
     }
 
-    /// Checks that the planned batch has a gradient, and makes room for it.
+    /// Checks that the planned batch has a gradient, and allocates it.
     fn check_gradient(&mut self, batch: &Batch) -> Result<(), Error> {
         if batch.sequences.iter().any(|sequence| sequence.continues) {
-            return Err(Error::Input("rows that continue another have no gradient".into()));
+            return Err(Error::Input("sequences that continue another have no gradient".into()));
         }
         batch.check_targets()?;
         self.optimizer.reserve(self.runner.model.learned().1.len(), false)
     }
 }
 
-/// Checks the dropout of a backward pass.
+/// Checks the dropout of a training step.
 fn drops(backward: &Backward) -> Result<PassDropout, Error> {
     let Backward { dropout, seed, .. } = *backward;
     if !(0.0..1.0).contains(&dropout) {
-        return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
+        return Err(Error::Input(format!("dropout is {dropout}: expected 0 ≤ dropout < 1")));
     }
     Ok(PassDropout { p: dropout, seed })
 }
@@ -88,7 +88,7 @@ impl Model for CpuEngine {
 
     fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         if self.runner.model.adapters.is_some() {
-            return Err(Error::Input("a model with adapters decodes once they are merged".into()));
+            return Err(Error::Input("the model has adapters: merge them before decoding".into()));
         }
         Ok(Box::new(CpuDecoder::new(&self.runner.model, &self.runner.pool, self.quant, sequences)?))
     }
@@ -118,7 +118,7 @@ impl Trainer for CpuEngine {
                 grads.fill(0.0);
                 return norm;
             }
-            // As torch.nn.utils.clip_grad_norm_ has it.
+            // As in torch.nn.utils.clip_grad_norm_.
             let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
             for param in list {
                 let range = param.range();
@@ -152,7 +152,7 @@ impl Trainer for CpuEngine {
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
         let total = self.runner.model.learned().1.len();
-        assert_eq!(values.len(), total, "a flat array of every parameter that learns");
+        assert_eq!(values.len(), total, "number of trainable parameters");
         if slot != Slot::Params {
             self.optimizer.reserve(total, slot != Slot::Grads)?;
         }
@@ -175,7 +175,7 @@ impl Trainer for CpuEngine {
 
     fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
         if self.runner.model.adapters.is_some() {
-            return Err(Error::Input("a model with adapters cannot take others before they are merged".into()));
+            return Err(Error::Input("the model already has adapters: merge them first".into()));
         }
         self.runner.model.adapters = Some(Adapters::new(&self.runner.model.config, lora, params)?);
         self.optimizer = OptimizerState::default();
@@ -210,7 +210,8 @@ impl Distiller for CpuEngine {
             TeacherSource::Teacher(teacher) => {
                 let teacher: &mut dyn Any = teacher;
                 let teacher = teacher.downcast_mut::<CpuTeacher>();
-                let teacher = teacher.ok_or_else(|| Error::Input("the teacher is on another device".into()))?;
+                let teacher =
+                    teacher.ok_or_else(|| Error::Input("the teacher is on another device: expected cpu".into()))?;
                 teacher.output(batch, config.vocab_size)?
             }
             TeacherSource::TopK(top_k) => {
@@ -223,7 +224,7 @@ impl Distiller for CpuEngine {
 }
 
 impl CpuEngine {
-    /// Distillation from a teacher's output for the batch.
+    /// Runs a distillation step on a teacher's output for the batch.
     pub(super) fn distill_from(
         &mut self,
         batch: &Batch,

@@ -1,4 +1,4 @@
-//! A model's parameters, as its products read them.
+//! Parameters of a model, as its products read them.
 
 use std::ops::Range;
 
@@ -14,52 +14,52 @@ use crate::layers::linear::{Learns, Linear, Weight, pair};
 use crate::layers::lora::Adapters;
 use crate::layers::{loss, matvec};
 
-/// A model's shape and parameters.
+/// Shape and parameters of a model.
 #[derive(Debug)]
 pub struct Weights {
     pub config: Config,
     pub list: ParamList,
-    /// Precision that products round their operands to.
+    /// Precision of products' operands.
     pub precision: Precision,
-    /// The part of each block that a pass forward keeps, if there is a backward: all, or the inputs.
+    /// Activations of each block that training keeps for the backward pass: all, or the inputs.
     pub keep: Checkpointing,
     /// `[total]`
     pub params: Vec<f32>,
-    /// If there are any, they learn and nothing else does.
+    /// Adapters; if present, only they are trained.
     pub adapters: Option<Adapters>,
-    /// Of a model that only goes forward: what its products read, in place of those among `params`.
+    /// Packed weights of a forward-only model, which replace those in `params`.
     pub packed: Option<PackedWeights>,
 }
 
-/// Weights as products read them.
+/// Weights packed for products.
 #[derive(Debug)]
 pub struct PackedWeights {
-    /// Precision that they, and what they are multiplied with, are rounded to: to bf16, or further.
+    /// Rounding of both operands: none beyond bf16, or int8.
     quant: Quant,
-    /// Those of each block's linear layers, in the order of [`Target`]; they are not among the model's parameters any more.
+    /// Weights of each block's linear layers, in the order of [`Target`]. They are removed from the model's parameters.
     layers: Vec<[Packed; Target::ALL.len()]>,
-    /// The embeddings as the final projection reads them, once it has been asked for. They are among the parameters too.
+    /// Embeddings packed for the final projection, once it is needed. They also stay in the parameters.
     pub head: Option<Packed>,
 }
 
-/// Number of weights in the blocks' linear layers.
+/// Returns the number of weights in the blocks' linear layers.
 pub fn num_layer_weights(list: &ParamList) -> usize {
     let linear = |block: &BlockRanges| Target::ALL.map(|target| block.linear(target).0.len()).iter().sum::<usize>();
     list.blocks.iter().map(linear).sum()
 }
 
 impl Weights {
-    /// The values of a parameter.
+    /// Values of a parameter.
     pub fn p(&self, range: &Range<usize>) -> &[f32] {
         &self.params[range.clone()]
     }
 
-    /// `[vocab_size, width]`
+    /// Token embeddings, `[vocab_size, width]`.
     pub fn wte(&self) -> &[f32] {
         self.p(&self.list.wte)
     }
 
-    /// Names, shapes and places of what training changes; and their values, back to back.
+    /// Returns the trainable parameters (names, shapes, ranges) and their concatenated values.
     pub fn learned(&self) -> (std::slice::Iter<'_, Param>, &[f32]) {
         match &self.adapters {
             Some(adapters) => (adapters.list.iter(), &adapters.params),
@@ -67,7 +67,7 @@ impl Weights {
         }
     }
 
-    /// As [`Weights::learned`], to be changed.
+    /// As [`Weights::learned`], with mutable values.
     pub fn learned_mut(&mut self) -> (std::slice::Iter<'_, Param>, &mut [f32]) {
         match &mut self.adapters {
             Some(adapters) => (adapters.list.iter(), &mut adapters.params),
@@ -75,13 +75,13 @@ impl Weights {
         }
     }
 
-    /// The model and threads that the arena has to hold activations of.
+    /// Returns the specification of an arena for this model on `threads` threads.
     pub fn spec(&self, threads: usize) -> ArenaSpec<'_> {
         let rank = self.adapters.as_ref().map_or(0, |adapters| adapters.lora.rank);
         ArenaSpec { config: &self.config, precision: self.precision, rank, threads }
     }
 
-    /// One of a block's linear layers.
+    /// Returns one of a block's linear layers.
     pub fn linear(&self, layer: usize, target: Target) -> Linear<'_> {
         let (weight, bias) = self.list.blocks[layer].linear(target);
         let [outputs, inputs] = target.shape(&self.config);
@@ -98,7 +98,7 @@ impl Weights {
         Linear { precision: self.precision, outputs, inputs, weight, bias: self.p(bias), learns }
     }
 
-    /// The gradients of a LayerNorm's parameters; nothing where only adapters learn.
+    /// Borrows the gradients of a LayerNorm's parameters; `None` if only adapters are trained.
     pub fn dparams<'a>(
         &self,
         grads: &'a mut [f32],
@@ -108,18 +108,18 @@ impl Weights {
         self.adapters.is_none().then(|| pair(grads, weight, bias))
     }
 
-    /// The gradient of the embeddings, for the loss to add to; nothing where only adapters learn.
+    /// Borrows the gradient of the embeddings, to which the loss adds; `None` if only adapters are trained.
     pub fn dwte<'a>(&self, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
         self.adapters.is_none().then(|| &mut grads[self.list.wte.clone()])
     }
 
-    /// The loss of a pass, with gradients or not.
+    /// Returns the shape of the loss of a pass, with or without gradients.
     pub fn loss_shape(&self, tokens: usize, backward: bool) -> loss::Shape {
         loss::Shape::new(self.precision, loss::Sizes::of(&self.config, tokens), backward)
     }
 
-    /// Replaces every weight that decoding reads by what its int8 copy stands for, so that losses and prompts are those of the
-    /// quantised model too.
+    /// Replaces every weight that decoding reads by its dequantised int8 value, so that losses and prompts also use the
+    /// quantised model.
     pub fn round_to_int8(&mut self) {
         let c = self.config.n_embd;
         let linear = |(w, target): (&BlockRanges, Target)| (w.linear(target).0.clone(), target.shape(&self.config)[1]);
@@ -129,11 +129,11 @@ impl Weights {
         }
     }
 
-    /// Packs the weights of the blocks' linear layers, in bf16 or in int8, once for all, and lets go of what they were packed
-    /// from: the model only goes forward from now on. The last block comes first, so that there is never much more than one copy.
+    /// Packs the weights of the blocks' linear layers in bf16 or int8 and frees the originals: the model is forward-only
+    /// afterwards. Starts with the last block, so that memory never holds much more than one copy.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the packed weights of a layer do not fit.
+    /// [`Error::Memory`] if the packed weights of a layer do not fit in memory.
     pub fn pack(&mut self, quant: Quant) -> Result<(), Error> {
         let Self { config, list, params, .. } = self;
         let mut layers = Vec::new();
@@ -164,10 +164,10 @@ impl Weights {
         Ok(())
     }
 
-    /// Packs the embeddings too, for the most likely tokens, if the layers are packed and it has not been done.
+    /// Packs the embeddings for the final projection of top-k, if the layers are packed and the embeddings are not yet.
     ///
     /// # Errors
-    /// [`Error::Memory`] when they do not fit.
+    /// [`Error::Memory`] if they do not fit in memory.
     pub fn pack_head(&mut self) -> Result<(), Error> {
         let wte = Mat::new(&self.params[self.list.wte.clone()], self.config.vocab_size, self.config.n_embd);
         if let Some(PackedWeights { quant, head: head @ None, .. }) = &mut self.packed {
@@ -176,13 +176,13 @@ impl Weights {
         Ok(())
     }
 
-    /// Precision that a packed model rounds the operands of its products to, beyond its precision.
+    /// Returns the quantisation of a packed model's products.
     pub fn quant(&self) -> Quant {
         self.packed.as_ref().map_or(Quant::None, |packed| packed.quant)
     }
 }
 
-/// Gradients and moments, each as long as what learns; empty until training needs them.
+/// Gradients and AdamW moments, each as long as the trainable parameters; empty until first needed.
 #[derive(Debug, Default)]
 pub struct OptimizerState {
     pub grads: Buffer,
@@ -191,15 +191,15 @@ pub struct OptimizerState {
 }
 
 impl OptimizerState {
-    /// Makes sure that the gradients and, for an update, the moments are there, zeros at first.
+    /// Allocates the gradients and, if requested, the moments, as zeros, unless they exist.
     ///
     /// # Errors
-    /// [`Error::Memory`] when they do not fit.
+    /// [`Error::Memory`] if they do not fit in memory.
     pub fn reserve(&mut self, total: usize, moments: bool) -> Result<(), Error> {
         let slots = [(&mut self.grads, true), (&mut self.exp_avg, moments), (&mut self.exp_avg_sq, moments)];
         for (slot, wanted) in slots {
             if wanted && slot.is_empty() {
-                *slot = Buffer::zeros(total, "gradients and moments as long as the parameters")?;
+                *slot = Buffer::zeros(total, "the gradient or optimizer state")?;
             }
         }
         Ok(())
