@@ -1,4 +1,4 @@
-//! Once its memory is there, a training step in bf16 allocates nothing.
+//! Checks that a training step in bf16 allocates nothing after the first few steps.
 
 mod common;
 
@@ -12,7 +12,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Allocations of one step after a few others.
+/// Counts the allocations of the fifth step.
 fn allocations(dtype: Dtype) -> usize {
     let config = Config::new(2, 4, 64, 96, 1_009);
     let params = ParamList::new(&config).init(1);
@@ -36,7 +36,7 @@ fn allocations(dtype: Dtype) -> usize {
     change.allocations + change.reallocations
 }
 
-/// In f32 the layers' products are the `gemm` crate's, which makes its buffers anew.
+/// bf16 only: in f32, the `gemm` crate allocates buffers for each product.
 #[test]
 fn a_step_allocates_nothing() {
     let config = Config::new(1, 1, 4, 4, 8);

@@ -1,4 +1,4 @@
-//! The CPU engine against the reference engine, on odd sizes, for every feature; `.ci/run` runs it on every path of vectors.
+//! Checks every feature of the CPU engine against the reference engine, on odd sizes. `.ci/run` repeats it on every vector path.
 
 use ngen3_cpu::Cpu;
 use ngen3_engine::reference::conformance::{Tolerance, cases, check};
@@ -22,7 +22,7 @@ fn in_f32_every_feature_agrees_with_the_reference() {
     hold(Dtype::F32, Tolerance::F32);
 }
 
-/// In bf16 where the processor multiplies it, else in f32 again.
+/// bf16 if the processor multiplies it, else f32 again.
 #[test]
 fn in_the_fastest_precision_every_feature_stays_near_the_reference() {
     hold(Dtype::Auto, Tolerance::BF16);

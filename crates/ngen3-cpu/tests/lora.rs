@@ -1,4 +1,4 @@
-//! Low-rank adapters beside the whole model, on odd sizes: against `peft`'s numbers (`fixtures/make_lora.py`), against finite
+//! Checks low-rank adapters of the whole model, on odd sizes: against `peft` (`fixtures/make_lora.py`), against finite
 //! differences, and merged against unmerged.
 
 mod fixtures;
@@ -35,7 +35,7 @@ fn loss_gradients_and_steps_equal_pefts() {
         let mut engine = adapted(&config, &lora, 2);
         let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
         let expected_loss = expected["loss"].as_f64().expect("a number");
-        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "{loss}, not {expected_loss}");
+        assert!((f64::from(loss) / expected_loss - 1.0).abs() < 1e-5, "expected {expected_loss}, got {loss}");
         let (found, grads) = (engine.read(Slot::Grads).into_owned(), numbers(&expected["grads"]));
         assert_eq!(found.len(), grads.len());
         for param in &LoraList::new(&config, &lora).expect("an adapter") {
@@ -51,13 +51,16 @@ fn loss_gradients_and_steps_equal_pefts() {
             let found =
                 engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
             let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
-            assert!((f64::from(found) - loss).abs() < 1e-4, "{name}, step {step}: {found}, not {loss}");
-            assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-3, "step {step}: norm {found_norm}, not {norm}");
+            assert!((f64::from(found) - loss).abs() < 1e-4, "{name}, step {step}: expected {loss}, got {found}");
+            assert!(
+                (f64::from(found_norm) / norm - 1.0).abs() < 1e-3,
+                "step {step}: expected norm {norm}, got {found_norm}"
+            );
         }
         engine.merge();
         let merged = engine.loss(&batch(&config, norms.len() as u64)).expect("a valid batch");
         let expected = losses[norms.len()];
-        assert!((f64::from(merged) - expected).abs() < 1e-4, "{name}, merged: {merged}, not {expected}");
+        assert!((f64::from(merged) - expected).abs() < 1e-4, "{name}, merged: expected {expected}, got {merged}");
     }
 }
 
@@ -87,7 +90,8 @@ fn gradients_match_finite_differences_with_dropout() {
                 let narrow = (at(index, h) - at(index, -h)) / (2.0 * f64::from(h));
                 let expected = (4.0 * narrow - wide) / 3.0;
                 let error = (f64::from(grads[index]) - expected).abs();
-                assert!(error < 2e-3 * largest + 3e-4, "{} at {index}: {}, not {expected}", param.name(), grads[index]);
+                let (name, found) = (param.name(), grads[index]);
+                assert!(error < 2e-3 * largest + 3e-4, "{name} at {index}: expected {expected}, got {found}");
             }
         }
     }
@@ -112,14 +116,14 @@ fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
             loss
         })
         .collect();
-    assert!(losses[59] < losses[0] - 0.2, "it learns: {} to {}", losses[0], losses[59]);
+    assert!(losses[59] < losses[0] - 0.2, "the loss falls: {} to {}", losses[0], losses[59]);
     let learned = engine.read(Slot::Params).into_owned();
     engine.write(Slot::Params, &fresh).expect("memory");
-    assert_eq!(*engine.merged(), base, "the model beside the adapter is what it was");
+    assert_eq!(*engine.merged(), base, "training leaves the base model unchanged");
     assert_eq!(engine.losses(&batch(&config, 0)).expect("a valid batch"), expected);
     engine.write(Slot::Params, &learned).expect("memory");
 
-    // Merged, only the weights of the linear layers are others.
+    // Merging changes only the weights of the linear layers.
     let merged = engine.merged().into_owned();
     for param in &ParamList::new(&config) {
         let adapted = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|name| param.name().ends_with(name));
@@ -139,19 +143,19 @@ fn merged_equals_unmerged() {
         let mut engine = adapted(&config, &lora(targets), 2);
         let with = engine.losses(&batch).expect("a valid batch");
         let merged = engine.merged().into_owned();
-        assert!(engine.decoder(1).is_err(), "decoding is refused before they are merged");
+        assert!(engine.decoder(1).is_err(), "decoding needs merged adapters");
         let without = plain(&config, Dtype::F32, 2).losses(&batch).expect("a valid batch");
-        assert!(with.iter().zip(&without).any(|(a, b)| (a - b).abs() > 0.1), "the adapters do something");
+        assert!(with.iter().zip(&without).any(|(a, b)| (a - b).abs() > 0.1), "the adapters change the losses");
 
         engine.merge();
         assert_eq!(*engine.read(Slot::Params), merged);
         let after = engine.losses(&batch).expect("a valid batch");
-        assert!(with.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5), "{with:?}, not {after:?}");
-        engine.forward_backward(&batch, Backward::default()).expect("all of it learns again");
+        assert!(with.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-5), "expected {with:?}, got {after:?}");
+        engine.forward_backward(&batch, Backward::default()).expect("all parameters are trainable again");
         assert_eq!(engine.read(Slot::Grads).len(), merged.len());
         assert!(engine.decoder(1).is_ok());
         let fresh = LoraList::new(&config, &lora(targets)).expect("an adapter").init(5);
-        engine.adapt(&lora(targets), fresh).expect("it has none any more");
+        engine.adapt(&lora(targets), fresh).expect("the model has no adapters after merging");
     }
 }
 
@@ -198,7 +202,7 @@ fn rounded_products_stay_near_exact_ones() {
         (loss, engine.read(Slot::Grads).into_owned())
     };
     let ((exact, exact_grads), (rounded, grads)) = (run(Dtype::F32), run(Dtype::Auto));
-    assert!((exact - rounded).abs() < 0.02, "{rounded}, not {exact}");
+    assert!((exact - rounded).abs() < 0.02, "expected {exact}, got {rounded}");
     for param in &list {
         let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         let error = norm(&mut param.range().map(|i| grads[i] - exact_grads[i]));
@@ -239,7 +243,7 @@ fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
             engine.distill(&batch, teacher, &distill, Some(backward)).expect("a valid batch");
         })
     };
-    assert!(close(&whole, &distilled(0.0)), "at alpha 0 it is the plain gradient");
+    assert!(close(&whole, &distilled(0.0)), "alpha 0 gives the plain gradient");
     let [half, all] = [0.5, 1.0].map(&mut distilled);
     let mixed: Vec<f32> = whole.iter().zip(&all).map(|(a, b)| 0.5 * (a + b)).collect();
     assert!(close(&mixed, &half) && !close(&whole, &all));
@@ -264,12 +268,12 @@ fn wrong_adapters_are_an_error() {
     let total = LoraList::new(&config, &good).expect("an adapter").total();
     let mut engine = plain(&config, Dtype::F32, 1);
     let error = engine.adapt(&good, vec![0.0; total + 1]).expect_err("too many").to_string();
-    assert!(error.contains("parameters for an adapter of"), "{error}");
+    assert!(error.contains("adapter parameters, got"), "{error}");
     let error = engine.adapt(&Lora { rank: 13, ..good.clone() }, vec![0.0; total]).expect_err("too thick").to_string();
     assert!(error.contains("rank of an adapter is 13"), "{error}");
-    assert!(engine.decoder(1).is_ok(), "it is still a plain model");
+    assert!(engine.decoder(1).is_ok(), "the model still has no adapters");
     engine.adapt(&good, vec![0.0; total]).expect("an adapter");
-    assert!(engine.adapt(&good, vec![0.0; total]).is_err(), "it has one already");
-    assert!(engine.decoder(1).is_err(), "which it keeps");
+    assert!(engine.adapt(&good, vec![0.0; total]).is_err(), "the model already has adapters");
+    assert!(engine.decoder(1).is_err(), "the first adapters stay");
     assert_eq!(engine.read(Slot::Params).len(), total);
 }

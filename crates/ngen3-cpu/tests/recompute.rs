@@ -1,4 +1,4 @@
-//! With `recompute` a step keeps less, takes longer, and gives the same bits.
+//! Checks that `recompute` uses less memory and gives the same bits.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn config() -> Config {
     Config::new(5, 3, 12, 37, 97)
 }
 
-/// Sequences of any length, more tokens than go through the layers together, of which every third is not to be predicted.
+/// Sequences of different lengths, with more tokens than fit in one pass; every third target is ignored.
 fn ragged() -> Batch {
     let mut batch = Batch::default();
     for row in 0..130u32 {
@@ -32,7 +32,7 @@ fn even() -> Batch {
     Batch::even(37, ids(0), ids(1))
 }
 
-/// The engines of each kind of product that this processor has.
+/// Creates an engine, or returns `None` if the processor lacks the dtype.
 fn engine(dtype: Dtype, recompute: bool, targets: Option<&str>) -> Option<CpuEngine> {
     let config = config();
     let options = Options { threads: 2, dtype, recompute, ..Options::default() };
@@ -46,7 +46,7 @@ fn engine(dtype: Dtype, recompute: bool, targets: Option<&str>) -> Option<CpuEng
     Some(engine)
 }
 
-/// The losses of a few steps, the gradients of the next, and the weights.
+/// Returns the losses of a few steps, the gradients of the next, and the parameters.
 fn steps(mut engine: CpuEngine, mut step: impl FnMut(&mut CpuEngine, u64) -> f32) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut losses = Vec::new();
     for number in 1..=3 {
@@ -54,7 +54,7 @@ fn steps(mut engine: CpuEngine, mut step: impl FnMut(&mut CpuEngine, u64) -> f32
         let adamw =
             AdamW { step: number, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
         engine.update(&adamw).expect("memory");
-        // What has no backward lays the memory out in another way.
+        // Evaluation uses another arena layout.
         losses.push(engine.loss(&even()).expect("a valid batch"));
     }
     losses.push(step(&mut engine, 4));
@@ -75,11 +75,11 @@ fn training_gives_the_same_bits() {
                     engine(dtype, recompute, targets).map(|engine| steps(engine, step))
                 };
                 let (kept, again) = (run(false), run(true));
-                assert!(kept.is_some() || dtype == Dtype::Bf16, "every processor computes in f32");
+                assert!(kept.is_some() || dtype == Dtype::Bf16, "f32 runs on every processor");
                 if kept.is_none() {
                     common::skipped_bf16();
                 }
-                assert!(kept == again, "{dtype}, adapters at {targets:?}, dropout {dropout}");
+                assert!(kept == again, "{dtype}, adapters on {targets:?}, dropout {dropout}");
             }
         }
     }
@@ -111,9 +111,9 @@ fn it_keeps_one_block_and_the_inputs_of_the_others() {
         let options = Options { threads: 2, dtype: Dtype::F32, recompute, ..Options::default() };
         Cpu.memory(&config, Workload::Train { batch_size: 8 }, options).expect("a valid shape")
     };
-    // Of the eleven other blocks: qkv, attention's output, the stream between and the MLP's hidden layer; and a few numbers more,
-    // below a hundredth.
+    // For the eleven other blocks: qkv, attention's output, the stream between attention and MLP, and the MLP's hidden layer;
+    // plus less than 1 %.
     let saved = 11 * 2048 * 9 * 768 * 4;
     let found = of(false) - of(true);
-    assert!((saved..saved + saved / 100).contains(&found), "{found}, not about {saved}");
+    assert!((saved..saved + saved / 100).contains(&found), "expected about {saved}, got {found}");
 }
