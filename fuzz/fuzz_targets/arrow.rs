@@ -1,5 +1,5 @@
 #![no_main]
-//! An Arrow file, or a stream of Arrow messages.
+//! Input: an Arrow file or stream.
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,5 @@
 #![no_main]
-//! The README of a dataset: which files it names, beside files that are there.
+//! Input: the README of a dataset, which selects among existing files.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_fuzz::Folder;

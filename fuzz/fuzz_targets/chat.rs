@@ -1,5 +1,5 @@
 #![no_main]
-//! A conversation as a line of text, of JSON, or a cell of a table; and the same bytes as a chat template.
+//! Input: a conversation, as a line of text, a line of JSON, or a table cell; and the same text as a chat template.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_data::chat::{ChatTemplate, Conversation, Message};

@@ -1,5 +1,5 @@
 #![no_main]
-//! A whole `.pt` or `.safetensors` file.
+//! Input: a whole `.pt` or `.safetensors` file.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_fuzz::Folder;

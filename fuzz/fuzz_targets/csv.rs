@@ -1,5 +1,5 @@
 #![no_main]
-//! CSV, tabs, and plain text.
+//! Input: CSV, TSV, or plain text.
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,5 @@
 #![no_main]
-//! Each of the JSON and text files of a Hugging Face folder, the others being in order.
+//! Input: each JSON or text file of a Hugging Face folder in turn, with the other files valid.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,6 @@
 #![no_main]
-//! What a hub answers: the bytes are the body of its every answer, then every answer itself, status and headers too; then what
-//! the cache keeps of an answer.
+//! Input: responses of a hub. The bytes serve as the body of every response, then as every whole response, with status and
+//! headers, then as a cached response.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -36,7 +36,7 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
 fn ask(offline: bool, folder: &Folder) {
     let cache = folder.path().join("hub");
     let hub = Hub::new(Env { endpoint: ENDPOINT.clone(), cache, token: None, offline, timeout: TIMEOUT });
-    // No second try.
+    // Stops at the first retry.
     let mut tell = |event| !matches!(event, Event::Note(_));
     if let Ok(snapshot) = hub.open(RepoKind::Dataset, "a/b", None, &mut tell) {
         for file in snapshot.files().iter().take(2) {
@@ -45,7 +45,7 @@ fn ask(offline: bool, folder: &Folder) {
     }
     let _ = hub.fetch_model("a/b", None, &mut tell);
     let names = std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|entry| entry.file_name());
-    assert!(names.into_iter().all(|name| name == "hub"), "something was written beside the cache");
+    assert!(names.into_iter().all(|name| name == "hub"), "a file was written outside the cache");
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,5 +1,5 @@
 #![no_main]
-//! JSON lines, or a JSON array of rows; also packed.
+//! Input: JSON Lines, or a JSON array of records; also as gzip and zstd.
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,5 @@
 #![no_main]
-//! A parquet file.
+//! Input: a Parquet file.
 
 use libfuzzer_sys::fuzz_target;
 

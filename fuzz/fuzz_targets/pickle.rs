@@ -1,5 +1,5 @@
 #![no_main]
-//! The pickle of a `.pt` file, in a zip with true checksums and the storages of a file that PyTorch wrote.
+//! Input: the pickle of a `.pt` file, in a zip with correct checksums and the storages of a file written by PyTorch.
 
 use std::io::{Cursor, Read, Write};
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use zip::{ZipArchive, ZipWriter};
 const FIXTURE: &[u8] = include_bytes!("../../crates/ngen3-model/tests/fixtures/half_no_bias.pt");
 const PICKLE: &str = "half_no_bias/data.pkl";
 
-/// Its entries but the pickle: names and bytes.
+/// Names and contents of the fixture's entries, except the pickle.
 static ENTRIES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     let mut zip = ZipArchive::new(Cursor::new(FIXTURE)).expect("a zip file");
     let mut entries = Vec::new();

@@ -1,6 +1,6 @@
 #![no_main]
-//! The header of a `.safetensors` file, as a checkpoint and as what a run resumes from: its true length stands before it, and
-//! after it as many bytes as its largest number says.
+//! Input: the header of a `.safetensors` file, read as a checkpoint and as training state. Its correct length precedes it, and
+//! as many bytes as its largest number (up to 65,536) follow it.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_fuzz::Folder;

@@ -1,5 +1,5 @@
 #![no_main]
-//! A TOML file of settings.
+//! Input: a TOML file of settings.
 
 use libfuzzer_sys::fuzz_target;
 

@@ -1,5 +1,5 @@
 #![no_main]
-//! `meta.json`, a zero byte, `data.bin`.
+//! Input: `meta.json`, a zero byte, `data.bin`.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_data::TokenFile;

@@ -1,5 +1,5 @@
 #![no_main]
-//! A tokenizer.json, which then encodes and decodes.
+//! Input: a tokenizer.json, which then encodes and decodes text.
 
 use libfuzzer_sys::fuzz_target;
 use ngen3_data::Tokenizer;
@@ -17,7 +17,7 @@ fuzz_target!(
         tokenizer.decode(&[0, 1, 2, u32::MAX]);
         tokenizer.safe_split(TEXT);
         tokenizer.special_tokens();
-        // What it says of itself is a tokenizer again.
+        // Its own JSON loads again.
         Tokenizer::from_json(tokenizer.to_json().as_bytes(), "y").expect("its own file");
     }
 );

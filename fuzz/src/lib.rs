@@ -1,7 +1,7 @@
-//! What the fuzz targets share: folders that hold the bytes of an input, and what is done with them.
+//! Helpers shared by the fuzz targets: temporary folders for the input bytes, and the readers that parse them.
 //!
-//! A target is right as long as it returns: an error is as good as a value. It fails on a panic of our own, on memory that it
-//! should not touch or take, and on time without end.
+//! A target passes if it returns, with a value or an error. It fails on a panic in our code, an invalid memory access, excessive
+//! memory use, or a timeout.
 
 use std::fs;
 use std::panic;
@@ -10,11 +10,11 @@ use std::sync::atomic::AtomicBool;
 
 use ngen3_data::{HfSource, HfDatasetSpec, build_hf_dataset, read_records};
 
-/// A folder for one run. With `TMPDIR=/dev/shm` it is in memory.
+/// Temporary folder of one run. `TMPDIR=/dev/shm` puts it in memory.
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {
-    /// An empty one.
+    /// Creates an empty folder.
     pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
@@ -23,7 +23,7 @@ impl Folder {
         self.0.path()
     }
 
-    /// Makes a file, and the folders it stands in.
+    /// Writes a file and creates its parent folders.
     pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(name);
         fs::create_dir_all(path.parent().expect("a path below the folder")).expect("a folder");
@@ -38,8 +38,8 @@ impl Default for Folder {
     }
 }
 
-/// Libraries of others may panic on damaged files where we catch it. libFuzzer's own hook ends the program at any panic; this
-/// one only at ours.
+/// Aborts only on panics in our own code. Third-party libraries may panic on damaged files, which we catch; libFuzzer's own
+/// hook would abort on those too.
 pub fn allow_panics_of_libraries() {
     panic::set_hook(Box::new(|info| {
         let of_a_library = info.location().is_some_and(|place| place.file().contains("/registry/"));
@@ -50,7 +50,7 @@ pub fn allow_panics_of_libraries() {
     }));
 }
 
-/// Reads a file of rows both ways: as documents, by each of these columns, and whole, as benchmarks do.
+/// Reads a file of records in both ways: as documents from each of these columns, and as whole records, as evaluation tasks do.
 pub fn read_rows(name: &str, bytes: &[u8], columns: &[&str]) {
     let folder = Folder::new();
     let dataset = folder.put(name, bytes).display().to_string();
