@@ -1,14 +1,15 @@
-"""Holds what `ngen3 finetune` leaves against transformers and peft.
+"""Compare the output of `ngen3 finetune` with transformers and peft.
 
     pip install torch transformers peft
     python scripts/finetune_interop.py NGEN3 BASE.pt TUNED.pt CHATS.jsonl
 
-TUNED.pt is what `NGEN3 finetune --model_checkpoint BASE.pt --data CHATS.jsonl --lora_rank R --dtype f32 --out TUNED.pt` left, with
-TUNED.adapter beside it. CHATS.jsonl has {"messages": [...]} in every line.
+TUNED.pt and TUNED.adapter come from
+`NGEN3 finetune --model_checkpoint BASE.pt --data CHATS.jsonl --lora_rank R --dtype f32 --out TUNED.pt`.
+Each line of CHATS.jsonl is {"messages": [...]}.
 
-1. The chat template of the exported model gives the same text and the same token ids as ngen3 gives, for every conversation, and
-   its turns of the assistant are the ones in mask.bin.
-2. The adapter opens in peft on the exported base, and gives the logits of the exported model in which it is merged.
+1. For every conversation, the chat template of the exported model gives the same text and token ids as ngen3, and mask.bin marks
+   the assistant's turns.
+2. The adapter loads in peft on the exported base model and gives the logits of the exported merged model.
 """
 
 import json
@@ -43,7 +44,7 @@ for messages, start, end in zip(conversations, starts, starts[1:]):
     found = ids[start:end].tolist()
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.decode(found) == text, (tokenizer.decode(found), text)
-    # transformers takes a special token that somebody spells out for the token; we keep it as text.
+    # transformers parses a special token spelled out in a message; we keep it as text.
     if not any(tokenizer.eos_token in message["content"] for message in messages):
         assert tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] == found, text
     learned = tokenizer.decode([token for token, mark in zip(found, marks[start:end]) if mark & 1])
@@ -52,7 +53,7 @@ for messages, start, end in zip(conversations, starts, starts[1:]):
     answer = messages[-1]["content"].strip() + tokenizer.eos_token
     if messages[-1]["role"] == "assistant":
         assert tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True) + answer == text
-print(f"template: {len(conversations)} conversations, {len(ids)} tokens: text, ids and the assistant's turns agree")
+print(f"template: {len(conversations)} conversations, {len(ids)} tokens: text, ids and assistant turns agree")
 
 try:
     from peft import PeftModel
@@ -68,5 +69,5 @@ if PeftModel and adapter.exists():
     with torch.no_grad():
         ours, theirs, before = (model(tokens).logits for model in (merged, beside, plain))
     gap, change = (ours - theirs).abs().max().item(), (ours - before).abs().max().item()
-    print(f"adapter: largest gap of a logit {gap:.1e}, where it changes logits by up to {change:.1f}")
+    print(f"adapter: largest difference of a logit {gap:.1e}; it changes logits by up to {change:.1f}")
     assert gap < 1e-4 < change

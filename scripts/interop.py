@@ -1,13 +1,13 @@
-"""Holds a folder that `ngen3 export` wrote against transformers: logits, greedy text, token ids.
+"""Compare a folder written by `ngen3 export` with transformers: logits, loss, gradients, greedy text, token ids.
 
     ngen3 export --model_path 7M_model.pt --output_dir exported_7M
     python scripts/interop.py exported_7M --model 7M_model.pt --ngen3 target/release/ngen3
 
-FOLDER is opened by transformers, MODEL (FOLDER itself if not given) by ngen3. Any folder of a GPT-2 will do, so that the
-other way round is checked too: a folder that transformers wrote, read by ngen3. A folder with a GGUF file is opened with
-the gguf package, with transformers through its GGUF reader, and, given --llama_cpp, with llama.cpp; without it, that is said.
+transformers opens FOLDER; ngen3 opens MODEL (default: FOLDER). FOLDER can be any GPT-2 folder, also one that transformers
+wrote, which checks the opposite direction. A GGUF file is opened with the gguf package, with transformers' GGUF reader, and,
+with --llama_cpp, with llama.cpp.
 
-Prints a line for each check and ends with code 1 if one failed.
+Prints one line per check and exits with code 1 if any failed.
 Needs: pip install torch transformers safetensors (for GGUF files: gguf accelerate, and for llama.cpp: npm install node-llama-cpp)
 """
 import argparse, json, pathlib, struct, subprocess, sys, tempfile
@@ -21,11 +21,11 @@ parser.add_argument("folder", type=pathlib.Path)
 parser.add_argument("--model")
 parser.add_argument("--ngen3", default="ngen3")
 parser.add_argument("--prompt", default="ROMEO:\nWhat")
-parser.add_argument("--llama_cpp", help="a folder in which `npm install node-llama-cpp` was run")
+parser.add_argument("--llama_cpp", help="folder in which `npm install node-llama-cpp` was run")
 args = parser.parse_args()
 model_path = args.model or str(args.folder)
 failed = False
-# How far rounded weights may take the logits.
+# Largest accepted difference of a logit, by the dtype of the weights.
 TOLERANCE = {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1}
 
 
@@ -43,7 +43,7 @@ def ngen3(*words):
 
 
 def trace(tokens):
-    """Our loss and logits on one row."""
+    """Return ngen3's loss, gradients and logits on one sequence."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = pathlib.Path(folder, "data.bin"), pathlib.Path(folder, "trace.json")
         data.write_bytes(struct.pack(f"<{len(tokens)}H", *tokens))
@@ -52,7 +52,7 @@ def trace(tokens):
 
 
 def check_numbers(name, model, tolerance):
-    """Loss, gradients and logits of one row of a block, in float32."""
+    """Compare loss, gradients and logits of one sequence of the full context length, in float32."""
     block, vocab = model.config.n_positions, model.config.vocab_size
     tokens = torch.randint(min(vocab, 65536), (block + 1,), generator=torch.Generator().manual_seed(1)).tolist()
     theirs = model(torch.tensor([tokens[:-1]])).logits[0]
@@ -61,40 +61,40 @@ def check_numbers(name, model, tolerance):
     loss.backward()
     ours = trace(tokens)
     difference = (torch.tensor(ours["logits"]) - theirs[-1].detach()).abs().max().item()
-    report(f"{name}, logits", difference < tolerance, f"largest difference {difference:.1e} of {theirs[-1].abs().max():.2f}")
-    report(f"{name}, loss", abs(ours["loss"] - loss.item()) < tolerance, f"{ours['loss']:.6f} here, {loss:.6f} there")
+    report(f"{name}, logits", difference < tolerance, f"largest difference {difference:.1e}, largest logit {theirs[-1].abs().max():.2f}")
+    report(f"{name}, loss", abs(ours["loss"] - loss.item()) < tolerance, f"expected {loss:.6f}, got {ours['loss']:.6f}")
     worst = 0.0
     for key, parameter in model.named_parameters():
         if key in ours["grads"]:
             norm = parameter.grad.norm().item()
             worst = max(worst, abs(ours["grads"][key]["norm"] - norm) / max(norm, 1e-6))
-    report(f"{name}, gradients", worst < 10 * tolerance, f"largest relative difference of a norm {worst:.1e}")
+    report(f"{name}, gradients", worst < 10 * tolerance, f"largest relative difference of a gradient norm {worst:.1e}")
 
 
 def check_text(model, tokenizer):
-    """100 greedy tokens."""
+    """Compare up to 100 greedily decoded tokens."""
     ids = tokenizer(args.prompt, return_tensors="pt").input_ids
     length = min(100, model.config.n_positions - ids.shape[1])
     if length <= 0:
-        return print(f"skip greedy text: the block of {model.config.n_positions} has no room after the prompt")
+        return print(f"SKIPPED: greedy text (the prompt fills the context length of {model.config.n_positions})")
     with torch.no_grad():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)[0]
     theirs = tokenizer.decode(made, skip_special_tokens=False).removesuffix("<|endoftext|>")
     ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
                  "--dtype", "f32").removesuffix("\n")
-    detail = f"{length} tokens the same: {ours[len(args.prompt):][:50]!r}…" if ours == theirs else f"{ours!r} here, {theirs!r} there"
+    detail = f"{length} equal tokens: {ours[len(args.prompt):][:50]!r}…" if ours == theirs else f"expected {theirs!r}, got {ours!r}"
     report("greedy text", ours == theirs, detail)
 
 
 def check_tokenizer(tokenizer):
-    """Texts that are easy to get wrong; `<|endoftext|>` in a text is text."""
+    """Compare token ids of difficult texts; `<|endoftext|>` in a text is plain text."""
     nasty = pathlib.Path(__file__).parent.parent / "crates/ngen3-data/tests/tokenizer/nasty.json"
     cases = json.loads(nasty.read_text())
     encode = lambda text: tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
     own = json.loads((args.folder / "tokenizer.json").read_text())
     if len(own["model"]["vocab"]) == 50257:
         wrong = [text for text, ids in cases if encode(text) != ids]
-        report("token ids", not wrong, f"{len(cases) - len(wrong)} of {len(cases)} nasty texts the same" + (f", not {wrong[0]!r}" if wrong else ""))
+        report("token ids", not wrong, f"{len(cases) - len(wrong)} of {len(cases)} texts equal" + (f", first difference: {wrong[0]!r}" if wrong else ""))
     text = "\n".join(text for text, _ in cases)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "nasty.txt")
@@ -109,8 +109,8 @@ def check_tokenizer(tokenizer):
         ours = list(struct.unpack(f"<{len(data) // struct.calcsize(size)}{size}", data))
     theirs = encode(text)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    report("token ids", ours == theirs + end, f"{len(ours)} here, {len(theirs)} there, of all the nasty texts in one")
-    report("decoding", tokenizer.decode(theirs, clean_up_tokenization_spaces=False) == text, f"{len(text)} characters come back")
+    report("token ids", ours == theirs + end, f"all texts in one document: expected {len(theirs + end)} tokens, got {len(ours)}")
+    report("decoding", tokenizer.decode(theirs, clean_up_tokenization_spaces=False) == text, f"round trip of {len(text)} characters")
 
 
 LLAMA = """
@@ -131,8 +131,8 @@ process.exit(0);
 
 
 def check_llama_cpp(path, block, types):
-    """Greedy text, as long as the block has room, for a context in llama.cpp goes on in its own way. In f32 it is ours; how far
-    it is with rounded weights is shown."""
+    """Compare greedy text up to the context length, since llama.cpp handles a full context differently. f32 weights must give our
+    text; for rounded weights, at least the first token must match and the number of equal tokens is printed."""
     if not args.llama_cpp:
         return print("SKIPPED: llama.cpp (needs --llama_cpp FOLDER, in which npm install node-llama-cpp was run)")
     length = min(100, block - len(args.prompt) - 1)
@@ -148,7 +148,7 @@ def check_llama_cpp(path, block, types):
                  "--dtype", "f32").removesuffix("\n")
     same = sum(ours.startswith(text) for text in theirs)
     good = ours == theirs[-1] if types == ["F32"] else same > 0
-    report("llama.cpp, greedy text", good, f"{same} of {len(theirs)} tokens as ours in f32: {theirs[-1][len(args.prompt):][:50]!r}…")
+    report("llama.cpp, greedy text", good, f"{same} of {len(theirs)} tokens equal to ngen3 in f32: {theirs[-1][len(args.prompt):][:50]!r}…")
 
 
 def check_gguf(path):
@@ -158,7 +158,7 @@ def check_gguf(path):
     field = reader.fields["general.architecture"].contents()
     report("gguf opens", field == "gpt2", f"architecture {field}, {len(reader.tensors)} tensors of {', '.join(types)}")
     config = AutoConfig.from_pretrained(args.folder, gguf_file=path.name)
-    config.n_positions = config.n_ctx  # which transformers leaves at GPT-2's 1024
+    config.n_positions = config.n_ctx  # transformers keeps GPT-2's default of 1024
     model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, config=config, dtype=torch.float32).eval()
     check_llama_cpp(path, config.n_ctx, types)
     check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types))
@@ -172,7 +172,7 @@ if (args.folder / "config.json").exists():
     stored = json.loads((args.folder / "config.json").read_text())
     stored = stored.get("dtype") or stored.get("torch_dtype", "float32")
     model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
-    # Rounded weights are read exactly; if MODEL is another file, it has the weights as they were.
+    # Without --model, both read the same weights exactly; with it, MODEL may have the unrounded weights.
     tolerance = TOLERANCE[{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[stored]] if args.model else 1e-4
     check_numbers(f"transformers {transformers.__version__} ({stored})", model, tolerance)
     if (args.folder / "tokenizer.json").exists():

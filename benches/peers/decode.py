@@ -1,12 +1,12 @@
-"""Times greedy decoding, one sequence, in NGen3 and in transformers, in turn on the same machine, and prints the ratios.
+"""Time greedy decoding of one sequence in NGen3 and in transformers, alternating on the same machine, and print the ratios.
 
     pip install torch transformers
     cargo build --release
     python benches/peers/decode.py [--variant 120M] [--tokens 100] [--rounds 3]
 
-Makes a fresh model of the variant, exports it, and opens the export with transformers (f32, its KV cache, eager attention and
-the default one). NGen3 decodes as `ngen3 bench` measures it. Printed are the best of the rounds, and what part of the
-memory's bandwidth the bytes of the weights take that each token has to read; the bandwidth is that of adding up a large array.
+Creates and exports a model of the variant and opens the export with transformers (f32, KV cache, eager and sdpa attention).
+NGen3 decodes as in `ngen3 bench`. Prints the best round of each, and the share of the memory bandwidth that reading the weights
+once per token takes. The bandwidth is measured by summing a large array.
 """
 import argparse
 import json
@@ -73,11 +73,11 @@ def main():
                 best[name] = max(best.get(name, 0.0), line["decode_tokens_per_s"])
             for name, model in models.items():
                 best[name] = max(best.get(name, 0.0), transformers_rate(model, args.tokens))
-    print(f"{args.variant}, {args.tokens} tokens, best of {args.rounds}; memory is read at {speed / 1e9:.1f} GB/s")
+    print(f"{args.variant}, {args.tokens} tokens, best of {args.rounds}; memory bandwidth {speed / 1e9:.1f} GB/s")
     for name, rate in best.items():
         size = 2 if "bf16" in name else 4
         share = rate * weights * size / speed
-        print(f"{name:<24} {rate:8.1f} tokens/s  {100 * share:4.0f} % of the bandwidth  ngen3 f32 / this: {best['ngen3 f32'] / rate:5.2f}")
+        print(f"{name:<24} {rate:8.1f} tokens/s  {100 * share:4.0f} % of the bandwidth  ngen3 f32 is {best['ngen3 f32'] / rate:5.2f}x as fast")
 
 
 if __name__ == "__main__":

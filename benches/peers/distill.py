@@ -1,15 +1,15 @@
-"""Times the same distillation step in NGen3 and in PyTorch, in turn on the same machine, and prints the ratio.
+"""Time the same distillation step in NGen3 and in PyTorch, alternating on the same machine, and print the ratios.
 
     pip install torch numpy
     cargo build --release
     python benches/peers/distill.py [--steps 8] [--rounds 2] [--teacher gpt2] [--student 7M]
 
-The teacher has the shape of GPT-2 and random weights, and runs forward only; the student is the 7M variant; a step is 16 rows
-of 128 random tokens, temperature 2, alpha 0.5. PyTorch runs under bf16 autocast, with torch.compile over both models and the
-loss, and fused AdamW; in the mode bf16-compile-small the teacher's weights are bf16 themselves, which takes less memory, and in
-bf16-compile-int8 its linear layers are quantised dynamically to int8 (which torch.compile does not take in: they run as they are). NGen3
-runs `ngen3 distill` as a user does; its time a step is what metrics.jsonl says. Printed are medians over rounds, the peak
-memory of each process, and the ratios.
+The teacher has GPT-2's shape and random weights; the student is the 7M variant. A step is 16 sequences of 128 random tokens, with
+temperature 2 and alpha 0.5. PyTorch runs under bf16 autocast, with torch.compile over both models and the loss, and fused
+AdamW. bf16-compile-small stores the teacher's weights in bf16, to save memory. bf16-compile-int8 quantises its linear
+layers dynamically to int8; torch.compile does not support these, so the teacher runs uncompiled. NGen3 runs the plain
+`ngen3 distill` command; its step time comes from metrics.jsonl. Prints medians over rounds, the peak memory of each process,
+and the ratios.
 """
 import argparse
 import json
@@ -53,7 +53,7 @@ def torch_step(args):
     if "small" in args.mode:
         teacher = teacher.bfloat16()
     if "int8" in args.mode:
-        warnings.simplefilter("ignore")  # That this way of quantising will move to another package.
+        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated.
         teacher = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear}, dtype=torch.qint8)
     decay = [p for p in student.parameters() if p.dim() >= 2]
     plain = [p for p in student.parameters() if p.dim() < 2]
@@ -90,7 +90,7 @@ def torch_step(args):
 
 
 def measured(command, **options):
-    """Runs a command; its output, and its peak memory in MB."""
+    """Run a command; return its output and its peak memory in MB."""
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     out, err = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -100,7 +100,7 @@ def measured(command, **options):
 
 
 def prepare(ngen3, teacher, folder):
-    """Random tokens, and a teacher with random weights."""
+    """Write random tokens, and a teacher with random weights."""
     from torch_gpt import SHAPES
 
     random.seed(0)
@@ -151,7 +151,7 @@ def main():
     median = {name: statistics.median(r["ms_per_step"] for r in runs) for name, runs in results.items()}
     memory = {name: max(r["peak_rss_mb"] for r in runs) for name, runs in results.items()}
     print(f"{args.teacher} teaches {args.student}, median of {args.rounds} rounds of {args.steps} steps")
-    print(f"{'':24} {'ms a step':>10} {'peak MB':>8} {'time/ngen3':>11} {'memory/ngen3':>13}")
+    print(f"{'':24} {'ms/step':>10} {'peak MB':>8} {'time/ngen3':>11} {'memory/ngen3':>13}")
     for name, ms in median.items():
         ratios = f"{ms / median['ngen3']:>11.2f} {memory[name] / memory['ngen3']:>13.2f}"
         print(f"{name:24} {ms:>10.0f} {memory[name]:>8} {ratios}")

@@ -1,14 +1,14 @@
-"""Evaluates one model with lm_eval and with `ngen3 eval` on the same questions, and compares choices, sums and time.
+"""Evaluate a model with lm_eval and with `ngen3 eval` on the same data, and compare choices, log-likelihoods and time.
 
     pip install lm_eval torch transformers
     cargo build --release
     ngen3 export --model_path 7M_model.pt --output_dir exported_7M
     python benches/peers/eval.py --checkpoint 7M_model.pt --exported exported_7M --data_dir FOLDER --tasks piqa
 
-The data is a folder as `ngen3 eval --data_dir` takes it, of JSON lines; nothing is fetched. Both compute in f32 on the same number
-of threads. lm_eval's time is that of `simple_evaluate` alone, without the imports before it; ngen3's is that of the whole
-command. lm_eval refuses answers that are longer than the model's block, so here they go to it as to ngen3: half a block at a time,
-each after what fits before it.
+The data is a folder of JSON Lines as for `ngen3 eval --data_dir`; nothing is downloaded. Both compute in f32 on the same number of
+threads. The time of lm_eval is that of `simple_evaluate`, without imports; the time of ngen3 is that of the whole command.
+lm_eval rejects answers longer than the model's context, so this script splits them as ngen3 does: half a context at a time,
+each with as much preceding text as fits.
 """
 import argparse
 import json
@@ -33,18 +33,18 @@ def rows(path):
 
 
 def local(folder):
-    """A stand-in for `datasets.load_dataset` that reads a folder."""
+    """Return a replacement for `datasets.load_dataset` that reads a local folder."""
 
     def load_dataset(path, name=None, **_):
         own = folder / path.split("/")[1]
         own = own if own.is_dir() else folder
         own = own / name if name and (own / name).is_dir() else own
         splits = {file.stem: rows(file) for file in own.glob("*.jsonl") if file.stem in ("train", "validation", "test", "dev")}
-        for split, word in ORIGINAL.items():  # PIQA as its authors publish it
+        for split, word in ORIGINAL.items():  # PIQA's original files
             for file, answers in zip(own.glob(f"*{word}.jsonl"), own.glob(f"*{word}*labels.lst")):
                 labels = answers.read_text().split()
                 splits[split] = [row | {"label": int(label)} for row, label in zip(rows(file), labels, strict=True)]
-        if "train" not in splits:  # it must have one, though without examples none of it is used
+        if "train" not in splits:  # required, though unused without few-shot examples
             splits["train"] = splits["validation"] if "validation" in splits else splits["test"]
         return datasets.DatasetDict({split: datasets.Dataset.from_list(found) for split, found in splits.items()})
 
@@ -52,7 +52,7 @@ def local(folder):
 
 
 class Parted(HFLM):
-    """lm_eval's own model, with answers longer than the block a part at a time."""
+    """lm_eval's model, with answers longer than the context split into parts."""
 
     def _loglikelihood_tokens(self, requests, **kwargs):
         parts, owners = [], []
@@ -123,14 +123,14 @@ def main():
         pairs = [pair for task in tasks for pair in zip(their_samples[task], our_samples[task], strict=True)]
         same = sum(best(a) == best(b) for a, b in pairs)
         largest = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
-        print(f"{group}: {same} of {len(pairs)} choices are the same ({same / len(pairs):.2%}), "
+        print(f"{group}: {same} of {len(pairs)} choices are equal ({same / len(pairs):.2%}), "
               f"log-likelihoods differ by at most {largest:.6f}")
     for task, values in theirs.items():
         for name, value in values.items():
             if name.endswith(",none") and "stderr" not in name and (task.count("_") == 0 or task in args.tasks.split(",")):
                 error = name.replace(",", "_stderr,")
                 print(f"{task} {name}: lm_eval {value:.6f} ± {values[error]:.6f}, ngen3 {ours[task][name]:.6f} ± {ours[task][error]:.6f}")
-    print(f"lm_eval {their_seconds:.1f} s, ngen3 {our_seconds:.1f} s: {their_seconds / our_seconds:.1f} times as fast")
+    print(f"lm_eval {their_seconds:.1f} s, ngen3 {our_seconds:.1f} s: ngen3 is {their_seconds / our_seconds:.1f}x as fast")
 
 
 main()

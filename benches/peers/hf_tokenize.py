@@ -1,11 +1,11 @@
-"""Tokenizes a dataset with Python's datasets + tokenizers and with `ngen3 hf_tokenize`, in turn, and prints the ratio.
+"""Tokenize a dataset with datasets + tokenizers in Python and with `ngen3 hf_tokenize`, and print the ratio.
 
     pip install datasets tokenizers numpy
     cargo build --release
     python benches/peers/hf_tokenize.py FOLDER --tokenizer exported_7M/tokenizer.json [--split train] [--column text]
 
-FOLDER is a local dataset (parquet, arrow, JSON lines …), the tokenizer that of any export of a model with GPT-2's. Each is timed in a process of
-its own as a user runs it: reading, encoding, writing; datasets with an empty cache. Both must write the same bytes.
+FOLDER is a local dataset (Parquet, Arrow, JSON Lines …). The tokenizer must be GPT-2's, from any exported model. Each program is
+timed as a whole process: reading, encoding, writing; datasets starts with an empty cache. Both must write the same bytes.
 """
 import argparse
 import hashlib
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def theirs(args, out):
-    """What a script in Python does: 1,000 texts at a time, each followed by <|endoftext|>."""
+    """Tokenize as a Python script would: 1,000 texts at a time, each followed by <|endoftext|>."""
     import datasets
     import numpy as np
     from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def main():
         same = [hashlib.sha256(path.read_bytes()).digest() for path in (folder / "peer.bin", folder / "_data_ours_/data.bin")]
     mb = found["bytes"] / 1e6
     print(f"datasets + tokenizers: {mb / peer_s:.1f} MB/s in {found['peak_mb']:.0f} MB")
-    print(f"ngen3 hf_tokenize: {mb / ours_s:.1f} MB/s: {peer_s / ours_s:.1f} times as fast; {'the same bytes' if same[0] == same[1] else 'OTHER BYTES'}")
+    print(f"ngen3 hf_tokenize: {mb / ours_s:.1f} MB/s: {peer_s / ours_s:.1f}x as fast; {'same bytes' if same[0] == same[1] else 'DIFFERENT BYTES'}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Times the same training step in NGen3 and in PyTorch, in turn on the same machine, and prints the ratios.
+"""Time the same training step in NGen3 and in PyTorch, alternating on the same machine, and print the ratios.
 
     pip install torch numpy
     cargo build --release
     python benches/peers/step.py [--variant 7M] [--steps 8] [--rounds 2] [--modes f32 f32-compile bf16-compile]
 
-Each round runs NGen3 in f32 and (where the processor has it) bf16, then each PyTorch mode, each in a process of its own.
-Printed are medians over rounds of each process's median step, its peak memory, and PyTorch's time over NGen3's.
+Each round runs NGen3 in f32 and bf16 (--dtypes), then each PyTorch mode, each in its own process. Prints the median over rounds
+of each process's median step, its peak memory, and PyTorch's time divided by NGen3's.
 """
 import argparse
 import json
@@ -47,7 +47,7 @@ def main():
     median = {key: statistics.median(r["ms_per_step"] for r in runs) for key, runs in results.items()}
     ours = [key for key in median if key[0] == "ngen3"]
     print(f"{args.variant}, median of {args.rounds} rounds of {args.steps} steps")
-    print(f"{'':22} {'ms a step':>10} {'peak MB':>8}" + "".join(f" {'/ngen3 ' + dtype:>12}" for _, dtype in ours))
+    print(f"{'':22} {'ms/step':>10} {'peak MB':>8}" + "".join(f" {'/ngen3 ' + dtype:>12}" for _, dtype in ours))
     for key, ms in median.items():
         memory = max(r["peak_rss_mb"] or 0 for r in results[key])
         ratios = "".join(f" {ms / median[other]:>12.2f}" for other in ours)

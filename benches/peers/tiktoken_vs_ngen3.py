@@ -1,11 +1,11 @@
-"""Tokenizes one file with tiktoken and with `ngen3 tokenize`, side by side, and prints the ratio.
+"""Tokenize a file with tiktoken and with `ngen3 tokenize`, alternating on the same machine, and print the ratio.
 
     cargo build --release
     python benches/peers/tiktoken_vs_ngen3.py FILE [--threads 2] [--runs 3] [--ngen3 target/release/ngen3]
 
-tiktoken gets the text in memory, already cut into pieces, and only its encoding is timed (encode_ordinary_batch).
-ngen3 is timed as a user runs it: start, read, check, encode, hash, write, sync. Runs take turns; the best of each counts.
-Both must give the same number of tokens. Needs Python with tiktoken; no network: GPT-2's ranks come from our merges.bin.
+tiktoken gets the text in memory, already split into pieces, and only encode_ordinary_batch is timed. ngen3 is timed as a
+whole process: start, read, check, encode, hash, write, sync. Runs alternate; the best of each counts. Both must give the same
+number of tokens. Needs: pip install tiktoken. No network: GPT-2's ranks come from our merges.bin.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 
 def gpt2():
-    """tiktoken's gpt2, from the merges that are embedded in ngen3."""
+    """Return tiktoken's gpt2 encoding, built from the merges embedded in ngen3."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     tokens = [bytes([b]) for b in printable + [b for b in range(256) if b not in printable]]
     merges = (ROOT / "crates/ngen3-data/src/tokenizer/gpt2/merges.bin").read_bytes()
@@ -34,7 +34,7 @@ def gpt2():
 
 
 def pieces(text, size=1 << 18):
-    """Cuts after a line break between visible characters, where GPT-2's pre-tokeniser always cuts."""
+    """Split after a line break between visible characters, where GPT-2's pre-tokeniser always splits."""
     place, start, cut = re.compile(r"(?<=\S\n)(?=\S)"), 0, []
     while start < len(text):
         found = place.search(text, min(start + size, len(text)))
@@ -72,7 +72,7 @@ def main():
     print(f"{arguments.file}: {size / 1e6:.1f} MB, {tokens:,} tokens, {arguments.threads} threads")
     for name, times in [("tiktoken", theirs), ("ngen3", ours)]:
         print(f"{name:9} {min(times):7.2f} s  {size / min(times) / 1e6:7.1f} MB/s")
-    print(f"ngen3 is {min(theirs) / min(ours):.1f} times as fast")
+    print(f"ngen3 is {min(theirs) / min(ours):.1f}x as fast")
 
 
 if __name__ == "__main__":

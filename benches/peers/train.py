@@ -1,4 +1,4 @@
-"""Trains the same model on the same batches in PyTorch: the curve that `ngen3 train` is held against.
+"""Train the same model on the same batches in PyTorch, as the reference loss curve of `ngen3 train`.
 
     pip install torch numpy
     ngen3 train --variant 7M --data data.bin --max_iters 0 --out start.pt
@@ -6,8 +6,8 @@
     ngen3 train --variant 7M --data data.bin --init_from start.pt --max_iters 2000 --out ours.pt --log_interval 1
     python benches/peers/train.py --compare torch.jsonl ours.run/metrics.jsonl
 
-Weights come from the checkpoint; batches, schedule, clipping and AdamW are `ngen3 train`'s defaults for the 7M variant, drawn again
-here from the same seed. Writes one JSON line a step, as metrics.jsonl has them.
+The checkpoint gives the initial weights. Schedule, clipping and AdamW are the defaults of `ngen3 train` for the 7M variant;
+batches are drawn from the same seed. Writes one JSON line per step, as in metrics.jsonl.
 """
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ MASK = 2**64 - 1
 
 
 def chacha8(key):
-    """The u64s of rand_chacha's ChaCha8Rng::from_seed(key)."""
+    """Yield the u64s of rand_chacha's ChaCha8Rng::from_seed(key)."""
     constants = np.frombuffer(b"expand 32-byte k", dtype="<u4")
     for counter in range(2**32):
         start = np.concatenate([constants, np.frombuffer(key, dtype="<u4"), np.array([counter, 0, 0, 0], dtype="<u4")])
@@ -114,10 +114,10 @@ def compare(paths):
     theirs, ours = ({line["step"]: line for line in map(json.loads, open(path))} for path in paths)
     both = sorted(theirs.keys() & ours.keys())
     gaps = [abs(theirs[s]["train_loss"] - ours[s]["train_loss"]) for s in both if "train_loss" in ours[s]]
-    print(f"{len(both)} steps; largest gap of training loss: first 100 {max(gaps[:100]):.2e}, all {max(gaps):.2e}")
+    print(f"{len(both)} steps; largest difference in training loss: first 100 {max(gaps[:100]):.2e}, all {max(gaps):.2e}")
     for step in both:
         if "val_loss" in theirs[step] and "val_loss" in ours[step]:
-            print(f"step {step}: validation loss {theirs[step]['val_loss']:.4f} there, {ours[step]['val_loss']:.4f} here")
+            print(f"step {step}: validation loss {theirs[step]['val_loss']:.4f} (PyTorch), {ours[step]['val_loss']:.4f} (ngen3)")
 
 
 if __name__ == "__main__":
@@ -126,6 +126,6 @@ if __name__ == "__main__":
     p.add_argument("--steps", type=int, default=2000); p.add_argument("--mode", default="f32")
     p.add_argument("--lr", type=float, default=3e-4); p.add_argument("--rows", type=int, default=16)
     p.add_argument("--seed", type=int, default=1337); p.add_argument("--compare", nargs=2)
-    p.add_argument("--save", help="where to write the trained weights, as a nanoGPT checkpoint")
+    p.add_argument("--save", help="write the trained weights to this file, as a nanoGPT checkpoint")
     a = p.parse_args()
     compare(a.compare) if a.compare else train(a)
