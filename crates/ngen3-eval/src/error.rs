@@ -1,29 +1,29 @@
-//! What can go wrong in an evaluation.
+//! Errors of an evaluation.
 
-/// An error that names what was wrong, where, and what to do.
+/// An error that tells what is wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something asked for that cannot be: a task, a number of examples, a stride.
+    /// Invalid input: an unknown task, a stride out of range, a model without a tokenizer.
     #[error("{0}")]
     Input(String),
-    /// Data of a task that is missing, damaged or not in the task's form.
+    /// Task data that is missing, damaged or not in the task's format.
     #[error("{task}: {reason}")]
     TaskData {
-        /// The task.
+        /// Name of the task.
         task: String,
-        /// What is wrong, and where.
+        /// Reason, with its file and row.
         reason: String,
     },
-    /// Data that cannot be read.
+    /// Data that cannot be read or tokenized.
     #[error(transparent)]
     Data(#[from] ngen3_data::Error),
-    /// The engine's refusal.
+    /// Error of the engine.
     #[error(transparent)]
     Engine(#[from] ngen3_engine::Error),
     /// A file that could not be written.
     #[error(transparent)]
     Write(#[from] ngen3_model::Error),
-    /// The work was asked to stop.
+    /// The evaluation was stopped by its progress callback.
     #[error("interrupted")]
     Interrupted,
 }

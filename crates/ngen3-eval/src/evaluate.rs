@@ -1,4 +1,4 @@
-//! An evaluation from its beginning to its end: what is to be measured is read and checked first, then each model is asked.
+//! Runs an evaluation: reads and checks all task data first, then evaluates each model.
 
 use std::path::Path;
 
@@ -14,20 +14,20 @@ use crate::tasks::task_data::{self, TaskData};
 use crate::tasks::{self, Selected, TaskGroup};
 use crate::{Error, MetricValue, Report, Scorer, Scores, Task, TaskResult};
 
-/// What is to be measured, and how.
+/// Settings of an evaluation.
 #[derive(Clone, Copy, Debug)]
 pub struct EvalConfig<'a> {
-    /// Names of tasks and groups, `perplexity` among them.
+    /// Names of tasks and groups; may include `perplexity`.
     pub tasks: &'a [&'a str],
-    /// The folder with the tasks' data; without it, it comes from the hub.
+    /// Folder with the task data; `None` downloads it from the hub.
     pub data_dir: Option<&'a Path>,
-    /// Examples before each question.
+    /// Few-shot examples before each question.
     pub num_fewshot: usize,
-    /// Decides on the examples.
+    /// Seed for drawing few-shot examples.
     pub fewshot_seed: u32,
-    /// Questions of each task, the first ones, or windows of a text.
+    /// Limit on the questions of each task, and on the windows of the text; the first ones are used.
     pub limit: Option<usize>,
-    /// Tokens from one window over a text to the next; without it, the model's block.
+    /// Stride between windows over the text, in tokens; `None` is the model's block size.
     pub stride: Option<usize>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct PreparedTask {
     pub questions: Vec<FewshotQuestion>,
 }
 
-/// An evaluation that is ready to be run, for any number of models.
+/// A prepared evaluation, to run on any number of models.
 pub struct Evaluation<'a> {
     pub(crate) settings: EvalConfig<'a>,
     pub(crate) tasks: Vec<PreparedTask>,
@@ -46,32 +46,32 @@ pub struct Evaluation<'a> {
     text: Option<PerplexityText>,
 }
 
-/// A model that is asked.
+/// A model to evaluate.
 pub struct EvalModel<'a> {
-    /// What computes.
+    /// The engine that holds the model.
     pub engine: &'a mut dyn ngen3_engine::Model,
-    /// What made its token ids; without it, only tokens can be measured.
+    /// The model's tokenizer; without it, only the perplexity of a token file can be computed.
     pub tokenizer: Option<&'a Tokenizer>,
 }
 
-/// How far an evaluation is.
+/// Progress of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The task that is being done.
+    /// Current task.
     pub task: &'a str,
-    /// Questions and windows that are done, of all tasks.
+    /// Questions and windows done, in all tasks.
     pub done: usize,
-    /// All there are.
+    /// Questions and windows in total.
     pub total: usize,
 }
 
 impl<'a> Evaluation<'a> {
-    /// Reads all data and makes the questions, so that what is wrong is known before the first model is asked. `text` is
-    /// what `perplexity` measures.
+    /// Reads all data and builds the questions, so that errors in them appear before the first model is evaluated. `text` is
+    /// the text for `perplexity`.
     ///
     /// # Errors
-    /// [`Error::Input`] for a task that there is not, naming those there are, or `perplexity` without a text;
-    /// [`Error::TaskData`] for data that is missing or not in a task's form.
+    /// [`Error::Input`] for an unknown task, a limit of 0, or `perplexity` without a text; [`Error::TaskData`] for data that is
+    /// missing or not in a task's format; [`Error::Interrupted`] when `progress` returns false.
     pub fn new(
         settings: EvalConfig<'a>,
         text: Option<PerplexityText>,
@@ -80,21 +80,20 @@ impl<'a> Evaluation<'a> {
         let names: Vec<_> = settings.tasks.iter().copied().filter(|name| *name != perplexity::NAME).collect();
         let Selected { tasks, groups } = tasks::select(&names)?;
         if settings.tasks.contains(&perplexity::NAME) && text.is_none() {
-            return Err(Error::Input("perplexity needs a text to measure: name it with --text".into()));
+            return Err(Error::Input("perplexity requires a text: pass --text".into()));
         }
         if settings.limit == Some(0) {
-            return Err(Error::Input("a limit of 0 leaves nothing to measure".into()));
+            return Err(Error::Input("limit: expected at least 1, got 0".into()));
         }
         let tasks = tasks.into_iter().map(|task| prepare(task, &settings, progress)).collect::<Result<_, _>>()?;
         Ok(Self { settings, tasks, groups, text })
     }
 
-    /// Checks a model of this shape and tokenizer, before it is asked anything: that it can read all questions and the text.
+    /// Checks that a model of this shape and tokenizer can read all questions and the text, before it is evaluated.
     ///
     /// # Errors
-    /// The error that [`Evaluation::run`] would fail with, whatever the model says: [`Error::Input`] for a model without a tokenizer or a
-    /// stride that is longer than its block; [`Error::TaskData`] for an answer that has no tokens; [`Error::Data`] for tokens
-    /// that are not the model's.
+    /// The error that [`Evaluation::run`] would return: [`Error::Input`] for a model without a tokenizer or a stride longer than
+    /// its block; [`Error::TaskData`] for an answer without tokens; [`Error::Data`] for tokens outside its vocabulary.
     pub fn check(&self, config: &Config, tokenizer: Option<&Tokenizer>) -> Result<(), Error> {
         for PreparedTask { task, questions, .. } in &self.tasks {
             prompts::encode(&**task, questions, require_tokenizer(tokenizer)?)?;
@@ -103,7 +102,7 @@ impl<'a> Evaluation<'a> {
         Ok(())
     }
 
-    /// The text, if there is one, as this model reads it.
+    /// Encodes the text for this model and cuts it into windows; `None` without a text.
     fn windowed<'t>(
         &'t self,
         config: &Config,
@@ -113,13 +112,13 @@ impl<'a> Evaluation<'a> {
         self.text.as_ref().map(|text| text.windowed(config, tokenizer, stride, limit)).transpose()
     }
 
-    /// Asks a model everything. `progress` hears how it goes on, and says whether to.
+    /// Evaluates a model on everything. `progress` is called after each batch; it returns false to stop.
     ///
     /// # Errors
-    /// As [`Evaluation::check`], before anything is asked; [`Error::Input`] for a model that gives what is not a number;
-    /// [`Error::Engine`]; [`Error::Interrupted`] when `progress` says to stop.
+    /// As [`Evaluation::check`], before anything is computed; [`Error::Input`] if the model's losses are not finite;
+    /// [`Error::Engine`]; [`Error::Interrupted`] when `progress` returns false.
     pub fn run(&self, model: &mut EvalModel, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Report, Error> {
-        // Before hours of questions, so that nothing but the model itself can fail after them.
+        // Before hours of questions, after which only the model itself can fail.
         let windowed = self.windowed(model.engine.config(), model.tokenizer)?;
         let questions: usize = self.tasks.iter().map(|task| task.questions.len()).sum();
         let total = questions + windowed.as_ref().map_or(0, WindowedText::windows);
@@ -157,8 +156,8 @@ impl<'a> Evaluation<'a> {
         Ok(Report { measured: self.with_groups(&measured) })
     }
 
-    /// All that was measured with the groups among it, in the order that a user named them; parts stand below their group,
-    /// unless they were named themselves.
+    /// Adds the groups to the results, in the order of the requested names. Members follow their group, unless they were
+    /// requested by name.
     fn with_groups(&self, measured: &[TaskResult]) -> Vec<TaskResult> {
         let mut ordered = Vec::new();
         for name in self.settings.tasks {
@@ -182,7 +181,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// The tasks that a name stands for, wherever they are listed.
+    /// Results of the tasks that a name stands for, through all levels of groups.
     fn members_of<'m>(&self, name: &str, measured: &'m [TaskResult]) -> Vec<&'m TaskResult> {
         match self.groups.iter().find(|group| group.name == name) {
             Some(group) => group.members.iter().flat_map(|member| self.members_of(member, measured)).collect(),
@@ -203,14 +202,12 @@ fn prepare(task: Box<dyn Task>, settings: &EvalConfig, progress: &mut ProgressFn
     Ok(PreparedTask { task, task_data, questions })
 }
 
-/// The tokenizer that questions need.
+/// Returns the tokenizer, which questions require.
 fn require_tokenizer(tokenizer: Option<&Tokenizer>) -> Result<&Tokenizer, Error> {
-    tokenizer.ok_or_else(|| {
-        Error::Input("the model does not say which tokenizer made its token ids, so it cannot read questions".into())
-    })
+    tokenizer.ok_or_else(|| Error::Input("the model has no recorded tokenizer, so it cannot read questions".into()))
 }
 
-/// Asks a model the questions of a task. `progress` hears how many are done.
+/// Evaluates a model on a task's questions. `progress` gets the number done and returns false to stop.
 fn evaluate_task(
     prepared: &PreparedTask,
     model: &mut EvalModel,
@@ -255,7 +252,7 @@ fn evaluate_task(
     })
 }
 
-/// A group's own numbers: the mean over all questions of the tasks in it.
+/// Metrics of a group: means over all questions of its tasks.
 fn group_result(group: &TaskGroup, depth: usize, tasks: &[&TaskResult]) -> TaskResult {
     let metrics = tasks.first().map_or(&[][..], |task| &task.values);
     let values = metrics.iter().enumerate().map(|(at, &MetricValue { metric, .. })| {

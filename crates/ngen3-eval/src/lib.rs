@@ -1,10 +1,9 @@
-//! Benchmarks and perplexity, as the field measures them: the numbers can stand beside those of EleutherAI's
-//! lm-evaluation-harness.
+//! Benchmarks and perplexity, comparable with EleutherAI's lm-evaluation-harness.
 //!
-//! Read `tasks/task.rs` first (the trait of a task), then a task beside it; then the way of the data: `tasks/task_data.rs` (records, from
-//! the hub or a folder), `tasks/prompts.rs` (records become questions, with examples before them), `scorer.rs` (questions become
-//! batches, batches log-likelihoods), `metric.rs` (log-likelihoods become numbers), `evaluate.rs` (all of it, in order). Perplexity
-//! goes its own way, in `perplexity.rs`. `results/` is what comes of it and what a user sees.
+//! Read `tasks/task.rs` first (the trait of a task), then a task beside it, then follow the data: `tasks/task_data.rs` (records,
+//! from the hub or a folder), `tasks/prompts.rs` (records to questions with few-shot examples), `scorer.rs` (questions to
+//! batches to log-likelihoods), `metric.rs` (log-likelihoods to metrics), `evaluate.rs` (the whole sequence). Perplexity is
+//! separate, in `perplexity.rs`. `results/` holds the results and their formats.
 
 mod error;
 mod evaluate;

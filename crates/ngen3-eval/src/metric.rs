@@ -1,27 +1,27 @@
-//! From log-likelihoods to numbers: which answer was chosen, the mean over the questions, and its standard error.
+//! Metrics from log-likelihoods: the chosen answer, the mean over questions, and its standard error.
 
-/// The measure.
+/// A metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
-    /// How often the right answer is the likeliest.
+    /// Accuracy: share of questions whose right answer has the highest log-likelihood.
     Acc,
-    /// The same with each answer's log-likelihood divided by its characters: long answers are no longer at a disadvantage.
+    /// Accuracy with log-likelihoods divided by the answer's length in characters.
     AccNorm,
-    /// The same, divided by its bytes in UTF-8.
+    /// Accuracy with log-likelihoods divided by the answer's length in UTF-8 bytes.
     AccBytes,
-    /// exp of the mean negative log-likelihood of a token.
+    /// exp of the mean negative log-likelihood per token.
     Perplexity,
-    /// exp of the negative log-likelihood of a byte of text.
+    /// exp of the negative log-likelihood per byte of text.
     BytePerplexity,
-    /// The negative log-likelihood of a byte of text, in bits: comparable between tokenizers.
+    /// Negative log-likelihood per byte of text, in bits: comparable between tokenizers.
     BitsPerByte,
 }
 
 impl Metric {
-    /// For answers of different lengths. The harness's own definitions have the first two.
+    /// Metrics for answers of different lengths. The harness defines the first two for its tasks.
     pub const NORMALISED: &[Self] = &[Self::Acc, Self::AccNorm, Self::AccBytes];
 
-    /// The harness's name for it.
+    /// Name in the harness.
     pub fn name(self) -> &'static str {
         match self {
             Self::Acc => "acc",
@@ -33,21 +33,23 @@ impl Metric {
         }
     }
 
-    /// True if more of it is better.
+    /// Returns whether higher values are better.
     pub fn higher_is_better(self) -> bool {
         matches!(self, Self::Acc | Self::AccNorm | Self::AccBytes)
     }
 
-    /// The answer that is chosen by answers' log-likelihoods; the first of those that are equal.
+    /// Returns the index of the answer with the highest score; the first one on a tie.
     ///
     /// # Panics
-    /// If there are no answers, or it is no metric of answers.
+    /// If there are no answers, or the metric is not an accuracy.
     pub fn choose(self, answers: &[String], loglikelihoods: &[f64]) -> usize {
         let length = |answer: &String| match self {
             Self::Acc => 1,
             Self::AccNorm => answer.chars().count(),
             Self::AccBytes => answer.len(),
-            Self::Perplexity | Self::BytePerplexity | Self::BitsPerByte => panic!("{} chooses nothing", self.name()),
+            Self::Perplexity | Self::BytePerplexity | Self::BitsPerByte => {
+                panic!("{} does not choose answers", self.name())
+            }
         };
         let scores = answers.iter().zip(loglikelihoods).map(|(answer, value)| value / length(answer) as f64);
         let best = scores.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
@@ -55,15 +57,14 @@ impl Metric {
     }
 }
 
-/// The mean of `right` ones among `n`, and its standard error: the sample's standard deviation over √n. Of one alone
-/// there is none.
+/// Share of `right` among `n`, and its standard error: the sample standard deviation over √n; `None` for n = 1.
 pub(crate) fn proportion(right: usize, n: usize) -> (f64, Option<f64>) {
     let mean = right as f64 / n as f64;
     let error = (n > 1).then(|| (mean * (1.0 - mean) / (n - 1) as f64).sqrt());
     (mean, error)
 }
 
-/// The mean over groups of questions of these means, errors and sizes, weighted by size; and its standard error, from the
+/// Mean over groups of questions, each with its mean, error and size, weighted by size; and its standard error, from the
 /// pooled variance of the groups.
 pub(crate) fn pooled(parts: &[(f64, Option<f64>, usize)]) -> (f64, Option<f64>) {
     let total: usize = parts.iter().map(|&(.., size)| size).sum();
@@ -89,11 +90,11 @@ mod tests {
         // By character: −1 and −1.5; by byte: −1 and −0.75.
         assert_eq!(chosen([-4.0, -3.0]), [1, 0, 1]);
         assert_eq!(chosen([-4.0, -4.0]), [0, 0, 0]);
-        // Of nothing, a number of letters cannot be taken; it is never chosen.
+        // An empty answer has length 0: its score is not finite, and it is never chosen.
         assert_eq!(Metric::AccNorm.choose(&[String::new(), "a".into()], &[-1.0, -100.0]), 1);
     }
 
-    /// As `mean_stderr` and `pooled_sample_stderr` of the harness give them.
+    /// Values of the harness's `mean_stderr` and `pooled_sample_stderr`.
     #[test]
     fn standard_errors_are_those_of_the_harness() {
         let (mean, error) = proportion(1, 4);

@@ -1,11 +1,11 @@
-//! Perplexity: how surprised a model is by a text, token by token.
+//! Perplexity of a text.
 //!
-//! Every token of the text is predicted once, the first one after `<|endoftext|>`. A window of the block's length moves over
-//! the text by `stride` tokens; the first window scores all of its tokens, every other one those that are new. With a
-//! stride of the whole block this is the harness's `loglikelihood_rolling`; a smaller one gives each token more context.
+//! Every token of the text is predicted once, the first one from `<|endoftext|>`. A window of one block moves over the text
+//! by `stride` tokens; the first window scores all of its tokens, every later one only the new ones. With a stride of one
+//! block this is the harness's `loglikelihood_rolling`; a smaller stride gives each token more context.
 //!
-//! Token perplexity is exp of the mean loss. A byte's perplexity and the bits per byte leave out the loss of the tokens that
-//! end documents, which stand for no text.
+//! Token perplexity is exp of the mean loss. Byte perplexity and bits per byte exclude the loss of end-of-text tokens, which
+//! stand for no text.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -17,17 +17,17 @@ use ngen3_model::Config;
 
 use crate::{Error, Metric, MetricValue};
 
-/// The name of the task.
+/// Name of the task.
 pub(crate) const NAME: &str = "perplexity";
-/// Tokens of a batch.
+/// Tokens per batch.
 const BATCH_TOKENS: usize = 8192;
-/// What a file of tokens is called.
+/// Extension of a token file.
 const TOKENS: &str = "bin";
 
-/// A text whose perplexity is wanted.
+/// A text to compute the perplexity of.
 #[derive(Debug)]
 pub struct PerplexityText {
-    /// Its source.
+    /// Name of its source.
     pub title: String,
     content: Content,
 }
@@ -35,17 +35,17 @@ pub struct PerplexityText {
 #[derive(Debug)]
 enum Content {
     Documents(Vec<String>),
-    /// A file of tokens, from this one on.
+    /// A token file, from this index on.
     Tokens(TokenFile, usize),
 }
 
 impl PerplexityText {
-    /// Reads what a user named: a file ending in `.bin` holds tokens, all else is read as by `tokenize`. Of tokens only
-    /// what training keeps for validation is meant, if `val_fraction` is given: the last of them, or the `val.bin` beside them.
+    /// Reads a token file (`.bin`), or any text that `tokenize` reads. With `val_fraction`, only the validation split of a token
+    /// file: its last part, or the `val.bin` beside it.
     ///
     /// # Errors
-    /// [`Error::Data`] for what is missing, damaged or not UTF-8; [`Error::Input`] for a text of nothing, or a fraction of
-    /// what is not tokens.
+    /// [`Error::Data`] for a file that is missing, damaged or not UTF-8; [`Error::Input`] for an empty text, or a
+    /// `val_fraction` of a text; [`Error::Interrupted`] when `stop` is set.
     pub fn read(
         named: &Path,
         val_fraction: Option<f64>,
@@ -61,7 +61,7 @@ impl PerplexityText {
             return Ok(Self { title: title_of(file.path()), content: Content::Tokens(file, start) });
         }
         if val_fraction.is_some() {
-            let reason = format!("val_fraction is for a data.bin, and {} is a text", named.display());
+            let reason = format!("{}: expected a data.bin for val_fraction, got a text", named.display());
             return Err(Error::Input(reason));
         }
         let source = Source::parse(named.as_os_str())?;
@@ -85,24 +85,23 @@ impl PerplexityText {
             }
         }
         if documents.is_empty() {
-            return Err(Error::Input(format!("{} is empty: there is no text to measure", named.display())));
+            return Err(Error::Input(format!("{}: expected a text, got an empty file", named.display())));
         }
         Ok(Self { title, content: Content::Documents(documents) })
     }
 
-    /// A text that is at hand, as one document.
+    /// Uses `document` as the text, as a single document.
     pub fn of(title: impl Into<String>, document: String) -> Self {
         Self { title: title.into(), content: Content::Documents(vec![document]) }
     }
 
-    /// The text in a model's tokens, its documents with `end` between them.
+    /// Encodes the text, with an end-of-text token between documents.
     fn encode(&self, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<Vec<u32>, Error> {
         let mut tokens = Vec::new();
         match &self.content {
             Content::Documents(documents) => {
                 let tokenizer = tokenizer.ok_or_else(|| {
-                    let reason = "the model does not say which tokenizer made its token ids, so it cannot read a text; give \
-                        it a data.bin";
+                    let reason = "the model has no recorded tokenizer, so it cannot read a text; pass a data.bin";
                     Error::Input(reason.into())
                 })?;
                 for (number, document) in documents.iter().enumerate() {
@@ -116,7 +115,7 @@ impl PerplexityText {
                     && !same_vocabulary(tokenizer, &file.tokenizer()?)
                 {
                     let shown = file.path().display();
-                    return Err(Error::Input(format!("{shown} was made with another tokenizer than the model's")));
+                    return Err(Error::Input(format!("{shown}: its tokenizer is not the model's")));
                 }
                 file.copy(*start..file.len(), &mut tokens);
             }
@@ -124,7 +123,7 @@ impl PerplexityText {
         Ok(tokens)
     }
 
-    /// Bytes of text that tokens stand for; `whole` says that they are all of this text, which then knows.
+    /// Returns the bytes of text that `tokens` stand for. `whole` tells that they are the whole text, whose length is known.
     fn bytes(&self, tokens: &[u32], whole: bool, tokenizer: &Tokenizer) -> usize {
         match &self.content {
             Content::Documents(documents) if whole => documents.iter().map(String::len).sum(),
@@ -145,14 +144,14 @@ fn same_vocabulary(a: &Tokenizer, b: &Tokenizer) -> bool {
     a.vocab_size() == b.vocab_size() && (0..a.vocab_size() as u32).all(same)
 }
 
-/// Where a window stands: it reads up to a block of tokens that end before `end`, and scores those from `start` on.
+/// A window: reads up to one block of tokens before `end`, and scores the tokens `start..end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
     start: usize,
     end: usize,
 }
 
-/// The windows over `n` tokens of which the first is only given.
+/// Windows over `n` tokens. The first token is only context.
 fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
     let mut windows = Vec::new();
     let (mut start, mut end) = (1, n.min(block + 1));
@@ -163,27 +162,27 @@ fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
     windows
 }
 
-/// A text in a model's tokens, cut into windows: all is known of it but what the model says.
+/// A text encoded for a model and cut into windows.
 #[derive(Debug)]
 pub(crate) struct WindowedText<'a> {
     text: &'a PerplexityText,
     tokenizer: Option<&'a Tokenizer>,
-    /// The first one is only given.
+    /// Token ids; the first one is only context.
     tokens: Vec<u32>,
-    /// Windows there are.
+    /// Number of windows over the whole text.
     all: usize,
-    /// Those that are looked at.
+    /// Windows to score.
     windows: Vec<Window>,
     /// Tokens from one window to the next.
     stride: usize,
 }
 
 impl PerplexityText {
-    /// Cuts the text for a model of this shape into windows, of which the first `limit` are looked at.
+    /// Encodes the text for a model of this shape and cuts it into windows, of which the first `limit` are scored.
     ///
     /// # Errors
-    /// [`Error::Input`] for a stride that cannot be, or a text without a token to predict; [`Error::Data`] for tokens that are
-    /// not the model's.
+    /// [`Error::Input`] for a stride out of range, another tokenizer than the model's, or a text without a token to predict;
+    /// [`Error::Data`] for tokens outside the vocabulary.
     pub(crate) fn windowed<'a>(
         &'a self,
         config: &Config,
@@ -195,7 +194,7 @@ impl PerplexityText {
         let stride = stride.unwrap_or(block);
         if !(1..=block).contains(&stride) {
             return Err(Error::Input(format!(
-                "a stride of {stride} tokens: it is at least 1 and at most the block, {block}"
+                "stride: expected 1 to {block} tokens (the model's block size), got {stride}"
             )));
         }
         let mut tokens = self.encode(tokenizer, config.vocab_size)?;
@@ -204,36 +203,37 @@ impl PerplexityText {
         let all = windows.len();
         windows.truncate(limit.unwrap_or(usize::MAX));
         if windows.is_empty() {
-            return Err(Error::Input(format!("{} has no token to predict", self.title)));
+            return Err(Error::Input(format!("{}: no token to predict", self.title)));
         }
         Ok(WindowedText { text: self, tokenizer, tokens, all, windows, stride })
     }
 }
 
 impl WindowedText<'_> {
-    /// How many windows are looked at.
+    /// Number of windows to score.
     pub(crate) fn windows(&self) -> usize {
         self.windows.len()
     }
 }
 
-/// What was measured.
+/// Perplexity of a text under one model.
 #[derive(Debug)]
 pub(crate) struct PerplexityResult {
     pub values: Vec<MetricValue>,
-    /// Windows there are, and windows that were looked at.
+    /// Windows over the whole text, and windows scored.
     pub windows: (usize, usize),
-    /// Tokens that were predicted, and bytes that they stand for.
+    /// Tokens predicted, and bytes of text that they stand for (`None` without a tokenizer).
     pub tokens: usize,
     pub bytes: Option<usize>,
     /// Tokens from one window to the next.
     pub stride: usize,
 }
 
-/// Measures a text with the model that it was cut for. `progress` hears how many windows are done, and says whether to go on.
+/// Computes the perplexity with the model that the text was encoded for. `progress` gets the number of windows done and
+/// returns false to stop.
 ///
 /// # Errors
-/// [`Error::Input`] for a model that gives what is not a number; [`Error::Engine`]; [`Error::Interrupted`].
+/// [`Error::Input`] if the model's losses are not finite; [`Error::Engine`]; [`Error::Interrupted`].
 pub(crate) fn measure(
     windowed: &WindowedText,
     engine: &mut dyn ngen3_engine::Model,
@@ -261,7 +261,7 @@ pub(crate) fn measure(
             }
         }
         if !total.is_finite() {
-            return Err(Error::Input("the model gives probabilities that are not numbers".into()));
+            return Err(Error::Input("the model's losses are not finite".into()));
         }
         done += some.len();
         if !progress(done) {
@@ -337,9 +337,9 @@ mod tests {
         let error = |tokenizer, stride| {
             text.windowed(CountingModel::new(8).config(), tokenizer, stride, None).unwrap_err().to_string()
         };
-        assert_eq!(error(Some(&tokenizer), Some(9)), "a stride of 9 tokens: it is at least 1 and at most the block, 8");
-        assert!(error(Some(&tokenizer), Some(0)).contains("a stride of 0"));
-        assert!(error(None, None).contains("give it a data.bin"));
+        assert_eq!(error(Some(&tokenizer), Some(9)), "stride: expected 1 to 8 tokens (the model's block size), got 9");
+        assert!(error(Some(&tokenizer), Some(0)).ends_with("got 0"));
+        assert!(error(None, None).contains("pass a data.bin"));
         let windowed = text.windowed(engine.config(), Some(&tokenizer), None, None).unwrap();
         assert!(matches!(measure(&windowed, &mut engine, &mut |_| false), Err(Error::Interrupted)));
     }

@@ -1,43 +1,43 @@
-//! The log-likelihood of texts after others: requests become batches, and batches sums.
+//! Log-likelihoods of continuations after contexts, computed in batches.
 //!
-//! Requests are sorted by their tokens, so that those which begin alike (a question with its endings, or a sentence with one
-//! name or another in it) stand together. What such a family shares is one row of the batch, computed once; the rest of each
-//! member is a row that continues it. Where one family ends and the next begins is what makes the fewest tokens, found by
-//! dynamic programming. Rows are of any length and fill a batch without padding.
+//! Requests are sorted by their tokens, so that those with a common prefix (a question with its endings, or a sentence with
+//! one name or another in it) form a family. The shared prefix is one sequence of the batch, computed once; the rest of each
+//! member is a sequence that continues it. Dynamic programming finds the split into families with the fewest tokens.
+//! Sequences have any length and fill a batch without padding.
 //!
-//! The token that is to be predicted first is predicted by the last one of the context. So the shared row ends before that
-//! token, at the latest, and each member has a place of its own for its first prediction.
+//! The last context token predicts the first scored token. The shared sequence therefore ends before it, at the latest, so
+//! that each member has its own position for its first prediction.
 
 use ngen3_engine::{Batch, IGNORE, Model};
 
 use crate::Error;
 
-/// Tokens of a batch: enough to fill the engine's passes, and few enough that a user sees how it goes on.
+/// Tokens per batch: enough to fill the engine's passes, few enough for frequent progress.
 const BATCH_TOKENS: usize = 8192;
-/// Tokens of a family, unless one row alone has more: what the engine takes in one pass.
+/// Tokens per family, unless a single sequence has more: what the engine computes in one pass.
 const FAMILY_TOKENS: usize = 2048;
-/// Members of a family.
+/// Members per family.
 const FAMILY_ROWS: usize = 128;
-/// What a row of a family costs besides its tokens, in tokens.
+/// Cost of a sequence of a family besides its tokens, in tokens.
 const ROW_COST: usize = 4;
 
-/// A text to be scored after one that is given.
+/// A continuation to score after a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Both, end to end.
+    /// Token ids of the context, then of the continuation.
     pub tokens: Vec<u32>,
-    /// Tokens of the given text, at least 1 and fewer than there are.
+    /// Number of context tokens: at least 1 and fewer than `tokens`.
     pub context: usize,
 }
 
-/// What requests came to.
+/// Scores of all requests, in their order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scores {
-    /// ln p of each request's scored tokens after its given ones.
+    /// ln p of each continuation after its context.
     pub loglikelihoods: Vec<f64>,
-    /// True if the beginning of what was given did not fit into the model's block, for each request.
+    /// For each request, true if its context was truncated to the model's block.
     pub truncated: Vec<bool>,
-    /// True if what was to be scored did not fit either, so that it was scored a part at a time, for each request.
+    /// For each request, true if its continuation exceeds the block and was scored in parts.
     pub scored_in_parts: Vec<bool>,
 }
 
@@ -46,14 +46,14 @@ pub struct Scorer<'a> {
     engine: &'a mut dyn Model,
 }
 
-/// A part of a request that fits into the block: all of it, but for the longest.
+/// A part of a request that fits the block; only requests with a longer continuation have several.
 #[derive(Clone, Copy, Debug)]
 struct RequestPart<'a> {
-    /// One more than the model reads: the last one is only predicted.
+    /// Token ids; the last one is predicted but not read.
     tokens: &'a [u32],
-    /// Tokens at the end that are scored.
+    /// Number of tokens at the end to score.
     scored: usize,
-    /// Which request it is of.
+    /// Index of its request.
     request: usize,
 }
 
@@ -62,12 +62,12 @@ impl RequestPart<'_> {
         &self.tokens[..self.tokens.len() - 1]
     }
 
-    /// Tokens whose prediction is not scored.
+    /// Number of inputs whose prediction is not scored.
     fn unscored(&self) -> usize {
         self.tokens.len() - 1 - self.scored
     }
 
-    /// How many tokens at its beginning may be a row that it shares with this one.
+    /// Number of leading tokens that both parts can share as one sequence.
     fn shares(&self, other: &Self) -> usize {
         let alike = self.inputs().iter().zip(other.inputs()).take_while(|(a, b)| a == b).count();
         alike.min(self.unscored()).min(other.unscored())
@@ -75,27 +75,27 @@ impl RequestPart<'_> {
 }
 
 impl<'a> Scorer<'a> {
-    /// A scorer with this model.
+    /// Creates a scorer with this model.
     pub fn new(engine: &'a mut dyn Model) -> Self {
         Self { engine }
     }
 
-    /// Scores all requests. `progress` hears how many are done, and says whether to go on.
+    /// Scores all requests. `progress` gets the number done and returns false to stop.
     ///
-    /// A request of more tokens than the block and one is cut from the left, as in the harness. If what is to be scored is
-    /// itself longer than the block, which the harness refuses, each half block of it is scored after what fits before it.
+    /// A request of more than block size + 1 tokens is truncated from the left, as in the harness. If the continuation itself
+    /// exceeds the block, which the harness rejects, each half block of it is scored after as much as fits before it.
     ///
     /// # Errors
-    /// [`Error::Engine`]; [`Error::Input`] when the model gives what is not a number; [`Error::Interrupted`] when `progress` says
-    /// to stop.
+    /// [`Error::Engine`]; [`Error::Input`] if the model's losses are not finite; [`Error::Interrupted`] when `progress` returns
+    /// false.
     ///
     /// # Panics
-    /// If a request has no context or nothing to be scored.
+    /// If a request has no context or no continuation.
     pub fn score(&mut self, requests: &[Request], progress: &mut dyn FnMut(usize) -> bool) -> Result<Scores, Error> {
         let block = self.engine.config().block_size;
         let (mut scores, mut parts) = (Scores::default(), Vec::with_capacity(requests.len()));
         for (request, Request { tokens, context }) in requests.iter().enumerate() {
-            assert!((1..tokens.len()).contains(context), "a request has a context and something to be scored");
+            assert!((1..tokens.len()).contains(context), "a request has a context and a continuation");
             let scored_in_parts = tokens.len() - context > block;
             let step = if scored_in_parts { block.div_ceil(2) } else { tokens.len() - context };
             for start in (*context..tokens.len()).step_by(step) {
@@ -121,13 +121,13 @@ impl<'a> Scorer<'a> {
             for (part, end) in members.drain(..) {
                 let loss: f64 = losses[end - part.scored..end].iter().map(|&loss| f64::from(loss)).sum();
                 if !loss.is_finite() {
-                    return Err(Error::Input("the model gives probabilities that are not numbers".into()));
+                    return Err(Error::Input("the model's losses are not finite".into()));
                 }
                 scores.loglikelihoods[part.request] -= loss;
                 done += 1;
             }
             batch.clear();
-            // The longest requests have several pieces; all are done with the last of them.
+            // An estimate if requests have several parts; exact at the end.
             if !progress(requests.len() * done / parts.len()) {
                 return Err(Error::Interrupted);
             }
@@ -136,10 +136,10 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// How many pieces, which are sorted, make the first family, the second, and so on.
+/// Splits sorted parts into families; returns their sizes.
 fn families(parts: &[RequestPart]) -> Vec<usize> {
     let shares: Vec<_> = parts.windows(2).map(|pair| pair[0].shares(&pair[1])).collect();
-    // The fewest tokens that the first n pieces take, and how many are in the last family then.
+    // For the first n parts: the lowest cost in tokens, and the size of the last family at that cost.
     let mut best = vec![(0, 0)];
     for end in 1..=parts.len() {
         let (mut shared, mut tokens) = (usize::MAX, 0);
@@ -169,13 +169,13 @@ fn families(parts: &[RequestPart]) -> Vec<usize> {
     sizes
 }
 
-/// Adds a family to a batch, and to `members` each piece with the place after its last token.
+/// Adds a family to a batch, and to `members` each part with the position after its last token.
 fn push<'a>(family: &[RequestPart<'a>], batch: &mut Batch, members: &mut Vec<(RequestPart<'a>, usize)>) {
     let shared = match family {
         [first, .., last] => first.shares(last),
         _ => 0,
     };
-    // Sorted, so what the first and the last share, all share; but some may be scored earlier.
+    // Parts are sorted, so the first and the last share the common prefix of all; but some may be scored earlier.
     let shared = family.iter().map(RequestPart::unscored).fold(shared, usize::min);
     if shared > 0 {
         batch.push(&family[0].tokens[..shared], &vec![IGNORE; shared]);
@@ -210,7 +210,7 @@ mod tests {
         Request { tokens: tokens.to_vec(), context }
     }
 
-    /// What each token costs, one request at a time, by the definition.
+    /// Log-likelihood by definition, one request at a time.
     fn plainly(block: usize, request: &Request) -> f64 {
         let Request { tokens, context } = request;
         let scored = tokens.len() - context;
@@ -231,7 +231,7 @@ mod tests {
         for (request, &score) in requests.iter().zip(&scores.loglikelihoods) {
             assert!((score - plainly(64, request)).abs() < 1e-4);
         }
-        // The question but for its last token once; then, of each ending, that token and all but the last.
+        // The question without its last token, once; then, for each ending, that token and all but its last.
         assert_eq!(engine.tokens, 39 + 3 + 2 + 1 + 3);
         assert_eq!((scores.truncated, scores.scored_in_parts), (vec![false; 4], vec![false; 4]));
     }
@@ -262,14 +262,14 @@ mod tests {
         assert!(matches!(stopped, Err(Error::Interrupted)));
         engine.broken = true;
         let broken = Scorer::new(&mut engine).score(&[request(&[1, 2], 1)], &mut |_| true);
-        assert!(broken.unwrap_err().to_string().contains("not numbers"));
+        assert!(broken.unwrap_err().to_string().contains("not finite"));
         assert_eq!(Scorer::new(&mut engine).score(&[], &mut |_| true).unwrap(), Scores::default());
     }
 
     proptest! {
         #[test]
         fn any_requests_score_as_one_by_one(
-            // Few different tokens, so that much is shared.
+            // Few distinct tokens, so that requests share long prefixes.
             requests in prop::collection::vec(
                 (prop::collection::vec(0u32..3, 2..24), any::<prop::sample::Index>()), 1..40),
             block in 1usize..20,

@@ -1,14 +1,14 @@
-//! A model for tests, whose losses can be told from their definition.
+//! A model for tests with losses that follow from a simple definition.
 
 use ngen3_engine::{Batch, Error, IGNORE, Model};
 use ngen3_model::Config;
 
-/// Gives a loss that depends on every token that a position sees, and counts tokens.
+/// Returns losses that depend on every visible token, and counts input tokens.
 pub(crate) struct CountingModel {
     config: Config,
-    /// Tokens that it was given.
+    /// Input tokens so far.
     pub tokens: usize,
-    /// True if all that it gives is no number.
+    /// True to return NaN losses.
     pub broken: bool,
 }
 
@@ -17,7 +17,7 @@ impl CountingModel {
         Self { config: Config::new(1, 1, 8, block, 50_257), tokens: 0, broken: false }
     }
 
-    /// The loss of `next` after these tokens.
+    /// Loss of `next` after the tokens `seen`.
     pub fn loss(seen: &[u32], next: u32) -> f32 {
         let mix = |state: u32, &token: &u32| (state.rotate_left(5) ^ token).wrapping_mul(2_654_435_769);
         (mix(seen.iter().fold(17, mix), &next) >> 16) as f32 / 65_536.0

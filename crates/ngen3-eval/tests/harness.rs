@@ -1,6 +1,6 @@
-//! Tasks give what EleutherAI's lm-evaluation-harness gives: prompts, log-likelihoods, choices, means and standard errors.
+//! Tasks match EleutherAI's lm-evaluation-harness: prompts, log-likelihoods, choices, means and standard errors.
 //!
-//! `fixtures/` is made by `make_fixtures.py`, which runs the harness with the same tiny model on the same rows.
+//! `make_fixtures.py` writes `fixtures/`: it runs the harness with the same tiny model on the same rows.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,9 +27,9 @@ struct Run {
 
 #[derive(Deserialize)]
 struct Samples {
-    /// Of the first questions, each answer's context and continuation.
+    /// Context and continuation of each answer, for the first questions.
     arguments: Vec<Vec<(String, String)>>,
-    /// Of each question, each answer's.
+    /// Log-likelihood of each answer, for every question.
     loglikelihoods: Vec<Vec<f64>>,
 }
 
@@ -41,7 +41,7 @@ fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
     serde_json::from_slice(&fs::read(fixtures().join(name)).unwrap()).unwrap()
 }
 
-/// Writes all rows below a folder, as a user would have them: a folder for each set, a file for each split.
+/// Writes all rows as a user would have them: one folder per dataset, one file per split.
 fn data_dir() -> tempfile::TempDir {
     type Sets = BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<Value>>>>;
     let folder = tempfile::tempdir().unwrap();
@@ -61,14 +61,14 @@ fn data_dir() -> tempfile::TempDir {
 /// Calls `run` with the fixture's model.
 fn with_model<T>(run: impl FnOnce(&mut EvalModel) -> T) -> T {
     let Checkpoint { config, params, meta } = Checkpoint::load(&fixtures().join("model")).unwrap();
-    let TokenizerRef::Json(json) = meta.tokenizer else { panic!("the tokenizer is in the folder") };
+    let TokenizerRef::Json(json) = meta.tokenizer else { panic!("the folder has no tokenizer") };
     let tokenizer = Tokenizer::from_json(json.as_bytes(), "the fixture's").unwrap();
     let options = Options { dtype: Dtype::F32, ..Options::default() };
     let mut engine = CpuEngine::new(config, params, options).unwrap();
     run(&mut EvalModel { engine: &mut engine, tokenizer: Some(&tokenizer) })
 }
 
-/// The report in the harness's shape, and the samples of each task, a line each.
+/// Evaluates the fixture's model; returns the report, its JSON, and the samples of each task.
 fn evaluate(run: &Run, data: &Path) -> (Report, Value, BTreeMap<String, Vec<Value>>) {
     let tasks: Vec<_> = run.tasks.iter().map(String::as_str).collect();
     let settings = EvalConfig {
@@ -113,7 +113,7 @@ fn tasks_give_what_the_harness_gives() {
                 assert_eq!(found.len(), expected.len(), "{of}");
                 for (found, expected) in found.iter().zip(expected) {
                     let difference = (found.as_f64().unwrap() - expected).abs();
-                    assert!(difference < 1e-3, "{of}, {task}, row {row}: {found} is not {expected}");
+                    assert!(difference < 1e-3, "{of}, {task}, row {row}: expected {expected}, got {found}");
                 }
             }
         }
@@ -122,9 +122,12 @@ fn tasks_give_what_the_harness_gives() {
                 let found = &json["results"][task][name];
                 match (found.as_f64(), expected.as_f64()) {
                     (Some(found), Some(expected)) => {
-                        assert!((found - expected).abs() < 1e-9, "{of}, {task}, {name}: {found} is not {expected}");
+                        assert!(
+                            (found - expected).abs() < 1e-9,
+                            "{of}, {task}, {name}: expected {expected}, got {found}"
+                        );
                     }
-                    // Counts of a group's questions by metric, which we do not repeat; names and "N/A".
+                    // A group's counts by metric are left out; other values are names and "N/A".
                     _ if name == "sample_count" => {}
                     _ => assert_eq!(found, expected, "{of}, {task}, {name}"),
                 }
@@ -135,7 +138,7 @@ fn tasks_give_what_the_harness_gives() {
             assert_eq!(json["versions"][task].as_f64(), version, "{of}, {task}");
         }
         if run.tasks == ["piqa"] {
-            // One question is longer than the block.
+            // One question exceeds the block.
             assert_eq!(report.measured[0].truncated, 1, "{of}");
         }
     }
@@ -156,7 +159,7 @@ fn a_text_that_cannot_be_measured_is_told_before_any_question() {
     with_model(|model| {
         let asked = plan.run(model, &mut |at| panic!("{at:?}")).unwrap_err().to_string();
         let checked = plan.check(model.engine.config(), model.tokenizer).unwrap_err().to_string();
-        assert!(asked.starts_with("a stride of 100000 tokens: "), "{asked}");
+        assert!(asked.starts_with("stride: expected 1 to ") && asked.ends_with("got 100000"), "{asked}");
         assert_eq!(checked, asked);
         let unread = plan.check(model.engine.config(), None).unwrap_err().to_string();
         assert!(unread.contains("so it cannot read questions"), "{unread}");
@@ -182,7 +185,7 @@ fn what_was_asked_for_by_name_stands_once_and_is_counted_once() {
     let of = |report: &Report, name: &str| {
         let mut found = report.measured.iter().filter(|one| one.name == name);
         let one = found.next().unwrap().clone();
-        assert!(found.next().is_none(), "{name} stands twice");
+        assert!(found.next().is_none(), "{name} is listed twice");
         one
     };
     for names in [["mmlu_stem", "mmlu"], ["mmlu", "mmlu_stem"], ["mmlu_anatomy", "mmlu"], ["mmlu", "mmlu_anatomy"]] {
@@ -211,7 +214,7 @@ struct PerplexityRun {
     perplexity: f64,
 }
 
-/// The text itself, and the same as a file of tokens.
+/// Checks the text itself, and the same text as a token file.
 #[test]
 fn perplexity_is_that_of_pytorch_and_of_the_harness() {
     let Perplexities { text, tokens, runs } = read("perplexity.json");
@@ -230,8 +233,8 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
     let made = build_dataset(&spec, &AtomicBool::new(false), &mut |_| {}).unwrap();
     for path in [plain, made.data] {
         let in_tokens = path.extension().unwrap() == "bin";
-        // The file of tokens ends with <|endoftext|>, which is predicted too, but is no text. Where each token has a window of
-        // its own it changes nothing for the others.
+        // The token file ends with <|endoftext|>, which is predicted but is no text. With a window per token it does not
+        // affect the other tokens.
         for PerplexityRun { stride, perplexity } in runs.iter().filter(|run| !in_tokens || run.stride == Some(1)) {
             let text_read = PerplexityText::read(&path, None, &AtomicBool::new(false), &mut |_| {}).unwrap();
             let settings = EvalConfig {
@@ -253,7 +256,7 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
             let close = |found: f64, expected: f64| {
                 assert!(
                     (found - expected).abs() < 1e-4 * expected,
-                    "{path:?}, stride {stride:?}: {found} is not {expected}"
+                    "{path:?}, stride {stride:?}: expected {expected}, got {found}"
                 );
             };
             if !in_tokens {

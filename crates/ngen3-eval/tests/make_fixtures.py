@@ -1,12 +1,12 @@
-"""Makes fixtures/: a tiny model, small sets in the form of each benchmark, and what lm_eval makes of them.
+"""Writes fixtures/: a tiny model, small datasets in the format of each benchmark, and lm_eval's results on them.
 
     pip install lm_eval torch transformers tokenizers datasets
     python make_fixtures.py
 
-The model is random, and the questions are made of words drawn by chance: what is compared is prompts, tokens,
-log-likelihoods and sums, not knowledge. `sets.json` holds the rows by task, subject and split; the test writes them into
-folders. `expected.json` holds, of each run, the results and every answer's log-likelihood, and the prompts of the first
-questions; `perplexity.json` a text and its perplexities.
+The model is random, and the questions are random words: the test compares prompts, tokens, log-likelihoods and metrics,
+not knowledge. `sets.json` holds the rows by task, subject and split; the test writes them to folders. `expected.json` holds
+each run's results, every answer's log-likelihood, and the prompts of the first questions; `perplexity.json` a text and its
+perplexities.
 """
 
 import json
@@ -92,7 +92,7 @@ def make_sets():
         "winogrande": {"": {"validation": rows(winogrande, 24), "train": rows(winogrande, 12)}},
         "mmlu": {name: {"test": rows(mmlu, rnd.randint(2, 5)), "dev": rows(mmlu, 3)} for name in subjects()},
     }
-    # Two rows that are their own examples: they are not shown with their answers.
+    # Two validation rows are also in train: they must not be their own examples.
     sets["piqa"][""]["train"][:4] = [sets["piqa"][""]["validation"][i] for i in (0, 0, 1, 1)]
     return sets
 
@@ -137,7 +137,7 @@ def evaluate(sets, tasks, num_fewshot):
 
 
 def perplexities():
-    """Of a text, by PyTorch's mean loss over windows, and by the harness's own rolling windows."""
+    """Perplexities of a text: from PyTorch's mean loss over windows, and from the harness's rolling windows."""
     rnd.seed(8)
     text = "\n".join(sentence() for _ in range(60)) + "\n"
     model = HFLM(pretrained=str(MODEL), dtype="float32", device="cpu", batch_size=4)
@@ -157,7 +157,7 @@ def perplexities():
 
 
 def write(name, value):
-    """As JSON, a line for each thing at the top."""
+    """Writes JSON with one line per top-level entry."""
     dump = lambda value: json.dumps(value, ensure_ascii=False, default=float)
     if isinstance(value, dict):
         text = "{\n" + ",\n".join(f"{dump(key)}: {dump(one)}" for key, one in value.items()) + "\n}\n"

@@ -1,4 +1,4 @@
-//! Results of an evaluation (`task_result.rs`) and how they are shown: as JSON (`report.rs`), as a table (`table.rs`), and question by
+//! Results of an evaluation (`task_result.rs`) and their formats: JSON (`report.rs`), a table (`table.rs`), and samples by
 //! question (`samples.rs`).
 
 mod report;

@@ -1,16 +1,15 @@
-//! The two forms that what was measured is kept in: the harness's JSON, and the record that a checkpoint carries to its model
-//! card.
+//! Results as JSON: in the harness's format, and as the record that a checkpoint keeps for its model card.
 
 use serde_json::{Map, Value as Json, json};
 
 use crate::evaluate::Evaluation;
 use crate::results::task_result::{Report, ResultDetails, TaskResult};
 
-/// The name of the filter through which answers go: none.
+/// Name of the harness's filter for answers: none.
 const FILTER: &str = "none";
 
 impl Report {
-    /// The results in the harness's shape. `config` is what is known of the model and the run.
+    /// Results in the harness's format. `config` describes the model and the run.
     pub fn json(&self, evaluation: &Evaluation, config: Json) -> Json {
         let of = |value: &dyn Fn(&TaskResult) -> Json| -> Map<String, Json> {
             self.measured.iter().map(|one| (one.name.clone(), value(one))).collect()
@@ -76,7 +75,7 @@ impl Report {
         }
     }
 
-    /// What a checkpoint keeps: the tasks that were asked for by name, each with all that a model card says of it.
+    /// Record for a checkpoint: the tasks requested by name, each with the fields that a model card shows.
     pub fn record(&self) -> Map<String, Json> {
         let asked = self.measured.iter().filter(|one| one.depth == 0);
         let record = asked.map(|one| {
@@ -105,7 +104,7 @@ impl Report {
     }
 }
 
-/// `acc,none` and `acc_stderr,none`, as the harness has them.
+/// Values of one task under the harness's keys, such as `acc,none` and `acc_stderr,none`.
 fn results(one: &TaskResult) -> Json {
     let mut results = json!({ "name": one.name, "alias": one.alias, "sample_len": one.effective });
     for value in &one.values {

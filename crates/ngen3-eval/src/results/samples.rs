@@ -1,4 +1,4 @@
-//! Every question with what a model made of it, a JSON object a line, as the harness logs samples.
+//! Samples: every question with a model's scores, as JSON lines in the harness's format.
 
 use std::fs;
 use std::io::Write;
@@ -11,10 +11,10 @@ use crate::results::task_result::ResultDetails;
 use crate::{Error, Evaluation, Report};
 
 impl Report {
-    /// Writes `samples_TASK.jsonl` for each task into a folder, which is made if need be.
+    /// Writes `samples_TASK.jsonl` for each task to a folder, creating it if needed.
     ///
     /// # Errors
-    /// [`Error::Write`] naming the file.
+    /// [`Error::Write`] with the file's path.
     pub fn write_samples(&self, evaluation: &Evaluation, folder: &Path) -> Result<(), Error> {
         fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source })?;
         for one in &self.measured {

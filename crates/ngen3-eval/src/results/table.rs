@@ -1,19 +1,19 @@
-//! The table that a user sees: a line for each number, a column for each model.
+//! The results table: one line per metric, one column per model.
 
 use crate::{MetricValue, Report, TaskResult};
 
-/// Columns before those of the models, with whether they are numbers.
+/// Columns before those of the models, and whether they are numeric.
 const HEAD: [(&str, bool); 5] =
     [("task", false), ("version", true), ("n-shot", true), ("items", true), ("metric", false)];
 
-/// A table of models, each by its name with what was measured of it, all by the same plan.
+/// Formats the results of models, given by name, from the same evaluation.
 pub fn table(models: &[(&str, &Report)]) -> String {
     let Some((_, first)) = models.first() else { return String::new() };
     let mut lines = vec![HEAD.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>()];
     lines[0].extend(models.iter().map(|(name, _)| (*name).to_owned()));
     for (at, one) in first.measured.iter().enumerate() {
         for (number, MetricValue { metric, .. }) in one.values.iter().enumerate() {
-            // A task's name stands once, on the line of its first number.
+            // The task's name appears only on the line of its first metric.
             let mut line = if number == 0 { about(one) } else { vec![String::new(); HEAD.len() - 1] };
             line.push(metric.name().into());
             let of = |report: &Report| {
@@ -39,7 +39,7 @@ fn shown(value: &MetricValue) -> String {
     }
 }
 
-/// Columns as wide as their widest entry, two spaces apart; numbers to the right.
+/// Aligns columns two spaces apart, numbers to the right.
 fn align(lines: &[Vec<String>]) -> String {
     let columns = lines[0].len();
     let length = |text: &String| text.chars().count();

@@ -5,39 +5,39 @@ use ngen3_model::words::count;
 use crate::Metric;
 use crate::tasks::task::{Question, TaskSource};
 
-/// A number with its standard error.
+/// Value of a metric, with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MetricValue {
-    /// The measure.
+    /// The metric.
     pub metric: Metric,
-    /// How much it is.
+    /// Its value.
     pub value: f64,
-    /// Its standard error, if there is one.
+    /// Its standard error, if defined.
     pub error: Option<f64>,
 }
 
 /// Results of a task, a group or a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
-    /// The harness's name for it.
+    /// Name in the harness.
     pub name: String,
-    /// Its short name, below its group.
+    /// Short name, for the line below its group.
     pub alias: String,
-    /// The version of the harness's definition.
+    /// Version of the harness's definition.
     pub version: f64,
-    /// Groups that it stands in.
+    /// Number of groups it is nested in.
     pub depth: usize,
-    /// Examples before each question.
+    /// Few-shot examples before each question.
     pub num_fewshot: usize,
-    /// Questions or windows that there are.
+    /// Questions or windows in total.
     pub original: usize,
-    /// Those that were looked at.
+    /// Questions or windows evaluated.
     pub effective: usize,
-    /// The numbers.
+    /// Values of its metrics.
     pub values: Vec<MetricValue>,
-    /// Questions of which the beginning did not fit into the model's block.
+    /// Questions truncated to the model's block.
     pub truncated: usize,
-    /// Questions with an answer longer than the block, which was scored a part at a time.
+    /// Questions with an answer longer than the block, which was scored in parts.
     pub scored_in_parts: usize,
     pub(crate) details: ResultDetails,
 }
@@ -50,7 +50,7 @@ pub(crate) enum ResultDetails {
     Text { title: String, stride: usize, tokens: usize, bytes: Option<usize> },
 }
 
-/// Answer of a model to one question.
+/// Scores of one question.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sample {
     /// ln p of each answer.
@@ -58,21 +58,21 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// True if the answer that a metric chooses is the right one.
+    /// Returns whether the metric chooses the right answer.
     pub fn is_right(&self, metric: Metric, item: &Question) -> bool {
         metric.choose(item.answers(), &self.loglikelihoods) == item.gold
     }
 }
 
-/// All that was measured of one model; a group stands before its parts.
+/// Results of one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Tasks, groups and texts, in the order that they were asked for.
+    /// Tasks, groups and texts in the order requested; a group precedes its members.
     pub measured: Vec<TaskResult>,
 }
 
 impl Report {
-    /// Notes for the user, a line each: contexts that were cut, answers that were scored in parts.
+    /// Notes for the user, one line each: truncated questions, and answers scored in parts.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for one in self.measured.iter().filter(|one| one.depth == 0) {
@@ -80,14 +80,14 @@ impl Report {
             if one.truncated > 0 {
                 let truncated = one.truncated;
                 notes.push(format!(
-                    "{}: {truncated} {of} did not fit into the model's block and lost their beginning",
+                    "{}: {truncated} {of} exceeded the model's context and lost their beginning",
                     one.name
                 ));
             }
             if one.scored_in_parts > 0 {
                 let scored_in_parts = one.scored_in_parts;
                 notes.push(format!(
-                    "{}: {scored_in_parts} {of} have an answer longer than the model's block, which was scored a part at a time",
+                    "{}: {scored_in_parts} {of} have an answer longer than the model's context, which was scored in parts",
                     one.name
                 ));
             }
@@ -95,7 +95,7 @@ impl Report {
         notes
     }
 
-    /// Questions and windows that were looked at, each once, whatever groups they stand in.
+    /// Number of questions and windows evaluated, each counted once.
     pub fn items(&self) -> usize {
         let tasks = self.measured.iter().filter(|one| !matches!(one.details, ResultDetails::Group { .. }));
         tasks.map(|one| one.effective).sum()

@@ -1,14 +1,14 @@
 //! Groups of tasks.
 
-/// Tasks that are shown as one, with the mean over all their questions.
+/// A group of tasks, reported as the mean over all their questions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct TaskGroup {
-    /// Its name.
+    /// Name in the harness.
     pub name: &'static str,
-    /// Its short name, for tables in which its own group stands above it.
+    /// Short name, for table lines below its own group.
     pub alias: &'static str,
-    /// The version of the harness's definition.
+    /// Version of the harness's definition.
     pub version: f64,
-    /// Names of the groups and tasks in it.
+    /// Names of its groups and tasks.
     pub members: &'static [&'static str],
 }

@@ -1,4 +1,4 @@
-//! HellaSwag: how a description of a scene goes on (Zellers et al. 2019).
+//! HellaSwag: the right ending of a scene's description (Zellers et al. 2019).
 
 use crate::tasks::python::{capitalize, strip};
 use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
@@ -33,7 +33,7 @@ impl Task for HellaSwag {
         let context = clean(&format!("{}: {context}", record.text("activity_label")?));
         let continuations: Vec<_> = record.texts("endings")?.into_iter().map(clean).collect();
         if continuations.is_empty() {
-            return Err("it has no endings".into());
+            return Err("endings is empty".into());
         }
         Ok(Question {
             gold: record.label("label", 0, continuations.len())?,
@@ -42,13 +42,13 @@ impl Task for HellaSwag {
     }
 }
 
-/// Takes out what was left by WikiHow: titles, other things in brackets, and then double spaces.
+/// Removes WikiHow's markup: titles, other brackets, and then double spaces.
 fn clean(text: &str) -> String {
     let text = strip(text).replace(" [title]", ". ");
     let (mut plain, mut rest) = (String::with_capacity(text.len()), text.as_str());
     while let Some((before, after)) = rest.split_once('[') {
         plain.push_str(before);
-        // A bracket ends on its own line, or is none.
+        // A bracket closes on its own line, or is plain text.
         let end = after.find([']', '\n']).filter(|&end| after[end..].starts_with(']'));
         rest = match end {
             Some(end) => &after[end + 1..],
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// What the harness's `preprocess` makes of the same texts.
+    /// Results of the harness's `preprocess` on the same texts.
     #[test]
     fn brackets_and_double_spaces_go() {
         assert_eq!(clean(" a [title] B [step] c  d "), "a. B c d");

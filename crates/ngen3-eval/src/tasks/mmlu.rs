@@ -1,6 +1,4 @@
-//! MMLU: questions of 57 subjects with four answers (Hendrycks et al. 2020). The model names the letter of one.
-
-use ngen3_model::words::count;
+//! MMLU: questions with four answers in 57 subjects (Hendrycks et al. 2020). The answer is a letter.
 
 use super::group::TaskGroup;
 use crate::tasks::python::strip;
@@ -9,17 +7,17 @@ use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSou
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 const PREFIX: &str = "mmlu_";
 
-/// One subject, by the name of its task.
+/// The task of one subject, by its name.
 struct Subject(&'static str);
 
-/// Every subject's task.
+/// Tasks of all subjects.
 pub(super) fn subjects() -> impl Iterator<Item = Box<dyn Task>> {
     let fields = GROUPS.iter().filter(|group| group.name != "mmlu");
     fields.flat_map(|group| group.members).map(|name| Box::new(Subject(name)) as Box<dyn Task>)
 }
 
 impl Subject {
-    /// What the dataset calls it.
+    /// Name in the dataset.
     fn subject(&self) -> &'static str {
         self.0.strip_prefix(PREFIX).unwrap_or(self.0)
     }
@@ -60,14 +58,14 @@ impl Task for Subject {
     fn question(&self, record: RecordView) -> Result<Question, String> {
         let question = strip(record.text("question")?);
         let choices = record.texts("choices")?;
-        let [a, b, c, d] = choices[..] else { return Err(format!("it has {}, not 4", count(choices.len(), "choice"))) };
+        let [a, b, c, d] = choices[..] else { return Err(format!("expected 4 choices, got {}", choices.len())) };
         let context = format!("{question}\nA. {a}\nB. {b}\nC. {c}\nD. {d}\nAnswer:");
         let continuations = LETTERS.map(String::from).to_vec();
         Ok(Question { gold: record.label("answer", 0, 4)?, choices: Choices::Continuations { context, continuations } })
     }
 }
 
-/// The groups, the whole last.
+/// The groups; the whole of MMLU last.
 pub(super) const GROUPS: [TaskGroup; 5] = [
     field("mmlu_stem", "stem", &STEM),
     field("mmlu_other", "other", &OTHER),

@@ -1,4 +1,4 @@
-//! The tasks that there are. Each is one file; adding one is that file and a line in [`all`].
+//! The tasks, one file each. To add one, write its file and add a line to [`all`].
 
 mod group;
 mod hellaswag;
@@ -24,27 +24,27 @@ fn all() -> Vec<Box<dyn Task>> {
     tasks
 }
 
-/// What the folders of their data are called.
+/// Names of the tasks' data folders.
 pub(crate) fn dataset_folders() -> BTreeSet<&'static str> {
     all().iter().map(|task| task.source().folder()).collect()
 }
 
-/// Every group: a group comes after those in it.
+/// Every group, after its members.
 const GROUPS: &[TaskGroup] = &mmlu::GROUPS;
 
-/// What was chosen by name.
+/// Tasks and groups selected by name.
 #[derive(Default)]
 pub(crate) struct Selected {
-    /// Tasks, also those of groups, each once.
+    /// Tasks, including those of groups, each once.
     pub tasks: Vec<Box<dyn Task>>,
-    /// Groups, also those in groups, each once.
+    /// Groups, including nested ones, each once.
     pub groups: Vec<TaskGroup>,
 }
 
-/// The tasks and groups of these names, in the order of the names.
+/// Selects tasks and groups by name, in the order of the names.
 ///
 /// # Errors
-/// [`Error::Input`] for a name that there is not, listing those there are.
+/// [`Error::Input`] for an unknown name, listing the known ones.
 pub(crate) fn select(names: &[&str]) -> Result<Selected, Error> {
     let mut known = all();
     let mut selected = Selected::default();
@@ -61,30 +61,25 @@ pub(crate) fn select(names: &[&str]) -> Result<Selected, Error> {
         } else if let Some(at) = known.iter().position(|task| task.name() == name) {
             selected.tasks.push(known.swap_remove(at));
         } else {
-            return Err(Error::Input(format!("there is no task {name:?}; there are {}", known_names())));
+            return Err(Error::Input(format!("unknown task {name:?}: expected {}", known_names())));
         }
     }
     Ok(selected)
 }
 
-/// The names of tasks and groups, without those that a group stands for.
+/// Lists the names of tasks and groups, without those inside a group.
 fn known_names() -> String {
     let inside = |name: &str| GROUPS.iter().any(|group| group.members.contains(&name));
     let mut names: Vec<_> = all().iter().map(|task| task.name()).filter(|name| !inside(name)).collect();
     for group in GROUPS.iter().filter(|group| !inside(group.name)) {
         let members: Vec<_> = group.members.to_vec();
-        names.push(format!(
-            "{} (or a part of it: {}, or a subject such as {})",
-            group.name,
-            members.join(", "),
-            EXAMPLE
-        ));
+        names.push(format!("{} (or a part: {}, or a subject such as {})", group.name, members.join(", "), EXAMPLE));
     }
     names.push("perplexity".into());
     names.join(", ")
 }
 
-/// A task that is known by its group only.
+/// Example of a task that is listed only through its group.
 const EXAMPLE: &str = "mmlu_anatomy";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! PIQA: which of two ways reaches a goal (Bisk et al. 2020).
+//! PIQA: the right one of two solutions for a goal (Bisk et al. 2020).
 
 use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
 

@@ -1,4 +1,4 @@
-//! Records become questions with examples before them, and questions become tokens.
+//! Builds questions with few-shot examples from records, and encodes them.
 
 use ngen3_data::Tokenizer;
 use ngen3_model::words;
@@ -9,36 +9,36 @@ use crate::tasks::task::{FewshotSampler, Question, RecordView, Task};
 use crate::tasks::task_data::{TaskData, task_error};
 use crate::{Error, Request};
 
-/// A question as a model is asked it.
+/// A question with its few-shot examples.
 #[derive(Debug)]
 pub(crate) struct FewshotQuestion {
-    /// What stands before it: the task's description, and examples.
+    /// Text before the question: the task's description and the examples.
     pub fewshot_context: String,
     /// The question.
     pub question: Question,
 }
 
 impl FewshotQuestion {
-    /// For each answer: the text that is given, and the text after it that is scored.
+    /// Returns the context and the scored continuation of each answer.
     pub fn pairs(&self) -> impl Iterator<Item = (String, String)> {
         self.question.pairs().into_iter().map(|(given, scored)| (format!("{}{given}", self.fewshot_context), scored))
     }
 }
 
-/// Examples for the questions of a task, as the harness draws them.
+/// Few-shot examples of a task, drawn as the harness draws them.
 pub(crate) struct Examples {
-    /// What they are drawn from; `None` if there are to be none.
+    /// Records to draw from; `None` for zero-shot.
     pub pool: Option<TaskData>,
-    /// How many before each question.
+    /// Examples per question.
     pub count: usize,
-    /// Decides on the draws.
+    /// Seed of the draws.
     pub seed: u32,
 }
 
-/// The questions of the first `limit` records.
+/// Builds the questions of the first `limit` records.
 ///
 /// # Errors
-/// [`Error::TaskData`] naming the record that is not in the task's form; or that there are too few examples.
+/// [`Error::TaskData`] for a record that is not in the task's format, or a pool with too few examples.
 pub(crate) fn questions(
     task: &dyn Task,
     data: &TaskData,
@@ -63,7 +63,7 @@ pub(crate) fn questions(
     (0..records).map(with_examples).collect()
 }
 
-/// Records of the pool for one question.
+/// Draws the examples of one question; returns their indices in the pool.
 fn draw_examples(
     task: &dyn Task,
     pool: &TaskData,
@@ -73,14 +73,13 @@ fn draw_examples(
 ) -> Result<Vec<usize>, Error> {
     let available = pool.records.len();
     let too_few = |needed: usize| {
-        let (records, examples) = (words::count(available, "row"), words::count(count, "example"));
-        let take = if count == 1 { "takes" } else { "take" };
-        task_error(task, format!("{} has {records}, and {examples} {take} {needed}", pool.title))
+        let (rows, examples) = (words::count(needed, "row"), words::count(count, "example"));
+        task_error(task, format!("{}: expected at least {rows} for {examples}, got {available}", pool.title))
     };
     if let FewshotSampler::FirstN(_) = task.source().fewshot_sampler {
         return if count <= available { Ok((0..count).collect()) } else { Err(too_few(count)) };
     }
-    // One more than needed, should the question itself be among them.
+    // Draw one more than needed, in case the question itself is among them.
     if count + 1 > available {
         return Err(too_few(count + 1));
     }
@@ -98,10 +97,10 @@ fn draw_examples(
     Ok(chosen)
 }
 
-/// The requests of all questions, an inner vector for each.
+/// Encodes all questions: for each, one request per answer.
 ///
 /// # Errors
-/// [`Error::TaskData`] for an answer that cannot be scored.
+/// [`Error::TaskData`] for an answer without tokens.
 pub(crate) fn encode(
     task: &dyn Task,
     questions: &[FewshotQuestion],
@@ -115,25 +114,25 @@ pub(crate) fn encode(
     questions.par_iter().enumerate().map(encode).collect()
 }
 
-/// A text to be scored after one that is given, in tokens.
+/// Encodes a context (`given`) and the continuation to score (`scored`).
 ///
-/// The two are encoded as one text, and what the given text takes by itself is cut off, so that words at the seam are
-/// those of the whole. White space at the end of the given text goes with what follows, for a word's token begins with it.
-/// After nothing, the token that ends a document is given.
+/// Both are encoded as one text, then split after as many tokens as the context has when encoded alone, so that tokens at the
+/// boundary are those of the whole text. White space at the end of the context moves to the continuation, since a word's token
+/// starts with it. An empty context becomes the end-of-text token.
 fn request(tokenizer: &Tokenizer, given: &str, scored: &str) -> Result<Request, String> {
     let encode = |text: &str| tokenizer.encode(text).map_err(|error| error.to_string());
     let trimmed = rstrip(given);
     let mut tokens = encode(&format!("{given}{scored}"))?;
     let mut context = encode(trimmed)?.len();
     if context == 0 {
-        let end = tokenizer.eot().ok_or("nothing comes before the answer, and the tokenizer has no <|endoftext|>")?;
+        let end = tokenizer.eot().ok_or("the context is empty, and the tokenizer has no end-of-text token")?;
         if tokens.first() != Some(&end) {
             tokens.insert(0, end);
         }
         context = 1;
     }
     if tokens.len() <= context {
-        return Err(format!("the answer {scored:?} has no tokens of its own"));
+        return Err(format!("the answer {scored:?} has no tokens"));
     }
     Ok(Request { tokens, context })
 }

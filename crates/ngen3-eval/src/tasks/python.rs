@@ -1,8 +1,8 @@
-//! What Python does to strings, and draws by chance, done alike: the harness is written in Python.
+//! Python's string methods and random numbers, reproduced because the harness is written in Python.
 
 use rand_mt::Mt;
 
-/// White space as Python's `str.isspace` has it.
+/// `str.isspace`
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
@@ -17,13 +17,13 @@ pub(crate) fn rstrip(text: &str) -> &str {
     text.trim_end_matches(is_space)
 }
 
-/// `str.capitalize`: the first letter large, all others small.
+/// `str.capitalize`: the first letter in title case, all others in lower case.
 pub(crate) fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
     let lower = text.to_lowercase();
     let rest = &lower[first.to_lowercase().map(char::len_utf8).sum()..];
-    // A letter that becomes several (ß) has only the first of them large. The four letters that are two in one have a form
-    // with only the first of them large.
+    // Of a letter that becomes several (ß), only the first is upper case. The four digraph letters have a title-case form of
+    // their own.
     let title = match first {
         'Ǆ' | 'ǆ' => "ǅ".into(),
         'Ǉ' | 'ǉ' => "ǈ".into(),
@@ -41,12 +41,12 @@ pub(crate) fn capitalize(text: &str) -> String {
 pub(crate) struct PythonRandom(Mt);
 
 impl PythonRandom {
-    /// A generator whose key is the one number `seed`, as Python's `random.seed` has it.
+    /// Creates a generator seeded with `seed`, as Python's `random.seed` does.
     pub fn new(seed: u32) -> Self {
         Self(Mt::new_with_key([seed]))
     }
 
-    /// A number below `n`, which is at least 1 and below 2³².
+    /// Draws a number below `n`, for `n` at least 1 and below 2³².
     fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {
@@ -57,9 +57,9 @@ impl PythonRandom {
         }
     }
 
-    /// `sample(range(n), k)`: different numbers below `n` in the order of drawing; `k` is at most `n`, which is below 2³².
+    /// `sample(range(n), k)`: distinct numbers below `n` in the order drawn, for `k` at most `n` and `n` below 2³².
     pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
-        // Python keeps a list of what is left if that is smaller than a set of what is drawn.
+        // Python keeps a list of the remaining numbers if that is smaller than a set of the drawn ones.
         let mut set_size = 21;
         if k > 5 {
             set_size += 4usize.pow(((k * 3) as f64).log(4.0).ceil() as u32);
@@ -83,7 +83,7 @@ impl PythonRandom {
 mod tests {
     use super::*;
 
-    /// As Python 3.11 gives them.
+    /// Values from Python 3.11.
     #[test]
     fn samples_are_those_of_python() {
         let mut random = PythonRandom::new(1234);

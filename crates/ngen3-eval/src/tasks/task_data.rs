@@ -1,9 +1,9 @@
-//! Records of a task: from the hub, or from a folder laid out like it.
+//! Reads a task's records from the hub or a local folder.
 //!
-//! Below the folder of `--data_dir` a task has one called as its dataset (`piqa`, `hellaswag`, `winogrande`, `mmlu`), with a
-//! folder for each configuration in it where configurations hold different questions (`mmlu/anatomy`); a folder of the
-//! task's own data may be given itself. Which file is which split, their names tell, as everywhere (`validation.jsonl`,
-//! `test-00000-of-00001.parquet`). PIQA's answers may be in a file of their own, as its authors publish it.
+//! `--data_dir` holds one folder per dataset (`piqa`, `hellaswag`, `winogrande`, `mmlu`), with one folder per configuration if
+//! configurations hold different questions (`mmlu/anatomy`); or it is the folder of a single task. File names tell the split
+//! (`validation.jsonl`, `test-00000-of-00001.parquet`). PIQA's answers may be in a separate file, as its authors publish
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use ngen3_model::words::count;
 use crate::tasks::task::{Task, TaskSource};
 use crate::{Error, tasks};
 
-/// What names of files call a split.
+/// Words for a split in the names of labels files.
 const SPLIT_WORDS: [(&str, &[&str]); 2] = [("validation", &["valid", "val", "dev"]), ("train", &["train"])];
 
-/// Rows of a split.
+/// Records of one split.
 #[derive(Debug)]
 pub(crate) struct TaskData {
-    /// Where they are from.
+    /// Name of their source.
     pub title: String,
     /// The records, at least one.
     pub records: Vec<Record>,
@@ -30,7 +30,7 @@ pub(crate) struct TaskData {
 /// Reads one split of a task's data.
 ///
 /// # Errors
-/// [`Error::TaskData`] naming the task and what is missing or wrong.
+/// [`Error::TaskData`] for data that is missing, empty or damaged; [`Error::Interrupted`] when `progress` returns false.
 pub(crate) fn read(
     task: &dyn Task,
     split: &str,
@@ -50,13 +50,11 @@ pub(crate) fn read(
     };
     let (title, mut records) = read.map_err(|error| match error {
         ngen3_data::Error::Interrupted => Error::Interrupted,
-        error if data_dir.is_none() => {
-            task_error(task, format!("{error} (a folder of its data can be given with --data_dir)"))
-        }
+        error if data_dir.is_none() => task_error(task, format!("{error} (--data_dir reads it from a local folder)")),
         error => task_error(task, error.to_string()),
     })?;
     if records.is_empty() {
-        return Err(task_error(task, format!("{title} has no rows")));
+        return Err(task_error(task, format!("{title}: no rows")));
     }
     if let (Some(column), Some((folder, _))) = (task.labels_column(), &place) {
         add_labels(column, folder, split, &mut records).map_err(|reason| task_error(task, reason))?;
@@ -64,40 +62,40 @@ pub(crate) fn read(
     Ok(TaskData { title, records })
 }
 
-/// A complaint about a task's data.
+/// Creates an error about a task's data.
 pub(crate) fn task_error(task: &dyn Task, reason: String) -> Error {
     Error::TaskData { task: task.name(), reason }
 }
 
-/// The folder with a task's data below the one that was given, and the configuration to choose in it.
+/// Finds the folder with a task's data in `--data_dir`, and the configuration to select in it.
 fn locate(source: &TaskSource, folder: &Path) -> Result<(PathBuf, Option<&'static str>), String> {
     if !folder.is_dir() {
-        return Err(format!("there is no folder {}", folder.display()));
+        return Err(format!("no folder {}", folder.display()));
     }
     let own = folder.join(source.folder());
     let folder = if own.is_dir() {
         own
     } else if tasks::dataset_folders().iter().any(|name| folder.join(name).is_dir()) {
-        // Of other tasks, whose questions are not to be taken for this one's.
-        return Err(format!("there is no folder {}", own.display()));
+        // The folder holds other tasks, whose questions must not be mistaken for this one's.
+        return Err(format!("no folder {}", own.display()));
     } else {
         folder.into()
     };
     let Some(config) = source.config else { return Ok((folder, None)) };
     let inner = folder.join(config);
     if folder.join("README.md").is_file() {
-        // As it is on the hub: the README says which files are which configuration's.
+        // Laid out as on the hub: the README maps configurations to files.
         Ok((folder, Some(config)))
     } else if inner.is_dir() {
         Ok((inner, None))
     } else if source.separate_configs {
-        Err(format!("there is no folder {}", inner.display()))
+        Err(format!("no folder {}", inner.display()))
     } else {
         Ok((folder, None))
     }
 }
 
-/// Adds the answers that stand in a file of their own, a line for each record, if the records lack them and there is such a file.
+/// Adds the answers from a labels file, one line per record, if the records lack them and the file exists.
 fn add_labels(column: &str, folder: &Path, split: &str, records: &mut [Record]) -> Result<(), String> {
     let words = SPLIT_WORDS.iter().find(|(name, _)| *name == split).map_or(&[][..], |(_, words)| words);
     let is_labels = |name: &str| name.ends_with("labels.lst") && words.iter().any(|word| name.contains(word));
@@ -115,7 +113,7 @@ fn add_labels(column: &str, folder: &Path, split: &str, records: &mut [Record]) 
     let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {shown}: {error}"))?;
     let labels: Vec<_> = text.lines().collect();
     if labels.len() != records.len() {
-        return Err(format!("{shown} has {} for {}", count(labels.len(), "line"), count(records.len(), "row")));
+        return Err(format!("{shown}: expected {}, got {}", count(records.len(), "line"), labels.len()));
     }
     for (record, label) in records.iter_mut().zip(labels) {
         record.insert(column.into(), label.trim().into());

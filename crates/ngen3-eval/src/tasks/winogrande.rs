@@ -1,5 +1,5 @@
-//! WinoGrande: which of two names a pronoun stands for (Sakaguchi et al. 2019), by partial scoring: the model reads the
-//! sentence with either name in the blank, and what counts is how likely it finds the rest.
+//! WinoGrande: the right one of two names for a blank (Sakaguchi et al. 2019), by partial scoring: the score of a name is the
+//! log-likelihood of the rest of the sentence after it.
 
 use crate::tasks::python::strip;
 use crate::{Choices, FewshotSampler, Metric, Question, RecordView, Task, TaskSource};
@@ -33,7 +33,7 @@ impl Task for WinoGrande {
 
     fn question(&self, record: RecordView) -> Result<Question, String> {
         let sentence = record.text("sentence")?;
-        let (before, after) = sentence.split_once(BLANK).ok_or("its sentence has no blank, _")?;
+        let (before, after) = sentence.split_once(BLANK).ok_or("sentence has no blank (_)")?;
         let opening = |option| Ok::<_, String>(format!("{before}{}", record.text(option)?));
         let contexts = vec![opening("option1")?, opening("option2")?];
         Ok(Question {
