@@ -1,14 +1,14 @@
-//! The arrows between the files of a crate: file → file that defines what it uses.
+//! Dependencies between the files of a crate: an arrow from a file to each file that defines an item it uses.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::tree::{Import, Mention, Module, Tree};
 
-/// For each file, the files that it uses, each with the first place where it does.
+/// For each file, the files it uses, each with the first place of use.
 pub type Arrows = BTreeMap<String, BTreeMap<String, Place>>;
 
-/// A place in a file: its line, and the path that is written there.
+/// A place in a file: its line, and the path written there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub line: usize,
@@ -19,17 +19,17 @@ pub struct Place {
 #[derive(Clone, Copy)]
 enum Target {
     Module(usize),
-    /// Something that this module defines.
+    /// An item that this module defines.
     Item(usize),
 }
 
-/// The imports that are being followed, each by its module and its place there.
+/// Imports being followed, each by its module and its index there.
 type Open = Vec<(usize, usize)>;
 
 /// Finds the arrows of the crate whose sources are in `src`.
 ///
 /// # Errors
-/// Names the file that is missing or that is not Rust.
+/// Names the file that is missing or is not Rust.
 pub fn find(src: &Path) -> Result<Arrows, String> {
     let mut arrows = Arrows::new();
     for root in ["lib.rs", "main.rs"].into_iter().filter(|root| src.join(root).is_file()) {
@@ -57,7 +57,7 @@ fn add_arrows(tree: &Tree, index: usize, arrows: &mut Arrows) {
         let glob = name.is_none();
         for target in resolve(tree, index, &mention.path, &mut Vec::new()) {
             match target {
-                // Handing on what a child defines is no use of it: that takes code which mentions the name.
+                // Re-exporting a child's item is not a use of it; only code that mentions its name is.
                 Target::Module(at) | Target::Item(at) if *exported && is_inside(tree, at, &module.file) => (),
                 Target::Module(at) if glob => add(at, mention, "::*"),
                 Target::Module(_) => (),
@@ -75,13 +75,13 @@ fn add_arrows(tree: &Tree, index: usize, arrows: &mut Arrows) {
     }
 }
 
-/// Tells whether a module stands below one of `file`.
+/// Returns whether a module is below one of `file`.
 fn is_inside(tree: &Tree, module: usize, file: &str) -> bool {
     let above = |&module: &usize| tree.modules[module].parent;
     std::iter::successors(Some(module), above).skip(1).any(|above| tree.modules[above].file == file)
 }
 
-/// Follows a path that is written in module `from`. It has more than one end if types and functions share a name, and none if it leads
+/// Resolves a path in module `from`. Returns several targets if a type and a function share a name, and none if the path leads
 /// out of the crate.
 fn resolve(tree: &Tree, from: usize, path: &[String], open: &mut Open) -> Vec<Target> {
     let Some((first, rest)) = path.split_first() else { return Vec::new() };
@@ -101,10 +101,10 @@ fn resolve(tree: &Tree, from: usize, path: &[String], open: &mut Open) -> Vec<Ta
         ends = if !deeper.is_empty() {
             deeper
         } else if ends.iter().any(|end| matches!(end, Target::Item(_))) {
-            // A variant, or what an `impl` defines.
+            // A variant, or an item of an `impl`.
             ends.into_iter().filter(|end| matches!(end, Target::Item(_))).collect()
         } else {
-            // What a macro makes, or what the module hands on from outside.
+            // Defined by a macro, or re-exported from another crate.
             modules(&ends).map(Target::Item).collect()
         };
     }
@@ -115,7 +115,7 @@ fn modules(ends: &[Target]) -> impl Iterator<Item = usize> {
     ends.iter().filter_map(|&end| if let Target::Module(module) = end { Some(module) } else { None })
 }
 
-/// Finds what a name is in a module.
+/// Resolves a name in a module.
 fn look_up(tree: &Tree, at: usize, name: &str, open: &mut Open) -> Vec<Target> {
     let Module { items, children, imports, .. } = &tree.modules[at];
     let mut found: Vec<_> = items.contains(name).then_some(Target::Item(at)).into_iter().collect();
@@ -125,7 +125,7 @@ fn look_up(tree: &Tree, at: usize, name: &str, open: &mut Open) -> Vec<Target> {
             found.extend(follow(tree, (at, index), open));
         }
     }
-    // What is named goes before what `*` brings.
+    // Named items take precedence over glob imports.
     if found.is_empty() {
         for index in (0..imports.len()).filter(|&index| imports[index].name.is_none()) {
             let ends = follow(tree, (at, index), open);

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Finds cycles, short ones first: for each arrow that lies on one, a shortest one through it, unless that arrow is on one which is
-/// listed already. Each begins with the first of its names and does not repeat it at its end.
+/// Finds cycles, shortest first: for each arrow on a cycle, a shortest one through it, unless a listed cycle already covers the
+/// arrow. Each starts with the first of its names in order, which is not repeated at the end.
 pub fn find<T>(arrows: &BTreeMap<String, BTreeMap<String, T>>) -> Vec<Vec<String>> {
     let all = arrows.iter().flat_map(|(from, uses)| uses.keys().map(move |to| (from, to)));
     let mut cycles: Vec<_> = all.filter_map(|(from, to)| shortest(arrows, to, from)).collect();
@@ -21,7 +21,7 @@ pub fn find<T>(arrows: &BTreeMap<String, BTreeMap<String, T>>) -> Vec<Vec<String
     cycles.into_iter().map(|cycle| cycle.into_iter().cloned().collect()).collect()
 }
 
-/// The names on a shortest way, both ends included.
+/// Names on a shortest path, including both ends.
 fn shortest<'a, T>(
     arrows: &'a BTreeMap<String, BTreeMap<String, T>>,
     from: &'a String,

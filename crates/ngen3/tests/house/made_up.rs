@@ -1,4 +1,4 @@
-//! The checks see what they are there to see, in small crates made for it.
+//! Tests the checks on small made-up crates.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-/// The cycles in a crate of these files.
+/// Cycles in a crate of these files.
 fn found(files: &[(&str, &str)]) -> Vec<String> {
     let folder = folder(files);
     cycles::find(&arrows::find(folder.path()).unwrap()).iter().map(|cycle| drawn(cycle)).collect()
@@ -108,7 +108,7 @@ fn a_parent_and_a_child_that_use_each_other_are_a_cycle() {
     ] {
         assert_eq!(found(&[("lib.rs", "mod a;"), ("a.rs", parent), child]), cycle, "{parent}");
     }
-    // A folder's file by its other name.
+    // A module file named mod.rs.
     let root = "mod child;\npub struct Shared;\npub fn g() { self::child::f(Shared) }";
     assert_eq!(found(&[("lib.rs", "mod a;"), ("a/mod.rs", root), child]), ["a/child.rs → a/mod.rs → a/child.rs"]);
 }
@@ -168,7 +168,7 @@ fn a_file_that_is_missing_or_no_rust_is_named() {
     assert!(report(broken.path()).unwrap_err().contains("a.rs: "));
 }
 
-/// Checks a workspace of these crates, each with the rest of its Cargo.toml; returns what is wrong, and the notes.
+/// Checks a workspace of these crates, each with the rest of its Cargo.toml; returns violations and notes.
 fn checked(crates: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
     let folder = folder(&[("Cargo.toml", "[workspace.dependencies]\nfast = { package = 'rayon', version = '1' }\n")]);
     for (name, rest) in crates {

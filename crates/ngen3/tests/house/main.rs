@@ -1,4 +1,4 @@
-//! The house stands: arrows go down only, between crates and between files of a crate. docs/house.md says why, and how to mend it.
+//! Checks that dependencies point down only, between crates and between the files of a crate; docs/house.md gives the reasons.
 
 mod arrows;
 mod cycles;
@@ -29,12 +29,12 @@ fn no_crate_uses_one_that_stands_beside_or_above_it() {
     assert!(findings.wrong.is_empty(), "see docs/house.md:\n\n{}\n{notes}", findings.wrong.join("\n"));
 }
 
-/// The folder of the workspace.
+/// Root folder of the workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The folders of a workspace's crates, in order.
+/// Folders of a workspace's crates, sorted.
 fn crates(root: &Path) -> Result<Vec<PathBuf>, String> {
     let folder = root.join("crates");
     let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -44,7 +44,7 @@ fn crates(root: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(crates)
 }
 
-/// Describes each cycle between the files of a crate, with the first line behind each of its arrows.
+/// Describes each cycle between the files of a crate, with the first line behind each arrow.
 fn report(src: &Path) -> Result<Vec<String>, String> {
     let arrows = arrows::find(src)?;
     let describe = |cycle: Vec<String>| {

@@ -1,4 +1,4 @@
-//! The arrows between crates: the order in which they stand, and the dependencies that their Cargo.toml names.
+//! Dependencies between crates, from their Cargo.toml, checked against a fixed order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::cycles;
 
-/// The crates, bottom to top: each uses those of lower floors only. docs/house.md says what each is for.
+/// Crates, bottom to top: each may use only those of lower floors. docs/house.md describes them.
 const FLOORS: [&[&str]; 7] = [
     &["ngen3-model", "ngen3-simd"],
     &["ngen3-engine"],
@@ -19,15 +19,15 @@ const FLOORS: [&[&str]; 7] = [
     &["ngen3"],
 ];
 
-/// Dependencies that are closed to a crate although they stand lower, or outside. `*` matches the rest of a name.
+/// Dependencies forbidden to a crate although they are lower or external. `*` matches the rest of a name.
 const CLOSED: [(&str, &[&str]); 3] = [
-    // The contract knows no processor, and loops know only the contract.
+    // The engine contract is independent of processors, and training and evaluation use only the contract.
     ("ngen3-engine", &["ngen3-simd", "ngen3-cpu", "rayon*", "gemm*", "pulp"]),
     ("ngen3-eval", &["ngen3-cpu"]),
     ("ngen3-train", &["ngen3-cpu"]),
 ];
 
-/// Arrows that break the rule, and cycles that are only worth knowing.
+/// Violations, and notes about cycles that are allowed.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub wrong: Vec<String>,
@@ -37,7 +37,7 @@ pub struct Findings {
 /// Checks the crates of the workspace in the folder `root`.
 ///
 /// # Errors
-/// Names the Cargo.toml that cannot be read.
+/// Names the Cargo.toml that cannot be read or parsed.
 pub fn check(root: &Path) -> Result<Findings, String> {
     let workspace = read(&root.join("Cargo.toml"))?;
     let (mut normal, mut all) = (BTreeMap::new(), BTreeMap::new());
@@ -73,12 +73,12 @@ pub fn check(root: &Path) -> Result<Findings, String> {
     Ok(findings)
 }
 
-/// The floor of a crate, from the bottom.
+/// Floor of a crate, counted from the bottom.
 fn floor(name: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&name))
 }
 
-/// The floor of a dependency if it is one of ours; one without a floor is above all others.
+/// Floor of a dependency if it is in the workspace; a crate without a floor is above all others.
 fn floor_of_ours<T>(name: &str, ours: &BTreeMap<String, T>) -> Option<usize> {
     ours.contains_key(name).then(|| floor(name).unwrap_or(usize::MAX))
 }
@@ -92,7 +92,7 @@ fn read(path: &Path) -> Result<Table, String> {
     text.parse().map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The packages in these tables of a manifest, and in those of each target.
+/// Packages in these tables of a manifest, including those of each target.
 fn dependencies(manifest: &Table, workspace: &Table, tables: &[&str]) -> BTreeSet<String> {
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);
     let places = std::iter::once(manifest).chain(targets.filter_map(Value::as_table));

@@ -1,5 +1,5 @@
-//! The modules of a crate: the file of each, the names that it defines and imports, and the paths that its code writes.
-//! Tests are left out.
+//! The modules of a crate: for each its file, the names it defines and imports, and the paths in its code. Tests are
+//! excluded.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,19 +11,19 @@ use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, Meta, Token, UseTree, Visibility};
 
-/// The modules that are reached from `lib.rs` or `main.rs`; the root is the first.
+/// Modules reachable from `lib.rs` or `main.rs`; the root comes first.
 pub struct Tree {
     pub modules: Vec<Module>,
 }
 
-/// A module, of a file of its own or inline.
+/// A module, inline or in its own file.
 #[derive(Default)]
 pub struct Module {
-    /// The file, from the crate's `src` on, with `/` between folders.
+    /// File relative to the crate's `src`, with `/` between folders.
     pub file: String,
     pub parent: Option<usize>,
     pub children: Vec<(String, usize)>,
-    /// Names of what is defined here: functions, types, traits, constants, macros.
+    /// Names of the items defined here: functions, types, traits, constants, macros.
     pub items: BTreeSet<String>,
     pub imports: Vec<Import>,
     pub mentions: Vec<Mention>,
@@ -47,10 +47,10 @@ pub struct Mention {
 }
 
 impl Tree {
-    /// Reads the modules from `src/root` on.
+    /// Reads the modules, starting at `src/root`.
     ///
     /// # Errors
-    /// Names the file that is missing or that is not Rust.
+    /// Names the file that is missing or is not Rust.
     pub fn read(src: &Path, root: &str) -> Result<Self, String> {
         let mut reader = Reader { src, modules: vec![Module::default()], module: 0, folder: src.into() };
         reader.file(&src.join(root))?;
@@ -62,9 +62,9 @@ impl Tree {
 struct Reader<'a> {
     src: &'a Path,
     modules: Vec<Module>,
-    /// The module that is being read.
+    /// Index of the module being read.
     module: usize,
-    /// The folder of its children's files.
+    /// Folder of its children's files.
     folder: PathBuf,
 }
 
@@ -83,7 +83,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads the items, and the files of the modules that they declare.
+    /// Reads items, and the files of the modules they declare.
     fn items(&mut self, items: &[Item]) -> Result<(), String> {
         for item in items {
             match item {
@@ -160,7 +160,7 @@ impl Reader<'_> {
         path.truncate(depth);
     }
 
-    /// Finds the paths in what a macro or an attribute is given. A single name counts if it looks like a type's or a constant's.
+    /// Finds paths in the tokens of a macro or an attribute. A single name counts if it looks like a type or a constant.
     fn tokens(&mut self, tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let is = |at: Option<usize>, mark: char| matches!(at.and_then(|at| tokens.get(at)), Some(TokenTree::Punct(punct)) if punct.as_char() == mark);
@@ -247,11 +247,11 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    // `pub(in crate::a)` says who sees an item, and uses nothing of theirs.
+    // `pub(in crate::a)` sets visibility and uses no items.
     fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
 }
 
-/// The attributes of an item, and the name that it defines.
+/// Attributes of an item, and the name it defines.
 fn head(item: &Item) -> (&[Attribute], Option<&Ident>) {
     match item {
         Item::Const(item) => (&item.attrs, Some(&item.ident)),
@@ -271,7 +271,7 @@ fn head(item: &Item) -> (&[Attribute], Option<&Ident>) {
     }
 }
 
-/// Tells whether an item is compiled for tests only: `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, …))]`.
+/// Returns whether an item is compiled only for tests: `#[test]`, `#[cfg(test)]`, `#[cfg(all(test, …))]`.
 fn for_tests(attributes: &[Attribute]) -> bool {
     fn needs_test(condition: &Meta) -> bool {
         let parts = |list: &syn::MetaList| {
@@ -290,7 +290,7 @@ fn for_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// The file of `#[path = "…"]`.
+/// File named by `#[path = "…"]`.
 fn path_attribute(attributes: &[Attribute]) -> Option<String> {
     let attribute = attributes.iter().find(|attribute| attribute.path().is_ident("path"))?;
     match &attribute.meta.require_name_value().ok()?.value {
