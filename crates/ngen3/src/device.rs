@@ -1,4 +1,4 @@
-//! The device that commands compute on: the only place that names one.
+//! The device that commands compute on. No other file names one.
 
 use ngen3_cpu::Cpu;
 use ngen3_engine::Device;

@@ -1,6 +1,6 @@
-//! An error as a user sees it: one line.
+//! Formats errors for users.
 
-/// An error and its causes on one line. Some errors say their cause themselves; that is not said twice.
+/// Joins an error and its causes into one line. A cause that the line already ends with is not repeated.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and the end of the terminal: the first asks a command to stop cleanly, a second, a second later or more,
-//! stops it at once.
+//! Ctrl-C, SIGTERM and a closed terminal: the first signal asks a command to stop cleanly; another one, at least a second
+//! later, ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use ngen3_eval::Error;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// What a command returns when it stopped because it was asked to: exit code 130.
+/// Error of a command that a signal stopped: exit code 130.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -22,43 +22,46 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// A signal so soon after the first is the same request: `timeout`, for one, signals a process and then its group.
+/// A signal this soon after the first counts as the same request: `timeout`, for one, signals a process and then its group.
 const SAME: Duration = Duration::from_secs(1);
 
-/// True if the command waits for somebody, and has nothing to tidy up.
+/// True while the command waits for input and has nothing to clean up.
 static IDLE: AtomicBool = AtomicBool::new(false);
 
-/// Says whether the command waits for somebody and has nothing to tidy up: the first signal then ends the process.
+/// Sets whether the command waits for input and has nothing to clean up. While it does, any signal ends the process.
 pub fn idle(idle: bool) {
     IDLE.store(idle, Ordering::Relaxed);
 }
 
-/// True if a signal was ignored when the program started, by what Linux says of it in `/proc/self/status`; `None` where nothing
-/// says it.
+/// Returns whether a signal was ignored when the program started, from the text of Linux's `/proc/self/status`; `None` if it
+/// has no valid mask.
 fn is_ignored(status: &str, signal: i32) -> Option<bool> {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
     let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
     Some(mask >> (signal - 1) & 1 == 1)
 }
 
-/// The signals that ask to stop. A terminal that is closed does, but not under `nohup`, whose programs are to outlive it; where
-/// nobody can tell, what SIGHUP does is left as it was.
+/// Signals that ask a command to stop: SIGINT, SIGTERM and SIGHUP. SIGHUP is left out if it is ignored, as under `nohup`, or
+/// if that cannot be determined.
 fn watched() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let hangup = (is_ignored(&status, SIGHUP) == Some(false)).then_some(SIGHUP);
     [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
 }
 
-/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets; a SIGINT or SIGTERM after another of these two ends the process with
-/// code 130. A terminal that goes does not insist, nor does who signals first after it.
+/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets. A second SIGINT or SIGTERM ends the process with code 130;
+/// SIGHUP never does, and does not count as the first.
 ///
-/// A command calls this once, looks at the flag between pieces of work, and returns [`Interrupted`] when it has tidied
-/// up. A command that never calls it is simply killed by the signal.
+/// A command calls this once, checks the flag between units of work, cleans up, and returns [`Interrupted`]. A command that
+/// never calls it is killed by the signal.
+///
+/// # Errors
+/// If the signal handlers cannot be installed.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     watch_for(&watched())
 }
 
-/// [`watch`] for these signals alone; the others do what they do to any program.
+/// Like [`watch`], for these signals only; all others keep their default action.
 pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new(signals).context("cannot watch for Ctrl-C")?;
@@ -79,7 +82,7 @@ pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// A library's result as a command's: its way of saying that it was stopped becomes [`Interrupted`].
+/// Converts a library's result to a command's; an interruption becomes [`Interrupted`].
 pub fn interruptible<T>(result: Result<T, impl Into<Error>>) -> anyhow::Result<T> {
     result.map_err(|error| match error.into() {
         Error::Interrupted | Error::Data(ngen3_data::Error::Interrupted) => Interrupted.into(),

@@ -1,4 +1,4 @@
-//! A file of JSON that a command leaves: what is checked before anything is computed for it.
+//! Checks on a command's JSON output file, made before anything is computed for it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,35 +9,37 @@ use anyhow::{Context, ensure};
 use ngen3_model::files;
 use serde::de::IgnoredAny;
 
-/// What a command writes.
+/// Format of a command's JSON output.
 pub struct OutputFormat {
-    /// What a user calls it.
+    /// Name in messages, with its article.
     name: &'static str,
-    /// What each object of it has.
+    /// Keys that every object has.
     keys: &'static [&'static str],
 }
 
-/// What `eval` measured, in the harness's shape.
+/// Results of `eval`, in the harness's format.
 pub const RESULTS: OutputFormat =
-    OutputFormat { name: "results of eval", keys: &["results", "configs", "versions", "n-shot"] };
+    OutputFormat { name: "a results file of eval", keys: &["results", "configs", "versions", "n-shot"] };
 /// A Hugging Face tokenizer.json.
 pub const TOKENIZER: OutputFormat =
     OutputFormat { name: "a tokenizer", keys: &["model", "added_tokens", "pre_tokenizer"] };
-/// What `trace` writes.
+/// Output of `trace`.
 pub const TRACE: OutputFormat = OutputFormat { name: "a trace", keys: &["loss", "grads"] };
 
-/// Checks that the file can be written, and that what it holds now, if anything, is of the same format: what is named by a slip is
-/// not replaced.
+/// Checks that the file can be written and does not hold another format, so that a mistyped name replaces nothing.
+///
+/// # Errors
+/// If the file cannot be written or read, or holds another format.
 pub fn check(path: &Path, format: &OutputFormat) -> anyhow::Result<()> {
     files::check(path)?;
     let shown = path.display();
-    let ours = holds(path, format).with_context(|| format!("cannot look at {shown}, which would be replaced"))?;
+    let ours = holds(path, format).with_context(|| format!("cannot read {shown} to check its format"))?;
     let name = format.name;
-    ensure!(ours, "{shown} is there and holds something else than {name}, which would be lost; choose another --out");
+    ensure!(ours, "{shown}: already exists and is not {name}; choose another --out");
     Ok(())
 }
 
-/// True if the file holds nothing, an object of this format, or a list of such.
+/// Returns whether the file is missing, empty, an object of this format, or a list of such objects.
 fn holds(path: &Path, format: &OutputFormat) -> io::Result<bool> {
     let mut file = match File::open(path) {
         Ok(file) => BufReader::new(file),
@@ -48,7 +50,7 @@ fn holds(path: &Path, format: &OutputFormat) -> io::Result<bool> {
     if start.is_empty() {
         return Ok(true);
     }
-    // Only keys are kept, whatever the size; what follows the value, as in JSON lines, is an error.
+    // Keeps only keys, so that a large file takes little memory. Anything after the value, as in JSON lines, is an error.
     let found = match start.trim_ascii_start().first() {
         Some(b'[') => serde_json::from_reader(file),
         _ => serde_json::from_reader(file).map(|object| vec![object]),
@@ -84,10 +86,10 @@ mod tests {
         for text in ["{\"loss\": 1}", &lines, &mixed, "[[1]]", "\"loss\"", "{\"loss\": 1, \"grads\"", "PK\u{3}\u{4}"] {
             fs::write(&path, text).unwrap();
             let error = check(&path, &TRACE).unwrap_err().to_string();
-            assert!(error.ends_with("holds something else than a trace, which would be lost; choose another --out"));
+            assert!(error.ends_with("a.json: already exists and is not a trace; choose another --out"));
         }
         fs::write(&path, trace).unwrap();
         let error = check(&path, &TOKENIZER).unwrap_err().to_string();
-        assert!(error.contains("a.json is there and holds something else than a tokenizer"), "{error}");
+        assert!(error.contains("a.json: already exists and is not a tokenizer"), "{error}");
     }
 }

@@ -1,31 +1,33 @@
-//! The model that a flag names: a checkpoint, a Hugging Face folder, or a repository on the hub.
+//! Models that a flag names: a checkpoint, a Hugging Face folder, or a repository on the hub.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Hub;
-use ngen3_model::words::count;
-use ngen3_model::{Checkpoint, CheckpointMeta, Config, GPT2, Gpt2, TokenizerRef, Variant};
+use ngen3_model::words::{count, grouped, grouped_count};
+use ngen3_model::{
+    Checkpoint, CheckpointMeta, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, ParamList, TokenizerRef, VARIANTS, Variant,
+};
 use ngen3_train::Shape;
 
 use crate::commands::tokenize::show;
 use crate::progress::Progress;
 
-/// Where a model is.
+/// Location of a model.
 #[derive(Debug)]
 pub struct Found {
-    /// The file or folder.
+    /// File or folder.
     pub path: PathBuf,
-    /// Its name: the name without folders, and without the ending of a file.
+    /// Name without folders, and without a file's extension.
     pub name: String,
-    /// The size of GPT-2 that `hf` stands for.
+    /// GPT-2 that `hf` stands for.
     pub gpt2: Option<&'static Gpt2>,
 }
 
 impl Found {
-    /// The shape that was asked for, if this is to have it: not every variant has the shape of the GPT-2 that is named after
-    /// it.
+    /// Replaces the layers, heads and width of `shape` with those of the GPT-2 that `hf` stands for: a variant's own shape can
+    /// differ.
     pub fn shaped(&self, shape: Shape) -> Shape {
         match self.gpt2 {
             Some(&Gpt2 { n_layer, n_head, n_embd, .. }) => {
@@ -36,45 +38,45 @@ impl Found {
     }
 }
 
-/// Finds what a flag names: what is here by this name comes first; then `hf`, which is GPT-2 in the size of the variant;
-/// then a name on the hub, whose files are fetched unless the cache has them.
+/// Finds the model that a flag names: an existing path, else `hf` (GPT-2 in the size of the variant), else a repository on
+/// the hub, downloaded unless it is cached.
+///
+/// # Errors
+/// If `hf` has no variant with a GPT-2, a local path has a revision, or the download fails.
 pub fn find(named: &Path, variant: Option<&Variant>, revision: Option<&str>) -> anyhow::Result<Found> {
     let gpt2 = if named == Path::new("hf") && !named.exists() { Some(gpt2(variant)?) } else { None };
     let repo = gpt2.map_or_else(|| repo_name(named), |gpt2| Some(gpt2.repo));
     let (Some(repo), false) = (repo, named.exists()) else {
         if revision.is_some() {
-            bail!("{} is no repository on the hub, so it has no revisions", named.display());
+            bail!("{}: --revision requires a repository on the hub", named.display());
         }
-        // What follows the dot in a folder's name is no ending: gpt2-1.5.
+        // A dot in a folder's name starts no extension: gpt2-1.5.
         let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
         let name = name.unwrap_or_default().to_string_lossy().into_owned();
         return Ok(Found { path: named.into(), name, gpt2 });
     };
-    let progress = Progress::bytes("fetching");
+    let progress = Progress::bytes("downloading");
     let fetched = Hub::from_env()?.fetch_model(repo, revision, &mut |event| {
         show(&progress, event);
         true
     });
     drop(progress);
     let path = fetched.with_context(|| match gpt2 {
-        Some(_) => format!("hf is {repo}"),
-        None => format!("there is no file or folder {repo} here, so it was looked for on the hub"),
+        Some(_) => format!("hf ({repo})"),
+        None => format!("{repo}: no such file or folder, and not found on the hub"),
     })?;
     let name = repo.rsplit('/').next().unwrap_or(repo).to_owned();
     Ok(Found { path, name, gpt2 })
 }
 
 fn gpt2(variant: Option<&Variant>) -> anyhow::Result<&'static Gpt2> {
-    let known = || GPT2.each_ref().map(|gpt2| format!("{} ({})", gpt2.variant, gpt2.repo)).join(", ");
-    match variant {
-        None => bail!("hf is OpenAI's GPT-2 in the size of a variant; name one of {}", known()),
-        Some(variant) => variant.gpt2().with_context(|| {
-            format!("there is no GPT-2 for the variant {}; there is one for {}", variant.name, known())
-        }),
-    }
+    let Some(variant) = variant else { bail!("hf: no variant for the GPT-2 size: expected {}", gpt2_sizes()) };
+    variant
+        .gpt2()
+        .with_context(|| format!("hf: no GPT-2 in the size of {}: expected {}", variant_label(variant), gpt2_sizes()))
 }
 
-/// A name on the hub is `NAME` or `OWNER/NAME`, and does not end as a checkpoint does.
+/// Parses a repository on the hub: `NAME` or `OWNER/NAME`, without the extension of a checkpoint.
 fn repo_name(named: &Path) -> Option<&str> {
     let name = named.to_str()?;
     let part = |part: &str| {
@@ -86,7 +88,7 @@ fn repo_name(named: &Path) -> Option<&str> {
     (!checkpoint && name.split('/').count() <= 2 && name.split('/').all(part)).then_some(name)
 }
 
-/// Reads the model that a flag names, and checks that it is of the variant.
+/// Loads the model that a flag names, and checks it against the variant.
 pub fn load(named: &Path, variant: Option<&Variant>) -> anyhow::Result<(Found, Checkpoint)> {
     let found = find(named, variant, None)?;
     let checkpoint = Checkpoint::load(&found.path)?;
@@ -100,13 +102,13 @@ fn check_variant(path: &Path, config: &Config, variant: &Variant) -> anyhow::Res
     if !variant.fits(config) {
         let shape =
             |c: &Config| format!("{}, {}, width {}", count(c.n_layer, "layer"), count(c.n_head, "head"), c.n_embd);
-        let (name, expected) = (variant.name, variant.config());
-        bail!("{} is not a {name} model: it has {}, not {}", path.display(), shape(config), shape(&expected));
+        let (label, expected) = (variant_label(variant), variant.config());
+        bail!("{}: expected {label} with {}; got {}", path.display(), shape(&expected), shape(config));
     }
     Ok(())
 }
 
-/// The tokenizer that a checkpoint names or holds; `None` if it says neither.
+/// Returns the tokenizer that a checkpoint names or embeds; `None` if it records none.
 pub fn tokenizer(path: &Path, config: &Config, meta: &CheckpointMeta) -> anyhow::Result<Option<Tokenizer>> {
     let path = path.display();
     let tokenizer = match &meta.tokenizer {
@@ -116,12 +118,61 @@ pub fn tokenizer(path: &Path, config: &Config, meta: &CheckpointMeta) -> anyhow:
     };
     if tokenizer.vocab_size() > config.vocab_size {
         bail!(
-            "the tokenizer in {path} has {}, but the model only {}",
+            "{path}: its tokenizer has {}, more than the model's vocabulary of {}",
             count(tokenizer.vocab_size(), "token"),
             config.vocab_size
         );
     }
     Ok(Some(tokenizer))
+}
+
+/// Purpose of a `--variant` that the model is checked against, for [`variant_help`].
+pub const CHECK_VARIANT: &str = "Expected variant of the model; with hf, the GPT-2 size";
+
+/// Help of a `--variant`: its purpose, then every variant with its parameter count.
+pub fn variant_help(purpose: &str) -> String {
+    let others =
+        VARIANTS[1..].iter().map(|variant| format!(", {} ({})", variant.name, grouped(size(&variant.config()))));
+    format!("{purpose}: {}{}", variant_label(&VARIANTS[0]), others.collect::<String>())
+}
+
+/// Formats a variant with its parameter count, which the name does not tell: `7M (7,242,624 parameters)`.
+pub fn variant_label(variant: &Variant) -> String {
+    format!("{} ({})", variant.name, parameters(&variant.config()))
+}
+
+/// Formats the sizes of GPT-2 with their repositories: `120M (openai-community/gpt2, 124,439,808 parameters), …`.
+pub fn gpt2_sizes() -> String {
+    let size = |&Gpt2 { variant, repo, n_layer, n_head, n_embd }: &Gpt2| {
+        format!("{variant} ({repo}, {})", parameters(&Config::new(n_layer, n_head, n_embd, 1024, GPT2_VOCAB_SIZE)))
+    };
+    GPT2.each_ref().map(size).join(", ")
+}
+
+/// Formats a model's size and shape: `7M (7,242,624 parameters), 4 layers, 4 heads, width 128, context 128, vocabulary
+/// 50,257`. Only the count, if no variant has this shape.
+pub fn describe(config: &Config) -> String {
+    let count = parameters(config);
+    let size = match VARIANTS.iter().find(|variant| variant.fits(config)) {
+        Some(variant) => format!("{} ({count})", variant.name),
+        None => count,
+    };
+    format!(
+        "{size}, {}, {}, width {}, context {}, vocabulary {}",
+        grouped_count(config.n_layer as u64, "layer"),
+        grouped_count(config.n_head as u64, "head"),
+        config.n_embd,
+        config.block_size,
+        grouped(config.vocab_size as u64)
+    )
+}
+
+fn parameters(config: &Config) -> String {
+    grouped_count(size(config), "parameter")
+}
+
+fn size(config: &Config) -> u64 {
+    ParamList::new(config).total() as u64
 }
 
 #[cfg(test)]
@@ -145,7 +196,22 @@ mod tests {
         let of = |name| gpt2(Some(Variant::by_name(name).unwrap()));
         assert_eq!(of("1B").unwrap().repo, "openai-community/gpt2-xl");
         let error = of("7M").unwrap_err().to_string();
-        assert!(error.contains("there is no GPT-2 for the variant 7M; there is one for 120M (openai"), "{error}");
-        assert!(gpt2(None).unwrap_err().to_string().contains("name one of 120M"));
+        let expected = "hf: no GPT-2 in the size of 7M (7,242,624 parameters): expected \
+            120M (openai-community/gpt2, 124,439,808 parameters), \
+            300M (openai-community/gpt2-medium, 354,823,168 parameters), ";
+        assert!(error.starts_with(expected), "{error}");
+        assert!(gpt2(None).unwrap_err().to_string().contains("expected 120M (openai"));
+    }
+
+    #[test]
+    fn a_variant_is_named_with_its_true_size() {
+        assert_eq!(variant_label(Variant::by_name("120M").unwrap()), "120M (63,692,288 parameters)");
+        let help = variant_help("Shape");
+        assert!(help.starts_with("Shape: 7M (7,242,624 parameters), 120M (63,692,288), 300M ("), "{help}");
+        let small = Config { vocab_size: 2_048, ..Variant::by_name("7M").unwrap().config() };
+        let shape = "4 layers, 4 heads, width 128, context 128, vocabulary 2,048";
+        assert_eq!(describe(&small), format!("7M (1,071,872 parameters), {shape}"));
+        let other = Config { n_layer: 1, ..small };
+        assert!(!describe(&other).contains('M') && describe(&other).contains(" parameters, 1 layer, 4 heads, "));
     }
 }

@@ -1,10 +1,10 @@
-//! Writing to stdout without ever panicking when its reader goes away.
+//! Writes to stdout without panicking when its reader goes away.
 
 use std::io::{ErrorKind, Write};
 
 use anyhow::anyhow;
 
-/// Whoever read our output closed it (`ngen3 variants | head -1`): the program ends quietly.
+/// Error when the reader has closed stdout (`ngen3 variants | head -1`); the program then ends quietly.
 #[derive(Debug)]
 pub struct Closed;
 
@@ -16,10 +16,10 @@ impl std::fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
-/// Writes `text` as it is and flushes it.
+/// Writes `text` to stdout and flushes it.
 ///
 /// # Errors
-/// [`Closed`] when the reader is gone; a plain error for anything else, such as a full disk.
+/// [`Closed`] if the reader is gone; a plain error for anything else, such as a full disk.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {

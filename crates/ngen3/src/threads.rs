@@ -1,14 +1,14 @@
-//! `--threads`: how many threads a command computes with.
+//! `--threads`: number of compute threads.
 
 use std::thread::available_parallelism;
 
 use anyhow::Context;
 
-/// The flag, to be flattened into a command's arguments.
+/// Flag to flatten into a command's arguments.
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[command(rename_all = "snake_case")]
 pub struct Threads {
-    /// Threads to compute with [default: all cores]
+    /// Compute threads, 1 to 1024 [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
@@ -19,7 +19,7 @@ impl Threads {
         self.threads.map_or_else(|| available_parallelism().map_or(1, usize::from), usize::from)
     }
 
-    /// Starts rayon's global pool with this many threads; call once, before any work.
+    /// Starts rayon's global pool with this many threads. Call once, before any work.
     pub fn start(self) -> anyhow::Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(self.count()).build_global().context("cannot start threads")
     }

@@ -1,4 +1,4 @@
-//! A run that learns, as the commands show it: the lines before, the line that moves, what it says at its end.
+//! Runs training for the commands: prints the header, the progress line and the result.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
@@ -10,24 +10,25 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_engine::{ComputeInfo, Trainer};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
-use ngen3_model::{Lora, LoraList, ParamList};
+use ngen3_model::{Lora, LoraList};
 use ngen3_train::{
     AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings, train,
 };
 
 use crate::device::device;
 use crate::interrupt::Interrupted;
+use crate::model::describe;
 use crate::progress::write_line;
 use crate::stdout;
 
-/// A job with the model that learns.
+/// A training job with its model.
 pub struct Training<'a> {
     job: &'a Job,
     pub trainer: Box<dyn Trainer>,
 }
 
 impl<'a> Training<'a> {
-    /// Opens the model. `None` if no step is left to do, which is said on stdout.
+    /// Opens the model. Returns `None` if no step is left, after printing so to stdout.
     pub fn new(job: &'a Job, mut weights: InitialWeights) -> anyhow::Result<Option<Self>> {
         if job.is_finished() {
             weights.moments = None;
@@ -38,10 +39,10 @@ impl<'a> Training<'a> {
             let (model, step) = (job.paths.model.display(), job.progress.step);
             let done = grouped(step);
             let text = match (step == job.settings.max_iters, step) {
-                (true, 1) => format!("{model}: its only step is done; a larger --max_iters trains on\n"),
-                (true, _) => format!("{model}: all {done} steps are done; a larger --max_iters trains on\n"),
+                (true, 1) => format!("{model}: its only step is done; increase --max_iters to train further\n"),
+                (true, _) => format!("{model}: all {done} steps are done; increase --max_iters to train further\n"),
                 (false, _) => {
-                    format!("{model}: the run stopped early, after step {done}; a larger --patience trains on\n")
+                    format!("{model}: stopped early, after step {done}; increase --patience to train further\n")
                 }
             };
             stdout::print(&text)?;
@@ -50,8 +51,8 @@ impl<'a> Training<'a> {
         Ok(Some(Self { job, trainer }))
     }
 
-    /// Trains to the end, or until it is stopped: then it says how to go on, with the words of `command` (its name, and the
-    /// flags that say what the run learns from).
+    /// Trains to the end and prints the result. If `stop` is set, saves, prints the resume command, and returns
+    /// [`Interrupted`]. `command` holds the command's name and its data flags.
     pub fn run(
         mut self,
         objective: &mut dyn Objective,
@@ -71,14 +72,14 @@ impl<'a> Training<'a> {
             Outcome::Finished => job.settings.max_iters,
             Outcome::Stale(step) => {
                 write_line(&match job.settings.patience {
-                    1 => "stopped early: an evaluation was no better than the best".into(),
-                    n => format!("stopped early: {n} evaluations in a row were no better than the best"),
+                    1 => "stopped early: 1 evaluation without a lower validation loss".into(),
+                    n => format!("stopped early: {n} evaluations in a row without a lower validation loss"),
                 });
                 step
             }
             Outcome::Interrupted(step) => {
                 let command = resume_command(command, &job.paths.model);
-                write_line(&format!("{model} is saved after step {}; go on with: {command}", grouped(step)));
+                write_line(&format!("{model}: saved after step {}; resume with: {command}", grouped(step)));
                 return Err(Interrupted.into());
             }
         };
@@ -86,7 +87,7 @@ impl<'a> Training<'a> {
         let mut text = format!("{model}: {} in {}", grouped_count(steps, "step"), span(took));
         match (status.best, status.val_loss) {
             (Some((step, loss)), _) if job.settings.keep_best => {
-                text += &format!(", the best kept: validation loss {loss:.4} at step {}", grouped(step));
+                text += &format!(", kept the best: validation loss {loss:.4} at step {}", grouped(step));
             }
             (_, Some(loss)) => text += &format!(", validation loss {loss:.4}"),
             (_, None) => {}
@@ -95,15 +96,16 @@ impl<'a> Training<'a> {
     }
 }
 
-/// Says, when the run is asked to stop, that it heard: the step or batch that is under way can be a long one. Until the returned
-/// guard is dropped.
+/// Acknowledges a request to stop, since the current step can take long. Watches `stop` until the returned guard is dropped.
 fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
     let guard = Arc::new(());
     let (running, stop, line) = (Arc::downgrade(&guard), Arc::clone(stop), line.clone());
     std::thread::spawn(move || {
         while running.strong_count() > 0 {
             if stop.load(Ordering::Relaxed) {
-                line.suspend(|| write_line("stopping soon, and saving; once more to stop at once, without saving"));
+                line.suspend(|| {
+                    write_line("finishing this step and saving; press Ctrl-C again to quit now without saving")
+                });
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -112,7 +114,7 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
     guard
 }
 
-/// What is about to happen, in a few lines.
+/// Formats the lines printed before training: the model, the data, the run and the job's notes.
 fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     let Job { config, settings, data, .. } = job;
     let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
@@ -120,29 +122,21 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
         1 => String::new(),
         n => format!(", {n} times"),
     };
-    // Rows of conversations are of any length up to that, and packed.
+    // Conversations are packed, up to this many tokens per step.
     let upto = if matches!(job.objective, ObjectiveRecord::Chat(_)) { "up to " } else { "" };
-    let teachers = if matches!(job.objective, ObjectiveRecord::Distill(_)) { ", the teacher's among it" } else { "" };
+    let teachers = if matches!(job.objective, ObjectiveRecord::Distill(_)) { " (including the teacher)" } else { "" };
     let adapters = match &job.adapters {
         None => String::new(),
         Some(AdapterRecord { lora, .. }) => {
             let learned = LoraList::new(config, lora)?.total() as u64;
             let Lora { rank, alpha, targets } = lora;
-            format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} learn", grouped(learned))
+            format!("; adapters of rank {rank}, alpha {alpha}, at {targets}: {} trainable", grouped(learned))
         }
     };
     let mut lines = vec![
+        format!("model: {}{adapters}", describe(config)),
         format!(
-            "model: {}, {}, width {}, block {}, vocabulary {}: {}",
-            grouped_count(config.n_layer as u64, "layer"),
-            grouped_count(config.n_head as u64, "head"),
-            config.n_embd,
-            config.block_size,
-            grouped(config.vocab_size as u64),
-            grouped_count(ParamList::new(config).total() as u64, "parameter")
-        ) + &adapters,
-        format!(
-            "data:  {}: {} to train on, {} to validate on",
+            "data:  {}: {} for training, {} for validation",
             data.path.display(),
             grouped_count(data.identity.train_tokens, "token"),
             grouped(data.identity.val_tokens)
@@ -151,7 +145,7 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
             "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{teachers}",
             grouped_count(max_iters, "step"),
             grouped_count(settings.tokens_per_step(config.block_size), "token"),
-            grouped_count(batch_size as u64, "row"),
+            grouped_count(batch_size as u64, "sequence"),
             config.block_size,
             grouped_count(info.threads as u64, "thread"),
             info.dtype,
@@ -159,7 +153,7 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
         ),
     ];
     if job.progress.step > 0 {
-        lines.push(format!("       goes on after step {}", grouped(job.progress.step)));
+        lines.push(format!("       resuming after step {}", grouped(job.progress.step)));
     }
     lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
     Ok(lines.join("\n"))
@@ -247,7 +241,7 @@ fn said_of(report: &StepReport<'_>, name: impl Fn(&str) -> String) -> [String; 6
     ]
 }
 
-/// `99 s`, `99 min`, `47.9 h`, `2.0 days`: no finer than anyone plans by.
+/// Formats a duration in seconds coarsely: `99 s`, `99 min`, `47.9 h`, `2.0 days`.
 fn span(seconds: f64) -> String {
     let (minute, hour, day) = (60.0, 3_600.0, 86_400.0);
     match seconds.round() {
@@ -258,7 +252,7 @@ fn span(seconds: f64) -> String {
     }
 }
 
-/// The command that goes on with a run. Its state knows everything but where it is and what it learns from.
+/// Returns the command that resumes a run. Its state holds every setting but the model file and the data flags.
 pub fn resume_command(command: &[&OsStr], model: &Path) -> String {
     let program = std::env::args_os().next().unwrap_or_else(|| "ngen3".into());
     resume_with(&program, command, model)
@@ -269,7 +263,7 @@ fn resume_with(program: &OsStr, command: &[&OsStr], model: &Path) -> String {
     words.into_iter().map(quoted).collect::<Vec<_>>().join(" ") + " --resume"
 }
 
-/// A word as a POSIX shell reads it.
+/// Quotes a word for a POSIX shell, if needed.
 pub fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);

@@ -1,4 +1,4 @@
-//! The whole path, each command taking what the one before left: text, tokens, teacher, student, conversations,
+//! The whole pipeline, each command reading the previous one's output: text, tokens, teacher, student, conversations,
 //! sample, export.
 
 mod common;
@@ -76,7 +76,7 @@ fn every_command_takes_what_the_one_before_left() {
 fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // A program that is named by where it is from here, as cargo does.
+    // A program run by its relative path, as cargo does.
     fs::create_dir(folder.join("bin")).unwrap();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ngen3"), folder.join("bin/ngen3")).unwrap();
     let shell = |line: &str| {
@@ -85,7 +85,7 @@ fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
         command
     };
     let text = interrupt_at(shell("exec bin/ngen3 quickstart --steps 100000 --dir 'a b'"), "run:   ");
-    let (_, command) = text.split_once("\nfrom here that is: ").unwrap_or_else(|| panic!("{text}"));
+    let (_, command) = text.split_once("\nfrom the current folder: ").unwrap_or_else(|| panic!("{text}"));
     let command = command.lines().next().unwrap();
     let done = Checkpoint::load(&folder.join("a b/7M_model.pt")).unwrap().meta.iter_num;
     texts(&shell(&format!("{command} --max_iters {}", done + 1)).output().unwrap(), 0);
@@ -96,8 +96,8 @@ fn an_interrupted_quickstart_says_how_to_go_on_from_where_the_user_is() {
 #[test]
 fn a_quickstart_that_is_interrupted_after_training_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let text = interrupt_at(ngen3(folder.path(), "quickstart --steps 1"), "# let it write");
-    assert!(text.ends_with("error: interrupted\n") && !text.contains("from here"), "{text}");
+    let text = interrupt_at(ngen3(folder.path(), "quickstart --steps 1"), "# generate text");
+    assert!(text.ends_with("error: interrupted\n") && !text.contains("from the current folder"), "{text}");
     assert!(Path::new(&folder.path().join("ngen3_quickstart/7M_model.pt")).exists());
     assert!(!folder.path().join("ngen3_quickstart/exported_7M").exists());
 }

@@ -1,4 +1,4 @@
-//! Files that are no checkpoint, given to a command: one clear line, exit code 1, and nothing else happens.
+//! Files that are not checkpoints: one clear error line, exit code 1, and no other effect.
 
 mod common;
 
@@ -20,7 +20,7 @@ fn valid(ending: &str) -> Vec<u8> {
 
 fn assert_refused(folder: &TempDir, file: &str, reason: &str) {
     let error = fail(folder.path(), &format!("sample --model_checkpoint {file}"), 1);
-    assert!(error.contains(file) && error.contains(reason), "{error:?} does not say {file}: {reason:?}");
+    assert!(error.contains(file) && error.contains(reason), "expected {reason:?} for {file}, got {error:?}");
 }
 
 #[test]
@@ -65,8 +65,8 @@ fn damaged_and_hostile_files_are_refused() {
 fn a_checkpoint_of_another_variant_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("7M_model.pt"), valid("pt")).unwrap();
-    let reason = "is not a 7M model: it has 1 layer, 1 head, width 4, not 4 layers, 4 heads, width 128";
+    let reason = "expected 7M (7,242,624 parameters) with 4 layers, 4 heads, width 128; got 1 layer, 1 head, width 4";
     let error = fail(folder.path(), "sample --model_checkpoint 7M_model.pt --variant 7M", 1);
-    assert_eq!(error, format!("7M_model.pt {reason}"));
+    assert_eq!(error, format!("7M_model.pt: {reason}"));
     succeed(folder.path(), "sample --model_checkpoint 7M_model.pt --length 2");
 }

@@ -1,4 +1,4 @@
-//! `ngen3 distill`, as a user types it.
+//! `ngen3 distill` from the command line.
 
 mod common;
 
@@ -66,7 +66,10 @@ fn a_student_learns_from_its_teacher_and_the_parts_of_its_loss_are_on_record() {
     let folder = folder.path();
     let (out, err) = succeed(folder, &format!("{LINE} --max_iters 60 --alpha 0.75 --temperature 3"));
     assert!(out.starts_with("distilled_student_model.pt: 60 steps in "), "{out}");
-    assert!(err.contains("teacher: teacher: 3 layers, 2 heads, width 16, block 16"), "{err}");
+    assert!(
+        err.contains("teacher: teacher: 11,680 parameters, 3 layers, 2 heads, width 16, context 16, vocabulary 97\n"),
+        "{err}"
+    );
     assert!(err.contains("step 1/60: loss ") && err.contains(" (cross entropy "), "{err}");
 
     let lines = metrics(folder, "distilled_student_model.run");
@@ -108,7 +111,7 @@ fn a_student_that_is_the_teacher_has_nothing_to_learn_from_it() {
         assert!(first["divergence"].as_f64().unwrap().abs() < 1e-5, "{divergence}: {first}");
         assert!(first["cross_entropy"].as_f64().unwrap() > 0.5, "{first}");
     }
-    // Half the layers where nobody says how many, and a shorter block.
+    // Half the layers by default, and a shorter block.
     let line = "distill --teacher_model_path teacher.pt --data data.bin --out half.pt --max_iters 0 --block_size 12 \
                 --init_student from-teacher-layers";
     succeed(folder, line);
@@ -157,14 +160,14 @@ fn a_run_goes_on_bit_for_bit_with_and_without_a_cache() {
         let fixed = format!("{cache} --overwrite --min_lr 0.01 --warmup_iters 0 --dropout 0.1 --temperature 4");
         succeed(folder, &format!("{LINE}{fixed} --out whole.pt --max_iters 9"));
         succeed(folder, &format!("{LINE}{fixed} --out parts.pt --max_iters 5"));
-        // Temperature and the rest need not be said again.
+        // Temperature and the rest need not be repeated.
         succeed(folder, &format!("{LINE}{cache} --out parts.pt --resume --max_iters 9"));
         assert_eq!(load(folder, "parts.pt").params, load(folder, "whole.pt").params, "{cache}");
 
         let complaint = fail(folder, &format!("{LINE}{cache} --out parts.pt --resume --temperature 2"), 1);
         assert!(complaint.contains("temperature was 4.0, now 2.0"), "{complaint}");
         let (out, _) = succeed(folder, &format!("{LINE}{cache} --out parts.pt --resume"));
-        assert_eq!(out, "parts.pt: all 9 steps are done; a larger --max_iters trains on\n");
+        assert_eq!(out, "parts.pt: all 9 steps are done; increase --max_iters to train further\n");
     }
     succeed(folder, "train --config teacher.toml --data data.bin --out other.pt --max_iters 1");
     let other = LINE.replace("teacher.pt", "other.pt");
@@ -183,18 +186,18 @@ fn a_teacher_in_int8_teaches_nearly_the_same_and_is_told_from_one_that_is_not() 
     succeed(folder, &format!("{LINE} --max_iters 6 --out plain.pt"));
     let flags = "--teacher_quant int8 --min_lr 0.01 --warmup_iters 0";
     let (_, err) = succeed(folder, &format!("{LINE} --max_iters 6 --out whole.pt {flags}"));
-    assert!(err.contains("teacher: teacher: 3 layers, 2 heads, width 16, block 16, in int8\n"), "{err}");
+    assert!(err.contains("3 layers, 2 heads, width 16, context 16, vocabulary 97, int8\n"), "{err}");
     assert_eq!(load(folder, "whole.pt").meta.training["distill"]["teacher_quant"], "int8");
     let divergence = |run: &str, step: usize| metrics(folder, run)[step]["divergence"].as_f64().unwrap();
     let (plain, int8) = (divergence("plain.run", 1), divergence("whole.run", 1));
-    assert!((int8 / plain - 1.0).abs() < 0.02 && int8 != plain, "{int8}, not {plain}");
+    assert!((int8 / plain - 1.0).abs() < 0.02 && int8 != plain, "expected about {plain}, got {int8}");
 
-    // A run that goes on knows what its teacher was rounded to.
+    // A resumed run knows its teacher's quantization.
     succeed(folder, &format!("{LINE} --max_iters 3 --out part.pt {flags}"));
     succeed(folder, "distill --teacher_model_path teacher.pt --data data.bin --resume --out part.pt --max_iters 6");
     assert_eq!(divergence("part.run", 6), divergence("whole.run", 6));
 
-    // What it said is kept apart from what the teacher itself would say.
+    // Its cache is not mixed with that of the exact teacher.
     let cached = format!("{LINE} --max_iters 2 --teacher_cache said --teacher_top_k 90 --overwrite --out x.pt");
     let (_, err) = succeed(folder, &format!("{cached} --teacher_quant int8"));
     let (with, without) = compared(&err);
@@ -219,11 +222,11 @@ fn cache_files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-/// What the line about the cache says: the divergence with it, and without.
+/// Parses the cache line: the divergence with the cache, and without.
 fn compared(output: &str) -> (f64, f64) {
     let line = output.lines().find(|line| line.starts_with("cache: ")).unwrap_or_else(|| panic!("{output}"));
-    let (_, numbers) = line.split_once("divergence now ").unwrap();
-    let (with, without) = numbers.split_once(" with it and ").unwrap();
+    let (_, numbers) = line.split_once("divergence ").unwrap();
+    let (with, without) = numbers.split_once(" with the cache, ").unwrap();
     (with.parse().unwrap(), without.split(' ').next().unwrap().parse().unwrap())
 }
 
@@ -236,9 +239,9 @@ fn a_cache_is_made_once_and_serves_other_students() {
             format!("{LINE} --max_iters 3 --teacher_cache said{k} --teacher_top_k {k} --out x.pt --overwrite{more}");
         succeed(folder, &line).1
     };
-    // Where the lump is one token nothing is left out.
+    // With one token outside the top k, the cache is exact.
     let (with, without) = compared(&cached(96, ""));
-    assert!((with - without).abs() < 2e-4, "{with} is not {without}");
+    assert!((with - without).abs() < 2e-4, "expected {without}, got {with}");
     let (with, without) = compared(&cached(5, ""));
     assert!(with < without - 1e-3 && with > 0.0, "{with} of 5 tokens, {without} of all");
 
@@ -246,9 +249,9 @@ fn a_cache_is_made_once_and_serves_other_students() {
     let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
     let times: Vec<_> = before.iter().map(|(path, _)| modified(path)).collect();
     cached(5, " --seed 9 --alpha 0.9");
-    assert_eq!(before.iter().map(|(path, _)| modified(path)).collect::<Vec<_>>(), times, "nothing is made again");
+    assert_eq!(before.iter().map(|(path, _)| modified(path)).collect::<Vec<_>>(), times, "nothing is computed again");
 
-    // A file that is missing is made again, and is the same; one that was cut is refused.
+    // A missing file is computed again, with the same contents; a truncated one is an error.
     let windows = folder.join("said5/windows-00000.bin");
     fs::remove_file(&windows).unwrap();
     cached(5, "");
@@ -263,7 +266,7 @@ fn a_cache_is_made_once_and_serves_other_students() {
     let line = format!("{LINE} --teacher_cache said5 --teacher_top_k 5 --out x.pt --overwrite");
     let error = refused(&line);
     assert!(error.contains("windows-00000.bin: expected ") && error.contains("delete the file"), "{error}");
-    // The ids stand first: one past the vocabulary.
+    // The ids come first: one beyond the vocabulary.
     fs::write(&windows, [&[0xff, 0xff], &bytes[2..]].concat()).unwrap();
     assert!(refused(&line).contains("damaged"), "{}", refused(&line));
     fs::write(&windows, &bytes).unwrap();
@@ -275,13 +278,13 @@ fn a_cache_is_made_once_and_serves_other_students() {
         let error = refused(&format!("{line} {more}"));
         assert!(error.contains(expected) && error.contains("choose another --teacher_cache"), "{error}");
     }
-    // What it was asked in is known, but for caches of before.
+    // The cache records its dtype; older ones do not.
     let json = folder.join("said5/cache.json");
     let about = fs::read_to_string(&json).unwrap();
     let ours = about.lines().find(|line| line.contains("\"dtype\"")).unwrap();
     fs::write(&json, about.replace(ours, "  \"dtype\": \"f64\",")).unwrap();
     let err = cached(5, "");
-    assert!(err.contains("note: said5 is what the teacher said in f64; this run computes in "), "{err}");
+    assert!(err.contains("note: said5 was cached in f64; this run computes in "), "{err}");
     fs::remove_file(&windows).unwrap();
     fs::write(&json, about.replace(&format!("{ours}\n"), "")).unwrap();
     assert!(!cached(5, "").contains("note: said5"));
@@ -307,8 +310,11 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--teacher_model_path data.bin", "data.bin"),
         ("--teacher_model_path wide.pt", "wide.pt cannot be the teacher: its vocabulary has 98 tokens"),
         ("--teacher_model_path short.pt", "its context length is 4, the student's 8; give the student"),
-        ("--teacher_model_path hf", "hf is OpenAI's GPT-2 in the size of a variant; name one of"),
-        ("--teacher_model_path teacher.pt --teacher_variant 7M", "teacher.pt is not a 7M model"),
+        ("--teacher_model_path hf", "hf: no variant for the GPT-2 size: expected 120M (openai-community/gpt2"),
+        (
+            "--teacher_model_path teacher.pt --teacher_variant 7M",
+            "teacher.pt: expected 7M (7,242,624 parameters) with ",
+        ),
         ("--teacher_model_path teacher.pt --temperature 0", "temperature: expected between 0.1 and 100, got 0"),
         ("--teacher_model_path teacher.pt --temperature 1e-20", "expected between 0.1 and 100"),
         ("--teacher_model_path teacher.pt --temperature 1e20", "expected between 0.1 and 100"),
@@ -388,8 +394,8 @@ fn an_interrupted_run_says_how_to_go_on() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     stderr.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
-    let said = text.lines().find(|line| line.contains("is saved after step")).unwrap_or_else(|| panic!("{text}"));
-    let (_, command) = said.split_once("; go on with: ").unwrap();
+    let said = text.lines().find(|line| line.contains(": saved after step")).unwrap_or_else(|| panic!("{text}"));
+    let (_, command) = said.split_once("; resume with: ").unwrap();
     let done = load(folder, "distilled_student_model.pt").meta.iter_num;
     let command = format!("{command} --max_iters {}", done + 2);
     texts(&Command::new("sh").args(["-c", &command]).current_dir(folder).output().unwrap(), 0);

@@ -1,4 +1,4 @@
-//! `ngen3 eval`, as a user types it.
+//! `ngen3 eval` from the command line.
 
 mod common;
 #[path = "../../ngen3-data/tests/hf_hub/server.rs"]
@@ -14,18 +14,18 @@ use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList, checkpoint};
 use serde_json::{Value, json};
 use server::FakeHub;
 
-/// GPT-2's vocabulary, and not much of a model.
+/// A tiny model with GPT-2's vocabulary.
 fn config() -> Config {
     Config::new(1, 2, 8, 32, 50_257)
 }
 
-/// Writes a model that has learned nothing.
+/// Writes an untrained model.
 fn untrained(path: &Path) {
     let params = ParamList::new(&config()).init(3);
     checkpoint::save(path, &config(), &params, &CheckpointMeta::default()).unwrap();
 }
 
-/// Questions in the form of PIQA; which answer is right has nothing to do with what they say.
+/// Questions in PIQA's format; the right answers are unrelated to the texts.
 fn piqa(n: usize) -> String {
     const WORDS: [&str; 12] = [
         "kettle", "ladder", "violin", "paint", "open", "clean", "slowly", "twice", "at night", "a jar", "the lid",
@@ -96,7 +96,7 @@ fn results_travel_with_the_checkpoint_into_the_model_card() {
     let before = fs::read(&model).unwrap();
     let line = "eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir sets";
     let (_, err) = succeed(folder.path(), &format!("{line} --limit 5"));
-    assert!(err.contains("note: the results were not added to tiny_model.pt: --limit left questions out"), "{err}");
+    assert!(err.contains("note: results not added to tiny_model.pt: --limit was given"), "{err}");
     succeed(folder.path(), &format!("{line} --no_merge"));
     assert!(fs::read(&model).unwrap() == before, "the model is as it was");
 
@@ -124,7 +124,7 @@ fn results_travel_with_the_checkpoint_into_the_model_card() {
     // A folder is not ours to change, and measures the same.
     let exported = fs::read(folder.path().join("out/model.safetensors")).unwrap();
     let (out, err) = succeed(folder.path(), &format!("{line} --out again.json").replace("tiny_model.pt", "out"));
-    assert!(err.contains("note: the results were not added to out: it is a folder"), "{err}");
+    assert!(err.contains("note: results not added to out: it is a folder"), "{err}");
     assert!(fs::read(folder.path().join("out/model.safetensors")).unwrap() == exported);
     assert!(out.contains(&format!("{acc:.4} ±")), "{out}");
     assert_eq!(json_of(&folder.path().join("again.json"))["results"]["piqa"]["acc,none"], acc);
@@ -140,8 +140,8 @@ fn another_programs_checkpoint_is_measured_and_left_alone() {
     let tokens: Vec<u8> = (0..500).flat_map(|i| ((i * i % vocab_size) as u16).to_le_bytes()).collect();
     fs::write(folder.path().join("x.bin"), tokens).unwrap();
     let (out, err) = succeed(folder.path(), "eval --model_checkpoint ckpt.pt --tasks perplexity --text x.bin");
-    assert!(out.contains("perplexity") && !out.contains("bits_per_byte"), "nobody knows what the tokens say: {out}");
-    assert!(err.contains("note: the results were not added to ckpt.pt: another program wrote it"), "{err}");
+    assert!(out.contains("perplexity") && !out.contains("bits_per_byte"), "no tokenizer is recorded: {out}");
+    assert!(err.contains("note: results not added to ckpt.pt: ngen3 did not write it"), "{err}");
     assert!(fs::read(&path).unwrap() == fs::read(&fixture).unwrap());
 }
 
@@ -163,7 +163,11 @@ fn a_model_of_equal_odds_is_as_perplexed_as_its_vocabulary_is_large() {
         let tokens = if text.contains("stride") { 32 + 19 * 8 } else { 20 * 32 };
         assert_eq!(config["tokens"], tokens, "{text}");
         let bits = 50_257f64.log2() * f64::from(tokens) / config["bytes"].as_f64().unwrap();
-        assert!((value("bits_per_byte") - bits).abs() < 1e-4, "{text}: {} is not {bits}", value("bits_per_byte"));
+        assert!(
+            (value("bits_per_byte") - bits).abs() < 1e-4,
+            "{text}: expected {bits}, got {}",
+            value("bits_per_byte")
+        );
     }
     // Training validates on val.bin, and trains on all of data.bin.
     let tokens: Vec<u8> = (100..177u16).flat_map(u16::to_le_bytes).collect();
@@ -226,8 +230,8 @@ fn what_int8_weights_cost_is_what_a_model_of_such_weights_scores() {
     save("rounded.pt", &params);
     succeed(folder.path(), &format!("{line} rounded.pt"));
     let rounded = perplexity(&json_of(&folder.path().join("r.json")));
-    assert!((int8 / rounded - 1.0).abs() < 1e-5, "{int8}, not {rounded}");
-    assert!((int8 / plain - 1.0).abs() > 1e-4, "{int8} is not {plain}");
+    assert!((int8 / rounded - 1.0).abs() < 1e-5, "expected {rounded}, got {int8}");
+    assert!((int8 / plain - 1.0).abs() > 1e-4, "{int8} and {plain} differ too little");
 }
 
 #[test]
@@ -268,7 +272,7 @@ fn piqa_is_read_as_its_authors_publish_it_and_as_the_hub_has_it() {
     assert_eq!(succeed(folder.path(), &format!("{line} --data_dir original")).0, expected);
     write(&folder.path().join("original/valid-labels.lst"), "0\n1\n");
     let error = fail(folder.path(), &format!("{line} --data_dir original"), 1);
-    assert!(error.ends_with("original/valid-labels.lst has 2 lines for 400 rows"), "{error}");
+    assert!(error.ends_with("original/valid-labels.lst: expected 400 lines, got 2"), "{error}");
 
     let server = FakeHub::start();
     server.add("datasets", "baber/piqa", "main", &[("validation.jsonl", piqa(400).as_bytes())]);
@@ -287,35 +291,30 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     let complaint = |flags: &str| fail(folder.path(), &format!("eval --model_checkpoint tiny_model.pt {flags}"), 1);
     let error = complaint("--tasks piqa,boolq --data_dir sets");
     assert!(
-        error.starts_with("there is no task \"boolq\"; there are piqa, hellaswag, winogrande, mmlu (or a part"),
+        error.starts_with("unknown task \"boolq\": expected piqa, hellaswag, winogrande, mmlu (or a part"),
         "{error}"
     );
     assert!(error.ends_with(", perplexity"), "{error}");
-    // A model, JSON of another kind, JSON lines, and results with something after them.
+    // A model, other JSON, JSON lines, and results followed by more.
     let results = "{\"results\": {}, \"configs\": {}, \"versions\": {}, \"n-shot\": {}}\n";
     write(&folder.path().join("config.json"), "{\n  \"model_type\": \"gpt2\"\n}\n");
     write(&folder.path().join("twice.json"), &results.repeat(2));
     let before = common::contents(folder.path());
     for name in ["tiny_model.pt", "config.json", "sets/piqa/validation.jsonl", "twice.json"] {
-        let lost = |kind| {
-            format!("{name} is there and holds something else than {kind}, which would be lost; choose another --out")
-        };
-        assert_eq!(complaint(&format!("--tasks piqa --data_dir sets --out {name}")), lost("results of eval"));
+        let lost = |kind| format!("{name}: already exists and is not {kind}; choose another --out");
+        assert_eq!(complaint(&format!("--tasks piqa --data_dir sets --out {name}")), lost("a results file of eval"));
         let trace = "trace --model_checkpoint tiny_model.pt --data _data_play_/data.bin --out";
         assert_eq!(fail(folder.path(), &format!("{trace} {name}"), 1), lost("a trace"));
     }
     assert_eq!(common::contents(folder.path()), before);
-    assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: there is no folder nowhere");
-    // The questions of another task are not taken for its own.
-    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: there is no folder sets/mmlu");
-    assert_eq!(complaint("--tasks piqa,hellaswag --data_dir sets"), "hellaswag: there is no folder sets/hellaswag");
-    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir ."), "mmlu_anatomy: there is no folder ./anatomy");
+    assert_eq!(complaint("--tasks piqa --data_dir nowhere"), "piqa: no folder nowhere");
+    // Another task's questions are not mistaken for its own.
+    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir sets"), "mmlu_anatomy: no folder sets/mmlu");
+    assert_eq!(complaint("--tasks piqa,hellaswag --data_dir sets"), "hellaswag: no folder sets/hellaswag");
+    assert_eq!(complaint("--tasks mmlu_anatomy --data_dir ."), "mmlu_anatomy: no folder ./anatomy");
     for flag in ["--text x", "--stride 8"] {
         let error = complaint(&format!("--tasks piqa --data_dir sets {flag}"));
-        assert_eq!(
-            error,
-            format!("{} is for the task perplexity, which is not among --tasks", &flag[..flag.len() - 2])
-        );
+        assert_eq!(error, format!("{} requires the task perplexity in --tasks", &flag[..flag.len() - 2]));
     }
     assert_eq!(
         complaint("--tasks piqa --data_dir sets --num_fewshot 2"),
@@ -323,23 +322,23 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     );
     write(&sets.join("piqa/train.jsonl"), &piqa(3));
     let error = complaint("--tasks piqa --data_dir sets --num_fewshot 3");
-    assert_eq!(error, "piqa: sets/piqa, split train has 3 rows, and 3 examples take 4");
+    assert_eq!(error, "piqa: sets/piqa, split train: expected at least 4 rows for 3 examples, got 3");
 
     write(&sets.join("winogrande/validation.jsonl"), "");
     assert_eq!(
         complaint("--tasks winogrande --data_dir sets"),
-        "winogrande: sets/winogrande, split validation has no rows"
+        "winogrande: sets/winogrande, split validation: no rows"
     );
     write(&sets.join("winogrande/validation.jsonl"), "{\"sentence\": \"a _\", \"option\": \"b\"}\n");
     let error = complaint("--tasks winogrande --data_dir sets");
     assert_eq!(
         error,
-        "winogrande: sets/winogrande, split validation, row 1: it has no column \"option1\"; its columns are: sentence, option"
+        "winogrande: sets/winogrande, split validation, row 1: no column \"option1\": expected one of sentence, option"
     );
     let unanswered = "{\"sentence\": \"a _\", \"option1\": \"b\", \"option2\": \"c\", \"answer\": \"\"}\n";
     write(&sets.join("winogrande/validation.jsonl"), unanswered);
     let error = complaint("--tasks winogrande --data_dir sets");
-    assert!(error.ends_with("row 1: its answer is \"\", not one of 1 to 2 (a split without answers?)"), "{error}");
+    assert!(error.ends_with("row 1: answer: expected 1 to 2, got \"\" (a split without answers?)"), "{error}");
     write(&sets.join("winogrande/validation.jsonl"), "{\"sentence\"\n");
     assert!(complaint("--tasks winogrande --data_dir sets").contains("validation.jsonl: line 1: "));
 
@@ -347,15 +346,15 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     assert!(complaint("--tasks perplexity --text empty.txt").contains("empty"));
     write(&folder.path().join("a.txt"), "To be");
     let error = complaint("--tasks perplexity --text a.txt --stride 33");
-    assert!(error.contains("a stride of 33 tokens: it is at least 1 and at most the block, 32"), "{error}");
+    assert!(error.contains("stride: expected 1 to 32 tokens (the model's block size), got 33"), "{error}");
     assert!(complaint("--tasks piqa --data_dir sets --out no/r.json").contains("there is no folder no"));
     assert_eq!(complaint("--tasks piqa --data_dir sets --out sets"), "cannot write sets: it is a folder");
     let error = complaint("--tasks piqa --data_dir sets --log_samples a.txt");
-    assert_eq!(error, "cannot write samples into a.txt: it is no folder");
-    // The last model is looked at before the first is measured.
+    assert_eq!(error, "a.txt: expected a folder for --log_samples, got a file");
+    // The last model is checked before the first is evaluated.
     let error = fail(folder.path(), "eval --model_checkpoint tiny_model.pt nowhere.pt --tasks piqa --data_dir sets", 1);
     assert!(error.starts_with("cannot read nowhere.pt: "), "{error}");
-    // And so is whether its text can be measured.
+    // So is the text, with the last model's shape.
     let short = Config { block_size: 16, ..config() };
     checkpoint::save(
         &folder.path().join("short.pt"),
@@ -366,16 +365,13 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     .unwrap();
     let line = "eval --model_checkpoint tiny_model.pt short.pt --tasks piqa,perplexity --data_dir sets --stride 20";
     let error = fail(folder.path(), line, 1);
-    assert_eq!(error, "cannot measure short.pt: a stride of 20 tokens: it is at least 1 and at most the block, 16");
+    assert_eq!(error, "cannot evaluate short.pt: stride: expected 1 to 16 tokens (the model's block size), got 20");
     let error = complaint("--tasks piqa --data_dir sets --variant 7M");
-    assert!(error.starts_with("tiny_model.pt is not a 7M model: "), "{error}");
+    assert!(error.starts_with("tiny_model.pt: expected 7M (7,242,624 parameters) with "), "{error}");
     let mut offline = ngen3(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa");
     offline.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path().join("hf"));
     let error = common::complaint(&offline.output().unwrap(), 1);
-    assert!(
-        error.contains("baber/piqa") && error.ends_with("(a folder of its data can be given with --data_dir)"),
-        "{error}"
-    );
+    assert!(error.contains("baber/piqa") && error.ends_with("(--data_dir reads it from a local folder)"), "{error}");
 }
 
 #[test]
@@ -395,7 +391,7 @@ fn without_a_text_the_perplexity_is_that_of_the_last_tenth_of_shakespeare() {
     assert_eq!(value(), found);
 }
 
-/// A limit on the size of files stands for a full disk, which a test cannot have.
+/// A limit on file sizes simulates a full disk.
 #[cfg(unix)]
 #[test]
 fn a_checkpoint_that_cannot_be_written_costs_no_measurement() {
@@ -408,7 +404,7 @@ fn a_checkpoint_that_cannot_be_written_costs_no_measurement() {
     let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_ngen3")]).current_dir(folder).output();
     let (out, err) = texts(&output.unwrap(), 0);
     assert!(out.contains("\npiqa        1       0    400  acc "), "{out}");
-    let note = "\nnote: the results were not added to tiny_model.pt: it is as it was: cannot write tiny_model.pt: ";
+    let note = "\nnote: results not added to tiny_model.pt: cannot write tiny_model.pt: ";
     assert!(err.contains(note), "{err}");
     assert_eq!(json_of(&folder.join("r.json"))["n-samples"]["piqa"]["effective"], 400);
     assert!(fs::read(folder.join("tiny_model.pt")).unwrap() == before);
@@ -424,7 +420,7 @@ fn what_is_measured_is_kept_when_a_later_model_fails() {
     let line = "eval --model_checkpoint tiny_model.pt broken.pt --tasks piqa --data_dir sets --out r.json";
     let (out, err) = texts(&common::run(folder, line), 1);
     assert!(out.lines().next().unwrap().ends_with("  tiny_model") && out.contains("\npiqa "), "{out}");
-    assert!(err.contains("\nerror: cannot measure broken.pt: "), "{err}");
+    assert!(err.contains("\nerror: cannot evaluate broken.pt: "), "{err}");
     let results = json_of(&folder.join("r.json"));
     assert_eq!((&results[0]["model_name"], results.as_array().unwrap().len()), (&json!("tiny_model"), 1));
     assert!(Checkpoint::load(&folder.join("tiny_model.pt")).unwrap().meta.evaluations.contains_key("piqa"));
@@ -449,7 +445,7 @@ fn what_is_measured_is_kept_when_the_next_model_is_stopped() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     err.read_to_string(&mut text).unwrap();
     let (out, _) = texts(&child.wait_with_output().unwrap(), 130);
-    assert!(text.ends_with("\nerror: cannot measure large.pt: interrupted\n"), "{text}");
+    assert!(text.ends_with("\nerror: cannot evaluate large.pt: interrupted\n"), "{text}");
     assert!(out.lines().next().unwrap().ends_with("  tiny_model") && out.contains("\npiqa "), "{out}");
     let results = json_of(&folder.join("r.json"));
     assert_eq!((&results[0]["model_name"], results.as_array().unwrap().len()), (&json!("tiny_model"), 1));
@@ -468,7 +464,7 @@ fn what_is_longer_than_the_block_is_cut_and_counted() {
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     write(&folder.path().join("piqa/validation.jsonl"), &text);
     let (_, err) = succeed(folder.path(), "eval --model_checkpoint tiny_model.pt --tasks piqa --data_dir .");
-    let cut = "note: piqa: 1 of 3 questions did not fit into the model's block and lost their beginning";
+    let cut = "note: piqa: 1 of 3 questions exceeded the model's context and lost their beginning";
     assert!(err.contains(cut), "{err}");
-    assert!(err.contains("1 of 3 questions have an answer longer than the model's block"), "{err}");
+    assert!(err.contains("1 of 3 questions have an answer longer than the model's context"), "{err}");
 }

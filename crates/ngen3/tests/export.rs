@@ -1,7 +1,6 @@
-//! Hugging Face's models in and out, as a user types it, and the same numbers on both sides.
+//! Import and export of Hugging Face models from the command line, with the same numbers on both sides.
 //!
-//! The folders that transformers wrote stand with `ngen3-model`, with the logits that it computed from them:
-//! `crates/ngen3-model/tests/fixtures/hf/make_hf.py`.
+//! `crates/ngen3-model/tests/fixtures/hf/make_hf.py` wrote the model folders and their logits with transformers.
 
 mod common;
 #[path = "../../ngen3-data/tests/hf_hub/server.rs"]
@@ -23,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../ngen3-model/tests/fixtures/hf").join(name)
 }
 
-/// What transformers computed.
+/// Results of transformers.
 fn expected(name: &str) -> Value {
     serde_json::from_slice(&fs::read(fixture(name).join("expected.json")).unwrap()).unwrap()
 }
@@ -32,7 +31,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
-/// The largest difference between our logits and those that transformers computed, after each of the tokens.
+/// Largest difference between our logits and those of transformers, over all tokens.
 fn largest_difference(model: Checkpoint, expected: &Value) -> f64 {
     let options = Options { threads: 1, dtype: Dtype::F32, ..Options::default() };
     let engine = CpuEngine::new(model.config, model.params, options).unwrap();
@@ -69,13 +68,13 @@ fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
     let folder = tempfile::tempdir().unwrap();
     let source = fixture("sharded");
     let (out, _) = succeed(folder.path(), &format!("import --from {} --out a.pt", source.display()));
-    let shape = "a.pt: 2 layers, 3 heads, width 12, block 16, vocabulary 97: ";
-    assert!(out.starts_with(shape) && out.contains("does not say which tokenizer"), "{out}");
+    let shape = "a.pt: 5,148 parameters, 2 layers, 3 heads, width 12, context 16, vocabulary 97; ";
+    assert!(out.starts_with(shape) && out.contains("no recorded tokenizer"), "{out}");
     let error = fail(folder.path(), &format!("import --from {} --out a.pt", source.display()), 1);
-    assert_eq!(error, "a.pt is there already; replace it with --overwrite");
+    assert_eq!(error, "a.pt: already exists; replace it with --overwrite");
     succeed(folder.path(), &format!("import --from {} --out a.pt --overwrite", source.display()));
 
-    // While a run is writing the file, which holds the folder of its metrics, nobody else does.
+    // While a run holds the lock on its folder, no other command writes the file.
     std::fs::create_dir(folder.path().join("a.run")).unwrap();
     let run = std::fs::File::open(folder.path().join("a.run")).unwrap();
     run.try_lock().unwrap();
@@ -89,7 +88,7 @@ fn a_folder_becomes_a_checkpoint_and_a_folder_again() {
 
     let (out, err) = succeed(folder.path(), "export --model_path a.pt --output_dir b");
     assert!(out.contains("  config.json (") && out.contains("  model.safetensors ("), "{out}");
-    assert!(err.contains("note: the model does not say which tokenizer"), "{err}");
+    assert!(err.contains("note: the model has no recorded tokenizer"), "{err}");
     succeed(folder.path(), "import --from b --out c.safetensors");
     let [first, second, third] = ["a.pt", "b", "c.safetensors"].map(|name| Checkpoint::load(&folder.path().join(name)));
     let first = first.unwrap();
@@ -104,15 +103,15 @@ fn its_own_tokenizer_comes_along() {
     for name in ["tokenizer", "older_tokenizer"] {
         let (out, _) =
             succeed(folder.path(), &format!("import --overwrite --from {} --out a.pt", fixture(name).display()));
-        assert!(out.contains("with a tokenizer of 300 tokens"), "{out}");
+        assert!(out.contains("; tokenizer of 300 tokens"), "{out}");
         let TokenizerRef::Json(json) = Checkpoint::load(&folder.path().join("a.pt")).unwrap().meta.tokenizer else {
-            panic!("{name} has a tokenizer of its own");
+            panic!("{name} has no tokenizer");
         };
         let expected = expected(name);
         let ids =
             Tokenizer::from_json(json.as_bytes(), name).unwrap().encode(expected["text"].as_str().unwrap()).unwrap();
         assert_eq!(ids, numbers(&expected["ids"]).into_iter().map(|id| id as u32).collect::<Vec<_>>(), "{name}");
-        // The commands take the folder as it is; the same model writes the same text.
+        // The commands also read the folder; the same model generates the same text.
         let sample = |model: &str| {
             let line =
                 format!("sample --model_checkpoint {model} --prompt loss --length 20 --temperature 0 --dtype f32");
@@ -124,7 +123,7 @@ fn its_own_tokenizer_comes_along() {
     }
 }
 
-/// A model of a known shape and GPT-2's vocabulary, small as that goes.
+/// Saves a tiny model with this vocabulary size.
 fn save_gpt2(path: &Path, vocab_size: usize) {
     let config = Config::new(1, 1, 4, 8, vocab_size);
     checkpoint::save(path, &config, &ParamList::new(&config).init(1), &CheckpointMeta::default()).unwrap();
@@ -150,14 +149,14 @@ fn gpt2s_tokenizer_is_recognised() {
     fs::write(b("merges.txt"), lines.join("\n")).unwrap();
     assert!(!gpt2("b"));
     let (out, _) = succeed(folder.path(), "import --from b --out c.pt");
-    assert!(out.contains("with a tokenizer of 50,257 tokens"), "{out}");
+    assert!(out.contains("; tokenizer of 50,257 tokens"), "{out}");
     for name in ["vocab.json", "merges.txt"] {
         fs::remove_file(b(name)).unwrap();
     }
     assert!(gpt2("b"), "by the size of its vocabulary");
 }
 
-/// An export is killed while it writes; the next one of the same folder removes what it left, and nothing of one that lives.
+/// Kills an export while it writes: the next export to the same folder removes its leftovers, but not those of a running one.
 #[cfg(unix)]
 #[test]
 fn what_a_killed_export_left_is_removed_by_the_next() {
@@ -230,7 +229,7 @@ fn what_was_trained_is_exported_with_its_story() {
     let own = fs::read_to_string(folder.path().join("tokenizer.json")).unwrap();
     assert_eq!(fs::read_to_string(exported.join("tokenizer.json")).unwrap(), own);
 
-    // The folder does all that the checkpoint does, and remembers what it knew.
+    // The folder works like the checkpoint, with the same metadata.
     let loaded = |path: &Path| Checkpoint::load(path).unwrap();
     assert_eq!(loaded(&exported), loaded(&folder.path().join("tiny_model.pt")));
     let train = "train --config tiny.toml --data _data_play_/data.bin --max_iters 2 --batch_size 2 --out more.pt";
@@ -248,7 +247,7 @@ fn what_was_trained_is_exported_with_its_story() {
     assert!(out.contains("  exported-q8_0.gguf ("), "{out}");
 }
 
-/// Puts a folder into a cache as the hub's clients do: as the main branch of a model.
+/// Copies a folder to a hub cache, as the main branch of a model.
 fn cache_model(cache: &Path, repo: &str, folder: &Path) {
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let repo = cache.join("hub").join(format!("models--{}", repo.replace('/', "--")));
@@ -286,7 +285,7 @@ fn names_on_the_hub_and_hf_are_models_too() {
     let (_, error) = offline("import --from someone/small --revision v2 --out c.pt", 1);
     assert!(error.contains("v2 is not in the cache"), "{error}");
 
-    // hf is GPT-2 in the size of the variant, whatever the variant's own shape is.
+    // hf is GPT-2 in the size of the variant, even if the variant's own shape differs.
     let line = "sample --model_checkpoint hf --variant 120M --prompt loss --length 3 --temperature 0";
     let (out, _) = offline(line, 0);
     assert!(out.starts_with("loss"), "{out}");
@@ -296,11 +295,11 @@ fn names_on_the_hub_and_hf_are_models_too() {
     let train = "train --init_from hf --variant 120M --data _data_x_/data.bin --max_iters 0 --block_size 8";
     let (_, error) = offline(train, 1);
     assert!(error.contains("n_layer is 2, not 12; n_head is 3, not 12; n_embd is 12, not 768"), "{error}");
-    // What is here by a name comes first.
+    // A local path takes precedence.
     fs::create_dir_all(folder.path().join("someone")).unwrap();
     fs::rename(folder.path().join("b"), folder.path().join("someone/small")).unwrap();
     let (_, error) = offline("import --from someone/small --revision v2 --out c.pt", 1);
-    assert!(error.contains("someone/small is no repository on the hub, so it has no revisions"), "{error}");
+    assert!(error.contains("someone/small: --revision requires a repository on the hub"), "{error}");
 }
 
 #[test]
@@ -317,7 +316,7 @@ fn an_export_is_pushed_to_the_hub_and_comes_back() {
     };
     let model = fixture("sharded");
     let push = format!("export --model_path {} --output_dir out --overwrite --push me/small", model.display());
-    // What can be known before is said before anything is written.
+    // Errors that can be detected early are reported before anything is written.
     let (_, error) = hub(&push.replace("me/small", "small"), "hf_writer", 1);
     assert!(error.contains("error: \"small\" is no name to upload to; it is OWNER/NAME"), "{error}");
     let (_, error) = hub(&push, "", 1);
@@ -357,33 +356,38 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
             "holds thesis.txt, which is no part of an export",
         ),
         ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
-        ("export --model_path a.pt --output_dir b --variant 7M", 1, "a.pt is not a 7M model: it has 1 layer, 1 head"),
+        (
+            "export --model_path a.pt --output_dir b --variant 7M",
+            1,
+            "a.pt: expected 7M (7,242,624 parameters) with 4 layers",
+        ),
         ("export --model_path missing.pt --output_dir b", 1, "cannot read missing.pt: No such file"),
         ("export --model_path full --output_dir b", 1, "cannot read full: it is a folder without a config.json"),
         ("export --model_path a.pt --output_dir no/where", 1, "there is no folder no"),
-        // Before the model is looked for, which may be a download.
+        // Checked before the model is resolved, which may be a download.
         ("export --model_path missing.pt --output_dir no/where", 1, "cannot write no/where: there is no folder no"),
         ("export --model_path missing.pt --output_dir full", 1, "cannot write full: the folder is not empty"),
         ("export --model_path missing.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
         ("import --from missing.pt --out no/where.pt", 1, "cannot write no/where.pt: there is no folder no"),
         ("import --from full --out b.bin", 1, "a checkpoint's name ends in .pt or .safetensors"),
-        ("import --from a.pt --out b.pt --revision main", 1, "a.pt is no repository on the hub"),
-        ("import --from hf --out b.pt", 1, "hf is OpenAI's GPT-2 in the size of a variant; name one of 120M"),
-        ("sample --model_checkpoint hf --variant 7M", 1, "there is no GPT-2 for the variant 7M"),
+        ("import --from a.pt --out b.pt --revision main", 1, "a.pt: --revision requires a repository on the hub"),
+        ("import --from hf --out b.pt", 1, "hf: no variant for the GPT-2 size: expected 120M"),
+        (
+            "sample --model_checkpoint hf --variant 7M",
+            1,
+            "hf: no GPT-2 in the size of 7M (7,242,624 parameters): expected 120M",
+        ),
         (&format!("import --from {} --out b.pt", untied.display()), 1, "its lm_head.weight differs"),
     ] {
         let error = fail(folder.path(), line, code);
-        assert!(error.contains(reason), "{line}: {error:?} does not say {reason:?}");
+        assert!(error.contains(reason), "{line}: expected {reason:?}, got {error:?}");
     }
-    // A name that is nothing here may be one on the hub; what the hub's cache lacks is said.
+    // A name that is no local path may be one on the hub; offline, it must be in the cache.
     let mut command = ngen3(folder.path(), "import --from nobody/nothing --out b.pt");
     let cache = tempfile::tempdir().unwrap();
     let output = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache.path()).output().unwrap();
     let (_, error) = texts(&output, 1);
-    assert!(
-        error.contains("there is no file or folder nobody/nothing here, so it was looked for on the hub"),
-        "{error}"
-    );
+    assert!(error.contains("nobody/nothing: no such file or folder, and not found on the hub"), "{error}");
     for (line, reason) in [
         ("export --model_path a.pt --output_dir b --dtype f64", "there is no type \"f64\"; there are f32, bf16, f16"),
         ("export --model_path a.pt --output_dir b --format onnx", "there is no format \"onnx\"; there are hf and gguf"),

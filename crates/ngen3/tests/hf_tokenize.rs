@@ -1,4 +1,4 @@
-//! `ngen3 hf_tokenize`, as a user types it, against a hub on loopback.
+//! `ngen3 hf_tokenize` from the command line, against a hub on loopback.
 
 mod common;
 #[path = "../../ngen3-data/tests/hf_hub/server.rs"]
@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{complaint, contents, fail, ngen3, succeed, texts};
 use server::{Access, FakeHub, Fault};
 
-/// Rows with the columns `text` and `utterances`, written by Python's `datasets`; see `make_fixtures.py` beside it.
+/// Rows with the columns `text` and `utterances`, written by Python's `datasets` in `make_fixtures.py` beside it.
 const PARQUET: &[u8] = include_bytes!("../../ngen3-data/tests/hf_rows/fixtures/datasets.parquet");
 const SEED: &str = "hf_tokenize --hf_dataset roskoN/dailydialog --hf_split train --hf_text_column utterances --dataset dailydialog_train";
 
@@ -30,7 +30,7 @@ fn run(server: &FakeHub, folder: &Path, line: &str) -> Output {
     command(server, folder, line).output().unwrap()
 }
 
-/// What DailyDialog is on the hub: a script, and the hub's own conversion of what it makes.
+/// DailyDialog as it is on the hub: a script, and the hub's conversion of its data to parquet.
 fn dailydialog() -> FakeHub {
     let server = FakeHub::start();
     let card = b"---\nlicense: cc-by-nc-sa-4.0\nlanguage: en\n---\n# Daily dialogs\n";
@@ -100,7 +100,7 @@ fn the_command_of_the_contract_makes_what_tokenize_makes() {
     let asked = server.log();
     assert!(asked.iter().all(|line| !line.contains("test/0000") && !line.contains("train.zip")), "{asked:#?}");
 
-    // Again without a network, and with the spelling of flags that others prefer.
+    // Again offline, with flags spelled with hyphens.
     let line =
         "hf-tokenize --hf-dataset roskoN/dailydialog --hf-split train --hf-text-column utterances --dataset again";
     texts(&command(&server, root, line).env("HF_HUB_OFFLINE", "1").output().unwrap(), 0);
@@ -269,7 +269,7 @@ fn a_dropped_connection_is_taken_up_and_private_data_is_read_with_a_token() {
     assert!(left.is_empty());
 }
 
-/// A download is interrupted; the next run goes on with it.
+/// An interrupted download is resumed by the next run.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_download_goes_on_at_the_next_run() {
@@ -299,7 +299,7 @@ fn an_interrupted_download_goes_on_at_the_next_run() {
     assert!(log.iter().any(|line| line.starts_with("other server: GET") && line.contains("Range=bytes=")), "{log:#?}");
 }
 
-/// A gigabyte of brackets is refused before it is read.
+/// Files that are too large are rejected unread.
 #[test]
 fn files_without_end_are_refused_unread() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! `ngen3 train` killed with SIGKILL, again and again: the checkpoint is always whole, and the run that goes on after each
-//! kill is, in the end, the run that was never killed.
+//! `ngen3 train` killed with SIGKILL, again and again: the checkpoint is always valid, and the resumed run ends exactly like
+//! one that was never killed.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// What was measured at each step, in order.
+/// Step, losses and gradient norm of each line of metrics.jsonl.
 fn losses(folder: &Path) -> Vec<[Value; 4]> {
     let text = fs::read_to_string(folder.join("tiny_model.run/metrics.jsonl")).unwrap();
     let line = |line: &str| {

@@ -1,6 +1,6 @@
-//! `ngen3 sample`, as a user types it.
+//! `ngen3 sample` from the command line.
 //!
-//! The models are parrots: made by hand so that the token at each position of the block is known.
+//! The models are parrots: built by hand so that the token at each position is known.
 
 mod common;
 
@@ -13,13 +13,13 @@ use ngen3_data::Tokenizer;
 use ngen3_model::{CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
 use tempfile::TempDir;
 
-/// Width and block of a parrot: as many positions as channels.
+/// Width and block size of a parrot: as many positions as channels.
 const WIDTH: usize = 16;
 
-/// A model that says `ids[p]` at position `p` of its block, whatever stands there.
+/// Saves a model that predicts `ids[p]` at position `p`, whatever the input.
 ///
-/// Its blocks add nothing to the residual stream, so that logits = LN(wte[token] + wpe[p])·wteᵀ. Positions are large and
-/// each has a channel of its own, in which exactly the token to be said has something.
+/// Its blocks add nothing to the residual stream, so that logits = LN(wte[token] + wpe[p])·wteᵀ. Position embeddings are large
+/// and each has its own channel, in which only the predicted token's embedding is not 0.
 fn parrot(path: &Path, config: &Config, ids: &[u32], tokenizer: TokenizerRef) {
     let list = ParamList::new(config);
     let mut params = vec![0.0; list.total()];
@@ -34,7 +34,7 @@ fn parrot(path: &Path, config: &Config, ids: &[u32], tokenizer: TokenizerRef) {
     checkpoint::save(path, config, &params, &meta).unwrap();
 }
 
-/// A folder with `parrot_model.pt`, which says `text` from its start, over and over.
+/// A folder with `parrot_model.pt`, which repeats `text` from its start.
 fn folder_with_parrot(text: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let ids = Tokenizer::gpt2().encode(text).unwrap();
@@ -71,7 +71,7 @@ fn sample_with_stdin(folder: &TempDir, arguments: &[&str], stdin: &[u8]) -> Outp
     child.wait_with_output().unwrap()
 }
 
-/// What a parrot prints, greedily unless `arguments` say otherwise.
+/// Output of a parrot, greedy unless `arguments` set a temperature.
 fn said(folder: &TempDir, arguments: &[&str]) -> String {
     let base = ["--model_checkpoint", "parrot_model.pt", "--temperature", "0"];
     text_of(sample(folder, &[&base, arguments].concat()))
@@ -84,25 +84,25 @@ fn text_of(output: Output) -> String {
 }
 
 fn assert_refused(output: &Output, code: i32, reason: &str) {
-    // A mistake in the flags also shows how the command is used.
+    // A usage error also prints the usage.
     let said = if code == 2 { texts(output, 2).1 } else { complaint(output, code) };
-    assert!(said.contains(reason), "{said:?} does not say {reason:?}");
+    assert!(said.contains(reason), "expected {reason:?}, got {said:?}");
 }
 
 #[test]
 fn the_prompt_is_printed_and_continued() {
     let folder = folder_with_parrot(" is a rose is a");
     assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "4"]), "Rose is a rose is\n");
-    // The prompt's last token stands at position 1: what follows it is said.
+    // The prompt's last token is at position 1, so the output starts with the token after it.
     assert_eq!(said(&folder, &["--prompt", "A rose", "--length", "2"]), "A rose a rose\n");
     assert_eq!(said(&folder, &["--prompt", "Rose", "--length", "0"]), "Rose\n");
-    // A new document begins with the end of the one before, which is not printed.
+    // A new document starts with the end-of-text token, which is not printed.
     assert_eq!(said(&folder, &["--length", "3"]), " is a rose\n");
 }
 
 #[test]
 fn a_text_outgrows_the_block() {
-    // 16 tokens, one a position; after the block is full it goes on from the last 12, so at the 12th.
+    // 16 tokens, one per position; when the block is full, it keeps the last 12 tokens and continues at the 12th position.
     let text = " a b c d e f g h i j k l m n o p";
     let folder = folder_with_parrot(text);
     let expected = format!("x{text} l m n o p l m n\n");
@@ -131,7 +131,7 @@ fn prompts_come_from_files_and_stdin_as_they_are() {
             format!("größe\n{}\n", [" is", " a", " rose"][position % 3])
         });
         let refused = sample_with_stdin(&folder, &from_stdin, b"gr\xf6\xdfe");
-        assert_refused(&refused, 1, "the prompt on stdin is not UTF-8 text at byte 2");
+        assert_refused(&refused, 1, "prompt on stdin: expected UTF-8 text, got an invalid sequence at byte 2");
     }
     assert!(said(&folder, &["--prompt", "--top-k", "--length", "1"]).starts_with("--top-k "));
 }
@@ -154,7 +154,7 @@ fn characters_of_several_tokens_are_whole() {
     let folder = folder_with_parrot(text);
     let length = Tokenizer::gpt2().encode(text).unwrap().len().to_string();
     assert_eq!(said(&folder, &["--prompt", "x", "--length", &length]), format!("x{text}\n"));
-    // Cut inside the parrot, which is then no character.
+    // Ends inside the parrot emoji, an incomplete character.
     assert_eq!(said(&folder, &["--prompt", "x", "--length", "2"]), "x \u{fffd}\n");
 }
 
@@ -175,17 +175,17 @@ fn the_same_seed_gives_the_same_text_and_samples_differ() {
         second.strip_suffix("--- sample 2 of 3 ---\n").unwrap(),
         third.strip_suffix("--- sample 3 of 3 ---\n").unwrap(),
     );
-    assert_eq!(second, one, "the first sample is the one that is made alone");
+    assert_eq!(second, one, "the first sample is the one generated alone");
     assert!(third != second && last != second && last != third, "{three}");
     assert!([second, third, last].iter().all(|text| text.starts_with("Rose") && text.ends_with('\n')), "{three}");
-    // One candidate leaves nothing to chance.
+    // A single candidate is deterministic.
     let greedy = text(&["--temperature", "0"]);
     for certain in [["--top_k", "1"], ["--top_p", "1e-9"], ["--min_p", "1"]] {
         assert_eq!(text(&certain), greedy, "{certain:?}");
     }
 }
 
-/// A tokenizer in which each small letter and the space is a token.
+/// A tokenizer with one token per lower-case letter and one for the space.
 fn letters() -> TokenizerRef {
     let vocab: serde_json::Map<String, serde_json::Value> =
         ('a'..='z').chain(['Ġ']).enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
@@ -227,19 +227,23 @@ fn the_tokenizer_comes_with_the_checkpoint() {
     let path = folder.path().join("parrot_model.pt");
     let config = Config::new(1, 1, WIDTH, WIDTH, 30);
     parrot(&path, &config, &[1, 2, 26, 0, 29], letters());
-    // Token 29 is the likeliest at position 4, but the tokenizer has no such token.
+    // Token 29 has the highest logit at position 4, but the tokenizer has no such token.
     let text = said(&folder, &["--prompt", "a", "--length", "5"]);
     assert!(text.starts_with("abc a") && text.len() == "abc a?\n".len(), "{text:?}");
 
     parrot(&path, &Config::new(1, 1, WIDTH, WIDTH, 3), &[1, 2], letters());
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
-    assert_refused(&refused, 1, "the tokenizer in parrot_model.pt has 27 tokens, but the model only 3");
+    assert_refused(&refused, 1, "parrot_model.pt: its tokenizer has 27 tokens, more than the model's vocabulary of 3");
     parrot(&path, &config, &[1, 2], TokenizerRef::Json("{}".into()));
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
     assert_refused(&refused, 1, "tokenizer of parrot_model.pt: ");
     parrot(&path, &config, &[1, 2], TokenizerRef::Unknown);
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt"]);
-    assert_refused(&refused, 1, "parrot_model.pt does not say which tokenizer made its 30 token ids");
+    assert_refused(
+        &refused,
+        1,
+        "parrot_model.pt: no recorded tokenizer, and its vocabulary of 30 tokens is not GPT-2's",
+    );
 }
 
 #[test]
@@ -247,7 +251,7 @@ fn rounded_weights_say_nearly_the_same() {
     let folder = folder_with_parrot("abcdefgh abcdefgh");
     let exact = said(&folder, &["--prompt", "abc", "--length", "5"]);
     let rounded = said(&folder, &["--prompt", "abc", "--length", "5", "--quant", "int8"]);
-    assert_eq!(exact, rounded, "a parrot is sure of what it says");
+    assert_eq!(exact, rounded, "a parrot's logits are far apart");
     let output = sample(&folder, &["--quant", "int4"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("there are none and int8"));
@@ -258,13 +262,13 @@ fn another_variant_is_refused() {
     let folder = folder_with_parrot(" is a rose");
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "7M"]);
     let reason =
-        "parrot_model.pt is not a 7M model: it has 1 layer, 1 head, width 16, not 4 layers, 4 heads, width 128";
+        "parrot_model.pt: expected 7M (7,242,624 parameters) with 4 layers, 4 heads, width 128; got 1 layer, 1 head";
     assert_refused(&refused, 1, reason);
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "8M"]);
-    assert_eq!(refused.status.code(), Some(2), "used wrongly");
+    assert_eq!(refused.status.code(), Some(2), "usage error");
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(error.contains("there is no variant \"8M\"; there are 7M, 120M"), "{error}");
-    // A block and a vocabulary of one's own do not change the variant.
+    // Another block size and vocabulary do not change the variant.
     let config = Config { block_size: 4, ..Config::new(4, 4, 128, 128, 50_257) };
     let path = folder.path().join("7M_model.safetensors");
     checkpoint::save(&path, &config, &ParamList::new(&config).init(1), &CheckpointMeta::default()).unwrap();

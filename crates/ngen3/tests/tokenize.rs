@@ -1,4 +1,4 @@
-//! `ngen3 tokenize`, as a user types it.
+//! `ngen3 tokenize` from the command line.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn tiny_shakespeare_has_the_tokens_that_tiktoken_gives_it() {
     assert!(err.is_empty(), "{err}");
     let tokens = tokens(folder.path(), "ts");
     assert_eq!(tokens.len(), 338_026);
-    // "First Citizen:\nBefore we" and the end, as tiktoken has them.
+    // "First Citizen:\nBefore we" and the end-of-text token, as in tiktoken.
     assert_eq!(tokens[..6], [5962, 22307, 25, 198, 8421, 356]);
     assert_eq!(tokens[338_025], 50_256);
     let meta = fs::read_to_string(folder.path().join("_data_ts_/meta.json")).unwrap();
@@ -74,7 +74,7 @@ fn the_same_text_gives_the_same_tokens_wherever_it_comes_from() {
     assert!(tokens(root, "piped") == expected, "stdin");
 }
 
-/// Serves `body` on loopback to whoever asks, for as long as the test runs; gives the address, which redirects once.
+/// Serves `body` on loopback while the test runs; returns a URL that redirects once.
 fn serve(body: Vec<u8>, header: &str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/moved", listener.local_addr().unwrap());
@@ -187,7 +187,7 @@ fn bad_input_gives_one_line_and_changes_nothing() {
     assert_eq!(contents(root), before, "nothing was changed, added or left behind");
 }
 
-/// A limit on the size of files stands for a full disk, which a test cannot have.
+/// A limit on file sizes simulates a full disk.
 #[cfg(unix)]
 #[test]
 fn a_write_that_fails_leaves_the_old_dataset_and_no_rest() {
@@ -220,14 +220,14 @@ fn an_interrupt_while_waiting_for_text_ends_it_tidily() {
         .spawn()
         .unwrap();
     child.stdin.as_mut().unwrap().write_all(b"some text, and then silence").unwrap();
-    // Signals are caught before the folder is made.
+    // Signal handlers are installed before the folder is created.
     while !root.join("_data_x_").exists() {
         assert!(child.try_wait().unwrap().is_none(), "it waits for more text");
         std::thread::yield_now();
     }
     let killed = Command::new("sh").args(["-c", "kill -INT \"$0\"", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    // Taken out, so that waiting does not close it: the program ends though its stdin stays open.
+    // Taken, so that waiting does not close it: the program must end although its stdin stays open.
     let stdin = child.stdin.take();
     assert_eq!(complaint(&child.wait_with_output().unwrap(), 130), "interrupted");
     drop(stdin);

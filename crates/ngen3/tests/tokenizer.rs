@@ -1,4 +1,4 @@
-//! `ngen3 tokenizer train`, as a user types it, and its tokenizer put to use.
+//! `ngen3 tokenizer train` from the command line, and the use of its tokenizer.
 
 mod common;
 
@@ -38,7 +38,7 @@ fn a_text_too_small_for_the_vocabulary_is_said_and_bad_input_is_one_line() {
     let root = folder.path();
     fs::write(root.join("a.txt"), "low lower lowest").unwrap();
     let (out, _) = succeed(root, "tokenizer train --txt a.txt --out small.json");
-    assert!(out.contains("(not 8,192: no more pairs occur twice in this text)"), "{out}");
+    assert!(out.contains("(not 8,192: no other pair occurs twice in the text)"), "{out}");
 
     fs::write(root.join("empty.txt"), "").unwrap();
     fs::create_dir(root.join("folder.json")).unwrap();
@@ -51,9 +51,9 @@ fn a_text_too_small_for_the_vocabulary_is_said_and_bad_input_is_one_line() {
         ("--txt a.txt --vocab_size 10 --out small.json", "vocab_size 10 is out of range"),
         ("--txt a.txt --vocab_size 99999999999 --out small.json", "vocab_size 99999999999 is out of range"),
         ("--txt missing.txt --out small.json", "cannot read missing.txt"),
-        ("--txt a.txt --out a.txt", "a.txt is there and holds something else than a tokenizer, which would be lost"),
-        ("--txt a.txt --out meta.json", "meta.json is there and holds something else than a tokenizer"),
-        ("--txt a.txt --out chat.jsonl", "chat.jsonl is there and holds something else than a tokenizer"),
+        ("--txt a.txt --out a.txt", "a.txt: already exists and is not a tokenizer; choose another --out"),
+        ("--txt a.txt --out meta.json", "meta.json: already exists and is not a tokenizer"),
+        ("--txt a.txt --out chat.jsonl", "chat.jsonl: already exists and is not a tokenizer"),
         ("--txt a.txt --out folder.json", "cannot write folder.json: it is a folder"),
         ("--txt a.txt --out nowhere/small.json", "cannot write nowhere/small.json: there is no folder nowhere"),
     ] {

@@ -1,4 +1,4 @@
-//! A nanoGPT model with `bias=False` stays one through every command.
+//! A nanoGPT model with `bias=False` keeps that through every command.
 
 mod common;
 

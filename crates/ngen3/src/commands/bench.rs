@@ -1,4 +1,4 @@
-//! `ngen3 bench`: how fast a model trains and writes on this machine, and where the time goes.
+//! `ngen3 bench`: measures training and decoding speed on this machine, with the time by layer.
 
 use std::time::Instant;
 
@@ -9,36 +9,37 @@ use ngen3_train::check_fits;
 use serde_json::json;
 
 use crate::device::device;
+use crate::model::{variant_help, variant_label};
 use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
 
-/// Measure training and decoding of a variant on this machine
+/// Benchmark training and decoding on this machine
 ///
-/// Trains on random tokens and decodes greedily, and prints the median step, its rate in tokens and arithmetic, the share
-/// of the rate at which this machine multiplies large matrices, memory, and the time by layer. Nothing is written.
+/// Trains a variant on random tokens and decodes greedily. Prints the median step time, tokens/s, GFLOP/s (also as a share
+/// of this machine's rate on a large matrix product), memory, and the time by layer. Writes no files.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Shape and batch; ngen3 variants lists them
-    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, default_value = "7M")]
+    #[arg(long, value_name = "NAME", help = variant_help("Shape and batch size"))]
+    #[arg(value_parser = Variant::by_name, default_value = "7M")]
     variant: &'static Variant,
-    /// Training steps to time, after two that warm up
+    /// Training steps to time, after two warm-up steps
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Rows in a batch [default: the variant's]
+    /// Sequences per batch [default: the variant's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Tokens to decode, as many as fit into the block; 0 leaves decoding out
+    /// Tokens to decode, at most as many as fit in the context; 0 skips decoding
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
-    /// Train low-rank adapters of this rank beside the model, in place of all of it
+    /// Train LoRA adapters of this rank instead of the full model
     #[arg(long, value_name = "R")]
     lora_rank: Option<usize>,
-    /// Keep only each layer's input and compute the rest again on the way back, as train does with this flag
+    /// Keep only each layer's input and recompute the rest in the backward pass, as train --recompute does
     #[arg(long)]
     recompute: bool,
     /// Print one line of JSON
@@ -100,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let room = config.block_size - START.len();
     if args.tokens > room {
         write_line(&format!(
-            "note: {} fit into the block after the start, and are decoded",
+            "note: decoding {}, the most that fit in the context",
             grouped_count(room as u64, "token")
         ));
     }
@@ -119,9 +120,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return stdout::print(&format!("{line}\n"));
     }
     let mut out = format!(
-        "{}, {} of {}, {}, {dtype}{}\n\n{:<10} {:>8.1} ms, the best of {} {:.1} ms\n",
-        args.variant.name,
-        grouped_count(rows as u64, "row"),
+        "{}, {} of {}, {}, {dtype}{}\n\n{:<10} {:>8.1} ms (median of {}; best {:.1} ms)\n",
+        variant_label(args.variant),
+        grouped_count(rows as u64, "sequence"),
         config.block_size,
         grouped_count(info.threads as u64, "thread"),
         if recompute { ", recompute" } else { "" },
@@ -132,12 +133,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     );
     out += &format!("{:<10} {:>8} tokens/s\n", "", grouped((tokens / median) as u64));
     out += &format!(
-        "{:<10} {gflops:>8.0} GFLOP/s, {:.0} % of the {peak:.0} of a large product\n",
+        "{:<10} {gflops:>8.0} GFLOP/s, {:.0} % of the {peak:.0} GFLOP/s of a large matrix product\n",
         "",
         100.0 * gflops / peak
     );
     if let Some(memory) = peak_memory {
-        out += &format!("{:<10} {:>8} at most, {} expected\n", "memory", memory_size(memory), memory_size(estimated));
+        out += &format!("{:<10} {:>8} peak, {} estimated\n", "memory", memory_size(memory), memory_size(estimated));
     }
     if let Some(rate) = decoded {
         out += &format!("{:<10} {:>8} tokens/s\n", "decoding", grouped(rate as u64));
@@ -149,7 +150,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&out)
 }
 
-/// Tokens without a pattern, the same each time.
+/// A fixed batch of pseudo-random tokens, `[rows, block_size]`.
 fn batch(config: &Config, rows: usize) -> Batch {
     let token = |i: usize| ((i as u64 * 2_654_435_761 % (1 << 32) * config.vocab_size as u64) >> 32) as u32;
     let n = rows * config.block_size;
@@ -160,23 +161,23 @@ fn adamw(step: u32, lr: f32) -> AdamW {
     AdamW { step: step.into(), lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
 }
 
-/// Floating-point operations of the products in one training step, the fewest that can do: each weight is multiplied with
-/// each token once forward and twice backward, or once where an adapter learns in its place, whose two matrices are multiplied
-/// three times; and attention's two products see half of each square.
+/// Minimum floating-point operations of the matrix products in one training step. Each weight meets each token once in the
+/// forward pass and twice in the backward pass, or once if an adapter is trained in its place; the adapter's two matrices
+/// take three passes. Attention's two products cover half of each square.
 fn train_flops(config: &Config, tokens: usize, lora_rank: Option<usize>) -> f64 {
     let Config { n_layer, n_embd, block_size, vocab_size, .. } = *config;
     let weights = 12 * n_layer * n_embd * n_embd + vocab_size * n_embd;
     let attention = 2 * n_layer * n_embd * block_size;
-    // The adapters of a block have 16 widths of inputs and outputs.
+    // The inputs and outputs of a layer's adapters add up to 16 widths.
     let adapters = 16 * n_layer * n_embd * lora_rank.unwrap_or(0);
     let times = if lora_rank.is_some() { 2 } else { 3 };
     tokens as f64 * (times * 2 * weights + 3 * (2 * adapters + attention)) as f64
 }
 
-/// What decoding starts from.
+/// Prompt for decoding.
 const START: [u32; 4] = [1, 2, 3, 4];
 
-/// Tokens a second, greedily.
+/// Decodes greedily and returns tokens per second; `None` for 0 tokens.
 fn decode(model: &dyn Model, tokens: usize) -> anyhow::Result<Option<f64>> {
     if tokens == 0 {
         return Ok(None);
@@ -187,13 +188,13 @@ fn decode(model: &dyn Model, tokens: usize) -> anyhow::Result<Option<f64>> {
     let mut token = 5;
     for _ in 0..tokens {
         let logits = decoder.feed(&[Feed { sequence: 0, tokens: &[token] }])?;
-        let likeliest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-        token = likeliest.unwrap_or_default() as u32;
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        token = best.unwrap_or_default() as u32;
     }
     Ok(Some(tokens as f64 / start.elapsed().as_secs_f64()))
 }
 
-/// The most memory that this process has held, in bytes, where the system says.
+/// Peak resident memory of this process in bytes; `None` if `/proc/self/status` does not report it.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! `ngen3 distill`: a small model learns from a large one.
+//! `ngen3 distill`: trains a small model (the student) on a large model's (the teacher's) predictions.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -6,71 +6,71 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_engine::{Divergence, Options, Quant, Teacher};
-use ngen3_model::words::{file_size, grouped_count};
-use ngen3_model::{Checkpoint, Config, Variant};
+use ngen3_model::words::file_size;
+use ngen3_model::{Checkpoint, Variant};
 use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
 use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
 
 use super::train::{Flags, RunFlags};
 use crate::device::device;
 use crate::interrupt::{self, Interrupted};
-use crate::model::{self, Found};
+use crate::model::{self, CHECK_VARIANT, Found, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::training::Training;
 
-/// Batches on which the loss from a cache is held against the teacher's own.
+/// Batches on which the loss from the cache is compared with the loss from the teacher.
 const COMPARED: u64 = 2;
 
-/// Distill a large model into a small one
+/// Distil a large model into a small one
 ///
-/// At each place the student learns from the next token, as in training, and from what the teacher thinks of all tokens
-/// (Hinton et al. 2015). With p = softmax(teacher's logits / T) and q = softmax(student's logits / T),
+/// At each position the student learns from the next token, as in training, and from the teacher's probabilities of all
+/// tokens (Hinton et al. 2015). With p = softmax(teacher logits / T) and q = softmax(student logits / T),
 ///
 ///   loss = alpha · T² · KL(p ‖ q) + (1 − alpha) · cross entropy
 ///
-/// KL(p ‖ q) is the sum over the tokens of p · ln(p / q). The log gives both parts, "divergence" with its T² (ce and div on a
-/// terminal). Validation is by the student's plain cross entropy, as in ngen3 train.
+/// KL(p ‖ q) is the sum over tokens of p · ln(p / q). The log shows both terms (ce and div on a terminal); "divergence"
+/// includes T². Validation uses the student's plain cross entropy, as in ngen3 train.
 ///
-/// Leaves distilled_VARIANT_model.pt, and beside it what train leaves. Ctrl-C finishes the step, saves, and says how to go on.
+/// Writes distilled_VARIANT_model.pt, and the same files beside it as train. Ctrl-C finishes the step, saves, and prints
+/// the resume command.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// The model to learn from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of
-    /// --teacher_variant). Its vocabulary and tokenizer must be those of the data
+    /// Teacher model: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --teacher_variant).
+    /// Its vocabulary and tokenizer must match the data
     #[arg(long, value_name = "MODEL")]
     teacher_model_path: PathBuf,
-    /// The teacher's variant: which GPT-2 hf is; of any other model it is checked
-    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]
     teacher_variant: Option<&'static Variant>,
-    /// The student's shape and training defaults; ngen3 variants lists them
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(help = variant_help("Student's shape and training defaults"))]
     student_variant: Option<&'static Variant>,
-    /// Tokens to train on; ngen3 tokenize makes them
+    /// Token file to train on, from ngen3 tokenize
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// T, from 0.1 to 100: above 1 the teacher's less likely tokens count for more [default: 2]
+    /// Temperature T, from 0.1 to 100: above 1, the teacher's less likely tokens get more weight [default: 2]
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// The teacher's share of the loss, from 0 to 1 [default: 0.5]
+    /// Weight of the teacher's term in the loss, from 0 to 1 [default: 0.5]
     #[arg(long, value_name = "A")]
     alpha: Option<f32>,
-    /// Round the teacher's weights, and at each token what they are multiplied with, to int8, in less memory and, where the
-    /// processor has AVX512-VNNI, faster; what it says changes by a little. Or none [default: none]
+    /// Quantize the teacher's weights and activations: int8 (less memory, faster with AVX512-VNNI, slightly different
+    /// logits) or none [default: none]
     #[arg(long, value_name = "KIND")]
     teacher_quant: Option<Quant>,
-    /// What stands for KL(p ‖ q): forward_kl (itself), reverse_kl (KL(q ‖ p), as in MiniLLM) or jensen_shannon
+    /// Divergence in the loss: forward_kl (KL(p ‖ q)), reverse_kl (KL(q ‖ p), as in MiniLLM) or jensen_shannon
     /// (KL(p ‖ m) / 2 + KL(q ‖ m) / 2 with m = (p + q) / 2, as in GKD) [default: forward_kl]
     #[arg(long, value_name = "NAME")]
     divergence: Option<Divergence>,
-    /// Where the student's first weights come from: a model of its shape, or from-teacher-layers (every other layer of the
-    /// teacher, or as many as the student has, as DistilGPT-2; widths must be alike) [default: drawn at random]
+    /// Student's initial weights: a model of the same shape, or from-teacher-layers (every other teacher layer, or as many as
+    /// the student has, as in DistilGPT-2; the widths must match) [default: random]
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     init_student: Option<PathBuf>,
-    /// Folder for what the teacher says of each place, its likeliest tokens: made once, it serves further epochs, students
-    /// and runs without the teacher's time. Rows then start at whole blocks only. For forward_kl
+    /// Folder that caches the teacher's top tokens at each position, so that later epochs, students and runs need no teacher
+    /// passes. Sequences then start only at multiples of block_size. Requires forward_kl
     #[arg(long, value_name = "FOLDER")]
     teacher_cache: Option<PathBuf>,
-    /// How many tokens of each place the cache tells apart; the others are one lump
+    /// Tokens cached per position; the rest of the probability is cached as one sum
     #[arg(long, value_name = "K", default_value_t = 64, requires = "teacher_cache")]
     teacher_top_k: usize,
     #[command(flatten)]
@@ -81,17 +81,18 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 distill --teacher_model_path hf --teacher_variant 120M --student_variant 7M \\
-    --data _data_tinyshakespeare_/data.bin --temperature 2.0 --alpha 0.5
-  ngen3 distill --teacher_model_path 120M_model.pt --student_variant 7M --data _data_plays_/data.bin \\
-    --teacher_cache said_of_plays --max_iters 10000
-  ngen3 distill --teacher_model_path gpt2 --init_student from-teacher-layers --data _data_plays_/data.bin \\
-    --block_size 256 --out distilled_gpt2.pt";
+  ngen3 distill --teacher_model_path hf --teacher_variant 120M \\
+    --student_variant 7M --data _data_tinyshakespeare_/data.bin \\
+    --temperature 2.0 --alpha 0.5
+  ngen3 distill --teacher_model_path 120M_model.pt --student_variant 7M \\
+    --data _data_plays_/data.bin --teacher_cache plays_cache --max_iters 10000
+  ngen3 distill --teacher_model_path gpt2 --init_student from-teacher-layers \\
+    --data _data_plays_/data.bin --block_size 256 --out distilled_gpt2.pt";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let command = args.command();
-    // Before the signals are watched: a download that is stopped goes on the next time.
+    // Before watching for signals: an interrupted download resumes on the next run.
     let (Found { path, name, .. }, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
     let teacher = Arc::new(teacher);
     let (settings, mut shape) = args.flags.asked();
@@ -124,16 +125,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (job, task, weights) = setup::with_teacher(device(), spec, &args.data, request, &path, &teacher)?;
     let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
 
-    // The student has taken from it what it needs, so that this copies nothing.
+    // Setup has dropped its reference to the teacher, so this moves instead of copying.
     let Checkpoint { config, params, .. } = Arc::unwrap_or_clone(teacher);
-    let Config { n_layer, n_head, n_embd, block_size, .. } = config;
     let quant = task.record.quant();
-    let rounded = if quant == Quant::None { String::new() } else { format!(", in {quant}") };
-    write_line(&format!(
-        "teacher: {name}: {}, {}, width {n_embd}, block {block_size}{rounded}",
-        grouped_count(n_layer as u64, "layer"),
-        grouped_count(n_head as u64, "head")
-    ));
+    let quantized = if quant == Quant::None { String::new() } else { format!(", {quant}") };
+    write_line(&format!("teacher: {name}: {}{quantized}", model::describe(&config)));
     let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
     let mut objective = match args.teacher_cache {
         Some(folder) => ask_once(&folder, task, &job, teacher, &mut training, &stop)?,
@@ -143,7 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     training.run(&mut objective, &command, &stop)
 }
 
-/// Fills the cache, if there is anything to fill, and says what is lost by it. The teacher is not needed after that.
+/// Fills the cache if it is incomplete, reports its approximation error, and drops the teacher.
 fn ask_once(
     folder: &Path,
     mut task: DistillTask,
@@ -155,9 +151,9 @@ fn ask_once(
     let cache = task.open_cache(job, folder, training.trainer.info().dtype)?;
     if let Some(dtype) = cache.other_dtype() {
         let (folder, now) = (folder.display(), training.trainer.info().dtype);
-        write_line(&format!("note: {folder} is what the teacher said in {dtype}; this run computes in {now}"));
+        write_line(&format!("note: {folder} was cached in {dtype}; this run computes in {now}"));
     }
-    let progress = Progress::bytes("asking the teacher");
+    let progress = Progress::bytes("caching teacher");
     progress.set_total(Some(cache.bytes()));
     let done = cache.fill(&mut *teacher, &mut task.tokens, job.settings.batch_size, &mut |bytes| {
         progress.set(bytes, "");
@@ -170,8 +166,8 @@ fn ask_once(
     let compared = task.compare(&cache, &mut *teacher, &mut *training.trainer, COMPARED, stop)?;
     let Compared { exact, cached, covered } = compared.ok_or_else(|| interrupted(folder))?;
     write_line(&format!(
-        "cache: {}: {}, the {} likeliest tokens of each place, {:.1}% of the teacher's probability; divergence now {:.4} \
-         with it and {:.4} without",
+        "cache: {}: {}, top {} tokens per position, {:.1} % of the teacher's probability; divergence {:.4} with the \
+         cache, {:.4} without",
         folder.display(),
         file_size(cache.bytes() as f64),
         cache.top_k(),
@@ -182,14 +178,14 @@ fn ask_once(
     Ok(DistillObjective::from_cache(task, cache))
 }
 
-/// Says what becomes of a cache when the run is stopped before it begins.
+/// Prints how to complete an interrupted cache, and returns [`Interrupted`].
 fn interrupted(folder: &Path) -> anyhow::Error {
-    write_line(&format!("what is whole in {} stays; the same command goes on from it", folder.display()));
+    write_line(&format!("{}: completed files are kept; rerun the same command to continue", folder.display()));
     Interrupted.into()
 }
 
 impl Args {
-    /// The words that go on with this run, but for where it is: its state knows the rest.
+    /// Words of the resume command, without `--out`; the run's state holds the other settings.
     fn command(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = vec!["distill".into(), "--teacher_model_path".into()];
         words.push(self.teacher_model_path.clone().into());

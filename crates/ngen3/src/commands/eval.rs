@@ -1,4 +1,4 @@
-//! `ngen3 eval`: how good models are, on benchmarks and texts.
+//! `ngen3 eval`: evaluates models on benchmarks and texts.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,103 +17,109 @@ use serde_json::{Value, json};
 use super::tokenize::show;
 use crate::device::device;
 use crate::interrupt::{self, interruptible};
-use crate::model::{self, Found};
+use crate::model::{self, CHECK_VARIANT, Found, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::threads::Threads;
 use crate::{json_file, stdout};
 
-/// Measure models on benchmarks and texts
+/// Evaluate models on benchmarks and texts
 ///
-/// The tasks piqa, hellaswag, winogrande and mmlu (or a part of it, such as mmlu_stem or mmlu_anatomy) are those of
-/// EleutherAI's lm-evaluation-harness: the same questions, prompts, examples and sums, so that the numbers can stand beside
-/// each other. The task perplexity measures a text: --text, or else the last tenth of builtin:shakespeare.
+/// The tasks piqa, hellaswag, winogrande and mmlu (or a part of it, such as mmlu_stem or mmlu_anatomy) follow EleutherAI's
+/// lm-evaluation-harness: same questions, prompts, few-shot examples and metrics, so results are comparable. The task
+/// perplexity evaluates --text, by default the last tenth of builtin:shakespeare.
 ///
-/// The tasks' data comes from the Hugging Face hub, or from a folder: --data_dir has a folder for each task (piqa,
-/// hellaswag, winogrande, mmlu/SUBJECT), with a file for each split in it (validation.jsonl, test.parquet), or is one task's
-/// own. What was measured of all questions is added to a checkpoint of ours, and export writes it into the model card. An
-/// evaluation that is stopped, or fails, still gives the models that are done.
+/// Task data comes from the Hugging Face hub or from --data_dir: one folder per task (piqa, hellaswag, winogrande,
+/// mmlu/SUBJECT) with one file per split (validation.jsonl, test.parquet), or a single task's folder. Full results are
+/// added to checkpoints that ngen3 wrote, and export puts them into the model card. If the evaluation is interrupted or
+/// fails, models already evaluated are still reported.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Models to measure, side by side: .pt, .safetensors, Hugging Face folders, names on the hub
+    /// Models to evaluate side by side: .pt, .safetensors, Hugging Face folders, hub names, or hf (GPT-2 in the size of
+    /// --variant)
     #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
     model_checkpoint: Vec<PathBuf>,
-    /// Check that the models are of this variant
-    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]
     variant: Option<&'static Variant>,
-    /// What to measure, with commas: piqa, hellaswag, winogrande, mmlu, perplexity
+    /// Tasks, separated by commas: piqa, hellaswag, winogrande, mmlu, perplexity
     #[arg(long, value_name = "TASKS", value_delimiter = ',', required = true)]
     tasks: Vec<String>,
-    /// Folder with the tasks' data [default: from the hub]
+    /// Folder with the task data [default: download from the hub]
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
-    /// Examples before each question
+    /// Few-shot examples before each question
     #[arg(long, value_name = "K", default_value_t = 0)]
     num_fewshot: u16,
-    /// Decides which examples, where they are drawn by chance
+    /// Seed for drawing few-shot examples, in tasks that draw them at random
     #[arg(long, value_name = "SEED", default_value_t = 1234)]
     fewshot_seed: u32,
-    /// Only so many questions of each task, the first ones, or windows of the text: to try things out
+    /// Evaluate only the first N questions of each task, or windows of the text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// What perplexity measures: a text (as tokenize reads it) or a data.bin [default: the last tenth of
+    /// Text for the task perplexity: any text that tokenize reads, or a data.bin [default: the last tenth of
     /// builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Of a data.bin only what train keeps for validation: the last part, such as 0.1, or the val.bin beside it, if there is
-    /// one
+    /// Evaluate only the validation split of a data.bin, as train splits it: its last fraction F (above 0, at most 1), or
+    /// val.bin if it exists beside it
     #[arg(long, value_name = "F", requires = "text", value_parser = fraction)]
     val_fraction: Option<f64>,
-    /// Tokens from one window over the text to the next [default: the model's block]
+    /// Stride between windows over the text, in tokens [default: the model's context length]
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
-    /// Write the results into a file, as JSON in the harness's shape; of several models, a list
+    /// Write the results to this file, as JSON in the harness's format; a list for several models
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write every question with its scores into FOLDER/MODEL/samples_TASK.jsonl
+    /// Write every question with its scores to FOLDER/MODEL/samples_TASK.jsonl
     #[arg(long, value_name = "FOLDER")]
     log_samples: Option<PathBuf>,
     /// Do not add the results to the checkpoints
     #[arg(long)]
     no_merge: bool,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
-    /// Measure each model a second time, with its weights rounded as sample --quant does: none or int8
+    /// Evaluate each model a second time with weights quantized as in sample --quant: int8 or none
     #[arg(long, value_name = "KIND", default_value = "none")]
     quant: Quant,
     #[command(flatten)]
     threads: Threads,
 }
 
-/// The task that measures a text.
+/// Name of the task that evaluates a text.
 const PERPLEXITY: &str = "perplexity";
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks piqa,hellaswag,winogrande,mmlu,perplexity --out results.json
-  ngen3 eval --model_checkpoint 7M_model.pt openai-community/gpt2 --tasks piqa --data_dir benchmarks/
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks mmlu_stem --num_fewshot 5 --limit 100
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --stride 64
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text _data_x_/data.bin --val_fraction 0.1
-  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity --text novel.txt --quant int8";
+  ngen3 eval --model_checkpoint 7M_model.pt --out results.json \\
+    --tasks piqa,hellaswag,winogrande,mmlu,perplexity
+  ngen3 eval --model_checkpoint 7M_model.pt openai-community/gpt2 --tasks piqa \\
+    --data_dir benchmarks/
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks mmlu_stem --num_fewshot 5 \\
+    --limit 100
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity \\
+    --text novel.txt --stride 64
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity \\
+    --text _data_x_/data.bin --val_fraction 0.1
+  ngen3 eval --model_checkpoint 7M_model.pt --tasks perplexity \\
+    --text novel.txt --quant int8";
 
 fn fraction(text: &str) -> Result<f64, String> {
     let fraction = text.parse().ok().filter(|fraction| *fraction > 0.0 && *fraction <= 1.0);
-    fraction.ok_or_else(|| "it is above 0 and at most 1".into())
+    fraction.ok_or_else(|| "expected a number above 0 and at most 1".into())
 }
 
-/// A model that is to be measured.
+/// A model to evaluate.
 struct Candidate<'a> {
-    /// As the user named it.
+    /// Name on the command line.
     named: &'a Path,
-    /// For columns and folders.
+    /// Short name, for table columns and folders.
     name: String,
-    /// Where it is.
+    /// File or folder.
     path: PathBuf,
 }
 
-/// A model that was measured, with the weights that it has or with others made of them.
+/// Results of one evaluation, with a model's own weights or quantized ones.
 struct Done {
     name: String,
     report: Report,
@@ -124,10 +130,10 @@ struct Done {
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.threads.start()?;
     let tasks: Vec<_> = args.tasks.iter().map(|name| name.trim()).filter(|name| !name.is_empty()).collect();
-    ensure!(!tasks.is_empty(), "no task is named");
+    ensure!(!tasks.is_empty(), "--tasks: expected at least one task");
     for (flag, given) in [("--text", args.text.is_some()), ("--stride", args.stride.is_some())] {
         let used = !given || tasks.contains(&PERPLEXITY);
-        ensure!(used, "{flag} is for the task perplexity, which is not among --tasks");
+        ensure!(used, "{flag} requires the task perplexity in --tasks");
     }
     check_outputs(&args)?;
     // Before the signals are watched: a download that is stopped goes on the next time.
@@ -137,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     let mut run = Run { args: &args, plan: &plan, stop: &stop, done: Vec::new() };
     let outcome = models.iter().try_for_each(|model| run.measure(model));
-    // What is measured is kept, whatever came after it.
+    // Finished models are reported even if a later one failed.
     let done = run.done;
     let models: Vec<_> = done.iter().map(|done| (done.name.as_str(), &done.report)).collect();
     let mut text = ngen3_eval::table(&models);
@@ -152,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     outcome.and(written).and(printed)
 }
 
-/// Reads all data, before the first model.
+/// Reads all task data, before the first model is loaded.
 fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Evaluation<'a>> {
     let progress = Progress::bytes("reading");
     let text = match args.text.as_deref() {
@@ -181,21 +187,21 @@ fn plan<'a>(args: &'a Args, tasks: &'a [&'a str]) -> anyhow::Result<Evaluation<'
     Ok(Evaluation::new(settings, text, &mut tell)?)
 }
 
-/// Finds all models, reads each and checks it against the plan, so that what is wrong with the last one is known before the
-/// first is measured.
+/// Loads every model and checks it against the plan, so that an error in the last one is reported before the first is
+/// evaluated.
 fn candidates<'a>(args: &'a Args, plan: &Evaluation) -> anyhow::Result<Vec<Candidate<'a>>> {
     let mut candidates = Vec::new();
     for named in &args.model_checkpoint {
         let (Found { path, name, .. }, Checkpoint { config, meta, .. }) = model::load(named, args.variant)?;
         let tokenizer = model::tokenizer(named, &config, &meta)?;
-        plan.check(&config, tokenizer.as_ref()).with_context(|| format!("cannot measure {}", named.display()))?;
+        plan.check(&config, tokenizer.as_ref()).with_context(|| format!("cannot evaluate {}", named.display()))?;
         candidates.push(Candidate { named, name, path });
     }
     tell_apart(&mut candidates);
     Ok(candidates)
 }
 
-/// Models that are called alike go by all that the user said of them.
+/// Replaces names that several models share by their names on the command line.
 fn tell_apart(candidates: &mut [Candidate]) {
     let names: Vec<_> = candidates.iter().map(|one| one.name.clone()).collect();
     for one in candidates {
@@ -205,7 +211,7 @@ fn tell_apart(candidates: &mut [Candidate]) {
     }
 }
 
-/// The work, and what is done of it.
+/// An evaluation in progress, with its results so far.
 struct Run<'a> {
     args: &'a Args,
     plan: &'a Evaluation<'a>,
@@ -214,8 +220,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Measures one model, if that is asked for with rounded weights too; adds the results of the weights that it has to its
-    /// checkpoint.
+    /// Evaluates one model, with `--quant int8` a second time, and adds the results of its own weights to its checkpoint.
     fn measure(&mut self, model: &Candidate) -> anyhow::Result<()> {
         let args = self.args;
         let Checkpoint { config, params, meta } = Checkpoint::load(&model.path)?;
@@ -237,7 +242,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Measures what an engine holds.
+    /// Evaluates the model that an engine holds.
     fn ask(
         &self,
         model: &Candidate,
@@ -254,7 +259,7 @@ impl Run<'_> {
         };
         let report = interruptible(self.plan.run(&mut EvalModel { engine, tokenizer }, &mut tell));
         drop(progress);
-        let report = report.with_context(|| format!("cannot measure {}", model.named.display()))?;
+        let report = report.with_context(|| format!("cannot evaluate {}", model.named.display()))?;
         let seconds = started.elapsed().as_secs_f64();
         let items = report.items() as u64;
         let rate = (items as f64 / seconds.max(1e-9)).round() as u64;
@@ -290,7 +295,7 @@ impl Run<'_> {
         Ok(Done { name, report, json })
     }
 
-    /// Keeps what was measured, then writes its samples, which can fail.
+    /// Records the results, then writes their samples, which can fail.
     fn keep(&mut self, done: Done) -> anyhow::Result<()> {
         self.done.push(done);
         match (&self.args.log_samples, self.done.last()) {
@@ -300,7 +305,7 @@ impl Run<'_> {
     }
 }
 
-/// Writes what is measured as JSON: a list, unless only one model was to be measured.
+/// Writes the results as JSON: one object for a single evaluation, otherwise a list.
 fn write_results(args: &Args, out: &Path, done: &[Done]) -> anyhow::Result<()> {
     let several = args.model_checkpoint.len() > 1 || args.quant != Quant::None;
     let text = match done {
@@ -311,7 +316,7 @@ fn write_results(args: &Args, out: &Path, done: &[Done]) -> anyhow::Result<()> {
     Ok(files::write_atomic(out, |file| file.write_all(text.as_bytes()))?)
 }
 
-/// What rounded weights cost in perplexity, in a line, if that was measured.
+/// Formats the perplexity before and after quantization as one line; `None` if it was not evaluated.
 fn cost(plain: &Done, rounded: &Done) -> Option<String> {
     let perplexity = |done: &Done| {
         let mut values = done.report.measured.iter().flat_map(|one| &one.values);
@@ -322,8 +327,8 @@ fn cost(plain: &Done, rounded: &Done) -> Option<String> {
     Some(format!("{name}: perplexity {before:.4}, with int8 weights {after:.4} ({percent:+.2} %)\n"))
 }
 
-/// Adds results to a checkpoint of ours, unless only some questions were asked, or the file has changed meanwhile. What was
-/// measured is worth more than that: if the file cannot be written, that is only told.
+/// Adds results to a checkpoint that ngen3 wrote, unless `limited` or the file has changed since it was read. A failed write
+/// only prints a note, so that the results are not lost.
 fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) {
     let shown = path.display();
     let mut changed = false;
@@ -336,21 +341,21 @@ fn merge(path: &Path, iter_num: u64, report: &Report, limited: bool) {
         })
     };
     let reason = if limited {
-        "--limit left questions out".into()
+        "--limit was given".into()
     } else if path.is_dir() {
         "it is a folder".into()
     } else {
         match amend() {
             Ok(true) if !changed => return,
-            Ok(true) => "it was trained on meanwhile".into(),
-            Ok(false) => "another program wrote it".into(),
-            Err(error) => format!("it is as it was: {error}"),
+            Ok(true) => "it was trained further in the meantime".into(),
+            Ok(false) => "ngen3 did not write it".into(),
+            Err(error) => format!("{error}; the file is unchanged"),
         }
     };
-    write_line(&format!("note: the results were not added to {shown}: {reason}"));
+    write_line(&format!("note: results not added to {shown}: {reason}"));
 }
 
-/// Better now than after an hour.
+/// Checks that the outputs can be written, before the evaluation starts.
 fn check_outputs(args: &Args) -> anyhow::Result<()> {
     if let Some(out) = &args.out {
         json_file::check(out, &json_file::RESULTS)?;
@@ -358,7 +363,9 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
     match &args.log_samples {
         None => Ok(()),
         Some(folder) if folder.is_dir() => Ok(files::check(&folder.join("samples"))?),
-        Some(folder) if folder.exists() => bail!("cannot write samples into {}: it is no folder", folder.display()),
+        Some(folder) if folder.exists() => {
+            bail!("{}: expected a folder for --log_samples, got a file", folder.display())
+        }
         Some(folder) => Ok(files::check(folder)?),
     }
 }

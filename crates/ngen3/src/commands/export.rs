@@ -1,4 +1,4 @@
-//! `ngen3 export`: a model for others to use.
+//! `ngen3 export`: writes a model for other programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,39 +14,39 @@ use ngen3_train::{RunPaths, read_metrics};
 
 use crate::commands::tokenize::show;
 use crate::interrupt::{self, interruptible};
+use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::{Progress, write_line};
-use crate::{model, stdout};
+use crate::stdout;
 
-/// Write a model as a folder that other programs open
+/// Export a model to Hugging Face or GGUF
 ///
-/// The hf format is a Hugging Face folder: AutoModelForCausalLM and AutoTokenizer of transformers open it as GPT-2. The gguf
-/// format is one file for llama.cpp, with the tokenizer in it. Both come with a model card, README.md. The folder appears
-/// whole or not at all.
+/// --format hf writes a Hugging Face folder that transformers loads as GPT-2, with AutoModelForCausalLM and AutoTokenizer.
+/// --format gguf writes one file for llama.cpp, including the tokenizer. Both add a model card, README.md. The folder is
+/// written atomically.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// The model: .pt, .safetensors, a Hugging Face folder, or a name on the hub
+    /// Model to export: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL")]
     model_path: PathBuf,
-    /// Check that the model is of this variant
-    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]
     variant: Option<&'static Variant>,
-    /// Folder to make
+    /// Folder to create
     #[arg(long, value_name = "FOLDER")]
     output_dir: PathBuf,
-    /// What for: hf or gguf
+    /// Format: hf or gguf
     #[arg(long, value_name = "FORMAT", default_value = "hf")]
     format: ExportFormat,
-    /// How to store the weights: f32, bf16, f16, or, in gguf, q8_0
+    /// Type of the stored weights: f32, bf16, f16, or q8_0 (gguf only)
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: ExportDtype,
-    /// Replace an export that is in the folder already
+    /// Replace an existing export in the folder
     #[arg(long)]
     overwrite: bool,
-    /// Then upload it to the hub, as one commit; needs HF_TOKEN. A repository that is not there is made
+    /// Upload the export to the hub as one commit, creating the repository if needed; requires HF_TOKEN
     #[arg(long, value_name = "OWNER/NAME")]
     push: Option<String>,
-    /// Make the repository for its owner alone
+    /// Create the repository as private
     #[arg(long, requires = "push")]
     private: bool,
 }
@@ -54,9 +54,11 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ngen3 export --variant 7M --model_path 7M_model.pt --output_dir exported_7M
-  ngen3 export --model_path 7M_model.pt --output_dir exported_7M_half --dtype bf16
-  ngen3 export --model_path 7M_model.pt --output_dir gguf_7M --format gguf --dtype q8_0
-  HF_TOKEN=hf_… ngen3 export --model_path 7M_model.pt --output_dir exported_7M --push me/shakespeare-7M";
+  ngen3 export --model_path 7M_model.pt --output_dir half_7M --dtype bf16
+  ngen3 export --model_path 7M_model.pt --output_dir gguf_7M --format gguf \\
+    --dtype q8_0
+  HF_TOKEN=hf_… ngen3 export --model_path 7M_model.pt \\
+    --output_dir exported_7M --push me/shakespeare-7M";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -68,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (found, checkpoint) = model::load(&args.model_path, args.variant)?;
     let tokenizer = model::tokenizer(&args.model_path, &checkpoint.config, &checkpoint.meta)?;
     if tokenizer.is_none() {
-        write_line("note: the model does not say which tokenizer made its token ids, so none is exported");
+        write_line("note: the model has no recorded tokenizer; exporting without one");
     }
     let json = tokenizer.as_ref().map(|tokenizer| tokenizer.to_json());
     let eot = tokenizer.as_ref().and_then(|tokenizer| tokenizer.eot().map(|id| (tokenizer.decode(&[id]), id)));
@@ -98,7 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     push(&hub, &repository, &args.output_dir, &files, args.private)
 }
 
-/// Uploads the export.
+/// Uploads the exported files and prints the repository's URL.
 fn push(hub: &Hub, repository: &str, folder: &Path, files: &[String], private: bool) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     let progress = Progress::bytes("uploading");
@@ -118,11 +120,11 @@ fn push(hub: &Hub, repository: &str, folder: &Path, files: &[String], private: b
     stdout::print(&format!("{url}{commit}\n"))
 }
 
-/// How a model was trained, up to where it stands, and the drawing of it: what its run left beside it.
+/// Loss curve up to the model's step, and `loss.svg`, from the run folder beside the model; empty if there is none.
 fn training_curve(path: &Path, checkpoint: &Checkpoint) -> anyhow::Result<(Vec<CurvePoint>, Option<String>)> {
     let run = match RunPaths::new(path) {
         Ok(paths) if path.is_file() && paths.run.is_dir() => paths.run,
-        // A folder, or a model that no run of ours made.
+        // A folder, or a model without a run folder.
         _ => return Ok((Vec::new(), None)),
     };
     let points: Vec<CurvePoint> = read_metrics(&run, checkpoint.meta.iter_num)?

@@ -1,4 +1,4 @@
-//! `ngen3 finetune`: a model that was trained learns what it is to be used for.
+//! `ngen3 finetune`: fine-tunes a model on conversations or tokens.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -20,60 +20,62 @@ use super::tokenize::{ChatFlags, show};
 use super::train::{Flags, RunFlags};
 use crate::device::device;
 use crate::interrupt::{self, Interrupted, interruptible};
+use crate::model::{self, variant_help};
 use crate::progress::{Progress, write_line};
+use crate::stdout;
 use crate::streaming::{Answer, say_what_is_seen};
 use crate::training::{Training, resume_command};
-use crate::{model, stdout};
 
-/// Fine-tune a model on conversations, or on a dataset of tokens
+/// Fine-tune a model on conversations
 ///
-/// --data is a token file that ngen3 tokenize made (of conversations: with mask.bin beside it), or conversations as they are:
-/// JSON lines of {"messages": [{role, content}…]}, of ShareGPT's {"conversations": [{from, value}…]} or of lists of strings
-/// (the user's and the assistant's in turn), one JSON list of such, or text with a dialogue a line, whose turns are separated
-/// by tabs or __eou__. A line of text without separators is learned whole.
+/// --data is a token file from ngen3 tokenize (for conversations, with mask.bin beside it), or conversations: JSON lines of
+/// {"messages": [{role, content}…]}, of ShareGPT's {"conversations": [{from, value}…]} or of lists of strings (user and
+/// assistant in turn), one JSON list of these, or text with one dialogue per line, its turns separated by tabs or __eou__.
+/// A line without separators is a text to train on as a whole.
 ///
-/// Conversations go through the model's chat template, or the default one: the role, a line break, what is said,
-/// <|endoftext|>. Only the assistant's turns are learned. Rows are packed without padding, and nothing is seen of other
-/// conversations. Some conversations are held out; the model with the lowest loss on them is kept, in finetuned_VARIANT_model.pt.
-/// How much the model has lost of what it knew shows in its perplexity on a reference text, before and after.
+/// Conversations are rendered with the model's chat template, or the default one: the role, a line break, the message,
+/// <|endoftext|>. By default, the loss covers only the assistant's turns. Conversations are packed without padding and never
+/// attend to each other. Some are held out for validation; the model with the lowest validation loss is kept as
+/// finetuned_VARIANT_model.pt. Perplexity on a reference text, before and after, shows how much the model has forgotten.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Token file, or conversations (.jsonl, .json, .txt, also with .gz or .zst, or - for stdin)
+    /// Token file, or conversations (.jsonl, .json or .txt, optionally .gz or .zst; - for stdin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
     common: Common,
 }
 
-/// What fine-tuning is told, wherever the conversations are.
+/// Flags shared by `finetune` and `hf_finetune`.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct Common {
-    /// Check that the model is of this variant
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(help = variant_help("Model's variant, which sets defaults and the output's name; with hf, the GPT-2 size"))]
     variant: Option<&'static Variant>,
-    /// Model to start from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the variant)
+    /// Model to fine-tune: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL", required_unless_present = "resume", conflicts_with = "resume")]
     model_checkpoint: Option<PathBuf>,
     #[command(flatten)]
     files: RunFlags,
-    /// Steps of the whole run [default: 1000]
+    /// Total training steps [default: 1000]
     #[arg(long, value_name = "N", conflicts_with = "max_iters")]
     finetune_iters: Option<u64>,
-    /// Whose turns are learned: assistant or all
+    /// Turns to train on: assistant or all
     #[arg(long, value_name = "WHO", default_value = "assistant")]
     train_on: TrainOn,
-    /// Text on which the perplexity before and after is measured [default: the last tenth of builtin:shakespeare]
+    /// Text for the perplexity before and after [default: the last tenth of builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     reference_text: Option<PathBuf>,
-    /// What the model is to answer in the end, or to continue, if it was not trained on conversations
+    /// Message to answer after training, or text to continue if the model was not trained on conversations
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// Tokens to make in the end
+    /// Tokens to generate after training
     #[arg(long, value_name = "N", default_value_t = 100)]
     sample_length: usize,
-    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
+    /// Divides the logits: below 1 favours likely tokens, above 1 flattens the distribution; 0 always takes the most likely
+    /// token
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     sample_temperature: f32,
     #[command(flatten)]
@@ -84,18 +86,18 @@ pub struct Common {
     flags: Flags,
 }
 
-/// Low-rank adapters.
+/// Flags of low-rank adapters (LoRA).
 #[derive(clap::Args)]
-#[command(rename_all = "snake_case", next_help_heading = "Low-rank adapters")]
+#[command(rename_all = "snake_case", next_help_heading = "Low-rank adapters (LoRA)")]
 struct LoraFlags {
-    /// Let only adapters of this rank learn, beside the model's linear layers (LoRA). finetuned_VARIANT_model.pt then has them
-    /// merged, and finetuned_VARIANT_model.adapter by themselves, as Python's peft opens them
+    /// Train only LoRA adapters of this rank. Writes finetuned_VARIANT_model.pt with the adapters merged, and
+    /// finetuned_VARIANT_model.adapter with the adapters alone, in the format of Python's peft
     #[arg(long, value_name = "R", conflicts_with = "resume")]
     lora_rank: Option<usize>,
-    /// They count alpha / rank times [default: twice the rank]
+    /// Adapter outputs are scaled by alpha / rank [default: twice the rank]
     #[arg(long, value_name = "A", requires = "lora_rank")]
     lora_alpha: Option<f32>,
-    /// Layers that get them, with commas: c_attn, c_fc, c_proj, or attn.c_proj and mlp.c_proj apart [default: all]
+    /// Layers with adapters, separated by commas: c_attn, c_fc, c_proj (or only attn.c_proj, mlp.c_proj) [default: all]
     #[arg(long, value_name = "NAMES", requires = "lora_rank")]
     lora_targets: Option<Targets>,
 }
@@ -110,24 +112,28 @@ impl LoraFlags {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 finetune --variant 120M --model_checkpoint distilled_120M_model.pt --data _data_conversations_/data.bin \\
-      --finetune_iters 1000 --prompt \"Hello, how are you?\" --sample_length 100 --sample_temperature 1.0
-  ngen3 finetune --model_checkpoint 7M_model.pt --data chats.jsonl --skip_bad --patience 5 --out talking.pt
+  ngen3 finetune --variant 120M --model_checkpoint distilled_120M_model.pt \\
+    --data _data_conversations_/data.bin --finetune_iters 1000 \\
+    --prompt \"Hello, how are you?\" --sample_length 100 --sample_temperature 1.0
+  ngen3 finetune --model_checkpoint 7M_model.pt --data chats.jsonl --skip_bad \\
+    --patience 5 --out talking.pt
   ngen3 finetune --data chats.jsonl --out talking.pt --resume
-  ngen3 finetune --variant 120M --model_checkpoint hf --data chats.jsonl --lora_rank 8 --lora_targets c_attn,c_proj
-  ngen3 finetune --model_checkpoint hf --variant 120M --data chats.jsonl --train_on all --chat_template mine.jinja";
+  ngen3 finetune --variant 120M --model_checkpoint hf --data chats.jsonl \\
+    --lora_rank 8 --lora_targets c_attn,c_proj
+  ngen3 finetune --variant 120M --model_checkpoint hf --data chats.jsonl \\
+    --train_on all --chat_template mine.jinja";
 
-/// The flags of a run that have other defaults here.
+/// Replaces the help of settings whose defaults differ in fine-tuning.
 pub fn with_defaults(command: clap::Command) -> clap::Command {
     FINETUNE_HELP.into_iter().fold(command, |command, (name, help)| command.mut_arg(name, |arg| arg.help(help)))
 }
 
-/// Where there is something to learn from.
+/// Training data.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
-    /// A token file, or a file of conversations.
+    /// Token file, or file of conversations.
     File(&'a Path),
-    /// Rows of a dataset.
+    /// Rows of a Hugging Face dataset.
     Hf(&'a HfSource),
 }
 
@@ -137,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     fine_tune(args.common, Input::File(&args.data), &command)
 }
 
-/// The model that is to learn, but for its weights.
+/// Model to fine-tune, without its weights.
 struct Learner {
     path: PathBuf,
     tokenizer: Option<Tokenizer>,
@@ -145,7 +151,7 @@ struct Learner {
 }
 
 impl Common {
-    /// What a run that goes on must be told again.
+    /// Flags to repeat when the run is resumed.
     fn again(&self) -> Vec<OsString> {
         let mut words = Vec::new();
         let mut tell =
@@ -168,7 +174,7 @@ impl Common {
     }
 }
 
-/// Fine-tunes; `command` are the words that say which command it is and what it learns from.
+/// Fine-tunes a model. `command` holds the command's name and its data flags, for the resume command.
 pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Result<()> {
     let again = args.again();
     let command: Vec<&OsStr> = command.iter().copied().chain(again.iter().map(OsString::as_os_str)).collect();
@@ -177,10 +183,10 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let template = args.chat.template()?;
     let (prompt, length) = (args.prompt.clone(), args.sample_length);
     let (train_on, skip_bad, reference_text) = (args.train_on, args.chat.skip_bad, args.reference_text.clone());
-    // Before the signals are watched: a download that is stopped goes on the next time.
+    // Before watching for signals: an interrupted download resumes on the next run.
     let (model, spec) = begin(args)?;
     if prompt.is_some() && model.tokenizer.is_none() {
-        bail!("{} does not say which tokenizer it has, so it can answer no --prompt", model.path.display());
+        bail!("{}: no recorded tokenizer, so it cannot answer --prompt", model.path.display());
     }
     let stop = interrupt::watch()?;
 
@@ -193,12 +199,12 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
             (job, Box::new(objective), weights)
         }
         None => {
-            let Input::File(path) = input else { unreachable!("rows are conversations") };
+            let Input::File(path) = input else { unreachable!("dataset rows are conversations") };
             let (job, objective, weights) = setup::on_tokens(device(), spec, path)?;
             (job, Box::new(objective), weights)
         }
     };
-    // None if the run is finished; what comes after it may be missing still.
+    // `None` if training is finished; the perplexity and the sample after it may still be missing.
     let mut training = Training::new(&job, weights)?;
     let begins = job.progress.step == 0;
     if begins {
@@ -207,7 +213,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let report = match (&reference, ReferenceReport::read(&job.paths)?, &mut training) {
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
         (Some(reference), None, Some(training)) if begins => {
-            // One that is stopped is measured when the run goes on, which it then does from its beginning.
+            // If interrupted, it is measured on resume, which then starts at step 0.
             match reference.perplexity(&mut *training.trainer, &stop)? {
                 None => None,
                 Some(before) => {
@@ -219,17 +225,17 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         }
         (Some(_), Some(ReferenceReport { text, .. }), _) => {
             write_line(&format!(
-                "note: the run began with the perplexity on {text}; with the same --reference_text it is measured again"
+                "note: the run measured the perplexity on {text}; pass the same --reference_text to measure it again"
             ));
             None
         }
         (Some(reference), ..) => {
             let title = reference.title();
-            write_line(&format!("note: the perplexity on {title} was not measured when the run began, and is not now"));
+            write_line(&format!("note: skipping the perplexity on {title}, which was not measured before training"));
             None
         }
         (None, ..) => {
-            write_line("note: the model does not say which tokenizer it has, so no perplexity is measured");
+            write_line("note: the model has no recorded tokenizer; skipping the perplexity");
             None
         }
     };
@@ -237,7 +243,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     if let Some(training) = training {
         training.run(&mut *objective, &command, &stop)?;
         if begins && reference.is_some() && report.is_none() {
-            // Stopped before there was anything to learn, in a run of no steps.
+            // A run of zero steps, interrupted while the perplexity was measured.
             return Err(Interrupted.into());
         }
     }
@@ -252,7 +258,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     if let (Some(reference), Some(mut report)) = (reference, report) {
         let Some(after) = reference.perplexity(&mut *engine, &stop)? else {
             let (model, command) = (job.paths.model.display(), resume_command(&command, &job.paths.model));
-            write_line(&format!("{model} is finished; its perplexity is measured with: {command}"));
+            write_line(&format!("{model}: training is finished; measure the perplexity with: {command}"));
             return Err(Interrupted.into());
         };
         report.after = Some(after);
@@ -273,21 +279,21 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
 }
 
-/// Finds the model to begin with, and settles the specification of the run.
+/// Loads the model to fine-tune and builds the run's specification.
 fn begin(args: Common) -> anyhow::Result<(Learner, RunSpec)> {
     let (mut settings, shape) = args.flags.asked();
     settings.max_iters = args.finetune_iters.or(settings.max_iters);
     let (found, checkpoint) = match (&args.model_checkpoint, args.files.resume) {
         (Some(named), false) => model::load(named, args.variant)?,
         _ => {
-            // What the run knows of its model stands in the file that it keeps.
+            // A resumed run reads its own checkpoint.
             let default = || args.variant.map(|variant| format!("finetuned_{}_model.pt", variant.name).into());
             let out = args
                 .files
                 .out
                 .clone()
                 .or_else(default)
-                .context("which run goes on? Name its file with --out, or its --variant")?;
+                .context("--resume: expected --out FILE or --variant NAME to identify the run")?;
             model::load(&out, args.variant)?
         }
     };
@@ -306,7 +312,7 @@ fn begin(args: Common) -> anyhow::Result<(Learner, RunSpec)> {
     Ok((model, RunSpec { kind, variant, config_file, out, start, overwrite, settings, shape, lora }))
 }
 
-/// Reads and tokenises the conversations; `None` if the input is a file of plain tokens.
+/// Reads and tokenizes the conversations; `None` if the input is a file of plain tokens.
 fn read(
     model: &Learner,
     input: Input,
@@ -320,13 +326,13 @@ fn read(
     {
         let chats = Chats::open(path)?;
         if template.is_some() {
-            bail!("{} is tokenised already, so no --chat_template can render it", path.display());
+            bail!("{}: already tokenized; --chat_template applies only to untokenized conversations", path.display());
         }
         return Ok(chats);
     }
     let Some(tokenizer) = model.tokenizer.clone() else {
         bail!(
-            "{} does not say which tokenizer made its token ids, so it cannot read conversations; tokenize them",
+            "{}: no recorded tokenizer, so it cannot read conversations; tokenize them with ngen3 tokenize --chats",
             model.path.display()
         );
     };
@@ -349,7 +355,7 @@ fn read(
     Ok(Some(interruptible(chats)?))
 }
 
-/// The text on which the perplexity is measured.
+/// Reads the text for the perplexity; `None` without a tokenizer.
 fn reference(path: Option<&Path>, tokenizer: Option<&Tokenizer>) -> anyhow::Result<Option<Reference>> {
     let Some(tokenizer) = tokenizer else { return Ok(None) };
     let (name, text) = match path {
@@ -361,12 +367,12 @@ fn reference(path: Option<&Path>, tokenizer: Option<&Tokenizer>) -> anyhow::Resu
     };
     let reference = Reference::new(&name, &text, tokenizer)?;
     if reference.is_none() {
-        bail!("{name} is too short to measure a perplexity on");
+        bail!("{name}: too short to measure a perplexity");
     }
     Ok(reference)
 }
 
-/// Lets the model answer, or continue if it was not trained on conversations.
+/// Prints the model's answer to `prompt`, or its continuation if the model was not trained on conversations.
 fn sample(
     model: &dyn Model,
     tokenizer: Tokenizer,

@@ -1,15 +1,15 @@
-//! `ngen3 hf_finetune`: a model learns from conversations of the Hugging Face hub.
+//! `ngen3 hf_finetune`: fine-tunes a model on a Hugging Face dataset.
 
 use std::ffi::OsStr;
 
 use super::finetune::{self, Common, Input};
 use super::hf_tokenize::Rows;
 
-/// Fine-tune a model on conversations of the Hugging Face hub
+/// Fine-tune a model on a Hugging Face dataset
 ///
-/// As finetune, on the rows of a dataset: a column holds a conversation (a list of {role, content} or {from, value}, or of
-/// strings, which are the user's and the assistant's in turn) or a line of text (turns separated by tabs or __eou__, or a
-/// text that is learned whole). A folder or file here may stand in place of OWNER/NAME.
+/// Like finetune, on the rows of a dataset. The column holds a conversation (a list of {role, content} or {from, value}, or
+/// of strings, user and assistant in turn) or a line of text (turns separated by tabs or __eou__, or a text to train on as a
+/// whole). A local folder or file can replace OWNER/NAME.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -21,15 +21,17 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 hf_finetune --variant 120M --model_checkpoint distilled_120M_model.pt --hf_dataset roskoN/dailydialog \\
-      --hf_split train --hf_text_column utterances --finetune_iters 1000 --prompt \"Hello, how are you?\" \\
-      --sample_length 100 --sample_temperature 1.0
-  ngen3 hf_finetune --model_checkpoint hf --variant 120M --hf_dataset HuggingFaceH4/no_robots --hf_text_column messages";
+  ngen3 hf_finetune --variant 120M --model_checkpoint distilled_120M_model.pt \\
+    --hf_dataset roskoN/dailydialog --hf_split train \\
+    --hf_text_column utterances --finetune_iters 1000 \\
+    --prompt \"Hello, how are you?\" --sample_length 100 --sample_temperature 1.0
+  ngen3 hf_finetune --variant 120M --model_checkpoint hf \\
+    --hf_dataset HuggingFaceH4/no_robots --hf_text_column messages";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let source = args.rows.source(String::new());
-    // What a run that goes on must be told again.
+    // Flags to repeat when the run is resumed.
     let more = [("--hf_config", &source.config), ("--hf_revision", &source.revision)];
     let more = more.into_iter().filter_map(|(flag, value)| Some([flag, value.as_deref()?])).flatten();
     let command: Vec<&str> = [

@@ -1,4 +1,4 @@
-//! `ngen3 hf_tokenize`: rows of a Hugging Face dataset become a dataset.
+//! `ngen3 hf_tokenize`: tokenizes a Hugging Face dataset.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,67 +12,67 @@ use crate::progress::Progress;
 use crate::stdout;
 use crate::threads::Threads;
 
-/// Turn a dataset of the Hugging Face hub into a dataset of tokens, the folder _data_NAME_
+/// Tokenize a Hugging Face dataset
 ///
-/// Each row is a document and is followed by <|endoftext|>; rows without text are left out. A folder or file in place of
-/// OWNER/NAME is read where it is. Which files make a split is told by the README's configs, else by the names of folders
-/// and files (data/train-00000-of-00002.parquet, train/x.jsonl, train.csv), else by the hub's conversion to parquet, which
-/// is how datasets that are Python scripts are read. The formats are parquet, arrow, JSON lines, JSON arrays, csv, tsv and
-/// plain text (each line a row, column text); all may be compressed (.gz, .zst).
+/// Writes the folder _data_NAME_. Each row is a document, followed by <|endoftext|>; rows without text are skipped. A local
+/// folder or file can replace OWNER/NAME. The files of a split come from the README's configs, else from the names of
+/// folders and files (data/train-00000-of-00002.parquet, train/x.jsonl, train.csv), else from the hub's conversion to
+/// parquet, which also covers datasets that are Python scripts. Formats are parquet, arrow, JSON lines, JSON arrays, csv, tsv
+/// and plain text (one row per line, in the column text), all optionally compressed (.gz, .zst).
 ///
-/// A column holds a string, or a conversation: a list of strings, or of {role, content} or {from, value}, which reads
-/// "role: content". Turns are joined by --hf_separator. a.b is the field b within a. With --chats conversations stay
-/// conversations and go through a chat template.
+/// The column holds a string or a conversation: a list of strings, or of {role, content} or {from, value}, which becomes
+/// "role: content". Turns are joined by --hf_separator. a.b selects the field b of a. With --chats, conversations are
+/// rendered with a chat template instead.
 ///
-/// Files come into the cache that Python's libraries share. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and
-/// HF_HUB_OFFLINE mean what they mean there. A download that was broken off goes on where it was.
+/// Downloads share the cache of Python's Hugging Face libraries, and HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and
+/// HF_HUB_OFFLINE have the same meaning. Partial downloads are resumed.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.requires("chats")), mut_arg("skip_bad", |arg| arg.requires("chats")))]
 pub struct Args {
     #[command(flatten)]
     rows: Rows,
-    /// Separator between the turns of a conversation; \n is a line break, \t a tab
+    /// Text between the turns of a conversation; \n is a line break, \t a tab
     #[arg(long, value_name = "TEXT", default_value = r"\n", conflicts_with = "chats", allow_hyphen_values = true)]
     hf_separator: String,
-    /// Name of the dataset that is made; its folder is _data_NAME_
+    /// Name of the dataset to write; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
     dataset: String,
-    /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
+    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
     threads: Threads,
-    /// The rows are conversations: mask.bin beside data.bin tells which tokens are the assistant's, as finetune wants it
+    /// Treat rows as conversations for finetune, and write mask.bin, which marks the assistant's tokens
     #[arg(long)]
     chats: bool,
     #[command(flatten)]
     chat: ChatFlags,
 }
 
-/// Which rows, of which dataset.
+/// Flags that select the rows of a dataset.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct Rows {
-    /// The dataset: OWNER/NAME on the hub, or a folder or file here
+    /// Dataset: OWNER/NAME on the hub, or a local folder or file
     #[arg(long, value_name = "OWNER/NAME")]
     hf_dataset: String,
-    /// Its rows: train, train[:10%], train[1000:2000], train+validation
+    /// Split, or part of it: train, train[:10%], train[1000:2000], train+validation
     #[arg(long, value_name = "SPLIT", default_value = "train")]
     hf_split: String,
-    /// The column that holds the text
+    /// Column with the text
     #[arg(long, value_name = "COLUMN", default_value = "text")]
     hf_text_column: String,
-    /// Which of its configurations, if it has several
+    /// Configuration, if the dataset has several
     #[arg(long, value_name = "NAME")]
     hf_config: Option<String>,
-    /// A branch, a tag or a commit [default: the main branch]
+    /// Branch, tag or commit [default: main]
     #[arg(long, value_name = "REVISION")]
     hf_revision: Option<String>,
 }
 
 impl Rows {
-    /// The rows as a source, whose turns are joined by `separator` where they become text.
+    /// Converts the flags to a source; `separator` joins the turns of conversations that become text.
     pub fn source(self, separator: String) -> HfSource {
         HfSource {
             dataset: self.hf_dataset,
@@ -87,12 +87,15 @@ impl Rows {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 hf_tokenize --hf_dataset roskoN/dailydialog --hf_split train --hf_text_column utterances \\
-      --dataset dailydialog_train
+  ngen3 hf_tokenize --hf_dataset roskoN/dailydialog --hf_split train \\
+    --hf_text_column utterances --dataset dailydialog_train
   ngen3 hf_tokenize --hf_dataset roneneldan/TinyStories --dataset stories
-  ngen3 hf_tokenize --hf_dataset OWNER/NAME --hf_config en --hf_split 'train[:10%]' --dataset tenth
-  ngen3 hf_tokenize --hf_dataset my_folder/ --hf_text_column messages --dataset chats --chats
-  HF_HUB_OFFLINE=1 ngen3 hf_tokenize --hf_dataset roneneldan/TinyStories --dataset stories";
+  ngen3 hf_tokenize --hf_dataset OWNER/NAME --hf_config en \\
+    --hf_split 'train[:10%]' --dataset tenth
+  ngen3 hf_tokenize --hf_dataset my_folder/ --hf_text_column messages \\
+    --dataset chats --chats
+  HF_HUB_OFFLINE=1 ngen3 hf_tokenize --hf_dataset roneneldan/TinyStories \\
+    --dataset stories";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -117,7 +120,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&tokenize::report(&made, started.elapsed()))
 }
 
-/// `\n`, `\t` and `\\` as what they stand for; any other backslash is a backslash.
+/// Replaces the escapes `\n`, `\t` and `\\`; any other backslash stays.
 fn unescape(text: &str) -> String {
     let (mut plain, mut rest) = (String::new(), text.chars());
     while let Some(c) = rest.next() {

@@ -1,36 +1,37 @@
-//! `ngen3 import`: a model of others becomes a checkpoint.
+//! `ngen3 import`: converts a Hugging Face model to a checkpoint.
 
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use ngen3_model::checkpoint;
-use ngen3_model::words::{grouped, grouped_count};
-use ngen3_model::{Checkpoint, ParamList, TokenizerRef, Variant, files};
+use ngen3_model::words::grouped_count;
+use ngen3_model::{Checkpoint, TokenizerRef, Variant, files};
 use ngen3_train::RunPaths;
 
-use crate::{model, stdout};
+use crate::model::{self, gpt2_sizes};
+use crate::stdout;
 
-/// Turn a model of Hugging Face's into a checkpoint
+/// Import a Hugging Face model
 ///
-/// Takes a folder (config.json with model.safetensors or pytorch_model.bin), a name on the hub, or hf, which is OpenAI's
-/// GPT-2 in the size of the variant. The tokenizer comes along. The other commands take all of these as they are; a
+/// Converts a folder (config.json with model.safetensors or pytorch_model.bin), a model on the hub, or hf (OpenAI's GPT-2 in
+/// the size of --variant) to a checkpoint, including its tokenizer. The other commands also read these models directly; a
 /// checkpoint is for keeping, and for nanoGPT.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// The model: a Hugging Face folder, a name on the hub, hf, or another checkpoint
+    /// Model to import: a Hugging Face folder, a hub name, hf, or another checkpoint
     #[arg(long, value_name = "MODEL")]
     from: PathBuf,
-    /// Which GPT-2 is meant by hf: 120M, 300M, 700M or 1B
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(help = format!("GPT-2 size for hf: {}", gpt2_sizes()))]
     variant: Option<&'static Variant>,
     /// Branch, tag or commit on the hub [default: main]
     #[arg(long, value_name = "NAME")]
     revision: Option<String>,
-    /// File for the checkpoint (.pt or .safetensors)
+    /// Checkpoint to write (.pt or .safetensors)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace a checkpoint that is there already
+    /// Replace an existing checkpoint
     #[arg(long)]
     overwrite: bool,
 }
@@ -46,29 +47,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let paths = RunPaths::new(&args.out)?;
     ensure!(
         args.overwrite || !args.out.exists(),
-        "{} is there already; replace it with --overwrite",
+        "{}: already exists; replace it with --overwrite",
         args.out.display()
     );
     files::check(&args.out)?;
-    // Held as a run's is, so that no run is writing it meanwhile.
+    // Locked like a training run's file, so that no run writes it at the same time.
     let _held = paths.prepare()?;
     let found = model::find(&args.from, args.variant, args.revision.as_deref())?;
     let Checkpoint { config, params, meta } = Checkpoint::load(&found.path)?;
     let tokenizer = model::tokenizer(&args.from, &config, &meta)?;
     checkpoint::save(&args.out, &config, &params, &meta)?;
     stdout::print(&format!(
-        "{}: {}, {}, width {}, block {}, vocabulary {}: {}; {}\n",
+        "{}: {}; {}\n",
         args.out.display(),
-        grouped_count(config.n_layer as u64, "layer"),
-        grouped_count(config.n_head as u64, "head"),
-        config.n_embd,
-        config.block_size,
-        grouped(config.vocab_size as u64),
-        grouped_count(ParamList::new(&config).total() as u64, "parameter"),
+        model::describe(&config),
         match tokenizer {
-            Some(_) if meta.tokenizer == TokenizerRef::Gpt2 => "with GPT-2's tokenizer".into(),
-            Some(tokenizer) => format!("with a tokenizer of {}", grouped_count(tokenizer.vocab_size() as u64, "token")),
-            None => "it does not say which tokenizer made its token ids".into(),
+            Some(_) if meta.tokenizer == TokenizerRef::Gpt2 => "GPT-2's tokenizer".into(),
+            Some(tokenizer) => format!("tokenizer of {}", grouped_count(tokenizer.vocab_size() as u64, "token")),
+            None => "no recorded tokenizer".into(),
         }
     ))
 }

@@ -1,4 +1,4 @@
-//! `ngen3 sample`: a model continues a text.
+//! `ngen3 sample`: generates text from a model.
 
 use std::fs;
 use std::io::Read;
@@ -12,34 +12,33 @@ use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
 
 use crate::device::device;
+use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
+use crate::stdout;
 use crate::streaming::{SamplingFlags, Text, say_what_is_seen};
-use crate::{model, stdout};
 
-/// Let a model continue a text
+/// Generate text from a model
 ///
-/// The text goes to stdout as it is made: the prompt, then what follows it. A text may outgrow the model's block; the
-/// model then goes on from the last three quarters of a block.
+/// Streams the prompt and its continuation to stdout. When the text fills the model's context, generation continues from
+/// the last three quarters of it.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Model to sample from: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the size of the
-    /// variant)
+    /// Model to sample from: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
-    /// Check that the model is of this variant
-    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]
     variant: Option<&'static Variant>,
-    /// Text to continue; - reads it from stdin [default: a new document]
+    /// Text to continue; - for stdin [default: start a new document]
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
-    /// File with the text to continue, its last line break included; - is stdin
+    /// File with the text to continue, including its final line break; - for stdin
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// Tokens to make of each sample
+    /// Tokens to generate per sample
     #[arg(long, value_name = "N", default_value_t = 100)]
     length: usize,
-    /// Samples to make
+    /// Samples to generate
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     num_samples: u16,
     #[command(flatten)]
@@ -48,14 +47,16 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 sample --model_checkpoint 7M_model.pt --prompt \"To be\" --length 100 --temperature 0.8
-  ngen3 sample --model_checkpoint 7M_model.pt --top_k 50 --num_samples 3 --seed 1
-  ngen3 sample --model_checkpoint 7M_model.pt --prompt_file play.txt --stop \"ROMEO:\" --temperature 0
-  echo \"Once upon a time\" | ngen3 sample --model_checkpoint 7M_model.pt --prompt -";
+  ngen3 sample --model_checkpoint 7M_model.pt --prompt \"To be\" --length 100 \\
+    --temperature 0.8
+  ngen3 sample --model_checkpoint 7M_model.pt --top_k 50 --num_samples 3
+  ngen3 sample --model_checkpoint 7M_model.pt --prompt_file play.txt \\
+    --stop \"ROMEO:\" --temperature 0
+  echo \"Once upon\" | ngen3 sample --model_checkpoint 7M_model.pt --prompt -";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    // What can be wrong is looked at before a large file is read.
+    // Checked before a large file is read.
     let sampling = args.flags.sampling()?;
     let prompt = read_prompt(&args)?;
 
@@ -63,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
     let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
         bail!(
-            "{} does not say which tokenizer made its {} token ids, and they are not GPT-2's: it cannot continue text",
+            "{}: no recorded tokenizer, and its vocabulary of {} tokens is not GPT-2's, so it cannot generate text",
             path.display(),
             config.vocab_size
         );
@@ -110,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text of `--prompt` or `--prompt_file`; empty when there is neither.
+/// Reads `--prompt` or `--prompt_file`; empty if neither is given.
 fn read_prompt(args: &Args) -> anyhow::Result<String> {
     let (name, bytes) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) if text != "-" => return Ok(text.clone()),
@@ -121,14 +122,15 @@ fn read_prompt(args: &Args) -> anyhow::Result<String> {
         _ => {
             let mut bytes = Vec::new();
             std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
-            ("the prompt on stdin".to_string(), bytes)
+            ("prompt on stdin".to_string(), bytes)
         }
     };
-    String::from_utf8(bytes)
-        .map_err(|error| anyhow!("{name} is not UTF-8 text at byte {}", error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|error| {
+        anyhow!("{name}: expected UTF-8 text, got an invalid sequence at byte {}", error.utf8_error().valid_up_to())
+    })
 }
 
-/// The prompt's ids; for no prompt, the token that stands between documents, or else a line break.
+/// Encodes the prompt; an empty one becomes the end-of-text token, or a line break if the tokenizer has none.
 fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
     Ok(match tokenizer.eot() {
         Some(eot) if prompt.is_empty() => vec![eot],
@@ -136,7 +138,7 @@ fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
     })
 }
 
-/// Prints samples one after the other: the first as it is made, each further one from where it stands by then.
+/// Prints samples one after another: each streams once those before it have ended.
 struct Printer<'a> {
     prompt: &'a str,
     num_samples: usize,

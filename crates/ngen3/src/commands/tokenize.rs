@@ -1,4 +1,4 @@
-//! `ngen3 tokenize`: text becomes a dataset.
+//! `ngen3 tokenize`: tokenizes text into a dataset.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use crate::progress::Progress;
 use crate::stdout;
 use crate::threads::Threads;
 
-/// Turn text into a dataset of tokens, the folder _data_NAME_
+/// Tokenize text into a dataset
 ///
-/// Each file is a document and is followed by <|endoftext|>. The folder holds data.bin (token ids, little-endian, of 16
-/// bits, or 32 if the vocabulary is larger than 65,536), meta.json (what they are) and, unless it is GPT-2's, the
-/// tokenizer. A UTF-8 byte order mark at the start of a file is dropped.
+/// Writes the folder _data_NAME_: data.bin (little-endian token ids of 16 bits, or 32 if the vocabulary exceeds 65,536),
+/// meta.json (their description) and, unless it is GPT-2's, the tokenizer. Each file is a document, followed by
+/// <|endoftext|>. A UTF-8 byte order mark at the start of a file is dropped.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.conflicts_with("txt")))]
@@ -29,18 +29,18 @@ pub struct Args {
     /// Name of the dataset; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
     dataset: String,
-    /// Text: files, folders (their .txt and .md files), http(s) addresses, - for stdin, or builtin:shakespeare; may be
+    /// Text: files, folders (their .txt and .md files), http(s) URLs, - for stdin, or builtin:shakespeare; optionally
     /// compressed (.gz, .zst)
     #[arg(long, value_name = "PATH_OR_URL", required_unless_present = "chats", num_args = 1..)]
     txt: Vec<OsString>,
     /// Conversations instead of text: files, or - for stdin, of JSON lines (messages, conversations, lists of strings), one
-    /// JSON list of them, or a dialogue a line, whose turns are separated by tabs or __eou__; may be compressed
+    /// JSON list of them, or one dialogue per line, its turns separated by tabs or __eou__; optionally compressed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "lossy"], num_args = 1..)]
     chats: Vec<PathBuf>,
-    /// A Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
+    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Replace bytes that are not UTF-8 by U+FFFD instead of stopping at them
+    /// Replace bytes that are not UTF-8 with U+FFFD instead of stopping
     #[arg(long)]
     lossy: bool,
     #[command(flatten)]
@@ -49,21 +49,20 @@ pub struct Args {
     chat: ChatFlags,
 }
 
-/// How conversations are read and rendered.
+/// Flags for reading and rendering conversations.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", next_help_heading = "Conversations")]
 pub struct ChatFlags {
-    /// A Jinja file that renders conversations, as in transformers [default: the role, a line break, what is said,
-    /// <|endoftext|>]
+    /// Jinja chat template, as in transformers [default: the role, a line break, the message, <|endoftext|>]
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
-    /// Leave out conversations that are bad, and count them, instead of stopping at the first
+    /// Skip and count invalid conversations instead of stopping at the first
     #[arg(long)]
     pub skip_bad: bool,
 }
 
 impl ChatFlags {
-    /// The text of the template that was named.
+    /// Reads the chat template, if one is given.
     pub fn template(&self) -> anyhow::Result<Option<String>> {
         let read =
             |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
@@ -104,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&report(&made, started.elapsed()))
 }
 
-/// Makes a dataset of conversations.
+/// Builds a dataset of conversations and prints a summary.
 pub fn chats(
     name: &str,
     input: ChatInput,
@@ -122,7 +121,7 @@ pub fn chats(
     drop(progress);
     let made = interruptible(result)?;
     stdout::print(&format!(
-        "{}: {}, {}, {} of them to be learned (mask.bin beside it)\n",
+        "{}: {}, {}, {} of them to train on (mask.bin)\n",
         made.data.display(),
         grouped_count(made.conversations, "conversation"),
         grouped_count(made.tokens, "token"),
@@ -130,12 +129,12 @@ pub fn chats(
     ))
 }
 
-/// Says what was made, in one line.
+/// Formats a summary of the dataset, in one line.
 pub fn report(made: &DatasetSummary, took: Duration) -> String {
     let seconds = took.as_secs_f64();
     let ends = match &made.end_of_text {
         Some(token) => format!(" + {} {token}", grouped(made.documents)),
-        None => ", and no token between documents, since this tokenizer has none for that".into(),
+        None => ", with no token between documents (the tokenizer has no end-of-text token)".into(),
     };
     format!(
         "{}: {} of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
@@ -146,12 +145,12 @@ pub fn report(made: &DatasetSummary, took: Duration) -> String {
     )
 }
 
-/// Reads what `--txt` names.
+/// Parses the sources of `--txt`.
 pub fn parse_sources(named: &[OsString]) -> anyhow::Result<Vec<Source>> {
     named.iter().map(|named| Source::parse(named)).collect::<Result<_, _>>().context("--txt")
 }
 
-/// Shows what a feed of text has to tell.
+/// Shows an event of a text source.
 pub fn show(progress: &Progress, event: Event) {
     match event {
         Event::Note(note) => progress.line(&format!("note: {note}")),

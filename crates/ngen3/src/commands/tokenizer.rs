@@ -1,4 +1,4 @@
-//! `ngen3 tokenizer train`: a tokenizer of one's own.
+//! `ngen3 tokenizer train`: trains a tokenizer.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::threads::Threads;
 use crate::{json_file, stdout};
 
-/// Make a tokenizer of your own
+/// Train a tokenizer
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -29,21 +29,21 @@ enum Action {
 
 /// Train a byte-level BPE tokenizer on text
 ///
-/// A small vocabulary makes a small model far smaller and faster. The result is a Hugging Face tokenizer.json: pass it to
-/// tokenize with --tokenizer, and it travels with the data and the model from then on.
+/// A small vocabulary makes a small model much smaller and faster. Writes a Hugging Face tokenizer.json. Pass it to tokenize
+/// with --tokenizer; the dataset and the model then include it.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 struct TrainArgs {
-    /// Text, as for tokenize: files, folders, http(s) addresses, - for stdin, or builtin:shakespeare
+    /// Text, as in tokenize: files, folders, http(s) URLs, - for stdin, or builtin:shakespeare
     #[arg(long, value_name = "PATH_OR_URL", required = true, num_args = 1..)]
     txt: Vec<OsString>,
-    /// Tokens in the vocabulary: 256 bytes, merges, and <|endoftext|>
+    /// Vocabulary size in tokens: 256 bytes, merges, and <|endoftext|>
     #[arg(long, value_name = "N", default_value_t = 8192)]
     vocab_size: usize,
-    /// Where to write the tokenizer
+    /// Tokenizer file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace bytes that are not UTF-8 by U+FFFD instead of stopping at them
+    /// Replace bytes that are not UTF-8 with U+FFFD instead of stopping
     #[arg(long)]
     lossy: bool,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let short = if made.reached() {
         String::new()
     } else {
-        format!(" (not {}: no more pairs occur twice in this text)", grouped(made.requested as u64))
+        format!(" (not {}: no other pair occurs twice in the text)", grouped(made.requested as u64))
     };
     stdout::print(&format!(
         "{}: {}{short}, from {} and {} in {:.1} s\n",

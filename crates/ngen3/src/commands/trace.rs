@@ -1,4 +1,4 @@
-//! `ngen3 trace`: a model's loss and gradients on the first rows of a dataset, to hold another implementation against.
+//! `ngen3 trace`: writes a model's loss and gradients, to compare with another implementation.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,29 +15,29 @@ use crate::device::device;
 use crate::threads::Threads;
 use crate::{json_file, model, stdout};
 
-/// Write a model's loss and gradients on the first rows of a dataset as JSON
+/// Write a model's loss and gradients as JSON
 ///
-/// The rows stand back to back from the first token. For each parameter the file has the gradient's norm and its first eight
-/// values: what benches/peers/torch_gpt.py trace writes from the same checkpoint in PyTorch.
+/// Runs one forward and backward pass on the first sequences of a dataset. For each parameter tensor, the file has the norm
+/// and the first eight values of its gradient, as benches/peers/torch_gpt.py trace writes them with PyTorch.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// The model: .pt, .safetensors, a Hugging Face folder, or a name on the hub
+    /// Model: .pt, .safetensors, a Hugging Face folder, or a hub name
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
-    /// Tokens; ngen3 tokenize makes them
+    /// Token file, from ngen3 tokenize
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Rows of a block each
+    /// Sequences of block_size tokens, back to back from the first token
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     rows: u16,
-    /// Also write the logits after the first row
+    /// Also write the logits after the first sequence
     #[arg(long)]
     logits: bool,
-    /// File for the JSON
+    /// JSON file to write
     #[arg(long, value_name = "FILE", default_value = "trace.json")]
     out: PathBuf,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
     #[command(flatten)]
@@ -46,8 +46,10 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ngen3 trace --model_checkpoint 7M_model.pt --data _data_tinyshakespeare_/data.bin --dtype f32
-  python benches/peers/torch_gpt.py trace --checkpoint 7M_model.pt --data _data_tinyshakespeare_/data.bin --out torch.json";
+  ngen3 trace --model_checkpoint 7M_model.pt \\
+    --data _data_tinyshakespeare_/data.bin --dtype f32
+  python benches/peers/torch_gpt.py trace --checkpoint 7M_model.pt \\
+    --data _data_tinyshakespeare_/data.bin --out torch.json";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -59,11 +61,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let n = usize::from(args.rows) * config.block_size;
     ensure!(
         data.len() > n,
-        "{} has {}, too few for {} of {} and the token after them",
+        "{}: expected at least {} tokens for {} of {}, got {}",
         args.data.display(),
-        count(data.len(), "token"),
-        count(args.rows, "row"),
-        config.block_size
+        n + 1,
+        count(args.rows, "sequence"),
+        config.block_size,
+        data.len()
     );
     let (block, mut inputs, mut targets) = (config.block_size, Vec::new(), Vec::new());
     data.copy(0..n, &mut inputs);

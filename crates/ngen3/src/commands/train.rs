@@ -1,4 +1,4 @@
-//! `ngen3 train`: a model learns from a dataset.
+//! `ngen3 train`: trains a model.
 
 use std::path::PathBuf;
 
@@ -8,25 +8,26 @@ use ngen3_model::Variant;
 use ngen3_train::{Flag, Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
 
 use crate::device::device;
+use crate::interrupt;
+use crate::model::{self, variant_help};
 use crate::training::Training;
-use crate::{interrupt, model};
 
-/// Train a model on a dataset
+/// Train a model
 ///
-/// Leaves VARIANT_model.pt (the model, in nanoGPT's layout), VARIANT_model.state (what --resume goes on from) and
-/// VARIANT_model.run (metrics.jsonl, TensorBoard events, loss.svg). Ctrl-C finishes the step, saves, and says how to go
-/// on; an evaluation is left, and made when the run goes on.
+/// Writes VARIANT_model.pt (the model, in nanoGPT's format), VARIANT_model.state (the training state for --resume) and
+/// VARIANT_model.run (metrics.jsonl, TensorBoard events, loss.svg). Ctrl-C finishes the step, saves, and prints the resume
+/// command; an interrupted evaluation is rerun.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Shape and training defaults; ngen3 variants lists them
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(help = variant_help("Shape and training defaults"))]
     variant: Option<&'static Variant>,
-    /// Tokens to train on; ngen3 tokenize makes them
+    /// Token file to train on, from ngen3 tokenize
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Start from the weights of a model: .pt, .safetensors, a Hugging Face folder, a name on the hub, or hf (GPT-2 in the
-    /// size of the variant)
+    /// Model to start from: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// [default: random weights]
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     init_from: Option<PathBuf>,
     #[command(flatten)]
@@ -35,34 +36,34 @@ pub struct Args {
     flags: Flags,
 }
 
-/// Where a run goes, and whether it goes on from what is there: the same for every command that trains.
+/// Output and resume flags, shared by every command that trains.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct RunFlags {
-    /// File for the model (.pt or .safetensors) [default: the one named above]
+    /// Model file to write (.pt or .safetensors) [default: the name above]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Settings in TOML, named as the flags below, and the shape of a model that is no variant (n_layer, n_head, n_embd,
-    /// block_size, vocab_size, activation), which is then named after the file; a flag comes before the file, and the file
-    /// before the variant
+    /// TOML file with settings, named like the flags below, and optionally the shape of a model that is not a variant
+    /// (n_layer, n_head, n_embd, block_size, vocab_size, activation), which is then named after the file. Flags override the
+    /// file; the file overrides the variant
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// Go on from where the run stopped, as if it never had; settings given now replace the run's own
+    /// Resume the run exactly where it stopped; settings given now replace the saved ones
     #[arg(long)]
     pub resume: bool,
-    /// Replace a model that is there already
+    /// Replace an existing model
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 }
 
 impl RunFlags {
-    /// Source of the weights: the run's own state, or `start` for a fresh one.
+    /// Source of the weights: the saved state with `--resume`, otherwise `start`.
     pub fn start(&self, start: StartFrom) -> StartFrom {
         if self.resume { StartFrom::Resume } else { start }
     }
 }
 
-/// The settings of a run, and the part of the model's shape that has a flag. The flags are those of the lists in `ngen3-train`.
+/// Training settings, and the parts of the model's shape that have flags. `ngen3-train` defines the flags.
 pub struct Flags {
     settings: Overrides,
     shape: Shape,
@@ -72,7 +73,7 @@ impl clap::Args for Flags {
     fn augment_args(mut command: Command) -> Command {
         for flag in Overrides::FLAGS {
             command = command.arg(arg(flag));
-            // The two sizes of a batch stand together.
+            // Keep the two batch dimensions together.
             if flag.name == "batch_size" {
                 command = command.args(Shape::FLAGS.iter().map(arg));
             }
@@ -101,7 +102,7 @@ impl FromArgMatches for Flags {
     }
 }
 
-/// A flag as clap knows it.
+/// Converts a flag's definition to clap's.
 fn arg<T: Clone + Send + Sync + 'static>(flag: &Flag<T>) -> Arg {
     let Flag { name, value_name, help, default, is_switch, parse } = *flag;
     let arg = Arg::new(name)
@@ -117,7 +118,7 @@ fn arg<T: Clone + Send + Sync + 'static>(flag: &Flag<T>) -> Arg {
     }
 }
 
-/// The values of the flags that were given.
+/// Values of the flags on the command line.
 fn given<T: Clone + Send + Sync + 'static>(flags: &[Flag<T>], matches: &ArgMatches) -> impl Iterator<Item = T> {
     flags.iter().filter_map(|flag| matches.get_one::<T>(flag.name).cloned())
 }
@@ -125,12 +126,15 @@ fn given<T: Clone + Send + Sync + 'static>(flags: &[Flag<T>], matches: &ArgMatch
 const EXAMPLES: &str = "\
 Examples:
   ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin
-  ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin --max_iters 5000 --resume
-  ngen3 train --config tiny.toml --data _data_tinyshakespeare_/data.bin --out tiny.pt
-  ngen3 train --variant 7M --init_from 7M_model.pt --data _data_plays_/data.bin --out plays.pt";
+  ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin \\
+    --max_iters 5000 --resume
+  ngen3 train --config tiny.toml --data _data_tinyshakespeare_/data.bin \\
+    --out tiny.pt
+  ngen3 train --variant 7M --init_from 7M_model.pt \\
+    --data _data_plays_/data.bin --out plays.pt";
 
 impl Flags {
-    /// The settings and the shape that were asked for.
+    /// Returns the settings and the shape that the flags give.
     pub fn asked(self) -> (Overrides, Shape) {
         (self.settings, self.shape)
     }
@@ -139,7 +143,7 @@ impl Flags {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (settings, shape) = args.flags.asked();
-    // Before the signals are watched: a download that is stopped goes on the next time.
+    // Before watching for signals: an interrupted download resumes on the next run.
     let init_from = args.init_from.map(|named| model::find(&named, args.variant, None)).transpose()?;
     let shape = match &init_from {
         Some(found) => found.shaped(shape),

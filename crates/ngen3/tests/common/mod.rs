@@ -1,4 +1,4 @@
-//! The program as a user runs it, for the tests of several commands; each uses what it needs.
+//! Runs the program as a user does; shared by the tests of several commands.
 #![allow(dead_code)]
 
 use std::fs;
@@ -6,12 +6,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// Tiny-shakespeare, as it is inside the program.
+/// Tiny-shakespeare, from the program's own data.
 pub fn shakespeare() -> Vec<u8> {
     zstd::decode_all(&include_bytes!("../../../ngen3-data/data/tinyshakespeare.txt.zst")[..]).unwrap()
 }
 
-/// `ngen3 LINE` in a folder; the words of `line` are split at spaces.
+/// `ngen3 LINE` in a folder; `line` is split at spaces.
 pub fn ngen3(folder: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ngen3"));
     command.args(line.split(' ')).current_dir(folder);
@@ -21,7 +21,7 @@ pub fn ngen3(folder: &Path, line: &str) -> Command {
     command
 }
 
-/// Runs a command, interrupts it when it has said `place` on stderr, and gives all that it says there.
+/// Runs a command, interrupts it once stderr contains `place`, and returns all of stderr.
 pub fn interrupt_at(mut command: Command, place: &str) -> String {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -39,12 +39,12 @@ pub fn run(folder: &Path, line: &str) -> Output {
     ngen3(folder, line).output().unwrap()
 }
 
-/// Runs what must succeed; gives stdout and stderr.
+/// Runs a command that must succeed; returns stdout and stderr.
 pub fn succeed(folder: &Path, line: &str) -> (String, String) {
     texts(&run(folder, line), 0)
 }
 
-/// Runs what must fail with this code; gives its one line of complaint.
+/// Runs a command that must fail with this code; returns its one-line error.
 pub fn fail(folder: &Path, line: &str, code: i32) -> String {
     complaint(&run(folder, line), code)
 }
@@ -71,7 +71,7 @@ pub fn protect(path: &Path) {
     fs::set_permissions(path, permissions).unwrap();
 }
 
-/// Every file below a folder, with its content.
+/// Every file below a folder, with its contents.
 pub fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

@@ -1,4 +1,4 @@
-//! `ngen3 finetune` and `ngen3 hf_finetune`, as a user types them.
+//! `ngen3 finetune` and `ngen3 hf_finetune` from the command line.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -24,7 +24,7 @@ fn write_model(path: &Path, config: &Config) {
     checkpoint::save(path, config, &params, &CheckpointMeta::default()).unwrap();
 }
 
-/// A folder with a model of 8 numbers a token, `tiny.pt`, and conversations, `chats.jsonl`.
+/// A folder with a model of width 8, `tiny.pt`, and conversations, `chats.jsonl`.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_model(&folder.path().join("tiny.pt"), &Config::new(1, 2, 8, 48, 50_257));
@@ -32,7 +32,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// Conversations that can be learned: the answer follows from the question.
+/// Conversations whose answers follow from the questions.
 fn chats(count: usize) -> String {
     let line = |n: usize| {
         let animal = ["cat", "dog", "cow", "bird"][n % 4];
@@ -56,7 +56,7 @@ fn metrics(folder: &Path, name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The last line of stderr of what must fail with this code.
+/// Error of a command that must fail with this code: the last line of stderr.
 fn complaint(output: &Output, code: i32) -> String {
     let (_, err) = texts(output, code);
     assert_eq!(err.matches("error: ").count(), 1, "{err}");
@@ -76,7 +76,7 @@ fn the_command_of_the_contract_fine_tunes_and_answers() {
     let (out, err) = texts(&ngen3(folder, line).args(SAMPLE).output().unwrap(), 0);
     assert!(err.contains("27 conversations for training, 3 held out; loss on the assistant's turns"), "{err}");
     let lines: Vec<&str> = out.lines().collect();
-    assert!(lines[0].starts_with("finetuned_7M_model.pt: 2 steps in ") && lines[0].contains("the best kept"), "{out}");
+    assert!(lines[0].starts_with("finetuned_7M_model.pt: 2 steps in ") && lines[0].contains("kept the best"), "{out}");
     let text = "perplexity on the last tenth of builtin:shakespeare, 16384 tokens: ";
     assert!(lines[1].starts_with(text) && lines[1].contains(" before, ") && lines[1].ends_with(" %)"), "{out}");
     assert_eq!(lines[2], "user: Hello, how are you?");
@@ -93,7 +93,7 @@ fn the_command_of_the_contract_fine_tunes_and_answers() {
         serde_json::from_slice(&fs::read(folder.join("finetuned_7M_model.run/reference.json")).unwrap()).unwrap();
     assert!(report["before"].as_f64().unwrap() > 1.0 && report["after"].as_f64().unwrap() > 1.0, "{report}");
 
-    // It goes on like any other model: its template is in the export.
+    // It works like any other model: its template is in the export.
     succeed(folder, "export --variant 7M --model_path finetuned_7M_model.pt --output_dir exported");
     let settings: Value =
         serde_json::from_slice(&fs::read(folder.join("exported/tokenizer_config.json")).unwrap()).unwrap();
@@ -130,12 +130,12 @@ fn the_hub_s_conversations_are_learned_from() {
     let source = load(folder, "x.pt").meta.training["data"]["source"].clone();
     assert_eq!(source, json!(["train.jsonl of roskoN/dailydialog"]));
 
-    // As a dataset it is the same.
+    // The same conversations as a dataset.
     let line = "hf_tokenize --hf_dataset roskoN/dailydialog --hf_text_column utterances --dataset d --chats";
     let (out, _) = texts(&command(line).output().unwrap(), 0);
     assert!(out.starts_with("_data_d_/data.bin: 9 conversations, 117 tokens, 45 of them"), "{out}");
 
-    // A row that is no conversation is named.
+    // A row that is not a conversation is named.
     let bad = "{\"turns\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"critic\", \"content\": \"b\"}]}\n";
     server.add(
         "datasets",
@@ -192,7 +192,7 @@ fn it_stops_when_nothing_improves_and_keeps_the_best() {
     let folder = folder.path();
     let line = TINY.replace("0.01", "0.3");
     let (out, err) = succeed(folder, &format!("{line} --finetune_iters 400 --eval_interval 2 --patience 2"));
-    assert!(err.contains("stopped early: 2 evaluations in a row were no better than the best"), "{err}");
+    assert!(err.contains("stopped early: 2 evaluations in a row without a lower validation loss"), "{err}");
     let lines = metrics(folder, "x.run");
     let (best, loss) = lines
         .iter()
@@ -202,7 +202,7 @@ fn it_stops_when_nothing_improves_and_keeps_the_best() {
     let kept = load(folder, "x.pt").meta;
     assert_eq!(kept.iter_num, best);
     assert!((kept.best_val_loss.unwrap() - loss).abs() < 1e-6);
-    assert!(out.contains(&format!("the best kept: validation loss {loss:.4} at step {best}")), "{out}");
+    assert!(out.contains(&format!("kept the best: validation loss {loss:.4} at step {best}")), "{out}");
     assert!(lines.last().unwrap()["step"].as_u64().unwrap() > best);
 }
 
@@ -280,7 +280,7 @@ fn bad_conversations_are_named_or_counted() {
     let error = fail(folder, "tokenize --dataset z --chats no.jsonl", 1);
     assert!(error.contains("no.jsonl: there is no such file"), "{error}");
     assert!(!folder.join("_data_z_").exists());
-    // Of tokens on disk the number of the conversation is known.
+    // For tokens on disk, the error names the number of the conversation.
     fs::write(folder.join("chats.jsonl"), format!("{good}{long}\n")).unwrap();
     succeed(folder, "tokenize --dataset z --chats chats.jsonl");
     let error = complaint(&run(folder, &TINY.replace("chats.jsonl", "_data_z_/data.bin")), 1);
@@ -296,11 +296,11 @@ fn a_template_of_ones_own_is_kept_and_a_bad_one_refused() {
     fs::write(folder.join("t.jinja"), template).unwrap();
     succeed(folder, &format!("{TINY} --finetune_iters 2 --chat_template t.jinja"));
     assert_eq!(load(folder, "x.pt").meta.chat.unwrap().template, template);
-    // It is the model's own from now on.
+    // It is now the model's template.
     let next = TINY.replace("tiny.pt", "x.pt").replace("--out x.pt", "--out y.pt");
     succeed(folder, &format!("{next} --finetune_iters 1"));
     assert_eq!(load(folder, "y.pt").meta.chat.unwrap().template, template);
-    // Whatever it learns after that.
+    // Training on plain tokens keeps it.
     fs::write(folder.join("a.txt"), "one two three four five six seven ".repeat(100)).unwrap();
     succeed(folder, "tokenize --dataset plain --txt a.txt");
     let more = "train --data _data_plain_/data.bin --init_from y.pt --config shape.toml --batch_size 2 --out z.pt";
@@ -333,11 +333,11 @@ fn what_is_asked_wrongly_is_told_and_leaves_nothing() {
         (format!("{TINY} --train_on everybody"), 2, "assistant or all"),
         (format!("{TINY} --finetune_iters 3 --max_iters 3"), 2, "cannot be used with"),
         (TINY.replace("--model_checkpoint tiny.pt ", ""), 2, "--model_checkpoint"),
-        (format!("{TINY} --variant 7M"), 1, "tiny.pt is not a 7M model"),
+        (format!("{TINY} --variant 7M"), 1, "tiny.pt: expected 7M (7,242,624 parameters) with "),
         (TINY.replace("tiny.pt", "no.pt"), 1, "no.pt"),
         (format!("{TINY} --reference_text no.txt"), 1, "no.txt"),
-        (format!("{TINY} --lora_rank 2 --reference_text short.txt"), 1, "short.txt is too short to measure"),
-        ("finetune --data chats.jsonl --resume".into(), 1, "which run goes on?"),
+        (format!("{TINY} --lora_rank 2 --reference_text short.txt"), 1, "short.txt: too short to measure"),
+        ("finetune --data chats.jsonl --resume".into(), 1, "--resume: expected --out FILE or --variant NAME"),
         (format!("{TINY} --resume"), 2, "cannot be used with"),
     ] {
         let output = run(folder, &line);
@@ -353,7 +353,7 @@ fn adapters_learn_and_nothing_else_does() {
     let folder = folder.path();
     let line = format!("{TINY} --finetune_iters 60 --eval_interval 20 --lora_rank 4 --lora_targets c_attn,mlp.c_fc");
     let (_, err) = succeed(folder, &line);
-    assert!(err.contains("; adapters of rank 4, alpha 8, at attn.c_attn,mlp.c_fc: 288 learn"), "{err}");
+    assert!(err.contains("; adapters of rank 4, alpha 8, at attn.c_attn,mlp.c_fc: 288 trainable"), "{err}");
     let losses: Vec<f64> = metrics(folder, "x.run").iter().filter_map(|line| line["val_loss"].as_f64()).collect();
     assert!(losses[3] < losses[0], "{losses:?}");
     let (base, merged) = (load(folder, "tiny.pt"), load(folder, "x.pt"));
@@ -366,7 +366,7 @@ fn adapters_learn_and_nothing_else_does() {
     let lora = json!({"rank": 4, "alpha": 8.0, "targets": ["attn.c_attn", "mlp.c_fc"]});
     assert_eq!(merged.meta.training["lora"], lora);
 
-    // What is merged is what stands in the adapter's own folder.
+    // The adapter's folder holds what is merged.
     let settings: Value =
         serde_json::from_slice(&fs::read(folder.join("x.adapter/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&settings["r"], &settings["base_model_name_or_path"]), (&json!(4), &json!("tiny.pt")));
@@ -393,12 +393,12 @@ fn adapters_learn_and_nothing_else_does() {
     }
     assert_eq!(load(folder, "x.pt"), merged, "nothing was replaced");
 
-    // Another run in its place takes the adapters away.
+    // A new run without adapters removes them.
     succeed(folder, &format!("{TINY} --overwrite --finetune_iters 1"));
     assert!(!folder.join("x.adapter").exists() && !folder.join("x.state/base.safetensors").exists());
 }
 
-/// The numbers of a tensor in a safetensors file.
+/// Reads a tensor from a safetensors file.
 fn tensor(path: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

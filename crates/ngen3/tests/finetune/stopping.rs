@@ -1,4 +1,4 @@
-//! Runs that are stopped, and go on.
+//! Fine-tuning runs that are interrupted and resumed.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// A run is interrupted, and goes on by the command that it prints, to the same end.
+/// A run that is interrupted and resumed with the printed command ends with the same model.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
@@ -24,7 +24,7 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
         let log = folder.join("x.run/metrics.jsonl");
         interrupt_when(&child, || fs::read_to_string(&log).is_ok_and(|text| text.lines().count() > 3));
         let (_, err) = texts(&child.wait_with_output().unwrap(), 130);
-        let told = err.lines().find(|line| line.contains("go on with: ")).unwrap();
+        let told = err.lines().find(|line| line.contains("resume with: ")).unwrap();
         assert!(told.ends_with(&format!("ngen3 finetune --data chats.jsonl{again} --out x.pt --resume")), "{told}");
         fs::rename(folder.join("tiny.pt"), folder.join("gone.pt")).unwrap();
         if !again.is_empty() {
@@ -35,10 +35,10 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
             );
         }
         let (out, err) = succeed(folder, &format!("finetune --data chats.jsonl{again} --out x.pt --resume"));
-        assert!(err.contains("goes on after step"), "{err}");
+        assert!(err.contains("resuming after step"), "{err}");
         assert!(out.contains("perplexity on the last tenth"), "{out}");
         assert_eq!(out.contains("\nuser: Hi\nassistant: "), !again.is_empty(), "{out}");
-        // What comes after a run that is finished can be had again.
+        // Resuming a finished run repeats what comes after training.
         let (out, _) = succeed(folder, &format!("finetune --data chats.jsonl{again} --out x.pt --resume"));
         assert!(out.contains("all 120 steps are done") && !out.contains("perplexity"), "{out}");
         assert_eq!(out.contains("\nuser: Hi\nassistant: "), !again.is_empty(), "{out}");
@@ -55,7 +55,7 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
             assert_eq!(read("whole"), read("x"), "{file}");
         }
 
-        // Other conversations are not the run's, nor is another model.
+        // Other conversations are an error, and so is another model.
         let more = "finetune --data chats.jsonl --out x.pt --resume --max_iters 200";
         if !lora.is_empty() {
             let kept = folder.join("x.state/base.safetensors");
@@ -73,7 +73,7 @@ fn an_interrupted_run_goes_on_as_if_it_never_stopped() {
     }
 }
 
-/// A run that is stopped while it measures what the model knew before, or knows after it, measures it when it goes on.
+/// A run that is interrupted while it measures a perplexity, before or after training, measures it on resume.
 #[cfg(unix)]
 #[test]
 fn a_perplexity_that_is_stopped_is_measured_when_the_run_goes_on() {
@@ -87,7 +87,7 @@ fn a_perplexity_that_is_stopped_is_measured_when_the_run_goes_on() {
         format!("{line} --reference_text known.txt"),
         "finetune --data _data_plain_/data.bin --reference_text known.txt --out x.pt --resume",
     );
-    // The run waits for its text after it has begun to listen for signals.
+    // The run waits for its text after it has installed its signal handlers.
     let known = folder.join("known.txt");
     let stopped = |line: &str| {
         assert!(Command::new("mkfifo").arg(&known).status().unwrap().success());
@@ -101,14 +101,14 @@ fn a_perplexity_that_is_stopped_is_measured_when_the_run_goes_on() {
         said
     };
     let (_, err) = stopped(&line);
-    let told = err.lines().find(|line| line.contains("go on with: ")).unwrap();
-    assert!(told.starts_with("x.pt is saved after step 0; ") && told.ends_with(again), "{told}");
+    let told = err.lines().find(|line| line.contains("resume with: ")).unwrap();
+    assert!(told.starts_with("x.pt: saved after step 0; ") && told.ends_with(again), "{told}");
     assert!(!folder.join("x.run/reference.json").exists());
     fs::write(&known, &words).unwrap();
     let (out, _) = succeed(folder, again);
     assert!(out.starts_with("x.pt: 2 steps in ") && out.contains("\nperplexity on known.txt, "), "{out}");
 
-    // As a run leaves it that is stopped after its last step.
+    // The state of a run that was interrupted after its last step.
     let path = folder.join("x.run/reference.json");
     let whole = fs::read(&path).unwrap();
     let mut report: Value = serde_json::from_slice(&whole).unwrap();
@@ -116,8 +116,9 @@ fn a_perplexity_that_is_stopped_is_measured_when_the_run_goes_on() {
     fs::write(&path, report.to_string()).unwrap();
     fs::remove_file(&known).unwrap();
     let (_, err) = stopped(again);
-    let told = err.lines().find(|line| line.starts_with("x.pt is finished; ")).unwrap_or_else(|| panic!("{err}"));
-    assert!(told.contains("its perplexity is measured with: ") && told.ends_with(again), "{told}");
+    let told =
+        err.lines().find(|line| line.starts_with("x.pt: training is finished; ")).unwrap_or_else(|| panic!("{err}"));
+    assert!(told.contains("measure the perplexity with: ") && told.ends_with(again), "{told}");
     fs::write(&known, &words).unwrap();
     let (out, _) = succeed(folder, again);
     assert!(out.contains("\nperplexity on known.txt, "), "{out}");

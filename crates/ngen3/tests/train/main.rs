@@ -1,4 +1,4 @@
-//! `ngen3 train`, as a user types it.
+//! `ngen3 train` from the command line.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -26,7 +26,7 @@ learning_rate = 0.01
 eval_iters = 2
 ";
 
-/// A folder with the settings of a tiny model and tokens that it can learn.
+/// A folder with a tiny model's settings, and tokens with a pattern to learn.
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("tiny.toml"), TINY).unwrap();
@@ -38,7 +38,7 @@ fn write_tokens(folder: &Path, name: &str, tokens: impl Iterator<Item = u16>) {
     fs::write(folder.join(name), tokens.flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
 }
 
-/// The lines of metrics.jsonl, without what time decides.
+/// The lines of metrics.jsonl, without timings.
 fn metrics(folder: &Path, name: &str) -> Vec<Value> {
     let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
@@ -55,7 +55,7 @@ fn load(folder: &Path, name: &str) -> Checkpoint {
     Checkpoint::load(&folder.join(name)).unwrap()
 }
 
-/// Runs what must fail after its header; gives the one line of complaint at the end.
+/// Runs a command that must fail after its header; returns the error line at the end.
 fn fail_late(command: &mut Command, code: i32) -> String {
     let (out, err) = texts(&command.output().unwrap(), code);
     assert!(out.is_empty(), "{out}");
@@ -72,9 +72,9 @@ fn a_model_learns_and_the_run_is_on_record() {
     let (out, err) = succeed(folder, line);
     assert!(out.starts_with("tiny_model.pt: 60 steps in ") && out.contains("validation loss "), "{out}");
     for expected in [
-        "vocabulary 97: 5,052 parameters",
-        "3,600 tokens to train on, 400 to validate on",
-        "60 steps of 32 tokens (4 rows of 8)",
+        "model: 5,052 parameters, 2 layers, 3 heads, width 12, context 8, vocabulary 97\n",
+        "3,600 tokens for training, 400 for validation",
+        "60 steps of 32 tokens (4 sequences of 8)",
         "step 0: validation loss 4.",
         "step 60/60: loss ",
         "lr 1.",
@@ -112,7 +112,7 @@ fn a_model_learns_and_the_run_is_on_record() {
 fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // Its file is called as the built-in one is.
+    // The file has the name of the built-in tokenizer.
     succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out gpt2");
     succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer gpt2");
     fs::write(folder.join("small.toml"), "n_layer = 1\nn_head = 1\nn_embd = 8\nblock_size = 16\n").unwrap();
@@ -129,7 +129,7 @@ fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
     let complaint = fail(folder, line, 1);
     assert!(complaint.contains("is outside the model's vocabulary of 300"), "{complaint}");
 
-    // Tokens that fit the model, and are others.
+    // Another tokenizer whose ids fit the model's vocabulary.
     succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 290 --out other.json");
     succeed(folder, "tokenize --dataset other --txt builtin:shakespeare --tokenizer other.json");
     for line in [
@@ -160,7 +160,7 @@ fn a_model_of_another_shape_than_the_variant_is_named_after_its_file() {
     let other = load(folder, "flat_model.pt").config;
     assert_eq!((other.n_layer, other.n_embd), (1, 128));
     assert_eq!(load(folder, "7M_model.pt").config, variant);
-    // What made it is what goes on with it.
+    // The flags that created it also resume it.
     succeed(folder, &format!("{line} --config flat.toml --resume").replace("max_iters 0", "max_iters 1"));
     assert_eq!(load(folder, "flat_model.pt").meta.iter_num, 1);
 }
@@ -205,10 +205,9 @@ fn no_steps_initialise_and_a_model_is_not_replaced_unasked() {
     succeed(folder, "train --config tiny.toml --data data.bin --out m.pt --resume --max_iters 3");
     assert_eq!(load(folder, "m.pt").meta.iter_num, 3);
     let (out, _) = succeed(folder, "train --config tiny.toml --data data.bin --out m.pt --resume");
-    assert_eq!(out, "m.pt: all 3 steps are done; a larger --max_iters trains on\n");
+    assert_eq!(out, "m.pt: all 3 steps are done; increase --max_iters to train further\n");
 }
 
-/// Starts a run and reads stderr until it has logged step 20.
 #[test]
 fn a_model_that_is_read_only_is_not_replaced() {
     let folder = folder();
@@ -232,7 +231,7 @@ fn a_run_that_goes_on_at_another_learning_rate_ends_at_a_tenth_of_it() {
     succeed(folder, &format!("{line} --resume --max_iters 8 --learning_rate 0.00002"));
     let training = load(folder, "m.pt").meta.training;
     assert_eq!((training["learning_rate"].as_f64(), training["min_lr"].as_f64()), (Some(2e-5), Some(2e-6)));
-    // What was said stays.
+    // A given min_lr is kept.
     succeed(folder, &format!("{line} --resume --max_iters 9 --min_lr 0.00001"));
     succeed(folder, &format!("{line} --resume --max_iters 10 --learning_rate 0.00003"));
     assert_eq!(load(folder, "m.pt").meta.training["min_lr"].as_f64(), Some(1e-5));
@@ -243,8 +242,11 @@ fn bench_says_how_much_it_decodes() {
     let folder = tempfile::tempdir().unwrap();
     let line = "bench --variant 7M --steps 1 --batch_size 1 --threads 1";
     let (out, err) = succeed(folder.path(), &format!("{line} --tokens 125"));
-    assert_eq!(err, "note: 124 tokens fit into the block after the start, and are decoded\n");
-    assert!(out.starts_with("7M, 1 row of 128, 1 thread, ") && out.contains("\ndecoding "), "{out}");
+    assert_eq!(err, "note: decoding 124 tokens, the most that fit in the context\n");
+    assert!(
+        out.starts_with("7M (7,242,624 parameters), 1 sequence of 128, 1 thread, ") && out.contains("\ndecoding "),
+        "{out}"
+    );
 }
 
 #[test]
@@ -358,7 +360,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
     }
 }
 
-/// Runs a command that can write no file larger than `blocks` of 512 bytes.
+/// Runs a command that cannot write files larger than `blocks` of 512 bytes.
 fn with_little_disk(folder: &Path, blocks: u32, line: &str) -> Command {
     let program = env!("CARGO_BIN_EXE_ngen3");
     let mut command = Command::new("sh");
