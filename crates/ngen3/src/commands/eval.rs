@@ -136,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ensure!(used, "{flag} requires the task perplexity in --tasks");
     }
     check_outputs(&args)?;
-    // Before the signals are watched: a download that is stopped goes on the next time.
+    // Before watching for signals: an interrupted download resumes on the next run.
     let plan = plan(&args, &tasks)?;
     let models = candidates(&args, &plan)?;
 
