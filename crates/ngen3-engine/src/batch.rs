@@ -1,52 +1,55 @@
-//! Token sequences to compute with.
+//! Batches of token sequences.
 
 use ngen3_model::Config;
 
 use crate::Error;
 
-/// Marks a position whose next token is not to be predicted.
+/// Target of a position that has no loss (PyTorch's `ignore_index`).
 pub const IGNORE: u32 = u32::MAX;
 
-/// Tokens of a batch that go through a model together: a larger batch goes through in passes of up to so many, or of one sequence
-/// where that is longer. Sequences are never cut, and one stays with those that continue it.
+/// Maximum number of tokens in one forward pass. A larger batch is split into passes of whole sequences: a sequence stays with
+/// those that continue it, and one that is longer than this is a pass of its own. Every engine splits alike, since each pass
+/// has its own dropout seed ([`pass_seed`](crate::pass_seed)).
 pub const PASS_TOKENS: usize = 2048;
 
 /// One sequence of a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// Number of tokens.
+    /// Number of tokens, at least 1.
     pub len: usize,
-    /// True if it continues the last sequence before it that continues none: it attends to that one's tokens, and its positions
-    /// go on after them. Several may continue the same one and do not attend to each other. Losses only, no gradients.
+    /// True if it continues a prefix: the nearest sequence before it that continues none. It attends to the prefix, and its
+    /// positions count on from the prefix's length. Sequences with the same prefix do not attend to each other. For evaluation
+    /// only: such a batch has no gradient.
     pub continues: bool,
 }
 
-/// Token sequences back to back and, for each token, the one that follows it.
+/// Token sequences, concatenated, with a target for each position.
 ///
-/// Sequences may be of different lengths: nothing is padded. They never attend to each other, and their positions start at 0.
+/// Sequences can differ in length and are not padded. They do not attend to each other, and the positions of each start at 0;
+/// [`Sequence::continues`] is the exception to both.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// `[tokens]`
+    /// `[tokens]`: token ids.
     pub inputs: Vec<u32>,
-    /// `[tokens]`: what is to be predicted at each position, or [`IGNORE`].
+    /// `[tokens]`: the token that follows each position, or [`IGNORE`].
     pub targets: Vec<u32>,
-    /// Their lengths add up to `tokens`.
+    /// The sequences in order; their lengths add up to `tokens`.
     pub sequences: Vec<Sequence>,
 }
 
 impl Batch {
-    /// Sequences of `seq_len` tokens each.
+    /// Creates a batch of sequences of `seq_len` tokens each.
     pub fn even(seq_len: usize, inputs: Vec<u32>, targets: Vec<u32>) -> Self {
         let count = inputs.len().div_ceil(seq_len.max(1));
         Self { inputs, targets, sequences: vec![Sequence { len: seq_len, continues: false }; count] }
     }
 
-    /// Adds a sequence.
+    /// Appends a sequence.
     pub fn push(&mut self, inputs: &[u32], targets: &[u32]) {
         self.add(inputs, targets, false);
     }
 
-    /// Adds a sequence that continues the last one added by [`Batch::push`].
+    /// Appends a sequence that continues the last one added by [`Batch::push`].
     pub fn push_after(&mut self, inputs: &[u32], targets: &[u32]) {
         self.add(inputs, targets, true);
     }
@@ -57,7 +60,7 @@ impl Batch {
         self.sequences.push(Sequence { len: inputs.len(), continues });
     }
 
-    /// Takes all sequences out; what was allocated is kept.
+    /// Removes all sequences but keeps the allocated memory.
     pub fn clear(&mut self) {
         self.inputs.clear();
         self.targets.clear();
@@ -69,22 +72,22 @@ impl Batch {
         self.targets.iter().filter(|&&target| target != IGNORE).count()
     }
 
-    /// Number of targets that are not [`IGNORE`], of which there must be one.
+    /// Returns [`Batch::num_target_tokens`], the divisor of a mean loss.
     ///
     /// # Errors
-    /// [`Error::Input`] when there is none: there is no mean.
+    /// [`Error::Input`] when it is 0.
     pub fn check_targets(&self) -> Result<usize, Error> {
         match self.num_target_tokens() {
-            0 => Err(Error::Input("no target of the batch counts".into())),
+            0 => Err(Error::Input("the batch has no targets: all are ignored".into())),
             targets => Ok(targets),
         }
     }
 
-    /// Checks that a model of this shape can take the batch.
+    /// Checks the batch against a model's shape.
     ///
     /// # Errors
-    /// [`Error::Input`] for sequences that are empty, that reach past the block or do not add up, for a first one that continues
-    /// nothing, or a token outside the vocabulary.
+    /// [`Error::Input`] when a sequence is empty or, with its prefix, longer than `block_size`; when the first sequence
+    /// continues another; when `inputs`, `targets` and the lengths disagree; when a token or target is outside the vocabulary.
     pub fn check(&self, config: &Config) -> Result<(), Error> {
         let Self { inputs, targets, sequences } = self;
         let block = config.block_size;
@@ -94,14 +97,14 @@ impl Batch {
             let prefix = match (sequence.continues, before) {
                 (false, _) => 0,
                 (true, Some(len)) => len,
-                (true, None) => return Err(Error::Input("the first row of a batch continues nothing".into())),
+                (true, None) => return Err(Error::Input("the first sequence of a batch cannot continue another".into())),
             };
             if sequence.len == 0 {
-                return Err(Error::Input("a row without tokens".into()));
+                return Err(Error::Input("a sequence of the batch has no tokens".into()));
             }
             if sequence.len.saturating_add(prefix) > block {
                 let len = sequence.len.saturating_add(prefix);
-                return Err(Error::Input(format!("a row of {len} tokens in a model with a block of {block}")));
+                return Err(Error::Input(format!("a sequence of {len} tokens exceeds the model's context length of {block}")));
             }
             if !sequence.continues {
                 before = Some(sequence.len);
@@ -111,7 +114,7 @@ impl Batch {
         if total == 0 || inputs.len() != total || targets.len() != total {
             let (inputs, targets) = (inputs.len(), targets.len());
             return Err(Error::Input(format!(
-                "{inputs} inputs and {targets} targets do not make rows of {total} tokens"
+                "expected {total} inputs and targets, the sum of the sequence lengths, got {inputs} and {targets}"
             )));
         }
         check_tokens(inputs, config)?;
@@ -125,7 +128,7 @@ impl Batch {
 /// Checks that every token is in the vocabulary.
 ///
 /// # Errors
-/// [`Error::Input`] naming the first that is not.
+/// [`Error::Input`] naming the first token that is not.
 pub fn check_tokens(tokens: &[u32], config: &Config) -> Result<(), Error> {
     match tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
         Some(token) => Err(outside(*token, config)),

@@ -1,4 +1,4 @@
-//! A device opens models, and says beforehand what they need.
+//! Devices, which models run on, and the memory that they need.
 
 use std::time::Duration;
 
@@ -6,20 +6,21 @@ use ngen3_model::{Config, Lora};
 
 use crate::{Dtype, Error, Options, Quant, Teacher, Trainer};
 
-/// Something to compute on.
+/// Backend that models run on, such as a CPU or a GPU.
 pub trait Device {
-    /// Its name in messages and records, such as `cpu`.
+    /// Name in messages and records, such as `cpu`.
     fn name(&self) -> &'static str;
 
-    /// A model with these parameters, `[total]` in the order of `ngen3_model::ParamList`.
+    /// Opens a model for training, evaluation and generation. `params` are its parameters, `[total]` in the order of
+    /// `ngen3_model::ParamList`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the shape is invalid, `params` has another length, or the device lacks the dtype asked for;
-    /// [`Error::Unsupported`] for a quantisation that it lacks;
-    /// [`Error::Memory`] or [`Error::Threads`] when it cannot be held or computed.
+    /// [`Error::Input`] when the shape is invalid, `params` has the wrong length, or the device lacks [`Options::dtype`];
+    /// [`Error::Unsupported`] when it lacks [`Options::quant`]; [`Error::Memory`] when its buffers cannot be allocated;
+    /// [`Error::Threads`] when its threads cannot be started.
     fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error>;
 
-    /// A model that only teaches: [`Options::quant`] rounds its weights and their inputs.
+    /// Opens a model for inference only, as a teacher. [`Options::quant`] quantises its weights and the inputs of its products.
     ///
     /// # Errors
     /// As [`Device::open`].
@@ -27,50 +28,52 @@ pub trait Device {
         Err(Error::Unsupported("distillation"))
     }
 
-    /// Bytes of memory that a workload takes.
+    /// Returns the memory that a workload needs, in bytes.
     ///
     /// # Errors
-    /// [`Error::Input`] for adapters that the model cannot have.
+    /// [`Error::Input`] when the adapters do not fit the model.
     fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error>;
 
-    /// The time that each part of a step has taken since the last call, in the order of a step; empty where it is not measured.
+    /// Returns the time spent in each part of a step since the last call, in the order of a step. Empty if the device does not
+    /// measure it.
     fn take_profile(&self) -> Vec<(&'static str, Duration)> {
         Vec::new()
     }
 
-    /// The best rate, in GFLOP/s, of repeated products `[m, k]·[n, k]ᵀ` in a quarter of a second on `threads` threads (0 = all).
+    /// Repeats the product `[m, k]·[n, k]ᵀ` for a quarter of a second on `threads` threads (0 = all) and returns the best rate,
+    /// in GFLOP/s. `shape` is `[m, k, n]`.
     ///
     /// # Errors
-    /// [`Error::Threads`] when the threads cannot be started; [`Error::Input`] for a dtype that it lacks.
+    /// [`Error::Threads`] when the threads cannot be started; [`Error::Input`] for a dtype that the device lacks.
     fn product_gflops(&self, _dtype: Dtype, _threads: usize, _shape: [usize; 3]) -> Result<f64, Error> {
-        Err(Error::Unsupported("measuring its products"))
+        Err(Error::Unsupported("measuring matrix products"))
     }
 }
 
-/// Work that a model is to do.
+/// Workload of a model, for [`Device::memory`].
 #[derive(Clone, Copy, Debug)]
 pub enum Workload<'a> {
-    /// Train all of it, with batches of so many sequences of a whole block.
+    /// Training all parameters, in batches of sequences of `block_size` tokens.
     Train {
-        /// Sequences in a batch.
+        /// Number of sequences per batch.
         batch_size: usize,
     },
-    /// Train adapters beside it.
+    /// Training adapters with the model frozen.
     Adapt {
-        /// Sequences in a batch.
+        /// Number of sequences per batch.
         batch_size: usize,
-        /// Their shape.
+        /// Rank and targets of the adapters.
         lora: &'a Lora,
     },
-    /// Train all of it with a teacher.
+    /// Training all parameters with a teacher.
     Distill {
-        /// Sequences in a batch.
+        /// Number of sequences per batch.
         batch_size: usize,
-        /// The teacher's shape.
+        /// Shape of the teacher.
         teacher: &'a Config,
-        /// Precision that the teacher is rounded to.
+        /// Quantisation of the teacher.
         quant: Quant,
     },
-    /// Generate one text as long as a block.
+    /// Generating one sequence of `block_size` tokens.
     Sample,
 }

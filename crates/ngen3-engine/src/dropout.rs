@@ -1,26 +1,26 @@
-//! Dropout masks (Srivastava et al. 2014) as a hash: which activations of a step are dropped follows from its seed alone, so that
-//! backward computes the same mask again, every engine computes the same one, and resuming a run needs no generator's state.
+//! Dropout masks (Srivastava et al. 2014), hashed from a seed and the element's index. The backward pass recomputes the mask
+//! instead of storing it, every engine computes the same one, and a resumed run has no generator state to restore.
 
-/// The dropout of one place in the network, in one pass.
+/// Dropout at one site of the network, in one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    /// An element is dropped when its hash is below this: p·2³².
+    /// An element is dropped if its hash is below this: p·2³².
     threshold: u32,
     scale: f32,
     key: [u32; 2],
 }
 
-/// The places where activations are dropped: after the embedding, and three in each block.
+/// Sites of dropout in the network: one after the embedding, three in each block (the `usize` is its layer, from 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropoutSite {
-    /// The sum of token and position embedding, `[tokens, width]`.
+    /// Sum of token and position embedding, `[tokens, width]`.
     Embedding,
-    /// The attention probabilities of a block; sequences one after the other, `[heads, queries, keys]` each: the index of one is
-    /// Σ heads·len² over the sequences of the pass before it + head·len² + query·len + key.
+    /// Attention probabilities of a block, `[heads, queries, keys]` for each sequence, concatenated. An element has the index Σ
+    /// heads·len² over the earlier sequences of the pass + head·len² + query·len + key.
     Attention(usize),
-    /// The output of a block's attention projection, `[tokens, width]`.
+    /// Output of a block's attention projection, `[tokens, width]`.
     AttentionProjection(usize),
-    /// The output of a block's MLP, `[tokens, width]`.
+    /// Output of a block's MLP, `[tokens, width]`.
     MlpProjection(usize),
 }
 
@@ -37,7 +37,7 @@ impl DropoutSite {
 }
 
 impl Dropout {
-    /// Dropout with probability `p`; `None` when it would do nothing. `seed` is the pass's: see [`pass_seed`].
+    /// Creates dropout with probability `p`; `None` if `p` is 0. `seed` is that of the pass: see [`pass_seed`].
     pub fn new(p: f32, seed: u64, site: DropoutSite) -> Option<Self> {
         if p <= 0.0 {
             return None;
@@ -50,7 +50,7 @@ impl Dropout {
         })
     }
 
-    /// Factor of element `index`, row-major: 0 or 1/(1 − p).
+    /// Returns the factor of the element at a row-major index: 0 or 1/(1 − p).
     #[inline(always)]
     pub fn factor(&self, index: u32) -> f32 {
         let mut h = (index ^ self.key[0]).wrapping_mul(0x9E37_79B1).wrapping_add(self.key[1]);
@@ -61,12 +61,12 @@ impl Dropout {
     }
 }
 
-/// The seed of a pass of up to [`crate::PASS_TOKENS`] tokens.
+/// Derives the dropout seed of a pass, numbered from 0 within its batch (see [`PASS_TOKENS`](crate::PASS_TOKENS)).
 pub fn pass_seed(seed: u64, pass: u64) -> u64 {
     splitmix(seed.wrapping_add(pass))
 }
 
-/// Turns any 64 bits into well-mixed ones (SplitMix64, Steele et al. 2014).
+/// Mixes 64 bits (SplitMix64, Steele et al. 2014).
 pub fn splitmix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,23 +1,23 @@
-//! Errors of computing.
+//! Errors of engines.
 
-/// Errors of computing.
+/// Error of an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Input of the wrong shape, or a token outside the vocabulary.
+    /// Input of the wrong shape, a token outside the vocabulary, or a setting out of range.
     #[error("{0}")]
     Input(String),
-    /// The arena for this shape does not fit in memory.
-    #[error("{what} needs {bytes} bytes of memory, which could not be reserved")]
+    /// Memory that cannot be allocated.
+    #[error("cannot allocate {bytes} bytes for {what}")]
     Memory {
         /// Purpose of the memory.
         what: &'static str,
-        /// How much was asked for.
+        /// Its size, in bytes.
         bytes: usize,
     },
-    /// Something that this device does not do, such as `distillation`.
+    /// Operation that the device does not support, such as `distillation`.
     #[error("this device does not support {0}")]
     Unsupported(&'static str),
-    /// The threads that compute could not be started.
-    #[error("could not start the threads that compute: {0}")]
+    /// Compute threads that cannot be started.
+    #[error("cannot start the compute threads: {0}")]
     Threads(String),
 }

@@ -1,8 +1,8 @@
-//! The contract: what loops need from whatever computes. Traits and plain data; knows token ids, never text or files, and no
-//! processor.
+//! The contract between engines, which compute, and the code for training, evaluation and generation: traits and plain data. It
+//! knows token ids but no text or files, and no particular hardware.
 //!
-//! Read `model.rs` first, then `device.rs`. `batch.rs`, `precision.rs`, `optimizer.rs` and `distill.rs` are the data that the
-//! traits speak of.
+//! Read `model.rs` first, then `device.rs`. `batch.rs`, `precision.rs`, `optimizer.rs`, `distill.rs` and `dropout.rs` define
+//! the data that the traits take. `reference/` is a slow, readable engine that others are tested against.
 
 // The fixtures' reader, which the CPU's tests share, names this crate.
 #[cfg(test)]

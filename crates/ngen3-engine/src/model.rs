@@ -1,11 +1,10 @@
-//! Computation as the loops see it: a [`Model`] gives losses and decodes, a [`Trainer`] learns, a [`Distiller`] learns from a
-//! [`Teacher`].
+//! Models: a [`Model`] computes losses and decodes, a [`Trainer`] is trained, a [`Distiller`] is trained with a [`Teacher`].
 //!
-//! A training step is [`Trainer::forward_backward`] once for each micro-batch (gradients add up inside), then
-//! [`Trainer::update`]. Everything that learns (parameters, gradients, AdamW's moments) is a flat `[total]` array in the order
-//! of `ngen3_model::ParamList`, or of `ngen3_model::LoraList` where only adapters learn, read and written by [`Slot`].
+//! A training step calls [`Trainer::forward_backward`] for each micro-batch, which accumulates gradients, then
+//! [`Trainer::update`]. Parameters, gradients and AdamW's moments are flat `[total]` arrays of f32, read and written by
+//! [`Slot`]. Their order is that of `ngen3_model::ParamList`, or of `ngen3_model::LoraList` while only adapters are trained.
 //!
-//! Whoever implements one of these writes what it can do: the rest says that it is not supported.
+//! An engine implements the operations that it has; the others return [`Error::Unsupported`] by default.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -14,149 +13,152 @@ use ngen3_model::{Config, Lora};
 
 use crate::{AdamW, Backward, Batch, DistillConfig, DistillLoss, Dtype, Error, Slot, TopK};
 
-/// A model that can be evaluated and can generate.
+/// Model for evaluation and generation.
 pub trait Model {
-    /// The model's shape.
+    /// Returns the model's shape.
     fn config(&self) -> &Config;
 
-    /// Threads and precision that it computes with.
+    /// Returns the number of threads and the precision in use.
     fn info(&self) -> ComputeInfo {
         ComputeInfo::default()
     }
 
-    /// Cross entropy at each position in nats, `[tokens]`, with no dropout; 0 where the target is ignored.
+    /// Returns the cross entropy at each position in nats, `[tokens]`, without dropout; 0 where the target is ignored.
     ///
     /// # Errors
-    /// As [`Batch::check`]; [`Error::Memory`] when the activations do not fit.
+    /// As [`Batch::check`]; [`Error::Memory`] when the activations do not fit in memory.
     fn losses(&mut self, _batch: &Batch) -> Result<Vec<f32>, Error> {
         Err(Error::Unsupported("evaluation"))
     }
 
-    /// Mean cross entropy of the targets that are not ignored, in nats per token, with no gradient and no dropout.
+    /// Returns the mean cross entropy over the targets that are not ignored, in nats per token, without dropout.
     ///
     /// # Errors
-    /// As [`Model::losses`], and [`Error::Input`] when every target is ignored.
+    /// As [`Model::losses`]; [`Error::Input`] when every target is ignored.
     fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
         let total = self.losses(batch)?.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         Ok((total / batch.check_targets()? as f64) as f32)
     }
 
-    /// Room for this many sequences that grow a few tokens at a time.
+    /// Creates a decoder with room for this many sequences of `block_size` tokens.
     ///
     /// # Errors
-    /// [`Error::Memory`] when their keys and values do not fit; [`Error::Input`] for no sequences, or while the model has adapters.
+    /// [`Error::Memory`] when the keys and values do not fit in memory; [`Error::Input`] for 0 sequences, or while the model
+    /// has adapters.
     fn decoder(&self, _sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         Err(Error::Unsupported("decoding"))
     }
 }
 
-/// Threads and precision that a model computes with, for people to read.
+/// Threads and precision of a model, for messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ComputeInfo {
-    /// Threads that compute.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Precision that the operands of products are rounded to.
+    /// Precision of the operands of matrix products.
     pub dtype: Dtype,
 }
 
-/// Tokens for one of a decoder's sequences.
+/// Tokens to append to one of a decoder's sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feed<'a> {
-    /// Which sequence, from 0.
+    /// Index of the sequence, from 0.
     pub sequence: usize,
-    /// The tokens that follow in it: at least one token.
+    /// The sequence's next tokens, at least one.
     pub tokens: &'a [u32],
 }
 
-/// Sequences with their keys and values kept. Each has its own length and is fed, or left alone, at any step; one that has ended
-/// is cleared, and another begins in its place.
+/// Sequences being decoded, with a key-value cache. Each has its own length and can be fed or skipped at any step. When it
+/// ends, [`Decoder::clear`] frees its slot for another.
 pub trait Decoder {
-    /// Sequences that there is room for.
+    /// Returns the number of sequences that there is room for.
     fn sequences(&self) -> usize;
 
-    /// Tokens that a sequence holds; at most `block_size`.
+    /// Returns the number of tokens in a sequence, at most `block_size`.
     ///
     /// # Panics
-    /// If there is no such sequence.
+    /// If `sequence` is out of range.
     fn len(&self, sequence: usize) -> usize;
 
-    /// Feeds some of the sequences, each its next tokens, in one pass; returns the logits that follow the last token of each feed,
-    /// `[feeds, vocab_size]`.
+    /// Appends tokens to some of the sequences in one pass. Returns the logits after the last token of each feed, `[feeds,
+    /// vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] for no feeds, a feed without tokens or of a sequence that is fed already or does not exist, one that
-    /// would grow past `block_size`, or a token outside the vocabulary. All sequences are then as they were.
+    /// [`Error::Input`] when there are no feeds, a feed has no tokens, its sequence is out of range, fed twice or would exceed
+    /// `block_size`, or a token is outside the vocabulary. All sequences are then unchanged.
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error>;
 
-    /// Forgets a sequence's tokens, so that another can begin there.
+    /// Removes the tokens of a sequence, so that another can use its slot.
     ///
     /// # Panics
-    /// If there is no such sequence.
+    /// If `sequence` is out of range.
     fn clear(&mut self, sequence: usize);
 }
 
-/// A model that learns.
+/// Model that can be trained.
 pub trait Trainer: Model {
-    /// Mean cross entropy of the targets that are not ignored; adds its gradient to [`Slot::Grads`].
+    /// Runs the forward and the backward pass. Returns the mean cross entropy over the targets that are not ignored, in nats
+    /// per token, and adds its gradient, times [`Backward::weight`], to [`Slot::Grads`].
     ///
     /// # Errors
-    /// As [`Model::loss`], and [`Error::Input`] for a sequence that continues another.
+    /// As [`Model::loss`]; [`Error::Input`] for a sequence that continues another, or a dropout that is not in [0, 1).
     fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error>;
 
-    /// Clips the gradients, applies one AdamW update, clears the gradients; returns their global norm before clipping.
-    /// When that norm is not finite nothing is changed but the gradients, which are cleared.
+    /// Clips the gradients, applies one AdamW update and zeroes the gradients. Returns their global norm before clipping. If
+    /// that is not finite, the update is skipped and the gradients are zeroed.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the moments do not fit, at the first update.
+    /// [`Error::Memory`] when the moments, which the first update allocates, do not fit in memory.
     fn update(&mut self, adamw: &AdamW) -> Result<f32, Error>;
 
-    /// Reads a flat array, `[total]`.
+    /// Returns a flat array, `[total]`.
     fn read(&self, slot: Slot) -> Cow<'_, [f32]>;
 
-    /// Replaces a flat array.
+    /// Replaces a flat array, `[total]`.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the array was not held before and does not fit.
+    /// [`Error::Memory`] when the array is not allocated yet and does not fit in memory.
     ///
     /// # Panics
-    /// If `values` is not `[total]`.
+    /// If `values` does not have `total` elements.
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error>;
 
-    /// The whole model's parameters in the order of `ngen3_model::ParamList`, with adapters, if there are any, merged into the
-    /// weights that they stand beside: what a checkpoint holds.
+    /// Returns the parameters of the whole model in the order of `ngen3_model::ParamList`, with any adapters merged into their
+    /// weights: the content of a checkpoint.
     fn merged(&self) -> Cow<'_, [f32]> {
         self.read(Slot::Params)
     }
 
-    /// Puts low-rank adapters beside the model's linear layers, `params` in the order of `ngen3_model::LoraList`. From now on
-    /// they learn and nothing else does, and every [`Slot`] is theirs, `[LoraList::total]`.
+    /// Adds low-rank adapters, with `params` in the order of `ngen3_model::LoraList`, and freezes the model. Every [`Slot`] is
+    /// then that of the adapters, `[LoraList::total]`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the model cannot have them, `params` has another length, or there are adapters already.
+    /// [`Error::Input`] when the adapters do not fit the model, `params` has the wrong length, or there are adapters already.
     fn adapt(&mut self, _lora: &Lora, _params: Vec<f32>) -> Result<(), Error> {
         Err(Error::Unsupported("low-rank adapters"))
     }
 
-    /// Adds the adapters, if there are any, to the weights that they stand beside. The model is then a plain one, all of which
-    /// learns, decodes, and fills the slots.
+    /// Merges the adapters, if any, into their weights. All parameters are then trained again, every [`Slot`] is that of the
+    /// model, and it can decode.
     fn merge(&mut self) {}
 
-    /// The same model as one that learns from a teacher.
+    /// Returns this model as a [`Distiller`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where it cannot.
+    /// [`Error::Unsupported`] if the engine cannot distil.
     fn distiller(&mut self) -> Result<&mut dyn Distiller, Error> {
         Err(Error::Unsupported("distillation"))
     }
 }
 
-/// A model that learns from a teacher.
+/// Model that can be trained with a teacher.
 pub trait Distiller: Trainer {
-    /// The loss of distillation, both parts apart; with `backward`, adds the gradient of their weighted sum to [`Slot::Grads`].
+    /// Returns both terms of the distillation loss. With `backward`, applies its dropout and adds the gradient of the weighted
+    /// sum ([`DistillConfig`]), times [`Backward::weight`], to [`Slot::Grads`].
     ///
     /// # Errors
-    /// As [`Trainer::forward_backward`], [`DistillConfig::validate`] and [`TopK::check`]; [`Error::Input`] for a teacher of another
-    /// vocabulary or on another device.
+    /// As [`Trainer::forward_backward`], [`DistillConfig::validate`] and [`TopK::check`]; [`Error::Input`] for a teacher that
+    /// is on another device or has another vocabulary or too short a context.
     fn distill(
         &mut self,
         batch: &Batch,
@@ -166,19 +168,19 @@ pub trait Distiller: Trainer {
     ) -> Result<DistillLoss, Error>;
 }
 
-/// A model that a student learns from, as a handle: only the device that opened it looks inside.
+/// Teacher, as an opaque handle: only the device that opened it can use it.
 pub trait Teacher: Any {
-    /// The `k` most likely tokens after each position and their log probabilities when the logits are divided by `temperature`.
+    /// Returns the `k` most likely tokens at each position and their log probabilities, ln softmax(logits/temperature).
     ///
     /// # Errors
-    /// As [`Model::losses`], and [`Error::Input`] for a `k` that is 0 or above the vocabulary, or no temperature.
+    /// As [`Model::losses`]; [`Error::Input`] for a `k` that is 0 or above `vocab_size`, or an invalid temperature.
     fn top_k(&mut self, batch: &Batch, k: usize, temperature: f32) -> Result<TopK, Error>;
 }
 
-/// Whose probabilities a student learns from.
+/// Source of the teacher's probabilities.
 pub enum TeacherSource<'a> {
-    /// A teacher on the same device, by its handle: what it computes stays there.
+    /// Teacher on the same device; its logits stay there.
     Teacher(&'a mut dyn Teacher),
-    /// Its most likely tokens for this batch at the same temperature, as [`Teacher::top_k`] gave them; all others are one lump.
+    /// The teacher's most likely tokens for this batch, from [`Teacher::top_k`] at the same temperature.
     TopK(&'a TopK),
 }

@@ -1,48 +1,48 @@
-//! Options that a gradient is taken with, and the update that follows it.
+//! Options of the backward pass and of the optimizer.
 
-/// One AdamW update (Loshchilov & Hutter 2019).
+/// Hyperparameters of one AdamW update (Loshchilov & Hutter 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// Which update this is, counting from 1: it sets the bias correction.
+    /// Number of this update, from 1, for bias correction.
     pub step: u64,
-    /// Learning rate of this step.
+    /// Learning rate of this update.
     pub lr: f32,
-    /// Decay of the first moment.
+    /// β₁, decay rate of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// β₂, decay rate of the second moment.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// ε, added to the square root of the second moment.
     pub eps: f32,
-    /// Decoupled decay, on matrices and embeddings only.
+    /// Decoupled weight decay, of matrices and embeddings only.
     pub weight_decay: f32,
-    /// Gradients are scaled down so that their global norm is at most this; 0 turns clipping off.
+    /// Maximum global norm of the gradients; larger ones are scaled down to it. 0 disables clipping.
     pub grad_clip: f32,
 }
 
-/// Options that a gradient is taken with.
+/// Options of a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backward {
-    /// It is multiplied by this: a micro-batch's share in what counts of its step.
+    /// Factor of the gradient: a micro-batch's share of the step's target tokens.
     pub weight: f32,
-    /// Activations are zeroed with this probability.
+    /// Dropout probability, at least 0 and below 1.
     pub dropout: f32,
-    /// Alone decides which.
+    /// Seed of the dropout masks.
     pub seed: u64,
 }
 
 impl Default for Backward {
-    /// Of the loss itself, with nothing dropped.
+    /// The gradient of the loss itself, without dropout.
     fn default() -> Self {
         Self { weight: 1.0, dropout: 0.0, seed: 0 }
     }
 }
 
-/// One of the flat arrays that an engine holds.
+/// Flat array of a trainer, `[total]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
-    /// The parameters.
+    /// Trainable parameters.
     Params,
-    /// Gradients gathered since the last update.
+    /// Gradients accumulated since the last update.
     Grads,
     /// AdamW's first moment.
     ExpAvg,

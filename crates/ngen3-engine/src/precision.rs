@@ -1,17 +1,17 @@
-//! The numbers that an engine computes with, and how it runs.
+//! Precision and other options of an engine.
 
 use serde::{Deserialize, Serialize};
 
-/// The numbers that products are made of.
+/// Precision of matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// The fastest that this processor has.
+    /// The fastest precision of the hardware.
     #[default]
     Auto,
-    /// Nothing is rounded to less, on every processor.
+    /// f32 throughout, on every processor.
     F32,
-    /// Operands of products rounded to bf16, sums and everything else in f32; needs AVX512-BF16.
+    /// Operands of matrix products in bf16, everything else in f32. A CPU needs AVX512-BF16.
     Bf16,
 }
 
@@ -23,7 +23,7 @@ impl std::str::FromStr for Dtype {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err("there are auto, f32 and bf16".into()),
+            _ => Err("expected auto, f32 or bf16".into()),
         }
     }
 }
@@ -38,28 +38,28 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-/// How an engine runs.
+/// Options of an engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Threads that compute; 0 is one for each core.
+    /// Number of compute threads; 0 is one per core.
     pub threads: usize,
-    /// The numbers that products are made of.
+    /// Precision of matrix products.
     pub dtype: Dtype,
-    /// True if the weights are rounded further, to decode faster; not for training.
+    /// Quantisation of the weights, to decode faster; not for training.
     pub quant: Quant,
-    /// True if a pass forward keeps only each block's input, and backward runs the block again: the same numbers, in a fraction of
-    /// the memory for activations and an eighth to a quarter more time.
+    /// True for activation checkpointing: the forward pass keeps only each block's input, and the backward pass recomputes the
+    /// block. Results are the same; activations take a fraction of the memory, a step an eighth to a quarter more time.
     pub recompute: bool,
 }
 
-/// Precision that weights which are only read are rounded to; a teacher rounds what they are multiplied with, too.
+/// Quantisation of weights for inference. A teacher's is also that of the inputs of its products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quant {
-    /// The engine's precision: bf16 weights where it multiplies in bf16, f32 elsewhere.
+    /// None: bf16 weights where the engine multiplies in bf16, f32 otherwise.
     #[default]
     None,
-    /// int8 with a scale for each output.
+    /// int8 with one scale per output.
     Int8,
 }
 
@@ -70,7 +70,7 @@ impl std::str::FromStr for Quant {
         match name {
             "none" => Ok(Self::None),
             "int8" => Ok(Self::Int8),
-            _ => Err("there are none and int8".into()),
+            _ => Err("expected none or int8".into()),
         }
     }
 }

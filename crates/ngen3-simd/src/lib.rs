@@ -1,11 +1,11 @@
-//! Running a loop with the widest vectors that this processor has.
+//! Runs loops with the widest vector instructions of the processor.
 //!
-//! Kernels are plain loops over slices. [`simd`] calls a closure in a copy of itself compiled for AVX-512, AVX2 with
-//! FMA, NEON, or nothing, whichever the processor has when the program runs, and the compiler vectorises the loop in
-//! each. [`path`] names the copy that runs; whoever has kernels of their own chooses among them by it.
-//! `NGEN3_SIMD=scalar`, `avx2` or `avx512` forces a path, to compare or to debug: see [`forced`].
+//! Kernels are plain loops over slices. [`simd`] calls a closure in a copy compiled for AVX-512, AVX2 with FMA, NEON or the
+//! target's baseline, whichever the processor supports at run time; the compiler vectorises the loop in each copy. [`path`]
+//! names the copy in use, for code that chooses among kernels of its own. `NGEN3_SIMD=scalar`, `avx2` or `avx512` forces a
+//! path, to compare or to debug: see [`forced`].
 //!
-//! Functions that a closure calls must be `#[inline(always)]`, or they are compiled once, for the narrowest machine.
+//! Functions that a closure calls must be `#[inline(always)]`; otherwise they are compiled for the baseline only.
 
 mod path;
 
@@ -20,24 +20,24 @@ fn arch() -> Arch {
     *ARCH.get_or_init(|| forced().ok().flatten().and_then(Path::arch).unwrap_or_default())
 }
 
-/// Returns the path that kernels take in this process: the forced one where it can run, else the widest.
+/// Returns the path of this process: the forced one if the processor supports it, otherwise the widest.
 pub fn path() -> Path {
     Path::of(arch())
 }
 
-/// Tells if kernels written for AVX-512 may run.
+/// Returns true if AVX-512 kernels may run.
 #[cfg(target_arch = "x86_64")]
 pub fn avx512() -> bool {
     matches!(arch(), Arch::V4(_))
 }
 
-/// Calls `f` compiled for the widest vectors there are. `f` should be marked `#[inline(always)]`.
+/// Calls `f`, compiled for the widest vectors available. `f` should be marked `#[inline(always)]`.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     arch().dispatch(f)
 }
 
-/// Partial sums kept apart so that a sum of f32 vectorises: the order of addition is the same for every vector width,
+/// Number of partial sums of a sum of f32, which let it vectorise. The order of additions is the same for every vector width,
 /// and so are the bits of the result.
 pub const LANES: usize = 16;
 
@@ -69,7 +69,7 @@ pub fn sum(a: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     )
 }
 
-/// The largest element; −∞ of nothing.
+/// Largest element; −∞ if there are none.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -82,7 +82,7 @@ pub fn max(a: &[f32]) -> f32 {
     rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
 }
 
-/// The sum of the lanes, in a tree.
+/// Adds the lanes pairwise, as a tree.
 #[inline(always)]
 pub fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
@@ -95,7 +95,8 @@ pub fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `eˣ` for x in [−87, 88], with a relative error below 3e-7 + 8e-8·|x|; outside, the value at the nearer end (never 0 or ∞).
+/// `eˣ` for x in [−87, 88], with a relative error below 3e-7 + 8e-8·|x|; outside, the value at the nearest bound (never 0 or
+/// ∞).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // NaN passes through both comparisons.
@@ -107,7 +108,7 @@ pub fn exp(x: f32) -> f32 {
 /// `2ᵗ` for t in [−126, 127], with a relative error below 3e-7.
 #[inline(always)]
 pub fn exp2(t: f32) -> f32 {
-    // Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
+    // Adding 1.5·2²³ rounds to an integer and puts it into the low bits.
     const ROUND: f32 = 12_582_912.0;
     let shifted = t + ROUND;
     let f = t - (shifted - ROUND);
@@ -119,10 +120,10 @@ pub fn exp2(t: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 
-/// 2ᶠ on [−½, ½], from f⁵ down: the polynomial whose largest relative error is least (Remez 1934), 7.5e-8 before rounding.
+/// Coefficients of the minimax polynomial of 2ᶠ on [−½, ½] (Remez 1934), from f⁵ down; relative error 7.5e-8 before rounding.
 pub const EXP2: [f32; 6] = [1.327_647_2e-3, 9.675_541e-3, 5.550_713e-2, 2.402_212e-1, 6.931_469_4e-1, 1.000_000_1];
 
-/// Replaces each x by `exp(scale·(x − shift))`; returns their sum, added up as [`sum`] does.
+/// Replaces each x by `exp(scale·(x − shift))`. Returns their sum, in the order of [`sum`].
 #[inline(always)]
 pub fn exp_and_sum(x: &mut [f32], scale: f32, shift: f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -166,9 +167,9 @@ mod tests {
         for path in Path::TARGET {
             match path.run(run) {
                 Some(found) => assert_eq!(found, wide, "{path:?}"),
-                // Past the test harness, which keeps what is printed to itself.
+                // Written to stderr directly, since the test harness captures prints.
                 None => {
-                    let _ = writeln!(std::io::stderr(), "SKIPPED: {}, which this processor has not", path.name());
+                    let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not supported by this processor", path.name());
                 }
             }
         }

@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 
 use pulp::Arch;
 
-/// Name of the environment variable that forces a path.
+/// Environment variable that forces a path.
 const SWITCH: &str = "NGEN3_SIMD";
 
 /// Instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// Instructions that every processor of the target has.
+    /// Baseline instructions of the target.
     Scalar,
     /// AVX2 with FMA, on x86-64.
     Avx2,
@@ -21,10 +21,10 @@ pub enum Path {
 }
 
 impl Path {
-    /// All of them.
+    /// All paths.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
 
-    /// Paths of the architecture that this is compiled for, from the narrowest on.
+    /// Paths of the target architecture, narrowest first.
     pub const TARGET: &[Self] = if cfg!(target_arch = "x86_64") {
         &[Self::Scalar, Self::Avx2, Self::Avx512]
     } else if cfg!(target_arch = "aarch64") {
@@ -33,7 +33,7 @@ impl Path {
         &[Self::Scalar]
     };
 
-    /// Returns the name that `NGEN3_SIMD` knows.
+    /// Returns the name, as in `NGEN3_SIMD`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
@@ -43,15 +43,15 @@ impl Path {
         }
     }
 
-    /// Tells if this processor can run it.
+    /// Returns true if this processor supports the path.
     pub fn is_available(self) -> bool {
         self.arch().is_some()
     }
 
-    /// Calls `f` compiled for this path, whichever the process takes; `None` where the processor cannot run it. `f` should
-    /// be marked `#[inline(always)]`.
+    /// Calls `f`, compiled for this path whatever the path of the process; `None` if the processor does not support it. `f`
+    /// should be marked `#[inline(always)]`.
     ///
-    /// Looks at the processor at every call: for tests that hold one path against another, not for kernels.
+    /// Detects the processor at every call: for tests that compare paths, not for kernels.
     #[inline(always)]
     pub fn run<R>(self, f: impl FnOnce() -> R) -> Option<R> {
         Some(self.arch()?.dispatch(f))
@@ -83,13 +83,13 @@ impl Path {
     }
 }
 
-/// Returns the path that `NGEN3_SIMD` forces; `None` where it is unset or empty.
+/// Returns the path that `NGEN3_SIMD` forces; `None` if it is unset or empty.
 ///
-/// A path that cannot be forced is ignored by [`path`](crate::path), which then is the widest that the processor has. A library
-/// does not print: a program asks this when it starts, and says the error aloud.
+/// [`path`](crate::path) ignores a path that cannot be forced and returns the widest. A library does not print: programs call
+/// this at startup and report the error.
 ///
 /// # Errors
-/// Names a path that does not exist or that this processor cannot run, and those that it can.
+/// A message that names the unknown or unsupported path, and the supported ones.
 pub fn forced() -> Result<Option<Path>, String> {
     std::env::var_os(SWITCH).filter(|value| !value.is_empty()).map(|value| named(&value)).transpose()
 }
@@ -100,7 +100,7 @@ fn named(value: &OsStr) -> Result<Path, String> {
     let available = || available.collect::<Vec<_>>().join(", ");
     match named {
         Some(path) if path.is_available() => Ok(path),
-        Some(path) => Err(format!("{SWITCH}={}: this processor cannot run it; it runs {}", path.name(), available())),
+        Some(path) => Err(format!("{SWITCH}={}: not supported by this processor: expected one of {}", path.name(), available())),
         None => Err(format!("unknown {SWITCH} \"{}\": expected one of {}", value.display(), available())),
     }
 }

@@ -1,18 +1,18 @@
-//! AdamW (Loshchilov & Hutter 2019) as PyTorch has it: `clip_grad_norm_`, then `AdamW.step`.
+//! AdamW (Loshchilov & Hutter 2019) as in PyTorch: `clip_grad_norm_`, then `AdamW.step`.
 
 use crate::AdamW;
 
-/// Global norm of the gradients, √Σ g².
+/// Returns the global norm of the gradients, √Σ g².
 pub fn grad_norm(grads: &[f32]) -> f32 {
     grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt() as f32
 }
 
-/// Factor of gradients of this norm.
+/// Returns the factor that clips gradients of this norm, min(1, grad_clip/(norm + 1e-6)).
 pub fn clip_factor(adamw: &AdamW, norm: f32) -> f32 {
     if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
-/// Updates one parameter, each array that of its elements, with gradients times `clip`:
+/// Updates one parameter tensor, given its slice of each flat array. Gradients are multiplied by `clip` first:
 ///
 /// m = β₁·m + (1 − β₁)·g,  v = β₂·v + (1 − β₂)·g²,  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ),
 /// p = p·(1 − lr·decay) − lr·m̂/(√v̂ + ε).

@@ -1,37 +1,37 @@
 //! Causal self-attention: out = softmax(q·kᵀ/√head_width)·v for each head   (Vaswani et al. 2017).
 //!
-//! `qkv`: [tokens, 3·width], query, key and value of every head side by side as `c_attn` makes them; `out`: [tokens, width],
-//! the heads merged; `probabilities`, before their dropout: sequences one after the other, [n_head, queries, keys] each.
+//! `qkv`: [tokens, 3·width], the output of `c_attn`: queries of all heads, then keys, then values; `out`: [tokens, width], the
+//! heads concatenated; `probabilities`, before dropout: [n_head, queries, keys] for each sequence, concatenated.
 
 use std::ops::Range;
 
 use super::layers::{add_scaled, dot};
 use crate::Dropout;
 
-/// One sequence of those that go through the layers together.
+/// One sequence of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Its place among their tokens.
+    /// Range of its tokens in the pass.
     pub tokens: Range<usize>,
-    /// Tokens that it continues.
+    /// Earlier tokens that it attends to.
     pub before: Before,
 }
 
-/// Tokens that a sequence sees besides its own.
+/// Earlier tokens that a sequence attends to besides its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
     /// None.
     Nothing,
-    /// Others that go through the layers at the same time.
+    /// A prefix in the same pass, by its range of tokens.
     Tokens(Range<usize>),
-    /// Earlier ones, whose keys and values are kept in this place of a cache, and will be for those that go through now.
+    /// Tokens of earlier passes, whose keys and values are in this slot of the cache; those of this pass are appended.
     Cache(usize),
 }
 
-/// Keys and values of one block, those of each sequence that is decoded: `[keys, 2·width]`.
+/// Key-value cache of one block: `[keys, 2·width]` for each sequence being decoded.
 pub type BlockCache = [Vec<f32>];
 
-/// Returns `out` and `probabilities`; each query attends to all tokens before its sequence's, and to these up to itself.
+/// Returns `out` and `probabilities`. Each query attends to the tokens before its sequence and, within it, up to itself.
 pub fn attention_forward(
     n_head: usize,
     width: usize,
@@ -79,7 +79,7 @@ pub fn attention_forward(
     (out, probabilities)
 }
 
-/// Returns the gradient of `qkv`, of sequences that continue nothing. With m the mask of dropout, dp = m·(dout·v):
+/// Returns the gradient of `qkv`, for sequences that continue nothing. With m the dropout mask, dp = m·(dout·v):
 /// dv += p·m·dout,  ds = p·(dp − Σ p·dp)/√head_width,  dq += ds·k,  dk += ds·q.
 pub fn attention_backward(
     n_head: usize,
@@ -96,7 +96,7 @@ pub fn attention_backward(
     let mut first = 0;
     for Span { tokens, .. } in spans {
         for head in 0..n_head {
-            // A token's query, key or value.
+            // Range of a token's query (part 0), key (1) or value (2).
             let place = |token: usize, part: usize| {
                 let start = (token * 3 + part) * width + head * d;
                 start..start + d
@@ -124,13 +124,13 @@ pub fn attention_backward(
     dqkv.iter().map(|&d| d as f32).collect()
 }
 
-/// Those of some tokens, `[tokens, 2·width]`.
+/// Returns the keys and values of some tokens, `[tokens, 2·width]`.
 fn keys_and_values(qkv: &[f32], width: usize, tokens: &Range<usize>) -> Vec<f32> {
     let rows = &qkv[tokens.start * 3 * width..tokens.end * 3 * width];
     rows.chunks_exact(3 * width).flat_map(|row| &row[width..]).copied().collect()
 }
 
-/// Of the probability at this place among all of them.
+/// Returns the dropout factor of the probability at this index.
 fn factor(dropout: Option<Dropout>, place: usize) -> f64 {
     dropout.map_or(1.0, |dropout| f64::from(dropout.factor(place as u32)))
 }

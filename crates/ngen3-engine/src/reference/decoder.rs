@@ -1,14 +1,14 @@
-//! [`ReferenceDecoder`]: sequences that grow, with the keys and values of their tokens kept.
+//! [`ReferenceDecoder`]: decoding with a key-value cache.
 
 use super::attention::Before;
 use super::model::Network;
 use super::pass::{Pass, PassDropout};
 use crate::{Decoder, Error, Feed, check_tokens};
 
-/// Independent sequences of one model.
+/// Decoder of independent sequences.
 pub struct ReferenceDecoder<'a> {
     network: &'a Network,
-    /// Tokens of each sequence.
+    /// Number of tokens in each sequence.
     lens: Vec<usize>,
     /// `[n_layer][sequences]`, each `[tokens, 2·width]`.
     cache: Vec<Vec<Vec<f32>>>,
@@ -17,39 +17,39 @@ pub struct ReferenceDecoder<'a> {
 }
 
 impl<'a> ReferenceDecoder<'a> {
-    /// Room for so many sequences.
+    /// Creates a decoder with room for this many sequences.
     ///
     /// # Errors
-    /// [`Error::Input`] for none, or a model with adapters.
+    /// [`Error::Input`] for 0 sequences, or a model with adapters.
     pub fn new(network: &'a Network, sequences: usize) -> Result<Self, Error> {
         if network.is_adapted() {
-            return Err(Error::Input("a model with adapters decodes once they are merged".into()));
+            return Err(Error::Input("a model with adapters cannot decode: merge them first".into()));
         }
         if sequences == 0 {
-            return Err(Error::Input("a decoder needs at least one row".into()));
+            return Err(Error::Input("a decoder needs at least one sequence".into()));
         }
         let cache = vec![vec![Vec::new(); sequences]; network.config.n_layer];
         Ok(Self { network, lens: vec![0; sequences], cache, logits: Vec::new() })
     }
 
-    /// Checks the feeds, and makes a pass of them.
+    /// Checks the feeds and builds their pass.
     fn pass(&self, feeds: &[Feed<'_>]) -> Result<Pass, Error> {
         let config = &self.network.config;
         if feeds.is_empty() {
-            return Err(Error::Input("nothing is fed to the decoder".into()));
+            return Err(Error::Input("the decoder was given no feeds".into()));
         }
         let mut pass = Pass::default();
         for (i, &Feed { sequence, tokens }) in feeds.iter().enumerate() {
             let Some(&len) = self.lens.get(sequence) else {
                 let sequences = self.lens.len();
-                return Err(Error::Input(format!("there is no sequence {sequence} among {sequences}")));
+                return Err(Error::Input(format!("sequence {sequence} is out of range: the decoder has {sequences}")));
             };
             if tokens.is_empty() || feeds[..i].iter().any(|other| other.sequence == sequence) {
-                return Err(Error::Input(format!("sequence {sequence} is fed no tokens, or twice in one step")));
+                return Err(Error::Input(format!("sequence {sequence} is fed no tokens or fed twice")));
             }
             if len + tokens.len() > config.block_size {
                 let (n, block) = (tokens.len(), config.block_size);
-                return Err(Error::Input(format!("{n} tokens after {len} do not fit in a block of {block}")));
+                return Err(Error::Input(format!("{n} tokens after {len} exceed the context length of {block}")));
             }
             check_tokens(tokens, config)?;
             pass.push(tokens, len, Before::Cache(sequence));

@@ -1,4 +1,4 @@
-//! [`ReferenceDevice`]: opens models in the reference engine, and says what they need in memory.
+//! [`ReferenceDevice`]: opens models in the reference engine and computes the memory that they need.
 
 use crate::PASS_TOKENS;
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use super::teacher::ReferenceTeacher;
 use super::trainer::Reference;
 use crate::{Device, Dtype, Error, Options, Quant, Teacher, Trainer, Workload};
 
-/// Plain loops on one thread of the processor. It computes in f32 alone, and leaves nothing out to save memory.
+/// Plain loops on one CPU thread, in f32 only. Ignores [`Options::recompute`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReferenceDevice;
 
-/// Checks that the options ask for f32.
+/// Checks that the options are supported: f32, not quantised.
 fn check(options: Options) -> Result<(), Error> {
     check_dtype(options.dtype)?;
     match options.quant {
@@ -26,7 +26,7 @@ fn check(options: Options) -> Result<(), Error> {
 fn check_dtype(dtype: Dtype) -> Result<(), Error> {
     match dtype {
         Dtype::Auto | Dtype::F32 => Ok(()),
-        Dtype::Bf16 => Err(Error::Input("the reference engine computes in f32, not in bf16".into())),
+        Dtype::Bf16 => Err(Error::Input("dtype bf16 is not supported by the reference engine: expected auto or f32".into())),
     }
 }
 
@@ -58,7 +58,7 @@ impl Device for ReferenceDevice {
                 let passes = [config, teacher].map(|config| pass_numbers(config, batch_size, 0));
                 4 * total + ParamList::new(teacher).total() + passes[0] + passes[1]
             }
-            // A prompt as long as the block goes through in one pass, and its keys and values stay.
+            // A prompt of `block_size` tokens in one pass, and its keys and values.
             Workload::Sample => {
                 4 * total + pass_numbers(config, 1, 0) + 2 * config.n_layer * config.n_embd * config.block_size
             }
@@ -79,11 +79,12 @@ impl Device for ReferenceDevice {
     }
 }
 
-/// Numbers in the activations of the largest pass and their gradients, of so many sequences of a whole block.
+/// Returns the number of values in the activations of the largest pass and their gradients, for batches of `batch_size`
+/// sequences of `block_size` tokens.
 fn pass_numbers(config: &Config, batch_size: usize, rank: usize) -> usize {
     let Config { n_layer, n_head, n_embd, block_size, vocab_size, .. } = *config;
     let tokens = (PASS_TOKENS / block_size).clamp(1, batch_size.max(1)) * block_size;
     let block = 16 * n_embd + n_head * block_size + 4 * rank;
-    // Backward holds the gradients of a block's parts at once, that of its queries, keys and values in f64.
+    // The backward pass holds all gradients of one block at once, that of `qkv` in f64.
     tokens * (n_layer * block + 24 * n_embd + 3 * vocab_size)
 }

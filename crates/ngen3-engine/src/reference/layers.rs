@@ -1,7 +1,8 @@
-//! The layers but attention, each forward beside its backward.
+//! All layers but attention, each forward pass next to its backward pass.
 //!
-//! Tensors are row-major. Forward returns its output and backward the gradient of its input; the gradients of parameters,
-//! `dweight` and the like, are added to. A bias that a model lacks is empty, and so is the gradient of whatever does not learn.
+//! Tensors are row-major. A forward function returns the layer's output, a backward function the gradient of its input;
+//! gradients of parameters (`dweight`, …) are accumulated. An absent bias is an empty slice, and so is the gradient of a frozen
+//! parameter.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
 
@@ -22,7 +23,7 @@ pub fn embedding_forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[
     x
 }
 
-/// `dtable[id[t]] += dx[t]`: once with tokens for `wte`, once with positions for `wpe`.
+/// `dtable[id[t]] += dx[t]`, with tokens for `wte`, then with positions for `wpe`.
 pub fn embedding_backward(ids: &[u32], dx: &[f32], width: usize, dtable: &mut [f32]) {
     if dtable.is_empty() {
         return;
@@ -50,7 +51,7 @@ pub fn layernorm_forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Ve
     y
 }
 
-/// With g = dy·γ: dx = (g − mean(g) − x̂·mean(g·x̂))/√(variance + ε),  dγ += Σ dy·x̂,  dβ += Σ dy, over rows.
+/// With g = dy·γ: dx = (g − mean(g) − x̂·mean(g·x̂))/√(variance + ε),  dγ += Σ dy·x̂,  dβ += Σ dy, sums over rows.
 pub fn layernorm_backward(
     x: &[f32],
     gamma: &[f32],
@@ -78,7 +79,7 @@ pub fn layernorm_backward(
     dx
 }
 
-/// x̂ of one row, and 1/√(variance + ε).
+/// Returns x̂ of one row and 1/√(variance + ε).
 fn normalized(x: &[f32], eps: f32) -> (Vec<f64>, f64) {
     let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
     let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / x.len() as f64;
@@ -86,7 +87,7 @@ fn normalized(x: &[f32], eps: f32) -> (Vec<f64>, f64) {
     (x.iter().map(|&x| (f64::from(x) - mean) * rstd).collect(), rstd)
 }
 
-/// Multiplies: y = x·Wᵀ + b.
+/// Applies a linear layer: y = x·Wᵀ + b.
 ///
 /// `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs]; returns `y`: [rows, outputs].
 pub fn linear_forward(x: &[f32], weight: &[f32], bias: &[f32], inputs: usize) -> Vec<f32> {
@@ -99,7 +100,7 @@ pub fn linear_forward(x: &[f32], weight: &[f32], bias: &[f32], inputs: usize) ->
     y
 }
 
-/// dx = dy·W,  dW += dyᵀ·x,  db += Σ dy over rows.
+/// dx = dy·W,  dW += dyᵀ·x,  db += Σ dy, sum over rows.
 pub fn linear_backward(
     x: &[f32],
     weight: &[f32],
@@ -130,7 +131,7 @@ pub fn linear_backward(
     dx
 }
 
-/// A low-rank adapter beside a linear layer.
+/// Low-rank adapter of a linear layer.
 #[derive(Clone, Copy)]
 pub struct Adapter<'a> {
     /// `[rank, inputs]`
@@ -149,9 +150,9 @@ impl Adapter<'_> {
     }
 }
 
-/// Adds to a linear layer's output: y += low·Bᵀ with low = s·x·Aᵀ   (Hu et al. 2021).
+/// Adds an adapter's output to its layer's: y += low·Bᵀ with low = s·x·Aᵀ   (Hu et al. 2021).
 ///
-/// `x`: [rows, inputs]; `y`: [rows, outputs]; returns `low`: [rows, rank], for backward.
+/// `x`: [rows, inputs]; `y`: [rows, outputs]; returns `low`: [rows, rank], for the backward pass.
 pub fn lora_forward(adapter: Adapter<'_>, x: &[f32], y: &mut [f32]) -> Vec<f32> {
     let mut low = linear_forward(x, adapter.a, &[], adapter.inputs());
     low.iter_mut().for_each(|low| *low *= adapter.scale);
@@ -173,7 +174,7 @@ pub fn lora_backward(
     add(dx, &linear_backward(x, adapter.a, adapter.inputs(), &dlow, da, &mut []));
 }
 
-/// Merges an adapter into the weight that it stands beside, `[outputs, inputs]`: W += s·B·A.
+/// Merges an adapter into its layer's weight, `[outputs, inputs]`: W += s·B·A.
 pub fn lora_merge(adapter: Adapter<'_>, weight: &mut [f32]) {
     for (weight, b) in weight.chunks_exact_mut(adapter.inputs()).zip(adapter.b.chunks_exact(adapter.rank)) {
         let mut sums = vec![0.0; adapter.inputs()];
@@ -184,7 +185,7 @@ pub fn lora_merge(adapter: Adapter<'_>, weight: &mut [f32]) {
     }
 }
 
-/// Applies the Gaussian error linear unit to each element, in GPT-2's form or the exact one   (Hendrycks & Gimpel 2016).
+/// Applies GELU to each element, GPT-2's tanh approximation or the exact one   (Hendrycks & Gimpel 2016).
 pub fn gelu_forward(activation: Activation, x: &[f32]) -> Vec<f32> {
     x.iter().map(|&x| gelu(activation, f64::from(x)).0 as f32).collect()
 }
@@ -194,7 +195,7 @@ pub fn gelu_backward(activation: Activation, x: &[f32], dy: &[f32]) -> Vec<f32> 
     x.iter().zip(dy).map(|(&x, &dy)| (f64::from(dy) * gelu(activation, f64::from(x)).1) as f32).collect()
 }
 
-/// Value and slope.
+/// Returns gelu(x) and gelu'(x).
 fn gelu(activation: Activation, x: f64) -> (f64, f64) {
     match activation {
         // 0.5·x·(1 + tanh u), u = √(2/π)·(x + 0.044715·x³)
@@ -204,7 +205,7 @@ fn gelu(activation: Activation, x: f64) -> (f64, f64) {
             let du = factor * (1.0 + 3.0 * 0.044715 * x.powi(2));
             (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)
         }
-        // x·Φ(x), Φ the normal distribution function
+        // x·Φ(x), Φ the standard normal CDF
         Activation::Gelu => {
             let phi = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
@@ -227,7 +228,7 @@ fn erf(x: f64) -> f64 {
     FRAC_2_SQRT_PI * (-x * x).exp() * sum
 }
 
-/// Multiplies each element by its factor: activations forward, gradients backward   (Srivastava et al. 2014).
+/// Applies the dropout mask: to activations in the forward pass, to gradients in the backward pass   (Srivastava et al. 2014).
 pub fn apply_dropout(dropout: Option<Dropout>, x: &mut [f32]) {
     let Some(dropout) = dropout else { return };
     for (i, x) in x.iter_mut().enumerate() {
@@ -254,7 +255,7 @@ fn add_sums(to: &mut [f32], sums: &[f64]) {
     to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = (f64::from(*to) + sum) as f32);
 }
 
-/// An element of a bias, 0 where there is none.
+/// Returns an element of a bias; 0 if there is none.
 fn at(bias: &[f32], i: usize) -> f64 {
     bias.get(i).map_or(0.0, |&bias| f64::from(bias))
 }
@@ -271,7 +272,7 @@ mod tests {
         }
         assert_eq!([erf(40.0), erf(-40.0)], [1.0, -1.0]);
         assert!((erf(6.0) - 1.0).abs() < 1e-15);
-        // torch.nn.functional.gelu at 1, tanh and none.
+        // torch.nn.functional.gelu(1.0), approximate="tanh" and "none".
         let found = [Activation::GeluNew, Activation::Gelu].map(|activation| gelu(activation, 1.0).0);
         assert!((found[0] - 0.841_191_990_6).abs() < 1e-9 && (found[1] - 0.841_344_746_1).abs() < 1e-9, "{found:?}");
         for activation in [Activation::GeluNew, Activation::Gelu] {

@@ -1,11 +1,11 @@
-//! The losses of logits: cross entropy, and a student's distance from its teacher   (Hinton et al. 2015).
+//! Losses from logits: cross entropy, and a student's divergence from its teacher   (Hinton et al. 2015).
 //!
-//! `logits`: [tokens, vocab_size]; `targets`: [tokens]; losses: [tokens], 0 where the target is ignored. Backward returns the
-//! gradient of `weight` times their sum, [tokens, vocab_size].
+//! `logits`: [tokens, vocab_size]; `targets`: [tokens]; losses: [tokens], 0 where the target is ignored. A backward function
+//! returns the gradient of `weight` times the sum of the losses, [tokens, vocab_size].
 
 use crate::{DistillConfig, Divergence, IGNORE, TopK};
 
-/// Probability that all but a teacher's most likely tokens need together to count: below is less than f32 tells from 1.
+/// Total probability of the tokens outside the teacher's top k above which they count; less is rounding error of the others.
 const NOTHING: f64 = 1e-6;
 
 /// Cross entropy: −ln softmax(logits)[target].
@@ -18,7 +18,7 @@ pub fn cross_entropy_forward(logits: &[f32], targets: &[u32]) -> Vec<f32> {
     .collect()
 }
 
-/// softmax(logits), less 1 at the target.
+/// dlogits = weight·(softmax(logits) − onehot(target))
 pub fn cross_entropy_backward(logits: &[f32], targets: &[u32], weight: f32) -> Vec<f32> {
     let vocab_size = logits.len() / targets.len();
     let mut dlogits = vec![0.0; logits.len()];
@@ -32,11 +32,11 @@ pub fn cross_entropy_backward(logits: &[f32], targets: &[u32], weight: f32) -> V
     dlogits
 }
 
-/// A teacher's output at the same positions.
+/// Output of a teacher at the same positions.
 pub enum Guide {
-    /// `[tokens, vocab_size]`
+    /// Logits, `[tokens, vocab_size]`.
     Logits(Vec<f32>),
-    /// Its most likely tokens, of the same temperature.
+    /// Most likely tokens, at the same temperature.
     TopK(TopK),
 }
 
@@ -51,7 +51,7 @@ pub fn divergence_forward(logits: &[f32], targets: &[u32], guide: &Guide, distil
     .collect()
 }
 
-/// T·∂D/∂(logits/T)
+/// dlogits = weight·T·∂D/∂(logits/T)
 pub fn divergence_backward(
     logits: &[f32],
     targets: &[u32],
@@ -70,7 +70,7 @@ pub fn divergence_backward(
     dlogits
 }
 
-/// D at one token, and its gradient with respect to logits/T, `[vocab_size]`.
+/// Returns D at one position and ∂D/∂z, `[vocab_size]`, for z = logits/T.
 fn distance(logits: &[f32], guide: &Guide, token: usize, distill: &DistillConfig) -> (f64, Vec<f64>) {
     let ln_q = log_softmax(logits, distill.temperature);
     match guide {
@@ -110,7 +110,7 @@ fn jensen_shannon(ln_p: &[f64], ln_q: &[f64]) -> (f64, Vec<f64>) {
     (0.5 * (from_p + from_q), slopes.collect())
 }
 
-/// [`forward_kl`] with all tokens but the k of `ids` as one lump, p' and q' what is missing to 1:
+/// [`forward_kl`] with all tokens but the k of `ids` taken as one, of probability p' = 1 − Σ p and q' = 1 − Σ q:
 /// D = Σ p·ln(p/q) over the k + p'·ln(p'/q'),  ∂D/∂z = q − p at the k, q·(1 − p'/q') elsewhere.
 fn forward_kl_of_top_k(ids: &[u32], ln_p: &[f32], ln_q: &[f64]) -> (f64, Vec<f64>) {
     let (mut d, mut p_rest, mut q_rest) = (0.0, 1.0, 1.0);
@@ -132,12 +132,12 @@ fn forward_kl_of_top_k(ids: &[u32], ln_p: &[f32], ln_q: &[f64]) -> (f64, Vec<f64
     (d, slopes)
 }
 
-/// Σ a·ln(a/b), of logarithms.
+/// KL(a ‖ b) = Σ a·ln(a/b), from log probabilities.
 fn kl(ln_a: &[f64], ln_b: &[f64]) -> f64 {
     ln_a.iter().zip(ln_b).map(|(ln_a, ln_b)| ln_a.exp() * (ln_a - ln_b)).sum()
 }
 
-/// ln softmax(logits/T) of one token, `[vocab_size]`.
+/// ln softmax(logits/T) at one position, `[vocab_size]`.
 pub fn log_softmax(logits: &[f32], temperature: f32) -> Vec<f64> {
     let tempered = || logits.iter().map(|&logit| f64::from(logit) / f64::from(temperature));
     let largest = tempered().fold(f64::NEG_INFINITY, f64::max);

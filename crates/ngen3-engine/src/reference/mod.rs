@@ -1,11 +1,11 @@
-//! The reference engine: the whole mathematics in plain loops, the truth that every fast engine is held to.
+//! The reference engine: all the mathematics in plain loops. Every fast engine is tested against it.
 //!
-//! No SIMD, no threads, no arena: each function allocates what it returns. Numbers that the contract speaks of are f32, and so are
-//! activations; every sum is in f64. It is as slow as that sounds, and meant for small models in tests.
+//! No SIMD, no threads, no arena: each function allocates what it returns. Parameters, gradients and activations are f32, sums
+//! f64. It is slow and meant for small models in tests.
 //!
-//! Read `layers.rs`, `attention.rs` and `loss.rs` for the formulas, each layer's forward beside its backward; `model.rs` for
-//! their order, which training and decoding share; then `trainer.rs`, `teacher.rs`, `decoder.rs` and `device.rs`, which are
-//! the contract's traits. `conformance.rs` holds another device to this one.
+//! Start with the formulas in `layers.rs`, `attention.rs` and `loss.rs`, each forward pass next to its backward pass.
+//! `model.rs` runs the layers in order, for training and decoding alike. `trainer.rs`, `teacher.rs`, `decoder.rs` and
+//! `device.rs` implement the contract's traits. `conformance.rs` checks another device against this one.
 
 mod adamw;
 mod attention;

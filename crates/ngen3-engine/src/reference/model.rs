@@ -1,4 +1,4 @@
-//! The model, forward and backward: nanoGPT's `GPT.forward`, and each of its lines again in reverse.
+//! The model's forward pass, as in nanoGPT's `GPT.forward`, and its backward pass, the same lines in reverse order.
 //!
 //! ```text
 //! x = wte[token] + wpe[position]
@@ -6,7 +6,7 @@
 //! logits = ln_f(x)·wteᵀ
 //! ```
 //!
-//! The same forward serves training, evaluation and decoding, which only bring other passes, and a cache or none.
+//! Training, evaluation and decoding share the forward pass; decoding adds a key-value cache.
 
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ pub struct Network {
     list: ParamList,
     /// `[total]`
     params: Vec<f32>,
-    /// If there are any, they learn and nothing else does.
+    /// If present, they are trained and `params` is frozen.
     adapters: Option<Adapters>,
 }
 
@@ -41,18 +41,18 @@ struct Adapters {
     params: Vec<f32>,
 }
 
-/// Values that forward leaves for backward.
+/// Activations kept for the backward pass.
 pub struct Activations {
     blocks: Vec<BlockActivations>,
-    /// `[tokens, width]`: the last block's output.
+    /// `[tokens, width]`: output of the last block.
     x: Vec<f32>,
-    /// `[tokens, width]`: ln_f's output.
+    /// `[tokens, width]`: output of `ln_f`.
     pub hidden: Vec<f32>,
 }
 
-/// One block's; `[tokens, width]` where nothing else is said.
+/// Activations of one block, `[tokens, width]` unless noted.
 struct BlockActivations {
-    /// The block's input.
+    /// Input of the block.
     x: Vec<f32>,
     ln_1: Vec<f32>,
     /// `[tokens, 3·width]`
@@ -66,31 +66,31 @@ struct BlockActivations {
     fc: Vec<f32>,
     /// `[tokens, 4·width]`
     gelu: Vec<f32>,
-    /// `[tokens, rank]`, of the linear layers in the order of [`Target`].
+    /// `[tokens, rank]` for each linear layer, in the order of [`Target`].
     low: [Vec<f32>; Target::ALL.len()],
 }
 
-/// The places that gradients are added to. One of both is empty.
+/// Arrays that gradients are added to. One of the two is empty.
 struct Gradients<'a> {
     params: &'a mut [f32],
     adapters: &'a mut [f32],
 }
 
 impl Network {
-    /// A model with these parameters, `[total]`.
+    /// Creates a model from its parameters, `[total]`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the shape is invalid or `params` has another length.
+    /// [`Error::Input`] when the shape is invalid or `params` has the wrong length.
     pub fn new(config: Config, params: Vec<f32>) -> Result<Self, Error> {
         config.validate().map_err(|e| Error::Input(e.to_string()))?;
         let list = ParamList::new(&config);
         if params.len() != list.total() {
-            return Err(Error::Input(format!("{} parameters for a model of {}", params.len(), list.total())));
+            return Err(Error::Input(format!("expected {} parameters, got {}", list.total(), params.len())));
         }
         Ok(Self { config, list, params, adapters: None })
     }
 
-    /// Shapes and places of what learns, and its values back to back.
+    /// Returns the trainable parameters: their layout and their values, `[total]`.
     pub fn learned(&self) -> (std::slice::Iter<'_, Param>, &[f32]) {
         match &self.adapters {
             Some(adapters) => (adapters.list.iter(), &adapters.params),
@@ -98,7 +98,7 @@ impl Network {
         }
     }
 
-    /// The same, to be changed.
+    /// Returns the trainable parameters, mutably.
     pub fn learned_mut(&mut self) -> (std::slice::Iter<'_, Param>, &mut [f32]) {
         match &mut self.adapters {
             Some(adapters) => (adapters.list.iter(), &mut adapters.params),
@@ -106,25 +106,25 @@ impl Network {
         }
     }
 
-    /// True if there are adapters.
+    /// Returns true if the model has adapters.
     pub fn is_adapted(&self) -> bool {
         self.adapters.is_some()
     }
 
-    /// Puts adapters beside the linear layers.
+    /// Adds adapters to the linear layers.
     ///
     /// # Errors
-    /// [`Error::Input`] when the model cannot have them or `params` has another length.
+    /// [`Error::Input`] when the adapters do not fit the model or `params` has the wrong length.
     pub fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
         let list = LoraList::new(&self.config, lora).map_err(|e| Error::Input(e.to_string()))?;
         if params.len() != list.total() {
-            return Err(Error::Input(format!("{} parameters for an adapter of {}", params.len(), list.total())));
+            return Err(Error::Input(format!("expected {} adapter parameters, got {}", list.total(), params.len())));
         }
         self.adapters = Some(Adapters { lora: lora.clone(), list, params });
         Ok(())
     }
 
-    /// The model's parameters with its adapters merged into them.
+    /// Returns the model's parameters with its adapters merged in.
     pub fn merged(&self) -> Vec<f32> {
         let mut params = self.params.clone();
         for (layer, block) in self.list.blocks.iter().enumerate() {
@@ -137,13 +137,13 @@ impl Network {
         params
     }
 
-    /// Replaces the parameters by the merged ones; there are no adapters then.
+    /// Merges the adapters into the parameters and removes them.
     pub fn merge(&mut self) {
         self.params = self.merged();
         self.adapters = None;
     }
 
-    /// Runs the layers over a pass. `cache` holds the keys and values of each block; it is empty where none are kept.
+    /// Runs the forward pass up to `ln_f`. `cache` is the key-value cache of each block, empty if there is none.
     pub fn forward(&self, pass: &Pass, drops: PassDropout, cache: &mut [Vec<Vec<f32>>]) -> Activations {
         let (wte, wpe) = (self.param(&self.list.wte), self.param(&self.list.wpe));
         let mut x = embedding_forward(&pass.inputs, &pass.positions, wte, wpe, self.config.n_embd);
@@ -159,12 +159,12 @@ impl Network {
         Activations { blocks, x, hidden }
     }
 
-    /// The final projection, which shares the token embedding: `[tokens, width]` to `[tokens, vocab_size]`.
+    /// Applies the final projection, tied to the token embedding: `[tokens, width]` to `[tokens, vocab_size]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         linear_forward(hidden, self.param(&self.list.wte), &[], self.config.n_embd)
     }
 
-    /// Adds the gradient of all that learns, `[total]`, from that of the logits.
+    /// Runs the backward pass from `dlogits`; adds the gradients of the trainable parameters to `grads`, `[total]`.
     pub fn backward(
         &self,
         pass: &Pass,
@@ -191,7 +191,7 @@ impl Network {
         embedding_backward(&pass.positions, &dx, config.n_embd, dwpe);
     }
 
-    /// Runs one block; returns its output too.
+    /// Runs one block. Returns its activations and its output.
     fn block_forward(
         &self,
         layer: usize,
@@ -224,7 +224,7 @@ impl Network {
         (BlockActivations { x, ln_1, qkv, probabilities, att, x_mid, ln_2, fc, gelu, low }, out)
     }
 
-    /// Returns the gradient of the block's input from that of its output.
+    /// Returns the gradient of the block's input, given that of its output.
     fn block_backward(
         &self,
         layer: usize,
@@ -261,7 +261,7 @@ impl Network {
         dx
     }
 
-    /// One of a block's linear layers with its adapter, if it has one; returns the adapter's `low` too.
+    /// Applies one of a block's linear layers, with its adapter if it has one. Returns the output and the adapter's `low`.
     fn linear_forward(&self, layer: usize, target: Target, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (weight, bias) = self.list.blocks[layer].linear(target);
         let [_, inputs] = target.shape(&self.config);
@@ -308,7 +308,7 @@ impl Network {
         &self.params[range.clone()]
     }
 
-    /// The adapter of one layer, if it has one, and the places of A and B.
+    /// Returns the adapter of a layer, if it has one, and the ranges of A and B.
     fn adapter(&self, layer: usize, target: Target) -> Option<(Adapter<'_>, [&Range<usize>; 2])> {
         let Adapters { lora, list, params } = self.adapters.as_ref()?;
         let ranges = list.adapter(layer, target)?;
@@ -318,15 +318,15 @@ impl Network {
 }
 
 impl Gradients<'_> {
-    /// Those of some parameters; empty where only adapters learn.
+    /// Returns the gradients of some parameters; empty if they are frozen.
     fn params<const N: usize>(&mut self, ranges: [&Range<usize>; N]) -> [&mut [f32]; N] {
         if self.params.is_empty() { std::array::from_fn(|_| Default::default()) } else { parts(self.params, ranges) }
     }
 }
 
-/// Parts of a flat array.
+/// Borrows disjoint parts of a flat array.
 fn parts<'a, const N: usize>(flat: &'a mut [f32], ranges: [&Range<usize>; N]) -> [&'a mut [f32]; N] {
-    flat.get_disjoint_mut(ranges.map(Clone::clone)).expect("each parameter has a place of its own")
+    flat.get_disjoint_mut(ranges.map(Clone::clone)).expect("parameters do not overlap")
 }
 
 #[cfg(test)]
@@ -336,7 +336,7 @@ mod tests {
     use super::*;
     use crate::{Batch, splitmix};
 
-    /// Numbers in ±1/2.
+    /// Returns values in ±1/2.
     fn numbers(n: usize) -> Vec<f32> {
         (0..n as u64).map(|i| (splitmix(i) >> 40) as f32 / (1 << 24) as f32 - 0.5).collect()
     }

@@ -1,23 +1,23 @@
-//! Tokens that go through the layers together.
+//! Passes: a batch is split into groups of sequences that go through the layers together.
 
 use super::attention::{Before, Span};
 use crate::{Batch, Dropout, DropoutSite, PASS_TOKENS};
 
-/// Sequences that go through the layers together.
+/// Sequences of one pass, concatenated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
     /// `[tokens]`
     pub inputs: Vec<u32>,
-    /// `[tokens]`: the place of each token in its sequence, after what that continues.
+    /// `[tokens]`: position of each token in its sequence, including what that continues.
     pub positions: Vec<u32>,
-    /// `[tokens]`; none where sequences are decoded.
+    /// `[tokens]`; empty when decoding.
     pub targets: Vec<u32>,
     /// The sequences.
     pub spans: Vec<Span>,
 }
 
 impl Pass {
-    /// Adds a sequence whose tokens begin at this position.
+    /// Appends a sequence whose first token has this position.
     pub fn push(&mut self, inputs: &[u32], position: usize, before: Before) {
         let start = self.inputs.len();
         self.inputs.extend_from_slice(inputs);
@@ -26,7 +26,8 @@ impl Pass {
     }
 }
 
-/// Cuts a batch that [`Batch::check`] has passed. Sequences stay whole, and with those that continue them.
+/// Splits a batch that passed [`Batch::check`] into passes of at most [`PASS_TOKENS`] tokens. Sequences stay whole and with
+/// those that continue them.
 pub fn passes(batch: &Batch) -> Vec<Pass> {
     let (mut passes, mut pass, mut start) = (Vec::new(), Pass::default(), 0);
     for family in batch.sequences.chunk_by(|_, next| next.continues) {
@@ -48,20 +49,20 @@ pub fn passes(batch: &Batch) -> Vec<Pass> {
     passes
 }
 
-/// Dropout in one pass.
+/// Dropout of one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct PassDropout {
-    /// Probability that an activation is zeroed.
+    /// Dropout probability.
     pub p: f32,
     /// See [`crate::pass_seed`].
     pub seed: u64,
 }
 
 impl PassDropout {
-    /// Nothing is dropped.
+    /// No dropout.
     pub const NONE: Self = Self { p: 0.0, seed: 0 };
 
-    /// The dropout of one place in the network.
+    /// Returns the dropout at one site of the network.
     pub fn at(self, site: DropoutSite) -> Option<Dropout> {
         Dropout::new(self.p, self.seed, site)
     }

@@ -1,4 +1,4 @@
-//! [`Reference`]: a model with its gradients and its optimizer, as the contract sees it.
+//! [`Reference`]: a trainer, which is a model with its gradients and AdamW's moments.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -17,21 +17,21 @@ use crate::{
     TeacherSource, TopK, Trainer, pass_seed,
 };
 
-/// A model in the reference engine.
+/// Trainer in the reference engine.
 #[derive(Debug)]
 pub struct Reference {
     network: Network,
-    /// Each `[total]` of what learns.
+    /// `[total]` of the trainable parameters, as are the moments.
     grads: Vec<f32>,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
 }
 
 impl Reference {
-    /// A model with these parameters, `[total]` in the order of [`ngen3_model::ParamList`].
+    /// Creates a trainer from the model's parameters, `[total]` in the order of [`ngen3_model::ParamList`].
     ///
     /// # Errors
-    /// [`Error::Input`] when the shape is invalid or `params` has another length.
+    /// [`Error::Input`] when the shape is invalid or `params` has the wrong length.
     pub fn new(config: Config, params: Vec<f32>) -> Result<Self, Error> {
         let network = Network::new(config, params)?;
         let mut reference = Self { network, grads: Vec::new(), exp_avg: Vec::new(), exp_avg_sq: Vec::new() };
@@ -39,14 +39,14 @@ impl Reference {
         Ok(reference)
     }
 
-    /// Sets gradients and moments to zero, for whatever learns now.
+    /// Resets gradients and moments to zeros, one for each trainable parameter.
     fn start_optimizer(&mut self) {
         let total = self.network.learned().1.len();
         let Self { grads, exp_avg, exp_avg_sq, .. } = self;
         [grads, exp_avg, exp_avg_sq].into_iter().for_each(|array| *array = vec![0.0; total]);
     }
 
-    /// The distillation of a batch; `guide` gives the teacher's output for a pass and its tokens' place in the batch.
+    /// Distils on a batch. `guide` returns the teacher's output for a pass, given the range of its tokens in the batch.
     fn distill_with(
         &mut self,
         batch: &Batch,
@@ -64,7 +64,7 @@ impl Reference {
             cross_entropy += sum(&cross_entropy_forward(&logits, &pass.targets));
             let guide = guide(pass, start..start + pass.inputs.len());
             start += pass.inputs.len();
-            // Without a share in the loss it is not computed.
+            // At α = 0 the divergence does not count, and is not computed.
             if distill.alpha > 0.0 {
                 divergence += sum(&divergence_forward(&logits, &pass.targets, &guide, distill));
             }
@@ -81,7 +81,7 @@ impl Reference {
     }
 }
 
-/// Dropout of one pass of a batch.
+/// Returns the dropout of one pass of a batch.
 fn drops(backward: &Backward, pass: usize) -> PassDropout {
     PassDropout { p: backward.dropout, seed: pass_seed(backward.seed, pass as u64) }
 }
@@ -90,14 +90,14 @@ fn sum(losses: &[f32]) -> f64 {
     losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
-/// Checks that a batch has a gradient.
+/// Checks that a batch can have a backward pass.
 fn check_backward(batch: &Batch, backward: &Backward) -> Result<(), Error> {
     let Backward { dropout, .. } = *backward;
     if !(0.0..1.0).contains(&dropout) {
         return Err(Error::Input(format!("dropout is {dropout}; it must be at least 0 and below 1")));
     }
     if batch.sequences.iter().any(|sequence| sequence.continues) {
-        return Err(Error::Input("rows that continue another have no gradient".into()));
+        return Err(Error::Input("sequences that continue another have no gradient".into()));
     }
     Ok(())
 }
@@ -186,7 +186,7 @@ impl Trainer for Reference {
 
     fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
         if self.network.is_adapted() {
-            return Err(Error::Input("a model with adapters cannot take others before they are merged".into()));
+            return Err(Error::Input("the model has adapters already: merge them first".into()));
         }
         self.network.adapt(lora, params)?;
         self.start_optimizer();
@@ -222,11 +222,11 @@ impl Distiller for Reference {
             TeacherSource::Teacher(teacher) => {
                 let teacher: &mut dyn Any = teacher;
                 let Some(teacher) = teacher.downcast_ref::<ReferenceTeacher>() else {
-                    return Err(Error::Input("the teacher is on another device".into()));
+                    return Err(Error::Input("the teacher is on another device than the student".into()));
                 };
                 let (own, vocab_size) = (teacher.config().vocab_size, self.config().vocab_size);
                 if own != vocab_size {
-                    return Err(Error::Input(format!("a teacher with {own} tokens for a vocabulary of {vocab_size}")));
+                    return Err(Error::Input(format!("expected a teacher with a vocabulary of {vocab_size} tokens, got {own}")));
                 }
                 batch.check(teacher.config())?;
                 self.distill_with(batch, distill, backward, |pass, _| Guide::Logits(teacher.logits(pass)))

@@ -1,4 +1,4 @@
-//! Sequences that are decoded, and those that continue another, against the whole sequence at once.
+//! Decoding, and sequences that continue another, against a full forward pass over the whole sequence.
 
 use ngen3_engine::{Batch, Feed, IGNORE, Model, Trainer};
 use ngen3_model::{Config, ParamList};
@@ -9,7 +9,7 @@ fn config() -> Config {
     Config::new(2, 3, 12, 40, 97)
 }
 
-/// Logits after the last token, from the losses of each target: −ln p, with its constant removed.
+/// Returns the log probabilities after the last token, from the loss of each target.
 fn expected_log_probs(model: &mut dyn Trainer, tokens: &[u32]) -> Vec<f64> {
     let loss_of = |target| {
         let mut targets = vec![IGNORE; tokens.len()];
@@ -34,7 +34,7 @@ fn sequences_of_any_length_that_join_and_leave_give_what_each_gives_alone() {
     assert_eq!(decoder.sequences(), 3);
     let mut held: [Vec<u32>; 3] = Default::default();
     let mut next = 0;
-    // Which sequences are fed how many tokens; none clears one.
+    // Pairs of a sequence and the number of tokens it is fed; 0 clears it.
     for step in [
         &[(0, 7), (2, 1)][..],
         &[(2, 1)],
@@ -105,7 +105,7 @@ fn a_merged_model_decodes_what_it_had_learned() {
     model.adapt(&lora, adapter_values(&config, &lora)).expect("an adapter");
     let tokens = ids(9, 1);
     let expected = expected_log_probs(&mut model, &tokens);
-    assert!(model.decoder(1).is_err(), "adapters have to be merged first");
+    assert!(model.decoder(1).is_err(), "adapters must be merged first");
     let merged = model.merged().into_owned();
     model.merge();
     assert_eq!(merged, model.merged().into_owned());

@@ -1,4 +1,4 @@
-//! Distillation through the contract. `src/reference/loss/tests.rs` holds every divergence against PyTorch's numbers.
+//! Distillation through the contract. `src/reference/loss/tests.rs` tests every divergence against PyTorch.
 
 use ngen3_engine::reference::{Reference, ReferenceTeacher};
 use ngen3_engine::{
@@ -9,7 +9,7 @@ use ngen3_model::{Config, ParamList};
 use crate::fixtures::{config, fixture, numbers, params, squares, values};
 use crate::{batch, engine};
 
-/// The `k` most likely tokens of make_distill.py's teacher of the whole model.
+/// Returns the `k` most likely tokens of the teacher of the whole model in `make_distill.py`.
 fn fixture_top_k(k: usize, temperature: f64) -> TopK {
     let (hidden, wte) = (squares(20_000, 8.0, 25 * 12), squares(30_000, 1.0, 97 * 12));
     let mut top_k = TopK { k, ..TopK::default() };
@@ -33,7 +33,7 @@ fn a_step_with_the_most_likely_tokens_equals_pytorchs() {
     batch.targets.iter_mut().skip(3).step_by(4).for_each(|target| *target = IGNORE);
     let list = ParamList::new(&config());
     for temperature in [1, 2, 4] {
-        // All tokens but one, which is then the lump: nothing is left out.
+        // With all tokens but one, the remainder is that one and nothing is lost.
         for (name, k) in [("top_k", 5), ("forward_kl", 96)] {
             let mut student = engine(&config());
             let top_k = fixture_top_k(k, f64::from(temperature));
@@ -127,7 +127,7 @@ fn wrong_teachers_are_an_error() {
     let mut other = teacher(Config { vocab_size: 96, ..config() });
     assert!(refused(TeacherSource::Teacher(&mut other), &good).contains("vocabulary"));
     let mut short = teacher(Config { block_size: 4, ..config() });
-    assert!(refused(TeacherSource::Teacher(&mut short), &good).contains("block of 4"));
+    assert!(refused(TeacherSource::Teacher(&mut short), &good).contains("context length of 4"));
     assert!(refused(TeacherSource::TopK(&fixture_top_k(5, 1.0)), &good).contains("forward_kl"));
     let cold = DistillConfig { temperature: 0.0, ..good };
     assert!(refused(TeacherSource::Teacher(&mut teacher(config())), &cold).contains("temperature"));

@@ -1,4 +1,4 @@
-//! Gradients against finite differences of the whole model, for each parameter's role; and what gradients add up to.
+//! Gradients against finite differences of the whole model for each parameter, and their accumulation.
 
 use ngen3_engine::{Backward, Batch, IGNORE, Model, Slot, Trainer};
 use ngen3_model::{Activation, Config, LoraList, Param, ParamList};
@@ -6,7 +6,7 @@ use ngen3_model::{Activation, Config, LoraList, Param, ParamList};
 use crate::fixtures::{ADAMW, config};
 use crate::{adapter_values, batch, engine, ids, lora};
 
-/// Compares three elements of each parameter's gradient with central differences (Richardson's of two widths).
+/// Compares three elements of each parameter's gradient with central differences (Richardson extrapolation of two widths).
 fn check<'a>(
     engine: &mut dyn Trainer,
     params: impl Iterator<Item = &'a Param>,
@@ -35,7 +35,7 @@ fn check<'a>(
     }
 }
 
-/// Sequences of several lengths, and targets that are ignored.
+/// Returns sequences of several lengths, some targets ignored.
 fn uneven() -> Batch {
     let mut batch = Batch::default();
     for (len, seed) in [(5, 1), (1, 2), (4, 3), (3, 4)] {
@@ -88,7 +88,7 @@ fn micro_batches_and_sequences_add_up_to_the_whole_batch() {
         losses.extend(engine.losses(&part).expect("a batch"));
     }
     assert!((total - loss).abs() < 1e-6, "{total}, not {loss}");
-    assert_eq!(engine.losses(&whole).expect("a batch"), losses, "sequences never see each other");
+    assert_eq!(engine.losses(&whole).expect("a batch"), losses, "sequences do not attend to each other");
     assert!((engine.loss(&whole).expect("a batch") - loss).abs() < 1e-6);
     for (found, expected) in engine.read(Slot::Grads).iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
@@ -97,7 +97,7 @@ fn micro_batches_and_sequences_add_up_to_the_whole_batch() {
 
 #[test]
 fn dropout_of_a_pass_is_that_of_its_tokens_alone() {
-    // Two passes of 2,048 tokens: the second one drops what a seed of its own says.
+    // Two passes of 2,048 tokens, each with its own dropout seed.
     let config = Config::new(1, 2, 4, 64, 97);
     let tokens = |first| ids(2048, first);
     let backward = Backward { dropout: 0.3, seed: 5, ..Backward::default() };
@@ -153,5 +153,5 @@ fn wrong_input_is_an_error() {
     let adapters = adapter_values(&config, &lora);
     assert!(model.adapt(&lora, adapters[1..].to_vec()).is_err(), "too few");
     model.adapt(&lora, adapters.clone()).expect("an adapter");
-    assert!(model.adapt(&lora, adapters).is_err() && model.decoder(1).is_err(), "it has one already");
+    assert!(model.adapt(&lora, adapters).is_err() && model.decoder(1).is_err(), "the model has adapters already");
 }

@@ -1,6 +1,6 @@
-//! The reference engine on odd sizes: against PyTorch's and `peft`'s numbers, against finite differences, and against itself.
+//! The reference engine on odd sizes, against PyTorch, `peft`, finite differences and itself.
 //!
-//! The fixtures, and the scripts that make them, are the CPU engine's: `../ngen3-cpu/tests/fixtures`.
+//! Fixtures and the scripts that make them are in `../ngen3-cpu/tests/fixtures`.
 
 mod conformance;
 mod decoding;
@@ -16,12 +16,12 @@ use ngen3_engine::Batch;
 use ngen3_engine::reference::Reference;
 use ngen3_model::{Config, Lora, LoraList};
 
-/// Token ids below 97.
+/// Returns token ids below 97.
 fn ids(n: usize, seed: u64) -> Vec<u32> {
     (0..n as u64).map(|i| (hashed(seed * 1000 + i) * 97.0) as u32).collect()
 }
 
-/// The scripts' batch of one step.
+/// Batch of the scripts at one step.
 fn batch(step: u64) -> Batch {
     fixtures::batch(&config(), step)
 }
@@ -34,12 +34,12 @@ fn lora(targets: &str) -> Lora {
     Lora { rank: 3, alpha: 6.0, targets: targets.parse().expect("targets") }
 }
 
-/// The scripts' adapters.
+/// Adapters of the scripts.
 fn adapter_values(config: &Config, lora: &Lora) -> Vec<f32> {
     values(3_000_000, LoraList::new(config, lora).expect("an adapter").total())
 }
 
-/// Norm of the difference, relative to that of `expected`.
+/// Returns the norm of the difference, relative to that of `expected`.
 fn distance(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();

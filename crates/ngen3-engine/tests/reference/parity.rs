@@ -1,4 +1,4 @@
-//! Against PyTorch (`make_parity.py`) and `peft` (`make_lora.py`): loss, every gradient, and the steps of training.
+//! Loss, gradients and training steps against PyTorch (`make_parity.py`) and `peft` (`make_lora.py`).
 
 use ngen3_engine::{AdamW, Backward, Model, Slot, Trainer};
 use ngen3_model::{Activation, Config, LoraList, ParamList};
@@ -19,7 +19,7 @@ fn loss_and_every_gradient_equal_pytorchs() {
         let (found, expected) = (engine.read(Slot::Grads), numbers(&expected["grads"]));
         for param in &ParamList::new(&config) {
             let error = distance(&found[param.range()], &expected[param.range()]);
-            // PyTorch's own are in f32.
+            // PyTorch computes in f32.
             assert!(error < 1e-5, "{}: relative error {error}", param.name());
         }
     }
@@ -70,6 +70,6 @@ fn adapters_and_their_steps_equal_pefts() {
         for found in [unmerged, merged] {
             assert!((f64::from(found) - expected).abs() < 2e-5, "{name}: {found}, not {expected}");
         }
-        assert_eq!(engine.read(Slot::Grads).len(), ParamList::new(&config).total(), "all of it learns again");
+        assert_eq!(engine.read(Slot::Grads).len(), ParamList::new(&config).total(), "all parameters are trained again");
     }
 }

@@ -1,4 +1,4 @@
-//! Against PyTorch's plain formulas in double precision (`make_distill.py`), and against finite differences.
+//! Losses against PyTorch's formulas in float64 (`make_distill.py`), and edge cases.
 
 use serde_json::Value;
 
@@ -79,7 +79,7 @@ fn what_a_teacher_is_sure_of_and_what_it_excludes_stay_finite() {
             assert!(dlogits.iter().sum::<f32>().abs() < 1e-3, "{dlogits:?}");
         }
     }
-    // Of which nothing but its one token counts: the gradient is q − p everywhere.
+    // The teacher gives all probability to one token: the gradient is q − p everywhere.
     let distill = DistillConfig { temperature: 1.0, alpha: 1.0, divergence: Divergence::ForwardKl };
     let dlogits = divergence_backward(&[0.0; 4], &[0], &sure, &distill, 1.0);
     assert_eq!(dlogits, [0.25, -0.75, 0.25, 0.25]);

@@ -1,4 +1,4 @@
-//! A distillation step of the whole model against PyTorch's numbers (`make_distill.py`), whose teacher is given by its logits.
+//! A distillation step of the whole model against PyTorch (`make_distill.py`), with a teacher given by its logits.
 
 use ngen3_model::ParamList;
 use serde_json::Value;
@@ -41,7 +41,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                     let direction = squares(50_000 + 100 * i as u64, 1.0, param.len());
                     let products = student.grads[param.range()].iter().zip(&direction);
                     let found: f64 = products.map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
-                    // The gradient's norm, and its product with the direction.
+                    // Norm of the gradient, and its dot product with the direction.
                     let mixed = |which: usize| {
                         let [soft, hard] = [expected, plain].map(|value| value["grads"][i][which].as_f64());
                         let alpha = f64::from(alpha);
