@@ -7,9 +7,9 @@ use crate::Error;
 /// Target of a position that has no loss (PyTorch's `ignore_index`).
 pub const IGNORE: u32 = u32::MAX;
 
-/// Maximum number of tokens in one forward pass. A larger batch is split into passes of whole sequences: a sequence stays with
-/// those that continue it, and one that is longer than this is a pass of its own. Every engine splits alike, since each pass
-/// has its own dropout seed ([`pass_seed`](crate::pass_seed)).
+/// Maximum number of tokens in one pass. A larger batch is split into passes of whole sequences: a sequence stays with those
+/// that continue it, and one that is longer than this is a pass of its own. Every engine splits a training batch alike, since
+/// each pass has its own dropout seed ([`pass_seed`](crate::pass_seed)).
 pub const PASS_TOKENS: usize = 2048;
 
 /// One sequence of a [`Batch`].
@@ -97,14 +97,18 @@ impl Batch {
             let prefix = match (sequence.continues, before) {
                 (false, _) => 0,
                 (true, Some(len)) => len,
-                (true, None) => return Err(Error::Input("the first sequence of a batch cannot continue another".into())),
+                (true, None) => {
+                    return Err(Error::Input("the first sequence of a batch cannot continue another".into()));
+                }
             };
             if sequence.len == 0 {
                 return Err(Error::Input("a sequence of the batch has no tokens".into()));
             }
             if sequence.len.saturating_add(prefix) > block {
                 let len = sequence.len.saturating_add(prefix);
-                return Err(Error::Input(format!("a sequence of {len} tokens exceeds the model's context length of {block}")));
+                return Err(Error::Input(format!(
+                    "a sequence of {len} tokens exceeds the model's context length of {block}"
+                )));
             }
             if !sequence.continues {
                 before = Some(sequence.len);

@@ -90,7 +90,7 @@ impl TopK {
         let Self { k, ids, log_probs } = self;
         let tokens = batch.inputs.len();
         if divergence != Divergence::ForwardKl {
-            return Err(Error::Input("a teacher's top-k tokens support only the divergence forward_kl".into()));
+            return Err(Error::Input("a teacher's top-k tokens support only forward_kl".into()));
         }
         let expected = tokens.saturating_mul(*k);
         if *k == 0 || *k >= config.vocab_size || ids.len() != expected || log_probs.len() != expected {

@@ -1,8 +1,7 @@
-//! The shape of a model, and the named variants.
+//! Model shapes and the named variants.
 //!
-//! [`Config`] holds everything that decides which numbers a model has and how they are combined; two models with the
-//! same `Config` can exchange weights. How a model is *trained* (learning rate, steps, …) is not here: see
-//! [`Recipe`] for the defaults that come with a variant.
+//! [`Config`] holds everything that determines a model's parameters and computation: models with the same `Config` can exchange
+//! weights. Training settings (learning rate, steps, …) are not part of it; [`Recipe`] holds a variant's defaults.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,53 +10,53 @@ use crate::Error;
 /// GPT-2's vocabulary: 256 bytes, 50,000 merges and `<|endoftext|>`.
 pub const GPT2_VOCAB_SIZE: usize = 50_257;
 
-/// Largest size accepted: beyond it are mistakes and damaged files, not models that fit a machine.
+/// Largest size accepted; larger ones are mistakes or damaged files.
 const MAX_DIM: usize = 1 << 24;
 
-/// The non-linearity of the MLP.
+/// Activation function of the MLP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// GPT-2's tanh approximation: `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
     #[default]
     GeluNew,
-    /// The exact GELU, `x·Φ(x)`: what nanoGPT trains with.
+    /// The exact GELU, `x·Φ(x)`, as in nanoGPT.
     Gelu,
 }
 
-/// The shape of a GPT-2 style decoder. Field names are nanoGPT's.
+/// Shape of a GPT-2 style decoder. Field names are nanoGPT's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub n_layer: usize,
-    /// Attention heads; divides `n_embd`.
+    /// Number of attention heads; divides `n_embd`.
     pub n_head: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
-    /// Longest context, in tokens: the rows of `wpe`.
+    /// Context length, in tokens: the rows of `wpe`.
     pub block_size: usize,
-    /// Token ids run from 0 to `vocab_size - 1`: the rows of `wte`.
+    /// Number of tokens in the vocabulary: the rows of `wte`. Ids start at 0.
     pub vocab_size: usize,
-    /// The MLP's non-linearity.
+    /// Activation function of the MLP.
     #[serde(default)]
     pub activation: Activation,
     /// Added to the variance in every LayerNorm.
     #[serde(default = "default_layer_norm_epsilon")]
     pub layer_norm_epsilon: f32,
-    /// Linear layers and LayerNorms have biases, as in GPT-2. nanoGPT can train models that have none.
-    // Left out where it is true: what is hashed and what older files say stays as it was.
+    /// True if linear layers and LayerNorms have biases, as in GPT-2. nanoGPT can train models without.
+    // Omitted if true, so that hashes and older files stay valid.
     #[serde(default = "default_bias", skip_serializing_if = "is_default_bias")]
     pub bias: bool,
 }
 
-/// One of the sizes that make up a shape, to be read and set by its name.
+/// One of the sizes of a shape, accessed by name.
 #[derive(Clone, Copy, Debug)]
 pub struct SizeField {
     /// nanoGPT's name, which is also the field's.
     pub name: &'static str,
-    /// Returns the size in a config.
+    /// Returns the size.
     pub get: fn(&Config) -> usize,
-    /// Sets the size in a config.
+    /// Sets the size.
     pub set: fn(&mut Config, usize),
 }
 
@@ -85,10 +84,10 @@ fn is_default_bias(bias: &bool) -> bool {
 }
 
 impl Config {
-    /// The sizes, in the order of [`Config::new`].
+    /// The sizes, in the order of the arguments of [`Config::new`].
     pub const SIZES: [SizeField; 5] = size_fields![n_layer, n_head, n_embd, block_size, vocab_size];
 
-    /// A shape with GPT-2's activation, epsilon and biases.
+    /// Creates a shape with GPT-2's activation, epsilon and biases.
     pub fn new(n_layer: usize, n_head: usize, n_embd: usize, block_size: usize, vocab_size: usize) -> Self {
         Self {
             n_layer,
@@ -102,10 +101,10 @@ impl Config {
         }
     }
 
-    /// As [`Config::new`], with each size that `size` returns for the name of one of [`Config::SIZES`].
+    /// As [`Config::new`], with the sizes that `size` returns for the names of [`Config::SIZES`].
     ///
     /// # Errors
-    /// The first of `size`.
+    /// The first error of `size`.
     pub fn from_sizes<E>(mut size: impl FnMut(&'static str) -> Result<usize, E>) -> Result<Self, E> {
         let mut config = Self::new(0, 0, 0, 0, 0);
         for field in Self::SIZES {
@@ -119,16 +118,15 @@ impl Config {
         self.n_embd / self.n_head
     }
 
-    /// `layer_norm_epsilon` as files hold it: through its shortest decimal form, so that 1e-5 does not become
-    /// 9.999999747378752e-06.
+    /// Returns `layer_norm_epsilon` as files store it, in its shortest decimal form: 1e-5, not 9.999999747378752e-06.
     pub(crate) fn written_epsilon(&self) -> f64 {
-        self.layer_norm_epsilon.to_string().parse().expect("a float prints as a float")
+        self.layer_norm_epsilon.to_string().parse().expect("a printed float parses")
     }
 
-    /// Checks that the shape is one a model can have.
+    /// Checks that the shape is valid.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that is zero, absurdly large or does not divide.
+    /// [`Error::Config`] naming the first field that is 0, too large or not divisible.
     pub fn validate(&self) -> Result<(), Error> {
         for SizeField { name, get, .. } in Self::SIZES {
             let value = get(self);
@@ -145,7 +143,7 @@ impl Config {
                 self.layer_norm_epsilon
             )));
         }
-        // The largest matrices, counted before anything multiplies them unchecked.
+        // Counts the largest matrices with checked arithmetic; other code multiplies sizes unchecked.
         let per_layer = self.n_embd.checked_mul(self.n_embd).and_then(|square| square.checked_mul(12));
         let total = per_layer
             .and_then(|n| n.checked_mul(self.n_layer))
@@ -157,24 +155,24 @@ impl Config {
     }
 }
 
-/// The training defaults of a variant.
+/// Training defaults of a variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recipe {
-    /// Rows of `block_size` tokens in one micro-batch.
+    /// Number of sequences of `block_size` tokens in a micro-batch.
     pub batch_size: usize,
     /// Peak learning rate of AdamW.
     pub learning_rate: f32,
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     pub max_iters: usize,
 }
 
-/// A named shape with its training defaults.
+/// Named shape with its training defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Variant {
-    /// A label such as `7M`; the true parameter count is [`crate::ParamList::total`].
+    /// Label such as `7M`; the true parameter count is [`crate::ParamList::total`].
     pub name: &'static str,
     layers_heads_width_block: (usize, usize, usize, usize),
-    /// Its training defaults.
+    /// Training defaults.
     pub recipe: Recipe,
 }
 
@@ -188,7 +186,7 @@ const fn variant(
     Variant { name, layers_heads_width_block: shape, recipe: Recipe { batch_size, learning_rate, max_iters } }
 }
 
-/// Every variant, smallest first.
+/// All variants, smallest first.
 pub const VARIANTS: [Variant; 7] = [
     variant("7M", (4, 4, 128, 128), 16, 3e-4, 2_000),
     variant("120M", (12, 8, 512, 256), 32, 3e-4, 5_000),
@@ -199,22 +197,22 @@ pub const VARIANTS: [Variant; 7] = [
     variant("7B", (32, 32, 4096, 1024), 4, 1.2e-4, 20_000),
 ];
 
-/// OpenAI's GPT-2, in one of the sizes that the variants are named after. Not all have the shape of the variant.
+/// Size of OpenAI's GPT-2 that a variant is named after. Their shapes can differ.
 #[derive(Debug)]
 pub struct Gpt2 {
-    /// The variant's name.
+    /// Name of the variant.
     pub variant: &'static str,
-    /// Its repository on the hub.
+    /// Repository on the Hugging Face Hub.
     pub repo: &'static str,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub n_layer: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub n_head: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
 }
 
-/// All of them, smallest first.
+/// Sizes of GPT-2, smallest first.
 pub const GPT2: [Gpt2; 4] = [
     Gpt2 { variant: "120M", repo: "openai-community/gpt2", n_layer: 12, n_head: 12, n_embd: 768 },
     Gpt2 { variant: "300M", repo: "openai-community/gpt2-medium", n_layer: 24, n_head: 16, n_embd: 1024 },
@@ -223,24 +221,24 @@ pub const GPT2: [Gpt2; 4] = [
 ];
 
 impl Variant {
-    /// Finds a variant by its name, in any case (`7m` is `7M`).
+    /// Finds a variant by name, ignoring case (`7m` is `7M`).
     ///
     /// # Errors
-    /// [`Error::Config`] listing the names there are.
+    /// [`Error::Config`] listing the variants.
     pub fn by_name(name: &str) -> Result<&'static Variant, Error> {
         VARIANTS.iter().find(|v| v.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
             let names: Vec<_> = VARIANTS.iter().map(|v| v.name).collect();
-            Error::Config(format!("there is no variant {name:?}; there are {}", names.join(", ")))
+            Error::Config(format!("expected one of {}", names.join(", ")))
         })
     }
 
-    /// The GPT-2 that is named after it, if there is one.
+    /// Returns the size of GPT-2 that the variant is named after, if any.
     pub fn gpt2(&self) -> Option<&'static Gpt2> {
         GPT2.iter().find(|gpt2| gpt2.variant == self.name)
     }
 
-    /// Returns whether a model is of this variant: it has its layers, heads and width, or those of the GPT-2 that is named after it. Block and
-    /// vocabulary may be a user's own.
+    /// Returns true if a model has the layers, heads and width of this variant, or of the GPT-2 that it is named after. Block
+    /// and vocabulary size may differ.
     pub fn fits(&self, config: &Config) -> bool {
         let (n_layer, n_head, n_embd, _) = self.layers_heads_width_block;
         let found = (config.n_layer, config.n_head, config.n_embd);
@@ -248,7 +246,7 @@ impl Variant {
             || self.gpt2().is_some_and(|gpt2| found == (gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
     }
 
-    /// Its shape, with GPT-2's vocabulary.
+    /// Returns the shape, with GPT-2's vocabulary.
     pub fn config(&self) -> Config {
         let (n_layer, n_head, n_embd, block_size) = self.layers_heads_width_block;
         Config::new(n_layer, n_head, n_embd, block_size, GPT2_VOCAB_SIZE)

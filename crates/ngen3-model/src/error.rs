@@ -1,36 +1,36 @@
-//! Errors about a model's shape or its files.
+//! Errors in a model's shape or files.
 
 use std::io;
 use std::path::PathBuf;
 
-/// An error that names what was wrong and where.
+/// Error in a model's shape or files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A shape that no model can have.
+    /// Invalid shape or setting.
     #[error("{0}")]
     Config(String),
-    /// A file that is missing, damaged, or not what it should be.
-    #[error("cannot read {}: {reason}", path.display())]
+    /// File that is missing, damaged or of an unexpected kind.
+    #[error("{}: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The reason.
         reason: String,
     },
-    /// A file that could not be written; what stood there before is untouched.
+    /// File that could not be written; the old file is untouched.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A checkpoint of another shape than the one asked for.
+    /// Checkpoint with another shape than expected.
     #[error("{} holds another model: {differences}", path.display())]
     OtherModel {
         /// The checkpoint.
         path: PathBuf,
-        /// Each field that differs, with both values.
+        /// Each field that differs: `n_layer is 2, not 4; …`.
         differences: String,
     },
 }

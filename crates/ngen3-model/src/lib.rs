@@ -1,9 +1,8 @@
-//! A model as data: its shape ([`Config`]), its parameters ([`ParamList`]) and its files. No arithmetic.
+//! Models as data: shape ([`Config`]), parameters ([`ParamList`]) and files. No arithmetic.
 //!
-//! Read `config.rs` first, then `params/list.rs`, then `meta.rs` and `load.rs`, which opens every kind of file: those of
-//! `checkpoint/` and the folders of `hf/`. Below these are `files/` (written whole or not at all), `tensors/` (the formats
-//! that hold them) and `state_dict.rs` (from a file's tensors to the flat array). `words.rs` counts in
-//! messages, `hash.rs` writes a SHA-256 as text.
+//! Start with `config.rs`, `params/list.rs`, `meta.rs` and `load.rs`, which opens every kind of file: those of `checkpoint/`
+//! and the folders of `hf/`. These build on `files/` (atomic writes), `tensors/` (tensor file formats) and `state_dict.rs`
+//! (from a file's tensors to the flat array). `words.rs` formats counts in messages, `hash.rs` a SHA-256.
 
 pub mod checkpoint;
 mod config;

@@ -1,4 +1,4 @@
-//! Reads a model from whatever holds one.
+//! Loads a model from any supported file or folder.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use crate::params::WithBiases;
 use crate::{Checkpoint, Config, Error, checkpoint, hf};
 
 impl Checkpoint {
-    /// Reads a checkpoint: ours, nanoGPT's `ckpt.pt`, a safetensors file of ours, or a Hugging Face folder. The content
-    /// decides the format.
+    /// Loads a checkpoint: an NGen3 `.pt` or `.safetensors`, nanoGPT's `ckpt.pt`, or a Hugging Face folder. The content decides
+    /// the format, not the name.
     ///
     /// # Errors
     /// [`Error::Read`] naming the file and what is wrong with it.
@@ -17,7 +17,7 @@ impl Checkpoint {
         if path.is_dir() { hf::read(path) } else { checkpoint::read(path) }
     }
 
-    /// Checks that this checkpoint, which came from `path`, is a model of the shape `expected`.
+    /// Checks that this checkpoint, loaded from `path`, has the shape `expected`.
     fn expect(&self, path: &Path, expected: &Config) -> Result<(), Error> {
         let (found, wanted) = (fields(&self.config), fields(expected));
         let differences: Vec<_> = found
@@ -31,14 +31,14 @@ impl Checkpoint {
         Err(Error::OtherModel { path: path.into(), differences: differences.join("; ") })
     }
 
-    /// As [`Checkpoint::load`], of a model that must have the shape `expected`. Biases that only `expected` has are zero.
+    /// As [`Checkpoint::load`], for a model that must have the shape `expected`. If only `expected` has biases, they are zeros.
     ///
     /// # Errors
     /// As [`Checkpoint::load`]; [`Error::OtherModel`] naming each field that differs.
     pub fn load_for(path: &Path, expected: &Config) -> Result<Self, Error> {
         let mut checkpoint = Self::load(path)?;
         if expected.bias && !checkpoint.config.bias {
-            // Runs were started from such a file when its missing biases were read as zeros; they can be resumed.
+            // Earlier versions read the missing biases as zeros; runs started from such a file can be resumed.
             let weights = WithBiases::new(&checkpoint.config, &checkpoint.params);
             let params = weights.list().iter().flat_map(|param| weights.values(param).into_owned()).collect();
             checkpoint = Self { config: Config { bias: true, ..checkpoint.config }, params, ..checkpoint };
@@ -51,7 +51,7 @@ impl Checkpoint {
 fn fields(config: &Config) -> Map<String, Value> {
     match serde_json::to_value(config) {
         Ok(Value::Object(mut fields)) => {
-            // It is left out where it is true.
+            // serde omits it if true.
             fields.insert("bias".into(), config.bias.into());
             fields
         }

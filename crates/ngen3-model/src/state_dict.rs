@@ -1,7 +1,7 @@
-//! From the tensors that a file names to the flat array of parameters.
+//! Reads the tensors of a file into the flat array of parameters.
 //!
-//! A file's tensors are views into storages: runs of elements that are read from front to back, once. Everything is
-//! checked (each name, each shape, that the file is large enough to hold it all) before memory is taken.
+//! A file's tensors are views into storages: arrays of elements that are read once, from front to back. Names, shapes and the
+//! file's size are all checked before memory is allocated.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -12,14 +12,14 @@ use crate::tensors::{Dtype, Order, Storages, Tensor, stream};
 use crate::words::count;
 use crate::{Config, Param, ParamList, Role};
 
-/// Columns of a transposed matrix filled at a time: as many cache lines are then written side by side.
+/// Number of columns of a transposed matrix filled at a time, each writing its own cache line.
 const STRIPE: usize = 16;
 
-/// Reads the parameters of a model of the shape `config` from the tensors of a state dict, which have the names of
-/// `names`. `file_len`, in bytes, bounds what is believed of the tensors.
+/// Reads the parameters of a model of the shape `config` from the tensors of a state dict, which are named as in `names`.
+/// Tensors cannot claim more than `file_len` bytes in all.
 ///
 /// # Errors
-/// The reason alone: a tensor that is missing, unknown, of another shape or type, or damaged.
+/// The reason alone: a tensor that is missing, unexpected, of another shape or dtype, or damaged.
 pub(crate) fn read_params(
     config: &Config,
     names: &NameTable,
@@ -27,10 +27,10 @@ pub(crate) fn read_params(
     storages: &mut dyn Storages,
     file_len: u64,
 ) -> Result<Vec<f32>, String> {
-    // Before the list of parameters is made: its length is the file's word until here.
+    // Before the list of parameters is made: until here the number of layers comes from the file alone.
     if config.n_layer > tensors.len() {
         let (layers, tensors) = (count(config.n_layer, "layer"), count(tensors.len(), "tensor"));
-        return Err(format!("it says that it has {layers}, but holds {tensors}"));
+        return Err(format!("{tensors}: too few for {layers}"));
     }
     let list = ParamList::new(config);
     let head = tensors.remove(LM_HEAD);
@@ -39,7 +39,7 @@ pub(crate) fn read_params(
     for param in &list {
         let name = names.name(param.role, param.layer);
         let Some(mut tensor) = tensors.remove(&name) else {
-            return Err(format!("it has no tensor {name}"));
+            return Err(format!("missing tensor {name}"));
         };
         if names.is_transposed(param.role) && tensor.order == Order::Rows {
             tensor.shape.reverse();
@@ -49,21 +49,21 @@ pub(crate) fn read_params(
         bytes = bytes.saturating_add((param.len() * tensor.dtype.size()) as u64);
         wanted.entry(tensor.storage.clone()).or_default().push((param, tensor));
     }
-    // nanoGPT's causal mask, which older versions save, is no parameter.
+    // Older versions save nanoGPT's causal mask, which is not a parameter.
     tensors.retain(|name, _| !(name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")));
     if let Some(name) = tensors.keys().min() {
         if !config.bias && name.ends_with(".bias") {
-            return Err(format!("it has a tensor {name}, but its model_args say that bias is false"));
+            return Err(format!("unexpected tensor {name}: bias is false in model_args"));
         }
-        return Err(format!("it has a tensor {name}, which is no part of a GPT-2 model"));
+        return Err(format!("unexpected tensor {name}: not part of a GPT-2 model"));
     }
     if bytes > file_len {
-        return Err(format!("its tensors need {bytes} bytes, but it has only {file_len}"));
+        return Err(format!("expected at least {bytes} bytes of tensors, got a file of {file_len}"));
     }
 
     let mut params = Vec::new();
     let reserved = params.try_reserve_exact(list.total());
-    reserved.map_err(|_| format!("its {} parameters do not fit in memory", list.total()))?;
+    reserved.map_err(|_| format!("cannot allocate memory for {} parameters", list.total()))?;
     params.resize(list.total(), 0.0);
     let mut wte = None;
     for group in wanted.values() {
@@ -83,7 +83,7 @@ pub(crate) fn read_params(
         wte = wte.or_else(|| group.iter().find(|(param, _)| param.role == Role::Wte).map(|(_, tensor)| tensor));
     }
 
-    // The head shares the token embedding: a second view of it in most files, a second copy in some.
+    // The head is tied to the token embedding: most files store a second view of it, some a copy.
     if let (Some(head), Some(wte)) = (head, wte)
         && head != *wte
     {
@@ -99,7 +99,7 @@ pub(crate) fn read_params(
                 return Ok(());
             }
             let wte = names.name(Role::Wte, None);
-            Err(format!("its {LM_HEAD} differs from {wte}; only models that share the two are read"))
+            Err(format!("{LM_HEAD} differs from {wte}: expected tied embeddings"))
         })?;
     }
     Ok(params)
@@ -109,34 +109,34 @@ fn check(name: &str, shape: &[usize], tensor: &Tensor) -> Result<(), String> {
     if tensor.shape != shape {
         let (mut found, mut wanted) = (tensor.shape.clone(), shape.to_vec());
         if tensor.order == Order::Columns {
-            // As the file has it.
+            // Shapes as in the file.
             found.reverse();
             wanted.reverse();
         }
-        return Err(format!("its tensor {name} has the shape {found:?}, not {wanted:?}"));
+        return Err(format!("tensor {name}: expected shape {wanted:?}, got {found:?}"));
     }
     if let Dtype::Other(dtype, _) = tensor.dtype {
-        return Err(format!("its tensor {name} is of type {dtype}; float32, float16 and bfloat16 are read"));
+        return Err(format!("tensor {name}: expected float32, float16 or bfloat16, got {dtype}"));
     }
     if tensor.order == Order::Strided {
-        return Err(format!("its tensor {name} is not contiguous; save it with .contiguous()"));
+        return Err(format!("tensor {name} is not contiguous: save it with .contiguous()"));
     }
     let end = tensor.elements().and_then(|len| len.checked_add(tensor.offset));
     if end.is_none_or(|end| end > tensor.storage_len) {
         let Tensor { offset, storage, storage_len, .. } = tensor;
         return Err(format!(
-            "its tensor {name} of shape {shape:?} starts at element {offset} of storage {storage}, which has only \
-             {storage_len}"
+            "tensor {name}: shape {shape:?} at element {offset} exceeds storage {storage} of \
+             {storage_len} elements"
         ));
     }
     Ok(())
 }
 
-/// Puts elements of a matrix, which come column by column, into its rows. `found[0]` is the `first` element of all.
+/// Copies elements of a matrix, in column order, into its rows. `found[0]` is the element `first` in that order.
 fn place_columns(rows: &mut [f32], shape: &[usize], first: usize, found: &[f32]) {
     let [height, width] = shape else { unreachable!("only matrices are transposed") };
     let end = first + found.len();
-    // A column stands in the file as a line of `height` elements.
+    // A column is a run of `height` elements in the file.
     for stripe in (0..*height).step_by(STRIPE) {
         for column in first / height..end.div_ceil(*height) {
             let line = column * height;
@@ -149,7 +149,7 @@ fn place_columns(rows: &mut [f32], shape: &[usize], first: usize, found: &[f32])
     }
 }
 
-/// The elements that `at..at + len` and `offset..offset + wanted` share.
+/// Returns the intersection of `at..at + len` and `offset..offset + wanted`.
 fn overlap(at: usize, len: usize, offset: usize, wanted: usize) -> Option<Range<usize>> {
     let (start, end) = (at.max(offset), (at + len).min(offset + wanted));
     (start < end).then_some(start..end)

@@ -1,4 +1,4 @@
-//! Numbers, counts and sizes as messages have them.
+//! Formatting of numbers, counts and sizes in messages.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ pub fn count<N: Copy + Display + PartialEq + From<u8>>(n: N, one: &str) -> Strin
     format!("{n} {}", plural(n, one))
 }
 
-/// The noun for so many things, of which one is called `one`: `layer` or `layers`.
+/// Returns a noun in the singular or plural: `layer` or `layers`.
 pub fn plural<N: PartialEq + From<u8>>(n: N, one: &str) -> String {
     if n == N::from(1) { one.into() } else { format!("{one}s") }
 }
@@ -30,18 +30,18 @@ pub fn grouped_count(n: u64, one: &str) -> String {
     format!("{} {}", grouped(n), plural(n, one))
 }
 
-/// `29 MB`, `1.5 GB`: memory, in two or three digits.
+/// `29 MB`, `1.5 GB`: memory, with two or three digits.
 pub fn memory_size(bytes: u64) -> String {
     let megabytes = bytes as f64 / 1e6;
     if megabytes < 1e3 { format!("{megabytes:.0} MB") } else { gigabytes(bytes) }
 }
 
-/// `0.3 GB`: memory, in GB however little it is.
+/// `0.3 GB`: memory, always in GB.
 pub fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// `12.3 MB`, `1.23 GB`: files and what is read a second.
+/// `12.3 MB`, `1.23 GB`: file sizes and read rates per second.
 pub fn file_size(bytes: f64) -> String {
     if bytes < 1e9 { format!("{:.1} MB", bytes / 1e6) } else { format!("{:.2} GB", bytes / 1e9) }
 }

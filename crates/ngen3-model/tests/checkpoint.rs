@@ -1,6 +1,6 @@
-//! Checkpoints as files: what is written is read back, and PyTorch's own files are read.
+//! Checkpoint files: round trips, and files written by PyTorch.
 //!
-//! The `.pt` fixtures were written by PyTorch: see `fixtures/make_checkpoints.py`, which also says what they hold.
+//! `fixtures/make_checkpoints.py` writes the `.pt` fixtures with PyTorch, and documents their content.
 
 use std::fs;
 use std::io::Read;
@@ -49,7 +49,7 @@ fn save(path: &Path, checkpoint: &Checkpoint) {
     checkpoint::save(path, &checkpoint.config, &checkpoint.params, &checkpoint.meta).unwrap();
 }
 
-/// What the script puts into each parameter.
+/// Returns the parameters that the script writes.
 fn fixture_params(config: &Config) -> Vec<f32> {
     (0..ParamList::new(config).total()).map(|i| ((7 * i % 251) as f32 - 125.0) / 256.0).collect()
 }
@@ -67,7 +67,7 @@ fn what_was_measured_is_added_to_our_files_only() {
         add(&mut expected.meta);
         assert_eq!(Checkpoint::load(&path).unwrap(), expected, "{name}");
     }
-    // nanoGPT's holds an optimizer, which would be lost.
+    // nanoGPT's file holds an optimizer, which would be lost.
     let path = folder.path().join("ckpt.pt");
     fs::copy(fixture("nanogpt.pt"), &path).unwrap();
     assert!(!checkpoint::amend(&path, |_| unreachable!("the file is not ours")).unwrap());
@@ -129,7 +129,7 @@ fn the_content_decides_the_format_not_the_name() {
     assert_eq!(Checkpoint::load(&other_safe).unwrap(), expected);
 }
 
-/// What `torch.load(mmap=True)` needs of each storage.
+/// `torch.load(mmap=True)` needs this of each storage.
 #[test]
 fn storages_are_uncompressed_and_aligned() {
     let folder = tempfile::tempdir().unwrap();
@@ -151,10 +151,7 @@ fn storages_are_uncompressed_and_aligned() {
             .collect();
         assert_eq!(found, expected.params[param.range()], "{}", param.name());
     }
-    assert!(
-        zip.by_name(&format!("archive/data/{}", list.iter().count())).is_err(),
-        "the head has a storage of its own"
-    );
+    assert!(zip.by_name(&format!("archive/data/{}", list.iter().count())).is_err(), "the head has a separate storage");
     let mut version = String::new();
     zip.by_name("archive/version").unwrap().read_to_string(&mut version).unwrap();
     assert_eq!(version, "3\n");
@@ -168,7 +165,7 @@ fn a_checkpoint_of_nanogpt_is_read() {
     assert_eq!(found.meta.iter_num, 2_000);
     assert_eq!(found.meta.best_val_loss, Some(1.25));
     assert_eq!(found.meta.tokenizer, TokenizerRef::Unknown, "97 tokens are not GPT-2's");
-    // Without what JSON cannot say: a tensor and an infinity.
+    // JSON has no tensor and no infinity: they are left out.
     let expected = json!({
         "dataset": "shakespeare", "learning_rate": 6e-4, "betas": [0.9, 0.95], "compile": true, "gradient": null,
     });
@@ -195,7 +192,7 @@ fn a_model_without_biases_stays_without() {
         let bytes = fs::read(&path).unwrap();
         let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(has("transformer.h.1.mlp.c_proj.weight") && !has(".bias"), "{name}");
-        // As nanoGPT has it: a pickle's NEWFALSE after the key, or JSON in JSON.
+        // As in nanoGPT: NEWFALSE after the key in a pickle, JSON in JSON in a safetensors file.
         let says = if name == "a.pt" { "X\u{4}\0\0\0bias\u{89}" } else { "\\\"bias\\\":false" };
         let says: Vec<u8> = says.chars().map(|c| c as u8).collect();
         assert!(bytes.windows(says.len()).any(|window| window == says), "{name}");
@@ -217,7 +214,7 @@ fn biases_that_a_run_has_and_its_base_has_not_are_zero() {
         }
     }
     assert_eq!((found.config, found.meta), (config, base.meta));
-    // The other way round they would be lost.
+    // The other way round, biases would be lost.
     let without = Config { bias: false, ..small_config() };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.pt");
@@ -253,7 +250,7 @@ fn another_ending_is_refused_and_nothing_is_written() {
     let path = folder.path().join("model.bin");
     let Checkpoint { config, params, meta } = small();
     let error = checkpoint::save(&path, &config, &params, &meta).unwrap_err().to_string();
-    assert_eq!(error, format!("cannot write {}: a checkpoint's name ends in .pt or .safetensors", path.display()));
+    assert_eq!(error, format!("cannot write {}: expected a file name ending in .pt or .safetensors", path.display()));
     assert!(!path.exists());
 }
 
@@ -265,7 +262,7 @@ fn the_largest_tokenizer_is_read_back_and_what_could_not_be_is_not_written() {
         Checkpoint { meta, ..small() }
     };
     let largest = with("x".repeat(TokenizerRef::MAX_BYTES));
-    // A safetensors file has each quote as four bytes.
+    // A safetensors file stores each quote as four bytes.
     let cases = [("a.pt", "x".repeat(65 << 20)), ("a.safetensors", "\"".repeat(24 << 20))];
     for (name, larger) in cases {
         let path = folder.path().join(name);
@@ -274,7 +271,7 @@ fn the_largest_tokenizer_is_read_back_and_what_could_not_be_is_not_written() {
         fs::remove_file(&path).unwrap();
         let Checkpoint { config, params, meta } = with(larger);
         let error = checkpoint::save(&path, &config, &params, &meta).unwrap_err().to_string();
-        assert!(error.contains(name) && error.contains("the tokenizer, is too large for a ."), "{error}");
+        assert!(error.contains(name) && error.contains("such as the tokenizer, is too large for a ."), "{error}");
         assert!(!path.exists());
     }
 }

@@ -100,7 +100,9 @@ fn named(value: &OsStr) -> Result<Path, String> {
     let available = || available.collect::<Vec<_>>().join(", ");
     match named {
         Some(path) if path.is_available() => Ok(path),
-        Some(path) => Err(format!("{SWITCH}={}: not supported by this processor: expected one of {}", path.name(), available())),
+        Some(path) => {
+            Err(format!("{SWITCH}={}: not supported by this processor: expected one of {}", path.name(), available()))
+        }
         None => Err(format!("unknown {SWITCH} \"{}\": expected one of {}", value.display(), available())),
     }
 }

@@ -353,23 +353,23 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
         (
             "export --model_path a.pt --output_dir full --overwrite",
             1,
-            "holds thesis.txt, which is no part of an export",
+            "holds thesis.txt, which is not part of an export",
         ),
-        ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
+        ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format does not support q8_0"),
         (
             "export --model_path a.pt --output_dir b --variant 7M",
             1,
             "a.pt: expected 7M (7,242,624 parameters) with 4 layers",
         ),
-        ("export --model_path missing.pt --output_dir b", 1, "cannot read missing.pt: No such file"),
-        ("export --model_path full --output_dir b", 1, "cannot read full: it is a folder without a config.json"),
+        ("export --model_path missing.pt --output_dir b", 1, "missing.pt: No such file"),
+        ("export --model_path full --output_dir b", 1, "full: not a Hugging Face model: no config.json"),
         ("export --model_path a.pt --output_dir no/where", 1, "there is no folder no"),
         // Checked before the model is resolved, which may be a download.
         ("export --model_path missing.pt --output_dir no/where", 1, "cannot write no/where: there is no folder no"),
         ("export --model_path missing.pt --output_dir full", 1, "cannot write full: the folder is not empty"),
-        ("export --model_path missing.pt --output_dir b --dtype q8_0", 1, "the hf format has no q8_0"),
+        ("export --model_path missing.pt --output_dir b --dtype q8_0", 1, "the hf format does not support q8_0"),
         ("import --from missing.pt --out no/where.pt", 1, "cannot write no/where.pt: there is no folder no"),
-        ("import --from full --out b.bin", 1, "a checkpoint's name ends in .pt or .safetensors"),
+        ("import --from full --out b.bin", 1, "expected a file name ending in .pt or .safetensors"),
         ("import --from a.pt --out b.pt --revision main", 1, "a.pt: --revision requires a repository on the hub"),
         ("import --from hf --out b.pt", 1, "hf: no variant for the GPT-2 size: expected 120M"),
         (
@@ -377,7 +377,7 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
             1,
             "hf: no GPT-2 in the size of 7M (7,242,624 parameters): expected 120M",
         ),
-        (&format!("import --from {} --out b.pt", untied.display()), 1, "its lm_head.weight differs"),
+        (&format!("import --from {} --out b.pt", untied.display()), 1, "lm_head.weight differs"),
     ] {
         let error = fail(folder.path(), line, code);
         assert!(error.contains(reason), "{line}: expected {reason:?}, got {error:?}");
@@ -389,8 +389,8 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
     let (_, error) = texts(&output, 1);
     assert!(error.contains("nobody/nothing: no such file or folder, and not found on the hub"), "{error}");
     for (line, reason) in [
-        ("export --model_path a.pt --output_dir b --dtype f64", "there is no type \"f64\"; there are f32, bf16, f16"),
-        ("export --model_path a.pt --output_dir b --format onnx", "there is no format \"onnx\"; there are hf and gguf"),
+        ("export --model_path a.pt --output_dir b --dtype f64", "expected f32, bf16, f16 or q8_0"),
+        ("export --model_path a.pt --output_dir b --format onnx", "expected hf or gguf"),
     ] {
         let output = ngen3(folder.path(), line).output().unwrap();
         let (_, error) = texts(&output, 2);

@@ -12,7 +12,8 @@ pub fn clip_factor(adamw: &AdamW, norm: f32) -> f32 {
     if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
-/// Updates one parameter tensor, given its slice of each flat array. Gradients are multiplied by `clip` first:
+/// Updates one parameter tensor, given its slice of each flat array. Gradients are multiplied by `clip` first; weight decay
+/// applies if `decays`:
 ///
 /// m = β₁·m + (1 − β₁)·g,  v = β₂·v + (1 − β₂)·g²,  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ),
 /// p = p·(1 − lr·decay) − lr·m̂/(√v̂ + ε).

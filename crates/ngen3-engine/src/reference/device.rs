@@ -26,7 +26,9 @@ fn check(options: Options) -> Result<(), Error> {
 fn check_dtype(dtype: Dtype) -> Result<(), Error> {
     match dtype {
         Dtype::Auto | Dtype::F32 => Ok(()),
-        Dtype::Bf16 => Err(Error::Input("dtype bf16 is not supported by the reference engine: expected auto or f32".into())),
+        Dtype::Bf16 => {
+            Err(Error::Input("dtype bf16 is not supported by the reference engine: expected auto or f32".into()))
+        }
     }
 }
 

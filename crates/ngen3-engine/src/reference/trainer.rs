@@ -226,7 +226,9 @@ impl Distiller for Reference {
                 };
                 let (own, vocab_size) = (teacher.config().vocab_size, self.config().vocab_size);
                 if own != vocab_size {
-                    return Err(Error::Input(format!("expected a teacher with a vocabulary of {vocab_size} tokens, got {own}")));
+                    return Err(Error::Input(format!(
+                        "expected a teacher with a vocabulary of {vocab_size} tokens, got {own}"
+                    )));
                 }
                 batch.check(teacher.config())?;
                 self.distill_with(batch, distill, backward, |pass, _| Guide::Logits(teacher.logits(pass)))

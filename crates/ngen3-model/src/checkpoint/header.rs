@@ -1,25 +1,25 @@
-//! The entries of a checkpoint beside the tensors, as nanoGPT lays them out.
+//! The entries of a checkpoint other than the tensors, in nanoGPT's layout.
 //!
 //! ```text
 //! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
-//! iter_num       optimizer steps done
-//! best_val_loss  nats per token; 1e9, where nanoGPT starts, while there is none
-//! config         what nanoGPT has no field for: activation, layer_norm_epsilon, tokenizer, training, chat and
-//!                evaluations (if any)
+//! iter_num       number of optimizer steps
+//! best_val_loss  nats per token; 1e9, nanoGPT's initial value, before the first evaluation
+//! config         entries that nanoGPT lacks: activation, layer_norm_epsilon, tokenizer, training, and optionally chat
+//!                and evaluations
 //! ```
 //!
-//! A `.pt` holds these as Python values, a `.safetensors` as JSON in its metadata; both pass through here as JSON.
+//! A `.pt` stores them as Python values, a `.safetensors` as JSON in its metadata. This module handles both as JSON.
 
 use serde_json::{Map, Value, json};
 
 use crate::{Activation, CheckpointMeta, Config, TokenizerRef};
 
-/// The entries, in nanoGPT's order.
+/// Names of the entries, in nanoGPT's order.
 pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
 /// nanoGPT's `best_val_loss` before the first evaluation.
 const NO_LOSS: f64 = 1e9;
 
-/// The entries of a checkpoint.
+/// Returns the entries of a checkpoint.
 pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
     let mut entries = json!({
         "model_args": {
@@ -52,35 +52,35 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
     }
 }
 
-/// The entries of a checkpoint, parsed.
+/// Parsed entries of a checkpoint.
 pub(super) struct Header {
     pub config: Config,
     pub meta: CheckpointMeta,
-    /// NGen3 wrote the file.
+    /// True if NGen3 wrote the file.
     pub ours: bool,
 }
 
-/// Reads the entries of our checkpoints and of nanoGPT's, whose `config` holds its training settings and whose
-/// activation is the exact GELU.
+/// Parses the entries of a checkpoint of NGen3 or nanoGPT. nanoGPT's `config` holds its training settings, and its activation
+/// is the exact GELU.
 pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
     let Some(Value::Object(args)) = entries.remove("model_args") else {
-        return Err("it has no model_args, which give the model's shape".into());
+        return Err("missing entry model_args, which holds the model's shape".into());
     };
     let size = |name: &str| {
-        let value = args.get(name).ok_or_else(|| format!("its model_args have no {name}"))?;
+        let value = args.get(name).ok_or_else(|| format!("model_args: missing {name}"))?;
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| format!("its model_args say that {name} is {value}"))
+        size.ok_or_else(|| format!("model_args: expected a size for {name}, got {value}"))
     };
     let mut config = Config::from_sizes(size)?;
     match args.get("bias") {
         None => {}
         Some(Value::Bool(bias)) => config.bias = *bias,
-        Some(other) => return Err(format!("its model_args say that bias is {other}")),
+        Some(other) => return Err(format!("model_args: expected true or false for bias, got {other}")),
     }
 
     let mut extra = match entries.remove("config") {
         Some(Value::Object(extra)) => extra,
-        Some(other) => return Err(format!("its config is {other}, not a dictionary")),
+        Some(other) => return Err(format!("config: expected a dictionary, got {other}")),
         None => Map::new(),
     };
     config.activation = match extra.remove("activation") {
@@ -88,7 +88,8 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         None => Activation::Gelu,
     };
     if let Some(value) = extra.remove("layer_norm_epsilon") {
-        let epsilon = value.as_f64().ok_or_else(|| format!("its layer_norm_epsilon is {value}, which is no number"))?;
+        let epsilon =
+            value.as_f64().ok_or_else(|| format!("config: expected a number for layer_norm_epsilon, got {value}"))?;
         config.layer_norm_epsilon = epsilon as f32;
     }
     config.validate().map_err(|error| error.to_string())?;
@@ -108,7 +109,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         None => extra,
     };
     let iter_num = match entries.remove("iter_num") {
-        Some(value) => value.as_u64().ok_or_else(|| format!("its iter_num is {value}"))?,
+        Some(value) => value.as_u64().ok_or_else(|| format!("iter_num: expected a step count, got {value}"))?,
         None => 0,
     };
     let best_val_loss = match entries.remove("best_val_loss") {
@@ -120,5 +121,5 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {
-    serde_json::from_value(value).map_err(|error| format!("its config says nothing usable for {name}: {error}"))
+    serde_json::from_value(value).map_err(|error| format!("config: invalid {name}: {error}"))
 }

@@ -1,8 +1,8 @@
-//! Checkpoints: a model's shape, its parameters and how they came about, in one file.
+//! Checkpoints: a model's shape, parameters, tokenizer and training record in one file.
 //!
-//! Two formats hold the same things under the same names. `.pt` is a PyTorch zip checkpoint in nanoGPT's layout
-//! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's (`checkpoint/safetensors.rs`). The entries beside the
-//! tensors are laid out in `header.rs`; how the tensors of a file become the flat array is in `state_dict.rs`.
+//! Two formats hold the same entries under the same names. `.pt` is a PyTorch zip checkpoint in nanoGPT's layout
+//! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's format (`checkpoint/safetensors.rs`). `header.rs` lays out the
+//! entries other than the tensors; `state_dict.rs` turns a file's tensors into the flat array.
 
 mod header;
 mod safetensors;
@@ -15,24 +15,24 @@ pub use crate::tensors::Format;
 use crate::tensors::open;
 use crate::{Checkpoint, CheckpointMeta, Config, Error, ParamList};
 
-/// Writes a checkpoint whole or not at all; a `.pt` or `.safetensors` ending chooses the format.
+/// Writes a checkpoint atomically. The extension, `.pt` or `.safetensors`, chooses the format.
 ///
 /// # Errors
-/// [`Error::Write`] naming the file: another ending, or the disk's refusal.
+/// [`Error::Write`] naming the file, for another extension or a failed write.
 ///
 /// # Panics
-/// If `params` is not as long as `config` says.
+/// If `params` does not have the length that `config` implies.
 pub fn save(path: &Path, config: &Config, params: &[f32], meta: &CheckpointMeta) -> Result<(), Error> {
     let list = ParamList::new(config);
-    assert_eq!(params.len(), list.total(), "the parameters of another shape");
+    assert_eq!(params.len(), list.total(), "params do not match config");
     match Format::of(path)? {
         Format::Torch => write_atomic(path, |file| torch::write(file, config, &list, params, meta)),
         Format::Safetensors => write_atomic(path, |file| safetensors::write(file, config, &list, params, meta)),
     }
 }
 
-/// Changes the metadata of a checkpoint of ours. Returns `false` if the file is another program's, which may hold
-/// what would be lost: it stays as it is.
+/// Changes the metadata of a checkpoint that NGen3 wrote. Returns `false`, leaving the file alone, if another program wrote it:
+/// rewriting could lose entries.
 ///
 /// # Errors
 /// [`Error::Read`] naming the file; [`Error::Write`] as [`AtomicFile::commit`](crate::files::AtomicFile::commit).
@@ -53,7 +53,7 @@ pub(crate) fn read(path: &Path) -> Result<Checkpoint, Error> {
     Ok(read_file(path).map_err(read_error(path))?.0)
 }
 
-/// Reads a file; also returns whether it is one of ours.
+/// Reads a checkpoint file. Also returns true if NGen3 wrote it.
 fn read_file(path: &Path) -> Result<(Checkpoint, bool), String> {
     let (file, len, format) = open(path)?;
     match format {

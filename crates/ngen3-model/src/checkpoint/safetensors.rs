@@ -1,6 +1,6 @@
 //! `.safetensors`: Hugging Face's format, with nanoGPT's names.
 //!
-//! The header's `__metadata__` holds what `header.rs` lists, each entry as a JSON text. The head is not stored: it is
+//! The header's `__metadata__` holds the entries of `header.rs`, each as JSON text. The head is not stored: it is tied to
 //! `transformer.wte.weight`.
 
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::tensors::safetensors::{Reader, write_header};
 use crate::tensors::write_f32;
 use crate::{Checkpoint, CheckpointMeta, Config, Param, ParamList, state_dict};
 
-/// Writes a checkpoint, straight from the flat array.
+/// Writes a checkpoint directly from the flat array.
 pub(super) fn write(
     file: &mut impl Write,
     config: &Config,
@@ -41,13 +41,13 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut entries = Map::new();
     for name in header::NAMES {
         let Some(text) = reader.metadata(name) else { continue };
-        let value = serde_json::from_str(text).map_err(|error| format!("its metadata entry {name}: {error}"))?;
+        let value =
+            serde_json::from_str(text).map_err(|error| format!("metadata entry {name}: invalid JSON: {error}"))?;
         entries.insert(name.into(), value);
     }
     if entries.is_empty() {
         return Err(
-            "it does not say what model it holds; for a Hugging Face model, name the folder with its config.json"
-                .into(),
+            "no model shape in its metadata; for a Hugging Face model, give the folder with its config.json".into()
         );
     }
     let header = header::parse(entries)?;

@@ -1,14 +1,14 @@
 //! `.pt`: PyTorch's zip file in nanoGPT's layout.
 //!
 //! ```text
-//! archive/data.pkl   the pickle of a dictionary: `model` (the state dict) and what `header.rs` lists
+//! archive/data.pkl   the pickle of a dictionary: `model` (the state dict) and the entries of `header.rs`
 //! archive/byteorder  "little"
 //! archive/data/N     the elements of storage N, uncompressed, aligned so that they can be mapped
 //! archive/version    "3"
 //! ```
 //!
-//! The format is that of `torch.save` (PyTorch's `serialization.py`). `lm_head.weight` and `transformer.wte.weight` are
-//! two views of storage 0. nanoGPT's own files also have an `optimizer`, which is parsed past and never read.
+//! The format is that of `torch.save` (PyTorch's `serialization.py`). `lm_head.weight` and `transformer.wte.weight` are two
+//! views of storage 0. nanoGPT's files also hold an `optimizer`, whose tensors are not read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,10 +25,10 @@ use crate::tensors::torch::{Archive, MAX_PICKLE, scalar, state_dict};
 use crate::tensors::write_f32;
 use crate::{Checkpoint, CheckpointMeta, Config, ParamList, state_dict};
 
-/// The alignment of storages in the file, which is also `torch.save`'s.
+/// Alignment of storages in the file, in bytes; the same as `torch.save`'s.
 const ALIGNMENT: u16 = 64;
 
-/// Writes a checkpoint, straight from the flat array.
+/// Writes a checkpoint directly from the flat array.
 pub(super) fn write(
     file: &mut (impl Write + Seek),
     config: &Config,
@@ -38,7 +38,7 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let mut zip = ZipWriter::new(file);
     if let Err(error) = write_parts(&mut zip, config, list, params, meta) {
-        // Dropped, it would try to end the archive on the disk that refuses it, and complain on stderr.
+        // Dropping it would try to finish the archive on the failing disk and print to stderr.
         std::mem::forget(zip);
         return Err(error);
     }
@@ -63,8 +63,8 @@ fn write_parts<W: Write + Seek>(
     };
     let pickle = pickle(config, list, meta);
     if pickle.len() as u64 > MAX_PICKLE {
-        let what = "what stands beside the weights, such as the tokenizer, is too large for a .pt";
-        return Err(io::Error::other(format!("{what}: {} bytes of at most {MAX_PICKLE}", pickle.len())));
+        let what = "the metadata, such as the tokenizer, is too large for a .pt";
+        return Err(io::Error::other(format!("{what}: expected at most {MAX_PICKLE} bytes, got {}", pickle.len())));
     }
     small(zip, "data.pkl", &pickle)?;
     small(zip, "byteorder", b"little")?;
@@ -100,10 +100,10 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut archive = Archive::open(file)?;
     let pickle = archive.read_pickle()?;
     let Some(entries) = pickle.entries(pickle.root()) else {
-        return Err("its pickle is not a dictionary".into());
+        return Err("not a checkpoint: its pickle is not a dictionary".into());
     };
     let Some(model) = entries.get("model").and_then(|&model| pickle.entries(model)) else {
-        return Err("it has no model entry: it is not a checkpoint in nanoGPT's layout".into());
+        return Err("not a checkpoint in nanoGPT's layout: no model entry".into());
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
@@ -111,7 +111,7 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 
-/// The entries that `header.rs` reads, as JSON. nanoGPT's `best_val_loss` is a tensor of one element.
+/// Returns the entries that `header.rs` parses, as JSON. nanoGPT's `best_val_loss` is a tensor of one element.
 fn plain_entries(
     pickle: &Pickle,
     entries: &HashMap<&str, Id>,

@@ -1,11 +1,11 @@
-//! Writing files whole or not at all.
+//! Atomic writes.
 //!
-//! A file is written under a temporary name in its own folder, flushed to the disk, then renamed. A crash at any moment
-//! leaves the old file or the new one, never half of one. [`write_atomic`] is for what is at hand; [`AtomicFile`] is for
-//! a stream whose making can fail for reasons of its own.
+//! A file is written under a temporary name in its own folder, flushed to disk, then renamed. A crash leaves the old file or
+//! the new one, never a partial one. [`write_atomic`] writes in one call; [`AtomicFile`] is a stream, for content that is
+//! produced over time or may fail.
 //!
-//! A killed program leaves its temporary file, `.NAME.xxxxxx.tmp`, behind. The next one that writes the same file removes
-//! it: a writer holds a lock on what it writes to, and locks end with their process.
+//! A killed program leaves its temporary file, `.NAME.xxxxxx.tmp`, behind. The next write of the same file removes it: writers
+//! lock their temporary files, and a lock ends with its process.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -18,12 +18,12 @@ use crate::Error;
 
 const BUFFER: usize = 1 << 18;
 
-/// A file being written. Dropped before [`AtomicFile::commit`], it leaves nothing behind and the old file as it was.
+/// File being written. Dropping it before [`AtomicFile::commit`] discards it and keeps the old file.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
     temp: TempPath,
-    /// Its file is locked.
+    /// Holds the lock of the temporary file.
     writer: BufWriter<File>,
 }
 
@@ -31,7 +31,7 @@ impl AtomicFile {
     /// Opens a temporary file beside `path`, whose folder must exist.
     ///
     /// # Errors
-    /// [`Error::Write`] naming `path`, if it is read-only or a folder, or its folder cannot be written to.
+    /// [`Error::Write`] naming `path`, if it is read-only or a folder, or its folder is not writable.
     pub fn create(path: &Path) -> Result<Self, Error> {
         Self::open(path).map_err(|source| Error::Write { path: path.into(), source })
     }
@@ -40,9 +40,9 @@ impl AtomicFile {
         let path = follow_links(path)?;
         let old = match fs::metadata(&path) {
             Ok(old) if old.is_dir() => return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
-            // A device or a pipe is not to be replaced by a file of its name.
-            Ok(old) if !old.is_file() => return Err(io::Error::other("it is no regular file")),
-            // Renaming does not ask for it.
+            // A device or a pipe must not be replaced by a file.
+            Ok(old) if !old.is_file() => return Err(io::Error::other("it is not a regular file")),
+            // Renaming does not check this.
             Ok(old) if old.permissions().readonly() => {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only"));
             }
@@ -53,26 +53,26 @@ impl AtomicFile {
             let (file, temp) = builder.tempfile_in(folder)?.into_parts();
             Ok((Some(file), temp))
         })?;
-        let file = file.expect("it was made just now");
+        let file = file.expect("`make` returned a file");
         if let Some(old) = old {
-            // Who could not read the old one is not to read the new one.
+            // Keep the new file as private as the old one.
             file.set_permissions(old.permissions())?;
         }
         Ok(Self { path, temp, writer: BufWriter::with_capacity(BUFFER, file) })
     }
 
-    /// Flushes everything to the disk and gives the file its name.
+    /// Flushes the content to disk and renames the file into place.
     ///
     /// # Errors
-    /// [`Error::Write`] naming the file. The old file is then as it was; if it is the last step that fails, the folder's way to
-    /// the disk, the new one is in place, but a power cut may undo that.
+    /// [`Error::Write`] naming the file. The old file is then unchanged, unless the last step failed, syncing the folder: the
+    /// new file is then in place, but a power failure may undo that.
     pub fn commit(self) -> Result<(), Error> {
         let Self { path, temp, writer } = self;
         let finish = || {
             let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all()?;
             temp.persist(&path).map_err(|error| error.error)?;
-            // Its lock has to last until it has its name.
+            // Hold the lock until the rename.
             drop(file);
             sync_folder(folder_of(&path))
         };
@@ -96,7 +96,7 @@ impl Seek for AtomicFile {
     }
 }
 
-/// Writes a whole file by `write`, or leaves the old one as it was. Returns what `write` returns.
+/// Writes a file atomically: `write` gives its content, and on an error the old file is kept. Returns what `write` returns.
 ///
 /// # Errors
 /// [`Error::Write`] naming `path`.
@@ -107,7 +107,7 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
     Ok(made)
 }
 
-/// Checks that [`AtomicFile::create`] will find nothing to complain of: worth doing before the work that makes the file.
+/// Checks that [`AtomicFile::create`] would succeed, before the work that produces the content.
 ///
 /// # Errors
 /// [`Error::Write`] naming `path`.
@@ -115,11 +115,11 @@ pub fn check(path: &Path) -> Result<(), Error> {
     AtomicFile::create(path).map(drop)
 }
 
-/// Ending of the names of temporary files and folders.
+/// Suffix of temporary files and folders.
 pub(crate) const TEMPORARY: &str = ".tmp";
 
-/// Removes the temporary files and folders, with names of this ending, that killed writers of `path` left beside it. What a
-/// living one writes to is locked and stays; where the file system has no locks everything does.
+/// Removes the temporary files and folders with this suffix that killed writers of `path` left behind. Those of running writers
+/// are locked and stay; on a file system without locks, all stay.
 pub(crate) fn remove_unlocked(path: &Path, ending: &str) {
     let (Some(prefix), Ok(entries)) = (prefix(path), fs::read_dir(folder_of(path))) else { return };
     for entry in entries.flatten() {
@@ -133,18 +133,18 @@ pub(crate) fn remove_unlocked(path: &Path, ending: &str) {
         let path = entry.path();
         let Ok(file) = File::open(&path) else { continue };
         if file.try_lock().is_ok() {
-            // What cannot be removed is untidy, but in nobody's way.
+            // A leftover that cannot be removed does no harm.
             let _ = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 }
 
-/// Returns whether this is the part of a name that `tempfile` draws.
+/// Returns true for the random part of a name that `tempfile` makes.
 fn is_random(part: &[u8]) -> bool {
     part.len() == 6 && part.iter().all(u8::is_ascii_alphanumeric)
 }
 
-/// The beginning of temporary names beside `path`: `.NAME.`.
+/// Returns the prefix of temporary names beside `path`: `.NAME.`.
 fn prefix(path: &Path) -> Option<OsString> {
     let mut prefix = OsString::from(".");
     prefix.push(path.file_name()?);
@@ -152,15 +152,15 @@ fn prefix(path: &Path) -> Option<OsString> {
     Some(prefix)
 }
 
-/// Makes something temporary beside `path`, by `make` from a builder of names and the folder, and locks the file that
-/// `make` gives with it. `mode` is what the umask leaves permissions of.
+/// Creates a temporary file or folder beside `path` and locks the file that `make` returns. `make` gets a builder of names and
+/// the parent folder; `mode` is the permissions before the umask.
 pub(crate) fn make_beside<T: AsRef<Path>>(
     path: &Path,
     ending: &str,
     mode: u32,
     make: impl Fn(&tempfile::Builder, &Path) -> io::Result<(Option<File>, T)>,
 ) -> io::Result<(Option<File>, T)> {
-    let prefix = prefix(path).ok_or_else(|| io::Error::other("it does not end in a name"))?;
+    let prefix = prefix(path).ok_or_else(|| io::Error::other("it has no file name"))?;
     let folder = folder_of(path);
     if !folder.is_dir() {
         let reason = format!("there is no folder {}", folder.display());
@@ -169,15 +169,15 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     remove_unlocked(path, TEMPORARY);
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(ending);
-    // Temporary files are private by default; these become the user's own.
+    // Temporary files are private by default; these get the usual permissions.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     loop {
         let (file, temp) = make(&builder, folder).map_err(without_temporary_path)?;
         let tidied = match file.as_ref().map(File::try_lock) {
-            // Somebody took it for a leftover before it was locked, and is removing it.
+            // Another writer took it for a leftover before it was locked, and is removing it.
             Some(Err(TryLockError::WouldBlock)) => true,
-            // Without locks nobody removes anything.
+            // Without locks, nothing is removed.
             _ => !temp.as_ref().exists(),
         };
         if !tidied {
@@ -186,7 +186,7 @@ pub(crate) fn make_beside<T: AsRef<Path>>(
     }
 }
 
-/// Removes from an error the temporary path that `tempfile` adds: a user knows the file by its own name.
+/// Removes the temporary path that `tempfile` adds to an error: users know only the final path.
 fn without_temporary_path(error: io::Error) -> io::Error {
     match error.get_ref().map(ToString::to_string) {
         Some(text) => io::Error::new(error.kind(), text.split(" at path \"").next().unwrap_or_default()),
@@ -194,22 +194,22 @@ fn without_temporary_path(error: io::Error) -> io::Error {
     }
 }
 
-/// Follows symbolic links to their target, which need not exist; any other path is returned as it is.
+/// Follows symbolic links to their target, which need not exist. Returns any other path unchanged.
 fn follow_links(path: &Path) -> io::Result<PathBuf> {
-    /// As many as Linux follows.
+    /// Linux's limit.
     const MOST: usize = 40;
     let mut path = path.to_path_buf();
     for _ in 0..MOST {
         match fs::read_link(&path) {
             Ok(target) => path = folder_of(&path).join(target),
-            // It is no link.
+            // Not a link.
             Err(_) => return Ok(path),
         }
     }
-    Err(io::Error::other("its symbolic links go round in a circle"))
+    Err(io::Error::other("its symbolic links form a loop"))
 }
 
-/// The folder a path stands in; `.` for a bare name.
+/// Returns the parent folder of a path; `.` for a bare name.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -217,7 +217,7 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A rename is on the disk only once its folder is.
+/// Syncs a folder to disk, which makes renames in it durable.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
@@ -255,9 +255,9 @@ mod tests {
         symlink("b.bin", at("a.bin")).unwrap();
         symlink("a.bin", at("b.bin")).unwrap();
         let error = write_atomic(&at("a.bin"), |_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("a.bin") && error.contains("circle"), "{error}");
+        assert!(error.contains("a.bin") && error.contains("loop"), "{error}");
         let error = write_atomic(Path::new("/dev/null"), |_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("/dev/null") && error.contains("it is no regular file"), "{error}");
+        assert!(error.contains("/dev/null") && error.contains("it is not a regular file"), "{error}");
     }
 
     #[test]
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn what_the_system_refuses_is_said_of_the_file_and_not_of_a_temporary_one() {
         let folder = tempfile::tempdir().unwrap();
-        // The longest name there is: with what a temporary one has more it is too long.
+        // The longest name allowed: with a temporary suffix it is too long.
         let path = folder.path().join("a".repeat(255));
         let error = AtomicFile::create(&path).unwrap_err().to_string();
         let start = format!("cannot write {}: ", path.display());

@@ -1,7 +1,7 @@
-//! A folder that appears whole or not at all.
+//! Atomic writes of a folder.
 //!
-//! Its files are written in a temporary folder beside it, which is renamed when all of them are on the disk. What a killed
-//! program leaves is removed by the next one, as `atomic.rs` says.
+//! Files are written to a temporary folder beside it, which is renamed once all are on disk. As in `atomic.rs`, the next write
+//! removes what a killed program left.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,20 +12,20 @@ use tempfile::TempDir;
 use super::atomic::{TEMPORARY, folder_of, make_beside, remove_unlocked, sync_folder};
 use crate::Error;
 
-/// Ending of the name of a folder that is being replaced.
+/// Suffix of a folder that is being replaced.
 const REPLACED: &str = ".old";
 
-/// A folder being made. Dropped before [`NewFolder::commit`], it leaves nothing behind and the old folder as it was.
+/// Folder being written. Dropping it before [`NewFolder::commit`] discards it and keeps the old folder.
 pub(crate) struct NewFolder {
     path: PathBuf,
     temp: TempDir,
-    /// The temporary folder's lock.
+    /// Lock of the temporary folder.
     lock: Option<File>,
 }
 
 impl NewFolder {
-    /// Opens a temporary folder beside `path`, which may be there if it is empty. If `overwrite`, it may hold files, but only
-    /// ones that `ours` says to be of an export, and none that is read-only: nothing else is deleted.
+    /// Creates a temporary folder beside `path`, which must be missing or empty. With `overwrite`, it may also hold writable
+    /// files whose names `ours` recognises as parts of an export; nothing else is deleted.
     ///
     /// # Errors
     /// [`Error::Write`] naming `path`.
@@ -36,7 +36,7 @@ impl NewFolder {
     fn open(path: &Path, overwrite: bool, ours: impl Fn(&str) -> bool) -> io::Result<Self> {
         if path.exists() {
             if !path.is_dir() {
-                return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is there already, and no folder"));
+                return Err(io::Error::new(io::ErrorKind::NotADirectory, "it exists and is not a folder"));
             }
             for entry in fs::read_dir(path)? {
                 let entry = entry?;
@@ -47,7 +47,7 @@ impl NewFolder {
                     return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, reason));
                 } else if !known {
                     let found = found.display();
-                    let reason = format!("the folder holds {found}, which is no part of an export; choose another");
+                    let reason = format!("the folder holds {found}, which is not part of an export; choose another");
                     return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, reason));
                 } else if entry.metadata()?.permissions().readonly() {
                     let reason = format!("the folder holds {}, which is read-only", found.display());
@@ -59,12 +59,12 @@ impl NewFolder {
         Ok(Self { path: path.into(), temp, lock })
     }
 
-    /// Returns the folder to write its files in.
+    /// Returns the temporary folder, to write the files into.
     pub fn files(&self) -> &Path {
         self.temp.path()
     }
 
-    /// An error about a file in here, as one about the file that it was to become.
+    /// Replaces a temporary path in an error by the final one.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Write { path, source } => {
@@ -75,17 +75,18 @@ impl NewFolder {
         }
     }
 
-    /// Gives the folder its name, in place of what was there.
+    /// Renames the folder into place, replacing the old one.
     ///
     /// # Errors
-    /// [`Error::Write`] naming the folder. The old one is then as it was, or where the error says, if it could not be put back;
-    /// if it is the last step that fails, the new one is in place, but a power cut may undo that.
+    /// [`Error::Write`] naming the folder. The old folder is then unchanged, or at the path in the message if it could not be
+    /// put back. If the last step failed, syncing the parent folder, the new one is in place, but a power failure may undo
+    /// that.
     pub fn commit(self) -> Result<(), Error> {
         let Self { path, temp, lock } = self;
         let finish = || {
             sync_folder(temp.path())?;
             if path.exists() {
-                // Two renames: in a crash between them both folders are whole, and the old one is beside its place.
+                // Two renames: after a crash between them both folders are complete, the old one under a temporary name.
                 let (_, old) = temporary(&path, REPLACED)?;
                 let _locked = File::open(&path).and_then(|folder| Ok(folder.try_lock().map(|()| folder)?));
                 fs::rename(&path, old.path())?;
@@ -93,19 +94,21 @@ impl NewFolder {
                     if fs::rename(old.path(), &path).is_ok() {
                         return Err(error);
                     }
-                    // Dropped, it would be removed.
+                    // Dropping it would remove it.
                     let old = old.keep();
-                    return Err(io::Error::new(error.kind(), format!("{error}; the old one is in {}", old.display())));
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!("{error}; the old folder is now {}", old.display()),
+                    ));
                 }
-                // The old one is removed when it is dropped. Should that fail, nothing is wrong with the new one: what is left
-                // is tried again below and by the next export.
+                // Dropping `old` removes it. If that fails, `remove_unlocked` below and the next export try again.
             } else {
                 fs::rename(temp.path(), &path)?;
             }
-            // It has another name now, so there is nothing left to remove.
+            // It was renamed, so there is nothing to remove.
             let _ = temp.keep();
             drop(lock);
-            // Now that the new one is in place, older ones of programs that were killed here are of no more use.
+            // With the new folder in place, those that killed programs left are no longer needed.
             remove_unlocked(&path, REPLACED);
             sync_folder(folder_of(&path))
         };
@@ -113,7 +116,7 @@ impl NewFolder {
     }
 }
 
-/// Makes a temporary folder beside `path`, and locks it where folders can be locked.
+/// Creates a temporary folder beside `path` and locks it, on systems where folders can be locked.
 fn temporary(path: &Path, ending: &str) -> io::Result<(Option<File>, TempDir)> {
     make_beside(path, ending, 0o777, |builder, parent| {
         let folder = builder.tempdir_in(parent)?;

@@ -1,4 +1,4 @@
-//! Files: written whole or not at all (`atomic.rs`, and `folder.rs` for a folder of them), read up to a limit (`text.rs`).
+//! Atomic writes of files (`atomic.rs`) and folders (`folder.rs`), and size-limited reads (`text.rs`).
 
 mod atomic;
 mod folder;

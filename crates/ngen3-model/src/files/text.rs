@@ -1,4 +1,4 @@
-//! Text files, read up to a limit.
+//! Size-limited reads of text files.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-/// Makes the error that a file cannot be read, from the reason. A reason may quote the file, which can hold anything: its line breaks and its
-/// length stay out of the error.
+/// Makes an [`Error::Read`] from its reason. A reason may quote a file, which can hold anything: control characters are
+/// replaced, and its length is limited.
 pub(crate) fn read_error(path: &Path) -> impl FnOnce(String) -> Error {
     |reason| {
         let reason = reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(300).collect();
@@ -17,10 +17,10 @@ pub(crate) fn read_error(path: &Path) -> impl FnOnce(String) -> Error {
     }
 }
 
-/// Reads a text file of at most `max` bytes; `None` if there is no such file.
+/// Reads a text file of at most `max` bytes; `None` if it does not exist.
 ///
 /// # Errors
-/// [`Error::Read`] naming the file, if it is larger, not UTF-8, or cannot be read.
+/// [`Error::Read`] naming the file, if it is larger, not UTF-8 or unreadable.
 pub fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
     let failed = |error: io::Error| read_error(path)(error.to_string());
     let metadata = match fs::metadata(path) {
@@ -29,28 +29,28 @@ pub fn read_text(path: &Path, max: u64) -> Result<Option<String>, Error> {
         Err(error) => return Err(failed(error)),
     };
     if !metadata.is_file() {
-        return Err(read_error(path)("it is not a file".into()));
+        return Err(read_error(path)("not a file".into()));
     }
     let mut bytes = Vec::new();
     fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() as u64 > max {
-        return Err(read_error(path)(format!("it is larger than {max} bytes")));
+        return Err(read_error(path)(format!("larger than {max} bytes")));
     }
-    String::from_utf8(bytes).map(Some).map_err(|error| read_error(path)(format!("it is not UTF-8: {error}")))
+    String::from_utf8(bytes).map(Some).map_err(|error| read_error(path)(format!("not UTF-8: {error}")))
 }
 
-/// Reads a file of at most `max` bytes that holds a JSON object; an empty one if there is no such file.
+/// Reads a JSON object from a file of at most `max` bytes; empty if the file does not exist.
 pub(crate) fn read_object(path: &Path, max: u64) -> Result<Map<String, Value>, Error> {
     let text = read_text(path, max)?;
     text.map_or_else(|| Ok(Map::new()), |text| parse_json(&text).map_err(read_error(path)))
 }
 
-/// Parses JSON that must be of the type `T`. The error is the reason alone.
+/// Parses JSON as a `T`. The error is the reason alone.
 pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| format!("it is not what it should be: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("invalid JSON: {error}"))
 }
 
-/// JSON for people to read, with a line break at its end.
+/// Formats JSON with indentation and a final line break.
 pub(crate) fn pretty_json(value: &Value) -> String {
     format!("{value:#}\n")
 }

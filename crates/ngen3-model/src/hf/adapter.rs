@@ -1,8 +1,7 @@
-//! A folder of low-rank adapters, as Hugging Face's `peft` keeps them: `adapter_config.json` and
-//! `adapter_model.safetensors`.
+//! Folders of low-rank adapters in the format of Hugging Face's `peft`: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! `peft` multiplies as we do, with A `[rank, inputs]` and B `[outputs, rank]`; that GPT-2's own matrices stand transposed
-//! there is its business (`fan_in_fan_out`).
+//! `peft` stores A as `[rank, inputs]` and B as `[outputs, rank]`, as we do; `fan_in_fan_out` tells it that GPT-2's own weights
+//! are transposed.
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,20 +19,20 @@ use crate::{Config, Error, Lora, LoraList, Target};
 /// Names of the files in the folder.
 pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// The prefix of `peft` to the names of a wrapped model's parameters.
+/// Prefix that `peft` adds to the names of a model's parameters.
 const PREFIX: &str = "base_model.model.";
 
-/// Writes adapters, `[total]` in the order of [`LoraList`], into a folder, which is made if it is not there. `base` is the name
-/// of the model that they belong to; each file appears whole or not at all.
+/// Writes adapters, `[total]` in the order of [`LoraList`], into a folder, creating it if necessary. `base` is the name of the
+/// base model. Each file is written atomically.
 ///
 /// # Errors
-/// [`Error::Config`] when such a model cannot have the adapters; [`Error::Write`] naming what could not be written.
+/// [`Error::Config`] when the adapters do not fit the model; [`Error::Write`] naming the file or folder.
 ///
 /// # Panics
-/// If `values` is not as long as the list.
+/// If `values` does not have the length of the list.
 pub fn write_adapter(folder: &Path, config: &Config, lora: &Lora, values: &[f32], base: &str) -> Result<(), Error> {
     let list = LoraList::new(config, lora)?;
-    assert_eq!(values.len(), list.total(), "adapters of another shape");
+    assert_eq!(values.len(), list.total(), "values do not match the adapters");
     fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
     let settings = pretty_json(&settings(lora, base));
     write_atomic(&folder.join(ADAPTER_FILES[0]), |file| file.write_all(settings.as_bytes()))?;
@@ -54,7 +53,7 @@ fn write_tensors(file: &mut impl Write, list: &LoraList, values: &[f32]) -> io::
 fn settings(lora: &Lora, base: &str) -> Value {
     let Lora { rank, alpha, targets } = lora;
     let targets: Vec<&str> = targets.iter().map(Target::name).collect();
-    // peft's own is a whole number.
+    // peft writes a whole number.
     let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
     json!({
         "peft_type": "LORA",

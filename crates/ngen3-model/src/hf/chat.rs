@@ -1,5 +1,5 @@
-//! A folder's chat template: `chat_template.jinja`, or the entry `chat_template` of `tokenizer_config.json`; and the tokens
-//! that it knows by name, from that file or `special_tokens_map.json`.
+//! Chat template of a folder, from `chat_template.jinja` or the entry `chat_template` of `tokenizer_config.json`, and its
+//! special tokens, from that file or `special_tokens_map.json`.
 
 use std::path::Path;
 
@@ -9,31 +9,31 @@ use super::tokenizer::ENDOFTEXT;
 use crate::files::{read_object, read_text};
 use crate::{ChatFormat, Error};
 
-/// Largest file taken, in bytes.
+/// Size limit of each file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
-/// The settings of a tokenizer.
+/// Settings of the tokenizer.
 const SETTINGS: &str = "tokenizer_config.json";
-/// The special tokens, in folders of older versions of `transformers`.
+/// Special tokens, in folders of older versions of `transformers`.
 const SPECIAL: &str = "special_tokens_map.json";
-/// `transformers`' classes of GPT-2's tokenizer, whose special tokens are `<|endoftext|>` where nothing else is said.
+/// `transformers`' classes of GPT-2's tokenizer, whose special tokens default to `<|endoftext|>`.
 const GPT2: [&str; 2] = ["GPT2Tokenizer", "GPT2TokenizerFast"];
 
 /// Reads the chat template of a folder; `None` if it has none.
 ///
 /// # Errors
-/// [`Error::Read`] if a file is too large or no JSON. Whether the template is one shows when it is used.
+/// [`Error::Read`] if a file is too large or not JSON. The template is checked when it is used.
 pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
     let settings = read_object(&folder.join(SETTINGS), MAX_BYTES)?;
-    // The file of its own comes first, as in `transformers`.
+    // A separate file takes precedence, as in `transformers`.
     let template = match read_text(&folder.join("chat_template.jinja"), MAX_BYTES)? {
         Some(template) => Some(template),
         None => settings.get("chat_template").and_then(default_of).map(str::to_owned),
     };
     let Some(template) = template else { return Ok(None) };
-    // The order of `transformers`: the older file comes first, unless the settings are of the newer kind that lists all tokens.
+    // As in `transformers`, the older file takes precedence, unless the settings are of the newer kind that lists all tokens.
     let listed = settings.contains_key("added_tokens_decoder");
     let special = if listed { Map::new() } else { read_object(&folder.join(SPECIAL), MAX_BYTES)? };
-    // Without a class the model's kind decides on it, which is gpt2.
+    // Without a class, the model type decides: gpt2.
     let class = settings.get("tokenizer_class").and_then(Value::as_str);
     let is_gpt2 = class.is_none_or(|class| GPT2.contains(&class));
     let token = |name| match special.get(name).or_else(|| settings.get(name)) {
@@ -43,7 +43,7 @@ pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
     Ok(Some(ChatFormat { template, bos_token: token("bos_token"), eos_token: token("eos_token") }))
 }
 
-/// A template, or of several with names the one that is called `default`.
+/// Returns a template, or the one named `default` of several.
 fn default_of(value: &Value) -> Option<&str> {
     match value {
         Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
@@ -51,7 +51,7 @@ fn default_of(value: &Value) -> Option<&str> {
     }
 }
 
-/// A token is a string, or an object whose `content` is one.
+/// Returns the text of a token: a string, or an object's `content`.
 fn text_of(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }

@@ -1,53 +1,53 @@
-//! `config.json`: the shape of a model in Hugging Face's words.
+//! `config.json`: a model's shape in Hugging Face's format.
 //!
-//! Missing entries have the defaults of `GPT2Config` in `transformers`. Options that the engine could not run to the same
-//! numbers are rejected with an error that names them.
+//! Missing entries default as in `GPT2Config` of `transformers`. Options that change the results and are not supported are
+//! rejected with an error that names them.
 
 use serde_json::{Map, Value, json};
 
 use crate::{Activation, Config, GPT2_VOCAB_SIZE};
 
-/// The content of a config.json.
+/// Parsed config.json.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parsed {
     pub config: Config,
-    /// The final projection is the token embedding; if not, its weights must be there to be compared.
+    /// True if the head is tied to the token embedding. If not, the file must hold the head's weights, for comparison.
     pub tied: bool,
 }
 
-/// Reads a config.json. The error is the reason alone.
+/// Parses a config.json. The error is the reason alone.
 pub(super) fn parse(text: &str) -> Result<Parsed, String> {
     let file: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| format!("it is not a JSON object: {error}"))?;
+        serde_json::from_str(text).map_err(|error| format!("expected a JSON object: {error}"))?;
     let get = |name: &str| file.get(name).filter(|value| !value.is_null());
     match get("model_type") {
         Some(kind) if kind == "gpt2" => {}
-        Some(kind) => return Err(format!("its model_type is {kind}; only \"gpt2\" models can be run")),
-        None => return Err("it has no model_type; only \"gpt2\" models can be run".into()),
+        Some(kind) => return Err(format!("unsupported model_type {kind}: expected \"gpt2\"")),
+        None => return Err("missing model_type: expected \"gpt2\"".into()),
     }
     if let Some(named) = get("architectures") {
         let known = |name: &Value| ["GPT2LMHeadModel", "GPT2Model"].iter().any(|known| name == known);
         if !named.as_array().is_some_and(|names| names.iter().all(known)) {
-            return Err(format!("its architectures are {named}; GPT2LMHeadModel and GPT2Model can be run"));
+            return Err(format!("unsupported architectures {named}: expected GPT2LMHeadModel or GPT2Model"));
         }
     }
-    // Each of these changes what the model computes.
+    // Each of these changes the results.
     for (name, harmless) in
         [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false), ("add_cross_attention", false)]
     {
         if let Some(value) = get(name).filter(|value| **value != json!(harmless)) {
-            return Err(format!("its {name} is {value}; only models with {harmless} can be run"));
+            return Err(format!("unsupported {name} {value}: expected {harmless}"));
         }
     }
     if let Some(value) = get("quantization_config") {
         let method = value.get("quant_method").unwrap_or(value);
-        return Err(format!("its weights are quantised ({method}); only float32, float16 and bfloat16 are read"));
+        return Err(format!("unsupported quantisation {method}: expected weights in float32, float16 or bfloat16"));
     }
 
     let size = |names: &[&str], default: usize| {
         let Some((name, value)) = names.iter().find_map(|name| Some((name, get(name)?))) else { return Ok(default) };
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| format!("its {name} is {value}, which is no size"))
+        size.ok_or_else(|| format!("{name}: expected a size, got {value}"))
     };
     let mut config = Config::new(
         size(&["n_layer", "num_hidden_layers"], 12)?,
@@ -60,22 +60,22 @@ pub(super) fn parse(text: &str) -> Result<Parsed, String> {
         // Two names of the same function.
         None | Some(Ok("gelu_new" | "gelu_pytorch_tanh")) => Activation::GeluNew,
         Some(Ok("gelu")) => Activation::Gelu,
-        Some(Ok(name)) => return Err(format!("its activation_function is {name:?}; gelu_new and gelu can be run")),
-        Some(Err(value)) => return Err(format!("its activation_function is {value}, which is no name")),
+        Some(Ok(name)) => return Err(format!("unsupported activation_function {name:?}: expected gelu_new or gelu")),
+        Some(Err(value)) => return Err(format!("activation_function: expected a name, got {value}")),
     };
     if let Some(value) = get("layer_norm_epsilon") {
-        let epsilon = value.as_f64().ok_or_else(|| format!("its layer_norm_epsilon is {value}, which is no number"))?;
+        let epsilon = value.as_f64().ok_or_else(|| format!("layer_norm_epsilon: expected a number, got {value}"))?;
         config.layer_norm_epsilon = epsilon as f32;
     }
     config.validate().map_err(|error| error.to_string())?;
     let inner = size(&["n_inner"], 4 * config.n_embd)?;
     if inner != 4 * config.n_embd {
-        return Err(format!("its n_inner is {inner}; only models with 4 · n_embd = {} can be run", 4 * config.n_embd));
+        return Err(format!("unsupported n_inner {inner}: expected 4 · n_embd = {}", 4 * config.n_embd));
     }
     Ok(Parsed { config, tied: get("tie_word_embeddings").is_none_or(|tied| tied == true) })
 }
 
-/// The config.json of a model. `eot` is the id of the token that ends a document, `dtype` how the weights are stored.
+/// Returns the config.json of a model. `eot` is the id of the end-of-document token, `dtype` the type of the stored weights.
 pub(super) fn write(config: &Config, eot: Option<u32>, dropout: f64, dtype: &str) -> Value {
     json!({
         "activation_function": match config.activation {
@@ -134,22 +134,30 @@ mod tests {
     #[test]
     fn what_cannot_be_run_exactly_is_named() {
         for (name, value, reason) in [
-            ("model_type", json!("llama"), "its model_type is \"llama\""),
-            ("model_type", json!(null), "it has no model_type"),
-            ("architectures", json!(["GPT2ForSequenceClassification"]), "its architectures are [\"GPT2ForSeq"),
-            ("activation_function", json!("relu"), "its activation_function is \"relu\"; gelu_new and gelu"),
-            ("activation_function", json!(7), "its activation_function is 7, which is no name"),
-            ("scale_attn_weights", json!(false), "its scale_attn_weights is false; only models with true"),
-            ("scale_attn_by_inverse_layer_idx", json!(true), "its scale_attn_by_inverse_layer_idx is true"),
-            ("add_cross_attention", json!(true), "its add_cross_attention is true"),
-            ("quantization_config", json!({"quant_method": "gptq"}), "its weights are quantised (\"gptq\")"),
-            ("n_inner", json!(1000), "its n_inner is 1000; only models with 4 · n_embd = 3072"),
+            ("model_type", json!("llama"), "unsupported model_type \"llama\": expected \"gpt2\""),
+            ("model_type", json!(null), "missing model_type"),
+            ("architectures", json!(["GPT2ForSequenceClassification"]), "unsupported architectures [\"GPT2ForSeq"),
+            (
+                "activation_function",
+                json!("relu"),
+                "unsupported activation_function \"relu\": expected gelu_new or gelu",
+            ),
+            ("activation_function", json!(7), "activation_function: expected a name, got 7"),
+            ("scale_attn_weights", json!(false), "unsupported scale_attn_weights false: expected true"),
+            (
+                "scale_attn_by_inverse_layer_idx",
+                json!(true),
+                "unsupported scale_attn_by_inverse_layer_idx true: expected false",
+            ),
+            ("add_cross_attention", json!(true), "unsupported add_cross_attention true: expected false"),
+            ("quantization_config", json!({"quant_method": "gptq"}), "unsupported quantisation \"gptq\""),
+            ("n_inner", json!(1000), "unsupported n_inner 1000: expected 4 · n_embd = 3072"),
             ("n_layer", json!(0), "n_layer is 0"),
-            ("n_layer", json!(-1), "its n_layer is -1, which is no size"),
-            ("n_embd", json!(1e300), "its n_embd is 1e+300, which is no size"),
+            ("n_layer", json!(-1), "n_layer: expected a size, got -1"),
+            ("n_embd", json!(1e300), "n_embd: expected a size, got 1e+300"),
             ("n_embd", json!(u64::MAX), "n_embd is 18446744073709551615"),
             ("n_head", json!(7), "n_embd 768 is not a multiple of n_head 7"),
-            ("layer_norm_epsilon", json!("small"), "its layer_norm_epsilon is \"small\", which is no number"),
+            ("layer_norm_epsilon", json!("small"), "layer_norm_epsilon: expected a number, got \"small\""),
             ("layer_norm_epsilon", json!(-1), "layer_norm_epsilon is -1"),
         ] {
             let mut file = json!({"model_type": "gpt2"});
@@ -157,6 +165,6 @@ mod tests {
             let error = parse(&file.to_string()).unwrap_err();
             assert!(error.contains(reason), "{error:?} does not say {reason:?}");
         }
-        assert!(parse("[]").unwrap_err().contains("it is not a JSON object"));
+        assert!(parse("[]").unwrap_err().contains("expected a JSON object"));
     }
 }

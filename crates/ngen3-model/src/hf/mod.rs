@@ -1,11 +1,11 @@
-//! Hugging Face's model folders, in and out, and GGUF files out.
+//! Import and export of Hugging Face model folders, and export of GGUF files.
 //!
-//! A folder holds `config.json` (the shape), the weights (`model.safetensors` or `pytorch_model.bin`, either in several
-//! files listed by an index) and the tokenizer. Its GPT-2 has our parameters under our names, but for two things: the
-//! matrices of linear layers stand transposed, `[in, out]` (its `Conv1D`), and some files leave `transformer.` away.
+//! A folder holds `config.json` (the shape), the weights (`model.safetensors` or `pytorch_model.bin`, or shards of either with
+//! an index) and the tokenizer. The parameters and their names are nanoGPT's, with two exceptions: weights of linear layers are
+//! transposed, `[in, out]` (`Conv1D`), and some files omit the prefix `transformer.`.
 //!
-//! Read `config.rs` first (what a config.json must say to be run exactly), then `read.rs`; for the way out `export/`,
-//! and `adapter.rs`, which writes adapters for `peft`.
+//! Start with `config.rs` (the options that are supported), then `read.rs`. `export/` writes models, `adapter.rs` adapters for
+//! `peft`.
 
 mod adapter;
 mod chat;

@@ -1,4 +1,4 @@
-//! From a Hugging Face folder to a checkpoint.
+//! Reads a Hugging Face folder as a checkpoint.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -16,26 +16,26 @@ use crate::tensors::{Format, Storages, Tensor, open, torch};
 use crate::words::count;
 use crate::{Checkpoint, CheckpointMeta, Error, state_dict};
 
-/// The files that weights can be in, in the order in which `transformers` looks for them.
+/// Files that hold the weights, in the order in which `transformers` looks for them.
 const WEIGHTS: [(&str, WeightsFile); 4] = [
     ("model.safetensors", WeightsFile::Tensors),
     ("model.safetensors.index.json", WeightsFile::Index),
     ("pytorch_model.bin", WeightsFile::Tensors),
     ("pytorch_model.bin.index.json", WeightsFile::Index),
 ];
-/// Largest config.json taken, in bytes.
+/// Size limit of config.json, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
-/// Largest index taken, in bytes.
+/// Size limit of an index, in bytes.
 const MAX_INDEX: u64 = 16 << 20;
-/// The most files that an index may list.
+/// Maximum number of files in an index.
 const MAX_SHARDS: usize = 1 << 12;
 
-/// Content of a file of weights.
+/// Kind of a weight file.
 #[derive(Clone, Copy, PartialEq)]
 enum WeightsFile {
-    /// The tensors.
+    /// Holds tensors.
     Tensors,
-    /// The names of the files that have the tensors.
+    /// Lists the files that hold the tensors.
     Index,
 }
 
@@ -46,7 +46,7 @@ enum WeightsFile {
 pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     let path = folder.join("config.json");
     let Some(text) = read_text(&path, MAX_CONFIG)? else {
-        return Err(read_error(folder)("it is a folder without a config.json, which a Hugging Face model has".into()));
+        return Err(read_error(folder)("not a Hugging Face model: no config.json in the folder".into()));
     };
     let Parsed { config, tied } = config::parse(&text).map_err(read_error(&path))?;
     let tokenizer = tokenizer::read(folder, config.vocab_size)?;
@@ -54,7 +54,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
 
     let Some((name, content)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
         let names = WEIGHTS.map(|(name, _)| name).join(", ");
-        return Err(read_error(folder)(format!("it has no weights: none of {names}")));
+        return Err(read_error(folder)(format!("no weights: expected one of {names}")));
     };
     let path = folder.join(name);
     let mut shards = match content {
@@ -70,13 +70,13 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
     let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(read_error(&path))? };
     let tensors = with_prefix(std::mem::take(&mut shards.tensors)).map_err(read_error(&path))?;
-    // As in `state_dict::read_params`: the number of layers is the file's word.
+    // As in `state_dict::read_params`: the file's number of layers cannot be trusted yet.
     if config.n_layer > tensors.len() {
         let (tensors, layers) = (count(tensors.len(), "tensor"), count(config.n_layer, "layer"));
-        return Err(read_error(&path)(format!("it has {tensors}, too few for {layers}")));
+        return Err(read_error(&path)(format!("{tensors}: too few for {layers}")));
     }
     if !tied && !tensors.contains_key(LM_HEAD) {
-        let reason = "it has no lm_head.weight, and its config.json says that the head is not the token embedding";
+        let reason = "missing tensor lm_head.weight: tie_word_embeddings is false in config.json";
         return Err(read_error(&path)(reason.into()));
     }
     let len = shards.len;
@@ -84,7 +84,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     Ok(Checkpoint { config, params, meta })
 }
 
-/// `model.safetensors.index.json`: which file has which tensor.
+/// `model.safetensors.index.json`: the file of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
@@ -92,11 +92,11 @@ struct Index {
 
 impl Index {
     fn parse(text: &str) -> Result<Self, String> {
-        let index: Self = serde_json::from_str(text).map_err(|error| format!("it is not an index: {error}"))?;
+        let index: Self = serde_json::from_str(text).map_err(|error| format!("not an index of weights: {error}"))?;
         for file in index.weight_map.values() {
             let plain = !file.is_empty() && !file.starts_with('.') && !file.contains(['/', '\\', ':', '\0']);
             if !plain {
-                return Err(format!("it lists the file {file:?}; only files of the same folder are read"));
+                return Err(format!("expected files of the same folder, got {file:?}"));
             }
         }
         Ok(index)
@@ -111,26 +111,29 @@ impl Index {
                 .is_none_or(|(at, _)| at != *file)
         });
         match missing {
-            Some((name, file)) => Err(format!("it says that {name} is in {file}, which does not hold it")),
+            Some((name, file)) => Err(format!("expected tensor {name} in {file}, which does not hold it")),
             None => Ok(()),
         }
     }
 }
 
-/// The files of weights as one. A storage's name is the file's, a slash, and its name in there.
+/// All weight files of a folder. A storage is named by its file, a slash and its name there.
 struct Shards {
     files: BTreeMap<String, Box<dyn Storages>>,
     tensors: HashMap<String, Tensor>,
-    /// Bytes of all files.
+    /// Total size of the files, in bytes.
     len: u64,
-    /// The metadata entry on the model's training, in an export of ours.
+    /// Training record, in an export of ours.
     meta: Option<String>,
 }
 
 impl Shards {
     fn open(folder: &Path, names: BTreeSet<String>) -> Result<Self, Error> {
         if names.is_empty() || names.len() > MAX_SHARDS {
-            return Err(read_error(folder)(format!("its index lists {} files of weights", names.len())));
+            return Err(read_error(folder)(format!(
+                "expected 1 to {MAX_SHARDS} files in the index of weights, got {}",
+                names.len()
+            )));
         }
         let mut shards = Self { files: BTreeMap::new(), tensors: HashMap::new(), len: 0, meta: None };
         for name in names {
@@ -157,7 +160,7 @@ impl Shards {
         for (tensor_name, tensor) in tensors {
             let storage = format!("{name}/{}", tensor.storage).into();
             if self.tensors.insert(tensor_name.clone(), Tensor { storage, ..tensor }).is_some() {
-                return Err(format!("its tensor {tensor_name} is in another file of weights too"));
+                return Err(format!("tensor {tensor_name} is also in another file"));
             }
         }
         self.len = self.len.saturating_add(len);
@@ -168,19 +171,19 @@ impl Shards {
 
 impl Storages for Shards {
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
-        let (file, storage) = storage.split_once('/').expect("named by Shards::add");
-        let file = self.files.get_mut(file).ok_or_else(|| format!("there is no file {file}"))?;
+        let (file, storage) = storage.split_once('/').expect("Shards::add puts a slash into names");
+        let file = self.files.get_mut(file).ok_or_else(|| format!("no file {file}"))?;
         file.open(storage, bytes)
     }
 }
 
-/// Adds the prefix that files of a bare `GPT2Model` leave away.
+/// Adds the prefix that files of a bare `GPT2Model` omit.
 fn with_prefix(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
     let mut renamed = HashMap::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let full = if HF_GPT2.has_start(&name, HF_PREFIX) { format!("{HF_PREFIX}{name}") } else { name };
         if let Some(twice) = renamed.insert(full.clone(), tensor) {
-            return Err(format!("its tensor {full} is there twice, {:?} and {:?}", twice.shape, renamed[&full].shape));
+            return Err(format!("duplicate tensor {full}, of shapes {:?} and {:?}", twice.shape, renamed[&full].shape));
         }
     }
     Ok(renamed)

@@ -1,7 +1,7 @@
-//! A folder's tokenizer: `tokenizer.json`, or GPT-2's older `vocab.json` and `merges.txt`.
+//! Tokenizer of a folder: `tokenizer.json`, or GPT-2's older `vocab.json` and `merges.txt`.
 //!
-//! This crate makes no token ids; it knows of the file what is needed to recognise GPT-2's tokenizer, and to write the
-//! older files and GGUF's lists from it.
+//! This crate does not tokenise. It understands enough of the file to recognise GPT-2's tokenizer and to write the older files
+//! and GGUF's lists.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,19 +12,19 @@ use crate::files::{parse_json, pretty_json, read_error, read_object, read_text};
 use crate::hash::sha256;
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE, TokenizerRef};
 
-/// Largest file taken, in bytes.
+/// Size limit of each file, in bytes.
 const MAX_BYTES: u64 = TokenizerRef::MAX_BYTES as u64;
-/// The token that ends a document in GPT-2's vocabulary, whose last it is.
+/// End-of-document token of GPT-2, the last of its vocabulary.
 pub(super) const ENDOFTEXT: &str = "<|endoftext|>";
-/// SHA-256 of GPT-2's tokens in order of id, a line break between each two.
+/// SHA-256 of GPT-2's tokens in order of id, joined by line breaks.
 const GPT2_TOKENS: &str = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1d2a6517371f";
-/// SHA-256 of the `vocab.bpe` that OpenAI published, which is also merges.txt.
+/// SHA-256 of OpenAI's `vocab.bpe`, which is also merges.txt.
 const GPT2_MERGES: &str = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5";
 
-/// Reads the tokenizer of a folder, for a model of so many tokens.
+/// Reads the tokenizer of a folder, for a model with this vocabulary size.
 ///
 /// # Errors
-/// [`Error::Read`] if a file is too large or no JSON. Whether it is a tokenizer shows when it is used.
+/// [`Error::Read`] if a file is too large or not JSON. The tokenizer is checked when it is used.
 pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Error> {
     let path = folder.join("tokenizer.json");
     let (text, json) = match read_text(&path, MAX_BYTES)? {
@@ -40,7 +40,7 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
     Ok(if is_gpt2(&json) { TokenizerRef::Gpt2 } else { TokenizerRef::Json(text) })
 }
 
-/// The tokenizer.json that `vocab.json`, `merges.txt` and the files beside them stand for.
+/// Builds a tokenizer.json from `vocab.json`, `merges.txt` and the files beside them.
 fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
     let object = |name: &str| read_object(&folder.join(name), MAX_BYTES);
     let vocab = object("vocab.json")?;
@@ -49,7 +49,7 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
     }
     let path = folder.join("merges.txt");
     let Some(merges) = read_text(&path, MAX_BYTES)? else {
-        return Err(read_error(&path)("it is missing, and vocab.json needs it".into()));
+        return Err(read_error(&path)("missing, but required by vocab.json".into()));
     };
     let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     let added = object("added_tokens.json")?;
@@ -89,7 +89,7 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
     })))
 }
 
-/// The id of a token of a tokenizer.json, as that file spells it.
+/// Returns the id of a token, as tokenizer.json spells it.
 pub(super) fn id_of(file: &Value, token: &str) -> Option<u32> {
     let mut added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice).iter();
     let id = match added.find(|entry| entry["content"] == token) {
@@ -99,7 +99,7 @@ pub(super) fn id_of(file: &Value, token: &str) -> Option<u32> {
     u32::try_from(id.as_u64()?).ok()
 }
 
-/// Returns whether a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
+/// Returns true if a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
 fn is_gpt2(file: &Value) -> bool {
     let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
     let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
@@ -110,16 +110,16 @@ fn is_gpt2(file: &Value) -> bool {
         && sha256(merges_txt(&lists.merges)) == GPT2_MERGES
 }
 
-/// `merges.txt`: a line for each merge, the first that happens first.
+/// Returns the content of merges.txt: a line per merge, in order of priority.
 pub(super) fn merges_txt(merges: &[(&str, &str)]) -> String {
     let mut text = String::from("#version: 0.2\n");
     for (left, right) in merges {
-        writeln!(text, "{left} {right}").expect("a String takes everything");
+        writeln!(text, "{left} {right}").expect("writing to a String cannot fail");
     }
     text
 }
 
-/// The merges of a BPE model; `None` if it is another model, or one of them is no pair.
+/// Returns the merges of a BPE model; `None` if it is another model or a merge is not a pair.
 fn merges(file: &Value) -> Option<Vec<(&str, &str)>> {
     fn pair(merge: &Value) -> Option<(&str, &str)> {
         match merge {
@@ -137,25 +137,26 @@ fn merges(file: &Value) -> Option<Vec<(&str, &str)>> {
     file["model"]["merges"].as_array()?.iter().skip_while(header).map(pair).collect()
 }
 
-/// A token of a byte-level vocabulary.
+/// Token of a byte-level vocabulary.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Token<'a> {
-    /// In the byte alphabet, but for added tokens.
+    /// Text in the byte alphabet; plain text for added tokens.
     pub text: &'a str,
-    /// `Some(true)` for a special token, such as `<|endoftext|>`; `None` if it comes from bytes and merges.
+    /// `Some(true)` for a special token such as `<|endoftext|>`, `Some(false)` for another added one, `None` for one of bytes
+    /// and merges.
     pub added: Option<bool>,
 }
 
-/// A vocabulary that works as GPT-2's does: byte-level BPE, with GPT-2's pre-tokeniser and nothing around it.
+/// Byte-level BPE with GPT-2's pre-tokeniser and no other steps.
 #[derive(Debug)]
 pub(super) struct ByteLevel<'a> {
-    /// By id; `None` where an id has no token.
+    /// Tokens by id; `None` where an id has no token.
     pub tokens: Vec<Option<Token<'a>>>,
     pub merges: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> ByteLevel<'a> {
-    /// Looks at a tokenizer.json; `None` if it works in another way.
+    /// Reads a tokenizer.json; `None` if it is of another kind.
     pub fn of(file: &'a Value) -> Option<Self> {
         let model = &file["model"];
         let none = |value: Option<&Value>| value.is_none_or(Value::is_null);
@@ -196,9 +197,8 @@ impl<'a> ByteLevel<'a> {
     }
 }
 
-/// The files of a tokenizer beside the model that it belongs to, as `transformers` writes them: names and contents. `text`
-/// is its tokenizer.json and `json` what that says, `eot` the token that ends a document, `chat` how conversations become
-/// text, `max_length` the longest text of the model, in tokens.
+/// Returns the names and contents of the tokenizer's files, as `transformers` writes them. `text` is the tokenizer.json and
+/// `json` its parsed form, `eot` the end-of-document token, `chat` the chat format, `max_length` the context length in tokens.
 pub(super) fn files(
     text: &str,
     json: &Value,
@@ -220,7 +220,7 @@ pub(super) fn files(
     settings.extend(chat.map(|chat| ("chat_template".to_string(), chat.template.as_str().into())));
     settings.insert("clean_up_tokenization_spaces".into(), false.into());
     settings.insert("model_max_length".into(), max_length.into());
-    // The class of GPT-2 brings GPT-2's rules with it; the general one has only what the file says.
+    // GPT-2's class brings GPT-2's rules with it; the general one uses only those of the file.
     let class = if byte_level { "GPT2Tokenizer" } else { "PreTrainedTokenizerFast" };
     settings.insert("tokenizer_class".into(), class.into());
     if byte_level {

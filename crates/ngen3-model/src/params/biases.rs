@@ -1,20 +1,20 @@
-//! Zero biases, for whoever needs them of a model that has none.
+//! Zero biases for models without, for formats that require them.
 
 use std::borrow::Cow;
 
 use super::list::{Param, ParamList};
 use crate::Config;
 
-/// Parameters in the layout of a model with biases. Of a model without they are zero, which computes the same.
+/// Parameters in the layout of a model with biases. Missing ones are zeros, which computes the same.
 pub(crate) struct WithBiases<'a> {
     list: ParamList,
-    /// The layout of `params`, where it is another.
+    /// Layout of `params`, if it has no biases.
     own: Option<ParamList>,
     params: &'a [f32],
 }
 
 impl<'a> WithBiases<'a> {
-    /// Takes the parameters, `[total]`, of a model of the shape `config`.
+    /// Wraps the parameters, `[total]`, of a model of the shape `config`.
     pub fn new(config: &Config, params: &'a [f32]) -> Self {
         let list = ParamList::new(&Config { bias: true, ..config.clone() });
         let own = (!config.bias).then(|| ParamList::new(config));

@@ -1,8 +1,8 @@
-//! The one list of a model's parameters: names, shapes, order.
+//! The list of a model's parameters: names, shapes, order.
 //!
-//! All parameters live back to back in one flat `[total]` array of f32. Whoever needs to know where a tensor is, what
-//! it is called, or whether weight decay applies to it (the engine, init, the optimizer, checkpoints, export) asks
-//! this list. Names and orientation are nanoGPT's: a linear layer's weight is `[out, in]`.
+//! All parameters are stored back to back in a flat `[total]` array of f32. The list gives each tensor's range, name, initial
+//! distribution and weight decay to engines, optimizer, checkpoints and exports. Names and layout are nanoGPT's: a linear
+//! layer's weight is `[out, in]`.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use super::role::Role;
 use super::target::Target;
 use crate::Config;
 
-/// Distribution of a parameter's values before training.
+/// Initial distribution of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Biases and LayerNorm's β.
@@ -27,7 +27,7 @@ pub enum Init {
         /// Standard deviation.
         std: f32,
     },
-    /// Uniform in ±bound, for the first matrix of an adapter.
+    /// Uniform in ±bound, for matrix A of an adapter.
     Uniform {
         /// Largest absolute value.
         bound: f32,
@@ -43,27 +43,27 @@ pub enum LoraMatrix {
     B,
 }
 
-/// One tensor inside the flat array.
+/// Tensor in the flat array.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
-    /// Its part in the model; for a matrix of an adapter, that of the weight beside which it stands.
+    /// Role in the model; for an adapter's matrix, the role of the adapted weight.
     pub role: Role,
-    /// Number of its layer, from 0; `None` outside the blocks.
+    /// Index of its block, from 0; `None` outside the blocks.
     pub layer: Option<usize>,
-    /// The matrix of an adapter that it is; `None` for a parameter of the model itself.
+    /// Matrix of an adapter; `None` for a parameter of the model.
     pub adapter: Option<LoraMatrix>,
-    /// One or two dimensions, row-major.
+    /// Shape: one or two dimensions, row-major.
     pub shape: Vec<usize>,
     /// Index of its first element in the flat array.
     pub offset: usize,
-    /// Distribution of its first values.
+    /// Initial distribution.
     pub init: Init,
-    /// Stream of the random numbers that it starts with.
+    /// Stream of the random generator that initialises it.
     pub(crate) stream: u64,
 }
 
 impl Param {
-    /// Returns nanoGPT's name, such as `transformer.h.0.attn.c_attn.weight`; of an adapter `peft`'s, less its prefix
+    /// Returns nanoGPT's name, such as `transformer.h.0.attn.c_attn.weight`; for an adapter, `peft`'s without the prefix
     /// `base_model.model.`.
     pub fn name(&self) -> String {
         let Self { role, layer, .. } = *self;
@@ -71,7 +71,7 @@ impl Param {
             None => names::NANOGPT.name(role, layer),
             Some(matrix) => {
                 let weight = names::HF_GPT2.name(role, layer);
-                let module = weight.strip_suffix(".weight").expect("adapters stand beside weights");
+                let module = weight.strip_suffix(".weight").expect("adapters belong to weights");
                 format!("{module}.lora_{matrix:?}.weight")
             }
         }
@@ -82,23 +82,23 @@ impl Param {
         self.shape.iter().product()
     }
 
-    /// Returns whether it has no elements, as only in a list without layer weights.
+    /// Returns true if it has no elements, as only in a list without layer weights.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its elements in the flat array.
+    /// Returns its range in the flat array.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
 
-    /// Returns whether weight decay applies: to matrices and embeddings, not to biases and LayerNorms.
+    /// Returns true if weight decay applies: to matrices and embeddings, not to biases and LayerNorms.
     pub fn decays(&self) -> bool {
         self.shape.len() >= 2
     }
 }
 
-/// Ranges of one transformer block's tensors in the flat array. Those of biases are empty in a model that has none.
+/// Ranges of a transformer block's tensors in the flat array. Those of biases are empty in a model without.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockRanges {
     /// `[n_embd]`
@@ -128,7 +128,7 @@ pub struct BlockRanges {
 }
 
 impl BlockRanges {
-    /// Weight and bias of one of the block's linear layers.
+    /// Returns the weight and bias of one of the block's linear layers.
     pub fn linear(&self, target: Target) -> (&Range<usize>, &Range<usize>) {
         match target {
             Target::CAttn => (&self.c_attn_weight, &self.c_attn_bias),
@@ -139,16 +139,16 @@ impl BlockRanges {
     }
 }
 
-/// Every parameter of a model, in the order of the flat array.
+/// All parameters of a model, in the order of the flat array.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamList {
     params: Vec<Param>,
     total: usize,
-    /// `[vocab_size, n_embd]`: token embedding, and the transposed final projection.
+    /// `[vocab_size, n_embd]`: token embedding, tied to the final projection.
     pub wte: Range<usize>,
     /// `[block_size, n_embd]`: position embedding.
     pub wpe: Range<usize>,
-    /// One entry a transformer block.
+    /// One entry per transformer block.
     pub blocks: Vec<BlockRanges>,
     /// `[n_embd]`
     pub ln_f_weight: Range<usize>,
@@ -162,7 +162,7 @@ impl ParamList {
         Self::lay_out(config, true)
     }
 
-    /// The same without the weights of the blocks' linear layers, for whoever keeps these elsewhere: they have no rows.
+    /// As [`ParamList::new`], but the weights of the blocks' linear layers have no rows, for engines that store them elsewhere.
     pub fn without_layer_weights(config: &Config) -> Self {
         Self::lay_out(config, false)
     }
@@ -170,10 +170,10 @@ impl ParamList {
     fn lay_out(config: &Config, layer_weights: bool) -> Self {
         let mut params = Vec::new();
         let mut offset = 0;
-        // Biases that are not there have theirs too: with and without them matrices start with the same numbers.
+        // Absent biases use up a stream too, so that matrices start the same with and without them.
         let mut streams = 0..;
         let mut add = |role: Role, layer: Option<usize>| {
-            let stream = streams.next().expect("it has no end");
+            let stream = streams.next().expect("the range is unbounded");
             if role.is_bias() && !config.bias {
                 return offset..offset;
             }
@@ -214,33 +214,33 @@ impl ParamList {
         Self { params, total: offset, wte, wpe, blocks, ln_f_weight, ln_f_bias }
     }
 
-    /// Number of parameters, the shared head counted once: the length of the flat array.
+    /// Returns the number of parameters, the tied head counted once: the length of the flat array.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// The parameters in the order of the flat array.
+    /// Returns the parameters in the order of the flat array.
     pub fn iter(&self) -> std::slice::Iter<'_, Param> {
         self.params.iter()
     }
 
-    /// Returns the parameter of a role, in one layer if it is of a block; `None` if the model has none.
+    /// Returns the parameter with a role, in a layer if it belongs to a block; `None` if the model has none.
     pub fn find(&self, role: Role, layer: Option<usize>) -> Option<&Param> {
         self.params.iter().find(|param| param.role == role && param.layer == layer)
     }
 
-    /// Fresh parameters, `[total]`. The same seed gives the same numbers on every machine, and each tensor draws from a
-    /// stream of its own, so that a layer more or less does not change the others.
+    /// Returns initial parameters, `[total]`. The same seed gives the same values on every machine. Each tensor has its own
+    /// random stream, so that adding a layer does not change the others.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         init(&self.params, self.total, seed)
     }
 }
 
-/// Returns the distribution from which the parameters of a role start.
+/// Returns the initial distribution of the parameters with a role.
 fn init_of(role: Role, config: &Config) -> Init {
     match role {
         Role::Ln1Weight | Role::Ln2Weight | Role::LnFWeight => Init::Ones,
-        // Each residual projection adds to the stream; this keeps the stream's variance at init independent of depth.
+        // Residual projections add to the stream; this keeps its variance at init independent of depth.
         Role::AttnCProjWeight | Role::MlpCProjWeight => {
             Init::Normal { std: 0.02 / (2.0 * config.n_layer as f32).sqrt() }
         }
@@ -249,7 +249,7 @@ fn init_of(role: Role, config: &Config) -> Init {
     }
 }
 
-/// Fresh values of these parameters, `[total]`.
+/// Returns initial values of these parameters, `[total]`.
 pub(crate) fn init(params: &[Param], total: usize, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; total];
     for param in params {

@@ -1,9 +1,9 @@
-//! Low-rank adapters (Hu et al. 2021): next to a linear layer's weight W, `[outputs, inputs]`, two thin matrices
-//! A, `[rank, inputs]`, and B, `[outputs, rank]`, so that the layer computes with W + (alpha/rank)·B·A. Only A and B learn.
+//! Low-rank adapters (Hu et al. 2021). A linear layer with the weight W, `[outputs, inputs]`, gets two thin matrices A, `[rank,
+//! inputs]`, and B, `[outputs, rank]`, and computes with W + (alpha/rank)·B·A. Only A and B are trained.
 //!
-//! [`Lora`] is their shape; [`LoraList`] is to an adapter what [`crate::ParamList`] is to a model: its parameters
-//! live back to back in one flat `[total]` array, and this list knows their names, shapes and places. Names and shapes
-//! are those of Hugging Face's `peft`, less its prefix `base_model.model.`.
+//! [`Lora`] is their shape. [`LoraList`] lists their parameters, as [`crate::ParamList`] does a model's: names, shapes and
+//! ranges in one flat `[total]` array. Names and shapes are those of Hugging Face's `peft`, without its prefix
+//! `base_model.model.`.
 
 use std::ops::Range;
 
@@ -13,28 +13,28 @@ use super::list::{self, Init, LoraMatrix, Param};
 use super::target::{Target, Targets};
 use crate::{Config, Error};
 
-/// The shape of an adapter. Field names are `peft`'s, less its prefixes.
+/// Shape of the adapters. Field names are `peft`'s, without its prefixes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
     /// Rows of A and columns of B.
     pub rank: usize,
-    /// The product B·A is multiplied by alpha/rank.
+    /// Scaling: B·A is multiplied by alpha/rank.
     pub alpha: f32,
-    /// Layers of each block that have it.
+    /// Layers of each block that have an adapter.
     #[serde(default)]
     pub targets: Targets,
 }
 
 impl Lora {
-    /// Factor of B·A, alpha/rank.
+    /// Returns the factor of B·A, alpha/rank.
     pub fn scale(&self) -> f32 {
         self.alpha / self.rank as f32
     }
 
-    /// Checks that a model of this shape can have the adapter.
+    /// Checks the adapters against a model's shape.
     ///
     /// # Errors
-    /// [`Error::Config`] naming what is out of range.
+    /// [`Error::Config`] naming the field that is out of range.
     pub fn validate(&self, config: &Config) -> Result<(), Error> {
         config.validate()?;
         let Self { rank, alpha, targets } = self;
@@ -49,14 +49,14 @@ impl Lora {
         }
         if targets.is_empty() {
             return Err(Error::Config(
-                "an adapter that is nowhere: name at least one of c_attn, c_proj and c_fc".into(),
+                "the adapter has no targets: expected at least one of c_attn, c_proj and c_fc".into(),
             ));
         }
         Ok(())
     }
 }
 
-/// Ranges of one layer's two matrices in the flat array, B after A.
+/// Ranges of a layer's two matrices in the flat array, A before B.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterRanges {
     /// `[rank, inputs]`
@@ -65,17 +65,17 @@ pub struct AdapterRanges {
     pub b: Range<usize>,
 }
 
-/// Every parameter of an adapter, in the order of the flat array: block by block, each in the order of [`Target::ALL`].
+/// All parameters of the adapters, in the order of the flat array: block by block, each in the order of [`Target::ALL`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraList {
     params: Vec<Param>,
     total: usize,
-    /// For each block, the layers of [`Target::ALL`].
+    /// The layers of [`Target::ALL`] in each block.
     blocks: Vec<[Option<AdapterRanges>; 4]>,
 }
 
 impl LoraList {
-    /// Lays out the adapter's parameters.
+    /// Lays out the parameters of the adapters.
     ///
     /// # Errors
     /// As [`Lora::validate`].
@@ -95,7 +95,7 @@ impl LoraList {
         for (layer, block) in blocks.iter_mut().enumerate() {
             for target in lora.targets.iter() {
                 let [outputs, inputs] = target.shape(config);
-                // peft's own choice: Kaiming's uniform with a = √5 (He et al. 2015).
+                // As in peft: Kaiming uniform with a = √5 (He et al. 2015).
                 let bound = 1.0 / (inputs as f32).sqrt();
                 block[target as usize] = Some(AdapterRanges {
                     a: add(layer, target, LoraMatrix::A, [lora.rank, inputs], Init::Uniform { bound }),
@@ -106,25 +106,25 @@ impl LoraList {
         Ok(Self { params, total, blocks })
     }
 
-    /// Number of parameters: the length of the flat array.
+    /// Returns the number of parameters: the length of the flat array.
     pub fn total(&self) -> usize {
         self.total
     }
 
-    /// The parameters in the order of the flat array.
+    /// Returns the parameters in the order of the flat array.
     pub fn iter(&self) -> std::slice::Iter<'_, Param> {
         self.params.iter()
     }
 
-    /// Returns the ranges of one layer's adapter, if it has one.
+    /// Returns the ranges of a layer's adapter, if it has one.
     ///
     /// # Panics
-    /// If there is no such block.
+    /// If `layer` is out of range.
     pub fn adapter(&self, layer: usize, target: Target) -> Option<&AdapterRanges> {
         self.blocks[layer][target as usize].as_ref()
     }
 
-    /// A fresh adapter, `[total]`, which changes nothing: every B is zero. The same seed gives the same numbers on every
+    /// Returns initial adapters, `[total]`, which change nothing: every B is zero. The same seed gives the same values on every
     /// machine.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         list::init(&self.params, self.total, seed)
@@ -169,7 +169,7 @@ mod tests {
             assert!(largest <= bound && largest > 0.9 * bound, "{}: {largest}, bound {bound}", param.name());
         }
         assert_eq!((offset, flat.len()), (list.total(), list.total()));
-        // Each layer has rank numbers for each of its inputs and outputs: 4 + 2 + 5 + 5 widths.
+        // A layer has rank parameters for each of its inputs and outputs: 4 + 2 + 5 + 5 widths.
         assert_eq!(list.total(), 3 * 4 * 16 * 64);
         assert_eq!(list.iter().next().unwrap().name(), "transformer.h.0.attn.c_attn.lora_A.weight");
         assert_ne!(flat, list.init(8));
@@ -192,7 +192,7 @@ mod tests {
             (Lora { rank: 9, ..good.clone() }, "between 1 and 8"),
             (Lora { alpha: f32::NAN, ..good.clone() }, "alpha of an adapter is NaN"),
             (Lora { alpha: 0.0, ..good.clone() }, "above 0"),
-            (Lora { targets: Targets::new([]), ..good.clone() }, "nowhere"),
+            (Lora { targets: Targets::new([]), ..good.clone() }, "no targets"),
         ] {
             let error = LoraList::new(&config, &bad).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

@@ -1,5 +1,5 @@
-//! The parameters of a model (`list.rs`) and of adapters beside it (`lora.rs`), each by its role (`role.rs`).
-//! `names.rs` has what files call them, `biases.rs` the zeros for formats that need biases.
+//! Parameters of a model (`list.rs`) and of its adapters (`lora.rs`), by role (`role.rs`). `names.rs` holds their names in
+//! files; `biases.rs` adds zero biases for formats that require them.
 
 mod biases;
 mod list;

@@ -1,4 +1,4 @@
-//! Names of parameters in files, and the orientation of their matrices there: one table a format.
+//! Names of parameters in files, and the orientation of their matrices there: one table per format.
 
 use super::role::Role;
 
@@ -13,11 +13,11 @@ enum Orientation {
 
 use Orientation::{Same, Transposed};
 
-/// The names that a file format gives to parameters. `{}` stands for the number of the layer.
+/// Names of parameters in a file format, with `{}` for the layer.
 #[derive(Debug)]
 pub(crate) struct NameTable(&'static [(Role, &'static str, Orientation)]);
 
-/// nanoGPT's state dict, which is the layout of our checkpoints.
+/// nanoGPT's state dict, which is the layout of NGen3's checkpoints.
 pub(crate) const NANOGPT: NameTable = NameTable(&[
     (Role::Wte, "transformer.wte.weight", Same),
     (Role::Wpe, "transformer.wpe.weight", Same),
@@ -37,7 +37,7 @@ pub(crate) const NANOGPT: NameTable = NameTable(&[
     (Role::LnFBias, "transformer.ln_f.bias", Same),
 ]);
 
-/// `GPT2LMHeadModel` of `transformers`. A bare `GPT2Model` leaves [`HF_PREFIX`] away.
+/// `GPT2LMHeadModel` of `transformers`. A bare `GPT2Model` omits [`HF_PREFIX`].
 pub(crate) const HF_GPT2: NameTable = NameTable(&[
     (Role::Wte, "transformer.wte.weight", Same),
     (Role::Wpe, "transformer.wpe.weight", Same),
@@ -57,7 +57,7 @@ pub(crate) const HF_GPT2: NameTable = NameTable(&[
     (Role::LnFBias, "transformer.ln_f.bias", Same),
 ]);
 
-/// llama.cpp's architecture `gpt2`. Its dimensions are listed innermost first, the bytes stand as ours do.
+/// llama.cpp's architecture `gpt2`. Dimensions are listed innermost first; the bytes are in our layout.
 pub(crate) const GGUF_GPT2: NameTable = NameTable(&[
     (Role::Wte, "token_embd.weight", Same),
     (Role::Wpe, "position_embd.weight", Same),
@@ -77,11 +77,11 @@ pub(crate) const GGUF_GPT2: NameTable = NameTable(&[
     (Role::LnFBias, "output_norm.bias", Same),
 ]);
 
-/// The head in nanoGPT's and Hugging Face's files: the token embedding once more.
+/// The head in nanoGPT's and Hugging Face's files, tied to the token embedding.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
-/// `base_model_prefix` of `transformers`, before the names of a model that has a head.
+/// `base_model_prefix` of `transformers`, which starts the names of a model with a head.
 pub(crate) const HF_PREFIX: &str = "transformer.";
-/// The start of the names in a block of [`HF_GPT2`].
+/// Prefix of the names in a block of [`HF_GPT2`].
 const HF_BLOCK: &str = "transformer.h.{}.";
 
 impl NameTable {
@@ -91,18 +91,18 @@ impl NameTable {
         (name, orientation)
     }
 
-    /// Returns the name of a parameter; `layer` is that of a parameter of a block.
+    /// Returns the name of a parameter; `layer` is that of a block's.
     pub fn name(&self, role: Role, layer: Option<usize>) -> String {
         let (name, _) = self.entry(role);
         layer.map_or_else(|| name.into(), |layer| name.replacen("{}", &layer.to_string(), 1))
     }
 
-    /// Returns whether the file has the transpose of the matrix.
+    /// Returns true if the file stores the transpose of the matrix.
     pub fn is_transposed(&self, role: Role) -> bool {
         self.entry(role).1 == Transposed
     }
 
-    /// Returns whether a name starts as one of the table's does without `prefix`, up to the first dot.
+    /// Returns true if a name starts, up to the first dot, as one of the table does without `prefix`.
     pub fn has_start(&self, name: &str, prefix: &str) -> bool {
         let start = |name: &str| name.split_once('.').map(|(start, _)| start.to_owned());
         let mut names = self.0.iter().filter_map(|(_, name, _)| name.strip_prefix(prefix));
@@ -110,7 +110,8 @@ impl NameTable {
     }
 }
 
-/// Returns the name of a block's linear layer within it, by the role of its weight, as `transformers` and `peft` have it: `attn.c_attn`.
+/// Returns the name of a linear layer within its block, as in `transformers` and `peft`: `attn.c_attn`. `weight` is the role of
+/// its weight.
 pub(super) fn module_in_block(weight: Role) -> &'static str {
     let name = HF_GPT2.entry(weight).0;
     name.strip_prefix(HF_BLOCK).and_then(|name| name.strip_suffix(".weight")).expect("a linear layer of a block")
@@ -135,7 +136,7 @@ mod tests {
                     assert_eq!(name.ends_with(".bias"), role.is_bias(), "{name}");
                 }
                 assert_eq!(in_block, NANOGPT.entry(role).0.contains("{}"), "{role:?}");
-                // Only matrices of linear layers can stand transposed.
+                // Only matrices of linear layers can be transposed.
                 assert!(!table.is_transposed(role) || role.is_layer_weight(), "{role:?}");
             }
             assert_eq!(names.len(), 4 + 3 * 12);

@@ -1,11 +1,11 @@
-//! The part that each parameter plays in a model.
+//! Roles of parameters in a model.
 
 use crate::Config;
 
-/// The part that a parameter plays: nanoGPT's name of it. The parts of a block are there once in each layer.
+/// Role of a parameter, named as in nanoGPT. Those of a block occur once per layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Token embedding and, transposed, the final projection.
+    /// Token embedding, tied to the final projection.
     Wte,
     /// Position embedding.
     Wpe,
@@ -13,7 +13,7 @@ pub enum Role {
     Ln1Weight,
     /// β of the LayerNorm before attention.
     Ln1Bias,
-    /// Query, key and value, in this order.
+    /// Projection to query, key and value, in this order.
     CAttnWeight,
     /// Bias of query, key and value.
     CAttnBias,
@@ -40,7 +40,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Every role, in the order of the flat array; those of a block repeat for each layer.
+    /// All roles, in the order of the flat array; those of a block repeat for each layer.
     pub const ALL: [Self; 16] = [
         Self::Wte,
         Self::Wpe,
@@ -60,13 +60,13 @@ impl Role {
         Self::LnFBias,
     ];
 
-    /// Returns the shape of the parameter in a model of this config: one or two dimensions, a matrix as `[out, in]`.
+    /// Returns the shape of the parameter: one or two dimensions, a matrix as `[out, in]`.
     pub fn shape(self, config: &Config) -> Vec<usize> {
         let (rows, columns) = self.dims(config);
         std::iter::once(rows).chain(columns).collect()
     }
 
-    /// Returns the dimensions; `None` stands for that which a vector lacks.
+    /// Returns the two dimensions; the second is `None` for a vector.
     pub(super) fn dims(self, config: &Config) -> (usize, Option<usize>) {
         let c = config.n_embd;
         match self {

@@ -1,4 +1,4 @@
-//! The layers that take a low-rank adapter, by the names that `peft` gives them.
+//! Layers that can have a low-rank adapter, named as in `peft`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,17 +17,17 @@ pub enum Target {
     CAttn,
     /// `attn.c_proj`: attention's output projection.
     AttnCProj,
-    /// `mlp.c_fc`: the MLP's way up.
+    /// `mlp.c_fc`: the MLP's input projection.
     CFc,
-    /// `mlp.c_proj`: the MLP's way down.
+    /// `mlp.c_proj`: the MLP's output projection.
     MlpCProj,
 }
 
 impl Target {
-    /// All of them, in a block's order.
+    /// All layers, in a block's order.
     pub const ALL: [Self; 4] = [Self::CAttn, Self::AttnCProj, Self::CFc, Self::MlpCProj];
 
-    /// Returns its name within a block, which is also what `peft` takes among its `target_modules`.
+    /// Returns its name within a block, as in `target_modules` of `peft`.
     pub fn name(self) -> &'static str {
         names::module_in_block(self.weight())
     }
@@ -42,24 +42,23 @@ impl Target {
         }
     }
 
-    /// The layers that one of `peft`'s target modules means in GPT-2: those whose name it ends.
+    /// Returns the layers that one of `peft`'s target modules matches in GPT-2: those whose name ends with it.
     ///
     /// # Errors
-    /// [`Error::Config`] when there are none.
+    /// [`Error::Config`] when there is none.
     pub fn named(name: &str) -> Result<Vec<Self>, Error> {
         let ends =
             |target: &Self| target.name().strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         let found: Vec<Self> = Self::ALL.into_iter().filter(|target| !name.is_empty() && ends(target)).collect();
         if found.is_empty() {
             return Err(Error::Config(format!(
-                "{name:?} is no layer that takes an adapter: there are c_attn, c_fc and c_proj, the last as attn.c_proj or \
-                 mlp.c_proj where only one of both is meant"
+                "unknown adapter target {name:?}: expected c_attn, c_fc or c_proj (attn.c_proj or mlp.c_proj for only one)"
             )));
         }
         Ok(found)
     }
 
-    /// `[outputs, inputs]` of its weight in a model of this shape.
+    /// Returns the shape of its weight, `[outputs, inputs]`.
     pub fn shape(self, config: &Config) -> [usize; 2] {
         match self.weight().dims(config) {
             (outputs, Some(inputs)) => [outputs, inputs],
@@ -74,7 +73,7 @@ impl TryFrom<String> for Target {
     fn try_from(name: String) -> Result<Self, Error> {
         match Self::named(&name)?[..] {
             [target] => Ok(target),
-            _ => Err(Error::Config(format!("{name} is more than one layer"))),
+            _ => Err(Error::Config(format!("{name} is more than one layer: expected attn.c_proj or mlp.c_proj"))),
         }
     }
 }
@@ -85,20 +84,20 @@ impl From<Target> for String {
     }
 }
 
-/// The layers of every block that get an adapter.
+/// Layers of each block that get an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Targets(Vec<Target>);
 
 impl Default for Targets {
-    /// All four.
+    /// All four layers.
     fn default() -> Self {
         Self(Target::ALL.to_vec())
     }
 }
 
 impl Targets {
-    /// These, in a block's order, each once.
+    /// Collects layers in a block's order, without duplicates.
     pub fn new(targets: impl IntoIterator<Item = Target>) -> Self {
         let mut targets: Vec<Target> = targets.into_iter().collect();
         targets.sort_unstable();
@@ -106,12 +105,12 @@ impl Targets {
         Self(targets)
     }
 
-    /// Returns whether there are none.
+    /// Returns true if there are no layers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// In a block's order.
+    /// Returns the layers in a block's order.
     pub fn iter(&self) -> impl Iterator<Item = Target> + '_ {
         self.0.iter().copied()
     }
@@ -120,7 +119,7 @@ impl Targets {
 impl FromStr for Targets {
     type Err = Error;
 
-    /// Names as [`Target::named`] takes them, with commas between them.
+    /// Parses names separated by commas, each as in [`Target::named`].
     fn from_str(names: &str) -> Result<Self, Error> {
         let found = names.split(',').map(|name| Target::named(name.trim())).collect::<Result<Vec<_>, _>>()?;
         Ok(Self::new(found.into_iter().flatten()))
@@ -153,7 +152,7 @@ mod tests {
         }
         for name in ["", "proj", "q_proj", ".c_attn", "h.0.attn.c_attn", "c_attn,"] {
             let error = name.parse::<Targets>().unwrap_err().to_string();
-            assert!(error.contains("no layer that takes an adapter"), "{name}: {error}");
+            assert!(error.contains("unknown adapter target"), "{name}: {error}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Files of tensors, whatever the tensors are: `.safetensors`, and PyTorch's zip files with their pickles.
+//! Tensor files: `.safetensors`, and PyTorch's zip files with their pickles.
 //!
-//! Read `tensor.rs` first. Reading never runs anything that a file says: see `pickle/read.rs`.
+//! Start with `tensor.rs`. Reading never executes anything in a file: see `pickle/read.rs`.
 
 mod format;
 pub(crate) mod pickle;

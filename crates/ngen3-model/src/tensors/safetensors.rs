@@ -1,6 +1,6 @@
 //! Hugging Face's `.safetensors`: a JSON header, then the data.
 //!
-//! Other files of numbers are kept in the same format: [`write_arrays_header`] and [`Reader::array`].
+//! Other arrays use the same format: [`write_arrays_header`] and [`Reader::array`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,14 +13,14 @@ use serde_json::{Map, Value};
 pub use super::tensor::write_f32;
 use super::tensor::{self, Dtype, Order, Storages, Tensor};
 
-/// The format's own limit.
+/// The format's limit on the header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Writes what stands before flat arrays of f32: the metadata, and where each will stand, by its name and length. [`write_f32`] then writes
-/// them, in the same order.
+/// Writes the header of flat f32 arrays: the metadata, and each array's name and length. Write the arrays after it with
+/// [`write_f32`], in the same order.
 ///
 /// # Errors
-/// The writer's, and for metadata that are too large.
+/// A failed write, or metadata that is too large.
 pub fn write_arrays_header<'a>(
     file: &mut impl Write,
     metadata: Map<String, Value>,
@@ -35,7 +35,7 @@ pub fn write_arrays_header<'a>(
     write_header(file, metadata, arrays.into_iter().map(info))
 }
 
-/// Writes what stands before the data: the metadata, and where each tensor will stand.
+/// Writes the header: the metadata, and the name, shape and range of each tensor.
 pub(crate) fn write_header(
     file: &mut impl Write,
     metadata: Map<String, Value>,
@@ -47,16 +47,16 @@ pub(crate) fn write_header(
     }
     let mut header = serde_json::to_vec(&header)?;
     if header.len() as u64 > MAX_HEADER {
-        let what = "what stands beside the weights, such as the tokenizer, is too large for a .safetensors";
-        return Err(io::Error::other(format!("{what}: {} bytes of at most {MAX_HEADER}", header.len())));
+        let what = "the metadata, such as the tokenizer, is too large for a .safetensors";
+        return Err(io::Error::other(format!("{what}: expected at most {MAX_HEADER} bytes, got {}", header.len())));
     }
-    // The data start at a multiple of eight bytes.
+    // The data starts at a multiple of eight bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)
 }
 
-/// A file whose header has been read. Each tensor is a storage of its own.
+/// Reader of a file, after its header. Each tensor is a separate storage.
 #[derive(Debug)]
 pub struct Reader {
     file: BufReader<File>,
@@ -66,43 +66,43 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads the header of a file of `len` bytes, which it must describe to the last one.
+    /// Reads the header of a file of `len` bytes, which must match the header.
     ///
     /// # Errors
-    /// The reason why it is no safetensors file.
+    /// The reason why it is not a valid safetensors file.
     pub fn open(mut file: File, len: u64) -> Result<Self, String> {
         let message = |error: io::Error| error.to_string();
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(message)?;
         let size = u64::from_le_bytes(size);
         if size > MAX_HEADER || size > len - 8 {
-            return Err(format!("its header claims {size} bytes; the file has {len}"));
+            return Err(format!("the header claims {size} bytes, but the file has {len}"));
         }
         let mut bytes = vec![0; size as usize];
         file.read_exact(&mut bytes).map_err(message)?;
-        let bad = |error: serde_json::Error| format!("its header is not that of a safetensors file: {error}");
+        let bad = |error: serde_json::Error| format!("not a safetensors header: {error}");
         let header: Metadata = serde_json::from_slice(&bytes).map_err(bad)?;
         let data = 8 + size;
         let expected = data.saturating_add(header.data_len() as u64);
         if expected != len {
-            return Err(format!("it has {len} bytes, but its header describes {expected}: it is cut short or damaged"));
+            return Err(format!("damaged or truncated: expected {expected} bytes, got {len}"));
         }
         Ok(Self { file: BufReader::new(file), header, data })
     }
 
-    /// An entry of `__metadata__`.
+    /// Returns an entry of `__metadata__`.
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.header.metadata().as_ref()?.get(name).map(String::as_str)
     }
 
-    /// A flat array of `len` f32. Nothing is reserved that the file is too short to fill.
+    /// Reads a flat array of `len` f32. Memory is allocated only for what the file holds.
     ///
     /// # Errors
-    /// That there is none, or that it cannot be read.
+    /// The reason: the array is missing, has another length or dtype, or cannot be read.
     pub fn array(&mut self, name: &str, len: usize) -> Result<Vec<f32>, String> {
         let is_wanted = |tensor: &Tensor| tensor.dtype == Dtype::F32 && tensor.shape == [len];
         let tensor = self.tensors().remove(name).filter(is_wanted);
-        let tensor = tensor.ok_or_else(|| format!("it has no {name} of {len} numbers"))?;
+        let tensor = tensor.ok_or_else(|| format!("expected a float32 array {name} of {len} values"))?;
         let mut values = Vec::with_capacity(len);
         tensor::stream(self, &tensor, |_, some| {
             values.extend_from_slice(some);
@@ -111,7 +111,7 @@ impl Reader {
         Ok(values)
     }
 
-    /// The tensors by their names.
+    /// Returns the tensors by name.
     pub(crate) fn tensors(&self) -> HashMap<String, Tensor> {
         let tensors = self.header.tensors();
         let tensor = |(name, info): (String, &TensorInfo)| {
@@ -122,7 +122,7 @@ impl Reader {
                 _ => Dtype::Other("another type", 0),
             };
             let shape = info.shape.clone();
-            // The header's own check: the shape's product does not overflow.
+            // The header was checked: the shape's product does not overflow.
             let storage_len = shape.iter().product();
             let storage = name.as_str().into();
             (name, Tensor { storage, dtype, storage_len, offset: 0, shape, order: Order::Rows })
@@ -133,7 +133,7 @@ impl Reader {
 
 impl Storages for Reader {
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
-        let info = self.header.info(storage).ok_or_else(|| format!("it has no tensor {storage}"))?;
+        let info = self.header.info(storage).ok_or_else(|| format!("missing tensor {storage}"))?;
         let start = self.data + info.data_offsets.0 as u64;
         self.file.seek(SeekFrom::Start(start)).map_err(|error| error.to_string())?;
         Ok(Box::new((&mut self.file).take(bytes)))

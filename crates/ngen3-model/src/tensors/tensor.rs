@@ -1,20 +1,20 @@
-//! Tensors as files name them: views into storages, runs of elements that are read from front to back.
+//! Tensors of a file: views into storages, arrays of elements that are read from front to back.
 
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use half::{bf16, f16};
 
-/// Elements converted at a time.
+/// Number of elements converted at a time.
 const CHUNK: usize = 1 << 17;
 
-/// Encoding of a storage's elements, little-endian.
+/// Type of a storage's elements, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dtype {
     F32,
     F16,
     Bf16,
-    /// Found beside parameters (step counts, masks) but never in them: its name and size in bytes.
+    /// Type of other tensors (step counts, masks), never of parameters: name and size in bytes.
     Other(&'static str, usize),
 }
 
@@ -28,14 +28,14 @@ impl Dtype {
     }
 }
 
-/// A tensor inside a storage.
+/// Tensor in a storage.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tensor {
     pub storage: Rc<str>,
     pub dtype: Dtype,
-    /// Elements of the storage.
+    /// Number of elements in the storage.
     pub storage_len: usize,
-    /// The element of the storage where the tensor starts.
+    /// Index of the tensor's first element in the storage.
     pub offset: usize,
     pub shape: Vec<usize>,
     pub order: Order,
@@ -44,31 +44,31 @@ pub(crate) struct Tensor {
 /// Order of a tensor's elements in its storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// One after the other, row by row.
+    /// Contiguous, row by row.
     Rows,
-    /// One after the other, column by column: a matrix that the file holds transposed.
+    /// Contiguous, column by column: a matrix stored transposed.
     Columns,
-    /// Some other way, which is not read.
+    /// Any other order, which is not supported.
     Strided,
 }
 
 impl Tensor {
-    /// Number of elements; `None` if it overflows.
+    /// Returns the number of elements; `None` if it overflows.
     pub fn elements(&self) -> Option<usize> {
         self.shape.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim))
     }
 }
 
-/// A source of storages.
+/// Source of storages.
 pub(crate) trait Storages {
-    /// The bytes of a storage, from its first; checked against the file's checksum, if it has one, at their end.
+    /// Opens a storage from its first byte. Its checksum, if the file has one, is checked at the end.
     ///
     /// # Errors
-    /// That there is no such storage, or that it is not `bytes` long.
+    /// The reason: the storage is missing or not `bytes` long.
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String>;
 }
 
-/// Reads a tensor's whole storage and hands it on in chunks of f32: `sink(index of the first element, elements)`.
+/// Reads a tensor's whole storage in chunks of f32: `sink(index of the first element, elements)`.
 pub(crate) fn stream(
     storages: &mut dyn Storages,
     tensor: &Tensor,
@@ -77,9 +77,9 @@ pub(crate) fn stream(
     let Tensor { storage, dtype, storage_len, .. } = tensor;
     let size = dtype.size();
     let total = (*storage_len as u64).checked_mul(size as u64);
-    let total = total.ok_or_else(|| format!("its storage {storage} claims {storage_len} elements"))?;
+    let total = total.ok_or_else(|| format!("storage {storage} claims {storage_len} elements"))?;
     let mut reader = storages.open(storage, total)?;
-    let message = |error: io::Error| format!("its storage {storage} is damaged: {error}");
+    let message = |error: io::Error| format!("storage {storage} is damaged: {error}");
     let mut bytes = vec![0; CHUNK * size];
     let mut values = Vec::with_capacity(CHUNK);
     let mut at = 0;
@@ -92,22 +92,24 @@ pub(crate) fn stream(
             Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
             Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
             Dtype::Bf16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-            Dtype::Other(name, _) => return Err(format!("its storage {storage} is of type {name}")),
+            Dtype::Other(name, _) => {
+                return Err(format!("storage {storage}: expected float32, float16 or bfloat16, got {name}"));
+            }
         }
         sink(at, &values)?;
         at += count;
     }
-    // The checksum is compared when the end is seen.
+    // Reading the end compares the checksum.
     match reader.read(&mut [0]).map_err(message)? {
         0 => Ok(()),
-        _ => Err(format!("its storage {storage} is longer than {total} bytes")),
+        _ => Err(format!("storage {storage} is longer than {total} bytes")),
     }
 }
 
 /// Writes elements as little-endian f32.
 ///
 /// # Errors
-/// The writer's.
+/// A failed write.
 pub fn write_f32(file: &mut impl Write, values: &[f32]) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(4 * CHUNK);
     for chunk in values.chunks(CHUNK) {

@@ -9,33 +9,33 @@ use zip::{CompressionMethod, ZipArchive};
 use super::pickle::{Id, Node, Pickle};
 use super::tensor::{self, Dtype, Storages, Tensor};
 
-/// The largest pickle that is read, in bytes: checkpoints need some kilobytes, and a tokenizer some megabytes.
+/// Size limit of a pickle, in bytes: checkpoints need kilobytes, a tokenizer megabytes.
 pub(crate) const MAX_PICKLE: u64 = 64 << 20;
-/// `torch.compile` puts this before every name.
+/// Prefix that `torch.compile` adds to every name.
 const COMPILED: &str = "_orig_mod.";
 
-/// Opens a file that holds a state dict and nothing else, such as Hugging Face's `pytorch_model.bin`.
+/// Opens a file that holds only a state dict, such as Hugging Face's `pytorch_model.bin`.
 pub(crate) fn open_state_dict(file: File) -> Result<(Archive, HashMap<String, Tensor>), String> {
     let mut archive = Archive::open(file)?;
     let pickle = archive.read_pickle()?;
-    let entries = pickle.entries(pickle.root()).ok_or("its pickle is not a state dict")?;
+    let entries = pickle.entries(pickle.root()).ok_or("not a state dict: its pickle is not a dictionary")?;
     let tensors = state_dict(&pickle, entries)?;
     Ok((archive, tensors))
 }
 
-/// The tensors of a state dict by their names.
+/// Returns the tensors of a state dict by name.
 pub(crate) fn state_dict(pickle: &Pickle, entries: HashMap<&str, Id>) -> Result<HashMap<String, Tensor>, String> {
     let tensor = |(name, id): (&str, Id)| {
         let name = name.strip_prefix(COMPILED).unwrap_or(name);
         match pickle.node(id) {
             Node::Tensor(tensor) => Ok((name.to_string(), tensor.clone())),
-            _ => Err(format!("its model entry {name} is not a tensor")),
+            _ => Err(format!("model entry {name} is not a tensor")),
         }
     };
     entries.into_iter().map(tensor).collect()
 }
 
-/// The value of a tensor of one float.
+/// Returns the value of a tensor of one float; `None` for any other.
 pub(crate) fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f32>, String> {
     if matches!(tensor.dtype, Dtype::Other(..)) || tensor.shape.iter().any(|&dim| dim != 1) {
         return Ok(None);
@@ -48,19 +48,19 @@ pub(crate) fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f3
     Ok(found)
 }
 
-/// A zip file whose entries are uncompressed, lie apart, and stand in one folder.
+/// Zip file whose entries are uncompressed, do not overlap, and are in one folder.
 pub(crate) struct Archive {
     zip: ZipArchive<BufReader<File>>,
-    /// The folder, with its slash: torch.save names it after the file.
+    /// The folder, with a trailing slash: torch.save names it after the file.
     root: String,
 }
 
 impl Archive {
     /// Opens a zip file that `torch.save` wrote.
     pub fn open(file: File) -> Result<Self, String> {
-        let damaged = |error| format!("it is damaged or cut short ({error})");
+        let damaged = |error| format!("damaged or truncated zip file ({error})");
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
-        // No two entries share bytes, so that all of them together are no larger than the file.
+        // Entries do not overlap, so that together they are no larger than the file.
         zip.validate_header_consistency().map_err(damaged)?;
         let roots: Vec<String> = zip
             .file_names()
@@ -69,7 +69,7 @@ impl Archive {
             .filter(|root| root.ends_with('/') && root.matches('/').count() == 1)
             .collect();
         let [root] = roots.as_slice() else {
-            return Err(format!("it is a zip file, but not PyTorch's: it has {} data.pkl, not one", roots.len()));
+            return Err(format!("not a PyTorch file: expected one data.pkl in the zip file, got {}", roots.len()));
         };
         let mut archive = Self { root: root.clone(), zip };
         archive.check_byteorder()?;
@@ -83,19 +83,19 @@ impl Archive {
         }
         let mut order = String::new();
         let (_, reader) = self.entry("byteorder")?;
-        reader.take(16).read_to_string(&mut order).map_err(|error| format!("its byteorder is damaged: {error}"))?;
+        reader.take(16).read_to_string(&mut order).map_err(|error| format!("byteorder is damaged: {error}"))?;
         if order != "little" {
-            return Err(format!("its byteorder is {order:?}; only little-endian files are read"));
+            return Err(format!("unsupported byteorder {order:?}: expected \"little\""));
         }
         Ok(())
     }
 
-    /// The size and the bytes of an entry; its checksum is compared when the end is read.
+    /// Opens an entry. Returns its size in bytes and its content; reading the end compares the checksum.
     fn entry(&mut self, name: &str) -> Result<(u64, impl Read + '_), String> {
         let entry = self.zip.by_name(&format!("{}{name}", self.root));
-        let entry = entry.map_err(|error| format!("its {name} cannot be read: {error}"))?;
+        let entry = entry.map_err(|error| format!("cannot read {name}: {error}"))?;
         if entry.compression() != CompressionMethod::Stored || entry.size() != entry.compressed_size() {
-            return Err(format!("its {name} is compressed; torch.save writes uncompressed files"));
+            return Err(format!("{name} is compressed: expected an uncompressed file, as from torch.save"));
         }
         Ok((entry.size(), entry))
     }
@@ -104,10 +104,10 @@ impl Archive {
     pub fn read_pickle(&mut self) -> Result<Pickle, String> {
         let (size, mut entry) = self.entry("data.pkl")?;
         if size > MAX_PICKLE {
-            return Err(format!("its data.pkl has {size} bytes; at most {MAX_PICKLE} are read"));
+            return Err(format!("data.pkl: expected at most {MAX_PICKLE} bytes, got {size}"));
         }
         let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(|error| format!("its data.pkl is damaged: {error}"))?;
+        entry.read_to_end(&mut bytes).map_err(|error| format!("data.pkl is damaged: {error}"))?;
         Pickle::parse(&bytes)
     }
 }
@@ -116,7 +116,7 @@ impl Storages for Archive {
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
         let (size, entry) = self.entry(&format!("data/{storage}"))?;
         if size != bytes {
-            return Err(format!("its storage {storage} has {size} bytes, not {bytes}"));
+            return Err(format!("storage {storage}: expected {bytes} bytes, got {size}"));
         }
         Ok(Box::new(entry))
     }

@@ -1,4 +1,4 @@
-//! GGUF files, read back by the format's own description.
+//! GGUF files, read back with a parser written from the format's specification.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,7 +29,7 @@ struct Cursor<'a>(&'a [u8]);
 
 impl Cursor<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (taken, rest) = self.0.split_first_chunk().expect("the file goes on");
+        let (taken, rest) = self.0.split_first_chunk().expect("the file is long enough");
         self.0 = rest;
         *taken
     }
@@ -144,7 +144,7 @@ fn a_gguf_file_holds_the_model_and_its_tokenizer() {
     let Value::Strings(tokens) = &found.values["tokenizer.ggml.tokens"] else { panic!("not strings") };
     let Value::I32s(types) = &found.values["tokenizer.ggml.token_type"] else { panic!("not numbers") };
     let Value::Strings(merges) = &found.values["tokenizer.ggml.merges"] else { panic!("not strings") };
-    assert_eq!((tokens.len(), types.len()), (304, 304), "one for each row of the model");
+    assert_eq!((tokens.len(), types.len()), (304, 304), "one per row of wte");
     assert_eq!((tokens[0].as_str(), types[0]), ("<|endoftext|>", 3));
     assert_eq!((tokens[1].as_str(), types[1]), ("!", 1));
     assert_eq!((tokens[303].as_str(), types[303]), ("[PAD303]", 5));
@@ -218,13 +218,13 @@ fn smaller_types_are_for_matrices_only() {
                 let halves: Vec<f32> =
                     data.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
                 let exact = &checkpoint.params[list.blocks[0].mlp_c_proj_weight.clone()];
-                // Half a unit in the last place; below 2⁻¹⁴ the places no longer shrink.
+                // Half a unit in the last place; below 2⁻¹⁴ the spacing no longer shrinks.
                 let close = |(half, exact): (&f32, &f32)| (half - exact).abs() <= exact.abs().max(6.2e-5) / 2048.0;
                 assert!(halves.iter().zip(exact).all(close));
             }
         }
     }
-    // Rows of 12 make no blocks of 32.
+    // Rows of 12 do not divide into blocks of 32.
     let narrow = Checkpoint::load(&fixture("tokenizer")).unwrap();
     let found = exported(&narrow, ExportDtype::Q8_0).unwrap();
     assert_eq!(found.tensors["token_embd.weight"].1, 1);
@@ -234,14 +234,14 @@ fn smaller_types_are_for_matrices_only() {
 fn what_llama_cpp_cannot_run_is_refused() {
     let gelu = Checkpoint { config: Config { activation: Activation::Gelu, ..small().config }, ..small() };
     let error = exported(&gelu, ExportDtype::F32).err().unwrap();
-    assert_eq!(error, "the model's activation is gelu, and llama.cpp's gpt2 has only gelu_new");
+    assert_eq!(error, "llama.cpp's gpt2 does not support the activation gelu: expected gelu_new");
     let checkpoint = Checkpoint::load(&fixture("tokenizer")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let without = Export { format: ExportFormat::Gguf, ..plain(&checkpoint) };
     let error = export(&without, &folder.path().join("a"), false).unwrap_err().to_string();
-    assert!(error.contains("this model does not say which it has"), "{error}");
+    assert!(error.contains("the model does not name one"), "{error}");
     let other = Export { tokenizer: Some("{\"model\": {\"type\": \"Unigram\"}}"), ..without };
     let error = export(&other, &folder.path().join("a"), false).unwrap_err().to_string();
-    assert!(error.contains("does not work as GPT-2's does"), "{error}");
+    assert!(error.contains("expected byte-level BPE like GPT-2's"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

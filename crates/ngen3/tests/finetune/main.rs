@@ -385,7 +385,7 @@ fn adapters_learn_and_nothing_else_does() {
     for (flags, code, expected) in [
         ("--lora_rank 0", 1, "the rank of an adapter is 0"),
         ("--lora_rank 4 --lora_alpha -1", 1, "the alpha of an adapter is -1"),
-        ("--lora_rank 4 --lora_targets wte", 2, "is no layer that takes an adapter"),
+        ("--lora_rank 4 --lora_targets wte", 2, "unknown adapter target \"wte\""),
         ("--lora_alpha 4", 2, "--lora_rank"),
     ] {
         let (_, err) = texts(&run(folder, &format!("{TINY} --overwrite {flags}")), code);

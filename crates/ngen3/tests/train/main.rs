@@ -316,7 +316,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--config tiny.toml --data short.bin", 1, "too few for a block of 8"),
         ("--config tiny.toml --data foreign.bin", 1, "token 97 at position 81 of foreign.bin is outside"),
         ("--config tiny.toml --data data.bin --init_from cut.pt --out x.pt", 1, "cut.pt"),
-        ("--config tiny.toml --data data.bin --init_from data.bin --out x.pt", 1, "it is not a checkpoint"),
+        ("--config tiny.toml --data data.bin --init_from data.bin --out x.pt", 1, "not a checkpoint"),
         ("--variant 7M --data data.bin --init_from good.pt", 1, "good.pt holds another model: n_layer is 2, not 4"),
         ("--variant 7M --data data.bin --out good.pt --resume", 1, "n_layer is 2, not 4"),
         ("--config tiny.toml --data data.bin --out cut.pt --resume", 1, "not a training state"),
@@ -325,7 +325,7 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
         ("--config tiny.toml --data data.bin --out data.bin/x.pt", 1, "cannot create the folder data.bin"),
         ("--config tiny.toml --data data.bin --out /proc/x.pt", 1, "the folder /proc"),
         ("--config tiny.toml --data data.bin --out dir.pt", 1, "dir.pt"),
-        ("--config tiny.toml --data data.bin --out x.onnx", 1, "ends in .pt or .safetensors"),
+        ("--config tiny.toml --data data.bin --out x.onnx", 1, "ending in .pt or .safetensors"),
         ("--config typo.toml --data data.bin", 1, "\"learnin_rate\"; did you mean learning_rate?"),
         (
             "--config wrong.toml --data data.bin",

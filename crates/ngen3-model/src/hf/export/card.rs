@@ -1,4 +1,4 @@
-//! `README.md`: the model card. Everything it says was measured or is in the checkpoint.
+//! `README.md`: the model card. Everything in it was measured or is in the checkpoint.
 
 use std::fmt::Write;
 
@@ -9,12 +9,12 @@ use super::spec::{CurvePoint, Export, ExportFormat};
 use crate::words::count;
 use crate::{Activation, Config, ParamList};
 
-/// Rows of the table of losses.
+/// Maximum number of rows in the table of losses.
 const ROWS: usize = 12;
-/// Key of the data in a training record; see [`data`].
+/// Key of the data in the training record; see [`data`].
 const DATA: &str = "data";
 
-/// The card of a model.
+/// Returns the model card.
 pub(super) fn write(export: &Export, list: &ParamList) -> String {
     let mut card = String::new();
     put(&mut card, front_matter(export));
@@ -33,13 +33,10 @@ pub(super) fn write(export: &Export, list: &ParamList) -> String {
         0 => String::new(),
         steps => format!(", {learned} for {}", count(steps, "step")),
     };
-    let does = if meta.chat.is_some() { "It answers in conversations." } else { "It continues text." };
+    let does = if meta.chat.is_some() { "It is a chat model." } else { "It continues text." };
     put(
         &mut card,
-        format!(
-            "A language model of GPT-2's architecture with {parameters:.1} million parameters{steps}. {does} It was exported by \
-             NGen3.\n"
-        ),
+        format!("A GPT-2 language model with {parameters:.1} million parameters{steps}. {does} Exported by NGen3.\n"),
     );
     put(&mut card, usage(export));
     put(&mut card, shape(&export.checkpoint.config));
@@ -51,11 +48,11 @@ pub(super) fn write(export: &Export, list: &ParamList) -> String {
 
 fn put(card: &mut String, text: String) {
     if !text.is_empty() {
-        writeln!(card, "{text}").expect("a String takes everything");
+        writeln!(card, "{text}").expect("writing to a String cannot fail");
     }
 }
 
-/// The YAML that the hub reads. Strings are written as JSON, which is YAML.
+/// YAML front matter, which the Hub reads. Strings are written as JSON, which is valid YAML.
 fn front_matter(export: &Export) -> String {
     let library = match export.format {
         ExportFormat::Hf => "transformers",
@@ -67,7 +64,7 @@ fn front_matter(export: &Export) -> String {
     }
     let mut results = evaluations::index(&export.checkpoint.meta.evaluations);
     if let (Some(loss), Some(data)) = (final_val_loss(export), data(export)) {
-        // Neither a task nor a data set of the hub; what was measured is the loss on the part kept for validation.
+        // The Hub has no task or data set for this: the loss on the validation split.
         let data = Value::from(data);
         results += &format!(
             "  - task:\n      type: text-generation\n    dataset:\n      name: {data}\n      type: text\n      split: validation\n    \
@@ -97,7 +94,7 @@ fn usage(export: &Export) -> String {
                 "print(tokenizer.decode(output[0]))\n"
             };
             format!(
-                "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+                "## Usage\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
                  folder = \"PATH_TO_THIS_FOLDER\"\n\
                  tokenizer = AutoTokenizer.from_pretrained(folder)\n\
                  model = AutoModelForCausalLM.from_pretrained(folder)\n\
@@ -108,7 +105,7 @@ fn usage(export: &Export) -> String {
         }
         ExportFormat::Gguf => {
             let how = if chats { "-cnv" } else { "-p \"Once upon a time\" -n 50 -no-cnv" };
-            format!("## Use\n\n```sh\nllama-cli -m {} {how}\n```\n", export.gguf_name())
+            format!("## Usage\n\n```sh\nllama-cli -m {} {how}\n```\n", export.gguf_name())
         }
     }
 }
@@ -119,15 +116,15 @@ fn shape(config: &Config) -> String {
         Activation::GeluNew => "gelu_new",
         Activation::Gelu => "gelu",
     };
-    let biases = if *bias { "" } else { "| biases | none: zeros in these files |\n" };
+    let biases = if *bias { "" } else { "| biases | none (stored as zeros) |\n" };
     format!(
-        "## Shape\n\n| | |\n|---|---|\n| layers | {n_layer} |\n| heads | {n_head} |\n| width | {n_embd} |\n\
-         | longest context | {block_size} tokens |\n| vocabulary | {vocab_size} tokens |\n| activation | {activation} |\n\
+        "## Architecture\n\n| | |\n|---|---|\n| layers | {n_layer} |\n| heads | {n_head} |\n| width | {n_embd} |\n\
+         | context length | {block_size} tokens |\n| vocabulary size | {vocab_size} tokens |\n| activation | {activation} |\n\
          | LayerNorm epsilon | {layer_norm_epsilon:e} |\n{biases}"
     )
 }
 
-/// The settings that the checkpoint records.
+/// Training settings that the checkpoint records.
 fn training(export: &Export) -> String {
     let meta = &export.checkpoint.meta;
     if meta.training.is_empty() {
@@ -137,17 +134,17 @@ fn training(export: &Export) -> String {
     if let Some(data) = data(export) {
         let tokens = |name: &str| meta.training[DATA].get(name).and_then(Value::as_u64);
         let tokens = match (tokens("train_tokens"), tokens("val_tokens")) {
-            (Some(train), Some(val)) => format!(" ({train} tokens to train on, {val} to validate on)"),
+            (Some(train), Some(val)) => format!(" ({train} training tokens, {val} validation tokens)"),
             _ => String::new(),
         };
         text += &format!("Data: {}{tokens}.\n\n", cell(&data));
     }
     if let Some(loss) = meta.best_val_loss {
-        text += &format!("Lowest validation loss during training: {loss:.4} nats per token.\n\n");
+        text += &format!("Best validation loss: {loss:.4} nats per token.\n\n");
     }
     text += "| setting | value |\n|---|---|\n";
     for (name, value) in meta.training.iter().filter(|(name, _)| *name != DATA) {
-        // What tells a kind of training from others, such as a teacher's temperature, stands under the kind's name.
+        // Settings of one kind of training, such as a teacher's temperature, are grouped under its name.
         match value.as_object() {
             Some(own) => own.iter().for_each(|(own, value)| setting(&mut text, &format!("{name}: {own}"), value)),
             None => setting(&mut text, name, value),
@@ -166,25 +163,25 @@ fn setting(text: &mut String, name: &str, value: &Value) {
     }
 }
 
-/// A setting's value without the digits that only an f32's rounding has put there: a tenth of 3e-4 is 0.00003.
+/// Rounds to six digits, dropping those that only f32 rounding added: a tenth of 3e-4 is 0.00003.
 fn six_digits(value: f64) -> String {
     Value::from(format!("{value:.5e}").parse().unwrap_or(value)).to_string()
 }
 
-/// Returns the sources of the text that the model was trained on, from its training record.
+/// Returns the sources of the training data, from the training record.
 fn data(export: &Export) -> Option<String> {
     let sources = export.checkpoint.meta.training.get(DATA)?.get("source")?.as_array()?;
     let sources: Vec<&str> = sources.iter().filter_map(Value::as_str).collect();
     (!sources.is_empty()).then(|| sources.join(", "))
 }
 
-/// The validation loss of the weights as they are: measured after the last step, not before.
+/// Returns the validation loss of the exported weights, if it was measured after the last step.
 fn final_val_loss(export: &Export) -> Option<f32> {
     let last = export.curve.iter().rev().find(|point| point.val_loss.is_some())?;
     last.val_loss.filter(|_| last.step == export.checkpoint.meta.iter_num)
 }
 
-/// The losses of training: a drawing, and a table of the evaluations or, if there were none, of the training loss.
+/// Returns the training curve: a plot and a table of the evaluations, or of training losses if there were none.
 fn curve(export: &Export) -> String {
     let evaluated: Vec<&CurvePoint> = export.curve.iter().filter(|point| point.val_loss.is_some()).collect();
     let points = if evaluated.is_empty() { export.curve.iter().collect() } else { evaluated };
@@ -197,7 +194,7 @@ fn curve(export: &Export) -> String {
     }
     text += "Losses in nats per token.\n\n| step | training loss | validation loss |\n|---|---|---|\n";
     let loss = |loss: Option<f32>| loss.map_or_else(String::new, |loss| format!("{loss:.4}"));
-    // The first, the last, and as many between as there is room for.
+    // The first, the last, and evenly spaced rows between them.
     let rows = points.len().min(ROWS);
     for row in 0..rows {
         let point = points[if rows == 1 { 0 } else { row * (points.len() - 1) / (rows - 1) }];
@@ -206,7 +203,7 @@ fn curve(export: &Export) -> String {
     text
 }
 
-/// Text that stays inside its place in a table.
+/// Escapes text for a table cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }

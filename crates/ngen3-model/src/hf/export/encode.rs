@@ -1,4 +1,4 @@
-//! Parameters as bytes: the types of numbers that exports are made of.
+//! Number types of exports, and the encoding of parameters as bytes.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -8,15 +8,15 @@ use half::{bf16, f16};
 
 use crate::{Error, Param};
 
-/// Elements in a block of [`ExportDtype::Q8_0`], which share one scale.
+/// Number of elements in a block of [`ExportDtype::Q8_0`], which share a scale.
 pub(super) const Q8_BLOCK: usize = 32;
-/// Columns of a matrix that are gathered at a time to write it transposed: a cache line of each row.
+/// Number of columns gathered at a time to write a transposed matrix: a cache line of each row.
 const STRIPE: usize = 16;
 
 /// Type of the numbers in an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportDtype {
-    /// Exactly as they are.
+    /// float32: exact.
     F32,
     /// bfloat16: the range of f32, 8 bits of precision.
     Bf16,
@@ -27,7 +27,7 @@ pub enum ExportDtype {
 }
 
 impl ExportDtype {
-    /// As it is typed.
+    /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -37,7 +37,7 @@ impl ExportDtype {
         }
     }
 
-    /// Bytes of so many elements. For `Q8_0` a multiple of [`Q8_BLOCK`].
+    /// Returns the size of this many elements, in bytes. For `Q8_0`, `elements` is a multiple of [`Q8_BLOCK`].
     pub(super) fn bytes(self, elements: usize) -> usize {
         match self {
             Self::F32 => 4 * elements,
@@ -51,9 +51,10 @@ impl FromStr for ExportDtype {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        [Self::F32, Self::Bf16, Self::F16, Self::Q8_0].into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
-            Error::Config(format!("there is no type {name:?}; there are f32, bf16, f16 and q8_0 (GGUF)"))
-        })
+        [Self::F32, Self::Bf16, Self::F16, Self::Q8_0]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or_else(|| Error::Config("expected f32, bf16, f16 or q8_0 (GGUF only)".into()))
     }
 }
 
@@ -69,10 +70,10 @@ impl<'a, W: Write> Encoder<'a, W> {
         Self { out, dtype, bytes: Vec::new() }
     }
 
-    /// Writes `values`; `param` is whose they are, for the error.
+    /// Writes `values` of `param`.
     ///
     /// # Errors
-    /// That the disk read_error, or that a number is too large for the type.
+    /// A failed write, or a value that the type cannot hold.
     pub fn write(&mut self, param: &Param, values: &[f32]) -> io::Result<()> {
         self.bytes.clear();
         let bytes = &mut self.bytes;
@@ -98,7 +99,7 @@ impl<'a, W: Write> Encoder<'a, W> {
         self.out.write_all(bytes)
     }
 
-    /// Writes the transpose of a matrix of so many rows.
+    /// Writes the transpose of a matrix with this many rows.
     ///
     /// # Errors
     /// As [`Encoder::write`].
@@ -119,7 +120,7 @@ impl<'a, W: Write> Encoder<'a, W> {
     }
 }
 
-/// `narrow`, which is `value` in a narrower type, unless it became infinite.
+/// Returns `narrow`, which is `value` in a narrower type, unless it became infinite.
 fn fits<T: Copy>(param: &Param, value: f32, narrow: T, infinite: impl Fn(T) -> bool, name: &str) -> io::Result<T> {
     if value.is_finite() && infinite(narrow) {
         return Err(io::Error::other(format!("{} holds {value:e}, which is too large for {name}", param.name())));
@@ -127,8 +128,7 @@ fn fits<T: Copy>(param: &Param, value: f32, narrow: T, infinite: impl Fn(T) -> b
     Ok(narrow)
 }
 
-/// GGML's `Q8_0`: a float16 scale, the largest magnitude of the block over 127, then the multiples of it nearest to the
-/// numbers.
+/// GGML's `Q8_0`: a float16 scale, the block's largest magnitude over 127, then the values as multiples of it, rounded to int8.
 fn quantise(param: &Param, block: &[f32; Q8_BLOCK], out: &mut Vec<u8>) -> io::Result<()> {
     if let Some(value) = block.iter().find(|value| !value.is_finite()) {
         return Err(io::Error::other(format!("{} holds {value}, which q8_0 cannot store", param.name())));

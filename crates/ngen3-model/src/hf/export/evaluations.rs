@@ -1,20 +1,20 @@
-//! The evaluations that a checkpoint records, for its model card: results for the `model-index` that the hub reads, and
-//! a table for people. Entries that are not in the form that `CheckpointMeta` gives are left out.
+//! Evaluations in the model card, from the checkpoint: the Hub's `model-index` and a table. Entries that do not have the form
+//! given in `CheckpointMeta` are skipped.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-/// A metric of the harness's tasks that the harness does not have.
+/// Metric of ours on tasks of lm-evaluation-harness.
 const OUR_METRIC: &str = "acc_bytes";
 
-/// The record of one task.
+/// Record of one task.
 struct Task<'a> {
     name: &'a str,
     record: &'a Value,
 }
 
-/// One number of it.
+/// Metric of a task.
 struct Metric<'a> {
     name: &'a str,
     value: f64,
@@ -34,7 +34,7 @@ impl<'a> Task<'a> {
         metrics.filter_map(metric).collect()
     }
 
-    /// Returns whether lm-evaluation-harness defines it: it is no text of somebody's own.
+    /// Returns true if lm-evaluation-harness defines the task, rather than a text of the user's.
     fn is_from_harness(&self) -> bool {
         self.record["dataset"]["type"] != "text"
     }
@@ -44,7 +44,7 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Items for the list `results` of a `model-index`, in YAML.
+/// Returns the items of `results` of a `model-index`, in YAML.
 pub(super) fn index(evaluations: &Map<String, Value>) -> String {
     let mut yaml = String::new();
     for task in Task::all(evaluations).filter(|task| !task.metrics().is_empty()) {
@@ -76,7 +76,7 @@ pub(super) fn index(evaluations: &Map<String, Value>) -> String {
     yaml
 }
 
-/// The section of a card; nothing if nothing was measured.
+/// Returns the section of the card; empty if nothing was measured.
 pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> String) -> String {
     let (mut rows, mut names, mut has_ours) = (String::new(), Vec::new(), false);
     for task in Task::all(evaluations) {
@@ -89,18 +89,18 @@ pub(super) fn section(evaluations: &Map<String, Value>, cell: impl Fn(&str) -> S
             let error = error.map_or_else(String::new, |error| format!("{error:.4}"));
             let numbers = ["version", "n-shot", "n-samples"].map(|name| task.number(name)).join(" | ");
             writeln!(rows, "| {} | {numbers} | {} | {value:.4} | {error} |", cell(task.name), cell(name))
-                .expect("a String takes everything");
+                .expect("writing to a String cannot fail");
         }
     }
     if rows.is_empty() {
         return rows;
     }
-    let mut about = "`ngen3 eval` measured this.".to_owned();
+    let mut about = "Measured with `ngen3 eval`.".to_owned();
     if !names.is_empty() {
         about += &format!(
-            " EleutherAI's lm-evaluation-harness defines {}, in the version that is given{}.",
+            " Tasks of EleutherAI's lm-evaluation-harness, in the version given: {}{}.",
             names.join(", "),
-            if has_ours { format!(", except for {OUR_METRIC}") } else { String::new() }
+            if has_ours { format!(" ({OUR_METRIC} is NGen3's)") } else { String::new() }
         );
     }
     format!(

@@ -1,8 +1,8 @@
 //! GGUF: one file with the weights and the tokenizer, for llama.cpp.
 //!
-//! The format is that of GGML's `docs/gguf.md`, version 3: a list of values by name, a list of tensors, the tensors. Names
-//! are those of llama.cpp's architecture `gpt2`; its matrices stand as ours do. Vectors and `wpe` are always f32, which is
-//! what llama.cpp adds; a matrix whose rows do not divide into blocks of `q8_0` is f16.
+//! The format is GGML's `docs/gguf.md`, version 3: key-value pairs, a list of tensors, the tensors. Names are those of
+//! llama.cpp's architecture `gpt2`; its matrices have our layout. Vectors and `wpe` are always f32, as llama.cpp expects; a
+//! matrix whose rows do not divide into blocks of `q8_0` is f16.
 
 use std::io::{self, Write};
 
@@ -13,20 +13,20 @@ use crate::params::names::GGUF_GPT2;
 use crate::{Config, Param, Role};
 
 const VERSION: u32 = 3;
-/// Tensors start at multiples of it.
+/// Alignment of tensors, in bytes.
 const ALIGNMENT: usize = 32;
 
-/// The contents of a GGUF file.
+/// Contents of a GGUF file.
 pub(super) struct Model<'a> {
     pub name: &'a str,
     pub config: &'a Config,
     pub weights: &'a WithBiases<'a>,
     pub tokenizer: &'a ByteLevel<'a>,
-    /// The id of the token that ends a document.
+    /// Id of the end-of-document token.
     pub eot: Option<u32>,
-    /// The Jinja template of conversations.
+    /// Jinja chat template.
     pub chat_template: Option<&'a str>,
-    /// The id of the token that ends what the assistant says, if it is another than `eot`.
+    /// Id of the token that ends the assistant's turn, if it is not `eot`.
     pub chat_end: Option<u32>,
 }
 
@@ -100,7 +100,7 @@ fn values(model: &Model, dtype: ExportDtype) -> Values {
 
     values.string("tokenizer.ggml.model", "gpt2");
     values.string("tokenizer.ggml.pre", "gpt-2");
-    // A model may have more rows than its tokenizer has tokens.
+    // The vocabulary may be larger than the tokenizer's.
     let token = |id: usize| model.tokenizer.tokens.get(id).copied().flatten();
     let names = (0..vocab_size).map(|id| token(id).map_or_else(|| format!("[PAD{id}]"), |token| token.text.into()));
     values.strings("tokenizer.ggml.tokens", names);
@@ -131,7 +131,7 @@ fn values(model: &Model, dtype: ExportDtype) -> Values {
     values
 }
 
-/// Values by name, with the number of each type in front.
+/// Key-value pairs with their number.
 struct Values {
     count: u64,
     bytes: Bytes,
@@ -181,7 +181,7 @@ impl Values {
     }
 }
 
-/// Little-endian bytes in the making.
+/// Buffer of little-endian bytes.
 struct Bytes(Vec<u8>);
 
 impl Bytes {

@@ -1,5 +1,5 @@
-//! A checkpoint becomes a folder that others can use: the weights (`weights.rs`, or `gguf.rs`), what reads them beside,
-//! and a model card (`card.rs`).
+//! Exports a checkpoint as a folder: the weights (`weights.rs` or `gguf.rs`), config and tokenizer files, and a model card
+//! (`card.rs`).
 
 mod card;
 mod encode;
@@ -21,18 +21,18 @@ use crate::{Activation, Checkpoint, Error, ParamList};
 pub use encode::ExportDtype;
 pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
-/// Writes a model into the folder `path`, which appears whole or not at all. A folder that holds an export already is
-/// replaced if `overwrite`. Both formats require biases: of a model without they are written as zeros.
+/// Writes a model into the folder `path`, atomically. An earlier export there is replaced if `overwrite`. Both formats require
+/// biases; those of a model without are written as zeros.
 ///
 /// # Errors
-/// [`Error::Config`] for what the format cannot hold; [`Error::Write`] naming what could not be written.
+/// [`Error::Config`] for a model or dtype that the format does not support; [`Error::Write`] naming the file or folder.
 pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported, Error> {
     check_dtype(export.format, export.dtype)?;
     let json: Option<Value> = export
         .tokenizer
         .map(parse_json)
         .transpose()
-        .map_err(|reason| Error::Config(format!("the tokenizer cannot be exported: {reason}")))?;
+        .map_err(|reason| Error::Config(format!("cannot export the tokenizer: {reason}")))?;
     let byte_level = match export.format {
         ExportFormat::Hf => None,
         ExportFormat::Gguf => Some(gguf_tokenizer(export, json.as_ref())?),
@@ -45,8 +45,8 @@ pub fn export(export: &Export, path: &Path, overwrite: bool) -> Result<Exported,
     Ok(Exported { files })
 }
 
-/// Checks what can be known of an export before its model is read: that the format has the dtype, and that the folder `path` can be
-/// made or, if `overwrite`, replaced.
+/// Checks an export before its model is read: that the format supports the dtype, and that the folder `path` can be created or,
+/// if `overwrite`, replaced.
 ///
 /// # Errors
 /// As [`export`].
@@ -57,12 +57,12 @@ pub fn check_export(path: &Path, format: ExportFormat, dtype: ExportDtype, overw
 
 fn check_dtype(format: ExportFormat, dtype: ExportDtype) -> Result<(), Error> {
     if format == ExportFormat::Hf && dtype == ExportDtype::Q8_0 {
-        return Err(Error::Config("the hf format has no q8_0; there are f32, bf16 and f16".into()));
+        return Err(Error::Config("the hf format does not support q8_0: expected f32, bf16 or f16".into()));
     }
     Ok(())
 }
 
-/// Writes everything into `folder`. `json` is the tokenizer's file, `gguf` the tokenizer of that format.
+/// Writes all files into `folder`. `json` is the parsed tokenizer.json, `gguf` the tokenizer for GGUF.
 fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder: &Path) -> Result<(), Error> {
     let list = ParamList::new(&export.checkpoint.config);
     match gguf {
@@ -85,24 +85,20 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
     export.loss_svg.map_or(Ok(()), |svg| put(folder, "loss.svg", svg))
 }
 
-/// Checks that llama.cpp's `gpt2` can run the model: its activation, a byte-level tokenizer. Returns the latter.
+/// Checks that llama.cpp's `gpt2` supports the model's activation and tokenizer. Returns the tokenizer.
 fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
     if export.checkpoint.config.activation != Activation::GeluNew {
-        return Err(Error::Config("the model's activation is gelu, and llama.cpp's gpt2 has only gelu_new".into()));
+        return Err(Error::Config("llama.cpp's gpt2 does not support the activation gelu: expected gelu_new".into()));
     }
     let Some(json) = json else {
-        return Err(Error::Config(
-            "a GGUF file holds the model's tokenizer, and this model does not say which it has".into(),
-        ));
+        return Err(Error::Config("a GGUF file needs the tokenizer, but the model does not name one".into()));
     };
     ByteLevel::of(json).ok_or_else(|| {
-        Error::Config(
-            "the model's tokenizer does not work as GPT-2's does, which is the kind a GGUF file can hold here".into(),
-        )
+        Error::Config("GGUF export does not support the model's tokenizer: expected byte-level BPE like GPT-2's".into())
     })
 }
 
-/// The token that ends what the assistant says, if it is another than the one that ends a document.
+/// Returns the id of the token that ends the assistant's turn, if it is not the end-of-document token.
 fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
     let token = export.checkpoint.meta.chat.as_ref()?.eos_token.as_ref()?;
     tokenizer::id_of(json?, token).filter(|&end| export.eot.is_none_or(|(_, eot)| eot != end))
@@ -118,7 +114,7 @@ fn write_hf(export: &Export, json: Option<&Value>, folder: &Path) -> Result<(), 
     let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     let eot = export.eot.map(|(_, id)| id);
     put(folder, "config.json", &pretty_json(&config::write(config, eot, dropout, dtype)))?;
-    // Whichever comes ends the text: an answer ends with the one, a document with the other.
+    // Generation stops at either: one ends an answer, the other a document.
     let ends = match (chat_end(export, json), eot) {
         (Some(end), Some(eot)) => json!([end, eot]),
         (end, eot) => json!(end.or(eot)),
@@ -137,7 +133,7 @@ fn put(folder: &Path, name: &str, content: &str) -> Result<(), Error> {
     write_atomic(&folder.join(name), |file| file.write_all(content.as_bytes()))
 }
 
-/// Returns whether a file of this name is part of an export, so that `--overwrite` may replace it.
+/// Returns true if a file of this name is part of an export, so that `--overwrite` may replace it.
 fn is_ours(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         "README.md",

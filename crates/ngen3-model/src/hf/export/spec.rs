@@ -1,16 +1,16 @@
-//! The specification of an export.
+//! Specification of an export.
 
 use std::str::FromStr;
 
 use super::encode::ExportDtype;
 use crate::{Checkpoint, Error};
 
-/// Format of an export, after the program that reads it.
+/// Format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// Hugging Face's `transformers`, and all that reads its folders.
+    /// Folder for Hugging Face's `transformers`.
     Hf,
-    /// llama.cpp.
+    /// GGUF file for llama.cpp.
     Gguf,
 }
 
@@ -21,52 +21,52 @@ impl FromStr for ExportFormat {
         match name {
             "hf" => Ok(Self::Hf),
             "gguf" => Ok(Self::Gguf),
-            _ => Err(Error::Config(format!("there is no format {name:?}; there are hf and gguf"))),
+            _ => Err(Error::Config("expected hf or gguf".into())),
         }
     }
 }
 
-/// Losses at one step of a model's training.
+/// Losses at one training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CurvePoint {
-    /// Updates done.
+    /// Number of optimizer steps.
     pub step: u64,
-    /// Loss of the update's batch, in nats per token.
+    /// Loss on the step's batch, in nats per token.
     pub train_loss: Option<f32>,
     /// Loss on the validation tokens, in nats per token.
     pub val_loss: Option<f32>,
 }
 
-/// A model on its way out.
+/// Model to export, and its options.
 #[derive(Clone, Debug)]
 pub struct Export<'a> {
-    /// Its name.
+    /// Name of the model.
     pub name: &'a str,
     /// The model.
     pub checkpoint: &'a Checkpoint,
-    /// The tokenizer.json of its tokenizer, if it is known.
+    /// Content of its tokenizer.json, if known.
     pub tokenizer: Option<&'a str>,
-    /// The token that ends a document: its text and its id.
+    /// End-of-document token: its text and its id.
     pub eot: Option<(&'a str, u32)>,
-    /// Losses of its training, in order; empty if they are not known.
+    /// Training curve, in order of steps; empty if unknown.
     pub curve: &'a [CurvePoint],
-    /// A drawing of it, in SVG.
+    /// Plot of the curve, as SVG.
     pub loss_svg: Option<&'a str>,
-    /// The format of the folder.
+    /// Format.
     pub format: ExportFormat,
-    /// The type in which weights are stored.
+    /// Type of the stored weights.
     pub dtype: ExportDtype,
 }
 
-/// The result of an export.
+/// Result of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// Names of the files and their sizes in bytes, by name.
+    /// Names and sizes in bytes of the files, sorted by name.
     pub files: Vec<(String, u64)>,
 }
 
 impl Export<'_> {
-    /// Name of the GGUF file.
+    /// Returns the name of the GGUF file.
     pub(super) fn gguf_name(&self) -> String {
         format!("{}-{}.gguf", self.name, self.dtype.name())
     }

@@ -1,4 +1,4 @@
-//! `model.safetensors`: the weights as `transformers` keeps them, in one file or in several with an index.
+//! `model.safetensors`: the weights in the layout of `transformers`, in one file or in shards with an index.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,9 +14,9 @@ use crate::params::names::HF_GPT2;
 use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
 
-/// The entry of a file's metadata that says what the model's checkpoint says of its training.
+/// Metadata entry with the training record of the checkpoint.
 pub(crate) const META: &str = "ngen3";
-/// Weights are split into files of at most so many bytes.
+/// Maximum size of a shard, in bytes.
 pub(super) const MAX_SHARD: usize = 5_000_000_000;
 
 fn meta_text(meta: &CheckpointMeta) -> String {
@@ -28,9 +28,9 @@ fn meta_text(meta: &CheckpointMeta) -> String {
     entry.to_string()
 }
 
-/// Parses the record of the training that [`write()`] leaves; the tokenizer and its chat template are not part of it.
+/// Parses the training record that [`write()`] stores; the tokenizer and its chat template are not part of it.
 pub(crate) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
-    let wrong = |what| format!("its metadata entry {META} has no usable {what}");
+    let wrong = |what| format!("metadata entry {META}: invalid {what}");
     let mut file: Map<String, Value> = serde_json::from_str(text).map_err(|_| wrong("JSON"))?;
     Ok(CheckpointMeta {
         iter_num: file.get("iter_num").and_then(Value::as_u64).ok_or_else(|| wrong("iter_num"))?,
@@ -48,7 +48,7 @@ pub(crate) fn parse_meta(text: &str) -> Result<CheckpointMeta, String> {
     })
 }
 
-/// Writes the weights into `folder`, in files of at most `max_bytes` (or a single tensor) each.
+/// Writes the weights into `folder`, in files of at most `max_bytes` or a single tensor.
 ///
 /// # Errors
 /// [`Error::Write`] naming the file.
@@ -80,7 +80,7 @@ pub(super) fn write(
     write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
 }
 
-/// Returns the parameters of each file.
+/// Returns the parameters of each shard.
 fn split(list: &ParamList, dtype: ExportDtype, max_bytes: usize) -> Vec<Vec<&Param>> {
     let mut shards = vec![Vec::new()];
     let mut bytes = 0;
@@ -91,7 +91,7 @@ fn split(list: &ParamList, dtype: ExportDtype, max_bytes: usize) -> Vec<Vec<&Par
             bytes = 0;
         }
         bytes += here;
-        shards.last_mut().expect("there is one from the start").push(param);
+        shards.last_mut().expect("there is at least one shard").push(param);
     }
     shards
 }
@@ -107,7 +107,7 @@ fn write_shard(
         ExportDtype::F32 => FileDtype::F32,
         ExportDtype::Bf16 => FileDtype::BF16,
         ExportDtype::F16 => FileDtype::F16,
-        ExportDtype::Q8_0 => unreachable!("refused before anything is written"),
+        ExportDtype::Q8_0 => unreachable!("rejected by check_dtype"),
     };
     let metadata = [("format", "pt"), (META, meta)].map(|(name, text)| (name.to_string(), Value::from(text)));
     let mut start = 0;
@@ -152,7 +152,7 @@ mod tests {
             .unwrap();
         let weights = WithBiases::new(&expected.config, &expected.params);
         write(folder, &weights, ExportDtype::F32, 8_000, &expected.meta).unwrap();
-        // The last one has less than the others, and no tensor is cut.
+        // No tensor is split across files.
         for shard in 1..=3 {
             let file = folder.join(format!("model-{shard:05}-of-00003.safetensors"));
             assert!(fs::metadata(&file).unwrap().len() < 10_000, "{}", file.display());

@@ -1,4 +1,4 @@
-//! The little of Python's pickle format (protocol 2) that checkpoints use. Opcodes are those of CPython's `pickle.py`.
+//! The subset of Python's pickle format (protocol 2) that checkpoints use. Opcodes are those of CPython's `pickle.py`.
 
 mod read;
 mod write;

@@ -1,9 +1,9 @@
-//! Reading a pickle as data, not as a program.
+//! Reads a pickle as data, not as a program.
 //!
-//! A pickle is a program for a small stack machine, and Python's runs any function that it names. This machine knows
-//! only the opcodes below and the globals that rebuild a tensor or an ordered dictionary; all else is an error. Values
-//! live in one array and refer to each other by index, so that no nesting or cycle can exhaust the stack, and each byte
-//! of the pickle makes at most one of them.
+//! A pickle is a program for a small stack machine, and Python's runs any function that it names. This machine knows only the
+//! opcodes below and the globals that rebuild a tensor or an ordered dictionary; anything else is an error. Values are in one
+//! array and refer to each other by index, so that no nesting or cycle can overflow the stack, and each byte of the pickle
+//! makes at most one value.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -12,19 +12,20 @@ use serde_json::{Map, Number, Value};
 
 use crate::tensors::tensor::{Dtype, Order, Tensor};
 
-/// Bytes of JSON that one value of a pickle may become: values that share parts would otherwise grow without bound.
+/// Size limit of a value as JSON, in bytes: values that share parts could otherwise grow without bound.
 const JSON_BUDGET: usize = 64 << 20;
-/// Bytes of the budget that one JSON value costs beside its text.
+/// Cost of one JSON value besides its text, in bytes.
 const JSON_VALUE: usize = 64;
 const JSON_DEPTH: usize = 64;
-/// Arguments of a call and dimensions of a tensor; these are copied, and a pickle can pass the same tuple many times.
+/// Maximum number of arguments of a call and of dimensions of a tensor: these are copied, and a pickle can pass the same tuple
+/// many times.
 const MAX_TUPLE: usize = 16;
 
-/// A value in a [`Pickle`].
+/// Index of a value in a [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Id(usize);
 
-/// A value.
+/// Value of a pickle.
 #[derive(Debug)]
 pub enum Node {
     None,
@@ -34,15 +35,15 @@ pub enum Node {
     Str(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
-    /// In the order of insertion; a key set again appears again.
+    /// In insertion order; a key that is set again occurs again.
     Dict(Vec<(Id, Id)>),
-    /// A run of elements: its name in the file, their type, how many.
+    /// Storage: name in the file, type, number of elements.
     Storage(Rc<str>, Dtype, usize),
     Tensor(Tensor),
     Global(Global),
 }
 
-/// The functions and types that a pickle may name.
+/// Functions and types that a pickle may name.
 #[derive(Clone, Copy, Debug)]
 pub enum Global {
     OrderedDict,
@@ -73,7 +74,7 @@ impl Global {
     }
 }
 
-/// The values of a pickle.
+/// Values of a pickle.
 #[derive(Debug)]
 pub struct Pickle {
     nodes: Vec<Node>,
@@ -81,11 +82,11 @@ pub struct Pickle {
 }
 
 impl Pickle {
-    /// Reads a whole pickle.
+    /// Parses a whole pickle.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut machine =
             Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
-        let root = machine.run().map_err(|reason| format!("{reason} (byte {} of its pickle)", machine.at))?;
+        let root = machine.run().map_err(|reason| format!("{reason} (byte {} of the pickle)", machine.at))?;
         Ok(Self { nodes: machine.nodes, root })
     }
 
@@ -97,7 +98,7 @@ impl Pickle {
         &self.nodes[id.0]
     }
 
-    /// A dictionary's entries by their names, the last of each; keys that are no text are left out.
+    /// Returns a dictionary's entries by name, the last of each; keys that are not strings are skipped.
     pub fn entries(&self, dict: Id) -> Option<HashMap<&str, Id>> {
         let Node::Dict(pairs) = self.node(dict) else { return None };
         let named = pairs.iter().filter_map(|&(key, value)| match self.node(key) {
@@ -107,16 +108,16 @@ impl Pickle {
         Some(named.collect())
     }
 
-    /// A value as JSON; what has no JSON form (a tensor, a number that is not finite, a key that is no text) is left
-    /// out of the list or dictionary it stands in.
+    /// Converts a value to JSON. Anything without a JSON form (a tensor, a non-finite number, a key that is not a string) is
+    /// left out of its list or dictionary.
     pub fn to_json(&self, id: Id) -> Result<Option<Value>, String> {
         self.json(id, JSON_DEPTH, &mut { JSON_BUDGET })
     }
 
     fn json(&self, id: Id, depth: usize, budget: &mut usize) -> Result<Option<Value>, String> {
         let text = if let Node::Str(text) = self.node(id) { text.len() } else { 0 };
-        *budget = budget.checked_sub(JSON_VALUE + text).ok_or("its pickle unfolds to too many values")?;
-        let depth = depth.checked_sub(1).ok_or("its pickle nests values too deeply")?;
+        *budget = budget.checked_sub(JSON_VALUE + text).ok_or("the pickle expands to too many values")?;
+        let depth = depth.checked_sub(1).ok_or("the pickle nests values too deeply")?;
         Ok(match self.node(id) {
             Node::None => Some(Value::Null),
             Node::Bool(value) => Some(Value::Bool(*value)),
@@ -134,7 +135,7 @@ impl Pickle {
                 let mut map = Map::new();
                 for &(key, value) in pairs {
                     let Node::Str(key) = self.node(key) else { continue };
-                    *budget = budget.checked_sub(key.len()).ok_or("its pickle unfolds to too many values")?;
+                    *budget = budget.checked_sub(key.len()).ok_or("the pickle expands to too many values")?;
                     if let Some(value) = self.json(value, depth, budget)? {
                         map.insert(key.to_string(), value);
                     }
@@ -151,7 +152,7 @@ struct Machine<'a> {
     at: usize,
     nodes: Vec<Node>,
     stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
@@ -165,7 +166,7 @@ impl<'a> Machine<'a> {
                 0x80 => {
                     let protocol = self.take(1)?[0];
                     if protocol != 2 {
-                        return Err(format!("it has pickle protocol {protocol}; torch.save's own, 2, is read"));
+                        return Err(format!("unsupported pickle protocol {protocol}: expected 2, as from torch.save"));
                     }
                 }
                 // STOP
@@ -195,7 +196,7 @@ impl<'a> Machine<'a> {
                 b'X' => {
                     let len = self.uint(4)? as usize;
                     let text = self.take(len)?;
-                    let text = str::from_utf8(text).map_err(|_| "it has a string that is not UTF-8")?;
+                    let text = str::from_utf8(text).map_err(|_| "a string is not UTF-8")?;
                     self.push(Node::Str(text.into()));
                 }
                 // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
@@ -217,7 +218,7 @@ impl<'a> Machine<'a> {
                     let items = if opcode == b'a' { vec![self.pop()?] } else { self.pop_to_mark()? };
                     match self.top()? {
                         Node::List(list) => list.extend(items),
-                        _ => return Err("it appends to what is no list".into()),
+                        _ => return Err("cannot append to a value that is not a list".into()),
                     }
                 }
                 // SETITEM, SETITEMS
@@ -228,10 +229,10 @@ impl<'a> Machine<'a> {
                     } else {
                         self.pop_to_mark()?
                     };
-                    let (pairs, []) = items.as_chunks() else { return Err("it has a key without a value".into()) };
+                    let (pairs, []) = items.as_chunks() else { return Err("a key has no value".into()) };
                     match self.top()? {
                         Node::Dict(dict) => dict.extend(pairs.iter().map(|[key, value]| (*key, *value))),
-                        _ => return Err("it sets an item of what is no dictionary".into()),
+                        _ => return Err("cannot set an item of a value that is not a dictionary".into()),
                     }
                 }
                 // BINPUT, LONG_BINPUT
@@ -243,8 +244,7 @@ impl<'a> Machine<'a> {
                 // BINGET, LONG_BINGET
                 b'h' | b'j' => {
                     let slot = self.uint(if opcode == b'h' { 1 } else { 4 })?;
-                    let id =
-                        self.memo.get(&slot).ok_or_else(|| format!("it recalls value {slot}, which it never kept"))?;
+                    let id = self.memo.get(&slot).ok_or_else(|| format!("memo {slot} is undefined"))?;
                     self.stack.push(*id);
                 }
                 // GLOBAL
@@ -257,10 +257,10 @@ impl<'a> Machine<'a> {
                 b'b' => {
                     self.pop()?;
                     if !matches!(self.top()?, Node::Dict(_)) {
-                        return Err("it sets the state of what is no dictionary, which is not allowed".into());
+                        return Err("cannot set the state of a value that is not a dictionary".into());
                     }
                 }
-                _ => return Err(format!("its pickle opcode 0x{opcode:02x} is not allowed: no checkpoint needs it")),
+                _ => return Err(format!("unsupported pickle opcode 0x{opcode:02x}")),
             }
         }
     }
@@ -268,7 +268,7 @@ impl<'a> Machine<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
         let bytes: &'a [u8] = self.bytes;
         let rest = &bytes[self.at..];
-        let taken = rest.get(..len).ok_or("it ends in the middle of its pickle")?;
+        let taken = rest.get(..len).ok_or("the pickle ends early")?;
         self.at += len;
         Ok(taken)
     }
@@ -277,20 +277,22 @@ impl<'a> Machine<'a> {
         Ok(self.take(N)?.try_into().expect("as many bytes as were taken"))
     }
 
-    /// A little-endian number of one, two or four bytes.
+    /// Reads a little-endian integer of one, two or four bytes.
     fn uint(&mut self, len: usize) -> Result<u32, String> {
         let mut bytes = [0; 4];
         bytes[..len].copy_from_slice(self.take(len)?);
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// A two's complement number of any length; past 16 bytes it is no number that a checkpoint needs.
+    /// Reads a two's complement integer of at most 16 bytes; checkpoints need no longer ones.
     fn long(&mut self) -> Result<(), String> {
         let len = self.uint(1)? as usize;
         let bytes = self.take(len)?;
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut wide = [if negative { 0xff } else { 0 }; 16];
-        wide.get_mut(..len).ok_or_else(|| format!("it has an integer of {len} bytes"))?.copy_from_slice(bytes);
+        wide.get_mut(..len)
+            .ok_or_else(|| format!("integer of {len} bytes: expected at most 16"))?
+            .copy_from_slice(bytes);
         self.push(Node::Int(i128::from_le_bytes(wide)));
         Ok(())
     }
@@ -300,11 +302,11 @@ impl<'a> Machine<'a> {
         self.nodes.push(node);
     }
 
-    /// The stack's height less `count`: values under a mark are out of reach.
+    /// Returns the stack's height minus `count`. Values below the last mark are out of reach.
     fn height(&self, count: usize) -> Result<usize, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
-        start.ok_or_else(|| "it takes more values than it has".into())
+        start.ok_or_else(|| "the pickle's stack is empty".into())
     }
 
     fn pop(&mut self) -> Result<Id, String> {
@@ -318,7 +320,7 @@ impl<'a> Machine<'a> {
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
-        let mark = self.marks.pop().ok_or("it has no mark to take values from")?;
+        let mark = self.marks.pop().ok_or("the pickle's stack has no mark")?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -326,14 +328,14 @@ impl<'a> Machine<'a> {
         let mut names = [""; 2];
         for name in &mut names {
             let rest = &self.bytes[self.at..];
-            let len = rest.iter().position(|&byte| byte == b'\n').ok_or("it ends in the middle of its pickle")?;
-            *name = str::from_utf8(&rest[..len]).map_err(|_| "it names a global that is not UTF-8")?;
+            let len = rest.iter().position(|&byte| byte == b'\n').ok_or("the pickle ends early")?;
+            *name = str::from_utf8(&rest[..len]).map_err(|_| "the name of a global is not UTF-8")?;
             self.at += len + 1;
         }
         let [module, name] = names;
         let global = Global::named(module, name).ok_or_else(|| {
             let full: String = format!("{module}.{name}").chars().take(200).collect();
-            format!("its pickle asks for {:?}, which is not allowed: only tensors and plain values are read", full)
+            format!("unsupported pickle global {full:?}: expected only tensors and plain values")
         })?;
         self.push(Node::Global(global));
         Ok(())
@@ -342,7 +344,7 @@ impl<'a> Machine<'a> {
     fn tuple(&self, id: Id) -> Result<&[Id], String> {
         match self.node(id) {
             Node::Tuple(items) if items.len() <= MAX_TUPLE => Ok(items),
-            _ => Err(format!("it has something else where a tuple of at most {MAX_TUPLE} values belongs")),
+            _ => Err(format!("expected a tuple of at most {MAX_TUPLE} values")),
         }
     }
 
@@ -350,20 +352,20 @@ impl<'a> Machine<'a> {
         &self.nodes[id.0]
     }
 
-    /// `("storage", type, name in the file, device, number of elements)`
+    /// Reads a storage: `("storage", type, name in the file, device, number of elements)`.
     fn storage(&mut self) -> Result<(), String> {
         let description = self.pop()?;
         let [kind, dtype, key, _, len] = *self.tuple(description)? else {
-            return Err("it has a storage that is not described by five values".into());
+            return Err("storage: expected a description of five values".into());
         };
         let storage = match (self.node(kind), self.node(dtype), self.node(key), self.node(len)) {
             (Node::Str(kind), Node::Global(Global::StorageOf(dtype)), Node::Str(key), Node::Int(len))
                 if &**kind == "storage" =>
             {
-                let len = usize::try_from(*len).map_err(|_| format!("its storage {key} claims {len} elements"))?;
+                let len = usize::try_from(*len).map_err(|_| format!("storage {key} claims {len} elements"))?;
                 Node::Storage(key.clone(), *dtype, len)
             }
-            _ => return Err("it has a storage whose description is not PyTorch's".into()),
+            _ => return Err("storage: the description is not PyTorch's".into()),
         };
         self.push(storage);
         Ok(())
@@ -382,22 +384,22 @@ impl<'a> Machine<'a> {
             }
             // (tensor, requires_grad, hooks)
             Node::Global(Global::RebuildParameter) if !args.is_empty() => self.stack.push(args[0]),
-            _ => return Err("it calls what is no function, or with the wrong arguments".into()),
+            _ => return Err("call of a value that is not a function, or with the wrong arguments".into()),
         }
         Ok(())
     }
 
-    /// `(storage, offset, shape, strides, requires_grad, hooks[, metadata])`
+    /// Rebuilds a tensor from `(storage, offset, shape, strides, requires_grad, hooks[, metadata])`.
     fn rebuild_tensor(&self, args: &[Id]) -> Result<Tensor, String> {
         let [storage, offset, shape, strides, ..] = *args else {
-            return Err("it has a tensor that is not described by its storage, offset, shape and strides".into());
+            return Err("tensor: expected storage, offset, shape and strides".into());
         };
         let (Node::Storage(storage, dtype, storage_len), Node::Int(offset)) = (self.node(storage), self.node(offset))
         else {
-            return Err("it has a tensor without a storage".into());
+            return Err("tensor: expected a storage and an offset".into());
         };
         let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
-        let offset = usize::try_from(*offset).map_err(|_| format!("it has a tensor at element {offset}"))?;
+        let offset = usize::try_from(*offset).map_err(|_| format!("tensor: invalid offset {offset}"))?;
         let mut expected = 1usize;
         let mut contiguous = shape.len() == strides.len();
         for (&dim, &stride) in shape.iter().zip(&strides).rev() {
@@ -417,6 +419,6 @@ impl<'a> Machine<'a> {
             .iter()
             .map(size)
             .collect::<Option<_>>()
-            .ok_or_else(|| "it has a tensor whose shape is no list of sizes".into())
+            .ok_or_else(|| "tensor: expected sizes in its shape and strides".into())
     }
 }

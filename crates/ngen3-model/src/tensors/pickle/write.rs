@@ -1,8 +1,8 @@
-//! Writing a pickle: plain values from JSON, and tensors as `torch.save` describes them.
+//! Writes a pickle: plain values from JSON, and tensors as `torch.save` describes them.
 
 use serde_json::{Number, Value};
 
-/// A pickle being written. Values are pushed in the order that Python's unpickler takes them from its stack.
+/// Writer of a pickle. Values are pushed in the order in which Python's unpickler takes them from its stack.
 pub struct Writer {
     bytes: Vec<u8>,
 }
@@ -13,14 +13,14 @@ impl Writer {
         Self { bytes: vec![0x80, 2] }
     }
 
-    /// A dictionary; `fill` pushes its keys and values in turn.
+    /// Pushes a dictionary; `fill` pushes its keys and values in turn.
     pub fn dict(&mut self, fill: impl FnOnce(&mut Self)) {
         self.bytes.extend(b"}(");
         fill(self);
         self.bytes.push(b'u');
     }
 
-    /// A `collections.OrderedDict`; `fill` pushes its keys and values in turn.
+    /// Pushes a `collections.OrderedDict`; `fill` pushes its keys and values in turn.
     pub fn ordered_dict(&mut self, fill: impl FnOnce(&mut Self)) {
         self.empty_ordered_dict();
         self.bytes.push(b'(');
@@ -33,7 +33,7 @@ impl Writer {
         self.bytes.extend(b")R");
     }
 
-    /// A plain value. JSON's `null` is `None`.
+    /// Pushes a plain value. JSON's `null` is `None`.
     pub fn value(&mut self, value: &Value) {
         match value {
             Value::Null => self.bytes.push(b'N'),
@@ -65,7 +65,7 @@ impl Writer {
         }
     }
 
-    /// BININT1, BININT or LONG1, whichever is the shortest that holds the number.
+    /// Pushes an integer as BININT1, BININT or LONG1, whichever is the shortest.
     fn int(&mut self, number: i128) {
         if let Ok(byte) = u8::try_from(number) {
             self.bytes.extend([b'K', byte]);
@@ -78,7 +78,7 @@ impl Writer {
         }
     }
 
-    /// A string.
+    /// Pushes a string.
     pub fn string(&mut self, text: &str) {
         let len = u32::try_from(text.len()).expect("a string in a checkpoint is shorter than 4 GiB");
         self.bytes.push(b'X');
@@ -91,7 +91,7 @@ impl Writer {
         self.bytes.extend(format!("{module}\n{name}\n").as_bytes());
     }
 
-    /// A contiguous float32 tensor that fills the storage `key`.
+    /// Pushes a contiguous float32 tensor that fills the storage `key`.
     pub fn tensor(&mut self, key: &str, shape: &[usize]) {
         let size = |n: usize| n as i128;
         self.global("torch._utils", "_rebuild_tensor_v2");
@@ -113,7 +113,7 @@ impl Writer {
         self.bytes.extend(b"tR");
     }
 
-    /// Ends the pickle.
+    /// Ends the pickle and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
         self.bytes.push(b'.');
         self.bytes

@@ -104,7 +104,7 @@ fn a_run_does_not_go_on_as_another() {
     fs::write(&state, &bytes[..bytes.len() - 1]).unwrap();
     let message = error(request(dir.path(), StartFrom::Resume, Overrides::default()));
     assert!(
-        message.contains("state.safetensors: not a training state: ") && message.contains("cut short"),
+        message.contains("state.safetensors: not a training state: ") && message.contains("truncated"),
         "{message}"
     );
 }
