@@ -1,8 +1,8 @@
-//! Encodes a file with GPT-2's tokenizer on one thread and tells how fast:
+//! Encodes a file with GPT-2's tokenizer on one thread and prints the speed:
 //!
 //!     cargo run --release -p ngen3-data --example encode -- FILE [IDS_OUT]
 //!
-//! With IDS_OUT the ids are written there, u32 little-endian, to compare with another tokenizer's.
+//! With IDS_OUT the ids are written there as little-endian u32, for comparison with another tokenizer.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{} ids from {} bytes: {:.1} MB/s", ids.len(), text.len(), text.len() as f64 / 1e6 / seconds);
     }
     if tokenizer.decode(&ids) != text {
-        return Err("the ids do not decode to the text".into());
+        return Err("decoding the ids does not give the text".into());
     }
     if let [out, ..] = rest {
         std::fs::write(out, ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())?;

@@ -1,4 +1,4 @@
-//! Text is encoded on several threads, and comes out in the order it went in.
+//! Encodes text on several threads, keeping its order.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -10,36 +10,36 @@ use ngen3_model::words::count;
 use crate::source::{DocumentReader, Event, TextChunk};
 use crate::{Error, Tokenizer};
 
-/// What comes out.
+/// Encoded text, in input order.
 pub(crate) enum EncodedChunk {
-    /// The ids of a piece of the current document.
+    /// Ids of part of the current document.
     Tokens {
         ids: Vec<u32>,
-        /// Bytes of text that they stand for.
+        /// Bytes of text encoded.
         text_bytes: usize,
     },
-    /// The current document ends here.
+    /// End of the current document.
     EndOfDocument,
     /// Whole documents.
     Documents {
-        /// Their ids, with the token that ends each, if there is one.
+        /// Their ids, with the end-of-text token after each document if there is one.
         ids: Vec<u32>,
-        /// Bytes of text that they stand for.
+        /// Bytes of text encoded.
         text_bytes: usize,
-        /// How many documents.
+        /// Number of documents.
         count: usize,
     },
 }
 
-/// A piece to be encoded, and where its ids go.
+/// Text to encode, and the channel for the result.
 struct EncodeJob {
     text: String,
-    /// Where documents end in `text`, if it is whole ones.
+    /// End of each document in `text`, in bytes, if it holds whole documents.
     ends: Option<Vec<usize>>,
     reply: SyncSender<Result<EncodedChunk, Error>>,
 }
 
-/// What has been asked for and not yet been given to `take`, oldest first.
+/// A result not yet passed to `take`.
 enum Pending {
     Job(Receiver<Result<EncodedChunk, Error>>),
     EndOfDocument,
@@ -64,10 +64,10 @@ impl EncodeJob {
     }
 }
 
-/// Encodes all that a feed gives on `threads` threads, and gives it to `take` in order.
+/// Encodes everything from a reader on `threads` threads and passes it to `take` in order.
 ///
 /// # Errors
-/// The first error of the feed, the tokenizer or `take`.
+/// The first error of the reader, the tokenizer or `take`.
 pub(crate) fn encode(
     reader: &mut DocumentReader,
     tokenizer: &Tokenizer,
@@ -83,7 +83,7 @@ pub(crate) fn encode(
             let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
             // No more jobs will come.
             let Ok(job) = job else { return };
-            // Whoever asked may have stopped at an earlier error.
+            // The receiver may be gone after an earlier error.
             let _ = job.reply.send(job.encode(tokenizer));
         }
     };
@@ -111,7 +111,7 @@ pub(crate) fn encode(
             let (reply, result) = sync_channel(1);
             jobs.send(EncodeJob { text, ends, reply }).expect("the queue outlives this");
             pending.push_back(Pending::Job(result));
-            // Enough to keep every thread busy; no more, so that memory stays as it is however long the text.
+            // Enough to keep every thread busy, and bounded so that memory does not grow with the text.
             while pending.len() > 3 * threads {
                 pending.pop_front().map_or(Ok(()), &mut deliver)?;
             }

@@ -1,4 +1,4 @@
-//! What can go wrong between text and batches.
+//! Errors from raw text to batches.
 
 use std::fmt::Display;
 use std::io;
@@ -6,86 +6,89 @@ use std::path::{Path, PathBuf};
 
 use crate::tokenizer;
 
-/// An error that names what was wrong, where, and what to do.
+/// An error that names the cause, the place and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something asked for that cannot be: a source, a dataset's name, a setting.
+    /// An invalid argument: a source, a dataset name, a setting.
     #[error("{0}")]
     Input(String),
-    /// A source that is missing, unreadable or damaged.
-    #[error("cannot read {name}: {reason}")]
+    /// A source that is missing, unreadable or malformed.
+    #[error("{name}: {reason}")]
     Read {
-        /// The file, address or pipe.
+        /// The file, URL or pipe.
         name: String,
-        /// What is wrong with it.
+        /// The reason, with the line or record if there is one.
         reason: String,
     },
-    /// A source that is not UTF-8.
-    #[error("{name} is not UTF-8: byte {offset}{} is 0x{byte:02x}; convert the text (tokenize and tokenizer train replace such bytes with --lossy)",
-        if *compressed { " of its unpacked text" } else { "" })]
+    /// A source that is not valid UTF-8.
+    #[error(
+        "{name}: invalid UTF-8 at byte {offset}{} (0x{byte:02x}); convert the file, or pass --lossy (tokenize, tokenizer \
+         train)",
+        if *compressed { " of the decompressed text" } else { "" }
+    )]
     Utf8 {
-        /// The file, address or pipe.
+        /// The file, URL or pipe.
         name: String,
-        /// Bytes before the first one that is wrong.
+        /// Byte offset of the first invalid byte.
         offset: u64,
-        /// That byte.
+        /// The invalid byte.
         byte: u8,
-        /// True if `offset` counts in what a compressed source holds.
+        /// True if `offset` counts bytes of the decompressed text.
         compressed: bool,
     },
-    /// A URL that could not be had.
+    /// A URL that could not be downloaded.
     #[error("cannot download {url}: {reason}")]
     Download {
-        /// The address, without a password.
+        /// The URL, without a password.
         url: String,
-        /// What went wrong.
+        /// The server's response or the network error.
         reason: String,
     },
-    /// Something of the Hugging Face hub that could not be had.
-    #[error("cannot get {name}: {reason}")]
+    /// A repository or file of the Hugging Face hub that could not be fetched.
+    #[error("cannot fetch {name}: {reason}")]
     Hub {
-        /// The repository, or a file of it.
+        /// The repository, or a file in it.
         name: String,
-        /// The hub's own reason, or the network's.
+        /// The hub's message or the network error.
         reason: String,
     },
-    /// Something that could not be put on the Hugging Face hub.
+    /// A repository or file that could not be uploaded to the Hugging Face hub.
     #[error("cannot upload {name}: {reason}")]
     Upload {
-        /// The repository, or a file of it.
+        /// The repository, or a file in it.
         name: String,
-        /// The hub's own reason, or the network's.
+        /// The hub's message or the network error.
         reason: String,
     },
-    /// A token file that is damaged, does not fit its meta.json, or does not fit the model.
+    /// A token file that is damaged, or does not match its meta.json or the model.
     #[error("{0}")]
     Data(String),
-    /// A tokenizer that cannot be read, or fails on a text.
+    /// A tokenizer that cannot be loaded, or fails on a text.
     #[error(transparent)]
     Tokenizer(#[from] tokenizer::Error),
     /// A file that could not be written.
     #[error(transparent)]
     Write(#[from] ngen3_model::Error),
-    /// The work was asked to stop.
+    /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// Makes [`Error::Read`].
+    /// Makes an [`Error::Read`].
     pub(crate) fn read(name: impl Display, reason: impl Display) -> Self {
         Self::Read { name: name.to_string(), reason: reason.to_string() }
     }
 
-    /// Makes [`Error::Read`] of a file or folder that a user named; one that is missing is said to be so in plain words.
+    /// Makes an [`Error::Read`] for a file or folder that the user named.
     pub(crate) fn open(path: &Path, error: &io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::NotFound => Self::read(path.display(), "there is no such file or folder"),
+            io::ErrorKind::NotFound => Self::read(path.display(), "no such file or folder"),
             _ => Self::read(path.display(), error),
         }
     }
 
-    /// Makes [`Error::Write`].
+    /// Makes an [`Error::Write`].
     pub(crate) fn write(path: impl Into<PathBuf>, source: io::Error) -> Self {
         ngen3_model::Error::Write { path: path.into(), source }.into()
     }

@@ -1,4 +1,4 @@
-//! HTTP as every download and upload does it: one client set-up, one way to retry, one way to receive a body.
+//! HTTP for downloads and uploads: client settings, retries, and receiving a body.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -9,48 +9,48 @@ use ureq::http::StatusCode;
 use crate::Error;
 use crate::progress::{Event, ProgressFn};
 
-/// Attempts that may fail one after the other without a byte of progress, after the first.
+/// Retries in a row, without a byte of progress, before giving up.
 const RETRIES: u32 = 4;
-/// Pause before the first retry; it doubles with each one.
+/// Pause before the first retry; it doubles with each retry.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Longest pause that a server may ask for.
+/// Longest pause that a server may request.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How often whoever watches is asked, during a wait, whether to go on.
+/// Interval at which a waiting caller is asked whether to stop.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long to wait for a connection.
+/// Timeout of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long to wait for an answer, and for any next byte of it.
+/// Timeout of a response, and of each further read of its body.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const BUFFER: usize = 1 << 18;
 
-/// Why an attempt ended early.
+/// Reason why an attempt failed.
 pub(crate) enum RequestError {
-    /// Trying again may help, at the earliest after `wait`. `progress` tells whether the attempt got anywhere.
+    /// A retry may help, no earlier than after `wait`. `progress` is true if the attempt made progress.
     Transient { reason: String, wait: Option<Duration>, progress: bool },
-    /// Trying again is no use.
+    /// A retry cannot help.
     Final(String),
-    /// There was no connection at all: no such host, no route, refused. Trying again may help if there was one just now.
+    /// No connection: unknown host, no route, refused. A retry may help if there was a connection a moment ago.
     Unreachable(String),
-    /// The server says no, by this status.
+    /// The server refused the request with this status.
     Refused { status: StatusCode, reason: String },
-    /// Something other than the server.
+    /// A failure that is not the server's.
     Other(Error),
 }
 
 impl RequestError {
-    /// An error that may be gone at the next attempt.
+    /// Makes a [`RequestError::Transient`] without progress or a minimum wait.
     pub(crate) fn transient(reason: impl Into<String>) -> Self {
         Self::Transient { reason: reason.into(), wait: None, progress: false }
     }
 
-    /// The meaning of a failed connection. `answered` tells whether the server had begun to answer.
+    /// Classifies a failed connection. `answered` is true if the server had begun to respond.
     pub(crate) fn of_connection(error: ureq::Error, answered: bool) -> Self {
         let reason = explain(&error);
         match error {
             ureq::Error::Timeout(_) => Self::transient(reason),
             ureq::Error::Io(error) if answered || is_transient(error.kind()) => Self::transient(reason),
             ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Self::Unreachable(reason),
-            // What ureq makes of a connection that is closed before or within an answer.
+            // ureq's error for a connection that closes before or during a response.
             ureq::Error::Protocol(_) => Self::transient(reason),
             _ => Self::Final(reason),
         }
@@ -63,7 +63,7 @@ impl<E: Into<Error>> From<E> for RequestError {
     }
 }
 
-/// Makes a client. `timeout` is how long to wait for an answer, and for any next byte of it.
+/// Makes a client. `timeout` applies to a response and to each further read of its body.
 pub(crate) fn agent(timeout: Duration, follow_redirects: bool) -> ureq::Agent {
     let mut config = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -77,22 +77,22 @@ pub(crate) fn agent(timeout: Duration, follow_redirects: bool) -> ureq::Agent {
     config.build().new_agent()
 }
 
-/// A request that is repeated until it works, helps no more, or has failed [`RETRIES`] times after the last progress.
+/// Repeats a request until it succeeds, fails for good, or was retried [`RETRIES`] times without progress.
 pub(crate) struct Retry<'a> {
     /// Subject of notes.
     pub name: &'a str,
     /// Pause before the first retry.
     pub pause: Duration,
-    /// Event with which whoever watches is asked, during a pause, whether to go on; without it nobody is.
+    /// Event sent during a pause so that the caller can stop; without it a pause cannot be stopped.
     pub waiting: Option<Event>,
     /// Advice when the server cannot be reached.
     pub unreachable_hint: &'a str,
-    /// Makes the error of a reason.
+    /// Turns a reason into an error.
     pub error: &'a dyn Fn(String) -> Error,
 }
 
 impl Retry<'_> {
-    /// Runs attempts; `progress` hears why one is repeated.
+    /// Runs attempts; `progress` receives a note before each retry.
     pub(crate) fn run<T>(
         &self,
         progress: &mut ProgressFn,
@@ -118,9 +118,9 @@ impl Retry<'_> {
             }
             let pause = wait.unwrap_or_else(|| self.pause * 2u32.pow(failures - 1));
             if pause > LONGEST_PAUSE {
-                return Err((self.error)(format!("{reason} (it asks us to come back in {} s)", pause.as_secs())));
+                return Err((self.error)(format!("{reason} (the server asks to retry after {} s)", pause.as_secs())));
             }
-            if !progress(Event::Note(format!("{}: {reason}; trying again in {pause:?}", self.name))) {
+            if !progress(Event::Note(format!("{}: {reason}; retrying in {pause:?}", self.name))) {
                 return Err(Error::Interrupted);
             }
             self.sleep(pause, progress)?;
@@ -143,9 +143,9 @@ impl Retry<'_> {
     }
 }
 
-/// Gives a body to `write`, a buffer at a time, to its end. `have` of `total` bytes are there before it.
+/// Passes a body to `write`, a buffer at a time. `have` of `total` bytes were received before.
 ///
-/// Every byte must arrive: ureq reports a body shorter than its Content-Length or without its last chunk.
+/// Every byte must arrive: ureq reports a body that is shorter than its Content-Length or lacks its last chunk.
 pub(crate) fn receive(
     mut body: impl Read,
     have: u64,
@@ -160,7 +160,7 @@ pub(crate) fn receive(
             Err(error) => {
                 let of = total.map_or(String::new(), |total| format!(" of {total}"));
                 let cause = explain(&ureq::Error::from(error));
-                let reason = format!("the connection broke after {done}{of} bytes ({cause})");
+                let reason = format!("connection lost after {done}{of} bytes ({cause})");
                 return Err(RequestError::Transient { reason, wait: None, progress: done > have });
             }
             Ok(0) => return Ok(()),
@@ -174,30 +174,30 @@ pub(crate) fn receive(
     }
 }
 
-/// True if a server that answers so may answer otherwise in a moment.
+/// True for statuses after which a retry may succeed.
 pub(crate) fn is_transient_status(status: StatusCode) -> bool {
     matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) || status.is_server_error()
 }
 
-/// True if a connection that failed so may fare better in a moment. Others (no such host, no route, refused) will not,
-/// unless there has been an answer before.
+/// True for connection errors after which a retry may succeed. Others (unknown host, no route, refused) persist, unless the
+/// server has responded before.
 fn is_transient(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof].contains(&kind)
 }
 
-/// Says what is wrong with a connection.
+/// Describes a connection error.
 pub(crate) fn explain(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::HostNotFound => "there is no such host".into(),
+        ureq::Error::HostNotFound => "host not found".into(),
         ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) => "the server did not answer in time".into(),
-        ureq::Error::Http(_) | ureq::Error::BadUri(_) => format!("the address is malformed ({error})"),
+        ureq::Error::Timeout(_) => "the server did not respond in time".into(),
+        ureq::Error::Http(_) | ureq::Error::BadUri(_) => format!("malformed URL ({error})"),
         error => error.to_string(),
     }
 }
 
-/// Returns an address without `user:password@`, for showing and keeping.
+/// Returns a URL without `user:password@`, for display and storage.
 pub(crate) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
     let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));

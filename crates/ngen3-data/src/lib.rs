@@ -1,8 +1,8 @@
-//! Text to tokens to batches.
+//! Turns raw text into tokens and training batches.
 //!
-//! Read in the order of the data: `source/` (where text comes from), `hub/` and `hf/` (or rows of text, from the Hugging Face
-//! hub), `tokenizer/` (text to ids), `dataset.rs` (a folder of tokens is made), `token_file.rs` (and opened), `batch.rs` (and
-//! drawn from). `chat/` is the same way for conversations.
+//! Modules in the order of the data: `source/` reads text, `hub/` and `hf/` read datasets of the Hugging Face hub, `tokenizer/`
+//! turns text into token ids, `dataset.rs` writes a folder of tokens, `token_file.rs` opens it, and `batch.rs` draws batches
+//! from it. `chat/` does the same for conversations.
 
 mod batch;
 mod catch_panic;

@@ -1,25 +1,25 @@
-//! How long work is watched: downloads, uploads, reading.
+//! Progress events of downloads, uploads and reading.
 
-/// Events to tell meanwhile.
+/// An event during a long operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Something that the user should know.
+    /// A message for the user.
     Note(String),
-    /// Bytes downloaded of the current document, and how many there are.
+    /// Bytes transferred of the current download, or of an upload.
     Downloading {
-        /// So far.
+        /// Bytes so far.
         done: u64,
-        /// All, if known.
+        /// Total bytes, if known.
         total: Option<u64>,
     },
-    /// Bytes read of all documents as they are stored (compressed, perhaps), and how many there are.
+    /// Bytes read of all documents as they are stored, compressed or not.
     Reading {
-        /// So far.
+        /// Bytes so far.
         done: u64,
-        /// All, if known.
+        /// Total bytes, if known.
         total: Option<u64>,
     },
 }
 
-/// Hears how far the work is; returns `false` to stop it.
+/// Receives events; returns `false` to stop the operation.
 pub type ProgressFn<'a> = dyn FnMut(Event) -> bool + 'a;

@@ -1,4 +1,4 @@
-//! A tokenizer is trained: text from many places becomes a tokenizer.json.
+//! Trains a tokenizer on text sources and writes its tokenizer.json.
 
 use std::io::Write;
 use std::path::Path;
@@ -10,11 +10,11 @@ use crate::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list}
 use crate::tokenizer::{Trained, train};
 use crate::{Error, Tokenizer};
 
-/// Trains a byte-level BPE of `vocab_size` tokens on all the text of `sources` and writes it to `out`, whole or not at all,
-/// as a Hugging Face tokenizer.json. Counts and merges on rayon's current pool. `progress` hears how far it is.
+/// Trains a byte-level BPE of `vocab_size` tokens on all the text of `sources` and writes it to `out` atomically, as a Hugging
+/// Face tokenizer.json. Counts and merges on rayon's current pool. `progress` receives events.
 ///
 /// # Errors
-/// Whatever is wrong with a source, the size or the file; [`Error::Interrupted`] when `stop` is set.
+/// Errors of a source, the size or the output file; [`Error::Interrupted`] when `stop` is set.
 pub fn train_tokenizer(
     sources: &[Source],
     lossy: bool,
@@ -25,9 +25,9 @@ pub fn train_tokenizer(
 ) -> Result<Trained, Error> {
     let listing = list(sources)?;
     listing.report_skipped(progress);
-    // Before any work, so that a file that cannot be written is known at once.
+    // Created before any work, so that an unwritable file fails at once.
     let mut file = AtomicFile::create(out)?;
-    // Tokenizers of this kind have GPT-2's pre-tokeniser, so its places to cut are theirs.
+    // The tokenizer will have GPT-2's pre-tokeniser, so text can be split wherever GPT-2's can.
     let cutter = Tokenizer::gpt2();
     let options = ReadOptions { lossy, scratch: folder_of(out).into() };
     let mut reader = DocumentReader::start(listing.inputs, options, move |text| cutter.safe_split(text))?;
@@ -40,7 +40,7 @@ pub fn train_tokenizer(
             }
         }
     });
-    // Fused, since a feed has nothing to say after its end.
+    // Fused, since the reader has nothing more to return after its end.
     let texts = texts.fuse();
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let check_stop = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };

@@ -58,7 +58,7 @@ fn the_same_text_gives_the_same_tokens_wherever_it_comes_from() {
             let line = format!("tokenize --dataset=other --threads {threads} --txt {source}");
             let (out, err) = succeed(root, &line);
             assert!(out.contains("338,025 tokens of text + 1 <|endoftext|>"), "{source}: {out}");
-            assert_eq!(err.contains("skipped 1 of what the folder holds, such as books/cover.png"), source == "books");
+            assert_eq!(err.contains("skipped 1 of the folder's entries, such as books/cover.png"), source == "books");
             assert!(tokens(root, "other") == expected, "{source} with {threads} threads");
         }
     }
@@ -112,7 +112,7 @@ fn every_file_is_a_document() {
     // The characters <|endoftext|> within a text are text.
     assert_eq!(tokens(root, "x"), [15542, 50_256, 505, 50_256, 1279, 91, 437, 1659, 5239, 91, 29, 50_256]);
     assert!(out.contains("9 tokens of text + 3 <|endoftext|>"), "{out}");
-    assert_eq!(err, "note: b.txt is empty and was left out\n");
+    assert_eq!(err, "note: b.txt: skipped because it is empty\n");
 }
 
 #[test]
@@ -125,15 +125,15 @@ fn bytes_that_are_not_utf8_are_named_or_replaced() {
     let error = fail(root, "tokenize --dataset x --txt bad.txt", 1);
     assert_eq!(
         error,
-        "bad.txt is not UTF-8: byte 700000 is 0xff; convert the text (tokenize and tokenizer train replace such bytes with --lossy)"
+        "bad.txt: invalid UTF-8 at byte 700000 (0xff); convert the file, or pass --lossy (tokenize, tokenizer train)"
     );
     assert!(!root.join("_data_x_").exists());
     fs::write(root.join("bad.txt.gz"), gzip(&text)).unwrap();
     let error = fail(root, "tokenize --dataset x --txt bad.txt.gz", 1);
-    assert!(error.starts_with("bad.txt.gz is not UTF-8: byte 700000 of its unpacked text is 0xff"), "{error}");
+    assert!(error.starts_with("bad.txt.gz: invalid UTF-8 at byte 700000 of the decompressed text (0xff)"), "{error}");
 
     let (_, err) = succeed(root, "tokenize --dataset x --txt bad.txt --lossy");
-    assert_eq!(err, "note: bad.txt: bytes that are not UTF-8 were replaced by U+FFFD (count: 1)\n");
+    assert_eq!(err, "note: bad.txt: replaced 1 invalid UTF-8 sequence by U+FFFD\n");
     fs::write(root.join("replaced.txt"), String::from_utf8_lossy(&text).as_bytes()).unwrap();
     succeed(root, "tokenize --dataset y --txt replaced.txt");
     assert!(tokens(root, "x") == tokens(root, "y"));
@@ -154,20 +154,20 @@ fn bad_input_gives_one_line_and_changes_nothing() {
     let before = contents(root);
     let url = serve(Vec::new(), "X: y").replace("/moved", "/missing");
     for (line, expected) in [
-        ("--dataset x --txt missing.txt", "cannot read missing.txt: there is no such file or folder"),
-        ("--dataset x --txt empty.txt", "there is no text in what was given; nothing was written"),
-        ("--dataset x --txt bare", "bare: no file in this folder ends in .txt or .md (or these with .gz or .zst)"),
-        ("--dataset x --txt cut.gz", "cannot read cut.gz: its compressed data ends too early; is it cut short?"),
-        ("--dataset x --txt plain.gz", "cannot read plain.gz: its name ends in .gz, but it is not compressed"),
-        ("--dataset x --txt wide.txt", "cannot read wide.txt: it is UTF-16; convert it to UTF-8"),
-        ("--dataset x --txt builtin:milton", "--txt: there is no built-in text \"milton\""),
-        ("--dataset x --txt ftp://a.org/b", "--txt: ftp://a.org/b: only http:// and https:// addresses can be read"),
+        ("--dataset x --txt missing.txt", "missing.txt: no such file or folder"),
+        ("--dataset x --txt empty.txt", "the input contains no text; nothing was written"),
+        ("--dataset x --txt bare", "bare: expected .txt or .md files (or with .gz or .zst) in this folder, found none"),
+        ("--dataset x --txt cut.gz", "cut.gz: compressed data ends early; the file may be truncated"),
+        ("--dataset x --txt plain.gz", "plain.gz: expected .gz data, but the file is not compressed"),
+        ("--dataset x --txt wide.txt", "wide.txt: expected UTF-8, got UTF-16; convert it"),
+        ("--dataset x --txt builtin:milton", "--txt: unknown built-in text \"milton\": expected"),
+        ("--dataset x --txt ftp://a.org/b", "--txt: ftp://a.org/b: expected an http:// or https:// URL"),
         ("--dataset x --txt - -", "stdin (-) can be read only once"),
-        (&format!("--dataset x --txt {url}"), &format!("cannot download {url}: the server answered 404 Not Found")),
+        (&format!("--dataset x --txt {url}"), &format!("cannot download {url}: the server returned 404 Not Found")),
         ("--dataset x --txt http://127.0.0.1:1/", "cannot download http://127.0.0.1:1/: "),
         ("--dataset x --txt builtin:shakespeare --tokenizer broken.json", "tokenizer broken.json: "),
-        ("--dataset x --txt builtin:shakespeare --tokenizer none.json", "cannot read none.json: "),
-        ("--dataset ../x --txt builtin:shakespeare", "a dataset cannot be called \"../x\""),
+        ("--dataset x --txt builtin:shakespeare --tokenizer none.json", "none.json: No such file"),
+        ("--dataset ../x --txt builtin:shakespeare", "invalid dataset name \"../x\""),
         ("--dataset file --txt builtin:shakespeare", "cannot write _data_file_: "),
     ] {
         let error = fail(root, &format!("tokenize {line}"), 1);

@@ -47,10 +47,10 @@ fn a_text_too_small_for_the_vocabulary_is_said_and_bad_input_is_one_line() {
     fs::write(root.join("chat.jsonl"), tokenizer.repeat(2)).unwrap();
     let before = contents(root);
     for (line, expected) in [
-        ("--txt empty.txt --out small.json", "there is no text to train a tokenizer on"),
+        ("--txt empty.txt --out small.json", "no text to train a tokenizer on"),
         ("--txt a.txt --vocab_size 10 --out small.json", "vocab_size 10 is out of range"),
         ("--txt a.txt --vocab_size 99999999999 --out small.json", "vocab_size 99999999999 is out of range"),
-        ("--txt missing.txt --out small.json", "cannot read missing.txt"),
+        ("--txt missing.txt --out small.json", "missing.txt: no such file"),
         ("--txt a.txt --out a.txt", "a.txt: already exists and is not a tokenizer; choose another --out"),
         ("--txt a.txt --out meta.json", "meta.json: already exists and is not a tokenizer"),
         ("--txt a.txt --out chat.jsonl", "chat.jsonl: already exists and is not a tokenizer"),

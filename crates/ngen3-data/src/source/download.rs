@@ -1,10 +1,9 @@
-//! Downloads over http(s), whole or not at all.
+//! Atomic downloads over http(s).
 //!
-//! A download goes into a nameless temporary file, which vanishes with the process. When the connection breaks, the next
-//! attempt asks for the rest (`Range`) on the condition that it is still the same file (`If-Range`, RFC 9110 §13.1.5, with
-//! a strong ETag or a date); whenever that cannot be had, it starts over. Redirects are followed by `ureq`, which also
-//! undoes `Content-Encoding: gzip`. The first attempt allows gzip, since text shrinks to a third; later ones do not, since
-//! gzip made on the fly cannot be resumed.
+//! A download goes into an unnamed temporary file, which disappears with the process. When the connection breaks, the next
+//! attempt requests the rest (`Range`) on condition that the file is unchanged (`If-Range`, RFC 9110 §13.1.5, with a strong
+//! ETag or a date); otherwise it starts over. `ureq` follows redirects and decodes `Content-Encoding: gzip`. The first attempt
+//! allows gzip, since text shrinks to a third; later ones do not, since gzip made on the fly cannot be resumed.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -25,17 +24,17 @@ pub(super) struct Client {
     pause: Duration,
 }
 
-/// A download in progress.
+/// A partial download.
 struct Partial {
     file: File,
     /// Bytes in `file`.
     have: u64,
-    /// The most bytes that `file` ever held.
+    /// Most bytes that `file` ever held.
     best: u64,
-    /// Needed to ask for the rest: the whole length and the validator.
+    /// Total length and validator, needed to request the rest.
     resume: Option<(u64, String)>,
     attempts: u32,
-    /// True if any attempt got an answer.
+    /// True once any attempt got a response.
     answered: bool,
 }
 
@@ -44,29 +43,28 @@ impl Client {
         Self { agent: agent(READ_TIMEOUT, true), pause: FIRST_PAUSE }
     }
 
-    /// Downloads `url` into a temporary file in the folder `scratch`; returns it, at its start, with its size in bytes.
+    /// Downloads `url` into a temporary file in the folder `scratch`; returns the file, rewound, and its size in bytes.
     ///
     /// # Errors
-    /// [`Error::Download`] with the server's answer or the network's failure; [`Error::Interrupted`].
+    /// [`Error::Download`] with the server's response or the network error; [`Error::Interrupted`].
     pub(super) fn download(&self, url: &str, scratch: &Path, progress: &mut ProgressFn) -> Result<(File, u64), Error> {
         let name = without_password(url);
         let error = |reason| Error::Download { url: name.clone(), reason };
-        let file = tempfile::tempfile_in(scratch).map_err(|cause| {
-            error(format!("cannot make a temporary file in the folder {}: {cause}", scratch.display()))
-        })?;
+        let file = tempfile::tempfile_in(scratch)
+            .map_err(|cause| error(format!("cannot create a temporary file in {}: {cause}", scratch.display())))?;
         let mut partial = Partial { file, have: 0, best: 0, resume: None, attempts: 0, answered: false };
         let retry = Retry {
             name: &name,
             pause: self.pause,
-            // This is the reading thread: whoever waits for it looks by himself whether to go on.
+            // This runs on the reading thread; the consumer that waits for it checks for interruption itself.
             waiting: None,
-            unreachable_hint: "is there a network?",
+            unreachable_hint: "check the network connection",
             error: &error,
         };
         retry.run(progress, |progress| {
             let best = partial.best;
             self.attempt(url, &name, &mut partial, progress).map_err(|error| match error {
-                // A download that starts over gets nowhere until it has more than ever before.
+                // A download that starts over makes no progress until it exceeds its previous best.
                 RequestError::Transient { reason, wait, .. } => {
                     RequestError::Transient { reason, wait, progress: partial.best > best }
                 }
@@ -77,7 +75,7 @@ impl Client {
         Ok((partial.file, partial.have))
     }
 
-    /// One request, for the whole or for the rest.
+    /// Makes one request, for the whole file or for the rest.
     fn attempt(
         &self,
         url: &str,
@@ -93,7 +91,7 @@ impl Client {
             request = request.header(header::RANGE, range).header(header::IF_RANGE, validator);
         }
         let mut response = request.call().map_err(|error| match error {
-            // A host that a user wrote is not tried again, nor one that does not speak HTTP.
+            // An unknown host may be mistyped, and a server that does not speak HTTP stays so: neither is retried.
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => {
                 RequestError::Final(explain(&error))
             }
@@ -105,7 +103,7 @@ impl Client {
         let length = response.body().content_length();
         let headers = response.headers();
         if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|&encoding| encoding != "identity") {
-            let reason = format!("the server sent it in an encoding that was not asked for, {encoding:?}");
+            let reason = format!("the server sent an unexpected Content-Encoding, {encoding:?}");
             return Err(RequestError::Final(reason));
         }
         match status {
@@ -114,7 +112,7 @@ impl Client {
                 partial.resume = length.zip(validator(headers));
                 if is_html(headers) && first {
                     let note = format!(
-                        "{name} is a web page (text/html), which is read as it is: is this the address of the text itself?"
+                        "{name} is a web page (text/html), read with its tags; is this the URL of the text itself?"
                     );
                     progress(Event::Note(note));
                 }
@@ -122,10 +120,10 @@ impl Client {
             StatusCode::PARTIAL_CONTENT if partial.is_continued_by(headers, length) => {}
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
                 partial.resume = None;
-                return Err(RequestError::transient("the server could not go on where the download broke off"));
+                return Err(RequestError::transient("the server could not resume the download"));
             }
             status => {
-                let reason = format!("the server answered {status}");
+                let reason = format!("the server returned {status}");
                 return Err(match is_transient_status(status) {
                     true => RequestError::transient(reason),
                     false => RequestError::Final(reason),
@@ -135,7 +133,7 @@ impl Client {
         let total = length.map(|length| partial.have + length);
         receive(response.body_mut().as_reader(), partial.have, total, progress, |bytes| {
             let written = partial.file.write_all(bytes);
-            written.map_err(|error| RequestError::Final(format!("cannot keep what was downloaded: {error}")))?;
+            written.map_err(|error| RequestError::Final(format!("cannot write the download to disk: {error}")))?;
             partial.have += bytes.len() as u64;
             partial.best = partial.best.max(partial.have);
             Ok(())
@@ -151,7 +149,7 @@ impl Partial {
         self.file.set_len(0)
     }
 
-    /// True if a 206 answer is exactly the rest: `Content-Range: bytes HAVE-…/LENGTH`, and no more or less.
+    /// True if a 206 response is exactly the rest: `Content-Range: bytes HAVE-…/LENGTH`, with that length.
     fn is_continued_by(&self, headers: &HeaderMap, length: Option<u64>) -> bool {
         let Some((whole, _)) = self.resume else { return false };
         let expected = format!("bytes {}-{}/{whole}", self.have, whole.saturating_sub(1));
@@ -160,7 +158,7 @@ impl Partial {
     }
 }
 
-/// Name of this very version of the file: a strong ETag, else the date of its last change.
+/// Returns the identifier of this version of the file: a strong ETag, or else its Last-Modified date.
 fn validator(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let etag = text(header::ETAG).filter(|etag| !etag.starts_with("W/"));

@@ -1,4 +1,4 @@
-//! Downloads from a server on loopback that says what the test wants it to say.
+//! Downloads from a scripted server on loopback.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// Answers one connection after the other, each with the next of `answers`, byte for byte, then hangs up.
+/// Answers each connection with the next of `answers`, byte for byte, then closes it.
 struct Server {
     url: String,
     /// The head of each request so far, in lower case.
@@ -33,7 +33,7 @@ impl Server {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Downloads, without pauses and whatever proxy the environment names; gives the bytes and the notes.
+    /// Downloads without pauses and without a proxy; returns the bytes and the notes.
     fn download(&self) -> Result<(Vec<u8>, Vec<String>), String> {
         let mut client = Client::new();
         client.pause = Duration::from_millis(1);
@@ -48,7 +48,7 @@ impl Server {
             true
         };
         let result = client.download(&self.url, scratch.path(), &mut progress);
-        assert_eq!(scratch.path().read_dir().unwrap().count(), 0, "nothing with a name is left behind");
+        assert_eq!(scratch.path().read_dir().unwrap().count(), 0, "no named file is left behind");
         let (mut file, size) = result.map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
@@ -74,7 +74,7 @@ fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 
 const TEXT: &[u8] = b"It was the best of times, it was the worst of times";
 
-/// The start of TEXT, promised whole.
+/// A response that promises all of TEXT and breaks off after 20 bytes.
 fn broken(headers: &str) -> Vec<u8> {
     answer("200 OK", &format!("Content-Length: {}|{headers}", TEXT.len()), &TEXT[..20])
 }
@@ -131,7 +131,7 @@ fn a_broken_download_goes_on_where_it_broke_off() {
         let server = Server::start(vec![broken(headers), rest("bytes 20-50/51")]);
         let (bytes, notes) = server.download().unwrap();
         assert_eq!(bytes, TEXT);
-        assert!(notes[0].contains("the connection broke after 20 of 51 bytes"), "{notes:?}");
+        assert!(notes[0].contains("connection lost after 20 of 51 bytes"), "{notes:?}");
         let requests = server.requests();
         assert_eq!(requests.len(), 2);
         assert!(!requests[0].contains("range:"));
@@ -142,7 +142,7 @@ fn a_broken_download_goes_on_where_it_broke_off() {
 
 #[test]
 fn a_download_that_cannot_be_resumed_starts_over() {
-    // No validator; a server that ignores Range; a rest that is not the rest; a file that has shrunk.
+    // No validator; a server that ignores Range; a wrong rest; a file that has shrunk.
     let cases = [
         vec![broken(""), whole()],
         vec![broken("ETag: W/\"weak\""), whole()],
@@ -159,13 +159,13 @@ fn a_download_that_cannot_be_resumed_starts_over() {
         assert_eq!(server.download().unwrap().0, TEXT);
         let requests = server.requests();
         assert_eq!(requests.len(), count);
-        assert!(count == 2 || !requests[2].contains("range:"), "the third request is for the whole");
+        assert!(count == 2 || !requests[2].contains("range:"), "the third request is for the whole file");
     }
 }
 
 #[test]
 fn progress_earns_more_attempts_and_standing_still_does_not() {
-    // Each answer brings two bytes more: far more breaks than RETRIES, and it still arrives.
+    // Each response brings two more bytes: far more breaks than RETRIES, and the file still arrives.
     let answers = (0..TEXT.len()).step_by(2).map(|start| {
         let end = (start + 2).min(TEXT.len());
         let left = TEXT.len() - start;
@@ -181,7 +181,7 @@ fn progress_earns_more_attempts_and_standing_still_does_not() {
 
     let server = Server::start(vec![broken(""); 9]);
     let error = server.download().unwrap_err();
-    assert!(error.contains("the connection broke after 20 of 51 bytes"), "{error}");
+    assert!(error.contains("connection lost after 20 of 51 bytes"), "{error}");
     assert!(error.ends_with("(gave up after 5 attempts)"), "{error}");
     assert_eq!(server.requests().len(), 5);
 }
@@ -192,11 +192,11 @@ fn a_busy_server_is_asked_again_and_a_missing_page_is_not() {
     let server = Server::start(vec![busy(), answer("429 Too Many Requests", "Content-Length: 0", b""), whole()]);
     assert_eq!(server.download().unwrap().0, TEXT);
     let error = Server::start(vec![busy(); 5]).download().unwrap_err();
-    assert!(error.contains("the server answered 503 Service Unavailable (gave up"), "{error}");
+    assert!(error.contains("the server returned 503 Service Unavailable (gave up"), "{error}");
 
     let server = Server::start(vec![answer("404 Not Found", "Content-Length: 4", b"gone")]);
     let error = server.download().unwrap_err();
-    assert_eq!(error, format!("cannot download {}: the server answered 404 Not Found", server.url));
+    assert_eq!(error, format!("cannot download {}: the server returned 404 Not Found", server.url));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn nonsense_and_absence_are_errors() {
 
     let nowhere = Server { url: "http://no-such-host.invalid/".into(), requests: Arc::default() };
     let error = nowhere.download().unwrap_err();
-    assert!(error.ends_with("(is there a network?)") && !error.contains("gave up"), "{error}");
+    assert!(error.ends_with("(check the network connection)") && !error.contains("gave up"), "{error}");
 
     for (url, reason) in [("http://", "malformed"), ("http://a b/", "malformed")] {
         let error = Server { url: url.into(), requests: Arc::default() }.download().unwrap_err();
@@ -218,9 +218,9 @@ fn nonsense_and_absence_are_errors() {
     }
 
     let server = Server::start(vec![answer("200 OK", "Content-Encoding: br|Content-Length: 4", b"\x01\x02\x03\x04")]);
-    assert!(server.download().unwrap_err().contains("encoding that was not asked for, \"br\""));
+    assert!(server.download().unwrap_err().contains("unexpected Content-Encoding, \"br\""));
     let server = Server::start(vec![Vec::new(), whole()]);
-    assert_eq!(server.download().unwrap().0, TEXT, "a server that hangs up at once is asked again");
+    assert_eq!(server.download().unwrap().0, TEXT, "a connection closed at once is retried");
     assert!(Server::start(vec![b"SSH-2.0-OpenSSH\r\n\r\n".to_vec()]).download().is_err());
     let round = || answer("302 Found", "Location: /text|Content-Length: 0", b"");
     assert!(Server::start(vec![round(); 20]).download().unwrap_err().contains("redirect"));

@@ -1,4 +1,4 @@
-//! Contents of a folder.
+//! Folder listings.
 
 use std::fs::{DirEntry, Metadata};
 use std::io::ErrorKind;
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use crate::Error;
 
-/// Returns everything in a folder, in no order.
+/// Returns all entries of a folder, in no particular order.
 pub(crate) fn entries(folder: &Path) -> Result<Vec<DirEntry>, Error> {
     let entries = folder.read_dir().and_then(Iterator::collect);
     entries.map_err(|error| Error::open(folder, &error))
 }
 
-/// Returns the file that an entry is or links to. A link to a folder is none, since it could lead round in a circle, nor is a
-/// link that leads nowhere.
+/// Returns the metadata of the file that an entry is or links to. `None` for anything else: folders, links to folders (which
+/// could form a cycle) and broken links.
 pub(crate) fn file_of(entry: &DirEntry) -> Result<Option<Metadata>, Error> {
     let path = entry.path();
     let kind = entry.file_type().map_err(|error| Error::open(&path, &error))?;

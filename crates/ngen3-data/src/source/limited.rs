@@ -1,4 +1,4 @@
-//! Files and lines that are taken into memory only if they are not too large.
+//! Size limits of files and lines that are read into memory.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -7,23 +7,23 @@ use std::path::Path;
 use super::utf8::read_error;
 use crate::Error;
 
-/// A small file's bytes: one that is larger than `max`, which should be far above any in use, is not taken into memory.
+/// Reads a small file. One larger than `max` bytes, which should be far above any in use, is an error.
 pub(crate) fn read_at_most(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > max {
-        return Err(io::Error::other(format!("it is larger than {max} bytes")));
+        return Err(io::Error::other(format!("the file is larger than the limit of {max} bytes")));
     }
     Ok(bytes)
 }
 
-/// Longest line taken, in bytes: a file that has none is no file of lines.
+/// Longest line accepted, in bytes; a longer one means that the file is not made of lines.
 const MAX_LINE: u64 = 64 << 20;
 
-/// Reads the next line of a file, with its line break, in place of what `line` holds, and counts it; `false` at the end.
+/// Reads the next line, with its line break, into `line` and increments `number`; returns `false` at the end.
 ///
 /// # Errors
-/// [`Error::Read`] for a line that is too long, or cannot be read.
+/// [`Error::Read`] for a line that is too long or cannot be read.
 pub(crate) fn read_line(
     name: &str,
     compressed: bool,
@@ -39,7 +39,7 @@ pub(crate) fn read_line(
     }
     *number += 1;
     if read as u64 > MAX_LINE {
-        let reason = format!("line {number} is longer than {MAX_LINE} bytes");
+        let reason = format!("line {number} is longer than the limit of {MAX_LINE} bytes");
         return Err(Error::read(name, reason));
     }
     Ok(true)
@@ -60,7 +60,7 @@ mod tests {
             assert_eq!(line, expected.as_bytes());
         }
         let error = read_line("x", true, &mut bytes, &mut line, &mut number).unwrap_err().to_string();
-        assert_eq!(error, "cannot read x: line 4 is longer than 67108864 bytes");
+        assert_eq!(error, "x: line 4 is longer than the limit of 67108864 bytes");
         assert!(!read_line("x", false, &mut &b""[..], &mut line, &mut number).unwrap());
     }
 }

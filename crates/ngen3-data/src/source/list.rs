@@ -1,4 +1,4 @@
-//! Names of texts become a list of documents.
+//! Expands sources into a list of documents.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,37 +8,37 @@ use crate::Error;
 use crate::http::without_password;
 use crate::progress::Event;
 
-/// Tiny-shakespeare, 1,115,394 bytes when unpacked.
+/// Tiny Shakespeare, compressed; 1,115,394 bytes of text.
 pub(super) const SHAKESPEARE: &[u8] = include_bytes!("../../data/tinyshakespeare.txt.zst");
 
-/// The text of `builtin:shakespeare`.
+/// Returns the text of `builtin:shakespeare`.
 pub fn shakespeare() -> String {
-    let bytes = zstd::decode_all(SHAKESPEARE).expect("it was packed by zstd");
-    String::from_utf8(bytes).expect("it is ASCII")
+    let bytes = zstd::decode_all(SHAKESPEARE).expect("the embedded file is valid zstd");
+    String::from_utf8(bytes).expect("the embedded text is ASCII")
 }
 
-/// Endings of files that a folder is searched for, each perhaps followed by a compressed file's ending.
+/// Extensions of the files that are read from a folder, each optionally followed by a compressed extension.
 const TEXT_ENDINGS: [&str; 2] = ["txt", "md"];
 const COMPRESSED_ENDINGS: [&str; 2] = ["gz", "zst"];
 
-/// Something that a user named as text.
+/// A text source as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A file, or a folder to be searched.
+    /// A file, or a folder to search.
     Path(PathBuf),
     /// Standard input, `-`.
     Stdin,
-    /// An `http://` or `https://` address.
+    /// An `http://` or `https://` URL.
     Url(String),
-    /// Tiny-shakespeare, `builtin:shakespeare`.
+    /// Tiny Shakespeare, `builtin:shakespeare`.
     Shakespeare,
 }
 
 impl Source {
-    /// Reads a source as a user writes it.
+    /// Parses a source as the user writes it.
     ///
     /// # Errors
-    /// [`Error::Input`] for a `builtin:` that there is not, or an address of another kind than http.
+    /// [`Error::Input`] for an unknown `builtin:` name, an empty name, or a URL whose scheme is not http(s).
     pub fn parse(named: &OsStr) -> Result<Self, Error> {
         let Some(text) = named.to_str() else { return Ok(Self::Path(named.into())) };
         if text == "-" {
@@ -47,7 +47,7 @@ impl Source {
         if let Some(name) = text.strip_prefix("builtin:") {
             return match name {
                 "shakespeare" => Ok(Self::Shakespeare),
-                _ => Err(Error::Input(format!("there is no built-in text {name:?}; there is builtin:shakespeare"))),
+                _ => Err(Error::Input(format!("unknown built-in text {name:?}: expected builtin:shakespeare"))),
             };
         }
         match text.split_once("://") {
@@ -55,9 +55,9 @@ impl Source {
                 Ok(Self::Url(text.into()))
             }
             Some((scheme, _)) if !Path::new(text).exists() => {
-                Err(Error::Input(format!("{text}: only http:// and https:// addresses can be read, not {scheme}://")))
+                Err(Error::Input(format!("{text}: expected an http:// or https:// URL, got {scheme}://")))
             }
-            _ if text.is_empty() => Err(Error::Input("the name of a text is empty".into())),
+            _ if text.is_empty() => Err(Error::Input("expected a path, a URL or -, got an empty name".into())),
             _ => Ok(Self::Path(text.into())),
         }
     }
@@ -74,12 +74,12 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// One document to be read.
+/// One document to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {
     /// A file, never a folder.
     pub(super) source: Source,
-    /// Bytes to read, where that is known beforehand.
+    /// Bytes to read, if known in advance.
     pub(super) size: Option<u64>,
 }
 
@@ -88,16 +88,16 @@ pub struct Input {
 pub struct Listing {
     /// The documents, in reading order.
     pub inputs: Vec<Input>,
-    /// Entries of folders that are not read: files with other endings, links to folders or to nothing, hidden files and folders.
+    /// Folder entries that are not read: files with other extensions, links to folders, broken links, hidden files and folders.
     pub skipped: Vec<PathBuf>,
 }
 
 impl Listing {
-    /// Says what was skipped, if anything was.
+    /// Sends a note about the skipped entries, if any.
     pub fn report_skipped(&self, progress: &mut dyn FnMut(Event)) {
         if let Some(first) = self.skipped.first() {
             progress(Event::Note(format!(
-                "skipped {} of what the folder holds, such as {}: only .txt and .md files are read, also with .gz or .zst",
+                "skipped {} of the folder's entries, such as {}: only .txt and .md files (or .gz, .zst) are read",
                 self.skipped.len(),
                 first.display()
             )));
@@ -105,12 +105,12 @@ impl Listing {
     }
 }
 
-/// Finds the documents that sources stand for. A folder stands for its text files (`.txt` and `.md`, perhaps with `.gz` or
-/// `.zst` after it), at any depth, in the order of their paths; a file that is named itself is read whatever its ending.
+/// Expands sources into documents. A folder stands for its text files (`.txt` and `.md`, optionally `.gz` or `.zst`), at any
+/// depth, in the order of their paths; a file that is named directly is read whatever its extension.
 ///
 /// # Errors
-/// [`Error::Read`] for what is missing or cannot be looked at, [`Error::Input`] for a folder without text files or a
-/// second stdin.
+/// [`Error::Read`] for a path that is missing or inaccessible, [`Error::Input`] for a folder without text files or a second
+/// stdin.
 pub fn list(sources: &[Source]) -> Result<Listing, Error> {
     let mut listing = Listing::default();
     for source in sources {
@@ -123,7 +123,7 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
                     if listing.inputs.len() == before {
                         let endings = TEXT_ENDINGS.map(|ending| format!(".{ending}")).join(" or ");
                         return Err(Error::Input(format!(
-                            "{}: no file in this folder ends in {endings} (or these with .gz or .zst)",
+                            "{}: expected {endings} files (or with .gz or .zst) in this folder, found none",
                             path.display()
                         )));
                     }
@@ -142,7 +142,7 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
     Ok(listing)
 }
 
-/// Adds what a folder holds to the listing, in the order of its paths.
+/// Adds a folder's files to the listing, in the order of their paths.
 fn search(folder: &Path, listing: &mut Listing) -> Result<(), Error> {
     let mut entries = entries(folder)?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(parse("HTTPS://a.org/b"), Ok(Source::Url("HTTPS://a.org/b".into())));
         assert_eq!(parse("http.txt"), Ok(Source::Path("http.txt".into())));
         assert_eq!(parse("./builtin:x"), Ok(Source::Path("./builtin:x".into())));
-        assert!(parse("builtin:milton").unwrap_err().contains("builtin:shakespeare"));
+        assert!(parse("builtin:milton").unwrap_err().contains("expected builtin:shakespeare"));
         assert!(parse("ftp://a.org/b").unwrap_err().contains("ftp://"));
         assert!(parse("").unwrap_err().contains("empty"));
     }
@@ -247,12 +247,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = |sources: &[Source]| list(sources).unwrap_err().to_string();
         let missing = folder.path().join("missing.txt");
-        assert_eq!(
-            error(&[Source::Path(missing.clone())]),
-            format!("cannot read {}: there is no such file or folder", missing.display())
-        );
+        assert_eq!(error(&[Source::Path(missing.clone())]), format!("{}: no such file or folder", missing.display()));
         fs::write(folder.path().join("a.png"), "").unwrap();
-        assert!(error(&[Source::Path(folder.path().into())]).contains("ends in .txt or .md"));
+        assert!(error(&[Source::Path(folder.path().into())]).contains("expected .txt or .md files"));
         assert!(error(&[Source::Stdin, Source::Stdin]).contains("only once"));
     }
 }

@@ -1,8 +1,8 @@
-//! Where text comes from: files, folders, stdin, http(s) addresses, and what is built in.
+//! Text sources: files, folders, stdin, http(s) URLs and built-in text.
 //!
-//! [`Source`] is what a user names; [`list`] turns sources into single documents ([`Input`]); [`DocumentReader`] reads these in
-//! order, on a thread of its own, as pieces of checked UTF-8. Read `list.rs`, `open.rs` (a document becomes bytes), `utf8.rs`
-//! (bytes become text), `reader.rs`; `download.rs` and `limited.rs` stand apart.
+//! [`Source`] is a source as the user names it; [`list`] expands sources into single documents ([`Input`]); [`DocumentReader`]
+//! reads these in order, on its own thread, as chunks of valid UTF-8. Read `list.rs`, `open.rs` (a document as bytes),
+//! `utf8.rs` (bytes as text), `reader.rs`; `download.rs` and `limited.rs` stand apart.
 
 mod download;
 pub(crate) mod folder;

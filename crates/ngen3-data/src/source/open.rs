@@ -1,4 +1,4 @@
-//! A document becomes a stream of bytes, unpacked.
+//! Opens a document as a stream of decompressed bytes.
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};
@@ -9,22 +9,22 @@ use flate2::read::MultiGzDecoder;
 
 use crate::Error;
 
-/// The first bytes of a gzip member (RFC 1952) and of a zstd frame (RFC 8878). Neither can begin UTF-8 text.
+/// Magic bytes of a gzip member (RFC 1952) and of a zstd frame (RFC 8878). Neither can begin UTF-8 text.
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
-/// A document that can be read.
+/// An open document.
 pub(crate) struct ByteSource {
-    /// Its bytes, unpacked.
+    /// Its bytes, decompressed.
     pub(crate) bytes: Box<dyn Read + Send>,
-    /// True if they had been packed.
+    /// True if the stored bytes are compressed.
     pub(crate) compressed: bool,
-    /// How many bytes have been read of what was stored, packed or not.
+    /// Stored bytes read so far, compressed or not.
     pub(crate) bytes_read: Arc<AtomicU64>,
 }
 
-/// Opens bytes that may be gzip or zstd, as their first bytes tell. `name` is for errors; when it promises a compressed
-/// file and `name_binds`, plain bytes are an error rather than text.
+/// Opens bytes that may be gzip or zstd, by their magic bytes. `name` is for errors; if it has a compressed extension and
+/// `name_binds`, plain bytes are an error.
 pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: bool) -> Result<ByteSource, Error> {
     let bytes_read = Arc::new(AtomicU64::new(0));
     let mut counted = Counted { inner: stored, count: Arc::clone(&bytes_read) };
@@ -33,7 +33,7 @@ pub(crate) fn open(name: &str, stored: impl Read + Send + 'static, name_binds: b
     let (gzip, zstd) = (start.starts_with(GZIP), start.starts_with(ZSTD));
     let promised = [".gz", ".zst"].into_iter().find(|ending| name.to_ascii_lowercase().ends_with(ending));
     if let Some(ending) = promised.filter(|_| name_binds && !gzip && !zstd && !start.is_empty()) {
-        let reason = format!("its name ends in {ending}, but it is not compressed; rename it if it is plain text");
+        let reason = format!("expected {ending} data, but the file is not compressed; rename it if it is plain text");
         return Err(Error::read(name, reason));
     }
     let stored = Cursor::new(start).chain(counted);
@@ -53,7 +53,7 @@ pub(crate) fn open_file(name: &str, path: &std::path::Path) -> Result<ByteSource
     open(name, file, true)
 }
 
-/// Up to `n` bytes from the start of a stream; fewer only at its end.
+/// Reads up to `n` bytes from the start of a stream; fewer only at its end.
 pub(crate) fn peek(reader: &mut impl Read, n: usize) -> io::Result<Vec<u8>> {
     let mut start = Vec::with_capacity(n);
     reader.by_ref().take(n as u64).read_to_end(&mut start)?;
@@ -94,7 +94,7 @@ mod tests {
         let mut opened = open(name, Cursor::new(stored), true).map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         opened.bytes.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        assert_eq!(opened.bytes_read.load(Ordering::Relaxed), size, "all that was stored is counted");
+        assert_eq!(opened.bytes_read.load(Ordering::Relaxed), size, "all stored bytes are counted");
         Ok(bytes)
     }
 

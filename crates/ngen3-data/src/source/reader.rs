@@ -1,10 +1,12 @@
-//! Documents are read in order, on a thread of their own, and handed over as pieces of text.
+//! Reads documents in order, on its own thread, and sends them as chunks of text.
 
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
+
+use ngen3_model::words::count;
 
 use super::download::Client;
 use super::list::{Input, SHAKESPEARE, Source};
@@ -13,39 +15,39 @@ use super::utf8::Utf8Reader;
 use crate::Error;
 use crate::progress::Event;
 
-/// Bytes of text in a piece, unless there is no place to cut.
+/// Bytes of text in a chunk, unless the text cannot be split.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Messages that may wait for the consumer.
 const QUEUE: usize = 4;
-/// How often a waiting consumer looks whether it should stop.
+/// Interval at which a waiting consumer checks whether to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How documents are read.
+/// Options for reading documents.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// True if bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    /// True to replace invalid UTF-8 by U+FFFD; otherwise it is an error.
     pub lossy: bool,
-    /// The folder for the temporary files of downloads.
+    /// Folder for the temporary files of downloads.
     pub scratch: PathBuf,
 }
 
-/// What a feed gives, in order. The pieces of a document, end to end, are its text.
+/// Text of a [`DocumentReader`], in order. The chunks of a document, concatenated, are its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TextChunk {
-    /// Text of the current document, never empty.
+    /// Part of the current document, never empty.
     Text(String),
-    /// The current document, which had text, ends here.
+    /// End of the current document, which had text.
     EndOfDocument,
-    /// Whole documents, each with text, end to end: many small ones take one piece.
+    /// Whole documents, none empty, concatenated: many small ones share a chunk.
     Documents {
-        /// Their texts.
+        /// Their concatenated text.
         text: String,
-        /// Where each ends in `text`, in bytes.
+        /// End of each document in `text`, in bytes.
         ends: Vec<usize>,
     },
 }
 
-/// Documents being read.
+/// Documents being read on another thread.
 pub struct DocumentReader {
     messages: Receiver<Message>,
 }
@@ -57,22 +59,22 @@ enum Message {
     Done(Result<(), Error>),
 }
 
-/// Where the reading thread puts what it reads.
+/// The reading thread's end of the channel.
 #[derive(Clone)]
 pub(crate) struct DocumentSender {
     sender: SyncSender<Message>,
 }
 
 impl DocumentSender {
-    /// Hands a piece over.
+    /// Sends a chunk.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] when the consumer has gone, so that there is no one to read for.
+    /// [`Error::Interrupted`] when the consumer is gone.
     pub(crate) fn chunk(&self, chunk: TextChunk) -> Result<(), Error> {
         self.send(Message::TextChunk(chunk))
     }
 
-    /// Tells something.
+    /// Sends an event.
     ///
     /// # Errors
     /// As [`DocumentSender::chunk`].
@@ -86,11 +88,11 @@ impl DocumentSender {
 }
 
 impl DocumentReader {
-    /// Begins to read. `cut` says where a text that may go on can be cut in two (`Tokenizer::safe_split`); where it cannot,
-    /// pieces grow until it can, up to whole documents.
+    /// Starts reading. `cut` returns where text that may continue can be split (`Tokenizer::safe_split`); text that cannot be
+    /// split makes longer chunks, up to whole documents.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no thread to be had.
+    /// [`Error::Input`] if the thread cannot be started.
     pub fn start(
         inputs: Vec<Input>,
         options: ReadOptions,
@@ -102,28 +104,28 @@ impl DocumentReader {
         })
     }
 
-    /// Begins to read whatever `read` puts into the sink.
+    /// Starts a thread that runs `read` with a sender.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no thread to be had.
+    /// [`Error::Input`] if the thread cannot be started.
     pub(crate) fn spawn(
         read: impl FnOnce(DocumentSender) -> Result<(), Error> + Send + 'static,
     ) -> Result<Self, Error> {
         let (sender, messages) = sync_channel(QUEUE);
-        // Not joined: when the consumer stops early this thread may be waiting for stdin or a network, and ends when that does.
+        // Not joined: after an early stop this thread may still be waiting for stdin or the network.
         let thread = std::thread::Builder::new().spawn(move || {
             let result = read(DocumentSender { sender: sender.clone() });
-            // If the consumer has gone, it has no use for the outcome.
+            // A consumer that is gone does not need the result.
             let _ = sender.send(Message::Done(result));
         });
-        thread.map_err(|error| Error::Input(format!("cannot start a thread to read with: {error}")))?;
+        thread.map_err(|error| Error::Input(format!("cannot start the reading thread: {error}")))?;
         Ok(Self { messages })
     }
 
-    /// The next piece; `None`, once, after the last. `progress` hears the events on the way.
+    /// Returns the next chunk; `None`, once, after the last. `progress` receives the events in between.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] soon after `stop` is set; whatever is wrong with a document. There is nothing after an error.
+    /// [`Error::Interrupted`] soon after `stop` is set; the error of a document. Nothing follows an error.
     pub fn next(&mut self, stop: &AtomicBool, progress: &mut dyn FnMut(Event)) -> Result<Option<TextChunk>, Error> {
         loop {
             if stop.load(Ordering::Relaxed) {
@@ -135,27 +137,27 @@ impl DocumentReader {
                 Ok(Message::Done(result)) => return result.map(|()| None),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Input("reading stopped without saying why".into()));
+                    return Err(Error::Input("the reading thread ended unexpectedly".into()));
                 }
             }
         }
     }
 }
 
-/// The reading thread's state.
+/// State of the reading thread.
 struct ReaderThread<C> {
     sender: DocumentSender,
     options: ReadOptions,
     cut: C,
     inputs: Vec<Input>,
-    /// Bytes of the documents before this one.
+    /// Stored bytes of the documents before the current one.
     read_before: u64,
-    /// Made for the first address.
+    /// Created for the first URL.
     client: Option<Client>,
 }
 
 impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
-    /// Bytes of all documents as they are stored, if every size is known.
+    /// Returns the stored bytes of all documents, if every size is known.
     fn total(&self) -> Option<u64> {
         self.inputs.iter().map(|input| input.size).sum()
     }
@@ -196,19 +198,20 @@ impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
                 self.sender.event(Event::Reading { done, total })?;
                 (wanted, empty) = (CHUNK_BYTES, false);
             } else {
-                // Looking again after every buffer would take quadratic time.
+                // Searching again after every buffer would take quadratic time.
                 wanted = 2 * text.len();
             }
         }
         self.read_before += bytes_read.load(Ordering::Relaxed);
         if reader.replaced > 0 {
-            let note = format!("{name}: bytes that are not UTF-8 were replaced by U+FFFD (count: {})", reader.replaced);
+            let sequences = count(reader.replaced, "invalid UTF-8 sequence");
+            let note = format!("{name}: replaced {sequences} by U+FFFD");
             self.sender.event(Event::Note(note))?;
         }
         if !text.is_empty() {
             self.sender.chunk(TextChunk::Text(text))?;
         } else if empty {
-            self.sender.event(Event::Note(format!("{name} is empty and was left out")))?;
+            self.sender.event(Event::Note(format!("{name}: skipped because it is empty")))?;
             return Ok(());
         }
         self.sender.event(Event::Reading { done: self.read_before, total })?;
@@ -229,7 +232,7 @@ mod tests {
         ReadOptions { lossy: false, scratch: std::env::temp_dir() }
     }
 
-    /// The texts of the documents, the longest piece, and the notes.
+    /// Returns the texts of the documents, the length of the longest chunk, and the notes.
     fn read_all(reader: Result<DocumentReader, Error>) -> Result<(Vec<String>, usize, Vec<String>), Error> {
         let mut reader = reader?;
         let (mut documents, mut text, mut longest, mut notes) = (Vec::new(), String::new(), 0, Vec::new());
@@ -245,10 +248,10 @@ mod tests {
                     text.push_str(&chunk);
                 }
                 TextChunk::EndOfDocument => documents.push(std::mem::take(&mut text)),
-                TextChunk::Documents { .. } => unreachable!("files are read as pieces of documents"),
+                TextChunk::Documents { .. } => unreachable!("files are read as chunks of documents"),
             }
         }
-        assert!(text.is_empty(), "every text is followed by its end");
+        assert!(text.is_empty(), "every text ends with EndOfDocument");
         Ok((documents, longest, notes))
     }
 
@@ -270,7 +273,7 @@ mod tests {
         assert!(documents[1] == long, "the long document is whole");
         assert!(documents[2].starts_with("First Citizen:\n") && documents[2].len() == 1_115_394);
         assert!(longest < 2 * CHUNK_BYTES, "{longest}");
-        assert_eq!(notes, [format!("{} is empty and was left out", folder.path().join("b.txt").display())]);
+        assert_eq!(notes, [format!("{}: skipped because it is empty", folder.path().join("b.txt").display())]);
     }
 
     #[test]
