@@ -1,7 +1,7 @@
 //! Batches drawn from a token file.
 //!
-//! Nothing is remembered between batches: the seed, the step and the micro-batch alone decide where a batch's sequences stand,
-//! so that a resumed run draws exactly what the uninterrupted one would have.
+//! The sampler keeps no state between batches: the seed, the step and the micro-batch alone determine a batch's sequences, so a
+//! resumed run draws the same batches as an uninterrupted one.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Error, TokenFile};
 
-/// The validation part, where it is a file of its own.
+/// File with the validation split, if it is separate.
 pub(crate) const VAL_FILE: &str = "val.bin";
 
-/// How a token file is parted: the `val.bin` beside it, if there is one, and how many of the file's own tokens are to train on. The
-/// rest of them is for validation, unless there is a `val.bin`.
+/// Splits a token file: returns the `val.bin` beside it, if any, and the number of the file's own tokens to train on. The rest of
+/// them is for validation, unless there is a `val.bin`.
 fn split_train_val(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenFile>, usize), Error> {
     let beside = data.path().with_file_name(VAL_FILE);
     if beside.exists() && beside != data.path() {
@@ -24,8 +24,8 @@ fn split_train_val(data: &TokenFile, val_fraction: f64) -> Result<(Option<TokenF
     Ok((None, (data.len() as f64 * (1.0 - val_fraction)) as usize))
 }
 
-/// The part of a token file that is not trained on, where the last `val_fraction` of the tokens is for validation: a file, and
-/// the token in it from which on. The file is the `val.bin` beside it, if there is one.
+/// Returns the validation split of a token file and the position of its first token. The split is the `val.bin` beside the file,
+/// or else the last `val_fraction` of its tokens.
 ///
 /// # Errors
 /// As [`TokenFile::open`].
@@ -37,21 +37,23 @@ pub fn validation_split(path: &Path, val_fraction: f64) -> Result<(TokenFile, us
     })
 }
 
-/// Checks what every sampler is asked for.
+/// Checks the settings that all samplers share.
 ///
 /// # Errors
-/// [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
+/// [`Error::Input`] for a fraction outside [0, 1) or a size of 0.
 pub(crate) fn check_sizes(block_size: usize, batch_size: usize, val_fraction: f64) -> Result<(), Error> {
     if !(0.0..1.0).contains(&val_fraction) {
-        return Err(Error::Input(format!("val_fraction is {val_fraction}; it must be at least 0 and below 1")));
+        return Err(Error::Input(format!("val_fraction: expected at least 0 and below 1, got {val_fraction}")));
     }
     if block_size == 0 || batch_size == 0 {
-        return Err(Error::Input("block_size and batch_size must be at least 1".into()));
+        return Err(Error::Input(format!(
+            "block_size and batch_size must be at least 1, got {block_size} and {batch_size}"
+        )));
     }
     Ok(())
 }
 
-/// Makes a generator whose key is these numbers (the seed, the step, the micro-batch), so that no two keys share a stream.
+/// Makes a generator keyed by these numbers (the seed, the step, the micro-batch), so that no two keys share a stream.
 pub(crate) fn rng_of(key: [u64; 4]) -> ChaCha8Rng {
     let mut bytes = [0; 32];
     for (part, number) in bytes.as_chunks_mut().0.iter_mut().zip(key) {
@@ -60,13 +62,13 @@ pub(crate) fn rng_of(key: [u64; 4]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(bytes)
 }
 
-/// Draws sequences of `block_size` tokens, each with the tokens that follow, from the training or the validation part.
+/// Draws sequences of `block_size` tokens, with the tokens that follow as targets, from the training or validation split.
 #[derive(Debug)]
 pub struct BatchSampler {
     data: TokenFile,
-    /// `val.bin`, if there is one; else the validation part is the end of `data`.
+    /// The `val.bin`, if any; otherwise the validation split is the end of `data`.
     val: Option<TokenFile>,
-    /// Tokens of `data` to train on; the rest is for validation unless there is a `val.bin`.
+    /// Number of tokens of `data` to train on; the rest is for validation unless there is a `val.bin`.
     train_len: usize,
     block_size: usize,
     batch_size: usize,
@@ -74,12 +76,12 @@ pub struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// Batches of a token file, and of the `val.bin` beside it if there is one; otherwise the last `val_fraction` of the tokens is
-    /// for validation. With neither there is no validation, and [`BatchSampler::val_len`] is 0.
+    /// Makes a sampler of a token file. The validation split is the `val.bin` beside it, or else the last `val_fraction` of its
+    /// tokens; with neither there is no validation, and [`BatchSampler::val_len`] is 0.
     ///
     /// # Errors
-    /// As [`TokenFile::open`]; [`Error::Data`] when a part is shorter than a block and the token after it, or `val.bin` was
-    /// made with another vocabulary; [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
+    /// As [`TokenFile::open`]; [`Error::Data`] when a split has fewer than `block_size` + 1 tokens; [`Error::Input`] for a
+    /// fraction outside [0, 1) or a size of 0.
     pub fn new(
         data: TokenFile,
         block_size: usize,
@@ -91,12 +93,12 @@ impl BatchSampler {
         let (val, train_len) = split_train_val(&data, val_fraction)?;
         let sampler = Self { data, val, train_len, block_size, batch_size, seed };
         let (of_data, more) = (sampler.data.path().display(), "use a smaller --block_size or more text");
-        sampler.check_len(&format!("the training part of {of_data}"), sampler.train_len, more)?;
+        sampler.check_len(&format!("{of_data}: the training split"), sampler.train_len, more)?;
         match &sampler.val {
             Some(val) => sampler.check_len(&val.path().display().to_string(), sampler.val_len(), more)?,
             None if sampler.has_validation() => {
                 let advice = "use a smaller --block_size, a larger --val_fraction, or more text";
-                sampler.check_len(&format!("the validation part of {of_data}"), sampler.val_len(), advice)?;
+                sampler.check_len(&format!("{of_data}: the validation split"), sampler.val_len(), advice)?;
             }
             None => {}
         }
@@ -109,8 +111,9 @@ impl BatchSampler {
         }
         let block = self.block_size;
         Err(Error::Data(format!(
-            "{what} has {}, too few for a block of {block} and the token after it: {advice}",
-            count(len, "token")
+            "{what} has {}, but block_size {block} needs at least {}; {advice}",
+            count(len, "token"),
+            block + 1
         )))
     }
 
@@ -119,65 +122,66 @@ impl BatchSampler {
         &self.data
     }
 
-    /// Tokens to train on.
+    /// Number of training tokens.
     pub fn train_len(&self) -> usize {
         self.train_len
     }
 
-    /// Tokens to validate on, 0 if there is no validation.
+    /// Number of validation tokens; 0 without validation.
     pub fn val_len(&self) -> usize {
         self.val.as_ref().map_or(self.data.len() - self.train_len, TokenFile::len)
     }
 
-    /// True if there is anything to validate on.
+    /// True if there are validation tokens.
     pub fn has_validation(&self) -> bool {
         self.val_len() > 0
     }
 
-    /// Checks that a model with this vocabulary can read every token.
+    /// Checks that every token id is below `vocab_size`.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first token that it cannot.
+    /// [`Error::Data`] naming the first token outside the vocabulary.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
         self.data.check_vocab(vocab_size)?;
         self.val.as_ref().map_or(Ok(()), |val| val.check_vocab(vocab_size))
     }
 
-    /// A training batch: `inputs` and `targets` become `[batch_size, block_size]`, from places that the seed, the optimizer
-    /// step and the micro-batch within it decide.
+    /// Draws a training batch: `inputs` and `targets` become `[batch_size, block_size]`. The seed, the optimizer step and the
+    /// micro-batch within it determine the sequences.
     pub fn train_batch(&self, step: u64, micro: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
         let positions = self.draw(step, micro, self.train_len - self.block_size);
         self.fill(&self.data, positions, inputs, targets);
     }
 
-    /// How many windows of a block, back to back from the first token on, the training part has: a fixed choice of sequences,
-    /// for which something can be computed once.
+    /// Number of adjacent, non-overlapping windows of `block_size` tokens in the training split: a fixed set of sequences, for
+    /// which results can be computed once.
     pub fn windows(&self) -> usize {
         (self.train_len - 1) / self.block_size
     }
 
-    /// The windows of a training batch, `[batch_size]`, which the seed, the step and the micro-batch decide.
+    /// Draws the windows of a training batch, `[batch_size]`, from the seed, the step and the micro-batch.
     pub fn draw_windows(&self, step: u64, micro: u64) -> Vec<usize> {
         self.draw(step, micro, self.windows()).collect()
     }
 
-    /// A batch of these windows: `inputs` and `targets` become `[windows, block_size]`.
+    /// Fills a batch with these windows: `inputs` and `targets` become `[windows, block_size]`.
     ///
     /// # Panics
-    /// If there is no such window.
+    /// If a window is out of range.
     pub fn window_batch(&self, windows: &[usize], inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
-        assert!(windows.iter().all(|&window| window < self.windows()), "a window past the last");
+        assert!(windows.iter().all(|&window| window < self.windows()), "window out of range");
         self.fill(&self.data, windows.iter().map(|window| window * self.block_size), inputs, targets);
     }
 
-    /// A number below `n` for each sequence of a batch.
+    /// Draws a number below `n` for each sequence of a batch.
     fn draw(&self, step: u64, micro: u64, n: usize) -> impl Iterator<Item = usize> {
         let mut rng = rng_of([self.seed, step, micro, 0]);
         (0..self.batch_size).map(move |_| scale_to_range(rng.next_u64(), n))
     }
 
-    /// Validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`. The
-    /// first sequences, however many are used, stand evenly over the validation part. Leaves both empty if there is none.
+    /// Fills validation batch `index`, the same in every evaluation: `inputs` and `targets` become `[batch_size, block_size]`.
+    /// The first sequences, however many are used, are spread evenly over the validation split. Without validation both are
+    /// empty.
     pub fn val_batch(&self, index: u64, inputs: &mut Vec<u32>, targets: &mut Vec<u32>) {
         // Multiples of the golden ratio modulo 1 leave no large gap after any number of them (Weyl 1916).
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -206,7 +210,7 @@ impl BatchSampler {
     }
 }
 
-/// A number below `n` from 64 even bits (Lemire 2019, without its rejection: the bias is below n / 2^64).
+/// Scales 64 uniform bits to a number below `n` (Lemire 2019, without its rejection: the bias is below n / 2^64).
 fn scale_to_range(bits: u64, n: usize) -> usize {
     ((u128::from(bits) * n as u128) >> 64) as usize
 }
@@ -217,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with data.bin, in which every token is its own position, and perhaps a val.bin that counts on from 1000.
+    /// Makes a folder with a data.bin whose tokens are their own positions, and optionally a val.bin that counts up from 1000.
     fn folder(tokens: u16, val_tokens: u16) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let bytes = |range: std::ops::Range<u16>| range.flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
@@ -236,7 +240,7 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    /// The sequences' first tokens, after checking that each sequence counts up and that targets are one ahead.
+    /// Returns the sequences' first tokens, after checking that each sequence counts up and that targets are one ahead.
     fn starts(block_size: usize, draw: impl FnOnce(&mut Vec<u32>, &mut Vec<u32>)) -> Vec<u32> {
         let (mut inputs, mut targets) = (vec![1, 2, 3], vec![4]);
         draw(&mut inputs, &mut targets);
@@ -256,7 +260,7 @@ mod tests {
         let found: BTreeSet<u32> = (0..2_000)
             .flat_map(|step| starts(8, |inputs, targets| sampler.train_batch(step, 0, inputs, targets)))
             .collect();
-        assert_eq!(found, (0..72).collect(), "the last row's last target is token 79");
+        assert_eq!(found, (0..72).collect(), "the last sequence's last target is token 79");
     }
 
     #[test]
@@ -282,7 +286,7 @@ mod tests {
                 BatchSampler::new(TokenFile::open(&folder.path().join("data.bin")).unwrap(), 8, 4, 0.1, seed).unwrap();
             starts(8, |inputs, targets| sampler.train_batch(step, micro, inputs, targets))
         };
-        // These very numbers: a checkpoint of an older version must resume on the batches it would have had.
+        // Fixed numbers: checkpoints of older versions must resume on the same batches.
         assert_eq!(draw(1337, 5, 2), [217, 368, 813, 114]);
         let all = [draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1), draw(0, 0, 0), draw(1337, 5, 2)];
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
@@ -295,7 +299,7 @@ mod tests {
             let draw = |index| starts(8, |inputs, targets| sampler.val_batch(index, inputs, targets));
             assert_eq!(draw(3), draw(3));
             let all: BTreeSet<u32> = (0..2_000).flat_map(draw).collect();
-            assert_eq!(all, (first..first + 392).collect(), "the last row's last target is the last token");
+            assert_eq!(all, (first..first + 392).collect(), "the last sequence's last target is the last token");
             for batches in [1, 3, 25] {
                 let mut found: Vec<u32> = (0..batches).flat_map(draw).collect();
                 found.sort_unstable();
@@ -330,13 +334,13 @@ mod tests {
     #[test]
     fn parts_shorter_than_a_block_and_absurd_settings_are_refused() {
         let error = open(9, 0, 9, 0.0).unwrap_err();
-        assert!(error.contains("training part of") && error.contains("9 tokens, too few for a block of 9"), "{error}");
+        assert!(error.contains("data.bin: the training split has 9 tokens, but block_size 9 needs"), "{error}");
         assert!(open(9, 0, 8, 0.0).is_ok());
         let error = open(100, 0, 10, 0.1).unwrap_err();
-        assert!(error.contains("validation part of") && error.contains("10 tokens, too few"), "{error}");
+        assert!(error.contains("data.bin: the validation split has 10 tokens, but block_size 10 needs"), "{error}");
         assert!(open(100, 0, 9, 0.1).is_ok());
         let error = open(100, 5, 8, 0.1).unwrap_err();
-        assert!(error.contains("val.bin has 5 tokens, too few") && !error.contains("val_fraction"), "{error}");
+        assert!(error.contains("val.bin has 5 tokens, but block_size 8") && !error.contains("val_fraction"), "{error}");
         for fraction in [-0.1, 1.0, f64::NAN] {
             assert!(open(100, 0, 8, fraction).unwrap_err().contains("val_fraction"));
         }

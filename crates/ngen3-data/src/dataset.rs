@@ -1,4 +1,4 @@
-//! A dataset is made: text from many places becomes the folder `_data_NAME_`.
+//! Builds a dataset: text from any sources becomes the folder `_data_NAME_`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,39 +17,39 @@ use crate::source::{DocumentReader, Event, ReadOptions, Source, list};
 use crate::token_file::{DATA_FILE, DatasetMeta, Dtype, GPT2_NAME, MASK_FILE, META_FILE, TOKENIZER_FILE};
 use crate::{Error, Tokenizer, tokenizer};
 
-/// What to make a dataset from.
+/// Arguments of [`build_dataset`].
 #[derive(Clone, Debug)]
 pub struct DatasetSpec<'a> {
-    /// The dataset's name; its folder is [`dataset_folder`].
+    /// Dataset name; its folder is [`dataset_folder`].
     pub name: &'a str,
-    /// Where the text is.
+    /// Text sources.
     pub sources: &'a [Source],
-    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
     pub tokenizer: Option<&'a Path>,
-    /// True if bytes that are not UTF-8 become U+FFFD; otherwise they are an error.
+    /// True to replace invalid UTF-8 by U+FFFD; otherwise it is an error.
     pub lossy: bool,
-    /// Threads to encode with.
+    /// Number of encoding threads.
     pub threads: usize,
-    /// The folder that the dataset's folder is made in.
+    /// Parent of the dataset's folder.
     pub root: &'a Path,
 }
 
-/// What to make a dataset from, where its documents are rows of a dataset of the Hugging Face hub.
+/// Arguments of [`build_hf_dataset`].
 #[derive(Clone, Debug)]
 pub struct HfDatasetSpec<'a> {
-    /// The dataset's name; its folder is [`dataset_folder`].
+    /// Dataset name; its folder is [`dataset_folder`].
     pub name: &'a str,
-    /// The rows.
+    /// The records to read.
     pub source: &'a HfSource,
-    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
     pub tokenizer: Option<&'a Path>,
-    /// Threads to encode with.
+    /// Number of encoding threads.
     pub threads: usize,
-    /// The folder that the dataset's folder is made in.
+    /// Parent of the dataset's folder.
     pub root: &'a Path,
 }
 
-/// What is made, whatever it is made from.
+/// A dataset to be built, from text or conversations.
 pub(crate) struct DatasetBuilder<'a> {
     pub(crate) folder: PathBuf,
     pub(crate) tokenizer: Tokenizer,
@@ -57,42 +57,41 @@ pub(crate) struct DatasetBuilder<'a> {
     stop: &'a AtomicBool,
 }
 
-/// What was made.
+/// Result of building a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetSummary {
-    /// The token file.
+    /// Path of the token file.
     pub data: PathBuf,
     /// Bytes of text.
     pub text_bytes: u64,
-    /// Tokens of text.
+    /// Tokens of text, without end-of-text tokens.
     pub text_tokens: u64,
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
-    /// The token that ends each document, as it is written, if the tokenizer has one.
+    /// Spelling of the token that ends each document, if the tokenizer has one.
     pub end_of_text: Option<String>,
 }
 
-/// `_data_NAME_`.
+/// Returns `_data_NAME_`.
 ///
 /// # Errors
-/// [`Error::Input`] for a name that is no part of a path.
+/// [`Error::Input`] for a name that cannot be part of a path.
 pub fn dataset_folder(name: &str) -> Result<String, Error> {
     if name.is_empty() || name.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
         return Err(Error::Input(format!(
-            "a dataset cannot be called {name:?}: the name becomes part of a folder's name, so it must not be empty or \
-             contain / or \\"
+            "invalid dataset name {name:?}: it must not be empty or contain /, \\ or control characters"
         )));
     }
     Ok(format!("_data_{name}_"))
 }
 
-/// Makes a dataset: `data.bin`, `meta.json`, and `tokenizer.json` unless the tokenizer is the embedded one.
+/// Builds a dataset: `data.bin`, `meta.json`, and `tokenizer.json` unless the tokenizer is the built-in one.
 ///
-/// Every source is read before anything takes its name: after an error, an older dataset of this name is as it was, and
-/// otherwise there is nothing. `progress` hears how far it is.
+/// Files are renamed into place only after every source was read: after an error, an existing dataset of this name is
+/// unchanged, and a new one leaves nothing behind. `progress` receives events.
 ///
 /// # Errors
-/// Whatever is wrong with the name, the tokenizer, a source or the disk; [`Error::Input`] when there is no text at all;
+/// Errors of the name, the tokenizer, a source or the disk; [`Error::Input`] when there is no text at all;
 /// [`Error::Interrupted`] soon after `stop` is set.
 pub fn build_dataset(
     spec: &DatasetSpec,
@@ -109,11 +108,11 @@ pub fn build_dataset(
     })
 }
 
-/// Makes a dataset as [`build_dataset`] does, with a document for each row of a split of a Hugging Face dataset that has text. Rows
-/// keep their order.
+/// Builds a dataset as [`build_dataset`] does, with a document for each record with text in a split of a Hugging Face dataset.
+/// Records keep their order.
 ///
 /// # Errors
-/// As [`build_dataset`]; whatever is wrong with the dataset, its split or its column.
+/// As [`build_dataset`]; errors of the dataset, its split or its column.
 pub fn build_hf_dataset(
     spec: &HfDatasetSpec,
     stop: &AtomicBool,
@@ -142,8 +141,8 @@ impl<'a> DatasetBuilder<'a> {
         Ok(Self { folder, tokenizer, threads, stop })
     }
 
-    /// Encodes and writes what the feed gives that `start` begins: it is given a folder for temporary files, and the
-    /// tokenizer to cut with.
+    /// Encodes and writes the text of the reader that `start` returns. `start` receives a folder for temporary files and the
+    /// tokenizer, for splitting text.
     fn make(
         self,
         source: Vec<String>,
@@ -174,7 +173,7 @@ impl<'a> DatasetBuilder<'a> {
         })?;
         let text_tokens = writer.tokens - if end.is_some() { documents } else { 0 };
         if text_tokens == 0 {
-            return Err(Error::Input("there is no text in what was given; nothing was written".into()));
+            return Err(Error::Input("the input contains no text; nothing was written".into()));
         }
 
         let meta = DatasetMeta {
@@ -194,8 +193,8 @@ impl<'a> DatasetBuilder<'a> {
     }
 }
 
-/// Gives the finished files their names, and `meta.json` their hashes. Each is whole; a crash in between leaves files that do
-/// not fit together, which opening them tells by the token count and the hashes.
+/// Renames the finished files into place and adds their hashes to `meta.json`. Each rename is atomic; a crash in between leaves
+/// files that do not match, which the token count and the hashes reveal when they are opened.
 pub(crate) fn commit_dataset(
     folder: &DatasetFolder,
     writer: TokenWriter,
@@ -231,22 +230,21 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Reads a tokenizer.json; it goes by its file's name.
+/// Reads a tokenizer.json; its file name becomes the tokenizer's name.
 fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     let bytes = read_at_most(path, tokenizer::MAX_BYTES).map_err(|error| Error::read(path.display(), error))?;
     let name = path.file_name().map_or_else(|| GPT2_NAME.into(), |name| name.to_string_lossy());
     Ok(Tokenizer::from_json(&bytes, &name)?)
 }
 
-/// The dataset's folder, which vanishes again if it is new and nothing came of it.
+/// The dataset's folder; dropping it removes the folder if it is new and nothing was kept.
 pub(crate) struct DatasetFolder {
     pub(crate) path: PathBuf,
     remove_on_drop: std::cell::Cell<bool>,
 }
 
 impl DatasetFolder {
-    /// Makes the folder if it is not there. What could stand in the way of a file that is to be written or removed in it is looked
-    /// for, before the work.
+    /// Creates the folder if needed. Checks before any work that each file to be written or removed in it can be.
     pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
             Ok(()) => true,
@@ -259,10 +257,10 @@ impl DatasetFolder {
             files::check(&at(name))?;
         }
         if at(VAL_FILE).exists() && at(DATA_FILE).exists() {
-            // It may have other ids, and nothing here makes it again.
+            // It may have been made with another tokenizer, and this build would not remake it.
             let (val, data) = (at(VAL_FILE), at(DATA_FILE));
             return Err(Error::Input(format!(
-                "{} validates the {} that would be replaced; move it away first, or choose another --dataset",
+                "{} is the validation split of {}, which would be replaced; move it away or choose another --dataset",
                 val.display(),
                 data.display()
             )));
@@ -278,13 +276,13 @@ impl DatasetFolder {
 impl Drop for DatasetFolder {
     fn drop(&mut self) {
         if self.remove_on_drop.get() {
-            // Fails if something is in it after all, which must then stay.
+            // Fails if the folder is not empty after all; then it must stay.
             let _ = std::fs::remove_dir(&self.path);
         }
     }
 }
 
-/// `data.bin`, or `mask.bin`, being written.
+/// A `data.bin` or `mask.bin` being written.
 pub(crate) struct TokenWriter {
     path: PathBuf,
     file: AtomicFile,
@@ -305,7 +303,7 @@ impl TokenWriter {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         match self.dtype {
-            // No id is cut short: the vocabulary decided the dtype.
+            // No id is truncated: the vocabulary size determined the dtype.
             Dtype::Uint16 => bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
             Dtype::Uint32 => bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes())),
         }
@@ -320,7 +318,7 @@ impl TokenWriter {
         self.file.write_all(bytes).map_err(|error| Error::write(path, error))
     }
 
-    /// Gives the file its name; returns its hash.
+    /// Renames the file into place; returns its SHA-256.
     fn commit(self) -> Result<String, Error> {
         self.file.commit()?;
         Ok(hex(self.hash))
@@ -352,7 +350,7 @@ mod tests {
         tokens
     }
 
-    /// A text of several pieces whose ids would tell a wrong cut or a wrong order.
+    /// Returns a text of several chunks whose ids would reveal a wrong split or order.
     fn long_text() -> String {
         (0..400_000).map(|n| format!("{n} the  'll\n\n é{}", n % 7)).collect()
     }
@@ -397,9 +395,9 @@ mod tests {
         assert_eq!(names(&folder), ["data.bin", "meta.json", "tokenizer.json"]);
         let file = TokenFile::open(&summary.data).unwrap();
         assert_eq!(file.len(), 338_026);
-        assert!(file.meta().unwrap().tokenizer_sha256.is_some(), "though it has the embedded one's name");
+        assert!(file.meta().unwrap().tokenizer_sha256.is_some(), "although it has the built-in one's name");
         let json = TokenizerRef::Json(Tokenizer::gpt2().to_json());
-        assert_eq!(file.tokenizer().unwrap().reference(), json, "so does a model's");
+        assert_eq!(file.tokenizer().unwrap().reference(), json, "a model's reference has the file too");
         make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
         assert_eq!(names(&folder), ["data.bin", "meta.json"]);
     }
@@ -456,12 +454,13 @@ mod tests {
         let make = || make(root.path(), &[Source::Shakespeare], None, 2);
         let data = make().unwrap().data;
         let val = data.with_file_name("val.bin");
-        // Made before there is any data, it is for the data to come.
+        // A val.bin made before there is a data.bin belongs to the data.bin to come.
         fs::rename(&data, &val).unwrap();
         make().unwrap();
         let before = fs::metadata(&data).unwrap().modified().unwrap();
         let error = make().unwrap_err().to_string();
-        let expected = format!("{} validates the {} that would be replaced; ", val.display(), data.display());
+        let expected =
+            format!("{} is the validation split of {}, which would be replaced; ", val.display(), data.display());
         assert!(error.starts_with(&expected), "{error}");
         assert!(val.exists() && fs::metadata(&data).unwrap().modified().unwrap() == before);
     }
@@ -480,7 +479,7 @@ mod tests {
             let mut read_only = writable.clone();
             read_only.set_readonly(true);
             fs::set_permissions(&path, read_only).unwrap();
-            // It is said before any text is read.
+            // Reported before any text is read.
             let error = make(root.path(), &[Source::Path(bad.clone())], None, 2).unwrap_err().to_string();
             assert_eq!(error, format!("cannot write {}: it is read-only", path.display()));
             fs::set_permissions(&path, writable).unwrap();
@@ -492,7 +491,7 @@ mod tests {
     fn names_that_would_lead_elsewhere_are_refused() {
         assert_eq!(dataset_folder("my data.v2").unwrap(), "_data_my data.v2_");
         for name in ["", "a/b", "..\\b", "a\0", "a\n"] {
-            assert!(dataset_folder(name).unwrap_err().to_string().contains("cannot be called"), "{name:?}");
+            assert!(dataset_folder(name).unwrap_err().to_string().contains("invalid dataset name"), "{name:?}");
         }
     }
 

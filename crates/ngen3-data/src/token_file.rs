@@ -1,5 +1,5 @@
-//! Tokens on disk: `data.bin`, ids back to back in little-endian u16 (u32 for a vocabulary over 65,536), and `meta.json`
-//! beside it. Without a meta.json it is nanoGPT's file: GPT-2's ids in u16.
+//! Tokens on disk: `data.bin`, token ids in little-endian u16 (u32 for a vocabulary over 65,536), described by the `meta.json`
+//! beside it. Without a meta.json it is nanoGPT's format: GPT-2's ids in u16.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -22,13 +22,13 @@ pub(crate) const META_FILE: &str = "meta.json";
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const MASK_FILE: &str = "mask.bin";
 
-/// Bytes that `meta.json` may have; it names the sources.
+/// Largest `meta.json` accepted, in bytes; it lists the sources.
 const META_BYTES: usize = 1 << 26;
 
-/// The tokenizer that is inside the program, so that no file need stand beside the data.
+/// Name of the built-in tokenizer, which needs no file beside the data.
 pub(crate) const GPT2_NAME: &str = "gpt2";
 
-/// How a token is stored.
+/// Integer type of stored token ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -39,12 +39,12 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The smaller one that holds every id of a vocabulary.
+    /// Returns the smallest type that holds every id of a vocabulary.
     pub fn for_vocab(vocab_size: usize) -> Self {
         if vocab_size <= 1 << 16 { Self::Uint16 } else { Self::Uint32 }
     }
 
-    /// Bytes a token.
+    /// Bytes per token.
     pub fn size(self) -> usize {
         match self {
             Self::Uint16 => 2,
@@ -53,44 +53,44 @@ impl Dtype {
     }
 }
 
-/// What `meta.json` says about `data.bin`.
+/// Contents of `meta.json`, which describes `data.bin`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetMeta {
-    /// `gpt2` for the embedded one; for any other, `tokenizer.json` stands beside the data.
+    /// `gpt2` for the built-in tokenizer; any other has its `tokenizer.json` beside the data.
     pub tokenizer: String,
     /// Highest id + 1.
     pub vocab_size: usize,
-    /// How a token is stored; numpy's name for it.
+    /// Type of the token ids, by numpy's name.
     pub dtype: Dtype,
     /// Tokens in `data.bin`.
     pub tokens: u64,
     /// Documents, each ended by the tokenizer's end-of-text token if it has one.
     pub documents: u64,
-    /// What the text came from.
+    /// Sources of the text.
     pub source: Vec<String>,
     /// SHA-256 of `data.bin`, in hexadecimal.
     pub sha256: String,
-    /// SHA-256 of `tokenizer.json`, in hexadecimal, where there is one.
+    /// SHA-256 of `tokenizer.json`, in hexadecimal, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_sha256: Option<String>,
-    /// Where the documents are conversations: what tells the assistant's tokens.
+    /// Chat format and mask, if the documents are conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<Box<ChatMeta>>,
 }
 
-/// What `meta.json` says about `mask.bin`, which stands beside `data.bin` where the documents are conversations and has a byte
-/// for each token: see [`crate::chat::marks`].
+/// Describes `mask.bin`, which a dataset of conversations has beside `data.bin`, with one byte per token: see
+/// [`crate::chat::marks`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMeta {
     /// SHA-256 of `mask.bin`, in hexadecimal.
     pub mask_sha256: String,
-    /// What the numbers in `mask.bin` mean, for whoever reads it without us.
+    /// Meaning of the values in `mask.bin`, for other programs.
     pub mask: String,
-    /// How the conversations became text.
+    /// Chat format that rendered the conversations.
     pub format: ChatFormat,
 }
 
-/// A file of tokens, mapped into memory and read as needed.
+/// A memory-mapped token file.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -99,8 +99,8 @@ pub struct TokenFile {
     meta: Option<DatasetMeta>,
 }
 
-/// True if bytes begin as a text does that people write with a Latin keyboard. Tokens that look so would all have ids of 8,000 to
-/// 32,000 whose halves are both printable.
+/// True if the bytes begin like printable ASCII text. Tokens that do would all have ids of 8,000 to 32,000 with two printable
+/// halves.
 fn is_text(bytes: &[u8]) -> bool {
     const LOOKED_AT: usize = 512;
     let start = &bytes[..bytes.len().min(LOOKED_AT)];
@@ -108,21 +108,20 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 impl TokenFile {
-    /// Opens a token file and checks its size against the `meta.json` beside it; its hash is checked by
-    /// [`TokenFile::verify`]. Other files of the folder (`val.bin`) share that file's tokenizer and dtype.
+    /// Opens a token file and checks its size against the `meta.json` beside it; [`TokenFile::verify`] checks its hash. Other
+    /// files in the folder (`val.bin`) share that file's tokenizer and dtype.
     ///
     /// # Errors
-    /// [`Error::Data`] or [`Error::Read`] for a file that is missing, empty, cut short, or not the one that its `meta.json`
-    /// describes.
+    /// [`Error::Data`] or [`Error::Read`] for a file that is missing, empty, truncated, or does not match its `meta.json`.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let shown = path.display();
         let unreadable = |error: std::io::Error| match error.kind() {
-            ErrorKind::NotFound => Error::Data(format!("there is no {shown}; make it with ngen3 tokenize")),
+            ErrorKind::NotFound => Error::Data(format!("{shown}: no such file; create it with ngen3 tokenize")),
             _ => Error::read(&shown, error),
         };
         if path.is_dir() {
             return Err(Error::Data(format!(
-                "{shown} is a folder; its tokens are in {}",
+                "{shown}: expected a token file, got a folder; use {}",
                 path.join(DATA_FILE).display()
             )));
         }
@@ -131,34 +130,34 @@ impl TokenFile {
         let meta = read_meta(&path.with_file_name(META_FILE))?;
         let dtype = meta.as_ref().map_or(Dtype::Uint16, |meta| meta.dtype);
         if size == 0 {
-            return Err(Error::Data(format!("{shown} is empty; tokenize some text into it")));
+            return Err(Error::Data(format!("{shown}: the file is empty; create it with ngen3 tokenize")));
         }
         let width = dtype.size() as u64;
         if !size.is_multiple_of(width) {
             return Err(Error::Data(format!(
-                "{shown} has {}, which is no whole number of {width}-byte tokens (is it cut short?)",
+                "{shown}: expected a multiple of {width} bytes ({width} per token), got {}; the file may be truncated",
                 count(size, "byte")
             )));
         }
         if let Some(meta) = described(path, &meta).filter(|meta| meta.tokens != size / width) {
             return Err(Error::Data(format!(
-                "{shown} holds {}, but {META_FILE} beside it says {}: they are not of the same making, so tokenize again",
-                count(size / width, "token"),
-                meta.tokens
+                "{shown}: expected {} as in {META_FILE}, got {}; tokenize again",
+                count(meta.tokens, "token"),
+                size / width
             )));
         }
-        // SAFETY: we only read the map. Our own writers replace a file by renaming, so that its pages stay as they are; like
-        // every user of mmap we rely on no other program cutting the file short meanwhile.
+        // SAFETY: we only read the map. Our own writers replace a file by renaming, so its pages stay unchanged; like every
+        // user of mmap we rely on no other program truncating the file meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         if meta.is_none() && is_text(&map) {
             return Err(Error::Data(format!(
-                "{shown} is text, not tokens; make tokens of it with ngen3 tokenize --txt"
+                "{shown}: expected token ids, got text; tokenize it with ngen3 tokenize --txt"
             )));
         }
         Ok(Self { path: path.into(), map, dtype, meta })
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -168,20 +167,20 @@ impl TokenFile {
         self.map.len() / self.dtype.size()
     }
 
-    /// True if there are no tokens: never, such a file does not open.
+    /// True if there are no tokens; never, since an empty file does not open.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What `meta.json` says, if there is one.
+    /// Contents of `meta.json`, if there is one.
     pub fn meta(&self) -> Option<&DatasetMeta> {
         self.meta.as_ref()
     }
 
-    /// Highest id + 1 of the tokenizer that it was made with: the vocabulary that a model needs for it.
+    /// Vocabulary size of the tokenizer that made the file (highest id + 1), which a model needs to read it.
     ///
     /// # Errors
-    /// As [`TokenFile::tokenizer`], if there is no `meta.json` that says it.
+    /// As [`TokenFile::tokenizer`], if there is no `meta.json`.
     pub fn vocab_size(&self) -> Result<usize, Error> {
         match &self.meta {
             Some(meta) => Ok(meta.vocab_size),
@@ -189,7 +188,7 @@ impl TokenFile {
         }
     }
 
-    /// One token.
+    /// Returns one token.
     ///
     /// # Panics
     /// If `at` is not below [`TokenFile::len`].
@@ -201,16 +200,16 @@ impl TokenFile {
     /// Appends a range of tokens to `out`.
     ///
     /// # Panics
-    /// If the range does not lie within the file.
+    /// If the range is out of bounds.
     pub fn copy(&self, range: Range<usize>, out: &mut Vec<u32>) {
         let width = self.dtype.size();
         out.extend(decode(self.dtype, &self.map[range.start * width..range.end * width]));
     }
 
-    /// The tokenizer that it was made with: `tokenizer.json` beside it, else the embedded GPT-2 one.
+    /// Loads the tokenizer that made the file: the `tokenizer.json` beside it, or else the built-in GPT-2 tokenizer.
     ///
     /// # Errors
-    /// [`Error::Data`] or [`Error::Tokenizer`] if `tokenizer.json` is missing, broken, or another than the one used.
+    /// [`Error::Data`] or [`Error::Tokenizer`] if `tokenizer.json` is missing, malformed, or not the one used.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
         let path = self.path.with_file_name(TOKENIZER_FILE);
         let (name, expected) = match &self.meta {
@@ -223,14 +222,11 @@ impl TokenFile {
         };
         let bytes = read_at_most(&path, tokenizer::MAX_BYTES).map_err(|error| {
             let shown = self.path.display();
-            Error::Data(format!(
-                "{shown} was made with the tokenizer {name}, but {} cannot be read: {error}",
-                path.display()
-            ))
+            Error::Data(format!("{}: cannot read the tokenizer {name} of {shown}: {error}", path.display()))
         })?;
         if expected.is_some_and(|expected| *expected != sha256(&bytes)) {
             return Err(Error::Data(format!(
-                "{} is not the tokenizer that {} was made with; tokenize again",
+                "{}: not the tokenizer that made {}; tokenize again",
                 path.display(),
                 self.path.display()
             )));
@@ -238,7 +234,7 @@ impl TokenFile {
         Ok(Tokenizer::from_json(&bytes, &name)?)
     }
 
-    /// Reads the whole file and compares its hash with the one in `meta.json`, if there is one.
+    /// Reads the whole file and compares its SHA-256 with `meta.json`, if there is one.
     ///
     /// # Errors
     /// [`Error::Data`] if they differ.
@@ -248,18 +244,20 @@ impl TokenFile {
             return Ok(());
         }
         let shown = self.path.display();
-        Err(Error::Data(format!("{shown} has changed since it was made: its SHA-256 is not the one in {META_FILE}")))
+        Err(Error::Data(format!(
+            "{shown}: SHA-256 does not match {META_FILE}: the file has changed since it was made; tokenize again"
+        )))
     }
 
-    /// Checks, on all threads, that a model with this vocabulary can read every token.
+    /// Checks, on all threads, that every token id is below `vocab_size`.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first token that it cannot.
+    /// [`Error::Data`] naming the first token outside the vocabulary.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
-        /// Tokens that a thread looks through at a time.
+        /// Tokens checked by a thread at a time.
         const STRETCH: usize = 1 << 20;
         let outside = |token: u32| token as usize >= vocab_size;
-        // The maximum needs no branch for each token, and is all that a sound file takes.
+        // The maximum needs no branch per token, and a valid file needs nothing else.
         let stretches = self.map.par_chunks(STRETCH * self.dtype.size());
         let first = stretches.enumerate().find_map_first(|(stretch, bytes)| {
             let max = decode(self.dtype, bytes).max();
@@ -269,21 +267,21 @@ impl TokenFile {
         match first {
             None => Ok(()),
             Some(at) => Err(Error::Data(format!(
-                "token {} at position {at} of {} is outside the model's vocabulary of {vocab_size} (was it made with \
-                 another tokenizer?)",
-                self.token(at),
-                self.path.display()
+                "{}: token {} at position {at} is outside the model's vocabulary of {vocab_size}; was it made with \
+                 another tokenizer?",
+                self.path.display(),
+                self.token(at)
             ))),
         }
     }
 }
 
-/// What `meta.json` says about the file's content: nothing, unless the file is `data.bin`.
+/// Returns `meta` if the file is the `data.bin` that it describes.
 fn described<'a>(path: &Path, meta: &'a Option<DatasetMeta>) -> Option<&'a DatasetMeta> {
     meta.as_ref().filter(|_| path.file_name().is_some_and(|name| name == DATA_FILE))
 }
 
-/// Tokens from their bytes; a rest too short for a token is left out.
+/// Decodes tokens from bytes; a remainder too short for a token is ignored.
 fn decode(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = u32> {
     // One of the two is empty; both loops are simple enough to be vectorised.
     let (narrow, wide) = match dtype {
@@ -295,7 +293,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 fn read_meta(path: &Path) -> Result<Option<DatasetMeta>, Error> {
-    let broken = |reason: String| Error::Data(format!("{} is broken ({reason}); tokenize again", path.display()));
+    let broken = |reason: String| Error::Data(format!("{}: {reason}; tokenize again", path.display()));
     let bytes = match read_at_most(path, META_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -303,10 +301,10 @@ fn read_meta(path: &Path) -> Result<Option<DatasetMeta>, Error> {
     };
     let meta: DatasetMeta = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
     if meta.vocab_size == 0 || Dtype::for_vocab(meta.vocab_size).size() > meta.dtype.size() {
-        return Err(broken(format!("a vocabulary of {} in {:?}", meta.vocab_size, meta.dtype)));
+        return Err(broken(format!("vocab_size {} is out of range for dtype {:?}", meta.vocab_size, meta.dtype)));
     }
     if meta.tokenizer_sha256.is_none() && meta.tokenizer != GPT2_NAME {
-        return Err(broken(format!("a tokenizer {:?} without tokenizer_sha256", meta.tokenizer)));
+        return Err(broken(format!("tokenizer {:?} needs a tokenizer_sha256", meta.tokenizer)));
     }
     Ok(Some(meta))
 }
@@ -320,7 +318,7 @@ mod tests {
 
     use super::*;
 
-    /// A folder with these files; the error of opening one of them.
+    /// Makes a folder with these files; returns the error of opening one of them.
     fn open_error(files: &[(&str, &[u8])], name: &str) -> String {
         let folder = folder(files);
         let error = TokenFile::open(&folder.path().join(name)).unwrap_err().to_string();
@@ -378,28 +376,33 @@ mod tests {
     #[test]
     fn files_that_do_not_hold_are_refused() {
         let absent = open_error(&[], "data.bin");
-        assert_eq!(absent, "there is no data.bin; make it with ngen3 tokenize");
-        assert_eq!(open_error(&[("data.bin", b"")], "data.bin"), "data.bin is empty; tokenize some text into it");
+        assert_eq!(absent, "data.bin: no such file; create it with ngen3 tokenize");
+        let empty = open_error(&[("data.bin", b"")], "data.bin");
+        assert_eq!(empty, "data.bin: the file is empty; create it with ngen3 tokenize");
         let odd = open_error(&[("data.bin", b"abc")], "data.bin");
-        assert_eq!(odd, "data.bin has 3 bytes, which is no whole number of 2-byte tokens (is it cut short?)");
+        assert_eq!(
+            odd,
+            "data.bin: expected a multiple of 2 bytes (2 per token), got 3 bytes; the file may be truncated"
+        );
         let fewer = open_error(&[THREE, ("meta.json", &meta(json!({"tokens": 4})))], "data.bin");
-        assert!(fewer.starts_with("data.bin holds 3 tokens, but meta.json beside it says 4"), "{fewer}");
+        assert_eq!(fewer, "data.bin: expected 4 tokens as in meta.json, got 3; tokenize again");
         let halved = open_error(&[THREE, ("meta.json", &meta(json!({"dtype": "uint32"})))], "data.bin");
-        assert!(halved.contains("6 bytes, which is no whole number of 4-byte tokens"), "{halved}");
+        assert!(halved.contains("expected a multiple of 4 bytes (4 per token), got 6 bytes"), "{halved}");
         for (changes, reason) in [
             (json!({"dtype": "float"}), "unknown variant `float`"),
             (json!({"tokens": -1}), "invalid value"),
-            (json!({"vocab_size": 0}), "a vocabulary of 0"),
-            (json!({"vocab_size": 70000}), "a vocabulary of 70000 in Uint16"),
-            (json!({"tokenizer": "mine"}), "without tokenizer_sha256"),
+            (json!({"vocab_size": 0}), "vocab_size 0 is out of range"),
+            (json!({"vocab_size": 70000}), "vocab_size 70000 is out of range for dtype Uint16"),
+            (json!({"tokenizer": "mine"}), "needs a tokenizer_sha256"),
         ] {
             let error = open_error(&[THREE, ("meta.json", &meta(changes))], "data.bin");
-            assert!(error.starts_with("meta.json is broken (") && error.contains(reason), "{error}");
+            assert!(error.starts_with("meta.json: ") && error.contains(reason), "{error}");
         }
-        assert!(open_error(&[THREE, ("meta.json", b"{")], "data.bin").starts_with("meta.json is broken"));
+        let cut = open_error(&[THREE, ("meta.json", b"{")], "data.bin");
+        assert!(cut.starts_with("meta.json: ") && cut.ends_with("; tokenize again"), "{cut}");
         let folder = folder(&[]);
         let error = TokenFile::open(folder.path()).unwrap_err().to_string();
-        assert!(error.ends_with("data.bin") && error.contains("is a folder"), "{error}");
+        assert!(error.ends_with("data.bin") && error.contains("got a folder"), "{error}");
     }
 
     #[test]
@@ -418,7 +421,7 @@ mod tests {
         assert_eq!(tokenizer(&[THREE, ("tokenizer.json", json.as_bytes())]).unwrap().name(), "tokenizer.json");
         assert!(tokenizer(&[THREE, ("meta.json", &mine)]).unwrap_err().contains("the tokenizer mine"));
         let other = tokenizer(&[THREE, ("meta.json", &mine), ("tokenizer.json", b"{}")]).unwrap_err();
-        assert!(other.contains("is not the tokenizer that"), "{other}");
+        assert!(other.contains("not the tokenizer that made"), "{other}");
         assert!(tokenizer(&[THREE, ("tokenizer.json", b"{}")]).is_err());
     }
 
@@ -435,8 +438,8 @@ mod tests {
             let found = file.check_vocab(50_257).map_err(|error| error.to_string());
             let expected = outside.first().map_or(Ok(()), |at| {
                 Err(format!(
-                    "token 50300 at position {at} of {} is outside the model's vocabulary of 50257 (was it made with \
-                     another tokenizer?)",
+                    "{}: token 50300 at position {at} is outside the model's vocabulary of 50257; was it made with \
+                     another tokenizer?",
                     file.path().display()
                 ))
             });

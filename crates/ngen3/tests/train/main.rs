@@ -255,7 +255,10 @@ fn a_text_is_not_taken_for_tokens() {
     let folder = folder.path();
     fs::write(folder.join("plain.txt"), "To be, or not to be, that is the question:\n".repeat(20)).unwrap();
     let complaint = fail(folder, "train --config tiny.toml --data plain.txt --out x.pt", 1);
-    assert!(complaint.contains("plain.txt is text, not tokens") && complaint.contains("ngen3 tokenize"), "{complaint}");
+    assert!(
+        complaint.contains("plain.txt: expected token ids, got text") && complaint.contains("ngen3 tokenize"),
+        "{complaint}"
+    );
 }
 
 #[test]
@@ -310,11 +313,11 @@ fn bad_input_is_one_clear_line_and_changes_nothing() {
     let before = contents(folder);
 
     let cases = [
-        ("--config tiny.toml --data none.bin", 1, "there is no none.bin"),
-        ("--config tiny.toml --data empty.bin", 1, "empty.bin is empty"),
-        ("--config tiny.toml --data odd.bin", 1, "odd.bin has 3 bytes"),
-        ("--config tiny.toml --data short.bin", 1, "too few for a block of 8"),
-        ("--config tiny.toml --data foreign.bin", 1, "token 97 at position 81 of foreign.bin is outside"),
+        ("--config tiny.toml --data none.bin", 1, "none.bin: no such file"),
+        ("--config tiny.toml --data empty.bin", 1, "empty.bin: the file is empty"),
+        ("--config tiny.toml --data odd.bin", 1, "odd.bin: expected a multiple of 2 bytes"),
+        ("--config tiny.toml --data short.bin", 1, "but block_size 8 needs at least 9"),
+        ("--config tiny.toml --data foreign.bin", 1, "foreign.bin: token 97 at position 81 is outside"),
         ("--config tiny.toml --data data.bin --init_from cut.pt --out x.pt", 1, "cut.pt"),
         ("--config tiny.toml --data data.bin --init_from data.bin --out x.pt", 1, "not a checkpoint"),
         ("--variant 7M --data data.bin --init_from good.pt", 1, "good.pt holds another model: n_layer is 2, not 4"),

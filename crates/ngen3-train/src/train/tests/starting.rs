@@ -76,7 +76,7 @@ fn what_cannot_be_trained_is_refused_before_anything_is_written() {
         (RunSpec { shape: Shape { vocab_size: Some(6), ..Shape::from(&config()) }, ..plain() }, "outside the model's"),
         (
             RunSpec { shape: Shape { block_size: Some(100), ..Shape::from(&config()) }, ..plain() },
-            "too few for a block",
+            "but block_size 100 needs at least 101",
         ),
         (RunSpec { out: Some(dir.path().join("x.bin")), ..plain() }, ".pt or .safetensors"),
         (RunSpec { config_file: Some(dir.path().join("none.toml")), ..plain() }, "none.toml"),
