@@ -318,13 +318,13 @@ fn an_export_is_pushed_to_the_hub_and_comes_back() {
     let push = format!("export --model_path {} --output_dir out --overwrite --push me/small", model.display());
     // Errors that can be detected early are reported before anything is written.
     let (_, error) = hub(&push.replace("me/small", "small"), "hf_writer", 1);
-    assert!(error.contains("error: \"small\" is no name to upload to; it is OWNER/NAME"), "{error}");
+    assert!(error.contains("error: invalid repository name \"small\": expected OWNER/NAME"), "{error}");
     let (_, error) = hub(&push, "", 1);
     assert!(error.contains("error: to upload, set HF_TOKEN"), "{error}");
     assert!(!folder.path().join("out").exists());
     let (_, error) = hub(&push, "hf_reader", 1);
     assert!(
-        error.contains("error: cannot upload model me/small: the hub answered 403") && error.contains("write access"),
+        error.contains("error: cannot upload model me/small: the hub returned 403") && error.contains("write access"),
         "{error}"
     );
     let (out, _) = hub(&push, "hf_writer", 0);

@@ -1,11 +1,11 @@
-//! The cache folder, laid out as Python's `huggingface_hub` lays it out:
+//! The cache folder, with the layout of Python's `huggingface_hub`:
 //!
 //! ```text
 //! models--OWNER--NAME/
-//!   refs/main                        the commit that a branch or tag stood for
-//!   trees/COMMIT.json                what files a commit has
+//!   refs/main                        commit that a branch or tag points to
+//!   trees/COMMIT.json                list of a commit's files
 //!   snapshots/COMMIT/a/file.json     links to ../../../blobs/ETAG
-//!   blobs/ETAG                       the files' bytes
+//!   blobs/ETAG                       contents of files
 //! .locks/models--OWNER--NAME/ETAG.lock
 //! ```
 
@@ -40,17 +40,17 @@ struct Listed {
     lfs_size: Option<u64>,
 }
 
-/// True if this is a whole commit id, and so safe as a file's name.
+/// True for a full commit hash, which is safe as a file name.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Where a commit's files are.
+/// Returns the folder of a commit's files.
 pub(super) fn snapshot_folder(repo: &Path, commit: &str) -> PathBuf {
     repo.join("snapshots").join(commit)
 }
 
-/// Keeps which commit a branch or tag stands for.
+/// Stores the commit that a branch or tag points to.
 pub(super) fn write_ref(repo: &Path, revision: &str, commit: &str) -> Result<(), Error> {
     let path = repo.join("refs").join(revision);
     if fs::read_to_string(&path).is_ok_and(|kept| kept == commit) {
@@ -60,7 +60,7 @@ pub(super) fn write_ref(repo: &Path, revision: &str, commit: &str) -> Result<(),
     Ok(write_atomic(&path, |file| file.write_all(commit.as_bytes()))?)
 }
 
-/// The commit that a branch or tag stood for when the hub was last asked.
+/// Returns the commit that a branch or tag pointed to when the hub was last queried.
 pub(super) fn read_ref(repo: &Path, revision: &str) -> Result<Option<String>, Error> {
     let path = repo.join("refs").join(revision);
     let text = match fs::read_to_string(&path) {
@@ -69,12 +69,12 @@ pub(super) fn read_ref(repo: &Path, revision: &str) -> Result<Option<String>, Er
     };
     let commit = text.trim();
     if !is_commit(commit) {
-        return Err(Error::read(path.display(), "it holds no commit; remove it"));
+        return Err(Error::read(path.display(), "expected a commit hash of 40 digits; delete this file"));
     }
     Ok(Some(commit.to_owned()))
 }
 
-/// Keeps what files a commit has, if the hub told all that Python wants to know of them.
+/// Stores the list of a commit's files, if the hub returned every field that Python needs.
 pub(super) fn write_listing(repo: &Path, info: &RepoInfo) -> Result<(), Error> {
     let path = repo.join("trees").join(format!("{}.json", info.sha));
     let files = info.siblings.iter().map(|file| {
@@ -93,25 +93,25 @@ pub(super) fn write_listing(repo: &Path, info: &RepoInfo) -> Result<(), Error> {
     Ok(write_atomic(&path, |file| Ok(serde_json::to_writer_pretty(file, &listing)?))?)
 }
 
-/// What files a commit has, if that was kept.
+/// Returns the stored list of a commit's files, if there is one.
 pub(super) fn read_listing(repo: &Path, commit: &str) -> Result<Option<Vec<RepoFile>>, Error> {
     let path = repo.join("trees").join(format!("{commit}.json"));
     let bytes = match read_at_most(&path, LISTING_LIMIT) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         result => result.map_err(|error| Error::read(path.display(), error))?,
     };
-    let damaged = |reason: String| Error::read(path.display(), reason + "; remove it");
+    let damaged = |reason: String| Error::read(path.display(), reason + "; delete this file");
     let listing: Listing = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     if listing.format_version != LISTING_VERSION {
         return Ok(None);
     }
     if let Some(path) = listing.files.keys().find(|path| !is_safe_path(path)) {
-        return Err(damaged(format!("it lists a file {path:?}, which would lead out of the cache")));
+        return Err(damaged(format!("the file name {path:?} points outside the cache")));
     }
     Ok(Some(listing.files.into_iter().map(|(path, listed)| RepoFile { path, size: Some(listed.size) }).collect()))
 }
 
-/// The files below a snapshot's folder, if there is one, in the order of their paths.
+/// Lists the files below a snapshot's folder in the order of their paths; none if there is no folder.
 pub(super) fn files_below(folder: &Path) -> Result<Vec<RepoFile>, Error> {
     let mut found = Vec::new();
     let mut folders = vec![(folder.to_path_buf(), String::new())];
@@ -134,7 +134,7 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<RepoFile>, Error> {
     Ok(found)
 }
 
-/// Gives a blob its name in a snapshot: a link, or a copy where links are not to be had.
+/// Links a name in a snapshot to a blob, or copies the blob where symbolic links are not supported.
 pub(super) fn link(blob: &Path, name: &Path) -> Result<(), Error> {
     make_folder_of(name)?;
     let failed = |error: io::Error| Error::write(name, error);
@@ -142,7 +142,7 @@ pub(super) fn link(blob: &Path, name: &Path) -> Result<(), Error> {
     let repo = blob.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let depth = name.strip_prefix(repo).map_or(0, |below| below.components().count().saturating_sub(1));
     let target = "../".repeat(depth) + "blobs/" + &blob.file_name().unwrap_or_default().to_string_lossy();
-    // A link whose blob is gone is in the way of a new one.
+    // A broken link would be in the way of the new one.
     if name.symlink_metadata().is_ok() {
         fs::remove_file(name).map_err(failed)?;
     }
@@ -166,7 +166,7 @@ fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(ErrorKind::Unsupported.into())
 }
 
-/// Makes the folder that a file is to stand in.
+/// Creates the parent folder of a file.
 pub(super) fn make_folder_of(path: &Path) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| Error::write(folder, error))

@@ -1,4 +1,4 @@
-//! Requests to the hub: redirects, retries, and what the hub says when it refuses.
+//! Requests to the hub: redirects, retries, and the hub's error messages.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::Error;
 use crate::http::{FIRST_PAUSE, RequestError, Retry, agent, is_transient_status};
 use crate::progress::{Event, ProgressFn};
 
-/// Redirects that are followed, one after the other.
+/// Maximum number of consecutive redirects.
 const REDIRECTS: usize = 10;
-/// Characters of the hub's own words that are shown.
+/// Characters shown of the hub's error message.
 const MAX_MESSAGE_CHARS: usize = 300;
 
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-error-code");
 const ERROR_MESSAGE: HeaderName = HeaderName::from_static("x-error-message");
 
-/// Talks to one hub.
+/// Client of one hub.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: ureq::Agent,
@@ -26,18 +26,18 @@ pub(super) struct Client {
     token: Option<String>,
 }
 
-/// What is sent with a request.
+/// Body of a request.
 pub(super) struct Payload<'a> {
-    /// Its media type.
+    /// Media type.
     pub content_type: &'a str,
     pub reader: &'a mut dyn std::io::Read,
-    /// In bytes.
+    /// Bytes.
     pub length: u64,
 }
 
 impl Client {
     pub(super) fn new(endpoint: String, token: Option<String>, timeout: Duration) -> Self {
-        // Redirects are followed here, since the hub tells of a file on the redirect to where its bytes are.
+        // Redirects are followed here, since the hub describes a file in the headers of the redirect to its contents.
         Self { agent: agent(timeout, false), endpoint, token }
     }
 
@@ -45,7 +45,7 @@ impl Client {
         &self.endpoint
     }
 
-    /// The body of `url`, of at most `limit` bytes. `name` is what it is about, for errors.
+    /// Returns the body of `url`, at most `limit` bytes. `name` is the subject of errors.
     pub(super) fn get_text(
         &self,
         name: &str,
@@ -64,8 +64,8 @@ impl Client {
         })
     }
 
-    /// One request, with its redirects, that ends in success: a HEAD ends at the hub's own last answer, be it a redirect to
-    /// another server.
+    /// Makes one request, following redirects; any status but success is an error. A HEAD ends at the hub's own last response,
+    /// even if that redirects to another server.
     pub(super) fn request(
         &self,
         method: &Method,
@@ -90,18 +90,18 @@ impl Client {
             let location = response.headers().get(header::LOCATION).filter(|_| status.is_redirection());
             let Some(location) = location else { return self.check(response) };
             let next = location.to_str().ok().and_then(|location| join(&url, location)).ok_or_else(|| {
-                RequestError::Final(format!("{} sends us to a place that is no address: {location:?}", origin(&url)))
+                RequestError::Final(format!("{} redirects to an invalid URL: {location:?}", origin(&url)))
             })?;
             if method == Method::HEAD && origin(&next) != origin(&url) {
                 return Ok(response);
             }
             url = next;
         }
-        Err(RequestError::Final(format!("{} sends us round in circles", self.endpoint)))
+        Err(RequestError::Final(format!("too many redirects from {}", self.endpoint)))
     }
 
-    /// One request with a body, that ends in success. The token goes to the hub alone. A hub that sends us elsewhere with what we
-    /// bring is not followed: the body is read only once.
+    /// Makes one request with a body; any status but success is an error. Only the hub receives the token. Redirects are not
+    /// followed, since the body can be read only once.
     pub(super) fn send(
         &self,
         method: &Method,
@@ -125,18 +125,18 @@ impl Client {
         self.check(response)
     }
 
-    /// True if we can say who we are.
+    /// True if there is an access token.
     pub(super) fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Passes a good answer on; a bad one becomes what to do about it.
+    /// Returns a successful response; turns any other into an error with advice.
     fn check(&self, mut response: Response<Body>) -> Result<Response<Body>, RequestError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let mut reason = format!("the hub answered {status}");
+        let mut reason = format!("the hub returned {status}");
         if let Some(message) = server_message(&mut response) {
             reason = format!("{reason}: {message}");
         }
@@ -147,23 +147,23 @@ impl Client {
         Err(RequestError::Refused { status, reason: reason + self.advice(status, response.headers()) })
     }
 
-    /// What the user can do about a refusal.
+    /// Returns advice for the user about a refusal.
     fn advice(&self, status: StatusCode, headers: &HeaderMap) -> &'static str {
         let code = headers.get(ERROR_CODE).and_then(|code| code.to_str().ok());
         match (status, code) {
             (_, Some("GatedRepo")) if self.token.is_none() => {
-                " (ask for access on its page, then set HF_TOKEN to a token of yours)"
+                " (request access on its page, then set HF_TOKEN to your access token)"
             }
-            (_, Some("GatedRepo")) => " (ask for access on its page)",
-            (_, Some("RevisionNotFound")) => " (is the revision right?)",
+            (_, Some("GatedRepo")) => " (request access on its page)",
+            (_, Some("RevisionNotFound")) => " (check the revision)",
             (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some("RepoNotFound"))
             | (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)
                 if self.token.is_none() =>
             {
-                " (is the name right? if it is private, set HF_TOKEN to a token that may read it)"
+                " (check the name; for a private repository, set HF_TOKEN to a token with access)"
             }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) | (_, Some("RepoNotFound")) => {
-                " (is the name right, and may the token in use, from HF_TOKEN or the token file, use it?)"
+                " (check the name, and that the token from HF_TOKEN or the token file has access)"
             }
             _ => "",
         }
@@ -176,7 +176,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// Tries until it works or helps no more. `name` is what it is about, for errors.
+/// Retries a request until it succeeds or a retry cannot help. `name` is the subject of errors.
 pub(super) fn retry<T>(
     name: &str,
     progress: &mut ProgressFn,
@@ -186,13 +186,13 @@ pub(super) fn retry<T>(
         name,
         pause: FIRST_PAUSE,
         waiting: Some(Event::Downloading { done: 0, total: None }),
-        unreachable_hint: "is there a network? HF_HUB_OFFLINE=1 uses what is in the cache",
+        unreachable_hint: "check the network connection, or set HF_HUB_OFFLINE=1 to use the cache",
         error: &|reason| Error::Hub { name: name.into(), reason },
     };
     policy.run(progress, attempt)
 }
 
-/// The hub's reason: a header, or the `error` of a JSON body.
+/// Returns the hub's error message: a header, or `error` in a JSON body.
 fn server_message(response: &mut Response<Body>) -> Option<String> {
     let from_header =
         response.headers().get(ERROR_MESSAGE).map(|message| String::from_utf8_lossy(message.as_bytes()).into());
@@ -207,20 +207,20 @@ fn server_message(response: &mut Response<Body>) -> Option<String> {
     Some(message.trim_end_matches('.').to_owned()).filter(|message| !message.is_empty())
 }
 
-/// `Retry-After` in seconds; its other form, a date, is not used by hubs.
+/// Parses `Retry-After` in seconds; hubs do not use its other form, a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// `scheme://host:port`, to which a secret may be sent or not.
+/// Returns `scheme://host:port`, which decides whether a token may be sent.
 fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     format!("{scheme}://{host}").to_ascii_lowercase()
 }
 
-/// Where a redirect of `url` to `location` leads; only to http(s).
+/// Resolves a redirect of `url` to `location`; `None` unless it leads to http(s).
 fn join(url: &str, location: &str) -> Option<String> {
     let scheme = url.split_once("://")?.0;
     let joined = if location.starts_with("http://") || location.starts_with("https://") {
@@ -239,7 +239,7 @@ fn join(url: &str, location: &str) -> Option<String> {
     joined.parse::<Uri>().ok().map(|_| joined)
 }
 
-/// A path as it is written in an address: every byte but letters, digits, `-._~` and the slashes is escaped.
+/// Percent-encodes a path: every byte except letters, digits, `-._~` and slashes.
 pub(super) fn encode_path(path: &str) -> String {
     const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
     utf8_percent_encode(path, ESCAPED).to_string()
@@ -272,7 +272,7 @@ mod tests {
         fn whatever_a_server_sends_us_to_it_is_http(location in "\\PC{0,30}") {
             if let Some(next) = join("https://a.org/x/y", &location) {
                 prop_assert!(next.starts_with("http://") || next.starts_with("https://"));
-                // A place named by a path alone is on the same server.
+                // A location without a host stays on the same server.
                 if !location.starts_with("//") && !location.starts_with("http") {
                     prop_assert_eq!(origin(&next), "https://a.org");
                 }

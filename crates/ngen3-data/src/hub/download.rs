@@ -1,10 +1,10 @@
-//! One file of the hub comes into the cache, whole or not at all.
+//! Downloads one file of the hub into the cache, atomically.
 //!
-//! The hub is asked for the file's ETag and size first. The bytes go to `blobs/ETAG.incomplete`; when the connection breaks,
-//! the next attempt asks for the rest (`Range`), which must be of the same file since the ETag names its content. Only what
-//! has the size, and the SHA-256 where the ETag is one, that the hub promised becomes `blobs/ETAG`. When the program ends
-//! before, for whatever reason, the part stays for the next one to go on with, as Python's does, if the SHA-256 will tell
-//! whether it was sound; otherwise, and when it is found to be wrong, it is deleted.
+//! The file's ETag and size are requested first. The bytes go to `blobs/ETAG.incomplete`; when the connection breaks, the next
+//! attempt requests the rest (`Range`), which belongs to the same file since the ETag identifies its content. The file becomes
+//! `blobs/ETAG` only if its size matches, and its SHA-256 if the ETag is one. If the program ends earlier, the partial file is
+//! kept for the next run to resume, as with Python's client, provided that a SHA-256 will verify it; otherwise, or if
+//! verification fails, it is deleted.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -24,38 +24,38 @@ const COMMIT: HeaderName = HeaderName::from_static("x-repo-commit");
 const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
 const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
 
-/// A file to be had.
+/// A file to download.
 pub(super) struct FileDownload<'a> {
-    /// For messages.
+    /// Subject of messages.
     pub(super) name: &'a str,
-    /// Its address at the hub.
+    /// URL at the hub.
     pub(super) url: &'a str,
-    /// The commit that it is of.
+    /// Commit of the file.
     pub(super) commit: &'a str,
     /// The repository's folder in the cache.
     pub(super) folder: &'a Path,
 }
 
-/// What the hub says of a file.
+/// The hub's metadata of a file.
 struct FileMetadata {
-    /// Names the content; safe as a file's name.
+    /// Identifies the content; safe as a file name.
     etag: String,
     size: Option<u64>,
-    /// The content's SHA-256, for files that are kept as large ones.
+    /// SHA-256 of the content, for files stored as large ones (LFS).
     sha256: Option<String>,
 }
 
-/// A file that is being filled.
+/// A partially downloaded file.
 struct PartialFile {
     path: PathBuf,
     file: File,
     have: u64,
-    /// True if the whole will be checked against a hash, so that another program may go on with the part.
+    /// True if a hash will verify the whole file, so that another run may resume the download.
     checked: bool,
 }
 
 impl FileDownload<'_> {
-    /// Downloads the file unless the cache has its content; gives the blob's path.
+    /// Downloads the file unless the cache has its content; returns the blob's path.
     pub(super) fn download(&self, client: &Client, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         let metadata = retry(self.name, progress, |_| self.metadata_of(client))?;
         let blob = self.folder.join("blobs").join(&metadata.etag);
@@ -64,7 +64,7 @@ impl FileDownload<'_> {
         }
         make_folder_of(&blob)?;
         let _lock = self.lock(&metadata.etag, progress)?;
-        // Whoever had the lock may have brought it.
+        // The previous holder of the lock may have downloaded it.
         if blob.exists() {
             return Ok(blob);
         }
@@ -76,19 +76,17 @@ impl FileDownload<'_> {
         Ok(blob)
     }
 
-    /// Asks what the file is.
+    /// Requests the file's metadata.
     fn metadata_of(&self, client: &Client) -> Result<FileMetadata, RequestError> {
         let response = client.request(&Method::HEAD, self.url, &HeaderMap::new())?;
         let text = |name: &HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
         if let Some(commit) = text(&COMMIT).filter(|&commit| commit != self.commit) {
-            return Err(RequestError::Final(format!("the hub answered for another commit, {commit:?}")));
+            return Err(RequestError::Final(format!("the hub returned another commit, {commit:?}")));
         }
         let linked = text(&LINKED_ETAG);
         let etag = linked.or(text(&header::ETAG)).map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
         let Some(etag) = etag.filter(|etag| is_plain(etag)) else {
-            return Err(RequestError::Final(format!(
-                "the hub names its content by {etag:?}, which is no ETag of a hub"
-            )));
+            return Err(RequestError::Final(format!("the hub returned an invalid ETag, {etag:?}")));
         };
         let own_size = text(&header::CONTENT_LENGTH).filter(|_| response.status() == StatusCode::OK);
         let size = text(&LINKED_SIZE).or(own_size).and_then(|size| size.parse().ok());
@@ -97,7 +95,7 @@ impl FileDownload<'_> {
         Ok(FileMetadata { etag: etag.into(), size, sha256 })
     }
 
-    /// Holds what Python's `huggingface_hub` holds while it downloads this content.
+    /// Takes the lock that Python's `huggingface_hub` holds while it downloads this content.
     fn lock(&self, etag: &str, progress: &mut ProgressFn) -> Result<File, Error> {
         let cache = self.folder.parent().unwrap_or(Path::new("."));
         let path = cache.join(".locks").join(self.folder.file_name().unwrap_or_default()).join(format!("{etag}.lock"));
@@ -108,12 +106,12 @@ impl FileDownload<'_> {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                // Some network file systems have no locks; two downloads at once are then a risk worth taking.
+                // Some network file systems have no locks; concurrent downloads are then an acceptable risk.
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(file),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
                 Err(TryLockError::WouldBlock) => {}
             }
-            let note = Event::Note(format!("waiting for another program that downloads {}", self.name));
+            let note = Event::Note(format!("waiting for another process that is downloading {}", self.name));
             let event = if waited { Event::Downloading { done: 0, total: None } } else { note };
             if !progress(event) {
                 return Err(Error::Interrupted);
@@ -123,7 +121,7 @@ impl FileDownload<'_> {
         }
     }
 
-    /// One request, for the whole or for the rest.
+    /// Makes one request, for the whole file or for the rest.
     fn attempt(
         &self,
         client: &Client,
@@ -142,7 +140,7 @@ impl FileDownload<'_> {
                 headers.insert(header::RANGE, range.map_err(|error| RequestError::Final(error.to_string()))?);
             }
             let response = match client.request(&Method::GET, self.url, &headers) {
-                // The server has nothing after what is there: it is all, or no part of this file.
+                // Nothing follows the bytes at hand: they are the whole file, or no part of it.
                 Err(RequestError::Refused { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) if resumed > 0 => {
                     if metadata.sha256.is_some() && metadata.sha256 == Some(partial.sha256()?) {
                         return Ok(());
@@ -150,28 +148,28 @@ impl FileDownload<'_> {
                     partial.start_over()?;
                     client.request(&Method::GET, self.url, &HeaderMap::new())?
                 }
-                // The hub answered just now, and the bytes did come: the network will be back.
+                // The hub has just responded and bytes had come, so the network should be back soon.
                 Err(RequestError::Unreachable(reason)) if resumed > 0 => return Err(RequestError::transient(reason)),
                 result => result?,
             };
             self.receive_body(metadata, partial, response, progress)?;
         }
         if let Some(size) = metadata.size.filter(|&size| size != partial.have) {
-            let reason = format!("{} of {size} bytes came", partial.have);
+            let reason = format!("received {} of {size} bytes", partial.have);
             return Err(RequestError::Transient { reason, wait: None, progress: partial.have > resumed });
         }
         if let Some(promised) = &metadata.sha256
             && partial.sha256()? != *promised
         {
             partial.start_over()?;
-            let reason = "what came is not what the hub promised (its SHA-256 differs)";
-            // The part that was there before may be to blame.
+            let reason = "the SHA-256 of the download does not match the hub's";
+            // The bytes of an earlier attempt may be damaged.
             return Err(if resumed > 0 { RequestError::transient(reason) } else { RequestError::Final(reason.into()) });
         }
         Ok(())
     }
 
-    /// Writes an answer's body after what there is, if it is what was asked for.
+    /// Appends a response's body to the partial file, if it is the requested part.
     fn receive_body(
         &self,
         metadata: &FileMetadata,
@@ -184,19 +182,19 @@ impl FileDownload<'_> {
             partial.start_over()?;
         } else if !starts_at(response.headers(), partial.have) {
             partial.start_over()?;
-            return Err(RequestError::transient("the server could not go on where the download broke off"));
+            return Err(RequestError::transient("the server could not resume the download"));
         }
         let total = metadata.size.or(length.map(|length| partial.have.saturating_add(length)));
         if let (Some(size), Some(length)) = (metadata.size, length)
             && partial.have.saturating_add(length) != size
         {
             partial.start_over()?;
-            return Err(RequestError::Final(format!("the hub promised {size} bytes, but the server has {length}")));
+            return Err(RequestError::Final(format!("expected {size} bytes, but the server has {length}")));
         }
         receive(response.body_mut().as_reader(), partial.have, total, progress, |bytes| {
             if metadata.size.is_some_and(|size| partial.have + bytes.len() as u64 > size) {
                 partial.start_over()?;
-                let reason = format!("more than the {} bytes that the hub promised came", total.unwrap_or(0));
+                let reason = format!("received more than the expected {} bytes", total.unwrap_or(0));
                 return Err(RequestError::Final(reason));
             }
             Ok(partial.write(bytes)?)
@@ -205,7 +203,7 @@ impl FileDownload<'_> {
 }
 
 impl PartialFile {
-    /// Opens the file; if its whole will be `checked`, with what an earlier program left in it.
+    /// Opens the file; if the whole will be `checked`, keeps what an earlier run left in it.
     fn open(path: PathBuf, checked: bool) -> Result<Self, Error> {
         let open = || {
             let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(!checked).open(&path)?;
@@ -218,11 +216,11 @@ impl PartialFile {
         }
     }
 
-    /// The error that ended a download, with what is left of it.
+    /// Adds to the error that ended a download how much of it is kept.
     fn explain(&self, error: Error) -> Error {
         match error {
             Error::Hub { name, reason } if self.checked && self.have > 0 => {
-                let reason = format!("{reason}; the {} bytes that came are kept for the next try", self.have);
+                let reason = format!("{reason}; the {} bytes received are kept for the next attempt", self.have);
                 Error::Hub { name, reason }
             }
             error => error,
@@ -249,7 +247,7 @@ impl PartialFile {
         hashed.map(|(_, hash)| hash).map_err(|error| self.failed(error))
     }
 
-    /// Gives the whole file its name.
+    /// Renames the whole file into place.
     fn keep(self, blob: &Path) -> Result<(), Error> {
         let renamed = self.file.sync_all().and_then(|()| fs::rename(&self.path, blob));
         renamed.map_err(|error| Error::write(blob, error))
@@ -257,21 +255,21 @@ impl PartialFile {
 }
 
 impl Drop for PartialFile {
-    /// What holds nothing, or cannot be checked, is of no use to the next program.
+    /// Deletes a file that is empty, or that a later run could not verify.
     fn drop(&mut self) {
         if (self.have == 0 || !self.checked) && self.path.exists() {
-            // If it stays it is a file that nobody reads.
+            // A file that cannot be deleted is never read.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// True if a text can be a file's name as it stands.
+/// True if a text is safe as a file name.
 fn is_plain(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
-/// True if a 206 answer begins where we left off: `Content-Range: bytes HAVE-…`.
+/// True if a 206 response begins where the partial file ends: `Content-Range: bytes HAVE-…`.
 fn starts_at(headers: &HeaderMap, have: u64) -> bool {
     let range = headers.get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
     range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))

@@ -1,13 +1,13 @@
-//! What the environment says about the hub, as Python's `huggingface_hub` reads it.
+//! Environment variables of the hub, as Python's `huggingface_hub` reads them.
 //!
-//! | variable | meaning | otherwise |
+//! | variable | meaning | default |
 //! |---|---|---|
-//! | `HF_ENDPOINT` | the server | `https://huggingface.co` |
+//! | `HF_ENDPOINT` | URL of the hub | `https://huggingface.co` |
 //! | `HF_HOME` | folder of the cache and the token | `$XDG_CACHE_HOME/huggingface`, `~/.cache/huggingface` |
 //! | `HF_HUB_CACHE` | folder of the cache | `$HF_HOME/hub` |
-//! | `HF_TOKEN` | who we are | what `HF_TOKEN_PATH` holds, by default `$HF_HOME/token` |
-//! | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: only what is in the cache | use the network |
-//! | `HF_HUB_DOWNLOAD_TIMEOUT` | seconds to wait for an answer and for any next byte of it | 60 |
+//! | `HF_TOKEN` | access token | contents of `HF_TOKEN_PATH`, by default `$HF_HOME/token` |
+//! | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: use only the cache | use the network |
+//! | `HF_HUB_DOWNLOAD_TIMEOUT` | timeout of a response, and of each further read of its body, in seconds | 60 |
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,15 +21,15 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// Settings of a [`Hub`](super::Hub).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Env {
-    /// The server's address, without a slash at its end.
+    /// URL of the hub, without a trailing slash.
     pub endpoint: String,
     /// The cache folder.
     pub cache: PathBuf,
-    /// A secret that says who we are, if we say so.
+    /// Access token, if any.
     pub token: Option<String>,
-    /// True if the network is not to be used.
+    /// True to use only the cache.
     pub offline: bool,
-    /// How long to wait for an answer, and for any next byte of it.
+    /// Timeout of a response, and of each further read of its body.
     pub timeout: Duration,
 }
 
@@ -37,13 +37,13 @@ impl Env {
     /// Reads the variables through `var`.
     ///
     /// # Errors
-    /// [`Error::Input`] for an endpoint that is no http(s) address, a token that cannot be sent, a timeout that is no number
-    /// of seconds, or no home folder.
+    /// [`Error::Input`] for an endpoint that is not an http(s) URL, a token with invalid characters, a timeout that is not a
+    /// positive number of seconds, or a missing home folder.
     pub fn read(var: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let text = |name: &str| match var(name).filter(|value| !value.is_empty()) {
             None => Ok(None),
             Some(value) => {
-                value.into_string().map(Some).map_err(|_| Error::Input(format!("the variable {name} is not UTF-8")))
+                value.into_string().map(Some).map_err(|_| Error::Input(format!("{name}: the value is not UTF-8")))
             }
         };
         let path = |name: &str| -> Option<PathBuf> {
@@ -57,13 +57,11 @@ impl Env {
             .or_else(|| path("XDG_CACHE_HOME").map(|folder| folder.join("huggingface")))
             .or_else(|| path("HOME").map(|folder| folder.join(".cache/huggingface")))
             .or_else(|| path("USERPROFILE").map(|folder| folder.join(".cache/huggingface")))
-            .ok_or_else(|| {
-                Error::Input("there is no home folder for the hub's cache; set HF_HOME to a folder".into())
-            })?;
+            .ok_or_else(|| Error::Input("no home folder for the Hugging Face cache; set HF_HOME".into()))?;
 
         let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').to_owned();
         if !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme)) {
-            return Err(Error::Input(format!("HF_ENDPOINT is {endpoint:?}, which is no http:// or https:// address")));
+            return Err(Error::Input(format!("HF_ENDPOINT: expected an http:// or https:// URL, got {endpoint:?}")));
         }
         let token = match text("HF_TOKEN")? {
             Some(token) => Some(token),
@@ -81,7 +79,7 @@ impl Env {
         let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         if token.as_ref().is_some_and(|token| token.contains(|c: char| !c.is_ascii_graphic())) {
             return Err(Error::Input(
-                "the token for the hub has characters that no token has; set HF_TOKEN anew".into(),
+                "the Hugging Face token has invalid characters; check HF_TOKEN or the token file".into(),
             ));
         }
         let offline = text("HF_HUB_OFFLINE")?
@@ -91,7 +89,8 @@ impl Env {
             Some(text) => match text.trim().parse().map(Duration::try_from_secs_f64) {
                 Ok(Ok(timeout)) if !timeout.is_zero() => timeout,
                 _ => {
-                    let reason = format!("HF_HUB_DOWNLOAD_TIMEOUT is {text:?}, which is no number of seconds");
+                    let reason =
+                        format!("HF_HUB_DOWNLOAD_TIMEOUT: expected a positive number of seconds, got {text:?}");
                     return Err(Error::Input(reason));
                 }
             },

@@ -1,4 +1,4 @@
-//! SHA-256 of what is too large to be in memory.
+//! SHA-256 of data too large for memory.
 
 use std::io::{self, Read, Write};
 
@@ -18,7 +18,7 @@ impl Write for Hasher {
     }
 }
 
-/// Reads to the end; returns the number of bytes, and their hash in hexadecimal.
+/// Reads to the end; returns the number of bytes and their SHA-256 in hexadecimal.
 pub(super) fn sha256(reader: &mut impl Read) -> io::Result<(u64, String)> {
     let mut hasher = Hasher(Sha256::new());
     let size = io::copy(&mut io::BufReader::with_capacity(1 << 18, reader), &mut hasher)?;

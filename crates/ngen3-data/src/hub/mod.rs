@@ -1,12 +1,12 @@
-//! The Hugging Face hub: models and datasets by name, kept in the cache folder that Python's `huggingface_hub` keeps.
+//! The Hugging Face hub: models and datasets by name, in the cache folder shared with Python's `huggingface_hub`.
 //!
-//! A [`Hub`] is a server and a cache, as the `HF_*` variables say (`env.rs`). [`Hub::open`] settles a name and a revision to
-//! one commit with its list of files, a [`Snapshot`]; [`Snapshot::fetch`] gives the path of one of them, downloading it
-//! unless the cache has it. [`Hub::fetch_model`] does both for all that a model needs; [`Hub::push`] is the way back.
+//! A [`Hub`] is a server and a cache, configured by the `HF_*` variables (`env.rs`). [`Hub::open`] resolves a name and a revision
+//! to one commit with its list of files, a [`Snapshot`]; [`Snapshot::fetch`] returns the path of one of them, downloading it
+//! unless the cache has it. [`Hub::fetch_model`] does both for all files of a model; [`Hub::push`] uploads a model.
 //!
-//! Names, addresses and the cache's layout come from the `hf-hub` crate. The requests are our own (`client.rs`,
-//! `download.rs`), since that crate neither goes on with a broken download, nor checks what arrived, nor passes on what the
-//! hub says when it refuses. `cache.rs` has the listing of a commit, which offline work needs, and the links.
+//! Names, URLs and the cache layout come from the `hf-hub` crate. The requests are our own (`client.rs`, `download.rs`), since
+//! that crate neither resumes a broken download, nor verifies it, nor passes on the hub's error messages. `cache.rs` has the
+//! list of a commit's files, which offline use needs, and the links.
 
 mod cache;
 mod client;

@@ -1,4 +1,4 @@
-//! What a model's folder needs, from the hub.
+//! Fetches the files of a model.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::progress::ProgressFn;
 use crate::source::limited::read_at_most;
 
 const CONFIG: &str = "config.json";
-/// Ways to keep weights, the preferred one first: one file, or an index of several.
+/// Weight files, the preferred format first: a single file, or an index of shards.
 const WEIGHTS: [(&str, &str); 2] =
     [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")];
-/// What else is taken along if it is there.
+/// Files that are fetched too if present.
 const EXTRAS: [&str; 8] = [
     "generation_config.json",
     "tokenizer.json",
@@ -27,29 +27,29 @@ const EXTRAS: [&str; 8] = [
     "chat_template.jinja",
 ];
 
-/// `*.index.json`: which file has which tensor.
+/// `*.index.json`: the shard of each tensor.
 #[derive(Deserialize)]
 struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
 impl Hub {
-    /// Fetches a model with its configuration, weights (safetensors if it has them) and tokenizer; gives the folder that holds
-    /// them. `revision` is a branch, a tag or a commit; the main branch without it. `progress` hears how far it is.
+    /// Fetches a model's configuration, weights (safetensors if available) and tokenizer; returns their folder. `revision` is a
+    /// branch, tag or commit, by default the main branch. `progress` receives events.
     ///
     /// # Errors
-    /// As [`Hub::open`] and [`Snapshot::fetch`]; [`Error::Hub`] for a repository that is no model.
+    /// As [`Hub::open`] and [`Snapshot::fetch`]; [`Error::Hub`] for a repository that is not a model.
     pub fn fetch_model(&self, name: &str, revision: Option<&str>, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         let snapshot = self.open(RepoKind::Model, name, revision, progress)?;
         let lacks = |what: &str| Error::Hub { name: snapshot.title.clone(), reason: format!("it has no {what}") };
         if !snapshot.has(CONFIG) {
-            return Err(lacks("config.json, so it is no model of the transformers library"));
+            return Err(lacks("config.json, so it is not a transformers model"));
         }
         snapshot.fetch(CONFIG, progress)?;
         let (whole, index) = WEIGHTS
             .into_iter()
             .find(|(whole, index)| snapshot.has(whole) || snapshot.has(index))
-            .ok_or_else(|| lacks("model.safetensors and no pytorch_model.bin"))?;
+            .ok_or_else(|| lacks("model.safetensors or pytorch_model.bin"))?;
         if snapshot.has(whole) {
             snapshot.fetch(whole, progress)?;
         } else {
@@ -65,14 +65,14 @@ impl Hub {
     }
 }
 
-/// The files that an index names.
+/// Returns the shards that an index names.
 fn shards(snapshot: &Snapshot, index: &Path) -> Result<BTreeSet<String>, Error> {
     let unreadable = |reason: String| Error::read(index.display(), reason);
     let bytes = read_at_most(index, LISTING_LIMIT).map_err(|error| unreadable(error.to_string()))?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let shards: BTreeSet<_> = index.weight_map.into_values().collect();
     match shards.iter().find(|shard| !snapshot.has(shard)) {
-        Some(missing) => Err(unreadable(format!("it names {missing:?}, which the repository does not have"))),
+        Some(missing) => Err(unreadable(format!("it names {missing:?}, which is not in the repository"))),
         None => Ok(shards),
     }
 }

@@ -1,4 +1,4 @@
-//! Repositories of the hub: their kinds, their names, and the files that they list.
+//! Repositories of the hub: their kinds, names and files.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use crate::Error;
 
-/// Bytes of JSON that a listing may have; the largest repositories have some ten megabytes.
+/// Maximum size of a listing, in bytes of JSON; the largest repositories have about ten megabytes.
 pub(super) const LISTING_LIMIT: usize = 1 << 28;
 
-/// Contents of a repository.
+/// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// A model.
@@ -39,13 +39,13 @@ impl RepoKind {
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoFile {
-    /// Its path in the repository, with `/` between folders.
+    /// Path in the repository, with `/` between folders.
     pub path: String,
-    /// Its size in bytes, if the hub tells.
+    /// Size in bytes, if the hub returns it.
     pub size: Option<u64>,
 }
 
-/// The hub's answer about a repository.
+/// The hub's response about a repository.
 #[derive(Deserialize)]
 pub(super) struct RepoInfo {
     pub(super) sha: String,
@@ -53,7 +53,7 @@ pub(super) struct RepoInfo {
     pub(super) siblings: Vec<Sibling>,
 }
 
-/// A file, in that answer.
+/// A file in a [`RepoInfo`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Sibling {
@@ -63,14 +63,14 @@ pub(super) struct Sibling {
     pub(super) lfs: Option<Lfs>,
 }
 
-/// Place where a large file's bytes are kept.
+/// Large-file storage (LFS) of a file.
 #[derive(Deserialize)]
 pub(super) struct Lfs {
     pub(super) sha256: String,
     pub(super) size: u64,
 }
 
-/// True if a path stays below the folder that it is joined to, on every system.
+/// True if a path stays below the folder it is joined to, on every system.
 pub(super) fn is_safe_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1024
@@ -78,7 +78,7 @@ pub(super) fn is_safe_path(path: &str) -> bool {
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
-/// A name that the hub allows: `NAME` or `OWNER/NAME`.
+/// Checks a repository name: `NAME` or `OWNER/NAME`.
 pub(super) fn check_name(kind: RepoKind, name: &str) -> Result<(), Error> {
     let part_is_fine = |part: &str| {
         part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -90,13 +90,13 @@ pub(super) fn check_name(kind: RepoKind, name: &str) -> Result<(), Error> {
     if parts.len() > 2 || name.len() > 96 || !parts.into_iter().all(part_is_fine) {
         let kind = kind.word();
         return Err(Error::Input(format!(
-            "{name:?} is neither a folder here nor the name of a {kind} on the hub (OWNER/NAME)"
+            "expected a local path or the name of a {kind} on the hub (OWNER/NAME), got {name:?}"
         )));
     }
     Ok(())
 }
 
-/// True if this names something on disk, which then comes before the hub.
+/// True if this is a local path, which takes precedence over the hub.
 pub fn is_local(name: &str) -> bool {
     Path::new(name).exists()
 }

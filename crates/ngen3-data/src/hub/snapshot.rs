@@ -11,9 +11,9 @@ use super::{cache, client, download};
 use crate::Error;
 use crate::progress::ProgressFn;
 
-/// The branch that is meant when none is named.
+/// Default branch.
 const MAIN: &str = "main";
-/// The hub's server, and the folder that keeps what came from it.
+/// A hub and its cache folder.
 #[derive(Clone, Debug)]
 pub struct Hub {
     pub(super) client: Client,
@@ -35,25 +35,25 @@ pub struct Snapshot {
 }
 
 impl Hub {
-    /// The hub and the cache that the process's `HF_*` variables name.
+    /// Makes the hub that the process's `HF_*` variables configure.
     ///
     /// # Errors
-    /// [`Error::Input`] for a variable that makes no sense.
+    /// [`Error::Input`] for an invalid variable.
     pub fn from_env() -> Result<Self, Error> {
         Ok(Self::new(Env::read(|name| std::env::var_os(name))?))
     }
 
-    /// The hub and the cache of these settings.
+    /// Makes a hub from settings.
     pub fn new(env: Env) -> Self {
         let client = Client::new(env.endpoint, env.token, env.timeout);
         Self { client, cache: Cache::new(env.cache), offline: env.offline }
     }
 
-    /// Finds a repository's commit and files. `revision` is a branch, a tag or a commit; the main branch without it.
+    /// Resolves a repository to a commit and its files. `revision` is a branch, tag or commit, by default the main branch.
     ///
     /// # Errors
-    /// [`Error::Input`] for a name that cannot be one, [`Error::Hub`] with the hub's own reason or the network's failure (or
-    /// for what is not in the cache, offline), [`Error::Interrupted`].
+    /// [`Error::Input`] for an invalid name, [`Error::Hub`] with the hub's message or the network error (or, offline, for what is
+    /// not in the cache), [`Error::Interrupted`].
     pub fn open(
         &self,
         kind: RepoKind,
@@ -64,7 +64,7 @@ impl Hub {
         check_name(kind, name)?;
         let revision = revision.unwrap_or(MAIN);
         if !is_safe_path(revision) {
-            return Err(Error::Input(format!("{revision:?} cannot be a branch, a tag or a commit")));
+            return Err(Error::Input(format!("invalid revision {revision:?}: expected a branch, tag or commit")));
         }
         let title = format!("{} {name}", kind.word());
         let (commit, files, complete) = if self.offline {
@@ -75,19 +75,18 @@ impl Hub {
         Ok(Snapshot { hub: self.clone(), title, repo: kind.repo(name, &commit), commit, files, complete })
     }
 
-    /// The commit, its files, and that these are all.
+    /// Queries the hub for the commit and its files. The flag is true: the list is complete.
     fn ask(&self, title: &str, repo: &Repo, progress: &mut ProgressFn) -> Result<(String, Vec<RepoFile>, bool), Error> {
         let url = format!("{}/api/{}?blobs=true", self.client.endpoint(), repo.api_url());
         let body = self.client.get_text(title, &url, LISTING_LIMIT as u64, progress)?;
         let failed = |reason: String| Error::Hub { name: title.into(), reason };
-        let info: RepoInfo = serde_json::from_str(&body).map_err(|error| {
-            failed(format!("the answer of {} is not what a hub says ({error})", self.client.endpoint()))
-        })?;
+        let info: RepoInfo = serde_json::from_str(&body)
+            .map_err(|error| failed(format!("unexpected response from {} ({error})", self.client.endpoint())))?;
         if !cache::is_commit(&info.sha) {
-            return Err(failed(format!("the hub named {:?} as a commit", info.sha)));
+            return Err(failed(format!("expected a commit hash from the hub, got {:?}", info.sha)));
         }
         if let Some(file) = info.siblings.iter().find(|file| !is_safe_path(&file.rfilename)) {
-            let reason = format!("it lists a file {:?}, which would lead out of the cache; refused", file.rfilename);
+            let reason = format!("refused the file name {:?}: it points outside the cache", file.rfilename);
             return Err(failed(reason));
         }
         let folder = self.cache.path().join(repo.folder_name());
@@ -99,7 +98,7 @@ impl Hub {
         Ok((info.sha, files, true))
     }
 
-    /// The commit, its files as far as the cache knows them, and whether that is all.
+    /// Finds the commit and its files in the cache. The flag is true if the list is complete.
     fn find_cached(&self, title: &str, repo: &Repo) -> Result<(String, Vec<RepoFile>, bool), Error> {
         let folder = self.cache.path().join(repo.folder_name());
         let commit = if cache::is_commit(repo.revision()) {
@@ -109,7 +108,7 @@ impl Hub {
         };
         let Some(commit) = commit else {
             let reason = format!(
-                "HF_HUB_OFFLINE is set, and {} is not in the cache ({}); fetch it once with a network",
+                "HF_HUB_OFFLINE is set, and {} is not in the cache ({}); unset it to download",
                 repo.revision(),
                 self.cache.path().display()
             );
@@ -126,7 +125,7 @@ impl Hub {
 }
 
 impl Snapshot {
-    /// Its source.
+    /// The hub that it came from.
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
@@ -136,43 +135,43 @@ impl Snapshot {
         &self.commit
     }
 
-    /// The files, as the hub lists them.
+    /// The files that the hub lists.
     pub fn files(&self) -> &[RepoFile] {
         &self.files
     }
 
-    /// True if there is a file of this path.
+    /// True if there is a file at this path.
     pub fn has(&self, path: &str) -> bool {
         self.files.iter().any(|file| file.path == path)
     }
 
-    /// True if [`Snapshot::files`] are all there are. Offline they may be only those that Python once fetched.
+    /// True if [`Snapshot::files`] is complete. Offline it may have only the files that Python once fetched.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The folder where this commit's files are, those that were fetched.
+    /// Folder of this commit's files, as far as they were fetched.
     pub fn folder(&self) -> PathBuf {
         cache::snapshot_folder(&self.repo_folder(), &self.commit)
     }
 
-    /// The path of a file in the cache, downloaded unless it is there.
+    /// Returns the path of a file in the cache, downloading it if needed.
     ///
     /// # Errors
-    /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. What had come by then of a
-    /// large file is kept as `blobs/ETAG.incomplete` and the next try goes on from there; no other name in the cache ever
-    /// holds part of a file.
+    /// [`Error::Hub`] with the reason, [`Error::Write`] for the cache's disk, [`Error::Interrupted`]. The partial download of a
+    /// large file is kept as `blobs/ETAG.incomplete` and resumed by the next attempt; no other name in the cache ever holds part
+    /// of a file.
     pub fn fetch(&self, path: &str, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         let name = format!("{path} of {}", self.title);
         if !is_safe_path(path) || !self.has(path) {
-            return Err(Error::Hub { name, reason: "there is no such file".into() });
+            return Err(Error::Hub { name, reason: "no such file".into() });
         }
         let kept = self.folder().join(path);
         if kept.exists() {
             return Ok(kept);
         }
         if self.hub.offline {
-            let reason = "HF_HUB_OFFLINE is set, and it is not in the cache; fetch it once with a network".into();
+            let reason = "HF_HUB_OFFLINE is set, and the file is not in the cache; unset it to download".into();
             return Err(Error::Hub { name, reason });
         }
         let url = format!(

@@ -1,8 +1,8 @@
-//! Putting a folder on the hub, as one commit: all of it arrives or none.
+//! Uploads a folder to the hub as one commit, atomically.
 //!
-//! Four steps, as the hub's own clients take them: make the repository unless it is there; ask which files are small (they go
-//! into the commit itself) and which are kept by their SHA-256 elsewhere (git LFS); upload those, whole or in the parts that the
-//! hub asks for; commit. What a broken upload had brought over is not sent again: the hub says which it has.
+//! Four steps, as the hub's own clients take them: create the repository unless it exists; ask which files are small (part of
+//! the commit itself) and which are stored by their SHA-256 elsewhere (git LFS); upload the latter, whole or in the parts that
+//! the hub requests; commit. Files that a broken upload transferred are not sent again: the hub reports which it has.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -23,23 +23,23 @@ use crate::Error;
 use crate::http::RequestError;
 use crate::progress::{Event, ProgressFn};
 
-/// Bytes of a file that the hub looks at to tell what it is.
+/// Bytes of a file that the hub inspects to classify it.
 const SAMPLE_BYTES: usize = 512;
-/// Bytes that an answer may have.
+/// Maximum size of a response, in bytes.
 const MAX_RESPONSE_BYTES: u64 = 1 << 24;
 const GIT_LFS: &str = "application/vnd.git-lfs+json";
 const JSON: &str = "application/json";
 
-/// What was put there.
+/// Result of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitInfo {
-    /// The repository's page.
+    /// URL of the repository.
     pub url: String,
-    /// The new commit, if the hub says.
+    /// The new commit, if the hub returned it.
     pub commit: Option<String>,
 }
 
-/// A file to be uploaded.
+/// A file to upload.
 struct UploadFile {
     path: String,
     file: PathBuf,
@@ -47,7 +47,7 @@ struct UploadFile {
     sha256: String,
 }
 
-/// A file as the hub wants it.
+/// The hub's decision about a file.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PreuploadFile {
@@ -57,7 +57,7 @@ struct PreuploadFile {
     should_ignore: bool,
 }
 
-/// Where the bytes of a large file are to go; no actions if the hub has them.
+/// Upload instructions for a large file; without actions the hub has it.
 #[derive(Deserialize)]
 struct LfsObject {
     oid: String,
@@ -79,32 +79,32 @@ struct LfsAction {
 }
 
 impl Hub {
-    /// Checks, without asking the hub, that something can be put into this repository.
+    /// Checks, without a request, that a model can be uploaded to this repository.
     ///
     /// # Errors
-    /// [`Error::Input`] for a name that cannot be one, no token, or offline.
+    /// [`Error::Input`] for an invalid name, a missing token, or offline use.
     pub fn check_push(&self, name: &str) -> Result<(), Error> {
         if !name.contains('/') {
             return Err(Error::Input(format!(
-                "{name:?} is no name to upload to; it is OWNER/NAME, the owner being yours"
+                "invalid repository name {name:?}: expected OWNER/NAME, with your user name or organization as OWNER"
             )));
         }
         check_name(RepoKind::Model, name)?;
         if self.offline {
-            return Err(Error::Input("HF_HUB_OFFLINE is set, so nothing can be uploaded".into()));
+            return Err(Error::Input("HF_HUB_OFFLINE is set; unset it to upload".into()));
         }
         if !self.client.has_token() {
-            return Err(Error::Input("to upload, set HF_TOKEN to a token of yours that may write".into()));
+            return Err(Error::Input("to upload, set HF_TOKEN to an access token with write permission".into()));
         }
         Ok(())
     }
 
-    /// Puts these files of a folder into a model's repository on its main branch, as one commit. A repository that is not there
-    /// is made, for everyone or, if `private`, for its owner.
+    /// Uploads these files of a folder to the main branch of a model repository, as one commit. A missing repository is created,
+    /// public or, if `private`, private.
     ///
     /// # Errors
-    /// As [`Hub::check_push`]; [`Error::Upload`] with the hub's reason;
-    /// [`Error::Read`] for a file; [`Error::Interrupted`]. Nothing is committed then.
+    /// As [`Hub::check_push`]; [`Error::Upload`] with the hub's message; [`Error::Read`] for a file; [`Error::Interrupted`]. On
+    /// an error nothing is committed.
     pub fn push(
         &self,
         name: &str,
@@ -130,7 +130,7 @@ impl Hub {
 impl UploadFile {
     fn of(folder: &Path, path: &str) -> Result<Self, Error> {
         if !is_safe_path(path) {
-            return Err(Error::Input(format!("{path:?} cannot be a file of a repository")));
+            return Err(Error::Input(format!("invalid path in a repository: {path:?}")));
         }
         let file = folder.join(path);
         let failed = |error: io::Error| Error::read(file.display(), error);
@@ -142,7 +142,7 @@ impl UploadFile {
         File::open(&self.file).map_err(|error| Error::read(self.file.display(), error))
     }
 
-    /// The first `most` bytes.
+    /// Reads the first `most` bytes.
     fn read(&self, most: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         self.open()?.take(most).read_to_end(&mut bytes).map_err(|error| Error::read(self.file.display(), error))?;
@@ -153,7 +153,7 @@ impl UploadFile {
 /// One upload.
 struct Session<'a> {
     hub: &'a Hub,
-    /// For messages.
+    /// Subject of messages.
     title: String,
     name: &'a str,
 }
@@ -175,7 +175,7 @@ impl Session<'_> {
         format!("{}/{rest}", self.hub.client.endpoint())
     }
 
-    /// Posts and reads the answer's JSON.
+    /// Sends a POST request and parses the JSON of the response.
     fn post<T: serde::de::DeserializeOwned>(
         &self,
         url: &str,
@@ -191,18 +191,18 @@ impl Session<'_> {
         })?;
         serde_json::from_str(&answer).map_err(|error| Error::Hub {
             name: self.title.clone(),
-            reason: format!("the answer of {url} is not what a hub says ({error})"),
+            reason: format!("unexpected response from {url} ({error})"),
         })
     }
 
-    /// Makes the repository; one that is there is fine.
+    /// Creates the repository unless it exists.
     fn create(&self, owner: &str, name: &str, private: bool, progress: &mut ProgressFn) -> Result<(), Error> {
         let body = json!({ "name": name, "organization": owner, "type": "model", "private": private }).to_string();
         retry(&self.title, progress, |_| {
             let payload = Payload { content_type: JSON, reader: &mut body.as_bytes(), length: body.len() as u64 };
             match self.hub.client.send(&Method::POST, &self.url("api/repos/create"), payload) {
                 Err(RequestError::Refused { status: StatusCode::CONFLICT, .. }) | Ok(_) => Ok(()),
-                // A token for this repository alone may not make any, and need not if it is there.
+                // A token limited to this repository may not create any, which is fine if it exists.
                 Err(refused @ RequestError::Refused { status: StatusCode::FORBIDDEN, .. }) => {
                     let url = self.url(&format!("api/models/{}", self.name));
                     match self.hub.client.request(&Method::GET, &url, &HeaderMap::new()) {
@@ -231,7 +231,7 @@ impl Session<'_> {
         Ok(self.post::<Modes>(&url, JSON, &json!({ "files": files }).to_string(), progress)?.files)
     }
 
-    /// Uploads the bytes of large files.
+    /// Uploads the contents of large files.
     fn send_large(&self, uploads: &[&UploadFile], progress: &mut ProgressFn) -> Result<(), Error> {
         #[derive(Deserialize)]
         struct Batch {
@@ -256,10 +256,10 @@ impl Session<'_> {
         for upload in uploads {
             let object = batch.objects.iter().find(|object| object.oid == upload.sha256);
             let refused = |reason: String| Error::Hub { name: format!("{} for {}", upload.path, self.title), reason };
-            let object = object.ok_or_else(|| refused("the hub does not say where it is to go".into()))?;
+            let object = object.ok_or_else(|| refused("the hub returned no upload URL".into()))?;
             if let Some(error) = &object.error {
                 let words = error.get("message").and_then(Value::as_str).unwrap_or("no reason given");
-                return Err(refused(format!("the hub refuses it: {words}")));
+                return Err(refused(format!("the hub rejected it: {words}")));
             }
             if let Some(actions) = &object.actions {
                 self.send_object(upload, actions, done..total, progress)?;
@@ -272,8 +272,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Uploads one file, whole or in parts, and has it verified. `span` is from the bytes of the files before it to those
-    /// of all.
+    /// Uploads one file, whole or in parts, and has it verified. `span` starts at the bytes of the files before it and ends at
+    /// the total.
     fn send_object(
         &self,
         upload: &UploadFile,
@@ -289,19 +289,19 @@ impl Session<'_> {
             return self.verify(upload, actions, progress);
         };
         let size = chunk.as_u64().or_else(|| chunk.as_str()?.parse().ok()).filter(|&size| size > 0);
-        let size = size.ok_or_else(|| wrong(format!("the hub wants parts of {chunk} bytes")))?;
+        let size = size.ok_or_else(|| wrong(format!("invalid part size from the hub: {chunk}")))?;
         let mut parts: Vec<(u64, &str)> =
             header.iter().filter_map(|(key, url)| Some((key.parse().ok()?, url.as_str()?))).collect();
         parts.sort_unstable();
         if parts.len() as u64 != upload.size.div_ceil(size) {
             let (named, bytes) = (parts.len(), upload.size);
-            return Err(wrong(format!("the hub has {named} places for parts of {size} bytes, of {bytes} bytes")));
+            return Err(wrong(format!("the hub returned {named} upload URLs for {bytes} bytes in parts of {size}")));
         }
         let mut etags = Vec::new();
         for (i, (_, url)) in (0..).zip(&parts) {
             let range = i * size..((i + 1) * size).min(upload.size);
             let etag = self.put(&title, upload, url, range, &span, progress)?;
-            let etag = etag.ok_or_else(|| wrong(format!("part {} was taken without an ETag", i + 1)))?;
+            let etag = etag.ok_or_else(|| wrong(format!("the hub returned no ETag for part {}", i + 1)))?;
             etags.push(json!({ "partNumber": i + 1, "etag": etag }));
         }
         let body = json!({ "oid": upload.sha256, "parts": etags }).to_string();
@@ -312,7 +312,7 @@ impl Session<'_> {
         self.verify(upload, actions, progress)
     }
 
-    /// Puts some bytes of a file; gives the ETag of what was taken.
+    /// Uploads a byte range of a file; returns the ETag of the response.
     fn put(
         &self,
         title: &str,
@@ -376,10 +376,10 @@ impl Session<'_> {
     }
 }
 
-/// A part of a file that tells how far it was read, and ends when told to.
+/// Reads part of a file, reports progress, and ends when told to.
 struct ProgressReader<'a, 'b> {
     file: io::Take<File>,
-    /// Bytes of all files that were sent, and that there are.
+    /// Bytes of all files: sent so far, and in total.
     done: u64,
     total: Option<u64>,
     progress: &'a mut ProgressFn<'b>,

@@ -1,4 +1,4 @@
-//! Downloads that break off, and what they leave.
+//! Interrupted downloads and the files they leave behind.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn a_broken_download_goes_on_where_it_broke_off() {
         assert!(fs::read(kept.unwrap()).unwrap() == content(), "{path}");
         let log = server.log();
         assert!(log.iter().any(|line| line.contains("Range=bytes=")), "{log:#?}");
-        assert!(notes[0].contains("the connection broke after ") && notes[0].contains("trying again"), "{notes:?}");
+        assert!(notes[0].contains("connection lost after ") && notes[0].contains("retrying in"), "{notes:?}");
     }
     assert!(!below(cache.path()).iter().any(|path| path.ends_with(".incomplete")));
 }
@@ -57,7 +57,7 @@ fn the_next_run_goes_on_and_does_not_trust_what_it_finds() {
     }
 }
 
-/// Nobody listens there.
+/// A redirect to a port where nothing listens.
 const NOWHERE: Fault = Fault::Answer(302, "Location: http://127.0.0.1:1/gone", "");
 
 #[test]
@@ -68,12 +68,12 @@ fn what_came_is_kept_when_the_network_goes_away() {
     let half = || below(cache.path()).into_iter().find(|path| path.ends_with(".incomplete"));
     let size = |path: String| fs::metadata(cache.path().join(path)).unwrap().len();
     let drop_then_nowhere = |times| {
-        // The first time all is well until the connection breaks.
+        // All is well at first, until the connection breaks.
         server.fault("/resolve/", 1, Fault::Drop(usize::MAX));
         server.fault("/other/", 1, Fault::Drop(500_000));
         server.fault("/resolve/", times, NOWHERE);
     };
-    // Away for long: whoever gives up waiting finds the part there.
+    // Away for long: after an early stop the partial file is still there.
     drop_then_nowhere(20);
     let mut notes = Vec::new();
     let stopped = snapshot.fetch("x.parquet", &mut |event| {
@@ -83,20 +83,20 @@ fn what_came_is_kept_when_the_network_goes_away() {
         notes.len() < 2
     });
     assert!(matches!(stopped, Err(Error::Interrupted)));
-    assert!(notes[1].contains("refused") && notes[1].contains("trying again"), "{notes:?}");
+    assert!(notes[1].contains("refused") && notes[1].contains("retrying in"), "{notes:?}");
     let had = size(half().unwrap());
     assert!(had > 0);
-    // A hub that says no for another reason takes nothing away either.
+    // A hub that refuses for another reason removes nothing either.
     server.heal();
     server.fault("/other/", 1, Fault::Answer(403, "", ""));
     let error = fetch(&snapshot, "x.parquet").unwrap_err();
-    assert!(error.contains("403") && error.ends_with("bytes that came are kept for the next try"), "{error}");
+    assert!(error.contains("403") && error.ends_with("bytes received are kept for the next attempt"), "{error}");
     assert_eq!(size(half().unwrap()), had);
     server.log();
     assert!(fs::read(fetch(&snapshot, "x.parquet").unwrap()).unwrap() == content());
     assert!(server.log().iter().any(|line| line.contains(&format!("Range=bytes={had}-"))));
 
-    // Away for a moment: the same run goes on.
+    // Away for a moment: the same run resumes.
     let cache = tempfile::tempdir().unwrap();
     let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
     drop_then_nowhere(1);
@@ -104,12 +104,13 @@ fn what_came_is_kept_when_the_network_goes_away() {
     let ranges = server.log().iter().filter(|line| line.starts_with("other") && line.contains("Range=")).count();
     assert_eq!(ranges, 1);
 
-    // Nothing has come yet: there is nothing to wait for.
+    // Nothing was received yet: an unreachable server is an error at once.
     let cache = tempfile::tempdir().unwrap();
     let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
     server.fault("/resolve/", 1, NOWHERE);
     let error = fetch(&snapshot, "x.parquet").unwrap_err();
-    assert!(error.ends_with("(is there a network? HF_HUB_OFFLINE=1 uses what is in the cache)"), "{error}");
+    let hint = "(check the network connection, or set HF_HUB_OFFLINE=1 to use the cache)";
+    assert!(error.ends_with(hint), "{error}");
 }
 
 #[test]
@@ -130,14 +131,14 @@ fn a_part_with_nothing_after_it_is_the_whole_or_is_fetched_anew() {
         log.iter().filter(|line| line.starts_with("other")).map(|line| line.contains("Range=")).collect::<Vec<_>>()
     };
     server.fault("/other/", 1, Fault::Answer(416, "", ""));
-    assert_eq!(fetched_from(&content()[..400_000]), [true, false], "the server did not want to go on");
+    assert_eq!(fetched_from(&content()[..400_000]), [true, false], "the server refuses to resume");
     server.hide_sizes();
-    assert_eq!(fetched_from(&content()), [true], "it was all there");
-    assert_eq!(fetched_from(&[&content()[..], b"more"].concat()), [true, false], "it was something else");
+    assert_eq!(fetched_from(&content()), [true], "the whole file was there");
+    assert_eq!(fetched_from(&[&content()[..], b"more"].concat()), [true, false], "it was another file");
 }
 
-/// Whatever goes wrong, and however the attempt ends: no name but `blobs/ETAG.incomplete` holds part of a file, that one only
-/// what a later attempt goes on with, and then nothing is left of it.
+/// Whatever goes wrong, and however the attempt ends: only `blobs/ETAG.incomplete` holds part of a file, only if a later attempt
+/// resumes it, and then nothing is left of it.
 #[test]
 fn after_each_fault_the_cache_holds_no_half_file() {
     let whole = content();
@@ -171,7 +172,7 @@ fn after_each_fault_the_cache_holds_no_half_file() {
             let label = format!("{fault:?}, {times} times, {path}");
             let part = if path == "x.parquet" { "/other/" } else { "/resolve/" };
             server.fault(part, times, fault.clone());
-            // The waits between attempts are cut short by giving up at the second.
+            // The waits between attempts are skipped by giving up at the second.
             let mut notes = 0;
             let outcome = snapshot.fetch(path, &mut |event| {
                 notes += usize::from(matches!(event, Event::Note(_)));
@@ -204,7 +205,7 @@ fn after_each_fault_the_cache_holds_no_half_file() {
     }
 }
 
-/// What is left of a file that no hash will check might be anything, so it is not gone on with.
+/// A partial file that no hash will verify might be anything, so it is not resumed.
 #[test]
 fn a_small_file_that_was_left_half_is_fetched_anew() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
@@ -235,8 +236,8 @@ fn passing_trouble_is_waited_out() {
         }
         true
     });
-    assert!(notes[0].contains("429 Too Many Requests: Too many requests; trying again in 0ns"), "{notes:?}");
-    assert!(notes[1].contains("503 Service Unavailable; trying again"), "{notes:?}");
+    assert!(notes[0].contains("429 Too Many Requests: Too many requests; retrying in 0ns"), "{notes:?}");
+    assert!(notes[1].contains("503 Service Unavailable; retrying in"), "{notes:?}");
     let snapshot = snapshot.unwrap();
     server.fault("resolve", 1, Fault::Answer(500, "", ""));
     server.fault("/other/", 1, Fault::Answer(502, "", ""));
@@ -246,8 +247,8 @@ fn passing_trouble_is_waited_out() {
 
     server.fault("/api/", 1, Fault::Answer(429, "Retry-After: 4000", ""));
     let error = open(&hub).unwrap_err().to_string();
-    assert!(error.ends_with("429 Too Many Requests (it asks us to come back in 4000 s)"), "{error}");
+    assert!(error.ends_with("429 Too Many Requests (the server asks to retry after 4000 s)"), "{error}");
     server.fault("/api/", 1, Fault::Answer(429, "Retry-After: 200", ""));
     let stopped = hub.open(RepoKind::Dataset, NAME, None, &mut |event| !matches!(event, Event::Downloading { .. }));
-    assert!(matches!(stopped, Err(Error::Interrupted)), "a wait can be ended");
+    assert!(matches!(stopped, Err(Error::Interrupted)), "a wait can be interrupted");
 }

@@ -1,4 +1,4 @@
-//! The hub's client against a hub on loopback: what it fetches, what it keeps, and how it takes trouble.
+//! The hub's client against a hub on loopback: downloads, the cache, and handling of errors.
 
 mod downloads;
 mod pushes;
@@ -39,7 +39,7 @@ fn fetch(snapshot: &Snapshot, path: &str) -> Result<PathBuf, String> {
     snapshot.fetch(path, &mut |_| true).map_err(|error| error.to_string())
 }
 
-/// Every file and link below a folder, as paths.
+/// Lists every file and link below a folder, as paths.
 fn below(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -87,11 +87,11 @@ fn files_are_kept_as_python_keeps_them_and_fetched_once() {
     let log = server.log();
     assert_eq!(log.len(), 1 + 2 * 3 + 1, "{log:#?}");
     let (others, ours): (Vec<_>, Vec<_>) = log.iter().partition(|line| line.starts_with("other server"));
-    assert!(others.len() == 1 && !others[0].contains("secret"), "a token goes to its own server only: {others:?}");
+    assert!(others.len() == 1 && !others[0].contains("secret"), "the token goes only to the hub: {others:?}");
     assert!(ours.iter().all(|line| line.contains("token=Bearer hf_secret")), "{ours:?}");
 
     fetch(&open(&hub).unwrap(), "data/x.parquet").unwrap();
-    assert_eq!(server.log().len(), 1, "what is there is not asked for again");
+    assert_eq!(server.log().len(), 1, "a file in the cache is not requested again");
     // The same content at another commit is not fetched again either.
     server.add("datasets", NAME, "v2", &[("renamed.parquet", &content())]);
     let second = hub.open(RepoKind::Dataset, NAME, Some("v2"), &mut |_| true).unwrap();
@@ -104,7 +104,7 @@ fn files_are_kept_as_python_keeps_them_and_fetched_once() {
     assert!(fs::read(fetch(&snapshot, "data/x.parquet").unwrap()).unwrap() == content());
     let by_commit = offline.open(RepoKind::Dataset, NAME, Some(&commit), &mut |_| true).unwrap();
     assert_eq!(by_commit.files(), snapshot.files());
-    assert!(server.log().is_empty(), "offline means offline");
+    assert!(server.log().is_empty(), "offline makes no requests");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn offline_only_what_was_fetched_is_there() {
     let (server, cache) = (FakeHub::start(), tempfile::tempdir().unwrap());
     let error = open(&offline(&server, cache.path())).unwrap_err().to_string();
     assert!(
-        error.starts_with("cannot get dataset someone/something: HF_HUB_OFFLINE is set, and main is not in"),
+        error.starts_with("cannot fetch dataset someone/something: HF_HUB_OFFLINE is set, and main is not in"),
         "{error}"
     );
     server.add("datasets", NAME, "main", &[("a.txt", b"a"), ("b.txt", b"b")]);
@@ -120,8 +120,8 @@ fn offline_only_what_was_fetched_is_there() {
     let snapshot = open(&offline(&server, cache.path())).unwrap();
     fetch(&snapshot, "a.txt").unwrap();
     let error = fetch(&snapshot, "b.txt").unwrap_err();
-    assert!(error.starts_with("cannot get b.txt of dataset someone/something: HF_HUB_OFFLINE is set"), "{error}");
-    // Python's older caches have no listing: there it is not known what is missing.
+    assert!(error.starts_with("cannot fetch b.txt of dataset someone/something: HF_HUB_OFFLINE is set"), "{error}");
+    // Python's older caches have no listing: the missing files are unknown there.
     fs::remove_dir_all(cache.path().join("datasets--someone--something/trees")).unwrap();
     let snapshot = open(&offline(&server, cache.path())).unwrap();
     assert!(!snapshot.is_complete() && snapshot.has("a.txt") && !snapshot.has("b.txt"));
@@ -157,29 +157,30 @@ fn refusals_give_the_hubs_own_reason_and_what_to_do() {
         hub.open(RepoKind::Dataset, name, revision, &mut |_| true).unwrap_err().to_string()
     };
     let error = reason("someone/nothing", None, None);
-    let expected = "cannot get dataset someone/nothing: the hub answered 401 Unauthorized: Invalid username or password (is \
-                    the name right? if it is private, set HF_TOKEN to a token that may read it)";
+    let expected = "cannot fetch dataset someone/nothing: the hub returned 401 Unauthorized: Invalid username or \
+                    password (check the name; for a private repository, set HF_TOKEN to a token with access)";
     assert_eq!(error, expected);
-    assert!(reason("someone/secret", None, None).contains("Invalid username or password (is"));
+    assert!(reason("someone/secret", None, None).contains("Invalid username or password (check the name;"));
     let error = reason("someone/secret", None, Some("hf_wrong"));
-    assert!(error.contains("404 Not Found: Repository not found (is the name right, and may the token"), "{error}");
+    assert!(error.contains("404 Not Found: Repository not found (check the name, and that the token"), "{error}");
     hub(&server, cache.path(), Some("hf_right"))
         .open(RepoKind::Dataset, "someone/secret", None, &mut |_| true)
         .unwrap();
     let error = reason(NAME, Some("v9"), None);
-    assert!(error.ends_with("404 Not Found: Invalid rev id: v9 (is the revision right?)"), "{error}");
+    assert!(error.ends_with("404 Not Found: Invalid rev id: v9 (check the revision)"), "{error}");
 
     server.restrict("datasets", NAME, Access::Gated);
     let error = fetch(&open(&hub(&server, cache.path(), None)).unwrap(), "a.txt").unwrap_err();
-    let expected = "cannot get a.txt of dataset someone/something: the hub answered 403 Forbidden: Access to \
-                    someone/something is restricted and you are not in the authorized list (ask for access on its page, \
-                    then set HF_TOKEN to a token of yours)";
+    let expected = "cannot fetch a.txt of dataset someone/something: the hub returned 403 Forbidden: Access to \
+                    someone/something is restricted and you are not in the authorized list (request access on its \
+                    page, then set HF_TOKEN to your access token)";
     assert_eq!(error, expected);
 
     for name in ["", "a/b/c", "../x", "a/..", "a b", "-a/b", "http://x"] {
-        assert!(reason(name, None, None).contains("is neither a folder here nor the name of a dataset"), "{name:?}");
+        let expected = format!("expected a local path or the name of a dataset on the hub (OWNER/NAME), got {name:?}");
+        assert_eq!(reason(name, None, None), expected);
     }
-    assert!(reason(NAME, Some("../../x"), None).contains("cannot be a branch"));
+    assert!(reason(NAME, Some("../../x"), None).contains("expected a branch, tag or commit"));
 }
 
 #[test]
@@ -188,29 +189,29 @@ fn a_hub_that_lies_is_found_out_and_leaves_nothing() {
     server.add("datasets", NAME, "main", &[("x.parquet", &content()), ("y.txt", b"text")]);
     let snapshot = open(&hub(&server, cache.path(), None)).unwrap();
     let check = |path: &str, part: &str, fault: Fault, reason: &str| {
-        let times = if reason == "circles" { 11 } else { 1 };
+        let times = if reason == "too many redirects" { 11 } else { 1 };
         server.fault(part, times, fault);
         let error = fetch(&snapshot, path).unwrap_err();
         assert!(error.contains(reason), "{error}");
         let left = below(cache.path());
         assert!(!left.iter().any(|path| path.contains("blobs") || path.contains("snapshots")), "{left:?}");
     };
-    check("x.parquet", "/other/", Fault::Flip, "not what the hub promised (its SHA-256 differs)");
-    check("x.parquet", "/other/", Fault::Short(9), "promised 1200000 bytes, but the server has 1199991");
-    check("y.txt", "resolve", Fault::Short(1), "promised 4 bytes, but the server has 3");
-    check("y.txt", "resolve", Fault::Answer(200, "", "much longer"), "promised 4 bytes, but the server has 11");
+    check("x.parquet", "/other/", Fault::Flip, "the SHA-256 of the download does not match the hub's");
+    check("x.parquet", "/other/", Fault::Short(9), "expected 1200000 bytes, but the server has 1199991");
+    check("y.txt", "resolve", Fault::Short(1), "expected 4 bytes, but the server has 3");
+    check("y.txt", "resolve", Fault::Answer(200, "", "much longer"), "expected 4 bytes, but the server has 11");
     check("x.parquet", "/other/", Fault::Answer(404, "", ""), "404 Not Found");
     check(
         "x.parquet",
         "resolve",
         Fault::Answer(302, "Location: file:///etc/passwd", ""),
-        "to a place that is no address",
+        "redirects to an invalid URL",
     );
     check(
         "x.parquet",
         "resolve",
         Fault::Answer(302, "Location: /datasets/someone/something/resolve/main/x.parquet", ""),
-        "circles",
+        "too many redirects",
     );
 }
 
@@ -222,7 +223,7 @@ fn names_that_lead_out_of_the_cache_are_refused() {
     for path in ["../evil", "a/../../evil", "/etc/evil", "a\\\\..\\\\evil", "C:evil", "a//b", "./a"] {
         server.add("datasets", NAME, "main", &[(path, b"evil")]);
         let error = open(&hub).unwrap_err().to_string();
-        assert!(error.contains("would lead out of the cache; refused"), "{path}: {error}");
+        assert!(error.contains("refused the file name") && error.contains("outside the cache"), "{path}: {error}");
     }
     for body in ["{\"sha\":\"../../evil\",\"siblings\":[]}", "[1]", "{\"siblings\":[]}", "", "\u{0}"] {
         server.fault("/api/", 1, Fault::Answer(200, "", Box::leak(body.to_owned().into_boxed_str())));
@@ -254,7 +255,7 @@ fn a_model_comes_with_all_that_belongs_to_it() {
     );
     let mut expected = [&tokens[..], &["config.json", "model.safetensors"]].concat();
     expected.sort();
-    assert_eq!(fetched("gpt2").unwrap(), expected, "safetensors are preferred, and nothing needless comes");
+    assert_eq!(fetched("gpt2").unwrap(), expected, "safetensors are preferred, and no other files are fetched");
 
     let index = b"{\"metadata\":{},\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\",\"c\":\"model-1.safetensors\"}}";
     server.add(
@@ -280,13 +281,13 @@ fn a_model_comes_with_all_that_belongs_to_it() {
     server.add("models", "a/none", "main", &with(&[("config.json", b"{}")]));
     assert_eq!(
         fetched("a/none").unwrap_err(),
-        "cannot get model a/none: it has no model.safetensors and no pytorch_model.bin"
+        "cannot fetch model a/none: it has no model.safetensors or pytorch_model.bin"
     );
     server.add("models", "a/bare", "main", &[("README.md", b"")]);
     assert!(fetched("a/bare").unwrap_err().contains("it has no config.json"));
     let index = b"{\"weight_map\":{\"a\":\"../../x.safetensors\"}}";
     server.add("models", "a/evil", "main", &[("config.json", b"{}"), ("model.safetensors.index.json", index)]);
     assert!(
-        fetched("a/evil").unwrap_err().contains("it names \"../../x.safetensors\", which the repository does not have")
+        fetched("a/evil").unwrap_err().contains("it names \"../../x.safetensors\", which is not in the repository")
     );
 }

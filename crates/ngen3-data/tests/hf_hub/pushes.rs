@@ -28,7 +28,7 @@ fn a_folder_arrives_as_one_commit_and_large_files_are_sent_once() {
         assert_eq!(pushed.url, format!("{}/me/mine", server.endpoint));
         assert_eq!(pushed.commit.unwrap().len(), 40);
         let there = server.files("models", "me/mine");
-        assert_eq!(there.keys().collect::<Vec<_>>(), ["config.json", "model.safetensors"], "the hub ignores the other");
+        assert_eq!(there.keys().collect::<Vec<_>>(), ["config.json", "model.safetensors"], "the hub ignores notes.tmp");
         assert!(there["model.safetensors"] == content() && there["config.json"] == b"{}");
         let puts = |log: Vec<String>| log.iter().filter(|line| line.contains("PUT")).count();
         assert_eq!(puts(server.log()), if parts.is_some() { 3 } else { 1 });
@@ -50,7 +50,7 @@ fn an_upload_goes_on_after_trouble_and_a_refusal_leaves_nothing() {
     push(&writer, folder.path(), &files).unwrap();
     assert_eq!(server.files("models", "me/mine")["model.safetensors"], content());
 
-    // A token that may write to this repository, and make none.
+    // A token that may write to this repository but not create any.
     let create = || server.fault("/repos/create", 1, Fault::Answer(403, "", "{\"error\":\"You may not make any\"}"));
     create();
     push(&writer, folder.path(), &files).unwrap();
@@ -103,8 +103,7 @@ fn an_upload_tells_what_it_waits_for_and_can_be_ended_then() {
         assert!(server.files("models", "me/mine").is_empty());
         push(true).unwrap();
         assert_eq!(notes.len(), if part == "/verify/" { 1 } else { 2 }, "{part}: {notes:?}");
-        let expected =
-            "model.safetensors for model me/mine: the hub answered 503 Service Unavailable; trying again in 0ns";
+        let expected = "model.safetensors for model me/mine: the hub returned 503 Service Unavailable; retrying in 0ns";
         assert!(notes.iter().all(|note| note == expected), "{notes:?}");
     }
 }

@@ -1,9 +1,9 @@
-//! A hub on loopback, for tests: it speaks the part of the Hugging Face hub's API that is needed to list and to fetch.
+//! A hub on loopback, for tests: it implements the part of the Hugging Face hub's API that lists and downloads files.
 //!
-//! `GET /api/{models,datasets}/NAME[/revision/REV]` tells a commit and its files; `/[datasets/]NAME/resolve/REV/PATH` gives a
-//! file: small ones itself, large ones (`LARGE` endings) by a redirect to a second server, as the real one does with its
-//! content delivery network, which must never see a token. Both know ranges. [`FakeHub::fault`] makes trouble.
-//! `uploads.rs` has what it takes to receive.
+//! `GET /api/{models,datasets}/NAME[/revision/REV]` returns a commit and its files; `/[datasets/]NAME/resolve/REV/PATH` returns a
+//! file: small ones itself, large ones (`LARGE` extensions) by a redirect to a second server, as the real one does with its
+//! content delivery network, which must never receive a token. Both support ranges. [`FakeHub::fault`] injects faults.
+//! `uploads.rs` handles uploads.
 #![allow(dead_code)]
 
 #[path = "uploads.rs"]
@@ -17,41 +17,41 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-/// Endings of files that are kept elsewhere, named by their SHA-256.
+/// Extensions of files that are stored elsewhere, named by their SHA-256.
 const LARGE: [&str; 4] = [".parquet", ".arrow", ".safetensors", ".bin"];
 
-/// Something that goes wrong.
+/// An injected fault.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The connection closes after this many bytes of the body.
     Drop(usize),
-    /// This many bytes are missing at the end, and the answer's length admits it.
+    /// This many bytes are missing at the end, and the Content-Length says so.
     Short(usize),
-    /// Every byte comes by itself, with a pause before it.
+    /// Every byte is sent alone, after a pause.
     Slow(Duration),
-    /// After this many bytes of the body nothing more comes, for longer than anybody waits.
+    /// After this many bytes of the body nothing more is sent, for longer than any timeout.
     Stall(usize),
-    /// The first byte of the body is another one.
+    /// The first byte of the body is wrong.
     Flip,
-    /// The answer is this status, with these headers and this body.
+    /// The response has this status, these headers and this body.
     Answer(u16, &'static str, &'static str),
-    /// A range is answered with the whole.
+    /// A range request returns the whole file.
     NoRanges,
 }
 
-/// Who may read a repository.
+/// Read access to a repository.
 #[derive(Clone, PartialEq)]
 pub enum Access {
     Everyone,
-    /// Whoever has this token; the others are told that there is nothing.
+    /// Only with this token; to others the repository does not exist.
     Private(&'static str),
-    /// Nobody; the others are told to ask.
+    /// Nobody; others are told to request access.
     Gated,
 }
 
 struct Repository {
     access: Access,
-    /// Branches, tags and commits, with the commit and files that each stands for.
+    /// Branches, tags and commits, each with its commit and files.
     revisions: BTreeMap<String, (String, BTreeMap<String, Vec<u8>>)>,
 }
 
@@ -61,7 +61,7 @@ struct State {
     moved: BTreeMap<String, String>,
     faults: Vec<(String, usize, Fault)>,
     log: Vec<String>,
-    /// True if the size of large files is kept from those who ask.
+    /// True if the size of large files is not returned.
     hides_sizes: bool,
     this_server: String,
     other_server: String,
@@ -97,7 +97,7 @@ impl FakeHub {
         self.state.lock().unwrap()
     }
 
-    /// Adds a revision of a repository: `kind` is `models` or `datasets`. Gives its commit.
+    /// Adds a revision of a repository: `kind` is `models` or `datasets`. Returns its commit.
     pub fn add(&self, kind: &str, name: &str, revision: &str, files: &[(&str, &[u8])]) -> String {
         let files: BTreeMap<_, _> = files.iter().map(|(path, bytes)| (path.to_string(), bytes.to_vec())).collect();
         let mut hash = Sha256::new();
@@ -121,45 +121,45 @@ impl FakeHub {
         self.state().repositories.get_mut(&format!("{kind}/{name}")).unwrap().access = access;
     }
 
-    /// Whoever asks for the first name is sent to the second.
+    /// Redirects requests for the first name to the second.
     pub fn rename(&self, from: &str, to: &str) {
         self.state().moved.insert(from.into(), to.into());
     }
 
-    /// Large files are to come in parts of so many bytes from now on.
+    /// Requests large files in parts of so many bytes from now on.
     pub fn in_parts(&self, bytes: usize) {
         self.state().uploads.part_size = Some(bytes);
     }
 
-    /// Nobody is told the size of large files from now on.
+    /// Stops returning the size of large files.
     pub fn hide_sizes(&self) {
         self.state().hides_sizes = true;
     }
 
-    /// The files of a repository's main branch.
+    /// Returns the files of a repository's main branch.
     pub fn files(&self, kind: &str, name: &str) -> BTreeMap<String, Vec<u8>> {
         let state = self.state();
         let repository = state.repositories.get(&format!("{kind}/{name}"));
         repository.and_then(|found| found.revisions.get("main")).map(|(_, files)| files.clone()).unwrap_or_default()
     }
 
-    /// The next `times` answers to GETs, POSTs and PUTs whose address has `part` in it go wrong.
+    /// Injects a fault into the next `times` responses to GETs, POSTs and PUTs whose URL contains `part`.
     pub fn fault(&self, part: &str, times: usize, fault: Fault) {
         self.state().faults.push((part.into(), times, fault));
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.state().faults.clear();
     }
 
-    /// What was asked for since the last call: `METHOD ADDRESS`, and `Range` and `token` where they were given.
+    /// Returns the requests since the last call: `METHOD URL`, and `Range` and `token` if they were given.
     pub fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.state().log)
     }
 }
 
-/// Serves on a port of its own; gives the address.
+/// Serves on its own port; returns the URL.
 fn listen(state: &Arc<Mutex<State>>, other: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -167,7 +167,7 @@ fn listen(state: &Arc<Mutex<State>>, other: bool) -> String {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let state = Arc::clone(&state);
-            // A client that goes away is no failure of the test.
+            // A client that disconnects does not fail the test.
             std::thread::spawn(move || serve(stream, &state, other).ok());
         }
     });
@@ -212,7 +212,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, other: bool) -> std::io::R
             None => None,
         };
     let answer = match (&*request.method, other) {
-        // What goes wrong with what is sent goes wrong before it is kept.
+        // Faults of uploads take effect before anything is stored.
         ("POST" | "PUT", _) if fault.is_some() => plain(200, &[], "{}"),
         ("POST" | "PUT", _) => uploads::receive(&mut state, &request, other),
         (_, true) => large(&state, &request),
@@ -278,7 +278,7 @@ fn refuse(status: u16, code: &str, message: &str) -> Answer {
     plain(status, &headers, format!("{{\"error\":\"{message}\"}}"))
 }
 
-/// `/api/KIND/NAME/revision/REV` or `/[datasets/]NAME/resolve/REV/PATH`, taken apart: repository, revision and path.
+/// Parses `/api/KIND/NAME/revision/REV` or `/[datasets/]NAME/resolve/REV/PATH` into repository, revision and path.
 fn parse(target: &str) -> Option<(String, String, Option<String>)> {
     let target = target.split('?').next()?.strip_prefix('/')?;
     if let Some(rest) = target.strip_prefix("api/") {
@@ -336,7 +336,7 @@ fn answer(state: &State, request: &Request) -> Answer {
     plain(200, &[commit, format!("ETag: \"{}\"", &etag[..40])], bytes.clone())
 }
 
-/// What the other server has under `/other/KIND/NAME/ETAG`.
+/// Responds to `/other/KIND/NAME/ETAG` on the second server.
 fn large(state: &State, request: &Request) -> Answer {
     let found =
         state.repositories.values().flat_map(|repository| repository.revisions.values()).find_map(|(_, files)| {

@@ -1,5 +1,5 @@
-//! What the hub does with what is sent to it: `create`, `preupload`, git LFS' `batch`, the bytes themselves (on the other server),
-//! `verify` and `commit`, as far as `ngen3 export --push` uses them.
+//! Uploads to the hub: `create`, `preupload`, git LFS' `batch`, the contents (on the other server), `verify` and `commit`, as far
+//! as `ngen3 export --push` uses them.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ pub struct Uploads {
     pub part_size: Option<usize>,
 }
 
-/// The one token that may write.
+/// The only token with write access.
 const WRITER: &str = "hf_writer";
 
 pub fn receive(state: &mut State, request: &Request, other: bool) -> Answer {
     if other {
-        assert!(!request.headers.contains_key("authorization"), "the other server must not see a token");
+        assert!(!request.headers.contains_key("authorization"), "the other server must not receive a token");
         return keep(state, request);
     }
     if request.headers.get("authorization").is_none_or(|token| token != &format!("Bearer {WRITER}")) {
@@ -124,7 +124,7 @@ fn batch(state: &State, body: &Value) -> Answer {
     plain(200, &[], json!({ "transfer": "basic", "objects": objects }).to_string())
 }
 
-/// `/put/OID` or `/part/N/OID`
+/// Stores the body of `/put/OID` or `/part/N/OID`.
 fn keep(state: &mut State, request: &Request) -> Answer {
     let etag = format!("ETag: \"{}\"", hex(&Sha256::digest(&request.body)));
     if let Some(oid) = request.target.strip_prefix("/put/") {
