@@ -318,7 +318,7 @@ fn what_is_missing_or_wrong_is_said_before_the_model_is_asked() {
     }
     assert_eq!(
         complaint("--tasks piqa --data_dir sets --num_fewshot 2"),
-        "piqa: sets/piqa has no split \"train\"; it has: validation"
+        "piqa: sets/piqa: unknown split \"train\": expected one of validation"
     );
     write(&sets.join("piqa/train.jsonl"), &piqa(3));
     let error = complaint("--tasks piqa --data_dir sets --num_fewshot 3");

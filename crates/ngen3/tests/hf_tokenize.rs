@@ -73,7 +73,7 @@ fn the_command_of_the_contract_makes_what_tokenize_makes() {
     let (out, err) = texts(&run(&server, root, SEED), 0);
     assert!(out.starts_with("_data_dailydialog_train_/data.bin: "), "{out}");
     assert!(out.contains(" + 7 <|endoftext|>, from "), "{out}");
-    assert_eq!(err, "note: 5 of 12 rows have no text and were left out\n");
+    assert_eq!(err, "note: skipped 5 of 12 records: they have no text\n");
     assert_eq!(names(&root.join("_data_dailydialog_train_")), ["data.bin", "meta.json"]);
 
     // The same texts as files, by the other command.
@@ -202,26 +202,26 @@ fn trouble_is_one_line_and_leaves_nothing() {
     for (line, expected) in [
         (
             "--hf_dataset roskoN/dailydialog --hf_text_column utterance",
-            "cannot read default/train/0000.parquet of roskoN/dailydialog: it has no column \"utterance\"; its columns are: id, text, utterances",
+            "default/train/0000.parquet of roskoN/dailydialog: no column \"utterance\"; choose one with --hf_text_column: id, text",
         ),
-        ("--hf_dataset roskoN/dailydialog --hf_split valid", "has no split \"valid\"; it has: test, train"),
-        ("--hf_dataset roskoN/dailydialog --hf_config fr", "has no configuration \"fr\"; it has: default"),
+        ("--hf_dataset roskoN/dailydialog --hf_split valid", "unknown split \"valid\": expected one of test, train"),
+        ("--hf_dataset roskoN/dailydialog --hf_config fr", "unknown configuration \"fr\": expected one of default"),
         (
             "--hf_dataset roskoN/nothing",
-            "cannot get dataset roskoN/nothing: the hub answered 401 Unauthorized: Invalid username or password",
+            "cannot fetch dataset roskoN/nothing: the hub returned 401 Unauthorized: Invalid username or password",
         ),
         (
             "--hf_dataset a/gated",
-            "cannot get train.txt of dataset a/gated: the hub answered 403 Forbidden: Access to a/gated is restricted",
+            "cannot fetch train.txt of dataset a/gated: the hub returned 403 Forbidden: Access to a/gated is restricted",
         ),
-        ("--hf_dataset a/cut", "cannot read train.parquet of a/cut: it is no whole parquet file; is it cut short?"),
-        ("--hf_dataset a/evil", "it lists a file \"../../train.txt\", which would lead out of the cache; refused"),
-        ("--hf_dataset a/zip", "cannot get dataset a/zip: it has no file that can be read (.parquet"),
+        ("--hf_dataset a/cut", "train.parquet of a/cut: not a complete Parquet file; it may be truncated"),
+        ("--hf_dataset a/evil", "refused the file name \"../../train.txt\": it points outside the cache"),
+        ("--hf_dataset a/zip", "cannot fetch dataset a/zip: no readable files: expected .parquet"),
         (
             "--hf_dataset no/folder/here",
-            "\"no/folder/here\" is neither a folder here nor the name of a dataset on the hub (OWNER/NAME)",
+            "expected a local path or the name of a dataset on the hub (OWNER/NAME), got \"no/folder/here\"",
         ),
-        ("--hf_dataset a/b --hf_split train[", "\"train[\" is no split; it is written like train, train[:10%]"),
+        ("--hf_dataset a/b --hf_split train[", "invalid split \"train[\": expected for example train, train[:10%]"),
         ("--hf_dataset a/b --dataset ../x", "cannot be used multiple times"),
     ] {
         let code = if expected.contains("multiple times") { 2 } else { 1 };
@@ -236,13 +236,13 @@ fn trouble_is_one_line_and_leaves_nothing() {
     }
     assert_eq!(names(root), ["hf"], "only the cache is there");
     let error = fail(root, "hf_tokenize --hf_dataset hf --dataset x --hf_revision v1", 1);
-    assert!(error.contains("so it has no revision v1"), "{error}");
+    assert!(error.contains("a local path has no revision v1"), "{error}");
     for name in ["HF_ENDPOINT", "HF_TOKEN"] {
         let output = command(&server, root, SEED).env(name, "no \u{e9} sense").output().unwrap();
         assert!(complaint(&output, 1).contains(name));
     }
     let output = command(&server, root, SEED).env("HF_ENDPOINT", "http://127.0.0.1:1").output().unwrap();
-    assert!(complaint(&output, 1).contains("(is there a network? HF_HUB_OFFLINE=1 uses what is in the cache)"));
+    assert!(complaint(&output, 1).contains("(check the network connection, or set HF_HUB_OFFLINE=1 to use the cache)"));
 }
 
 #[test]
@@ -256,9 +256,7 @@ fn a_dropped_connection_is_taken_up_and_private_data_is_read_with_a_token() {
     let (out, err) = texts(&run(&server, root, SEED), 0);
     assert!(out.contains(" + 7 <|endoftext|>"), "{out}");
     assert!(
-        err.contains(
-            "note: default/train/0000.parquet of dataset roskoN/dailydialog: the connection broke after 2000 of"
-        ),
+        err.contains("note: default/train/0000.parquet of dataset roskoN/dailydialog: connection lost after 2000 of"),
         "{err}"
     );
     assert!(
@@ -314,13 +312,13 @@ fn files_without_end_are_refused_unread() {
         "tokenize --txt x.txt --dataset x --tokenizer tokenizer.json",
     ] {
         let error = fail(root, line, 1);
-        assert_eq!(error, "cannot read tokenizer.json: it is larger than 50331648 bytes");
+        assert_eq!(error, "tokenizer.json: the file is larger than the limit of 50331648 bytes");
     }
     fs::create_dir(root.join("set")).unwrap();
     fs::write(root.join("set/train.txt"), "a").unwrap();
     fs::File::create(root.join("set/README.md")).unwrap().set_len(1 << 40).unwrap();
     let error = fail(root, "hf_tokenize --hf_dataset set --dataset x", 1);
-    assert_eq!(error, "cannot read set/README.md: it is larger than 67108864 bytes");
+    assert_eq!(error, "set/README.md: the file is larger than the limit of 67108864 bytes");
 }
 
 #[test]

@@ -1,46 +1,45 @@
-//! What a dataset's README says of its files: the `configs` of the YAML at its head.
+//! The file list in a dataset's README: the `configs` of its YAML header.
 
 use serde_json::Value;
 
 use crate::Error;
 
-/// Bytes of YAML that are read at most.
+/// Maximum size of the YAML header, in bytes.
 const LIMIT: usize = 1 << 22;
 
 /// A configuration of a dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct DatasetConfig {
     pub(super) name: String,
-    /// Splits with the patterns of their files; `None` if the files' names tell.
+    /// Splits with the patterns of their files; `None` if file names determine them.
     pub(super) splits: Option<Vec<(String, Vec<String>)>>,
-    /// The folder that all paths start from.
+    /// Folder that all paths are relative to.
     pub(super) folder: Option<String>,
-    /// What stands between the fields of a CSV file.
+    /// Field delimiter of CSV files.
     pub(super) delimiter: Option<String>,
     is_default: bool,
 }
 
-/// The configurations that a README names; none if it has none.
+/// Returns the configurations that a README defines, if any.
 ///
 /// # Errors
-/// [`Error::Read`] for `name`, the README, if its YAML is malformed or its `configs` are not as `datasets` has them.
+/// [`Error::Read`] for `name`, the README, if its YAML is malformed or its `configs` are not in the format of `datasets`.
 pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<DatasetConfig>, Error> {
     let failed = |reason: String| Error::read(name, reason);
     let Some(yaml) = head(readme) else { return Ok(Vec::new()) };
     if yaml.len() > LIMIT {
-        return Err(failed(format!("the YAML at its head has more than {LIMIT} bytes")));
+        return Err(failed(format!("expected at most {LIMIT} bytes of YAML, got {}", yaml.len())));
     }
-    let yaml: Value =
-        serde_saphyr::from_str(yaml).map_err(|error| failed(format!("its YAML is malformed: {error}")))?;
+    let yaml: Value = serde_saphyr::from_str(yaml).map_err(|error| failed(format!("malformed YAML: {error}")))?;
     let configs = match yaml.get("configs") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(configs)) => configs,
-        Some(_) => return Err(failed("its configs are no list".into())),
+        Some(_) => return Err(failed("configs: expected a list".into())),
     };
     configs.iter().map(|value| config(value).map_err(failed)).collect()
 }
 
-/// The configuration that is meant when none is named: the only one, the one called `default`, or the one marked so.
+/// Returns the default configuration: the only one, the one named `default`, or the one marked as default.
 pub(super) fn default(configs: &[DatasetConfig]) -> Option<&DatasetConfig> {
     match configs {
         [only] => Some(only),
@@ -48,7 +47,7 @@ pub(super) fn default(configs: &[DatasetConfig]) -> Option<&DatasetConfig> {
     }
 }
 
-/// The text between `---` and `---` at the head.
+/// Returns the text between the two `---` lines at the top.
 fn head(readme: &str) -> Option<&str> {
     let readme = readme.strip_prefix('\u{feff}').unwrap_or(readme);
     let rest = readme.strip_prefix("---")?;
@@ -69,13 +68,13 @@ fn config(value: &Value) -> Result<DatasetConfig, String> {
         Some(Value::String(text)) => Ok(Some(text.clone())),
         // YAML reads a name such as 2024 as a number.
         Some(Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(_) => Err(format!("the {name} of one of its configs is no text")),
+        Some(_) => Err(format!("configs: expected {name} to be a string")),
     };
-    let name = text("config_name")?.ok_or("one of its configs has no config_name")?;
+    let name = text("config_name")?.ok_or("configs: an entry has no config_name")?;
     let splits = match value.get("data_files") {
         None | Some(Value::Null) => None,
         Some(files) => Some(splits(files).ok_or_else(|| {
-            format!("the data_files of its config {name} are neither paths nor a list of a split and a path each")
+            format!("config {name}: expected data_files to be paths, or a list of splits with their paths")
         })?),
     };
     let delimiter = match text("sep")? {
@@ -86,7 +85,7 @@ fn config(value: &Value) -> Result<DatasetConfig, String> {
     Ok(DatasetConfig { name, splits, folder: text("data_dir")?, delimiter, is_default })
 }
 
-/// `data_files`: a path, a list of paths, or splits with one or several paths each. Paths alone are the split `train`.
+/// Parses `data_files`: a path, a list of paths, or splits with one or several paths each. Paths alone are the split `train`.
 fn splits(value: &Value) -> Option<Vec<(String, Vec<String>)>> {
     let paths = |value: &Value| match value {
         Value::String(path) => Some(vec![path.clone()]),
@@ -151,10 +150,12 @@ mod tests {
     #[test]
     fn nonsense_is_named() {
         let error = |yaml: &str| configs("README.md", &format!("---\n{yaml}\n---\n")).unwrap_err().to_string();
-        assert!(error("configs: [").starts_with("cannot read README.md: its YAML is malformed: "));
-        assert!(error("configs: 3").contains("no list"));
+        assert!(error("configs: [").starts_with("README.md: malformed YAML: "));
+        assert!(error("configs: 3").contains("expected a list"));
         assert!(error("configs:\n- data_files: x").contains("config_name"));
-        assert!(error("configs:\n- config_name: a\n  data_files: {train: 3}").contains("data_files of its config a"));
+        assert!(
+            error("configs:\n- config_name: a\n  data_files: {train: 3}").contains("config a: expected data_files")
+        );
         // A billion laughs.
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for n in 1..10 {

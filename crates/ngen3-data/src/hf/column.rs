@@ -1,9 +1,8 @@
-//! The column that holds the text, and how a row of it becomes a document.
+//! The column that holds the text, and how its values become documents.
 //!
-//! A string is its own text. A list is a conversation: its texts, one after the other with the separator between them. A
-//! turn that is a struct of `role` and `content`, or of `from` and `value`, reads `role: content`. A path `a.b` is the field
-//! `b` of the struct `a`, also of every struct of a list. Where rows are to be conversations ([`Column::of_conversations`]),
-//! a list of turns stays one, as JSON.
+//! A string is the text itself. A list is a conversation: its texts, joined by the separator. A turn that is a struct of `role`
+//! and `content`, or of `from` and `value`, reads `role: content`. A path `a.b` is the field `b` of the struct `a`, or of every
+//! struct of a list. If records are conversations ([`Column::of_conversations`]), a list of turns stays a list, as JSON.
 
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, StructArray, downcast_dictionary_array};
@@ -12,24 +11,24 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// The fields that make a struct a turn: who speaks, and what is said.
+/// Fields of a turn: the speaker and the text.
 pub(crate) const TURN_FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
-/// Kinds of values that can be read, for messages.
+/// Supported types of values, for messages.
 const TEXTS: &str = "a string, a list of strings, or a list of {role, content} or {from, value}";
 
-/// A column as a user names it.
+/// A column as the user names it.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
-    /// As it is written: also the name of a column that has dots in it.
+    /// The whole name, which may be that of a column with dots in it.
     pub(super) full: String,
-    /// The names on the way down.
+    /// Field names from the top level down.
     pub(super) path: Vec<String>,
     separator: String,
-    /// True if a list of turns stays one.
+    /// True to keep lists of turns.
     conversations: bool,
 }
 
-/// A row's text as it comes together.
+/// Text of a record as it is joined.
 struct Turns<'a> {
     text: &'a mut String,
     separator: &'a str,
@@ -51,24 +50,24 @@ impl Turns<'_> {
 }
 
 impl Column {
-    /// Reads a column as a user writes it.
+    /// Parses a column as the user writes it.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty name.
     pub(super) fn parse(text: &str, separator: &str) -> Result<Self, Error> {
         if text.is_empty() {
-            return Err(Error::Input("the name of the text column is empty".into()));
+            return Err(Error::Input("expected the name of the text column, got an empty name".into()));
         }
         let path = text.split('.').map(str::to_owned).collect();
         Ok(Self { full: text.into(), path, separator: separator.into(), conversations: false })
     }
 
-    /// The same column, whose lists stay lists: the text of a row is then JSON, but for plain strings.
+    /// Returns the same column with lists kept: the text of a record is then JSON, except for plain strings.
     pub(super) fn of_conversations(self) -> Self {
         Self { conversations: true, ..self }
     }
 
-    /// The names below a top-level column of this name; `None` if it is not the one.
+    /// Returns the field names below the top-level column `name`; `None` if it is another column.
     pub(super) fn below(&self, name: &str) -> Option<&[String]> {
         if name == self.full {
             return Some(&[]);
@@ -76,13 +75,16 @@ impl Column {
         (self.path.len() > 1 && name == self.path[0]).then(|| &self.path[1..])
     }
 
-    /// The complaint that there is no such column among these.
+    /// Returns the message for a column that is not among these.
     pub(super) fn missing(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
         let names: Vec<_> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
-        format!("it has no column {:?}; its columns are: {}", self.full, names.join(", "))
+        match names.is_empty() {
+            true => format!("no column {:?}: the file has no columns", self.full),
+            false => format!("no column {:?}; choose one with --hf_text_column: {}", self.full, names.join(", ")),
+        }
     }
 
-    /// The index of the top-level column among these fields, and the names below it.
+    /// Returns the index of the top-level column among these fields, and the field names below it.
     pub(super) fn find(&self, fields: &Fields) -> Result<(usize, &[String]), String> {
         let exact = fields.iter().position(|field| *field.name() == self.full);
         let found = exact.or_else(|| fields.iter().position(|field| self.below(field.name()).is_some()));
@@ -92,7 +94,7 @@ impl Column {
         Ok((index, below))
     }
 
-    /// True if a column of this type can be read.
+    /// Checks that a column of this type can be read as text.
     fn check(&self, field: &Field, below: &[String]) -> Result<(), String> {
         let mut kind = field.data_type();
         loop {
@@ -108,14 +110,14 @@ impl Column {
                 (DataType::Struct(fields), [name, rest @ ..]) => {
                     let (_, child) = fields.find(name).ok_or_else(|| {
                         let names: Vec<_> = fields.iter().map(|field| field.name().as_str()).collect();
-                        format!("its column {} has no field {name:?}; its fields are: {}", self.full, names.join(", "))
+                        format!("column {} has no field {name:?}: expected one of {}", self.full, names.join(", "))
                     })?;
                     return self.check(child, rest);
                 }
                 (DataType::Struct(fields), []) => {
                     let names: Vec<_> = fields.iter().map(|field| format!("{}.{}", self.full, field.name())).collect();
                     let names = names.join(", ");
-                    return Err(format!("its column {} holds structs; name one of their fields: {names}", self.full));
+                    return Err(format!("column {} holds structs; name one of their fields: {names}", self.full));
                 }
                 (other, _) => return Err(self.wrong_kind(&other.to_string())),
             }
@@ -123,10 +125,10 @@ impl Column {
     }
 
     fn wrong_kind(&self, kind: &str) -> String {
-        format!("its column {} holds {kind}, which is not {TEXTS}", self.full)
+        format!("column {}: expected {TEXTS}, got {kind}", self.full)
     }
 
-    /// Appends a row's text; says whether it has any.
+    /// Appends a record's text; returns false if it has none.
     pub(super) fn arrow_text(
         &self,
         array: &ArrayRef,
@@ -148,7 +150,7 @@ impl Column {
         }
         if let Some(text) = arrow_string(array, row) {
             if !below.is_empty() {
-                return Err(self.wrong_kind("plain strings"));
+                return Err(self.wrong_kind("strings, which have no fields"));
             }
             turns.push(None, text);
             return Ok(());
@@ -183,7 +185,7 @@ impl Column {
         }
     }
 
-    /// What a row holds, as JSON. Of structs only what can be part of a turn is kept: texts, and lists and structs of them.
+    /// Returns a record's value as JSON. Values other than strings, lists and structs become null: no turn needs them.
     fn arrow_value(&self, array: &dyn Array, row: usize, below: &[String]) -> Result<Value, String> {
         if array.is_null(row) {
             return Ok(Value::Null);
@@ -218,7 +220,7 @@ impl Column {
         }
     }
 
-    /// A string of a turn; `None` where there is none.
+    /// Returns a string field of a turn, if it is there.
     fn field<'a>(&self, fields: &'a StructArray, name: &str, row: usize) -> Result<Option<&'a str>, String> {
         let Some(column) = fields.column_by_name(name).filter(|column| !column.is_null(row)) else { return Ok(None) };
         match column.data_type() {
@@ -230,7 +232,7 @@ impl Column {
         }
     }
 
-    /// Appends the text of what a JSON row has under the top-level name; says whether it has any.
+    /// Appends the text of a JSON record's top-level value; returns false if it has none.
     pub(super) fn json_text(&self, value: &Value, below: &[String], text: &mut String) -> Result<bool, String> {
         if self.conversations {
             return Ok(put_value(json_value(value, below), text));
@@ -248,14 +250,14 @@ impl Column {
                 Ok(())
             }
             (Value::Array(items), _) => items.iter().try_for_each(|item| self.walk_json(item, below, turns)),
-            // A field that this row lacks is null in it.
+            // A missing field is null.
             (Value::Object(fields), [name, rest @ ..]) => {
                 fields.get(name).map_or(Ok(()), |value| self.walk_json(value, rest, turns))
             }
             (Value::Object(fields), []) => {
                 let (speaker, content) = turn_of(|name| fields.contains_key(name)).ok_or_else(|| {
                     let names: Vec<_> = fields.keys().map(|name| format!("{}.{name}", self.full)).collect();
-                    format!("its column {} holds objects; name one of their fields: {}", self.full, names.join(", "))
+                    format!("column {} holds objects; name one of their fields: {}", self.full, names.join(", "))
                 })?;
                 match (&fields[content], &fields[speaker]) {
                     (Value::Null, _) => {}
@@ -272,7 +274,7 @@ impl Column {
     }
 }
 
-/// Appends a value to a row's text, strings as they are; says whether there is any.
+/// Appends a value to a record's text, strings verbatim; returns false for null.
 fn put_value(value: Value, text: &mut String) -> bool {
     match value {
         Value::Null => return false,
@@ -282,7 +284,7 @@ fn put_value(value: Value, text: &mut String) -> bool {
     true
 }
 
-/// What stands below a value, of each item where it is a list.
+/// Returns the value below a path, for each item of a list.
 fn json_value(value: &Value, below: &[String]) -> Value {
     match (value, below) {
         (value, []) => value.clone(),
@@ -294,12 +296,12 @@ fn json_value(value: &Value, below: &[String]) -> Value {
     }
 }
 
-/// The fields that make a struct a turn, if it has them.
+/// Returns the fields of a turn, if a struct has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
     TURN_FIELDS.into_iter().find(|(speaker, content)| has(speaker) && has(content))
 }
 
-/// The items of a row of lists; `None` of anything else.
+/// Returns the items of a list in a record; `None` for other types.
 fn arrow_items(array: &dyn Array, row: usize) -> Option<ArrayRef> {
     match array.data_type() {
         DataType::List(_) => Some(array.as_list::<i32>().value(row)),
@@ -309,7 +311,7 @@ fn arrow_items(array: &dyn Array, row: usize) -> Option<ArrayRef> {
     }
 }
 
-/// The string that an array holds in a row, if it is one of strings.
+/// Returns the string in a record; `None` for other types.
 pub(super) fn arrow_string(array: &dyn Array, row: usize) -> Option<&str> {
     match array.data_type() {
         DataType::Utf8 => Some(array.as_string::<i32>().value(row)),
@@ -324,7 +326,7 @@ fn kind_of(value: &Value) -> &'static str {
         Value::Null => "null",
         Value::Bool(_) => "booleans",
         Value::Number(_) => "numbers",
-        Value::String(_) => "plain strings",
+        Value::String(_) => "strings, which have no fields",
         Value::Array(_) => "lists",
         Value::Object(_) => "objects",
     }
@@ -373,8 +375,8 @@ mod tests {
         assert_eq!(text("a.b.c", json!({"a": [{"b": {"c": "x"}}, {"b": {"c": "y"}}]})).as_deref(), Some("x|y"));
         assert_eq!(text("a.content", json!({"a": turns})).as_deref(), Some("Hi|Yes"));
         assert_eq!(text("a.b", json!({"a.b": "x"})).as_deref(), Some("x"));
-        assert!(json("a", json!({"a": 3})).unwrap_err().contains("holds numbers, which is not a string"));
-        assert!(json("a.b", json!({"a": "x"})).unwrap_err().contains("holds plain strings"));
+        assert!(json("a", json!({"a": 3})).unwrap_err().starts_with("column a: expected a string, a list of strings"));
+        assert!(json("a.b", json!({"a": "x"})).unwrap_err().ends_with("got strings, which have no fields"));
         assert!(json("a", json!({"a": {"x": "1", "y": 2}})).unwrap_err().ends_with("fields: a.x, a.y"));
     }
 
@@ -412,11 +414,11 @@ mod tests {
         assert_eq!(arrow("a.role", turns.clone(), 1).unwrap().as_deref(), Some("tool"));
         assert_eq!(
             arrow("a.x", turns.clone(), 0).unwrap_err(),
-            "its column a.x has no field \"x\"; its fields are: role, content"
+            "column a.x has no field \"x\": expected one of role, content"
         );
-        assert_eq!(arrow("b", turns, 0).unwrap_err(), "it has no column \"b\"; its columns are: a");
+        assert_eq!(arrow("b", turns, 0).unwrap_err(), "no column \"b\"; choose one with --hf_text_column: a");
         let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
-        assert!(arrow("a", numbers, 0).unwrap_err().contains("its column a holds Int32, which is not a string"));
+        assert!(arrow("a", numbers, 0).unwrap_err().ends_with("{from, value}, got Int32"));
     }
 
     #[test]
@@ -442,7 +444,7 @@ mod tests {
         list.append_value([Some("x"), None, Some("y")]);
         let (plain, list): (_, ArrayRef) = (json!(["x", null, "y"]), Arc::new(list.finish()));
         assert_eq!(json("a", plain.clone()), Some(plain.to_string()));
-        assert_eq!(arrow("a", list), Some(plain.to_string()), "an entry that is missing is not passed over");
+        assert_eq!(arrow("a", list), Some(plain.to_string()), "a missing entry is kept");
 
         let field = |name: &str, kind| Arc::new(Field::new(name, kind, true));
         let text = |texts: [Option<&str>; 2]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };

@@ -1,4 +1,4 @@
-//! The rows of a source become documents, on the reading thread.
+//! Turns the records of a source into documents, on the reading thread.
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use crate::Error;
 use crate::hub::ProgressFn;
 use crate::source::{DocumentSender, Event, TextChunk};
 
-/// Bytes of text that documents are gathered to; longer ones go by themselves.
+/// Bytes of text at which gathered documents are sent.
 const BATCH_BYTES: usize = 1 << 18;
-/// Bytes of a piece of a long document, unless there is no place to cut.
+/// Bytes of a chunk of a long document, unless the text cannot be split.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The rows of one split.
+/// The files of one split, and the records of it to read.
 #[derive(Debug)]
 pub(super) struct SplitFiles {
     pub(super) slice: Slice,
     pub(super) files: Vec<DataFile>,
 }
 
-/// A file that is on disk.
+/// A file on disk.
 struct LocalFile<'a> {
     name: String,
     path: PathBuf,
@@ -38,33 +38,33 @@ impl LocalFile<'_> {
     }
 }
 
-/// A row on its way.
+/// A record with its origin.
 pub(crate) struct SourceRecord<'a> {
-    /// Its file.
+    /// Name of its file.
     pub(crate) name: &'a str,
-    /// Which row of the file it is, from 1.
+    /// Number of the record in the file, from 1.
     pub(crate) number: u64,
     /// Its text, if it has any.
     pub(crate) text: Option<&'a str>,
-    /// Bytes of all files that are read by then.
+    /// Bytes read so far of all files.
     pub(crate) done: u64,
 }
 
-/// Takes a row.
+/// Receives a record.
 pub(crate) type RecordFn<'a> = dyn FnMut(SourceRecord) -> Result<(), Error> + 'a;
 
-/// Goes through the rows of a source.
+/// Reads the records of a source.
 pub(super) struct RecordReader<'a> {
     pub(super) repository: &'a Repository,
     pub(super) column: &'a Column,
-    /// A folder for temporary files.
+    /// Folder for temporary files.
     pub(super) scratch: &'a Path,
-    /// Hears of downloads.
+    /// Receives the events of downloads.
     pub(super) progress: &'a mut ProgressFn<'a>,
 }
 
 impl<'a> RecordReader<'a> {
-    /// Gives the rows of all parts to `take`, in order; returns the bytes of their files.
+    /// Passes the records of all parts to `take`, in order; returns the bytes of their files.
     pub(super) fn each(&mut self, parts: &[SplitFiles], take: &mut RecordFn) -> Result<u64, Error> {
         let mut before = 0;
         for part in parts {
@@ -77,7 +77,7 @@ impl<'a> RecordReader<'a> {
         Ok(before)
     }
 
-    /// Counts a split's rows to know which ones a slice means.
+    /// Counts a split's records to resolve a slice.
     fn count_records(&mut self, part: &SplitFiles) -> Result<Range<u64>, Error> {
         let mut count: u64 = 0;
         for file in &part.files {
@@ -93,7 +93,7 @@ impl<'a> RecordReader<'a> {
         before: &mut u64,
         take: &mut RecordFn,
     ) -> Result<(), Error> {
-        // Rows of the split before the current file.
+        // Records of the split before the current file.
         let mut passed = 0;
         for file in &part.files {
             if passed >= wanted.end || wanted.is_empty() {
@@ -122,24 +122,24 @@ impl<'a> RecordReader<'a> {
         Ok(())
     }
 
-    /// Has a file at hand.
+    /// Fetches a file.
     fn open(&mut self, file: &DataFile) -> Result<LocalFile<'a>, Error> {
         let path = self.repository.fetch(&file.path, &mut *self.progress)?;
         Ok(LocalFile { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
     }
 }
 
-/// The reading thread's state.
+/// State of the reading thread.
 pub(super) struct DocumentGatherer<'a, C> {
     sender: DocumentSender,
     cut: &'a C,
-    /// Whole documents that have not been handed over.
+    /// Whole documents that were not sent yet.
     text: String,
     ends: Vec<usize>,
-    /// Rows without text, and all.
+    /// Records without text, and all records.
     empty: u64,
     records: u64,
-    /// Bytes of all files, if the whole of them is read.
+    /// Bytes of all files, if they are read whole.
     total: Option<u64>,
 }
 
@@ -164,7 +164,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
         let done = reader.each(parts, &mut |record| self.take(&record))?;
         self.flush(done)?;
         if self.empty > 0 {
-            let note = format!("{} of {} rows have no text and were left out", self.empty, self.records);
+            let note = format!("skipped {} of {} records: they have no text", self.empty, self.records);
             self.sender.event(Event::Note(note))?;
         }
         Ok(())
@@ -186,7 +186,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
         if self.text.len() >= BATCH_BYTES { self.flush(done) } else { Ok(()) }
     }
 
-    /// Hands over what has been gathered.
+    /// Sends the gathered documents.
     fn flush(&mut self, done: u64) -> Result<(), Error> {
         if !self.ends.is_empty() {
             let (text, ends) = (std::mem::take(&mut self.text), std::mem::take(&mut self.ends));
@@ -195,7 +195,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
         self.sender.event(Event::Reading { done, total: self.total })
     }
 
-    /// Hands over one long document.
+    /// Sends one long document in chunks.
     fn send_long(&mut self, mut text: &str, done: u64) -> Result<(), Error> {
         let mut wanted = CHUNK_BYTES;
         while text.len() > wanted {

@@ -1,36 +1,36 @@
-//! The formats that rows come in, told by the ending of a file's name.
+//! File formats of records, recognised by the file's extension.
 
 use std::path::Path;
 
-/// How rows are written.
+/// Format of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Format {
     /// Apache Parquet.
     Parquet,
     /// Arrow IPC, file or stream.
     Arrow,
-    /// One JSON object a line, or one array of objects.
+    /// One JSON object per line, or one array of objects.
     Json,
-    /// Fields with this between them; the first line names the columns.
+    /// Delimited fields; the first line names the columns.
     Csv {
-        /// A comma or a tab, unless the README says otherwise.
+        /// A comma or a tab, unless the README gives another.
         delimiter: u8,
     },
-    /// Each line is a row, of the one column `text`.
+    /// One record per line, in the only column `text`.
     Text,
 }
 
-/// A file of a dataset.
+/// A data file of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DataFile {
-    /// Its path in the repository.
+    /// Path in the repository.
     pub(super) path: String,
-    /// Its size in bytes, if known.
+    /// Size in bytes, if known.
     pub(super) size: Option<u64>,
     pub(super) format: Format,
 }
 
-/// Endings of files, best first: where there are equally many of two, the first is meant (as `datasets` has it).
+/// Extensions in order of preference: of two with equally many files the first is used (as in `datasets`).
 const ENDINGS: [(&str, Format); 10] = [
     ("parquet", Format::Parquet),
     ("geoparquet", Format::Parquet),
@@ -44,12 +44,12 @@ const ENDINGS: [(&str, Format); 10] = [
     ("txt", Format::Text),
 ];
 
-/// Names of formats, for messages.
+/// Supported extensions, for messages.
 pub(super) const READABLE: &str =
-    ".parquet, .arrow, .jsonl, .json, .csv, .tsv or .txt, perhaps with .gz or .zst after it";
+    ".parquet, .arrow, .jsonl, .json, .csv, .tsv or .txt, optionally with .gz or .zst after it";
 
 impl Format {
-    /// The format that a file's name tells, if it is one that can be read.
+    /// Returns the format of a file by its extension, if it is supported.
     pub(super) fn of(path: &str) -> Option<Self> {
         let name = Path::new(path).file_name()?.to_str()?.to_ascii_lowercase();
         let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
@@ -57,12 +57,12 @@ impl Format {
         ENDINGS.into_iter().find(|(known, _)| *known == ending).map(|(_, format)| format)
     }
 
-    /// Formats of one family are read as one set of files.
+    /// True if both are the same format, whatever the delimiter: such files are read together.
     pub(super) fn is_akin_to(self, other: Self) -> bool {
         std::mem::discriminant(&self) == std::mem::discriminant(&other)
     }
 
-    /// Its place among formats of which there are equally many files.
+    /// Rank among formats with equally many files, best first.
     pub(super) fn rank(self) -> usize {
         ENDINGS.iter().position(|(_, format)| format.is_akin_to(self)).unwrap_or(ENDINGS.len())
     }

@@ -1,16 +1,16 @@
-//! File name patterns as `datasets` reads them (those of fsspec): `*`, `?` and `[…]` stay within one folder; `**`, alone
-//! between slashes, stands for any number of folders, or at the end for everything below.
+//! File name patterns as in `datasets` (those of fsspec): `*`, `?` and `[…]` match within one folder; `**`, alone between
+//! slashes, matches any number of folders, or at the end everything below.
 
-/// True if a pattern has anything but plain names in it.
+/// True if the text has wildcards.
 pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
-/// True if a path is what a pattern stands for. Takes time in the product of their lengths.
+/// True if a path matches a pattern. Takes time in the product of their lengths.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
     let names: Vec<&str> = path.split('/').collect();
     let parts: Vec<&str> = pattern.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    // reach[n]: whether the parts so far can stand for the first n names.
+    // reach[n]: true if the parts so far match the first n names.
     let mut reach = vec![false; names.len() + 1];
     reach[0] = true;
     for (index, part) in parts.iter().enumerate() {
@@ -21,7 +21,7 @@ pub(super) fn matches(pattern: &str, path: &str) -> bool {
                 any |= reach[n];
                 next[n] = any;
             }
-            // At the end it stands for files below, of which there is at least one name.
+            // At the end it matches files below, so at least one more name.
             if index + 1 == parts.len() {
                 return reach[..names.len()].contains(&true);
             }
@@ -35,11 +35,11 @@ pub(super) fn matches(pattern: &str, path: &str) -> bool {
     reach[names.len()]
 }
 
-/// `*`, `?` and `[…]` within one name.
+/// Matches `*`, `?` and `[…]` within one name.
 fn matches_name(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // Where the last `*` was, and how far into the name it reaches: the only place worth going back to.
+    // Position of the last `*` and the end of its match: the only place worth backtracking to.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let next = match pattern.get(p) {
@@ -52,7 +52,7 @@ fn matches_name(pattern: &str, name: &str) -> bool {
             Some('[') => match class(&pattern[p + 1..], name[n]) {
                 Some((true, length)) => Some(p + 1 + length),
                 Some((false, _)) => None,
-                // A bracket that is never closed is a bracket.
+                // An unclosed bracket is literal.
                 None => (name[n] == '[').then_some(p + 1),
             },
             Some(&c) => (c == name[n]).then_some(p + 1),
@@ -70,11 +70,11 @@ fn matches_name(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&c| c == '*')
 }
 
-/// True if the class that begins after a `[` holds `c`, and its length with the `]`. `None` if it is never closed.
+/// Matches `c` against the class after a `[`; returns the result, and the length with the `]`. `None` if it is unclosed.
 fn class(pattern: &[char], c: char) -> Option<(bool, usize)> {
     let negated = pattern.first() == Some(&'!');
     let start = usize::from(negated);
-    // A `]` that comes first is a member.
+    // A leading `]` is a member.
     let end = start + 1 + pattern.get(start + 1..)?.iter().position(|&c| c == ']')?;
     let members = &pattern[start..end];
     let (mut found, mut at) = (false, 0);
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// Pairs and what fsspec 2026.4 says of them.
+    /// The expected results are those of fsspec 2026.4.
     #[test]
     fn patterns_mean_what_they_mean_to_fsspec() {
         for (pattern, path, expected) in [

@@ -1,13 +1,13 @@
-//! Which files make up which split, by the conventions of the `datasets` library:
+//! Assigns files to splits, by the conventions of the `datasets` library:
 //!
 //! 1. the README's `configs` with their `data_files`;
-//! 2. else names such as `data/train-00000-of-00002.parquet`, any word in place of `train`;
-//! 3. else folders called `train`, `validation`, `test` or their synonyms;
-//! 4. else such words in files' names (`train.csv`, `my-dev-set.jsonl`);
-//! 5. else every file is of the split `train`.
+//! 2. else names such as `data/train-00000-of-00002.parquet`, with any word for `train`;
+//! 3. else folders named `train`, `validation`, `test` or a synonym;
+//! 4. else such words in file names (`train.csv`, `my-dev-set.jsonl`);
+//! 5. else every file belongs to the split `train`.
 //!
-//! Where none of these finds a file that can be read (a dataset that is a Python script), the hub's own conversion is on the
-//! branch `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`.
+//! If none of these finds a readable file (the dataset is a Python script), the hub's own conversion is on the branch
+//! `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -22,41 +22,40 @@ use crate::source::Event;
 use crate::source::limited::read_at_most;
 
 const README: &str = "README.md";
-/// Bytes that it may have.
+/// Maximum size of the README, in bytes.
 const README_BYTES: usize = 1 << 26;
-/// Where the hub keeps what it converted.
+/// Branch with the files that the hub converted.
 const CONVERTED: &str = "refs/convert/parquet";
-/// What the conversion is called that holds the beginning of a large split.
+/// Prefix of a converted split that has only the beginning of a large one.
 const PARTIAL: &str = "partial-";
 
-/// The usual splits with the words for them.
+/// The usual splits with their synonyms.
 const SPLITS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
-/// What may stand beside such a word.
+/// Characters that may surround such a word.
 const SEPARATORS: &str = "[-._ 0-9]";
 
-/// Files that stand beside data without being data.
+/// Files beside the data that are not data.
 const METADATA_FILES: [&str; 5] =
     ["config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"];
 
 /// The splits of one configuration.
 #[derive(Debug)]
 pub(super) struct Layout {
-    /// In order, each with its files in reading order, whatever their formats.
+    /// In order, each with its files in reading order, of any format.
     splits: Vec<(String, Vec<RepoFile>)>,
     delimiter: Option<u8>,
-    /// Where the splits come from, for messages.
+    /// Origin of the splits, for messages.
     title: String,
 }
 
-/// Finds the splits of a configuration, and the repository that has them: the hub's conversion may take the place of the
-/// one given.
+/// Finds the splits of a configuration and the repository that has them, which may be the hub's conversion of the given one.
 ///
 /// # Errors
-/// [`Error::Input`] naming the configurations there are, or saying that nothing can be read.
+/// [`Error::Input`] naming the existing configurations, or if nothing can be read.
 pub(super) fn find(
     repository: Repository,
     config: Option<&str>,
@@ -71,7 +70,7 @@ pub(super) fn find(
     if let Repository::Hub { snapshot, name, .. } = &repository
         && !snapshot.is_complete()
     {
-        let note = format!("offline: only the files of {name} that are in the cache are known; there may be more");
+        let note = format!("offline: using only the files of {name} that are in the cache; there may be more");
         progress(Event::Note(note));
     }
     let files = repository.files();
@@ -93,7 +92,7 @@ pub(super) fn find(
                 Repository::on_hub(snapshot.hub(), &name, Some(CONVERTED), progress).map_err(|error| match error {
                     Error::Hub { name, reason } => Error::Hub {
                         reason: format!(
-                            "{}, and of the hub's conversion ({CONVERTED}): {reason}",
+                            "{}; the hub's conversion ({CONVERTED}) is not available either: {reason}",
                             no_data_reason(&files, config)
                         ),
                         name,
@@ -107,8 +106,8 @@ pub(super) fn find(
     }
 }
 
-/// The files in a folder here that are called as a split itself (`dev.jsonl`, `dev-00000-of-00001.parquet`), if its README
-/// does not tell the splits. Benchmarks have a `dev` beside a `validation`, which names otherwise mean the same.
+/// Returns the files in a local folder that are named after the split itself (`dev.jsonl`, `dev-00000-of-00001.parquet`), unless
+/// a README defines the splits. Benchmarks have a `dev` beside a `validation`, which otherwise are synonyms.
 pub(super) fn by_split_name(repository: &Repository, split: &str) -> Option<Layout> {
     let Repository::Local { files, title, .. } = repository else { return None };
     let is_called = |file: &&RepoFile| {
@@ -121,10 +120,10 @@ pub(super) fn by_split_name(repository: &Repository, split: &str) -> Option<Layo
 }
 
 impl Layout {
-    /// The files of a split that are of the format most of them have.
+    /// Returns the files of a split in its most common format.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the splits there are, or for a split of which no file can be read.
+    /// [`Error::Input`] naming the existing splits, or for a split without readable files.
     pub(super) fn files(
         &self,
         split: &str,
@@ -133,7 +132,7 @@ impl Layout {
     ) -> Result<Vec<DataFile>, Error> {
         let Some((_, files)) = self.splits.iter().find(|(name, _)| name == split) else {
             let names: Vec<_> = self.splits.iter().map(|(name, _)| name.as_str()).collect();
-            let reason = format!("{} has no split {split:?}; it has: {}", self.title, names.join(", "));
+            let reason = format!("{}: unknown split {split:?}: expected one of {}", self.title, names.join(", "));
             return Err(Error::Input(reason));
         };
         let mut readable: Vec<_> = files
@@ -149,15 +148,15 @@ impl Layout {
             (count(format), std::cmp::Reverse(format.rank()))
         });
         let Some(best) = best else {
-            let example = files.first().map_or_else(String::new, |file| format!(" (there is {})", file.path));
-            let reason = format!("split {split} of {}: none of its files is {READABLE}{example}", self.title);
+            let example = files.first().map_or_else(String::new, |file| format!(", found {}", file.path));
+            let reason = format!("{}: split {split} has no readable files: expected {READABLE}{example}", self.title);
             return Err(Error::Input(reason));
         };
         readable.retain(|file| file.format.is_akin_to(best));
         if readable.len() < files.len() {
             let left = files.iter().find(|file| !readable.iter().any(|kept| kept.path == file.path));
             progress(Event::Note(format!(
-                "split {split}: {} of its files were left out, such as {}: the others are of another format",
+                "split {split}: skipped {} of its files, such as {}: most have another format",
                 files.len() - readable.len(),
                 left.map_or_else(String::new, |file| repository.name_of(&file.path)),
             )));
@@ -187,14 +186,14 @@ fn read_card(
     card::configs(&name, &String::from_utf8_lossy(&bytes))
 }
 
-/// A dataset that is made by a Python script of its own name.
+/// True for a dataset that is made by a Python script of its own name.
 fn is_script(repository: &Repository, files: &[RepoFile]) -> bool {
     let Repository::Hub { name, .. } = repository else { return false };
     let script = format!("{}.py", name.rsplit('/').next().unwrap_or(name));
     files.iter().any(|file| file.path == script)
 }
 
-/// The configuration of this name, or the one that is meant without a name.
+/// Returns the configuration of this name, or the default one.
 fn choose<'a>(
     configs: &'a [DatasetConfig],
     named: Option<&str>,
@@ -211,7 +210,7 @@ fn choose<'a>(
 fn no_config(named: Option<&str>, names: &[&str], repository: &Repository) -> Error {
     let (title, names) = (repository.title(), names.join(", "));
     Error::Input(match named {
-        Some(named) => format!("{title} has no configuration {named:?}; it has: {names}"),
+        Some(named) => format!("{title}: unknown configuration {named:?}: expected one of {names}"),
         None => format!("{title} has several configurations; choose one with --hf_config: {names}"),
     })
 }
@@ -230,17 +229,17 @@ fn from_card(config: &DatasetConfig, repository: &Repository, files: &[RepoFile]
     let delimiter = match config.delimiter.as_deref().map(str::as_bytes) {
         None => None,
         Some([byte]) => Some(*byte),
-        Some(_) => return Err(Error::Input(format!("{title}: a delimiter of several characters is not read"))),
+        Some(_) => return Err(Error::Input(format!("{title}: expected a delimiter of a single byte"))),
     };
     Ok(Layout { splits, delimiter, title })
 }
 
-/// The files that patterns stand for: in the patterns' order, and of each in the order of the paths.
+/// Returns the files that match patterns: in the patterns' order, and for each in the order of the paths.
 fn resolve(patterns: &[String], prefix: &str, files: &[RepoFile], title: &str) -> Result<Vec<RepoFile>, Error> {
     let mut found = UniqueFiles::default();
     for pattern in patterns {
         if pattern.contains("://") {
-            return Err(Error::Input(format!("{title}: its files are elsewhere ({pattern}), which is not read")));
+            return Err(Error::Input(format!("{title}: files at other URLs are not supported ({pattern})")));
         }
         let pattern = format!("{prefix}{}", pattern.trim_start_matches("./"));
         let mut any = false;
@@ -249,13 +248,13 @@ fn resolve(patterns: &[String], prefix: &str, files: &[RepoFile], title: &str) -
             any = true;
         }
         if !any && !is_pattern(&pattern) {
-            return Err(Error::Input(format!("{title}: its README names {pattern}, which is not there")));
+            return Err(Error::Input(format!("{title}: the README names {pattern}, which does not exist")));
         }
     }
     Ok(found.files)
 }
 
-/// Files in the order they were found; one that is found twice is one file.
+/// Files in the order they were found, without duplicates.
 #[derive(Default)]
 struct UniqueFiles<'a> {
     files: Vec<RepoFile>,
@@ -270,7 +269,7 @@ impl<'a> UniqueFiles<'a> {
     }
 }
 
-/// The splits that the names of folders and files below `prefix` tell, of files that can be read.
+/// Derives splits from the names of folders and readable files below `prefix`.
 fn by_name(files: &[RepoFile], prefix: &str) -> Vec<(String, Vec<RepoFile>)> {
     let files: Vec<(&str, &RepoFile)> = files
         .iter()
@@ -323,13 +322,13 @@ fn by_name(files: &[RepoFile], prefix: &str) -> Vec<(String, Vec<RepoFile>)> {
     vec![("train".into(), files.into_iter().map(|(_, file)| file.clone()).collect())]
 }
 
-/// `SPLIT` of `SPLIT-00000-of-00001….…`.
+/// Returns `SPLIT` of `SPLIT-00000-of-00001….…`.
 fn shard_of(name: &str) -> Option<&str> {
     let at = name.rfind("-of-")?;
     name.get(..at.checked_sub(6)?)
 }
 
-/// The splits of a configuration on the hub's branch of conversions.
+/// Returns the splits of a configuration on the hub's branch of conversions.
 fn converted(repository: &Repository, config: Option<&str>, progress: &mut ProgressFn) -> Result<Layout, Error> {
     let mut configs: BTreeMap<String, BTreeMap<String, Vec<RepoFile>>> = BTreeMap::new();
     for file in repository.files() {
@@ -341,7 +340,7 @@ fn converted(repository: &Repository, config: Option<&str>, progress: &mut Progr
         }
     }
     if configs.is_empty() {
-        let reason = format!("{}: there is no CONFIG/SPLIT/….parquet on the branch {CONVERTED}", repository.title());
+        let reason = format!("{}: no CONFIG/SPLIT/….parquet on the branch {CONVERTED}", repository.title());
         return Err(Error::Input(reason));
     }
     let names: Vec<_> = configs.keys().map(String::as_str).collect();
@@ -360,14 +359,14 @@ fn converted(repository: &Repository, config: Option<&str>, progress: &mut Progr
     Ok(Layout { splits: splits.into_iter().collect(), delimiter: None, title })
 }
 
-/// Why a repository gives no split.
+/// Explains why a repository has no splits.
 fn no_data_reason(files: &[RepoFile], config: Option<&str>) -> String {
     if let Some(config) = config.filter(|_| files.iter().any(|file| Format::of(&file.path).is_some())) {
-        return format!("it has no configuration {config:?}: its README names none");
+        return format!("unknown configuration {config:?}: the README defines none");
     }
     let mut example = files.iter().map(|file| file.path.as_str()).filter(|path| *path != README);
-    let example = example.next().map_or_else(String::new, |path| format!(" (there is {path})"));
-    format!("it has no file that can be read ({READABLE}){example}")
+    let example = example.next().map_or_else(String::new, |path| format!(", found {path}"));
+    format!("no readable files: expected {READABLE}{example}")
 }
 
 #[cfg(test)]
@@ -390,7 +389,7 @@ mod tests {
             .collect()
     }
 
-    /// What `get_data_patterns` of `datasets` 5.2 and fsspec make of the same names.
+    /// The expected splits are those of `get_data_patterns` of `datasets` 5.2 with fsspec.
     #[test]
     fn names_tell_the_splits_as_they_tell_datasets() {
         assert_eq!(splits(&["README.md", "dataset.csv"]), ["train: dataset.csv"]);
@@ -453,8 +452,8 @@ mod tests {
         );
         assert_eq!(chosen(&["a.csv", "b.parquet"]).unwrap(), (vec!["b.parquet".into()], 1));
         assert_eq!(chosen(&["a.csv", "b.tsv"]).unwrap(), (vec!["a.csv".into(), "b.tsv".into()], 0));
-        assert!(chosen(&["a.zip"]).unwrap_err().to_string().contains("none of its files is .parquet"));
+        assert!(chosen(&["a.zip"]).unwrap_err().to_string().contains("train has no readable files: expected .parquet"));
         let error = layout(&["a.csv"]).files("tset", &repository, &mut |_| true).unwrap_err();
-        assert_eq!(error.to_string(), "x has no split \"tset\"; it has: train");
+        assert_eq!(error.to_string(), "x: unknown split \"tset\": expected one of train");
     }
 }

@@ -1,8 +1,8 @@
-//! Datasets of the Hugging Face hub, or laid out like them: which files make a split, and their rows as documents.
+//! Datasets of the Hugging Face hub, or local ones with the same layout: their splits, and their records as documents.
 //!
-//! [`HfSource`] is what a user names; [`resolve`] settles it to files; [`ResolvedDataset::documents`] reads these in order, on
-//! a thread of its own. Read `repository.rs` (a folder or the hub), `layout.rs` (which files make which split, with `card.rs`
-//! and `glob.rs`), `split.rs` (`train[:10%]+test`), `column.rs` (a row becomes text), `formats/` (one file for each format),
+//! [`HfSource`] is a dataset as the user names it; [`resolve`] finds its files; [`ResolvedDataset::documents`] reads these in
+//! order, on its own thread. Read `repository.rs` (a folder or the hub), `layout.rs` (files and splits, with `card.rs` and
+//! `glob.rs`), `split.rs` (`train[:10%]+test`), `column.rs` (a record as text), `formats/` (one file for each format),
 //! `documents.rs`, `source.rs`.
 
 mod card;

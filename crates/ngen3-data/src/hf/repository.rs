@@ -1,4 +1,4 @@
-//! Where a dataset's files are: a folder or file here, or the hub.
+//! A dataset's files: local, or on the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -10,23 +10,23 @@ use crate::source::folder::{entries, file_of};
 /// A dataset's files.
 #[derive(Debug)]
 pub(super) enum Repository {
-    /// Below a folder; or one file in it.
+    /// A local folder, or one file in it.
     Local { root: PathBuf, title: String, files: Vec<RepoFile> },
-    /// At the hub.
+    /// A repository of the hub.
     Hub { snapshot: Box<Snapshot>, name: String, revision: Option<String> },
 }
 
 impl Repository {
-    /// A folder, with all that is below it but what is hidden (`.…`) or private (`__…`), or a single file.
+    /// Lists a folder, without hidden (`.…`) and private (`__…`) entries, or a single file.
     pub(super) fn local(path: &Path) -> Result<Self, Error> {
         let meta = path.metadata().map_err(|error| Error::open(path, &error))?;
         let title = path.display().to_string();
         let mut files = Vec::new();
         if !meta.is_dir() {
             let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.ok_or_else(|| Error::Input(format!("the name of {title} is not UTF-8")))?.to_owned();
+            let name = name.ok_or_else(|| Error::Input(format!("{title}: the file name is not UTF-8")))?.to_owned();
             if Format::of(&name).is_none() {
-                return Err(Error::Input(format!("{title}: only {READABLE} can be read")));
+                return Err(Error::Input(format!("{title}: expected a file ending in {READABLE}")));
             }
             files.push(RepoFile { path: name, size: meta.is_file().then_some(meta.len()) });
             return Ok(Self::Local { root: path.parent().unwrap_or(Path::new("")).into(), title, files });
@@ -36,7 +36,7 @@ impl Repository {
         Ok(Self::Local { root: path.into(), title, files })
     }
 
-    /// A dataset of the hub.
+    /// Opens a dataset of the hub.
     pub(super) fn on_hub(
         hub: &Hub,
         name: &str,
@@ -47,7 +47,7 @@ impl Repository {
         Ok(Self::Hub { snapshot: Box::new(snapshot), name: name.into(), revision: revision.map(str::to_owned) })
     }
 
-    /// What it is, for messages and for meta.json.
+    /// Identifies the dataset in messages and meta.json.
     pub(super) fn title(&self) -> String {
         match self {
             Self::Local { title, .. } => title.clone(),
@@ -55,7 +55,7 @@ impl Repository {
         }
     }
 
-    /// Its files, in the order of their paths.
+    /// Returns the files in the order of their paths.
     pub(super) fn files(&self) -> Vec<RepoFile> {
         match self {
             Self::Local { files, .. } => files.clone(),
@@ -68,7 +68,7 @@ impl Repository {
         }
     }
 
-    /// A file on disk, downloaded if need be.
+    /// Returns the path of a file on disk, downloading it if needed.
     pub(super) fn fetch(&self, path: &str, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         match self {
             Self::Local { root, .. } => Ok(root.join(path)),
@@ -76,7 +76,7 @@ impl Repository {
         }
     }
 
-    /// A file's name, for messages.
+    /// Returns a file's name for messages and meta.json.
     pub(super) fn name_of(&self, path: &str) -> String {
         match self {
             Self::Local { root, .. } => root.join(path).display().to_string(),
@@ -93,7 +93,7 @@ fn is_hidden(path: &str) -> bool {
 fn search(folder: &Path, prefix: &str, files: &mut Vec<RepoFile>) -> Result<(), Error> {
     for entry in entries(folder)? {
         let kind = entry.file_type().map_err(|error| Error::open(&entry.path(), &error))?;
-        // No file that a pattern or a split's name could mean has a name that is not UTF-8.
+        // No pattern or split name matches a file name that is not UTF-8.
         let Ok(name) = entry.file_name().into_string() else { continue };
         if name.starts_with('.') || kind.is_dir() && name.starts_with("__") {
             continue;

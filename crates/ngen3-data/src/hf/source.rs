@@ -1,4 +1,4 @@
-//! A dataset that a user named, found and read.
+//! Finds and reads a dataset that the user named.
 
 use std::path::{Path, PathBuf};
 
@@ -11,20 +11,20 @@ use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
 use crate::source::DocumentReader;
 
-/// Something that a user named as rows of text.
+/// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HfSource {
-    /// `OWNER/NAME` on the hub, or a folder or file here.
+    /// `OWNER/NAME` on the hub, or a local folder or file.
     pub dataset: String,
-    /// Which of its configurations, if it has several.
+    /// Configuration, if the dataset has several.
     pub config: Option<String>,
     /// A split, as the `datasets` library writes it: `train`, `train[:10%]`, `train[1000:2000]+test`.
     pub split: String,
     /// The column that holds the text; `a.b` is the field `b` within it.
     pub column: String,
-    /// The branch, tag or commit; the main branch without it.
+    /// Branch, tag or commit; by default the main branch.
     pub revision: Option<String>,
-    /// Separator between the turns of a conversation, where a row holds a list of texts.
+    /// Separator between the turns of a conversation, for records that hold a list of texts.
     pub separator: String,
 }
 
@@ -36,10 +36,10 @@ pub(crate) struct ResolvedDataset {
     parts: Vec<SplitFiles>,
 }
 
-/// Finds a source's files; on the hub, their list but not yet the files.
+/// Finds a source's files; on the hub, lists them without downloading any.
 ///
 /// # Errors
-/// [`Error::Input`] for a split or column that cannot be meant, [`Error::Hub`] and [`Error::Read`] for what is not there.
+/// [`Error::Input`] for an invalid split or column, [`Error::Hub`] and [`Error::Read`] for missing files.
 pub(crate) fn resolve(source: &HfSource, progress: &mut ProgressFn) -> Result<ResolvedDataset, Error> {
     let slices = split::parse(&source.split)?;
     Column::parse(&source.column, &source.separator)?;
@@ -52,24 +52,24 @@ pub(crate) fn resolve(source: &HfSource, progress: &mut ProgressFn) -> Result<Re
     Ok(ResolvedDataset { source: source.clone(), repository, parts })
 }
 
-/// The files of `dataset`, here or on the hub.
+/// Opens `dataset`, locally or on the hub.
 fn open(dataset: &str, revision: Option<&str>, progress: &mut ProgressFn) -> Result<Repository, Error> {
     match revision {
         Some(revision) if is_local(dataset) => {
-            Err(Error::Input(format!("{dataset} is a folder or file here, so it has no revision {revision}")))
+            Err(Error::Input(format!("{dataset}: a local path has no revision {revision}")))
         }
         _ if is_local(dataset) => Repository::local(Path::new(dataset)),
         _ => Repository::on_hub(&Hub::from_env()?, dataset, revision, progress),
     }
 }
 
-/// The rows of one split, whole, in order; and what they are, in one line. For benchmarks, which are small: all rows are
-/// held at once. Files are found as by `hf_tokenize`; but in a folder here without a README, files that are called as the
-/// split come first.
+/// Reads all records of one split, in order; returns a one-line description and the records. For benchmarks, which fit in
+/// memory. Files are found as by `hf_tokenize`, except that in a local folder without a README files named after the split
+/// come first.
 ///
 /// # Errors
-/// As of `hf_tokenize`: [`Error::Input`] for a configuration or split that is not there, [`Error::Hub`] and [`Error::Read`]
-/// for files that cannot be had or are damaged.
+/// As `hf_tokenize`: [`Error::Input`] for an unknown configuration or split, [`Error::Hub`] and [`Error::Read`] for files that
+/// are missing or damaged.
 pub fn read_records(
     dataset: &str,
     config: Option<&str>,
@@ -94,15 +94,15 @@ pub fn read_records(
 }
 
 impl ResolvedDataset {
-    /// The rows, in one line.
+    /// Describes the records in one line, for meta.json.
     pub(crate) fn title(&self) -> String {
         format!("{}, split {}, column {}", self.repository.title(), self.source.split, self.source.column)
     }
 
-    /// Begins to read. `scratch` is a folder for temporary files; `cut` is as for [`DocumentReader::start`].
+    /// Starts reading. `scratch` is a folder for temporary files; `cut` is as for [`DocumentReader::start`].
     ///
     /// # Errors
-    /// As [`DocumentReader::start`]; [`Error::Input`] for a column that cannot be meant.
+    /// As [`DocumentReader::start`]; [`Error::Input`] for an invalid column.
     pub(crate) fn documents(
         self,
         scratch: PathBuf,
@@ -115,10 +115,10 @@ impl ResolvedDataset {
         })
     }
 
-    /// Gives each row to `take`, with a text that is a string as it is, or a list of turns as JSON.
+    /// Passes each record to `take`, strings verbatim and lists of turns as JSON.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged, or lacks the column; whatever `take` returns.
+    /// [`Error::Read`] for a file that is damaged or lacks the column; any error of `take`.
     pub(crate) fn conversations(&self, progress: &mut ProgressFn, take: &mut RecordFn) -> Result<(), Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?.of_conversations();
         let scratch = std::env::temp_dir();

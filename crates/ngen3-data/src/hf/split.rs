@@ -1,12 +1,10 @@
-//! Which rows: `train`, `train[1000:2000]`, `train[:10%]`, and sums of these, as the `datasets` library writes them.
+//! Split expressions: `train`, `train[1000:2000]`, `train[:10%]`, and sums of these, as in the `datasets` library.
 
 use std::ops::Range;
 
-use ngen3_model::words;
-
 use crate::Error;
 
-/// Some rows of a split.
+/// Some records of a split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Slice {
     /// The split's name.
@@ -16,28 +14,28 @@ pub(super) struct Slice {
     rounding: Rounding,
 }
 
-/// Where a slice begins or ends; negative ones count from the end.
+/// Start or end of a slice; negative values count from the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bound {
     Row(i64),
     Percent(i64),
 }
 
-/// How a percentage becomes a row.
+/// Rounding of a percentage to records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rounding {
     Closest,
-    /// Every percent has as many rows as the others; the remainder is dropped.
+    /// Every percent has the same number of records; the remainder is dropped.
     DropRemainder,
 }
 
 impl Slice {
-    /// True if it is the whole split.
+    /// True if the slice is the whole split.
     pub(super) fn is_whole(&self) -> bool {
         self.from.is_none() && self.to.is_none()
     }
 
-    /// The rows, if they can be told without knowing how many there are.
+    /// Returns the records, unless the range depends on their number.
     pub(super) fn known_range(&self) -> Option<Range<u64>> {
         let row = |bound: Option<Bound>, open: u64| match bound {
             None => Some(open),
@@ -47,16 +45,15 @@ impl Slice {
         Some(row(self.from, 0)?..row(self.to, u64::MAX)?)
     }
 
-    /// The rows, of `count`.
+    /// Returns the records, out of `count`.
     ///
     /// # Errors
-    /// [`Error::Input`] where there are too few rows for the rounding.
+    /// [`Error::Input`] if there are too few records for the rounding.
     pub(super) fn range_of(&self, count: u64) -> Result<Range<u64>, Error> {
         if self.rounding == Rounding::DropRemainder && count < 100 {
             return Err(Error::Input(format!(
-                "split {} has {}, too few for (pct1_dropremainder), which needs 100",
-                self.split,
-                words::count(count, "row")
+                "split {}: (pct1_dropremainder) needs at least 100 records, got {count}",
+                self.split
             )));
         }
         let row = |bound: Option<Bound>, open: u64| {
@@ -77,7 +74,7 @@ impl Slice {
         match self.rounding {
             Rounding::DropRemainder => percent * (count / 100),
             Rounding::Closest => {
-                // Halves go to the even neighbour, as Python's `round` has it.
+                // Halves round to even, as with Python's `round`.
                 let (quotient, rest) = ((percent * count).div_euclid(100), (percent * count).rem_euclid(100));
                 quotient + i128::from(rest > 50 || rest == 50 && quotient % 2 != 0)
             }
@@ -85,16 +82,16 @@ impl Slice {
     }
 }
 
-/// Reads a split as a user writes it.
+/// Parses a split as the user writes it.
 ///
 /// # Errors
-/// [`Error::Input`] saying how it is written.
+/// [`Error::Input`] with examples of the syntax.
 pub(super) fn parse(text: &str) -> Result<Vec<Slice>, Error> {
     text.split('+')
         .map(|slice| {
             parse_slice(slice.trim()).ok_or_else(|| {
                 Error::Input(format!(
-                    "{text:?} is no split; it is written like train, train[:10%], train[1000:2000] or train+validation"
+                    "invalid split {text:?}: expected for example train, train[:10%], train[100:200] or train+test"
                 ))
             })
         })
@@ -117,7 +114,7 @@ fn parse_slice(text: &str) -> Option<Slice> {
     };
     let is_percent = |bound: Option<Bound>| matches!(bound, Some(Bound::Percent(_)));
     let percent = is_percent(from) || is_percent(to);
-    // As in `datasets`, one sign of percent makes both bounds percentages, and a rounding is for these only.
+    // As in `datasets`, one percent sign makes both bounds percentages, and only these have a rounding.
     let unit = |bound: Option<Bound>| {
         bound.map(|bound| match bound {
             Bound::Row(n) if percent => Bound::Percent(n),
@@ -132,7 +129,7 @@ fn parse_slice(text: &str) -> Option<Slice> {
     })
 }
 
-/// An empty bound, or a number perhaps of percent; `None` for anything else.
+/// Parses a bound: empty, or a number with an optional percent sign; `None` for anything else.
 fn parse_bound(text: &str) -> Option<Option<Bound>> {
     if text.is_empty() {
         return Some(None);
@@ -142,7 +139,7 @@ fn parse_bound(text: &str) -> Option<Option<Bound>> {
     Some(Some(if percent { Bound::Percent(number) } else { Bound::Row(number) }))
 }
 
-/// True if this can be a split's name: words of letters, digits and `_`, with dots between them.
+/// True for a valid name of a split: words of letters, digits and `_`, with dots between them.
 pub(super) fn is_name(text: &str) -> bool {
     text.split('.').all(|word| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_'))
 }
@@ -158,7 +155,7 @@ mod tests {
         slices.into_iter().map(|slice| (slice.split.clone(), slice.range_of(count).unwrap())).collect()
     }
 
-    /// What `datasets` 5.2 makes of them (`ReadInstruction.from_spec(…).to_absolute`).
+    /// The expected ranges are those of `datasets` 5.2 (`ReadInstruction.from_spec(…).to_absolute`).
     #[test]
     fn slices_are_what_datasets_makes_of_them() {
         for (text, count, expected) in [
@@ -183,7 +180,7 @@ mod tests {
         assert!(rows("train[5:2]", 10)[0].1.is_empty());
         assert_eq!(rows("a.b[:1] + test", 5), [("a.b".into(), 0..1), ("test".into(), 0..5)]);
         let slice = &parse("train[:33%](pct1_dropremainder)").unwrap()[0];
-        assert!(slice.range_of(99).unwrap_err().to_string().contains("has 99 rows, too few"));
+        assert!(slice.range_of(99).unwrap_err().to_string().contains("at least 100 records, got 99"));
     }
 
     #[test]
@@ -209,7 +206,7 @@ mod tests {
             "a-b",
             "a/b",
         ] {
-            assert!(parse(text).unwrap_err().to_string().contains("is no split"), "{text}");
+            assert!(parse(text).unwrap_err().to_string().contains("invalid split"), "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
-//! Rows of files here become documents: what Python's `datasets` reads from the same files, in the same order.
+//! Records of local files as documents: the texts that Python's `datasets` reads from the same files, in the same order.
 //!
-//! `fixtures/` is made by `make_fixtures.py`, with what `datasets` reads from each file in `expected.json`. Documents are
-//! read back from the tokens, so that nothing on the way is left out.
+//! `make_fixtures.py` makes `fixtures/`, with the texts that `datasets` reads from each file in `expected.json`. Documents are
+//! read back from the tokens, so that every step is covered.
 
 mod records;
 
@@ -36,7 +36,7 @@ fn source(dataset: &Path, split: &str, column: &str) -> HfSource {
     }
 }
 
-/// The documents that a source gives, and the notes.
+/// Returns the documents of a source, and the notes.
 fn read_with(source: &HfSource, threads: usize) -> Result<(Vec<String>, Vec<String>), String> {
     let root = tempfile::tempdir().unwrap();
     let spec = HfDatasetSpec { name: "x", source, tokenizer: None, threads, root: root.path() };
@@ -59,7 +59,7 @@ fn read_with(source: &HfSource, threads: usize) -> Result<(Vec<String>, Vec<Stri
     file.copy(0..file.len(), &mut tokens);
     let tokenizer = Tokenizer::gpt2();
     let mut documents: Vec<_> = tokens.split(|&token| token == END).map(|ids| tokenizer.decode(ids)).collect();
-    assert_eq!(documents.pop().as_deref(), Some(""), "the last document is ended too");
+    assert_eq!(documents.pop().as_deref(), Some(""), "the last document has an end-of-text token too");
     assert_eq!(documents.len() as u64, made.documents);
     Ok((documents, notes))
 }
@@ -68,7 +68,7 @@ fn read(dataset: &Path, split: &str, column: &str) -> Result<Vec<String>, String
     read_with(&source(dataset, split, column), 2).map(|(documents, _)| documents)
 }
 
-/// Makes files below a folder; gives the folder.
+/// Makes files below a folder; returns the folder.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (path, content) in files {
@@ -86,7 +86,7 @@ fn every_format_gives_the_texts_that_datasets_gives() {
     assert_eq!(expected.len(), 19);
     for (name, columns) in expected {
         for (column, values) in columns {
-            // Where a row holds a list, its texts with line breaks between them are the document.
+            // For a record that holds a list, the document is its texts joined by line breaks.
             let text = |value: serde_json::Value| match value {
                 serde_json::Value::Null => None,
                 serde_json::Value::String(text) => Some(text),
@@ -100,7 +100,7 @@ fn every_format_gives_the_texts_that_datasets_gives() {
             let (documents, notes) = read_with(&source(&fixtures().join(&name), "train", &column), 2).unwrap();
             assert_eq!(documents, texts, "{name} {column}");
             let empty = all - texts.len();
-            assert_eq!(notes, [format!("{empty} of {all} rows have no text and were left out")], "{name}");
+            assert_eq!(notes, [format!("skipped {empty} of {all} records: they have no text")], "{name}");
         }
     }
 }
@@ -134,28 +134,31 @@ fn a_wrong_column_names_those_there_are() {
     ] {
         let file = fixtures().join(name);
         let error = read(&file, "train", "txet").unwrap_err();
-        let expected = format!("cannot read {}: it has no column \"txet\"; its columns are: {columns}", file.display());
+        let expected = format!("{}: no column \"txet\"; choose one with --hf_text_column: {columns}", file.display());
         assert_eq!(error, expected);
     }
     for (column, expected) in [
-        ("id", "its column id holds Int64, which is not a string"),
-        ("meta", "its column meta holds structs; name one of their fields: meta.title, meta.tags"),
-        ("meta.titel", "its column meta.titel has no field \"titel\"; its fields are: title, tags"),
+        (
+            "id",
+            "column id: expected a string, a list of strings, or a list of {role, content} or {from, value}, got Int",
+        ),
+        ("meta", "column meta holds structs; name one of their fields: meta.title, meta.tags"),
+        ("meta.titel", "column meta.titel has no field \"titel\": expected one of title, tags"),
     ] {
         let error = read(&fixtures().join("none.parquet"), "train", column).unwrap_err();
         assert!(error.contains(expected), "{error}");
     }
     let error = read(&fixtures().join("lines.jsonl"), "train", "id").unwrap_err();
-    assert!(error.contains("row 1: its column id holds numbers"), "{error}");
+    assert!(error.contains("record 1: column id: expected") && error.ends_with("got numbers"), "{error}");
 }
 
 #[test]
 fn a_file_without_lines_is_not_taken_into_memory_whole() {
     let folder = folder(&[("train.jsonl", "{")]);
     let path = folder.path().join("train.jsonl");
-    // Zeros that take no place on the disk.
+    // A sparse file of zeros.
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 27).unwrap();
-    let expected = format!("cannot read {}: line 1 is longer than 67108864 bytes", path.display());
+    let expected = format!("{}: line 1 is longer than the limit of 67108864 bytes", path.display());
     assert_eq!(read(&path, "train", "text").unwrap_err(), expected);
     let records = read_records(path.to_str().unwrap(), None, "train", &mut |_| true);
     assert_eq!(records.unwrap_err().to_string(), expected);
@@ -190,12 +193,12 @@ fn files_of_a_split_are_read_in_the_order_of_their_names() {
         assert_eq!(read(root, split, "text").unwrap().join(" "), expected, "{split}");
     }
     let error = read(root, "valid", "text").unwrap_err();
-    assert_eq!(error, format!("{} has no split \"valid\"; it has: train, test, odd.split", root.display()));
-    assert!(read(root, "train[9:]", "text").unwrap_err().contains("there is no text"));
-    assert!(read(root, "train[", "text").unwrap_err().contains("is no split"));
+    assert_eq!(error, format!("{}: unknown split \"valid\": expected one of train, test, odd.split", root.display()));
+    assert!(read(root, "train[9:]", "text").unwrap_err().contains("contains no text"));
+    assert!(read(root, "train[", "text").unwrap_err().contains("invalid split"));
     let mut with = source(root, "train", "text");
     with.revision = Some("v1".into());
-    assert!(read_with(&with, 1).unwrap_err().contains("so it has no revision v1"));
+    assert!(read_with(&with, 1).unwrap_err().contains("a local path has no revision v1"));
 }
 
 #[test]
@@ -221,15 +224,14 @@ fn a_readme_says_which_files_make_a_split() {
     assert_eq!(read(Some("en"), "dev").unwrap(), "y1");
     assert_eq!(read(Some("de"), "train").unwrap(), "g1");
     assert_eq!(read(Some("bars"), "train").unwrap(), "x,y");
-    assert!(
-        read(Some("fr"), "train").unwrap_err().ends_with("has no configuration \"fr\"; it has: en, de, bars, gone")
-    );
-    assert!(read(Some("gone"), "train").unwrap_err().contains("its README names gone.csv, which is not there"));
-    assert!(read(None, "test").unwrap_err().ends_with("has no split \"test\"; it has: train, dev"));
+    let unknown = read(Some("fr"), "train").unwrap_err();
+    assert!(unknown.ends_with("unknown configuration \"fr\": expected one of en, de, bars, gone"), "{unknown}");
+    assert!(read(Some("gone"), "train").unwrap_err().contains("the README names gone.csv, which does not exist"));
+    assert!(read(None, "test").unwrap_err().ends_with("unknown split \"test\": expected one of train, dev"));
     fs::write(folder.path().join("README.md"), readme.replace("default: true", "x: y")).unwrap();
     assert!(read(None, "train").unwrap_err().contains("choose one with --hf_config: en, de, bars, gone"));
     fs::write(folder.path().join("README.md"), "---\nconfigs: [\n---\n").unwrap();
-    assert!(read(None, "train").unwrap_err().contains("README.md: its YAML is malformed"));
+    assert!(read(None, "train").unwrap_err().contains("README.md: malformed YAML"));
 }
 
 #[test]
@@ -251,25 +253,25 @@ fn what_cannot_be_read_is_named() {
     let error = |name: &str| read(&folder.path().join(name), "train", "text").unwrap_err();
     for (name, expected) in [
         ("bad.jsonl", "line 3: expected value (column 9)"),
-        ("list.jsonl", "line 2: invalid type: sequence, expected an object, whose fields are the columns"),
+        ("list.jsonl", "line 2: invalid type: sequence, expected an object whose keys are the columns"),
         ("cut.json", "EOF while parsing"),
-        ("ragged.csv", "line 3: it has 1 field where the first line names 2 columns"),
-        ("empty.csv", "it has no column \"text\""),
-        ("empty.jsonl", "there is no text in what was given"),
-        ("fake.parquet", "it is no whole parquet file; is it cut short?"),
-        ("fake.arrow", "it is no whole Arrow file; is it cut short?"),
-        ("cut.jsonl.gz", "it is not compressed"),
-        ("page.zip", "only .parquet, .arrow, .jsonl"),
-        ("zips", "it has no file that can be read"),
-        ("none", "it has no file that can be read"),
-        ("missing/folder/here", "is neither a folder here nor the name of a dataset on the hub"),
+        ("ragged.csv", "line 3: expected 2 columns as in the header, got 1 field"),
+        ("empty.csv", "no column \"text\": the file has no columns"),
+        ("empty.jsonl", "the input contains no text"),
+        ("fake.parquet", "not a complete Parquet file; it may be truncated"),
+        ("fake.arrow", "not a complete Arrow file; it may be truncated"),
+        ("cut.jsonl.gz", "the file is not compressed"),
+        ("page.zip", "expected a file ending in .parquet, .arrow, .jsonl"),
+        ("zips", "no readable files: expected .parquet"),
+        ("none", "no readable files: expected .parquet"),
+        ("missing/folder/here", "expected a local path or the name of a dataset on the hub"),
     ] {
         assert!(error(name).contains(expected), "{name}: {}", error(name));
     }
     fs::write(folder.path().join("bytes.csv"), b"text\n\xff\n").unwrap();
-    assert!(error("bytes.csv").contains("line 2: its column text is not UTF-8"));
+    assert!(error("bytes.csv").contains("line 2: invalid UTF-8 in column text"));
     fs::write(folder.path().join("bytes.txt"), b"fine\n\xff\n").unwrap();
-    assert!(error("bytes.txt").contains("line 2 is not UTF-8"));
+    assert!(error("bytes.txt").contains("line 2: invalid UTF-8"));
     fs::write(folder.path().join("bytes.jsonl"), b"{\"text\":\"\xff\"}\n").unwrap();
     assert!(error("bytes.jsonl").contains("line 1: "));
 }
@@ -278,10 +280,10 @@ fn what_cannot_be_read_is_named() {
 fn a_column_that_some_rows_lack_is_empty_there() {
     let folder = folder(&[("x.jsonl", "{\"n\":1}\n{\"text\":\"a\",\"n\":2}\n{\"text\":null}\n{\"text\":\"b\"}\n")]);
     assert_eq!(read(folder.path(), "train", "text").unwrap(), ["a", "b"]);
-    // Only a thousand rows without it say that it is not there at all.
+    // A column is missing only if the first thousand records lack it.
     let rows = "{\"n\":1}\n".repeat(1000) + "{\"text\":\"a\"}\n";
     fs::write(folder.path().join("x.jsonl"), rows).unwrap();
-    assert!(read(folder.path(), "train", "text").unwrap_err().contains("its columns are: n"));
+    assert!(read(folder.path(), "train", "text").unwrap_err().contains("--hf_text_column: n"));
     fs::write(folder.path().join("x.jsonl"), "{\"a.b\":\"x\",\"a\":{\"b\":\"y\"}}\n{\"a\":{\"b\":\"z\"}}\n").unwrap();
     assert_eq!(read(folder.path(), "train", "a.b").unwrap(), ["x", "z"]);
 }
@@ -337,14 +339,14 @@ fn every_compression_of_parquet_is_read_and_damage_is_an_error() {
     for cut in (0..whole.len()).step_by(whole.len() / 40) {
         fs::write(&path, &whole[..cut]).unwrap();
         let error = read(&path, "train", "text").unwrap_err();
-        assert!(error.contains("it is no whole parquet file; is it cut short?"), "{cut}: {error}");
+        assert!(error.contains("not a complete Parquet file; it may be truncated"), "{cut}: {error}");
     }
-    // A packed one is unpacked first.
+    // A compressed file is decompressed first.
     let packed = folder.path().join("y.parquet.zst");
     fs::write(&packed, zstd::encode_all(&whole[..], 1).unwrap()).unwrap();
     assert!(read(&packed, "train", "text").unwrap() == expected);
     fs::write(&packed, &zstd::encode_all(&whole[..], 1).unwrap()[..500]).unwrap();
-    assert!(read(&packed, "train", "text").unwrap_err().contains("compressed data ends too early"));
+    assert!(read(&packed, "train", "text").unwrap_err().contains("compressed data ends early"));
 }
 
 fn expected_slice(texts: &[Option<String>], rows: std::ops::Range<usize>) -> Vec<String> {
@@ -369,7 +371,7 @@ proptest! {
         }
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(name), bytes).unwrap();
-        // It may well be readable; all that matters is that there is an answer.
+        // It may well be readable; all that matters is that there is a result.
         let _ = read(&folder.path().join(name), "train", "text");
     }
 }

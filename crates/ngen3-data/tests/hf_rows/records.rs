@@ -1,4 +1,4 @@
-//! Whole rows: all formats give the same columns with the same values, which are those of the JSON lines.
+//! Whole records: all formats give the same columns with the same values as the JSON lines.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn all_formats_give_the_same_rows() {
         let found = read(&fixtures().join(name), "train").unwrap();
         assert_eq!(found.len(), expected.len(), "{name}");
         for (mut found, expected) in found.into_iter().zip(&expected) {
-            // Some of the files have a column more.
+            // Some of the files have one more column.
             found.remove("kind");
             assert_eq!(found, *expected, "{name}");
         }
@@ -41,7 +41,7 @@ fn all_formats_give_the_same_rows() {
     assert_eq!(found[3]["text"], "two\nlines, \"quoted\"");
     let kinds: Vec<_> = found.iter().take(3).map(|row| row["kind"].clone()).collect();
     assert_eq!(kinds, [Value::from("a"), "b".into(), Value::Null]);
-    // A CSV file knows only texts.
+    // A CSV file has only strings.
     for name in ["comma.csv", "tabs.tsv"] {
         let found = read(&fixtures().join(name), "train").unwrap();
         assert_eq!((&found[0]["id"], &found[0]["text"]), (&"0".into(), &"Once upon a time".into()), "{name}");
@@ -64,8 +64,8 @@ fn a_file_called_as_the_split_is_the_split() {
         let found = read(plain.path(), split).unwrap();
         assert_eq!(found.iter().map(|row| row["n"].clone()).collect::<Vec<_>>(), [n], "{split}");
     }
-    assert!(read(plain.path(), "other").unwrap_err().contains("has no split \"other\""));
-    // What a README says goes first.
+    assert!(read(plain.path(), "other").unwrap_err().contains("unknown split \"other\""));
+    // A README takes precedence.
     let readme =
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: dev\n    path: my_train.jsonl\n---\n";
     let told = folder(&[files[0], files[3], ("README.md", readme)]);
@@ -82,12 +82,9 @@ fn damage_is_named() {
     ]);
     let error = |path: &str| read(&broken.path().join(path), "train").unwrap_err();
     assert!(error("train.jsonl").contains("train.jsonl: line 3: "), "{}", error("train.jsonl"));
-    assert!(
-        error("a/train.csv").contains("line 2: it has 1 field where the first line names 2"),
-        "{}",
-        error("a/train.csv")
-    );
+    let ragged = error("a/train.csv");
+    assert!(ragged.contains("line 2: expected 2 columns as in the header, got 1 field"), "{ragged}");
     assert!(error("b/train.json").contains("train.json: "), "{}", error("b/train.json"));
     fs::write(broken.path().join("train.parquet"), &whole[..whole.len() / 2]).unwrap();
-    assert!(error("train.parquet").contains("is it cut short?"), "{}", error("train.parquet"));
+    assert!(error("train.parquet").contains("it may be truncated"), "{}", error("train.parquet"));
 }

@@ -1,4 +1,4 @@
-//! Arrow IPC, as a file or as a stream (which is what `datasets` saves), a batch at a time.
+//! Arrow IPC files and streams (`datasets` saves streams), one batch at a time.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -10,12 +10,12 @@ use arrow_schema::{ArrowError, Fields, SchemaRef};
 use super::file::{BUFFER, DataFileReader, TextRecord, TextRecordFn};
 use crate::Error;
 
-/// The first bytes of the file format.
+/// Magic bytes of the file format.
 const MAGIC: &[u8] = b"ARROW1";
 
 type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
-/// Opens a file, with only the top-level columns that `choose` names; gives its schema, which has all of them.
+/// Opens a file with only the top-level columns that `choose` returns; returns its whole schema.
 fn open(
     input: &DataFileReader,
     choose: &dyn Fn(&Fields) -> Result<Vec<usize>, String>,
@@ -42,10 +42,10 @@ fn open(
 }
 
 fn damaged(input: &DataFileReader, error: &dyn std::fmt::Display) -> Error {
-    input.failed(format!("it is no whole Arrow file; is it cut short? ({error})"))
+    input.failed(format!("not a complete Arrow file; it may be truncated ({error})"))
 }
 
-/// All rows, with all their columns.
+/// Reads all records, with all their columns.
 pub(super) fn batches(input: &DataFileReader) -> Result<Vec<RecordBatch>, Error> {
     let (_, batches) = open(input, &|fields| Ok((0..fields.len()).collect()))?;
     batches.collect::<Result<_, _>>().map_err(|error| damaged(input, &error))
@@ -67,7 +67,7 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
             let has = match (input.column, found) {
                 (Some(column), Some((_, below))) => column
                     .arrow_text(batch.column(0), row, below, &mut text)
-                    .map_err(|reason| input.failed(format!("row {number}: {reason}")))?,
+                    .map_err(|reason| input.failed(format!("record {number}: {reason}")))?,
                 _ => false,
             };
             if take(TextRecord { text: has.then_some(&text), bytes_read: 0 })?.is_break() {

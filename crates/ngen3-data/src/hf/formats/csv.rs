@@ -1,4 +1,4 @@
-//! CSV and its kin: a first line of names, then fields with a delimiter between them, perhaps in `"`.
+//! CSV and TSV: a header line, then delimited fields, optionally in `"`.
 
 use ::csv::{ByteRecord, ReaderBuilder};
 use ngen3_model::words::count;
@@ -8,13 +8,13 @@ use super::file::{DataFileReader, TextRecord, TextRecordFn};
 use super::record::Record;
 use crate::Error;
 
-/// Fields that stand for nothing, as pandas and so `datasets` has them.
+/// Fields that are null, as for pandas and thus `datasets`.
 const NULL_VALUES: [&str; 19] = [
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",
 ];
 
-/// All rows, with all their columns.
+/// Reads all records, with all their columns.
 pub(super) fn records(input: &DataFileReader, delimiter: u8) -> Result<Vec<Record>, Error> {
     let stream = input.stream()?;
     let compressed = stream.compressed;
@@ -28,16 +28,16 @@ pub(super) fn records(input: &DataFileReader, delimiter: u8) -> Result<Vec<Recor
     input.collect()
 }
 
-/// What is wrong with a file, and on which line.
+/// Describes a CSV error, with its line.
 fn failed(input: &DataFileReader, compressed: bool, error: ::csv::Error) -> Error {
     let place = error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
     match error.into_kind() {
         ::csv::ErrorKind::Io(error) => crate::source::utf8::read_error(input.name, compressed, &error),
         ::csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let (fields, columns) = (count(len, "field"), count(expected_len, "column"));
-            input.failed(format!("{place}it has {fields} where the first line names {columns}"))
+            input.failed(format!("{place}expected {columns} as in the header, got {fields}"))
         }
-        ::csv::ErrorKind::Utf8 { .. } => input.failed(format!("{place}it is not UTF-8")),
+        ::csv::ErrorKind::Utf8 { .. } => input.failed(format!("{place}invalid UTF-8; convert the file")),
         other => input.failed(format!("{place}{}", ::csv::Error::from(std::io::Error::other(format!("{other:?}"))))),
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn read(input: &DataFileReader, delimiter: u8, take: &mut TextRecordF
             None => "",
             Some(index) => std::str::from_utf8(&record[index]).map_err(|_| {
                 let line = record.position().map_or(0, ::csv::Position::line);
-                input.failed(format!("line {line}: its column {} is not UTF-8", names[index]))
+                input.failed(format!("line {line}: invalid UTF-8 in column {}; convert the file", names[index]))
             })?,
         };
         let text = (!NULL_VALUES.contains(&field)).then_some(field);

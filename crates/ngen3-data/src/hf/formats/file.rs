@@ -1,4 +1,4 @@
-//! A file whose rows are wanted, as each format opens it.
+//! A data file, opened as each format needs it.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -17,28 +17,28 @@ use crate::source::utf8::read_error;
 
 pub(super) const BUFFER: usize = 1 << 18;
 
-/// A file whose rows are wanted.
+/// A data file, and the records of it to read.
 pub(in crate::hf) struct DataFileReader<'a> {
-    /// For messages.
+    /// Name for messages.
     pub(in crate::hf) name: &'a str,
-    /// Its place on disk.
+    /// Path on disk.
     pub(in crate::hf) path: &'a Path,
     pub(in crate::hf) format: Format,
-    /// The text's column; without one, rows are only counted.
+    /// Column of the text; without one, records are only counted.
     pub(in crate::hf) column: Option<&'a Column>,
-    /// Rows at the start that are not wanted.
+    /// Records to skip at the start.
     pub(in crate::hf) skip: u64,
-    /// A folder for temporary files.
+    /// Folder for temporary files.
     pub(in crate::hf) scratch: &'a Path,
 }
 
-/// A row: its text, if it has any, and how many bytes of the file were read by then.
+/// A record: its text, if any, and the bytes of the file read so far.
 pub(in crate::hf) struct TextRecord<'a> {
     pub(in crate::hf) text: Option<&'a str>,
     pub(in crate::hf) bytes_read: u64,
 }
 
-/// Takes rows until it has enough.
+/// Receives records until it has enough.
 pub(in crate::hf) type TextRecordFn<'a> = dyn FnMut(TextRecord) -> Result<ControlFlow<()>, Error> + 'a;
 
 impl DataFileReader<'_> {
@@ -46,7 +46,7 @@ impl DataFileReader<'_> {
         Error::read(self.name, reason)
     }
 
-    /// The file as a stream, unpacked if it is packed.
+    /// Opens the file as a stream, decompressed.
     pub(super) fn stream(&self) -> Result<RecordStream, Error> {
         let ByteSource { bytes, compressed, bytes_read } = open_file(self.name, self.path)?;
         Ok(RecordStream {
@@ -57,7 +57,7 @@ impl DataFileReader<'_> {
         })
     }
 
-    /// The file as one that can be read here and there: unpacked into a nameless temporary file if it is packed.
+    /// Opens the file for random access; a compressed one is decompressed into an unnamed temporary file.
     pub(super) fn file(&self) -> Result<File, Error> {
         let mut opened = open_file(self.name, self.path)?;
         if !opened.compressed {
@@ -70,13 +70,13 @@ impl DataFileReader<'_> {
         Ok(file)
     }
 
-    /// Runs a library that may panic on a malformed file; that is an error here.
+    /// Runs a library that may panic on a malformed file, and returns a panic as an error.
     pub(super) fn catch_panic<T>(&self, library: &str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         catch_panic(library, run).map_err(|reason| self.failed(reason)).flatten()
     }
 }
 
-/// A file's bytes.
+/// A data file as a stream of bytes.
 pub(super) struct RecordStream {
     pub(super) bytes: BufReader<Box<dyn Read + Send>>,
     pub(super) compressed: bool,
@@ -85,7 +85,7 @@ pub(super) struct RecordStream {
 }
 
 impl RecordStream {
-    /// Bytes read so far of the file as it is stored.
+    /// Stored bytes read so far.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read.load(Ordering::Relaxed)
     }

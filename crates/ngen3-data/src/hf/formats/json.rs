@@ -1,4 +1,4 @@
-//! JSON lines, one object each; or one array of objects, told by its `[`. Only the wanted column is kept of an object.
+//! JSON lines, one object each; or one array of objects, recognised by its `[`. Only the requested column of an object is kept.
 
 use std::fmt;
 use std::io::BufRead;
@@ -12,9 +12,9 @@ use super::record::Record;
 use crate::Error;
 use crate::hf::column::Column;
 
-/// Rows after which a column that none of them had is taken for missing.
+/// Records after which a column that none of them had is reported as missing.
 const MAX_RECORDS_WITHOUT_COLUMN: u64 = 1000;
-/// Names of columns that are remembered for a complaint.
+/// Column names kept for an error message.
 const MAX_NAMES: usize = 50;
 
 pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<(), Error> {
@@ -26,11 +26,11 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
     } else {
         read_lines(&mut stream, &mut reading)?
     };
-    // Of a file that was not read to its end nobody knows what columns it has.
+    // Columns may be missing only from a file that was read to its end.
     if outcome.is_continue() { reading.check_seen() } else { Ok(()) }
 }
 
-/// All rows, with all their columns.
+/// Reads all records, with all their columns.
 pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
     let mut stream = input.stream()?;
     if first_byte(&mut stream)? == Some(b'[') {
@@ -49,7 +49,7 @@ pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
     Ok(records)
 }
 
-/// The first byte that is not white space, which is left unread; a UTF-8 byte order mark is skipped.
+/// Returns the first byte that is not white space, without consuming it; skips a UTF-8 byte order mark.
 fn first_byte(stream: &mut RecordStream) -> Result<Option<u8>, Error> {
     let mut start = true;
     loop {
@@ -110,7 +110,7 @@ fn read_array(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<Con
     }
 }
 
-/// An error of one line says where in it, not that it is line 1.
+/// Formats an error within one line: with its column, but not serde_json's line, which is always 1.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
@@ -119,31 +119,31 @@ fn without_place(error: &serde_json::Error) -> String {
     }
 }
 
-/// Rows being handed over.
+/// State of reading the records of a file.
 struct RecordScan<'a, 'b> {
     input: &'a DataFileReader<'a>,
     take: &'a mut TextRecordFn<'b>,
     number: u64,
-    /// True if any row had the column.
+    /// True once a record had the column.
     seen: bool,
-    /// Columns that rows had, as long as none had the one.
+    /// Column names of the records, as long as none had the requested one.
     names: Vec<String>,
     text: String,
     bytes_read: u64,
 }
 
 impl<'a> RecordScan<'a, '_> {
-    /// The wanted column; none for a row that is skipped.
+    /// Returns the requested column; `None` for a record that is skipped.
     fn column(&self) -> Option<&'a Column> {
         self.input.column.filter(|_| self.number >= self.input.skip)
     }
 
-    /// Where the names of the columns go, while they may be needed.
+    /// Returns where to collect column names, as long as they may be needed.
     fn names(&mut self) -> Option<&mut Vec<String>> {
         (!self.seen).then_some(&mut self.names)
     }
 
-    /// Takes a row; `value` is what its top-level column holds.
+    /// Handles a record; `value` is the value of its top-level column.
     fn record(&mut self, value: Option<(Value, bool)>) -> Result<ControlFlow<()>, Error> {
         self.number += 1;
         if self.number <= self.input.skip {
@@ -156,7 +156,7 @@ impl<'a> RecordScan<'a, '_> {
             let below = if *exact { &[] } else { &column.path[1..] };
             has = column
                 .json_text(value, below, &mut self.text)
-                .map_err(|reason| self.input.failed(format!("row {}: {reason}", self.number)))?;
+                .map_err(|reason| self.input.failed(format!("record {}: {reason}", self.number)))?;
         }
         if self.number == self.input.skip + MAX_RECORDS_WITHOUT_COLUMN {
             self.check_seen()?;
@@ -174,7 +174,7 @@ impl<'a> RecordScan<'a, '_> {
     }
 }
 
-/// What the wanted column of an object holds, and whether its name is the whole of the column's; `None` if it lacks it.
+/// Deserializes an object to its requested column, and whether the key is the column's whole name; `None` without it.
 struct ColumnSeed<'a> {
     column: &'a Column,
     names: Option<&'a mut Vec<String>>,
@@ -192,7 +192,7 @@ impl<'de> Visitor<'de> for ColumnSeed<'_> {
     type Value = Option<(Value, bool)>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("an object, whose fields are the columns")
+        f.write_str("an object whose keys are the columns")
     }
 
     fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self::Value, M::Error> {
@@ -201,7 +201,7 @@ impl<'de> Visitor<'de> for ColumnSeed<'_> {
             map.next_key_seed(ColumnNameSeed { column: self.column, names: self.names.as_deref_mut() })?
         {
             match (wanted, &found) {
-                // The whole name goes before the beginning of a path; of two alike the last counts.
+                // The whole name takes precedence over the start of a path; of duplicates the last counts.
                 (Some(exact), None) => found = Some((map.next_value()?, exact)),
                 (Some(exact), Some((_, before))) if exact >= *before => found = Some((map.next_value()?, exact)),
                 _ => {
@@ -213,7 +213,7 @@ impl<'de> Visitor<'de> for ColumnSeed<'_> {
     }
 }
 
-/// A field's name: `Some` if it is the wanted column, with whether it is its whole name.
+/// Deserializes a key: `Some` for the requested column, true for its whole name.
 struct ColumnNameSeed<'a> {
     column: &'a Column,
     names: Option<&'a mut Vec<String>>,
@@ -231,7 +231,7 @@ impl Visitor<'_> for ColumnNameSeed<'_> {
     type Value = Option<bool>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a name")
+        f.write_str("a column name")
     }
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
@@ -244,13 +244,13 @@ impl Visitor<'_> for ColumnNameSeed<'_> {
     }
 }
 
-/// Why reading an array ended before its end.
+/// Reason to stop within an array.
 enum EarlyEnd {
     Enough,
     Error(Error),
 }
 
-/// The elements of an array, each handed over as it is read.
+/// Reads the elements of an array and handles each at once.
 struct Elements<'a, 'b, 'c> {
     reading: &'a mut RecordScan<'b, 'c>,
     outcome: &'a mut Result<(), EarlyEnd>,

@@ -1,4 +1,4 @@
-//! Rows of a file: `file.rs` has the file, a file for each format reads it, `read.rs` chooses between them.
+//! Records of a file: `file.rs` opens it, one file for each format reads it, `read.rs` chooses between them.
 
 mod arrow;
 mod csv;

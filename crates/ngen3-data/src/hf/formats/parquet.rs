@@ -1,4 +1,4 @@
-//! Parquet, a stretch of rows at a time: pages are unpacked as they are needed, and only those of the text's column.
+//! Parquet, one batch of records at a time: only pages of the text's column are decompressed, as they are needed.
 
 use arrow_array::{RecordBatch, RecordBatchReader};
 use parquet::arrow::ProjectionMask;
@@ -7,35 +7,35 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 use super::file::{DataFileReader, TextRecord, TextRecordFn};
 use crate::Error;
 
-/// Bytes of text that a stretch of rows should have, and the most rows.
+/// Bytes of text that a batch should have, and its maximum number of records.
 const STRETCH: u64 = 1 << 20;
 const ROWS: u64 = 8192;
 
 /// Opens a file and reads its footer.
 fn open(input: &DataFileReader) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>, Error> {
-    // Types as parquet has them, whatever another program wanted to read them as.
+    // Parquet's own types, whatever Arrow schema another program embedded.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     ParquetRecordBatchReaderBuilder::try_new_with_options(input.file()?, options)
         .map_err(|error| damaged(input, &error))
 }
 
 fn damaged(input: &DataFileReader, error: &dyn std::fmt::Display) -> Error {
-    input.failed(format!("it is no whole parquet file; is it cut short? ({error})"))
+    input.failed(format!("not a complete Parquet file; it may be truncated ({error})"))
 }
 
 pub(super) fn count(input: &DataFileReader) -> Result<u64, Error> {
     let count = open(input)?.metadata().file_metadata().num_rows();
-    u64::try_from(count).map_err(|_| damaged(input, &format!("it says that it has {count} rows")))
+    u64::try_from(count).map_err(|_| damaged(input, &format!("its footer promises {count} records")))
 }
 
-/// All rows, with all their columns.
+/// Reads all records, with all their columns.
 pub(super) fn batches(input: &DataFileReader) -> Result<Vec<RecordBatch>, Error> {
     let promised = count(input)?;
     let reader = open(input)?.build().map_err(|error| damaged(input, &error))?;
     let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| damaged(input, &error))?;
     let found = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
     if found < promised {
-        return Err(damaged(input, &format!("it has {found} of the {promised} rows that it promises")));
+        return Err(damaged(input, &format!("expected {promised} records as in its footer, got {found}")));
     }
     Ok(batches)
 }
@@ -56,7 +56,7 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
     let reader = builder.with_projection(mask).with_batch_size(stretch).with_offset(skip).build();
     let reader = reader.map_err(|error| damaged(input, &error))?;
     if reader.schema().fields().len() != 1 {
-        return Err(damaged(input, &"its column is not in it"));
+        return Err(damaged(input, &"the column is missing"));
     }
     let (mut done, mut text) = (input.skip, String::new());
     for batch in reader {
@@ -66,18 +66,18 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
             text.clear();
             let has = column
                 .arrow_text(array, row, below, &mut text)
-                .map_err(|reason| input.failed(format!("row {}: {reason}", done + 1)))?;
+                .map_err(|reason| input.failed(format!("record {}: {reason}", done + 1)))?;
             done += 1;
-            // The share of the rows that are done stands for the share of the bytes.
+            // The share of the records read approximates the share of the bytes.
             let bytes_read = (u128::from(size) * u128::from(done.min(total)) / u128::from(total)) as u64;
             if take(TextRecord { text: has.then_some(&text), bytes_read })?.is_break() {
                 return Ok(());
             }
         }
     }
-    // A footer can promise more rows than the pages have.
+    // A footer can promise more records than the pages have.
     if done < promised {
-        return Err(damaged(input, &format!("it has {done} of the {promised} rows that it promises")));
+        return Err(damaged(input, &format!("expected {promised} records as in its footer, got {done}")));
     }
     Ok(())
 }

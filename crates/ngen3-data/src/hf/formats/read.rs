@@ -1,4 +1,4 @@
-//! Rows of a file, one after the other, whatever its format.
+//! Reads the records of a file in any format.
 
 use std::ops::ControlFlow;
 
@@ -9,10 +9,10 @@ use crate::Error;
 use crate::hf::format::Format;
 
 impl DataFileReader<'_> {
-    /// Gives every row after the skipped ones to `take`.
+    /// Passes every record after the skipped ones to `take`.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged, lacks the column, or has in it what is no text; whatever `take` returns.
+    /// [`Error::Read`] for a file that is damaged, lacks the column, or has values in it that are not text; any error of `take`.
     pub(in crate::hf) fn read(&self, take: &mut TextRecordFn) -> Result<(), Error> {
         match self.format {
             Format::Parquet => self.catch_panic("parquet", || parquet::read(self, take)),
@@ -23,7 +23,7 @@ impl DataFileReader<'_> {
         }
     }
 
-    /// How many rows there are.
+    /// Counts the records.
     ///
     /// # Errors
     /// As [`DataFileReader::read`].
@@ -39,10 +39,10 @@ impl DataFileReader<'_> {
         Ok(count)
     }
 
-    /// All rows, in order.
+    /// Reads all records, in order.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged, or has a column of a kind that JSON has not.
+    /// [`Error::Read`] for a file that is damaged, or has a column of a type that JSON lacks.
     pub(in crate::hf) fn records(&self) -> Result<Vec<Record>, Error> {
         match self.format {
             Format::Parquet => self.catch_panic("parquet", || self.of_batches(&parquet::batches(self)?)),

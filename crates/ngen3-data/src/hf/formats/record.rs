@@ -1,4 +1,4 @@
-//! Whole rows: every column, as JSON. For sets of thousands of rows, such as benchmarks, which are small enough to hold.
+//! Whole records, every column as JSON. For datasets of thousands of records, such as benchmarks, which fit in memory.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -12,7 +12,7 @@ use super::file::DataFileReader;
 use crate::Error;
 use crate::hf::column::arrow_string;
 
-/// A row: what each column holds, by its name.
+/// A record: the value of each column, by name.
 pub type Record = Map<String, Value>;
 
 impl DataFileReader<'_> {
@@ -25,7 +25,7 @@ impl DataFileReader<'_> {
                 let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
                     let (name, value) = (field.name(), to_json(column.as_ref(), row));
                     let value = value.map_err(|kind| {
-                        self.failed(format!("row {number}: its column {name} holds {kind}, which is not read"))
+                        self.failed(format!("record {number}: column {name} has the unsupported type {kind}"))
                     });
                     Ok((name.clone(), value?))
                 });
@@ -36,7 +36,7 @@ impl DataFileReader<'_> {
     }
 }
 
-/// What an array holds in a row. `Err` is the name of a type that is not read.
+/// Returns the value of an array in a record as JSON. `Err` is the name of an unsupported type.
 fn to_json(array: &dyn Array, row: usize) -> Result<Value, String> {
     if array.is_null(row) {
         return Ok(Value::Null);

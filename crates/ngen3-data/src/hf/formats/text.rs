@@ -1,4 +1,4 @@
-//! Plain text: every line is a row of the one column `text`, without its line break (`\n`, `\r\n` or `\r`).
+//! Plain text: every line, without its line break (`\n`, `\r\n` or `\r`), is a record of the only column `text`.
 
 use std::io::BufRead;
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use crate::hf::column::Column;
 
 const COLUMN: &str = "text";
 
-/// All rows.
+/// Reads all records.
 pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
     let column = Column::parse(COLUMN, "")?;
     let mut records = Vec::new();
@@ -34,10 +34,11 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
             return Ok(());
         }
         number += 1;
-        let line = std::str::from_utf8(&bytes).map_err(|_| input.failed(format!("line {number} is not UTF-8")))?;
+        let line = std::str::from_utf8(&bytes)
+            .map_err(|_| input.failed(format!("line {number}: invalid UTF-8; convert the file")))?;
         let line = if number == 1 { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line };
         let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
-        // A lone \r is a line break too; at the very end there is no further line after it.
+        // A lone \r is a line break too; one at the very end does not begin another line.
         let line = line.strip_suffix('\r').filter(|_| !bytes.ends_with(b"\n")).unwrap_or(line);
         for text in line.split('\r') {
             record += 1;
