@@ -1,4 +1,4 @@
-//! Conversations become the folder `_data_NAME_`.
+//! Builds the folder `_data_NAME_` from conversations.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -11,37 +11,37 @@ use crate::dataset::{DatasetBuilder, DatasetFolder, TokenWriter, commit_dataset}
 use crate::source::Event;
 use crate::token_file::{ChatMeta, DATA_FILE, DatasetMeta, Dtype, MASK_FILE};
 
-/// What to make a dataset of conversations from.
+/// Arguments of [`build_chats`].
 #[derive(Debug)]
 pub struct ChatSpec<'a> {
-    /// The dataset's name.
+    /// Dataset name.
     pub name: &'a str,
     /// The conversations.
     pub input: ChatInput<'a>,
-    /// A Hugging Face tokenizer.json; without one, GPT-2's embedded tokenizer.
+    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
     pub tokenizer: Option<&'a Path>,
-    /// A Jinja template; without one, the default.
+    /// Jinja chat template; `None` for the default.
     pub template: Option<&'a str>,
-    /// True if bad conversations are left out and counted; otherwise the first one is an error.
+    /// True to skip and count bad conversations; otherwise the first one is an error.
     pub skip_bad: bool,
-    /// The folder that the dataset's folder is made in.
+    /// Parent of the dataset's folder.
     pub root: &'a Path,
 }
 
-/// What was made.
+/// Result of [`build_chats`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatSummary {
-    /// The token file.
+    /// Path of the token file.
     pub data: PathBuf,
-    /// Conversations.
+    /// Number of conversations.
     pub conversations: u64,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: u64,
-    /// Tokens that are to be learned.
+    /// Number of tokens that count toward the loss.
     pub num_target_tokens: u64,
 }
 
-/// Makes a dataset of conversations: as [`crate::build_dataset`] does, with `mask.bin` beside `data.bin`.
+/// Builds a dataset of conversations as [`crate::build_dataset`] does, with `mask.bin` beside `data.bin`.
 ///
 /// # Errors
 /// As [`crate::build_dataset`]; [`Error::Read`] naming a bad conversation.
@@ -60,12 +60,12 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
         mask.push_bytes(&found.encoded.marks)
     })?;
     if conversations == 0 {
-        return Err(Error::Input("there are no conversations in what was given; nothing was written".into()));
+        return Err(Error::Input("the input contains no conversations; nothing was written".into()));
     }
     if num_target_tokens == 0 {
         return Err(Error::Input(
-            "there is nothing to learn in these conversations: the assistant says nothing in them, or the chat template leaves it \
-             out; nothing was written (finetune with --train_on all learns from every turn, of the conversations themselves)"
+            "the conversations have no tokens to train on: expected assistant turns, rendered by the chat template; \
+             nothing was written (to train on every turn, give the conversations to finetune with --train_on all)"
                 .into(),
         ));
     }
@@ -89,7 +89,7 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
     Ok(ChatSummary { data, conversations, tokens, num_target_tokens })
 }
 
-/// What `meta.json` says of the masks; see [`marks`].
+/// Explains the marks in `meta.json`; see [`marks`].
 const MEANING: &str = "a byte for each token of data.bin, the sum of: 1 the token is to be learned (it is the assistant's, or of \
      a text without turns), 2 a conversation begins, 4 a turn begins";
 
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!((chats.count(), chats.have_turns()), (2, true));
         assert_eq!(chats.source(), files.each_ref().map(|path| path.display().to_string()));
 
-        // The same from memory.
+        // The same in memory.
         let encoder = ChatEncoder::new(crate::Tokenizer::gpt2(), None).unwrap();
         let read = Chats::read("x", ChatInput::Files(&files), &encoder, true, false, &GO, &mut |_| {}).unwrap();
         assert_eq!(read.marks(), mask);
@@ -143,16 +143,16 @@ mod tests {
         };
         assert_eq!(tokens(&read), tokens(&chats));
         read.check_vocab(50_257).unwrap();
-        assert!(read.check_vocab(50_256).unwrap_err().to_string().contains("token 50256 of x is outside"));
+        assert!(read.check_vocab(50_256).unwrap_err().to_string().contains("x: token 50256 is outside"));
 
-        // A mask of another making is refused; a dataset of plain text has none.
+        // A mask that does not match is refused; a dataset of plain text has none.
         fs::write(root.join("_data_x_/mask.bin"), &mask[1..]).unwrap();
         let told = Chats::open(&made.data).unwrap_err().to_string();
-        assert!(told.contains("mask.bin: it has 11 bytes for 12 tokens; tokenize again"), "{told}");
+        assert!(told.ends_with("mask.bin: expected one byte for each of 12 tokens, got 11 bytes; tokenize again"));
         fs::write(root.join("_data_x_/mask.bin"), [2; 12]).unwrap();
         assert!(Chats::open(&made.data).unwrap_err().to_string().contains("has changed since it was made"));
         fs::remove_file(root.join("_data_x_/mask.bin")).unwrap();
-        assert!(Chats::open(&made.data).unwrap_err().to_string().contains("it cannot be read"));
+        assert!(Chats::open(&made.data).unwrap_err().to_string().contains("mask.bin: No such file"));
         let sources = [crate::source::Source::Shakespeare];
         build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
         let plain =
@@ -175,7 +175,7 @@ mod tests {
         let told = error(build_chats(&spec(root, &files), &GO, &mut |_| {}), root);
         assert_eq!(
             told,
-            "cannot read a.jsonl: line 1500: turn 2 holds U+FDD0, which is no character (--skip_bad leaves out what is bad)"
+            "a.jsonl: line 1500: turn 2: invalid character U+FDD0 (use --skip_bad to skip such conversations)"
         );
         assert!(!root.join("_data_x_").exists());
         let mut notes = Vec::new();
@@ -186,21 +186,18 @@ mod tests {
             }
         });
         assert_eq!(made.unwrap().conversations, 2_997);
-        let first = "a.jsonl, line 1500: turn 2 holds U+FDD0, which is no character";
-        assert_eq!(notes, [format!("conversations that are bad were left out (count: 3); the first: {first}")]);
+        let first = "a.jsonl: line 1500: turn 2: invalid character U+FDD0";
+        assert_eq!(notes, [format!("skipped 3 bad conversations; the first: {first}")]);
         let asked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}";
         for (line, template) in [(asked, None), ("[\"Hi\", \"Yes\"]", Some("layers = 2"))] {
             fs::write(&files[0], line).unwrap();
             let told = error(build_chats(&ChatSpec { template, ..skipping }, &GO, &mut |_| {}), root);
-            assert!(
-                told.starts_with("there is nothing to learn in these conversations: the assistant says nothing"),
-                "{told}"
-            );
+            assert!(told.starts_with("the conversations have no tokens to train on: expected assistant"), "{told}");
         }
         fs::write(&files[0], "\n\n").unwrap();
-        assert!(error(build_chats(&skipping, &GO, &mut |_| {}), root).contains("there are no conversations"));
+        assert!(error(build_chats(&skipping, &GO, &mut |_| {}), root).contains("contains no conversations"));
         let stopped = build_chats(&skipping, &AtomicBool::new(true), &mut |_| {});
-        assert!(matches!(stopped, Err(Error::Input(_))), "there is nothing to be stopped in");
+        assert!(matches!(stopped, Err(Error::Input(_))), "there is nothing to interrupt");
         fs::write(&files[0], "[\"Hi\", \"Yes\"]").unwrap();
         assert!(matches!(build_chats(&skipping, &AtomicBool::new(true), &mut |_| {}), Err(Error::Interrupted)));
     }

@@ -1,4 +1,4 @@
-//! Tokenised conversations, from memory or from the folder that `tokenize` makes.
+//! Tokenised conversations, in memory or from a folder made by `tokenize`.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,14 +17,14 @@ use crate::source::Event;
 use crate::token_file::{MASK_FILE, META_FILE};
 use crate::{Error, TokenFile, Tokenizer};
 
-/// Many conversations as tokens.
+/// Tokenised conversations.
 #[derive(Debug)]
 pub struct Chats {
     tokens: Tokens,
     marks: Marks,
-    /// Where each conversation begins, and where the last one ends.
+    /// Start of each conversation in tokens, and the end of the last.
     bounds: Vec<usize>,
-    /// Where each came from, if it is known: its file, and the place in there.
+    /// Origin of each conversation, if known: the index of its file, and its position there.
     places: Vec<(usize, super::read::RecordPosition)>,
     name: String,
     source: Vec<String>,
@@ -56,8 +56,8 @@ impl Marks {
 }
 
 impl Chats {
-    /// Reads, renders and tokenises conversations. With `answers` it must be possible to tell what the assistant says. `name`
-    /// is how messages call them.
+    /// Reads, renders and tokenises conversations. With `answers`, the assistant's tokens must be identifiable. `name` is for
+    /// messages.
     ///
     /// # Errors
     /// [`Error::Read`] naming a bad conversation, unless `skip_bad`; [`Error::Input`] when there is none at all.
@@ -79,7 +79,7 @@ impl Chats {
             Ok(())
         })?;
         if places.is_empty() {
-            return Err(Error::Input(format!("there are no conversations in {name}")));
+            return Err(Error::Input(format!("{name}: no conversations found")));
         }
         let mut hash = Sha256::new();
         ids.iter().for_each(|id: &u32| hash.update(id.to_le_bytes()));
@@ -98,35 +98,36 @@ impl Chats {
         })
     }
 
-    /// Opens `data.bin` and `mask.bin` beside it; `None` if the file is one of plain tokens.
+    /// Opens `data.bin` with the `mask.bin` beside it; `None` if it holds plain tokens.
     ///
     /// # Errors
-    /// As [`TokenFile::open`]; [`Error::Data`] for a `mask.bin` that is missing, or not of the same making.
+    /// As [`TokenFile::open`]; [`Error::Data`] for a `mask.bin` that is missing or does not match.
     pub fn open(path: &Path) -> Result<Option<Self>, Error> {
         let file = TokenFile::open(path)?;
         let named = path.file_name().is_some_and(|name| name == crate::token_file::DATA_FILE);
         let mask = path.with_file_name(MASK_FILE);
         let wrong = |reason: String| Error::Data(format!("{}: {reason}; tokenize again", mask.display()));
         if named && file.meta().is_none() && mask.exists() {
-            return Err(wrong(format!("{META_FILE} is not beside it, which says what it marks")));
+            return Err(wrong(format!("expected {META_FILE} beside it")));
         }
         let Some(meta) = file.meta().filter(|meta| named && meta.chat.is_some()).cloned() else { return Ok(None) };
-        let chat = meta.chat.expect("looked at just now");
-        let opened = File::open(&mask).map_err(|error| wrong(format!("it cannot be read ({error})")))?;
+        let chat = meta.chat.expect("checked above");
+        let opened = File::open(&mask).map_err(|error| wrong(error.to_string()))?;
         let len = opened.metadata().map_err(|error| wrong(error.to_string()))?.len();
         if len != meta.tokens {
-            return Err(wrong(format!("it has {} for {}", count(len, "byte"), count(meta.tokens, "token"))));
+            let (tokens, bytes) = (count(meta.tokens, "token"), count(len, "byte"));
+            return Err(wrong(format!("expected one byte for each of {tokens}, got {bytes}")));
         }
         // SAFETY: as in `TokenFile::open`: we only read the map, and our own writers replace a file by renaming.
         let map = unsafe { Mmap::map(&opened) }.map_err(|error| wrong(error.to_string()))?;
         if sha256(&map) != chat.mask_sha256 {
-            return Err(wrong("it has changed since it was made".into()));
+            return Err(wrong(format!("SHA-256 does not match {META_FILE}: the file has changed since it was made")));
         }
         file.verify()?;
         let begins = |(at, mark): (usize, &u8)| (mark & marks::CONVERSATION_START != 0).then_some(at);
         let mut bounds: Vec<usize> = map.iter().enumerate().filter_map(begins).collect();
         if bounds.first() != Some(&0) {
-            return Err(wrong("no conversation begins at its first token".into()));
+            return Err(wrong("no conversation starts at its first token".into()));
         }
         bounds.push(file.len());
         let tokenizer = file.tokenizer()?;
@@ -145,53 +146,53 @@ impl Chats {
         }))
     }
 
-    /// Conversations, at least 1.
+    /// Number of conversations, at least 1.
     pub fn count(&self) -> usize {
         self.bounds.len() - 1
     }
 
-    /// How messages call them.
+    /// Name for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What they came from.
+    /// Sources of the conversations.
     pub fn source(&self) -> &[String] {
         &self.source
     }
 
-    /// How they became text.
+    /// Chat format that rendered them.
     pub fn format(&self) -> &ChatFormat {
         &self.format
     }
 
-    /// What made the token ids.
+    /// Tokenizer that made the token ids.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Conversations that were bad and left out when they were read.
+    /// Number of bad conversations that were skipped.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Tells these conversations from others: SHA-256 of tokens and marks, in hexadecimal.
+    /// SHA-256 of tokens and marks, in hexadecimal, which identifies these conversations.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// True if anybody's turns are among them: not all texts are conversations.
+    /// True if any conversation has turns, as opposed to plain text.
     pub fn have_turns(&self) -> bool {
-        // A text is learned whole; of a conversation whose turns could not be told apart some token is not.
+        // Every token of plain text is a target; a conversation whose turns could not be identified has one that is not.
         self.marks.as_slice().iter().any(|mark| mark & marks::TURN_START != 0 || mark & marks::TARGET == 0)
     }
 
-    /// The places of a conversation's tokens.
+    /// Range of a conversation's tokens.
     pub(super) fn range(&self, conversation: usize) -> std::ops::Range<usize> {
         self.bounds[conversation]..self.bounds[conversation + 1]
     }
 
-    /// The marks of all tokens.
+    /// Marks of all tokens.
     pub(super) fn marks(&self) -> &[u8] {
         self.marks.as_slice()
     }
@@ -204,24 +205,25 @@ impl Chats {
         }
     }
 
-    /// Checks that a model with this vocabulary can read every token.
+    /// Checks that every token id is below `vocab_size`.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first token that it cannot.
+    /// [`Error::Data`] naming the first token outside the vocabulary.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
         match &self.tokens {
             Tokens::File(file) => file.check_vocab(vocab_size),
             Tokens::Memory(ids) => match ids.iter().find(|&&id| id as usize >= vocab_size) {
                 None => Ok(()),
                 Some(id) => Err(Error::Data(format!(
-                    "token {id} of {} is outside the model's vocabulary of {vocab_size}",
+                    "{}: token {id} is outside the model's vocabulary of {vocab_size}; was it made with another \
+                     tokenizer?",
                     self.name
                 ))),
             },
         }
     }
 
-    /// A conversation, as a message calls it.
+    /// Returns the name of a conversation for messages.
     pub(super) fn title(&self, conversation: usize) -> String {
         match self.places.get(conversation) {
             Some((file, place)) => format!("{}: {place}", self.source[*file]),

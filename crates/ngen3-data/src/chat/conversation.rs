@@ -1,20 +1,20 @@
-//! Conversations as they are read.
+//! Conversations and their turns.
 
-/// Who speaks.
+/// Speaker of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Whoever sets the rules.
+    /// Instructions to the assistant.
     System,
-    /// Whoever asks.
+    /// The user.
     User,
-    /// Whom the model is to learn from.
+    /// The assistant, whose part the model plays.
     Assistant,
-    /// The calls of the assistant.
+    /// A tool that the assistant calls.
     Tool,
 }
 
 impl Role {
-    /// As templates know it.
+    /// Returns the name in chat templates.
     pub fn name(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -28,29 +28,29 @@ impl Role {
 /// A turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who says it.
+    /// Speaker.
     pub role: Role,
-    /// The words that are said.
+    /// Text.
     pub content: String,
 }
 
 impl Message {
-    /// A turn of the user.
+    /// Makes a turn of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self { role: Role::User, content: content.into() }
     }
 
-    /// A turn of the assistant.
+    /// Makes a turn of the assistant.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self { role: Role::Assistant, content: content.into() }
     }
 }
 
-/// One thing to learn from.
+/// A training example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Conversation {
     /// Turns, at least one; none is empty.
     Turns(Vec<Message>),
-    /// A text in which nobody's turns can be told apart: it is learned whole, and goes through no template. Not empty.
+    /// Plain text without turns, not empty: all of it is learned, and no template is applied.
     Text(String),
 }

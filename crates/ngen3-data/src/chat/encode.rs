@@ -1,9 +1,9 @@
-//! A conversation becomes token ids, each with its [`marks`].
+//! Encodes a conversation as token ids, each with its [`marks`].
 //!
-//! The ids are those of the rendered text, in which the special tokens that the template wrote are the single tokens that they
-//! are, while what somebody said stays text, whatever is in it. Which part is the assistant's is told by the template, if it
-//! has `{% generation %}`; else by rendering the conversation up to each of its turns, with what comes before an answer and
-//! with the answer: the difference is what the model is to say. A token that is partly the assistant's is the assistant's.
+//! The ids are those of the rendered text. Special tokens written by the template become single tokens; the text of a turn stays
+//! text, even if it spells a special token. The assistant's part is marked by the template if it has `{% generation %}`;
+//! otherwise it is found by rendering the conversation up to each assistant turn, once with the generation prompt and once with
+//! the answer: the difference is the answer. A token that is partly the assistant's counts as the assistant's.
 
 use std::ops::Range;
 
@@ -15,23 +15,23 @@ use super::marks;
 use super::template::{BEGIN, ChatTemplate, END};
 use crate::{Error, Tokenizer};
 
-/// Stands within the spelling of a special token in what somebody said, so that it is not taken for one; gone before the text
-/// is tokenised. A noncharacter of Unicode, as [`BEGIN`] and [`END`] are.
+/// Is inserted where the text of a turn spells a special token, so that it is not taken for one, and removed before tokenising.
+/// A noncharacter of Unicode, like [`BEGIN`] and [`END`].
 const GUARD: char = '\u{fdd2}';
 
-/// Turns of a conversation that are taken. The template has to write the beginning up to each turn once more to tell where it
-/// begins, so that time grows with the square of their number.
+/// Maximum number of turns of a conversation. The template renders the beginning up to each turn again to find where the turn
+/// starts, so the time grows with the square of this number.
 const MAX_TURNS: usize = 2_048;
 
-/// Turns conversations into token ids.
+/// Encodes conversations as token ids.
 #[derive(Debug)]
 pub struct ChatEncoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     special: Vec<(String, u32)>,
-    /// Ends a text.
+    /// Token that ends a text.
     eot: u32,
-    /// Ends a turn of the assistant.
+    /// Token that ends an assistant turn.
     end: u32,
 }
 
@@ -39,31 +39,31 @@ pub struct ChatEncoder {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct EncodedChat {
     pub ids: Vec<u32>,
-    /// For each id, the sum of [`marks`].
+    /// Sum of the [`marks`] of each id.
     pub marks: Vec<u8>,
 }
 
 impl ChatEncoder {
-    /// An encoder with the model's own format, or with the default one.
+    /// Makes an encoder with the model's chat format, or with the default one.
     ///
     /// # Errors
-    /// [`Error::Data`] when the tokenizer has no token that could end a turn, or the template is none.
+    /// [`Error::Data`] if the tokenizer has no end-of-text token, or the template is invalid.
     pub fn new(tokenizer: Tokenizer, format: Option<ChatFormat>) -> Result<Self, Error> {
         let Some(eot) = tokenizer.eot() else {
             return Err(Error::Data(format!(
-                "the tokenizer {} has no token that ends a text (<|endoftext|>, </s> or <eos>), which conversations need",
+                "tokenizer {}: no end-of-text token (<|endoftext|>, </s> or <eos>), which conversations need",
                 tokenizer.name()
             )));
         };
         let format = format.unwrap_or_else(|| ChatTemplate::default_format(&tokenizer.decode(&[eot])));
         let mut special = tokenizer.special_tokens();
-        // A token within a longer one is not meant.
+        // Longest first, so that a token within a longer one is not matched.
         special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
         let end = format.eos_token.as_ref().and_then(|token| tokenizer.id_of(token)).unwrap_or(eot);
         Ok(Self { tokenizer, template: ChatTemplate::new(format)?, special, eot, end })
     }
 
-    /// An encoder with a template of one's own, or with the default one.
+    /// Makes an encoder with a custom template, or with the default one.
     ///
     /// # Errors
     /// As [`ChatEncoder::new`].
@@ -73,25 +73,25 @@ impl ChatEncoder {
         Self::new(tokenizer, template.map(own))
     }
 
-    /// The template.
+    /// Chat template.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
     }
 
-    /// The tokenizer.
+    /// Tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// The token with which the assistant ends its turn.
+    /// Token that ends an assistant turn.
     pub fn end(&self) -> u32 {
         self.end
     }
 
-    /// The ids of a conversation up to where the assistant is to answer.
+    /// Encodes a conversation up to where the assistant's answer begins.
     ///
     /// # Errors
-    /// [`Error::Data`] with what the template complains of.
+    /// [`Error::Data`] with the template's error.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
         let messages = self.guarded(messages).map_err(Error::Data)?;
         let text = self.template.render(&messages, true)?;
@@ -100,7 +100,7 @@ impl ChatEncoder {
         Ok(ids)
     }
 
-    /// The ids of a conversation and their marks. With `answers` it must be possible to tell what the assistant says.
+    /// Encodes a conversation with its marks. With `answers`, the assistant's tokens must be identifiable.
     pub(super) fn encode(&self, conversation: &Conversation, answers: bool) -> Result<EncodedChat, String> {
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         let mut marks = match conversation {
@@ -111,19 +111,17 @@ impl ChatEncoder {
             }
             Conversation::Turns(messages) if messages.len() > MAX_TURNS => {
                 let turns = messages.len();
-                return Err(format!(
-                    "it has {turns} turns; at most {MAX_TURNS} are taken, so make several conversations of it"
-                ));
+                return Err(format!("expected at most {MAX_TURNS} turns, got {turns}; split the conversation"));
             }
             Conversation::Turns(messages) => {
                 let messages = self.guarded(messages)?;
                 let Rendered { text, answers, turns } = self.render(&messages, answers)?;
                 self.tokens(&text, &mut ids, &mut starts)?;
                 let guards: Vec<usize> = text.match_indices(GUARD).map(|(at, _)| at).collect();
-                // A place in the text without its guards, as `starts` are.
+                // Converts an offset in the text to one without guards, as `starts` are.
                 let plain = |at: usize| at - GUARD.len_utf8() * guards.partition_point(|&guard| guard < at);
                 let mut found = vec![0; ids.len()];
-                // Tokens that begin before a place, and the one that the place is in.
+                // Number of tokens that start before an offset, and the index of the token that contains it.
                 let before = |at: usize| starts.partition_point(|&start| start < at);
                 let at_or_in = |at: usize| match before(at) {
                     token if starts.get(token) == Some(&at) => token,
@@ -144,16 +142,16 @@ impl ChatEncoder {
         };
         match marks.first_mut() {
             Some(first) => *first |= marks::CONVERSATION_START,
-            None => return Err("the chat template makes nothing of it".into()),
+            None => return Err("the chat template renders no text".into()),
         }
         Ok(EncodedChat { ids, marks })
     }
 
-    /// The messages with guards in what only looks like a special token.
+    /// Returns the messages with guards where their text spells a special token.
     fn guarded(&self, messages: &[Message]) -> Result<Vec<Message>, String> {
         let guard = |(message, number): (&Message, usize)| {
             if let Some(c) = message.content.chars().find(|c| [BEGIN, END, GUARD].contains(c)) {
-                return Err(format!("turn {number} holds U+{:04X}, which is no character", u32::from(c)));
+                return Err(format!("turn {number}: invalid character U+{:04X}", u32::from(c)));
             }
             let content = self.special.iter().fold(message.content.clone(), |content, (token, _)| {
                 let mut chars = token.chars();
@@ -169,15 +167,15 @@ impl ChatEncoder {
         messages.iter().zip(1..).map(guard).collect()
     }
 
-    /// Appends the ids of a rendered text, special tokens as such, and where each begins, guards not counted.
+    /// Appends the ids of a rendered text, including special tokens, and the offset of each, not counting guards.
     fn tokens(&self, text: &str, ids: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), String> {
-        // Where each special token stands next.
+        // Next position of each special token.
         let mut next: Vec<_> = self.special.iter().map(|(token, _)| text.find(token.as_str())).collect();
-        // How far the text is done, with and without guards.
+        // Bytes that are done, with and without guards.
         let (mut done, mut at) = (0, 0);
         while done < text.len() {
             let found = next.iter().zip(&self.special).filter_map(|(place, special)| Some(((*place)?, special)));
-            // The first one, and of those that begin at the same place the longest.
+            // The first one, and the longest of those at the same position.
             let special = found.min_by_key(|(place, _)| *place);
             let plain = text[done..special.map_or(text.len(), |(place, _)| place)].replace(GUARD, "");
             let first = starts.len();
@@ -214,7 +212,7 @@ impl ChatEncoder {
         Ok(Rendered { text, answers, turns: ends[..turns.len()].iter().flatten().copied().collect() })
     }
 
-    /// Where the text of the first turns ends in the text of all, by their number; an error where it does not begin so.
+    /// Returns where the first n turns end in the text of all, for each n; an error if the text of all does not start with them.
     fn ends(&self, turns: &[Value], text: &str) -> Vec<Result<usize, String>> {
         let end = |number: usize| match number {
             0 => Ok(0),
@@ -227,7 +225,7 @@ impl ChatEncoder {
         (0..=turns.len()).map(end).collect()
     }
 
-    /// Where the assistant's turns say something. `ends` is what [`ChatEncoder::ends`] gives.
+    /// Returns the byte ranges of the assistant's answers. `ends` is what [`ChatEncoder::ends`] returns.
     fn answers(
         &self,
         messages: &[Message],
@@ -238,15 +236,15 @@ impl ChatEncoder {
         let mut answers = Vec::new();
         for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
             let upto = &text[..ends[index + 1].clone()?];
-            // What comes before an answer is asked for; a template that adds more to it than to the answer itself (such as the
-            // beginning of a thought) has at least what came before.
+            // The answer begins after its generation prompt. If the template adds more to the prompt than to the answer itself
+            // (such as the start of a thought), it begins where the turns before it end.
             let asked = self.template.render_turns(&turns[..index], true).ok();
             let asked = asked.filter(|asked| upto.starts_with(asked.as_str())).map(|asked| asked.len());
             let before = asked
                 .or(ends[index].as_ref().ok().copied())
                 .filter(|&before| before <= upto.len())
                 .ok_or(CANNOT_TELL)?;
-            // White space after the token that ends the answer is the template's.
+            // White space after the token that ends the answer belongs to the template.
             let trimmed = before + upto[before..].trim_end().len();
             let ended = self.special.iter().any(|(token, _)| upto[..trimmed].ends_with(token.as_str()));
             answers.push(before..if ended { trimmed } else { upto.len() });
@@ -255,20 +253,21 @@ impl ChatEncoder {
     }
 }
 
-/// What is wrong with a template that changes what it wrote before as a conversation goes on.
-const CANNOT_TELL: &str = "the chat template does not write the beginning of a conversation as it writes the whole, so that the \
-     assistant's part cannot be told: mark it with {% generation %} in the template, or give the conversations themselves to finetune with --train_on all";
+/// Error for a template that changes earlier text as a conversation continues.
+const CANNOT_TELL: &str = "the chat template changes earlier text as a conversation continues, so the assistant's part \
+     cannot be identified: mark it with {% generation %} in the template, or give the conversations to finetune with \
+     --train_on all";
 
-/// A conversation as text, guards included.
+/// A rendered conversation, including guards.
 struct Rendered {
     text: String,
-    /// What the assistant says, in bytes.
+    /// Byte ranges of the assistant's answers.
     answers: Vec<Range<usize>>,
-    /// Where turns begin.
+    /// Start of each turn.
     turns: Vec<usize>,
 }
 
-/// Takes the marks out of a text: what stood between them.
+/// Removes the marks from a text; returns the ranges that were between them.
 fn without_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), String> {
     let (mut text, mut spans, mut open) = (String::with_capacity(marked.len()), Vec::new(), None);
     for c in marked.chars() {
@@ -278,7 +277,7 @@ fn without_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), String> {
                 spans.push(start..text.len());
                 open = None;
             }
-            (BEGIN | END, _) => return Err("the chat template has {% generation %} within {% generation %}".into()),
+            (BEGIN | END, _) => return Err("the chat template nests {% generation %} blocks".into()),
             (c, _) => text.push(c),
         }
     }
@@ -299,7 +298,7 @@ mod tests {
         ChatEncoder::new(Tokenizer::gpt2(), format).unwrap()
     }
 
-    /// The text of the tokens that have a mark, each stretch in brackets.
+    /// Returns the text of the tokens that have a mark, each stretch in brackets.
     fn marked(encoder: &ChatEncoder, encoded: &EncodedChat, mark: u8) -> String {
         let mut stretches = vec![Vec::new()];
         let mut inside = false;
@@ -376,9 +375,9 @@ mod tests {
         let encoded = EncodedChat { ids, marks };
         assert_eq!(marked(&encoder, &encoded, marks::TARGET), format!("[No: {said}<|endoftext|>]"));
         let odd = Conversation::Turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
-        assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2 holds U+FDD2, which is no character");
+        assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2: invalid character U+FDD2");
         let long = Conversation::Turns(vec![Message::user("a"); 2_049]);
-        let expected = "it has 2049 turns; at most 2048 are taken, so make several conversations of it";
+        let expected = "expected at most 2048 turns, got 2049; split the conversation";
         assert_eq!(encoder.encode(&long, false).unwrap_err(), expected);
     }
 
@@ -391,12 +390,12 @@ mod tests {
         assert!(backwards.encode(&two, true).unwrap_err().contains("mark it with {% generation %}"));
         assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba").unwrap());
         let nested = "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}";
-        // Where the third turn begins cannot be told; the first token admits it.
+        // The start of the third turn cannot be identified, so the first token is not marked.
         let once = "{{ messages | length }}{% for m in messages %} {{ m.content }}{% endfor %}";
         let encoded = encoder(Some(once)).encode(&two, false).unwrap();
         assert!(encoded.marks.iter().all(|mark| mark & marks::TURN_START == 0), "{:?}", encoded.marks);
-        assert!(encoder(Some(nested)).encode(&two, true).unwrap_err().contains("within"));
-        assert_eq!(encoder(Some("{# #}")).encode(&two, true).unwrap_err(), "the chat template makes nothing of it");
+        assert!(encoder(Some(nested)).encode(&two, true).unwrap_err().contains("nests"));
+        assert_eq!(encoder(Some("{# #}")).encode(&two, true).unwrap_err(), "the chat template renders no text");
     }
 
     proptest! {

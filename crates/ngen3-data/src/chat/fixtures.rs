@@ -1,4 +1,4 @@
-//! What transformers makes of conversations: see `fixtures/make_templates.py`.
+//! Conversations as `transformers` renders them: see `fixtures/make_templates.py`.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use super::conversation::{Conversation, Message};
 
-/// A conversation and what it becomes.
+/// A conversation and its expected rendering.
 pub(super) struct Case {
     pub name: String,
     pub messages: Vec<Message>,
     pub text: String,
     pub asking: String,
     pub ids: Vec<u32>,
-    /// 1 where the template marks a token as the assistant's, if it marks them.
+    /// 1 for each token that the template marks as the assistant's, if it marks any.
     pub assistant: Option<Vec<u8>>,
 }
 

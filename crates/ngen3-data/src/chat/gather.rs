@@ -1,8 +1,9 @@
-//! Conversations from files or from the hub, tokenised in order.
+//! Reads conversations from files or from the hub, and tokenises them in order.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_model::words::count;
 use rayon::prelude::*;
 
 use super::conversation::Conversation;
@@ -12,43 +13,43 @@ use crate::Error;
 use crate::hf::{self, HfSource};
 use crate::source::Event;
 
-/// Conversations that are rendered and tokenised at a time, on all threads.
+/// Conversations rendered and tokenised at a time, on all threads.
 const BATCH_CONVERSATIONS: usize = 1024;
 
-/// The fault of a conversation, at most so many characters of it: it may quote the file.
+/// Characters shown of a conversation's error, which may quote the file.
 const MAX_REASON: usize = 300;
 
-/// The place of conversations.
+/// Source of conversations.
 #[derive(Clone, Copy, Debug)]
 pub enum ChatInput<'a> {
-    /// Files, `-` for stdin.
+    /// Files; `-` is stdin.
     Files(&'a [PathBuf]),
     /// A column of a Hugging Face dataset.
     Hf(&'a HfSource),
 }
 
-/// A conversation as tokens, with where it came from.
+/// A tokenised conversation and its origin.
 pub(super) struct GatheredChat {
     pub encoded: EncodedChat,
     pub place: RecordPosition,
-    /// Which of the inputs.
+    /// Index of the input file.
     pub file: usize,
 }
 
-/// Everything gathered.
+/// Result of [`gather`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct GatherSummary {
-    /// Source of the conversations: the name of each file.
+    /// Name of each input file.
     pub files: Vec<String>,
-    /// Conversations that were bad and left out.
+    /// Number of bad conversations that were skipped.
     pub skipped: u64,
 }
 
-/// Reads, renders and tokenises all conversations, and gives them to `take` in order. With `answers` it must be possible to
-/// tell what the assistant says.
+/// Reads, renders and tokenises all conversations, and passes them to `take` in order. With `answers`, the assistant's tokens
+/// must be identifiable.
 ///
 /// # Errors
-/// [`Error::Read`] naming the file, the place in it and what is wrong; unless `skip_bad`, at the first bad conversation.
+/// [`Error::Read`] naming the file, the position in it and the reason. With `skip_bad`, bad conversations are no error.
 pub(super) fn gather(
     input: ChatInput,
     encoder: &ChatEncoder,
@@ -95,7 +96,7 @@ pub(super) fn gather(
                         gatherer.files.push(record.name.to_owned());
                     }
                     let (file, place) =
-                        (gatherer.files.len() - 1, RecordPosition { unit: "row", number: record.number });
+                        (gatherer.files.len() - 1, RecordPosition { unit: "record", number: record.number });
                     match record.text.filter(|text| !text.is_empty()) {
                         Some(text) => gatherer.add(file, place, Conversation::from_cell(text)),
                         None => {
@@ -106,30 +107,29 @@ pub(super) fn gather(
                 },
             )?;
             if empty > 0 {
-                progress(Event::Note(format!("{empty} of {records} rows are empty and were left out")));
+                progress(Event::Note(format!("skipped {empty} of {records} records: they are empty")));
             }
         }
     }
     gatherer.settle()?;
     let ChatGatherer { files, skipped, first, .. } = gatherer;
     if let Some(first) = first {
-        progress(Event::Note(format!(
-            "conversations that are bad were left out (count: {skipped}); the first: {first}"
-        )));
+        let skipped = count(skipped, "bad conversation");
+        progress(Event::Note(format!("skipped {skipped}; the first: {first}")));
     }
     Ok(GatherSummary { files, skipped })
 }
 
-/// Conversations on their way.
+/// State of reading conversations.
 struct ChatGatherer<'a> {
     encoder: &'a ChatEncoder,
     answers: bool,
     skip_bad: bool,
-    /// Read and not yet rendered.
+    /// Read but not yet rendered.
     waiting: Vec<(usize, RecordPosition, Conversation)>,
     files: Vec<String>,
     skipped: u64,
-    /// The first that was left out, and why.
+    /// The first skipped conversation and its error.
     first: Option<String>,
     take: &'a mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 }
@@ -139,7 +139,7 @@ impl ChatGatherer<'_> {
         match found {
             Ok(conversation) => self.waiting.push((file, place, conversation)),
             Err(reason) => {
-                // What comes before it may be bad too, and is to be told first.
+                // An earlier conversation may be bad too, and must be reported first.
                 self.settle()?;
                 self.bad(file, place, &reason)?;
             }
@@ -147,7 +147,7 @@ impl ChatGatherer<'_> {
         if self.waiting.len() == BATCH_CONVERSATIONS { self.settle() } else { Ok(()) }
     }
 
-    /// Renders and tokenises what is waiting.
+    /// Renders and tokenises the waiting conversations.
     fn settle(&mut self) -> Result<(), Error> {
         let waiting = std::mem::take(&mut self.waiting);
         let (encoder, answers) = (self.encoder, self.answers);
@@ -168,9 +168,10 @@ impl ChatGatherer<'_> {
             reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect();
         if self.skip_bad {
             self.skipped += 1;
-            self.first.get_or_insert_with(|| format!("{name}, {place}: {reason}"));
+            self.first.get_or_insert_with(|| format!("{name}: {place}: {reason}"));
             return Ok(());
         }
-        Err(Error::Read { name, reason: format!("{place}: {reason} (--skip_bad leaves out what is bad)") })
+        let reason = format!("{place}: {reason} (use --skip_bad to skip such conversations)");
+        Err(Error::Read { name, reason })
     }
 }

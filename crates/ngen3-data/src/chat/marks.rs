@@ -1,8 +1,8 @@
-//! The marks of each token in `mask.bin`, one byte a token: the sum of what holds.
+//! Marks of the tokens in `mask.bin`, one byte per token: a sum of these flags.
 
-/// The token is the assistant's; or it belongs to a text that is nobody's turn, and so to be learned whole.
+/// The token is learned: it is the assistant's, or of a text without turns.
 pub const TARGET: u8 = 1;
 /// The first token of a conversation.
 pub const CONVERSATION_START: u8 = 2;
-/// The first token of a turn. A conversation's first token has it only if every turn's first could be told.
+/// The first token of a turn. A conversation's first token has it only if every turn's first token could be identified.
 pub const TURN_START: u8 = 4;

@@ -1,10 +1,9 @@
-//! Conversations: read as they are, rendered by a chat template, and tokenised with what tells the assistant's tokens.
+//! Conversations: read, rendered by a chat template, and tokenised with a mask of the assistant's tokens.
 //!
-//! Read in the order of the data: `parse.rs` (a line or a value becomes a [`Conversation`]), `read.rs` (a file becomes many),
-//! `template.rs` (one becomes text, as `transformers` renders it), `encode.rs` (the text becomes token ids, each with its
-//! [`marks`]), `gather.rs` (all of them),
-//! `chats.rs` and `build.rs` (in memory, or as `data.bin` with `mask.bin` beside it), `sampler.rs` (rows for
-//! training, each within one conversation).
+//! Read in the order of the data: `parse.rs` (a line or a value as a [`Conversation`]), `read.rs` (the conversations of a file),
+//! `template.rs` (their text, as `transformers` renders it), `encode.rs` (its token ids with their [`marks`]), `gather.rs` (all
+//! conversations of an input), `chats.rs` and `build.rs` (in memory, or as `data.bin` with `mask.bin` beside it), `sampler.rs`
+//! (training sequences, each within one conversation).
 
 mod build;
 mod chats;

@@ -1,44 +1,44 @@
-//! One conversation from a line of text or a JSON value. Errors are the reason alone.
+//! Parses one conversation from a line of text or a JSON value. Errors are the reason alone.
 
 use serde_json::{Map, Value};
 
 use super::conversation::{Conversation, Message, Role};
 use crate::hf::TURN_FIELDS;
 
-/// What turns are called in an object. The first two are OpenAI's and ShareGPT's; the others are names of plain lists.
+/// Keys of an object's list of turns. The first two are OpenAI's and ShareGPT's; the others name lists of plain strings.
 pub(super) const TURNS: [&str; 5] = ["messages", "conversations", "turns", "utterances", "dialog"];
-/// Where OpenAI's turns say which tools the assistant calls.
+/// Keys of tool calls in OpenAI's turns.
 const CALLS: [&str; 2] = ["tool_calls", "function_call"];
-/// Ends an utterance in files such as DailyDialog's.
+/// End of an utterance in files such as DailyDialog's.
 const END_OF_UTTERANCE: &str = "__eou__";
 
 impl Conversation {
-    /// Reads a line of text: turns are separated by tabs or by `__eou__`, the user's and the assistant's in turn. A line
-    /// without either is a text that is learned whole.
+    /// Parses a line of text: turns are separated by tabs or by `__eou__` and alternate between the user and the assistant. A
+    /// line without either is plain text.
     ///
     /// # Errors
-    /// When a turn is empty.
+    /// If the line or a turn is empty.
     pub fn from_line(line: &str) -> Result<Self, String> {
         let line = line.trim();
         let turns: Vec<&str> = if line.contains(END_OF_UTTERANCE) {
-            // The last one ends with it too.
+            // The last turn ends with it too.
             line.strip_suffix(END_OF_UTTERANCE).unwrap_or(line).split(END_OF_UTTERANCE).collect()
         } else if line.contains('\t') {
             line.split('\t').collect()
         } else if line.is_empty() {
-            return Err("it is empty".into());
+            return Err("expected a conversation, got an empty text".into());
         } else {
             return Ok(Self::Text(line.into()));
         };
         in_turn(turns.into_iter())
     }
 
-    /// Reads a JSON value: an object of `messages` or `conversations`, a bare list of turns, or a string, which is as a line
-    /// of text. Turns are `{role, content}`, `{from, value}`, or strings: the user's and the assistant's in turn. What is null
-    /// is not there: a table has every column in every row.
+    /// Parses a JSON value: an object with `messages` or `conversations`, a list of turns, or a string, which is parsed as a line
+    /// of text. Turns are `{role, content}`, `{from, value}`, or strings, which alternate between the user and the assistant. A
+    /// null field counts as missing, since a table has every column in every record.
     ///
     /// # Errors
-    /// When there are no turns, or one has no role, an unknown one, or no text, or calls tools.
+    /// If there are no turns, or a turn has no role, an unknown role, no text, or tool calls.
     pub fn from_json(value: &Value) -> Result<Self, String> {
         match value {
             Value::String(text) => Self::from_line(text),
@@ -46,27 +46,29 @@ impl Conversation {
             Value::Object(fields) => {
                 if let Some(turns) = TURNS.iter().find_map(|name| present(fields, name)) {
                     let Value::Array(turns) = turns else {
-                        return Err(format!("its turns are {}, not a list", kind_of(turns)));
+                        return Err(format!("expected a list of turns, got {}", kind_of(turns)));
                     };
                     return from_turns(turns, fields.get("system").and_then(Value::as_str));
                 }
                 match fields.get("text") {
                     Some(Value::String(text)) => Self::from_line(text),
-                    _ if TURNS.iter().any(|name| fields.contains_key(*name)) => Err("its turns are null".into()),
+                    _ if TURNS.iter().any(|name| fields.contains_key(*name)) => {
+                        Err("expected a list of turns, got null".into())
+                    }
                     _ => {
                         let keys: Vec<_> = fields.keys().take(8).map(String::as_str).collect();
                         Err(format!(
-                            "it has neither messages nor conversations (its keys are: {})",
+                            "expected messages or conversations, got the keys: {}",
                             if keys.is_empty() { "none".into() } else { keys.join(", ") }
                         ))
                     }
                 }
             }
-            other => Err(format!("it is {}, not a conversation", kind_of(other))),
+            other => Err(format!("expected a conversation, got {}", kind_of(other))),
         }
     }
 
-    /// Reads what stands in a cell of a table: JSON if it is a conversation's, else a line of text.
+    /// Parses a cell of a table: a JSON list or object, or else a line of text.
     ///
     /// # Errors
     /// As [`Conversation::from_json`].
@@ -77,15 +79,15 @@ impl Conversation {
         }
     }
 
-    /// Reads a line of JSON.
+    /// Parses a line of JSON.
     ///
     /// # Errors
-    /// As [`Conversation::from_json`]; when it is no JSON.
+    /// As [`Conversation::from_json`]; if the line is not valid JSON.
     pub fn from_json_line(line: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(line.trim_end()).map_err(|error| {
             let text = error.to_string();
             let what = text.split(" at line ").next().unwrap_or_default();
-            format!("it is not JSON: {what} (column {})", error.column())
+            format!("invalid JSON: {what} (column {})", error.column())
         })?;
         Self::from_json(&value)
     }
@@ -94,7 +96,7 @@ impl Conversation {
 fn from_turns(turns: &[Value], system: Option<&str>) -> Result<Conversation, String> {
     if turns.iter().all(Value::is_string) {
         if system.is_some() {
-            return Err("it has a system prompt, but its turns have no roles".into());
+            return Err("expected turns with roles after a system prompt, got strings".into());
         }
         return in_turn(turns.iter().filter_map(Value::as_str));
     }
@@ -103,34 +105,34 @@ fn from_turns(turns: &[Value], system: Option<&str>) -> Result<Conversation, Str
         messages.push(Message { role: Role::System, content: content.into() });
     }
     for (turn, number) in turns.iter().zip(1..) {
-        messages.push(message(turn).map_err(|reason| format!("turn {number} {reason}"))?);
+        messages.push(message(turn).map_err(|reason| format!("turn {number}: {reason}"))?);
     }
     Ok(Conversation::Turns(messages))
 }
 
-/// Plain turns: the user begins, the assistant answers. White space around them is of the file, not of the turn.
+/// Makes a conversation of plain turns: the user begins, the assistant answers. White space around them is dropped.
 fn in_turn<'a>(turns: impl Iterator<Item = &'a str>) -> Result<Conversation, String> {
     let roles = [Role::User, Role::Assistant].into_iter().cycle();
     let mut messages = Vec::new();
     for ((turn, role), number) in turns.zip(roles).zip(1..) {
         let content = turn.trim().to_owned();
         if content.is_empty() {
-            return Err(format!("turn {number} is empty"));
+            return Err(format!("turn {number}: the text is empty"));
         }
         messages.push(Message { role, content });
     }
     if messages.is_empty() {
-        return Err("it has no turns".into());
+        return Err("expected at least one turn, got none".into());
     }
     Ok(Conversation::Turns(messages))
 }
 
-/// What stands in a field, if anything does.
+/// Returns the value of a field, unless it is missing or null.
 fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     fields.get(name).filter(|value| !value.is_null())
 }
 
-/// True if a turn calls tools, which templates write from what is not in its text.
+/// True if a turn calls tools, which templates render from fields other than its text.
 fn calls_tools(fields: &Map<String, Value>) -> bool {
     CALLS.iter().filter_map(|name| present(fields, name)).any(|calls| match calls {
         Value::Array(calls) => !calls.is_empty(),
@@ -140,31 +142,31 @@ fn calls_tools(fields: &Map<String, Value>) -> bool {
     })
 }
 
-/// A turn that is an object. The reason continues `turn 3 …`.
+/// Parses a turn.
 fn message(turn: &Value) -> Result<Message, String> {
-    let Value::Object(fields) = turn else { return Err(format!("is {}, not a {{role, content}}", kind_of(turn))) };
+    let Value::Object(fields) = turn else { return Err(format!("expected {{role, content}}, got {}", kind_of(turn))) };
     let named = |(speaker, _): &(&str, &str)| present(fields, speaker).is_some();
-    let (speaker, text_field) = TURN_FIELDS.into_iter().find(named).ok_or("has no role (nor from)")?;
+    let (speaker, text_field) = TURN_FIELDS.into_iter().find(named).ok_or("missing role (or from)")?;
     let role = match &fields[speaker] {
         Value::String(name) => role_of(name).ok_or_else(|| {
             format!(
-                "has the {speaker} {:?}; known are system, user, assistant and tool, and ShareGPT's human and gpt",
+                "unknown {speaker} {:?}: expected system, user, assistant or tool (ShareGPT: human or gpt)",
                 name.chars().take(40).collect::<String>()
             )
         })?,
-        other => return Err(format!("has {} for a {speaker}", kind_of(other))),
+        other => return Err(format!("expected a string as {speaker}, got {}", kind_of(other))),
     };
     if calls_tools(fields) {
-        return Err("calls tools, which are not rendered".into());
+        return Err("tool calls are not supported".into());
     }
     let content = content(fields, text_field)?;
     if content.trim().is_empty() {
-        return Err("is empty".into());
+        return Err("the text is empty".into());
     }
     Ok(Message { role, content })
 }
 
-/// The words that are said: a string, or a list of parts that are all text.
+/// Returns the text of a turn: a string, or a list of parts that are all text.
 fn content(fields: &Map<String, Value>, text_field: &str) -> Result<String, String> {
     match fields.get(text_field) {
         Some(Value::String(text)) => Ok(text.clone()),
@@ -172,11 +174,11 @@ fn content(fields: &Map<String, Value>, text_field: &str) -> Result<String, Stri
             .iter()
             .map(|part| match (&part["type"], &part["text"]) {
                 (Value::String(kind), Value::String(text)) if kind == "text" => Ok(text.as_str()),
-                _ => Err(format!("has a part in its {text_field} that is no text")),
+                _ => Err(format!("expected only text in {text_field}, got another part")),
             })
             .collect(),
-        None | Some(Value::Null) => Err(format!("has no {text_field}")),
-        Some(other) => Err(format!("has {} for its {text_field}", kind_of(other))),
+        None | Some(Value::Null) => Err(format!("missing {text_field}")),
+        Some(other) => Err(format!("expected a string as {text_field}, got {}", kind_of(other))),
     }
 }
 
@@ -239,7 +241,7 @@ mod tests {
             json!({"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi"}]}),
             &[("system", "Be kind."), ("user", "Hi")],
         );
-        // What is null is not there.
+        // A null field counts as missing.
         assert_turns(
             json!({"messages": null, "system": null, "conversations": [
                 {"role": null, "content": null, "from": "human", "value": "Hi", "tool_calls": null},
@@ -263,53 +265,53 @@ mod tests {
     fn bad_ones_say_what_is_wrong() {
         let error = |value: Value| Conversation::from_json(&value).unwrap_err();
         for (value, reason) in [
-            (json!({"messages": []}), "it has no turns"),
-            (json!([]), "it has no turns"),
-            (json!({"messages": "x"}), "its turns are a string, not a list"),
-            (
-                json!({"prompt": "x", "answer": "y"}),
-                "it has neither messages nor conversations (its keys are: prompt, answer)",
-            ),
-            (json!({}), "it has neither messages nor conversations (its keys are: none)"),
-            (json!({"messages": null}), "its turns are null"),
-            (json!(3), "it is a number, not a conversation"),
+            (json!({"messages": []}), "expected at least one turn, got none"),
+            (json!([]), "expected at least one turn, got none"),
+            (json!({"messages": "x"}), "expected a list of turns, got a string"),
+            (json!({"prompt": "x", "answer": "y"}), "expected messages or conversations, got the keys: prompt, answer"),
+            (json!({}), "expected messages or conversations, got the keys: none"),
+            (json!({"messages": null}), "expected a list of turns, got null"),
+            (json!(3), "expected a conversation, got a number"),
             (
                 json!({"messages": [{"role": "user", "content": "x"}, {"content": "y"}]}),
-                "turn 2 has no role (nor from)",
+                "turn 2: missing role (or from)",
             ),
-            (json!({"messages": [{"role": null, "content": "x"}]}), "turn 1 has no role (nor from)"),
-            (json!({"messages": [{"role": 3, "content": "x"}]}), "turn 1 has a number for a role"),
+            (json!({"messages": [{"role": null, "content": "x"}]}), "turn 1: missing role (or from)"),
+            (json!({"messages": [{"role": 3, "content": "x"}]}), "turn 1: expected a string as role, got a number"),
             (
                 json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]}),
-                "turn 2 calls tools, which are not rendered",
+                "turn 2: tool calls are not supported",
             ),
             (
                 json!({"messages": [{"role": "assistant", "content": "Wait.", "function_call": {"name": "f"}}]}),
-                "turn 1 calls tools, which are not rendered",
+                "turn 1: tool calls are not supported",
             ),
             (
                 json!({"messages": [{"role": "critic", "content": "x"}]}),
-                "turn 1 has the role \"critic\"; known are system, user, assistant and tool, and ShareGPT's human and gpt",
+                "turn 1: unknown role \"critic\": expected system, user, assistant or tool (ShareGPT: human or gpt)",
             ),
-            (json!({"messages": [{"role": "user"}]}), "turn 1 has no content"),
-            (json!({"messages": [{"role": "user", "content": null}]}), "turn 1 has no content"),
-            (json!({"messages": [{"role": "user", "content": 3}]}), "turn 1 has a number for its content"),
-            (json!({"messages": [{"role": "user", "content": " \n"}]}), "turn 1 is empty"),
+            (json!({"messages": [{"role": "user"}]}), "turn 1: missing content"),
+            (json!({"messages": [{"role": "user", "content": null}]}), "turn 1: missing content"),
+            (
+                json!({"messages": [{"role": "user", "content": 3}]}),
+                "turn 1: expected a string as content, got a number",
+            ),
+            (json!({"messages": [{"role": "user", "content": " \n"}]}), "turn 1: the text is empty"),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}),
-                "turn 1 has a part in its content that is no text",
+                "turn 1: expected only text in content, got another part",
             ),
-            (json!(["a", null]), "turn 1 is a string, not a {role, content}"),
-            (json!(["a", " "]), "turn 2 is empty"),
-            (json!({"system": "x", "turns": ["a"]}), "it has a system prompt, but its turns have no roles"),
-            (json!("a\t\tb"), "turn 2 is empty"),
-            (json!("__eou__"), "turn 1 is empty"),
-            (json!(" "), "it is empty"),
+            (json!(["a", null]), "turn 1: expected {role, content}, got a string"),
+            (json!(["a", " "]), "turn 2: the text is empty"),
+            (json!({"system": "x", "turns": ["a"]}), "expected turns with roles after a system prompt, got strings"),
+            (json!("a\t\tb"), "turn 2: the text is empty"),
+            (json!("__eou__"), "turn 1: the text is empty"),
+            (json!(" "), "expected a conversation, got an empty text"),
         ] {
             assert_eq!(error(value.clone()), reason, "{value}");
         }
         let broken = Conversation::from_json_line("{\"messages\": [").unwrap_err();
-        assert_eq!(broken, "it is not JSON: EOF while parsing a list (column 14)");
+        assert_eq!(broken, "invalid JSON: EOF while parsing a list (column 14)");
     }
 
     proptest! {

@@ -1,8 +1,8 @@
-//! A file of conversations is read, one after the other.
+//! Reads a file of conversations, one after the other.
 //!
-//! JSON lines (a conversation each), one JSON list of conversations, JSON over several lines (a conversation, as a program
-//! prints it for people), or text (a dialogue a line). The file's name tells JSON from text if it ends in `.jsonl`, `.json` or
-//! `.txt`, else its first character does. Empty lines are passed over.
+//! JSON lines (one conversation each), one JSON list of conversations, JSON values of several lines (one conversation each, as
+//! pretty-printed), or text (one dialogue per line). The extension `.jsonl`, `.json` or `.txt` tells JSON from text, otherwise
+//! the first character does. Empty lines are skipped.
 
 use std::fmt;
 use std::io::{self, BufReader, Cursor, Read};
@@ -19,16 +19,16 @@ use crate::source::limited::read_line;
 use crate::source::open::{ByteSource, open, open_file, peek};
 use crate::source::utf8::read_error;
 
-/// Bytes that are looked at to tell what a file is.
+/// Bytes inspected to detect the form of a file.
 const LOOK: usize = 1 << 16;
 const BUFFER: usize = 1 << 18;
 
-/// Where a conversation stands in its file.
+/// Position of a conversation in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordPosition {
-    /// What the file is made of.
+    /// Unit of the position: `line`, `record` or `conversation`.
     pub unit: &'static str,
-    /// Which one, from 1.
+    /// Number of the unit, from 1.
     pub number: u64,
 }
 
@@ -38,29 +38,29 @@ impl fmt::Display for RecordPosition {
     }
 }
 
-/// Takes a conversation, or the reason why there is none at this place.
+/// Receives a conversation, or the reason why there is none at this position.
 pub(super) type ConversationFn<'a> = dyn FnMut(RecordPosition, Result<Conversation, String>) -> Result<(), Error> + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileForm {
     JsonLines,
     JsonList,
-    /// Values that go over several lines.
+    /// Values that span several lines.
     JsonValues,
     Lines,
 }
 
-/// Reads the conversations of a file, or of stdin if the path is `-`; `.gz` and `.zst` are unpacked.
+/// Reads the conversations of a file, or of stdin if the path is `-`; `.gz` and `.zst` are decompressed.
 ///
 /// # Errors
-/// [`Error::Read`] for a file that is missing, unreadable, or, as one JSON list, broken; whatever `take` returns.
+/// [`Error::Read`] for a file that is missing or unreadable, or a malformed JSON list; any error of `take`.
 pub(super) fn read_file(path: &Path, take: &mut ConversationFn) -> Result<(), Error> {
     if path == Path::new("-") {
         return read("stdin", "", open("stdin", io::stdin(), false)?, take);
     }
     let name = path.display().to_string();
     if path.is_dir() {
-        let reason = "it is a folder; name a file of conversations, or the data.bin of a dataset";
+        let reason = "expected a file of conversations or the data.bin of a dataset, got a folder";
         return Err(Error::read(name, reason));
     }
     let file = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -89,14 +89,14 @@ fn read(name: &str, ending: &str, opened: ByteSource, take: &mut ConversationFn)
             Ok(line) if line.trim().is_empty() => continue,
             Ok(line) if form == FileForm::JsonLines => Conversation::from_json_line(line),
             Ok(line) => Conversation::from_line(line),
-            Err(error) => Err(format!("it is not UTF-8 (byte {} of the line)", error.valid_up_to() + 1)),
+            Err(error) => Err(format!("invalid UTF-8 at byte {} of the line", error.valid_up_to() + 1)),
         };
         take(RecordPosition { unit: "line", number }, found)?;
     }
     Ok(())
 }
 
-/// Tells what a file is by its name's ending and its first bytes.
+/// Detects the form of a file by its extension and its first bytes.
 fn form_of(ending: &str, start: &[u8]) -> FileForm {
     let text = String::from_utf8_lossy(start);
     let text = text.trim_start();
@@ -105,31 +105,31 @@ fn form_of(ending: &str, start: &[u8]) -> FileForm {
         "jsonl" | "json" => true,
         _ => text.starts_with(['{', '[']),
     };
-    // What is whole ends with a quote or a bracket that closes.
+    // A complete value ends with a quote or a closing bracket.
     let goes_on = || text.split_once('\n').is_some_and(|(line, _)| line.trim_end().ends_with(['{', '[', ',']));
     match text.strip_prefix('[') {
         _ if !json => FileForm::Lines,
-        // A list of strings, or of turns, is a conversation: one of many. Any other is the list of all.
+        // A list of strings or of turns is one conversation. Any other list holds all conversations.
         Some(inside) if !is_turn(inside.trim_start()) => FileForm::JsonList,
         _ if ending != "jsonl" && goes_on() => FileForm::JsonValues,
         _ => FileForm::JsonLines,
     }
 }
 
-/// True if a list begins with a turn, or ends: with a string, or an object that has a turn's keys, and none of a conversation's.
+/// True if a list is empty or its first item is a turn: a string, or an object with a turn's keys and none of a conversation's.
 fn is_turn(text: &str) -> bool {
     if !text.starts_with('{') {
         return text.starts_with(['"', ']']);
     }
     let mut keys = Vec::new();
-    // It may be cut off where the look ends: the keys up to there have to do.
+    // The text may be truncated: the keys up to there have to do.
     let _ = Keys(&mut keys).deserialize(&mut serde_json::Deserializer::from_str(text));
     let has = |name: &str| keys.iter().any(|key| key == name);
     let is_conversation = has("text") || TURNS.into_iter().any(has);
     !is_conversation && TURN_FIELDS.into_iter().any(|(speaker, content)| has(speaker) || has(content))
 }
 
-/// The keys of an object, in order, until it ends or turns out to be none.
+/// Collects the keys of an object, in order, until it ends or is malformed.
 struct Keys<'a>(&'a mut Vec<String>);
 
 impl<'de> DeserializeSeed<'de> for Keys<'_> {
@@ -156,7 +156,7 @@ impl<'de> Visitor<'de> for Keys<'_> {
     }
 }
 
-/// Reads JSON values that go over several lines, a conversation each.
+/// Reads JSON values that span several lines, one conversation each.
 fn read_values(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut ConversationFn) -> Result<(), Error> {
     let values = serde_json::Deserializer::from_reader(bytes).into_iter::<Value>();
     for (before, value) in (0..).zip(values) {
@@ -166,12 +166,12 @@ fn read_values(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut C
     Ok(())
 }
 
-/// What is no JSON after so many conversations.
+/// Makes the error for invalid JSON after `number` conversations.
 fn broken(name: &str, compressed: bool, number: u64, error: serde_json::Error) -> Error {
     if error.is_io() {
         return read_error(name, compressed, &io::Error::from(error));
     }
-    Error::Read { name: name.into(), reason: format!("after conversation {number} it is not JSON: {error}") }
+    Error::Read { name: name.into(), reason: format!("invalid JSON after conversation {number}: {error}") }
 }
 
 /// Reads one JSON list of conversations, which need not fit in memory.
@@ -183,7 +183,7 @@ fn read_list(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut Con
     result.and_then(|()| json.end()).map_err(|error| broken(name, compressed, number, error))
 }
 
-/// The items of a list, each taken as it is read.
+/// Reads the items of a list and passes each to `take` at once.
 struct Items<'a, 'b> {
     number: &'a mut u64,
     outcome: &'a mut Result<(), Error>,
@@ -227,10 +227,10 @@ mod tests {
     use super::*;
     use crate::chat::Message;
 
-    /// A place, and a conversation or the reason why there is none.
+    /// A position, and a conversation or the reason why there is none.
     type Entry = (String, Result<Conversation, String>);
 
-    /// What a file of this name and content gives.
+    /// Returns the conversations of a file with this name and content.
     fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<Entry>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -271,7 +271,7 @@ mod tests {
         }
         assert_eq!(read("x.txt", "[aside] a").unwrap()[0].1, Ok(Conversation::Text("[aside] a".into())));
         assert_eq!(read("x.jsonl", "").unwrap(), []);
-        assert_eq!(read("x.json", "[]").unwrap()[0].1, Err("it has no turns".into()));
+        assert_eq!(read("x.json", "[]").unwrap()[0].1, Err("expected at least one turn, got none".into()));
     }
 
     #[test]
@@ -279,7 +279,7 @@ mod tests {
         let turns = r#"[{"id": 1, "role": "user", "content": "a"}, {"id": 2, "role": "assistant", "content": "b"}]"#;
         let line = ("line 1".to_owned(), two_turns());
         assert_eq!(read("x.jsonl", turns).unwrap(), slice::from_ref(&line));
-        // Its end is far away.
+        // The object ends far beyond the inspected bytes.
         let long = format!(r#"[{{"id": 1, "role": "user", "content": "{}"}}]"#, "long ".repeat(LOOK));
         assert_eq!(read("x.jsonl", format!("{long}\n{long}")).unwrap().len(), 2);
         let list = r#"[{"from": "wiki", "messages": ["a", "b"]}, {"from": "web", "text": "a\tb"}]"#;
@@ -301,8 +301,8 @@ mod tests {
             assert_eq!(read("x", format!("\n{one:#}\n\n{one:#}")).unwrap(), expected, "{one}");
         }
         let error = read("x.json", "{\n  \"messages\": [\n").unwrap_err();
-        assert!(error.starts_with("cannot read x.json: after conversation 0 it is not JSON: EOF"), "{error}");
-        // In a file of lines each stands for itself.
+        assert!(error.starts_with("x.json: invalid JSON after conversation 0: EOF"), "{error}");
+        // In a `.jsonl` file each line is parsed on its own.
         let found = read("x.jsonl", "{\n[\"a\", \"b\"]").unwrap();
         assert_eq!((found.len(), &found[1]), (2, &("line 2".to_owned(), two_turns())));
     }
@@ -315,25 +315,22 @@ mod tests {
         assert_eq!(found.len(), 40_001);
         let (place, reason) = &found[39_999];
         assert_eq!(place, "line 40000");
-        assert!(reason.as_ref().unwrap_err().starts_with("it is not JSON: "), "{reason:?}");
+        assert!(reason.as_ref().unwrap_err().starts_with("invalid JSON: "), "{reason:?}");
         assert_eq!(found[40_000], ("line 40001".into(), two_turns()));
         let found = read("x.txt", b"a\tb\nc\xff\td\n").unwrap();
-        assert_eq!(found[1], ("line 2".into(), Err("it is not UTF-8 (byte 2 of the line)".into())));
+        assert_eq!(found[1], ("line 2".into(), Err("invalid UTF-8 at byte 2 of the line".into())));
     }
 
     #[test]
     fn a_broken_list_is_an_error_of_the_file() {
         let error = read("x.json", r#"[["a", "b"], ["a", "#).unwrap_err();
-        assert_eq!(
-            error,
-            "cannot read x.json: after conversation 1 it is not JSON: EOF while parsing a value at line 1 column 19"
-        );
+        assert_eq!(error, "x.json: invalid JSON after conversation 1: EOF while parsing a value at line 1 column 19");
         let error = read("x.json", r#"[["a", "b"]] more"#).unwrap_err();
         assert!(error.contains("after conversation 1") && error.contains("trailing characters"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         let error = read_file(folder.path(), &mut |_, _| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("it is a folder"), "{error}");
+        assert!(error.contains("got a folder"), "{error}");
         let error = read_file(&folder.path().join("no"), &mut |_, _| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("there is no such file"), "{error}");
+        assert!(error.contains("no such file"), "{error}");
     }
 }

@@ -1,11 +1,11 @@
-//! Sequences for training, each within one conversation.
+//! Training sequences, each within one conversation.
 //!
-//! A conversation that fits into the model's block is a sequence. A longer one is cut before a turn into several, each after
-//! the first beginning with one turn from before, which is read and not learned again; a text without turns is cut anywhere,
-//! and so is a conversation in which the template does not let every turn be told, if it cannot be cut where they can. A batch
-//! holds as many sequences as fit into `batch_size` × `block_size` tokens. In an epoch every sequence comes once, in an order
-//! that the seed and the epoch decide; what a batch holds follows from the seed and its number alone, so that a resumed run
-//! draws what the uninterrupted one would have.
+//! A conversation that fits into the model's block is one sequence. A longer one is split before turns into several, each but the
+//! first beginning with one earlier turn as context, which is not learned again. A text without turns is split anywhere, and so
+//! is a conversation that cannot be split where turns are known because the template does not reveal all of them. A batch holds
+//! as many sequences as fit into `batch_size` × `block_size` tokens. In an epoch every sequence comes once, in an order that the
+//! seed and the epoch determine; the contents of a batch depend on the seed and its number alone, so a resumed run draws the
+//! same batches as an uninterrupted one.
 
 use std::str::FromStr;
 
@@ -18,20 +18,19 @@ use super::marks;
 use crate::Error;
 use crate::batch::{check_sizes, rng_of};
 
-/// A target that does not count.
+/// Target that the loss ignores.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// Decides which conversations are held out, and in what order they are looked at: always the same, so that runs with other
-/// seeds can be compared.
+/// Seed for choosing the held-out conversations and their order. It is fixed, so that runs with different seeds can be compared.
 const HELD_OUT_SEED: u64 = 0x6865_6c64;
 
-/// Whose tokens are learned.
+/// Turns that are learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TrainOn {
-    /// The assistant's; of a text without turns all.
+    /// The assistant's; of a text without turns, all of it.
     #[default]
     Assistant,
-    /// Everybody's.
+    /// Every turn.
     All,
 }
 
@@ -42,25 +41,25 @@ impl FromStr for TrainOn {
         match name {
             "assistant" => Ok(Self::Assistant),
             "all" => Ok(Self::All),
-            _ => Err(Error::Input(format!("{name:?} is nobody to learn from; it is assistant or all"))),
+            _ => Err(Error::Input(format!("unknown turns {name:?}: expected assistant or all"))),
         }
     }
 }
 
-/// What became of conversations that do not fit as they are.
+/// Statistics of conversations that were split or skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SplitStats {
     /// Conversations longer than the block.
     pub long: usize,
-    /// Sequences that these were cut into.
+    /// Sequences that these were split into.
     pub pieces: usize,
-    /// Conversations with a message longer than the block, left out.
+    /// Conversations with a message longer than the block, skipped.
     pub too_long: usize,
-    /// Conversations in which there is nothing to learn, left out.
+    /// Conversations without tokens to train on, skipped.
     pub without_targets: usize,
 }
 
-/// A sequence: the tokens `start..end`, of which those from `first_target` on may be learned.
+/// A sequence: the tokens `start..end`, of which those from `first_target` on may be targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sequence {
     start: usize,
@@ -75,9 +74,9 @@ pub struct ChatSampler {
     train_on: TrainOn,
     train: Vec<Sequence>,
     val: Vec<Sequence>,
-    /// Where each held-out batch begins in `val`, and where the last one ends.
+    /// Start of each held-out batch in `val`, and the end of the last.
     val_batches: Vec<usize>,
-    /// Tokens in a batch.
+    /// Maximum number of tokens in a batch.
     max_batch_tokens: usize,
     seed: u64,
     split_stats: SplitStats,
@@ -92,36 +91,36 @@ pub struct ChatSampler {
 #[derive(Debug)]
 struct Epoch {
     number: u64,
-    /// Batches of the epochs before it.
+    /// Number of batches in the epochs before it.
     before: u64,
     order: Vec<u32>,
-    /// Where each batch begins in `order`, and where the last one ends.
+    /// Start of each batch in `order`, and the end of the last.
     batches: Vec<usize>,
 }
 
-/// What is to be drawn, and how.
+/// Settings of a [`ChatSampler`].
 #[derive(Clone, Copy, Debug)]
 pub struct ChatSampling {
-    /// Longest sequence, in tokens.
+    /// Length of the longest sequence, in tokens.
     pub block_size: usize,
-    /// A batch has at most this times `block_size` tokens.
+    /// A batch has at most `batch_size` × `block_size` tokens.
     pub batch_size: usize,
-    /// Share of the conversations that are held out.
+    /// Fraction of the conversations that is held out.
     pub val_fraction: f64,
-    /// Whose tokens are learned.
+    /// Turns that are learned.
     pub train_on: TrainOn,
-    /// True if conversations with a message longer than the block are left out and counted; otherwise they are an error.
+    /// True to skip and count conversations with a message longer than the block; otherwise they are an error.
     pub skip_bad: bool,
-    /// Decides the order.
+    /// Seed of the order.
     pub seed: u64,
 }
 
 impl ChatSampler {
-    /// Prepares batches of conversations.
+    /// Makes a sampler of conversations.
     ///
     /// # Errors
-    /// [`Error::Data`] naming a conversation with a message longer than the block, unless `skip_bad`; when nothing is left to
-    /// learn from. [`Error::Input`] for a fraction that is not in [0, 1) or a size of 0.
+    /// [`Error::Data`] naming a conversation with a message longer than the block, unless `skip_bad`; also if no tokens to train
+    /// on are left. [`Error::Input`] for a fraction outside [0, 1) or a size of 0.
     pub fn new(chats: Chats, sampling: &ChatSampling) -> Result<Self, Error> {
         let ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed } = *sampling;
         check_sizes(block_size, batch_size, val_fraction)?;
@@ -136,8 +135,8 @@ impl ChatSampler {
                 }
                 Err(tokens) => {
                     return Err(Error::Data(format!(
-                        "{}: a message of it has {tokens} tokens, more than the model's block of {block_size} holds (shorten it, \
-                         take a model with a longer block, or leave such conversations out with --skip_bad)",
+                        "{}: a message has {tokens} tokens, but block_size is {block_size} (shorten it, use a model \
+                         with a larger block_size, or skip such conversations with --skip_bad)",
                         chats.title(conversation)
                     )));
                 }
@@ -156,14 +155,13 @@ impl ChatSampler {
         }
         if pieces.is_empty() {
             let why = match (split_stats.too_long, train_on) {
-                (1.., _) => "every conversation has a message longer than the model's block",
+                (1.., _) => "every conversation has a message longer than block_size",
                 (0, TrainOn::Assistant) => {
-                    "no conversation has a turn of the assistant with something said before it (--train_on all learns from \
-                     every turn)"
+                    "no conversation has an assistant turn with context before it (--train_on all trains on every turn)"
                 }
                 (0, TrainOn::All) => "every conversation is a single token",
             };
-            return Err(Error::Data(format!("there is nothing to learn in {}: {why}", chats.name())));
+            return Err(Error::Data(format!("{}: no tokens to train on: {why}", chats.name())));
         }
         let mut held_out: Vec<usize> = (0..pieces.len()).collect();
         held_out.shuffle(&mut ChaCha8Rng::seed_from_u64(HELD_OUT_SEED));
@@ -198,17 +196,17 @@ impl ChatSampler {
         &self.chats
     }
 
-    /// What became of those that do not fit.
+    /// Statistics of conversations that were split or skipped.
     pub fn split_stats(&self) -> SplitStats {
         self.split_stats
     }
 
-    /// Conversations to train on, and held-out ones.
+    /// Numbers of training and held-out conversations.
     pub fn counts(&self) -> (usize, usize) {
         (self.train_chats, self.val_chats)
     }
 
-    /// Tokens to train on, and held-out ones, that are learned.
+    /// Numbers of training and held-out target tokens.
     pub fn num_target_tokens(&self) -> (usize, usize) {
         let count = |sequences: &[Sequence]| -> usize {
             sequences
@@ -219,13 +217,12 @@ impl ChatSampler {
         (count(&self.train), count(&self.val))
     }
 
-    /// Batches of one pass over what is held out; 0 if nothing is.
+    /// Number of held-out batches; 0 if nothing is held out.
     pub fn val_batches(&self) -> usize {
         self.val_batches.len() - 1
     }
 
-    /// Training batch `number`: gives each of its sequences to `put`, as tokens and for each the one to be predicted, or
-    /// [`IGNORE_INDEX`].
+    /// Passes each sequence of training batch `number` to `put`: its input tokens, and for each the target or [`IGNORE_INDEX`].
     pub fn train_batch(&mut self, number: u64, put: &mut dyn FnMut(&[u32], &[u32])) {
         let epoch = match self.epoch.take() {
             Some(epoch) if epoch.before <= number => epoch,
@@ -242,10 +239,10 @@ impl ChatSampler {
         self.epoch = Some(epoch);
     }
 
-    /// Held-out batch `index`, as [`ChatSampler::train_batch`]; always the same.
+    /// Passes each sequence of held-out batch `index` to `put`, as [`ChatSampler::train_batch`]; always the same.
     ///
     /// # Panics
-    /// If there are not so many: see [`ChatSampler::val_batches`].
+    /// If `index` is not below [`ChatSampler::val_batches`].
     pub fn val_batch(&mut self, index: usize, put: &mut dyn FnMut(&[u32], &[u32])) {
         for sequence in self.val_batches[index]..self.val_batches[index + 1] {
             self.put(self.val[sequence], put);
@@ -275,7 +272,7 @@ impl ChatSampler {
 }
 
 impl Sequence {
-    /// Tokens that the model reads: the last one is only predicted.
+    /// Number of input tokens: the last token is only a target.
     fn inputs(self) -> usize {
         self.end - self.start - 1
     }
@@ -287,7 +284,7 @@ impl Epoch {
     }
 }
 
-/// True if each token of a sequence after the first is learned.
+/// For each token of a sequence after the first, true if it is a target.
 fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterator<Item = bool> {
     let marks = &chats.marks()[sequence.start + 1..sequence.end];
     marks
@@ -296,10 +293,10 @@ fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterato
         .map(move |(mark, at)| at >= sequence.first_target && (train_on == TrainOn::All || mark & marks::TARGET != 0))
 }
 
-/// Cuts a conversation into sequences; a message that no sequence can hold is an error, with its tokens.
+/// Splits a conversation into sequences; the error is the number of tokens of a message that fits into no sequence.
 fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequence>, usize> {
     let whole = chats.range(conversation);
-    // A sequence of so many tokens is read up to the last but one.
+    // The last token of a sequence is only a target.
     let room = block_size + 1;
     if whole.len() <= room {
         return Ok(vec![Sequence { start: whole.start, first_target: whole.start, end: whole.end }]);
@@ -315,13 +312,13 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequ
     let mut sequences = Vec::new();
     match bounds.windows(2).find(|turn| turn[1] - turn[0] > room) {
         Some(turn) if all_told => return Err(turn[1] - turn[0]),
-        // A text, or turns that cannot be told apart.
+        // Plain text, or turns that could not be identified.
         Some(_) => {
             let mut start = whole.start;
             while start + 1 < whole.end {
                 let end = whole.end.min(start + room);
                 sequences.push(Sequence { start, first_target: start, end });
-                // The last token that was predicted is the first to be read.
+                // The last target is the first input of the next sequence.
                 start = end - 1;
             }
             return Ok(sequences);
@@ -331,7 +328,7 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequ
     let (mut first, mut first_target) = (0, whole.start);
     while first_target < whole.end {
         let start = bounds[first];
-        // At least the turn that is to be learned fits.
+        // At least the turn to be learned fits.
         let last = bounds.partition_point(|&bound| bound <= start + room) - 1;
         let end = bounds[last];
         sequences.push(Sequence { start, first_target, end });
@@ -344,8 +341,8 @@ fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequ
     Ok(sequences)
 }
 
-/// Packs sequences of these lengths, in order, into batches of at most `max_batch_tokens` tokens, or one sequence: where each
-/// batch begins, and where the last one ends.
+/// Packs sequences of these lengths, in order, into batches of at most `max_batch_tokens` tokens, or of one sequence; returns
+/// the start of each batch and the end of the last.
 fn pack(lengths: impl Iterator<Item = usize>, max_batch_tokens: usize) -> Vec<usize> {
     let (mut starts, mut tokens, mut count) = (vec![0], 0, 0);
     for length in lengths {

@@ -1,8 +1,8 @@
-//! Conversations become text by a Jinja template, as in `transformers`.
+//! Renders conversations with a Jinja template, as `transformers` does.
 //!
-//! [`ChatTemplate`] gives what `tokenizer.apply_chat_template(messages, tokenize=False)` gives, byte for byte: blocks are
-//! trimmed, `raise_exception` and `tojson` are there, strings have Python's methods, and `{% generation %}` marks what the
-//! assistant says. A template comes with a model from anywhere, so the work that it may do is limited.
+//! [`ChatTemplate`] gives the text of `tokenizer.apply_chat_template(messages, tokenize=False)`, byte for byte: blocks are
+//! trimmed, `raise_exception` and `tojson` exist, strings have Python's methods, and `{% generation %}` marks the assistant's
+//! part. A template may come from an untrusted source, so its work is limited.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
@@ -14,18 +14,16 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 use super::conversation::Message;
 use crate::Error;
 
-/// Instructions of the template engine that a template may take for a conversation; each turn of a usual one takes about a
-/// hundred.
+/// Instructions of the template engine allowed for a conversation; a turn usually takes about a hundred.
 const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
 
-/// Stand around what the assistant says, in text that a template rendered. They are noncharacters of Unicode, which no text
-/// holds.
+/// Mark the assistant's part in a rendered text. They are noncharacters of Unicode, which no text contains.
 pub(super) const BEGIN: char = '\u{fdd0}';
 pub(super) const END: char = '\u{fdd1}';
 
-/// The template of a model that has none of its own: `role`, a line break, what is said, the token that ends a text. ChatML
-/// in form, with the tokens that GPT-2's vocabulary has.
+/// Template of a model without its own: `role`, a line break, the text, the end-of-text token. ChatML in form, with the tokens of
+/// GPT-2's vocabulary.
 const DEFAULT: &str = include_str!("default.jinja");
 
 /// Renders conversations.
@@ -36,19 +34,19 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The format of a model that has none of its own. `end` is the token that ends a text.
+    /// Returns the format of a model without its own. `end` is the end-of-text token.
     pub fn default_format(end: &str) -> ChatFormat {
         ChatFormat { template: DEFAULT.into(), bos_token: Some(end.into()), eos_token: Some(end.into()) }
     }
 
-    /// Makes a template ready.
+    /// Compiles a template.
     ///
     /// # Errors
-    /// [`Error::Data`] when it is no template, saying where.
+    /// [`Error::Data`] with the line, if the template is invalid.
     pub fn new(format: ChatFormat) -> Result<Self, Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the usual delimiters"));
+        environment.set_syntax(syntax.expect("the default delimiters are valid"));
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<(), minijinja::Error> {
@@ -61,40 +59,40 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson);
         environment
             .add_template_owned(NAME, with_calls(&format.template))
-            .map_err(|error| Error::Data(format!("the chat template is not one: {}", one_line(&error))))?;
+            .map_err(|error| Error::Data(format!("invalid chat template: {}", one_line(&error))))?;
         Ok(Self { format, environment })
     }
 
-    /// What it was made from.
+    /// Format that it was made from.
     pub fn format(&self) -> &ChatFormat {
         &self.format
     }
 
-    /// True if the template itself marks what the assistant says.
+    /// True if the template itself marks the assistant's part.
     pub(super) fn has_marks(&self) -> bool {
         with_calls(&self.format.template) != self.format.template
     }
 
-    /// The text of a conversation; `add_generation_prompt` adds what comes before the assistant's answer.
+    /// Renders a conversation; `add_generation_prompt` adds the text that begins the assistant's answer.
     ///
     /// # Errors
-    /// [`Error::Data`] with what the template complains of.
+    /// [`Error::Data`] with the template's error.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
         let text = self.render_turns(&Self::turns(messages), add_generation_prompt).map_err(Error::Data)?;
         Ok(text.replace([BEGIN, END], ""))
     }
 
-    /// Messages as templates know them.
+    /// Converts messages to values for a template.
     pub(super) fn turns(messages: &[Message]) -> Vec<Value> {
         let turn = |message: &Message| context! { role => message.role.name(), content => message.content.as_str() };
         messages.iter().map(turn).collect()
     }
 
-    /// The text with [`BEGIN`] and [`END`] around what the template itself marks.
+    /// Renders turns, with [`BEGIN`] and [`END`] around what the template itself marks.
     pub(super) fn render_turns(&self, turns: &[Value], add_generation_prompt: bool) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
         let template = self.environment.get_template(NAME).map_err(|error| one_line(&error))?;
-        // A token that the tokenizer lacks is not defined, rather than empty.
+        // A token that the tokenizer lacks is undefined rather than empty.
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let context = context! {
             messages => turns,
@@ -104,20 +102,19 @@ impl ChatTemplate {
             bos_token => token(bos_token),
             eos_token => token(eos_token),
         };
-        template.render(context).map_err(|error| format!("the chat template refuses it: {}", one_line(&error)))
+        template.render(context).map_err(|error| format!("the chat template failed: {}", one_line(&error)))
     }
 }
 
-/// The template with `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function
-/// that puts marks around what it is given. White space is trimmed as around the tags. Comments, raw blocks and strings are
-/// as they were.
+/// Rewrites `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function that adds marks
+/// around its content. White space is trimmed as around the tags. Comments, raw blocks and strings stay unchanged.
 fn with_calls(template: &str) -> String {
     let (mut text, mut rest) = (String::with_capacity(template.len()), template);
     while let Some(at) = rest.match_indices('{').map(|(at, _)| at).find(|&at| rest[at + 1..].starts_with(OPEN)) {
         let (before, tag) = rest.split_at(at);
         text.push_str(before);
         rest = tag;
-        // What never closes is for the engine to complain of.
+        // An unclosed tag is left for the engine to report.
         let Some(end) = end_of(tag) else { break };
         let (tag, after) = tag.split_at(end);
         match inside(tag) {
@@ -138,22 +135,22 @@ fn with_calls(template: &str) -> String {
     text + rest
 }
 
-/// What stands after `{` where something else than text begins: a tag, an expression, a comment.
+/// Characters after `{` that open a tag, an expression or a comment.
 const OPEN: [char; 3] = ['%', '{', '#'];
 
-/// What stands in a tag; `None` if it is none.
+/// Returns the contents of a tag; `None` if it is not a tag.
 fn inside(tag: &str) -> Option<&str> {
     Some(tag.strip_prefix("{%")?.strip_suffix("%}")?.trim_matches(['-', '+']).trim())
 }
 
-/// True if `text`, which begins as a tag does, begins with the one that ends a raw block.
+/// True if `text`, which begins like a tag, begins with the tag that ends a raw block.
 fn ends_raw(text: &str) -> bool {
     let rest = text[2..].trim_start_matches(['-', '+']).trim_start().strip_prefix("endraw");
     rest.is_some_and(|rest| rest.trim_start().trim_start_matches(['-', '+']).starts_with("%}"))
 }
 
-/// Where a tag, an expression or a comment ends, with which `text` begins: after the sign that closes it and is in no string
-/// and in no brackets.
+/// Returns the end of the tag, expression or comment at the start of `text`: after its closing characters, outside strings and
+/// brackets.
 fn end_of(text: &str) -> Option<usize> {
     let close = match text.as_bytes()[1] {
         b'#' => return Some(2 + text[2..].find("#}")? + 2),
@@ -179,14 +176,14 @@ fn end_of(text: &str) -> Option<usize> {
     None
 }
 
-/// An error of the engine in one line, with the line of the template.
+/// Formats an error of the engine in one line, with the line of the template.
 fn one_line(error: &minijinja::Error) -> String {
     let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     format!("{}{line}", what.lines().next().unwrap_or_default())
 }
 
-/// `transformers`' filter: Python's `json.dumps` with `ensure_ascii=False`.
+/// Implements the filter of `transformers`: Python's `json.dumps` with `ensure_ascii=False`.
 fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     kwargs.assert_all_used()?;
@@ -255,19 +252,19 @@ mod tests {
     fn a_template_that_fails_says_why_and_where() {
         assert_eq!(
             error("{{ messages }}\n{{ raise_exception('no ' ~ messages[0].role) }}"),
-            "the chat template refuses it: no user (line 2 of the template)"
+            "the chat template failed: no user (line 2 of the template)"
         );
         let broken = error("a\n{% for x in %}");
-        assert!(broken.starts_with("the chat template is not one: ") && broken.contains("(line 2 of"), "{broken}");
+        assert!(broken.starts_with("invalid chat template: ") && broken.contains("(line 2 of"), "{broken}");
         assert!(error("{{ messages[0].content.nonsense() }}").contains("has no method named nonsense"));
         assert!(error("{{ bos_token.x }}").contains("undefined value"));
-        assert!(error("{% include 'other' %}").contains("the chat template refuses it"));
+        assert!(error("{% include 'other' %}").contains("the chat template failed"));
         for endless in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
             "{{ 'x' * 99999999999 }}",
         ] {
-            assert!(error(endless).contains("the chat template refuses it"), "{endless}");
+            assert!(error(endless).contains("the chat template failed"), "{endless}");
         }
     }
 

@@ -125,7 +125,7 @@ fn the_hub_s_conversations_are_learned_from() {
     };
     let (out, err) = texts(&command(line).args(SAMPLE).output().unwrap(), 0);
     assert!(out.starts_with("x.pt: 2 steps in ") && out.contains("\nuser: Hello, how are you?\nassistant: "), "{out}");
-    assert!(err.contains("note: 1 of 10 rows are empty and were left out"), "{err}");
+    assert!(err.contains("note: skipped 1 of 10 records: they are empty"), "{err}");
     assert!(err.contains("8 conversations for training, 1 held out"), "{err}");
     let source = load(folder, "x.pt").meta.training["data"]["source"].clone();
     assert_eq!(source, json!(["train.jsonl of roskoN/dailydialog"]));
@@ -135,7 +135,7 @@ fn the_hub_s_conversations_are_learned_from() {
     let (out, _) = texts(&command(line).output().unwrap(), 0);
     assert!(out.starts_with("_data_d_/data.bin: 9 conversations, 117 tokens, 45 of them"), "{out}");
 
-    // A row that is not a conversation is named.
+    // A record that is not a conversation is named.
     let bad = "{\"turns\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"critic\", \"content\": \"b\"}]}\n";
     server.add(
         "datasets",
@@ -145,10 +145,7 @@ fn the_hub_s_conversations_are_learned_from() {
     );
     let line = "hf_finetune --model_checkpoint tiny.pt --hf_dataset a/b --hf_text_column turns --out y.pt";
     let error = complaint(&command(line).output().unwrap(), 1);
-    assert!(
-        error.starts_with("cannot read train.jsonl of a/b: row 2: turn 2 has the role \"critic\"; known are"),
-        "{error}"
-    );
+    assert!(error.starts_with("train.jsonl of a/b: record 2: turn 2: unknown role \"critic\": expected"), "{error}");
 }
 
 #[test]
@@ -240,19 +237,19 @@ fn bad_conversations_are_named_or_counted() {
     let good = chats(1);
     let long = json!(["Hi", "word ".repeat(60)]).to_string();
     for (bad, place, reason) in [
-        ("{\"messages\": []}", 2, "it has no turns"),
-        ("[]", 2, "it has no turns"),
-        ("{\"messages\": [{\"content\": \"Hi\"}]}", 2, "turn 1 has no role (nor from)"),
+        ("{\"messages\": []}", 2, "expected at least one turn, got none"),
+        ("[]", 2, "expected at least one turn, got none"),
+        ("{\"messages\": [{\"content\": \"Hi\"}]}", 2, "turn 1: missing role (or from)"),
         (
             "{\"messages\": [{\"role\": \"critic\", \"content\": \"Hi\"}]}",
             2,
-            "turn 1 has the role \"critic\"; known are",
+            "turn 1: unknown role \"critic\": expected system",
         ),
-        ("{\"messages\": [{\"role\": \"user\"}]}", 2, "turn 1 has no content"),
-        ("[\"Hi\", \"\"]", 2, "turn 2 is empty"),
-        ("{\"prompt\": \"Hi\"}", 2, "it has neither messages nor conversations (its keys are: prompt)"),
-        (long.as_str(), 2, "a message of it has 64 tokens, more than the model's block of 48 holds"),
-        ("{\"messages\": [", 40_000, "it is not JSON: EOF while parsing a list (column 14)"),
+        ("{\"messages\": [{\"role\": \"user\"}]}", 2, "turn 1: missing content"),
+        ("[\"Hi\", \"\"]", 2, "turn 2: the text is empty"),
+        ("{\"prompt\": \"Hi\"}", 2, "expected messages or conversations, got the keys: prompt"),
+        (long.as_str(), 2, "a message has 64 tokens, but block_size is 48"),
+        ("{\"messages\": [", 40_000, "invalid JSON: EOF while parsing a list (column 14)"),
     ] {
         let before = if place == 2 { good.clone() } else { good.repeat(39_999) };
         fs::write(folder.join("chats.jsonl"), format!("{before}{bad}\n{good}")).unwrap();
@@ -271,20 +268,17 @@ fn bad_conversations_are_named_or_counted() {
     }
     fs::write(folder.join("chats.jsonl"), "[\"nobody answers\"]\n").unwrap();
     let error = complaint(&run(folder, TINY), 1);
-    assert!(
-        error.starts_with("there is nothing to learn in chats.jsonl: no conversation has a turn of the assistant"),
-        "{error}"
-    );
+    assert!(error.starts_with("chats.jsonl: no tokens to train on: no conversation has an assistant turn"), "{error}");
     fs::write(folder.join("chats.jsonl"), "\n").unwrap();
-    assert_eq!(complaint(&run(folder, TINY), 1), "there are no conversations in chats.jsonl");
+    assert_eq!(complaint(&run(folder, TINY), 1), "chats.jsonl: no conversations found");
     let error = fail(folder, "tokenize --dataset z --chats no.jsonl", 1);
-    assert!(error.contains("no.jsonl: there is no such file"), "{error}");
+    assert!(error.contains("no.jsonl: no such file"), "{error}");
     assert!(!folder.join("_data_z_").exists());
     // For tokens on disk, the error names the number of the conversation.
     fs::write(folder.join("chats.jsonl"), format!("{good}{long}\n")).unwrap();
     succeed(folder, "tokenize --dataset z --chats chats.jsonl");
     let error = complaint(&run(folder, &TINY.replace("chats.jsonl", "_data_z_/data.bin")), 1);
-    assert!(error.starts_with("_data_z_/data.bin: conversation 2: a message of it has 64 tokens"), "{error}");
+    assert!(error.starts_with("_data_z_/data.bin: conversation 2: a message has 64 tokens"), "{error}");
 }
 
 #[test]
@@ -310,8 +304,8 @@ fn a_template_of_ones_own_is_kept_and_a_bad_one_refused() {
     let trained = load(folder, "z.pt").meta;
     assert_eq!((trained.iter_num, trained.chat.unwrap().template.as_str()), (2, template));
     for (template, reason) in [
-        ("{% for m in messages %}", "the chat template is not one: "),
-        ("{{ raise_exception('not with me') }}", "line 1: the chat template refuses it: not with me"),
+        ("{% for m in messages %}", "invalid chat template: "),
+        ("{{ raise_exception('not with me') }}", "line 1: the chat template failed: not with me"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "mark it with {% generation %}"),
     ] {
         fs::write(folder.join("t.jinja"), template).unwrap();

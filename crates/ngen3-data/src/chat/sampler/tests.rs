@@ -8,7 +8,7 @@ use super::*;
 use crate::chat::{ChatEncoder, ChatInput};
 use crate::{Error, Tokenizer};
 
-/// Conversations from lines of JSON, by the default template.
+/// Reads conversations from lines of JSON, with the default template.
 fn chats(lines: &str) -> Chats {
     chats_by(None, lines)
 }
@@ -37,7 +37,7 @@ fn sampler(lines: &str, sampling: ChatSampling) -> ChatSampler {
     ChatSampler::new(chats(lines), &sampling).unwrap()
 }
 
-/// Sequences as text: what is read, and what is to be predicted.
+/// Sequences as text: the inputs, and the targets.
 type Sequences = Vec<(String, String)>;
 
 fn sequences(draw: impl FnOnce(&mut dyn FnMut(&[u32], &[u32]))) -> Sequences {
@@ -87,7 +87,7 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
         (format!("user\ne{END}assistant\nf"), format!("f{END}")),
     ];
     assert_eq!(found, expected);
-    // What is learned does not depend on the cuts.
+    // The targets do not depend on the splits.
     for block_size in 5..30 {
         let cut = sampler(line, sampling(block_size));
         assert_eq!(cut.num_target_tokens().0, 6, "block {block_size}");
@@ -100,7 +100,7 @@ fn a_long_conversation_is_cut_before_turns_and_nothing_is_learned_twice() {
 
 #[test]
 fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
-    // It begins with the number of its turns, so that no beginning of it is that of the whole.
+    // The text starts with the number of turns, so no beginning of a conversation is a prefix of the whole.
     let template = "{{ messages | length }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %} \
                     {{ m.content }}{{ eos_token }}{% endgeneration %}{% else %} {{ m.content }}{% endif %}{% endfor %}";
     let chats = chats_by(Some(template), r#"["a b c d", "e f g", "h i j k", "l"]"#);
@@ -116,7 +116,7 @@ fn a_long_conversation_whose_turns_cannot_be_told_apart_is_cut_anywhere() {
         ("4 a b c d".into(), " e".into()),
     ];
     assert_eq!(found, expected);
-    // One that fits is not cut.
+    // One that fits is not split.
     let chats = chats_by(Some(template), r#"["a", "b"]"#);
     assert_eq!(ChatSampler::new(chats, &sampling(5)).unwrap().split_stats(), SplitStats::default());
 }
@@ -128,13 +128,9 @@ fn what_cannot_be_learned_from_is_told() {
     };
     let long = "[\"a\", \"b\"]\n\n[\"a\", \"one two three four five six\"]\n";
     let told = error(long, sampling(8));
-    assert!(
-        told.ends_with(
-            "x.jsonl: line 3: a message of it has 10 tokens, more than the model's block of 8 holds (shorten it, \
-        take a model with a longer block, or leave such conversations out with --skip_bad)"
-        ),
-        "{told}"
-    );
+    let expected = "x.jsonl: line 3: a message has 10 tokens, but block_size is 8 (shorten it, use a model with a \
+                    larger block_size, or skip such conversations with --skip_bad)";
+    assert!(told.ends_with(expected), "{told}");
     let skipping = ChatSampling { skip_bad: true, ..sampling(8) };
     let kept = sampler(long, skipping);
     assert_eq!((kept.split_stats().too_long, kept.counts()), (1, (1, 0)));
@@ -142,10 +138,7 @@ fn what_cannot_be_learned_from_is_told() {
         error("[\"a\", \"one two three four five six\"]", skipping).contains("every conversation has a message longer")
     );
     let told = error("[\"only the user\"]", sampling(64));
-    assert!(
-        told.starts_with("there is nothing to learn in x.jsonl: no conversation has a turn of the assistant"),
-        "{told}"
-    );
+    assert!(told.starts_with("x.jsonl: no tokens to train on: no conversation has an assistant turn"), "{told}");
     let one = sampler("[\"only the user\"]\n[\"a\", \"b\"]", sampling(64));
     assert_eq!((one.split_stats().without_targets, one.counts()), (1, (1, 0)));
     let all = sampler("[\"only the user\"]", ChatSampling { train_on: TrainOn::All, ..sampling(64) });
@@ -157,7 +150,7 @@ fn what_cannot_be_learned_from_is_told() {
     assert!("nobody".parse::<TrainOn>().unwrap_err().to_string().contains("assistant or all"));
 }
 
-/// `n` conversations, each told by its number.
+/// Returns `n` conversations, each identified by its number.
 fn numbered(n: usize) -> String {
     (0..n).map(|number| format!("[\"say{}\", \"{number}\"]\n", " x".repeat(number % 5))).collect()
 }
@@ -184,7 +177,7 @@ fn an_epoch_has_every_sequence_once_in_batches_that_are_full() {
             number += 1;
         }
         let once: BTreeSet<_> = epoch.iter().cloned().collect();
-        assert_eq!(once.len(), 48, "every row once");
+        assert_eq!(once.len(), 48, "every sequence once");
         assert!(once.is_disjoint(&held_out));
         orders.push(epoch);
     }
@@ -229,7 +222,7 @@ proptest! {
             })
             .sum();
         match ChatSampler::new(chats(&lines), &ChatSampling { train_on, ..sampling(block_size) }) {
-            // A sequence that begins with what is to be learned has nothing to predict its first token from.
+            // A sequence that begins with a target has no input to predict its first token from.
             Ok(sampler) if all => {
                 let (learned, split_stats) = (sampler.num_target_tokens().0, sampler.split_stats());
                 prop_assert!(learned <= expected && learned + split_stats.pieces >= expected, "{} of {}", learned, expected);
