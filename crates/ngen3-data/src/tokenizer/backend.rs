@@ -1,15 +1,15 @@
-//! The two implementations of a tokenizer.
+//! The two tokenizer implementations.
 
 use super::bpe::Bpe;
 use crate::catch_panic::catch_panic;
 
-/// Turns text into ids.
+/// An implementation of a tokenizer.
 pub(super) enum Backend {
     ByteLevel(Box<Bpe>),
     HuggingFace(Box<tokenizers::Tokenizer>),
 }
 
-/// Runs code of the `tokenizers` crate, in which a malformed file or an unlucky text can panic; that is an error here.
+/// Runs code of the `tokenizers` crate, which may panic on a malformed file or an unusual text; a panic is returned as an error.
 pub(super) fn run_library<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     catch_panic("tokenizers", run)?.map_err(|error| error.to_string())
 }

@@ -1,4 +1,4 @@
-//! A tokenizer: text to ids and back.
+//! Converts text to token ids and back.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,7 +9,7 @@ use super::bpe::{classes, pretoken};
 use super::limits::ENDOFTEXT;
 use super::{Error, gpt2, json};
 
-/// Turns text into token ids and back. Cheap to clone; one serves any number of threads.
+/// Converts text to token ids and back. Cheap to clone; any number of threads can share one.
 #[derive(Clone)]
 pub struct Tokenizer {
     pub(super) inner: Arc<Inner>,
@@ -18,7 +18,7 @@ pub struct Tokenizer {
 pub(super) struct Inner {
     name: String,
     pub(super) backend: Backend,
-    /// The tokenizer.json it was read from.
+    /// The tokenizer.json that it was read from, if any.
     json: Option<String>,
     vocab_size: usize,
 }
@@ -30,18 +30,18 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// GPT-2's byte-level BPE: the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
+    /// Returns GPT-2's byte-level BPE, with the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
     pub fn gpt2() -> Tokenizer {
         static GPT2: LazyLock<Tokenizer> =
             LazyLock::new(|| Tokenizer::new("gpt2".into(), Backend::ByteLevel(Box::new(gpt2::gpt2())), None));
         GPT2.clone()
     }
 
-    /// A tokenizer from the bytes of a Hugging Face tokenizer.json. `name` is how errors and `meta.json` call it.
+    /// Loads a tokenizer from the bytes of a Hugging Face tokenizer.json. `name` is its name in errors and `meta.json`.
     ///
     /// # Errors
-    /// [`Error::Json`] if the file is not one, is over 48 MiB, or has ids that cannot be: two tokens of one id, an id of
-    /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token whose id is not the one that it gets.
+    /// [`Error::Json`] if the file is malformed, over 48 MiB, or has invalid ids: two tokens with one id, an id of
+    /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token with another id than the one it gets.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
         let (backend, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
         Ok(Tokenizer::new(name.into(), backend, Some(json)))
@@ -57,23 +57,23 @@ impl Tokenizer {
         Tokenizer { inner: Arc::new(Inner { name, backend, json, vocab_size }) }
     }
 
-    /// The name it was made with: "gpt2" for the embedded one, and for any other that is called so: see
+    /// Name that it was made with: "gpt2" for the built-in tokenizer, and for any other with that name: see
     /// [`reference`](Tokenizer::reference).
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// The highest id + 1, added tokens included.
+    /// Highest id + 1, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.vocab_size
     }
 
-    /// The id of the token that ends a document: `<|endoftext|>`, else `</s>`, else `<eos>`.
+    /// Returns the id of the token that ends a document: `<|endoftext|>`, else `</s>`, else `<eos>`.
     pub fn eot(&self) -> Option<u32> {
         [ENDOFTEXT, "</s>", "<eos>"].into_iter().find_map(|token| self.id_of(token))
     }
 
-    /// The id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Looks through the
+    /// Returns the id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Searches the
     /// vocabulary; not for use in a loop.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         match &self.inner.backend {
@@ -82,16 +82,16 @@ impl Tokenizer {
         }
     }
 
-    /// A Hugging Face tokenizer.json that gives the same ids; for a tokenizer read from one, that same file.
+    /// Returns a Hugging Face tokenizer.json with the same ids; for a tokenizer read from one, that file.
     pub fn to_json(&self) -> String {
         match (&self.inner.json, &self.inner.backend) {
             (Some(json), _) => json.clone(),
             (None, Backend::ByteLevel(bpe)) => json::write(bpe),
-            (None, Backend::HuggingFace(_)) => unreachable!("these come from a file only"),
+            (None, Backend::HuggingFace(_)) => unreachable!("these always come from a file"),
         }
     }
 
-    /// Reference that travels with a model or its data: that it is the embedded one, or its tokenizer.json.
+    /// Returns the reference to store with a model or a dataset: the built-in tokenizer, or its tokenizer.json.
     pub fn reference(&self) -> TokenizerRef {
         match Arc::ptr_eq(&self.inner, &Self::gpt2().inner) {
             true => TokenizerRef::Gpt2,
@@ -99,10 +99,10 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of `text`. See [`encode_into`](Tokenizer::encode_into).
+    /// Encodes `text`. See [`encode_into`](Tokenizer::encode_into).
     ///
     /// # Errors
-    /// The same.
+    /// As [`encode_into`](Tokenizer::encode_into).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let mut ids = Vec::new();
         self.encode_into(text, &mut ids)?;
@@ -111,14 +111,14 @@ impl Tokenizer {
 
     /// Appends the ids of `text` to `out`.
     ///
-    /// All of it is ordinary text: the characters `<|endoftext|>` in it become the several ids of their spelling, never the
-    /// one special id (tiktoken's `encode_ordinary`), and nothing is put around it (no `<s>`, no `[CLS]`). The same holds
-    /// for a tokenizer from a file; only its added tokens that are not special are found in text, as its authors mean them
-    /// to be. A truncation or padding that the file asks for is not done.
+    /// All of it is ordinary text: the characters `<|endoftext|>` become the ids of their spelling, never the special token
+    /// (tiktoken's `encode_ordinary`), and no tokens are added around it (no `<s>`, no `[CLS]`). The same holds for a tokenizer
+    /// from a file; only its added tokens that are not special are found in text, as its authors intend. The file's settings for
+    /// truncation and padding are ignored.
     ///
     /// # Errors
     /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
-    /// unknown token on an unknown character, a regular expression that gives up. Byte-level BPE never fails.
+    /// unknown token meets an unknown character, or a regular expression gives up. Byte-level BPE never fails.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => bpe.encode_into(text, out),
@@ -130,11 +130,11 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// As [`encode_into`](Tokenizer::encode_into); appends to `starts` where each token begins in `text`, in bytes. A
-    /// token in the middle of a character counts from where it begins.
+    /// As [`encode_into`](Tokenizer::encode_into); also appends to `starts` the offset of each token in `text`, in bytes. A
+    /// byte-level token can start within a character.
     ///
     /// # Errors
-    /// The same.
+    /// As [`encode_into`](Tokenizer::encode_into).
     pub(crate) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => {
@@ -168,7 +168,7 @@ impl Tokenizer {
         })
     }
 
-    /// The special tokens, which no text is searched for, as they are written, and their ids.
+    /// Returns the special tokens, as they are written, with their ids. They are never found in text.
     pub fn special_tokens(&self) -> Vec<(String, u32)> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => bpe.special().to_vec(),
@@ -182,9 +182,8 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `ids`, special tokens as they are written. Bytes that are not UTF-8 become U+FFFD; ids outside the
-    /// vocabulary give nothing. (Should the decoder of a tokenizer run by the `tokenizers` crate fail: the tokens as
-    /// tokenizer.json spells them.)
+    /// Decodes `ids`, special tokens as they are written. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are skipped.
+    /// (If the decoder of a tokenizer run by the `tokenizers` crate fails: the tokens as tokenizer.json spells them.)
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => {
@@ -201,9 +200,9 @@ impl Tokenizer {
         }
     }
 
-    /// The last byte offset at which `text` can be cut so that the ids of the two parts, encoded apart, are the ids of the
-    /// whole, whatever text follows. `None` if there is no such place; always `None` for a tokenizer run by the `tokenizers`
-    /// crate, whose texts must be encoded whole. Looks from the end, so it costs little.
+    /// Returns the last byte offset at which `text` can be split so that the ids of the two parts, encoded separately, are the
+    /// ids of the whole, whatever text follows. `None` if there is none; always `None` for a tokenizer run by the `tokenizers`
+    /// crate, whose texts must be encoded whole. Searches from the end, so it is cheap.
     pub fn safe_split(&self, text: &str) -> Option<usize> {
         match &self.inner.backend {
             Backend::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),

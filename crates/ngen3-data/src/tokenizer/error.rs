@@ -1,33 +1,33 @@
-//! What can go wrong with a tokenizer.
+//! Errors of a tokenizer.
 
-/// An error that names the tokenizer and what is wrong with it.
+/// An error that names the tokenizer and the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tokenizer.json that cannot be used.
+    /// An invalid tokenizer.json.
     #[error("tokenizer {name}: {reason}")]
     Json {
-        /// The file or the name it was given.
+        /// The file or the given name.
         name: String,
-        /// What is wrong with it, and where.
+        /// The reason, with the place in the file.
         reason: String,
     },
-    /// Text that a tokenizer from a file cannot turn into ids (its own regular expression gave up, say).
-    #[error("tokenizer {name} failed on the text that begins {excerpt:?}: {reason}")]
+    /// Text that a tokenizer from a file cannot encode (for instance because its regular expression gives up).
+    #[error("tokenizer {name}: cannot encode the text that begins {excerpt:?}: {reason}")]
     Encode {
         /// The tokenizer's name.
         name: String,
-        /// The text's first characters.
+        /// The first characters of the text.
         excerpt: String,
-        /// What the tokenizer said.
+        /// The error of the `tokenizers` crate.
         reason: String,
     },
     /// A vocabulary size that a byte-level tokenizer cannot have.
     #[error(
-        "vocab_size {0} is out of range: ask for 257 (the 256 single bytes and <|endoftext|>) to {max}",
+        "vocab_size {0} is out of range: expected 257 (the 256 bytes and <|endoftext|>) to {max}",
         max = super::limits::MAX_VOCAB_SIZE
     )]
     VocabSize(usize),
-    /// Training on nothing.
-    #[error("there is no text to train a tokenizer on: every input is empty")]
+    /// No text to train on.
+    #[error("no text to train a tokenizer on: every input is empty")]
     NoText,
 }

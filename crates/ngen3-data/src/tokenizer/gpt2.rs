@@ -1,11 +1,11 @@
-//! GPT-2's vocabulary, embedded. `gpt2/README.md` says where it is from.
+//! GPT-2's vocabulary, embedded in the program. `gpt2/README.md` gives its source.
 
 use super::bpe::Bpe;
 
-/// Two little-endian u16 ids a merge.
+/// Two little-endian u16 ids per merge.
 const MERGES: &[u8] = include_bytes!("gpt2/merges.bin");
 
-/// 256 bytes, 50,000 merges, `<|endoftext|>`.
+/// Makes the vocabulary: 256 bytes, 50,000 merges, `<|endoftext|>`.
 pub(super) fn gpt2() -> Bpe {
     let (pairs, []) = MERGES.as_chunks::<4>() else { unreachable!("four bytes a merge") };
     let merge = |(rank, &[a, b, c, d]): (usize, &[u8; 4])| {

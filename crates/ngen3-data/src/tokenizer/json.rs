@@ -1,7 +1,7 @@
-//! Reading and writing Hugging Face's tokenizer.json.
+//! Reads and writes Hugging Face's tokenizer.json.
 //!
-//! The file comes from outside, so its ids are checked before anything is sized by them. A file that asks for exactly what
-//! `bpe/` does, in its every setting, becomes a [`Bpe`]; any other is handed to the `tokenizers` crate.
+//! Files are untrusted, so ids are checked before they determine the size of anything. A file whose every setting is that of
+//! `bpe/` becomes a [`Bpe`]; any other runs on the `tokenizers` crate.
 
 use std::collections::HashMap;
 
@@ -14,23 +14,23 @@ use super::bpe::alphabet::unicode_to_bytes;
 use super::bpe::merge::Merges;
 use super::limits::MAX_VOCAB_SIZE;
 
-/// Largest file taken, in bytes: what a checkpoint holds, with which it travels.
+/// Largest file accepted, in bytes: the limit of checkpoints, which store it.
 pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
 
-/// The tokenizer that a file describes, and the file as text. The error is the reason alone.
+/// Returns the tokenizer that a file describes, and the file as text. The error is the reason alone.
 pub(super) fn read(bytes: &[u8]) -> Result<(Backend, String), String> {
     if bytes.len() > MAX_BYTES {
-        return Err(format!("{} bytes is too large for a tokenizer.json (at most {MAX_BYTES})", bytes.len()));
+        return Err(format!("the file is too large: expected at most {MAX_BYTES} bytes, got {}", bytes.len()));
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+    let text = std::str::from_utf8(bytes).map_err(|error| format!("invalid UTF-8: {error}"))?;
     // serde_json refuses nesting deeper than 128.
-    let file: Value = serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
+    let file: Value = serde_json::from_str(text).map_err(|error| format!("invalid JSON: {error}"))?;
     let model = file.get("model").and_then(Value::as_object);
-    let model = model.ok_or("it has no \"model\": is it a Hugging Face tokenizer.json?")?;
+    let model = model.ok_or("no \"model\": expected a Hugging Face tokenizer.json")?;
     if let Some(model_type) = model.get("type")
         && !["BPE", "WordPiece", "WordLevel", "Unigram"].iter().any(|known| model_type == known)
     {
-        return Err(format!("its model is of the type {model_type}; BPE, WordPiece, WordLevel and Unigram are known"));
+        return Err(format!("unknown model type {model_type}: expected BPE, WordPiece, WordLevel or Unigram"));
     }
     let vocab = vocab(model)?;
     let added = added_tokens(&file)?;
@@ -52,37 +52,37 @@ struct AddedToken<'a> {
     special: bool,
 }
 
-/// The model's tokens in the file's order. Unigram models list them; the others map each to its id.
+/// Returns the model's tokens in the file's order. Unigram models list them; the others map each to its id.
 fn vocab(model: &Map<String, Value>) -> Result<Vec<Token<'_>>, String> {
     match model.get("vocab") {
         Some(Value::Object(map)) => map.iter().map(|(token, value)| Ok((token.as_str(), id(token, value)?))).collect(),
         Some(Value::Array(list)) if list.len() > MAX_VOCAB_SIZE => {
-            Err(format!("its vocabulary lists {} tokens; at most {MAX_VOCAB_SIZE} are taken", list.len()))
+            Err(format!("expected at most {MAX_VOCAB_SIZE} tokens in the vocabulary, got {}", list.len()))
         }
         Some(Value::Array(list)) => {
             let token = |(i, entry): (usize, &'_ Value)| match entry.get(0) {
                 Some(Value::String(_)) => Ok(i as u32),
-                _ => Err(format!("entry {i} of its vocabulary has no token")),
+                _ => Err(format!("entry {i} of the vocabulary has no token")),
             };
             let ids = list.iter().enumerate().map(token).collect::<Result<Vec<u32>, String>>()?;
             Ok(list.iter().filter_map(|entry| entry.get(0)?.as_str()).zip(ids).collect())
         }
-        _ => Err("its model has no \"vocab\"".into()),
+        _ => Err("the model has no \"vocab\"".into()),
     }
 }
 
 fn id(token: &str, value: &Value) -> Result<u32, String> {
     match value.as_u64() {
         Some(id) if id < MAX_VOCAB_SIZE as u64 => Ok(id as u32),
-        Some(id) => Err(format!("token {token:?} has the id {id}; the highest taken is {}", MAX_VOCAB_SIZE - 1)),
-        None => Err(format!("token {token:?} has the id {value}, which is not an id")),
+        Some(id) => Err(format!("token {token:?}: expected an id of at most {}, got {id}", MAX_VOCAB_SIZE - 1)),
+        None => Err(format!("token {token:?}: expected an id, got {value}")),
     }
 }
 
 fn added_tokens(file: &Value) -> Result<Vec<AddedToken<'_>>, String> {
     let entries = match file.get("added_tokens") {
         None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(value) => value.as_array().ok_or("\"added_tokens\" is not a list")?,
+        Some(value) => value.as_array().ok_or("\"added_tokens\": expected a list")?,
     };
     let read = |(i, entry): (usize, _)| -> Result<AddedToken<'_>, String> {
         let entry: &Value = entry;
@@ -94,7 +94,7 @@ fn added_tokens(file: &Value) -> Result<Vec<AddedToken<'_>>, String> {
     entries.iter().enumerate().map(read).collect()
 }
 
-/// Two tokens of one id would make decoding a matter of luck.
+/// Rejects two tokens with one id, which would make decoding ambiguous.
 fn check_distinct(vocab: &[Token], added: &[AddedToken]) -> Result<(), String> {
     let mut token_of_id: HashMap<u32, &str> = HashMap::with_capacity(vocab.len() + added.len());
     for &(token, id) in vocab.iter().chain(added.iter().map(|added| &added.token)) {
@@ -105,7 +105,7 @@ fn check_distinct(vocab: &[Token], added: &[AddedToken]) -> Result<(), String> {
     Ok(())
 }
 
-/// The `tokenizers` crate cuts the prefix off the right part of every merge, and panics where there is none.
+/// Rejects merges that the `tokenizers` crate panics on: it strips the prefix off the right part of every merge.
 fn check_prefix(model: &Map<String, Value>) -> Result<(), String> {
     let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).unwrap_or("");
     for merge in model.get("merges").and_then(Value::as_array).into_iter().flatten() {
@@ -114,22 +114,22 @@ fn check_prefix(model: &Map<String, Value>) -> Result<(), String> {
             merge => merge.get(1).and_then(Value::as_str),
         };
         if right.is_some_and(|right| !right.starts_with(prefix)) {
-            return Err(format!("merge {merge} does not fit continuing_subword_prefix {prefix:?}"));
+            return Err(format!("merge {merge}: the right part lacks the continuing_subword_prefix {prefix:?}"));
         }
     }
     Ok(())
 }
 
-/// The `tokenizers` crate gives added tokens their ids itself, whatever the file says: one that the model's vocabulary has
-/// keeps its id there, others follow it in order. Where the two differ, ids would not mean what the file's model learned.
+/// Rejects added tokens with unexpected ids. The `tokenizers` crate assigns these ids itself: a token in the model's vocabulary
+/// keeps its id there, others follow it in order. Any other id would not mean what the file's model learned.
 fn check_added<'a>(added: &[AddedToken<'a>], id_of: impl Fn(&'a str) -> Option<u32>) -> Result<(), String> {
     for &AddedToken { token: (token, id), .. } in added {
         let got = id_of(token);
         if got != Some(id) {
             let got = got.map_or("none".to_string(), |got| got.to_string());
             return Err(format!(
-                "added token {token:?} has the id {id} in the file but is given {got} (added tokens keep their id in the \
-                 model's vocabulary, or follow it without a hole)"
+                "added token {token:?}: expected the id {got}, got {id} (added tokens keep their id in the model's \
+                 vocabulary, or follow it without gaps)"
             ));
         }
     }
@@ -146,9 +146,9 @@ fn hugging_face(bytes: &[u8], added: &[AddedToken]) -> Result<tokenizers::Tokeni
     Ok(tokenizer)
 }
 
-/// The fast tokenizer, if the file describes what it does and nothing else: byte-level BPE, all 256 bytes in the
-/// vocabulary, GPT-2's pre-tokeniser, no normaliser, no dropout, nothing put around words, all added tokens special.
-/// An unknown token is then never used, and the post-processor has no say as nothing is put around the text.
+/// Returns the fast tokenizer if the file describes exactly that: byte-level BPE, all 256 bytes in the vocabulary, GPT-2's
+/// pre-tokeniser, no normaliser, no dropout, no prefixes or suffixes, all added tokens special. An unknown token is then never
+/// used, and the post-processor has no effect since nothing is added around the text.
 fn byte_level(
     file: &Value,
     model: &Map<String, Value>,
@@ -182,15 +182,15 @@ fn byte_level(
     let mut table = Merges::with_capacity(merges.len());
     for merge in merges {
         let (left, right) = match merge {
-            // A line of the older merges.txt, whose first line this is.
+            // The first line of the older merges.txt.
             Value::String(line) if line.starts_with("#version") => continue,
             Value::String(line) => match line.split_once(' ') {
                 Some(pair) => pair,
-                None => return Err(format!("merge {line:?} is not two tokens")),
+                None => return Err(format!("merge {line:?}: expected two tokens")),
             },
             merge => match merge.as_array().map(Vec::as_slice) {
                 Some([Value::String(left), Value::String(right)]) => (left.as_str(), right.as_str()),
-                _ => return Err(format!("merge {merge} is not two tokens")),
+                _ => return Err(format!("merge {merge}: expected two tokens")),
             },
         };
         let find = |token: &str| {
@@ -220,7 +220,7 @@ fn byte_level(
     Ok(Bpe::from_tokens(vocab, table, special.map(|(token, id)| (token.to_string(), id)).collect()))
 }
 
-/// A tokenizer.json that gives the ids of `bpe`, which [`Bpe::from_merges`] made.
+/// Returns a tokenizer.json with the ids of `bpe`, which [`Bpe::from_merges`] made.
 pub(super) fn write(bpe: &Bpe) -> String {
     let spellings = bpe.spellings();
     let merges: Vec<Value> = bpe

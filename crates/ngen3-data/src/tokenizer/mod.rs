@@ -1,11 +1,11 @@
-//! Text to token ids and back.
+//! Converts text to token ids and back.
 //!
-//! [`Tokenizer`] is GPT-2's, embedded ([`Tokenizer::gpt2`]); any Hugging Face tokenizer.json
-//! ([`Tokenizer::from_json`]); or one's own ([`train`]). Byte-level BPE with GPT-2's pre-tokeniser, which is what the first
-//! and the last are and many files hold, runs on our own code; other files run on the `tokenizers` crate.
+//! A [`Tokenizer`] is GPT-2's, built in ([`Tokenizer::gpt2`]); one from any Hugging Face tokenizer.json
+//! ([`Tokenizer::from_json`]); or one trained on your own text ([`train`]). Byte-level BPE with GPT-2's pre-tokeniser runs on our
+//! own code: the first, the last, and many files. Other files run on the `tokenizers` crate.
 //!
-//! Read `bpe/` first; then `codec.rs` (text to ids and back), `json.rs` (tokenizer.json), `stream.rs` (ids to text as they
-//! come), `train.rs`.
+//! Read `bpe/` first; then `codec.rs` (text to ids and back), `json.rs` (tokenizer.json), `stream.rs` (streaming decoding),
+//! `train.rs`.
 
 mod backend;
 mod bpe;

@@ -1,24 +1,24 @@
-//! Text from ids as they come, one at a time.
+//! Streaming decoding: text from ids, one id at a time.
 
 use super::backend::Backend;
 use super::codec::Tokenizer;
 
-/// Turns ids into text as they come: each [`push`](TextStream::push) gives what can be shown now. What all calls and
-/// [`finish`](TextStream::finish) give, end to end, is what [`Tokenizer::decode`] gives for all ids at once. (With one
-/// exception: the decoder of a tokenizer run by the `tokenizers` crate may rewrite earlier text once it sees later ids. What
-/// was shown stays, and all from the first difference on is shown after it.)
+/// Decodes ids one at a time: each [`push`](TextStream::push) returns the text that can be shown now. The outputs of all calls
+/// and of [`finish`](TextStream::finish), concatenated, are what [`Tokenizer::decode`] returns for all ids. (With one
+/// exception: the decoder of a tokenizer run by the `tokenizers` crate may change earlier text once it sees later ids. Text that
+/// was returned stays, and everything from the first difference on is returned after it.)
 pub struct TextStream {
     tokenizer: Tokenizer,
-    /// For byte-level tokenizers: the beginning of a character whose rest has not come.
+    /// For byte-level tokenizers: the start of an incomplete character.
     bytes: Vec<u8>,
-    /// For others: the last ids shown, which later ones may depend on, then those not shown.
+    /// For others: the last ids shown, which later ones may depend on, then those not yet shown.
     ids: Vec<u32>,
-    /// How many of `ids` are shown.
+    /// Number of `ids` that are shown.
     shown: usize,
 }
 
 impl Tokenizer {
-    /// Text from ids as they come.
+    /// Starts streaming decoding.
     pub fn stream(&self) -> TextStream {
         TextStream::new(self.clone())
     }
@@ -29,8 +29,8 @@ impl TextStream {
         TextStream { tokenizer, bytes: Vec::new(), ids: Vec::new(), shown: 0 }
     }
 
-    /// The text that can be shown after this id: whole characters only, "" if none is complete. An id outside the
-    /// vocabulary gives nothing.
+    /// Adds an id and returns the text that can be shown now: complete characters only, "" if there is none. An id outside the
+    /// vocabulary adds nothing.
     pub fn push(&mut self, id: u32) -> String {
         match &self.tokenizer.inner.backend {
             Backend::ByteLevel(bpe) => {
@@ -47,7 +47,7 @@ impl TextStream {
         }
     }
 
-    /// The text still held back: an incomplete character becomes U+FFFD.
+    /// Returns the text still held back: an incomplete character becomes U+FFFD.
     pub fn finish(mut self) -> String {
         match &self.tokenizer.inner.backend {
             Backend::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
@@ -55,7 +55,7 @@ impl TextStream {
         }
     }
 
-    /// What the ids not shown add to those shown. A character in the making decodes to U+FFFD at the end: wait for more.
+    /// Returns the text that pending ids add. An incomplete character decodes to U+FFFD at the end: then it waits for more ids.
     fn take(&mut self, all: bool) -> String {
         let before = self.tokenizer.decode(&self.ids[..self.shown]);
         let now = self.tokenizer.decode(&self.ids);
@@ -70,8 +70,8 @@ impl TextStream {
     }
 }
 
-/// Takes the complete characters off the front, with U+FFFD for what can never become one, exactly as
-/// `String::from_utf8_lossy` would.
+/// Removes the complete characters from the front, with U+FFFD for invalid sequences, exactly as `String::from_utf8_lossy`
+/// would.
 fn take_complete(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut used = 0;

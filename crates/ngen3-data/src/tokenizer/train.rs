@@ -1,10 +1,10 @@
-//! Training a byte-level BPE of one's own (Sennrich et al. 2016): count the words of the text, then again and again merge
-//! the pair of neighbouring tokens that is most frequent within words.
+//! Trains a byte-level BPE (Sennrich et al. 2016): counts the words of the text, then repeatedly merges the most frequent pair
+//! of adjacent tokens within words.
 //!
-//! The words are counted in parallel. The merging keeps, for every pair, its count and the words it occurs in, so a merge
-//! costs only what it changes; a heap holds the counts, out of date ones being corrected when they surface. The result
-//! depends on the text alone: counts are sums, and of equally frequent pairs the one with the lower left id, then the lower
-//! right id, is merged first.
+//! The words are counted in parallel. Merging keeps, for every pair, its count and the words it occurs in, so a merge costs only
+//! what it changes; a heap holds the counts, and outdated ones are corrected when they surface. The result depends on the text
+//! alone: counts are sums, and of equally frequent pairs the one with the lower left id, then the lower right id, is merged
+//! first.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -21,43 +21,44 @@ use super::bpe::pretoken::{safe_split, word_end};
 use super::codec::Tokenizer;
 use super::limits::{ENDOFTEXT, MAX_VOCAB_SIZE};
 
-/// A pair that occurs only once is not worth a token.
+/// Minimum count of a pair that is merged.
 const MIN_COUNT: u64 = 2;
-/// Longer words (text without spaces: a genome, base64) are counted in parts of this many bytes, since a merge goes through
-/// the whole of every word that it changes.
+/// Longer words (text without spaces: a genome, base64) are counted in parts of this many bytes, since a merge scans the whole
+/// of every word that it changes.
 const LONGEST_WORD: usize = 512;
 /// Text gathered before its words are counted in parallel, in bytes.
 const BATCH: usize = 32 << 20;
 /// Text that one thread counts at a time, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// What [`train`] made.
+/// Result of [`train`].
 pub struct Trained {
     /// The tokenizer. Its vocabulary is smaller than [`requested`](Trained::requested) if the text ran out of pairs that
     /// occur twice.
     pub tokenizer: Tokenizer,
-    /// The vocabulary size asked for.
+    /// Requested vocabulary size.
     pub requested: usize,
-    /// Bytes of text seen.
+    /// Bytes of text.
     pub bytes: u64,
-    /// Distinct words seen.
+    /// Number of distinct words.
     pub words: usize,
 }
 
 impl Trained {
-    /// True if the vocabulary has the size asked for. If not, the text was too small (or too uniform) for it.
+    /// True if the vocabulary has the requested size. If not, the text was too small (or too uniform) for it.
     pub fn reached(&self) -> bool {
         self.tokenizer.vocab_size() == self.requested
     }
 }
 
 /// Trains a byte-level BPE with GPT-2's pre-tokeniser: ids 0 to 255 are the single bytes, then come the merges, and
-/// `<|endoftext|>` has the last id. Each text is a document, or a part of one cut where [`Tokenizer::safe_split`] says.
-/// Runs on rayon's current pool; the result is the same on any number of threads. `before_merge` is asked before each merge whether to go on.
+/// `<|endoftext|>` has the last id. Each text is a document, or part of one split by [`Tokenizer::safe_split`]. Runs on rayon's
+/// current pool; the result is the same on any number of threads. `before_merge` is called before each merge and can stop the
+/// training.
 ///
 /// # Errors
-/// The first error of `texts` or `before_merge`; [`Error::VocabSize`] below 257 or above [`MAX_VOCAB_SIZE`]; [`Error::NoText`]. Too little
-/// text for `vocab_size` is no error: see [`Trained::reached`].
+/// The first error of `texts` or `before_merge`; [`Error::VocabSize`] below 257 or above [`MAX_VOCAB_SIZE`]; [`Error::NoText`].
+/// Too little text for `vocab_size` is not an error: see [`Trained::reached`].
 pub fn train<S, E>(
     texts: impl Iterator<Item = Result<S, E>>,
     vocab_size: usize,
@@ -84,7 +85,7 @@ where
 
 type Counts = HashMap<Box<[u8]>, u64, FixedState>;
 
-/// Every distinct word with how often it occurs, and the bytes of all texts.
+/// Counts every distinct word, and the bytes of all texts.
 fn count_words<S: AsRef<str> + Sync, E>(mut texts: impl Iterator<Item = Result<S, E>>) -> Result<(Counts, u64), E> {
     let (mut counts, mut bytes) = (Counts::default(), 0);
     loop {
@@ -105,7 +106,7 @@ fn count_words<S: AsRef<str> + Sync, E>(mut texts: impl Iterator<Item = Result<S
     }
 }
 
-/// Cuts a text into pieces of about [`PIECE`] bytes without changing its words.
+/// Splits a text into pieces of about [`PIECE`] bytes without changing its words.
 fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let mut size = PIECE;
@@ -147,24 +148,24 @@ fn add(a: Counts, b: Counts) -> Counts {
     more
 }
 
-/// Two neighbouring tokens: (left id, right id).
+/// Two adjacent tokens: (left id, right id).
 type Pair = (u32, u32);
 
-/// Where a pair occurs.
+/// Occurrences of a pair.
 #[derive(Default)]
 struct Occurrences {
-    /// How often in the text.
+    /// Number of occurrences in the text.
     count: u64,
-    /// The words it is in, and perhaps words it was in. Ascending within what one merge added.
+    /// The words it is in, and possibly words it was in. Ascending within what one merge added.
     words: Vec<u32>,
 }
 
 /// A distinct word of the text.
 struct Word {
-    /// Its tokens now are `tokens[start..start + len]`.
+    /// Its current tokens are `tokens[start..start + len]`.
     start: usize,
     len: usize,
-    /// How often it occurs in the text.
+    /// Number of occurrences in the text.
     count: u64,
 }
 
@@ -197,7 +198,7 @@ impl BpeTrainer {
         trainer
     }
 
-    /// Merges until there are `new_tokens` more tokens or no pair is left: (left id, right id, merged id), in order.
+    /// Merges until there are `new_tokens` more tokens or no pair is left; returns (left id, right id, merged id), in order.
     fn train<E>(
         mut self,
         new_tokens: usize,
@@ -210,7 +211,7 @@ impl BpeTrainer {
             && let Some(pair) = self.most_frequent()
         {
             before_merge()?;
-            // Two pairs may spell the same token (ab·c and a·bc). It is the same token then.
+            // Two pairs may spell the same token (ab·c and a·bc); they share its id.
             let bytes = [&*bytes_of_token[pair.0 as usize], &*bytes_of_token[pair.1 as usize]].concat();
             let next = bytes_of_token.len() as u32;
             let merged = *token_of_bytes.entry(bytes.clone()).or_insert(next);
@@ -236,7 +237,7 @@ impl BpeTrainer {
         None
     }
 
-    /// Replaces `pair` by `merged` in all words, left to right, and brings the pairs up to date.
+    /// Replaces `pair` by `merged` in all words, left to right, and updates the pairs.
     fn merge(&mut self, pair: Pair, merged: u32) {
         let mut found = self.pairs.remove(&pair).unwrap_or_default().words;
         found.sort_unstable();

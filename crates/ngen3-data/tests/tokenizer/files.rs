@@ -1,5 +1,5 @@
-//! tokenizer.json files: which run on the fast path (`safe_split` finds a place) and which on the `tokenizers` crate, that
-//! both give its ids, and that a damaged or hostile file is one clear error.
+//! tokenizer.json files: which run on the fast path (`safe_split` returns an offset) and which on the `tokenizers` crate, that
+//! both give that crate's ids, and that a damaged or hostile file is one clear error.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{reference, reference_ids, text};
 
-/// A small byte-level tokenizer's file, as the hub has them.
+/// Returns the file of a small byte-level tokenizer, as on the hub.
 fn small() -> Value {
     static SMALL: LazyLock<Value> = LazyLock::new(|| {
         let text = "the cat sat on the mat; the dog's cat isn't the cat's dog. HELLO hello 123 123";
@@ -80,7 +80,7 @@ fn a_byte_level_file_is_fast_however_it_is_spelled() {
         let tokenizer = read(&file);
         assert!(is_fast(&tokenizer), "{file}");
         assert_eq!(tokenizer.encode(SAMPLE).unwrap(), plain.encode(SAMPLE).unwrap());
-        assert_eq!(tokenizer.to_json(), file.to_string(), "the file travels as it is");
+        assert_eq!(tokenizer.to_json(), file.to_string(), "the file is kept verbatim");
         assert_eq!(tokenizer.name(), "test.json");
         assert_eq!(tokenizer.eot(), plain.eot());
     }
@@ -127,7 +127,7 @@ fn special_tokens_in_text_are_text_and_other_added_tokens_are_found() {
     assert!(!found.encode("<|endoftext|>").unwrap().contains(&264));
 }
 
-/// A tokenizer in the manner of Llama 2: spaces as `▁`, bytes as `<0x00>`.
+/// Makes a tokenizer like Llama 2's: spaces as `▁`, bytes as `<0x00>`.
 fn sentencepiece() -> Tokenizer {
     let mut vocab = vec!["<unk>".to_string(), "<s>".into(), "</s>".into()];
     vocab.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
@@ -165,7 +165,7 @@ fn a_sentencepiece_like_file_works() {
     let ids = tokenizer.encode("ab abé").unwrap();
     assert_eq!(ids, [264, 264, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(tokenizer.decode(&ids), "ab abé");
-    assert_eq!(tokenizer.decode(&[264, 9999, 264]), "ab ab", "ids outside the vocabulary give nothing");
+    assert_eq!(tokenizer.decode(&[264, 9999, 264]), "ab ab", "ids outside the vocabulary are skipped");
     let mut stream = tokenizer.stream();
     let shown: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
     assert_eq!(shown, ["ab", " ab", "", "é"]);
@@ -210,7 +210,7 @@ fn a_text_that_the_files_model_cannot_take_is_an_error() {
     assert_eq!(ids, [0, 0]);
     let error = tokenizer.encode_into("the cat", &mut ids).unwrap_err().to_string();
     assert!(error.contains("test.json") && error.contains("the cat"), "{error}");
-    assert_eq!(ids, [0, 0], "nothing is left behind");
+    assert_eq!(ids, [0, 0], "nothing is appended");
 }
 
 #[test]
@@ -222,32 +222,32 @@ fn bad_files_are_one_clear_error() {
     let wordpiece = json!({"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
         "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0}});
     for (got, expected) in [
-        (bytes(b""), "not valid JSON"),
-        (bytes(b"{"), "not valid JSON"),
-        (bytes(b"\xff{}"), "not UTF-8"),
+        (bytes(b""), "invalid JSON"),
+        (bytes(b"{"), "invalid JSON"),
+        (bytes(b"\xff{}"), "invalid UTF-8"),
         (bytes(&[b'['; 1 << 20]), "recursion limit"),
         (bytes(format!("{{\"model\":{}", "{\"a\":".repeat(100_000)).as_bytes()), "recursion limit"),
         (bytes(&vec![b' '; TokenizerRef::MAX_BYTES + 1]), "too large"),
         (bytes(b"[]"), "no \"model\""),
         (bytes(b"{\"model\":{}}"), "no \"vocab\""),
-        (bytes(&small().to_string().as_bytes()[..2000]), "not valid JSON"),
+        (bytes(&small().to_string().as_bytes()[..2000]), "invalid JSON"),
         (error(&with_token(json!(5))), "both have the id 5"),
         (error(&with_token(json!(4_294_967_295u64))), "4294967295"),
         (error(&with_token(json!(u64::MAX))), "18446744073709551615"),
-        (error(&with_token(json!(-1))), "\"zzz\" has the id -1"),
-        (error(&with_token(json!("7"))), "which is not an id"),
+        (error(&with_token(json!(-1))), "\"zzz\": expected an id, got -1"),
+        (error(&with_token(json!("7"))), "expected an id, got \"7\""),
         (error(&changed("/model/merges/0", json!(["a", "nope"]))), "\"nope\", which is not in the vocabulary"),
-        (error(&changed("/model/merges/0", json!("abc"))), "is not two tokens"),
-        (error(&changed("/model/merges/0", json!(3))), "is not two tokens"),
-        (error(&changed("/added_tokens/0/id", json!(265))), "\"<|endoftext|>\" has the id 265"),
-        (error(&with_added("<|user|>", 300, true)), "without a hole"),
-        (error(&with_added("<|user|>", 300, false)), "without a hole"),
+        (error(&changed("/model/merges/0", json!("abc"))), "expected two tokens"),
+        (error(&changed("/model/merges/0", json!(3))), "expected two tokens"),
+        (error(&changed("/added_tokens/0/id", json!(265))), "\"<|endoftext|>\": expected the id 264, got 265"),
+        (error(&with_added("<|user|>", 300, true)), "without gaps"),
+        (error(&with_added("<|user|>", 300, false)), "without gaps"),
         (error(&with_added("<|user|>", 7, true)), "both have the id 7"),
         (error(&with_added("", 265, true)), "has no content"),
-        (error(&changed("/added_tokens", json!(1))), "not a list"),
+        (error(&changed("/added_tokens", json!(1))), "expected a list"),
         (error(&changed("/version", json!("9"))), "9"),
-        (error(&changed("/model/type", json!("Quantum"))), "of the type \"Quantum\""),
-        (error(&changed("/model/type", json!(3))), "of the type 3"),
+        (error(&changed("/model/type", json!("Quantum"))), "unknown model type \"Quantum\""),
+        (error(&changed("/model/type", json!(3))), "unknown model type 3"),
         (error(&prefixed), "continuing_subword_prefix"),
         (
             error(&json!({"model": wordpiece, "added_tokens": [{"id": 9, "content": "x", "special": true}]})),

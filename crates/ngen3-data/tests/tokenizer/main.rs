@@ -1,5 +1,5 @@
-//! The tokenizer from outside: against tiktoken's ids (nasty.json, made by nasty.py), against the `tokenizers` crate on
-//! whatever proptest thinks of, on hostile files, and training.
+//! The tokenizer's public interface: against tiktoken's ids (nasty.json, made by nasty.py), against the `tokenizers` crate on
+//! random texts, on hostile files, and training.
 
 mod files;
 mod training;
@@ -10,7 +10,7 @@ use ngen3_data::tokenizer::{ENDOFTEXT, Tokenizer};
 use ngen3_model::hash::sha256;
 use proptest::prelude::*;
 
-/// Loads what `to_json` gives into the `tokenizers` crate, special tokens in text being text.
+/// Loads the output of `to_json` into the `tokenizers` crate, with special tokens in text as text.
 fn reference(tokenizer: &Tokenizer) -> tokenizers::Tokenizer {
     let mut reference: tokenizers::Tokenizer = tokenizer.to_json().parse().unwrap();
     reference.set_encode_special_tokens(true);
@@ -26,7 +26,7 @@ fn shakespeare() -> String {
     String::from_utf8(zstd::decode_all(&packed[..]).unwrap()).unwrap()
 }
 
-/// Texts thick with what is easy to get wrong.
+/// Texts rich in what is easy to get wrong.
 fn text() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         4 => "( the|ing|tion|Hello|['sdmtlvrea]{1,3})",
@@ -73,7 +73,7 @@ fn gpt2_is_gpt2() {
     assert_eq!(gpt2.encode("Hello, world!").unwrap(), [15496, 11, 995, 0]);
     assert_eq!(gpt2.encode(ENDOFTEXT).unwrap(), [27, 91, 437, 1659, 5239, 91, 29]);
     assert_eq!(gpt2.decode(&[15496, 50256, 995]), "Hello<|endoftext|> world");
-    assert_eq!(gpt2.decode(&[15496, 50257, u32::MAX, 995]), "Hello world", "ids outside the vocabulary give nothing");
+    assert_eq!(gpt2.decode(&[15496, 50257, u32::MAX, 995]), "Hello world", "ids outside the vocabulary are skipped");
     let mut ids = vec![7];
     gpt2.encode_into("Hello", &mut ids).unwrap();
     assert_eq!(ids, [7, 15496]);
@@ -141,7 +141,7 @@ proptest! {
         let mut shown = String::new();
         for (i, &id) in ids.iter().enumerate() {
             shown += &stream.push(id);
-            // No more than one character's first bytes may be held back.
+            // At most one character's first bytes may be held back.
             prop_assert!(gpt2.decode(&ids[..=i]).len() <= shown.len() + 3);
         }
         shown += &stream.finish();
@@ -173,6 +173,6 @@ fn a_stream_holds_back_only_the_character_in_the_making() {
 
     let mut stream = gpt2.stream();
     assert_eq!(stream.push(party[1]), "");
-    assert_eq!(stream.push(u32::MAX), "", "an id outside the vocabulary gives nothing");
+    assert_eq!(stream.push(u32::MAX), "", "an id outside the vocabulary adds nothing");
     assert_eq!(stream.finish(), "\u{fffd}");
 }

@@ -12,13 +12,13 @@ fn train_on(texts: &[&str], vocab_size: usize) -> Trained {
     train(texts.iter().map(Ok::<_, Error>), vocab_size, "mine", || Ok(())).unwrap()
 }
 
-/// The merges as tokenizer.json spells them.
+/// Returns the merges as tokenizer.json spells them.
 fn merges(tokenizer: &Tokenizer) -> Vec<(String, String)> {
     let file: serde_json::Value = serde_json::from_str(&tokenizer.to_json()).unwrap();
     serde_json::from_value(file["model"]["merges"].clone()).unwrap()
 }
 
-/// What the `tokenizers` crate's trainer learns from the same text by the same rules.
+/// Returns what the `tokenizers` crate's trainer learns from the same text by the same rules.
 fn reference_merges(text: &str, vocab_size: usize) -> Vec<(String, String)> {
     let trainer = BpeTrainer::builder()
         // Without <|endoftext|>.

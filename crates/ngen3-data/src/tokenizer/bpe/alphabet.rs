@@ -43,12 +43,12 @@ const CHAR_OF_BYTE: [char; 256] = {
     chars
 };
 
-/// A token's bytes as tokenizer.json spells them.
+/// Spells a token's bytes as tokenizer.json does.
 pub(in crate::tokenizer) fn bytes_to_unicode(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHAR_OF_BYTE[byte as usize]).collect()
 }
 
-/// The bytes of a token as tokenizer.json spells it; `None` if a character outside the alphabet is in it.
+/// Returns the bytes of a token spelled as in tokenizer.json; `None` if it has a character outside the alphabet.
 pub(in crate::tokenizer) fn unicode_to_bytes(token: &str) -> Option<Vec<u8>> {
     token
         .chars()

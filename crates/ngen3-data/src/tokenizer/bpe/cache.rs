@@ -1,23 +1,23 @@
-//! The words seen lately and their ids: most words of a text have been met before.
+//! A cache of recent words and their ids: most words of a text recur.
 //!
-//! Words of up to 15 bytes sit in a table with one place for each hash, a newcomer taking the place: one line of memory
-//! tells a word and its ids. Longer words sit in an ordinary map. Both are bounded, and keys are compared whole, so a cache
-//! changes nothing but time.
+//! Words of up to 15 bytes are in a table with one slot per hash, which a new word takes over: one cache line holds a word and
+//! its ids. Longer words are in an ordinary map. Both are bounded, and keys are compared in full, so a cache affects only
+//! speed.
 
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
-/// log2 of the places for short words.
+/// log2 of the number of slots for short words.
 const PLACES_LOG2: u32 = 15;
-/// Longest word worth remembering, in bytes.
+/// Longest word that is cached, in bytes.
 const LONGEST: usize = 128;
-/// Most ids kept outside the table; when they are reached everything is forgotten.
+/// Maximum number of ids outside the table; the cache is cleared when it is reached.
 const MOST_IDS: usize = 1 << 18;
-/// Most ids kept within a place of the table.
+/// Maximum number of ids within a slot.
 const INLINE: usize = 3;
 
-/// A short word: its bytes from the low end up, zeros, and its length in the highest byte.
+/// A short word: its bytes from the low end, zeros, and its length in the highest byte.
 pub(in crate::tokenizer) type ShortWord = u128;
 
 /// Packs up to 15 bytes.
@@ -35,9 +35,9 @@ pub(in crate::tokenizer) fn short_word_of_window(window: u128, length: u32) -> S
     (window & ((1 << (8 * length)) - 1)) | u128::from(length) << 120
 }
 
-/// See the module.
+/// A cache of words and their ids: see the module.
 pub(in crate::tokenizer) struct WordCache {
-    /// A place: the word's two halves; up to three ids, or the range of `ids` where they are; the number of ids on top.
+    /// A slot: the word's two halves; up to three ids, or their start in `ids`; the number of ids in the top half of the last.
     short: Vec<[u64; 4]>,
     long: HashMap<Box<[u8]>, (u32, u32), FixedState>,
     ids: Vec<u32>,
@@ -55,7 +55,7 @@ impl WordCache {
         WordCache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new() }
     }
 
-    /// Appends the ids of `word` to `out`, if it is known.
+    /// Appends the ids of `word` to `out`; returns false if it is not cached.
     #[inline]
     pub(in crate::tokenizer) fn get_short(&self, word: ShortWord, out: &mut Vec<u32>) -> bool {
         let [low, high, ids, last] = self.short[place(word)];
@@ -71,7 +71,7 @@ impl WordCache {
         true
     }
 
-    /// Remembers a word's ids.
+    /// Caches a word's ids.
     pub(in crate::tokenizer) fn put_short(&mut self, word: ShortWord, ids: &[u32]) {
         let id = |i: usize| u64::from(ids.get(i).copied().unwrap_or(0));
         let (kept, last) =
@@ -79,14 +79,14 @@ impl WordCache {
         self.short[place(word)] = [word as u64, (word >> 64) as u64, kept, last | (ids.len() as u64) << 32];
     }
 
-    /// Appends the ids of a word of over 15 bytes to `out`, if it is known.
+    /// Appends the ids of a word of over 15 bytes to `out`; returns false if it is not cached.
     pub(in crate::tokenizer) fn get_long(&self, word: &[u8], out: &mut Vec<u32>) -> bool {
         let Some(&(start, count)) = self.long.get(word) else { return false };
         out.extend_from_slice(&self.ids[start as usize..][..count as usize]);
         true
     }
 
-    /// Remembers a longer word's ids, unless it is too long to be met again.
+    /// Caches a longer word's ids, unless it is too long to recur.
     pub(in crate::tokenizer) fn put_long(&mut self, word: &[u8], ids: &[u32]) {
         if word.len() <= LONGEST {
             let start = self.keep(ids);
@@ -94,7 +94,7 @@ impl WordCache {
         }
     }
 
-    /// Stores ids (no more than [`LONGEST`]); where they begin.
+    /// Stores ids (at most [`LONGEST`]); returns their start.
     fn keep(&mut self, ids: &[u32]) -> u32 {
         if self.ids.len() + ids.len() > MOST_IDS {
             self.short.fill([0; 4]);

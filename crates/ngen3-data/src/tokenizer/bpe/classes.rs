@@ -1,11 +1,11 @@
-//! The character classes of GPT-2's pattern (`\p{L}`, `\p{N}`, `\s`), as a table for fast look-up.
+//! The character classes of GPT-2's pattern (`\p{L}`, `\p{N}`, `\s`), as a lookup table.
 //!
-//! The ranges come from `regex-syntax`, where tiktoken's regular expressions take them from too. The table has two levels:
-//! a block number for each 256 code points, and the distinct blocks.
+//! The ranges come from `regex-syntax`, as do those of tiktoken. The table has two levels: a block number for each 256 code
+//! points, and the distinct blocks.
 
 use std::sync::LazyLock;
 
-/// What GPT-2's pattern tells apart.
+/// A character class of GPT-2's pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::tokenizer) enum Class {
     /// Neither white space, letter nor number: `[^\s\p{L}\p{N}]`.
@@ -26,7 +26,7 @@ pub(in crate::tokenizer) struct Classes {
     blocks: Vec<Block>,
 }
 
-/// The one table of the program.
+/// Returns the shared table.
 pub(in crate::tokenizer) fn classes() -> &'static Classes {
     static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
     &CLASSES
@@ -59,7 +59,7 @@ impl Classes {
         self.blocks[self.block_of[(code >> 8) as usize] as usize][(code & 0xff) as usize]
     }
 
-    /// The class and the length in bytes of the character that begins at `at`. `bytes` is valid UTF-8.
+    /// Returns the class and the length in bytes of the character that begins at `at`. `bytes` is valid UTF-8.
     #[inline]
     pub(in crate::tokenizer) fn at(&self, bytes: &[u8], at: usize) -> (Class, usize) {
         let low = |i: usize| u32::from(bytes[at + i] & 0x3f);

@@ -1,4 +1,4 @@
-//! Merging byte pairs within one word: always the leftmost pair of the lowest rank, until no pair has one.
+//! Merges byte pairs within one word: always the leftmost pair of the lowest rank, until no pair has a merge.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
@@ -8,7 +8,7 @@ use foldhash::fast::FixedState;
 
 /// No merge for this pair.
 const NONE: u32 = u32::MAX;
-/// Up to this many symbols a scan for the lowest rank beats a heap.
+/// Up to this many symbols, a scan for the lowest rank is faster than a heap.
 const SCAN: usize = 64;
 
 /// The merges by pair. Rank 0 is applied first.
@@ -23,7 +23,7 @@ impl Merges {
         Merges { by_pair: HashMap::with_capacity_and_hasher(count, FixedState::default()) }
     }
 
-    /// Adds a merge of the next rank; false, adding nothing, if the pair has one already.
+    /// Adds a merge with the next rank; returns false, adding nothing, if the pair already has one.
     pub(in crate::tokenizer) fn push(&mut self, left: u32, right: u32, merged: u32) -> bool {
         let rank = self.by_pair.len() as u32;
         let entry = self.by_pair.entry((left, right));
@@ -32,7 +32,7 @@ impl Merges {
         new
     }
 
-    /// The merges in order of rank: (left id, right id).
+    /// Returns the merges in order of rank: (left id, right id).
     pub(in crate::tokenizer) fn in_order(&self) -> Vec<(u32, u32)> {
         let mut pairs: Vec<_> = self.by_pair.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();
         pairs.sort_unstable();
@@ -59,7 +59,7 @@ impl Merges {
         }
     }
 
-    /// For short words: look through all pairs for the lowest rank, merge, move the rest up. Returns how many are left.
+    /// For short words: finds the lowest rank among all pairs, merges, and moves the rest up. Returns the number of ids left.
     fn scan(&self, ids: &mut [u32]) -> usize {
         let mut pairs = [(NONE, 0); SCAN];
         for (pair, two) in pairs.iter_mut().zip(ids.windows(2)) {
@@ -90,8 +90,7 @@ impl Merges {
         }
     }
 
-    /// For long words, in n log n: a linked list of symbols, and a heap of (rank, place) in which a pair that has changed
-    /// since it was pushed is skipped.
+    /// For long words, in n log n: a linked list of symbols, and a heap of (rank, position) in which outdated pairs are skipped.
     fn heap(&self, word: &[u32]) -> Vec<u32> {
         struct Symbol {
             id: u32,
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition, word for word.
+    /// Implements the definition literally.
     fn plain(merges: &Merges, mut ids: Vec<u32>) -> Vec<u32> {
         loop {
             let ranked = ids.windows(2).enumerate().map(|(i, two)| (merges.get(two[0], two[1]), i));

@@ -1,6 +1,6 @@
-//! Byte-level BPE with GPT-2's pre-tokeniser, on our own code.
+//! Byte-level BPE with GPT-2's pre-tokeniser, our own implementation.
 //!
-//! Read `pretoken.rs` (how a text is cut into words), `merge.rs` (how a word becomes ids) and `vocab.rs` (the two together).
+//! Read `pretoken.rs` (a text as words), `merge.rs` (a word as ids) and `vocab.rs` (both together).
 
 pub(super) mod alphabet;
 mod cache;

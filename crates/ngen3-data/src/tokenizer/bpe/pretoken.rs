@@ -1,16 +1,16 @@
-//! GPT-2's pre-tokeniser: where a text is cut into words before byte pairs are merged within each.
+//! GPT-2's pre-tokeniser: splits a text into words; byte pairs are then merged within each.
 //!
 //! ```text
 //! '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //! ```
 //!
-//! written by hand: [`word_end`] is one match of the pattern. Beside it, [`ascii_word`] is the same for the common case
-//! (a word of ASCII letters, perhaps after a space) without a branch per byte, and [`safe_split`] finds where a text may be
-//! cut in two without changing any word.
+//! written by hand: [`word_end`] is one match of the pattern. [`ascii_word`] is the same for the common case (a word of ASCII
+//! letters, optionally after a space) without a branch per byte, and [`safe_split`] finds where a text can be split without
+//! changing any word.
 
 use super::classes::{Class, Classes};
 
-/// The end of the word that begins at `start`. `bytes` is valid UTF-8 and longer than `start`.
+/// Returns the end of the word that begins at `start`. `bytes` is valid UTF-8 and longer than `start`.
 pub(in crate::tokenizer) fn word_end(classes: &Classes, bytes: &[u8], start: usize) -> usize {
     let first = bytes[start];
     if first == b'\'' {
@@ -46,8 +46,8 @@ pub(in crate::tokenizer) fn word_end(classes: &Classes, bytes: &[u8], start: usi
     end
 }
 
-/// The length of the word that `window`'s first bytes hold, when it is ASCII letters, perhaps after one space, and ends
-/// within the window before another ASCII character (one beyond ASCII may be a letter). Otherwise 0, or a length over 15.
+/// Returns the length of the word at the start of `window`, if it is ASCII letters, optionally after one space, followed within
+/// the window by another ASCII character (one beyond ASCII may be a letter). Otherwise 0.
 #[inline]
 pub(in crate::tokenizer) fn ascii_word(window: u128) -> u32 {
     const EACH: u128 = u128::from_le_bytes([1; 16]);
@@ -62,11 +62,11 @@ pub(in crate::tokenizer) fn ascii_word(window: u128) -> u32 {
     if length == 0 || end > 15 || (window >> (8 * end)) as u8 >= 0x80 { 0 } else { end }
 }
 
-/// The last place where `text` may be cut so that, whatever follows it, the words of the two parts are those of the whole.
+/// Returns the last offset at which `text` can be split so that, whatever follows, both parts have the words of the whole.
 ///
-/// That is between a character that is not white space and one of another class, since every word but a contraction holds
-/// one class, after at most one leading space; a contraction's class changes after its `'`, so there is no cut there. The
-/// left part ends in no white space, so `(?!\S)` sees in it what it sees in the whole, and the pattern never looks behind.
+/// That is between a character that is not white space and one of another class, since every word but a contraction has one
+/// class, after at most one leading space; a contraction's class changes after its `'`, so there is no split there. The left
+/// part does not end in white space, so `(?!\S)` sees the same in it as in the whole, and the pattern never looks behind.
 pub(in crate::tokenizer) fn safe_split(classes: &Classes, text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let mut right = None;
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn every_character_is_of_the_class_that_the_pattern_says() {
-        // After a letter, a number and a mark, each of a class of its own: the words tell the class of every character.
+        // After a letter, a number and a mark, each of its own class: the words reveal the class of every character.
         let mut text = String::new();
         for c in '\0'..=char::MAX {
             text.extend(['a', c, '1', c, '!', c]);
@@ -125,7 +125,7 @@ mod tests {
         assert_as_the_pattern(&text);
     }
 
-    /// Texts thick with what the pattern treats specially.
+    /// Texts rich in what the pattern treats specially.
     fn text() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             4 => "['sdmtlvrea]{1,3}",

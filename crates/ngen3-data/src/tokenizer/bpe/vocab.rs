@@ -1,6 +1,6 @@
 //! Byte-level byte-pair encoding with GPT-2's pre-tokeniser: the fast tokenizer.
 //!
-//! Words are cut by `pretoken.rs`, looked up in a cache (`cache.rs`), and merged (`merge.rs`) when not found there.
+//! Words are split off by `pretoken.rs`, looked up in a cache (`cache.rs`), and merged (`merge.rs`) if they are not there.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,21 +12,21 @@ use super::pretoken::{ascii_word, word_end};
 
 /// A byte-level vocabulary.
 pub(in crate::tokenizer) struct Bpe {
-    /// The bytes of all tokens in order of id, end to end; token `i` is `starts[i]..starts[i + 1]`, empty in a hole.
+    /// The bytes of all tokens in order of id, concatenated; token `i` is `starts[i]..starts[i + 1]`, empty for an unused id.
     bytes: Vec<u8>,
     starts: Vec<usize>,
-    /// The id of each single byte.
+    /// Id of each single byte.
     id_of_byte: [u32; 256],
     merges: Merges,
-    /// Tokens that are written as they are and not in the byte alphabet: the special ones, which text is not searched for.
+    /// Special tokens, spelled verbatim instead of in the byte alphabet; they are never found in text.
     special: Vec<(String, u32)>,
-    /// Caches that no thread is using now.
+    /// Caches that no thread is using.
     caches: Mutex<Vec<WordCache>>,
 }
 
 impl Bpe {
-    /// A vocabulary of the 256 bytes, the tokens that `merges` make, and `eot`, in this order. A merge is (left id, right id,
-    /// merged id), of earlier tokens, into the next id or an earlier one of the same bytes.
+    /// Makes a vocabulary of the 256 bytes, the tokens that `merges` create, and `eot`, in this order. A merge is (left id, right
+    /// id, merged id), of earlier tokens, into the next id or an earlier one of the same bytes.
     pub(in crate::tokenizer) fn from_merges(merges: impl ExactSizeIterator<Item = (u32, u32, u32)>, eot: &str) -> Bpe {
         let mut bytes: Vec<u8> = BYTE_OF_ID.to_vec();
         let mut starts: Vec<usize> = (0..=256).collect();
@@ -50,8 +50,8 @@ impl Bpe {
         Bpe { bytes, starts, id_of_byte, merges: table, special, caches: Mutex::default() }
     }
 
-    /// A vocabulary as tokenizer.json gives it. `tokens`: (spelling, id), ids distinct; `special` likewise, and may
-    /// repeat some of `tokens`. `None` if a byte has no token.
+    /// Makes the vocabulary of a tokenizer.json. `tokens`: (spelling, id), ids distinct; `special` likewise, and may repeat some
+    /// of `tokens`. `None` if a byte has no token.
     pub(in crate::tokenizer) fn from_tokens(
         tokens: &[(&str, u32)],
         merges: Merges,
@@ -84,7 +84,7 @@ impl Bpe {
         self.starts.len() - 1
     }
 
-    /// A token's bytes; none for an id outside the vocabulary or in a hole.
+    /// Returns a token's bytes; none for an id that is unused or outside the vocabulary.
     pub(in crate::tokenizer) fn token(&self, id: u32) -> &[u8] {
         let id = id as usize;
         match self.starts.get(id..).and_then(|starts| starts.get(..2)) {
@@ -93,7 +93,7 @@ impl Bpe {
         }
     }
 
-    /// The id of a token as tokenizer.json spells it.
+    /// Returns the id of a token as tokenizer.json spells it.
     pub(in crate::tokenizer) fn id_of(&self, token: &str) -> Option<u32> {
         if let Some((_, id)) = self.special.iter().find(|(special, _)| special == token) {
             return Some(*id);
@@ -107,7 +107,7 @@ impl Bpe {
         &self.special
     }
 
-    /// Every token's spelling in order of id.
+    /// Returns every token's spelling in order of id.
     pub(in crate::tokenizer) fn spellings(&self) -> Vec<String> {
         let mut spellings: Vec<String> =
             (0..self.vocab_size() as u32).map(|id| bytes_to_unicode(self.token(id))).collect();
@@ -160,7 +160,7 @@ impl Bpe {
         }
     }
 
-    /// Appends the ids of one word; where they begin.
+    /// Appends the ids of one word; returns where they start.
     fn merge(&self, word: &[u8], out: &mut Vec<u32>) -> usize {
         let start = out.len();
         out.extend(word.iter().map(|&byte| self.id_of_byte[byte as usize]));

@@ -1,8 +1,8 @@
-"""Packs GPT-2's merges (vocab.bpe, see README.md) into merges.bin: two little-endian u16 token ids a merge.
+"""Packs GPT-2's merges (vocab.bpe, see README.md) into merges.bin: two little-endian u16 token ids per merge.
 
     python pack.py vocab.bpe encoder.json
 
-encoder.json (GPT-2's token → id table) is only checked against: the ids follow from the merges.
+encoder.json (GPT-2's token → id table) is only a check: the ids follow from the merges.
 """
 import json
 import pathlib
