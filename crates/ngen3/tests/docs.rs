@@ -93,7 +93,13 @@ fn shell(folder: &Path, line: &str) {
     let binaries = Path::new(env!("CARGO_BIN_EXE_ngen3")).parent().unwrap().to_owned();
     let path = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths([binaries].into_iter().chain(env::split_paths(&path))).unwrap();
-    let output = Command::new("sh").args(["-c", line]).current_dir(folder).env("PATH", path).env("HOME", folder).output().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(folder)
+        .env("PATH", path)
+        .env("HOME", folder)
+        .output()
+        .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "$ {line}\n{}{}", text(&output.stdout), text(&output.stderr));
 }
