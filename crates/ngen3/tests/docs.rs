@@ -46,7 +46,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Command lines of a page: (needs the network, line).
+/// Returns the command lines of a page: (needs the network, line).
 fn command_lines(page: &str) -> Vec<(bool, String)> {
     let (mut found, mut inside, mut network) = (Vec::new(), false, false);
     let mut lines = page.lines();
@@ -68,7 +68,7 @@ fn command_lines(page: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// The same command with a few steps of training.
+/// Returns the same command with a few steps of training, and few tokens in a teacher's cache.
 fn shortened(line: &str) -> String {
     let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
     let Some(at) = words.iter().position(|word| word == "ngen3") else { return line.to_owned() };
@@ -81,6 +81,9 @@ fn shortened(line: &str) -> String {
     match words.iter().position(|word| word == flag) {
         Some(at) => words[at + 1] = steps.into(),
         None => words.extend([flag.into(), steps.into()]),
+    }
+    if line.contains("--teacher_cache") {
+        words.extend(["--val_fraction".into(), "0.95".into()]);
     }
     if flag != "--steps" {
         words.extend(["--eval_iters".into(), "1".into(), "--batch_size".into(), "2".into()]);
@@ -135,7 +138,7 @@ fn command_lines_of_the_pages_run() {
 #[test]
 fn command_lines_of_the_readme_run() {
     let readme = read("README.md");
-    let folder = tempfile::tempdir().unwrap();
+    let (alone, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let conversation = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello!\"}]}\n";
     fs::write(folder.path().join("chats.jsonl"), conversation.repeat(4)).unwrap();
     let mut ran = 0;
@@ -143,7 +146,7 @@ fn command_lines_of_the_readme_run() {
         // The two commands for a checkout: the first is this program, the second this test's own.
         let line = line.split('#').next().unwrap().trim_end();
         match line.strip_prefix("cargo run --release -- ") {
-            Some(arguments) => shell(folder.path(), &shortened(&format!("ngen3 {arguments}"))),
+            Some(arguments) => shell(alone.path(), &shortened(&format!("ngen3 {arguments}"))),
             None => assert_eq!(line, "cargo test --workspace"),
         }
         ran += 1;

@@ -170,7 +170,7 @@ fn configurations_revisions_and_separators_are_the_users() {
         assert!(out.is_empty() && err.starts_with("error: ") && err.contains("--chats"), "{useless}: {err}");
     }
     let error = complaint(&run(&server, root, &line(" --hf_revision v9")), 1);
-    assert!(error.ends_with("404 Not Found: Invalid rev id: v9 (is the revision right?)"), "{error}");
+    assert!(error.ends_with("404 Not Found: Invalid rev id: v9 (check the revision)"), "{error}");
 }
 
 #[test]

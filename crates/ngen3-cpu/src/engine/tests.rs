@@ -253,7 +253,7 @@ fn a_wrong_teacher_is_an_error() {
     for (teacher, config, reason) in [
         (TeacherSource::Teacher(&mut Stranger), good, "another device"),
         (TeacherSource::Teacher(&mut larger), good, "expected 97 tokens as in the student, got 98"),
-        (TeacherSource::Teacher(&mut shorter), good, "a block of 4"),
+        (TeacherSource::Teacher(&mut shorter), good, "context length of 4"),
         (TeacherSource::Teacher(&mut same), DistillConfig { temperature: 0.0, ..good }, "temperature is 0"),
         (TeacherSource::TopK(&top_k), DistillConfig { alpha: 1.5, ..good }, "alpha is 1.5"),
         (TeacherSource::TopK(&top_k), DistillConfig { divergence: Divergence::ReverseKl, ..good }, "only forward_kl"),

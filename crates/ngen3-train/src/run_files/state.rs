@@ -204,7 +204,7 @@ mod tests {
         let error = lies("n_layer\\\":1,", "n_layer\\\":16000000,");
         assert!(error.contains("too short for a model of 16000000 layers"), "{error}");
         let error = lies("vocab_size\\\":5,", "vocab_size\\\":16000000,");
-        assert!(error.contains("it has no params of "), "{error}");
+        assert!(error.contains("expected a float32 array params of "), "{error}");
         assert!(lies("n_head\\\":1,", "n_head\\\":0,").contains("n_head is 0"));
         assert!(lies("training state 1", "training state 2").contains("expected format"));
         let huge = [&(1u64 << 60).to_le_bytes()[..], b"{}"].concat();
