@@ -1,4 +1,4 @@
-//! Flags and commands may be written with `_` or `-`; clap knows only the `_` form, which is what help shows.
+//! Accepts `_` and `-` in the names of commands and flags; clap knows only the `_` form, which help shows.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -7,14 +7,16 @@ use clap::Command;
 
 /// Rewrites the names of known flags and commands into their `_` form, before clap sees them.
 ///
-/// Only names that `command` or one of its subcommands defines are touched, so that a value (a file name) stays as it was typed,
-/// and so does everything after a lone `--`. A flag whose value may begin with a hyphen (a prompt) has it in any case.
+/// Only names that `command` or one of its subcommands defines are rewritten: values (file names), the value of a flag that
+/// accepts a leading hyphen (a prompt), and everything after a lone `--` stay as typed. `help COMMAND` becomes
+/// `COMMAND --help`, because clap suggests similar commands only for the latter.
 pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Command) -> Vec<OsString> {
     let mut flags = HashMap::new();
     collect_flags(command, &mut flags);
-    // The command words are the leading words, each looked up among the subcommands of the one before.
+    // Leading words are commands; each is a subcommand of the one before.
     let mut commands = Some(command);
     let (mut literal, mut is_value) = (false, false);
+    let arguments = with_help_flag(arguments.into_iter().collect());
     let mut arguments = arguments.into_iter();
     let program = arguments.next();
     let rest = arguments.map(|argument| {
@@ -31,10 +33,8 @@ pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Comman
             }
         } else if let Some(parent) = commands {
             let name = text.replace('-', "_");
-            // `ngen3 help COMMAND` is clap's own; what follows it are command words as well.
-            let child = if name == "help" { Some(parent) } else { parent.find_subcommand(&name) };
-            commands = child;
-            if child.is_some() {
+            commands = parent.find_subcommand(&name);
+            if commands.is_some() {
                 return name.into();
             }
         }
@@ -43,7 +43,21 @@ pub fn normalise(arguments: impl IntoIterator<Item = OsString>, command: &Comman
     program.into_iter().chain(rest).collect()
 }
 
-/// The flags' names, and whether what follows one is its value whatever it begins with.
+/// Turns `ngen3 help COMMAND…` into `ngen3 COMMAND… --help`.
+fn with_help_flag(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let is_flag = |argument: &OsString| argument.as_encoded_bytes().starts_with(b"-");
+    if let [_, help, commands @ ..] = &arguments[..]
+        && help == "help"
+        && !commands.is_empty()
+        && !commands.iter().any(is_flag)
+    {
+        arguments.remove(1);
+        arguments.push("--help".into());
+    }
+    arguments
+}
+
+/// Collects the names of all flags; `true` if a flag's value may begin with a hyphen.
 fn collect_flags(command: &Command, flags: &mut HashMap<String, bool>) {
     let named =
         command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.is_allow_hyphen_values_set())));
@@ -73,7 +87,15 @@ mod tests {
         assert_eq!(normalised("ngen3 hf-tokenize --hf-split a-b"), "ngen3 hf_tokenize --hf_split a-b");
         assert_eq!(normalised("ngen3 hf_tokenize --hf-split=a-b=c-d"), "ngen3 hf_tokenize --hf_split=a-b=c-d");
         assert_eq!(normalised("ngen3 hf-tokenize dry-run --max-iters 3"), "ngen3 hf_tokenize dry_run --max_iters 3");
-        assert_eq!(normalised("ngen3 help hf-tokenize dry-run"), "ngen3 help hf_tokenize dry_run");
+    }
+
+    #[test]
+    fn help_of_a_command_is_its_flag() {
+        assert_eq!(normalised("ngen3 help hf-tokenize dry-run"), "ngen3 hf_tokenize dry_run --help");
+        assert_eq!(normalised("ngen3 help no-such"), "ngen3 no-such --help");
+        for line in ["ngen3 help", "ngen3 help --hf_split", "ngen3 hf_tokenize help"] {
+            assert_eq!(normalised(line), line);
+        }
     }
 
     #[test]

@@ -208,7 +208,7 @@ fn a_teacher_in_int8_teaches_nearly_the_same_and_is_told_from_one_that_is_not() 
     assert!(error.starts_with("error: said/cache.json: not for this run") && error.contains("in int8"), "{error}");
     assert_eq!(cache_files(&folder.join("said")), files);
     let (_, error) = texts(&run(folder, &format!("{LINE} --teacher_quant int4")), 2);
-    assert!(error.contains("expected none or int8"), "{error}");
+    assert!(error.contains("[possible values: none, int8]"), "{error}");
 }
 
 /// The files of a cache, by name.

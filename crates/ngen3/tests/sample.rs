@@ -254,7 +254,7 @@ fn rounded_weights_say_nearly_the_same() {
     assert_eq!(exact, rounded, "a parrot's logits are far apart");
     let output = sample(&folder, &["--quant", "int4"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("expected none or int8"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("[possible values: none, int8]"));
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn another_variant_is_refused() {
     let refused = sample(&folder, &["--model_checkpoint", "parrot_model.pt", "--variant", "8M"]);
     assert_eq!(refused.status.code(), Some(2), "usage error");
     let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(error.contains("expected one of 7M, 120M"), "{error}");
+    assert!(error.contains("[possible values: 7M, 120M,"), "{error}");
     // Another block size and vocabulary do not change the variant.
     let config = Config { block_size: 4, ..Config::new(4, 4, 128, 128, 50_257) };
     let path = folder.path().join("7M_model.safetensors");
@@ -289,7 +289,7 @@ fn bad_input_gives_one_line() {
     refused(&["--repetition_penalty", "-1"], 1, "repetition_penalty: expected a positive number, got -1");
     refused(&["--temperature", "warm"], 2, "--temperature");
     refused(&["--num_samples", "0"], 2, "--num_samples");
-    refused(&["--dtype", "f8"], 2, "expected auto, f32 or bf16");
+    refused(&["--dtype", "f8"], 2, "[possible values: auto, f32, bf16]");
     refused(&["--stop", ""], 2, "--stop");
     refused(&["--prompt", "a", "--prompt_file", "b"], 2, "cannot be used with");
     refused(&["--prompt_file", "nowhere.txt"], 1, "cannot read nowhere.txt: No such file");

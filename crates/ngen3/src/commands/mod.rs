@@ -1,5 +1,5 @@
-//! The commands. Each file holds a command's flags (`Args`) and what it does (`run`), and no logic that another
-//! program could want: that lives in the library crates.
+//! The commands. Each file holds a command's flags (`Args`) and its `run`; logic that another program could use belongs in
+//! the library crates.
 
 mod bench;
 mod chat;
@@ -18,7 +18,7 @@ mod trace;
 mod train;
 pub mod variants;
 
-use clap::{FromArgMatches, Subcommand};
+use clap::FromArgMatches;
 
 /// The commands of `ngen3`.
 #[derive(clap::Subcommand)]
@@ -43,8 +43,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// Runs the command to its end.
-    pub fn run(self) -> anyhow::Result<()> {
+    /// Runs the command; `definition` is that of all commands.
+    pub fn run(self, definition: &clap::Command) -> anyhow::Result<()> {
         match self {
             Self::Bench(args) => bench::run(args),
             Self::Chat(args) => chat::run(args),
@@ -55,7 +55,7 @@ impl Command {
             Self::HfFinetune(args) => hf_finetune::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
-            Self::Quickstart(args) => quickstart::run(args, run_line),
+            Self::Quickstart(args) => quickstart::run(args, &|words| parse(definition, words)?.run(definition)),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Tokenizer(args) => tokenizer::run(args),
@@ -66,24 +66,22 @@ impl Command {
     }
 }
 
-/// Runs a command line, without the name of the program.
-fn run_line(words: &[String]) -> anyhow::Result<()> {
-    parse(words)?.run()
-}
-
-fn parse(words: &[String]) -> Result<Command, clap::Error> {
-    let command = Command::augment_subcommands(clap::Command::new("ngen3").no_binary_name(true));
-    Command::from_arg_matches(&command.try_get_matches_from(words)?)
+/// Parses a command line without the program's name.
+fn parse(definition: &clap::Command, words: &[String]) -> Result<Command, clap::Error> {
+    Command::from_arg_matches(&definition.clone().no_binary_name(true).try_get_matches_from(words)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Subcommand;
+
     use super::*;
 
     #[test]
     fn every_line_of_quickstart_is_one_that_could_be_typed() {
+        let definition = Command::augment_subcommands(clap::Command::new("ngen3"));
         for (purpose, words) in quickstart::script(10) {
-            assert!(parse(&words).is_ok(), "{purpose}");
+            assert!(parse(&definition, &words).is_ok(), "{purpose}");
         }
     }
 }

@@ -65,7 +65,7 @@ pub fn script(steps: u64) -> Vec<(&'static str, Vec<String>)> {
 }
 
 /// Runs the command; `run_line` runs a command line, without the name of the program.
-pub fn run(args: Args, run_line: fn(&[String]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let dir = &args.dir;
     if dir.join(MODEL).exists() {
         anyhow::bail!("{}: already contains a quickstart; choose another --dir, or remove the folder", dir.display());
