@@ -142,6 +142,7 @@ mod tests {
             ("train --data d --variant 120", "a similar value exists: '120M'"),
             ("sample --model_checkpoint m --dtype fp32", "a similar value exists: 'f32'"),
             ("sample --model_checkpoint m --quant int4", "a similar value exists: 'int8'"),
+            ("completions bsh", "a similar value exists: 'bash'"),
         ] {
             let (_, text) = error(line).unwrap();
             assert!(text.contains(nearest), "{line}: {text}");

@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod completions;
 mod distill;
 mod eval;
 mod export;
@@ -10,6 +11,7 @@ pub mod finetune;
 mod hf_finetune;
 mod hf_tokenize;
 mod import;
+mod man;
 mod quickstart;
 mod sample;
 pub mod tokenize;
@@ -26,6 +28,7 @@ use clap::FromArgMatches;
 pub enum Command {
     Bench(bench::Args),
     Chat(chat::Args),
+    Completions(completions::Args),
     Distill(distill::Args),
     Eval(eval::Args),
     Export(export::Args),
@@ -33,6 +36,7 @@ pub enum Command {
     HfFinetune(hf_finetune::Args),
     HfTokenize(hf_tokenize::Args),
     Import(import::Args),
+    Man(man::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
     Tokenize(tokenize::Args),
@@ -48,6 +52,7 @@ impl Command {
         match self {
             Self::Bench(args) => bench::run(args),
             Self::Chat(args) => chat::run(args),
+            Self::Completions(args) => completions::run(args, definition),
             Self::Distill(args) => distill::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Export(args) => export::run(args),
@@ -55,6 +60,7 @@ impl Command {
             Self::HfFinetune(args) => hf_finetune::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
+            Self::Man(args) => man::run(args, definition),
             Self::Quickstart(args) => quickstart::run(args, &|words| parse(definition, words)?.run(definition)),
             Self::Sample(args) => sample::run(args),
             Self::Tokenize(args) => tokenize::run(args),
