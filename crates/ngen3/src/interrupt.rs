@@ -1,6 +1,7 @@
 //! Ctrl-C, SIGTERM and a closed terminal: the first signal asks a command to stop cleanly; another one, at least a second
 //! later, ends the process.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use anyhow::Context;
 use ngen3_eval::Error;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 /// Error of a command that a signal stopped: exit code 130.
 #[derive(Debug)]
@@ -71,15 +73,29 @@ pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
         for signal in &mut signals {
             let again = flag.swap(true, Ordering::Relaxed);
             match first {
-                _ if IDLE.load(Ordering::Relaxed) => std::process::exit(130),
+                _ if IDLE.load(Ordering::Relaxed) => end_by(signal),
                 _ if signal == SIGHUP => {}
-                Some(first) if again && first.elapsed() >= SAME => std::process::exit(130),
+                Some(first) if again && first.elapsed() >= SAME => exit(),
                 Some(_) if again => {}
                 _ => first = Some(Instant::now()),
             }
         }
     });
     Ok(stop)
+}
+
+/// Ends the process with the exit code of an interrupted command.
+pub fn exit() -> ! {
+    std::process::exit(130)
+}
+
+/// Ends the process while it waits for input. At a terminal it dies by the signal: the shell then restores the terminal's
+/// settings, which a line editor has changed.
+fn end_by(signal: i32) {
+    if std::io::stdin().is_terminal() {
+        let _ = emulate_default_handler(signal);
+    }
+    exit()
 }
 
 /// Converts a library's result to a command's; an interruption becomes [`Interrupted`].

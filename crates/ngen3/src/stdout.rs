@@ -1,6 +1,6 @@
 //! Writes to stdout without panicking when its reader goes away.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use anyhow::anyhow;
 
@@ -26,4 +26,15 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         ErrorKind::BrokenPipe => Closed.into(),
         _ => anyhow!("cannot write to stdout: {error}"),
     })
+}
+
+/// Returns `text` in a style of ANSI's (`1;32` is bold green), followed by the terminal's own; unchanged without colours.
+pub fn styled(text: &str, style: &str) -> String {
+    if has_colour() { format!("\x1b[{style}m{text}\x1b[0m") } else { text.into() }
+}
+
+/// Returns whether stdout is a terminal with colours and the user has not disabled them: see no-color.org.
+fn has_colour() -> bool {
+    let is = |name: &str, value: fn(&str) -> bool| std::env::var_os(name).is_some_and(|v| value(&v.to_string_lossy()));
+    std::io::stdout().is_terminal() && !is("NO_COLOR", |value| !value.is_empty()) && !is("TERM", |term| term == "dumb")
 }

@@ -1,6 +1,11 @@
-//! `ngen3 chat`, with what is typed on stdin.
+//! `ngen3 chat`, with lines on stdin; `terminal.rs` types them at a terminal.
 
+#[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/pty.rs"]
+mod pty;
+#[cfg(unix)]
+mod terminal;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,12 +16,12 @@ use common::{contents, fail, ngen3, protect, succeed, texts};
 use ngen3_model::{ChatFormat, CheckpointMeta, Config, ParamList, checkpoint};
 use serde_json::{Value, json};
 
-/// A folder with a model with random weights, `tiny.pt`, that knows how conversations are written.
+/// Creates a folder with `tiny.pt`, a model with random weights and a chat template.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = Config::new(1, 2, 8, 64, 50_257);
     let mut params = ParamList::new(&config).init(3);
-    // Large weights: what it says depends on what it was told.
+    // Large weights: the answer depends on the conversation.
     params.iter_mut().for_each(|weight| *weight *= 20.0);
     let chat = ChatFormat {
         template: "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
@@ -29,13 +34,13 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// What comes of these lines: stdout and stderr.
+/// Runs a chat with these lines on stdin; returns stdout and stderr.
 fn talk(folder: &Path, more: &str, typed: &str) -> (String, String) {
     let line = format!("chat --model_checkpoint tiny.pt --length 6 --temperature 0{more}");
     talk_by(ngen3(folder, &line), typed, 0)
 }
 
-/// The same where so many of the lines fail: stderr without the line that says so at its end.
+/// Like [`talk`], where lines fail; removes the line from stderr that counts them.
 fn fail_to_talk(folder: &Path, typed: &str, failed: &str) -> (String, String) {
     let line = "chat --model_checkpoint tiny.pt --length 6 --temperature 0";
     let (out, err) = talk_by(ngen3(folder, line), typed, 1);
@@ -56,7 +61,7 @@ fn every_line_is_answered_in_the_light_of_those_before() {
     let (first, err) = talk(folder, "", "Hello\n");
     assert!(first.ends_with('\n') && first.len() > 6, "{first:?}");
     assert_eq!(err, "");
-    // What was said before counts, unless it is forgotten.
+    // Earlier turns matter, unless they are forgotten.
     let (both, _) = talk(folder, "", "Hello\n\n  Hello  \n");
     let second = both.strip_prefix(&first).unwrap();
     assert_ne!(second, first);
@@ -65,7 +70,7 @@ fn every_line_is_answered_in_the_light_of_those_before() {
     let (told, _) = talk(folder, " --system Loud!", "Hello\n");
     assert_ne!(told, first);
     let (told_twice, _) = talk(folder, " --system Loud!", "Hello\n/reset\nHello\n");
-    assert_eq!(told_twice, format!("{told}{told}"), "what it is told before everything else stays");
+    assert_eq!(told_twice, format!("{told}{told}"), "the system message stays");
     let drawn = |seed: &str| {
         let line = format!("chat --model_checkpoint tiny.pt --length 20 --temperature 5 --seed {seed}");
         talk_by(ngen3(folder, &line), "Hello\n", 0).0
@@ -80,7 +85,7 @@ fn an_answer_is_made_as_a_sample_is() {
     let folder = folder.path();
     let (likeliest, _) = talk(folder, "", "Hello\n");
     let mut command = ngen3(folder, "chat --model_checkpoint tiny.pt --length 6 --temperature 5 --min_p 1");
-    assert_eq!(talk_by(command, "Hello\n", 0).0, likeliest, "nothing else is as likely");
+    assert_eq!(talk_by(command, "Hello\n", 0).0, likeliest, "no other token is kept");
     let answer = likeliest.trim_end();
     let stop = answer.chars().last().unwrap().to_string();
     command = ngen3(folder, "chat --model_checkpoint tiny.pt --length 6 --temperature 0");
@@ -116,10 +121,10 @@ fn a_file_that_is_there_is_added_to() {
     let (_, err) = talk(folder, "", "Hello\n/save x.jsonl\n");
     assert_eq!(err, "x.jsonl: 2 turns\n");
     let first = fs::read_to_string(folder.join("x.jsonl")).unwrap();
-    // As an editor may leave it.
+    // As an editor may save it.
     fs::write(folder.join("x.jsonl"), first.trim_end()).unwrap();
     let (_, err) = talk(folder, " --system Loud!", "Who?\nYou?\n/save x.jsonl\n");
-    assert_eq!(err, "added to x.jsonl: 5 turns\n");
+    assert_eq!(err, "appended to x.jsonl: 5 turns\n");
     let both = fs::read_to_string(folder.join("x.jsonl")).unwrap();
     let second: Value = serde_json::from_str(both.strip_prefix(&first).unwrap()).unwrap();
     assert_eq!(second["messages"][0], json!({ "role": "system", "content": "Loud!" }));
@@ -130,8 +135,8 @@ fn a_file_that_is_there_is_added_to() {
     let before = contents(folder);
     for name in ["tiny.pt", "piqa.jsonl"] {
         let (_, err) = fail_to_talk(folder, &format!("Hello\n/save {name}\n"), "1 line");
-        let expected = "is there and holds something else than conversations; give another name";
-        assert_eq!(err, format!("error: {name} {expected}\n"));
+        let expected = "expected conversations to append to; choose another name";
+        assert_eq!(err, format!("error: {name}: {expected}\n"));
     }
     assert!(contents(folder) == before);
     protect(&folder.join("x.jsonl"));
@@ -144,14 +149,14 @@ fn a_file_that_is_there_is_added_to() {
 fn what_is_saved_is_all_that_was_answered() {
     let folder = folder();
     let folder = folder.path();
-    // An answer of no tokens is none.
+    // An answer without tokens does not count.
     let line = "chat --model_checkpoint tiny.pt --length 0";
     let (_, err) = talk_by(ngen3(folder, line), "Hello\n/save x.jsonl\n", 1);
-    assert_eq!(err, "error: nothing has been answered yet\nerror: 1 line of stdin failed\n");
-    // What the model has forgotten is in the file.
+    assert_eq!(err, "error: /save: the conversation has no answer yet\nerror: 1 line of stdin failed\n");
+    // Turns that the context has dropped are in the file.
     let long = format!("{}\n", "word ".repeat(20).trim());
     let (_, err) = talk(folder, "", &format!("{}/save x.jsonl\n/reset\nHello\n/save y.jsonl\n", long.repeat(3)));
-    assert!(err.contains("the oldest turns are forgotten"), "{err}");
+    assert!(err.contains("were dropped"), "{err}");
     assert!(err.ends_with("\nx.jsonl: 6 turns\ny.jsonl: 2 turns\n"), "{err}");
     let saved: Value = serde_json::from_slice(&fs::read(folder.join("x.jsonl")).unwrap()).unwrap();
     assert_eq!(saved["messages"].as_array().unwrap().len(), 6);
@@ -167,7 +172,7 @@ fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
     let pid = child.id().to_string();
     let interrupt = || assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let (mut stdin, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    // A template without an end: the answer goes on until it is stopped.
+    // The template has no end token: the answer continues until it is stopped.
     stdin.write_all(b"Hello\n").unwrap();
     let mut byte = [0];
     out.read_exact(&mut byte).unwrap();
@@ -175,9 +180,9 @@ fn a_signal_stops_an_answer_and_where_there_is_none_the_chat() {
     let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
     let drain = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
     assert_eq!(err.next().unwrap().unwrap(), "(stopped)");
-    // A line that is answered on stderr: it waits for the next one.
+    // An error on stderr shows that it waits for the next line.
     stdin.write_all(b"/nonsense\n").unwrap();
-    assert!(err.next().unwrap().unwrap().contains("no command /nonsense"));
+    assert!(err.next().unwrap().unwrap().contains("unknown command /nonsense"));
     interrupt();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     drop(stdin);
@@ -214,13 +219,13 @@ fn commands_that_fail_do_not_end_the_conversation() {
     assert_eq!(
         lines[..3],
         [
-            "error: /save needs the name of a file",
-            "error: nothing has been answered yet",
-            "error: there is no command /nonsense; /help lists them"
+            "error: /save: expected the name of a file",
+            "error: /save: the conversation has no answer yet",
+            "error: unknown command /nonsense: expected one that /help lists"
         ]
     );
     assert_eq!(lines[3..], ["error: cannot write no/where.jsonl: there is no folder no"]);
-    // What has failed does not hide in what comes after it.
+    // Later lines do not hide the failure.
     let (_, err) = fail_to_talk(folder, "/nonsense\nHello\n/quit\n", "1 line");
     assert_eq!(err.lines().count(), 1, "{err}");
 }
@@ -232,9 +237,9 @@ fn the_oldest_turns_are_forgotten_when_the_block_is_full() {
     let long = format!("{}\n", "word ".repeat(20).trim());
     let (out, err) = talk(folder, " --system Be", &long.repeat(3));
     assert_eq!(out.lines().count(), 3);
-    assert!(err.contains("note: the block is full; the oldest turns are forgotten (count: 2)"), "{err}");
+    assert!(err.contains("note: the context is full; the oldest 2 turns were dropped"), "{err}");
     let (_, err) = fail_to_talk(folder, &format!("{}\nHello\n", "word ".repeat(80)), "1 line");
-    assert!(err.starts_with("error: that is too long: ") && err.contains("a block of 64"), "{err}");
+    assert!(err.starts_with("error: the turn is too long: ") && err.contains("the context has 64"), "{err}");
     assert_eq!(err.lines().count(), 1);
 }
 
@@ -247,10 +252,10 @@ fn a_model_that_cannot_talk_is_told_apart() {
     let meta = CheckpointMeta { tokenizer: ngen3_model::TokenizerRef::Unknown, ..CheckpointMeta::default() };
     checkpoint::save(&folder.join("mute.pt"), &config, &params, &meta).unwrap();
     let error = fail(folder, "chat --model_checkpoint mute.pt", 1);
-    assert!(error.contains("mute.pt does not say which tokenizer"), "{error}");
+    assert!(error.contains("mute.pt: no recorded tokenizer, so it cannot chat"), "{error}");
     let config = Config::new(1, 2, 8, 64, 50_257);
     let params = ParamList::new(&config).init(3);
     checkpoint::save(&folder.join("tiny.pt"), &config, &params, &CheckpointMeta::default()).unwrap();
     let (_, err) = talk(folder, "", "Hello\n");
-    assert_eq!(err, "note: the model was not trained on conversations, so its answers may be none\n");
+    assert_eq!(err, "note: the model was not trained on conversations; its answers may make little sense\n");
 }
