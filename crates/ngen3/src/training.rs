@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,7 @@ use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::model::describe;
 use crate::progress::write_line;
+use crate::sparkline::Sparkline;
 use crate::stdout;
 
 /// A training job with its model.
@@ -159,24 +161,26 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The line that says how far the run is: redrawn at every step on a terminal, written at every logged one elsewhere.
+/// The progress of a run on stderr: at a terminal a line that is redrawn at every step, elsewhere a line for each logged step.
 struct Status {
     line: ProgressBar,
     terminal: bool,
-    /// The latest.
+    /// Training losses of the steps so far.
+    losses: Sparkline,
+    /// Latest validation loss.
     val_loss: Option<f32>,
-    /// The step of the lowest, and it.
+    /// Step and value of the lowest validation loss.
     best: Option<(u64, f32)>,
 }
 
 impl Status {
-    /// `best` is that of a run that goes on.
+    /// `best` is the step and validation loss of a run that is resumed.
     fn new(best: Option<(u64, f32)>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let line = ProgressBar::with_draw_target(None, target);
         line.set_style(ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"));
-        Self { line, terminal, val_loss: None, best }
+        Self { line, terminal, losses: Sparkline::new(), val_loss: None, best }
     }
 }
 
@@ -185,7 +189,8 @@ impl Progress for Status {
         if self.terminal {
             let columns =
                 terminal_size::terminal_size_of(std::io::stderr()).map_or(COLUMNS, |(width, _)| width.0.into());
-            self.line.set_message(short_step_line(report, columns));
+            self.losses.push(report.loss);
+            self.line.set_message(short_step_line(report, &self.losses, columns));
         } else if report.logged {
             write_line(&step_line(report));
         }
@@ -201,34 +206,45 @@ impl Progress for Status {
     }
 }
 
-/// Columns of a terminal that does not say how many it has.
+/// Columns of a terminal that does not report them.
 const COLUMNS: usize = 80;
 
-/// What the parts of a loss are called where there is little room.
+/// Columns of the loss chart. With less room than the first, there is none.
+const CHART: RangeInclusive<usize> = 8..=24;
+
+/// Short names of the parts of a loss.
 const SHORT: [(&str, &str); 2] = [("cross_entropy", "ce"), ("divergence", "div")];
 
-/// A step with all that there is to say about it.
+/// Formats a step in full.
 fn step_line(report: &StepReport<'_>) -> String {
-    said_of(report, |name| name.replace('_', " ")).concat()
+    parts_of(report, |name| name.replace('_', " ")).concat()
 }
 
-/// A step in one line of a terminal: how it stands and how long it takes, then what else there is room for.
-fn short_step_line(report: &StepReport<'_>, columns: usize) -> String {
+/// Formats a step for one line of a terminal: the loss and the time left, then as much else as there is room for, by
+/// importance. The chart of the losses comes after the speed, and before the learning rate and the norm.
+fn short_step_line(report: &StepReport<'_>, losses: &Sparkline, columns: usize) -> String {
     let name = |name: &str| SHORT.iter().find(|(long, _)| *long == name).map_or(name, |(_, short)| short).to_owned();
-    let said = said_of(report, name);
-    let (mut shown, mut room) = ([false; 6], columns);
-    for index in [0, 5, 1, 4, 2, 3] {
-        let columns = said[index].chars().count();
-        if columns <= room {
-            (shown[index], room) = (true, room - columns);
+    let parts = parts_of(report, name);
+    let (mut shown, mut room, mut chart) = ([false; 6], columns, String::new());
+    for index in [0, 5, 1, 4, 6, 2, 3] {
+        if let Some(part) = parts.get(index) {
+            let columns = part.chars().count();
+            if columns <= room {
+                (shown[index], room) = (true, room - columns);
+            }
+        } else if shown[4] && shown[5] && room > *CHART.start() {
+            // In steps of four: a width that follows the other parts would flicker.
+            let columns = (room - 1).min(*CHART.end()) / 4 * 4;
+            (chart, room) = (format!(" {}", losses.draw(columns)), room - 1 - columns);
         }
     }
-    said.into_iter().zip(shown).filter_map(|(text, shown)| shown.then_some(text)).collect()
+    let text: String = parts.into_iter().zip(shown).filter_map(|(text, shown)| shown.then_some(text)).collect();
+    text + &chart
 }
 
-/// What there is to say about a step, in order: its loss, what that is made of, the learning rate, the gradient's norm, the
-/// speed, and how long it takes.
-fn said_of(report: &StepReport<'_>, name: impl Fn(&str) -> String) -> [String; 6] {
+/// Formats the parts of a step's line, in order: its loss, the parts of the loss, the learning rate, the gradient's norm, the
+/// speed, and the time left.
+fn parts_of(report: &StepReport<'_>, name: impl Fn(&str) -> String) -> [String; 6] {
     let StepReport { step, max_iters, loss, parts, lr, grad_norm, tokens_per_s, left, .. } = *report;
     let parts: Vec<String> = parts.iter().map(|(part, value)| format!("{} {value:.4}", name(part))).collect();
     [
@@ -307,16 +323,26 @@ mod tests {
         );
         let parts = StepReport { parts: &[("cross_entropy", 5.5), ("divergence", 3.0)], ..report };
         assert!(step_line(&parts).contains(": loss 4.2500 (cross entropy 5.5000, divergence 3.0000), lr "));
-        let narrow = "step 1,200/2,000: loss 4.2500 (ce 5.5000, div 3.0000), lr 3.0e-4, 13 min left";
-        assert_eq!(short_step_line(&parts, 80), narrow);
-        assert_eq!(short_step_line(&StepReport { parts: &[], ..parts }, 80), step_line(&report));
-        assert_eq!(short_step_line(&parts, 50), "step 1,200/2,000: loss 4.2500, 13 min left");
-        let wide =
-            "step 1,200/2,000: loss 4.2500 (ce 5.5000, div 3.0000), lr 3.0e-4, norm 0.50, 4,096 tokens/s, 13 min left";
-        assert_eq!(short_step_line(&parts, 120), wide);
+        let mut losses = Sparkline::new();
+        (0..100).for_each(|step| losses.push(-(step as f32)));
+        let short = |report: &StepReport<'_>, columns| {
+            let line = short_step_line(report, &losses, columns);
+            assert!(line.chars().count() <= columns, "{line}");
+            let plain = line.trim_end_matches(|c| ('▁'..='█').contains(&c));
+            (plain.trim_end().to_owned(), line.chars().count() - plain.chars().count())
+        };
+        let plain = StepReport { parts: &[], ..parts };
+        let (start, left) = ("step 1,200/2,000: loss 4.2500", "13 min left");
+        assert_eq!(short(&plain, 40), (format!("{start}, lr 3.0e-4"), 0));
+        assert_eq!(short(&plain, 50), (format!("{start}, {left}"), 0));
+        assert_eq!(short(&plain, 60), (format!("{start}, 4,096 tokens/s, {left}"), 0));
+        assert_eq!(short(&plain, 80), (format!("{start}, 4,096 tokens/s, {left}"), 20));
+        assert_eq!(short(&plain, 120), (step_line(&report), 24));
+        let start = format!("{start} (ce 5.5000, div 3.0000)");
+        assert_eq!(short(&parts, 80), (format!("{start}, lr 3.0e-4, {left}"), 0));
+        assert_eq!(short(&parts, 110), (format!("{start}, 4,096 tokens/s, {left}"), 24));
         let long = StepReport { step: 100_000, max_iters: 100_000, grad_norm: 1e9, lr: 3e-12, ..parts };
-        let narrow = "step 100,000/100,000: loss 4.2500 (ce 5.5000, div 3.0000), 13 min left";
-        assert_eq!(short_step_line(&long, 80), narrow);
+        assert_eq!(short(&long, 80).0, "step 100,000/100,000: loss 4.2500 (ce 5.5000, div 3.0000), 13 min left");
         for (s, expected) in
             [(0.4, "0 s"), (99.4, "99 s"), (99.6, "2 min"), (11_160.0, "3.1 h"), (187_200.0, "2.2 days")]
         {

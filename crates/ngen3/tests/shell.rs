@@ -1,6 +1,8 @@
-//! The program in a shell: help, completions and manual pages.
+//! The program in a shell: help, completions, manual pages, and the line that shows a run at a terminal.
 
 mod common;
+#[path = "common/pty.rs"]
+mod pty;
 
 use std::fs;
 use std::path::Path;
@@ -81,4 +83,28 @@ fn every_command_has_a_manual_page() {
     let (main, _) = succeed(folder.path(), "man");
     assert_eq!(main, fs::read_to_string(pages.join("ngen3.1")).unwrap());
     assert!(main.contains("ngen3\\-train(1)") && main.contains("ngen3 quickstart"), "{main}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_at_a_terminal_is_one_line_with_a_chart() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("text.txt"), "to be or not to be, that is the question. ".repeat(50)).unwrap();
+    succeed(folder, "tokenize --dataset t --txt text.txt");
+    let toml =
+        "n_layer = 1\nn_head = 2\nn_embd = 8\nblock_size = 16\nbatch_size = 2\nmax_iters = 60\neval_interval = 30";
+    fs::write(folder.join("tiny.toml"), toml).unwrap();
+    let train = "train --config tiny.toml --data _data_t_/data.bin --out tiny.pt --overwrite";
+    let bars = |text: &str| text.chars().filter(|c| ('▁'..='█').contains(c)).count();
+    let Some(wide) = pty::Pty::start(folder, 100, train, &[]) else { return };
+    let (code, output) = wide.end();
+    assert_eq!(code, 0, "{output}");
+    assert!(output.contains("step 30: validation loss ") && bars(&output) > 10, "{output}");
+    let (code, output) = pty::Pty::start(folder, 45, train, &[]).unwrap().end();
+    assert_eq!((code, bars(&output)), (0, 0), "{output}");
+    assert!(output.contains("/60: loss "), "{output}");
+    // Elsewhere the lines are as they were.
+    let (_, err) = succeed(folder, train);
+    assert_eq!(bars(&err), 0, "{err}");
 }
