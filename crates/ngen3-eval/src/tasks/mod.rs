@@ -13,6 +13,7 @@ mod winogrande;
 use std::collections::BTreeSet;
 
 pub(crate) use group::TaskGroup;
+use strsim::levenshtein;
 
 use crate::{Error, Task};
 
@@ -61,7 +62,8 @@ pub(crate) fn select(names: &[&str]) -> Result<Selected, Error> {
         } else if let Some(at) = known.iter().position(|task| task.name() == name) {
             selected.tasks.push(known.swap_remove(at));
         } else {
-            return Err(Error::Input(format!("unknown task {name:?}: expected {}", known_names())));
+            let nearest = nearest_name(name).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+            return Err(Error::Input(format!("unknown task {name:?}: expected {}{nearest}", known_names())));
         }
     }
     Ok(selected)
@@ -77,6 +79,15 @@ fn known_names() -> String {
     }
     names.push("perplexity".into());
     names.join(", ")
+}
+
+/// Returns the name closest to `typed`, if one is close enough to be a typo.
+fn nearest_name(typed: &str) -> Option<String> {
+    let typed = typed.replace('-', "_").to_ascii_lowercase();
+    let tasks = all().into_iter().map(|task| task.name());
+    let names = tasks.chain(GROUPS.iter().map(|group| group.name.to_owned())).chain(["perplexity".into()]);
+    let (distance, name) = names.map(|name| (levenshtein(&typed, &name), name)).min()?;
+    (distance <= 1 + name.len() / 4).then_some(name)
 }
 
 /// Example of a task that is listed only through its group.
@@ -99,5 +110,13 @@ mod tests {
         let (tasks, groups) = names(&["mmlu_anatomy", "piqa", "mmlu_stem", "piqa"]);
         assert_eq!((tasks.len(), &tasks[..2]), (20, &["mmlu_anatomy".to_owned(), "piqa".to_owned()][..]));
         assert_eq!(groups, ["mmlu_stem"]);
+    }
+    #[test]
+    fn a_typo_is_answered_with_the_nearest_name() {
+        for (typed, nearest) in [("piqua", "piqa"), ("mmlu-anatomi", "mmlu_anatomy"), ("MMLU_stems", "mmlu_stem")] {
+            let Err(error) = select(&[typed]) else { panic!("{typed} is a task") };
+            assert!(error.to_string().ends_with(&format!("perplexity; did you mean {nearest}?")), "{error}");
+        }
+        assert_eq!(nearest_name("boolq"), None);
     }
 }
