@@ -1,4 +1,4 @@
-//! How far along a command is: a bar on a terminal, a line now and then anywhere else. Both go to stderr.
+//! Progress on stderr: a bar at a terminal, a line every ten seconds elsewhere.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_model::words::{file_size, grouped};
 
-/// Seconds between lines when stderr is not a terminal.
+/// Time between lines if stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What is counted.
+/// Unit of the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     Bytes,
@@ -27,23 +27,23 @@ impl Unit {
     }
 }
 
-/// The progress of one piece of work. It vanishes from the terminal when dropped.
+/// The progress of a task. The bar is removed when this is dropped.
 pub struct Progress {
     label: &'static str,
     unit: Unit,
     bar: ProgressBar,
     started: Instant,
-    /// When the last plain line was written; `None` on a terminal, which has the bar.
+    /// Time of the last plain line; `None` at a terminal, which shows the bar.
     last_line: Option<Mutex<Instant>>,
 }
 
 impl Progress {
-    /// Counts bytes; how many there are is not known at first.
+    /// Counts bytes, of an unknown total at first.
     pub fn bytes(label: &'static str) -> Self {
         Self::new(label, Unit::Bytes)
     }
 
-    /// Counts items; how many there are is not known at first.
+    /// Counts items, of an unknown total at first.
     pub fn items(label: &'static str) -> Self {
         Self::new(label, Unit::Items)
     }
@@ -61,7 +61,7 @@ impl Progress {
         Self { label, unit, bar, started, last_line: (!terminal).then(|| Mutex::new(started)) }
     }
 
-    /// Says how much there is, once it is known.
+    /// Sets the total; `None` if it is unknown.
     pub fn set_total(&self, total: Option<u64>) {
         if total == self.bar.length() {
             return;
@@ -73,7 +73,7 @@ impl Progress {
         self.bar.set_style(style(self.unit, total.is_some()));
     }
 
-    /// Moves to `position`; `message` stands at the end of the line.
+    /// Moves to `position`, with `message` at the end of the line.
     pub fn set(&self, position: u64, message: &str) {
         self.bar.set_position(position);
         let Some(last) = &self.last_line else {
@@ -88,12 +88,12 @@ impl Progress {
         }
     }
 
-    /// Writes a line that stays, above the bar.
+    /// Writes a permanent line above the bar.
     pub fn line(&self, text: &str) {
         self.bar.suspend(|| write_line(text));
     }
 
-    /// `tokenizing: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left, MESSAGE`
+    /// Formats `tokenizing: 120.0 MB of 300.0 MB, 40.0 MB/s, 5s left, MESSAGE`.
     fn plain_line(&self, position: u64, now: Instant, message: &str) -> String {
         let mut line = format!("{}: {}", self.label, self.unit.shown(position as f64));
         let total = self.bar.length();
@@ -119,7 +119,7 @@ impl Drop for Progress {
     }
 }
 
-/// Writes a line to stderr. A stderr that nobody reads is no reason to stop the work, so failure is not reported.
+/// Writes a line to stderr. Errors are ignored: a stderr that nobody reads is no reason to stop the work.
 pub fn write_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,4 +1,4 @@
-//! A text as it is made: how its tokens are chosen, where it ends, and one of it, streamed.
+//! Generates text token by token: the sampling flags, stop texts, and streaming.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,35 +13,36 @@ use ngen3_model::words::grouped;
 use crate::progress::write_line;
 use crate::threads::Threads;
 
-/// How texts are made.
+/// Flags that control how text is sampled.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct SamplingFlags {
-    /// Below 1 keeps to what is likely, above 1 is bolder, 0 always takes the likeliest token
+    /// Divides the logits: below 1 favours likely tokens, above 1 flattens the distribution; 0 always takes the most likely
+    /// token
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f32,
-    /// Draw from the likeliest K tokens only
+    /// Sample from the K most likely tokens only; 0 disables it
     #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
     top_k: usize,
-    /// Draw from the fewest tokens that together have this probability
+    /// Sample from the smallest set of tokens whose probabilities add up to P; 1 disables it
     #[arg(long, value_name = "P", default_value_t = 1.0, hide_default_value = true)]
     top_p: f32,
-    /// Draw from tokens at least this times as likely as the likeliest
+    /// Keep tokens with probability ≥ P × the most likely token's; 0 disables it
     #[arg(long, value_name = "P", default_value_t = 0.0, hide_default_value = true)]
     min_p: f32,
-    /// Above 1 makes tokens that are already in the text less likely
+    /// Penalty on tokens that are in the text already, above 1; 1 disables it
     #[arg(long, value_name = "X", default_value_t = 1.0, hide_default_value = true)]
     repetition_penalty: f32,
-    /// End before this text; may be given several times
+    /// Stop before this text; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), allow_hyphen_values = true)]
     pub stop: Vec<String>,
-    /// The same seed gives the same text [default: another each time]
+    /// Random seed; the same seed gives the same text [default: a new one each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Numbers to compute with: auto (the fastest that the processor has), f32 or bf16
+    /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
-    /// Round the weights further, to read fewer bytes for each token: int8, with a scale for each output; or none
+    /// Quantise the weights for faster decoding: int8 (one scale per output) or none
     #[arg(long, value_name = "TYPE", default_value = "none")]
     quant: Quant,
     #[command(flatten)]
@@ -49,7 +50,10 @@ pub struct SamplingFlags {
 }
 
 impl SamplingFlags {
-    /// How tokens are chosen; without a seed by another one each time.
+    /// Returns the sampling settings, with a new seed if none was given.
+    ///
+    /// # Errors
+    /// A setting out of range.
     pub fn sampling(&self) -> anyhow::Result<Sampling> {
         let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = *self;
         let seed = seed.unwrap_or_else(seed_of_the_moment);
@@ -58,33 +62,33 @@ impl SamplingFlags {
         Ok(sampling)
     }
 
-    /// What the engine computes with.
+    /// Returns the engine's options.
     pub fn options(&self) -> Options {
         let Self { dtype, quant, .. } = *self;
         Options { threads: self.threads.count(), dtype, quant, ..Options::default() }
     }
 }
 
-/// A number that differs from run to run and is short enough to type.
+/// Returns a number that differs from run to run and is short enough to type.
 fn seed_of_the_moment() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_micros() as u64 % 1_000_000_000
 }
 
-/// A text in the making, up to the first of the texts to stop at.
+/// A text that grows by tokens, up to the first stop text.
 pub struct Text<'a> {
     stream: Option<TextStream>,
     stops: &'a [String],
-    /// What may be the beginning of a text to stop at.
+    /// Text held back because it may begin a stop text.
     held: String,
-    /// What can be printed and is not yet.
+    /// Text that is ready to print.
     pub ready: String,
-    /// True if nothing follows.
+    /// True once the text is complete.
     pub ended: bool,
 }
 
 impl<'a> Text<'a> {
-    /// A text that nothing is in yet.
+    /// Returns an empty text.
     pub fn new(stream: TextStream, stops: &'a [String]) -> Self {
         Self { stream: Some(stream), stops, held: String::new(), ready: String::new(), ended: false }
     }
@@ -95,7 +99,7 @@ impl<'a> Text<'a> {
         self.add(&text);
     }
 
-    /// No token follows.
+    /// Completes the text: no token follows.
     pub fn finish(&mut self) {
         if self.ended {
             return;
@@ -124,7 +128,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Says it where a prompt has more tokens than the model's block.
+/// Prints a note if a prompt has more tokens than the model's context.
 pub fn say_what_is_seen(tokens: usize, block_size: usize) {
     if tokens > block_size {
         let tokens = grouped(tokens as u64);
@@ -132,22 +136,25 @@ pub fn say_what_is_seen(tokens: usize, block_size: usize) {
     }
 }
 
-/// What is to be made.
+/// A request for one text.
 pub struct Answer<'a> {
-    /// What comes before.
+    /// Token ids before it.
     pub prompt: &'a [u32],
-    /// Tokens after which it ends.
+    /// Maximum number of tokens.
     pub length: usize,
-    /// The token that ends it.
+    /// Token that ends it.
     pub end: Option<u32>,
     /// Texts before which it ends.
     pub stops: &'a [String],
-    /// How tokens are chosen.
+    /// Sampling settings.
     pub sampling: Sampling,
 }
 
 impl Answer<'_> {
-    /// Makes the text, and gives it to `put` as it comes; `false` if `stop` was set before its end.
+    /// Generates the text and passes it to `put` piece by piece; `false` if `stop` was set before its end.
+    ///
+    /// # Errors
+    /// Those of the model, the sampler and `put`.
     pub fn make(
         &self,
         model: &dyn Model,
@@ -181,7 +188,7 @@ impl Answer<'_> {
 mod tests {
     use super::*;
 
-    /// What is printed after each piece of text, and whether the sample ended.
+    /// Returns the text printed after each piece, and whether a stop text ended it.
     fn printed(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
         let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
         let mut text = Text::new(Tokenizer::gpt2().stream(), &stops);
