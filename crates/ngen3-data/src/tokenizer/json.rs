@@ -137,7 +137,9 @@ fn check_added<'a>(added: &[AddedToken<'a>], id_of: impl Fn(&'a str) -> Option<u
 }
 
 fn hugging_face(bytes: &[u8], added: &[AddedToken]) -> Result<tokenizers::Tokenizer, String> {
-    let mut tokenizer = run_library(|| tokenizers::Tokenizer::from_bytes(bytes))?;
+    // The library has compiled this once; `from_bytes` would be compiled again here, for seconds.
+    let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let mut tokenizer = run_library(|| text.parse::<tokenizers::Tokenizer>())?;
     tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
     tokenizer.with_padding(None);
     // Special tokens in text are text.
