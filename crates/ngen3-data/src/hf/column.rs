@@ -4,17 +4,18 @@
 //! and `content`, or of `from` and `value`, reads `role: content`. A path `a.b` is the field `b` of the struct `a`, or of every
 //! struct of a list. If records are conversations ([`Column::of_conversations`]), a list of turns stays a list, as JSON.
 
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, StructArray, downcast_dictionary_array};
-use arrow_schema::{DataType, Field, Fields};
 use serde_json::Value;
 
+use super::formats::Record;
 use crate::Error;
 
 /// Fields of a turn: the speaker and the text.
 pub(crate) const TURN_FIELDS: [(&str, &str); 2] = [("role", "content"), ("from", "value")];
 /// Supported types of values, for messages.
 const TEXTS: &str = "a string, a list of strings, or a list of {role, content} or {from, value}";
+
+/// Names kept for a message.
+pub(super) const MAX_NAMES: usize = 50;
 
 /// A column as the user names it.
 #[derive(Clone, Debug)]
@@ -67,60 +68,16 @@ impl Column {
         Self { conversations: true, ..self }
     }
 
-    /// Returns the field names below the top-level column `name`; `None` if it is another column.
-    pub(super) fn below(&self, name: &str) -> Option<&[String]> {
-        if name == self.full {
-            return Some(&[]);
-        }
-        (self.path.len() > 1 && name == self.path[0]).then(|| &self.path[1..])
+    /// True if the column may be in the top-level column `name`.
+    pub(super) fn is_in(&self, name: &str) -> bool {
+        name == self.full || name == self.path[0]
     }
 
     /// Returns the message for a column that is not among these.
-    pub(super) fn missing(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-        let names: Vec<_> = names.into_iter().map(|name| name.as_ref().to_owned()).collect();
+    pub(super) fn missing(&self, names: &[String]) -> String {
         match names.is_empty() {
             true => format!("no column {:?}: the file has no columns", self.full),
             false => format!("no column {:?}; choose one with --hf_text_column: {}", self.full, names.join(", ")),
-        }
-    }
-
-    /// Returns the index of the top-level column among these fields, and the field names below it.
-    pub(super) fn find(&self, fields: &Fields) -> Result<(usize, &[String]), String> {
-        let exact = fields.iter().position(|field| *field.name() == self.full);
-        let found = exact.or_else(|| fields.iter().position(|field| self.below(field.name()).is_some()));
-        let index = found.ok_or_else(|| self.missing(fields.iter().map(|field| field.name())))?;
-        let below = self.below(fields[index].name()).unwrap_or_default();
-        self.check(&fields[index], below)?;
-        Ok((index, below))
-    }
-
-    /// Checks that a column of this type can be read as text.
-    fn check(&self, field: &Field, below: &[String]) -> Result<(), String> {
-        let mut kind = field.data_type();
-        loop {
-            match (kind, below) {
-                (DataType::Dictionary(_, values), _) => kind = values,
-                (DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _), _) => {
-                    kind = item.data_type()
-                }
-                (DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null, []) => return Ok(()),
-                (DataType::Struct(fields), []) if turn_of(|name| fields.find(name).is_some()).is_some() => {
-                    return Ok(());
-                }
-                (DataType::Struct(fields), [name, rest @ ..]) => {
-                    let (_, child) = fields.find(name).ok_or_else(|| {
-                        let names: Vec<_> = fields.iter().map(|field| field.name().as_str()).collect();
-                        format!("column {} has no field {name:?}: expected one of {}", self.full, names.join(", "))
-                    })?;
-                    return self.check(child, rest);
-                }
-                (DataType::Struct(fields), []) => {
-                    let names: Vec<_> = fields.iter().map(|field| format!("{}.{}", self.full, field.name())).collect();
-                    let names = names.join(", ");
-                    return Err(format!("column {} holds structs; name one of their fields: {names}", self.full));
-                }
-                (other, _) => return Err(self.wrong_kind(&other.to_string())),
-            }
         }
     }
 
@@ -128,131 +85,65 @@ impl Column {
         format!("column {}: expected {TEXTS}, got {kind}", self.full)
     }
 
-    /// Appends a record's text; returns false if it has none.
-    pub(super) fn arrow_text(
-        &self,
-        array: &ArrayRef,
-        row: usize,
-        below: &[String],
-        text: &mut String,
-    ) -> Result<bool, String> {
-        if self.conversations {
-            return Ok(put_value(self.arrow_value(array.as_ref(), row, below)?, text));
+    /// Returns the value in a record in which the column is, and the names of the fields below it.
+    fn locate<'a>(&'a self, record: &'a Record) -> Option<(&'a Value, &'a [String])> {
+        // The whole name takes precedence over the start of a path.
+        match record.get(&self.full) {
+            Some(value) => Some((value, &[])),
+            None => Some((record.get(&self.path[0])?, &self.path[1..])),
         }
-        let mut turns = Turns { text, separator: &self.separator, count: 0 };
-        self.walk_arrow(array.as_ref(), row, below, &mut turns)?;
-        Ok(turns.count > 0)
     }
 
-    fn walk_arrow(&self, array: &dyn Array, row: usize, below: &[String], turns: &mut Turns) -> Result<(), String> {
-        if array.is_null(row) {
-            return Ok(());
-        }
-        if let Some(text) = arrow_string(array, row) {
-            if !below.is_empty() {
-                return Err(self.wrong_kind("strings, which have no fields"));
-            }
-            turns.push(None, text);
-            return Ok(());
-        }
-        if let Some(items) = arrow_items(array, row) {
-            return (0..items.len()).try_for_each(|item| self.walk_arrow(items.as_ref(), item, below, turns));
-        }
-        match (array.data_type(), below) {
-            (DataType::Struct(_), [name, rest @ ..]) => {
-                let child = array.as_struct().column_by_name(name).ok_or_else(|| self.wrong_kind("other structs"))?;
-                self.walk_arrow(child.as_ref(), row, rest, turns)
-            }
-            (DataType::Struct(_), []) => {
-                let fields = array.as_struct();
-                let (speaker, content) =
-                    turn_of(|name| fields.column_by_name(name).is_some()).ok_or_else(|| self.wrong_kind("structs"))?;
-                let content = self.field(fields, content, row)?;
-                if let Some(content) = content {
-                    turns.push(self.field(fields, speaker, row)?, content);
+    /// True if a record has all fields of the path, or no value where one is missing; else adds those that it has to `names`.
+    pub(super) fn is_found(&self, record: &Record, names: &mut Vec<String>) -> bool {
+        self.locate(record).is_some_and(|(value, below)| self.reaches(value, below, names))
+    }
+
+    fn reaches(&self, value: &Value, below: &[String], names: &mut Vec<String>) -> bool {
+        match (value, below) {
+            (Value::Array(items), [_, ..]) => items.iter().any(|item| self.reaches(item, below, names)),
+            (Value::Object(fields), [name, rest @ ..]) => {
+                if let Some(value) = fields.get(name) {
+                    return self.reaches(value, rest, names);
                 }
-                Ok(())
+                let parent = self.path[..self.path.len() - below.len()].join(".");
+                for name in fields.keys().map(|name| format!("{parent}.{name}")) {
+                    if names.len() < MAX_NAMES && !names.contains(&name) {
+                        names.push(name);
+                    }
+                }
+                false
             }
-            (DataType::Dictionary(..), _) => downcast_dictionary_array!(
-                array => match array.key(row) {
-                    Some(key) => self.walk_arrow(array.values().as_ref(), key, below, turns),
-                    None => Ok(()),
-                },
-                other => Err(self.wrong_kind(&other.to_string())),
-            ),
-            (DataType::Null, _) => Ok(()),
-            (other, _) => Err(self.wrong_kind(&other.to_string())),
+            (Value::Null, [_, ..]) => false,
+            _ => true,
         }
     }
 
-    /// Returns a record's value as JSON. Values other than strings, lists and structs become null: no turn needs them.
-    fn arrow_value(&self, array: &dyn Array, row: usize, below: &[String]) -> Result<Value, String> {
-        if array.is_null(row) {
-            return Ok(Value::Null);
-        }
-        if let Some(text) = arrow_string(array, row) {
-            return Ok(text.into());
-        }
-        if let Some(items) = arrow_items(array, row) {
-            let values = (0..items.len()).map(|item| self.arrow_value(items.as_ref(), item, below));
-            return values.collect::<Result<_, _>>().map(Value::Array);
-        }
-        match (array.data_type(), below) {
-            (DataType::Struct(_), [name, rest @ ..]) => {
-                let child = array.as_struct().column_by_name(name).ok_or_else(|| self.wrong_kind("other structs"))?;
-                self.arrow_value(child.as_ref(), row, rest)
-            }
-            (DataType::Struct(_), []) => {
-                let fields = array.as_struct();
-                let values = fields.column_names().into_iter().zip(fields.columns());
-                let values =
-                    values.map(|(name, column)| Ok((name.into(), self.arrow_value(column.as_ref(), row, &[])?)));
-                values.collect::<Result<_, _>>().map(Value::Object)
-            }
-            (DataType::Dictionary(..), _) => downcast_dictionary_array!(
-                array => match array.key(row) {
-                    Some(key) => self.arrow_value(array.values().as_ref(), key, below),
-                    None => Ok(Value::Null),
-                },
-                other => Err(self.wrong_kind(&other.to_string())),
-            ),
-            _ => Ok(Value::Null),
-        }
-    }
-
-    /// Returns a string field of a turn, if it is there.
-    fn field<'a>(&self, fields: &'a StructArray, name: &str, row: usize) -> Result<Option<&'a str>, String> {
-        let Some(column) = fields.column_by_name(name).filter(|column| !column.is_null(row)) else { return Ok(None) };
-        match column.data_type() {
-            DataType::Null => Ok(None),
-            kind => {
-                let text = arrow_string(column.as_ref(), row);
-                text.map(Some).ok_or_else(|| self.wrong_kind(&format!("turns whose {name} is {kind}")))
-            }
-        }
-    }
-
-    /// Appends the text of a JSON record's top-level value; returns false if it has none.
-    pub(super) fn json_text(&self, value: &Value, below: &[String], text: &mut String) -> Result<bool, String> {
+    /// Appends the text of a record; returns false if it has none.
+    pub(super) fn text(&self, record: &Record, text: &mut String) -> Result<bool, String> {
+        let Some((value, below)) = self.locate(record) else { return Ok(false) };
         if self.conversations {
-            return Ok(put_value(json_value(value, below), text));
+            return Ok(match below {
+                [] => put_value(value, text),
+                below => put_value(&field_of(value, below), text),
+            });
         }
         let mut turns = Turns { text, separator: &self.separator, count: 0 };
-        self.walk_json(value, below, &mut turns)?;
+        self.walk(value, below, &mut turns)?;
         Ok(turns.count > 0)
     }
 
-    fn walk_json(&self, value: &Value, below: &[String], turns: &mut Turns) -> Result<(), String> {
+    fn walk(&self, value: &Value, below: &[String], turns: &mut Turns) -> Result<(), String> {
         match (value, below) {
             (Value::Null, _) => Ok(()),
             (Value::String(text), []) => {
                 turns.push(None, text);
                 Ok(())
             }
-            (Value::Array(items), _) => items.iter().try_for_each(|item| self.walk_json(item, below, turns)),
+            (Value::Array(items), _) => items.iter().try_for_each(|item| self.walk(item, below, turns)),
             // A missing field is null.
             (Value::Object(fields), [name, rest @ ..]) => {
-                fields.get(name).map_or(Ok(()), |value| self.walk_json(value, rest, turns))
+                fields.get(name).map_or(Ok(()), |value| self.walk(value, rest, turns))
             }
             (Value::Object(fields), []) => {
                 let (speaker, content) = turn_of(|name| fields.contains_key(name)).ok_or_else(|| {
@@ -275,22 +166,22 @@ impl Column {
 }
 
 /// Appends a value to a record's text, strings verbatim; returns false for null.
-fn put_value(value: Value, text: &mut String) -> bool {
+fn put_value(value: &Value, text: &mut String) -> bool {
     match value {
         Value::Null => return false,
-        Value::String(plain) => text.push_str(&plain),
+        Value::String(plain) => text.push_str(plain),
         other => text.push_str(&other.to_string()),
     }
     true
 }
 
 /// Returns the value below a path, for each item of a list.
-fn json_value(value: &Value, below: &[String]) -> Value {
+fn field_of(value: &Value, below: &[String]) -> Value {
     match (value, below) {
         (value, []) => value.clone(),
-        (Value::Array(items), _) => items.iter().map(|item| json_value(item, below)).collect(),
+        (Value::Array(items), _) => items.iter().map(|item| field_of(item, below)).collect(),
         (Value::Object(fields), [name, rest @ ..]) => {
-            fields.get(name).map_or(Value::Null, |value| json_value(value, rest))
+            fields.get(name).map_or(Value::Null, |value| field_of(value, rest))
         }
         _ => Value::Null,
     }
@@ -299,26 +190,6 @@ fn json_value(value: &Value, below: &[String]) -> Value {
 /// Returns the fields of a turn, if a struct has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
     TURN_FIELDS.into_iter().find(|(speaker, content)| has(speaker) && has(content))
-}
-
-/// Returns the items of a list in a record; `None` for other types.
-fn arrow_items(array: &dyn Array, row: usize) -> Option<ArrayRef> {
-    match array.data_type() {
-        DataType::List(_) => Some(array.as_list::<i32>().value(row)),
-        DataType::LargeList(_) => Some(array.as_list::<i64>().value(row)),
-        DataType::FixedSizeList(..) => Some(array.as_fixed_size_list().value(row)),
-        _ => None,
-    }
-}
-
-/// Returns the string in a record; `None` for other types.
-pub(super) fn arrow_string(array: &dyn Array, row: usize) -> Option<&str> {
-    match array.data_type() {
-        DataType::Utf8 => Some(array.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => Some(array.as_string::<i64>().value(row)),
-        DataType::Utf8View => Some(array.as_string_view().value(row)),
-        _ => None,
-    }
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -334,35 +205,24 @@ fn kind_of(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use arrow_array::builder::{ListBuilder, StringBuilder};
-    use arrow_array::{DictionaryArray, Int32Array, LargeStringArray, StringArray, StringViewArray};
-    use arrow_schema::Schema;
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
-    fn json(column: &str, row: Value) -> Result<Option<String>, String> {
-        let column = Column::parse(column, "|").unwrap();
+    fn record(value: Value) -> Record {
+        value.as_object().unwrap().clone()
+    }
+
+    fn read(column: &str, value: Value) -> Result<Option<String>, String> {
         let mut text = String::new();
-        let (name, value) = row.as_object().unwrap().iter().next().unwrap();
-        let has = column.json_text(value, column.below(name).unwrap(), &mut text)?;
+        let has = Column::parse(column, "|").unwrap().text(&record(value), &mut text)?;
         Ok(has.then_some(text))
     }
 
-    fn arrow(column: &str, array: ArrayRef, row: usize) -> Result<Option<String>, String> {
-        let column = Column::parse(column, "|").unwrap();
-        let schema = Schema::new(vec![Field::new("a", array.data_type().clone(), true)]);
-        let (_, below) = column.find(&schema.fields)?;
-        let mut text = String::new();
-        Ok(column.arrow_text(&array, row, below, &mut text)?.then_some(text))
-    }
-
     #[test]
-    fn json_rows_become_texts() {
-        let text = |column: &str, row: Value| json(column, row).unwrap();
+    fn records_become_texts() {
+        let text = |column: &str, row: Value| read(column, row).unwrap();
         assert_eq!(text("a", json!({"a": "x"})).as_deref(), Some("x"));
         assert_eq!(text("a", json!({"a": ["x", null, "", "y"]})).as_deref(), Some("x||y"));
         assert_eq!(text("a", json!({"a": null})), None);
@@ -374,103 +234,47 @@ mod tests {
         assert_eq!(text("a.b", json!({"a": {"b": "x", "c": 1}})).as_deref(), Some("x"));
         assert_eq!(text("a.b.c", json!({"a": [{"b": {"c": "x"}}, {"b": {"c": "y"}}]})).as_deref(), Some("x|y"));
         assert_eq!(text("a.content", json!({"a": turns})).as_deref(), Some("Hi|Yes"));
-        assert_eq!(text("a.b", json!({"a.b": "x"})).as_deref(), Some("x"));
-        assert!(json("a", json!({"a": 3})).unwrap_err().starts_with("column a: expected a string, a list of strings"));
-        assert!(json("a.b", json!({"a": "x"})).unwrap_err().ends_with("got strings, which have no fields"));
-        assert!(json("a", json!({"a": {"x": "1", "y": 2}})).unwrap_err().ends_with("fields: a.x, a.y"));
+        assert_eq!(text("a.b", json!({"a": {"b": "y"}, "a.b": "x"})).as_deref(), Some("x"));
+        assert!(read("a", json!({"a": 3})).unwrap_err().starts_with("column a: expected a string, a list of strings"));
+        assert!(read("a.b", json!({"a": "x"})).unwrap_err().ends_with("got strings, which have no fields"));
+        assert!(read("a", json!({"a": {"x": "1", "y": 2}})).unwrap_err().ends_with("fields: a.x, a.y"));
     }
 
     #[test]
-    fn arrow_rows_become_texts() {
-        let strings: [ArrayRef; 4] = [
-            Arc::new(StringArray::from(vec![Some("x"), None])),
-            Arc::new(LargeStringArray::from(vec![Some("x"), None])),
-            Arc::new(StringViewArray::from(vec![Some("x"), None])),
-            Arc::new(DictionaryArray::new(
-                Int32Array::from(vec![Some(0), None]),
-                Arc::new(StringArray::from(vec!["x"])),
-            )),
-        ];
-        for array in strings {
-            assert_eq!(arrow("a", array.clone(), 0).unwrap().as_deref(), Some("x"), "{}", array.data_type());
-            assert_eq!(arrow("a", array, 1).unwrap(), None);
-        }
-        let mut list = ListBuilder::new(StringBuilder::new());
-        list.append_value([Some("x"), None, Some("y")]);
-        list.append_null();
-        let list: ArrayRef = Arc::new(list.finish());
-        assert_eq!(arrow("a", list.clone(), 0).unwrap().as_deref(), Some("x|y"));
-        assert_eq!(arrow("a", list, 1).unwrap(), None);
-        let column = |name: &str, texts: [Option<&str>; 2]| {
-            let array: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
-            (Arc::new(Field::new(name, DataType::Utf8, true)), array)
+    fn a_field_that_is_missing_is_told_from_one_without_a_value() {
+        let found = |column: &str, row: Value| {
+            let mut names = Vec::new();
+            let found = Column::parse(column, "|").unwrap().is_found(&record(row), &mut names);
+            (found, names.join(", "))
         };
-        let turns: ArrayRef = Arc::new(StructArray::from(vec![
-            column("role", [Some("user"), Some("tool")]),
-            column("content", [Some("Hi"), None]),
-        ]));
-        assert_eq!(arrow("a", turns.clone(), 0).unwrap().as_deref(), Some("user: Hi"));
-        assert_eq!(arrow("a", turns.clone(), 1).unwrap(), None);
-        assert_eq!(arrow("a.role", turns.clone(), 1).unwrap().as_deref(), Some("tool"));
-        assert_eq!(
-            arrow("a.x", turns.clone(), 0).unwrap_err(),
-            "column a.x has no field \"x\": expected one of role, content"
-        );
-        assert_eq!(arrow("b", turns, 0).unwrap_err(), "no column \"b\"; choose one with --hf_text_column: a");
-        let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
-        assert!(arrow("a", numbers, 0).unwrap_err().ends_with("{from, value}, got Int32"));
+        assert_eq!(found("a.b", json!({"a": {"b": null}})), (true, String::new()));
+        assert_eq!(found("a.b", json!({"a": null})), (false, String::new()));
+        assert_eq!(found("a.b", json!({"a": {"c": 1, "d": 2}})), (false, "a.c, a.d".into()));
+        assert_eq!(found("a.b", json!({"a": [{"c": 1}, {"b": 1}]})), (true, "a.c".into()));
+        assert_eq!(found("a.b.c", json!({"a": {"b": [{"x": 1}, {"y": 1}]}})), (false, "a.b.x, a.b.y".into()));
+        assert_eq!(found("a.b", json!({"a": "text"})), (true, String::new()), "an error of another kind");
     }
 
     #[test]
-    fn conversations_stay_what_they_are_whatever_the_format() {
-        let column = |path: &str| Column::parse(path, "|").unwrap().of_conversations();
-        let json = |path: &str, row: Value| {
-            let (column, mut text) = (column(path), String::new());
-            let below = column.below("a").unwrap();
-            column.json_text(&row, below, &mut text).unwrap().then_some(text)
+    fn conversations_stay_what_they_are() {
+        let text = |path: &str, row: Value| {
+            let (column, mut text) = (Column::parse(path, "|").unwrap().of_conversations(), String::new());
+            column.text(&record(row), &mut text).unwrap().then_some(text)
         };
-        let arrow = |path: &str, array: ArrayRef| {
-            let (column, mut text) = (column(path), String::new());
-            let schema = Schema::new(vec![Field::new("a", array.data_type().clone(), true)]);
-            let (_, below) = column.find(&schema.fields).unwrap();
-            column.arrow_text(&array, 0, below, &mut text).unwrap().then_some(text)
-        };
-        let strings: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
-        assert_eq!(json("a", json!("x")).as_deref(), Some("x"));
-        assert_eq!(arrow("a", strings).as_deref(), Some("x"));
-        assert_eq!(json("a", Value::Null), None);
-
-        let mut list = ListBuilder::new(StringBuilder::new());
-        list.append_value([Some("x"), None, Some("y")]);
-        let (plain, list): (_, ArrayRef) = (json!(["x", null, "y"]), Arc::new(list.finish()));
-        assert_eq!(json("a", plain.clone()), Some(plain.to_string()));
-        assert_eq!(arrow("a", list), Some(plain.to_string()), "a missing entry is kept");
-
-        let field = |name: &str, kind| Arc::new(Field::new(name, kind, true));
-        let text = |texts: [Option<&str>; 2]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
-        let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1, 2]));
-        let turns = StructArray::from(vec![
-            (field("role", DataType::Utf8), text([Some("user"), Some("tool")])),
-            (field("content", DataType::Utf8), text([Some("Hi"), None])),
-            (field("id", DataType::Int32), numbers),
-        ]);
-        let item = Arc::new(Field::new("item", turns.data_type().clone(), true));
-        let turns: ArrayRef = Arc::new(arrow_array::FixedSizeListArray::new(item, 2, Arc::new(turns), None));
-        let expected =
-            json!([{"role": "user", "content": "Hi", "id": null}, {"role": "tool", "content": null, "id": null}]);
-        assert_eq!(arrow("a", turns), Some(expected.to_string()));
-        let nested = json!({"b": [{"c": "x"}, {"c": "y"}]});
-        assert_eq!(json("a.b.c", nested), Some(json!(["x", "y"]).to_string()));
+        assert_eq!(text("a", json!({"a": "x"})).as_deref(), Some("x"));
+        assert_eq!(text("a", json!({"a": null})), None);
+        let plain = json!(["x", null, "y"]);
+        assert_eq!(text("a", json!({"a": plain})), Some(plain.to_string()), "a missing entry is kept");
+        let turns = json!([{"role": "user", "content": "Hi", "id": 1}, {"role": "tool", "content": null, "id": 2}]);
+        assert_eq!(text("a", json!({"a": turns})), Some(turns.to_string()));
+        assert_eq!(text("a.b.c", json!({"a": {"b": [{"c": "x"}, {"c": "y"}]}})).as_deref(), Some(r#"["x","y"]"#));
     }
 
     proptest! {
         #[test]
         fn lists_are_joined(texts in prop::collection::vec("[a-c|]{0,3}", 0..6)) {
             let expected = (!texts.is_empty()).then(|| texts.join("|"));
-            prop_assert_eq!(json("a", json!({"a": &texts})).unwrap(), expected.clone());
-            let mut list = ListBuilder::new(StringBuilder::new());
-            list.append_value(texts.iter().map(Some));
-            prop_assert_eq!(arrow("a", Arc::new(list.finish()), 0).unwrap(), expected);
+            prop_assert_eq!(read("a", json!({"a": &texts})).unwrap(), expected);
         }
     }
 }

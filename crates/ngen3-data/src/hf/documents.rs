@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::column::Column;
 use super::format::{DataFile, Format};
-use super::formats::DataFileReader;
+use super::formats::{DataFileReader, Wanted};
 use super::repository::Repository;
 use super::split::Slice;
 use crate::Error;
@@ -33,8 +33,8 @@ struct LocalFile<'a> {
 }
 
 impl LocalFile<'_> {
-    fn reader<'b>(&'b self, column: Option<&'b Column>, skip: u64) -> DataFileReader<'b> {
-        DataFileReader { name: &self.name, path: &self.path, format: self.format, column, skip, scratch: self.scratch }
+    fn reader<'b>(&'b self, wanted: Wanted<'b>, skip: u64) -> DataFileReader<'b> {
+        DataFileReader { name: &self.name, path: &self.path, format: self.format, wanted, skip, scratch: self.scratch }
     }
 }
 
@@ -81,7 +81,7 @@ impl<'a> RecordReader<'a> {
     fn count_records(&mut self, part: &SplitFiles) -> Result<Range<u64>, Error> {
         let mut count: u64 = 0;
         for file in &part.files {
-            count = count.saturating_add(self.open(file)?.reader(None, 0).count()?);
+            count = count.saturating_add(self.open(file)?.reader(Wanted::Nothing, 0).count()?);
         }
         part.slice.range_of(count)
     }
@@ -101,7 +101,7 @@ impl<'a> RecordReader<'a> {
             }
             let mut skip = wanted.start.saturating_sub(passed);
             if skip > 0 {
-                let count = self.open(file)?.reader(None, 0).count()?;
+                let count = self.open(file)?.reader(Wanted::Nothing, 0).count()?;
                 if count <= skip {
                     passed += count;
                     continue;
@@ -110,11 +110,15 @@ impl<'a> RecordReader<'a> {
             }
             passed += skip;
             let local = self.open(file)?;
-            let mut number = skip;
-            local.reader(Some(self.column), skip).read(&mut |record| {
+            let (mut number, mut text) = (skip, String::new());
+            local.reader(Wanted::Column(self.column), skip).read(&mut |record| {
                 passed += 1;
                 number += 1;
-                take(SourceRecord { name: &local.name, number, text: record.text, done: *before + record.bytes_read })?;
+                text.clear();
+                let has = self.column.text(&record.columns, &mut text);
+                let has = has.map_err(|reason| Error::read(&local.name, format!("record {number}: {reason}")))?;
+                let text = has.then_some(text.as_str());
+                take(SourceRecord { name: &local.name, number, text, done: *before + record.bytes_read })?;
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             *before += file.size.unwrap_or(0);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::column::Column;
 use super::documents::{DocumentGatherer, RecordFn, RecordReader, SplitFiles};
-use super::formats::{DataFileReader, Record};
+use super::formats::{DataFileReader, Record, Wanted};
 use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
@@ -86,8 +86,8 @@ pub fn read_records(
     for file in layout.files(split, &repository, progress)? {
         let (name, path) = (repository.name_of(&file.path), repository.fetch(&file.path, progress)?);
         let scratch = std::env::temp_dir();
-        let file =
-            DataFileReader { name: &name, path: &path, format: file.format, column: None, skip: 0, scratch: &scratch };
+        let wanted = Wanted::Everything;
+        let file = DataFileReader { name: &name, path: &path, format: file.format, wanted, skip: 0, scratch: &scratch };
         records.append(&mut file.records()?);
     }
     Ok((title, records))

@@ -140,16 +140,16 @@ fn a_wrong_column_names_those_there_are() {
     for (column, expected) in [
         (
             "id",
-            "column id: expected a string, a list of strings, or a list of {role, content} or {from, value}, got Int",
+            "record 1: column id: expected a string, a list of strings, or a list of {role, content} or {from, value}, got numbers",
         ),
-        ("meta", "column meta holds structs; name one of their fields: meta.title, meta.tags"),
-        ("meta.titel", "column meta.titel has no field \"titel\": expected one of title, tags"),
+        ("meta", "record 1: column meta holds objects; name one of their fields: meta.title, meta.tags"),
+        ("meta.titel", "no column \"meta.titel\"; choose one with --hf_text_column: meta.title, meta.tags"),
     ] {
-        let error = read(&fixtures().join("none.parquet"), "train", column).unwrap_err();
-        assert!(error.contains(expected), "{error}");
+        for name in ["none.parquet", "saved.arrow", "lines.jsonl", "array.json"] {
+            let error = read(&fixtures().join(name), "train", column).unwrap_err();
+            assert!(error.contains(expected), "{name}: {error}");
+        }
     }
-    let error = read(&fixtures().join("lines.jsonl"), "train", "id").unwrap_err();
-    assert!(error.contains("record 1: column id: expected") && error.ends_with("got numbers"), "{error}");
 }
 
 #[test]

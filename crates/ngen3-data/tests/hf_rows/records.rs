@@ -1,9 +1,17 @@
 //! Whole records: all formats give the same columns with the same values as the JSON lines.
 
-use std::fs;
+use std::fs::{self, File};
+use std::sync::Arc;
 
+use arrow_array::builder::{ListBuilder, StringBuilder, StructBuilder};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field};
 use ngen3_data::{Record, read_records};
-use serde_json::{Map, Value};
+use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
 
 use super::{fixtures, folder};
 
@@ -87,4 +95,70 @@ fn damage_is_named() {
     assert!(error("b/train.json").contains("train.json: "), "{}", error("b/train.json"));
     fs::write(broken.path().join("train.parquet"), &whole[..whole.len() / 2]).unwrap();
     assert!(error("train.parquet").contains("it may be truncated"), "{}", error("train.parquet"));
+}
+
+/// A turn: its text and labels, each of which may be null.
+type Turn = Option<(Option<String>, Option<Vec<Option<String>>>)>;
+
+/// Returns a list of structs for each record, any level of which may be null or empty.
+fn nested(records: &[Option<Vec<Turn>>]) -> ArrayRef {
+    let labels = DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true)));
+    let fields = vec![Field::new("text", DataType::Utf8, true), Field::new("labels", labels, true)];
+    let turns = StructBuilder::new(
+        fields,
+        vec![Box::new(StringBuilder::new()), Box::new(ListBuilder::new(StringBuilder::new()))],
+    );
+    let mut column = ListBuilder::new(turns);
+    for record in records {
+        for turn in record.iter().flatten() {
+            let (text, labels) = turn.clone().unwrap_or_default();
+            column.values().field_builder::<StringBuilder>(0).unwrap().append_option(text);
+            column.values().field_builder::<ListBuilder<StringBuilder>>(1).unwrap().append_option(labels);
+            column.values().append(turn.is_some());
+        }
+        column.append(record.is_some());
+    }
+    Arc::new(column.finish())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nested_columns_are_the_same_in_every_format(
+        records in {
+            let text = || prop::option::of("[a-zé]{0,3}");
+            let turn = (text(), prop::option::of(prop::collection::vec(text(), 0..3)));
+            let turns = prop::collection::vec(prop::option::of(turn), 0..4);
+            prop::collection::vec(prop::option::of(turns), 1..40)
+        },
+        group in 1usize..20,
+        page in 1usize..10,
+    ) {
+        let turn = |turn: &Turn| turn.as_ref().map(|(text, labels)| json!({"text": text, "labels": labels}));
+        let numbers = records.iter().enumerate().map(|(number, record)| {
+            let turns = record.as_ref().map(|turns| turns.iter().map(turn).collect::<Vec<_>>());
+            Record::from_iter([("n".into(), json!(number)), ("turns".into(), json!(turns))])
+        });
+        let expected: Vec<_> = numbers.collect();
+        let folder = tempfile::tempdir().unwrap();
+        let n: ArrayRef = Arc::new((0..records.len() as i64).map(Some).collect::<Int64Array>());
+        let batch = RecordBatch::try_from_iter([("n", n), ("turns", nested(&records))]).unwrap();
+        let (parquet, arrow) = (folder.path().join("x.parquet"), folder.path().join("x.arrow"));
+        let properties = WriterProperties::builder()
+            .set_max_row_group_row_count(Some(group))
+            .set_data_page_row_count_limit(page)
+            .set_write_batch_size(page)
+            .build();
+        let mut writer =
+            ArrowWriter::try_new(File::create(&parquet).unwrap(), batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let mut writer = StreamWriter::try_new(File::create(&arrow).unwrap(), &batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        for path in [&parquet, &arrow] {
+            prop_assert_eq!(&read(path, "train").unwrap(), &expected, "{}", path.display());
+        }
+    }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde_json::{Map, Value};
+
 use crate::Error;
 use crate::catch_panic::catch_panic;
 use crate::hf::column::Column;
@@ -16,6 +18,8 @@ use crate::source::open::{ByteSource, open_file};
 use crate::source::utf8::read_error;
 
 pub(super) const BUFFER: usize = 1 << 18;
+/// Records after which a column that none of them had is reported as missing.
+pub(super) const MAX_RECORDS_WITHOUT_COLUMN: u64 = 1000;
 
 /// A data file, and the records of it to read.
 pub(in crate::hf) struct DataFileReader<'a> {
@@ -24,22 +28,57 @@ pub(in crate::hf) struct DataFileReader<'a> {
     /// Path on disk.
     pub(in crate::hf) path: &'a Path,
     pub(in crate::hf) format: Format,
-    /// Column of the text; without one, records are only counted.
-    pub(in crate::hf) column: Option<&'a Column>,
+    pub(in crate::hf) wanted: Wanted<'a>,
     /// Records to skip at the start.
     pub(in crate::hf) skip: u64,
     /// Folder for temporary files.
     pub(in crate::hf) scratch: &'a Path,
 }
 
-/// A record: its text, if any, and the bytes of the file read so far.
-pub(in crate::hf) struct TextRecord<'a> {
-    pub(in crate::hf) text: Option<&'a str>,
+/// A record: the value of each column, by name.
+pub type Record = Map<String, Value>;
+
+/// Top-level columns to read.
+#[derive(Clone, Copy)]
+pub(in crate::hf) enum Wanted<'a> {
+    /// None: records are only counted.
+    Nothing,
+    /// All of them.
+    Everything,
+    /// Those that the column may be in.
+    Column(&'a Column),
+}
+
+impl Wanted<'_> {
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Everything => true,
+            Self::Column(column) => column.is_in(name),
+        }
+    }
+
+    /// Returns the indices of the wanted columns among all those of a file.
+    ///
+    /// # Errors
+    /// A message that names the columns, if none of them is wanted.
+    pub(super) fn among(&self, names: &[String]) -> Result<Vec<usize>, String> {
+        let found: Vec<_> = (0..names.len()).filter(|&index| self.has(&names[index])).collect();
+        match self {
+            Self::Column(column) if found.is_empty() => Err(column.missing(names)),
+            _ => Ok(found),
+        }
+    }
+}
+
+/// A record with its wanted columns, and the bytes of the file read so far.
+pub(in crate::hf) struct FileRecord {
+    pub(in crate::hf) columns: Record,
     pub(in crate::hf) bytes_read: u64,
 }
 
 /// Receives records until it has enough.
-pub(in crate::hf) type TextRecordFn<'a> = dyn FnMut(TextRecord) -> Result<ControlFlow<()>, Error> + 'a;
+pub(in crate::hf) type FileRecordFn<'a> = dyn FnMut(FileRecord) -> Result<ControlFlow<()>, Error> + 'a;
 
 impl DataFileReader<'_> {
     pub(super) fn failed(&self, reason: impl std::fmt::Display) -> Error {

@@ -1,26 +1,18 @@
-//! JSON lines, one object each; or one array of objects, recognised by its `[`. Only the requested column of an object is kept.
+//! JSON lines, one object each; or one array of objects, recognised by its `[`. Only the wanted columns of an object are kept.
 
 use std::fmt;
 use std::io::BufRead;
 use std::ops::ControlFlow;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 
-use super::file::{DataFileReader, RecordStream, TextRecord, TextRecordFn};
-use super::record::Record;
+use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, Record, RecordStream, Wanted};
 use crate::Error;
-use crate::hf::column::Column;
+use crate::hf::column::MAX_NAMES;
 
-/// Records after which a column that none of them had is reported as missing.
-const MAX_RECORDS_WITHOUT_COLUMN: u64 = 1000;
-/// Column names kept for an error message.
-const MAX_NAMES: usize = 50;
-
-pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<(), Error> {
+pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
     let mut stream = input.stream()?;
-    let mut reading =
-        RecordScan { input, take, number: 0, seen: false, names: Vec::new(), text: String::new(), bytes_read: 0 };
+    let mut reading = RecordScan { input, take, number: 0, seen: false, names: Vec::new(), bytes_read: 0 };
     let outcome = if first_byte(&mut stream)? == Some(b'[') {
         read_array(&mut stream, &mut reading)?
     } else {
@@ -28,25 +20,6 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
     };
     // Columns may be missing only from a file that was read to its end.
     if outcome.is_continue() { reading.check_seen() } else { Ok(()) }
-}
-
-/// Reads all records, with all their columns.
-pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
-    let mut stream = input.stream()?;
-    if first_byte(&mut stream)? == Some(b'[') {
-        return serde_json::from_reader(&mut stream.bytes).map_err(|error| match error.is_io() {
-            true => stream.failed(&error.into()),
-            false => input.failed(error),
-        });
-    }
-    let (mut line, mut number, mut records) = (Vec::new(), 0u64, Vec::new());
-    while stream.read_line(&mut line, &mut number)? {
-        if !line.trim_ascii().is_empty() {
-            let record = serde_json::from_slice(&line);
-            records.push(record.map_err(|error| input.failed(format!("line {number}: {}", without_place(&error))))?);
-        }
-    }
-    Ok(records)
 }
 
 /// Returns the first byte that is not white space, without consuming it; skips a UTF-8 byte order mark.
@@ -75,16 +48,15 @@ fn read_lines(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<Con
             continue;
         }
         reading.bytes_read = stream.bytes_read();
-        let value = match reading.column() {
-            None => None,
-            Some(column) => {
+        let columns = match reading.seed() {
+            None => Record::new(),
+            Some(seed) => {
                 let mut json = serde_json::Deserializer::from_slice(&line);
-                let value = ColumnSeed { column, names: reading.names() }.deserialize(&mut json);
-                let value = value.and_then(|value| json.end().map(|()| value));
-                value.map_err(|error| reading.input.failed(format!("line {number}: {}", without_place(&error))))?
+                let columns = seed.deserialize(&mut json).and_then(|columns| json.end().map(|()| columns));
+                columns.map_err(|error| reading.input.failed(format!("line {number}: {}", without_place(&error))))?
             }
         };
-        if reading.record(value)?.is_break() {
+        if reading.record(columns)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
@@ -122,51 +94,39 @@ fn without_place(error: &serde_json::Error) -> String {
 /// State of reading the records of a file.
 struct RecordScan<'a, 'b> {
     input: &'a DataFileReader<'a>,
-    take: &'a mut TextRecordFn<'b>,
+    take: &'a mut FileRecordFn<'b>,
     number: u64,
     /// True once a record had the column.
     seen: bool,
     /// Column names of the records, as long as none had the requested one.
     names: Vec<String>,
-    text: String,
     bytes_read: u64,
 }
 
 impl<'a> RecordScan<'a, '_> {
-    /// Returns the requested column; `None` for a record that is skipped.
-    fn column(&self) -> Option<&'a Column> {
-        self.input.column.filter(|_| self.number >= self.input.skip)
+    /// Returns how to deserialize the next record; `None` for one that is skipped or only counted.
+    fn seed(&mut self) -> Option<ColumnsSeed<'_>> {
+        let wanted = self.input.wanted;
+        let skipped = self.number < self.input.skip || matches!(wanted, Wanted::Nothing);
+        let names = (!self.seen).then_some(&mut self.names);
+        (!skipped).then_some(ColumnsSeed { wanted, names })
     }
 
-    /// Returns where to collect column names, as long as they may be needed.
-    fn names(&mut self) -> Option<&mut Vec<String>> {
-        (!self.seen).then_some(&mut self.names)
-    }
-
-    /// Handles a record; `value` is the value of its top-level column.
-    fn record(&mut self, value: Option<(Value, bool)>) -> Result<ControlFlow<()>, Error> {
+    fn record(&mut self, columns: Record) -> Result<ControlFlow<()>, Error> {
         self.number += 1;
         if self.number <= self.input.skip {
             return Ok(ControlFlow::Continue(()));
         }
-        self.text.clear();
-        let mut has = false;
-        if let (Some(column), Some((value, exact))) = (self.input.column, &value) {
-            self.seen = true;
-            let below = if *exact { &[] } else { &column.path[1..] };
-            has = column
-                .json_text(value, below, &mut self.text)
-                .map_err(|reason| self.input.failed(format!("record {}: {reason}", self.number)))?;
-        }
+        self.seen |= !columns.is_empty();
         if self.number == self.input.skip + MAX_RECORDS_WITHOUT_COLUMN {
             self.check_seen()?;
         }
-        (self.take)(TextRecord { text: has.then_some(&self.text), bytes_read: self.bytes_read })
+        (self.take)(FileRecord { columns, bytes_read: self.bytes_read })
     }
 
     fn check_seen(&self) -> Result<(), Error> {
-        match self.input.column {
-            Some(column) if !self.seen && self.number > self.input.skip => {
+        match self.input.wanted {
+            Wanted::Column(column) if !self.seen && self.number > self.input.skip => {
                 Err(self.input.failed(column.missing(&self.names)))
             }
             _ => Ok(()),
@@ -174,53 +134,50 @@ impl<'a> RecordScan<'a, '_> {
     }
 }
 
-/// Deserializes an object to its requested column, and whether the key is the column's whole name; `None` without it.
-struct ColumnSeed<'a> {
-    column: &'a Column,
+/// Deserializes an object to its wanted columns; of duplicate keys the last counts.
+struct ColumnsSeed<'a> {
+    wanted: Wanted<'a>,
+    /// Where to collect column names, as long as they may be needed.
     names: Option<&'a mut Vec<String>>,
 }
 
-impl<'de> DeserializeSeed<'de> for ColumnSeed<'_> {
-    type Value = Option<(Value, bool)>;
+impl<'de> DeserializeSeed<'de> for ColumnsSeed<'_> {
+    type Value = Record;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Record, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for ColumnSeed<'_> {
-    type Value = Option<(Value, bool)>;
+impl<'de> Visitor<'de> for ColumnsSeed<'_> {
+    type Value = Record;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object whose keys are the columns")
     }
 
-    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut found: Option<(Value, bool)> = None;
-        while let Some(wanted) =
-            map.next_key_seed(ColumnNameSeed { column: self.column, names: self.names.as_deref_mut() })?
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> Result<Record, M::Error> {
+        let mut columns = Record::new();
+        while let Some(name) =
+            map.next_key_seed(ColumnNameSeed { wanted: self.wanted, names: self.names.as_deref_mut() })?
         {
-            match (wanted, &found) {
-                // The whole name takes precedence over the start of a path; of duplicates the last counts.
-                (Some(exact), None) => found = Some((map.next_value()?, exact)),
-                (Some(exact), Some((_, before))) if exact >= *before => found = Some((map.next_value()?, exact)),
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+            match name {
+                Some(name) => drop(columns.insert(name, map.next_value()?)),
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(found)
+        Ok(columns)
     }
 }
 
-/// Deserializes a key: `Some` for the requested column, true for its whole name.
+/// Deserializes a key; `None` for a column that is not wanted.
 struct ColumnNameSeed<'a> {
-    column: &'a Column,
+    wanted: Wanted<'a>,
     names: Option<&'a mut Vec<String>>,
 }
 
 impl<'de> DeserializeSeed<'de> for ColumnNameSeed<'_> {
-    type Value = Option<bool>;
+    type Value = Option<String>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -228,7 +185,7 @@ impl<'de> DeserializeSeed<'de> for ColumnNameSeed<'_> {
 }
 
 impl Visitor<'_> for ColumnNameSeed<'_> {
-    type Value = Option<bool>;
+    type Value = Option<String>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a column name")
@@ -240,7 +197,7 @@ impl Visitor<'_> for ColumnNameSeed<'_> {
         {
             names.push(name.to_owned());
         }
-        Ok(self.column.below(name).map(<[String]>::is_empty))
+        Ok(self.wanted.has(name).then(|| name.to_owned()))
     }
 }
 
@@ -267,13 +224,13 @@ impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
     fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
         let Self { reading, outcome, bytes_read } = self;
         loop {
-            let value = match reading.column() {
-                Some(column) => seq.next_element_seed(ColumnSeed { column, names: reading.names() })?,
-                None => seq.next_element::<IgnoredAny>()?.map(|_| None),
+            let columns = match reading.seed() {
+                Some(seed) => seq.next_element_seed(seed)?,
+                None => seq.next_element::<IgnoredAny>()?.map(|_| Record::new()),
             };
-            let Some(value) = value else { return Ok(()) };
+            let Some(columns) = columns else { return Ok(()) };
             reading.bytes_read = bytes_read.load(std::sync::atomic::Ordering::Relaxed);
-            match reading.record(value) {
+            match reading.record(columns) {
                 Ok(ControlFlow::Continue(())) => continue,
                 Ok(ControlFlow::Break(())) => *outcome = Err(EarlyEnd::Enough),
                 Err(error) => *outcome = Err(EarlyEnd::Error(error)),

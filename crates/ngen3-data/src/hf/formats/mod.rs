@@ -6,8 +6,7 @@ mod file;
 mod json;
 mod parquet;
 mod read;
-mod record;
 mod text;
 
-pub(super) use file::DataFileReader;
-pub use record::Record;
+pub use file::Record;
+pub(super) use file::{DataFileReader, Wanted};

@@ -1,22 +1,26 @@
-//! Parquet, one batch of records at a time: only pages of the text's column are decompressed, as they are needed.
+//! Parquet, one record at a time: only pages of the wanted columns are decompressed, as they are needed.
 
-use arrow_array::{RecordBatch, RecordBatchReader};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use std::sync::Arc;
 
-use super::file::{DataFileReader, TextRecord, TextRecordFn};
+use parquet::data_type::Decimal;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::FileReader;
+use parquet::file::serialized_reader::SerializedFileReader;
+use parquet::record::reader::TreeBuilder;
+use parquet::record::{Field, Row};
+use parquet::schema::types::{SchemaDescriptor, Type};
+use serde_json::Value;
+
+use super::file::{DataFileReader, FileRecord, FileRecordFn, Record};
 use crate::Error;
 
-/// Bytes of text that a batch should have, and its maximum number of records.
+/// Bytes of records that a column should hold decoded, and their maximum number.
 const STRETCH: u64 = 1 << 20;
 const ROWS: u64 = 8192;
 
-/// Opens a file and reads its footer.
-fn open(input: &DataFileReader) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>, Error> {
-    // Parquet's own types, whatever Arrow schema another program embedded.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ParquetRecordBatchReaderBuilder::try_new_with_options(input.file()?, options)
-        .map_err(|error| damaged(input, &error))
+fn open(input: &DataFileReader) -> Result<SerializedFileReader<std::fs::File>, Error> {
+    SerializedFileReader::new(input.file()?).map_err(|error| damaged(input, &error))
 }
 
 fn damaged(input: &DataFileReader, error: &dyn std::fmt::Display) -> Error {
@@ -28,56 +32,124 @@ pub(super) fn count(input: &DataFileReader) -> Result<u64, Error> {
     u64::try_from(count).map_err(|_| damaged(input, &format!("its footer promises {count} records")))
 }
 
-/// Reads all records, with all their columns.
-pub(super) fn batches(input: &DataFileReader) -> Result<Vec<RecordBatch>, Error> {
-    let promised = count(input)?;
-    let reader = open(input)?.build().map_err(|error| damaged(input, &error))?;
-    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| damaged(input, &error))?;
-    let found = batches.iter().map(|batch| batch.num_rows() as u64).sum::<u64>();
-    if found < promised {
-        return Err(damaged(input, &format!("expected {promised} records as in its footer, got {found}")));
-    }
-    Ok(batches)
-}
-
-pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<(), Error> {
-    let Some(column) = input.column else { return Ok(()) };
+pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
+    let damaged = |error: ParquetError| damaged(input, &error);
     let size = input.path.metadata().map_err(|error| input.failed(error))?.len();
-    let builder = open(input)?;
-    let (index, below) = column.find(builder.schema().fields()).map_err(|reason| input.failed(reason))?;
-    let promised = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
-    let total = promised.max(1);
-    let bytes: i64 = builder.metadata().row_groups().iter().map(|group| group.total_byte_size().max(0)).sum();
-    let each = (u64::try_from(bytes).unwrap_or(0) / total).max(1);
-    // At most ROWS, so it fits.
-    let stretch = (STRETCH / each).clamp(1, ROWS) as usize;
-    let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let skip = usize::try_from(input.skip).unwrap_or(usize::MAX);
-    let reader = builder.with_projection(mask).with_batch_size(stretch).with_offset(skip).build();
-    let reader = reader.map_err(|error| damaged(input, &error))?;
-    if reader.schema().fields().len() != 1 {
-        return Err(damaged(input, &"the column is missing"));
-    }
-    let (mut done, mut text) = (input.skip, String::new());
-    for batch in reader {
-        let batch = batch.map_err(|error| damaged(input, &error))?;
-        let array = batch.column(0);
-        for row in 0..batch.num_rows() {
-            text.clear();
-            let has = column
-                .arrow_text(array, row, below, &mut text)
-                .map_err(|reason| input.failed(format!("record {}: {reason}", done + 1)))?;
+    let reader = open(input)?;
+    let file = reader.metadata().file_metadata();
+    let fields = file.schema().get_fields();
+    let names: Vec<_> = fields.iter().map(|field| field.name().to_owned()).collect();
+    let wanted = input.wanted.among(&names).map_err(|reason| input.failed(reason))?;
+    let wanted = wanted.into_iter().map(|index| fields[index].clone()).collect();
+    let root = Type::group_type_builder(file.schema().name()).with_fields(wanted).build().map_err(damaged)?;
+    let schema = Arc::new(SchemaDescriptor::new(Arc::new(root)));
+    let promised = u64::try_from(file.num_rows()).unwrap_or(0);
+    let mut done = 0;
+    for (index, group) in reader.metadata().row_groups().iter().enumerate() {
+        let rows = u64::try_from(group.num_rows()).unwrap_or(0);
+        if done + rows <= input.skip {
+            done += rows;
+            continue;
+        }
+        let stretch = stretch(group, rows);
+        let group = reader.get_row_group(index).map_err(damaged)?;
+        let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &*group).map_err(damaged)?;
+        for row in records {
+            let row = row.map_err(|error| self::failed(input, done + 1, error))?;
             done += 1;
+            if done <= input.skip {
+                continue;
+            }
+            let columns = record(row).map_err(|reason| input.failed(format!("record {done}: {reason}")))?;
             // The share of the records read approximates the share of the bytes.
-            let bytes_read = (u128::from(size) * u128::from(done.min(total)) / u128::from(total)) as u64;
-            if take(TextRecord { text: has.then_some(&text), bytes_read })?.is_break() {
+            let bytes_read = u128::from(size) * u128::from(done.min(promised)) / u128::from(promised.max(1));
+            if take(FileRecord { columns, bytes_read: bytes_read as u64 })?.is_break() {
                 return Ok(());
             }
         }
     }
-    // A footer can promise more records than the pages have.
+    // A footer can promise more records than there are.
     if done < promised {
-        return Err(damaged(input, &format!("expected {promised} records as in its footer, got {done}")));
+        return Err(input.failed(format!(
+            "not a complete Parquet file; it may be truncated (expected {promised} records as in its footer, got {done})"
+        )));
     }
     Ok(())
+}
+
+/// Returns how many records of a row group to decode at once.
+fn stretch(group: &RowGroupMetaData, rows: u64) -> usize {
+    let each = u64::try_from(group.total_byte_size()).unwrap_or(0) / rows.max(1);
+    // At most ROWS, so it fits.
+    (STRETCH / each.max(1)).clamp(1, ROWS) as usize
+}
+
+/// Describes an error of reading a record. The library's message on text that is not UTF-8 has the whole text in it.
+fn failed(input: &DataFileReader, number: u64, error: ParquetError) -> Error {
+    match &error {
+        ParquetError::General(reason) if reason.starts_with("Error reading BYTE_ARRAY as String") => {
+            input.failed(format!("record {number}: invalid UTF-8; convert the file"))
+        }
+        _ => damaged(input, &error),
+    }
+}
+
+fn record(row: Row) -> Result<Record, String> {
+    let column = |(name, field): (String, Field)| match field {
+        // Without a copy, for documents may be long.
+        Field::Str(text) => Ok((name, Value::String(text))),
+        field => value(&field).map(|value| (name.clone(), value)).map_err(|reason| format!("column {name}: {reason}")),
+    };
+    row.into_columns().into_iter().map(column).collect()
+}
+
+/// Returns a value as JSON: times are numbers in the unit of the file. `Err` describes what is not text.
+fn value(field: &Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Byte(value) => (*value).into(),
+        Field::Short(value) => (*value).into(),
+        Field::Int(value) | Field::Date(value) | Field::TimeMillis(value) => (*value).into(),
+        Field::Long(value)
+        | Field::TimeMicros(value)
+        | Field::TimestampMillis(value)
+        | Field::TimestampMicros(value) => (*value).into(),
+        Field::UByte(value) => (*value).into(),
+        Field::UShort(value) => (*value).into(),
+        Field::UInt(value) => (*value).into(),
+        Field::ULong(value) => (*value).into(),
+        Field::Float16(value) => f32::from(*value).into(),
+        Field::Float(value) => (*value).into(),
+        Field::Double(value) => (*value).into(),
+        Field::Decimal(value) => decimal(value)?.into(),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => return Err("expected text, got binary data that is not UTF-8".into()),
+        },
+        Field::Group(row) => {
+            let fields = row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?)));
+            Value::Object(fields.collect::<Result<_, String>>()?)
+        }
+        Field::ListInternal(list) => list.elements().iter().map(value).collect::<Result<_, _>>()?,
+        Field::MapInternal(map) => {
+            let entry = |(key, item): &(Field, Field)| match value(key)? {
+                Value::String(key) => Ok((key, value(item)?)),
+                key => Ok((key.to_string(), value(item)?)),
+            };
+            Value::Object(map.entries().iter().map(entry).collect::<Result<_, String>>()?)
+        }
+    })
+}
+
+/// Returns a decimal number, whose digits are a big-endian integer.
+fn decimal(decimal: &Decimal) -> Result<f64, String> {
+    let bytes = decimal.data();
+    if bytes.is_empty() || bytes.len() > 16 {
+        return Err(format!("expected a decimal of at most 16 bytes, got {}", bytes.len()));
+    }
+    let sign = if bytes[0] & 0x80 != 0 { -1 } else { 0 };
+    let digits = bytes.iter().fold(sign, |digits: i128, &byte| digits << 8 | i128::from(byte));
+    Ok(digits as f64 / 10f64.powi(decimal.scale()))
 }

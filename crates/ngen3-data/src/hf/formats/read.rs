@@ -2,8 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::file::{DataFileReader, TextRecordFn};
-use super::record::Record;
+use super::file::{DataFileReader, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, Record, Wanted};
 use super::{arrow, csv, json, parquet, text};
 use crate::Error;
 use crate::hf::format::Format;
@@ -12,8 +11,32 @@ impl DataFileReader<'_> {
     /// Passes every record after the skipped ones to `take`.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged, lacks the column, or has values in it that are not text; any error of `take`.
-    pub(in crate::hf) fn read(&self, take: &mut TextRecordFn) -> Result<(), Error> {
+    /// [`Error::Read`] for a file that is damaged, lacks the column, or has values in it of a type that JSON lacks; any error of
+    /// `take`.
+    pub(in crate::hf) fn read(&self, take: &mut FileRecordFn) -> Result<(), Error> {
+        let Wanted::Column(column) = self.wanted else { return self.read_format(take) };
+        let (mut found, mut names, mut count, mut stopped) = (false, Vec::new(), 0, false);
+        let check = |found: bool, names: &[String]| match found || names.is_empty() {
+            true => Ok(()),
+            false => Err(self.failed(column.missing(names))),
+        };
+        self.read_format(&mut |record| {
+            if !found {
+                count += 1;
+                found = column.is_found(&record.columns, &mut names);
+                if count == MAX_RECORDS_WITHOUT_COLUMN {
+                    check(found, &names)?;
+                }
+            }
+            let next = take(record)?;
+            stopped = next.is_break();
+            Ok(next)
+        })?;
+        // A field may be missing only from a file that was read to its end.
+        if stopped { Ok(()) } else { check(found, &names) }
+    }
+
+    fn read_format(&self, take: &mut FileRecordFn) -> Result<(), Error> {
         match self.format {
             Format::Parquet => self.catch_panic("parquet", || parquet::read(self, take)),
             Format::Arrow => self.catch_panic("arrow", || arrow::read(self, take)),
@@ -32,24 +55,23 @@ impl DataFileReader<'_> {
             return self.catch_panic("parquet", || parquet::count(self));
         }
         let mut count = 0;
-        DataFileReader { column: None, skip: 0, ..*self }.read(&mut |_| {
+        DataFileReader { wanted: Wanted::Nothing, skip: 0, ..*self }.read(&mut |_| {
             count += 1;
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(count)
     }
 
-    /// Reads all records, in order.
+    /// Reads all records after the skipped ones, with all their columns.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged, or has a column of a type that JSON lacks.
+    /// As [`DataFileReader::read`].
     pub(in crate::hf) fn records(&self) -> Result<Vec<Record>, Error> {
-        match self.format {
-            Format::Parquet => self.catch_panic("parquet", || self.of_batches(&parquet::batches(self)?)),
-            Format::Arrow => self.catch_panic("arrow", || self.of_batches(&arrow::batches(self)?)),
-            Format::Json => json::records(self),
-            Format::Csv { delimiter } => csv::records(self, delimiter),
-            Format::Text => text::records(self),
-        }
+        let mut records = Vec::new();
+        DataFileReader { wanted: Wanted::Everything, ..*self }.read(&mut |record| {
+            records.push(record.columns);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(records)
     }
 }

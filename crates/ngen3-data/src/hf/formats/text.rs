@@ -1,30 +1,14 @@
 //! Plain text: every line, without its line break (`\n`, `\r\n` or `\r`), is a record of the only column `text`.
 
 use std::io::BufRead;
-use std::ops::ControlFlow;
 
-use super::file::{DataFileReader, TextRecord, TextRecordFn};
-use super::record::Record;
+use super::file::{DataFileReader, FileRecord, FileRecordFn};
 use crate::Error;
-use crate::hf::column::Column;
 
 const COLUMN: &str = "text";
 
-/// Reads all records.
-pub(super) fn records(input: &DataFileReader) -> Result<Vec<Record>, Error> {
-    let column = Column::parse(COLUMN, "")?;
-    let mut records = Vec::new();
-    read(&DataFileReader { column: Some(&column), skip: 0, ..*input }, &mut |record| {
-        records.push(Record::from_iter([(COLUMN.to_owned(), record.text.into())]));
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(records)
-}
-
-pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<(), Error> {
-    if let Some(column) = input.column.filter(|column| column.full != COLUMN) {
-        return Err(input.failed(column.missing([COLUMN])));
-    }
+pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
+    let wanted = input.wanted.among(&[COLUMN.to_owned()]).map_err(|reason| input.failed(reason))?;
     let mut stream = input.stream()?;
     let (mut bytes, mut number, mut record) = (Vec::new(), 0u64, 0u64);
     loop {
@@ -42,9 +26,11 @@ pub(super) fn read(input: &DataFileReader, take: &mut TextRecordFn) -> Result<()
         let line = line.strip_suffix('\r').filter(|_| !bytes.ends_with(b"\n")).unwrap_or(line);
         for text in line.split('\r') {
             record += 1;
-            if record > input.skip && take(TextRecord { text: Some(text), bytes_read: stream.bytes_read() })?.is_break()
-            {
-                return Ok(());
+            if record > input.skip {
+                let columns = wanted.iter().map(|_| (COLUMN.to_owned(), text.into())).collect();
+                if take(FileRecord { columns, bytes_read: stream.bytes_read() })?.is_break() {
+                    return Ok(());
+                }
             }
         }
     }
