@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use ngen3_data::TokenFile;
-use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TrainOn};
+use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TooLong, TrainOn};
 use ngen3_engine::Device;
 use ngen3_model::{ChatFormat, Checkpoint, Config, TokenizerRef};
 
@@ -68,6 +68,17 @@ pub fn with_teacher(
     Ok((job, DistillTask { tokens, record }, weights))
 }
 
+/// How conversations are trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct ChatOptions {
+    /// Turns in the loss.
+    pub train_on: TrainOn,
+    /// Treatment of conversations longer than the context length.
+    pub too_long: TooLong,
+    /// True to skip and count conversations with a message longer than the context length.
+    pub skip_bad: bool,
+}
+
 /// Sets up `ngen3 finetune` on conversations. `own` is the model's chat format, if any.
 ///
 /// # Errors
@@ -76,8 +87,7 @@ pub fn on_chats(
     device: &dyn Device,
     spec: RunSpec,
     chats: Chats,
-    train_on: TrainOn,
-    skip_bad: bool,
+    options: ChatOptions,
     own: Option<&ChatFormat>,
 ) -> Result<(Job, ChatObjective, InitialWeights), Error> {
     let vocab_size = chats.tokenizer().vocab_size();
@@ -85,7 +95,8 @@ pub fn on_chats(
     chats.check_vocab(run.config.vocab_size)?;
     let TrainSettings { batch_size, val_fraction, seed, .. } = run.settings;
     let block_size = run.config.block_size;
-    let sampling = ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed };
+    let ChatOptions { train_on, too_long, skip_bad } = options;
+    let sampling = ChatSampling { block_size, batch_size, val_fraction, train_on, too_long, skip_bad, seed };
     let objective = ChatObjective::new(ChatSampler::new(chats, &sampling)?, &run.settings);
     let info = objective.describe();
     let mut notes = vec![objective.note(train_on)];
@@ -93,7 +104,7 @@ pub fn on_chats(
         notes.push("the conversations' chat template differs from the model's and replaces it".into());
     }
     let train_on = if train_on == TrainOn::All { "all" } else { "assistant" };
-    let record = ObjectiveRecord::Chat(ChatRecord { train_on: train_on.into() });
+    let record = ObjectiveRecord::Chat(ChatRecord { train_on: train_on.into(), too_long: too_long.name().into() });
     let (mut job, weights) = run.into_job(device, info, record, None)?;
     job.notes.splice(0..0, notes);
     Ok((job, objective, weights))

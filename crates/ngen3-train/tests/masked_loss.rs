@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_data::Tokenizer;
-use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, TrainOn};
+use ngen3_data::chat::{ChatEncoder, ChatInput, ChatReading, Chats, TooLong, TrainOn};
 use ngen3_engine::{Backward, Dtype, Options, Slot, Trainer};
 use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
+use ngen3_train::setup::ChatOptions;
 use ngen3_train::{
     ChatObjective, InitialWeights, Job, Micro, Objective, Overrides, Progress, RunKind, RunSpec, Shape, StartFrom,
     StepReport, setup, train,
@@ -36,7 +37,8 @@ fn prepare_with(
     let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
     let go = AtomicBool::new(false);
     let input = [file];
-    let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, true, false, &go, &mut |_| {}).unwrap();
+    let reading = ChatReading { answers: true, ..ChatReading::default() };
+    let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, &reading, &go, &mut |_| {}).unwrap();
     let config = Config::new(2, 3, 12, 64, 50_257);
     let checkpoint = Checkpoint { params: params(&config), config, meta: CheckpointMeta::default() };
     let spec = RunSpec {
@@ -50,7 +52,8 @@ fn prepare_with(
         shape: Shape::default(),
         lora: None,
     };
-    setup::on_chats(&Cpu, spec, chats, train_on, false, None).unwrap()
+    let options = ChatOptions { train_on, too_long: TooLong::Split, skip_bad: false };
+    setup::on_chats(&Cpu, spec, chats, options, None).unwrap()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::encode::ChatEncoder;
-use super::gather::{ChatInput, gather};
+use super::gather::{ChatInput, ChatReading, gather};
 use super::marks;
 use crate::Error;
 use crate::dataset::{DatasetBuilder, DatasetFolder, TokenWriter, commit_dataset};
@@ -22,8 +22,8 @@ pub struct ChatSpec<'a> {
     pub tokenizer: Option<&'a Path>,
     /// Jinja chat template; `None` for the default.
     pub template: Option<&'a str>,
-    /// True to skip and count bad conversations; otherwise the first one is an error.
-    pub skip_bad: bool,
+    /// How to read the conversations.
+    pub reading: ChatReading,
     /// Parent of the dataset's folder.
     pub root: &'a Path,
 }
@@ -53,7 +53,7 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
     let mut ids = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
     let mut mask = TokenWriter::create(&folder.path.join(MASK_FILE), Dtype::Uint16)?;
     let (mut conversations, mut num_target_tokens) = (0, 0);
-    let gathered = gather(spec.input, &encoder, true, spec.skip_bad, stop, progress, &mut |found| {
+    let gathered = gather(spec.input, &encoder, &spec.reading, stop, progress, &mut |found| {
         conversations += 1;
         num_target_tokens += found.encoded.marks.iter().filter(|&&mark| mark & marks::TARGET != 0).count() as u64;
         ids.push(&found.encoded.ids)?;
@@ -90,8 +90,8 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
 }
 
 /// Explains the marks in `meta.json`; see [`marks`].
-const MEANING: &str = "a byte for each token of data.bin, the sum of: 1 the token is to be learned (it is the assistant's, or of \
-     a text without turns), 2 a conversation begins, 4 a turn begins";
+const MEANING: &str = "one byte for each token of data.bin, the sum of: 1 the token is learned (it is the assistant's, or of a text \
+     without turns), 2 first token of a conversation, 4 first token of a turn, 8 the token is never learned";
 
 #[cfg(test)]
 mod tests {
@@ -103,8 +103,19 @@ mod tests {
 
     static GO: AtomicBool = AtomicBool::new(false);
 
+    fn reading(skip_bad: bool) -> ChatReading {
+        ChatReading { answers: true, skip_bad, ..ChatReading::default() }
+    }
+
     fn spec<'a>(root: &'a Path, files: &'a [PathBuf]) -> ChatSpec<'a> {
-        ChatSpec { name: "x", input: ChatInput::Files(files), tokenizer: None, template: None, skip_bad: false, root }
+        ChatSpec {
+            name: "x",
+            input: ChatInput::Files(files),
+            tokenizer: None,
+            template: None,
+            reading: reading(false),
+            root,
+        }
     }
 
     fn error(result: Result<ChatSummary, Error>, root: &Path) -> String {
@@ -125,7 +136,7 @@ mod tests {
         assert_eq!((meta.documents, meta.tokens), (2, 12));
         let chat = meta.chat.as_ref().unwrap();
         assert_eq!(chat.format, ChatTemplate::default_format("<|endoftext|>"));
-        assert!(chat.mask.contains("1 the token is to be learned"));
+        assert!(chat.mask.contains("1 the token is learned"));
         let mask = fs::read(root.join("_data_x_/mask.bin")).unwrap();
         assert_eq!(mask, [6, 0, 0, 0, 4, 0, 0, 1, 1, 3, 1, 1]);
         let chats = Chats::open(&made.data).unwrap().unwrap();
@@ -134,7 +145,7 @@ mod tests {
 
         // The same in memory.
         let encoder = ChatEncoder::new(crate::Tokenizer::gpt2(), None).unwrap();
-        let read = Chats::read("x", ChatInput::Files(&files), &encoder, true, false, &GO, &mut |_| {}).unwrap();
+        let read = Chats::read("x", ChatInput::Files(&files), &encoder, &reading(false), &GO, &mut |_| {}).unwrap();
         assert_eq!(read.marks(), mask);
         let tokens = |chats: &Chats| {
             let mut ids = Vec::new();
@@ -179,7 +190,7 @@ mod tests {
         );
         assert!(!root.join("_data_x_").exists());
         let mut notes = Vec::new();
-        let skipping = ChatSpec { skip_bad: true, ..spec(root, &files) };
+        let skipping = ChatSpec { reading: reading(true), ..spec(root, &files) };
         let made = build_chats(&skipping, &GO, &mut |event| {
             if let Event::Note(note) = event {
                 notes.push(note.replace(&format!("{}/", root.display()), ""));
@@ -191,7 +202,8 @@ mod tests {
         let asked = "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}";
         for (line, template) in [(asked, None), ("[\"Hi\", \"Yes\"]", Some("layers = 2"))] {
             fs::write(&files[0], line).unwrap();
-            let told = error(build_chats(&ChatSpec { template, ..skipping }, &GO, &mut |_| {}), root);
+            let told =
+                error(build_chats(&ChatSpec { template, reading: reading(true), ..skipping }, &GO, &mut |_| {}), root);
             assert!(told.starts_with("the conversations have no tokens to train on: expected assistant"), "{told}");
         }
         fs::write(&files[0], "\n\n").unwrap();

@@ -11,7 +11,7 @@ use ngen3_model::words::count;
 use sha2::{Digest, Sha256};
 
 use super::encode::ChatEncoder;
-use super::gather::{ChatInput, GatheredChat, gather};
+use super::gather::{ChatInput, ChatReading, GatheredChat, gather};
 use super::marks;
 use crate::source::Event;
 use crate::token_file::{MASK_FILE, META_FILE};
@@ -25,7 +25,7 @@ pub struct Chats {
     /// Start of each conversation in tokens, and the end of the last.
     bounds: Vec<usize>,
     /// Origin of each conversation, if known: the index of its file, and its position there.
-    places: Vec<(usize, super::read::RecordPosition)>,
+    places: Vec<(usize, super::input::RecordPosition)>,
     name: String,
     source: Vec<String>,
     format: ChatFormat,
@@ -56,22 +56,20 @@ impl Marks {
 }
 
 impl Chats {
-    /// Reads, renders and tokenises conversations. With `answers`, the assistant's tokens must be identifiable. `name` is for
-    /// messages.
+    /// Reads, renders and tokenises conversations. `name` is for messages.
     ///
     /// # Errors
-    /// [`Error::Read`] naming a bad conversation, unless `skip_bad`; [`Error::Input`] when there is none at all.
+    /// [`Error::Read`] naming a bad conversation, unless these are skipped; [`Error::Input`] when there is none at all.
     pub fn read(
         name: &str,
         input: ChatInput,
         encoder: &ChatEncoder,
-        answers: bool,
-        skip_bad: bool,
+        reading: &ChatReading,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self, Error> {
         let (mut ids, mut all_marks, mut bounds, mut places) = (Vec::new(), Vec::new(), vec![0], Vec::new());
-        let gathered = gather(input, encoder, answers, skip_bad, stop, progress, &mut |found: GatheredChat| {
+        let gathered = gather(input, encoder, reading, stop, progress, &mut |found: GatheredChat| {
             ids.extend_from_slice(&found.encoded.ids);
             all_marks.extend_from_slice(&found.encoded.marks);
             bounds.push(ids.len());

@@ -5,14 +5,12 @@
 //! otherwise it is found by rendering the conversation up to each assistant turn, once with the generation prompt and once with
 //! the answer: the difference is the answer. A token that is partly the assistant's counts as the assistant's.
 
-use std::ops::Range;
-
-use minijinja::value::Value;
 use ngen3_model::ChatFormat;
+use serde_json::{Map, Value as Json};
 
-use super::conversation::{Conversation, Message, Role};
+use super::conversation::{Conversation, Message};
 use super::marks;
-use super::template::{BEGIN, ChatTemplate, END};
+use super::render::{BEGIN, ChatTemplate, END, Locator, Rendered};
 use crate::{Error, Tokenizer};
 
 /// Is inserted where the text of a turn spells a special token, so that it is not taken for one, and removed before tokenising.
@@ -41,6 +39,28 @@ pub(super) struct EncodedChat {
     pub ids: Vec<u32>,
     /// Sum of the [`marks`] of each id.
     pub marks: Vec<u8>,
+    pub answers: AnswerCounts,
+}
+
+/// Answers that are learned, and how they end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct AnswerCounts {
+    pub all: u64,
+    /// Those after which a special token comes that is not learned.
+    pub end_not_learned: u64,
+    /// Those that no special token ends.
+    pub without_end: u64,
+    /// Prompts whose last tokens change when the completion follows.
+    pub merged: u64,
+}
+
+impl std::ops::AddAssign for AnswerCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.all += other.all;
+        self.end_not_learned += other.end_not_learned;
+        self.without_end += other.without_end;
+        self.merged += other.merged;
+    }
 }
 
 impl ChatEncoder {
@@ -93,8 +113,8 @@ impl ChatEncoder {
     /// # Errors
     /// [`Error::Data`] with the template's error.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
-        let messages = self.guarded(messages).map_err(Error::Data)?;
-        let text = self.template.render(&messages, true)?;
+        let (messages, context) = self.guarded(messages, &Map::new()).map_err(Error::Data)?;
+        let text = self.template.render_with(&messages, &context, true)?;
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         self.tokens(&text, &mut ids, &mut starts).map_err(Error::Data)?;
         Ok(ids)
@@ -102,69 +122,128 @@ impl ChatEncoder {
 
     /// Encodes a conversation with its marks. With `answers`, the assistant's tokens must be identifiable.
     pub(super) fn encode(&self, conversation: &Conversation, answers: bool) -> Result<EncodedChat, String> {
-        let (mut ids, mut starts) = (Vec::new(), Vec::new());
-        let mut marks = match conversation {
-            Conversation::Text(text) => {
-                self.tokenizer.encode_into(text, &mut ids).map_err(|error| error.to_string())?;
-                ids.push(self.eot);
-                vec![marks::TARGET; ids.len()]
-            }
-            Conversation::Turns(messages) if messages.len() > MAX_TURNS => {
+        let mut encoded = match conversation {
+            Conversation::Text { prompt, text } => self.encode_text(prompt, text)?,
+            Conversation::Turns { messages, .. } if messages.len() > MAX_TURNS => {
                 let turns = messages.len();
                 return Err(format!("expected at most {MAX_TURNS} turns, got {turns}; split the conversation"));
             }
-            Conversation::Turns(messages) => {
-                let messages = self.guarded(messages)?;
-                let Rendered { text, answers, turns } = self.render(&messages, answers)?;
-                self.tokens(&text, &mut ids, &mut starts)?;
-                let guards: Vec<usize> = text.match_indices(GUARD).map(|(at, _)| at).collect();
-                // Converts an offset in the text to one without guards, as `starts` are.
-                let plain = |at: usize| at - GUARD.len_utf8() * guards.partition_point(|&guard| guard < at);
-                let mut found = vec![0; ids.len()];
-                // Number of tokens that start before an offset, and the index of the token that contains it.
-                let before = |at: usize| starts.partition_point(|&start| start < at);
-                let at_or_in = |at: usize| match before(at) {
-                    token if starts.get(token) == Some(&at) => token,
-                    token => token.saturating_sub(1),
-                };
-                for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
-                    found[at_or_in(plain(answer.start))..before(plain(answer.end))].fill(marks::TARGET);
-                }
-                let all_told = turns.len() == messages.len();
-                for turn in turns {
-                    found.get_mut(at_or_in(plain(turn))).into_iter().for_each(|mark| *mark |= marks::TURN_START);
-                }
-                if let Some(first) = found.first_mut().filter(|_| !all_told) {
-                    *first &= !marks::TURN_START;
-                }
-                found
-            }
+            Conversation::Turns { messages, context } => self.encode_turns(messages, context, answers)?,
         };
-        match marks.first_mut() {
+        match encoded.marks.first_mut() {
             Some(first) => *first |= marks::CONVERSATION_START,
             None => return Err("the chat template renders no text".into()),
         }
-        Ok(EncodedChat { ids, marks })
+        Ok(encoded)
     }
 
-    /// Returns the messages with guards where their text spells a special token.
-    fn guarded(&self, messages: &[Message]) -> Result<Vec<Message>, String> {
-        let guard = |(message, number): (&Message, usize)| {
-            if let Some(c) = message.content.chars().find(|c| [BEGIN, END, GUARD].contains(c)) {
-                return Err(format!("turn {number}: invalid character U+{:04X}", u32::from(c)));
-            }
-            let content = self.special.iter().fold(message.content.clone(), |content, (token, _)| {
-                let mut chars = token.chars();
-                match chars.next() {
-                    Some(first) if content.contains(token) => {
-                        content.replace(token.as_str(), &format!("{first}{GUARD}{}", chars.as_str()))
-                    }
-                    _ => content,
-                }
-            });
-            Ok(Message { role: message.role, content })
+    /// Encodes a text, of which the part after `prompt` and the token that ends it are learned.
+    fn encode_text(&self, prompt: &str, text: &str) -> Result<EncodedChat, String> {
+        let mut ids = self.tokenizer.encode(&[prompt, text].concat()).map_err(|error| error.to_string())?;
+        ids.push(self.eot);
+        // What is learned begins where the tokens of the prompt alone and of the whole diverge, as in TRL.
+        let alone = self.tokenizer.encode(prompt).map_err(|error| error.to_string())?;
+        let context = alone.iter().zip(&ids).take_while(|(alone, id)| alone == id).count();
+        let mut marks = vec![marks::TARGET; ids.len()];
+        marks[..context].fill(marks::NEVER);
+        let merged = u64::from(context < alone.len());
+        Ok(EncodedChat { ids, marks, answers: AnswerCounts { merged, ..AnswerCounts::default() } })
+    }
+
+    fn encode_turns(
+        &self,
+        messages: &[Message],
+        context: &Map<String, Json>,
+        answers: bool,
+    ) -> Result<EncodedChat, String> {
+        let (mut ids, mut starts) = (Vec::new(), Vec::new());
+        let (messages, context) = self.guarded(messages, context)?;
+        let end = self.tokenizer.decode(&[self.end]);
+        let locator = Locator { template: &self.template, special: &self.special, end: &end };
+        let Rendered { text, answers, never, turns } = locator.render(&messages, &context, answers)?;
+        self.tokens(&text, &mut ids, &mut starts)?;
+        let guards: Vec<usize> = text.match_indices(GUARD).map(|(at, _)| at).collect();
+        // Converts an offset in the text to one without guards, as `starts` are.
+        let plain = |at: usize| at - GUARD.len_utf8() * guards.partition_point(|&guard| guard < at);
+        let mut found = vec![0; ids.len()];
+        // Number of tokens that start before an offset, and the index of the token that contains it.
+        let before = |at: usize| starts.partition_point(|&start| start < at);
+        let at_or_in = |at: usize| match before(at) {
+            token if starts.get(token) == Some(&at) => token,
+            token => token.saturating_sub(1),
         };
-        messages.iter().zip(1..).map(guard).collect()
+        let is_special = |token: usize| ids.get(token).is_some_and(|id| self.special.iter().any(|(_, it)| it == id));
+        let mut counts = AnswerCounts::default();
+        for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
+            let tokens = at_or_in(plain(answer.start))..before(plain(answer.end));
+            counts.all += 1;
+            if tokens.is_empty() || !is_special(tokens.end - 1) {
+                match is_special(tokens.end) {
+                    true => counts.end_not_learned += 1,
+                    false => counts.without_end += 1,
+                }
+            }
+            found[tokens].fill(marks::TARGET);
+        }
+        for turn in never {
+            found[at_or_in(plain(turn.start))..before(plain(turn.end))].fill(marks::NEVER);
+        }
+        let all_told = turns.len() == messages.len();
+        for turn in turns {
+            found.get_mut(at_or_in(plain(turn))).into_iter().for_each(|mark| *mark |= marks::TURN_START);
+        }
+        if let Some(first) = found.first_mut().filter(|_| !all_told) {
+            *first &= !marks::TURN_START;
+        }
+        Ok(EncodedChat { ids, marks: found, answers: counts })
+    }
+
+    /// Returns the messages and the context with guards where their text spells a special token.
+    fn guarded(
+        &self,
+        messages: &[Message],
+        context: &Map<String, Json>,
+    ) -> Result<(Vec<Message>, Map<String, Json>), String> {
+        let message = |(message, number): (&Message, usize)| {
+            let guarded = || {
+                let content = message.content.as_deref().map(|content| self.guarded_text(content)).transpose()?;
+                let fields = self.guarded_fields(&message.fields)?;
+                Ok::<_, String>(Message { role: message.role, content, fields, train: message.train })
+            };
+            guarded().map_err(|reason| format!("turn {number}: {reason}"))
+        };
+        let messages = messages.iter().zip(1..).map(message).collect::<Result<_, _>>()?;
+        Ok((messages, self.guarded_fields(context)?))
+    }
+
+    fn guarded_fields(&self, fields: &Map<String, Json>) -> Result<Map<String, Json>, String> {
+        let field = |(key, value): (&String, &Json)| Ok((self.guarded_text(key)?, self.guarded_value(value)?));
+        fields.iter().map(field).collect()
+    }
+
+    fn guarded_value(&self, value: &Json) -> Result<Json, String> {
+        Ok(match value {
+            Json::String(text) => self.guarded_text(text)?.into(),
+            Json::Array(items) => items.iter().map(|item| self.guarded_value(item)).collect::<Result<_, _>>()?,
+            Json::Object(fields) => Json::Object(self.guarded_fields(fields)?),
+            other => other.clone(),
+        })
+    }
+
+    fn guarded_text(&self, text: &str) -> Result<String, String> {
+        if let Some(c) = text.chars().find(|c| [BEGIN, END, GUARD].contains(c)) {
+            return Err(format!("invalid character U+{:04X}", u32::from(c)));
+        }
+        let guard = |text: String, (token, _): &(String, u32)| {
+            let mut chars = token.chars();
+            match chars.next() {
+                Some(first) if text.contains(token) => {
+                    text.replace(token.as_str(), &format!("{first}{GUARD}{}", chars.as_str()))
+                }
+                _ => text,
+            }
+        };
+        Ok(self.special.iter().fold(text.to_owned(), guard))
     }
 
     /// Appends the ids of a rendered text, including special tokens, and the offset of each, not counting guards.
@@ -195,101 +274,16 @@ impl ChatEncoder {
         }
         Ok(())
     }
-
-    fn render(&self, messages: &[Message], answers: bool) -> Result<Rendered, String> {
-        let turns = ChatTemplate::turns(messages);
-        let text = self.template.render_turns(&turns, false)?;
-        let (text, marked) = match self.template.has_marks() {
-            true => without_marks(&text).map(|(text, answers)| (text, Some(answers)))?,
-            false => (text, None),
-        };
-        let ends = self.ends(&turns, &text);
-        let answers = match marked {
-            Some(answers) => answers,
-            None if answers => self.answers(messages, &turns, &text, &ends)?,
-            None => Vec::new(),
-        };
-        Ok(Rendered { text, answers, turns: ends[..turns.len()].iter().flatten().copied().collect() })
-    }
-
-    /// Returns where the first n turns end in the text of all, for each n; an error if the text of all does not start with them.
-    fn ends(&self, turns: &[Value], text: &str) -> Vec<Result<usize, String>> {
-        let end = |number: usize| match number {
-            0 => Ok(0),
-            number if number == turns.len() => Ok(text.len()),
-            number => {
-                let before = self.template.render_turns(&turns[..number], false)?.replace([BEGIN, END], "");
-                if text.starts_with(&before) { Ok(before.len()) } else { Err(CANNOT_TELL.into()) }
-            }
-        };
-        (0..=turns.len()).map(end).collect()
-    }
-
-    /// Returns the byte ranges of the assistant's answers. `ends` is what [`ChatEncoder::ends`] returns.
-    fn answers(
-        &self,
-        messages: &[Message],
-        turns: &[Value],
-        text: &str,
-        ends: &[Result<usize, String>],
-    ) -> Result<Vec<Range<usize>>, String> {
-        let mut answers = Vec::new();
-        for (index, _) in messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant) {
-            let upto = &text[..ends[index + 1].clone()?];
-            // The answer begins after its generation prompt. If the template adds more to the prompt than to the answer itself
-            // (such as the start of a thought), it begins where the turns before it end.
-            let asked = self.template.render_turns(&turns[..index], true).ok();
-            let asked = asked.filter(|asked| upto.starts_with(asked.as_str())).map(|asked| asked.len());
-            let before = asked
-                .or(ends[index].as_ref().ok().copied())
-                .filter(|&before| before <= upto.len())
-                .ok_or(CANNOT_TELL)?;
-            // White space after the token that ends the answer belongs to the template.
-            let trimmed = before + upto[before..].trim_end().len();
-            let ended = self.special.iter().any(|(token, _)| upto[..trimmed].ends_with(token.as_str()));
-            answers.push(before..if ended { trimmed } else { upto.len() });
-        }
-        Ok(answers)
-    }
-}
-
-/// Error for a template that changes earlier text as a conversation continues.
-const CANNOT_TELL: &str = "the chat template changes earlier text as a conversation continues, so the assistant's part \
-     cannot be identified: mark it with {% generation %} in the template, or give the conversations to finetune with \
-     --train_on all";
-
-/// A rendered conversation, including guards.
-struct Rendered {
-    text: String,
-    /// Byte ranges of the assistant's answers.
-    answers: Vec<Range<usize>>,
-    /// Start of each turn.
-    turns: Vec<usize>,
-}
-
-/// Removes the marks from a text; returns the ranges that were between them.
-fn without_marks(marked: &str) -> Result<(String, Vec<Range<usize>>), String> {
-    let (mut text, mut spans, mut open) = (String::with_capacity(marked.len()), Vec::new(), None);
-    for c in marked.chars() {
-        match (c, open) {
-            (BEGIN, None) => open = Some(text.len()),
-            (END, Some(start)) => {
-                spans.push(start..text.len());
-                open = None;
-            }
-            (BEGIN | END, _) => return Err("the chat template nests {% generation %} blocks".into()),
-            (c, _) => text.push(c),
-        }
-    }
-    Ok((text, spans))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
     use crate::chat::fixtures::{self, Case};
+    use crate::chat::{ChatMapping, ChatParser, Role};
 
     fn encoder(template: Option<&str>) -> ChatEncoder {
         let eot = Some("<|endoftext|>".to_owned());
@@ -321,12 +315,17 @@ mod tests {
     fn ids_and_the_assistants_tokens_are_those_of_transformers() {
         let templates = fixtures::templates();
         let (mut cases, mut with_masks) = (0, 0);
-        for Case { name, messages, asking, ids, assistant, text } in fixtures::cases() {
+        for Case { name, messages, context, asking, ids, assistant, text } in fixtures::cases() {
             let encoder = encoder(Some(&templates[&name]));
-            let answers = name != "namespace";
-            let encoded = encoder.encode(&Conversation::Turns(messages.clone()), answers).unwrap();
+            // The others print turns in another way, or end them with a token that GPT-2's vocabulary lacks.
+            let answers = !["namespace", "everything", "qwen3"].contains(&name.as_str());
+            let conversation = Conversation::Turns { messages: messages.clone(), context: context.clone() };
+            let encoded = encoder.encode(&conversation, answers);
+            let encoded = encoded.unwrap_or_else(|reason| panic!("{name}: {reason}: {text}"));
             assert_eq!(encoded.ids, ids, "{name}: {text}");
-            assert_eq!(encoder.tokenizer.decode(&encoder.prompt(&messages).unwrap()), asking);
+            if context.is_empty() {
+                assert_eq!(encoder.tokenizer.decode(&encoder.prompt(&messages).unwrap()), asking);
+            }
             if let Some(assistant) = assistant {
                 let learned: Vec<u8> = encoded.marks.iter().map(|mark| mark & marks::TARGET).collect();
                 assert_eq!(learned, assistant, "{name}: {text}");
@@ -334,7 +333,7 @@ mod tests {
             }
             cases += 1;
         }
-        assert_eq!((cases, with_masks), (30, 6));
+        assert_eq!((cases, with_masks), (49, 6));
     }
 
     #[test]
@@ -343,9 +342,9 @@ mod tests {
         let messages: Vec<_> = said
             .iter()
             .zip([Role::User, Role::Assistant].into_iter().cycle())
-            .map(|(said, role)| Message { role, content: said.to_string() })
+            .map(|(said, role)| Message::new(role, *said))
             .collect();
-        let conversation = Conversation::Turns(messages);
+        let conversation = Conversation::turns(messages);
         let templates = fixtures::templates();
         for (name, learned, turns) in [
             ("default", "[Hello!\nYou?<|endoftext|>][Good<|endoftext|>]", "[user][ass][user][ass]"),
@@ -363,29 +362,120 @@ mod tests {
         }
     }
 
+    fn parse(record: serde_json::Value) -> Conversation {
+        ChatParser::new(ChatMapping::default(), Vec::new()).json(&record).unwrap().conversation
+    }
+
+    #[test]
+    fn marks_in_the_data_say_what_is_learned_of_any_role() {
+        let turn = |role: &str, text: &str, more: serde_json::Value| {
+            let mut turn = json!({"role": role, "content": text});
+            turn.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            turn
+        };
+        let conversation = parse(json!([
+            turn("system", "S", json!({"train": true})),
+            turn("user", "a", json!({"weight": 1})),
+            turn("assistant", "b", json!({"weight": 0})),
+            turn("user", "c", json!({"loss": false})),
+            turn("assistant", "d", json!({})),
+        ]));
+        let templates = fixtures::templates();
+        for (name, learned, never) in [
+            (
+                "default",
+                "[system\nS<|endoftext|>user\na<|endoftext|>][d<|endoftext|>]",
+                "[assistant\nb<|endoftext|>user\nc<|endoftext|>]",
+            ),
+            ("marked", "[SYSTEM: S\nUSER: a\n][ d<|endoftext|>]", "[assistant: b<|endoftext|>USER: c\n]"),
+        ] {
+            let encoder = encoder(Some(&templates[name]));
+            let encoded = encoder.encode(&conversation, true).unwrap();
+            assert_eq!(marked(&encoder, &encoded, marks::TARGET), learned, "{name}");
+            assert_eq!(marked(&encoder, &encoded, marks::NEVER), never, "{name}");
+        }
+    }
+
+    #[test]
+    fn answers_are_found_in_templates_that_change_earlier_text() {
+        let templates = fixtures::templates();
+        let call = json!([{"id": "123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+        let conversation = parse(json!([
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nb"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": null, "tool_calls": call},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": " d "},
+        ]));
+        let encoder = encoder(Some(&templates["qwen3"]).map(|template| template.as_str()));
+        // GPT-2's tokenizer lacks the token; the text is the same.
+        let ending = ChatEncoder { end: encoder.end, ..encoder };
+        let error = ending.encode(&conversation, true).unwrap_err();
+        assert!(error.contains("mark it with {% generation %}"), "no token of the vocabulary ends a turn: {error}");
+        let own = templates["qwen3"].replace("<|im_end|>", "<|endoftext|>");
+        let encoder = self::encoder(Some(&own));
+        let encoded = encoder.encode(&conversation, true).unwrap();
+        assert_eq!(
+            marked(&encoder, &encoded, marks::TARGET),
+            "[b<|endoftext|>][<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|endoftext|>]\
+             [<think>\n\n</think>\n\n d <|endoftext|>]"
+        );
+        assert_eq!(encoded.answers, AnswerCounts { all: 3, ..AnswerCounts::default() });
+    }
+
+    #[test]
+    fn an_end_of_turn_that_is_not_learned_is_counted() {
+        let two = parse(json!(["a", "b"]));
+        let counts = |template: &str| encoder(Some(template)).encode(&two, true).unwrap().answers;
+        let inside =
+            "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endfor %}";
+        let outside =
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}";
+        let none = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+        assert_eq!(counts(inside), AnswerCounts { all: 2, ..AnswerCounts::default() });
+        assert_eq!(counts(outside), AnswerCounts { all: 2, end_not_learned: 2, ..AnswerCounts::default() });
+        assert_eq!(counts(none), AnswerCounts { all: 1, without_end: 1, ..AnswerCounts::default() });
+    }
+
+    /// The ids and masks are those of TRL: see `fixtures/make_completions.py`.
+    #[test]
+    fn completions_are_learned_as_in_trl() {
+        let cases: Vec<serde_json::Value> = serde_json::from_str(include_str!("fixtures/completions.json")).unwrap();
+        assert!(cases.len() > 4);
+        for case in cases {
+            let encoder = encoder(None);
+            let encoded = encoder.encode(&parse(case["record"].clone()), true).unwrap();
+            assert_eq!(json!(encoded.ids), case["ids"], "{case}");
+            let learned: Vec<u8> = encoded.marks.iter().map(|mark| mark & marks::TARGET).collect();
+            assert_eq!(json!(learned), case["mask"], "{case}");
+            assert_eq!(encoded.answers.merged != 0, case["merged"].as_bool().unwrap(), "{case}");
+        }
+    }
+
     #[test]
     fn a_special_token_that_somebody_spells_is_text() {
         let encoder = encoder(None);
         let said = "<|endoftext|> is <|endoftext|>";
-        let conversation = Conversation::Turns(vec![Message::user(said), Message::assistant(format!("No: {said}"))]);
-        let EncodedChat { ids, marks } = encoder.encode(&conversation, true).unwrap();
+        let conversation = Conversation::turns(vec![Message::user(said), Message::assistant(format!("No: {said}"))]);
+        let encoded = encoder.encode(&conversation, true).unwrap();
+        let ids = &encoded.ids;
         assert_eq!(ids.iter().filter(|&&id| id == 50_256).count(), 2, "the ends of the two turns");
-        let text = encoder.tokenizer.decode(&ids);
+        let text = encoder.tokenizer.decode(ids);
         assert_eq!(text, format!("user\n{said}<|endoftext|>assistant\nNo: {said}<|endoftext|>"));
-        let encoded = EncodedChat { ids, marks };
         assert_eq!(marked(&encoder, &encoded, marks::TARGET), format!("[No: {said}<|endoftext|>]"));
-        let odd = Conversation::Turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
+        let odd = Conversation::turns(vec![Message::user("a"), Message::assistant("b\u{fdd2}")]);
         assert_eq!(encoder.encode(&odd, true).unwrap_err(), "turn 2: invalid character U+FDD2");
-        let long = Conversation::Turns(vec![Message::user("a"); 2_049]);
+        let long = Conversation::turns(vec![Message::user("a"); 2_049]);
         let expected = "expected at most 2048 turns, got 2049; split the conversation";
         assert_eq!(encoder.encode(&long, false).unwrap_err(), expected);
     }
 
     #[test]
     fn a_text_is_learned_whole_and_templates_that_cannot_be_told_are_refused() {
-        let text = encoder(None).encode(&Conversation::Text("one two".into()), true).unwrap();
+        let text = encoder(None).encode(&Conversation::text("one two"), true).unwrap();
         assert_eq!((text.ids.as_slice(), text.marks.as_slice()), (&[505, 734, 50_256][..], &[3, 1, 1][..]));
-        let two = Conversation::Turns(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]);
+        let two = Conversation::turns(vec![Message::user("a"), Message::assistant("b"), Message::user("c")]);
         let backwards = encoder(Some("{% for m in messages | reverse %}{{ m.content }}{% endfor %}"));
         assert!(backwards.encode(&two, true).unwrap_err().contains("mark it with {% generation %}"));
         assert_eq!(backwards.encode(&two, false).unwrap().ids, Tokenizer::gpt2().encode("cba").unwrap());
@@ -404,13 +494,13 @@ mod tests {
             said in prop::collection::vec("[a-c\u{e9}\u{4e00} \\n<|]{0,8}[a-c\u{e9}]|<\\|endoftext\\|>|\\PC{1,4}x", 1..7), first: bool,
         ) {
             let roles = [Role::User, Role::Assistant].into_iter().cycle().skip(usize::from(first));
-            let messages: Vec<_> = said.iter().zip(roles).map(|(said, role)| Message { role, content: said.clone() }).collect();
+            let messages: Vec<_> = said.iter().zip(roles).map(|(said, role)| Message::new(role, said.as_str())).collect();
             let encoder = encoder(None);
-            let encoded = encoder.encode(&Conversation::Turns(messages.clone()), true).unwrap();
+            let encoded = encoder.encode(&Conversation::turns(messages.clone()), true).unwrap();
             let expected: String = messages
                 .iter()
                 .filter(|message| message.role == Role::Assistant)
-                .map(|message| format!("[{}<|endoftext|>]", message.content.trim()))
+                .map(|message| format!("[{}<|endoftext|>]", message.content.as_ref().unwrap().trim()))
                 .collect();
             prop_assert_eq!(marked(&encoder, &encoded, marks::TARGET), expected);
             prop_assert_eq!(encoded.marks.iter().filter(|&&mark| mark & marks::TURN_START != 0).count(), messages.len());

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::conversation::{Conversation, Message};
+use super::input::{ChatMapping, ChatParser};
 
 /// A conversation and its expected rendering.
 pub(super) struct Case {
     pub name: String,
     pub messages: Vec<Message>,
+    /// Other values that the template reads.
+    pub context: Map<String, Value>,
     pub text: String,
     pub asking: String,
     pub ids: Vec<u32>,
@@ -28,6 +31,8 @@ struct File {
 struct Entry {
     name: String,
     messages: Value,
+    #[serde(default)]
+    context: Map<String, Value>,
     text: String,
     asking: String,
     ids: Vec<u32>,
@@ -44,8 +49,12 @@ pub(super) fn templates() -> BTreeMap<String, String> {
 }
 
 pub(super) fn cases() -> impl Iterator<Item = Case> {
-    file().cases.into_iter().map(|Entry { name, messages, text, asking, ids, assistant }| {
-        let Ok(Conversation::Turns(messages)) = Conversation::from_json(&messages) else { panic!("{messages}") };
-        Case { name, messages, text, asking, ids, assistant }
+    file().cases.into_iter().map(|Entry { name, messages, context, text, asking, ids, assistant }| {
+        let names = context.keys().cloned().collect();
+        let mut record = context;
+        record.insert("messages".into(), messages);
+        let parsed = ChatParser::new(ChatMapping::default(), names).json(&Value::Object(record)).unwrap();
+        let Conversation::Turns { messages, context } = parsed.conversation else { panic!("{name}: expected turns") };
+        Case { name, messages, context, text, asking, ids, assistant }
     })
 }

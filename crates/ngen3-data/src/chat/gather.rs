@@ -1,5 +1,6 @@
 //! Reads conversations from files or from the hub, and tokenises them in order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,8 +8,8 @@ use ngen3_model::words::count;
 use rayon::prelude::*;
 
 use super::conversation::Conversation;
-use super::encode::{ChatEncoder, EncodedChat};
-use super::read::{RecordPosition, read_file};
+use super::encode::{AnswerCounts, ChatEncoder, EncodedChat};
+use super::input::{ChatMapping, ChatParser, ParsedChat, RecordPosition, read_file};
 use crate::Error;
 use crate::hf::{self, HfSource};
 use crate::source::Event;
@@ -45,16 +46,25 @@ pub(super) struct GatherSummary {
     pub skipped: u64,
 }
 
-/// Reads, renders and tokenises all conversations, and passes them to `take` in order. With `answers`, the assistant's tokens
-/// must be identifiable.
+/// How to read conversations.
+#[derive(Clone, Debug, Default)]
+pub struct ChatReading {
+    /// Roles and columns that the user named.
+    pub mapping: ChatMapping,
+    /// True if the assistant's tokens must be identifiable.
+    pub answers: bool,
+    /// True to skip and count bad conversations; otherwise the first one is an error.
+    pub skip_bad: bool,
+}
+
+/// Reads, renders and tokenises all conversations, and passes them to `take` in order.
 ///
 /// # Errors
 /// [`Error::Read`] naming the file, the position in it and the reason. With `skip_bad`, bad conversations are no error.
 pub(super) fn gather(
     input: ChatInput,
     encoder: &ChatEncoder,
-    answers: bool,
-    skip_bad: bool,
+    reading: &ChatReading,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Event),
     take: &mut dyn FnMut(GatheredChat) -> Result<(), Error>,
@@ -66,13 +76,24 @@ pub(super) fn gather(
             .collect(),
         ChatInput::Hf(_) => Vec::new(),
     };
-    let mut gatherer =
-        ChatGatherer { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
+    let parser = ChatParser::new(reading.mapping.clone(), encoder.template().context_names());
+    let mut gatherer = ChatGatherer {
+        encoder,
+        reading,
+        waiting: Vec::new(),
+        files,
+        skipped: 0,
+        first: None,
+        forms: BTreeMap::new(),
+        ignored: BTreeMap::new(),
+        answers: AnswerCounts::default(),
+        take,
+    };
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     match input {
         ChatInput::Files(paths) => {
             for (file, path) in paths.iter().enumerate() {
-                read_file(path, &mut |place, conversation| {
+                read_file(path, &parser, &mut |place, conversation| {
                     go_on()?;
                     gatherer.add(file, place, conversation)
                 })?;
@@ -84,7 +105,9 @@ pub(super) fn gather(
                 go_on().is_ok()
             })?;
             let (mut records, mut empty) = (0, 0);
+            let names = if source.column.is_some() { parser.context_columns() } else { parser.columns() };
             found.conversations(
+                &names,
                 &mut |event| {
                     progress(event);
                     go_on().is_ok()
@@ -97,8 +120,12 @@ pub(super) fn gather(
                     }
                     let (file, place) =
                         (gatherer.files.len() - 1, RecordPosition { unit: "record", number: record.number });
-                    match record.text.filter(|text| !text.is_empty()) {
-                        Some(text) => gatherer.add(file, place, Conversation::from_cell(text)),
+                    let parsed = match record.value {
+                        Some(value) => parser.cell(&value, &record.columns),
+                        None => parser.row(record.columns),
+                    };
+                    match parsed {
+                        Some(parsed) => gatherer.add(file, place, parsed),
                         None => {
                             empty += 1;
                             Ok(())
@@ -112,6 +139,7 @@ pub(super) fn gather(
         }
     }
     gatherer.settle()?;
+    gatherer.notes().into_iter().for_each(|note| progress(Event::Note(note)));
     let ChatGatherer { files, skipped, first, .. } = gatherer;
     if let Some(first) = first {
         let skipped = count(skipped, "bad conversation");
@@ -123,21 +151,29 @@ pub(super) fn gather(
 /// State of reading conversations.
 struct ChatGatherer<'a> {
     encoder: &'a ChatEncoder,
-    answers: bool,
-    skip_bad: bool,
+    reading: &'a ChatReading,
     /// Read but not yet rendered.
     waiting: Vec<(usize, RecordPosition, Conversation)>,
     files: Vec<String>,
     skipped: u64,
     /// The first skipped conversation and its error.
     first: Option<String>,
+    /// Number of conversations of each form, apart from lists of turns and lines of text.
+    forms: BTreeMap<String, u64>,
+    /// Number of turns with each key that looks like a mark of what is learned, but is unknown.
+    ignored: BTreeMap<String, u64>,
+    answers: AnswerCounts,
     take: &'a mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 }
 
 impl ChatGatherer<'_> {
-    fn add(&mut self, file: usize, place: RecordPosition, found: Result<Conversation, String>) -> Result<(), Error> {
+    fn add(&mut self, file: usize, place: RecordPosition, found: Result<ParsedChat, String>) -> Result<(), Error> {
         match found {
-            Ok(conversation) => self.waiting.push((file, place, conversation)),
+            Ok(ParsedChat { conversation, form, ignored }) => {
+                form.into_iter().for_each(|form| *self.forms.entry(form).or_default() += 1);
+                ignored.into_iter().for_each(|key| *self.ignored.entry(key).or_default() += 1);
+                self.waiting.push((file, place, conversation));
+            }
             Err(reason) => {
                 // An earlier conversation may be bad too, and must be reported first.
                 self.settle()?;
@@ -150,23 +186,64 @@ impl ChatGatherer<'_> {
     /// Renders and tokenises the waiting conversations.
     fn settle(&mut self) -> Result<(), Error> {
         let waiting = std::mem::take(&mut self.waiting);
-        let (encoder, answers) = (self.encoder, self.answers);
+        let (encoder, answers) = (self.encoder, self.reading.answers);
         let encoded: Vec<_> =
             waiting.par_iter().map(|(_, _, conversation)| encoder.encode(conversation, answers)).collect();
         for ((file, place, _), encoded) in waiting.into_iter().zip(encoded) {
             match encoded {
-                Ok(encoded) => (self.take)(GatheredChat { encoded, place, file })?,
+                Ok(encoded) => {
+                    self.answers += encoded.answers;
+                    (self.take)(GatheredChat { encoded, place, file })?;
+                }
                 Err(reason) => self.bad(file, place, &reason)?,
             }
         }
         Ok(())
     }
 
+    /// Says how the conversations were read, if that may not be what the user expects.
+    fn notes(&self) -> Vec<String> {
+        let form = |(form, number): (&String, &u64)| format!("{form} ({})", count(*number, "conversation"));
+        let mut notes = Vec::new();
+        if !self.forms.is_empty() {
+            notes.push(format!("read {}", self.forms.iter().map(form).collect::<Vec<_>>().join("; ")));
+        }
+        for (key, number) in &self.ignored {
+            let turns = count(*number, "turn");
+            notes.push(format!(
+                "ignored {key} in {turns}: it looks like a mark of what to learn, but only true, false, 1 or 0 in weight, \
+                 loss, train, training, train_on or train_detail is one"
+            ));
+        }
+        let AnswerCounts { all, end_not_learned, without_end, merged } = self.answers;
+        if end_not_learned > 0 {
+            notes.push(format!(
+                "{end_not_learned} of {} to learn end before the token that ends the turn, so the model does not learn to \
+                 stop: move that token inside {{% generation %}} in the chat template",
+                count(all, "answer")
+            ));
+        }
+        if without_end > 0 {
+            notes.push(format!(
+                "{without_end} of {} to learn end without a special token, so the model does not learn to stop: let the chat \
+                 template end the assistant's turns with eos_token",
+                count(all, "answer")
+            ));
+        }
+        if merged > 0 {
+            let prompts = count(merged, "prompt");
+            notes.push(format!(
+                "the end of {prompts} merges with the completion into one token, which is learned: end prompts before a space"
+            ));
+        }
+        notes
+    }
+
     fn bad(&mut self, file: usize, place: RecordPosition, reason: &str) -> Result<(), Error> {
         let name = self.files[file].clone();
         let reason: String =
             reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect();
-        if self.skip_bad {
+        if self.reading.skip_bad {
             self.skipped += 1;
             self.first.get_or_insert_with(|| format!("{name}: {place}: {reason}"));
             return Ok(());

@@ -6,3 +6,5 @@ pub const TARGET: u8 = 1;
 pub const CONVERSATION_START: u8 = 2;
 /// The first token of a turn. A conversation's first token has it only if every turn's first token could be identified.
 pub const TURN_START: u8 = 4;
+/// The token is never learned, whatever else is: of a turn that says so, or of the prompt before a completion.
+pub const NEVER: u8 = 8;

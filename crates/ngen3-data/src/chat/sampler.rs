@@ -7,6 +7,7 @@
 //! seed and the epoch determine; the contents of a batch depend on the seed and its number alone, so a resumed run draws the
 //! same batches as an uninterrupted one.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use rand::SeedableRng;
@@ -46,14 +47,61 @@ impl FromStr for TrainOn {
     }
 }
 
-/// Statistics of conversations that were split or skipped.
+/// Treatment of conversations longer than the block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TooLong {
+    /// Split between turns; a single message that is too long is an error.
+    #[default]
+    Split,
+    /// Keep the last tokens.
+    CutLeft,
+    /// Keep the first tokens.
+    CutRight,
+    /// Skip the conversation.
+    Skip,
+    /// Stop with an error.
+    Error,
+}
+
+impl TooLong {
+    const NAMES: [(&str, Self); 5] = [
+        ("split", Self::Split),
+        ("cut_left", Self::CutLeft),
+        ("cut_right", Self::CutRight),
+        ("skip", Self::Skip),
+        ("error", Self::Error),
+    ];
+
+    /// Returns the name of the treatment.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.into_iter().find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl FromStr for TooLong {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let known = Self::NAMES.into_iter().find(|(known, _)| *known == name);
+        known.map(|(_, treatment)| treatment).ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            Error::Input(format!("unknown treatment {name:?}: expected one of {names}"))
+        })
+    }
+}
+
+/// Statistics of conversations that were split, cut or skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SplitStats {
     /// Conversations longer than the block.
     pub long: usize,
     /// Sequences that these were split into.
     pub pieces: usize,
-    /// Conversations with a message longer than the block, skipped.
+    /// Conversations longer than the block, cut, and the tokens that were dropped.
+    pub cut: usize,
+    /// Tokens that were cut off.
+    pub cut_tokens: usize,
+    /// Conversations longer than the block, skipped, or with a message that is longer.
     pub too_long: usize,
     /// Conversations without tokens to train on, skipped.
     pub without_targets: usize,
@@ -109,6 +157,8 @@ pub struct ChatSampling {
     pub val_fraction: f64,
     /// Turns that are learned.
     pub train_on: TrainOn,
+    /// Treatment of conversations longer than the block.
+    pub too_long: TooLong,
     /// True to skip and count conversations with a message longer than the block; otherwise they are an error.
     pub skip_bad: bool,
     /// Seed of the order.
@@ -122,21 +172,29 @@ impl ChatSampler {
     /// [`Error::Data`] naming a conversation with a message longer than the block, unless `skip_bad`; also if no tokens to train
     /// on are left. [`Error::Input`] for a fraction outside [0, 1) or a size of 0.
     pub fn new(chats: Chats, sampling: &ChatSampling) -> Result<Self, Error> {
-        let ChatSampling { block_size, batch_size, val_fraction, train_on, skip_bad, seed } = *sampling;
+        let ChatSampling { block_size, batch_size, val_fraction, train_on, too_long, skip_bad, seed } = *sampling;
         check_sizes(block_size, batch_size, val_fraction)?;
         let mut split_stats = SplitStats::default();
         let mut pieces = Vec::with_capacity(chats.count());
         for conversation in 0..chats.count() {
-            let mut sequences = match cut(&chats, conversation, block_size) {
+            let tokens = chats.range(conversation).len();
+            let treatment = if tokens > block_size + 1 { too_long } else { TooLong::Split };
+            let found = match treatment {
+                TooLong::Split => split(&chats, conversation, block_size).map_err(Some),
+                TooLong::CutLeft | TooLong::CutRight => Ok(vec![cut(&chats, conversation, block_size, treatment)]),
+                TooLong::Skip | TooLong::Error => Err(None),
+            };
+            let mut sequences = match found {
                 Ok(sequences) => sequences,
-                Err(_) if skip_bad => {
+                Err(message) if treatment == TooLong::Skip || (message.is_some() && skip_bad) => {
                     split_stats.too_long += 1;
                     continue;
                 }
-                Err(tokens) => {
+                Err(message) => {
+                    let (what, tokens) = message.map_or(("it", tokens), |tokens| ("a message", tokens));
                     return Err(Error::Data(format!(
-                        "{}: a message has {tokens} tokens, but block_size is {block_size} (shorten it, use a model \
-                         with a larger block_size, or skip such conversations with --skip_bad)",
+                        "{}: {what} has {tokens} tokens, but block_size is {block_size} (shorten it, use a model with a \
+                         larger block_size, skip such conversations with --skip_bad, or cut them with --too_long)",
                         chats.title(conversation)
                     )));
                 }
@@ -147,6 +205,10 @@ impl ChatSampler {
                 split_stats.without_targets += 1;
                 continue;
             }
+            if treatment != TooLong::Split {
+                split_stats.cut += 1;
+                split_stats.cut_tokens += tokens - (block_size + 1);
+            }
             if long {
                 split_stats.long += 1;
                 split_stats.pieces += sequences.len();
@@ -155,7 +217,7 @@ impl ChatSampler {
         }
         if pieces.is_empty() {
             let why = match (split_stats.too_long, train_on) {
-                (1.., _) => "every conversation has a message longer than block_size",
+                (1.., _) => "every conversation, or a message of it, is longer than block_size",
                 (0, TrainOn::Assistant) => {
                     "no conversation has an assistant turn with context before it (--train_on all trains on every turn)"
                 }
@@ -196,7 +258,7 @@ impl ChatSampler {
         &self.chats
     }
 
-    /// Statistics of conversations that were split or skipped.
+    /// Statistics of conversations that were split, cut or skipped.
     pub fn split_stats(&self) -> SplitStats {
         self.split_stats
     }
@@ -287,14 +349,26 @@ impl Epoch {
 /// For each token of a sequence after the first, true if it is a target.
 fn targets(chats: &Chats, sequence: Sequence, train_on: TrainOn) -> impl Iterator<Item = bool> {
     let marks = &chats.marks()[sequence.start + 1..sequence.end];
-    marks
-        .iter()
-        .zip(sequence.start + 1..)
-        .map(move |(mark, at)| at >= sequence.first_target && (train_on == TrainOn::All || mark & marks::TARGET != 0))
+    marks.iter().zip(sequence.start + 1..).map(move |(mark, at)| {
+        let learned = match train_on {
+            TrainOn::Assistant => mark & marks::TARGET != 0,
+            TrainOn::All => mark & marks::NEVER == 0,
+        };
+        at >= sequence.first_target && learned
+    })
+}
+
+/// Returns the first or last tokens of a conversation that fit into one sequence.
+fn cut(chats: &Chats, conversation: usize, block_size: usize, treatment: TooLong) -> Sequence {
+    let Range { start, end } = chats.range(conversation);
+    match treatment {
+        TooLong::CutLeft => Sequence { start: end - (block_size + 1), first_target: end - (block_size + 1), end },
+        _ => Sequence { start, first_target: start, end: start + block_size + 1 },
+    }
 }
 
 /// Splits a conversation into sequences; the error is the number of tokens of a message that fits into no sequence.
-fn cut(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequence>, usize> {
+fn split(chats: &Chats, conversation: usize, block_size: usize) -> Result<Vec<Sequence>, usize> {
     let whole = chats.range(conversation);
     // The last token of a sequence is only a target.
     let room = block_size + 1;

@@ -2,11 +2,13 @@
 //!
 //! A string is the text itself. A list is a conversation: its texts, joined by the separator. A turn that is a struct of `role`
 //! and `content`, or of `from` and `value`, reads `role: content`. A path `a.b` is the field `b` of the struct `a`, or of every
-//! struct of a list. If records are conversations ([`Column::of_conversations`]), a list of turns stays a list, as JSON.
+//! struct of a list. Records that are conversations keep the value as it is ([`Column::value`]).
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::formats::Record;
+use super::record::Record;
 use crate::Error;
 
 /// Fields of a turn: the speaker and the text.
@@ -17,6 +19,10 @@ const TEXTS: &str = "a string, a list of strings, or a list of {role, content} o
 /// Names kept for a message.
 pub(super) const MAX_NAMES: usize = 50;
 
+/// Columns that hold the text unless the user names one, best first.
+pub(super) const USUAL: [&str; 7] =
+    ["text", "content", "messages", "conversations", "conversation", "utterances", "dialog"];
+
 /// A column as the user names it.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
@@ -25,8 +31,6 @@ pub(super) struct Column {
     /// Field names from the top level down.
     pub(super) path: Vec<String>,
     separator: String,
-    /// True to keep lists of turns.
-    conversations: bool,
 }
 
 /// Text of a record as it is joined.
@@ -60,12 +64,7 @@ impl Column {
             return Err(Error::Input("expected the name of the text column, got an empty name".into()));
         }
         let path = text.split('.').map(str::to_owned).collect();
-        Ok(Self { full: text.into(), path, separator: separator.into(), conversations: false })
-    }
-
-    /// Returns the same column with lists kept: the text of a record is then JSON, except for plain strings.
-    pub(super) fn of_conversations(self) -> Self {
-        Self { conversations: true, ..self }
+        Ok(Self { full: text.into(), path, separator: separator.into() })
     }
 
     /// True if the column may be in the top-level column `name`.
@@ -119,15 +118,16 @@ impl Column {
         }
     }
 
+    /// Returns the value of a record; `None` if it has none.
+    pub(super) fn value<'a>(&'a self, record: &'a Record) -> Option<Cow<'a, Value>> {
+        let (value, below) = self.locate(record)?;
+        let value = if below.is_empty() { Cow::Borrowed(value) } else { Cow::Owned(field_of(value, below)) };
+        (!value.is_null()).then_some(value)
+    }
+
     /// Appends the text of a record; returns false if it has none.
     pub(super) fn text(&self, record: &Record, text: &mut String) -> Result<bool, String> {
         let Some((value, below)) = self.locate(record) else { return Ok(false) };
-        if self.conversations {
-            return Ok(match below {
-                [] => put_value(value, text),
-                below => put_value(&field_of(value, below), text),
-            });
-        }
         let mut turns = Turns { text, separator: &self.separator, count: 0 };
         self.walk(value, below, &mut turns)?;
         Ok(turns.count > 0)
@@ -165,16 +165,6 @@ impl Column {
     }
 }
 
-/// Appends a value to a record's text, strings verbatim; returns false for null.
-fn put_value(value: &Value, text: &mut String) -> bool {
-    match value {
-        Value::Null => return false,
-        Value::String(plain) => text.push_str(plain),
-        other => text.push_str(&other.to_string()),
-    }
-    true
-}
-
 /// Returns the value below a path, for each item of a list.
 fn field_of(value: &Value, below: &[String]) -> Value {
     match (value, below) {
@@ -190,6 +180,14 @@ fn field_of(value: &Value, below: &[String]) -> Value {
 /// Returns the fields of a turn, if a struct has them.
 fn turn_of(has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static str)> {
     TURN_FIELDS.into_iter().find(|(speaker, content)| has(speaker) && has(content))
+}
+
+/// Returns the message for a file without any of the usual columns.
+pub(super) fn no_usual_column(names: &[String]) -> String {
+    match names.is_empty() {
+        true => "the file has no columns".into(),
+        false => format!("no column with a usual name; choose one with --hf_text_column: {}", names.join(", ")),
+    }
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -256,18 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn conversations_stay_what_they_are() {
-        let text = |path: &str, row: Value| {
-            let (column, mut text) = (Column::parse(path, "|").unwrap().of_conversations(), String::new());
-            column.text(&record(row), &mut text).unwrap().then_some(text)
+    fn values_stay_what_they_are() {
+        let value = |path: &str, row: Value| {
+            let (column, row) = (Column::parse(path, "|").unwrap(), record(row));
+            column.value(&row).map(Cow::into_owned)
         };
-        assert_eq!(text("a", json!({"a": "x"})).as_deref(), Some("x"));
-        assert_eq!(text("a", json!({"a": null})), None);
-        let plain = json!(["x", null, "y"]);
-        assert_eq!(text("a", json!({"a": plain})), Some(plain.to_string()), "a missing entry is kept");
-        let turns = json!([{"role": "user", "content": "Hi", "id": 1}, {"role": "tool", "content": null, "id": 2}]);
-        assert_eq!(text("a", json!({"a": turns})), Some(turns.to_string()));
-        assert_eq!(text("a.b.c", json!({"a": {"b": [{"c": "x"}, {"c": "y"}]}})).as_deref(), Some(r#"["x","y"]"#));
+        assert_eq!(value("a", json!({"a": "x"})), Some(json!("x")));
+        assert_eq!(value("a", json!({"a": null})), None);
+        assert_eq!(value("a", json!({"a": ["x", null]})), Some(json!(["x", null])), "a missing entry is kept");
+        let turns = json!([{"role": "user", "content": "Hi", "id": 1}]);
+        assert_eq!(value("a", json!({"a": turns})), Some(turns));
+        assert_eq!(value("a.b.c", json!({"a": {"b": [{"c": "x"}, {"c": "y"}]}})), Some(json!(["x", "y"])));
     }
 
     proptest! {

@@ -3,9 +3,10 @@
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use super::column::Column;
+use super::column::{Column, USUAL};
 use super::format::{DataFile, Format};
 use super::formats::{DataFileReader, Wanted};
+use super::record::Record;
 use super::repository::Repository;
 use super::split::Slice;
 use crate::Error;
@@ -44,8 +45,10 @@ pub(crate) struct SourceRecord<'a> {
     pub(crate) name: &'a str,
     /// Number of the record in the file, from 1.
     pub(crate) number: u64,
-    /// Its text, if it has any.
-    pub(crate) text: Option<&'a str>,
+    /// Its wanted columns.
+    pub(crate) columns: Record,
+    /// True if it is from a table, whose records all have the same fields.
+    pub(crate) is_of_table: bool,
     /// Bytes read so far of all files.
     pub(crate) done: u64,
 }
@@ -56,7 +59,7 @@ pub(crate) type RecordFn<'a> = dyn FnMut(SourceRecord) -> Result<(), Error> + 'a
 /// Reads the records of a source.
 pub(super) struct RecordReader<'a> {
     pub(super) repository: &'a Repository,
-    pub(super) column: &'a Column,
+    pub(super) wanted: Wanted<'a>,
     /// Folder for temporary files.
     pub(super) scratch: &'a Path,
     /// Receives the events of downloads.
@@ -110,15 +113,13 @@ impl<'a> RecordReader<'a> {
             }
             passed += skip;
             let local = self.open(file)?;
-            let (mut number, mut text) = (skip, String::new());
-            local.reader(Wanted::Column(self.column), skip).read(&mut |record| {
+            let mut number = skip;
+            let is_of_table = matches!(file.format, Format::Parquet | Format::Arrow);
+            local.reader(self.wanted, skip).read(&mut |record| {
                 passed += 1;
                 number += 1;
-                text.clear();
-                let has = self.column.text(&record.columns, &mut text);
-                let has = has.map_err(|reason| Error::read(&local.name, format!("record {number}: {reason}")))?;
-                let text = has.then_some(text.as_str());
-                take(SourceRecord { name: &local.name, number, text, done: *before + record.bytes_read })?;
+                let done = *before + record.bytes_read;
+                take(SourceRecord { name: &local.name, number, columns: record.columns, is_of_table, done })?;
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             *before += file.size.unwrap_or(0);
@@ -145,26 +146,39 @@ pub(super) struct DocumentGatherer<'a, C> {
     records: u64,
     /// Bytes of all files, if they are read whole.
     total: Option<u64>,
+    /// Columns that may hold the text, and the one that does, as soon as it is known.
+    columns: &'a [Column],
+    column: Option<&'a Column>,
+    /// Text of the current record.
+    record: String,
 }
 
 impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
-    pub(super) fn new(sender: DocumentSender, cut: &'a C) -> Self {
-        Self { sender, cut, text: String::new(), ends: Vec::new(), empty: 0, records: 0, total: None }
+    /// Makes a gatherer of the text in the first of these columns that there is.
+    pub(super) fn new(sender: DocumentSender, cut: &'a C, columns: &'a [Column]) -> Self {
+        Self {
+            sender,
+            cut,
+            text: String::new(),
+            ends: Vec::new(),
+            empty: 0,
+            records: 0,
+            total: None,
+            columns,
+            column: if let [only] = columns { Some(only) } else { None },
+            record: String::new(),
+        }
     }
 
     /// Reads all parts in order.
-    pub(super) fn read(
-        mut self,
-        repository: &Repository,
-        column: &Column,
-        scratch: &Path,
-        parts: &[SplitFiles],
-    ) -> Result<(), Error> {
+    pub(super) fn read(mut self, repository: &Repository, scratch: &Path, parts: &[SplitFiles]) -> Result<(), Error> {
         let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
         self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
         let sender = self.sender.clone();
         let mut progress = move |event| sender.event(event).is_ok();
-        let mut reader = RecordReader { repository, column, scratch, progress: &mut progress };
+        let names: Vec<_> = self.columns.iter().map(|column| column.full.clone()).collect();
+        let wanted = self.column.map_or(Wanted::AnyOf(&names), Wanted::Column);
+        let mut reader = RecordReader { repository, wanted, scratch, progress: &mut progress };
         let done = reader.each(parts, &mut |record| self.take(&record))?;
         self.flush(done)?;
         if self.empty > 0 {
@@ -177,17 +191,39 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
     fn take(&mut self, record: &SourceRecord) -> Result<(), Error> {
         self.records += 1;
         let done = record.done;
-        let Some(text) = record.text.filter(|text| !text.is_empty()) else {
-            self.empty += 1;
-            return Ok(());
+        let mut text = std::mem::take(&mut self.record);
+        text.clear();
+        let has = match self.column(record)? {
+            Some(column) => column.text(&record.columns, &mut text),
+            None => Ok(false),
         };
-        if text.len() > CHUNK_BYTES {
+        let has = has.map_err(|reason| Error::read(record.name, format!("record {}: {reason}", record.number)))?;
+        if !has || text.is_empty() {
+            self.empty += 1;
+        } else if text.len() > CHUNK_BYTES {
             self.flush(done)?;
-            return self.send_long(text, done);
+            self.send_long(&text, done)?;
+        } else {
+            self.text.push_str(&text);
+            self.ends.push(self.text.len());
+            if self.text.len() >= BATCH_BYTES {
+                self.flush(done)?;
+            }
         }
-        self.text.push_str(text);
-        self.ends.push(self.text.len());
-        if self.text.len() >= BATCH_BYTES { self.flush(done) } else { Ok(()) }
+        self.record = text;
+        Ok(())
+    }
+
+    /// Returns the column of the text; `None` as long as no record has any of them.
+    fn column(&mut self, record: &SourceRecord) -> Result<Option<&'a Column>, Error> {
+        if self.column.is_none() {
+            self.column = self.columns.iter().find(|column| record.columns.contains_key(&column.full));
+            if let Some(column) = self.column.filter(|column| column.full != USUAL[0]) {
+                let note = format!("reading the column {}; choose another with --hf_text_column", column.full);
+                self.sender.event(Event::Note(note))?;
+            }
+        }
+        Ok(self.column)
     }
 
     /// Sends the gathered documents.

@@ -12,11 +12,12 @@ mod format;
 mod formats;
 mod glob;
 mod layout;
+mod record;
 mod repository;
 mod source;
 mod split;
 
 pub(crate) use column::TURN_FIELDS;
-pub use formats::Record;
+pub use record::Record;
 pub(crate) use source::resolve;
 pub use source::{HfSource, read_records};

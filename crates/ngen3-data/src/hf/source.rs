@@ -1,10 +1,14 @@
 //! Finds and reads a dataset that the user named.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::column::Column;
-use super::documents::{DocumentGatherer, RecordFn, RecordReader, SplitFiles};
-use super::formats::{DataFileReader, Record, Wanted};
+use serde_json::Value;
+
+use super::column::{Column, USUAL};
+use super::documents::{DocumentGatherer, RecordReader, SourceRecord, SplitFiles};
+use super::formats::{DataFileReader, Wanted};
+use super::record::Record;
 use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
@@ -20,12 +24,22 @@ pub struct HfSource {
     pub config: Option<String>,
     /// A split, as the `datasets` library writes it: `train`, `train[:10%]`, `train[1000:2000]+test`.
     pub split: String,
-    /// The column that holds the text; `a.b` is the field `b` within it.
-    pub column: String,
+    /// The column that holds the text; `a.b` is the field `b` within it. `None` for one of the usual ones.
+    pub column: Option<String>,
     /// Branch, tag or commit; by default the main branch.
     pub revision: Option<String>,
     /// Separator between the turns of a conversation, for records that hold a list of texts.
     pub separator: String,
+}
+
+impl HfSource {
+    /// Returns the columns that may hold the text, best first.
+    fn columns(&self) -> Result<Vec<Column>, Error> {
+        match &self.column {
+            Some(name) => Ok(vec![Column::parse(name, &self.separator)?]),
+            None => USUAL.into_iter().map(|name| Column::parse(name, &self.separator)).collect(),
+        }
+    }
 }
 
 /// The files of a source, in reading order.
@@ -42,7 +56,7 @@ pub(crate) struct ResolvedDataset {
 /// [`Error::Input`] for an invalid split or column, [`Error::Hub`] and [`Error::Read`] for missing files.
 pub(crate) fn resolve(source: &HfSource, progress: &mut ProgressFn) -> Result<ResolvedDataset, Error> {
     let slices = split::parse(&source.split)?;
-    Column::parse(&source.column, &source.separator)?;
+    source.columns()?;
     let repository = open(&source.dataset, source.revision.as_deref(), progress)?;
     let (repository, layout) = layout::find(repository, source.config.as_deref(), progress)?;
     let parts = slices
@@ -96,7 +110,8 @@ pub fn read_records(
 impl ResolvedDataset {
     /// Describes the records in one line, for meta.json.
     pub(crate) fn title(&self) -> String {
-        format!("{}, split {}, column {}", self.repository.title(), self.source.split, self.source.column)
+        let column = self.source.column.as_ref().map_or_else(String::new, |column| format!(", column {column}"));
+        format!("{}, split {}{column}", self.repository.title(), self.source.split)
     }
 
     /// Starts reading. `scratch` is a folder for temporary files; `cut` is as for [`DocumentReader::start`].
@@ -108,21 +123,61 @@ impl ResolvedDataset {
         scratch: PathBuf,
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<DocumentReader, Error> {
-        let column = Column::parse(&self.source.column, &self.source.separator)?;
+        let columns = self.source.columns()?;
         let Self { repository, parts, .. } = self;
         DocumentReader::spawn(move |sink| {
-            DocumentGatherer::new(sink, &cut).read(&repository, &column, &scratch, &parts)
+            DocumentGatherer::new(sink, &cut, &columns).read(&repository, &scratch, &parts)
         })
     }
 
-    /// Passes each record to `take`, strings verbatim and lists of turns as JSON.
+    /// Passes each record to `take`: the value of the column, if the user named one, and those of the columns `names` that there
+    /// are.
     ///
     /// # Errors
-    /// [`Error::Read`] for a file that is damaged or lacks the column; any error of `take`.
-    pub(crate) fn conversations(&self, progress: &mut ProgressFn, take: &mut RecordFn) -> Result<(), Error> {
-        let column = Column::parse(&self.source.column, &self.source.separator)?.of_conversations();
+    /// [`Error::Read`] for a file that is damaged or lacks the columns; any error of `take`.
+    pub(crate) fn conversations(
+        &self,
+        names: &[String],
+        progress: &mut ProgressFn,
+        take: &mut dyn FnMut(ConversationRecord) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let column = self.source.column.as_ref().map(|name| Column::parse(name, "")).transpose()?;
+        let wanted = column.as_ref().map_or(Wanted::AnyOf(names), |column| Wanted::ColumnAnd(column, names));
         let scratch = std::env::temp_dir();
-        let mut reader = RecordReader { repository: &self.repository, column: &column, scratch: &scratch, progress };
-        reader.each(&self.parts, take).map(drop)
+        let mut reader = RecordReader { repository: &self.repository, wanted, scratch: &scratch, progress };
+        let mut take = |record: SourceRecord| {
+            let SourceRecord { name, number, mut columns, is_of_table, .. } = record;
+            if is_of_table {
+                // Every struct has all fields of the column's type, and null stands for those that are missing.
+                columns.values_mut().for_each(drop_nulls);
+            }
+            let value = column.as_ref().map(|column| column.value(&columns).map_or(Value::Null, Cow::into_owned));
+            take(ConversationRecord { name, number, value, columns })
+        };
+        reader.each(&self.parts, &mut take).map(drop)
+    }
+}
+
+/// A record that may be a conversation.
+pub(crate) struct ConversationRecord<'a> {
+    /// Name of its file.
+    pub(crate) name: &'a str,
+    /// Number of the record in the file, from 1.
+    pub(crate) number: u64,
+    /// Value of the column that the user named, if any.
+    pub(crate) value: Option<Value>,
+    /// Values of other columns, by name.
+    pub(crate) columns: Record,
+}
+
+/// Removes the fields that are null, at every depth.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        _ => {}
     }
 }

@@ -30,7 +30,7 @@ fn source(dataset: &Path, split: &str, column: &str) -> HfSource {
         dataset: dataset.to_str().unwrap().into(),
         config: None,
         split: split.into(),
-        column: column.into(),
+        column: Some(column.into()),
         revision: None,
         separator: "\n".into(),
     }

@@ -135,9 +135,13 @@ fn described(sampler: &ChatSampler, train_on: TrainOn) -> String {
         let were = if cuts.long == 1 { "was" } else { "were" };
         text += &format!("; {} longer than the context length {were} split into {}", cuts.long, cuts.pieces);
     }
+    if cuts.cut > 0 {
+        let tokens = count(cuts.cut_tokens as u64, "token");
+        text += &format!("; {} longer than the context length cut by {tokens} in all", cuts.cut);
+    }
     let left_out = [
         (chats.skipped(), "invalid"),
-        (cuts.too_long as u64, "with a message longer than the context length"),
+        (cuts.too_long as u64, "longer than the context length"),
         (cuts.without_targets as u64, "without targets"),
     ];
     for (count, why) in left_out.into_iter().filter(|(count, _)| *count > 0) {

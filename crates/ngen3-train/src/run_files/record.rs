@@ -203,6 +203,18 @@ pub struct DistillRecord {
 pub struct ChatRecord {
     /// Turns in the loss: `assistant` or `all`.
     pub train_on: String,
+    /// Treatment of conversations longer than the context length: `split`, `cut_left`, `cut_right`, `skip` or `error`.
+    #[serde(default = "split", skip_serializing_if = "is_split")]
+    pub too_long: String,
+}
+
+/// Returns the treatment of runs before there was a choice.
+fn split() -> String {
+    "split".into()
+}
+
+fn is_split(treatment: &str) -> bool {
+    treatment == split()
 }
 
 impl ObjectiveRecord {

@@ -87,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch_for(&[SIGINT])?;
 
     let mut input = Input::open()?;
-    let system = args.system.into_iter().map(|content| Message { role: Role::System, content });
+    let system = args.system.into_iter().map(|content| Message::new(Role::System, content));
     let messages: Vec<_> = system.collect();
     let system = messages.len();
     let (length, stops) = (args.length, args.flags.stop);
@@ -348,5 +348,5 @@ impl Conversation {
 }
 
 fn has_text(message: &Message) -> bool {
-    !message.content.trim().is_empty()
+    !message.content.as_deref().unwrap_or_default().trim().is_empty()
 }

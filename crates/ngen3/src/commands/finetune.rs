@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use ngen3_data::chat::{ChatEncoder, ChatInput, Chats, Message, TrainOn};
+use ngen3_data::chat::{ChatEncoder, ChatInput, ChatReading, Chats, Message, TooLong, TrainOn};
 use ngen3_data::{HfSource, Tokenizer};
 use ngen3_engine::Model;
 use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
+use ngen3_train::setup::ChatOptions;
 use ngen3_train::{
     FINETUNE_HELP, InitialWeights, Job, Objective, Reference, ReferenceReport, RunKind, RunSpec, StartFrom,
     default_reference, read_reference, setup,
@@ -65,6 +66,10 @@ pub struct Common {
     /// Turns to train on: assistant or all
     #[arg(long, value_name = "WHO", default_value = "assistant")]
     train_on: TrainOn,
+    /// Conversations longer than the context length: split (between turns; an error if one message is longer), cut_left
+    /// (keep the end), cut_right (keep the beginning), skip, or error
+    #[arg(long, value_name = "HOW", default_value = "split")]
+    too_long: TooLong,
     /// Text for the perplexity before and after [default: the last tenth of builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     reference_text: Option<PathBuf>,
@@ -159,8 +164,16 @@ impl Common {
         if self.train_on == TrainOn::All {
             tell("--train_on", Some("all".into()));
         }
+        if self.too_long != TooLong::default() {
+            tell("--too_long", Some(self.too_long.name().into()));
+        }
         if self.chat.skip_bad {
             tell("--skip_bad", None);
+        }
+        for (flag, pairs) in [("--roles", &self.chat.roles), ("--columns", &self.chat.columns)] {
+            if !pairs.is_empty() {
+                tell(flag, Some(pairs.join(",").into()));
+            }
         }
         if let Some(path) = &self.reference_text {
             tell("--reference_text", Some(path.into()));
@@ -182,7 +195,9 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     sampling.validate()?;
     let template = args.chat.template()?;
     let (prompt, length) = (args.prompt.clone(), args.sample_length);
-    let (train_on, skip_bad, reference_text) = (args.train_on, args.chat.skip_bad, args.reference_text.clone());
+    let options = ChatOptions { train_on: args.train_on, too_long: args.too_long, skip_bad: args.chat.skip_bad };
+    let reading = args.chat.reading(args.train_on == TrainOn::Assistant)?;
+    let reference_text = args.reference_text.clone();
     // Before watching for signals: an interrupted download resumes on the next run.
     let (model, spec) = begin(args)?;
     if prompt.is_some() && model.tokenizer.is_none() {
@@ -191,11 +206,10 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let stop = interrupt::watch()?;
 
     let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref())?;
-    let chats = read(&model, input, train_on, skip_bad, template, &stop)?;
+    let chats = read(&model, input, &reading, template, &stop)?;
     let (job, mut objective, weights): (Job, Box<dyn Objective>, InitialWeights) = match chats {
         Some(chats) => {
-            let (job, objective, weights) =
-                setup::on_chats(device(), spec, chats, train_on, skip_bad, model.chat.as_ref())?;
+            let (job, objective, weights) = setup::on_chats(device(), spec, chats, options, model.chat.as_ref())?;
             (job, Box::new(objective), weights)
         }
         None => {
@@ -316,8 +330,7 @@ fn begin(args: Common) -> anyhow::Result<(Learner, RunSpec)> {
 fn read(
     model: &Learner,
     input: Input,
-    train_on: TrainOn,
-    skip_bad: bool,
+    reading: &ChatReading,
     template: Option<String>,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Option<Chats>> {
@@ -340,7 +353,6 @@ fn read(
         Some(template) => ChatEncoder::with_template(tokenizer, Some(&template))?,
         None => ChatEncoder::new(tokenizer, model.chat.clone())?,
     };
-    let answers = train_on == TrainOn::Assistant;
     let files;
     let (name, input) = match input {
         Input::File(path) => {
@@ -350,7 +362,7 @@ fn read(
         Input::Hf(source) => (format!("{}, split {}", source.dataset, source.split), ChatInput::Hf(source)),
     };
     let progress = Progress::bytes("reading");
-    let chats = Chats::read(&name, input, &encoder, answers, skip_bad, stop, &mut |event| show(&progress, event));
+    let chats = Chats::read(&name, input, &encoder, reading, stop, &mut |event| show(&progress, event));
     drop(progress);
     Ok(Some(interruptible(chats)?))
 }

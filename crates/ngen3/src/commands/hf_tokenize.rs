@@ -29,6 +29,7 @@ use crate::threads::Threads;
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.requires("chats")), mut_arg("skip_bad", |arg| arg.requires("chats")))]
+#[command(mut_arg("roles", |arg| arg.requires("chats")), mut_arg("columns", |arg| arg.requires("chats")))]
 pub struct Args {
     #[command(flatten)]
     rows: Rows,
@@ -60,9 +61,9 @@ pub struct Rows {
     /// Split, or part of it: train, train[:10%], train[1000:2000], train+validation
     #[arg(long, value_name = "SPLIT", default_value = "train")]
     hf_split: String,
-    /// Column with the text
-    #[arg(long, value_name = "COLUMN", default_value = "text")]
-    hf_text_column: String,
+    /// Column with the text or conversation [default: text, content, messages, conversations, … or instruction data]
+    #[arg(long, value_name = "COLUMN")]
+    hf_text_column: Option<String>,
     /// Configuration, if the dataset has several
     #[arg(long, value_name = "NAME")]
     hf_config: Option<String>,

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ngen3_data::chat::{ChatInput, ChatSpec, build_chats};
+use ngen3_data::chat::{ChatInput, ChatMapping, ChatReading, ChatSpec, build_chats};
 use ngen3_data::source::{Event, Source};
 use ngen3_data::{DatasetSpec, DatasetSummary, build_dataset};
 use ngen3_model::words::{file_size, grouped, grouped_count};
@@ -25,6 +25,7 @@ use crate::threads::Threads;
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.conflicts_with("txt")))]
 #[command(mut_arg("skip_bad", |arg| arg.conflicts_with("txt")))]
+#[command(mut_arg("roles", |arg| arg.conflicts_with("txt")), mut_arg("columns", |arg| arg.conflicts_with("txt")))]
 pub struct Args {
     /// Name of the dataset; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
@@ -33,8 +34,9 @@ pub struct Args {
     /// compressed (.gz, .zst)
     #[arg(long, value_name = "PATH_OR_URL", required_unless_present = "chats", num_args = 1..)]
     txt: Vec<OsString>,
-    /// Conversations instead of text: files, or - for stdin, of JSON lines (messages, conversations, lists of strings), one
-    /// JSON list of them, or one dialogue per line, its turns separated by tabs or __eou__; optionally compressed
+    /// Conversations instead of text: files, or - for stdin, of JSON lines (messages, conversations, instruction data, lists
+    /// of strings), one JSON list of them, or one dialogue per line, its turns separated by tabs or __eou__; optionally
+    /// compressed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "lossy"], num_args = 1..)]
     chats: Vec<PathBuf>,
     /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
@@ -59,9 +61,22 @@ pub struct ChatFlags {
     /// Skip and count invalid conversations instead of stopping at the first
     #[arg(long)]
     pub skip_bad: bool,
+    /// Roles of speakers' names that are not known, as NAME=ROLE: system, user, assistant or tool
+    #[arg(long, value_name = "NAME=ROLE", value_delimiter = ',')]
+    pub roles: Vec<String>,
+    /// Columns (keys) that hold the turns, in order, as COLUMN=ROLE, such as question=user,answer=assistant; neighbours of
+    /// one role are joined by a line break [default: lists of turns and instruction data are recognised]
+    #[arg(long, value_name = "COLUMN=ROLE", value_delimiter = ',')]
+    pub columns: Vec<String>,
 }
 
 impl ChatFlags {
+    /// Returns how to read conversations; with `answers`, the assistant's tokens must be identifiable.
+    pub fn reading(&self, answers: bool) -> anyhow::Result<ChatReading> {
+        let mapping = ChatMapping::new(&self.roles, &self.columns)?;
+        Ok(ChatReading { mapping, answers, skip_bad: self.skip_bad })
+    }
+
     /// Reads the chat template, if one is given.
     pub fn template(&self) -> anyhow::Result<Option<String>> {
         let read =
@@ -115,7 +130,7 @@ pub fn chats(
     threads.start()?;
     let template = flags.template()?;
     let (template, root) = (template.as_deref(), Path::new(""));
-    let spec = ChatSpec { name, input, tokenizer, template, skip_bad: flags.skip_bad, root };
+    let spec = ChatSpec { name, input, tokenizer, template, reading: flags.reading(true)?, root };
     let progress = Progress::bytes("tokenizing");
     let result = build_chats(&spec, stop, &mut |event| show(&progress, event));
     drop(progress);

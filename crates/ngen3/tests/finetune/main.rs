@@ -247,7 +247,7 @@ fn bad_conversations_are_named_or_counted() {
         ),
         ("{\"messages\": [{\"role\": \"user\"}]}", 2, "turn 1: missing content"),
         ("[\"Hi\", \"\"]", 2, "turn 2: the text is empty"),
-        ("{\"prompt\": \"Hi\"}", 2, "expected messages or conversations, got the keys: prompt"),
+        ("{\"prompt\": \"Hi\"}", 2, "expected messages, conversations or instruction data, got the keys prompt"),
         (long.as_str(), 2, "a message has 64 tokens, but block_size is 48"),
         ("{\"messages\": [", 40_000, "invalid JSON: EOF while parsing a list (column 14)"),
     ] {
@@ -259,8 +259,7 @@ fn bad_conversations_are_named_or_counted() {
         assert!(!folder.join("x.pt").exists());
         let (_, err) =
             succeed(folder, &format!("{TINY} --finetune_iters 1 --eval_iters 1 --val_fraction 0 --skip_bad"));
-        let left_out =
-            if bad == long { "1 with a message longer than the context length skipped" } else { "1 invalid skipped" };
+        let left_out = if bad == long { "1 longer than the context length skipped" } else { "1 invalid skipped" };
         assert!(err.contains(left_out), "{bad}: {err}");
         for name in ["x.pt", "x.state/state.safetensors"] {
             fs::remove_file(folder.join(name)).unwrap();

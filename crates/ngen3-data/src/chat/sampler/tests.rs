@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use proptest::prelude::*;
 
 use super::*;
-use crate::chat::{ChatEncoder, ChatInput};
+use crate::chat::{ChatEncoder, ChatInput, ChatReading};
 use crate::{Error, Tokenizer};
 
 /// Reads conversations from lines of JSON, with the default template.
@@ -19,7 +19,8 @@ fn chats_by(template: Option<&str>, lines: &str) -> Chats {
     fs::write(&path, lines).unwrap();
     let encoder = ChatEncoder::with_template(Tokenizer::gpt2(), template).unwrap();
     let go = AtomicBool::new(false);
-    Chats::read("x.jsonl", ChatInput::Files(&[path]), &encoder, true, false, &go, &mut |_| {}).unwrap()
+    let reading = ChatReading { answers: true, ..ChatReading::default() };
+    Chats::read("x.jsonl", ChatInput::Files(&[path]), &encoder, &reading, &go, &mut |_| {}).unwrap()
 }
 
 fn sampling(block_size: usize) -> ChatSampling {
@@ -28,6 +29,7 @@ fn sampling(block_size: usize) -> ChatSampling {
         batch_size: 2,
         val_fraction: 0.0,
         train_on: TrainOn::Assistant,
+        too_long: TooLong::Split,
         skip_bad: false,
         seed: 7,
     }
@@ -129,13 +131,14 @@ fn what_cannot_be_learned_from_is_told() {
     let long = "[\"a\", \"b\"]\n\n[\"a\", \"one two three four five six\"]\n";
     let told = error(long, sampling(8));
     let expected = "x.jsonl: line 3: a message has 10 tokens, but block_size is 8 (shorten it, use a model with a \
-                    larger block_size, or skip such conversations with --skip_bad)";
+                    larger block_size, skip such conversations with --skip_bad, or cut them with --too_long)";
     assert!(told.ends_with(expected), "{told}");
     let skipping = ChatSampling { skip_bad: true, ..sampling(8) };
     let kept = sampler(long, skipping);
     assert_eq!((kept.split_stats().too_long, kept.counts()), (1, (1, 0)));
     assert!(
-        error("[\"a\", \"one two three four five six\"]", skipping).contains("every conversation has a message longer")
+        error("[\"a\", \"one two three four five six\"]", skipping)
+            .contains("every conversation, or a message of it, is longer")
     );
     let told = error("[\"only the user\"]", sampling(64));
     assert!(told.starts_with("x.jsonl: no tokens to train on: no conversation has an assistant turn"), "{told}");
@@ -232,4 +235,29 @@ proptest! {
             Err(error) => prop_assert!(false, "{}", error),
         }
     }
+}
+
+#[test]
+fn what_is_too_long_is_cut_or_skipped_as_asked() {
+    // 17 tokens, of which 11 fit.
+    let lines = "[\"c c c c\", \"one two three four five six\"]\n[\"a\", \"b\"]";
+    let of = |too_long| ChatSampling { too_long, ..sampling(10) };
+    let drawn = |too_long| {
+        let mut sampler = sampler(lines, of(too_long));
+        let drawn = sequences(|put| sampler.train_batch(0, put));
+        (drawn.into_iter().map(|(_, targets)| targets).collect::<BTreeSet<_>>(), sampler.split_stats())
+    };
+    let whole = "one two three four five six<|endoftext|>";
+    for (too_long, learned_whole) in [(TooLong::CutLeft, true), (TooLong::CutRight, false)] {
+        let (targets, stats) = drawn(too_long);
+        assert_eq!(targets.contains(whole), learned_whole, "{targets:?}");
+        assert_eq!((targets.len(), stats.cut, stats.cut_tokens, stats.too_long), (2, 1, 6, 0));
+    }
+    let (targets, stats) = drawn(TooLong::Skip);
+    assert_eq!((targets.len(), stats.cut, stats.too_long), (1, 0, 1));
+    let error = ChatSampler::new(chats(lines), &of(TooLong::Error)).unwrap_err().to_string();
+    assert!(error.contains("line 1: it has 17 tokens, but block_size is 10"), "{error}");
+    assert!(
+        "cut".parse::<TooLong>().unwrap_err().to_string().ends_with("one of split, cut_left, cut_right, skip, error")
+    );
 }

@@ -14,8 +14,9 @@ use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, DataType, TimeUnit};
 use serde_json::Value;
 
-use super::file::{BUFFER, DataFileReader, FileRecord, FileRecordFn, Record};
+use super::file::{BUFFER, DataFileReader, FileRecord, FileRecordFn};
 use crate::Error;
+use crate::hf::record::Record;
 
 /// Magic bytes of the file format.
 const MAGIC: &[u8] = b"ARROW1";

@@ -7,12 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Map, Value};
-
 use crate::Error;
 use crate::catch_panic::catch_panic;
-use crate::hf::column::Column;
+use crate::hf::column::{Column, no_usual_column};
 use crate::hf::format::Format;
+use crate::hf::record::Record;
 use crate::source::limited::read_line;
 use crate::source::open::{ByteSource, open_file};
 use crate::source::utf8::read_error;
@@ -35,9 +34,6 @@ pub(in crate::hf) struct DataFileReader<'a> {
     pub(in crate::hf) scratch: &'a Path,
 }
 
-/// A record: the value of each column, by name.
-pub type Record = Map<String, Value>;
-
 /// Top-level columns to read.
 #[derive(Clone, Copy)]
 pub(in crate::hf) enum Wanted<'a> {
@@ -47,6 +43,10 @@ pub(in crate::hf) enum Wanted<'a> {
     Everything,
     /// Those that the column may be in.
     Column(&'a Column),
+    /// Those of these names that there are.
+    AnyOf(&'a [String]),
+    /// Those that the column may be in, and those of these names that there are.
+    ColumnAnd(&'a Column, &'a [String]),
 }
 
 impl Wanted<'_> {
@@ -55,6 +55,24 @@ impl Wanted<'_> {
             Self::Nothing => false,
             Self::Everything => true,
             Self::Column(column) => column.is_in(name),
+            Self::AnyOf(names) => names.iter().any(|wanted| wanted == name),
+            Self::ColumnAnd(column, names) => column.is_in(name) || names.iter().any(|wanted| wanted == name),
+        }
+    }
+
+    /// Describes the error of a file with these columns only; `None` if they will do.
+    pub(super) fn missing<'a>(&self, names: impl IntoIterator<Item = &'a String> + Clone) -> Option<String> {
+        let all = || names.clone().into_iter().cloned().collect::<Vec<_>>();
+        match self {
+            Self::Nothing | Self::Everything => None,
+            Self::Column(column) | Self::ColumnAnd(column, _) => {
+                let has = names.clone().into_iter().any(|name| column.is_in(name));
+                (!has).then(|| column.missing(&all()))
+            }
+            Self::AnyOf(wanted) => {
+                let has = names.clone().into_iter().any(|name| wanted.contains(name));
+                (!has).then(|| no_usual_column(&all()))
+            }
         }
     }
 
@@ -63,10 +81,9 @@ impl Wanted<'_> {
     /// # Errors
     /// A message that names the columns, if none of them is wanted.
     pub(super) fn among(&self, names: &[String]) -> Result<Vec<usize>, String> {
-        let found: Vec<_> = (0..names.len()).filter(|&index| self.has(&names[index])).collect();
-        match self {
-            Self::Column(column) if found.is_empty() => Err(column.missing(names)),
-            _ => Ok(found),
+        match self.missing(names) {
+            Some(reason) => Err(reason),
+            None => Ok((0..names.len()).filter(|&index| self.has(&names[index])).collect()),
         }
     }
 }

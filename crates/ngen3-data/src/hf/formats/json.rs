@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, Record, RecordStream, Wanted};
+use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, RecordStream, Wanted};
 use crate::Error;
 use crate::hf::column::MAX_NAMES;
+use crate::hf::record::Record;
 
 pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
     let mut stream = input.stream()?;
@@ -117,7 +118,7 @@ impl<'a> RecordScan<'a, '_> {
         if self.number <= self.input.skip {
             return Ok(ControlFlow::Continue(()));
         }
-        self.seen |= !columns.is_empty();
+        self.seen = self.seen || self.input.wanted.missing(columns.keys()).is_none();
         if self.number == self.input.skip + MAX_RECORDS_WITHOUT_COLUMN {
             self.check_seen()?;
         }
@@ -125,11 +126,10 @@ impl<'a> RecordScan<'a, '_> {
     }
 
     fn check_seen(&self) -> Result<(), Error> {
-        match self.input.wanted {
-            Wanted::Column(column) if !self.seen && self.number > self.input.skip => {
-                Err(self.input.failed(column.missing(&self.names)))
-            }
-            _ => Ok(()),
+        let reached = !self.seen && self.number > self.input.skip;
+        match self.input.wanted.missing(&self.names).filter(|_| reached) {
+            Some(reason) => Err(self.input.failed(reason)),
+            None => Ok(()),
         }
     }
 }

@@ -8,5 +8,4 @@ mod parquet;
 mod read;
 mod text;
 
-pub use file::Record;
 pub(super) use file::{DataFileReader, Wanted};

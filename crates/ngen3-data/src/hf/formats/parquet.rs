@@ -12,8 +12,9 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::Value;
 
-use super::file::{DataFileReader, FileRecord, FileRecordFn, Record};
+use super::file::{DataFileReader, FileRecord, FileRecordFn};
 use crate::Error;
+use crate::hf::record::Record;
 
 /// Bytes of records that a column should hold decoded, and their maximum number.
 const STRETCH: u64 = 1 << 20;

@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use super::file::{DataFileReader, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, Record, Wanted};
+use super::file::{DataFileReader, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, Wanted};
 use super::{arrow, csv, json, parquet, text};
 use crate::Error;
 use crate::hf::format::Format;
+use crate::hf::record::Record;
 
 impl DataFileReader<'_> {
     /// Passes every record after the skipped ones to `take`.
@@ -14,7 +15,9 @@ impl DataFileReader<'_> {
     /// [`Error::Read`] for a file that is damaged, lacks the column, or has values in it of a type that JSON lacks; any error of
     /// `take`.
     pub(in crate::hf) fn read(&self, take: &mut FileRecordFn) -> Result<(), Error> {
-        let Wanted::Column(column) = self.wanted else { return self.read_format(take) };
+        let (Wanted::Column(column) | Wanted::ColumnAnd(column, _)) = self.wanted else {
+            return self.read_format(take);
+        };
         let (mut found, mut names, mut count, mut stopped) = (false, Vec::new(), 0, false);
         let check = |found: bool, names: &[String]| match found || names.is_empty() {
             true => Ok(()),

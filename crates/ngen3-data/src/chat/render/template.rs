@@ -1,26 +1,29 @@
 //! Renders conversations with a Jinja template, as `transformers` does.
 //!
 //! [`ChatTemplate`] gives the text of `tokenizer.apply_chat_template(messages, tokenize=False)`, byte for byte: blocks are
-//! trimmed, `raise_exception` and `tojson` exist, strings have Python's methods, and `{% generation %}` marks the assistant's
-//! part. A template may come from an untrusted source, so its work is limited.
+//! trimmed, `raise_exception` and `tojson` exist, values print as in Python (`python.rs`), strings have Python's methods, and
+//! `{% generation %}` marks the assistant's part. A template may come from an untrusted source, so its work is limited.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind, context};
 use ngen3_model::ChatFormat;
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::Map;
 
-use super::conversation::Message;
+use super::python;
 use crate::Error;
+use crate::chat::conversation::Message;
 
 /// Instructions of the template engine allowed for a conversation; a turn usually takes about a hundred.
 const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
 
+/// Names of a turn's reasoning: the two that templates read, and another that data have.
+pub(in crate::chat) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// Mark the assistant's part in a rendered text. They are noncharacters of Unicode, which no text contains.
-pub(super) const BEGIN: char = '\u{fdd0}';
-pub(super) const END: char = '\u{fdd1}';
+pub(in crate::chat) const BEGIN: char = '\u{fdd0}';
+pub(in crate::chat) const END: char = '\u{fdd1}';
 
 /// Template of a model without its own: `role`, a line break, the text, the end-of-text token. ChatML in form, with the tokens of
 /// GPT-2's vocabulary.
@@ -56,7 +59,8 @@ impl ChatTemplate {
             let content: Value = kwargs.get::<Value>("caller")?.call(state, &[])?;
             Ok::<_, minijinja::Error>(format!("{BEGIN}{content}{END}"))
         });
-        environment.add_filter("tojson", tojson);
+        environment.add_filter("tojson", python::tojson);
+        environment.set_formatter(python::print);
         environment
             .add_template_owned(NAME, with_calls(&format.template))
             .map_err(|error| Error::Data(format!("invalid chat template: {}", one_line(&error))))?;
@@ -73,23 +77,70 @@ impl ChatTemplate {
         with_calls(&self.format.template) != self.format.template
     }
 
+    /// Returns the names that the template reads apart from the messages, the flag of the generation prompt and the tokens.
+    pub(in crate::chat) fn context_names(&self) -> Vec<String> {
+        let Ok(template) = self.environment.get_template(NAME) else { return Vec::new() };
+        let own = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
+        let mut names: Vec<_> = template.undeclared_variables(false).into_iter().collect();
+        names
+            .retain(|name| !own.contains(&name.as_str()) && self.environment.globals().all(|(known, _)| known != name));
+        names.sort();
+        names
+    }
+
     /// Renders a conversation; `add_generation_prompt` adds the text that begins the assistant's answer.
     ///
     /// # Errors
     /// [`Error::Data`] with the template's error.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let text = self.render_turns(&Self::turns(messages), add_generation_prompt).map_err(Error::Data)?;
-        Ok(text.replace([BEGIN, END], ""))
+        self.render_with(messages, &Map::new(), add_generation_prompt)
+    }
+
+    /// Renders a conversation as [`ChatTemplate::render`], with other values that the template reads.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        context: &Map<String, serde_json::Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let text = self.render_turns(&Self::turns(messages), &Self::context(context), add_generation_prompt);
+        Ok(text.map_err(Error::Data)?.replace([BEGIN, END], ""))
     }
 
     /// Converts messages to values for a template.
     pub(super) fn turns(messages: &[Message]) -> Vec<Value> {
-        let turn = |message: &Message| context! { role => message.role.name(), content => message.content.as_str() };
+        let turn = |message: &Message| {
+            let mut turn = Map::new();
+            turn.insert("role".into(), message.role.name().into());
+            turn.extend(message.content.iter().map(|content| ("content".to_owned(), content.as_str().into())));
+            turn.extend(message.fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+            // As `transformers`: templates read the reasoning under one of two names, whatever the data call it.
+            if let Some(reasoning) = REASONING.iter().find_map(|name| message.fields.get(*name)) {
+                REASONING[..2].iter().for_each(|name| drop(turn.insert((*name).into(), reasoning.clone())));
+            }
+            Value::from(Serde(turn))
+        };
         messages.iter().map(turn).collect()
     }
 
+    /// Converts other values for a template.
+    pub(super) fn context(context: &Map<String, serde_json::Value>) -> Value {
+        // `transformers` defines these two in any case.
+        let mut whole = Map::from_iter(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
+        whole.extend(context.iter().map(|(key, value)| (key.clone(), value.clone())));
+        Value::from(Serde(whole))
+    }
+
     /// Renders turns, with [`BEGIN`] and [`END`] around what the template itself marks.
-    pub(super) fn render_turns(&self, turns: &[Value], add_generation_prompt: bool) -> Result<String, String> {
+    pub(super) fn render_turns(
+        &self,
+        turns: &[Value],
+        context: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
         let template = self.environment.get_template(NAME).map_err(|error| one_line(&error))?;
         // A token that the tokenizer lacks is undefined rather than empty.
@@ -97,10 +148,9 @@ impl ChatTemplate {
         let context = context! {
             messages => turns,
             add_generation_prompt => add_generation_prompt,
-            tools => (),
-            documents => (),
             bos_token => token(bos_token),
             eos_token => token(eos_token),
+            ..context.clone()
         };
         template.render(context).map_err(|error| format!("the chat template failed: {}", one_line(&error)))
     }
@@ -183,42 +233,6 @@ fn one_line(error: &minijinja::Error) -> String {
     format!("{}{line}", what.lines().next().unwrap_or_default())
 }
 
-/// Implements the filter of `transformers`: Python's `json.dumps` with `ensure_ascii=False`.
-fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    kwargs.assert_all_used()?;
-    let wrong = |error: serde_json::Error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string());
-    let mut json = Vec::new();
-    match indent {
-        Some(indent) => {
-            let spaces = vec![b' '; indent.min(64)];
-            let formatter = PrettyFormatter::with_indent(&spaces);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter)).map_err(wrong)?;
-        }
-        None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, Spaced)).map_err(wrong)?;
-        }
-    }
-    Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
-}
-
-/// JSON on one line with `, ` and `: `.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,15 +250,15 @@ mod tests {
     #[test]
     fn the_text_is_that_of_transformers_byte_for_byte() {
         let (mut cases, templates) = (0, fixtures::templates());
-        for Case { name, messages, text, asking, .. } in fixtures::cases() {
+        for Case { name, messages, context, text, asking, .. } in fixtures::cases() {
             let eot = Some("<|endoftext|>".to_owned());
             let format = ChatFormat { template: templates[&name].clone(), bos_token: eot.clone(), eos_token: eot };
             let template = ChatTemplate::new(format).unwrap();
-            assert_eq!(template.render(&messages, false).unwrap(), text, "{name}");
-            assert_eq!(template.render(&messages, true).unwrap(), asking, "{name}");
+            assert_eq!(template.render_with(&messages, &context, false).unwrap(), text, "{name}");
+            assert_eq!(template.render_with(&messages, &context, true).unwrap(), asking, "{name}");
             cases += 1;
         }
-        assert_eq!(cases, 30);
+        assert_eq!(cases, 49);
         assert_eq!(templates["default"], ChatTemplate::default_format("").template, "the script reads the same file");
     }
 
@@ -257,7 +271,7 @@ mod tests {
         let broken = error("a\n{% for x in %}");
         assert!(broken.starts_with("invalid chat template: ") && broken.contains("(line 2 of"), "{broken}");
         assert!(error("{{ messages[0].content.nonsense() }}").contains("has no method named nonsense"));
-        assert!(error("{{ bos_token.x }}").contains("undefined value"));
+        assert!(error("{{ bos_token.x }}").contains("`bos_token` is undefined"));
         assert!(error("{% include 'other' %}").contains("the chat template failed"));
         for endless in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
@@ -292,12 +306,12 @@ mod tests {
             let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(!template.has_marks(), "{text}");
-            assert_eq!(template.render_turns(&[], false).unwrap(), text);
+            assert_eq!(template.render_turns(&[], &Value::UNDEFINED, false).unwrap(), text);
         }
         let both = "{# {% generation %} #}{% raw %}{%{% endraw %}{{ '{#' }}{% generation %}a{% endgeneration %}";
         let format = ChatFormat { template: both.into(), bos_token: None, eos_token: None };
         assert_eq!(
-            ChatTemplate::new(format).unwrap().render_turns(&[], false).unwrap(),
+            ChatTemplate::new(format).unwrap().render_turns(&[], &Value::UNDEFINED, false).unwrap(),
             format!("{{%{{#{BEGIN}a{END}")
         );
     }
@@ -312,7 +326,7 @@ mod tests {
             let format = ChatFormat { template: tags.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(template.has_marks());
-            let marked = template.render_turns(&[], false).unwrap();
+            let marked = template.render_turns(&[], &Value::UNDEFINED, false).unwrap();
             assert_eq!(marked.replace(BEGIN, "[").replace(END, "]"), text, "{tags}");
             assert_eq!(template.render(&[], false).unwrap(), text.replace(['[', ']'], ""));
         }

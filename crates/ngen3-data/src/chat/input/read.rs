@@ -11,8 +11,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::conversation::Conversation;
-use super::parse::TURNS;
+use super::parse::{ChatParser, ParsedChat, TURNS};
 use crate::Error;
 use crate::hf::TURN_FIELDS;
 use crate::source::limited::read_line;
@@ -25,7 +24,7 @@ const BUFFER: usize = 1 << 18;
 
 /// Position of a conversation in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RecordPosition {
+pub(in crate::chat) struct RecordPosition {
     /// Unit of the position: `line`, `record` or `conversation`.
     pub unit: &'static str,
     /// Number of the unit, from 1.
@@ -39,7 +38,8 @@ impl fmt::Display for RecordPosition {
 }
 
 /// Receives a conversation, or the reason why there is none at this position.
-pub(super) type ConversationFn<'a> = dyn FnMut(RecordPosition, Result<Conversation, String>) -> Result<(), Error> + 'a;
+pub(in crate::chat) type ConversationFn<'a> =
+    dyn FnMut(RecordPosition, Result<ParsedChat, String>) -> Result<(), Error> + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileForm {
@@ -54,9 +54,9 @@ enum FileForm {
 ///
 /// # Errors
 /// [`Error::Read`] for a file that is missing or unreadable, or a malformed JSON list; any error of `take`.
-pub(super) fn read_file(path: &Path, take: &mut ConversationFn) -> Result<(), Error> {
+pub(in crate::chat) fn read_file(path: &Path, parser: &ChatParser, take: &mut ConversationFn) -> Result<(), Error> {
     if path == Path::new("-") {
-        return read("stdin", "", open("stdin", io::stdin(), false)?, take);
+        return read("stdin", "", open("stdin", io::stdin(), false)?, parser, take);
     }
     let name = path.display().to_string();
     if path.is_dir() {
@@ -66,10 +66,16 @@ pub(super) fn read_file(path: &Path, take: &mut ConversationFn) -> Result<(), Er
     let file = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let file = file.strip_suffix(".gz").or_else(|| file.strip_suffix(".zst")).unwrap_or(&file);
     let ending = file.rsplit_once('.').map_or("", |(_, ending)| ending);
-    read(&name, ending, open_file(&name, path)?, take)
+    read(&name, ending, open_file(&name, path)?, parser, take)
 }
 
-fn read(name: &str, ending: &str, opened: ByteSource, take: &mut ConversationFn) -> Result<(), Error> {
+fn read(
+    name: &str,
+    ending: &str,
+    opened: ByteSource,
+    parser: &ChatParser,
+    take: &mut ConversationFn,
+) -> Result<(), Error> {
     let ByteSource { mut bytes, compressed, .. } = opened;
     let failed = |error: io::Error| read_error(name, compressed, &error);
     let mut start = peek(&mut bytes, LOOK).map_err(failed)?;
@@ -79,16 +85,16 @@ fn read(name: &str, ending: &str, opened: ByteSource, take: &mut ConversationFn)
     let form = form_of(ending, &start);
     let mut bytes = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
     match form {
-        FileForm::JsonList => return read_list(name, compressed, &mut bytes, take),
-        FileForm::JsonValues => return read_values(name, compressed, &mut bytes, take),
+        FileForm::JsonList => return read_list(name, compressed, &mut bytes, parser, take),
+        FileForm::JsonValues => return read_values(name, compressed, &mut bytes, parser, take),
         FileForm::JsonLines | FileForm::Lines => {}
     }
     let (mut line, mut number) = (Vec::new(), 0);
     while read_line(name, compressed, &mut bytes, &mut line, &mut number)? {
         let found = match std::str::from_utf8(&line) {
             Ok(line) if line.trim().is_empty() => continue,
-            Ok(line) if form == FileForm::JsonLines => Conversation::from_json_line(line),
-            Ok(line) => Conversation::from_line(line),
+            Ok(line) if form == FileForm::JsonLines => parser.json_line(line),
+            Ok(line) => parser.line(line),
             Err(error) => Err(format!("invalid UTF-8 at byte {} of the line", error.valid_up_to() + 1)),
         };
         take(RecordPosition { unit: "line", number }, found)?;
@@ -157,11 +163,17 @@ impl<'de> Visitor<'de> for Keys<'_> {
 }
 
 /// Reads JSON values that span several lines, one conversation each.
-fn read_values(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut ConversationFn) -> Result<(), Error> {
+fn read_values(
+    name: &str,
+    compressed: bool,
+    bytes: &mut impl Read,
+    parser: &ChatParser,
+    take: &mut ConversationFn,
+) -> Result<(), Error> {
     let values = serde_json::Deserializer::from_reader(bytes).into_iter::<Value>();
     for (before, value) in (0..).zip(values) {
         let value = value.map_err(|error| broken(name, compressed, before, error))?;
-        take(RecordPosition { unit: "conversation", number: before + 1 }, Conversation::from_json(&value))?;
+        take(RecordPosition { unit: "conversation", number: before + 1 }, parser.json(&value))?;
     }
     Ok(())
 }
@@ -175,10 +187,16 @@ fn broken(name: &str, compressed: bool, number: u64, error: serde_json::Error) -
 }
 
 /// Reads one JSON list of conversations, which need not fit in memory.
-fn read_list(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut ConversationFn) -> Result<(), Error> {
+fn read_list(
+    name: &str,
+    compressed: bool,
+    bytes: &mut impl Read,
+    parser: &ChatParser,
+    take: &mut ConversationFn,
+) -> Result<(), Error> {
     let (mut number, mut outcome) = (0, Ok(()));
     let mut json = serde_json::Deserializer::from_reader(bytes);
-    let result = Items { number: &mut number, outcome: &mut outcome, take }.deserialize(&mut json);
+    let result = Items { number: &mut number, outcome: &mut outcome, parser, take }.deserialize(&mut json);
     outcome?;
     result.and_then(|()| json.end()).map_err(|error| broken(name, compressed, number, error))
 }
@@ -187,6 +205,7 @@ fn read_list(name: &str, compressed: bool, bytes: &mut impl Read, take: &mut Con
 struct Items<'a, 'b> {
     number: &'a mut u64,
     outcome: &'a mut Result<(), Error>,
+    parser: &'a ChatParser,
     take: &'a mut ConversationFn<'b>,
 }
 
@@ -209,7 +228,7 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
         while let Some(value) = seq.next_element::<Value>()? {
             *self.number += 1;
             let place = RecordPosition { unit: "conversation", number: *self.number };
-            *self.outcome = (self.take)(place, Conversation::from_json(&value));
+            *self.outcome = (self.take)(place, self.parser.json(&value));
             if self.outcome.is_err() {
                 return Err(S::Error::custom("enough"));
             }
@@ -225,7 +244,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::chat::Message;
+    use crate::chat::{Conversation, Message};
 
     /// A position, and a conversation or the reason why there is none.
     type Entry = (String, Result<Conversation, String>);
@@ -236,7 +255,15 @@ mod tests {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         let mut found = Vec::new();
-        read_file(&path, &mut |place, conversation| {
+        read_file(&path, &ChatParser::default(), &mut |place, parsed| {
+            // Other keys of turns are no matter of files.
+            let conversation = parsed.map(|parsed| match parsed.conversation {
+                Conversation::Turns { mut messages, context } => {
+                    messages.iter_mut().for_each(|message| message.fields.clear());
+                    Conversation::Turns { messages, context }
+                }
+                text => text,
+            });
             found.push((place.to_string(), conversation));
             Ok(())
         })
@@ -245,7 +272,7 @@ mod tests {
     }
 
     fn two_turns() -> Result<Conversation, String> {
-        Ok(Conversation::Turns(vec![Message::user("a"), Message::assistant("b")]))
+        Ok(Conversation::turns(vec![Message::user("a"), Message::assistant("b")]))
     }
 
     #[test]
@@ -267,9 +294,9 @@ mod tests {
         for name in ["x.TXT", "x"] {
             let lines = read(name, "a\tb\n\na __eou__ b __eou__\nplain").unwrap();
             assert_eq!(lines[..2], [("line 1".into(), two_turns()), ("line 3".into(), two_turns())]);
-            assert_eq!(lines[2], ("line 4".into(), Ok(Conversation::Text("plain".into()))));
+            assert_eq!(lines[2], ("line 4".into(), Ok(Conversation::text("plain"))));
         }
-        assert_eq!(read("x.txt", "[aside] a").unwrap()[0].1, Ok(Conversation::Text("[aside] a".into())));
+        assert_eq!(read("x.txt", "[aside] a").unwrap()[0].1, Ok(Conversation::text("[aside] a")));
         assert_eq!(read("x.jsonl", "").unwrap(), []);
         assert_eq!(read("x.json", "[]").unwrap()[0].1, Err("expected at least one turn, got none".into()));
     }
@@ -328,9 +355,10 @@ mod tests {
         let error = read("x.json", r#"[["a", "b"]] more"#).unwrap_err();
         assert!(error.contains("after conversation 1") && error.contains("trailing characters"), "{error}");
         let folder = tempfile::tempdir().unwrap();
-        let error = read_file(folder.path(), &mut |_, _| Ok(())).unwrap_err().to_string();
+        let error = read_file(folder.path(), &ChatParser::default(), &mut |_, _| Ok(())).unwrap_err().to_string();
         assert!(error.contains("got a folder"), "{error}");
-        let error = read_file(&folder.path().join("no"), &mut |_, _| Ok(())).unwrap_err().to_string();
+        let error =
+            read_file(&folder.path().join("no"), &ChatParser::default(), &mut |_, _| Ok(())).unwrap_err().to_string();
         assert!(error.contains("no such file"), "{error}");
     }
 }
