@@ -152,6 +152,8 @@ impl Column {
                 })?;
                 match (&fields[content], &fields[speaker]) {
                     (Value::Null, _) => {}
+                    // An empty system prompt is no turn.
+                    (Value::String(content), Value::String(speaker)) if content.is_empty() && speaker == "system" => {}
                     (Value::String(content), Value::String(speaker)) => turns.push(Some(speaker), content),
                     (Value::String(content), Value::Null) => turns.push(None, content),
                     (other, Value::String(_) | Value::Null) | (_, other) => {
@@ -228,7 +230,8 @@ mod tests {
         assert_eq!(text("a", json!({"a": ""})).as_deref(), Some(""));
         let turns = json!([{"role": "user", "content": "Hi"}, {"role": "tool", "content": null}, {"content": "Yes", "role": "bot"}]);
         assert_eq!(text("a", json!({"a": turns})).as_deref(), Some("user: Hi|bot: Yes"));
-        assert_eq!(text("a", json!({"a": [{"from": "human", "value": "Hi"}]})).as_deref(), Some("human: Hi"));
+        let turns_ = json!([{"from": "system", "value": ""}, {"from": "human", "value": "Hi"}]);
+        assert_eq!(text("a", json!({"a": turns_})).as_deref(), Some("human: Hi"));
         assert_eq!(text("a.b", json!({"a": {"b": "x", "c": 1}})).as_deref(), Some("x"));
         assert_eq!(text("a.b.c", json!({"a": [{"b": {"c": "x"}}, {"b": {"c": "y"}}]})).as_deref(), Some("x|y"));
         assert_eq!(text("a.content", json!({"a": turns})).as_deref(), Some("Hi|Yes"));
