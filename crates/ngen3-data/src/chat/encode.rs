@@ -8,7 +8,7 @@
 use ngen3_model::ChatFormat;
 use serde_json::{Map, Value as Json};
 
-use super::conversation::{Conversation, Message};
+use super::conversation::{Conversation, Message, Role};
 use super::marks;
 use super::render::{BEGIN, ChatTemplate, END, Locator, Rendered};
 use crate::{Error, Tokenizer};
@@ -40,6 +40,8 @@ pub(super) struct EncodedChat {
     /// Sum of the [`marks`] of each id.
     pub marks: Vec<u8>,
     pub answers: AnswerCounts,
+    /// Roles of the turns whose text the template leaves out.
+    pub left_out: Vec<Role>,
 }
 
 /// Answers that are learned, and how they end.
@@ -147,7 +149,8 @@ impl ChatEncoder {
         let mut marks = vec![marks::TARGET; ids.len()];
         marks[..context].fill(marks::NEVER);
         let merged = u64::from(context < alone.len());
-        Ok(EncodedChat { ids, marks, answers: AnswerCounts { merged, ..AnswerCounts::default() } })
+        let answers = AnswerCounts { merged, ..AnswerCounts::default() };
+        Ok(EncodedChat { ids, marks, answers, left_out: Vec::new() })
     }
 
     fn encode_turns(
@@ -160,7 +163,7 @@ impl ChatEncoder {
         let (messages, context) = self.guarded(messages, context)?;
         let end = self.tokenizer.decode(&[self.end]);
         let locator = Locator { template: &self.template, special: &self.special, end: &end };
-        let Rendered { text, answers, never, turns } = locator.render(&messages, &context, answers)?;
+        let Rendered { text, answers, never, turns, left_out } = locator.render(&messages, &context, answers)?;
         self.tokens(&text, &mut ids, &mut starts)?;
         let guards: Vec<usize> = text.match_indices(GUARD).map(|(at, _)| at).collect();
         // Converts an offset in the text to one without guards, as `starts` are.
@@ -195,7 +198,7 @@ impl ChatEncoder {
         if let Some(first) = found.first_mut().filter(|_| !all_told) {
             *first &= !marks::TURN_START;
         }
-        Ok(EncodedChat { ids, marks: found, answers: counts })
+        Ok(EncodedChat { ids, marks: found, answers: counts, left_out })
     }
 
     /// Returns the messages and the context with guards where their text spells a special token.
@@ -283,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::chat::fixtures::{self, Case};
-    use crate::chat::{ChatMapping, ChatParser, Role};
+    use crate::chat::{ChatMapping, ChatParser};
 
     fn encoder(template: Option<&str>) -> ChatEncoder {
         let eot = Some("<|endoftext|>".to_owned());
@@ -436,6 +439,20 @@ mod tests {
         assert_eq!(counts(inside), AnswerCounts { all: 2, ..AnswerCounts::default() });
         assert_eq!(counts(outside), AnswerCounts { all: 2, end_not_learned: 2, ..AnswerCounts::default() });
         assert_eq!(counts(none), AnswerCounts { all: 1, without_end: 1, ..AnswerCounts::default() });
+    }
+
+    #[test]
+    fn turns_that_the_template_leaves_out_are_named() {
+        let templates = fixtures::templates();
+        let conversation = parse(json!([
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ]));
+        let left_out = |name: &str| encoder(Some(&templates[name])).encode(&conversation, false).unwrap().left_out;
+        assert_eq!(left_out("chatml"), []);
+        // As in `transformers`: this template has no branch for the role.
+        assert_eq!(left_out("qwen25"), [Role::Developer]);
     }
 
     /// The ids and masks are those of TRL: see `fixtures/make_completions.py`.

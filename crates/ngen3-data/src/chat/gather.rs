@@ -87,6 +87,7 @@ pub(super) fn gather(
         forms: BTreeMap::new(),
         ignored: BTreeMap::new(),
         answers: AnswerCounts::default(),
+        left_out: BTreeMap::new(),
         take,
     };
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
@@ -163,6 +164,8 @@ struct ChatGatherer<'a> {
     /// Number of turns with each key that looks like a mark of what is learned, but is unknown.
     ignored: BTreeMap<String, u64>,
     answers: AnswerCounts,
+    /// Number of turns of each role whose text the template left out.
+    left_out: BTreeMap<&'static str, u64>,
     take: &'a mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 }
 
@@ -193,6 +196,7 @@ impl ChatGatherer<'_> {
             match encoded {
                 Ok(encoded) => {
                     self.answers += encoded.answers;
+                    encoded.left_out.iter().for_each(|role| *self.left_out.entry(role.name()).or_default() += 1);
                     (self.take)(GatheredChat { encoded, place, file })?;
                 }
                 Err(reason) => self.bad(file, place, &reason)?,
@@ -213,6 +217,13 @@ impl ChatGatherer<'_> {
             notes.push(format!(
                 "ignored {key} in {turns}: it looks like a mark of what to learn, but only true, false, 1 or 0 in weight, \
                  loss, train, training, train_on or train_detail is one"
+            ));
+        }
+        for (role, number) in &self.left_out {
+            let turns = count(*number, "turn");
+            notes.push(format!(
+                "the chat template leaves out the text of {turns} of the role {role}; if it does not know the role, name one \
+                 that it knows: --roles {role}=user"
             ));
         }
         let AnswerCounts { all, end_not_learned, without_end, merged } = self.answers;

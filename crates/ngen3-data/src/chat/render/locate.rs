@@ -29,6 +29,8 @@ pub(in crate::chat) struct Rendered {
     pub never: Vec<Range<usize>>,
     /// Start of each turn.
     pub turns: Vec<usize>,
+    /// Roles of the turns whose text the template leaves out.
+    pub left_out: Vec<Role>,
 }
 
 /// Finds turns in what a template renders.
@@ -80,8 +82,17 @@ impl Locator<'_> {
             }
         }
         learned.extend(marked.into_iter().flatten());
+        // Templates drop parts of earlier answers (thoughts) on purpose.
+        let others = messages.iter().filter(|message| message.role != Role::Assistant);
+        let is_left_out = |content: &str| {
+            // As it is, or as JSON.
+            let json = Json::from(content).to_string();
+            !text.contains(content) && !text.contains(&json[1..json.len() - 1])
+        };
+        let left_out = others.filter(|message| message.content.as_deref().is_some_and(|text| is_left_out(text.trim())));
+        let left_out = left_out.map(|message| message.role).collect();
         let turns = ends[..turns.len()].iter().flatten().copied().collect();
-        Ok(Rendered { text, answers: learned, never, turns })
+        Ok(Rendered { text, answers: learned, never, turns, left_out })
     }
 
     /// Returns where the first n turns end in the text of all, for each n; an error if the text of all does not start with them.
