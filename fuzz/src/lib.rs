@@ -8,7 +8,7 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use ngen3_data::{HfSource, HfDatasetSpec, build_hf_dataset, read_records};
+use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, build_hf_dataset, read_records};
 
 /// Temporary folder of one run. `TMPDIR=/dev/shm` puts it in memory.
 pub struct Folder(tempfile::TempDir);
@@ -67,6 +67,7 @@ pub fn read_dataset(folder: &Folder, dataset: &str, columns: &[&str]) {
             column: (*column).into(),
             revision: None,
             separator: "\n".into(),
+            options: RecordOptions::default(),
         };
         let spec = HfDatasetSpec { name: "x", source: &source, tokenizer: None, threads: 1, root: folder.path() };
         let _ = build_hf_dataset(&spec, &AtomicBool::new(false), &mut |_| ());

@@ -36,7 +36,7 @@ fn prepare_with(
     let encoder = ChatEncoder::new(Tokenizer::gpt2(), None).unwrap();
     let go = AtomicBool::new(false);
     let input = [file];
-    let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, true, false, &go, &mut |_| {}).unwrap();
+    let chats = Chats::read("chats", ChatInput::Files(&input, None), &encoder, true, false, &go, &mut |_| {}).unwrap();
     let config = Config::new(2, 3, 12, 64, 50_257);
     let checkpoint = Checkpoint { params: params(&config), config, meta: CheckpointMeta::default() };
     let spec = RunSpec {

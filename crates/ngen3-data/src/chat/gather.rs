@@ -1,6 +1,6 @@
 //! Reads conversations from files or from the hub, and tokenises them in order.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::words::count;
@@ -11,7 +11,7 @@ use super::encode::{ChatEncoder, EncodedChat};
 use super::read::{RecordPosition, read_file};
 use crate::Error;
 use crate::hf::{self, HfSource};
-use crate::source::Event;
+use crate::source::{Event, TextEncoding};
 
 /// Conversations rendered and tokenised at a time, on all threads.
 const BATCH_CONVERSATIONS: usize = 1024;
@@ -22,8 +22,8 @@ const MAX_REASON: usize = 300;
 /// Source of conversations.
 #[derive(Clone, Copy, Debug)]
 pub enum ChatInput<'a> {
-    /// Files; `-` is stdin.
-    Files(&'a [PathBuf]),
+    /// Files, `-` is stdin; and their encoding, if they are not UTF-8 and do not tell.
+    Files(&'a [PathBuf], Option<TextEncoding>),
     /// A column of a Hugging Face dataset.
     Hf(&'a HfSource),
 }
@@ -39,7 +39,7 @@ pub(super) struct GatheredChat {
 /// Result of [`gather`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct GatherSummary {
-    /// Name of each input file.
+    /// Name of each input file with conversations.
     pub files: Vec<String>,
     /// Number of bad conversations that were skipped.
     pub skipped: u64,
@@ -59,21 +59,24 @@ pub(super) fn gather(
     progress: &mut dyn FnMut(Event),
     take: &mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 ) -> Result<GatherSummary, Error> {
-    let files: Vec<String> = match input {
-        ChatInput::Files(paths) => paths
-            .iter()
-            .map(|path| if path == Path::new("-") { "stdin".into() } else { path.display().to_string() })
-            .collect(),
-        ChatInput::Hf(_) => Vec::new(),
+    let mut gatherer = ChatGatherer {
+        encoder,
+        answers,
+        skip_bad,
+        waiting: Vec::new(),
+        files: Vec::new(),
+        skipped: 0,
+        first: None,
+        take,
     };
-    let mut gatherer =
-        ChatGatherer { encoder, answers, skip_bad, waiting: Vec::new(), files, skipped: 0, first: None, take };
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     match input {
-        ChatInput::Files(paths) => {
-            for (file, path) in paths.iter().enumerate() {
-                read_file(path, &mut |place, conversation| {
+        ChatInput::Files(paths, encoding) => {
+            for path in paths {
+                let note = &mut |note| progress(Event::Note(note));
+                read_file(path, encoding, note, &mut |name, place, conversation| {
                     go_on()?;
+                    let file = gatherer.file(name);
                     gatherer.add(file, place, conversation)
                 })?;
             }
@@ -92,11 +95,8 @@ pub(super) fn gather(
                 &mut |record| {
                     go_on()?;
                     records += 1;
-                    if gatherer.files.last().is_none_or(|last| last != record.name) {
-                        gatherer.files.push(record.name.to_owned());
-                    }
-                    let (file, place) =
-                        (gatherer.files.len() - 1, RecordPosition { unit: "record", number: record.number });
+                    let file = gatherer.file(record.name);
+                    let place = RecordPosition { unit: "record", number: record.number };
                     match record.text.filter(|text| !text.is_empty()) {
                         Some(text) => gatherer.add(file, place, Conversation::from_cell(text)),
                         None => {
@@ -135,6 +135,14 @@ struct ChatGatherer<'a> {
 }
 
 impl ChatGatherer<'_> {
+    /// Returns the index of the file that is being read.
+    fn file(&mut self, name: &str) -> usize {
+        if self.files.last().is_none_or(|last| last != name) {
+            self.files.push(name.to_owned());
+        }
+        self.files.len() - 1
+    }
+
     fn add(&mut self, file: usize, place: RecordPosition, found: Result<Conversation, String>) -> Result<(), Error> {
         match found {
             Ok(conversation) => self.waiting.push((file, place, conversation)),

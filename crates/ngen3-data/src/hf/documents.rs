@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::column::Column;
 use super::format::{DataFile, Format};
-use super::formats::{DataFileReader, Wanted};
+use super::formats::{DataFileReader, RecordOptions, RecordReport, Wanted};
 use super::repository::Repository;
 use super::split::Slice;
 use crate::Error;
@@ -30,11 +30,14 @@ struct LocalFile<'a> {
     path: PathBuf,
     format: Format,
     scratch: &'a Path,
+    options: RecordOptions,
+    report: &'a RecordReport,
 }
 
 impl LocalFile<'_> {
     fn reader<'b>(&'b self, wanted: Wanted<'b>, skip: u64) -> DataFileReader<'b> {
-        DataFileReader { name: &self.name, path: &self.path, format: self.format, wanted, skip, scratch: self.scratch }
+        let Self { name, path, format, scratch, options, report } = self;
+        DataFileReader { name, path, format: *format, wanted, skip, scratch, options: *options, report }
     }
 }
 
@@ -59,6 +62,8 @@ pub(super) struct RecordReader<'a> {
     pub(super) column: &'a Column,
     /// Folder for temporary files.
     pub(super) scratch: &'a Path,
+    pub(super) options: RecordOptions,
+    pub(super) report: &'a RecordReport,
     /// Receives the events of downloads.
     pub(super) progress: &'a mut ProgressFn<'a>,
 }
@@ -74,7 +79,16 @@ impl<'a> RecordReader<'a> {
             };
             self.part(part, records, &mut before, take)?;
         }
+        self.notes(self.report.summary())?;
         Ok(before)
+    }
+
+    /// Sends notes.
+    fn notes(&mut self, notes: Vec<String>) -> Result<(), Error> {
+        match notes.into_iter().all(|note| (self.progress)(Event::Note(note))) {
+            true => Ok(()),
+            false => Err(Error::Interrupted),
+        }
     }
 
     /// Counts a split's records to resolve a slice.
@@ -111,16 +125,27 @@ impl<'a> RecordReader<'a> {
             passed += skip;
             let local = self.open(file)?;
             let (mut number, mut text) = (skip, String::new());
-            local.reader(Wanted::Column(self.column), skip).read(&mut |record| {
+            let reader = local.reader(Wanted::Column(self.column), skip);
+            reader.read(&mut |record| {
                 passed += 1;
                 number += 1;
                 text.clear();
-                let has = self.column.text(&record.columns, &mut text);
-                let has = has.map_err(|reason| Error::read(&local.name, format!("record {number}: {reason}")))?;
-                let text = has.then_some(text.as_str());
-                take(SourceRecord { name: &local.name, number, text, done: *before + record.bytes_read })?;
+                let has = match &record.columns {
+                    None => None,
+                    Some(columns) => match self.column.text(columns, &mut text) {
+                        Ok(has) => Some(has),
+                        Err(reason) => {
+                            reader.skip_bad(Error::read(&local.name, format!("record {number}: {reason}")))?
+                        }
+                    },
+                };
+                if let Some(has) = has {
+                    let text = has.then_some(text.as_str());
+                    take(SourceRecord { name: &local.name, number, text, done: *before + record.bytes_read })?;
+                }
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
+            self.notes(self.report.take_notes())?;
             *before += file.size.unwrap_or(0);
         }
         Ok(())
@@ -129,7 +154,8 @@ impl<'a> RecordReader<'a> {
     /// Fetches a file.
     fn open(&mut self, file: &DataFile) -> Result<LocalFile<'a>, Error> {
         let path = self.repository.fetch(&file.path, &mut *self.progress)?;
-        Ok(LocalFile { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
+        let (name, scratch) = (self.repository.name_of(&file.path), self.scratch);
+        Ok(LocalFile { name, path, format: file.format, scratch, options: self.options, report: self.report })
     }
 }
 
@@ -158,13 +184,15 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
         repository: &Repository,
         column: &Column,
         scratch: &Path,
+        options: RecordOptions,
         parts: &[SplitFiles],
     ) -> Result<(), Error> {
         let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
         self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
         let sender = self.sender.clone();
         let mut progress = move |event| sender.event(event).is_ok();
-        let mut reader = RecordReader { repository, column, scratch, progress: &mut progress };
+        let report = &RecordReport::default();
+        let mut reader = RecordReader { repository, column, scratch, options, report, progress: &mut progress };
         let done = reader.each(parts, &mut |record| self.take(&record))?;
         self.flush(done)?;
         if self.empty > 0 {

@@ -17,6 +17,6 @@ mod source;
 mod split;
 
 pub(crate) use column::TURN_FIELDS;
-pub use formats::Record;
+pub use formats::{Record, RecordOptions};
 pub(crate) use source::resolve;
 pub use source::{HfSource, read_records};

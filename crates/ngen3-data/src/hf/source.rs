@@ -4,17 +4,19 @@ use std::path::{Path, PathBuf};
 
 use super::column::Column;
 use super::documents::{DocumentGatherer, RecordFn, RecordReader, SplitFiles};
-use super::formats::{DataFileReader, Record, Wanted};
+use super::format::Format;
+use super::formats::{DataFileReader, Record, RecordOptions, RecordReport, Wanted};
 use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
 use crate::source::DocumentReader;
+use crate::source::kind::is_archive_name;
 
 /// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HfSource {
-    /// `OWNER/NAME` on the hub, or a local folder or file.
+    /// `OWNER/NAME` on the hub, or a local folder, file or archive.
     pub dataset: String,
     /// Configuration, if the dataset has several.
     pub config: Option<String>,
@@ -26,6 +28,8 @@ pub struct HfSource {
     pub revision: Option<String>,
     /// Separator between the turns of a conversation, for records that hold a list of texts.
     pub separator: String,
+    /// How to read the files, and what to do with bad records.
+    pub options: RecordOptions,
 }
 
 /// The files of a source, in reading order.
@@ -52,13 +56,18 @@ pub(crate) fn resolve(source: &HfSource, progress: &mut ProgressFn) -> Result<Re
     Ok(ResolvedDataset { source: source.clone(), repository, parts })
 }
 
+/// True for a name that can only be meant as a path: one of a data file or an archive, or one that is no `OWNER/NAME`.
+fn looks_local(dataset: &str) -> bool {
+    let file = Format::of(dataset).is_some() || is_archive_name(dataset);
+    file || dataset.starts_with(['.', '/', '~']) || dataset.split('/').filter(|part| !part.is_empty()).count() > 2
+}
+
 /// Opens `dataset`, locally or on the hub.
 fn open(dataset: &str, revision: Option<&str>, progress: &mut ProgressFn) -> Result<Repository, Error> {
+    let local = is_local(dataset) || looks_local(dataset);
     match revision {
-        Some(revision) if is_local(dataset) => {
-            Err(Error::Input(format!("{dataset}: a local path has no revision {revision}")))
-        }
-        _ if is_local(dataset) => Repository::local(Path::new(dataset)),
+        Some(revision) if local => Err(Error::Input(format!("{dataset}: a local path has no revision {revision}"))),
+        _ if local => Repository::local(Path::new(dataset), progress),
         _ => Repository::on_hub(&Hub::from_env()?, dataset, revision, progress),
     }
 }
@@ -86,8 +95,16 @@ pub fn read_records(
     for file in layout.files(split, &repository, progress)? {
         let (name, path) = (repository.name_of(&file.path), repository.fetch(&file.path, progress)?);
         let scratch = std::env::temp_dir();
-        let wanted = Wanted::Everything;
-        let file = DataFileReader { name: &name, path: &path, format: file.format, wanted, skip: 0, scratch: &scratch };
+        let file = DataFileReader {
+            name: &name,
+            path: &path,
+            format: file.format,
+            wanted: Wanted::Everything,
+            skip: 0,
+            scratch: &scratch,
+            options: RecordOptions::default(),
+            report: &RecordReport::default(),
+        };
         records.append(&mut file.records()?);
     }
     Ok((title, records))
@@ -109,9 +126,9 @@ impl ResolvedDataset {
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<DocumentReader, Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?;
-        let Self { repository, parts, .. } = self;
+        let Self { repository, parts, source } = self;
         DocumentReader::spawn(move |sink| {
-            DocumentGatherer::new(sink, &cut).read(&repository, &column, &scratch, &parts)
+            DocumentGatherer::new(sink, &cut).read(&repository, &column, &scratch, source.options, &parts)
         })
     }
 
@@ -122,7 +139,9 @@ impl ResolvedDataset {
     pub(crate) fn conversations(&self, progress: &mut ProgressFn, take: &mut RecordFn) -> Result<(), Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?.of_conversations();
         let scratch = std::env::temp_dir();
-        let mut reader = RecordReader { repository: &self.repository, column: &column, scratch: &scratch, progress };
+        let (repository, options) = (&self.repository, self.source.options);
+        let report = &RecordReport::default();
+        let mut reader = RecordReader { repository, column: &column, scratch: &scratch, options, report, progress };
         reader.each(&self.parts, take).map(drop)
     }
 }

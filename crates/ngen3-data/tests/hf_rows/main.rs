@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use ngen3_data::source::Event;
-use ngen3_data::{HfDatasetSpec, HfSource, TokenFile, Tokenizer, build_hf_dataset, read_records};
+use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, TokenFile, Tokenizer, build_hf_dataset, read_records};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -33,6 +33,7 @@ fn source(dataset: &Path, split: &str, column: &str) -> HfSource {
         column: column.into(),
         revision: None,
         separator: "\n".into(),
+        options: RecordOptions::default(),
     }
 }
 
@@ -254,9 +255,9 @@ fn what_cannot_be_read_is_named() {
     for (name, expected) in [
         ("bad.jsonl", "line 3: expected value (column 9)"),
         ("list.jsonl", "line 2: invalid type: sequence, expected an object whose keys are the columns"),
-        ("cut.json", "EOF while parsing"),
+        ("cut.json", "record 2: the JSON array ends early; the file may be truncated"),
         ("ragged.csv", "line 3: expected 2 columns as in the header, got 1 field"),
-        ("empty.csv", "no column \"text\": the file has no columns"),
+        ("empty.csv", "empty: expected a header line with the names of the columns"),
         ("empty.jsonl", "the input contains no text"),
         ("fake.parquet", "not a complete Parquet file; it may be truncated"),
         ("fake.arrow", "not a complete Arrow file; it may be truncated"),
@@ -264,12 +265,12 @@ fn what_cannot_be_read_is_named() {
         ("page.zip", "expected a file ending in .parquet, .arrow, .jsonl"),
         ("zips", "no readable files: expected .parquet"),
         ("none", "no readable files: expected .parquet"),
-        ("missing/folder/here", "expected a local path or the name of a dataset on the hub"),
+        ("missing/folder/here", "missing/folder/here: no such file or folder"),
     ] {
         assert!(error(name).contains(expected), "{name}: {}", error(name));
     }
     fs::write(folder.path().join("bytes.csv"), b"text\n\xff\n").unwrap();
-    assert!(error("bytes.csv").contains("line 2: invalid UTF-8 in column text"));
+    assert!(error("bytes.csv").contains("line 2: column text: invalid UTF-8 at byte 0"));
     fs::write(folder.path().join("bytes.txt"), b"fine\n\xff\n").unwrap();
     assert!(error("bytes.txt").contains("line 2: invalid UTF-8"));
     fs::write(folder.path().join("bytes.jsonl"), b"{\"text\":\"\xff\"}\n").unwrap();

@@ -19,7 +19,7 @@ fn chats_by(template: Option<&str>, lines: &str) -> Chats {
     fs::write(&path, lines).unwrap();
     let encoder = ChatEncoder::with_template(Tokenizer::gpt2(), template).unwrap();
     let go = AtomicBool::new(false);
-    Chats::read("x.jsonl", ChatInput::Files(&[path]), &encoder, true, false, &go, &mut |_| {}).unwrap()
+    Chats::read("x.jsonl", ChatInput::Files(&[path], None), &encoder, true, false, &go, &mut |_| {}).unwrap()
 }
 
 fn sampling(block_size: usize) -> ChatSampling {

@@ -8,5 +8,5 @@ mod parquet;
 mod read;
 mod text;
 
-pub use file::Record;
-pub(super) use file::{DataFileReader, Wanted};
+pub(super) use file::{DataFileReader, RecordReport, Wanted};
+pub use file::{Record, RecordOptions};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parquet::basic::ConvertedType;
 use parquet::data_type::Decimal;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
@@ -40,7 +41,8 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
     let fields = file.schema().get_fields();
     let names: Vec<_> = fields.iter().map(|field| field.name().to_owned()).collect();
     let wanted = input.wanted.among(&names).map_err(|reason| input.failed(reason))?;
-    let wanted = wanted.into_iter().map(|index| fields[index].clone()).collect();
+    let wanted: Result<_, _> = wanted.into_iter().map(|index| as_bytes(&fields[index])).collect();
+    let wanted = wanted.map_err(damaged)?;
     let root = Type::group_type_builder(file.schema().name()).with_fields(wanted).build().map_err(damaged)?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(root)));
     let promised = u64::try_from(file.num_rows()).unwrap_or(0);
@@ -55,12 +57,12 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
         let group = reader.get_row_group(index).map_err(damaged)?;
         let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &*group).map_err(damaged)?;
         for row in records {
-            let row = row.map_err(|error| self::failed(input, done + 1, error))?;
+            let row = row.map_err(damaged)?;
             done += 1;
             if done <= input.skip {
                 continue;
             }
-            let columns = record(row).map_err(|reason| input.failed(format!("record {done}: {reason}")))?;
+            let columns = record(input, done, row).map(Some).or_else(|error| input.skip_bad(error))?;
             // The share of the records read approximates the share of the bytes.
             let bytes_read = u128::from(size) * u128::from(done.min(promised)) / u128::from(promised.max(1));
             if take(FileRecord { columns, bytes_read: bytes_read as u64 })?.is_break() {
@@ -84,27 +86,39 @@ fn stretch(group: &RowGroupMetaData, rows: u64) -> usize {
     (STRETCH / each.max(1)).clamp(1, ROWS) as usize
 }
 
-/// Describes an error of reading a record. The library's message on text that is not UTF-8 has the whole text in it.
-fn failed(input: &DataFileReader, number: u64, error: ParquetError) -> Error {
-    match &error {
-        ParquetError::General(reason) if reason.starts_with("Error reading BYTE_ARRAY as String") => {
-            input.failed(format!("record {number}: invalid UTF-8; convert the file"))
+/// Returns the same type with bytes in place of strings: the library would stop at the first that is not valid UTF-8.
+fn as_bytes(kind: &Type) -> Result<Arc<Type>, ParquetError> {
+    let info = kind.get_basic_info();
+    let is_text = matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
+    Ok(Arc::new(match kind {
+        Type::PrimitiveType { physical_type, .. } if is_text => {
+            Type::primitive_type_builder(kind.name(), *physical_type).with_repetition(info.repetition()).build()?
         }
-        _ => damaged(input, &error),
-    }
+        Type::PrimitiveType { .. } => kind.clone(),
+        Type::GroupType { fields, .. } => {
+            let fields = fields.iter().map(|field| as_bytes(field)).collect::<Result<_, _>>()?;
+            let group = Type::group_type_builder(kind.name()).with_fields(fields);
+            let group =
+                group.with_converted_type(info.converted_type()).with_logical_type(info.logical_type_ref().cloned());
+            match info.has_repetition() {
+                true => group.with_repetition(info.repetition()).build()?,
+                false => group.build()?,
+            }
+        }
+    }))
 }
 
-fn record(row: Row) -> Result<Record, String> {
-    let column = |(name, field): (String, Field)| match field {
-        // Without a copy, for documents may be long.
-        Field::Str(text) => Ok((name, Value::String(text))),
-        field => value(&field).map(|value| (name.clone(), value)).map_err(|reason| format!("column {name}: {reason}")),
+fn record(input: &DataFileReader, number: u64, row: Row) -> Result<Record, Error> {
+    let column = |(name, field): (String, Field)| {
+        let value = value(input, &|| format!("record {number}: column {name}"), &field)?;
+        Ok((name, value))
     };
     row.into_columns().into_iter().map(column).collect()
 }
 
-/// Returns a value as JSON: times are numbers in the unit of the file. `Err` describes what is not text.
-fn value(field: &Field) -> Result<Value, String> {
+/// Returns a value as JSON: times are numbers in the unit of the file. `place` is its place in the file, for errors.
+fn value(input: &DataFileReader, place: &dyn Fn() -> String, field: &Field) -> Result<Value, Error> {
+    let value = |field: &Field| value(input, place, field);
     Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(value) => (*value).into(),
@@ -122,15 +136,14 @@ fn value(field: &Field) -> Result<Value, String> {
         Field::Float16(value) => f32::from(*value).into(),
         Field::Float(value) => (*value).into(),
         Field::Double(value) => (*value).into(),
-        Field::Decimal(value) => decimal(value)?.into(),
+        Field::Decimal(value) => {
+            decimal(value).map_err(|reason| input.failed(format!("{}: {reason}", place())))?.into()
+        }
         Field::Str(text) => text.as_str().into(),
-        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
-            Ok(text) => text.into(),
-            Err(_) => return Err("expected text, got binary data that is not UTF-8".into()),
-        },
+        Field::Bytes(bytes) => input.text(bytes.data(), place)?.into_owned().into(),
         Field::Group(row) => {
             let fields = row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?)));
-            Value::Object(fields.collect::<Result<_, String>>()?)
+            Value::Object(fields.collect::<Result<_, Error>>()?)
         }
         Field::ListInternal(list) => list.elements().iter().map(value).collect::<Result<_, _>>()?,
         Field::MapInternal(map) => {
@@ -138,7 +151,7 @@ fn value(field: &Field) -> Result<Value, String> {
                 Value::String(key) => Ok((key, value(item)?)),
                 key => Ok((key.to_string(), value(item)?)),
             };
-            Value::Object(map.entries().iter().map(entry).collect::<Result<_, String>>()?)
+            Value::Object(map.entries().iter().map(entry).collect::<Result<_, Error>>()?)
         }
     })
 }
