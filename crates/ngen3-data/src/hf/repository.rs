@@ -24,7 +24,7 @@ pub(super) enum Repository {
     /// A local folder, or one file in it.
     Local { root: PathBuf, title: String, files: Vec<RepoFile> },
     /// The members of an archive, unpacked into a temporary folder.
-    Archive { folder: TempDir, title: String, files: Vec<RepoFile> },
+    Archive { folder: Option<TempDir>, path: PathBuf, title: String, files: Vec<RepoFile> },
     /// A repository of the hub.
     Hub { snapshot: Box<Snapshot>, name: String, revision: Option<String> },
 }
@@ -75,7 +75,8 @@ impl Repository {
                 format!("{title}: skipped {skipped} of its {members} members, such as {example}: not data files");
             progress(Event::Note(note));
         }
-        Ok(Self::Archive { folder, title, files })
+        let path = folder.path().to_owned();
+        Ok(Self::Archive { folder: Some(folder), path, title, files })
     }
 
     /// Opens a dataset of the hub.
@@ -87,6 +88,14 @@ impl Repository {
     ) -> Result<Self, Error> {
         let snapshot = hub.open(RepoKind::Dataset, name, revision, progress)?;
         Ok(Self::Hub { snapshot: Box::new(snapshot), name: name.into(), revision: revision.map(str::to_owned) })
+    }
+
+    /// Takes the temporary folder of an archive, which is removed when it is dropped.
+    pub(super) fn take_folder(&mut self) -> Option<TempDir> {
+        match self {
+            Self::Archive { folder, .. } => folder.take(),
+            Self::Local { .. } | Self::Hub { .. } => None,
+        }
     }
 
     /// Identifies the dataset in messages and meta.json.
@@ -119,11 +128,11 @@ impl Repository {
     pub(super) fn fetch(&self, path: &str, progress: &mut ProgressFn) -> Result<PathBuf, Error> {
         match self {
             Self::Local { root, .. } => Ok(root.join(path)),
-            Self::Archive { folder, title, files } => {
+            Self::Archive { path: folder, title, files, .. } => {
                 // Of members with the same path the last counts, as when they are unpacked.
                 let index = files.iter().rposition(|file| file.path == path);
                 let index = index.ok_or_else(|| Error::read(title, format!("no member {path}")))?;
-                Ok(folder.path().join(index.to_string()))
+                Ok(folder.join(index.to_string()))
             }
             Self::Hub { snapshot, .. } => snapshot.fetch(path, progress),
         }

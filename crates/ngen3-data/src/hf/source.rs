@@ -126,10 +126,12 @@ impl ResolvedDataset {
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<DocumentReader, Error> {
         let column = Column::parse(&self.source.column, &self.source.separator)?;
-        let Self { repository, parts, source } = self;
-        DocumentReader::spawn(move |sink| {
+        let Self { mut repository, parts, source } = self;
+        let folder = repository.take_folder();
+        let reader = DocumentReader::spawn(move |sink| {
             DocumentGatherer::new(sink, &cut).read(&repository, &column, &scratch, source.options, &parts)
-        })
+        })?;
+        Ok(reader.with_folder(folder))
     }
 
     /// Passes each record to `take`, strings verbatim and lists of turns as JSON.

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::Error;
 use crate::progress::Event;
 
@@ -31,6 +33,8 @@ pub enum TextChunk {
 /// Documents being read on another thread.
 pub struct DocumentReader {
     messages: Receiver<Message>,
+    /// A folder that is read, removed with this: the thread may outlive the program's last steps.
+    _folder: Option<TempDir>,
 }
 
 enum Message {
@@ -84,7 +88,12 @@ impl DocumentReader {
             let _ = sender.send(Message::Done(result));
         });
         thread.map_err(|error| Error::Input(format!("cannot start the reading thread: {error}")))?;
-        Ok(Self { messages })
+        Ok(Self { messages, _folder: None })
+    }
+
+    /// Returns the same reader, which removes a folder when it is dropped.
+    pub(crate) fn with_folder(self, folder: Option<TempDir>) -> Self {
+        Self { _folder: folder, ..self }
     }
 
     /// Returns the next chunk; `None`, once, after the last. `progress` receives the events in between.

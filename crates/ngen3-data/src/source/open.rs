@@ -139,6 +139,12 @@ mod tests {
         zstd::encode_all(bytes, 3).unwrap()
     }
 
+    fn bzip2(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
     fn read(name: &str, stored: Vec<u8>) -> Result<Vec<u8>, String> {
         let size = stored.len() as u64;
         let mut opened = open(name, Cursor::new(stored), true).map_err(|error| error.to_string())?;
@@ -154,6 +160,9 @@ mod tests {
         assert_eq!(read("a.txt", gzip(b"packed")).unwrap(), b"packed");
         assert_eq!(read("a.gz", [gzip(b"one "), gzip(b""), gzip(b"two")].concat()).unwrap(), b"one two");
         assert_eq!(read("a.zst", [zstd_frame(b"one "), zstd_frame(b"two")].concat()).unwrap(), b"one two");
+        assert_eq!(read("a", [bzip2(b"one "), bzip2(b""), bzip2(b"two")].concat()).unwrap(), b"one two");
+        assert_eq!(read("a", bzip2(b"")).unwrap(), b"");
+        assert_eq!(read("a", b"BZh is how some text begins".to_vec()).unwrap(), b"BZh is how some text begins");
         assert_eq!(read("a", Vec::new()).unwrap(), b"");
         assert_eq!(read("a.gz", Vec::new()).unwrap(), b"");
     }
@@ -161,8 +170,8 @@ mod tests {
     #[test]
     fn damage_is_an_error_and_so_is_a_name_that_lies() {
         let text = b"some text that is long enough to be cut short".repeat(9);
-        for packed in [gzip(&text), zstd_frame(&text)] {
-            for end in 5..packed.len() {
+        for packed in [gzip(&text), zstd_frame(&text), bzip2(&text)] {
+            for end in MAGIC_BYTES..packed.len() {
                 assert!(read("a", packed[..end].to_vec()).is_err(), "cut at {end} of {}", packed.len());
             }
             let mut flipped = packed.clone();

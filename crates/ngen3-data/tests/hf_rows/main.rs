@@ -16,7 +16,9 @@ use ngen3_data::source::Event;
 use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, TokenFile, Tokenizer, build_hf_dataset, read_records};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType};
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 use proptest::prelude::*;
 
 const END: u32 = 50_256;
@@ -348,6 +350,48 @@ fn every_compression_of_parquet_is_read_and_damage_is_an_error() {
     assert!(read(&packed, "train", "text").unwrap() == expected);
     fs::write(&packed, &zstd::encode_all(&whole[..], 1).unwrap()[..500]).unwrap();
     assert!(read(&packed, "train", "text").unwrap_err().contains("compressed data ends early"));
+}
+
+/// Strings in parquet need not be valid UTF-8, whatever the column says.
+#[test]
+fn bad_text_in_parquet_is_skipped_or_replaced_and_in_other_columns_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let schema = "message m { required binary text (UTF8); required group turns (LIST) { repeated group list { required binary \
+                  element (UTF8); } } required double score; }";
+    let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let file = fs::File::create(&path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let texts = [&b"one"[..], b"t\xffwo", b"three"].map(|text| ByteArray::from(text.to_vec()));
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    column.close().unwrap();
+    let turns = [&b"\xff"[..], b"b", b"c"].map(|text| ByteArray::from(text.to_vec()));
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&turns, Some(&[1, 1, 1]), Some(&[0, 0, 0])).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<DoubleType>().write_batch(&[f64::NAN; 3], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+
+    let error = read(&path, "train", "text").unwrap_err();
+    let expected = "record 2: column text: invalid UTF-8 at byte 1; pass --lossy (hf_tokenize) (use --skip_bad to skip such \
+                    records)";
+    assert!(error.ends_with(expected), "{error}");
+    let mut source = source(&path, "train", "text");
+    source.options.skip_bad = true;
+    let (documents, notes) = read_with(&source, 1).unwrap();
+    assert_eq!(documents, ["one", "three"]);
+    assert!(notes.len() == 1 && notes[0].starts_with("skipped 1 bad record; the first: "), "{notes:?}");
+    source.options.text.lossy = true;
+    let (documents, notes) = read_with(&source, 1).unwrap();
+    assert_eq!(documents, ["one", "t\u{fffd}wo", "three"]);
+    assert_eq!(notes, ["replaced 1 invalid sequence by U+FFFD"]);
+    source.column = "turns".into();
+    assert_eq!(read_with(&source, 1).unwrap().0, ["\u{fffd}", "b", "c"]);
 }
 
 fn expected_slice(texts: &[Option<String>], rows: std::ops::Range<usize>) -> Vec<String> {

@@ -185,11 +185,15 @@ impl DataFileReader<'_> {
                 self.report.replaced(broken as u64);
                 Ok(String::from_utf8_lossy(bytes))
             }
-            Err(error) => Err(self.failed(format!(
-                "{}: invalid UTF-8 at byte {}; pass --encoding (such as cp1252) if it has another encoding, or --lossy",
-                place(),
-                error.valid_up_to()
-            ))),
+            Err(error) => {
+                let (place, at) = (place(), error.valid_up_to());
+                // Text in tables has no other encoding.
+                let advice = match self.format {
+                    Format::Parquet | Format::Arrow => "pass --lossy (hf_tokenize)",
+                    _ => "convert the file, or pass --encoding (such as cp1252) or --lossy (hf_tokenize)",
+                };
+                Err(self.failed(format!("{place}: invalid UTF-8 at byte {at}; {advice}")))
+            }
         }
     }
 

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use parquet::basic::ConvertedType;
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::PageReader;
 use parquet::data_type::Decimal;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::reader::FileReader;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use parquet::file::reader::{FileReader, RowGroupReader};
 use parquet::file::serialized_reader::SerializedFileReader;
-use parquet::record::reader::TreeBuilder;
+use parquet::record::reader::{RowIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::Value;
@@ -38,11 +40,11 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
     let size = input.path.metadata().map_err(|error| input.failed(error))?.len();
     let reader = open(input)?;
     let file = reader.metadata().file_metadata();
-    let fields = file.schema().get_fields();
+    let whole = Arc::new(SchemaDescriptor::new(as_bytes(file.schema()).map_err(damaged)?));
+    let fields = whole.root_schema().get_fields();
     let names: Vec<_> = fields.iter().map(|field| field.name().to_owned()).collect();
     let wanted = input.wanted.among(&names).map_err(|reason| input.failed(reason))?;
-    let wanted: Result<_, _> = wanted.into_iter().map(|index| as_bytes(&fields[index])).collect();
-    let wanted = wanted.map_err(damaged)?;
+    let wanted = wanted.into_iter().map(|index| fields[index].clone()).collect();
     let root = Type::group_type_builder(file.schema().name()).with_fields(wanted).build().map_err(damaged)?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(root)));
     let promised = u64::try_from(file.num_rows()).unwrap_or(0);
@@ -54,8 +56,8 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
             continue;
         }
         let stretch = stretch(group, rows);
-        let group = reader.get_row_group(index).map_err(damaged)?;
-        let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &*group).map_err(damaged)?;
+        let group = reader.get_row_group(index).and_then(|group| BytesGroup::new(group, &whole)).map_err(damaged)?;
+        let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &group).map_err(damaged)?;
         for row in records {
             let row = row.map_err(damaged)?;
             done += 1;
@@ -86,7 +88,48 @@ fn stretch(group: &RowGroupMetaData, rows: u64) -> usize {
     (STRETCH / each.max(1)).clamp(1, ROWS) as usize
 }
 
-/// Returns the same type with bytes in place of strings: the library would stop at the first that is not valid UTF-8.
+/// A row group whose strings are bytes: the library would stop at the first string that is not valid UTF-8.
+struct BytesGroup<'a> {
+    inner: Box<dyn RowGroupReader + 'a>,
+    metadata: RowGroupMetaData,
+}
+
+impl<'a> BytesGroup<'a> {
+    /// `schema` is that of [`as_bytes`].
+    fn new(inner: Box<dyn RowGroupReader + 'a>, schema: &Arc<SchemaDescriptor>) -> Result<Self, ParquetError> {
+        let columns = schema.columns().iter().map(|column| ColumnChunkMetaData::builder(column.clone()).build());
+        let metadata = RowGroupMetaData::builder(schema.clone())
+            .set_num_rows(inner.metadata().num_rows())
+            .set_total_byte_size(inner.metadata().total_byte_size())
+            .set_column_metadata(columns.collect::<Result<_, _>>()?)
+            .build()?;
+        Ok(Self { inner, metadata })
+    }
+}
+
+impl RowGroupReader for BytesGroup<'_> {
+    fn metadata(&self) -> &RowGroupMetaData {
+        &self.metadata
+    }
+
+    fn num_columns(&self) -> usize {
+        self.metadata.num_columns()
+    }
+
+    fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>, ParquetError> {
+        self.inner.get_column_page_reader(i)
+    }
+
+    fn get_column_bloom_filter(&self, i: usize) -> Option<&Sbbf> {
+        self.inner.get_column_bloom_filter(i)
+    }
+
+    fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>, ParquetError> {
+        self.inner.get_row_iter(projection)
+    }
+}
+
+/// Returns the same type with bytes in place of strings.
 fn as_bytes(kind: &Type) -> Result<Arc<Type>, ParquetError> {
     let info = kind.get_basic_info();
     let is_text = matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
