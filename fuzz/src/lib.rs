@@ -8,7 +8,8 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use ngen3_data::{HfSource, HfDatasetSpec, build_hf_dataset, read_records};
+use ngen3_data::source::{Source, SplitBy, TextEncoding, TextOptions};
+use ngen3_data::{DatasetSpec, HfDatasetSpec, HfSource, RecordOptions, build_dataset, build_hf_dataset, read_records};
 
 /// Temporary folder of one run. `TMPDIR=/dev/shm` puts it in memory.
 pub struct Folder(tempfile::TempDir);
@@ -64,12 +65,30 @@ pub fn read_dataset(folder: &Folder, dataset: &str, columns: &[&str]) {
             dataset: dataset.into(),
             config: None,
             split: "train".into(),
-            column: (*column).into(),
+            column: Some((*column).into()),
             revision: None,
             separator: "\n".into(),
+            options: RecordOptions::default(),
         };
         let spec = HfDatasetSpec { name: "x", source: &source, tokenizer: None, threads: 1, root: folder.path() };
         let _ = build_hf_dataset(&spec, &AtomicBool::new(false), &mut |_| ());
     }
     let _ = read_records(dataset, None, "train", &mut |_| true);
+}
+
+/// Reads a text file or an archive of texts, its end-of-text tokens as separators and as text.
+pub fn read_text(folder: &Folder, path: &Path, encoding: Option<TextEncoding>, split_by: SplitBy) {
+    for (lossy, eot_splits) in [(true, Some(true)), (false, None)] {
+        let spec = DatasetSpec {
+            name: "x",
+            sources: &[Source::Path(path.into())],
+            tokenizer: None,
+            text: TextOptions { lossy, encoding },
+            split_by: split_by.clone(),
+            eot_splits,
+            threads: 1,
+            root: folder.path(),
+        };
+        let _ = build_dataset(&spec, &AtomicBool::new(false), &mut |_| ());
+    }
 }

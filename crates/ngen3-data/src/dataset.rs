@@ -13,7 +13,7 @@ use crate::batch::VAL_FILE;
 use crate::encode::{EncodedChunk, encode};
 use crate::hf::{self, HfSource};
 use crate::source::limited::read_at_most;
-use crate::source::{DocumentReader, Event, ReadOptions, Source, list};
+use crate::source::{DocumentReader, Event, ReadOptions, Source, SplitBy, TextOptions, list};
 use crate::token_file::{DATA_FILE, DatasetMeta, Dtype, GPT2_NAME, MASK_FILE, META_FILE, TOKENIZER_FILE};
 use crate::{Error, Tokenizer, tokenizer};
 
@@ -26,8 +26,13 @@ pub struct DatasetSpec<'a> {
     pub sources: &'a [Source],
     /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
     pub tokenizer: Option<&'a Path>,
-    /// True to replace invalid UTF-8 by U+FFFD; otherwise it is an error.
-    pub lossy: bool,
+    /// Encoding of the sources, and what to do with invalid bytes.
+    pub text: TextOptions,
+    /// How a source is split into documents.
+    pub split_by: SplitBy,
+    /// True if the tokenizer's end-of-text token separates documents where it occurs in a text, false if it is text there; `None`
+    /// is false, with a note if it occurs.
+    pub eot_splits: Option<bool>,
     /// Number of encoding threads.
     pub threads: usize,
     /// Parent of the dataset's folder.
@@ -102,8 +107,19 @@ pub fn build_dataset(
     let listing = list(spec.sources)?;
     listing.report_skipped(progress);
     let source = spec.sources.iter().map(Source::to_string).collect();
+    let eot = target.tokenizer.eot().map(|id| target.tokenizer.decode(&[id])).filter(|eot| !eot.is_empty());
+    if spec.eot_splits == Some(true) && eot.is_none() {
+        let reason = "the tokenizer has no end-of-text token to separate documents at (--eot_in_text token)";
+        return Err(Error::Input(reason.into()));
+    }
     target.make(source, progress, |scratch, cutter| {
-        let settings = ReadOptions { lossy: spec.lossy, scratch: scratch.into() };
+        let settings = ReadOptions {
+            text: spec.text,
+            split_by: spec.split_by.clone(),
+            marker: eot,
+            marker_splits: spec.eot_splits,
+            scratch: scratch.into(),
+        };
         DocumentReader::start(listing.inputs, settings, move |text| cutter.safe_split(text))
     })
 }
@@ -340,7 +356,16 @@ mod tests {
         tokenizer: Option<&Path>,
         threads: usize,
     ) -> Result<DatasetSummary, Error> {
-        let spec = DatasetSpec { name: "x", sources, tokenizer, lossy: false, threads, root };
+        let spec = DatasetSpec {
+            name: "x",
+            sources,
+            tokenizer,
+            text: TextOptions::default(),
+            split_by: SplitBy::Document,
+            eot_splits: None,
+            threads,
+            root,
+        };
         build_dataset(&spec, &GO, &mut |_| {})
     }
 
@@ -417,7 +442,9 @@ mod tests {
                 name: "x",
                 sources: &[Source::Shakespeare],
                 tokenizer: None,
-                lossy: false,
+                text: TextOptions::default(),
+                split_by: SplitBy::Document,
+                eot_splits: None,
                 threads: 2,
                 root: root.path(),
             };

@@ -22,8 +22,8 @@ pub enum Error {
     },
     /// A source that is not valid UTF-8.
     #[error(
-        "{name}: invalid UTF-8 at byte {offset}{} (0x{byte:02x}); convert the file, or pass --lossy (tokenize, tokenizer \
-         train)",
+        "{name}: invalid UTF-8 at byte {offset}{} (0x{byte:02x}); convert the file, or pass --encoding (such as cp1252) \
+         or --lossy (tokenize, tokenizer train)",
         if *compressed { " of the decompressed text" } else { "" }
     )]
     Utf8 {

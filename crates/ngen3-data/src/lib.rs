@@ -22,7 +22,7 @@ mod train_tokenizer;
 pub use batch::{BatchSampler, validation_split};
 pub use dataset::{DatasetSpec, DatasetSummary, HfDatasetSpec, build_dataset, build_hf_dataset, dataset_folder};
 pub use error::Error;
-pub use hf::{HfSource, Record, read_records};
+pub use hf::{HfSource, Record, RecordOptions, read_records};
 pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};
 pub use tokenizer::Tokenizer;
 pub use train_tokenizer::train_tokenizer;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::files::{AtomicFile, folder_of};
 
-use crate::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list};
+use crate::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, TextOptions, list};
 use crate::tokenizer::{Trained, train};
 use crate::{Error, Tokenizer};
 
@@ -17,7 +17,7 @@ use crate::{Error, Tokenizer};
 /// Errors of a source, the size or the output file; [`Error::Interrupted`] when `stop` is set.
 pub fn train_tokenizer(
     sources: &[Source],
-    lossy: bool,
+    text: TextOptions,
     vocab_size: usize,
     out: &Path,
     stop: &AtomicBool,
@@ -29,7 +29,7 @@ pub fn train_tokenizer(
     let mut file = AtomicFile::create(out)?;
     // The tokenizer will have GPT-2's pre-tokeniser, so text can be split wherever GPT-2's can.
     let cutter = Tokenizer::gpt2();
-    let options = ReadOptions { lossy, scratch: folder_of(out).into() };
+    let options = ReadOptions { text, scratch: folder_of(out).into(), ..ReadOptions::default() };
     let mut reader = DocumentReader::start(listing.inputs, options, move |text| cutter.safe_split(text))?;
     let texts = std::iter::from_fn(|| {
         loop {

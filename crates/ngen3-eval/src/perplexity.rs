@@ -71,7 +71,7 @@ impl PerplexityText {
         };
         let listing = list(&[source])?;
         listing.report_skipped(progress);
-        let options = ReadOptions { lossy: false, scratch: std::env::temp_dir() };
+        let options = ReadOptions { scratch: std::env::temp_dir(), ..ReadOptions::default() };
         let mut reader = DocumentReader::start(listing.inputs, options, |_| None)?;
         let (mut documents, mut text) = (Vec::new(), String::new());
         while let Some(piece) = reader.next(stop, progress).map_err(stopped)? {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use ngen3_cpu::CpuEngine;
-use ngen3_data::source::Source;
+use ngen3_data::source::{Source, SplitBy, TextOptions};
 use ngen3_data::{DatasetSpec, Tokenizer, build_dataset};
 use ngen3_engine::{Dtype, Options};
 use ngen3_eval::{EvalConfig, EvalModel, Evaluation, PerplexityText, Report};
@@ -226,7 +226,9 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
         name: "a",
         sources: &[Source::Path(plain.clone())],
         tokenizer: Some(&tokenizer),
-        lossy: false,
+        text: TextOptions::default(),
+        split_by: SplitBy::Document,
+        eot_splits: None,
         threads: 1,
         root: folder.path(),
     };

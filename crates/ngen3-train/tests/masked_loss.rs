@@ -38,7 +38,8 @@ fn prepare_with(
     let go = AtomicBool::new(false);
     let input = [file];
     let reading = ChatReading { answers: true, ..ChatReading::default() };
-    let chats = Chats::read("chats", ChatInput::Files(&input), &encoder, &reading, &go, &mut |_| {}).unwrap();
+    let input = ChatInput::Files(&input, None);
+    let chats = Chats::read("chats", input, &encoder, &reading, &go, &mut |_| {}).unwrap();
     let config = Config::new(2, 3, 12, 64, 50_257);
     let checkpoint = Checkpoint { params: params(&config), config, meta: CheckpointMeta::default() };
     let spec = RunSpec {

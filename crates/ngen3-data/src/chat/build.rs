@@ -110,7 +110,7 @@ mod tests {
     fn spec<'a>(root: &'a Path, files: &'a [PathBuf]) -> ChatSpec<'a> {
         ChatSpec {
             name: "x",
-            input: ChatInput::Files(files),
+            input: ChatInput::Files(files, None),
             tokenizer: None,
             template: None,
             reading: reading(false),
@@ -145,7 +145,8 @@ mod tests {
 
         // The same in memory.
         let encoder = ChatEncoder::new(crate::Tokenizer::gpt2(), None).unwrap();
-        let read = Chats::read("x", ChatInput::Files(&files), &encoder, &reading(false), &GO, &mut |_| {}).unwrap();
+        let input = ChatInput::Files(&files, None);
+        let read = Chats::read("x", input, &encoder, &reading(false), &GO, &mut |_| {}).unwrap();
         assert_eq!(read.marks(), mask);
         let tokens = |chats: &Chats| {
             let mut ids = Vec::new();
@@ -166,8 +167,16 @@ mod tests {
         assert!(Chats::open(&made.data).unwrap_err().to_string().contains("mask.bin: No such file"));
         let sources = [crate::source::Source::Shakespeare];
         build_chats(&spec(root, &files), &GO, &mut |_| {}).unwrap();
-        let plain =
-            crate::DatasetSpec { name: "x", sources: &sources, tokenizer: None, lossy: false, threads: 1, root };
+        let plain = crate::DatasetSpec {
+            name: "x",
+            sources: &sources,
+            tokenizer: None,
+            text: crate::source::TextOptions::default(),
+            split_by: crate::source::SplitBy::Document,
+            eot_splits: None,
+            threads: 1,
+            root,
+        };
         crate::build_dataset(&plain, &GO, &mut |_| {}).unwrap();
         assert!(!root.join("_data_x_/mask.bin").exists());
         assert!(Chats::open(&made.data).unwrap().is_none());

@@ -1,7 +1,7 @@
 //! Reads conversations from files or from the hub, and tokenises them in order.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::words::count;
@@ -12,7 +12,7 @@ use super::encode::{AnswerCounts, ChatEncoder, EncodedChat};
 use super::input::{ChatMapping, ChatParser, ParsedChat, RecordPosition, read_file};
 use crate::Error;
 use crate::hf::{self, HfSource};
-use crate::source::Event;
+use crate::source::{Event, TextEncoding};
 
 /// Conversations rendered and tokenised at a time, on all threads.
 const BATCH_CONVERSATIONS: usize = 1024;
@@ -23,8 +23,8 @@ const MAX_REASON: usize = 300;
 /// Source of conversations.
 #[derive(Clone, Copy, Debug)]
 pub enum ChatInput<'a> {
-    /// Files; `-` is stdin.
-    Files(&'a [PathBuf]),
+    /// Files, `-` is stdin; and their encoding, if they are not UTF-8 and do not tell.
+    Files(&'a [PathBuf], Option<TextEncoding>),
     /// A column of a Hugging Face dataset.
     Hf(&'a HfSource),
 }
@@ -40,7 +40,7 @@ pub(super) struct GatheredChat {
 /// Result of [`gather`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct GatherSummary {
-    /// Name of each input file.
+    /// Name of each input file with conversations.
     pub files: Vec<String>,
     /// Number of bad conversations that were skipped.
     pub skipped: u64,
@@ -69,19 +69,12 @@ pub(super) fn gather(
     progress: &mut dyn FnMut(Event),
     take: &mut dyn FnMut(GatheredChat) -> Result<(), Error>,
 ) -> Result<GatherSummary, Error> {
-    let files: Vec<String> = match input {
-        ChatInput::Files(paths) => paths
-            .iter()
-            .map(|path| if path == Path::new("-") { "stdin".into() } else { path.display().to_string() })
-            .collect(),
-        ChatInput::Hf(_) => Vec::new(),
-    };
     let parser = ChatParser::new(reading.mapping.clone(), encoder.template().context_names());
     let mut gatherer = ChatGatherer {
         encoder,
         reading,
         waiting: Vec::new(),
-        files,
+        files: Vec::new(),
         skipped: 0,
         first: None,
         forms: BTreeMap::new(),
@@ -92,10 +85,12 @@ pub(super) fn gather(
     };
     let go_on = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     match input {
-        ChatInput::Files(paths) => {
-            for (file, path) in paths.iter().enumerate() {
-                read_file(path, &parser, &mut |place, conversation| {
+        ChatInput::Files(paths, encoding) => {
+            for path in paths {
+                let note = &mut |note| progress(Event::Note(note));
+                read_file(path, &parser, encoding, note, &mut |name, place, conversation| {
                     go_on()?;
+                    let file = gatherer.file(name);
                     gatherer.add(file, place, conversation)
                 })?;
             }
@@ -116,11 +111,8 @@ pub(super) fn gather(
                 &mut |record| {
                     go_on()?;
                     records += 1;
-                    if gatherer.files.last().is_none_or(|last| last != record.name) {
-                        gatherer.files.push(record.name.to_owned());
-                    }
-                    let (file, place) =
-                        (gatherer.files.len() - 1, RecordPosition { unit: "record", number: record.number });
+                    let file = gatherer.file(record.name);
+                    let place = RecordPosition { unit: "record", number: record.number };
                     let parsed = match record.value {
                         Some(value) => parser.cell(&value, &record.columns),
                         None => parser.row(record.columns),
@@ -170,6 +162,14 @@ struct ChatGatherer<'a> {
 }
 
 impl ChatGatherer<'_> {
+    /// Returns the index of the file that is being read.
+    fn file(&mut self, name: &str) -> usize {
+        if self.files.last().is_none_or(|last| last != name) {
+            self.files.push(name.to_owned());
+        }
+        self.files.len() - 1
+    }
+
     fn add(&mut self, file: usize, place: RecordPosition, found: Result<ParsedChat, String>) -> Result<(), Error> {
         match found {
             Ok(ParsedChat { conversation, form, ignored }) => {

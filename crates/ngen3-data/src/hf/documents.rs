@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::column::{Column, USUAL};
 use super::format::{DataFile, Format};
-use super::formats::{DataFileReader, Wanted};
+use super::formats::{DataFileReader, RecordOptions, RecordReport, Wanted};
 use super::record::Record;
 use super::repository::Repository;
 use super::split::Slice;
@@ -31,11 +31,14 @@ struct LocalFile<'a> {
     path: PathBuf,
     format: Format,
     scratch: &'a Path,
+    options: RecordOptions,
+    report: &'a RecordReport,
 }
 
 impl LocalFile<'_> {
     fn reader<'b>(&'b self, wanted: Wanted<'b>, skip: u64) -> DataFileReader<'b> {
-        DataFileReader { name: &self.name, path: &self.path, format: self.format, wanted, skip, scratch: self.scratch }
+        let Self { name, path, format, scratch, options, report } = self;
+        DataFileReader { name, path, format: *format, wanted, skip, scratch, options: *options, report }
     }
 }
 
@@ -54,7 +57,21 @@ pub(crate) struct SourceRecord<'a> {
 }
 
 /// Receives a record.
-pub(crate) type RecordFn<'a> = dyn FnMut(SourceRecord) -> Result<(), Error> + 'a;
+pub(super) type RecordFn<'a> = dyn FnMut(SourceRecord) -> Result<(), RecordError> + 'a;
+
+/// Reason why a record was not taken.
+pub(super) enum RecordError {
+    /// The record is bad, so it may be skipped; the reason alone.
+    Bad(String),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Error> for RecordError {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
 
 /// Reads the records of a source.
 pub(super) struct RecordReader<'a> {
@@ -62,6 +79,8 @@ pub(super) struct RecordReader<'a> {
     pub(super) wanted: Wanted<'a>,
     /// Folder for temporary files.
     pub(super) scratch: &'a Path,
+    pub(super) options: RecordOptions,
+    pub(super) report: &'a RecordReport,
     /// Receives the events of downloads.
     pub(super) progress: &'a mut ProgressFn<'a>,
 }
@@ -77,7 +96,16 @@ impl<'a> RecordReader<'a> {
             };
             self.part(part, records, &mut before, take)?;
         }
+        self.notes(self.report.summary())?;
         Ok(before)
+    }
+
+    /// Sends notes.
+    fn notes(&mut self, notes: Vec<String>) -> Result<(), Error> {
+        match notes.into_iter().all(|note| (self.progress)(Event::Note(note))) {
+            true => Ok(()),
+            false => Err(Error::Interrupted),
+        }
     }
 
     /// Counts a split's records to resolve a slice.
@@ -115,13 +143,24 @@ impl<'a> RecordReader<'a> {
             let local = self.open(file)?;
             let mut number = skip;
             let is_of_table = matches!(file.format, Format::Parquet | Format::Arrow);
-            local.reader(self.wanted, skip).read(&mut |record| {
+            let reader = local.reader(self.wanted, skip);
+            reader.read(&mut |record| {
                 passed += 1;
                 number += 1;
                 let done = *before + record.bytes_read;
-                take(SourceRecord { name: &local.name, number, columns: record.columns, is_of_table, done })?;
+                if let Some(columns) = record.columns {
+                    let record = SourceRecord { name: &local.name, number, columns, is_of_table, done };
+                    take(record).or_else(|error| match error {
+                        RecordError::Bad(reason) => {
+                            let error = Error::read(&local.name, format!("record {number}: {reason}"));
+                            reader.skip_bad::<()>(error).map(drop)
+                        }
+                        RecordError::Other(error) => Err(error),
+                    })?;
+                }
                 Ok(if passed == wanted.end { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
+            self.notes(self.report.take_notes())?;
             *before += file.size.unwrap_or(0);
         }
         Ok(())
@@ -130,7 +169,8 @@ impl<'a> RecordReader<'a> {
     /// Fetches a file.
     fn open(&mut self, file: &DataFile) -> Result<LocalFile<'a>, Error> {
         let path = self.repository.fetch(&file.path, &mut *self.progress)?;
-        Ok(LocalFile { name: self.repository.name_of(&file.path), path, format: file.format, scratch: self.scratch })
+        let (name, scratch) = (self.repository.name_of(&file.path), self.scratch);
+        Ok(LocalFile { name, path, format: file.format, scratch, options: self.options, report: self.report })
     }
 }
 
@@ -171,14 +211,21 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
     }
 
     /// Reads all parts in order.
-    pub(super) fn read(mut self, repository: &Repository, scratch: &Path, parts: &[SplitFiles]) -> Result<(), Error> {
+    pub(super) fn read(
+        mut self,
+        repository: &Repository,
+        scratch: &Path,
+        options: RecordOptions,
+        parts: &[SplitFiles],
+    ) -> Result<(), Error> {
         let sizes = parts.iter().flat_map(|part| &part.files).map(|file| file.size);
         self.total = sizes.sum::<Option<u64>>().filter(|_| parts.iter().all(|part| part.slice.is_whole()));
         let sender = self.sender.clone();
         let mut progress = move |event| sender.event(event).is_ok();
         let names: Vec<_> = self.columns.iter().map(|column| column.full.clone()).collect();
         let wanted = self.column.map_or(Wanted::AnyOf(&names), Wanted::Column);
-        let mut reader = RecordReader { repository, wanted, scratch, progress: &mut progress };
+        let report = &RecordReport::default();
+        let mut reader = RecordReader { repository, wanted, scratch, options, report, progress: &mut progress };
         let done = reader.each(parts, &mut |record| self.take(&record))?;
         self.flush(done)?;
         if self.empty > 0 {
@@ -188,7 +235,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
         Ok(())
     }
 
-    fn take(&mut self, record: &SourceRecord) -> Result<(), Error> {
+    fn take(&mut self, record: &SourceRecord) -> Result<(), RecordError> {
         self.records += 1;
         let done = record.done;
         let mut text = std::mem::take(&mut self.record);
@@ -197,7 +244,7 @@ impl<'a, C: Fn(&str) -> Option<usize>> DocumentGatherer<'a, C> {
             Some(column) => column.text(&record.columns, &mut text),
             None => Ok(false),
         };
-        let has = has.map_err(|reason| Error::read(record.name, format!("record {}: {reason}", record.number)))?;
+        let has = has.map_err(RecordError::Bad)?;
         if !has || text.is_empty() {
             self.empty += 1;
         } else if text.len() > CHUNK_BYTES {

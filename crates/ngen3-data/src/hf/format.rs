@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::source::open::without_compression;
+
 /// Format of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Format {
@@ -13,8 +15,10 @@ pub(super) enum Format {
     Json,
     /// Delimited fields; the first line names the columns.
     Csv {
-        /// A comma or a tab, unless the README gives another.
+        /// The usual one by the extension, or the one that the README gives.
         delimiter: u8,
+        /// True if the README gives it: then no other is tried.
+        given: bool,
     },
     /// One record per line, in the only column `text`.
     Text,
@@ -39,21 +43,20 @@ const ENDINGS: [(&str, Format); 10] = [
     ("jsonl", Format::Json),
     ("json", Format::Json),
     ("ndjson", Format::Json),
-    ("csv", Format::Csv { delimiter: b',' }),
-    ("tsv", Format::Csv { delimiter: b'\t' }),
+    ("csv", Format::Csv { delimiter: b',', given: false }),
+    ("tsv", Format::Csv { delimiter: b'\t', given: false }),
     ("txt", Format::Text),
 ];
 
 /// Supported extensions, for messages.
 pub(super) const READABLE: &str =
-    ".parquet, .arrow, .jsonl, .json, .csv, .tsv or .txt, optionally with .gz or .zst after it";
+    ".parquet, .arrow, .jsonl, .json, .csv, .tsv or .txt, optionally with .gz, .zst, .xz or .bz2 after it";
 
 impl Format {
     /// Returns the format of a file by its extension, if it is supported.
     pub(super) fn of(path: &str) -> Option<Self> {
         let name = Path::new(path).file_name()?.to_str()?.to_ascii_lowercase();
-        let name = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(&name);
-        let ending = name.rsplit_once('.')?.1;
+        let ending = without_compression(&name).rsplit_once('.')?.1;
         ENDINGS.into_iter().find(|(known, _)| *known == ending).map(|(_, format)| format)
     }
 
@@ -76,8 +79,8 @@ mod tests {
     fn the_ending_tells() {
         assert_eq!(Format::of("a/train-00000-of-00001.parquet"), Some(Format::Parquet));
         assert_eq!(Format::of("x.jsonl.gz"), Some(Format::Json));
-        assert_eq!(Format::of("x.TSV.ZST"), Some(Format::Csv { delimiter: b'\t' }));
-        for other in ["x.gz", "json", "x.zip", "x.csv/x", "", "x.", ".gz"] {
+        assert_eq!(Format::of("x.TSV.ZST"), Some(Format::Csv { delimiter: b'\t', given: false }));
+        for other in ["x.gz", "json", "x.zip", "x.tar.gz", "x.csv/x", "", "x.", ".gz"] {
             assert_eq!(Format::of(other), None, "{other}");
         }
     }

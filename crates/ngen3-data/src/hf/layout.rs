@@ -163,8 +163,8 @@ impl Layout {
         }
         if let Some(delimiter) = self.delimiter {
             for file in &mut readable {
-                if let Format::Csv { delimiter: own } = &mut file.format {
-                    *own = delimiter;
+                if let Format::Csv { .. } = file.format {
+                    file.format = Format::Csv { delimiter, given: true };
                 }
             }
         }

@@ -18,6 +18,7 @@ mod source;
 mod split;
 
 pub(crate) use column::TURN_FIELDS;
+pub use formats::RecordOptions;
 pub use record::Record;
 pub(crate) use source::resolve;
 pub use source::{HfSource, read_records};

@@ -7,18 +7,20 @@ use serde_json::Value;
 
 use super::column::{Column, USUAL};
 use super::documents::{DocumentGatherer, RecordReader, SourceRecord, SplitFiles};
-use super::formats::{DataFileReader, Wanted};
+use super::format::Format;
+use super::formats::{DataFileReader, RecordOptions, RecordReport, Wanted};
 use super::record::Record;
 use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
 use crate::source::DocumentReader;
+use crate::source::kind::is_archive_name;
 
 /// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HfSource {
-    /// `OWNER/NAME` on the hub, or a local folder or file.
+    /// `OWNER/NAME` on the hub, or a local folder, file or archive.
     pub dataset: String,
     /// Configuration, if the dataset has several.
     pub config: Option<String>,
@@ -30,6 +32,8 @@ pub struct HfSource {
     pub revision: Option<String>,
     /// Separator between the turns of a conversation, for records that hold a list of texts.
     pub separator: String,
+    /// How to read the files, and what to do with bad records.
+    pub options: RecordOptions,
 }
 
 impl HfSource {
@@ -66,13 +70,18 @@ pub(crate) fn resolve(source: &HfSource, progress: &mut ProgressFn) -> Result<Re
     Ok(ResolvedDataset { source: source.clone(), repository, parts })
 }
 
+/// True for a name that can only be meant as a path: one of a data file or an archive, or one that is no `OWNER/NAME`.
+fn looks_local(dataset: &str) -> bool {
+    let file = Format::of(dataset).is_some() || is_archive_name(dataset);
+    file || dataset.starts_with(['.', '/', '~']) || dataset.split('/').filter(|part| !part.is_empty()).count() > 2
+}
+
 /// Opens `dataset`, locally or on the hub.
 fn open(dataset: &str, revision: Option<&str>, progress: &mut ProgressFn) -> Result<Repository, Error> {
+    let local = is_local(dataset) || looks_local(dataset);
     match revision {
-        Some(revision) if is_local(dataset) => {
-            Err(Error::Input(format!("{dataset}: a local path has no revision {revision}")))
-        }
-        _ if is_local(dataset) => Repository::local(Path::new(dataset)),
+        Some(revision) if local => Err(Error::Input(format!("{dataset}: a local path has no revision {revision}"))),
+        _ if local => Repository::local(Path::new(dataset), progress),
         _ => Repository::on_hub(&Hub::from_env()?, dataset, revision, progress),
     }
 }
@@ -100,8 +109,16 @@ pub fn read_records(
     for file in layout.files(split, &repository, progress)? {
         let (name, path) = (repository.name_of(&file.path), repository.fetch(&file.path, progress)?);
         let scratch = std::env::temp_dir();
-        let wanted = Wanted::Everything;
-        let file = DataFileReader { name: &name, path: &path, format: file.format, wanted, skip: 0, scratch: &scratch };
+        let file = DataFileReader {
+            name: &name,
+            path: &path,
+            format: file.format,
+            wanted: Wanted::Everything,
+            skip: 0,
+            scratch: &scratch,
+            options: RecordOptions::default(),
+            report: &RecordReport::default(),
+        };
         records.append(&mut file.records()?);
     }
     Ok((title, records))
@@ -124,10 +141,12 @@ impl ResolvedDataset {
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<DocumentReader, Error> {
         let columns = self.source.columns()?;
-        let Self { repository, parts, .. } = self;
-        DocumentReader::spawn(move |sink| {
-            DocumentGatherer::new(sink, &cut, &columns).read(&repository, &scratch, &parts)
-        })
+        let Self { mut repository, parts, source } = self;
+        let folder = repository.take_folder();
+        let reader = DocumentReader::spawn(move |sink| {
+            DocumentGatherer::new(sink, &cut, &columns).read(&repository, &scratch, source.options, &parts)
+        })?;
+        Ok(reader.with_folder(folder))
     }
 
     /// Passes each record to `take`: the value of the column, if the user named one, and those of the columns `names` that there
@@ -144,7 +163,9 @@ impl ResolvedDataset {
         let column = self.source.column.as_ref().map(|name| Column::parse(name, "")).transpose()?;
         let wanted = column.as_ref().map_or(Wanted::AnyOf(names), |column| Wanted::ColumnAnd(column, names));
         let scratch = std::env::temp_dir();
-        let mut reader = RecordReader { repository: &self.repository, wanted, scratch: &scratch, progress };
+        let (repository, options) = (&self.repository, self.source.options);
+        let report = &RecordReport::default();
+        let mut reader = RecordReader { repository, wanted, scratch: &scratch, options, report, progress };
         let mut take = |record: SourceRecord| {
             let SourceRecord { name, number, mut columns, is_of_table, .. } = record;
             if is_of_table {
@@ -152,7 +173,7 @@ impl ResolvedDataset {
                 columns.values_mut().for_each(drop_nulls);
             }
             let value = column.as_ref().map(|column| column.value(&columns).map_or(Value::Null, Cow::into_owned));
-            take(ConversationRecord { name, number, value, columns })
+            Ok(take(ConversationRecord { name, number, value, columns })?)
         };
         reader.each(&self.parts, &mut take).map(drop)
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-use super::utf8::read_error;
+use super::read_error::read_error;
 use crate::Error;
 
 /// Reads a small file. One larger than `max` bytes, which should be far above any in use, is an error.
@@ -18,7 +18,7 @@ pub(crate) fn read_at_most(path: &Path, max: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Longest line accepted, in bytes; a longer one means that the file is not made of lines.
-const MAX_LINE: u64 = 64 << 20;
+pub(crate) const MAX_LINE: u64 = 64 << 20;
 
 /// Reads the next line, with its line break, into `line` and increments `number`; returns `false` at the end.
 ///

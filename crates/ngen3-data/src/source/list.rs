@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::folder::{entries, file_of};
+use super::kind::table_of;
 use crate::Error;
 use crate::http::without_password;
 use crate::progress::Event;
@@ -19,7 +20,7 @@ pub fn shakespeare() -> String {
 
 /// Extensions of the files that are read from a folder, each optionally followed by a compressed extension.
 const TEXT_ENDINGS: [&str; 2] = ["txt", "md"];
-const COMPRESSED_ENDINGS: [&str; 2] = ["gz", "zst"];
+const COMPRESSED_ENDINGS: [&str; 4] = ["gz", "zst", "xz", "bz2"];
 
 /// A text source as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +98,7 @@ impl Listing {
     pub fn report_skipped(&self, progress: &mut dyn FnMut(Event)) {
         if let Some(first) = self.skipped.first() {
             progress(Event::Note(format!(
-                "skipped {} of the folder's entries, such as {}: only .txt and .md files (or .gz, .zst) are read",
+                "skipped {} of the folder's entries, such as {}: only .txt and .md files (or with .gz, .zst, .xz, .bz2) are read",
                 self.skipped.len(),
                 first.display()
             )));
@@ -105,11 +106,12 @@ impl Listing {
     }
 }
 
-/// Expands sources into documents. A folder stands for its text files (`.txt` and `.md`, optionally `.gz` or `.zst`), at any
-/// depth, in the order of their paths; a file that is named directly is read whatever its extension.
+/// Expands sources into documents. A folder stands for its text files (`.txt` and `.md`, optionally compressed), at any
+/// depth, in the order of their paths; a file that is named directly is read whatever its extension, unless
+/// that is one of a table.
 ///
 /// # Errors
-/// [`Error::Read`] for a path that is missing or inaccessible, [`Error::Input`] for a folder without text files or a second
+/// [`Error::Read`] for a path that is missing or inaccessible, or a table; [`Error::Input`] for a folder without text files or a second
 /// stdin.
 pub fn list(sources: &[Source]) -> Result<Listing, Error> {
     let mut listing = Listing::default();
@@ -123,12 +125,13 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
                     if listing.inputs.len() == before {
                         let endings = TEXT_ENDINGS.map(|ending| format!(".{ending}")).join(" or ");
                         return Err(Error::Input(format!(
-                            "{}: expected {endings} files (or with .gz or .zst) in this folder, found none",
+                            "{}: expected {endings} files (or with .gz, .zst, .xz, .bz2) in this folder, found none",
                             path.display()
                         )));
                     }
                     continue;
                 }
+                check_is_text(&source.to_string())?;
                 Input { source: source.clone(), size: meta.is_file().then_some(meta.len()) }
             }
             Source::Stdin if listing.inputs.iter().any(|input| input.source == Source::Stdin) => {
@@ -140,6 +143,19 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
         listing.inputs.push(input);
     }
     Ok(listing)
+}
+
+/// Refuses a table, by its name: as plain text it would be learned with its syntax.
+fn check_is_text(name: &str) -> Result<(), Error> {
+    let Some(format) = table_of(name) else { return Ok(()) };
+    let mut advice = format!("use ngen3 hf_tokenize --hf_dataset {name}");
+    if format.starts_with("JSON") {
+        advice += &format!(", or ngen3 tokenize --chats {name} for conversations");
+    }
+    if !format.ends_with("table") {
+        advice += &format!("; to read it as plain text all the same: cat {name} | ngen3 tokenize --txt -");
+    }
+    Err(Error::read(name, format!("expected text, got {format} by its name; {advice}")))
 }
 
 /// Adds a folder's files to the listing, in the order of their paths.

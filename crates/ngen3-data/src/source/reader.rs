@@ -1,90 +1,39 @@
-//! Reads documents in order, on its own thread, and sends them as chunks of text.
+//! Reads documents in order, on its own thread.
 
-use std::io::Cursor;
+use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ngen3_model::words::count;
 
+use super::archive::{Archive, Content, look_inside};
+use super::channel::{DocumentReader, DocumentSender};
 use super::download::Client;
+use super::encoding::{TextOptions, open_text};
+use super::kind::{LOOK, MAGIC_BYTES, advice, binary_of, table_of};
 use super::list::{Input, SHAKESPEARE, Source};
-use super::open::{ByteSource, open, open_file};
+use super::members::{TextMember, each_text_member};
+use super::open::{ByteSource, open, open_file, open_stored, peek};
+use super::pieces::{MarkerCount, SplitBy, Splitter};
+use super::read_error::read_error;
 use super::utf8::Utf8Reader;
 use crate::Error;
 use crate::progress::Event;
 
-/// Bytes of text in a chunk, unless the text cannot be split.
-const CHUNK_BYTES: usize = 1 << 20;
-/// Messages that may wait for the consumer.
-const QUEUE: usize = 4;
-/// Interval at which a waiting consumer checks whether to stop.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
-
 /// Options for reading documents.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
-    /// True to replace invalid UTF-8 by U+FFFD; otherwise it is an error.
-    pub lossy: bool,
-    /// Folder for the temporary files of downloads.
+    /// Encoding, and what to do with invalid bytes.
+    pub text: TextOptions,
+    /// How a text is split into documents.
+    pub split_by: SplitBy,
+    /// Spelling of the tokenizer's end-of-text token, which a text may contain; not empty.
+    pub marker: Option<String>,
+    /// True if the marker separates documents, false if it is text; `None` is false, with a note if it occurs.
+    pub marker_splits: Option<bool>,
+    /// Folder for temporary files.
     pub scratch: PathBuf,
-}
-
-/// Text of a [`DocumentReader`], in order. The chunks of a document, concatenated, are its text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TextChunk {
-    /// Part of the current document, never empty.
-    Text(String),
-    /// End of the current document, which had text.
-    EndOfDocument,
-    /// Whole documents, none empty, concatenated: many small ones share a chunk.
-    Documents {
-        /// Their concatenated text.
-        text: String,
-        /// End of each document in `text`, in bytes.
-        ends: Vec<usize>,
-    },
-}
-
-/// Documents being read on another thread.
-pub struct DocumentReader {
-    messages: Receiver<Message>,
-}
-
-enum Message {
-    Event(Event),
-    TextChunk(TextChunk),
-    /// The last message.
-    Done(Result<(), Error>),
-}
-
-/// The reading thread's end of the channel.
-#[derive(Clone)]
-pub(crate) struct DocumentSender {
-    sender: SyncSender<Message>,
-}
-
-impl DocumentSender {
-    /// Sends a chunk.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`] when the consumer is gone.
-    pub(crate) fn chunk(&self, chunk: TextChunk) -> Result<(), Error> {
-        self.send(Message::TextChunk(chunk))
-    }
-
-    /// Sends an event.
-    ///
-    /// # Errors
-    /// As [`DocumentSender::chunk`].
-    pub(crate) fn event(&self, event: Event) -> Result<(), Error> {
-        self.send(Message::Event(event))
-    }
-
-    fn send(&self, message: Message) -> Result<(), Error> {
-        self.sender.send(message).map_err(|_| Error::Interrupted)
-    }
 }
 
 impl DocumentReader {
@@ -103,45 +52,6 @@ impl DocumentReader {
             (0..reading.inputs.len()).try_for_each(|index| reading.read(index))
         })
     }
-
-    /// Starts a thread that runs `read` with a sender.
-    ///
-    /// # Errors
-    /// [`Error::Input`] if the thread cannot be started.
-    pub(crate) fn spawn(
-        read: impl FnOnce(DocumentSender) -> Result<(), Error> + Send + 'static,
-    ) -> Result<Self, Error> {
-        let (sender, messages) = sync_channel(QUEUE);
-        // Not joined: after an early stop this thread may still be waiting for stdin or the network.
-        let thread = std::thread::Builder::new().spawn(move || {
-            let result = read(DocumentSender { sender: sender.clone() });
-            // A consumer that is gone does not need the result.
-            let _ = sender.send(Message::Done(result));
-        });
-        thread.map_err(|error| Error::Input(format!("cannot start the reading thread: {error}")))?;
-        Ok(Self { messages })
-    }
-
-    /// Returns the next chunk; `None`, once, after the last. `progress` receives the events in between.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`] soon after `stop` is set; the error of a document. Nothing follows an error.
-    pub fn next(&mut self, stop: &AtomicBool, progress: &mut dyn FnMut(Event)) -> Result<Option<TextChunk>, Error> {
-        loop {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
-            match self.messages.recv_timeout(POLL_INTERVAL) {
-                Ok(Message::Event(event)) => progress(event),
-                Ok(Message::TextChunk(chunk)) => return Ok(Some(chunk)),
-                Ok(Message::Done(result)) => return result.map(|()| None),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Input("the reading thread ended unexpectedly".into()));
-                }
-            }
-        }
-    }
 }
 
 /// State of the reading thread.
@@ -156,16 +66,29 @@ struct ReaderThread<C> {
     client: Option<Client>,
 }
 
+/// Stored bytes read of all inputs.
+struct BytesRead {
+    before: u64,
+    current: Arc<AtomicU64>,
+    total: Option<u64>,
+}
+
+impl BytesRead {
+    fn event(&self) -> Event {
+        Event::Reading { done: self.before + self.current.load(Ordering::Relaxed), total: self.total }
+    }
+}
+
 impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
     /// Returns the stored bytes of all documents, if every size is known.
     fn total(&self) -> Option<u64> {
         self.inputs.iter().map(|input| input.size).sum()
     }
 
-    fn open(&mut self, name: &str, index: usize) -> Result<ByteSource, Error> {
+    fn open(&mut self, name: &str, index: usize) -> Result<ByteSource<'static>, Error> {
         match &self.inputs[index].source {
             Source::Path(path) => open_file(name, path),
-            Source::Stdin => open(name, std::io::stdin(), false),
+            Source::Stdin => open(name, io::stdin(), false),
             Source::Shakespeare => open(name, Cursor::new(SHAKESPEARE), false),
             Source::Url(url) => {
                 let sender = self.sender.clone();
@@ -173,63 +96,116 @@ impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
                 let client = self.client.get_or_insert_with(Client::new);
                 let (file, size) = client.download(url, &self.options.scratch, &mut progress)?;
                 self.inputs[index].size = Some(size);
-                open(name, file, false)
+                open_stored(name, file, false)
             }
         }
     }
 
-    /// Reads one document to its end.
+    /// Reads one input to its end: a document, or an archive of them.
     fn read(&mut self, index: usize) -> Result<(), Error> {
         let name = self.inputs[index].source.to_string();
-        let opened = self.open(&name, index)?;
-        let total = self.total();
-        let bytes_read = opened.bytes_read.clone();
-        let mut reader = Utf8Reader::new(&name, opened, self.options.lossy)?;
-        let mut text = String::new();
-        let (mut wanted, mut empty) = (CHUNK_BYTES, true);
-        while reader.read(&mut text)? {
-            let done = self.read_before + bytes_read.load(Ordering::Relaxed);
-            if text.len() < wanted {
-                continue;
+        let source = self.open(&name, index)?;
+        let read = BytesRead { before: self.read_before, current: source.bytes_read.clone(), total: self.total() };
+        match look_inside(&name, source, &self.options.scratch)? {
+            Content::Document(source) => {
+                if let Some(what) = self.document(&name, source, &read)? {
+                    return Err(Error::read(&name, format!("expected text, got {what}; {}", advice(&what, &name))));
+                }
             }
-            if let Some(at) = (self.cut)(&text).filter(|&at| at > 0) {
-                let rest = text.split_off(at);
-                self.sender.chunk(TextChunk::Text(std::mem::replace(&mut text, rest)))?;
-                self.sender.event(Event::Reading { done, total })?;
-                (wanted, empty) = (CHUNK_BYTES, false);
-            } else {
-                // Searching again after every buffer would take quadratic time.
-                wanted = 2 * text.len();
-            }
+            Content::Archive(archive) => self.archive(&name, archive, &read)?,
         }
-        self.read_before += bytes_read.load(Ordering::Relaxed);
-        if reader.replaced > 0 {
-            let sequences = count(reader.replaced, "invalid UTF-8 sequence");
-            let note = format!("{name}: replaced {sequences} by U+FFFD");
+        // Of a zip archive, which is read at several places, the count does not tell.
+        self.read_before += self.inputs[index].size.unwrap_or_else(|| read.current.load(Ordering::Relaxed));
+        self.sender.event(Event::Reading { done: self.read_before, total: read.total })
+    }
+
+    fn archive(&self, name: &str, archive: Archive, read: &BytesRead) -> Result<(), Error> {
+        let refuse = |path: &str| {
+            let format = table_of(path)?;
+            Some(format!("expected text, got {format} by its name; use ngen3 hf_tokenize --hf_dataset {name}"))
+        };
+        let skipped = each_text_member(name, archive, &refuse, &mut |TextMember { name, source, .. }| {
+            Ok(self.document(&name, source, read)?.is_none())
+        })?;
+        skipped.note(name).map_or(Ok(()), |note| self.sender.event(Event::Note(note)))
+    }
+
+    /// Reads one text to its end. Returns a description of one that turns out to be binary data.
+    fn document(&self, name: &str, mut source: ByteSource, read: &BytesRead) -> Result<Option<String>, Error> {
+        let compressed = source.compressed;
+        let failed = |error: io::Error| read_error(name, compressed, &error);
+        let start = peek(&mut source.bytes, MAGIC_BYTES).map_err(failed)?;
+        if let Some(what) = binary_of(&start) {
+            return Ok(Some(what.into()));
+        }
+        source.bytes = Box::new(Cursor::new(start).chain(source.bytes));
+        let mut text = open_text(name, source, self.options.text)?;
+        let start = peek(&mut text.bytes, LOOK).map_err(failed)?;
+        if let Some(at) = start.iter().position(|&byte| byte == 0) {
+            return Ok(Some(format!("binary data (byte {at} is NUL)")));
+        }
+        text.bytes = Box::new(Cursor::new(start).chain(text.bytes));
+        if let Some(note) = text.note.take() {
             self.sender.event(Event::Note(note))?;
         }
-        if !text.is_empty() {
-            self.sender.chunk(TextChunk::Text(text))?;
-        } else if empty {
-            self.sender.event(Event::Note(format!("{name}: skipped because it is empty")))?;
-            return Ok(());
+        let mut reader = Utf8Reader::new(name, text, self.options.text.lossy);
+        let ReadOptions { split_by, marker, marker_splits, .. } = &self.options;
+        let separator = marker.as_deref().filter(|_| *marker_splits == Some(true));
+        let mut splitter = Splitter::new(&self.sender, &self.cut, split_by, separator);
+        let mut markers = marker.as_deref().filter(|_| marker_splits.is_none()).map(MarkerCount::new);
+        loop {
+            let before = splitter.buffer().len();
+            let more = reader.read(splitter.buffer())?;
+            if let Some(markers) = &mut markers {
+                markers.push(&splitter.buffer()[before..]);
+            }
+            if !more {
+                break;
+            }
+            splitter.push()?;
+            self.sender.event(read.event())?;
         }
-        self.sender.event(Event::Reading { done: self.read_before, total })?;
-        self.sender.chunk(TextChunk::EndOfDocument)
+        splitter.finish()?;
+        let replaced = reader.replaced();
+        if replaced > 0 {
+            let encoding = self.options.text.encoding.map_or_else(|| "UTF-8".into(), |encoding| encoding.to_string());
+            let sequences = count(replaced, &format!("invalid {encoding} sequence"));
+            self.note(format!("{name}: replaced {sequences} by U+FFFD"))?;
+        }
+        if splitter.documents == 0 {
+            self.note(format!("{name}: skipped because it is empty"))?;
+        } else if splitter.blank > 0 {
+            self.note(format!("{name}: skipped {}", count(splitter.blank, "blank document")))?;
+        }
+        if let Some(MarkerCount { marker, count: times @ 1.., .. }) = markers {
+            let times = count(times, "time");
+            self.note(format!(
+                "{name}: {marker} occurs {times} and was read as text; pass --eot_in_text token to separate documents there, or \
+                 --eot_in_text text to keep it"
+            ))?;
+        }
+        Ok(None)
+    }
+
+    fn note(&self, note: String) -> Result<(), Error> {
+        self.sender.event(Event::Note(note))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
+    use crate::source::channel::TextChunk;
     use crate::source::list;
+    use crate::source::pieces::CHUNK_BYTES;
 
     static GO: AtomicBool = AtomicBool::new(false);
 
     fn options() -> ReadOptions {
-        ReadOptions { lossy: false, scratch: std::env::temp_dir() }
+        ReadOptions { scratch: std::env::temp_dir(), ..ReadOptions::default() }
     }
 
     /// Returns the texts of the documents, the length of the longest chunk, and the notes.

@@ -1,19 +1,20 @@
 //! Decodes a stream of bytes as UTF-8.
 
+use std::cell::Cell;
 use std::io::{self, Read};
+use std::rc::Rc;
 
-use super::open::{ByteSource, peek};
+use super::encoding::TextSource;
+use super::read_error::read_error;
 use crate::Error;
 
 /// Bytes requested from the source at a time.
 const BUFFER: usize = 1 << 18;
 
 /// Decodes the text of one document.
-///
-/// A UTF-8 byte order mark at the start is dropped. A UTF-16 one is an error, since such a file would decode to garbage.
-pub(super) struct Utf8Reader {
+pub(super) struct Utf8Reader<'a> {
     name: String,
-    bytes: Box<dyn Read + Send>,
+    bytes: Box<dyn Read + 'a>,
     compressed: bool,
     lossy: bool,
     /// The first `pending` bytes are an incomplete character.
@@ -21,23 +22,21 @@ pub(super) struct Utf8Reader {
     pending: usize,
     /// Offset of `buffer` in the document, in bytes.
     offset: u64,
-    /// Invalid sequences replaced by U+FFFD.
-    pub(super) replaced: u64,
+    /// Invalid sequences replaced by U+FFFD here, and while converting the encoding.
+    replaced: u64,
+    converted: Rc<Cell<u64>>,
 }
 
-impl Utf8Reader {
-    pub(super) fn new(name: &str, opened: ByteSource, lossy: bool) -> Result<Self, Error> {
-        let ByteSource { mut bytes, compressed, .. } = opened;
-        let start = peek(&mut bytes, 3).map_err(|error| read_error(name, compressed, &error))?;
-        if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
-            let reason = "expected UTF-8, got UTF-16; convert it with iconv -f UTF-16 -t UTF-8";
-            return Err(Error::read(name, reason));
-        }
-        let signature = start == [0xef, 0xbb, 0xbf];
-        let (offset, start) = if signature { (3, Vec::new()) } else { (0, start) };
-        let bytes = Box::new(io::Cursor::new(start).chain(bytes));
-        let buffer = vec![0; BUFFER];
-        Ok(Self { name: name.into(), bytes, compressed, lossy, buffer, pending: 0, offset, replaced: 0 })
+impl<'a> Utf8Reader<'a> {
+    pub(super) fn new(name: &str, text: TextSource<'a>, lossy: bool) -> Self {
+        let TextSource { bytes, compressed, skipped: offset, replaced: converted, .. } = text;
+        let (name, buffer) = (name.into(), vec![0; BUFFER]);
+        Self { name, bytes, compressed, lossy, buffer, pending: 0, offset, replaced: 0, converted }
+    }
+
+    /// Number of invalid sequences replaced by U+FFFD so far.
+    pub(super) fn replaced(&self) -> u64 {
+        self.replaced + self.converted.get()
     }
 
     /// Appends the next part of the text to `text`; returns `false` at the end.
@@ -85,21 +84,12 @@ impl Utf8Reader {
     }
 }
 
-/// Makes the error of a failed read; `compressed` is true if the stored bytes are compressed.
-pub(crate) fn read_error(name: &str, compressed: bool, error: &io::Error) -> Error {
-    let reason = match error.kind() {
-        io::ErrorKind::UnexpectedEof if compressed => "compressed data ends early; the file may be truncated".into(),
-        _ if compressed => format!("compressed data is damaged ({error})"),
-        _ => error.to_string(),
-    };
-    Error::read(name, reason)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::source::encoding::{TextOptions, open_text};
     use crate::source::open::open;
 
     /// Yields at most `step` bytes at a time.
@@ -115,10 +105,11 @@ mod tests {
     /// Returns the text and the number of replaced sequences.
     fn read(bytes: &[u8], step: usize, lossy: bool) -> Result<(String, u64), Error> {
         let opened = open("a.txt", Trickle(io::Cursor::new(bytes.to_vec()), step), true)?;
-        let mut reader = Utf8Reader::new("a.txt", opened, lossy)?;
+        let opened = open_text("a.txt", opened, TextOptions::default())?;
+        let mut reader = Utf8Reader::new("a.txt", opened, lossy);
         let mut text = String::new();
         while reader.read(&mut text)? {}
-        Ok((text, reader.replaced))
+        Ok((text, reader.replaced()))
     }
 
     #[test]
@@ -140,15 +131,10 @@ mod tests {
     }
 
     #[test]
-    fn signatures_are_dropped_or_refused() {
+    fn signatures_are_dropped() {
         assert_eq!(read(b"\xef\xbb\xbfab\xef\xbb\xbf", 1, false).unwrap().0, "ab\u{feff}", "only at the start");
         let error = read(b"\xef\xbb\xbfab\xff", 1, false).unwrap_err();
         assert!(matches!(error, Error::Utf8 { offset: 5, .. }), "the offset counts from the file's start: {error}");
-        for bytes in [b"\xff\xfea\0b\0", b"\xfe\xff\0a\0b"] {
-            for lossy in [false, true] {
-                assert!(read(bytes, 1, lossy).unwrap_err().to_string().contains("UTF-16"));
-            }
-        }
     }
 
     proptest! {

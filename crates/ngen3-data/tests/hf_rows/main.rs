@@ -13,10 +13,12 @@ use std::sync::atomic::AtomicBool;
 
 use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use ngen3_data::source::Event;
-use ngen3_data::{HfDatasetSpec, HfSource, TokenFile, Tokenizer, build_hf_dataset, read_records};
+use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, TokenFile, Tokenizer, build_hf_dataset, read_records};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType};
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 use proptest::prelude::*;
 
 const END: u32 = 50_256;
@@ -33,6 +35,7 @@ fn source(dataset: &Path, split: &str, column: &str) -> HfSource {
         column: Some(column.into()),
         revision: None,
         separator: "\n".into(),
+        options: RecordOptions::default(),
     }
 }
 
@@ -254,9 +257,9 @@ fn what_cannot_be_read_is_named() {
     for (name, expected) in [
         ("bad.jsonl", "line 3: expected value (column 9)"),
         ("list.jsonl", "line 2: invalid type: sequence, expected an object whose keys are the columns"),
-        ("cut.json", "EOF while parsing"),
+        ("cut.json", "record 2: the JSON array ends early; the file may be truncated"),
         ("ragged.csv", "line 3: expected 2 columns as in the header, got 1 field"),
-        ("empty.csv", "no column \"text\": the file has no columns"),
+        ("empty.csv", "empty: expected a header line with the names of the columns"),
         ("empty.jsonl", "the input contains no text"),
         ("fake.parquet", "not a complete Parquet file; it may be truncated"),
         ("fake.arrow", "not a complete Arrow file; it may be truncated"),
@@ -264,12 +267,12 @@ fn what_cannot_be_read_is_named() {
         ("page.zip", "expected a file ending in .parquet, .arrow, .jsonl"),
         ("zips", "no readable files: expected .parquet"),
         ("none", "no readable files: expected .parquet"),
-        ("missing/folder/here", "expected a local path or the name of a dataset on the hub"),
+        ("missing/folder/here", "missing/folder/here: no such file or folder"),
     ] {
         assert!(error(name).contains(expected), "{name}: {}", error(name));
     }
     fs::write(folder.path().join("bytes.csv"), b"text\n\xff\n").unwrap();
-    assert!(error("bytes.csv").contains("line 2: invalid UTF-8 in column text"));
+    assert!(error("bytes.csv").contains("line 2: column text: invalid UTF-8 at byte 0"));
     fs::write(folder.path().join("bytes.txt"), b"fine\n\xff\n").unwrap();
     assert!(error("bytes.txt").contains("line 2: invalid UTF-8"));
     fs::write(folder.path().join("bytes.jsonl"), b"{\"text\":\"\xff\"}\n").unwrap();
@@ -347,6 +350,48 @@ fn every_compression_of_parquet_is_read_and_damage_is_an_error() {
     assert!(read(&packed, "train", "text").unwrap() == expected);
     fs::write(&packed, &zstd::encode_all(&whole[..], 1).unwrap()[..500]).unwrap();
     assert!(read(&packed, "train", "text").unwrap_err().contains("compressed data ends early"));
+}
+
+/// Strings in parquet need not be valid UTF-8, whatever the column says.
+#[test]
+fn bad_text_in_parquet_is_skipped_or_replaced_and_in_other_columns_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.parquet");
+    let schema = "message m { required binary text (UTF8); required group turns (LIST) { repeated group list { required binary \
+                  element (UTF8); } } required double score; }";
+    let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let file = fs::File::create(&path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Default::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let texts = [&b"one"[..], b"t\xffwo", b"three"].map(|text| ByteArray::from(text.to_vec()));
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    column.close().unwrap();
+    let turns = [&b"\xff"[..], b"b", b"c"].map(|text| ByteArray::from(text.to_vec()));
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&turns, Some(&[1, 1, 1]), Some(&[0, 0, 0])).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<DoubleType>().write_batch(&[f64::NAN; 3], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+
+    let error = read(&path, "train", "text").unwrap_err();
+    let expected = "record 2: column text: invalid UTF-8 at byte 1; pass --lossy (hf_tokenize) (use --skip_bad to skip such \
+                    records)";
+    assert!(error.ends_with(expected), "{error}");
+    let mut source = source(&path, "train", "text");
+    source.options.skip_bad = true;
+    let (documents, notes) = read_with(&source, 1).unwrap();
+    assert_eq!(documents, ["one", "three"]);
+    assert!(notes.len() == 1 && notes[0].starts_with("skipped 1 bad record; the first: "), "{notes:?}");
+    source.options.text.lossy = true;
+    let (documents, notes) = read_with(&source, 1).unwrap();
+    assert_eq!(documents, ["one", "t\u{fffd}wo", "three"]);
+    assert_eq!(notes, ["replaced 1 invalid sequence by U+FFFD"]);
+    source.column = Some("turns".into());
+    assert_eq!(read_with(&source, 1).unwrap().0, ["\u{fffd}", "b", "c"]);
 }
 
 fn expected_slice(texts: &[Option<String>], rows: std::ops::Range<usize>) -> Vec<String> {

@@ -134,7 +134,8 @@ settings! {
         |n| must(n <= max_iters, format!("at most the max_iters of {max_iters}")),
         "N": "Steps of linear learning rate warm-up";
     /// AdamW's weight decay of matrices and embeddings.
-    weight_decay: f32 = 0.1, not_negative, "X": "AdamW's weight decay of matrices and embeddings";
+    weight_decay: f32 = 0.1,
+        |wd| not_negative(wd).and(must(wd * learning_rate <= 1.0, weight_decay_limit(*learning_rate))), "X": "AdamW's weight decay of matrices and embeddings";
     /// AdamW's decay rate of the first moment.
     beta1: f32 = 0.9, share, "X": "AdamW's decay rate of the first moment";
     /// AdamW's decay rate of the second moment. 0.95 instead of Adam's 0.999: a shorter memory is more stable with few tokens
@@ -186,6 +187,11 @@ fn at_most<T: PartialOrd + Display>(value: &T, most: T) -> Result<(), String> {
 
 fn not_negative(value: &f32) -> Result<(), String> {
     must(*value >= 0.0 && value.is_finite(), "a non-negative number")
+}
+
+/// Expected weight decay: a larger one would turn the sign of the weights around at each step.
+fn weight_decay_limit(learning_rate: f32) -> String {
+    format!("at most 1 / learning_rate ({})", 1.0 / learning_rate)
 }
 
 fn share<T: PartialOrd + From<u8>>(value: &T) -> Result<(), String> {
@@ -279,6 +285,7 @@ mod tests {
             ("min_lr", Overrides { min_lr: Some(f32::NAN), ..none() }),
             ("warmup_iters", Overrides { warmup_iters: Some(2_001), ..none() }),
             ("weight_decay", Overrides { weight_decay: Some(-0.1), ..none() }),
+            ("weight_decay", Overrides { weight_decay: Some(1e6), ..none() }),
             ("grad_clip", Overrides { grad_clip: Some(f32::INFINITY), ..none() }),
             ("beta1", Overrides { beta1: Some(1.0), ..none() }),
             ("dropout", Overrides { dropout: Some(1.0), ..none() }),

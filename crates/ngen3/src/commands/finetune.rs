@@ -84,7 +84,7 @@ pub struct Common {
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     sample_temperature: f32,
     #[command(flatten)]
-    chat: ChatFlags,
+    pub chat: ChatFlags,
     #[command(flatten)]
     lora: LoraFlags,
     #[command(flatten)]
@@ -357,7 +357,7 @@ fn read(
     let (name, input) = match input {
         Input::File(path) => {
             files = [path.to_owned()];
-            (path.display().to_string(), ChatInput::Files(&files))
+            (path.display().to_string(), ChatInput::Files(&files, None))
         }
         Input::Hf(source) => (format!("{}, split {}", source.dataset, source.split), ChatInput::Hf(source)),
     };

@@ -33,7 +33,8 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let source = args.rows.source(String::new());
+    let mut source = args.rows.source(String::new());
+    source.options.skip_bad = args.common.chat.skip_bad;
     // Flags to repeat when the run is resumed.
     let more =
         [("--hf_text_column", &source.column), ("--hf_config", &source.config), ("--hf_revision", &source.revision)];

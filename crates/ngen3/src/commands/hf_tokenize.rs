@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::bail;
 use ngen3_data::chat::ChatInput;
-use ngen3_data::{HfDatasetSpec, HfSource, build_hf_dataset};
+use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, build_hf_dataset};
 
-use super::tokenize::{self, ChatFlags};
+use super::tokenize::{self, ChatFlags, TextFlags};
 use crate::interrupt::{self, interruptible};
 use crate::progress::Progress;
 use crate::stdout;
@@ -18,7 +19,8 @@ use crate::threads::Threads;
 /// folder or file can replace OWNER/NAME. The files of a split come from the README's configs, else from the names of
 /// folders and files (data/train-00000-of-00002.parquet, train/x.jsonl, train.csv), else from the hub's conversion to
 /// parquet, which also covers datasets that are Python scripts. Formats are parquet, arrow, JSON lines, JSON arrays, csv, tsv
-/// and plain text (one row per line, in the column text), all optionally compressed (.gz, .zst).
+/// and plain text (one row per line, in the column text), all optionally compressed (.gz, .zst, .xz, .bz2). A local archive
+/// (.tar, .zip) counts as a folder.
 ///
 /// The column holds a string or a conversation: a list of strings, or of {role, content} or {from, value}, which becomes
 /// "role: content". Turns are joined by --hf_separator. a.b selects the field b of a. With --chats, conversations are
@@ -28,8 +30,11 @@ use crate::threads::Threads;
 /// HF_HUB_OFFLINE have the same meaning. Partial downloads are resumed.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
-#[command(mut_arg("chat_template", |arg| arg.requires("chats")), mut_arg("skip_bad", |arg| arg.requires("chats")))]
+#[command(mut_arg("chat_template", |arg| arg.requires("chats")))]
 #[command(mut_arg("roles", |arg| arg.requires("chats")), mut_arg("columns", |arg| arg.requires("chats")))]
+#[command(mut_arg("skip_bad", |arg| {
+    arg.help_heading(None::<&str>).help("Skip and count bad records or conversations instead of stopping at the first")
+}))]
 pub struct Args {
     #[command(flatten)]
     rows: Rows,
@@ -43,6 +48,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
+    text: TextFlags,
+    /// Separator of CSV fields: a character, or \t for a tab [default: the README's, else one of , ; | and tab that fits the
+    /// header]
+    #[arg(long, value_name = "CHAR", allow_hyphen_values = true)]
+    csv_separator: Option<String>,
+    #[command(flatten)]
     threads: Threads,
     /// Treat rows as conversations for finetune, and write mask.bin, which marks the assistant's tokens
     #[arg(long)]
@@ -55,7 +66,7 @@ pub struct Args {
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case")]
 pub struct Rows {
-    /// Dataset: OWNER/NAME on the hub, or a local folder or file
+    /// Dataset: OWNER/NAME on the hub, or a local folder, file or archive
     #[arg(long, value_name = "OWNER/NAME")]
     hf_dataset: String,
     /// Split, or part of it: train, train[:10%], train[1000:2000], train+validation
@@ -82,6 +93,7 @@ impl Rows {
             column: self.hf_text_column,
             revision: self.hf_revision,
             separator,
+            options: RecordOptions::default(),
         }
     }
 }
@@ -100,7 +112,12 @@ Examples:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let source = args.rows.source(unescape(&args.hf_separator));
+    let options = RecordOptions {
+        text: args.text.options(),
+        csv_separator: args.csv_separator.as_deref().map(parse_csv_separator).transpose()?,
+        skip_bad: args.chat.skip_bad,
+    };
+    let source = HfSource { options, ..args.rows.source(tokenize::unescape(&args.hf_separator)) };
     let stop = interrupt::watch()?;
     if args.chats {
         let input = ChatInput::Hf(&source);
@@ -121,33 +138,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&tokenize::report(&made, started.elapsed()))
 }
 
-/// Replaces the escapes `\n`, `\t` and `\\`; any other backslash stays.
-fn unescape(text: &str) -> String {
-    let (mut plain, mut rest) = (String::new(), text.chars());
-    while let Some(c) = rest.next() {
-        match (c, rest.as_str().chars().next()) {
-            ('\\', Some(next @ ('n' | 't' | '\\'))) => {
-                plain.push(match next {
-                    'n' => '\n',
-                    't' => '\t',
-                    other => other,
-                });
-                rest.next();
-            }
-            _ => plain.push(c),
-        }
-    }
-    plain
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn separators_are_written_with_backslashes() {
-        assert_eq!(unescape(r"\n\n"), "\n\n");
-        assert_eq!(unescape(r"a\tb\\n\x\"), "a\tb\\n\\x\\");
-        assert_eq!(unescape(""), "");
+/// Parses `--csv_separator`.
+fn parse_csv_separator(text: &str) -> anyhow::Result<u8> {
+    match tokenize::unescape(text).as_bytes() {
+        [byte] if byte.is_ascii() && !b"\"\r\n".contains(byte) => Ok(*byte),
+        _ => bail!("--csv_separator: expected one ASCII character that is not a quote or a line break, got {text:?}"),
     }
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ngen3_data::chat::{ChatInput, ChatMapping, ChatReading, ChatSpec, build_chats};
-use ngen3_data::source::{Event, Source};
+use ngen3_data::source::{Event, Source, SplitBy, TextEncoding, TextOptions};
 use ngen3_data::{DatasetSpec, DatasetSummary, build_dataset};
 use ngen3_model::words::{file_size, grouped, grouped_count};
 
@@ -20,35 +20,76 @@ use crate::threads::Threads;
 ///
 /// Writes the folder _data_NAME_: data.bin (little-endian token ids of 16 bits, or 32 if the vocabulary exceeds 65,536),
 /// meta.json (their description) and, unless it is GPT-2's, the tokenizer. Each file is a document, followed by
-/// <|endoftext|>. A UTF-8 byte order mark at the start of a file is dropped.
+/// <|endoftext|>; so is each text of an archive. Compressed files (.gz, .zst, .xz, .bz2) and archives (.tar, .zip) are recognized
+/// by their content and read as streams. A UTF-8 byte order mark at the start of a file is dropped.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.conflicts_with("txt")))]
 #[command(mut_arg("skip_bad", |arg| arg.conflicts_with("txt")))]
 #[command(mut_arg("roles", |arg| arg.conflicts_with("txt")), mut_arg("columns", |arg| arg.conflicts_with("txt")))]
+#[command(mut_arg("lossy", |arg| arg.conflicts_with("chats")))]
 pub struct Args {
     /// Name of the dataset; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
     dataset: String,
-    /// Text: files, folders (their .txt and .md files), http(s) URLs, - for stdin, or builtin:shakespeare; optionally
-    /// compressed (.gz, .zst)
+    /// Text: files, archives, folders (their .txt and .md files), http(s) URLs, - for stdin, or builtin:shakespeare;
+    /// optionally compressed
     #[arg(long, value_name = "PATH_OR_URL", required_unless_present = "chats", num_args = 1..)]
     txt: Vec<OsString>,
     /// Conversations instead of text: files, or - for stdin, of JSON lines (messages, conversations, instruction data, lists
     /// of strings), one JSON list of them, or one dialogue per line, its turns separated by tabs or __eou__; optionally
-    /// compressed
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "lossy"], num_args = 1..)]
+    /// compressed, or in archives
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "split_by", "eot_in_text"], num_args = 1..)]
     chats: Vec<PathBuf>,
     /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Replace bytes that are not UTF-8 with U+FFFD instead of stopping
-    #[arg(long)]
-    lossy: bool,
+    #[command(flatten)]
+    text: TextFlags,
+    /// Unit of text that becomes a document: document (the whole file), paragraph (up to a blank line), line, or the text up
+    /// to a separator of your own, in which \n is a line break and \t a tab
+    #[arg(
+        long,
+        value_name = "document|paragraph|line|SEPARATOR",
+        default_value = "document",
+        allow_hyphen_values = true
+    )]
+    split_by: String,
+    /// Meaning of <|endoftext|> (the tokenizer's end-of-text token) within a text: token separates documents, text keeps its
+    /// characters [default: text, with a note if it occurs]
+    #[arg(long, value_name = "token|text")]
+    eot_in_text: Option<EotInText>,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
     chat: ChatFlags,
+}
+
+/// Flags for reading text.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct TextFlags {
+    /// Replace bytes that are invalid in the encoding with U+FFFD instead of stopping
+    #[arg(long)]
+    pub lossy: bool,
+    /// Encoding of the text, such as cp1252, latin1, utf-16 or shift_jis [default: UTF-8, or UTF-16 if a file begins with its
+    /// byte order mark]
+    #[arg(long, value_name = "NAME")]
+    pub encoding: Option<TextEncoding>,
+}
+
+impl TextFlags {
+    /// Converts the flags to options.
+    pub fn options(&self) -> TextOptions {
+        TextOptions { lossy: self.lossy, encoding: self.encoding }
+    }
+}
+
+/// Meaning of the end-of-text token within a text.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum EotInText {
+    Token,
+    Text,
 }
 
 /// Flags for reading and rendering conversations.
@@ -91,6 +132,9 @@ Examples:
   ngen3 tokenize --dataset books --txt books/ more/a.txt.gz more/b.txt.zst
   ngen3 tokenize --dataset web --txt https://example.org/corpus.txt.gz
   ngen3 tokenize --dataset conversations --chats chats.jsonl
+  ngen3 tokenize --dataset archive --txt papers.tar.gz notes.zip
+  ngen3 tokenize --dataset lines --txt sentences.txt --split_by line
+  ngen3 tokenize --dataset latin --txt old.txt --encoding cp1252
   cat *.log | ngen3 tokenize --dataset logs --txt - --lossy
   ngen3 tokenize --dataset small --txt books/ --tokenizer my_tokenizer.json";
 
@@ -99,14 +143,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sources = parse_sources(&args.txt)?;
     let stop = interrupt::watch()?;
     if !args.chats.is_empty() {
-        let input = ChatInput::Files(&args.chats);
+        let input = ChatInput::Files(&args.chats, args.text.encoding);
         return chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
     }
     let spec = DatasetSpec {
         name: &args.dataset,
         sources: &sources,
         tokenizer: args.tokenizer.as_deref(),
-        lossy: args.lossy,
+        text: args.text.options(),
+        split_by: parse_split(&args.split_by)?,
+        eot_splits: args.eot_in_text.map(|meaning| meaning == EotInText::Token),
         threads: args.threads.count(),
         root: Path::new(""),
     };
@@ -165,6 +211,36 @@ pub fn parse_sources(named: &[OsString]) -> anyhow::Result<Vec<Source>> {
     named.iter().map(|named| Source::parse(named)).collect::<Result<_, _>>().context("--txt")
 }
 
+/// Parses `--split_by`.
+fn parse_split(text: &str) -> anyhow::Result<SplitBy> {
+    Ok(match text {
+        "document" => SplitBy::Document,
+        "paragraph" => SplitBy::Paragraph,
+        "line" => SplitBy::Line,
+        "" => bail!("--split_by: expected document, paragraph, line or a separator, got an empty text"),
+        separator => SplitBy::Separator(unescape(separator)),
+    })
+}
+
+/// Replaces the escapes `\n`, `\t` and `\\`; any other backslash stays.
+pub fn unescape(text: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), text.chars());
+    while let Some(c) = rest.next() {
+        match (c, rest.as_str().chars().next()) {
+            ('\\', Some(next @ ('n' | 't' | '\\'))) => {
+                plain.push(match next {
+                    'n' => '\n',
+                    't' => '\t',
+                    other => other,
+                });
+                rest.next();
+            }
+            _ => plain.push(c),
+        }
+    }
+    plain
+}
+
 /// Shows an event of a text source.
 pub fn show(progress: &Progress, event: Event) {
     match event {
@@ -177,5 +253,17 @@ pub fn show(progress: &Progress, event: Event) {
             progress.set_total(total);
             progress.set(done, "");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separators_are_written_with_backslashes() {
+        assert_eq!(unescape(r"\n\n"), "\n\n");
+        assert_eq!(unescape(r"a\tb\\n\x\"), "a\tb\\n\\x\\");
+        assert_eq!(unescape(""), "");
     }
 }

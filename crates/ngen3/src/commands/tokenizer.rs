@@ -7,7 +7,7 @@ use std::time::Instant;
 use ngen3_data::train_tokenizer;
 use ngen3_model::words::{file_size, grouped, grouped_count};
 
-use super::tokenize::{parse_sources, show};
+use super::tokenize::{TextFlags, parse_sources, show};
 use crate::interrupt::{self, interruptible};
 use crate::progress::Progress;
 use crate::threads::Threads;
@@ -43,9 +43,8 @@ struct TrainArgs {
     /// Tokenizer file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace bytes that are not UTF-8 with U+FFFD instead of stopping
-    #[arg(long)]
-    lossy: bool,
+    #[command(flatten)]
+    text: TextFlags,
     #[command(flatten)]
     threads: Threads,
 }
@@ -64,8 +63,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     args.threads.start()?;
     let started = Instant::now();
     let progress = Progress::bytes("counting words");
-    let result =
-        train_tokenizer(&sources, args.lossy, args.vocab_size, &args.out, &stop, &mut |event| show(&progress, event));
+    let result = train_tokenizer(&sources, args.text.options(), args.vocab_size, &args.out, &stop, &mut |event| {
+        show(&progress, event)
+    });
     drop(progress);
     let made = interruptible(result)?;
     let short = if made.reached() {

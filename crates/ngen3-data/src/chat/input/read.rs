@@ -14,9 +14,14 @@ use serde_json::Value;
 use super::parse::{ChatParser, ParsedChat, TURNS};
 use crate::Error;
 use crate::hf::TURN_FIELDS;
+use crate::source::archive::{Content, look_inside};
+use crate::source::encoding::{TextSource, open_text};
+use crate::source::kind::{advice, binary_of, table_of};
 use crate::source::limited::read_line;
-use crate::source::open::{ByteSource, open, open_file, peek};
-use crate::source::utf8::read_error;
+use crate::source::members::{TextMember, each_text_member};
+use crate::source::open::{ByteSource, open, open_file, peek, without_compression};
+use crate::source::read_error::read_error;
+use crate::source::{TextEncoding, TextOptions};
 
 /// Bytes inspected to detect the form of a file.
 const LOOK: usize = 1 << 16;
@@ -38,8 +43,11 @@ impl fmt::Display for RecordPosition {
 }
 
 /// Receives a conversation, or the reason why there is none at this position.
-pub(in crate::chat) type ConversationFn<'a> =
-    dyn FnMut(RecordPosition, Result<ParsedChat, String>) -> Result<(), Error> + 'a;
+type ConversationFn<'a> = dyn FnMut(RecordPosition, Result<ParsedChat, String>) -> Result<(), Error> + 'a;
+
+/// Receives the same with the name of the file, or of the member of an archive.
+pub(in crate::chat) type NamedConversationFn<'a> =
+    dyn FnMut(&str, RecordPosition, Result<ParsedChat, String>) -> Result<(), Error> + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileForm {
@@ -50,37 +58,67 @@ enum FileForm {
     Lines,
 }
 
-/// Reads the conversations of a file, or of stdin if the path is `-`; `.gz` and `.zst` are decompressed.
+/// Reads the conversations of a file, or of stdin if the path is `-`; compressed ones are decompressed, and the members of an archive
+/// are read in turn. `note` receives messages for the user.
 ///
 /// # Errors
 /// [`Error::Read`] for a file that is missing or unreadable, or a malformed JSON list; any error of `take`.
-pub(in crate::chat) fn read_file(path: &Path, parser: &ChatParser, take: &mut ConversationFn) -> Result<(), Error> {
-    if path == Path::new("-") {
-        return read("stdin", "", open("stdin", io::stdin(), false)?, parser, take);
+pub(in crate::chat) fn read_file(
+    path: &Path,
+    parser: &ChatParser,
+    encoding: Option<TextEncoding>,
+    note: &mut dyn FnMut(String),
+    take: &mut NamedConversationFn,
+) -> Result<(), Error> {
+    let (name, source) = if path == Path::new("-") {
+        ("stdin".to_owned(), open("stdin", io::stdin(), false)?)
+    } else {
+        let name = path.display().to_string();
+        if path.is_dir() {
+            let reason = "expected a file of conversations or the data.bin of a dataset, got a folder";
+            return Err(Error::read(name, reason));
+        }
+        let source = open_file(&name, path)?;
+        (name, source)
+    };
+    match look_inside(&name, source, &std::env::temp_dir())? {
+        Content::Document(source) => {
+            read(&name, &name, source, parser, encoding, note, &mut |at, found| take(&name, at, found))
+        }
+        Content::Archive(archive) => {
+            let refuse = |path: &str| {
+                let format = table_of(path).filter(|format| !format.starts_with("JSON"))?;
+                Some(format!("expected conversations, got {format} by its name; use ngen3 hf_tokenize --chats"))
+            };
+            let skipped = each_text_member(&name, archive, &refuse, &mut |TextMember { name, path, source }| {
+                read(&name, path, source, parser, encoding, note, &mut |at, found| take(&name, at, found))?;
+                Ok(true)
+            })?;
+            skipped.note(&name).into_iter().for_each(note);
+            Ok(())
+        }
     }
-    let name = path.display().to_string();
-    if path.is_dir() {
-        let reason = "expected a file of conversations or the data.bin of a dataset, got a folder";
-        return Err(Error::read(name, reason));
-    }
-    let file = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let file = file.strip_suffix(".gz").or_else(|| file.strip_suffix(".zst")).unwrap_or(&file);
-    let ending = file.rsplit_once('.').map_or("", |(_, ending)| ending);
-    read(&name, ending, open_file(&name, path)?, parser, take)
 }
 
+/// Reads one file, whose form its `path` may tell.
 fn read(
     name: &str,
-    ending: &str,
+    path: &str,
     opened: ByteSource,
     parser: &ChatParser,
+    encoding: Option<TextEncoding>,
+    note: &mut dyn FnMut(String),
     take: &mut ConversationFn,
 ) -> Result<(), Error> {
-    let ByteSource { mut bytes, compressed, .. } = opened;
+    let file = path.to_ascii_lowercase();
+    let ending = without_compression(&file).rsplit_once('.').map_or("", |(_, ending)| ending);
+    let TextSource { mut bytes, compressed, note: detected, .. } =
+        open_text(name, opened, TextOptions { encoding, lossy: false })?;
+    detected.into_iter().for_each(note);
     let failed = |error: io::Error| read_error(name, compressed, &error);
-    let mut start = peek(&mut bytes, LOOK).map_err(failed)?;
-    if start.starts_with(&[0xef, 0xbb, 0xbf]) {
-        start.drain(..3);
+    let start = peek(&mut bytes, LOOK).map_err(failed)?;
+    if let Some(what) = binary_of(&start) {
+        return Err(Error::read(name, format!("expected conversations, got {what}; {}", advice(what, name))));
     }
     let form = form_of(ending, &start);
     let mut bytes = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
@@ -255,7 +293,7 @@ mod tests {
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
         let mut found = Vec::new();
-        read_file(&path, &ChatParser::default(), &mut |place, parsed| {
+        read_file(&path, &ChatParser::default(), None, &mut |_| (), &mut |_, place, parsed| {
             // Other keys of turns are no matter of files.
             let conversation = parsed.map(|parsed| match parsed.conversation {
                 Conversation::Turns { mut messages, context } => {
@@ -355,10 +393,13 @@ mod tests {
         let error = read("x.json", r#"[["a", "b"]] more"#).unwrap_err();
         assert!(error.contains("after conversation 1") && error.contains("trailing characters"), "{error}");
         let folder = tempfile::tempdir().unwrap();
-        let error = read_file(folder.path(), &ChatParser::default(), &mut |_, _| Ok(())).unwrap_err().to_string();
+        let fail = |path: &Path| {
+            let result = read_file(path, &ChatParser::default(), None, &mut |_| (), &mut |_, _, _| Ok(()));
+            result.unwrap_err().to_string()
+        };
+        let error = fail(folder.path());
         assert!(error.contains("got a folder"), "{error}");
-        let error =
-            read_file(&folder.path().join("no"), &ChatParser::default(), &mut |_, _| Ok(())).unwrap_err().to_string();
+        let error = fail(&folder.path().join("no"));
         assert!(error.contains("no such file"), "{error}");
     }
 }

@@ -20,7 +20,7 @@ fn chats_by(template: Option<&str>, lines: &str) -> Chats {
     let encoder = ChatEncoder::with_template(Tokenizer::gpt2(), template).unwrap();
     let go = AtomicBool::new(false);
     let reading = ChatReading { answers: true, ..ChatReading::default() };
-    Chats::read("x.jsonl", ChatInput::Files(&[path]), &encoder, &reading, &go, &mut |_| {}).unwrap()
+    Chats::read("x.jsonl", ChatInput::Files(&[path], None), &encoder, &reading, &go, &mut |_| {}).unwrap()
 }
 
 fn sampling(block_size: usize) -> ChatSampling {

@@ -59,7 +59,8 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
             if number <= input.skip {
                 continue;
             }
-            let columns = record(&batch, row).map_err(|reason| input.failed(format!("record {number}: {reason}")))?;
+            let columns = record(&batch, row).map_err(|reason| input.failed(format!("record {number}: {reason}")));
+            let columns = columns.map(Some).or_else(|error| input.skip_bad(error))?;
             if take(FileRecord { columns, bytes_read: 0 })?.is_break() {
                 return Ok(());
             }

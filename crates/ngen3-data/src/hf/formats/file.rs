@@ -1,22 +1,31 @@
 //! A data file, opened as each format needs it.
 
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use ngen3_model::words::count;
 
 use crate::Error;
 use crate::catch_panic::catch_panic;
 use crate::hf::column::{Column, no_usual_column};
 use crate::hf::format::Format;
 use crate::hf::record::Record;
+use crate::source::TextOptions;
+use crate::source::encoding::open_text;
 use crate::source::limited::read_line;
-use crate::source::open::{ByteSource, open_file};
-use crate::source::utf8::read_error;
+use crate::source::open::open_file;
+use crate::source::read_error::read_error;
 
 pub(super) const BUFFER: usize = 1 << 18;
+/// Characters shown of an error, which may quote the file.
+const MAX_REASON: usize = 300;
 /// Records after which a column that none of them had is reported as missing.
 pub(super) const MAX_RECORDS_WITHOUT_COLUMN: u64 = 1000;
 
@@ -32,6 +41,68 @@ pub(in crate::hf) struct DataFileReader<'a> {
     pub(in crate::hf) skip: u64,
     /// Folder for temporary files.
     pub(in crate::hf) scratch: &'a Path,
+    pub(in crate::hf) options: RecordOptions,
+    /// Receives what the user should know about the file.
+    pub(in crate::hf) report: &'a RecordReport,
+}
+
+/// How to read the records of text formats (JSON, CSV and plain text), and what to do with bad ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordOptions {
+    /// Encoding of text formats, and what to do with invalid bytes in the column.
+    pub text: TextOptions,
+    /// Separator of CSV fields; `None` for the README's, or else one that fits the header.
+    pub csv_separator: Option<u8>,
+    /// True to skip and count bad records; otherwise the first one is an error.
+    pub skip_bad: bool,
+}
+
+/// What the user should know about files that were read.
+#[derive(Debug, Default)]
+pub(in crate::hf) struct RecordReport {
+    notes: RefCell<Vec<String>>,
+    /// Number of notes already taken.
+    taken: Cell<usize>,
+    bad: Cell<u64>,
+    /// The first bad record that was skipped, and its error.
+    first_bad: RefCell<Option<String>>,
+    replaced: Cell<u64>,
+    /// The same of each file whose encoding is converted.
+    converted: RefCell<Vec<Rc<Cell<u64>>>>,
+}
+
+impl RecordReport {
+    /// Adds a note, once.
+    pub(super) fn note(&self, note: String) {
+        let mut notes = self.notes.borrow_mut();
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+
+    /// Counts invalid sequences that were replaced by U+FFFD.
+    pub(super) fn replaced(&self, n: u64) {
+        self.replaced.set(self.replaced.get() + n);
+    }
+
+    /// Returns the notes that are new.
+    pub(in crate::hf) fn take_notes(&self) -> Vec<String> {
+        let notes = self.notes.borrow();
+        notes[self.taken.replace(notes.len())..].to_vec()
+    }
+
+    /// Returns notes about all that was read.
+    pub(in crate::hf) fn summary(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let replaced = self.replaced.get() + self.converted.borrow().iter().map(|count| count.get()).sum::<u64>();
+        if replaced > 0 {
+            notes.push(format!("replaced {} by U+FFFD", count(replaced, "invalid sequence")));
+        }
+        if let Some(first) = &*self.first_bad.borrow() {
+            notes.push(format!("skipped {}; the first: {first}", count(self.bad.get(), "bad record")));
+        }
+        notes
+    }
 }
 
 /// Top-level columns to read.
@@ -90,7 +161,8 @@ impl Wanted<'_> {
 
 /// A record with its wanted columns, and the bytes of the file read so far.
 pub(in crate::hf) struct FileRecord {
-    pub(in crate::hf) columns: Record,
+    /// `None` for a bad record that is skipped.
+    pub(in crate::hf) columns: Option<Record>,
     pub(in crate::hf) bytes_read: u64,
 }
 
@@ -102,13 +174,59 @@ impl DataFileReader<'_> {
         Error::read(self.name, reason)
     }
 
-    /// Opens the file as a stream, decompressed.
+    /// Returns `None` for a bad record if such are skipped, which counts it.
+    ///
+    /// # Errors
+    /// The error itself if bad records are not skipped.
+    pub(in crate::hf) fn skip_bad<T>(&self, error: Error) -> Result<Option<T>, Error> {
+        if self.options.skip_bad {
+            let report = self.report;
+            report.bad.set(report.bad.get() + 1);
+            report.first_bad.borrow_mut().get_or_insert_with(|| shortened(&error.to_string()));
+            return Ok(None);
+        }
+        Err(match error {
+            // Benchmarks, which read whole records, skip none.
+            Error::Read { name, reason } if matches!(self.wanted, Wanted::Column(_)) => {
+                Error::Read { name, reason: format!("{reason} (use --skip_bad to skip such records)") }
+            }
+            error => error,
+        })
+    }
+
+    /// Returns bytes of the column as text; invalid ones are replaced if they may be. `place` names them in the error.
+    pub(super) fn text<'b>(&self, bytes: &'b [u8], place: impl FnOnce() -> String) -> Result<Cow<'b, str>, Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.into()),
+            Err(_) if self.options.text.lossy => {
+                let broken = bytes.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count();
+                self.report.replaced(broken as u64);
+                Ok(String::from_utf8_lossy(bytes))
+            }
+            Err(error) => {
+                let (place, at) = (place(), error.valid_up_to());
+                // Text in tables has no other encoding.
+                let advice = match self.format {
+                    Format::Parquet | Format::Arrow => "pass --lossy (hf_tokenize)",
+                    _ => "convert the file, or pass --encoding (such as cp1252) or --lossy (hf_tokenize)",
+                };
+                Err(self.failed(format!("{place}: invalid UTF-8 at byte {at}; {advice}")))
+            }
+        }
+    }
+
+    /// Opens the file as a stream of text, decompressed and converted to UTF-8, of which nothing is checked.
     pub(super) fn stream(&self) -> Result<RecordStream, Error> {
-        let ByteSource { bytes, compressed, bytes_read } = open_file(self.name, self.path)?;
+        let source = open_text(self.name, open_file(self.name, self.path)?, self.options.text)?;
+        source.note.into_iter().for_each(|note| self.report.note(note));
+        // What is only counted is read again.
+        if !matches!(self.wanted, Wanted::Nothing) {
+            self.report.converted.borrow_mut().push(source.replaced);
+        }
         Ok(RecordStream {
-            bytes: BufReader::with_capacity(BUFFER, bytes),
-            compressed,
-            bytes_read,
+            bytes: BufReader::with_capacity(BUFFER, source.bytes),
+            compressed: source.compressed,
+            bytes_read: source.bytes_read,
             name: self.name.into(),
         })
     }
@@ -132,9 +250,14 @@ impl DataFileReader<'_> {
     }
 }
 
+/// Returns a message without control characters, shortened.
+fn shortened(message: &str) -> String {
+    message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MAX_REASON).collect()
+}
+
 /// A data file as a stream of bytes.
 pub(super) struct RecordStream {
-    pub(super) bytes: BufReader<Box<dyn Read + Send>>,
+    pub(super) bytes: BufReader<Box<dyn Read>>,
     pub(super) compressed: bool,
     pub(super) bytes_read: Arc<AtomicU64>,
     pub(super) name: String,

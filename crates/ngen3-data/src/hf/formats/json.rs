@@ -1,89 +1,110 @@
-//! JSON lines, one object each; or one array of objects, recognised by its `[`. Only the wanted columns of an object are kept.
+//! JSON lines, one object each; or one array of objects, recognised by its `[`. Only the wanted columns of an object are kept; in the
+//! others anything is accepted that does not hide where the object ends.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::BufRead;
-use std::ops::ControlFlow;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_COLUMN, RecordStream, Wanted};
 use crate::Error;
 use crate::hf::column::MAX_NAMES;
 use crate::hf::record::Record;
+use crate::source::limited::MAX_LINE;
+
+/// Numbers that Python writes and JSON lacks; the longer ones first.
+const NOT_NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
 
 pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
-    let mut stream = input.stream()?;
-    let mut reading = RecordScan { input, take, number: 0, seen: false, names: Vec::new(), bytes_read: 0 };
-    let outcome = if first_byte(&mut stream)? == Some(b'[') {
-        read_array(&mut stream, &mut reading)?
-    } else {
-        read_lines(&mut stream, &mut reading)?
+    let mut objects = Objects::open(input)?;
+    let mut names = Vec::new();
+    let (mut number, mut seen, mut bytes) = (0, false, Vec::new());
+    let check_seen = |seen: bool, names: &[String]| match input.wanted.missing(names) {
+        Some(reason) if !seen => Err(input.failed(reason)),
+        _ => Ok(()),
     };
-    // Columns may be missing only from a file that was read to its end.
-    if outcome.is_continue() { reading.check_seen() } else { Ok(()) }
-}
-
-/// Returns the first byte that is not white space, without consuming it; skips a UTF-8 byte order mark.
-fn first_byte(stream: &mut RecordStream) -> Result<Option<u8>, Error> {
-    let mut start = true;
-    loop {
-        let buffer = match stream.bytes.fill_buf() {
-            Ok(buffer) => buffer,
-            Err(error) => return Err(stream.failed(&error)),
-        };
-        let Some(&byte) = buffer.first() else { return Ok(None) };
-        let mark = start && buffer.starts_with(&[0xef, 0xbb, 0xbf]);
-        start = false;
-        match byte {
-            _ if mark => stream.bytes.consume(3),
-            byte if byte.is_ascii_whitespace() => stream.bytes.consume(1),
-            byte => return Ok(Some(byte)),
-        }
-    }
-}
-
-fn read_lines(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<ControlFlow<()>, Error> {
-    let (mut line, mut number) = (Vec::new(), 0u64);
-    while stream.read_line(&mut line, &mut number)? {
-        if line.trim_ascii().is_empty() {
+    while let Some(place) = objects.next(&mut bytes)? {
+        number += 1;
+        if number <= input.skip {
             continue;
         }
-        reading.bytes_read = stream.bytes_read();
-        let columns = match reading.seed() {
-            None => Record::new(),
-            Some(seed) => {
-                let mut json = serde_json::Deserializer::from_slice(&line);
-                let columns = seed.deserialize(&mut json).and_then(|columns| json.end().map(|()| columns));
-                columns.map_err(|error| reading.input.failed(format!("line {number}: {}", without_place(&error))))?
+        let columns = match input.wanted {
+            Wanted::Nothing => Some(Record::new()),
+            wanted => {
+                let names = (!seen).then_some(&mut names);
+                parse(input, wanted, names, &bytes, &place).map(Some).or_else(|error| input.skip_bad(error))?
             }
         };
-        if reading.record(columns)?.is_break() {
-            return Ok(ControlFlow::Break(()));
+        // A bad record has the column or not.
+        seen = seen || columns.as_ref().is_none_or(|columns| input.wanted.missing(columns.keys()).is_none());
+        if number == input.skip + MAX_RECORDS_WITHOUT_COLUMN {
+            check_seen(seen, &names)?;
+        }
+        if take(FileRecord { columns, bytes_read: objects.stream.bytes_read() })?.is_break() {
+            // Columns may be missing only from a file that was read to its end.
+            return Ok(());
         }
     }
-    Ok(ControlFlow::Continue(()))
+    if number > input.skip { check_seen(seen, &names) } else { Ok(()) }
 }
 
-fn read_array(stream: &mut RecordStream, reading: &mut RecordScan) -> Result<ControlFlow<()>, Error> {
-    let mut outcome = Ok(());
-    let bytes_read = stream.bytes_read.clone();
-    let (compressed, name) = (stream.compressed, stream.name.clone());
-    let mut json = serde_json::Deserializer::from_reader(&mut stream.bytes);
-    let elements = Elements { reading, outcome: &mut outcome, bytes_read: &bytes_read };
-    let result = json.deserialize_seq(elements).and_then(|()| json.end());
-    let input = reading.input;
-    match (outcome, result) {
-        (Err(EarlyEnd::Error(error)), _) => Err(error),
-        (Err(EarlyEnd::Enough), _) => Ok(ControlFlow::Break(())),
-        (Ok(()), Ok(())) => Ok(ControlFlow::Continue(())),
-        (Ok(()), Err(error)) if error.is_io() => {
-            Err(crate::source::utf8::read_error(&name, compressed, &std::io::Error::from(error)))
-        }
-        (Ok(()), Err(error)) => Err(input.failed(error)),
+/// Parses an object. Adds the names of its columns to `names`.
+fn parse(
+    input: &DataFileReader,
+    wanted: Wanted,
+    mut names: Option<&mut Vec<String>>,
+    bytes: &[u8],
+    place: &str,
+) -> Result<Record, Error> {
+    let mut parse = |bytes: &[u8]| {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let seed = ColumnsSeed { wanted, names: names.as_deref_mut() };
+        seed.deserialize(&mut json).and_then(|columns| json.end().map(|()| columns))
+    };
+    let error = match parse(bytes) {
+        Ok(columns) => return Ok(columns),
+        Err(error) => error,
+    };
+    // Rare, and so not worth a look at every record.
+    let numbers = with_null_for_nan(bytes);
+    if let Some(columns) = numbers.as_deref().and_then(|bytes| parse(bytes).ok()) {
+        return Ok(columns);
     }
+    let bytes = numbers.as_deref().unwrap_or(bytes);
+    if std::str::from_utf8(bytes).is_err() {
+        let text = input.text(bytes, || place.to_owned())?;
+        return parse(text.as_bytes()).map_err(|error| input.failed(format!("{place}: {}", without_place(&error))));
+    }
+    Err(input.failed(format!("{place}: {}", without_place(&error))))
 }
 
-/// Formats an error within one line: with its column, but not serde_json's line, which is always 1.
+/// Replaces NaN and infinities by null; `None` if there are none.
+fn with_null_for_nan(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (mut at, mut copied, mut out) = (0, 0, Vec::new());
+    let mut state = Scan::default();
+    while at < bytes.len() {
+        let number = NOT_NUMBERS.iter().find(|word| !state.in_string && bytes[at..].starts_with(word));
+        match number {
+            Some(word) => {
+                out.extend_from_slice(&bytes[copied..at]);
+                out.extend_from_slice(b"null");
+                at += word.len();
+                copied = at;
+            }
+            None => {
+                state.take(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    (copied > 0).then(|| {
+        out.extend_from_slice(&bytes[copied..]);
+        out
+    })
+}
+
+/// Formats an error within one object: with its column, but not serde_json's line, which counts from the object's start.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
@@ -92,44 +113,138 @@ fn without_place(error: &serde_json::Error) -> String {
     }
 }
 
-/// State of reading the records of a file.
-struct RecordScan<'a, 'b> {
-    input: &'a DataFileReader<'a>,
-    take: &'a mut FileRecordFn<'b>,
-    number: u64,
-    /// True once a record had the column.
-    seen: bool,
-    /// Column names of the records, as long as none had the requested one.
-    names: Vec<String>,
-    bytes_read: u64,
+/// A position in JSON, as far as needed to find where a value ends.
+#[derive(Default)]
+struct Scan {
+    in_string: bool,
+    escaped: bool,
+    /// Number of objects and arrays that are open.
+    depth: u64,
 }
 
-impl<'a> RecordScan<'a, '_> {
-    /// Returns how to deserialize the next record; `None` for one that is skipped or only counted.
-    fn seed(&mut self) -> Option<ColumnsSeed<'_>> {
-        let wanted = self.input.wanted;
-        let skipped = self.number < self.input.skip || matches!(wanted, Wanted::Nothing);
-        let names = (!self.seen).then_some(&mut self.names);
-        (!skipped).then_some(ColumnsSeed { wanted, names })
+impl Scan {
+    /// Goes on by one byte. Returns true if it ends a value of the outermost array: a comma or a bracket.
+    fn take(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return false;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' if self.depth == 0 => return true,
+            b'}' | b']' => self.depth -= 1,
+            b',' => return self.depth == 0,
+            _ => {}
+        }
+        false
+    }
+}
+
+/// The objects of a file, as bytes.
+struct Objects<'a> {
+    input: &'a DataFileReader<'a>,
+    stream: RecordStream,
+    /// True for the elements of an array.
+    array: bool,
+    /// True after the array's end.
+    ended: bool,
+    /// Number of the last line or element.
+    number: u64,
+}
+
+impl<'a> Objects<'a> {
+    fn open(input: &'a DataFileReader) -> Result<Self, Error> {
+        let mut objects = Self { input, stream: input.stream()?, array: false, ended: false, number: 0 };
+        objects.array = objects.first_byte()? == Some(b'[');
+        if objects.array {
+            objects.stream.bytes.consume(1);
+        }
+        Ok(objects)
     }
 
-    fn record(&mut self, columns: Record) -> Result<ControlFlow<()>, Error> {
+    /// Returns the first byte that is not white space, without consuming it.
+    fn first_byte(&mut self) -> Result<Option<u8>, Error> {
+        loop {
+            let buffer = match self.stream.bytes.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(error) => return Err(self.stream.failed(&error)),
+            };
+            let Some(&byte) = buffer.first() else { return Ok(None) };
+            if !byte.is_ascii_whitespace() {
+                return Ok(Some(byte));
+            }
+            let blank = buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            if !self.array && !self.ended {
+                // Errors name lines.
+                self.number += buffer[..blank].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            }
+            self.stream.bytes.consume(blank);
+        }
+    }
+
+    /// Puts the next object into `bytes`; returns its place, or `None` at the end.
+    fn next(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Cow<'static, str>>, Error> {
+        if !self.array {
+            while self.stream.read_line(bytes, &mut self.number)? {
+                if !bytes.trim_ascii().is_empty() {
+                    return Ok(Some(format!("line {}", self.number).into()));
+                }
+            }
+            return Ok(None);
+        }
+        bytes.clear();
+        if self.ended {
+            return Ok(None);
+        }
+        let end = self.element(bytes)?;
+        self.ended = end == b']';
+        let blank = bytes.trim_ascii().is_empty();
+        if self.ended {
+            if let Some(byte) = self.first_byte()? {
+                let found = char::from(byte).escape_default();
+                return Err(self.input.failed(format!("expected nothing after the JSON array, got '{found}'")));
+            }
+            if blank && self.number == 0 {
+                return Ok(None);
+            }
+        }
         self.number += 1;
-        if self.number <= self.input.skip {
-            return Ok(ControlFlow::Continue(()));
-        }
-        self.seen = self.seen || self.input.wanted.missing(columns.keys()).is_none();
-        if self.number == self.input.skip + MAX_RECORDS_WITHOUT_COLUMN {
-            self.check_seen()?;
-        }
-        (self.take)(FileRecord { columns, bytes_read: self.bytes_read })
+        Ok(Some(format!("record {}", self.number).into()))
     }
 
-    fn check_seen(&self) -> Result<(), Error> {
-        let reached = !self.seen && self.number > self.input.skip;
-        match self.input.wanted.missing(&self.names).filter(|_| reached) {
-            Some(reason) => Err(self.input.failed(reason)),
-            None => Ok(()),
+    /// Reads up to the comma or bracket after an element; returns that.
+    fn element(&mut self, bytes: &mut Vec<u8>) -> Result<u8, Error> {
+        let (mut scan, number) = (Scan::default(), self.number + 1);
+        loop {
+            let buffer = match self.stream.bytes.fill_buf() {
+                Ok(buffer) => buffer,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.stream.failed(&error)),
+            };
+            if buffer.is_empty() {
+                let reason = format!("record {number}: the JSON array ends early; the file may be truncated");
+                return Err(self.input.failed(reason));
+            }
+            let end = buffer.iter().position(|&byte| scan.take(byte));
+            let n = end.unwrap_or(buffer.len());
+            bytes.extend_from_slice(&buffer[..n]);
+            let found = end.map(|end| buffer[end]);
+            self.stream.bytes.consume(n + usize::from(end.is_some()));
+            if bytes.len() as u64 > MAX_LINE {
+                let reason = format!("record {number} is longer than the limit of {MAX_LINE} bytes");
+                return Err(self.input.failed(reason));
+            }
+            match found {
+                Some(b'}') => return Err(self.input.failed(format!("record {number}: invalid JSON: unexpected '}}'"))),
+                Some(byte) => return Ok(byte),
+                None => {}
+            }
         }
     }
 }
@@ -198,44 +313,5 @@ impl Visitor<'_> for ColumnNameSeed<'_> {
             names.push(name.to_owned());
         }
         Ok(self.wanted.has(name).then(|| name.to_owned()))
-    }
-}
-
-/// Reason to stop within an array.
-enum EarlyEnd {
-    Enough,
-    Error(Error),
-}
-
-/// Reads the elements of an array and handles each at once.
-struct Elements<'a, 'b, 'c> {
-    reading: &'a mut RecordScan<'b, 'c>,
-    outcome: &'a mut Result<(), EarlyEnd>,
-    bytes_read: &'a std::sync::atomic::AtomicU64,
-}
-
-impl<'de> Visitor<'de> for Elements<'_, '_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<(), S::Error> {
-        let Self { reading, outcome, bytes_read } = self;
-        loop {
-            let columns = match reading.seed() {
-                Some(seed) => seq.next_element_seed(seed)?,
-                None => seq.next_element::<IgnoredAny>()?.map(|_| Record::new()),
-            };
-            let Some(columns) = columns else { return Ok(()) };
-            reading.bytes_read = bytes_read.load(std::sync::atomic::Ordering::Relaxed);
-            match reading.record(columns) {
-                Ok(ControlFlow::Continue(())) => continue,
-                Ok(ControlFlow::Break(())) => *outcome = Err(EarlyEnd::Enough),
-                Err(error) => *outcome = Err(EarlyEnd::Error(error)),
-            }
-            return Err(S::Error::custom("enough"));
-        }
     }
 }

@@ -8,4 +8,5 @@ mod parquet;
 mod read;
 mod text;
 
-pub(super) use file::{DataFileReader, Wanted};
+pub use file::RecordOptions;
+pub(super) use file::{DataFileReader, RecordReport, Wanted};

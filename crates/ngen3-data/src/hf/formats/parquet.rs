@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use parquet::basic::ConvertedType;
+use parquet::bloom_filter::Sbbf;
+use parquet::column::page::PageReader;
 use parquet::data_type::Decimal;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::reader::FileReader;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
+use parquet::file::reader::{FileReader, RowGroupReader};
 use parquet::file::serialized_reader::SerializedFileReader;
-use parquet::record::reader::TreeBuilder;
+use parquet::record::reader::{RowIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::Value;
@@ -38,7 +41,8 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
     let size = input.path.metadata().map_err(|error| input.failed(error))?.len();
     let reader = open(input)?;
     let file = reader.metadata().file_metadata();
-    let fields = file.schema().get_fields();
+    let whole = Arc::new(SchemaDescriptor::new(as_bytes(file.schema()).map_err(damaged)?));
+    let fields = whole.root_schema().get_fields();
     let names: Vec<_> = fields.iter().map(|field| field.name().to_owned()).collect();
     let wanted = input.wanted.among(&names).map_err(|reason| input.failed(reason))?;
     let wanted = wanted.into_iter().map(|index| fields[index].clone()).collect();
@@ -53,15 +57,15 @@ pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<()
             continue;
         }
         let stretch = stretch(group, rows);
-        let group = reader.get_row_group(index).map_err(damaged)?;
-        let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &*group).map_err(damaged)?;
+        let group = reader.get_row_group(index).and_then(|group| BytesGroup::new(group, &whole)).map_err(damaged)?;
+        let records = TreeBuilder::new().with_batch_size(stretch).as_iter(schema.clone(), &group).map_err(damaged)?;
         for row in records {
-            let row = row.map_err(|error| self::failed(input, done + 1, error))?;
+            let row = row.map_err(damaged)?;
             done += 1;
             if done <= input.skip {
                 continue;
             }
-            let columns = record(row).map_err(|reason| input.failed(format!("record {done}: {reason}")))?;
+            let columns = record(input, done, row).map(Some).or_else(|error| input.skip_bad(error))?;
             // The share of the records read approximates the share of the bytes.
             let bytes_read = u128::from(size) * u128::from(done.min(promised)) / u128::from(promised.max(1));
             if take(FileRecord { columns, bytes_read: bytes_read as u64 })?.is_break() {
@@ -85,27 +89,80 @@ fn stretch(group: &RowGroupMetaData, rows: u64) -> usize {
     (STRETCH / each.max(1)).clamp(1, ROWS) as usize
 }
 
-/// Describes an error of reading a record. The library's message on text that is not UTF-8 has the whole text in it.
-fn failed(input: &DataFileReader, number: u64, error: ParquetError) -> Error {
-    match &error {
-        ParquetError::General(reason) if reason.starts_with("Error reading BYTE_ARRAY as String") => {
-            input.failed(format!("record {number}: invalid UTF-8; convert the file"))
-        }
-        _ => damaged(input, &error),
+/// A row group whose strings are bytes: the library would stop at the first string that is not valid UTF-8.
+struct BytesGroup<'a> {
+    inner: Box<dyn RowGroupReader + 'a>,
+    metadata: RowGroupMetaData,
+}
+
+impl<'a> BytesGroup<'a> {
+    /// `schema` is that of [`as_bytes`].
+    fn new(inner: Box<dyn RowGroupReader + 'a>, schema: &Arc<SchemaDescriptor>) -> Result<Self, ParquetError> {
+        let columns = schema.columns().iter().map(|column| ColumnChunkMetaData::builder(column.clone()).build());
+        let metadata = RowGroupMetaData::builder(schema.clone())
+            .set_num_rows(inner.metadata().num_rows())
+            .set_total_byte_size(inner.metadata().total_byte_size())
+            .set_column_metadata(columns.collect::<Result<_, _>>()?)
+            .build()?;
+        Ok(Self { inner, metadata })
     }
 }
 
-fn record(row: Row) -> Result<Record, String> {
-    let column = |(name, field): (String, Field)| match field {
-        // Without a copy, for documents may be long.
-        Field::Str(text) => Ok((name, Value::String(text))),
-        field => value(&field).map(|value| (name.clone(), value)).map_err(|reason| format!("column {name}: {reason}")),
+impl RowGroupReader for BytesGroup<'_> {
+    fn metadata(&self) -> &RowGroupMetaData {
+        &self.metadata
+    }
+
+    fn num_columns(&self) -> usize {
+        self.metadata.num_columns()
+    }
+
+    fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>, ParquetError> {
+        self.inner.get_column_page_reader(i)
+    }
+
+    fn get_column_bloom_filter(&self, i: usize) -> Option<&Sbbf> {
+        self.inner.get_column_bloom_filter(i)
+    }
+
+    fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>, ParquetError> {
+        self.inner.get_row_iter(projection)
+    }
+}
+
+/// Returns the same type with bytes in place of strings.
+fn as_bytes(kind: &Type) -> Result<Arc<Type>, ParquetError> {
+    let info = kind.get_basic_info();
+    let is_text = matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
+    Ok(Arc::new(match kind {
+        Type::PrimitiveType { physical_type, .. } if is_text => {
+            Type::primitive_type_builder(kind.name(), *physical_type).with_repetition(info.repetition()).build()?
+        }
+        Type::PrimitiveType { .. } => kind.clone(),
+        Type::GroupType { fields, .. } => {
+            let fields = fields.iter().map(|field| as_bytes(field)).collect::<Result<_, _>>()?;
+            let group = Type::group_type_builder(kind.name()).with_fields(fields);
+            let group =
+                group.with_converted_type(info.converted_type()).with_logical_type(info.logical_type_ref().cloned());
+            match info.has_repetition() {
+                true => group.with_repetition(info.repetition()).build()?,
+                false => group.build()?,
+            }
+        }
+    }))
+}
+
+fn record(input: &DataFileReader, number: u64, row: Row) -> Result<Record, Error> {
+    let column = |(name, field): (String, Field)| {
+        let value = value(input, &|| format!("record {number}: column {name}"), &field)?;
+        Ok((name, value))
     };
     row.into_columns().into_iter().map(column).collect()
 }
 
-/// Returns a value as JSON: times are numbers in the unit of the file. `Err` describes what is not text.
-fn value(field: &Field) -> Result<Value, String> {
+/// Returns a value as JSON: times are numbers in the unit of the file. `place` is its place in the file, for errors.
+fn value(input: &DataFileReader, place: &dyn Fn() -> String, field: &Field) -> Result<Value, Error> {
+    let value = |field: &Field| value(input, place, field);
     Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(value) => (*value).into(),
@@ -123,15 +180,14 @@ fn value(field: &Field) -> Result<Value, String> {
         Field::Float16(value) => f32::from(*value).into(),
         Field::Float(value) => (*value).into(),
         Field::Double(value) => (*value).into(),
-        Field::Decimal(value) => decimal(value)?.into(),
+        Field::Decimal(value) => {
+            decimal(value).map_err(|reason| input.failed(format!("{}: {reason}", place())))?.into()
+        }
         Field::Str(text) => text.as_str().into(),
-        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
-            Ok(text) => text.into(),
-            Err(_) => return Err("expected text, got binary data that is not UTF-8".into()),
-        },
+        Field::Bytes(bytes) => input.text(bytes.data(), place)?.into_owned().into(),
         Field::Group(row) => {
             let fields = row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field)?)));
-            Value::Object(fields.collect::<Result<_, String>>()?)
+            Value::Object(fields.collect::<Result<_, Error>>()?)
         }
         Field::ListInternal(list) => list.elements().iter().map(value).collect::<Result<_, _>>()?,
         Field::MapInternal(map) => {
@@ -139,7 +195,7 @@ fn value(field: &Field) -> Result<Value, String> {
                 Value::String(key) => Ok((key, value(item)?)),
                 key => Ok((key.to_string(), value(item)?)),
             };
-            Value::Object(map.entries().iter().map(entry).collect::<Result<_, String>>()?)
+            Value::Object(map.entries().iter().map(entry).collect::<Result<_, Error>>()?)
         }
     })
 }

@@ -26,7 +26,8 @@ impl DataFileReader<'_> {
         self.read_format(&mut |record| {
             if !found {
                 count += 1;
-                found = column.is_found(&record.columns, &mut names);
+                // A bad record has the column or not.
+                found = record.columns.as_ref().is_none_or(|columns| column.is_found(columns, &mut names));
                 if count == MAX_RECORDS_WITHOUT_COLUMN {
                     check(found, &names)?;
                 }
@@ -44,7 +45,7 @@ impl DataFileReader<'_> {
             Format::Parquet => self.catch_panic("parquet", || parquet::read(self, take)),
             Format::Arrow => self.catch_panic("arrow", || arrow::read(self, take)),
             Format::Json => json::read(self, take),
-            Format::Csv { delimiter } => csv::read(self, delimiter, take),
+            Format::Csv { delimiter, given } => csv::read(self, delimiter, given, take),
             Format::Text => text::read(self, take),
         }
     }
@@ -72,7 +73,7 @@ impl DataFileReader<'_> {
     pub(in crate::hf) fn records(&self) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         DataFileReader { wanted: Wanted::Everything, ..*self }.read(&mut |record| {
-            records.push(record.columns);
+            records.extend(record.columns);
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(records)
