@@ -257,6 +257,10 @@ fn what_is_not_text_is_refused_with_the_command_for_it() {
         }
         assert!(!root.join("_data_x_").exists());
     }
+    let error = fail(root, "tokenize --dataset x --txt http://127.0.0.1:1/x.jsonl.gz?download=true", 1);
+    let expected =
+        "expected text, got JSON lines by its name; download it, and use ngen3 hf_tokenize --hf_dataset FILE";
+    assert_eq!(error, format!("http://127.0.0.1:1/x.jsonl.gz?download=true: {expected}"));
     let (_, err) = pipe(root, "tokenize --dataset x --txt -", b"PAR1\x15\x04", 1);
     assert!(err.starts_with("error: stdin: expected text, got a Parquet table"), "{err}");
     pipe(root, "tokenize --dataset x --txt -", b"{}", 0);

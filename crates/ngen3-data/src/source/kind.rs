@@ -139,8 +139,9 @@ pub(crate) fn binary_of(start: &[u8]) -> Option<&'static str> {
     known.or(riff.then_some("an image or audio"))
 }
 
-/// Returns what to do with binary data of this description.
+/// Returns what to do with binary data of this description. `name` is its file, URL or pipe.
 pub(crate) fn advice(what: &str, name: &str) -> String {
+    let name = if name == "stdin" || name.contains("://") { "FILE" } else { name };
     match what {
         _ if what.ends_with("table") => format!("use ngen3 hf_tokenize --hf_dataset {name}"),
         _ if what.ends_with("PDF document") => "extract its text first, for example with pdftotext".into(),
@@ -183,5 +184,6 @@ mod tests {
         assert_eq!(binary_of(b"Rarely"), None);
         assert_eq!(binary_of(b""), None);
         assert!(advice("a Parquet table", "x").contains("hf_tokenize --hf_dataset x"));
+        assert!(advice("a Parquet table", "stdin").contains("hf_tokenize --hf_dataset FILE"));
     }
 }

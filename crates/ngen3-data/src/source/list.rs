@@ -137,7 +137,14 @@ pub fn list(sources: &[Source]) -> Result<Listing, Error> {
             Source::Stdin if listing.inputs.iter().any(|input| input.source == Source::Stdin) => {
                 return Err(Error::Input("stdin (-) can be read only once".into()));
             }
-            Source::Stdin | Source::Url(_) => Input { source: source.clone(), size: None },
+            Source::Url(url) => {
+                if let Some(format) = table_of(url.split(['?', '#']).next().unwrap_or(url)) {
+                    let advice = "download it, and use ngen3 hf_tokenize --hf_dataset FILE";
+                    return Err(Error::read(source, format!("expected text, got {format} by its name; {advice}")));
+                }
+                Input { source: source.clone(), size: None }
+            }
+            Source::Stdin => Input { source: source.clone(), size: None },
             Source::Shakespeare => Input { source: source.clone(), size: Some(SHAKESPEARE.len() as u64) },
         };
         listing.inputs.push(input);

@@ -140,7 +140,8 @@ impl<'a> Splitter<'a> {
         };
         let blank = if self.splits() { piece.trim().is_empty() } else { piece.is_empty() };
         if blank && !self.begun {
-            self.blank += u64::from(!last);
+            // Paragraphs are separated by any number of blank lines.
+            self.blank += u64::from(!last && *self.by != SplitBy::Paragraph);
             return Ok(());
         }
         self.documents += 1;

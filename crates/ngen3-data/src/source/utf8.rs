@@ -119,7 +119,7 @@ mod tests {
             bytes.resize(at, b'x');
             bytes.extend_from_slice(b"\xffrest");
             let error = read(&bytes, usize::MAX, false).unwrap_err().to_string();
-            let expected = format!("a.txt: invalid UTF-8 at byte {at} (0xff); convert the file, or pass --lossy");
+            let expected = format!("a.txt: invalid UTF-8 at byte {at} (0xff); convert the file, or pass --encoding");
             assert!(error.starts_with(&expected), "{error}");
         }
     }

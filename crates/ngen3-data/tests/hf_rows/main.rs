@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use ngen3_data::source::Event;
 use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, TokenFile, Tokenizer, build_hf_dataset, read_records};
 use parquet::arrow::ArrowWriter;
@@ -350,6 +350,30 @@ fn every_compression_of_parquet_is_read_and_damage_is_an_error() {
     assert!(read(&packed, "train", "text").unwrap() == expected);
     fs::write(&packed, &zstd::encode_all(&whole[..], 1).unwrap()[..500]).unwrap();
     assert!(read(&packed, "train", "text").unwrap_err().contains("compressed data ends early"));
+}
+
+#[test]
+fn binary_columns_that_hold_text_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (parquet, arrow) = (folder.path().join("x.parquet"), folder.path().join("x.arrow"));
+    let array: ArrayRef = Arc::new(BinaryArray::from(vec![&b"one"[..], "zw\u{f6}lf".as_bytes(), b"\xff"]));
+    let batch = RecordBatch::try_from_iter([("text", array)]).unwrap();
+    let mut writer = ArrowWriter::try_new(fs::File::create(&parquet).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let mut writer =
+        arrow_ipc::writer::FileWriter::try_new(fs::File::create(&arrow).unwrap(), &batch.schema()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
+    for path in [parquet, arrow] {
+        assert_eq!(read(&path, "train[:2]", "text").unwrap(), ["one", "zw\u{f6}lf"]);
+        assert!(read(&path, "train", "text").unwrap_err().contains("record 3: column text: "));
+        let mut source = source(&path, "train", "text");
+        source.options.skip_bad = true;
+        let (documents, notes) = read_with(&source, 1).unwrap();
+        assert_eq!(documents, ["one", "zw\u{f6}lf"]);
+        assert!(notes[0].starts_with("skipped 1 bad record; the first: "), "{notes:?}");
+    }
 }
 
 /// Strings in parquet need not be valid UTF-8, whatever the column says.
