@@ -28,7 +28,7 @@ pub struct DatasetSpec<'a> {
     pub tokenizer: Option<&'a Path>,
     /// Encoding of the sources, and what to do with invalid bytes.
     pub text: TextOptions,
-    /// How a source is split into documents.
+    /// Unit of text that becomes a document.
     pub split_by: SplitBy,
     /// True if the tokenizer's end-of-text token separates documents where it occurs in a text, false if it is text there; `None`
     /// is false, with a note if it occurs.

@@ -32,7 +32,7 @@ pub struct HfSource {
     pub revision: Option<String>,
     /// Separator between the turns of a conversation, for records that hold a list of texts.
     pub separator: String,
-    /// How to read the files, and what to do with bad records.
+    /// Options for reading the files, among them for bad records.
     pub options: RecordOptions,
 }
 

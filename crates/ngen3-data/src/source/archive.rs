@@ -29,7 +29,7 @@ const MAX_ZIP_MEMBERS: usize = 1 << 20;
 /// Characters shown of a member's name.
 const MAX_NAME: usize = 200;
 
-/// What an open source holds.
+/// Content of an open source.
 pub(crate) enum Content<'a> {
     /// One document.
     Document(ByteSource<'a>),

@@ -44,7 +44,7 @@ impl std::fmt::Display for TextEncoding {
     }
 }
 
-/// How to read the bytes of a text.
+/// Options for reading the bytes of a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextOptions {
     /// True to replace invalid bytes by U+FFFD; otherwise they are an error.

@@ -10,17 +10,17 @@ pub(super) const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of gathered short documents in a chunk.
 const BATCH_BYTES: usize = 1 << 18;
 
-/// How a text is split into documents.
+/// Unit of text that becomes a document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SplitBy {
-    /// Not at all: it is one document.
+    /// The whole text.
     #[default]
     Document,
-    /// At blank lines.
+    /// Text up to a blank line.
     Paragraph,
-    /// At line breaks.
+    /// A line.
     Line,
-    /// At this text, which must not be empty.
+    /// Text up to this separator, which must not be empty.
     Separator(String),
 }
 

@@ -26,7 +26,7 @@ use crate::progress::Event;
 pub struct ReadOptions {
     /// Encoding, and what to do with invalid bytes.
     pub text: TextOptions,
-    /// How a text is split into documents.
+    /// Unit of text that becomes a document.
     pub split_by: SplitBy,
     /// Spelling of the tokenizer's end-of-text token, which a text may contain; not empty.
     pub marker: Option<String>,

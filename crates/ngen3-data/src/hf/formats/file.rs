@@ -42,11 +42,11 @@ pub(in crate::hf) struct DataFileReader<'a> {
     /// Folder for temporary files.
     pub(in crate::hf) scratch: &'a Path,
     pub(in crate::hf) options: RecordOptions,
-    /// Receives what the user should know about the file.
+    /// Receives notes about the file.
     pub(in crate::hf) report: &'a RecordReport,
 }
 
-/// How to read the records of text formats (JSON, CSV and plain text), and what to do with bad ones.
+/// Options for reading records, most of them for text formats: JSON, CSV and plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordOptions {
     /// Encoding of text formats, and what to do with invalid bytes in the column.
@@ -57,7 +57,7 @@ pub struct RecordOptions {
     pub skip_bad: bool,
 }
 
-/// What the user should know about files that were read.
+/// Notes for the user about files that were read.
 #[derive(Debug, Default)]
 pub(in crate::hf) struct RecordReport {
     notes: RefCell<Vec<String>>,
