@@ -104,7 +104,7 @@ fn separators_of_csv_are_found_or_given() {
     assert_eq!(made(root, "g.csv --csv_separator ~", &["one"]), "");
     assert_eq!(made(root, "b.csv --csv_separator \\t", &["one, two", "three; four"]), "");
     let error = fail(root, "hf_tokenize --dataset y --hf_dataset g.csv", 1);
-    assert!(error.contains("no column \"text\"; choose one with --hf_text_column: id~text"), "{error}");
+    assert!(error.contains("no column with a usual name; choose one with --hf_text_column: id~text"), "{error}");
     let error = fail(root, "hf_tokenize --dataset y --hf_dataset g.csv --csv_separator ab", 1);
     assert_eq!(error, "--csv_separator: expected one ASCII character that is not a quote or a line break, got \"ab\"");
 }

@@ -130,7 +130,7 @@ fn separator_of(wanted: Wanted, usual: u8, start: &[u8]) -> u8 {
     };
     let rank = |&separator: &u8| {
         let names = header(separator);
-        let has = matches!(wanted, Wanted::Column(_)) && wanted.among(&names).is_ok();
+        let has = !matches!(wanted, Wanted::Nothing | Wanted::Everything) && wanted.among(&names).is_ok();
         (has, separator == usual && names.len() > 1, names.len(), separator == usual)
     };
     SEPARATORS.into_iter().max_by_key(rank).unwrap_or(usual)

@@ -187,7 +187,7 @@ impl DataFileReader<'_> {
         }
         Err(match error {
             // Benchmarks, which read whole records, skip none.
-            Error::Read { name, reason } if matches!(self.wanted, Wanted::Column(_)) => {
+            Error::Read { name, reason } if !matches!(self.wanted, Wanted::Everything) => {
                 Error::Read { name, reason: format!("{reason} (use --skip_bad to skip such records)") }
             }
             error => error,
