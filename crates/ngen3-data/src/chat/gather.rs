@@ -112,6 +112,9 @@ pub(super) fn gather(
         }
     }
     gatherer.settle()?;
+    if let Some(note) = encoder.tokenizer().missing_note(&encoder.missing()) {
+        progress(Event::Note(note));
+    }
     let ChatGatherer { files, skipped, first, .. } = gatherer;
     if let Some(first) = first {
         let skipped = count(skipped, "bad conversation");

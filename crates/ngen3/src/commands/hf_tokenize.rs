@@ -1,12 +1,12 @@
 //! `ngen3 hf_tokenize`: tokenizes a Hugging Face dataset.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use ngen3_data::chat::ChatInput;
 use ngen3_data::{HfDatasetSpec, HfSource, build_hf_dataset};
 
-use super::tokenize::{self, ChatFlags};
+use super::tokenize::{self, ChatFlags, TokenizerFlags};
 use crate::interrupt::{self, interruptible};
 use crate::progress::Progress;
 use crate::stdout;
@@ -14,7 +14,7 @@ use crate::threads::Threads;
 
 /// Tokenize a Hugging Face dataset
 ///
-/// Writes the folder _data_NAME_. Each row is a document, followed by <|endoftext|>; rows without text are skipped. A local
+/// Writes the folder _data_NAME_. Each row is a document, followed by the tokenizer's token for that; rows without text are skipped. A local
 /// folder or file can replace OWNER/NAME. The files of a split come from the README's configs, else from the names of
 /// folders and files (data/train-00000-of-00002.parquet, train/x.jsonl, train.csv), else from the hub's conversion to
 /// parquet, which also covers datasets that are Python scripts. Formats are parquet, arrow, JSON lines, JSON arrays, csv, tsv
@@ -38,9 +38,8 @@ pub struct Args {
     /// Name of the dataset to write; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
     dataset: String,
-    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerFlags,
     #[command(flatten)]
     threads: Threads,
     /// Treat rows as conversations for finetune, and write mask.bin, which marks the assistant's tokens
@@ -103,12 +102,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     if args.chats {
         let input = ChatInput::Hf(&source);
-        return tokenize::chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
+        return tokenize::chats(&args.dataset, input, args.tokenizer.file(), &args.chat, args.threads, &stop);
     }
     let spec = HfDatasetSpec {
         name: &args.dataset,
         source: &source,
-        tokenizer: args.tokenizer.as_deref(),
+        tokenizer: args.tokenizer.file(),
         threads: args.threads.count(),
         root: Path::new(""),
     };
