@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_model::TokenizerRef;
 use ngen3_model::files::{self, AtomicFile, write_atomic};
 use ngen3_model::hash::{hex, sha256};
+use ngen3_model::words::grouped_count;
 use sha2::{Digest, Sha256};
 
 use crate::batch::VAL_FILE;
 use crate::encode::{EncodedChunk, encode};
 use crate::hf::{self, HfSource};
-use crate::source::limited::read_at_most;
 use crate::source::{DocumentReader, Event, ReadOptions, Source, SplitBy, TextOptions, list};
-use crate::token_file::{DATA_FILE, DatasetMeta, Dtype, GPT2_NAME, MASK_FILE, META_FILE, TOKENIZER_FILE};
+use crate::token_file::{DATA_FILE, DatasetMeta, Dtype, MASK_FILE, META_FILE, TOKENIZER_FILE};
+use crate::tokenizer::MissingChars;
+use crate::tokenizer_file::{TokenizerFile, chosen};
 use crate::{Error, Tokenizer, tokenizer};
 
 /// Arguments of [`build_dataset`].
@@ -24,8 +26,8 @@ pub struct DatasetSpec<'a> {
     pub name: &'a str,
     /// Text sources.
     pub sources: &'a [Source],
-    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
-    pub tokenizer: Option<&'a Path>,
+    /// Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
+    pub tokenizer: Option<TokenizerFile<'a>>,
     /// Encoding of the sources, and what to do with invalid bytes.
     pub text: TextOptions,
     /// Unit of text that becomes a document.
@@ -46,8 +48,8 @@ pub struct HfDatasetSpec<'a> {
     pub name: &'a str,
     /// The records to read.
     pub source: &'a HfSource,
-    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
-    pub tokenizer: Option<&'a Path>,
+    /// Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
+    pub tokenizer: Option<TokenizerFile<'a>>,
     /// Number of encoding threads.
     pub threads: usize,
     /// Parent of the dataset's folder.
@@ -73,6 +75,8 @@ pub struct DatasetSummary {
     pub text_tokens: u64,
     /// Number of documents.
     pub documents: u64,
+    /// Spelling of the token that begins each document, if the tokenizer's settings ask for one.
+    pub start_of_text: Option<String>,
     /// Spelling of the token that ends each document, if the tokenizer has one.
     pub end_of_text: Option<String>,
 }
@@ -148,12 +152,12 @@ impl<'a> DatasetBuilder<'a> {
     pub(crate) fn new(
         name: &str,
         root: &Path,
-        tokenizer: Option<&Path>,
+        tokenizer: Option<TokenizerFile>,
         threads: usize,
         stop: &'a AtomicBool,
     ) -> Result<Self, Error> {
         let folder = root.join(dataset_folder(name)?);
-        let tokenizer = tokenizer.map_or_else(|| Ok(Tokenizer::gpt2()), read_tokenizer)?;
+        let tokenizer = chosen(tokenizer)?;
         Ok(Self { folder, tokenizer, threads, stop })
     }
 
@@ -170,26 +174,48 @@ impl<'a> DatasetBuilder<'a> {
         let data = folder.path.join(DATA_FILE);
         let mut writer = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
         let mut reader = start(&folder.path, tokenizer.clone())?;
-        let end = tokenizer.eot();
-        let (mut text_bytes, mut documents) = (0, 0);
+        let (start, end) = (tokenizer.document_start(), tokenizer.eot());
+        let (mut text_bytes, mut documents, mut missing) = (0, 0, MissingChars::default());
+        // True within a document, after its start.
+        let mut inside = false;
         encode(&mut reader, &tokenizer, threads, stop, progress, &mut |encoded| match encoded {
-            EncodedChunk::Tokens { ids, text_bytes: bytes } => {
+            EncodedChunk::Tokens { ids, text_bytes: bytes, missing: lacks } => {
                 text_bytes += bytes as u64;
+                missing.add(&lacks);
+                if !std::mem::replace(&mut inside, true) {
+                    writer.push(start.as_slice())?;
+                }
                 writer.push(&ids)
             }
             EncodedChunk::EndOfDocument => {
                 documents += 1;
+                inside = false;
                 writer.push(end.as_slice())
             }
-            EncodedChunk::Documents { ids, text_bytes: bytes, count } => {
+            EncodedChunk::Documents { ids, text_bytes: bytes, count, missing: lacks } => {
                 text_bytes += bytes as u64;
                 documents += count as u64;
+                missing.add(&lacks);
                 writer.push(&ids)
             }
         })?;
-        let text_tokens = writer.tokens - if end.is_some() { documents } else { 0 };
+        let around = u64::from(start.is_some()) + u64::from(end.is_some());
+        let text_tokens = writer.tokens - around * documents;
+        if text_tokens == 0 && missing.count > 0 {
+            return Err(tokenizer::Error::NoCharacter(tokenizer.name().into()).into());
+        }
         if text_tokens == 0 {
             return Err(Error::Input("the input contains no text; nothing was written".into()));
+        }
+        if let Some(note) = tokenizer.missing_note(&missing) {
+            progress(Event::Note(note));
+        }
+        if end.is_none() && documents > 1 {
+            let (name, documents) = (tokenizer.name(), grouped_count(documents, "document"));
+            progress(Event::Note(format!(
+                "tokenizer {name} has no token that ends a document: {documents} were joined without one; name one with \
+                 --eos_token"
+            )));
         }
 
         let meta = DatasetMeta {
@@ -201,11 +227,12 @@ impl<'a> DatasetBuilder<'a> {
             source,
             sha256: String::new(),
             tokenizer_sha256: None,
+            missing_characters: Some(missing.count).filter(|&count| count > 0),
             chat: None,
         };
         commit_dataset(&folder, writer, None, meta, &tokenizer)?;
-        let end_of_text = end.map(|id| tokenizer.decode(&[id]));
-        Ok(DatasetSummary { data, text_bytes, text_tokens, documents, end_of_text })
+        let [start_of_text, end_of_text] = [start, end].map(|id| Some(tokenizer.decode(&[id?])));
+        Ok(DatasetSummary { data, text_bytes, text_tokens, documents, start_of_text, end_of_text })
     }
 }
 
@@ -244,13 +271,6 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::write(path, error)),
         _ => Ok(()),
     }
-}
-
-/// Reads a tokenizer.json; its file name becomes the tokenizer's name.
-fn read_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    let bytes = read_at_most(path, tokenizer::MAX_BYTES).map_err(|error| Error::read(path.display(), error))?;
-    let name = path.file_name().map_or_else(|| GPT2_NAME.into(), |name| name.to_string_lossy());
-    Ok(Tokenizer::from_json(&bytes, &name)?)
 }
 
 /// The dataset's folder; dropping it removes the folder if it is new and nothing was kept.
@@ -342,190 +362,4 @@ impl TokenWriter {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::TokenFile;
-
-    static GO: AtomicBool = AtomicBool::new(false);
-
-    fn make(
-        root: &Path,
-        sources: &[Source],
-        tokenizer: Option<&Path>,
-        threads: usize,
-    ) -> Result<DatasetSummary, Error> {
-        let spec = DatasetSpec {
-            name: "x",
-            sources,
-            tokenizer,
-            text: TextOptions::default(),
-            split_by: SplitBy::Document,
-            eot_splits: None,
-            threads,
-            root,
-        };
-        build_dataset(&spec, &GO, &mut |_| {})
-    }
-
-    fn tokens(file: &TokenFile) -> Vec<u32> {
-        let mut tokens = Vec::new();
-        file.copy(0..file.len(), &mut tokens);
-        tokens
-    }
-
-    /// Returns a text of several chunks whose ids would reveal a wrong split or order.
-    fn long_text() -> String {
-        (0..400_000).map(|n| format!("{n} the  'll\n\n é{}", n % 7)).collect()
-    }
-
-    #[test]
-    fn pieces_and_threads_do_not_change_the_ids() {
-        let root = tempfile::tempdir().unwrap();
-        let text = long_text();
-        let paths = [root.path().join("a.txt"), root.path().join("b.txt")];
-        fs::write(&paths[0], &text).unwrap();
-        fs::write(&paths[1], "short").unwrap();
-        let mut expected = Tokenizer::gpt2().encode(&text).unwrap();
-        let short = Tokenizer::gpt2().encode("short").unwrap();
-        let text_tokens = expected.len() + short.len();
-        expected.push(50_256);
-        expected.extend(short);
-        expected.push(50_256);
-        for threads in [1, 5] {
-            let sources = paths.clone().map(Source::Path);
-            let summary = make(root.path(), &sources, None, threads).unwrap();
-            assert_eq!(summary.text_bytes, text.len() as u64 + 5);
-            assert_eq!((summary.text_tokens, summary.documents), (text_tokens as u64, 2));
-            assert_eq!(summary.end_of_text.as_deref(), Some("<|endoftext|>"));
-            let file = TokenFile::open(&summary.data).unwrap();
-            assert!(tokens(&file) == expected, "{threads} threads");
-            file.verify().unwrap();
-            let meta = file.meta().unwrap();
-            assert_eq!((meta.tokenizer.as_str(), meta.vocab_size, meta.dtype), ("gpt2", 50_257, Dtype::Uint16));
-            assert_eq!((meta.tokens, meta.documents), (expected.len() as u64, 2));
-            assert_eq!(meta.source, paths.clone().map(|path| path.display().to_string()));
-            assert_eq!(names(&root.path().join("_data_x_")), ["data.bin", "meta.json"]);
-        }
-    }
-
-    #[test]
-    fn a_tokenizer_of_ones_own_travels_with_the_data_and_leaves_with_it() {
-        let root = tempfile::tempdir().unwrap();
-        let path = root.path().join("gpt2");
-        fs::write(&path, Tokenizer::gpt2().to_json()).unwrap();
-        let summary = make(root.path(), &[Source::Shakespeare], Some(&path), 2).unwrap();
-        let folder = root.path().join("_data_x_");
-        assert_eq!(names(&folder), ["data.bin", "meta.json", "tokenizer.json"]);
-        let file = TokenFile::open(&summary.data).unwrap();
-        assert_eq!(file.len(), 338_026);
-        assert!(file.meta().unwrap().tokenizer_sha256.is_some(), "although it has the built-in one's name");
-        let json = TokenizerRef::Json(Tokenizer::gpt2().to_json());
-        assert_eq!(file.tokenizer().unwrap().reference(), json, "a model's reference has the file too");
-        make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
-        assert_eq!(names(&folder), ["data.bin", "meta.json"]);
-    }
-
-    #[test]
-    fn after_an_error_there_is_nothing_new_and_the_old_is_as_it_was() {
-        let root = tempfile::tempdir().unwrap();
-        let bad = root.path().join("bad.txt");
-        fs::write(&bad, [long_text().as_bytes(), b"\xff"].concat()).unwrap();
-        let empty = root.path().join("empty.txt");
-        fs::write(&empty, "").unwrap();
-        let fails = || {
-            for path in [&bad, &empty, &root.path().join("missing.txt")] {
-                make(root.path(), &[Source::Path(path.clone())], None, 2).unwrap_err();
-            }
-            let spec = DatasetSpec {
-                name: "x",
-                sources: &[Source::Shakespeare],
-                tokenizer: None,
-                text: TextOptions::default(),
-                split_by: SplitBy::Document,
-                eot_splits: None,
-                threads: 2,
-                root: root.path(),
-            };
-            let error = build_dataset(&spec, &AtomicBool::new(true), &mut |_| {}).unwrap_err();
-            assert!(matches!(error, Error::Interrupted));
-        };
-        fails();
-        assert!(!root.path().join("_data_x_").exists());
-        let data = make(root.path(), &[Source::Shakespeare], None, 2).unwrap().data;
-        fails();
-        TokenFile::open(&data).unwrap().verify().unwrap();
-        assert_eq!(names(&root.path().join("_data_x_")), ["data.bin", "meta.json"]);
-    }
-
-    #[test]
-    fn whatever_stands_in_the_way_is_named_before_anything_is_replaced() {
-        for name in ["data.bin", "meta.json", "tokenizer.json"] {
-            let root = tempfile::tempdir().unwrap();
-            let in_the_way = root.path().join("_data_x_").join(name);
-            fs::create_dir_all(&in_the_way).unwrap();
-            let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("cannot write {}: ", in_the_way.display())), "{error}");
-            assert_eq!(names(&root.path().join("_data_x_")), [name]);
-        }
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("_data_x_"), "a file").unwrap();
-        let error = make(root.path(), &[Source::Shakespeare], None, 2).unwrap_err().to_string();
-        assert!(error.starts_with("cannot write ") && error.contains("_data_x_"), "{error}");
-    }
-
-    #[test]
-    fn data_that_is_validated_by_a_file_of_its_own_is_not_replaced_under_it() {
-        let root = tempfile::tempdir().unwrap();
-        let make = || make(root.path(), &[Source::Shakespeare], None, 2);
-        let data = make().unwrap().data;
-        let val = data.with_file_name("val.bin");
-        // A val.bin made before there is a data.bin belongs to the data.bin to come.
-        fs::rename(&data, &val).unwrap();
-        make().unwrap();
-        let before = fs::metadata(&data).unwrap().modified().unwrap();
-        let error = make().unwrap_err().to_string();
-        let expected =
-            format!("{} is the validation split of {}, which would be replaced; ", val.display(), data.display());
-        assert!(error.starts_with(&expected), "{error}");
-        assert!(val.exists() && fs::metadata(&data).unwrap().modified().unwrap() == before);
-    }
-
-    #[test]
-    fn what_is_read_only_is_neither_replaced_nor_removed() {
-        let root = tempfile::tempdir().unwrap();
-        let tokenizer = root.path().join("own.json");
-        fs::write(&tokenizer, Tokenizer::gpt2().to_json()).unwrap();
-        make(root.path(), &[Source::Shakespeare], Some(&tokenizer), 2).unwrap();
-        let bad = root.path().join("bad.txt");
-        fs::write(&bad, b"\xff").unwrap();
-        for name in ["data.bin", "meta.json", "tokenizer.json"] {
-            let path = root.path().join("_data_x_").join(name);
-            let writable = fs::metadata(&path).unwrap().permissions();
-            let mut read_only = writable.clone();
-            read_only.set_readonly(true);
-            fs::set_permissions(&path, read_only).unwrap();
-            // Reported before any text is read.
-            let error = make(root.path(), &[Source::Path(bad.clone())], None, 2).unwrap_err().to_string();
-            assert_eq!(error, format!("cannot write {}: it is read-only", path.display()));
-            fs::set_permissions(&path, writable).unwrap();
-        }
-        make(root.path(), &[Source::Shakespeare], None, 2).unwrap();
-    }
-
-    #[test]
-    fn names_that_would_lead_elsewhere_are_refused() {
-        assert_eq!(dataset_folder("my data.v2").unwrap(), "_data_my data.v2_");
-        for name in ["", "a/b", "..\\b", "a\0", "a\n"] {
-            assert!(dataset_folder(name).unwrap_err().to_string().contains("invalid dataset name"), "{name:?}");
-        }
-    }
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use ngen3_model::words::count;
 
 use crate::source::{DocumentReader, Event, TextChunk};
+use crate::tokenizer::MissingChars;
 use crate::{Error, Tokenizer};
 
 /// Encoded text, in input order.
@@ -17,17 +18,21 @@ pub(crate) enum EncodedChunk {
         ids: Vec<u32>,
         /// Bytes of text encoded.
         text_bytes: usize,
+        /// Characters that the vocabulary lacks.
+        missing: MissingChars,
     },
     /// End of the current document.
     EndOfDocument,
     /// Whole documents.
     Documents {
-        /// Their ids, with the end-of-text token after each document if there is one.
+        /// Their ids, with the tokens that begin and end each document, if there are any.
         ids: Vec<u32>,
         /// Bytes of text encoded.
         text_bytes: usize,
         /// Number of documents.
         count: usize,
+        /// Characters that the vocabulary lacks.
+        missing: MissingChars,
     },
 }
 
@@ -49,18 +54,19 @@ impl EncodeJob {
     fn encode(&self, tokenizer: &Tokenizer) -> Result<EncodedChunk, Error> {
         let Self { text, ends, .. } = self;
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let text_bytes = text.len();
+        let (text_bytes, mut missing) = (text.len(), MissingChars::default());
         let Some(ends) = ends else {
-            tokenizer.encode_into(text, &mut ids)?;
-            return Ok(EncodedChunk::Tokens { ids, text_bytes });
+            tokenizer.encode_counting(text, &mut ids, &mut missing)?;
+            return Ok(EncodedChunk::Tokens { ids, text_bytes, missing });
         };
         let mut start = 0;
         for &end in ends {
-            tokenizer.encode_into(&text[start..end], &mut ids)?;
+            ids.extend(tokenizer.document_start());
+            tokenizer.encode_counting(&text[start..end], &mut ids, &mut missing)?;
             ids.extend(tokenizer.eot());
             start = end;
         }
-        Ok(EncodedChunk::Documents { ids, text_bytes, count: ends.len() })
+        Ok(EncodedChunk::Documents { ids, text_bytes, count: ends.len(), missing })
     }
 }
 

@@ -17,7 +17,9 @@ mod progress;
 pub mod source;
 mod token_file;
 pub mod tokenizer;
+mod tokenizer_file;
 mod train_tokenizer;
+mod vocabulary;
 
 pub use batch::{BatchSampler, validation_split};
 pub use dataset::{DatasetSpec, DatasetSummary, HfDatasetSpec, build_dataset, build_hf_dataset, dataset_folder};
@@ -25,4 +27,5 @@ pub use error::Error;
 pub use hf::{HfSource, Record, RecordOptions, read_records};
 pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};
 pub use tokenizer::Tokenizer;
-pub use train_tokenizer::train_tokenizer;
+pub use tokenizer_file::TokenizerFile;
+pub use train_tokenizer::{TokenizerKind, train_tokenizer};

@@ -1,5 +1,5 @@
 //! Tokens on disk: `data.bin`, token ids in little-endian u16 (u32 for a vocabulary over 65,536), described by the `meta.json`
-//! beside it. Without a meta.json it is nanoGPT's format: GPT-2's ids in u16.
+//! beside it. Without a meta.json it is nanoGPT's format: u16 ids of the characters in the `meta.pkl` beside it, else GPT-2's.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -9,21 +9,30 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use ngen3_model::ChatFormat;
 use ngen3_model::hash::sha256;
-use ngen3_model::words::count;
+use ngen3_model::words::{count, grouped};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::source::limited::read_at_most;
+use crate::vocabulary::BareVocabulary;
 use crate::{Error, Tokenizer, tokenizer};
 
 /// The file that `meta.json` describes.
 pub(crate) const DATA_FILE: &str = "data.bin";
+/// nanoGPT's name of the training split.
+const TRAIN_FILE: &str = "train.bin";
 pub(crate) const META_FILE: &str = "meta.json";
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const MASK_FILE: &str = "mask.bin";
 
+/// Tokens read by a thread at a time.
+const STRETCH: usize = 1 << 20;
+
 /// Largest `meta.json` accepted, in bytes; it lists the sources.
 const META_BYTES: usize = 1 << 26;
+
+/// A bare file whose largest id is below this is not taken for GPT-2's silently: no smaller vocabulary in use is larger.
+const SURELY_GPT2: u32 = 49_152;
 
 /// Name of the built-in tokenizer, which needs no file beside the data.
 pub(crate) const GPT2_NAME: &str = "gpt2";
@@ -73,6 +82,9 @@ pub struct DatasetMeta {
     /// SHA-256 of `tokenizer.json`, in hexadecimal, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_sha256: Option<String>,
+    /// Number of the text's characters that the vocabulary lacks, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_characters: Option<u64>,
     /// Chat format and mask, if the documents are conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat: Option<Box<ChatMeta>>,
@@ -96,7 +108,14 @@ pub struct TokenFile {
     path: PathBuf,
     map: Mmap,
     dtype: Dtype,
-    meta: Option<DatasetMeta>,
+    description: Description,
+}
+
+/// Description of a token file.
+#[derive(Debug)]
+enum Description {
+    Meta(Box<DatasetMeta>),
+    Bare(BareVocabulary),
 }
 
 /// True if the bytes begin like printable ASCII text. Tokens that do would all have ids of 8,000 to 32,000 with two printable
@@ -108,12 +127,30 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 impl TokenFile {
-    /// Opens a token file and checks its size against the `meta.json` beside it; [`TokenFile::verify`] checks its hash. Other
-    /// files in the folder (`val.bin`) share that file's tokenizer and dtype.
+    /// Returns the token file of a folder: its `data.bin` or nanoGPT's `train.bin`. `None` if it has neither, or `path` is no
+    /// folder.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if it has both.
+    pub fn in_folder(path: &Path) -> Result<Option<PathBuf>, Error> {
+        let mut found = [DATA_FILE, TRAIN_FILE].map(|name| path.join(name)).into_iter().filter(|file| file.is_file());
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::Data(format!(
+                "{}: expected one token file, got {DATA_FILE} and {TRAIN_FILE}; name one of them",
+                path.display()
+            ))),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Opens a token file, or that of a folder, and checks its size against the `meta.json` beside it; [`TokenFile::verify`]
+    /// checks its hash. Other files in the folder (`val.bin`) share that file's tokenizer and dtype.
     ///
     /// # Errors
     /// [`Error::Data`] or [`Error::Read`] for a file that is missing, empty, truncated, or does not match its `meta.json`.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let found = Self::in_folder(path)?;
+        let path = found.as_deref().unwrap_or(path);
         let shown = path.display();
         let unreadable = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => Error::Data(format!("{shown}: no such file; create it with ngen3 tokenize")),
@@ -121,8 +158,8 @@ impl TokenFile {
         };
         if path.is_dir() {
             return Err(Error::Data(format!(
-                "{shown}: expected a token file, got a folder; use {}",
-                path.join(DATA_FILE).display()
+                "{shown}: expected a token file, got a folder without {DATA_FILE} or {TRAIN_FILE}; create one with ngen3 \
+                 tokenize"
             )));
         }
         let file = File::open(path).map_err(unreadable)?;
@@ -139,7 +176,7 @@ impl TokenFile {
                 count(size, "byte")
             )));
         }
-        if let Some(meta) = described(path, &meta).filter(|meta| meta.tokens != size / width) {
+        if let Some(meta) = described(path, meta.as_ref()).filter(|meta| meta.tokens != size / width) {
             return Err(Error::Data(format!(
                 "{shown}: expected {} as in {META_FILE}, got {}; tokenize again",
                 count(meta.tokens, "token"),
@@ -154,7 +191,12 @@ impl TokenFile {
                 "{shown}: expected token ids, got text; tokenize it with ngen3 tokenize --txt"
             )));
         }
-        Ok(Self { path: path.into(), map, dtype, meta })
+        let bare = || {
+            let tokenizer = path.with_file_name(TOKENIZER_FILE);
+            Description::Bare(BareVocabulary::of(path.parent().unwrap_or(Path::new("")), &tokenizer))
+        };
+        let description = meta.map_or_else(bare, |meta| Description::Meta(Box::new(meta)));
+        Ok(Self { path: path.into(), map, dtype, description })
     }
 
     /// Path of the file.
@@ -174,18 +216,51 @@ impl TokenFile {
 
     /// Contents of `meta.json`, if there is one.
     pub fn meta(&self) -> Option<&DatasetMeta> {
-        self.meta.as_ref()
+        match &self.description {
+            Description::Meta(meta) => Some(meta),
+            Description::Bare(_) => None,
+        }
     }
 
     /// Vocabulary size of the tokenizer that made the file (highest id + 1), which a model needs to read it.
     ///
     /// # Errors
-    /// As [`TokenFile::tokenizer`], if there is no `meta.json`.
+    /// As [`TokenFile::tokenizer`], if nothing beside the file tells it.
     pub fn vocab_size(&self) -> Result<usize, Error> {
-        match &self.meta {
-            Some(meta) => Ok(meta.vocab_size),
-            None => Ok(self.tokenizer()?.vocab_size()),
+        match &self.description {
+            Description::Meta(meta) => Ok(meta.vocab_size),
+            Description::Bare(BareVocabulary::Chars(chars)) => Ok(chars.vocab_size),
+            Description::Bare(_) => Ok(self.tokenizer()?.vocab_size()),
         }
+    }
+
+    /// True if nothing beside the file tells its vocabulary, so that [`TokenFile::tokenizer`] is GPT-2's by assumption.
+    pub fn is_assumed(&self) -> bool {
+        matches!(self.description, Description::Bare(BareVocabulary::Assumed(_)))
+    }
+
+    /// Formats a note on taking the file for GPT-2's tokens, if that is assumed and doubtful: its largest id is far below GPT-2's,
+    /// or a file beside it describes another vocabulary but cannot be used. Reads the whole file, on all threads.
+    pub fn doubt(&self) -> Option<String> {
+        let Description::Bare(BareVocabulary::Assumed(beside)) = &self.description else { return None };
+        let (largest, gpt2) = (self.max(), Tokenizer::gpt2().vocab_size());
+        if beside.is_none() && largest >= SURELY_GPT2 {
+            return None;
+        }
+        let beside = beside.as_ref().map_or(String::new(), |reason| format!(" ({reason})"));
+        Some(format!(
+            "{}: taken as GPT-2's tokens; its largest id is {} of {}{beside}; if another tokenizer made it, put its \
+             tokenizer.json or nanoGPT's meta.pkl beside it, or tokenize the text with ngen3 tokenize",
+            self.path.display(),
+            grouped(largest.into()),
+            grouped(gpt2 as u64)
+        ))
+    }
+
+    /// Largest token id.
+    fn max(&self) -> u32 {
+        let stretches = self.map.par_chunks(STRETCH * self.dtype.size());
+        stretches.map(|bytes| decode(self.dtype, bytes).max().unwrap_or(0)).max().unwrap_or(0)
     }
 
     /// Returns one token.
@@ -206,19 +281,23 @@ impl TokenFile {
         out.extend(decode(self.dtype, &self.map[range.start * width..range.end * width]));
     }
 
-    /// Loads the tokenizer that made the file: the `tokenizer.json` beside it, or else the built-in GPT-2 tokenizer.
+    /// Loads the tokenizer that made the file: the `tokenizer.json` beside it, the characters of nanoGPT's `meta.pkl`, or else the
+    /// built-in GPT-2 tokenizer.
     ///
     /// # Errors
     /// [`Error::Data`] or [`Error::Tokenizer`] if `tokenizer.json` is missing, malformed, or not the one used.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
         let path = self.path.with_file_name(TOKENIZER_FILE);
-        let (name, expected) = match &self.meta {
-            Some(meta) => match &meta.tokenizer_sha256 {
+        let (name, expected) = match &self.description {
+            Description::Meta(meta) => match &meta.tokenizer_sha256 {
                 Some(expected) => (meta.tokenizer.clone(), Some(expected)),
                 None => return Ok(Tokenizer::gpt2()),
             },
-            None if !path.exists() => return Ok(Tokenizer::gpt2()),
-            None => (TOKENIZER_FILE.into(), None),
+            Description::Bare(BareVocabulary::Chars(vocabulary)) => {
+                return Ok(Tokenizer::of_chars(&vocabulary.chars, "meta.pkl"));
+            }
+            Description::Bare(BareVocabulary::Assumed(_)) => return Ok(Tokenizer::gpt2()),
+            Description::Bare(BareVocabulary::TokenizerJson) => (TOKENIZER_FILE.into(), None),
         };
         let bytes = read_at_most(&path, tokenizer::MAX_BYTES).map_err(|error| {
             let shown = self.path.display();
@@ -239,7 +318,7 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Data`] if they differ.
     pub fn verify(&self) -> Result<(), Error> {
-        let Some(meta) = described(&self.path, &self.meta) else { return Ok(()) };
+        let Some(meta) = described(&self.path, self.meta()) else { return Ok(()) };
         if meta.sha256 == sha256(&self.map) {
             return Ok(());
         }
@@ -254,8 +333,6 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Data`] naming the first token outside the vocabulary.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
-        /// Tokens checked by a thread at a time.
-        const STRETCH: usize = 1 << 20;
         let outside = |token: u32| token as usize >= vocab_size;
         // The maximum needs no branch per token, and a valid file needs nothing else.
         let stretches = self.map.par_chunks(STRETCH * self.dtype.size());
@@ -277,8 +354,8 @@ impl TokenFile {
 }
 
 /// Returns `meta` if the file is the `data.bin` that it describes.
-fn described<'a>(path: &Path, meta: &'a Option<DatasetMeta>) -> Option<&'a DatasetMeta> {
-    meta.as_ref().filter(|_| path.file_name().is_some_and(|name| name == DATA_FILE))
+fn described<'a>(path: &Path, meta: Option<&'a DatasetMeta>) -> Option<&'a DatasetMeta> {
+    meta.filter(|_| path.file_name().is_some_and(|name| name == DATA_FILE))
 }
 
 /// Decodes tokens from bytes; a remainder too short for a token is ignored.
@@ -310,157 +387,4 @@ fn read_meta(path: &Path) -> Result<Option<DatasetMeta>, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    /// Makes a folder with these files; returns the error of opening one of them.
-    fn open_error(files: &[(&str, &[u8])], name: &str) -> String {
-        let folder = folder(files);
-        let error = TokenFile::open(&folder.path().join(name)).unwrap_err().to_string();
-        assert!(!error.contains('\n'), "one line: {error}");
-        error.replace(&format!("{}/", folder.path().display()), "")
-    }
-
-    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, bytes) in files {
-            fs::write(folder.path().join(name), bytes).unwrap();
-        }
-        folder
-    }
-
-    fn meta(changes: serde_json::Value) -> Vec<u8> {
-        let mut meta = json!({
-            "tokenizer": "gpt2", "vocab_size": 50257, "dtype": "uint16", "tokens": 3, "documents": 1, "source": ["a.txt"],
-            "sha256": sha256([1, 0, 2, 0, 3, 1]),
-        });
-        for (key, value) in changes.as_object().unwrap() {
-            meta[key] = value.clone();
-        }
-        meta.to_string().into_bytes()
-    }
-
-    const THREE: (&str, &[u8]) = ("data.bin", &[1, 0, 2, 0, 3, 1]);
-
-    #[test]
-    fn a_bare_file_is_gpt2_in_u16() {
-        let folder = folder(&[("train.bin", THREE.1)]);
-        let file = TokenFile::open(&folder.path().join("train.bin")).unwrap();
-        assert_eq!((file.len(), file.vocab_size().unwrap(), file.meta()), (3, 50_257, None));
-        assert_eq!((file.token(0), file.token(2)), (1, 259));
-        let mut tokens = vec![7];
-        file.copy(1..3, &mut tokens);
-        assert_eq!(tokens, [7, 2, 259]);
-        assert_eq!(file.tokenizer().unwrap().name(), "gpt2");
-        file.verify().unwrap();
-    }
-
-    #[test]
-    fn meta_json_decides_dtype_and_vocabulary_and_is_held_against_the_file() {
-        let wide = meta(json!({"vocab_size": 70000, "dtype": "uint32", "tokens": 2}));
-        let folder =
-            folder(&[("data.bin", &[1, 0, 1, 0, 2, 0, 0, 0]), ("meta.json", &wide), ("val.bin", &[9, 0, 0, 0])]);
-        let file = TokenFile::open(&folder.path().join("data.bin")).unwrap();
-        assert_eq!((file.len(), file.token(0), file.token(1), file.vocab_size().unwrap()), (2, 65_537, 2, 70_000));
-        assert!(file.verify().unwrap_err().to_string().contains("has changed since it was made"));
-        let val = TokenFile::open(&folder.path().join("val.bin")).unwrap();
-        assert_eq!((val.len(), val.token(0)), (1, 9));
-        val.verify().unwrap();
-    }
-
-    #[test]
-    fn files_that_do_not_hold_are_refused() {
-        let absent = open_error(&[], "data.bin");
-        assert_eq!(absent, "data.bin: no such file; create it with ngen3 tokenize");
-        let empty = open_error(&[("data.bin", b"")], "data.bin");
-        assert_eq!(empty, "data.bin: the file is empty; create it with ngen3 tokenize");
-        let odd = open_error(&[("data.bin", b"abc")], "data.bin");
-        assert_eq!(
-            odd,
-            "data.bin: expected a multiple of 2 bytes (2 per token), got 3 bytes; the file may be truncated"
-        );
-        let fewer = open_error(&[THREE, ("meta.json", &meta(json!({"tokens": 4})))], "data.bin");
-        assert_eq!(fewer, "data.bin: expected 4 tokens as in meta.json, got 3; tokenize again");
-        let halved = open_error(&[THREE, ("meta.json", &meta(json!({"dtype": "uint32"})))], "data.bin");
-        assert!(halved.contains("expected a multiple of 4 bytes (4 per token), got 6 bytes"), "{halved}");
-        for (changes, reason) in [
-            (json!({"dtype": "float"}), "unknown variant `float`"),
-            (json!({"tokens": -1}), "invalid value"),
-            (json!({"vocab_size": 0}), "vocab_size 0 is out of range"),
-            (json!({"vocab_size": 70000}), "vocab_size 70000 is out of range for dtype Uint16"),
-            (json!({"tokenizer": "mine"}), "needs a tokenizer_sha256"),
-        ] {
-            let error = open_error(&[THREE, ("meta.json", &meta(changes))], "data.bin");
-            assert!(error.starts_with("meta.json: ") && error.contains(reason), "{error}");
-        }
-        let cut = open_error(&[THREE, ("meta.json", b"{")], "data.bin");
-        assert!(cut.starts_with("meta.json: ") && cut.ends_with("; tokenize again"), "{cut}");
-        let folder = folder(&[]);
-        let error = TokenFile::open(folder.path()).unwrap_err().to_string();
-        assert!(error.ends_with("data.bin") && error.contains("got a folder"), "{error}");
-    }
-
-    #[test]
-    fn the_tokenizer_is_the_one_that_made_the_data() {
-        let json = Tokenizer::gpt2().to_json();
-        let hash = sha256(&json);
-        let mine = meta(json!({"tokenizer": "mine", "tokenizer_sha256": hash}));
-        let tokenizer = |files: &[(&str, &[u8])]| {
-            let folder = folder(files);
-            TokenFile::open(&folder.path().join("data.bin")).unwrap().tokenizer().map_err(|error| error.to_string())
-        };
-        let found = tokenizer(&[THREE, ("meta.json", &mine), ("tokenizer.json", json.as_bytes())]).unwrap();
-        assert_eq!((found.name(), found.vocab_size()), ("mine", 50_257));
-        let left_over = tokenizer(&[THREE, ("meta.json", &meta(json!({}))), ("tokenizer.json", b"left over")]);
-        assert_eq!(left_over.unwrap().name(), "gpt2");
-        assert_eq!(tokenizer(&[THREE, ("tokenizer.json", json.as_bytes())]).unwrap().name(), "tokenizer.json");
-        assert!(tokenizer(&[THREE, ("meta.json", &mine)]).unwrap_err().contains("the tokenizer mine"));
-        let other = tokenizer(&[THREE, ("meta.json", &mine), ("tokenizer.json", b"{}")]).unwrap_err();
-        assert!(other.contains("not the tokenizer that made"), "{other}");
-        assert!(tokenizer(&[THREE, ("tokenizer.json", b"{}")]).is_err());
-    }
-
-    #[test]
-    fn the_first_token_outside_a_vocabulary_is_named() {
-        for outside in [vec![], vec![0], vec![2_500_000], vec![1_048_576, 1_048_577, 2_999_999]] {
-            let mut bytes = vec![0; 6_000_000];
-            for at in &outside {
-                bytes[2 * at..2 * at + 2].copy_from_slice(&50_300u16.to_le_bytes());
-            }
-            let folder = folder(&[("data.bin", &bytes)]);
-            let file = TokenFile::open(&folder.path().join("data.bin")).unwrap();
-            file.check_vocab(50_301).unwrap();
-            let found = file.check_vocab(50_257).map_err(|error| error.to_string());
-            let expected = outside.first().map_or(Ok(()), |at| {
-                Err(format!(
-                    "{}: token 50300 at position {at} is outside the model's vocabulary of 50257; was it made with \
-                     another tokenizer?",
-                    file.path().display()
-                ))
-            });
-            assert_eq!(found, expected);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic(data in prop::collection::vec(any::<u8>(), 0..40), meta in ".{0,80}", has_meta: bool) {
-            let mut files = vec![("data.bin", data.as_slice())];
-            if has_meta {
-                files.push(("meta.json", meta.as_bytes()));
-            }
-            let folder = folder(&files);
-            if let Ok(file) = TokenFile::open(&folder.path().join("data.bin")) {
-                let mut tokens = Vec::new();
-                file.copy(0..file.len(), &mut tokens);
-                prop_assert_eq!(tokens.len(), data.len() / 2);
-                prop_assert_eq!(file.check_vocab(1 << 16).is_ok(), true);
-            }
-        }
-    }
-}
+mod tests;

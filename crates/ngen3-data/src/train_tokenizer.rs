@@ -1,4 +1,4 @@
-//! Trains a tokenizer on text sources and writes its tokenizer.json.
+//! Makes a tokenizer of text sources and writes its tokenizer.json.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,18 +7,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ngen3_model::files::{AtomicFile, folder_of};
 
 use crate::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, TextOptions, list};
-use crate::tokenizer::{Trained, train};
+use crate::tokenizer::{Trained, train, train_chars};
 use crate::{Error, Tokenizer};
 
-/// Trains a byte-level BPE of `vocab_size` tokens on all the text of `sources` and writes it to `out` atomically, as a Hugging
-/// Face tokenizer.json. Counts and merges on rayon's current pool. `progress` receives events.
+/// Kind of a vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizerKind<'a> {
+    /// Byte-level BPE of this many tokens.
+    Bpe(usize),
+    /// Characters of the text, and the token that ends a document, if any.
+    Char(Option<&'a str>),
+    /// The 256 bytes and `<|endoftext|>`; needs no text.
+    Byte,
+}
+
+/// Makes a vocabulary of all the text of `sources` and writes it to `out` atomically, as a Hugging Face tokenizer.json. Counts
+/// and merges on rayon's current pool. `progress` receives events.
 ///
 /// # Errors
 /// Errors of a source, the size or the output file; [`Error::Interrupted`] when `stop` is set.
 pub fn train_tokenizer(
     sources: &[Source],
     text: TextOptions,
-    vocab_size: usize,
+    kind: TokenizerKind,
     out: &Path,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Event),
@@ -27,7 +38,7 @@ pub fn train_tokenizer(
     listing.report_skipped(progress);
     // Created before any work, so that an unwritable file fails at once.
     let mut file = AtomicFile::create(out)?;
-    // The tokenizer will have GPT-2's pre-tokeniser, so text can be split wherever GPT-2's can.
+    // A BPE will have GPT-2's pre-tokeniser, so text can be split wherever GPT-2's can.
     let cutter = Tokenizer::gpt2();
     let options = ReadOptions { text, scratch: folder_of(out).into(), ..ReadOptions::default() };
     let mut reader = DocumentReader::start(listing.inputs, options, move |text| cutter.safe_split(text))?;
@@ -44,7 +55,11 @@ pub fn train_tokenizer(
     let texts = texts.fuse();
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let check_stop = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-    let trained = train(texts, vocab_size, &name, check_stop)?;
+    let trained = match kind {
+        TokenizerKind::Bpe(vocab_size) => train(texts, vocab_size, &name, check_stop)?,
+        TokenizerKind::Char(eos) => train_chars(texts, eos, &name)?,
+        TokenizerKind::Byte => Trained { tokenizer: Tokenizer::of_bytes(&name), requested: 257, bytes: 0, words: 0 },
+    };
     check_stop()?;
     let json = trained.tokenizer.to_json();
     file.write_all(json.as_bytes()).map_err(|error| Error::write(out, error))?;

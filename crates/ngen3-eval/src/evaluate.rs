@@ -153,7 +153,20 @@ impl<'a> Evaluation<'a> {
                 },
             });
         }
-        Ok(Report { measured: self.with_groups(&measured) })
+        let mut missing = self.missing(model.tokenizer)?;
+        missing.extend(windowed.iter().flat_map(WindowedText::notes));
+        Ok(Report { measured: self.with_groups(&measured), text_notes: missing })
+    }
+
+    /// Formats a note for each task whose questions have characters that the tokenizer's vocabulary lacks.
+    fn missing(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<String>, Error> {
+        let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer.can_miss()) else { return Ok(Vec::new()) };
+        let mut notes = Vec::new();
+        for PreparedTask { task, questions, .. } in &self.tasks {
+            let missing = prompts::missing(questions, tokenizer).map_err(ngen3_data::Error::from)?;
+            notes.extend(tokenizer.missing_note(&missing).map(|note| format!("{}: {note}", task.name())));
+        }
+        Ok(notes)
     }
 
     /// Adds the groups to the results, in the order of the requested names. Members follow their group, unless they were

@@ -1,19 +1,21 @@
 //! Perplexity of a text.
 //!
-//! Every token of the text is predicted once, the first one from `<|endoftext|>`. A window of one block moves over the text
+//! Every token of the text is predicted once, the first one from the token between documents, such as `<|endoftext|>`. A window of one block moves over the text
 //! by `stride` tokens; the first window scores all of its tokens, every later one only the new ones. With a stride of one
 //! block this is the harness's `loglikelihood_rolling`; a smaller stride gives each token more context.
 //!
-//! Token perplexity is exp of the mean loss. Byte perplexity and bits per byte exclude the loss of end-of-text tokens, which
-//! stand for no text.
+//! Token perplexity is exp of the mean loss. Byte perplexity and bits per byte exclude the loss of tokens that end or begin
+//! documents, which stand for no text; they count the bytes of the text, also of characters that the vocabulary lacks.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use ngen3_data::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list};
+use ngen3_data::tokenizer::MissingChars;
 use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Batch, IGNORE};
 use ngen3_model::Config;
+use ngen3_model::words::grouped_count;
 
 use crate::{Error, Metric, MetricValue};
 
@@ -40,7 +42,7 @@ enum Content {
 }
 
 impl PerplexityText {
-    /// Reads a token file (`.bin`), or any text that `tokenize` reads. With `val_fraction`, only the validation split of a token
+    /// Reads a token file (`.bin`, or a folder with one), or any text that `tokenize` reads. With `val_fraction`, only the validation split of a token
     /// file: its last part, or the `val.bin` beside it.
     ///
     /// # Errors
@@ -52,6 +54,8 @@ impl PerplexityText {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self, Error> {
+        let in_folder = TokenFile::in_folder(named)?;
+        let named = in_folder.as_deref().unwrap_or(named);
         let title_of = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         if named.extension().is_some_and(|ending| ending == TOKENS) {
             let (file, start) = match val_fraction {
@@ -95,9 +99,9 @@ impl PerplexityText {
         Self { title: title.into(), content: Content::Documents(vec![document]) }
     }
 
-    /// Encodes the text, with an end-of-text token between documents.
-    fn encode(&self, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<Vec<u32>, Error> {
-        let mut tokens = Vec::new();
+    /// Encodes the text, with the tokens that end and begin documents between them.
+    fn encode(&self, tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<EncodedText, Error> {
+        let mut encoded = EncodedText::default();
         match &self.content {
             Content::Documents(documents) => {
                 let tokenizer = tokenizer.ok_or_else(|| {
@@ -105,8 +109,9 @@ impl PerplexityText {
                     Error::Input(reason.into())
                 })?;
                 for (number, document) in documents.iter().enumerate() {
-                    tokens.extend(tokenizer.eot().filter(|_| number > 0));
-                    tokenizer.encode_into(document, &mut tokens).map_err(ngen3_data::Error::from)?;
+                    let end = tokenizer.eot().filter(|_| number > 0);
+                    encoded.tokens.extend(end.into_iter().chain(tokenizer.document_start()));
+                    encoded.add(tokenizer, document).map_err(ngen3_data::Error::from)?;
                 }
             }
             Content::Tokens(file, start) => {
@@ -117,18 +122,52 @@ impl PerplexityText {
                     let shown = file.path().display();
                     return Err(Error::Input(format!("{shown}: its tokenizer is not the model's")));
                 }
-                file.copy(*start..file.len(), &mut tokens);
+                file.copy(*start..file.len(), &mut encoded.tokens);
             }
         }
-        Ok(tokens)
+        Ok(encoded)
     }
 
-    /// Returns the bytes of text that `tokens` stand for. `whole` tells that they are the whole text, whose length is known.
-    fn bytes(&self, tokens: &[u32], whole: bool, tokenizer: &Tokenizer) -> usize {
-        match &self.content {
-            Content::Documents(documents) if whole => documents.iter().map(String::len).sum(),
-            _ => tokens.split(|&token| Some(token) == tokenizer.eot()).map(|part| tokenizer.decode(part).len()).sum(),
+    /// Formats notes on a token file that may not be the whole text, or not of the model's vocabulary.
+    fn doubts(&self, tokenizer: Option<&Tokenizer>) -> Vec<String> {
+        let Content::Tokens(file, _) = &self.content else { return Vec::new() };
+        let lost = file.meta().and_then(|meta| meta.missing_characters).map(|lost| {
+            let lost = grouped_count(lost, "character");
+            format!(
+                "{}: {lost} of the text were not in the vocabulary when it was tokenized; values per byte count only the \
+                 text that its tokens stand for",
+                self.title
+            )
+        });
+        tokenizer.and_then(|_| file.doubt()).into_iter().chain(lost).collect()
+    }
+}
+
+/// A text as tokens.
+#[derive(Debug, Default)]
+struct EncodedText {
+    tokens: Vec<u32>,
+    /// Offset of each token in all the text, in bytes, if the vocabulary lacks characters: tokens then do not tell the text.
+    starts: Vec<usize>,
+    /// Bytes of text.
+    bytes: usize,
+    missing: MissingChars,
+}
+
+impl EncodedText {
+    /// Appends a document, after tokens that stand for no text.
+    fn add(&mut self, tokenizer: &Tokenizer, document: &str) -> Result<(), ngen3_data::tokenizer::Error> {
+        if tokenizer.can_miss() {
+            tokenizer.encode_counting(document, &mut Vec::new(), &mut self.missing)?;
+            let first = self.tokens.len();
+            self.starts.resize(first, self.bytes);
+            tokenizer.encode_places(document, &mut self.tokens, &mut self.starts)?;
+            self.starts[first..].iter_mut().for_each(|start| *start += self.bytes);
+        } else {
+            tokenizer.encode_into(document, &mut self.tokens)?;
         }
+        self.bytes += document.len();
+        Ok(())
     }
 }
 
@@ -167,8 +206,8 @@ fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
 pub(crate) struct WindowedText<'a> {
     text: &'a PerplexityText,
     tokenizer: Option<&'a Tokenizer>,
-    /// Token ids; the first one is only context.
-    tokens: Vec<u32>,
+    /// The tokens; the first one is only context.
+    encoded: EncodedText,
     /// Number of windows over the whole text.
     all: usize,
     /// Windows to score.
@@ -197,15 +236,20 @@ impl PerplexityText {
                 "stride: expected 1 to {block} tokens (the model's block size), got {stride}"
             )));
         }
-        let mut tokens = self.encode(tokenizer, config.vocab_size)?;
-        tokens.splice(0..0, tokenizer.and_then(Tokenizer::eot));
-        let mut windows = windows(tokens.len(), block, stride);
+        let mut encoded = self.encode(tokenizer, config.vocab_size)?;
+        if let Some(end) = tokenizer.filter(|tokenizer| tokenizer.document_start().is_none()).and_then(Tokenizer::eot) {
+            encoded.tokens.insert(0, end);
+            if !encoded.starts.is_empty() {
+                encoded.starts.insert(0, 0);
+            }
+        }
+        let mut windows = windows(encoded.tokens.len(), block, stride);
         let all = windows.len();
         windows.truncate(limit.unwrap_or(usize::MAX));
         if windows.is_empty() {
             return Err(Error::Input(format!("{}: no token to predict", self.title)));
         }
-        Ok(WindowedText { text: self, tokenizer, tokens, all, windows, stride })
+        Ok(WindowedText { text: self, tokenizer, encoded, all, windows, stride })
     }
 }
 
@@ -213,6 +257,33 @@ impl WindowedText<'_> {
     /// Number of windows to score.
     pub(crate) fn windows(&self) -> usize {
         self.windows.len()
+    }
+
+    /// Formats notes on the text, one line each: characters that the vocabulary lacks, and doubts on a token file.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let missing = self.tokenizer.and_then(|tokenizer| tokenizer.missing_note(&self.encoded.missing));
+        let missing = missing.map(|note| format!("{}: {note}", self.text.title));
+        missing.into_iter().chain(self.text.doubts(self.tokenizer)).collect()
+    }
+
+    /// True for a token that stands for no text: it ends or begins a document.
+    fn is_boundary(&self, token: u32) -> bool {
+        let is = |of: fn(&Tokenizer) -> Option<u32>| self.tokenizer.and_then(of) == Some(token);
+        is(Tokenizer::eot) || is(Tokenizer::document_start)
+    }
+
+    /// Returns the bytes of text that the tokens up to `end`, without the first, stand for.
+    fn bytes(&self, end: usize, tokenizer: &Tokenizer) -> usize {
+        let EncodedText { tokens, starts, bytes, .. } = &self.encoded;
+        let whole = end == tokens.len() && self.is_boundary(tokens[0]);
+        match &self.text.content {
+            Content::Documents(_) if whole => *bytes,
+            Content::Documents(_) if !starts.is_empty() => starts.get(end).unwrap_or(bytes) - starts[1],
+            _ => {
+                let parts = tokens[1..end].split(|&token| self.is_boundary(token));
+                parts.map(|part| tokenizer.decode(part).len()).sum()
+            }
+        }
     }
 }
 
@@ -239,9 +310,9 @@ pub(crate) fn measure(
     engine: &mut dyn ngen3_engine::Model,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<PerplexityResult, Error> {
-    let WindowedText { text, tokenizer, ref tokens, all, ref windows, stride } = *windowed;
+    let WindowedText { tokenizer, ref encoded, all, ref windows, stride, .. } = *windowed;
+    let tokens = &encoded.tokens;
     let block = engine.config().block_size;
-    let end_of_text = tokenizer.and_then(Tokenizer::eot);
     let (mut total, mut of_ends, mut done) = (0.0, 0.0, 0);
     let mut batch = Batch::default();
     let most = BATCH_TOKENS.div_ceil(block);
@@ -256,7 +327,7 @@ pub(crate) fn measure(
         let losses = engine.losses(&batch)?;
         for (&loss, &target) in losses.iter().zip(&batch.targets) {
             total += f64::from(loss);
-            if Some(target) == end_of_text {
+            if windowed.is_boundary(target) {
                 of_ends += f64::from(loss);
             }
         }
@@ -268,17 +339,17 @@ pub(crate) fn measure(
             return Err(Error::Interrupted);
         }
     }
-    let predicted = &tokens[1..windows.last().map_or(1, |last| last.end)];
+    let end = windows.last().map_or(1, |last| last.end);
+    let predicted = end - 1;
     let value = |metric, value| MetricValue { metric, value, error: None };
-    let mut values = vec![value(Metric::Perplexity, (total / predicted.len() as f64).exp())];
-    let whole = end_of_text.is_some() && windows.len() == all;
-    let bytes = tokenizer.map(|tokenizer| text.bytes(predicted, whole, tokenizer));
+    let mut values = vec![value(Metric::Perplexity, (total / predicted as f64).exp())];
+    let bytes = tokenizer.map(|tokenizer| windowed.bytes(end, tokenizer));
     if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
         let nats = (total - of_ends) / bytes as f64;
         values.push(value(Metric::BytePerplexity, nats.exp()));
         values.push(value(Metric::BitsPerByte, nats / std::f64::consts::LN_2));
     }
-    Ok(PerplexityResult { values, windows: (all, windows.len()), tokens: predicted.len(), bytes, stride })
+    Ok(PerplexityResult { values, windows: (all, windows.len()), tokens: predicted, bytes, stride })
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ fn perplexity_is_that_of_pytorch_and_of_the_harness() {
     let spec = DatasetSpec {
         name: "a",
         sources: &[Source::Path(plain.clone())],
-        tokenizer: Some(&tokenizer),
+        tokenizer: Some(tokenizer.as_path().into()),
         text: TextOptions::default(),
         split_by: SplitBy::Document,
         eot_splits: None,

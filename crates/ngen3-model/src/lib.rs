@@ -12,6 +12,7 @@ pub mod hash;
 pub mod hf;
 mod load;
 mod meta;
+pub mod nanogpt;
 mod params;
 mod state_dict;
 pub mod tensors;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::hf::without_roles;
 use crate::{Config, GPT2_VOCAB_SIZE};
 
 /// Model as a file stores it.
@@ -65,6 +66,22 @@ const NANOGPT_VOCAB_SIZE: usize = 50_304;
 impl TokenizerRef {
     /// Size limit of a tokenizer.json, in bytes: well above any in use, and what a checkpoint can hold.
     pub const MAX_BYTES: usize = 48 << 20;
+
+    /// True if two tokenizers may give the same ids: one is unknown, or they differ at most in the roles of special tokens.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let plain = |text: &str| {
+            let mut file: Value = serde_json::from_str(text).ok()?;
+            without_roles(&mut file);
+            Some(file)
+        };
+        match (self, other) {
+            (Self::Unknown, _) | (_, Self::Unknown) => true,
+            (Self::Json(one), Self::Json(other)) => {
+                one == other || plain(one).is_some_and(|one| Some(one) == plain(other))
+            }
+            _ => self == other,
+        }
+    }
 
     /// Returns the tokenizer of a model that names none: GPT-2's, if the vocabulary has its size.
     pub(crate) fn guess(vocab_size: usize) -> Self {

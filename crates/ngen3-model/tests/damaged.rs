@@ -119,7 +119,7 @@ fn opcodes_that_no_checkpoint_needs_are_refused() {
         (b"\x80\x02\x82\x01.", "unsupported pickle opcode 0x82"),
         (b"\x80\x02X\x01\x00\x00\x00a)R.", "call of a value that is not a function"),
         (b"\x80\x02))b.", "the state of a value that is not a dictionary"),
-        (b"\x80\x04).", "protocol 4"),
+        (b"\x80\x06).", "protocol 6: expected 2 to 5"),
         (b"\x80\x02", "the pickle ends early"),
         (b"\x80\x02.", "the pickle's stack is empty"),
         (b"\x80\x02h\x05.", "memo 5 is undefined"),

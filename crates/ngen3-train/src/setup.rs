@@ -31,7 +31,9 @@ pub fn on_tokens(
     let run = spec.resolve(|| Ok(file.vocab_size()?))?;
     let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
     let info = tokens.describe(&run.config)?;
-    let (job, weights) = run.into_job(device, info, ObjectiveRecord::default(), None)?;
+    let doubt = doubt(&tokens, &info);
+    let (mut job, weights) = run.into_job(device, info, ObjectiveRecord::default(), None)?;
+    job.notes.extend(doubt);
     Ok((job, tokens, weights))
 }
 
@@ -64,7 +66,9 @@ pub fn with_teacher(
         )));
     }
     let objective = ObjectiveRecord::Distill(record.clone());
-    let (job, weights) = run.into_job(device, info, objective, Some((&teacher.config, record.quant())))?;
+    let doubt = doubt(&tokens, &info);
+    let (mut job, weights) = run.into_job(device, info, objective, Some((&teacher.config, record.quant())))?;
+    job.notes.extend(doubt);
     Ok((job, DistillTask { tokens, record }, weights))
 }
 
@@ -110,6 +114,11 @@ pub fn on_chats(
     Ok((job, objective, weights))
 }
 
+/// Returns a note if the data is doubtfully taken for GPT-2's tokens.
+fn doubt(tokens: &TokenObjective, info: &DataInfo) -> Option<String> {
+    if info.tokenizer == TokenizerRef::Gpt2 { tokens.sampler().data().doubt() } else { None }
+}
+
 /// Checks that the teacher has the student's vocabulary and tokenizer, and at least its context length.
 fn check_teacher(from: &Path, teacher: &Checkpoint, student: &Config, data: &DataInfo) -> Result<(), Error> {
     let Checkpoint { config, meta, .. } = teacher;
@@ -120,8 +129,7 @@ fn check_teacher(from: &Path, teacher: &Checkpoint, student: &Config, data: &Dat
             "its context length is {}, the student's {}; give the student a --block_size of at most {0}",
             config.block_size, student.block_size
         )
-    } else if data.tokenizer != meta.tokenizer && ![&data.tokenizer, &meta.tokenizer].contains(&&TokenizerRef::Unknown)
-    {
+    } else if !data.tokenizer.agrees_with(&meta.tokenizer) {
         format!("its tokenizer is not the one that made {}", data.path.display())
     } else {
         return Ok(());

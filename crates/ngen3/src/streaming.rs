@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
-use ngen3_data::tokenizer::TextStream;
+use ngen3_data::tokenizer::{MissingChars, TextStream};
 use ngen3_engine::{Dtype, Model, Options, Quant};
 use ngen3_generate::{Generator, Request, Sampling};
 use ngen3_model::words::grouped;
@@ -134,6 +134,21 @@ pub fn say_what_is_seen(tokens: usize, block_size: usize) {
         let tokens = grouped(tokens as u64);
         write_line(&format!("note: the prompt has {tokens} tokens; the model sees the last {block_size} of them"));
     }
+}
+
+/// Prints a note if a prompt has characters that the vocabulary lacks.
+///
+/// # Errors
+/// A text that the tokenizer cannot encode.
+pub fn say_what_is_missing(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<()> {
+    let mut missing = MissingChars::default();
+    if tokenizer.can_miss() {
+        tokenizer.encode_counting(prompt, &mut Vec::new(), &mut missing)?;
+    }
+    if let Some(note) = tokenizer.missing_note(&missing) {
+        write_line(&format!("note: of the prompt, {note}"));
+    }
+    Ok(())
 }
 
 /// A request for one text.

@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 use super::encode::ChatEncoder;
 use super::gather::{ChatInput, ChatReading, gather};
 use super::marks;
-use crate::Error;
 use crate::dataset::{DatasetBuilder, DatasetFolder, TokenWriter, commit_dataset};
 use crate::source::Event;
 use crate::token_file::{ChatMeta, DATA_FILE, DatasetMeta, Dtype, MASK_FILE};
+use crate::{Error, TokenizerFile};
 
 /// Arguments of [`build_chats`].
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub struct ChatSpec<'a> {
     pub name: &'a str,
     /// The conversations.
     pub input: ChatInput<'a>,
-    /// Path of a Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
-    pub tokenizer: Option<&'a Path>,
+    /// Hugging Face tokenizer.json; `None` for the built-in GPT-2 tokenizer.
+    pub tokenizer: Option<TokenizerFile<'a>>,
     /// Jinja chat template; `None` for the default.
     pub template: Option<&'a str>,
     /// How to read the conversations.
@@ -79,6 +79,7 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
         source: gathered.files,
         sha256: String::new(),
         tokenizer_sha256: None,
+        missing_characters: Some(encoder.missing().count).filter(|&count| count > 0),
         chat: Some(Box::new(ChatMeta {
             mask_sha256: String::new(),
             mask: MEANING.into(),

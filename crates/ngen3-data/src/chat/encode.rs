@@ -5,12 +5,15 @@
 //! otherwise it is found by rendering the conversation up to each assistant turn, once with the generation prompt and once with
 //! the answer: the difference is the answer. A token that is partly the assistant's counts as the assistant's.
 
+use std::sync::{Mutex, PoisonError};
+
 use ngen3_model::ChatFormat;
 use serde_json::{Map, Value as Json};
 
 use super::conversation::{Conversation, Message, Role};
 use super::marks;
 use super::render::{BEGIN, ChatTemplate, END, Locator, Rendered};
+use crate::tokenizer::MissingChars;
 use crate::{Error, Tokenizer};
 
 /// Is inserted where the text of a turn spells a special token, so that it is not taken for one, and removed before tokenising.
@@ -31,6 +34,8 @@ pub struct ChatEncoder {
     eot: u32,
     /// Token that ends an assistant turn.
     end: u32,
+    /// Characters of the conversations that the vocabulary lacks.
+    missing: Mutex<MissingChars>,
 }
 
 /// A conversation as tokens.
@@ -73,7 +78,8 @@ impl ChatEncoder {
     pub fn new(tokenizer: Tokenizer, format: Option<ChatFormat>) -> Result<Self, Error> {
         let Some(eot) = tokenizer.eot() else {
             return Err(Error::Data(format!(
-                "tokenizer {}: no end-of-text token (<|endoftext|>, </s> or <eos>), which conversations need",
+                "tokenizer {}: no token that ends a document, which conversations need; name one with --eos_token (tokenize, \
+                 hf_tokenize)",
                 tokenizer.name()
             )));
         };
@@ -82,7 +88,7 @@ impl ChatEncoder {
         // Longest first, so that a token within a longer one is not matched.
         special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
         let end = format.eos_token.as_ref().and_then(|token| tokenizer.id_of(token)).unwrap_or(eot);
-        Ok(Self { tokenizer, template: ChatTemplate::new(format)?, special, eot, end })
+        Ok(Self { tokenizer, template: ChatTemplate::new(format)?, special, eot, end, missing: Mutex::default() })
     }
 
     /// Makes an encoder with a custom template, or with the default one.
@@ -91,8 +97,14 @@ impl ChatEncoder {
     /// As [`ChatEncoder::new`].
     pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Self, Error> {
         let end = tokenizer.eot().map(|eot| tokenizer.decode(&[eot])).unwrap_or_default();
-        let own = |template: &str| ChatFormat { template: template.into(), ..ChatTemplate::default_format(&end) };
-        Self::new(tokenizer, template.map(own))
+        let token = |id: Option<u32>| id.map_or_else(|| end.clone(), |id| tokenizer.decode(&[id]));
+        let own = |template: &str| ChatFormat {
+            template: template.into(),
+            bos_token: Some(token(tokenizer.bos())),
+            eos_token: Some(token(tokenizer.turn_end())),
+        };
+        let format = template.map(own);
+        Self::new(tokenizer, format)
     }
 
     /// Chat template.
@@ -108,6 +120,22 @@ impl ChatEncoder {
     /// Token that ends an assistant turn.
     pub fn end(&self) -> u32 {
         self.end
+    }
+
+    /// Characters of the conversations encoded so far that the vocabulary lacks.
+    pub(super) fn missing(&self) -> MissingChars {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts the characters of a text that the vocabulary lacks.
+    fn count_missing(&self, text: &str) -> Result<(), String> {
+        if self.tokenizer.can_miss() {
+            let mut missing = MissingChars::default();
+            let counted = self.tokenizer.encode_counting(text, &mut Vec::new(), &mut missing);
+            counted.map_err(|error| error.to_string())?;
+            self.missing.lock().unwrap_or_else(PoisonError::into_inner).add(&missing);
+        }
+        Ok(())
     }
 
     /// Encodes a conversation up to where the assistant's answer begins.
@@ -141,7 +169,9 @@ impl ChatEncoder {
 
     /// Encodes a text, of which the part after `prompt` and the token that ends it are learned.
     fn encode_text(&self, prompt: &str, text: &str) -> Result<EncodedChat, String> {
-        let mut ids = self.tokenizer.encode(&[prompt, text].concat()).map_err(|error| error.to_string())?;
+        let whole = [prompt, text].concat();
+        let mut ids = self.tokenizer.encode(&whole).map_err(|error| error.to_string())?;
+        self.count_missing(&whole)?;
         ids.push(self.eot);
         // What is learned begins where the tokens of the prompt alone and of the whole diverge, as in TRL.
         let alone = self.tokenizer.encode(prompt).map_err(|error| error.to_string())?;
@@ -262,6 +292,7 @@ impl ChatEncoder {
             let plain = text[done..special.map_or(text.len(), |(place, _)| place)].replace(GUARD, "");
             let first = starts.len();
             self.tokenizer.encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
+            self.count_missing(&plain)?;
             starts[first..].iter_mut().for_each(|start| *start += at);
             at += plain.len();
             let Some((place, (token, id))) = special else { break };

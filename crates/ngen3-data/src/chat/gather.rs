@@ -133,6 +133,9 @@ pub(super) fn gather(
     }
     gatherer.settle()?;
     gatherer.notes().into_iter().for_each(|note| progress(Event::Note(note)));
+    if let Some(note) = encoder.tokenizer().missing_note(&encoder.missing()) {
+        progress(Event::Note(note));
+    }
     let ChatGatherer { files, skipped, first, .. } = gatherer;
     if let Some(first) = first {
         let skipped = count(skipped, "bad conversation");

@@ -1,11 +1,13 @@
-//! The two tokenizer implementations.
+//! The tokenizer implementations.
 
 use super::bpe::Bpe;
+use super::chars::Chars;
 use crate::catch_panic::catch_panic;
 
 /// An implementation of a tokenizer.
 pub(super) enum Backend {
     ByteLevel(Box<Bpe>),
+    Chars(Box<Chars>),
     HuggingFace(Box<tokenizers::Tokenizer>),
 }
 

@@ -3,10 +3,13 @@
 use std::sync::{Arc, LazyLock};
 
 use ngen3_model::TokenizerRef;
+use ngen3_model::hf::Roles;
+use ngen3_model::words::grouped;
 
 use super::backend::{Backend, run_library};
 use super::bpe::{classes, pretoken};
 use super::limits::ENDOFTEXT;
+use super::missing::{Missing, MissingChars};
 use super::{Error, gpt2, json};
 
 /// Converts text to token ids and back. Cheap to clone; any number of threads can share one.
@@ -21,6 +24,18 @@ pub(super) struct Inner {
     /// The tokenizer.json that it was read from, if any.
     json: Option<String>,
     vocab_size: usize,
+    roles: RoleIds,
+    /// Fate of characters without a token; `None` if every text is encoded whole.
+    missing: Option<Missing>,
+}
+
+/// Ids of the special tokens by role.
+#[derive(Clone, Copy, Default)]
+struct RoleIds {
+    document_end: Option<u32>,
+    turn_end: Option<u32>,
+    bos: Option<u32>,
+    document_start: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -32,8 +47,10 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Returns GPT-2's byte-level BPE, with the ids of tiktoken's `gpt2`, from the vocabulary embedded in the program.
     pub fn gpt2() -> Tokenizer {
-        static GPT2: LazyLock<Tokenizer> =
-            LazyLock::new(|| Tokenizer::new("gpt2".into(), Backend::ByteLevel(Box::new(gpt2::gpt2())), None));
+        static GPT2: LazyLock<Tokenizer> = LazyLock::new(|| {
+            let backend = Backend::ByteLevel(Box::new(gpt2::gpt2()));
+            Tokenizer::made("gpt2", backend, &Roles::ending_with(Some(ENDOFTEXT)))
+        });
         GPT2.clone()
     }
 
@@ -43,18 +60,34 @@ impl Tokenizer {
     /// [`Error::Json`] if the file is malformed, over 48 MiB, or has invalid ids: two tokens with one id, an id of
     /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token with another id than the one it gets.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
-        let (backend, json) = json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
-        Ok(Tokenizer::new(name.into(), backend, Some(json)))
+        let json::File { backend, text, roles, missing } =
+            json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
+        Ok(Tokenizer::new(name.into(), backend, Some(text), &roles, missing))
     }
 
-    pub(super) fn new(name: String, backend: Backend, json: Option<String>) -> Tokenizer {
+    /// Makes a tokenizer that no file describes yet.
+    pub(super) fn made(name: &str, backend: Backend, roles: &Roles) -> Tokenizer {
+        let missing = matches!(backend, Backend::Chars(_)).then_some(Missing { unknown: None });
+        Tokenizer::new(name.into(), backend, None, roles, missing)
+    }
+
+    fn new(name: String, backend: Backend, json: Option<String>, roles: &Roles, missing: Option<Missing>) -> Tokenizer {
         let vocab_size = match &backend {
             Backend::ByteLevel(bpe) => bpe.vocab_size(),
+            Backend::Chars(chars) => chars.vocab_size(),
             Backend::HuggingFace(tokenizer) => {
                 tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
             }
         };
-        Tokenizer { inner: Arc::new(Inner { name, backend, json, vocab_size }) }
+        let id = |token: &Option<String>| id_in(&backend, token.as_deref()?);
+        let bos = id(&roles.bos);
+        let roles = RoleIds {
+            document_end: id(&roles.document_end),
+            turn_end: id(&roles.turn_end),
+            bos,
+            document_start: bos.filter(|_| roles.add_bos),
+        };
+        Tokenizer { inner: Arc::new(Inner { name, backend, json, vocab_size, roles, missing }) }
     }
 
     /// Name that it was made with: "gpt2" for the built-in tokenizer, and for any other with that name: see
@@ -68,25 +101,46 @@ impl Tokenizer {
         self.inner.vocab_size
     }
 
-    /// Returns the id of the token that ends a document: `<|endoftext|>`, else `</s>`, else `<eos>`.
+    /// Id of the token that ends a document, such as `<|endoftext|>`. [`Roles`] says how it is found.
     pub fn eot(&self) -> Option<u32> {
-        [ENDOFTEXT, "</s>", "<eos>"].into_iter().find_map(|token| self.id_of(token))
+        self.inner.roles.document_end
+    }
+
+    /// Id of the token that ends a turn of a conversation, such as `<|im_end|>`: [`eot`](Tokenizer::eot) if no other does.
+    pub fn turn_end(&self) -> Option<u32> {
+        self.inner.roles.turn_end
+    }
+
+    /// Id of the token that begins a text, `bos_token` in chat templates.
+    pub fn bos(&self) -> Option<u32> {
+        self.inner.roles.bos
+    }
+
+    /// Id of the token that begins every document: [`bos`](Tokenizer::bos), if the tokenizer's settings say `add_bos_token`.
+    pub fn document_start(&self) -> Option<u32> {
+        self.inner.roles.document_start
     }
 
     /// Returns the id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Searches the
     /// vocabulary; not for use in a loop.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        match &self.inner.backend {
-            Backend::ByteLevel(bpe) => bpe.id_of(token),
-            Backend::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
-        }
+        id_in(&self.inner.backend, token)
     }
 
     /// Returns a Hugging Face tokenizer.json with the same ids; for a tokenizer read from one, that file.
     pub fn to_json(&self) -> String {
+        let role = |id: Option<u32>| Some(self.decode(&[id?]));
+        let RoleIds { document_end, turn_end, bos, document_start } = self.inner.roles;
+        let roles = || Roles {
+            document_end: role(document_end),
+            turn_end: role(turn_end),
+            bos: role(bos),
+            add_bos: document_start.is_some(),
+        };
         match (&self.inner.json, &self.inner.backend) {
             (Some(json), _) => json.clone(),
-            (None, Backend::ByteLevel(bpe)) => json::write(bpe),
+            (None, Backend::ByteLevel(bpe)) => json::write_bpe(bpe, &roles()),
+            (None, Backend::Chars(chars)) => json::write_chars(chars, &roles()),
             (None, Backend::HuggingFace(_)) => unreachable!("these always come from a file"),
         }
     }
@@ -122,6 +176,7 @@ impl Tokenizer {
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => bpe.encode_into(text, out),
+            Backend::Chars(chars) => chars.encode_into(text, out),
             Backend::HuggingFace(tokenizer) => {
                 let encoding = self.encode_with(text, || tokenizer.encode_fast(text, false))?;
                 out.extend_from_slice(encoding.get_ids());
@@ -130,12 +185,55 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// True if there are texts with characters that the vocabulary lacks.
+    pub fn can_miss(&self) -> bool {
+        self.inner.missing.is_some()
+    }
+
+    /// As [`encode_into`](Tokenizer::encode_into); also counts the characters that the vocabulary lacks.
+    ///
+    /// # Errors
+    /// As [`encode_into`](Tokenizer::encode_into).
+    pub fn encode_counting(&self, text: &str, out: &mut Vec<u32>, missing: &mut MissingChars) -> Result<(), Error> {
+        match (&self.inner.backend, &self.inner.missing) {
+            (Backend::HuggingFace(tokenizer), Some(Missing { unknown })) => {
+                // Unlike `encode_fast`, with offsets.
+                let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
+                out.extend_from_slice(encoding.get_ids());
+                missing.count_uncovered(text, &encoding, unknown.as_ref().map(|&(_, id)| id));
+                Ok(())
+            }
+            (Backend::Chars(chars), _) => {
+                missing.count_where(text, |c| chars.id(c).is_some());
+                self.encode_into(text, out)
+            }
+            _ => self.encode_into(text, out),
+        }
+    }
+
+    /// Formats a note on the characters that the vocabulary lacks; `None` if there are none.
+    pub fn missing_note(&self, missing: &MissingChars) -> Option<String> {
+        let MissingChars { count, total, .. } = *missing;
+        if count == 0 {
+            return None;
+        }
+        let fate = match self.inner.missing.as_ref().and_then(|missing| missing.unknown.as_ref()) {
+            Some((unknown, _)) => format!("became {unknown}"),
+            None => "were dropped".into(),
+        };
+        let (count, total, share) = (grouped(count), grouped(total), 100.0 * count as f64 / total as f64);
+        let (name, shown) = (self.name(), missing.shown());
+        Some(format!(
+            "{count} of {total} characters ({share:.2} %) are not in the vocabulary of {name} and {fate}: {shown}"
+        ))
+    }
+
     /// As [`encode_into`](Tokenizer::encode_into); also appends to `starts` the offset of each token in `text`, in bytes. A
     /// byte-level token can start within a character.
     ///
     /// # Errors
     /// As [`encode_into`](Tokenizer::encode_into).
-    pub(crate) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+    pub fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => {
                 let first = out.len();
@@ -145,6 +243,13 @@ impl Tokenizer {
                     at += bpe.token(id).len();
                     at - bpe.token(id).len()
                 }));
+            }
+            Backend::Chars(chars) => {
+                let found = text.char_indices().filter_map(|(at, c)| Some((chars.id(c)?, at)));
+                found.for_each(|(id, at)| {
+                    out.push(id);
+                    starts.push(at);
+                });
             }
             Backend::HuggingFace(tokenizer) => {
                 let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
@@ -172,6 +277,7 @@ impl Tokenizer {
     pub fn special_tokens(&self) -> Vec<(String, u32)> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => bpe.special().to_vec(),
+            Backend::Chars(chars) => chars.special().to_vec(),
             Backend::HuggingFace(tokenizer) => {
                 let added = tokenizer.get_added_tokens_decoder().into_iter();
                 let mut special: Vec<_> =
@@ -193,6 +299,11 @@ impl Tokenizer {
                 }
                 String::from_utf8_lossy(&bytes).into_owned()
             }
+            Backend::Chars(chars) => {
+                let mut text = String::with_capacity(ids.len());
+                ids.iter().for_each(|&id| chars.decode_into(id, &mut text));
+                text
+            }
             Backend::HuggingFace(tokenizer) => {
                 let decoded = run_library(|| tokenizer.decode(ids, false));
                 decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
@@ -206,7 +317,17 @@ impl Tokenizer {
     pub fn safe_split(&self, text: &str) -> Option<usize> {
         match &self.inner.backend {
             Backend::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
+            Backend::Chars(_) => (!text.is_empty()).then_some(text.len()),
             Backend::HuggingFace(_) => None,
         }
+    }
+}
+
+/// Returns the id of a token as tokenizer.json spells it.
+fn id_in(backend: &Backend, token: &str) -> Option<u32> {
+    match backend {
+        Backend::ByteLevel(bpe) => bpe.id_of(token),
+        Backend::Chars(chars) => chars.id_of(token),
+        Backend::HuggingFace(tokenizer) => tokenizer.token_to_id(token),
     }
 }

@@ -27,6 +27,12 @@ pub enum Error {
         max = super::limits::MAX_VOCAB_SIZE
     )]
     VocabSize(usize),
+    /// An end-of-document token that a vocabulary of characters cannot have.
+    #[error("eos_token {0:?}: expected several characters, since each single one is a token of its own")]
+    Eos(String),
+    /// A text of which no character is in the vocabulary.
+    #[error("tokenizer {0}: none of the text's characters are in its vocabulary")]
+    NoCharacter(String),
     /// No text to train on.
     #[error("no text to train a tokenizer on: every input is empty")]
     NoText,

@@ -1,24 +1,37 @@
 //! Reads and writes Hugging Face's tokenizer.json.
 //!
 //! Files are untrusted, so ids are checked before they determine the size of anything. A file whose every setting is that of
-//! `bpe/` becomes a [`Bpe`]; any other runs on the `tokenizers` crate.
+//! `bpe/` becomes a [`Bpe`], one of single characters without merges a [`Chars`]; any other runs on the `tokenizers` crate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ngen3_model::TokenizerRef;
+use ngen3_model::hf::Roles;
 use serde_json::{Map, Value, json};
 
 use super::backend::{Backend, run_library};
 use super::bpe::Bpe;
-use super::bpe::alphabet::unicode_to_bytes;
+use super::bpe::alphabet::{bytes_to_unicode, unicode_to_bytes};
 use super::bpe::merge::Merges;
+use super::chars::Chars;
 use super::limits::MAX_VOCAB_SIZE;
+use super::missing::Missing;
 
 /// Largest file accepted, in bytes: the limit of checkpoints, which store it.
 pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
 
-/// Returns the tokenizer that a file describes, and the file as text. The error is the reason alone.
-pub(super) fn read(bytes: &[u8]) -> Result<(Backend, String), String> {
+/// A tokenizer.json.
+pub(super) struct File {
+    pub backend: Backend,
+    /// The file as it is.
+    pub text: String,
+    pub roles: Roles,
+    /// Fate of characters without a token; `None` if there are none.
+    pub missing: Option<Missing>,
+}
+
+/// Reads a tokenizer.json. The error is the reason alone.
+pub(super) fn read(bytes: &[u8]) -> Result<File, String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("the file is too large: expected at most {MAX_BYTES} bytes, got {}", bytes.len()));
     }
@@ -36,11 +49,44 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Backend, String), String> {
     let added = added_tokens(&file)?;
     check_distinct(&vocab, &added)?;
     check_prefix(model)?;
-    let backend = match byte_level(&file, model, &vocab, &added)? {
-        Some(bpe) => Backend::ByteLevel(Box::new(bpe)),
-        None => Backend::HuggingFace(Box::new(hugging_face(bytes, &added)?)),
+    let backend = if let Some(bpe) = byte_level(&file, model, &vocab, &added)? {
+        Backend::ByteLevel(Box::new(bpe))
+    } else if let Some(chars) = chars(&file, model, &vocab, &added)? {
+        Backend::Chars(Box::new(chars))
+    } else {
+        Backend::HuggingFace(Box::new(hugging_face(bytes, &added)?))
     };
-    Ok((backend, text.to_string()))
+    let whole = matches!(backend, Backend::ByteLevel(_)) || encodes_all(&file, model, &vocab);
+    let missing = (!whole).then(|| Missing { unknown: unknown(model, &vocab) });
+    let roles = Roles::of(&file);
+    Ok(File { backend, text: text.to_string(), roles, missing })
+}
+
+/// Returns true if the model has tokens for all bytes and uses them: as a fallback, or since text becomes bytes first.
+fn encodes_all(file: &Value, model: &Map<String, Value>, vocab: &[Token]) -> bool {
+    let has_type = |part: &Value, name: &str| {
+        let steps = ["pretokenizers", "normalizers"].iter().find_map(|steps| part[*steps].as_array());
+        part["type"] == name || steps.is_some_and(|steps| steps.iter().any(|step| step["type"] == name))
+    };
+    let spelling: fn(u8) -> String = if model.get("byte_fallback") == Some(&Value::Bool(true)) {
+        |byte| format!("<0x{byte:02X}>")
+    } else if has_type(&file["pre_tokenizer"], "ByteLevel") || has_type(&file["normalizer"], "ByteLevel") {
+        |byte| bytes_to_unicode(&[byte])
+    } else {
+        return false;
+    };
+    let tokens: HashSet<&str> = vocab.iter().map(|&(token, _)| token).collect();
+    (0..=255).all(|byte| tokens.contains(spelling(byte).as_str()))
+}
+
+/// Returns the token of unknown characters or words.
+fn unknown(model: &Map<String, Value>, vocab: &[Token]) -> Option<(String, u32)> {
+    let found = match (model.get("unk_token"), model.get("unk_id").and_then(Value::as_u64)) {
+        (Some(Value::String(token)), _) => vocab.iter().find(|(known, _)| known == token),
+        (_, Some(id)) => vocab.iter().find(|&&(_, known)| u64::from(known) == id),
+        _ => None,
+    };
+    found.map(|&(token, id)| (token.to_owned(), id))
 }
 
 /// A token and its id.
@@ -205,7 +251,51 @@ fn byte_level(
             return Ok(None);
         }
     }
-    let mut next = vocab.len() as u32;
+    let given = added_ids(&id_of, added)?;
+    let is_added = |token: &str| given.contains_key(token);
+    let odd = vocab.iter().filter(|(token, _)| unicode_to_bytes(token).is_none() && !is_added(token)).copied();
+    let special = given.iter().map(|(&token, &id)| (token, id)).chain(odd);
+    Ok(Bpe::from_tokens(vocab, table, special.map(|(token, id)| (token.to_string(), id)).collect()))
+}
+
+/// Returns the vocabulary of characters if the file describes exactly that: BPE of single characters without merges, no unknown
+/// token, no steps before it, tokens joined without spaces after it, all added tokens special. The `tokenizers` crate then drops
+/// characters without a token, too.
+fn chars(
+    file: &Value,
+    model: &Map<String, Value>,
+    vocab: &[Token],
+    added: &[AddedToken],
+) -> Result<Option<Chars>, String> {
+    let null = |value: Option<&Value>| matches!(value, None | Some(Value::Null));
+    let null_or = |key: &str, harmless: Value| null(model.get(key)) || model[key] == harmless;
+    let plain = (null(file.get("version")) || file["version"] == "1.0")
+        && ["normalizer", "pre_tokenizer", "post_processor"].iter().all(|step| null(file.get(*step)))
+        && file["decoder"] == json!({"type": "Fuse"})
+        && model.get("type").is_some_and(|kind| kind == "BPE")
+        && ["dropout", "unk_token"].iter().all(|key| null(model.get(*key)))
+        && null_or("continuing_subword_prefix", json!(""))
+        && null_or("end_of_word_suffix", json!(""))
+        && ["fuse_unk", "byte_fallback", "ignore_merges"].iter().all(|key| null_or(key, json!(false)))
+        && model.get("merges") == Some(&json!([]))
+        && model["vocab"].is_object()
+        && added.iter().all(|added| added.special);
+    let single = |&(token, id): &Token| {
+        let mut chars = token.chars();
+        chars.next().filter(|_| chars.next().is_none()).map(|c| (c, id))
+    };
+    let (true, Some(tokens)) = (plain, vocab.iter().map(single).collect::<Option<Vec<_>>>()) else { return Ok(None) };
+    let given = added_ids(&vocab.iter().copied().collect(), added)?;
+    let special = added.iter().map(|added| added.token.0).filter(|token| given.contains_key(token));
+    let mut special: Vec<_> = special.map(|token| (token.to_owned(), given[token])).collect();
+    special.dedup();
+    Ok(Some(Chars::new(tokens.into_iter(), special)))
+}
+
+/// Returns the ids that the `tokenizers` crate gives the added tokens, which are checked: those of the vocabulary, else the next
+/// ones after it.
+fn added_ids<'a>(id_of: &HashMap<&str, u32>, added: &[AddedToken<'a>]) -> Result<HashMap<&'a str, u32>, String> {
+    let mut next = id_of.len() as u32;
     let mut given = HashMap::new();
     for &AddedToken { token: (token, _), .. } in added {
         given.entry(token).or_insert_with(|| {
@@ -216,14 +306,11 @@ fn byte_level(
         });
     }
     check_added(added, |token| given.get(token).copied())?;
-    let is_added = |token: &str| given.contains_key(token);
-    let odd = vocab.iter().filter(|(token, _)| unicode_to_bytes(token).is_none() && !is_added(token)).copied();
-    let special = given.iter().map(|(&token, &id)| (token, id)).chain(odd);
-    Ok(Bpe::from_tokens(vocab, table, special.map(|(token, id)| (token.to_string(), id)).collect()))
+    Ok(given)
 }
 
-/// Returns a tokenizer.json with the ids of `bpe`, which [`Bpe::from_merges`] made.
-pub(super) fn write(bpe: &Bpe) -> String {
+/// Returns a tokenizer.json with the ids of a vocabulary of bytes without gaps.
+pub(super) fn write_bpe(bpe: &Bpe, roles: &Roles) -> String {
     let spellings = bpe.spellings();
     let merges: Vec<Value> = bpe
         .merges()
@@ -231,24 +318,42 @@ pub(super) fn write(bpe: &Bpe) -> String {
         .into_iter()
         .map(|(left, right)| json!([spellings[left as usize], spellings[right as usize]]))
         .collect();
-    let special = |(content, id): &(String, u32)| {
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let vocab = spellings.into_iter().zip(0..).map(|(token, id): (_, u32)| (token, id));
+    write(bpe.special(), [&byte_level, &byte_level, &byte_level], vocab, merges, roles)
+}
+
+/// Returns a tokenizer.json with the ids of a vocabulary of characters.
+pub(super) fn write_chars(chars: &Chars, roles: &Roles) -> String {
+    let vocab = chars.tokens().map(|(c, id)| (c.to_string(), id));
+    let steps = [&Value::Null, &Value::Null, &json!({"type": "Fuse"})];
+    write(chars.special(), steps, vocab, Vec::new(), roles)
+}
+
+/// Returns a tokenizer.json of a BPE model; `steps` are its pre-tokenizer, post-processor and decoder.
+fn write(
+    special: &[(String, u32)],
+    [pre_tokenizer, post_processor, decoder]: [&Value; 3],
+    vocab: impl Iterator<Item = (String, u32)>,
+    merges: Vec<Value>,
+    roles: &Roles,
+) -> String {
+    let added = |(content, id): &(String, u32)| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
             "special": true
         })
     };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let vocab: Map<String, Value> =
-        spellings.into_iter().enumerate().map(|(id, token)| (token, Value::from(id))).collect();
-    let file = json!({
+    let vocab: Map<String, Value> = vocab.map(|(token, id)| (token, id.into())).collect();
+    let mut file = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": bpe.special().iter().map(special).collect::<Vec<_>>(),
+        "added_tokens": special.iter().map(added).collect::<Vec<_>>(),
         "normalizer": null,
-        "pre_tokenizer": byte_level,
-        "post_processor": byte_level,
-        "decoder": byte_level,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": post_processor,
+        "decoder": decoder,
         "model": {
             "type": "BPE",
             "dropout": null,
@@ -262,5 +367,6 @@ pub(super) fn write(bpe: &Bpe) -> String {
             "merges": merges,
         },
     });
+    roles.keep_in(&mut file);
     file.to_string()
 }

@@ -37,6 +37,7 @@ impl TextStream {
                 self.bytes.extend_from_slice(bpe.token(id));
                 take_complete(&mut self.bytes)
             }
+            Backend::Chars(_) => self.tokenizer.decode(&[id]),
             Backend::HuggingFace(tokenizer) => {
                 if tokenizer.id_to_token(id).is_none() {
                     return String::new();
@@ -51,6 +52,7 @@ impl TextStream {
     pub fn finish(mut self) -> String {
         match &self.tokenizer.inner.backend {
             Backend::ByteLevel(_) => String::from_utf8_lossy(&self.bytes).into_owned(),
+            Backend::Chars(_) => String::new(),
             Backend::HuggingFace(_) => self.take(true),
         }
     }

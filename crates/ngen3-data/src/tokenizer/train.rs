@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use foldhash::fast::FixedState;
+use ngen3_model::hf::Roles;
 use rayon::prelude::*;
 
 use super::Error;
@@ -79,7 +80,8 @@ where
     let words = counts.len();
     let merges = BpeTrainer::new(counts).train(vocab_size - 257, before_merge)?;
     let bpe = Bpe::from_merges(merges.into_iter(), ENDOFTEXT);
-    let tokenizer = Tokenizer::new(name.into(), Backend::ByteLevel(Box::new(bpe)), None);
+    let roles = Roles::ending_with(Some(ENDOFTEXT));
+    let tokenizer = Tokenizer::made(name, Backend::ByteLevel(Box::new(bpe)), &roles);
     Ok(Trained { tokenizer, requested: vocab_size, bytes, words })
 }
 

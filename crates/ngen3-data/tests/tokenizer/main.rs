@@ -2,6 +2,7 @@
 //! random texts, on hostile files, and training.
 
 mod files;
+mod plain;
 mod training;
 
 use std::sync::LazyLock;

@@ -88,6 +88,7 @@ mod tests {
                 one("piqa", 0, vec![acc(value, Some(0.0116)), norm(value, Some(0.01))]),
                 one("mmlu_stem", 1, vec![acc(1.0, None)]),
             ],
+            text_notes: Vec::new(),
         };
         let expected = "\
 task    version  n-shot  items  metric                 7M        120M-long

@@ -69,12 +69,14 @@ impl Sample {
 pub struct Report {
     /// Tasks, groups and texts in the order requested; a group precedes its members.
     pub measured: Vec<TaskResult>,
+    /// Notes on the texts, one line each: characters that the vocabulary lacks, and doubts on a token file.
+    pub(crate) text_notes: Vec<String>,
 }
 
 impl Report {
-    /// Notes for the user, one line each: truncated questions, and answers scored in parts.
+    /// Notes for the user, one line each: those on the texts, truncated questions, and answers scored in parts.
     pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.text_notes.clone();
         for one in self.measured.iter().filter(|one| one.depth == 0) {
             let of = format!("of {}", count(one.effective, "question"));
             if one.truncated > 0 {

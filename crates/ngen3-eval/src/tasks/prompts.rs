@@ -1,6 +1,7 @@
 //! Builds questions with few-shot examples from records, and encodes them.
 
 use ngen3_data::Tokenizer;
+use ngen3_data::tokenizer::{self, MissingChars};
 use ngen3_model::words;
 use rayon::prelude::*;
 
@@ -112,6 +113,18 @@ pub(crate) fn encode(
         requests.map_err(|reason| task_error(task, format!("row {}: {reason}", number + 1)))
     };
     questions.par_iter().enumerate().map(encode).collect()
+}
+
+/// Counts the characters of all questions, each with each answer, that the vocabulary lacks.
+///
+/// # Errors
+/// A text that the tokenizer cannot encode.
+pub(crate) fn missing(questions: &[FewshotQuestion], tokenizer: &Tokenizer) -> Result<MissingChars, tokenizer::Error> {
+    let mut missing = MissingChars::default();
+    for (given, scored) in questions.iter().flat_map(FewshotQuestion::pairs) {
+        tokenizer.encode_counting(&format!("{given}{scored}"), &mut Vec::new(), &mut missing)?;
+    }
+    Ok(missing)
 }
 
 /// Encodes a context (`given`) and the continuation to score (`scored`).

@@ -3,18 +3,15 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::settings::{Settings, text_of};
 use super::tokenizer::ENDOFTEXT;
-use crate::files::{read_object, read_text};
+use crate::files::read_text;
 use crate::{ChatFormat, Error};
 
-/// Size limit of each file, in bytes.
+/// Size limit of `chat_template.jinja`, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
-/// Settings of the tokenizer.
-const SETTINGS: &str = "tokenizer_config.json";
-/// Special tokens, in folders of older versions of `transformers`.
-const SPECIAL: &str = "special_tokens_map.json";
 /// `transformers`' classes of GPT-2's tokenizer, whose special tokens default to `<|endoftext|>`.
 const GPT2: [&str; 2] = ["GPT2Tokenizer", "GPT2TokenizerFast"];
 
@@ -23,20 +20,17 @@ const GPT2: [&str; 2] = ["GPT2Tokenizer", "GPT2TokenizerFast"];
 /// # Errors
 /// [`Error::Read`] if a file is too large or not JSON. The template is checked when it is used.
 pub(super) fn read(folder: &Path) -> Result<Option<ChatFormat>, Error> {
-    let settings = read_object(&folder.join(SETTINGS), MAX_BYTES)?;
+    let settings = Settings::read(folder)?;
     // A separate file takes precedence, as in `transformers`.
     let template = match read_text(&folder.join("chat_template.jinja"), MAX_BYTES)? {
         Some(template) => Some(template),
-        None => settings.get("chat_template").and_then(default_of).map(str::to_owned),
+        None => settings.entry("chat_template").and_then(default_of).map(str::to_owned),
     };
     let Some(template) = template else { return Ok(None) };
-    // As in `transformers`, the older file takes precedence, unless the settings are of the newer kind that lists all tokens.
-    let listed = settings.contains_key("added_tokens_decoder");
-    let special = if listed { Map::new() } else { read_object(&folder.join(SPECIAL), MAX_BYTES)? };
     // Without a class, the model type decides: gpt2.
-    let class = settings.get("tokenizer_class").and_then(Value::as_str);
+    let class = settings.entry("tokenizer_class").and_then(Value::as_str);
     let is_gpt2 = class.is_none_or(|class| GPT2.contains(&class));
-    let token = |name| match special.get(name).or_else(|| settings.get(name)) {
+    let token = |name| match settings.token(name) {
         Some(token) => text_of(token).map(str::to_owned),
         None => is_gpt2.then(|| ENDOFTEXT.to_owned()),
     };
@@ -49,9 +43,4 @@ fn default_of(value: &Value) -> Option<&str> {
         Value::Array(named) => named.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
         value => value.as_str(),
     }
-}
-
-/// Returns the text of a token: a string, or an object's `content`.
-fn text_of(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value["content"].as_str())
 }

@@ -11,9 +11,14 @@ mod adapter;
 mod chat;
 mod config;
 mod export;
+mod lookup;
 mod read;
+mod roles;
+mod settings;
 mod tokenizer;
 
 pub use adapter::{ADAPTER_FILES, write_adapter};
 pub use export::{CurvePoint, Export, ExportDtype, ExportFormat, Exported, check_export, export};
 pub(crate) use read::read;
+pub use roles::Roles;
+pub(crate) use roles::without_roles;

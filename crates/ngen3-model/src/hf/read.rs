@@ -49,8 +49,8 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
         return Err(read_error(folder)("not a Hugging Face model: no config.json in the folder".into()));
     };
     let Parsed { config, tied } = config::parse(&text).map_err(read_error(&path))?;
-    let tokenizer = tokenizer::read(folder, config.vocab_size)?;
     let chat = chat::read(folder)?;
+    let tokenizer = tokenizer::read(folder, config.vocab_size, chat.is_some())?;
 
     let Some((name, content)) = WEIGHTS.into_iter().find(|(name, _)| folder.join(name).exists()) else {
         let names = WEIGHTS.map(|(name, _)| name).join(", ");

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::roles::Roles;
 use crate::files::{parse_json, pretty_json, read_error, read_object, read_text};
 use crate::hash::sha256;
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE, TokenizerRef};
@@ -21,13 +22,14 @@ const GPT2_TOKENS: &str = "e35a33a0b2250c932ffdafc4c3a3552aef0cc7af7a11e9ebfddf1
 /// SHA-256 of OpenAI's `vocab.bpe`, which is also merges.txt.
 const GPT2_MERGES: &str = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5";
 
-/// Reads the tokenizer of a folder, for a model with this vocabulary size.
+/// Reads the tokenizer of a folder, for a model with this vocabulary size. With `has_chat`, the chat format has the tokens of
+/// conversations.
 ///
 /// # Errors
 /// [`Error::Read`] if a file is too large or not JSON. The tokenizer is checked when it is used.
-pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Error> {
+pub(super) fn read(folder: &Path, vocab_size: usize, has_chat: bool) -> Result<TokenizerRef, Error> {
     let path = folder.join("tokenizer.json");
-    let (text, json) = match read_text(&path, MAX_BYTES)? {
+    let (text, mut json): (String, Value) = match read_text(&path, MAX_BYTES)? {
         Some(text) => {
             let json = parse_json(&text).map_err(read_error(&path))?;
             (text, json)
@@ -37,7 +39,20 @@ pub(super) fn read(folder: &Path, vocab_size: usize) -> Result<TokenizerRef, Err
             None => return Ok(TokenizerRef::guess(vocab_size)),
         },
     };
-    Ok(if is_gpt2(&json) { TokenizerRef::Gpt2 } else { TokenizerRef::Json(text) })
+    if is_gpt2(&json) {
+        return Ok(TokenizerRef::Gpt2);
+    }
+    if !json.is_object() {
+        // Reported when it is used.
+        return Ok(TokenizerRef::Json(text));
+    }
+    let mut roles = Roles::beside(folder, &json)?;
+    if has_chat {
+        let Roles { turn_end, bos, .. } = Roles::of(&json);
+        roles = Roles { turn_end, bos: if roles.add_bos { roles.bos } else { bos }, ..roles };
+    }
+    let changed = roles.keep_in(&mut json);
+    Ok(TokenizerRef::Json(if changed { json.to_string() } else { text }))
 }
 
 /// Builds a tokenizer.json from `vocab.json`, `merges.txt` and the files beside them.
@@ -87,16 +102,6 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
             "vocab": vocab, "merges": merges
         }
     })))
-}
-
-/// Returns the id of a token, as tokenizer.json spells it.
-pub(super) fn id_of(file: &Value, token: &str) -> Option<u32> {
-    let mut added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice).iter();
-    let id = match added.find(|entry| entry["content"] == token) {
-        Some(entry) => &entry["id"],
-        None => file["model"]["vocab"].get(token)?,
-    };
-    u32::try_from(id.as_u64()?).ok()
 }
 
 /// Returns true if a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
@@ -216,7 +221,14 @@ pub(super) fn files(
             special.extend(token.iter().map(|token| (role.to_string(), token.as_str().into())));
         }
     }
+    let roles = Roles::of(json);
+    if chat.is_none() {
+        special.extend(roles.bos.map(|bos| ("bos_token".to_string(), bos.into())));
+    }
     let mut settings = special.clone();
+    if roles.add_bos {
+        settings.insert("add_bos_token".into(), true.into());
+    }
     settings.extend(chat.map(|chat| ("chat_template".to_string(), chat.template.as_str().into())));
     settings.insert("clean_up_tokenization_spaces".into(), false.into());
     settings.insert("model_max_length".into(), max_length.into());
@@ -231,7 +243,9 @@ pub(super) fn files(
         ("tokenizer_config.json", pretty_json(&settings.into())),
         ("special_tokens_map.json", pretty_json(&special.into())),
     ];
-    if let (Some(merges), Some(vocab)) = (merges(json), json["model"]["vocab"].as_object()) {
+    // The older files describe bytes and merges, not a vocabulary of characters.
+    let merges = merges(json).filter(|merges| byte_level || !merges.is_empty());
+    if let (Some(merges), Some(vocab)) = (merges, json["model"]["vocab"].as_object()) {
         files.push(("vocab.json", serde_json::to_string(vocab).expect("JSON serialises")));
         files.push(("merges.txt", merges_txt(&merges)));
     }

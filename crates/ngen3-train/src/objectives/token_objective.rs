@@ -117,11 +117,6 @@ impl Objective for TokenObjective {
     }
 }
 
-/// Returns `true` if the tokenizer of a file is unknown: it may be nanoGPT's, of characters or of GPT-2's tokens.
-fn is_bare(file: &TokenFile) -> bool {
-    file.meta().is_none() && !file.path().with_file_name("tokenizer.json").exists()
-}
-
 /// Checks that the model in `from` fits a token file: its vocabulary is large enough, and its tokenizer, if known, is that of
 /// the file.
 ///
@@ -136,7 +131,7 @@ fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Erro
     let needed = file.vocab_size()?;
     if config.vocab_size < needed {
         // Every token of a bare file fits the model, so it was not made by GPT-2's tokenizer, the default.
-        if is_bare(file) {
+        if file.is_assumed() {
             return Ok(TokenizerRef::Unknown);
         }
         return Err(Error::Usage(format!(

@@ -222,7 +222,7 @@ impl Job {
 
 /// Fails if the tokenizers of a model and of the data are known and differ.
 pub(crate) fn check_tokenizers(from: &Path, ours: &TokenizerRef, data: &Path, its: &TokenizerRef) -> Result<(), Error> {
-    if ours == its || [ours, its].contains(&&TokenizerRef::Unknown) {
+    if ours.agrees_with(its) {
         return Ok(());
     }
     Err(Error::Usage(format!(

@@ -19,7 +19,7 @@ use crate::error_line::one_line;
 use crate::line_editor::{LineEditor, Typed, quoted};
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
-use crate::streaming::{Answer, SamplingFlags};
+use crate::streaming::{Answer, SamplingFlags, say_what_is_missing};
 use crate::{interrupt, stdout};
 
 /// Chat with a model
@@ -89,6 +89,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut input = Input::open()?;
     let system = args.system.into_iter().map(|content| Message::new(Role::System, content));
     let messages: Vec<_> = system.collect();
+    messages.iter().try_for_each(|system: &Message| {
+        say_what_is_missing(encoder.tokenizer(), system.content.as_deref().unwrap_or_default())
+    })?;
     let system = messages.len();
     let (length, stops) = (args.length, args.flags.stop);
     let name = input.name_of_model();
@@ -295,6 +298,7 @@ impl Conversation {
         sampling: Sampling,
         stop: &AtomicBool,
     ) -> anyhow::Result<Result<bool, String>> {
+        say_what_is_missing(self.encoder.tokenizer(), turn)?;
         self.messages.push(Message::user(turn));
         let prompt = match self.prompt() {
             Ok(prompt) => prompt,

@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Student's shape and training defaults"))]
     student_variant: Option<&'static Variant>,
-    /// Token file to train on, from ngen3 tokenize
+    /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin or train.bin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Temperature T, from 0.1 to 100: above 1, the teacher's less likely tokens get more weight [default: 2]

@@ -56,7 +56,7 @@ pub struct Args {
     /// Evaluate only the first N questions of each task, or windows of the text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Text for the task perplexity: any text that tokenize reads, or a data.bin [default: the last tenth of
+    /// Text for the task perplexity: any text that tokenize reads, a data.bin, or a folder with one [default: the last tenth of
     /// builtin:shakespeare]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use ngen3_data::chat::{ChatEncoder, ChatInput, ChatReading, Chats, Message, TooLong, TrainOn};
-use ngen3_data::{HfSource, Tokenizer};
+use ngen3_data::{HfSource, TokenFile, Tokenizer};
 use ngen3_engine::Model;
 use ngen3_generate::Sampling;
 use ngen3_model::{ChatFormat, Checkpoint, Lora, Targets, Variant};
@@ -24,7 +24,7 @@ use crate::interrupt::{self, Interrupted, interruptible};
 use crate::model::{self, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::stdout;
-use crate::streaming::{Answer, say_what_is_seen};
+use crate::streaming::{Answer, say_what_is_missing, say_what_is_seen};
 use crate::training::{Training, resume_command};
 
 /// Fine-tune a model on conversations
@@ -41,7 +41,7 @@ use crate::training::{Training, resume_command};
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Token file, or conversations (.jsonl, .json or .txt, optionally .gz or .zst; - for stdin)
+    /// Token file, or a folder with one, or conversations (.jsonl, .json or .txt, optionally .gz or .zst; - for stdin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
@@ -334,10 +334,14 @@ fn read(
     template: Option<String>,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Option<Chats>> {
+    let in_folder = match input {
+        Input::File(path) => TokenFile::in_folder(path)?,
+        Input::Hf(_) => None,
+    };
     if let Input::File(path) = input
-        && path.extension().is_some_and(|ending| ending == "bin")
+        && (in_folder.is_some() || path.extension().is_some_and(|ending| ending == "bin"))
     {
-        let chats = Chats::open(path)?;
+        let chats = Chats::open(in_folder.as_deref().unwrap_or(path))?;
         if template.is_some() {
             bail!("{}: already tokenized; --chat_template applies only to untokenized conversations", path.display());
         }
@@ -394,6 +398,7 @@ fn sample(
     sampling: Sampling,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
+    say_what_is_missing(&tokenizer, prompt)?;
     let (shown, ids, end) = match chat {
         Some(format) => {
             let encoder = ChatEncoder::new(tokenizer.clone(), Some(format))?;
@@ -401,10 +406,12 @@ fn sample(
             (format!("user: {prompt}\nassistant: "), ids, Some(encoder.end()))
         }
         None => {
-            let mut ids = tokenizer.encode(prompt)?;
+            let mut ids: Vec<u32> = tokenizer.document_start().into_iter().collect();
+            tokenizer.encode_into(prompt, &mut ids)?;
             if ids.is_empty() {
                 ids.extend(tokenizer.eot());
             }
+            ensure!(!ids.is_empty(), "--prompt: expected characters of the model's vocabulary");
             (prompt.to_owned(), ids, tokenizer.eot())
         }
     };

@@ -1,13 +1,13 @@
 //! `ngen3 hf_tokenize`: tokenizes a Hugging Face dataset.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
 use ngen3_data::chat::ChatInput;
 use ngen3_data::{HfDatasetSpec, HfSource, RecordOptions, build_hf_dataset};
 
-use super::tokenize::{self, ChatFlags, TextFlags};
+use super::tokenize::{self, ChatFlags, TextFlags, TokenizerFlags};
 use crate::interrupt::{self, interruptible};
 use crate::progress::Progress;
 use crate::stdout;
@@ -15,7 +15,7 @@ use crate::threads::Threads;
 
 /// Tokenize a Hugging Face dataset
 ///
-/// Writes the folder _data_NAME_. Each row is a document, followed by <|endoftext|>; rows without text are skipped. A local
+/// Writes the folder _data_NAME_. Each row is a document, followed by the tokenizer's token for that; rows without text are skipped. A local
 /// folder or file can replace OWNER/NAME. The files of a split come from the README's configs, else from the names of
 /// folders and files (data/train-00000-of-00002.parquet, train/x.jsonl, train.csv), else from the hub's conversion to
 /// parquet, which also covers datasets that are Python scripts. Formats are parquet, arrow, JSON lines, JSON arrays, csv, tsv
@@ -44,9 +44,8 @@ pub struct Args {
     /// Name of the dataset to write; its folder is _data_NAME_
     #[arg(long, value_name = "NAME")]
     dataset: String,
-    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerFlags,
     #[command(flatten)]
     text: TextFlags,
     /// Separator of CSV fields: a character, or \t for a tab [default: the README's, else one of , ; | and tab that fits the
@@ -121,12 +120,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     if args.chats {
         let input = ChatInput::Hf(&source);
-        return tokenize::chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
+        return tokenize::chats(&args.dataset, input, args.tokenizer.file(), &args.chat, args.threads, &stop);
     }
     let spec = HfDatasetSpec {
         name: &args.dataset,
         source: &source,
-        tokenizer: args.tokenizer.as_deref(),
+        tokenizer: args.tokenizer.file(),
         threads: args.threads.count(),
         root: Path::new(""),
     };

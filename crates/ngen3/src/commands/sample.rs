@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use ngen3_data::Tokenizer;
 use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
@@ -15,7 +15,7 @@ use crate::device::device;
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
-use crate::streaming::{SamplingFlags, Text, say_what_is_seen};
+use crate::streaming::{SamplingFlags, Text, say_what_is_missing, say_what_is_seen};
 
 /// Generate text from a model
 ///
@@ -72,6 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let block_size = config.block_size;
     let engine = device().open(config, params, args.flags.options())?;
 
+    say_what_is_missing(&tokenizer, &prompt)?;
     let ids = encode(&tokenizer, &prompt)?;
     say_what_is_seen(ids.len(), block_size);
     let num_samples = usize::from(args.num_samples);
@@ -130,12 +131,17 @@ fn read_prompt(args: &Args) -> anyhow::Result<String> {
     })
 }
 
-/// Encodes the prompt; an empty one becomes the end-of-text token, or a line break if the tokenizer has none.
+/// Encodes the prompt, after the token that begins documents, if any. An empty one becomes that token, else the end-of-text
+/// token, else a line break.
 fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
-    Ok(match tokenizer.eot() {
-        Some(eot) if prompt.is_empty() => vec![eot],
-        _ => tokenizer.encode(if prompt.is_empty() { "\n" } else { prompt })?,
-    })
+    let mut ids: Vec<u32> = tokenizer.document_start().into_iter().collect();
+    match tokenizer.eot() {
+        Some(eot) if prompt.is_empty() && ids.is_empty() => ids.push(eot),
+        None if prompt.is_empty() && ids.is_empty() => ids = tokenizer.encode("\n")?,
+        _ => tokenizer.encode_into(prompt, &mut ids)?,
+    }
+    ensure!(!ids.is_empty(), "nothing to start from: expected a --prompt with characters of the model's vocabulary");
+    Ok(ids)
 }
 
 /// Prints samples one after another: each streams once those before it have ended.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use ngen3_data::chat::{ChatInput, ChatMapping, ChatReading, ChatSpec, build_chats};
 use ngen3_data::source::{Event, Source, SplitBy, TextEncoding, TextOptions};
-use ngen3_data::{DatasetSpec, DatasetSummary, build_dataset};
+use ngen3_data::{DatasetSpec, DatasetSummary, TokenizerFile, build_dataset};
 use ngen3_model::words::{file_size, grouped, grouped_count};
 
 use crate::interrupt::{self, interruptible};
@@ -20,8 +20,9 @@ use crate::threads::Threads;
 ///
 /// Writes the folder _data_NAME_: data.bin (little-endian token ids of 16 bits, or 32 if the vocabulary exceeds 65,536),
 /// meta.json (their description) and, unless it is GPT-2's, the tokenizer. Each file is a document, followed by
-/// <|endoftext|>; so is each text of an archive. Compressed files (.gz, .zst, .xz, .bz2) and archives (.tar, .zip) are recognized
-/// by their content and read as streams. A UTF-8 byte order mark at the start of a file is dropped.
+/// <|endoftext|>, or another tokenizer's token for that; so is each text of an archive. Compressed files (.gz, .zst, .xz, .bz2)
+/// and archives (.tar, .zip) are recognized by their content and read as streams. A UTF-8 byte order mark at the start of a file
+/// is dropped.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 #[command(mut_arg("chat_template", |arg| arg.conflicts_with("txt")))]
@@ -41,9 +42,8 @@ pub struct Args {
     /// compressed, or in archives
     #[arg(long, value_name = "FILE", conflicts_with_all = ["txt", "split_by", "eot_in_text"], num_args = 1..)]
     chats: Vec<PathBuf>,
-    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerFlags,
     #[command(flatten)]
     text: TextFlags,
     /// Unit of text that becomes a document: document (the whole file), paragraph (up to a blank line), line, or the text up
@@ -90,6 +90,32 @@ impl TextFlags {
 enum EotInText {
     Token,
     Text,
+}
+
+/// Flags that choose the tokenizer.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case")]
+pub struct TokenizerFlags {
+    /// Hugging Face tokenizer.json to use instead of GPT-2's tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Token that ends a document [default: as tokenizer_config.json, special_tokens_map.json or generation_config.json beside
+    /// the tokenizer.json say, else the first that it has of <|endoftext|>, <|end_of_text|>, </s>, <eos> and others]
+    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    eos_token: Option<String>,
+    /// Token that begins a text, for chat templates [default: found as --eos_token is]. It begins every document only if
+    /// tokenizer_config.json has add_bos_token: true
+    #[arg(long, value_name = "TOKEN", requires = "tokenizer")]
+    bos_token: Option<String>,
+}
+
+impl TokenizerFlags {
+    /// Returns the file with the tokens that were named; `None` for GPT-2's tokenizer.
+    pub fn file(&self) -> Option<TokenizerFile<'_>> {
+        let Self { tokenizer, eos_token, bos_token } = self;
+        let path = tokenizer.as_deref()?;
+        Some(TokenizerFile { path, eos: eos_token.as_deref(), bos: bos_token.as_deref() })
+    }
 }
 
 /// Flags for reading and rendering conversations.
@@ -144,12 +170,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = interrupt::watch()?;
     if !args.chats.is_empty() {
         let input = ChatInput::Files(&args.chats, args.text.encoding);
-        return chats(&args.dataset, input, args.tokenizer.as_deref(), &args.chat, args.threads, &stop);
+        return chats(&args.dataset, input, args.tokenizer.file(), &args.chat, args.threads, &stop);
     }
     let spec = DatasetSpec {
         name: &args.dataset,
         sources: &sources,
-        tokenizer: args.tokenizer.as_deref(),
+        tokenizer: args.tokenizer.file(),
         text: args.text.options(),
         split_by: parse_split(&args.split_by)?,
         eot_splits: args.eot_in_text.map(|meaning| meaning == EotInText::Token),
@@ -168,7 +194,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 pub fn chats(
     name: &str,
     input: ChatInput,
-    tokenizer: Option<&Path>,
+    tokenizer: Option<TokenizerFile>,
     flags: &ChatFlags,
     threads: Threads,
     stop: &AtomicBool,
@@ -193,12 +219,13 @@ pub fn chats(
 /// Formats a summary of the dataset, in one line.
 pub fn report(made: &DatasetSummary, took: Duration) -> String {
     let seconds = took.as_secs_f64();
-    let ends = match &made.end_of_text {
-        Some(token) => format!(" + {} {token}", grouped(made.documents)),
-        None => ", with no token between documents (the tokenizer has no end-of-text token)".into(),
-    };
+    let around = |token: &Option<String>| token.as_ref().map(|token| format!(" + {} {token}", grouped(made.documents)));
+    let start = around(&made.start_of_text).unwrap_or_default();
+    let end = around(&made.end_of_text);
+    let end =
+        end.unwrap_or_else(|| ", with no token between documents (the tokenizer has no end-of-text token)".into());
     format!(
-        "{}: {} of text{ends}, from {} in {seconds:.1} s ({}/s)\n",
+        "{}: {} of text{start}{end}, from {} in {seconds:.1} s ({}/s)\n",
         made.data.display(),
         grouped_count(made.text_tokens, "token"),
         file_size(made.text_bytes as f64),

@@ -7,11 +7,12 @@ use anyhow::ensure;
 use ngen3_data::TokenFile;
 use ngen3_engine::{Backward, Batch, Dtype, Feed, Options, Slot};
 use ngen3_model::words::count;
-use ngen3_model::{Checkpoint, ParamList, files};
+use ngen3_model::{Checkpoint, ParamList, TokenizerRef, files};
 use ngen3_train::check_reads;
 use serde_json::{Map, json};
 
 use crate::device::device;
+use crate::progress::write_line;
 use crate::threads::Threads;
 use crate::{json_file, model, stdout};
 
@@ -25,7 +26,7 @@ pub struct Args {
     /// Model: .pt, .safetensors, a Hugging Face folder, or a hub name
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
-    /// Token file, from ngen3 tokenize
+    /// Token file, from ngen3 tokenize, or a folder with one (data.bin or train.bin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Sequences of block_size tokens, back to back from the first token
@@ -56,6 +57,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     json_file::check(&args.out, &json_file::TRACE)?;
     let (found, checkpoint) = model::load(&args.model_checkpoint, None)?;
     let data = TokenFile::open(&args.data)?;
+    if checkpoint.meta.tokenizer != TokenizerRef::Gpt2
+        && let Some(doubt) = data.doubt()
+    {
+        write_line(&format!("note: {doubt}"));
+    }
     check_reads(&found.path, &checkpoint, &data)?;
     let Checkpoint { config, params, .. } = checkpoint;
     let n = usize::from(args.rows) * config.block_size;

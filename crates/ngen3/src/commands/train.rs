@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Shape and training defaults"))]
     variant: Option<&'static Variant>,
-    /// Token file to train on, from ngen3 tokenize
+    /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin, or nanoGPT's train.bin with meta.pkl)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Model to start from: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)

@@ -32,6 +32,11 @@ impl Merges {
         new
     }
 
+    /// True if there are no merges: every byte is a token.
+    pub(in crate::tokenizer) fn is_empty(&self) -> bool {
+        self.by_pair.is_empty()
+    }
+
     /// Returns the merges in order of rank: (left id, right id).
     pub(in crate::tokenizer) fn in_order(&self) -> Vec<(u32, u32)> {
         let mut pairs: Vec<_> = self.by_pair.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();

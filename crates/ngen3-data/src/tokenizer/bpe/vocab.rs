@@ -123,6 +123,10 @@ impl Bpe {
 
     /// Appends the ids of `text`.
     pub(in crate::tokenizer) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+        if self.merges.is_empty() {
+            out.extend(text.bytes().map(|byte| self.id_of_byte[byte as usize]));
+            return;
+        }
         let free = self.caches.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut cache = free.unwrap_or_else(WordCache::new);
         self.encode_with(&mut cache, text.as_bytes(), out);

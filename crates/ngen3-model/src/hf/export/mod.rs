@@ -14,6 +14,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::config;
+use super::lookup::id_of;
+use super::roles::Roles;
 use super::tokenizer::{self, ByteLevel};
 use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
 use crate::params::WithBiases;
@@ -101,7 +103,7 @@ fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLe
 /// Returns the id of the token that ends the assistant's turn, if it is not the end-of-document token.
 fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
     let token = export.checkpoint.meta.chat.as_ref()?.eos_token.as_ref()?;
-    tokenizer::id_of(json?, token).filter(|&end| export.eot.is_none_or(|(_, eot)| eot != end))
+    id_of(json?, token).filter(|&end| export.eot.is_none_or(|(_, eot)| eot != end))
 }
 
 fn write_hf(export: &Export, json: Option<&Value>, folder: &Path) -> Result<(), Error> {
@@ -113,13 +115,16 @@ fn write_hf(export: &Export, json: Option<&Value>, folder: &Path) -> Result<(), 
     };
     let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     let eot = export.eot.map(|(_, id)| id);
-    put(folder, "config.json", &pretty_json(&config::write(config, eot, dropout, dtype)))?;
+    let bos = json.and_then(|json| id_of(json, &Roles::of(json).bos?)).or(eot);
+    let mut written = config::write(config, eot, dropout, dtype);
+    written["bos_token_id"] = bos.into();
+    put(folder, "config.json", &pretty_json(&written))?;
     // Generation stops at either: one ends an answer, the other a document.
     let ends = match (chat_end(export, json), eot) {
         (Some(end), Some(eot)) => json!([end, eot]),
         (end, eot) => json!(end.or(eot)),
     };
-    let generation = json!({ "bos_token_id": eot, "eos_token_id": ends, "pad_token_id": eot });
+    let generation = json!({ "bos_token_id": bos, "eos_token_id": ends, "pad_token_id": eot });
     put(folder, "generation_config.json", &pretty_json(&generation))?;
     if let (Some(text), Some(json)) = (export.tokenizer, json) {
         let eot = export.eot.map(|(text, _)| text);

@@ -1,4 +1,5 @@
-//! The subset of Python's pickle format (protocol 2) that checkpoints use. Opcodes are those of CPython's `pickle.py`.
+//! The subset of Python's pickle format (protocols 2 to 5) that checkpoints and nanoGPT's `meta.pkl` use. Opcodes are those
+//! of CPython's `pickle.py`.
 
 mod read;
 mod write;

@@ -165,8 +165,8 @@ impl<'a> Machine<'a> {
                 // PROTO
                 0x80 => {
                     let protocol = self.take(1)?[0];
-                    if protocol != 2 {
-                        return Err(format!("unsupported pickle protocol {protocol}: expected 2, as from torch.save"));
+                    if !(2..=5).contains(&protocol) {
+                        return Err(format!("unsupported pickle protocol {protocol}: expected 2 to 5"));
                     }
                 }
                 // STOP
@@ -192,9 +192,13 @@ impl<'a> Machine<'a> {
                     let float = f64::from_be_bytes(self.array()?);
                     self.push(Node::Float(float));
                 }
-                // BINUNICODE
-                b'X' => {
-                    let len = self.uint(4)? as usize;
+                // FRAME, whose length the opcodes give too
+                0x95 => {
+                    self.take(8)?;
+                }
+                // BINUNICODE, SHORT_BINUNICODE
+                b'X' | 0x8c => {
+                    let len = self.uint(if opcode == b'X' { 4 } else { 1 })? as usize;
                     let text = self.take(len)?;
                     let text = str::from_utf8(text).map_err(|_| "a string is not UTF-8")?;
                     self.push(Node::Str(text.into()));
@@ -239,6 +243,12 @@ impl<'a> Machine<'a> {
                 b'q' | b'r' => {
                     let slot = self.uint(if opcode == b'q' { 1 } else { 4 })?;
                     let start = self.height(1)?;
+                    self.memo.insert(slot, self.stack[start]);
+                }
+                // MEMOIZE
+                0x94 => {
+                    let start = self.height(1)?;
+                    let slot = self.memo.len() as u32;
                     self.memo.insert(slot, self.stack[start]);
                 }
                 // BINGET, LONG_BINGET
