@@ -222,7 +222,9 @@ impl Tokenizer {
             None => "were dropped".into(),
         };
         let (count, total, share) = (grouped(count), grouped(total), 100.0 * count as f64 / total as f64);
-        let (name, shown) = (self.name(), missing.shown());
+        // A model's tokenizer is named "of m.pt".
+        let name = self.name().strip_prefix("of ").unwrap_or(self.name());
+        let shown = missing.shown();
         Some(format!(
             "{count} of {total} characters ({share:.2} %) are not in the vocabulary of {name} and {fate}: {shown}"
         ))
