@@ -51,7 +51,8 @@ fn edited(edit: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Vec<u8> {
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
         if let Some(bytes) = edit(name.strip_prefix("archive/").unwrap(), bytes) {
-            out.start_file(name, SimpleFileOptions::default()).unwrap();
+            out.start_file(name, SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored))
+                .unwrap();
             out.write_all(&bytes).unwrap();
         }
     }
