@@ -13,7 +13,7 @@ use ngen3_model::words::{count, grouped};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 use crate::vocabulary::BareVocabulary;
 use crate::{Error, Tokenizer, tokenizer};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use ngen3_model::hf::Roles;
 use serde_json::Value;
 
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 use crate::tokenizer::MAX_BYTES;
 use crate::{Error, Tokenizer};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ngen3_model::nanogpt::{self, CharVocab};
 
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 
 /// nanoGPT's description of characters.
 const META_PKL: &str = "meta.pkl";

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::source::open::without_compression;
+use crate::source::bytes::open::without_compression;
 
 /// Format of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

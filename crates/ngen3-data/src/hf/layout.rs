@@ -19,7 +19,7 @@ use super::split::is_name;
 use crate::Error;
 use crate::hub::{ProgressFn, RepoFile};
 use crate::source::Event;
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 
 const README: &str = "README.md";
 /// Maximum size of the README, in bytes.

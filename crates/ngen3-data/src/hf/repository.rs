@@ -10,10 +10,10 @@ use super::format::{Format, READABLE};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, RepoFile, RepoKind, Snapshot};
 use crate::source::Event;
-use crate::source::archive::{Archive, Content, Member, look_inside, member_name};
+use crate::source::bytes::archive::{Archive, Content, Member, look_inside, member_name};
+use crate::source::bytes::open::{open, open_file};
+use crate::source::bytes::read_error::read_error;
 use crate::source::folder::{entries, file_of};
-use crate::source::open::{open, open_file};
-use crate::source::read_error::read_error;
 
 /// Bytes unpacked at a time.
 const BUFFER: usize = 1 << 18;

@@ -15,7 +15,7 @@ use super::{layout, split};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
 use crate::source::DocumentReader;
-use crate::source::kind::is_archive_name;
+use crate::source::bytes::kind::is_archive_name;
 
 /// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

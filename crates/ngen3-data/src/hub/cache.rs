@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::repo::{LISTING_LIMIT, RepoFile, RepoInfo, is_safe_path};
 use crate::Error;
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 
 const LISTING_VERSION: u32 = 1;
 

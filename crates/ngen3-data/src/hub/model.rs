@@ -9,7 +9,7 @@ use super::repo::{LISTING_LIMIT, RepoKind};
 use super::snapshot::{Hub, Snapshot};
 use crate::Error;
 use crate::progress::ProgressFn;
-use crate::source::limited::read_at_most;
+use crate::source::bytes::limited::read_at_most;
 
 const CONFIG: &str = "config.json";
 /// Weight files, the preferred format first: a single file, or an index of shards.

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::bytes::kind::table_of;
 use super::folder::{entries, file_of};
-use super::kind::table_of;
 use crate::Error;
 use crate::http::without_password;
 use crate::progress::Event;

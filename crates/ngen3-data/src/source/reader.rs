@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ngen3_model::words::count;
 
-use super::archive::{Archive, Content, look_inside};
+use super::bytes::archive::{Archive, Content, look_inside};
+use super::bytes::download::Client;
+use super::bytes::kind::{LOOK, MAGIC_BYTES, advice, binary_of, table_of};
+use super::bytes::members::{TextMember, each_text_member};
+use super::bytes::open::{ByteSource, open, open_file, open_stored, peek};
+use super::bytes::read_error::read_error;
 use super::channel::{DocumentReader, DocumentSender};
-use super::download::Client;
-use super::encoding::{TextOptions, open_text};
-use super::kind::{LOOK, MAGIC_BYTES, advice, binary_of, table_of};
 use super::list::{Input, SHAKESPEARE, Source};
-use super::members::{TextMember, each_text_member};
-use super::open::{ByteSource, open, open_file, open_stored, peek};
-use super::pieces::{MarkerCount, SplitBy, Splitter};
-use super::read_error::read_error;
-use super::utf8::Utf8Reader;
+use super::text::encoding::{TextOptions, open_text};
+use super::text::pieces::{MarkerCount, SplitBy, Splitter};
+use super::text::utf8::Utf8Reader;
 use crate::Error;
 use crate::progress::Event;
 
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::source::channel::TextChunk;
     use crate::source::list;
-    use crate::source::pieces::CHUNK_BYTES;
+    use crate::source::text::pieces::CHUNK_BYTES;
 
     static GO: AtomicBool = AtomicBool::new(false);
 

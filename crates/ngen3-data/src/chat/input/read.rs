@@ -14,13 +14,13 @@ use serde_json::Value;
 use super::parse::{ChatParser, ParsedChat, TURNS};
 use crate::Error;
 use crate::hf::TURN_FIELDS;
-use crate::source::archive::{Content, look_inside};
-use crate::source::encoding::{TextSource, open_text};
-use crate::source::kind::{advice, binary_of, table_of};
-use crate::source::limited::read_line;
-use crate::source::members::{TextMember, each_text_member};
-use crate::source::open::{ByteSource, open, open_file, peek, without_compression};
-use crate::source::read_error::read_error;
+use crate::source::bytes::archive::{Content, look_inside};
+use crate::source::bytes::kind::{advice, binary_of, table_of};
+use crate::source::bytes::limited::read_line;
+use crate::source::bytes::members::{TextMember, each_text_member};
+use crate::source::bytes::open::{ByteSource, open, open_file, peek, without_compression};
+use crate::source::bytes::read_error::read_error;
+use crate::source::text::encoding::{TextSource, open_text};
 use crate::source::{TextEncoding, TextOptions};
 
 /// Bytes inspected to detect the form of a file.

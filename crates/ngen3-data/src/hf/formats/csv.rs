@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::file::{BUFFER, DataFileReader, FileRecord, FileRecordFn, RecordStream, Wanted};
 use crate::Error;
 use crate::hf::record::Record;
-use crate::source::limited::MAX_LINE;
-use crate::source::open::peek;
-use crate::source::read_error::read_error;
+use crate::source::bytes::limited::MAX_LINE;
+use crate::source::bytes::open::peek;
+use crate::source::bytes::read_error::read_error;
 
 /// Fields that are null, as for pandas and thus `datasets`.
 const NULL_VALUES: [&str; 19] = [

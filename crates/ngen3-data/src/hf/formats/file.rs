@@ -18,10 +18,10 @@ use crate::hf::column::{Column, no_usual_column};
 use crate::hf::format::Format;
 use crate::hf::record::Record;
 use crate::source::TextOptions;
-use crate::source::encoding::open_text;
-use crate::source::limited::read_line;
-use crate::source::open::open_file;
-use crate::source::read_error::read_error;
+use crate::source::bytes::limited::read_line;
+use crate::source::bytes::open::open_file;
+use crate::source::bytes::read_error::read_error;
+use crate::source::text::encoding::open_text;
 
 pub(super) const BUFFER: usize = 1 << 18;
 /// Characters shown of an error, which may quote the file.

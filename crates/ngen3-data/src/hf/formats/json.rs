@@ -11,7 +11,7 @@ use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_
 use crate::Error;
 use crate::hf::column::MAX_NAMES;
 use crate::hf::record::Record;
-use crate::source::limited::MAX_LINE;
+use crate::source::bytes::limited::MAX_LINE;
 
 /// Numbers that Python writes and JSON lacks; the longer ones first.
 const NOT_NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];

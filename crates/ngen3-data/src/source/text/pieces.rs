@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::channel::{DocumentSender, TextChunk};
 use crate::Error;
+use crate::source::channel::{DocumentSender, TextChunk};
 
 /// Bytes of text in a chunk, unless the text cannot be split.
-pub(super) const CHUNK_BYTES: usize = 1 << 20;
+pub(in crate::source) const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of gathered short documents in a chunk.
 const BATCH_BYTES: usize = 1 << 18;
 
@@ -25,7 +25,7 @@ pub enum SplitBy {
 }
 
 /// A text being split. Documents without any text are dropped.
-pub(super) struct Splitter<'a> {
+pub(in crate::source) struct Splitter<'a> {
     sender: &'a DocumentSender,
     /// Returns where text that may continue can be split.
     cut: &'a dyn Fn(&str) -> Option<usize>,
@@ -44,13 +44,13 @@ pub(super) struct Splitter<'a> {
     batch: String,
     ends: Vec<usize>,
     /// Number of documents with text.
-    pub(super) documents: u64,
+    pub(in crate::source) documents: u64,
     /// Number of documents dropped, except for an empty last one.
-    pub(super) blank: u64,
+    pub(in crate::source) blank: u64,
 }
 
 impl<'a> Splitter<'a> {
-    pub(super) fn new(
+    pub(in crate::source) fn new(
         sender: &'a DocumentSender,
         cut: &'a dyn Fn(&str) -> Option<usize>,
         by: &'a SplitBy,
@@ -73,7 +73,7 @@ impl<'a> Splitter<'a> {
     }
 
     /// Returns the buffer to append text to, before [`Splitter::push`].
-    pub(super) fn buffer(&mut self) -> &mut String {
+    pub(in crate::source) fn buffer(&mut self) -> &mut String {
         &mut self.text
     }
 
@@ -83,7 +83,7 @@ impl<'a> Splitter<'a> {
     }
 
     /// Sends what can be sent of the text appended so far.
-    pub(super) fn push(&mut self) -> Result<(), Error> {
+    pub(in crate::source) fn push(&mut self) -> Result<(), Error> {
         let text = std::mem::take(&mut self.text);
         let (start, hold) = self.end_documents(&text, false)?;
         self.searched = hold - start;
@@ -109,7 +109,7 @@ impl<'a> Splitter<'a> {
     }
 
     /// Sends the rest.
-    pub(super) fn finish(&mut self) -> Result<(), Error> {
+    pub(in crate::source) fn finish(&mut self) -> Result<(), Error> {
         let text = std::mem::take(&mut self.text);
         let (start, _) = self.end_documents(&text, true)?;
         self.end(&text[start..], true)?;
@@ -234,20 +234,20 @@ fn without_line_break(text: &str) -> &str {
 }
 
 /// Counts a text in a stream.
-pub(super) struct MarkerCount<'a> {
-    pub(super) marker: &'a str,
+pub(in crate::source) struct MarkerCount<'a> {
+    pub(in crate::source) marker: &'a str,
     /// The last bytes before the text to come, fewer than the marker has.
     tail: String,
-    pub(super) count: u64,
+    pub(in crate::source) count: u64,
 }
 
 impl<'a> MarkerCount<'a> {
-    pub(super) fn new(marker: &'a str) -> Self {
+    pub(in crate::source) fn new(marker: &'a str) -> Self {
         Self { marker, tail: String::new(), count: 0 }
     }
 
     /// Counts the marker in the next part of the text.
-    pub(super) fn push(&mut self, text: &str) {
+    pub(in crate::source) fn push(&mut self, text: &str) {
         let keep = self.marker.len() - 1;
         self.tail.push_str(&text[..text.ceil_char_boundary(keep.min(text.len()))]);
         self.count += (self.tail.matches(self.marker).count() + text.matches(self.marker).count()) as u64;

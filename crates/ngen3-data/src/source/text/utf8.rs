@@ -5,14 +5,14 @@ use std::io::{self, Read};
 use std::rc::Rc;
 
 use super::encoding::TextSource;
-use super::read_error::read_error;
 use crate::Error;
+use crate::source::bytes::read_error::read_error;
 
 /// Bytes requested from the source at a time.
 const BUFFER: usize = 1 << 18;
 
 /// Decodes the text of one document.
-pub(super) struct Utf8Reader<'a> {
+pub(in crate::source) struct Utf8Reader<'a> {
     name: String,
     bytes: Box<dyn Read + 'a>,
     compressed: bool,
@@ -28,14 +28,14 @@ pub(super) struct Utf8Reader<'a> {
 }
 
 impl<'a> Utf8Reader<'a> {
-    pub(super) fn new(name: &str, text: TextSource<'a>, lossy: bool) -> Self {
+    pub(in crate::source) fn new(name: &str, text: TextSource<'a>, lossy: bool) -> Self {
         let TextSource { bytes, compressed, skipped: offset, replaced: converted, .. } = text;
         let (name, buffer) = (name.into(), vec![0; BUFFER]);
         Self { name, bytes, compressed, lossy, buffer, pending: 0, offset, replaced: 0, converted }
     }
 
     /// Number of invalid sequences replaced by U+FFFD so far.
-    pub(super) fn replaced(&self) -> u64 {
+    pub(in crate::source) fn replaced(&self) -> u64 {
         self.replaced + self.converted.get()
     }
 
@@ -43,7 +43,7 @@ impl<'a> Utf8Reader<'a> {
     ///
     /// # Errors
     /// [`Error::Utf8`] at the first invalid byte, unless `lossy`; [`Error::Read`].
-    pub(super) fn read(&mut self, text: &mut String) -> Result<bool, Error> {
+    pub(in crate::source) fn read(&mut self, text: &mut String) -> Result<bool, Error> {
         let n = loop {
             match self.bytes.read(&mut self.buffer[self.pending..]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -89,8 +89,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::encoding::{TextOptions, open_text};
-    use crate::source::open::open;
+    use crate::source::bytes::open::open;
+    use crate::source::text::encoding::{TextOptions, open_text};
 
     /// Yields at most `step` bytes at a time.
     struct Trickle(io::Cursor<Vec<u8>>, usize);

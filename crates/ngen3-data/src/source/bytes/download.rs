@@ -19,7 +19,7 @@ use crate::http::{
 use crate::progress::{Event, ProgressFn};
 
 /// Downloads files.
-pub(super) struct Client {
+pub(in crate::source) struct Client {
     agent: ureq::Agent,
     pause: Duration,
 }
@@ -39,7 +39,7 @@ struct Partial {
 }
 
 impl Client {
-    pub(super) fn new() -> Self {
+    pub(in crate::source) fn new() -> Self {
         Self { agent: agent(READ_TIMEOUT, true), pause: FIRST_PAUSE }
     }
 
@@ -47,7 +47,12 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Download`] with the server's response or the network error; [`Error::Interrupted`].
-    pub(super) fn download(&self, url: &str, scratch: &Path, progress: &mut ProgressFn) -> Result<(File, u64), Error> {
+    pub(in crate::source) fn download(
+        &self,
+        url: &str,
+        scratch: &Path,
+        progress: &mut ProgressFn,
+    ) -> Result<(File, u64), Error> {
         let name = without_password(url);
         let error = |reason| Error::Download { url: name.clone(), reason };
         let file = tempfile::tempfile_in(scratch)

@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicU64;
 
 use encoding_rs::{Decoder, DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
-use super::open::{ByteSource, peek};
-use super::read_error::{InvalidText, read_error};
 use crate::Error;
+use crate::source::bytes::open::{ByteSource, peek};
+use crate::source::bytes::read_error::{InvalidText, read_error};
 
 /// Bytes inspected to detect UTF-16.
 const LOOK: usize = 4096;
@@ -220,7 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::open::open;
+    use crate::source::bytes::open::open;
 
     /// Yields at most `step` bytes at a time.
     struct Trickle(Cursor<Vec<u8>>, usize);
