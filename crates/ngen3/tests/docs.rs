@@ -143,15 +143,16 @@ fn command_lines_of_the_readme_run() {
     fs::write(folder.path().join("chats.jsonl"), conversation.repeat(4)).unwrap();
     let mut ran = 0;
     for (_, line) in command_lines(&readme) {
-        // The two commands for a checkout: the first is this program, the second this test's own.
+        // Two commands are for a checkout: the first is this program, the second this test's own.
         let line = line.split('#').next().unwrap().trim_end();
         match line.strip_prefix("cargo run --release -- ") {
             Some(arguments) => shell(alone.path(), &shortened(&format!("ngen3 {arguments}"))),
+            None if line.starts_with("ngen3 ") => shell(alone.path(), &shortened(line)),
             None => assert_eq!(line, "cargo test --workspace"),
         }
         ran += 1;
     }
-    assert_eq!(ran, 2);
+    assert_eq!(ran, 5);
     let rows: Vec<_> = readme.lines().filter(|line| line.starts_with("| [`")).collect();
     for row in &rows {
         let example = row.split("`ngen3 ").nth(1).and_then(|rest| rest.split('`').next()).expect("an example");
