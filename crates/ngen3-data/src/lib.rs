@@ -13,6 +13,7 @@ mod error;
 mod hf;
 mod http;
 pub mod hub;
+mod json_scan;
 mod progress;
 pub mod source;
 mod token_file;

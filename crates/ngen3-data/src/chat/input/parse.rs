@@ -10,6 +10,7 @@ use super::forms::{self, keys};
 use super::mapping::ChatMapping;
 use super::turns::{from_turns, in_turn, kind_of, present};
 use crate::chat::conversation::Conversation;
+use crate::json_scan::with_null_for_nan;
 
 /// Keys of an object's list of turns. The first two are OpenAI's and ShareGPT's; others name lists of plain strings.
 pub(super) const TURNS: [&str; 9] =
@@ -121,12 +122,17 @@ impl ChatParser {
         Ok(ParsedChat { conversation, form, ignored })
     }
 
-    /// Parses a line of JSON.
+    /// Parses a line of JSON. NaN and infinities, which Python writes, count as null.
     ///
     /// # Errors
     /// As [`ChatParser::json`]; if the line is not valid JSON.
     pub fn json_line(&self, line: &str) -> Result<ParsedChat, String> {
-        let value: Value = serde_json::from_str(line.trim_end()).map_err(|error| {
+        let line = line.trim_end();
+        let value = serde_json::from_str(line).or_else(|error| match with_null_for_nan(line.as_bytes()) {
+            Some(line) => serde_json::from_slice(&line).map_err(|_| error),
+            None => Err(error),
+        });
+        let value: Value = value.map_err(|error| {
             let text = error.to_string();
             let what = text.split(" at line ").next().unwrap_or_default();
             format!("invalid JSON: {what} (column {})", error.column())
@@ -462,6 +468,8 @@ mod tests {
         ] {
             assert_eq!(error(value.clone()), reason, "{value}");
         }
+        let scored = ChatParser::default().json_line("{\"messages\": [\"Hi\", \"NaN\"], \"score\": NaN}").unwrap();
+        assert_eq!(turns(scored.conversation), [("user", "Hi".into()), ("assistant", "NaN".into())]);
         let broken = ChatParser::default().json_line("{\"messages\": [").unwrap_err();
         assert_eq!(broken, "invalid JSON: EOF while parsing a list (column 14)");
     }

@@ -11,10 +11,8 @@ use super::file::{DataFileReader, FileRecord, FileRecordFn, MAX_RECORDS_WITHOUT_
 use crate::Error;
 use crate::hf::column::MAX_NAMES;
 use crate::hf::record::Record;
+use crate::json_scan::{JsonScan, with_null_for_nan};
 use crate::source::bytes::limited::MAX_LINE;
-
-/// Numbers that Python writes and JSON lacks; the longer ones first.
-const NOT_NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
 
 pub(super) fn read(input: &DataFileReader, take: &mut FileRecordFn) -> Result<(), Error> {
     let mut objects = Objects::open(input)?;
@@ -79,70 +77,12 @@ fn parse(
     Err(input.failed(format!("{place}: {}", without_place(&error))))
 }
 
-/// Replaces NaN and infinities by null; `None` if there are none.
-fn with_null_for_nan(bytes: &[u8]) -> Option<Vec<u8>> {
-    let (mut at, mut copied, mut out) = (0, 0, Vec::new());
-    let mut state = Scan::default();
-    while at < bytes.len() {
-        let number = NOT_NUMBERS.iter().find(|word| !state.in_string && bytes[at..].starts_with(word));
-        match number {
-            Some(word) => {
-                out.extend_from_slice(&bytes[copied..at]);
-                out.extend_from_slice(b"null");
-                at += word.len();
-                copied = at;
-            }
-            None => {
-                state.take(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    (copied > 0).then(|| {
-        out.extend_from_slice(&bytes[copied..]);
-        out
-    })
-}
-
 /// Formats an error within one object: with its column, but not serde_json's line, which counts from the object's start.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
         Some(at) => format!("{} (column {})", &text[..at], error.column()),
         None => text,
-    }
-}
-
-/// A position in JSON, as far as needed to find where a value ends.
-#[derive(Default)]
-struct Scan {
-    in_string: bool,
-    escaped: bool,
-    /// Number of objects and arrays that are open.
-    depth: u64,
-}
-
-impl Scan {
-    /// Goes on by one byte. Returns true if it ends a value of the outermost array: a comma or a bracket.
-    fn take(&mut self, byte: u8) -> bool {
-        if self.in_string {
-            match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' => self.escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
-            return false;
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' if self.depth == 0 => return true,
-            b'}' | b']' => self.depth -= 1,
-            b',' => return self.depth == 0,
-            _ => {}
-        }
-        false
     }
 }
 
@@ -220,7 +160,7 @@ impl<'a> Objects<'a> {
 
     /// Reads up to the comma or bracket after an element; returns that.
     fn element(&mut self, bytes: &mut Vec<u8>) -> Result<u8, Error> {
-        let (mut scan, number) = (Scan::default(), self.number + 1);
+        let (mut scan, number) = (JsonScan::default(), self.number + 1);
         loop {
             let buffer = match self.stream.bytes.fill_buf() {
                 Ok(buffer) => buffer,
