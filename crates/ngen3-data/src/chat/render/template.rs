@@ -113,15 +113,13 @@ impl ChatTemplate {
     /// Converts messages to values for a template.
     pub(super) fn turns(messages: &[Message]) -> Vec<Value> {
         let turn = |message: &Message| {
-            let mut turn = Map::new();
-            turn.insert("role".into(), message.role.name().into());
-            turn.extend(message.content.iter().map(|content| ("content".to_owned(), content.as_str().into())));
-            turn.extend(message.fields.iter().map(|(key, value)| (key.clone(), value.clone())));
+            let content = message.content.as_deref().map(|content| ("content", Value::from(content)));
             // As `transformers`: templates read the reasoning under one of two names, whatever the data call it.
-            if let Some(reasoning) = REASONING.iter().find_map(|name| message.fields.get(*name)) {
-                REASONING[..2].iter().for_each(|name| drop(turn.insert((*name).into(), reasoning.clone())));
-            }
-            Value::from(Serde(turn))
+            let reasoning = REASONING.iter().find_map(|name| message.fields.get(*name));
+            let reasoning = reasoning.into_iter().flat_map(|text| REASONING[..2].iter().map(move |&name| (name, text)));
+            let fields = message.fields.iter().map(|(key, value)| (key.as_str(), value)).chain(reasoning);
+            let fields = fields.map(|(key, value)| (key, Value::from(Serde(value))));
+            Value::from_pairs([("role", Value::from(message.role.name()))].into_iter().chain(content).chain(fields))
         };
         messages.iter().map(turn).collect()
     }
