@@ -184,6 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn completions_have_no_turns_and_so_no_template() {
+        let root = tempfile::tempdir().unwrap();
+        let files = [root.path().join("a.jsonl")];
+        let encoder = ChatEncoder::new(crate::Tokenizer::gpt2(), None).unwrap();
+        for (line, turns) in [
+            ("{\"prompt\": \"one\", \"completion\": \" two\"}", false),
+            ("{\"prompt\": \"one\", \"response\": \" two\"}", true),
+        ] {
+            fs::write(&files[0], line).unwrap();
+            let input = ChatInput::Files(&files, None);
+            let read = Chats::read("x", input, &encoder, &reading(false), &GO, &mut |_| {}).unwrap();
+            assert_eq!(read.have_turns(), turns, "{line}");
+        }
+    }
+
+    #[test]
     fn the_first_bad_conversation_is_named_or_all_are_counted() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();

@@ -181,8 +181,9 @@ impl Chats {
 
     /// True if any conversation has turns, as opposed to plain text.
     pub fn have_turns(&self) -> bool {
-        // Every token of plain text is a target; a conversation whose turns could not be identified has one that is not.
-        self.marks.as_slice().iter().any(|mark| mark & marks::TURN_START != 0 || mark & marks::TARGET == 0)
+        // Every token of plain text is a target or of a prompt; a conversation whose turns could not be identified has others.
+        let of_text = marks::TARGET | marks::NEVER;
+        self.marks.as_slice().iter().any(|mark| mark & marks::TURN_START != 0 || mark & of_text == 0)
     }
 
     /// Range of a conversation's tokens.

@@ -2,7 +2,7 @@
 //!
 //! A template may mark the answers itself with `{% generation %}`. If not, the first n turns are rendered alone, and the text of all
 //! starts with theirs. Templates that change earlier text as a conversation continues (Qwen3 drops earlier thoughts) are rendered
-//! once more with marks around the content of each turn.
+//! once more with marks around the content of each answer.
 
 use std::ops::Range;
 
@@ -84,11 +84,9 @@ impl Locator<'_> {
         learned.extend(marked.into_iter().flatten());
         // Templates drop parts of earlier answers (thoughts) on purpose.
         let others = messages.iter().filter(|message| message.role != Role::Assistant);
-        let is_left_out = |content: &str| {
-            // As it is, or as JSON.
-            let json = Json::from(content).to_string();
-            !text.contains(content) && !text.contains(&json[1..json.len() - 1])
-        };
+        // As it is, or else as JSON.
+        let is_in_json = |content: &str| text.contains(Json::from(content).to_string().trim_matches('"'));
+        let is_left_out = |content: &str| !text.contains(content) && !is_in_json(content);
         let left_out = others.filter(|message| message.content.as_deref().is_some_and(|text| is_left_out(text.trim())));
         let left_out = left_out.map(|message| message.role).collect();
         let turns = ends[..turns.len()].iter().flatten().copied().collect();
@@ -96,7 +94,7 @@ impl Locator<'_> {
     }
 
     /// Returns where the first n turns end in the text of all, for each n; an error if the text of all does not start with them.
-    fn ends(&self, turns: &[Value], context: &Value, text: &str) -> Vec<Result<usize, String>> {
+    fn ends(&self, turns: &[Value], context: &[(String, Value)], text: &str) -> Vec<Result<usize, String>> {
         let end = |number: usize| match number {
             0 => Ok(0),
             number if number == turns.len() => Ok(text.len()),
@@ -108,12 +106,12 @@ impl Locator<'_> {
         (0..=turns.len()).map(end).collect()
     }
 
-    /// Returns the byte range of an assistant's answer. `ends` is what [`ChatEncoder::ends`] returns.
+    /// Returns the byte range of an assistant's answer. `ends` is what [`Locator::ends`] returns.
     fn answer(
         &self,
         index: usize,
         turns: &[Value],
-        context: &Value,
+        context: &[(String, Value)],
         text: &str,
         ends: &[Result<usize, String>],
     ) -> Result<Range<usize>, String> {
@@ -133,7 +131,7 @@ impl Locator<'_> {
     fn by_content(
         &self,
         messages: &[Message],
-        context: &Value,
+        context: &[(String, Value)],
         turns: &[Value],
         text: &str,
     ) -> Vec<Option<Range<usize>>> {

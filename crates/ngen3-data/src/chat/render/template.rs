@@ -5,7 +5,7 @@
 //! `{% generation %}` marks the assistant's part. A template may come from an untrusted source, so its work is limited.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Kwargs, Serde, Value, merge_maps};
 use minijinja::{Environment, ErrorKind, context};
 use ngen3_model::ChatFormat;
 use serde_json::Map;
@@ -28,6 +28,12 @@ pub(in crate::chat) const END: char = '\u{fdd1}';
 /// Template of a model without its own: `role`, a line break, the text, the end-of-text token. ChatML in form, with the tokens of
 /// GPT-2's vocabulary.
 const DEFAULT: &str = include_str!("default.jinja");
+
+/// Names that no record may give another meaning.
+const OWN: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
+
+/// Names and values that a template reads apart from the messages and the tokens.
+pub(super) type TemplateContext = Vec<(String, Value)>;
 
 /// Renders conversations.
 #[derive(Debug)]
@@ -80,10 +86,9 @@ impl ChatTemplate {
     /// Returns the names that the template reads apart from the messages, the flag of the generation prompt and the tokens.
     pub(in crate::chat) fn context_names(&self) -> Vec<String> {
         let Ok(template) = self.environment.get_template(NAME) else { return Vec::new() };
-        let own = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
         let mut names: Vec<_> = template.undeclared_variables(false).into_iter().collect();
         names
-            .retain(|name| !own.contains(&name.as_str()) && self.environment.globals().all(|(known, _)| known != name));
+            .retain(|name| !OWN.contains(&name.as_str()) && self.environment.globals().all(|(known, _)| known != name));
         names.sort();
         names
     }
@@ -113,44 +118,56 @@ impl ChatTemplate {
     /// Converts messages to values for a template.
     pub(super) fn turns(messages: &[Message]) -> Vec<Value> {
         let turn = |message: &Message| {
-            let content = message.content.as_deref().map(|content| ("content", Value::from(content)));
             // As `transformers`: templates read the reasoning under one of two names, whatever the data call it.
             let reasoning = REASONING.iter().find_map(|name| message.fields.get(*name));
             let reasoning = reasoning.into_iter().flat_map(|text| REASONING[..2].iter().map(move |&name| (name, text)));
             let fields = message.fields.iter().map(|(key, value)| (key.as_str(), value)).chain(reasoning);
-            let fields = fields.map(|(key, value)| (key, Value::from(Serde(value))));
-            Value::from_pairs([("role", Value::from(message.role.name()))].into_iter().chain(content).chain(fields))
+            let role = message.role.name();
+            match message.content.as_deref() {
+                // The usual turn: lookups in a map of static keys are much faster.
+                Some(content) if message.fields.is_empty() => context! { role => role, content => content },
+                content => {
+                    let own = [("role", Some(role)), ("content", content)];
+                    let own = own.into_iter().filter_map(|(key, text)| Some((key, Value::from(text?))));
+                    Value::from_pairs(own.chain(fields.map(|(key, value)| (key, Value::from(Serde(value))))))
+                }
+            }
         };
         messages.iter().map(turn).collect()
     }
 
     /// Converts other values for a template.
-    pub(super) fn context(context: &Map<String, serde_json::Value>) -> Value {
-        // `transformers` defines these two in any case.
-        let mut whole = Map::from_iter(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
-        whole.extend(context.iter().map(|(key, value)| (key.clone(), value.clone())));
-        Value::from(Serde(whole))
+    pub(super) fn context(context: &Map<String, serde_json::Value>) -> TemplateContext {
+        let others = context.iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+        others.map(|(name, value)| (name.clone(), Value::from(Serde(value)))).collect()
     }
 
     /// Renders turns, with [`BEGIN`] and [`END`] around what the template itself marks.
     pub(super) fn render_turns(
         &self,
         turns: &[Value],
-        context: &Value,
+        context: &[(String, Value)],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
         let template = self.environment.get_template(NAME).map_err(|error| one_line(&error))?;
         // A token that the tokenizer lacks is undefined rather than empty.
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let context = context! {
+        let own = context! {
             messages => turns,
             add_generation_prompt => add_generation_prompt,
             bos_token => token(bos_token),
             eos_token => token(eos_token),
-            ..context.clone()
+            // `transformers` defines these two in any case.
+            tools => (),
+            documents => (),
         };
-        template.render(context).map_err(|error| format!("the chat template failed: {}", one_line(&error)))
+        template
+            .render(match context {
+                [] => own,
+                more => merge_maps([own, Value::from_pairs(more.iter().cloned())]),
+            })
+            .map_err(|error| format!("the chat template failed: {}", one_line(&error)))
     }
 }
 
@@ -269,7 +286,7 @@ mod tests {
         let broken = error("a\n{% for x in %}");
         assert!(broken.starts_with("invalid chat template: ") && broken.contains("(line 2 of"), "{broken}");
         assert!(error("{{ messages[0].content.nonsense() }}").contains("has no method named nonsense"));
-        assert!(error("{{ bos_token.x }}").contains("`bos_token` is undefined"));
+        assert!(error("{{ bos_token.x }}").contains("undefined value"));
         assert!(error("{% include 'other' %}").contains("the chat template failed"));
         for endless in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
@@ -304,12 +321,12 @@ mod tests {
             let format = ChatFormat { template: template.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(!template.has_marks(), "{text}");
-            assert_eq!(template.render_turns(&[], &Value::UNDEFINED, false).unwrap(), text);
+            assert_eq!(template.render_turns(&[], &[], false).unwrap(), text);
         }
         let both = "{# {% generation %} #}{% raw %}{%{% endraw %}{{ '{#' }}{% generation %}a{% endgeneration %}";
         let format = ChatFormat { template: both.into(), bos_token: None, eos_token: None };
         assert_eq!(
-            ChatTemplate::new(format).unwrap().render_turns(&[], &Value::UNDEFINED, false).unwrap(),
+            ChatTemplate::new(format).unwrap().render_turns(&[], &[], false).unwrap(),
             format!("{{%{{#{BEGIN}a{END}")
         );
     }
@@ -324,7 +341,7 @@ mod tests {
             let format = ChatFormat { template: tags.into(), bos_token: None, eos_token: None };
             let template = ChatTemplate::new(format).unwrap();
             assert!(template.has_marks());
-            let marked = template.render_turns(&[], &Value::UNDEFINED, false).unwrap();
+            let marked = template.render_turns(&[], &[], false).unwrap();
             assert_eq!(marked.replace(BEGIN, "[").replace(END, "]"), text, "{tags}");
             assert_eq!(template.render(&[], false).unwrap(), text.replace(['[', ']'], ""));
         }
