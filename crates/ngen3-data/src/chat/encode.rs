@@ -5,6 +5,7 @@
 //! otherwise it is found by rendering the conversation up to each assistant turn, once with the generation prompt and once with
 //! the answer: the difference is the answer. A token that is partly the assistant's counts as the assistant's.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use ngen3_model::ChatFormat;
@@ -12,13 +13,9 @@ use serde_json::{Map, Value as Json};
 
 use super::conversation::{Conversation, Message, Role};
 use super::marks;
-use super::render::{BEGIN, ChatTemplate, END, Locator, Rendered};
+use super::render::{ChatTemplate, GUARD, Locator, Rendered, SpecialTokens};
 use crate::tokenizer::MissingChars;
 use crate::{Error, Tokenizer};
-
-/// Is inserted where the text of a turn spells a special token, so that it is not taken for one, and removed before tokenising.
-/// A noncharacter of Unicode, like [`BEGIN`] and [`END`].
-const GUARD: char = '\u{fdd2}';
 
 /// Maximum number of turns of a conversation. The template renders the beginning up to each turn again to find where the turn
 /// starts, so the time grows with the square of this number.
@@ -29,7 +26,7 @@ const MAX_TURNS: usize = 2_048;
 pub struct ChatEncoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    special: Vec<(String, u32)>,
+    special: SpecialTokens,
     /// Token that ends a text.
     eot: u32,
     /// Token that ends an assistant turn.
@@ -84,9 +81,7 @@ impl ChatEncoder {
             )));
         };
         let format = format.unwrap_or_else(|| ChatTemplate::default_format(&tokenizer.decode(&[eot])));
-        let mut special = tokenizer.special_tokens();
-        // Longest first, so that a token within a longer one is not matched.
-        special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let special = SpecialTokens::new(tokenizer.special_tokens())?;
         let end = format.eos_token.as_ref().and_then(|token| tokenizer.id_of(token)).unwrap_or(eot);
         Ok(Self { tokenizer, template: ChatTemplate::new(format)?, special, eot, end, missing: Mutex::default() })
     }
@@ -143,7 +138,8 @@ impl ChatEncoder {
     /// # Errors
     /// [`Error::Data`] with the template's error.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
-        let (messages, context) = self.guarded(messages, &Map::new()).map_err(Error::Data)?;
+        let empty = Map::new();
+        let (messages, context) = self.special.guarded(messages, &empty).map_err(Error::Data)?;
         let text = self.template.render_with(&messages, &context, true)?;
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         self.tokens(&text, &mut ids, &mut starts).map_err(Error::Data)?;
@@ -190,7 +186,7 @@ impl ChatEncoder {
         answers: bool,
     ) -> Result<EncodedChat, String> {
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
-        let (messages, context) = self.guarded(messages, context)?;
+        let (messages, context) = self.special.guarded(messages, context)?;
         let end = self.tokenizer.decode(&[self.end]);
         let locator = Locator { template: &self.template, special: &self.special, end: &end };
         let Rendered { text, answers, never, turns, left_out } = locator.render(&messages, &context, answers)?;
@@ -205,7 +201,7 @@ impl ChatEncoder {
             token if starts.get(token) == Some(&at) => token,
             token => token.saturating_sub(1),
         };
-        let is_special = |token: usize| ids.get(token).is_some_and(|id| self.special.iter().any(|(_, it)| it == id));
+        let is_special = |token: usize| ids.get(token).is_some_and(|&id| self.special.has(id));
         let mut counts = AnswerCounts::default();
         for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
             let tokens = at_or_in(plain(answer.start))..before(plain(answer.end));
@@ -231,80 +227,25 @@ impl ChatEncoder {
         Ok(EncodedChat { ids, marks: found, answers: counts, left_out })
     }
 
-    /// Returns the messages and the context with guards where their text spells a special token.
-    fn guarded(
-        &self,
-        messages: &[Message],
-        context: &Map<String, Json>,
-    ) -> Result<(Vec<Message>, Map<String, Json>), String> {
-        let message = |(message, number): (&Message, usize)| {
-            let guarded = || {
-                let content = message.content.as_deref().map(|content| self.guarded_text(content)).transpose()?;
-                let fields = self.guarded_fields(&message.fields)?;
-                Ok::<_, String>(Message { role: message.role, content, fields, train: message.train })
-            };
-            guarded().map_err(|reason| format!("turn {number}: {reason}"))
-        };
-        let messages = messages.iter().zip(1..).map(message).collect::<Result<_, _>>()?;
-        Ok((messages, self.guarded_fields(context)?))
-    }
-
-    fn guarded_fields(&self, fields: &Map<String, Json>) -> Result<Map<String, Json>, String> {
-        let field = |(key, value): (&String, &Json)| Ok((self.guarded_text(key)?, self.guarded_value(value)?));
-        fields.iter().map(field).collect()
-    }
-
-    fn guarded_value(&self, value: &Json) -> Result<Json, String> {
-        Ok(match value {
-            Json::String(text) => self.guarded_text(text)?.into(),
-            Json::Array(items) => items.iter().map(|item| self.guarded_value(item)).collect::<Result<_, _>>()?,
-            Json::Object(fields) => Json::Object(self.guarded_fields(fields)?),
-            other => other.clone(),
-        })
-    }
-
-    fn guarded_text(&self, text: &str) -> Result<String, String> {
-        if let Some(c) = text.chars().find(|c| [BEGIN, END, GUARD].contains(c)) {
-            return Err(format!("invalid character U+{:04X}", u32::from(c)));
-        }
-        let guard = |text: String, (token, _): &(String, u32)| {
-            let mut chars = token.chars();
-            match chars.next() {
-                Some(first) if text.contains(token) => {
-                    text.replace(token.as_str(), &format!("{first}{GUARD}{}", chars.as_str()))
-                }
-                _ => text,
-            }
-        };
-        Ok(self.special.iter().fold(text.to_owned(), guard))
-    }
-
     /// Appends the ids of a rendered text, including special tokens, and the offset of each, not counting guards.
     fn tokens(&self, text: &str, ids: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), String> {
-        // Next position of each special token.
-        let mut next: Vec<_> = self.special.iter().map(|(token, _)| text.find(token.as_str())).collect();
         // Bytes that are done, with and without guards.
         let (mut done, mut at) = (0, 0);
-        while done < text.len() {
-            let found = next.iter().zip(&self.special).filter_map(|(place, special)| Some(((*place)?, special)));
-            // The first one, and the longest of those at the same position.
-            let special = found.min_by_key(|(place, _)| *place);
-            let plain = text[done..special.map_or(text.len(), |(place, _)| place)].replace(GUARD, "");
+        let special = self.special.find(text).map(|(place, id)| (place, Some(id)));
+        for (place, id) in special.chain([(text.len()..text.len(), None)]) {
+            let plain = &text[done..place.start];
+            let plain = if plain.contains(GUARD) { Cow::Owned(plain.replace(GUARD, "")) } else { Cow::Borrowed(plain) };
             let first = starts.len();
             self.tokenizer.encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
             self.count_missing(&plain)?;
             starts[first..].iter_mut().for_each(|start| *start += at);
             at += plain.len();
-            let Some((place, (token, id))) = special else { break };
-            ids.push(*id);
-            starts.push(at);
-            at += token.len();
-            done = place + token.len();
-            for (place, (token, _)) in next.iter_mut().zip(&self.special) {
-                if place.is_some_and(|place| place < done) {
-                    *place = text[done..].find(token.as_str()).map(|place| done + place);
-                }
+            if let Some(id) = id {
+                ids.push(id);
+                starts.push(at);
             }
+            at += place.len();
+            done = place.end;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use minijinja::value::Value;
 use serde_json::{Map, Value as Json};
 
+use super::special::SpecialTokens;
 use super::template::{BEGIN, ChatTemplate, END};
 use crate::chat::conversation::{Message, Role};
 
@@ -36,8 +37,8 @@ pub(in crate::chat) struct Rendered {
 /// Finds turns in what a template renders.
 pub(in crate::chat) struct Locator<'a> {
     pub template: &'a ChatTemplate,
-    /// Special tokens and their ids.
-    pub special: &'a [(String, u32)],
+    /// Special tokens.
+    pub special: &'a SpecialTokens,
     /// Token that ends an answer.
     pub end: &'a str,
 }
@@ -83,12 +84,20 @@ impl Locator<'_> {
         }
         learned.extend(marked.into_iter().flatten());
         // Templates drop parts of earlier answers (thoughts) on purpose.
-        let others = messages.iter().filter(|message| message.role != Role::Assistant);
+        let others = messages.iter().enumerate().filter(|(_, message)| message.role != Role::Assistant);
+        // The usual turn ends with its content and a token, which is quicker to check than a search.
+        let ends_turn = |index: usize, content: &str| {
+            let turn = turn_of(&ends, index).map_or("", |turn| text[turn].trim_end());
+            turn.strip_suffix(self.end).unwrap_or(turn).trim_end().ends_with(content)
+        };
         // As it is, or else as JSON.
         let is_in_json = |content: &str| text.contains(Json::from(content).to_string().trim_matches('"'));
-        let is_left_out = |content: &str| !text.contains(content) && !is_in_json(content);
-        let left_out = others.filter(|message| message.content.as_deref().is_some_and(|text| is_left_out(text.trim())));
-        let left_out = left_out.map(|message| message.role).collect();
+        let is_shown =
+            |index: usize, content: &str| ends_turn(index, content) || text.contains(content) || is_in_json(content);
+        let left_out = others.filter(|&(index, message)| {
+            message.content.as_deref().is_some_and(|content| !is_shown(index, content.trim()))
+        });
+        let left_out = left_out.map(|(_, message)| message.role).collect();
         let turns = ends[..turns.len()].iter().flatten().copied().collect();
         Ok(Rendered { text, answers: learned, never, turns, left_out })
     }
@@ -99,7 +108,8 @@ impl Locator<'_> {
             0 => Ok(0),
             number if number == turns.len() => Ok(text.len()),
             number => {
-                let before = self.template.render_turns(&turns[..number], context, false)?.replace([BEGIN, END], "");
+                let before = self.template.render_turns(&turns[..number], context, false)?;
+                let before = if self.template.has_marks() { before.replace([BEGIN, END], "") } else { before };
                 if text.starts_with(&before) { Ok(before.len()) } else { Err(CANNOT_TELL.into()) }
             }
         };
@@ -166,7 +176,7 @@ impl Locator<'_> {
     /// Returns a turn's range without the white space after the token that ends it, which belongs to the template.
     fn without_space(&self, text: &str, turn: Range<usize>) -> Range<usize> {
         let trimmed = turn.start + text[turn.clone()].trim_end().len();
-        let ended = self.special.iter().any(|(token, _)| text[turn.start..trimmed].ends_with(token.as_str()));
+        let ended = self.special.end(&text[turn.start..trimmed]);
         turn.start..if ended { trimmed } else { turn.end }
     }
 }

@@ -1,10 +1,12 @@
 //! Conversations as text: `template.rs` renders them as `transformers` does (`python.rs` prints values as Python does), `locate.rs`
-//! finds the turns and answers in the result.
+//! finds the turns and answers in the result, `special.rs` the special tokens.
 
 mod locate;
 mod python;
+mod special;
 mod template;
 
 pub(super) use locate::{Locator, Rendered};
+pub(super) use special::{GUARD, SpecialTokens};
 pub use template::ChatTemplate;
-pub(super) use template::{BEGIN, END, REASONING};
+pub(super) use template::REASONING;

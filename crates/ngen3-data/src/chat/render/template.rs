@@ -40,6 +40,8 @@ pub(super) type TemplateContext = Vec<(String, Value)>;
 pub struct ChatTemplate {
     format: ChatFormat,
     environment: Environment<'static>,
+    /// True if the template itself marks the assistant's part.
+    has_marks: bool,
 }
 
 impl ChatTemplate {
@@ -67,10 +69,12 @@ impl ChatTemplate {
         });
         environment.add_filter("tojson", python::tojson);
         environment.set_formatter(python::print);
+        let template = with_calls(&format.template);
+        let has_marks = template != format.template;
         environment
-            .add_template_owned(NAME, with_calls(&format.template))
+            .add_template_owned(NAME, template)
             .map_err(|error| Error::Data(format!("invalid chat template: {}", one_line(&error))))?;
-        Ok(Self { format, environment })
+        Ok(Self { format, environment, has_marks })
     }
 
     /// Format that it was made from.
@@ -80,7 +84,7 @@ impl ChatTemplate {
 
     /// True if the template itself marks the assistant's part.
     pub(super) fn has_marks(&self) -> bool {
-        with_calls(&self.format.template) != self.format.template
+        self.has_marks
     }
 
     /// Returns the names that the template reads apart from the messages, the flag of the generation prompt and the tokens.
@@ -287,7 +291,7 @@ mod tests {
         assert!(broken.starts_with("invalid chat template: ") && broken.contains("(line 2 of"), "{broken}");
         assert!(error("{{ messages[0].content.nonsense() }}").contains("has no method named nonsense"));
         assert!(error("{{ bos_token.x }}").contains("undefined value"));
-        assert!(error("{% include 'other' %}").contains("the chat template failed"));
+        assert!(error("{% include 'other' %}").starts_with("invalid chat template: "));
         for endless in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
