@@ -1,13 +1,15 @@
 //! Backward pass of attention.
 //!
 //! With probabilities p:  dv = pᵀ·dout,  dp = dout·vᵀ,  ds = p·(dp − dout·out)/√head_width,  dq = ds·k,  dk = dsᵀ·q. The row-wise
-//! dot product dout·out equals the sum of p·dp over the keys.
+//! dot product dout·out equals the sum of p·dp over the keys. Query heads that share a key head add their dk and dv one after the
+//! other, in the order of the heads.
 
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
 
 use super::operands::{along, along_or_same, down, down_or_same, panels, products_with_panels};
-use super::shape::{HeadDropout, Shape, Span, TILE, backward_lengths, for_each_head, head_dropout};
+use super::shape::{HeadDropout, Heads, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
+use super::turns::Turns;
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
@@ -15,7 +17,7 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::strided::{self, ROWS};
 use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
-/// Fills `dqkv`, `[tokens, 3·width]`, from `dout`, `[tokens, width]`, the gradient of `out`. No sequence may continue another.
+/// Fills `dqkv`, in the layout of `qkv`, from `dout`, `[tokens, width]`, the gradient of `out`. No sequence may continue another.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn backward(
     precision: Precision,
@@ -30,139 +32,200 @@ pub fn backward(
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Attention);
-    let n_head = shape.n_head;
-    assert_eq!(qkv.len(), 3 * out.len(), "length of qkv");
-    let dqkv = Canvas::new(dqkv, 3 * shape.width());
-    let head = match precision {
-        Precision::F32 => head_backward::<1>,
-        Precision::Bf16 => head_backward::<2>,
+    let tokens = out.len() / shape.width();
+    assert_eq!(qkv.len(), tokens * shape.qkv_width(), "length of qkv");
+    let (dqkv, turns) = (Canvas::new(dqkv, shape.qkv_width()), Turns::new(shape.group()));
+    let pass = Pass { shape, spans, qkv, out, lse, dropout, dout, dqkv, turns };
+    let work = match precision {
+        Precision::F32 => Pass::run::<1>,
+        Precision::Bf16 => Pass::run::<2>,
     };
-    for_each_head(spans.len() * n_head, scratch, shape.scratch(1), |task, scratch| {
-        let (span, i) = (task / n_head, task % n_head);
-        let Span { start, len, .. } = spans[span].clone();
-        let tokens = start..start + len;
-        let operands = Operands {
-            q: shape.part(qkv, tokens.clone(), i, 0),
-            k: shape.part(qkv, tokens.clone(), i, 1),
-            v: shape.part(qkv, tokens.clone(), i, 2),
-            out: shape.merged(out, tokens.clone(), i),
-            dout: shape.merged(dout, tokens.clone(), i),
-            lse: &lse[n_head * start + i * len..][..len],
-        };
-        // SAFETY: each (sequence, head) belongs to one task, and windows of different heads or parts share no column.
-        let gradients = [0, 1, 2].map(|part| unsafe { dqkv.window(tokens.clone(), shape.columns(i, part)) });
-        head(operands, head_dropout(dropout, spans, span, i, n_head), gradients, scratch);
+    for_each_task(shape, spans.len(), Heads::ByThreads, scratch, shape.scratch(1), |task, scratch| {
+        pass.turns.run(|| work(&pass, task, scratch));
     });
 }
 
-/// Operands of one head of one sequence: inputs, output and output gradient, each `[len, head_width]`; `lse`: `[len]`.
+/// Arguments of [`backward`].
+struct Pass<'a> {
+    shape: Shape,
+    spans: &'a [Span],
+    qkv: &'a [f32],
+    out: &'a [f32],
+    lse: &'a [f32],
+    dropout: Option<Dropout>,
+    dout: &'a [f32],
+    dqkv: Canvas<'a>,
+    turns: Turns,
+}
+
+impl Pass<'_> {
+    fn run<const P: usize>(&self, task: Task, scratch: &mut [f32]) {
+        let Self { shape, spans, qkv, out, lse, dropout, dout, dqkv, turns } = self;
+        let Task { sequence, kv_head, heads } = task;
+        let Span { start, len, .. } = spans[sequence].clone();
+        let tokens = start..start + len;
+        let [k, v] = [1, 2].map(|part| shape.part(qkv, tokens.clone(), kv_head, part));
+        let mut keys = PackedKeys::<P>::new(k, v, scratch);
+        let whole_group = heads.len() == shape.group();
+        for head in heads {
+            let operands = Operands {
+                q: shape.part(qkv, tokens.clone(), head, 0),
+                out: shape.merged(out, tokens.clone(), head),
+                dout: shape.merged(dout, tokens.clone(), head),
+                lse: &lse[shape.n_head * start + head * len..][..len],
+            };
+            // SAFETY: each (sequence, head) belongs to one task, and windows of different heads or parts share no column.
+            let dq = unsafe { dqkv.window(tokens.clone(), shape.columns(head, 0)) };
+            keys.head_backward(operands, head_dropout(*dropout, spans, sequence, head, shape.n_head), dq);
+            let member = head % shape.group();
+            let add = || {
+                // SAFETY: as above; heads that share a key head belong to one task, or take turns.
+                let [mut dk, mut dv] =
+                    [1, 2].map(|part| unsafe { dqkv.window(tokens.clone(), shape.columns(kv_head, part)) });
+                let accumulate = if member == 0 { Accumulate::Set } else { Accumulate::Add };
+                write(Mat::new(keys.dk, len, shape.head_width), accumulate, &mut dk);
+                write(Mat::new(keys.dv, len, shape.head_width), accumulate, &mut dv);
+            };
+            if whole_group {
+                add();
+            } else {
+                turns.wait(sequence * shape.n_kv_head + kv_head, member, add);
+            }
+        }
+    }
+}
+
+/// Writes or adds `rows` to `to`.
+fn write(rows: Mat<'_>, accumulate: Accumulate, to: &mut MatMut<'_>) {
+    for i in 0..rows.n_rows() {
+        match accumulate {
+            Accumulate::Set => to.row_mut(i).copy_from_slice(rows.row(i)),
+            Accumulate::Add => to.row_mut(i).iter_mut().zip(rows.row(i)).for_each(|(to, x)| *to += x),
+        }
+    }
+}
+
+/// Operands of one query head of one sequence: queries, output and its gradient, each `[len, head_width]`; `lse`: `[len]`.
 struct Operands<'a> {
     q: Mat<'a>,
-    k: Mat<'a>,
-    v: Mat<'a>,
     out: Mat<'a>,
     dout: Mat<'a>,
     lse: &'a [f32],
 }
 
-/// Computes the gradients of one head's queries, keys and values.
-fn head_backward<const P: usize>(
-    operands: Operands<'_>,
-    dropout: Option<HeadDropout>,
-    gradients: [MatMut<'_>; 3],
-    scratch: &mut [f32],
-) {
-    let Operands { q, k, v, out, dout, lse } = operands;
-    let [mut dq, mut to_dk, mut to_dv] = gradients;
-    let (len, width) = (lse.len(), q.cols());
-    let scale = 1.0 / (width as f32).sqrt();
-    let mut carver = Carver(scratch);
-    let [
-        q_along,
-        q_down,
-        dout_along,
-        dout_down,
-        k_down,
-        k_panels,
-        v_panels,
-        dk,
-        dv,
-        scores,
-        dscores,
-        cells_a,
-        cells_b,
-        inner,
-    ] = backward_lengths(len, width).map(|n| carver.cut(n));
-    let (k_panels, v_panels) = (panels::<P>(k, k_panels), panels::<P>(v, v_panels));
-    let [(q_along, q_down), (dout_along, dout_down)] =
-        [(q, q_along, q_down), (dout, dout_along, dout_down)].map(|(x, a, d)| (along::<P>(x, a), down::<P>(x, d)));
-    let k_down = down::<P>(k, k_down);
-    dk.fill(0.0);
-    dv.fill(0.0);
-    for first in (0..len).step_by(TILE) {
-        let tile = first..(first + TILE).min(len);
-        let across = tile.end.next_multiple_of(NR);
-        for from in tile.clone().step_by(ROWS) {
-            let group = from..(from + ROWS).min(tile.end);
-            let place = (from - first) * across..(group.end - first) * across;
-            let (scores, dscores) = (&mut scores[place.clone()], &mut dscores[place]);
-            let seen = group.end.next_multiple_of(NR);
-            products_with_panels::<P>(q_along.rows(group.clone()), k_panels, seen, across, scores);
-            products_with_panels::<P>(dout_along.rows(group.clone()), v_panels, seen, across, dscores);
-            simd(
-                #[inline(always)]
-                || {
-                    for query in group.clone() {
-                        inner[query - first] = sum_zip(
-                            dout.row(query),
-                            out.row(query),
-                            #[inline(always)]
-                            |a, b| a * b,
-                        );
-                    }
-                    let both = scores.chunks_exact_mut(across).zip(dscores.chunks_exact_mut(across));
-                    for (query, (p, dp)) in group.clone().zip(both) {
-                        let (last, inner) = (query + 1, inner[query - first]);
-                        // Whole vectors; elements past the last key are zeroed below.
-                        let vectors = last.next_multiple_of(LANES);
-                        let (p_row, dp_row) = (&mut p[..vectors], &mut dp[..vectors]);
-                        for p in p_row.iter_mut() {
-                            *p = exp(*p * scale - lse[query]);
-                        }
-                        if let Some(dropout) = dropout {
-                            dropout.apply(query, &mut dp_row[..last]);
-                        }
-                        for (dp, &p) in dp_row.iter_mut().zip(p_row.iter()) {
-                            *dp = p * (*dp - inner) * scale;
-                        }
-                        if let Some(dropout) = dropout {
-                            dropout.apply(query, &mut p_row[..last]);
-                        }
-                        p[last..].fill(0.0);
-                        dp[last..].fill(0.0);
-                    }
-                },
-            );
-            let ds = along_or_same::<P>(Mat::strided(dscores, group.len(), group.end, across), cells_a);
-            strided::matmul::<P>(dq.rows(group.clone()), Accumulate::Set, ds, k_down.rows(0..cells::<P>(group.end)));
-        }
-        let [p, ds] = [(&*scores, &mut *cells_a), (&*dscores, &mut *cells_b)]
-            .map(|(x, to)| down_or_same::<P>(Mat::strided(x, tile.len(), across, across), to));
-        // Causal mask: queries before a key have no part in its gradient.
-        for from in (0..tile.end).step_by(ROWS) {
-            let keys = from..(from + ROWS).min(tile.end);
-            let queries = from.max(first) / P..tile.end.div_ceil(P);
-            let own = queries.start - first / P..queries.end - first / P;
-            let [p, ds] = [p, ds].map(|x| x.rows(own.clone()).columns(keys.clone()).t());
-            let part = keys.start * width..keys.end * width;
-            let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
-            strided::matmul::<P>(dv, Accumulate::Add, p, dout_down.rows(queries.clone()));
-            let dk = MatMut::new(&mut dk[part], keys.len(), width);
-            strided::matmul::<P>(dk, Accumulate::Add, ds, q_down.rows(queries));
+/// Keys and values of one head of one sequence, packed once for the queries of all heads that share them.
+struct PackedKeys<'a, const P: usize> {
+    /// `[len/P, head_width]`
+    k_down: Mat<'a, u32>,
+    /// Panels of keys.
+    k: &'a [u32],
+    /// Panels of values.
+    v: &'a [u32],
+    /// `[len, head_width]`: gradient of the keys, of the last query head's.
+    dk: &'a mut [f32],
+    /// `[len, head_width]`: gradient of the values, likewise.
+    dv: &'a mut [f32],
+    /// Packed queries and output gradients, each along and down.
+    cells: [&'a mut [f32]; 4],
+    /// Scores and their gradients, each in f32 and in cells; and `[TILE]`: products dout·out.
+    tile: [&'a mut [f32]; 5],
+}
+
+impl<'a, const P: usize> PackedKeys<'a, P> {
+    /// Packs keys and values, `[len, head_width]`.
+    fn new(k: Mat<'_>, v: Mat<'_>, scratch: &'a mut [f32]) -> Self {
+        let mut carver = Carver(scratch);
+        let [q_along, q_down, dout_along, dout_down, k_down, k_panels, v_panels, dk, dv, scores, dscores, a, b, inner] =
+            backward_lengths(k.n_rows(), k.cols()).map(|n| carver.cut(n));
+        Self {
+            k_down: down::<P>(k, k_down),
+            k: panels::<P>(k, k_panels),
+            v: panels::<P>(v, v_panels),
+            dk,
+            dv,
+            cells: [q_along, q_down, dout_along, dout_down],
+            tile: [scores, dscores, a, b, inner],
         }
     }
-    for (i, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).enumerate() {
-        to_dk.row_mut(i).copy_from_slice(dk);
-        to_dv.row_mut(i).copy_from_slice(dv);
+
+    /// Computes the gradients of one head's queries, in `dq`, and of the keys and values as far as these queries see them.
+    fn head_backward(&mut self, operands: Operands<'_>, dropout: Option<HeadDropout>, mut dq: MatMut<'_>) {
+        let Operands { q, out, dout, lse } = operands;
+        let Self { k_down, k: k_panels, v: v_panels, dk, dv, cells: [q_along, q_down, dout_along, dout_down], tile } =
+            self;
+        let [scores, dscores, cells_a, cells_b, inner] = tile.each_mut().map(|piece| &mut **piece);
+        let (len, width) = (lse.len(), q.cols());
+        let scale = 1.0 / (width as f32).sqrt();
+        let [(q_along, q_down), (dout_along, dout_down)] =
+            [(q, q_along, q_down), (dout, dout_along, dout_down)].map(|(x, a, d)| (along::<P>(x, a), down::<P>(x, d)));
+        dk.fill(0.0);
+        dv.fill(0.0);
+        for first in (0..len).step_by(TILE) {
+            let tile = first..(first + TILE).min(len);
+            let across = tile.end.next_multiple_of(NR);
+            for from in tile.clone().step_by(ROWS) {
+                let group = from..(from + ROWS).min(tile.end);
+                let place = (from - first) * across..(group.end - first) * across;
+                let (scores, dscores) = (&mut scores[place.clone()], &mut dscores[place]);
+                let seen = group.end.next_multiple_of(NR);
+                products_with_panels::<P>(q_along.rows(group.clone()), k_panels, seen, across, scores);
+                products_with_panels::<P>(dout_along.rows(group.clone()), v_panels, seen, across, dscores);
+                simd(
+                    #[inline(always)]
+                    || {
+                        for query in group.clone() {
+                            inner[query - first] = sum_zip(
+                                dout.row(query),
+                                out.row(query),
+                                #[inline(always)]
+                                |a, b| a * b,
+                            );
+                        }
+                        let both = scores.chunks_exact_mut(across).zip(dscores.chunks_exact_mut(across));
+                        for (query, (p, dp)) in group.clone().zip(both) {
+                            let (last, inner) = (query + 1, inner[query - first]);
+                            // Whole vectors; elements past the last key are zeroed below.
+                            let vectors = last.next_multiple_of(LANES);
+                            let (p_row, dp_row) = (&mut p[..vectors], &mut dp[..vectors]);
+                            for p in p_row.iter_mut() {
+                                *p = exp(*p * scale - lse[query]);
+                            }
+                            if let Some(dropout) = dropout {
+                                dropout.apply(query, &mut dp_row[..last]);
+                            }
+                            for (dp, &p) in dp_row.iter_mut().zip(p_row.iter()) {
+                                *dp = p * (*dp - inner) * scale;
+                            }
+                            if let Some(dropout) = dropout {
+                                dropout.apply(query, &mut p_row[..last]);
+                            }
+                            p[last..].fill(0.0);
+                            dp[last..].fill(0.0);
+                        }
+                    },
+                );
+                let ds = along_or_same::<P>(Mat::strided(dscores, group.len(), group.end, across), cells_a);
+                strided::matmul::<P>(
+                    dq.rows(group.clone()),
+                    Accumulate::Set,
+                    ds,
+                    k_down.rows(0..cells::<P>(group.end)),
+                );
+            }
+            let [p, ds] = [(&*scores, &mut *cells_a), (&*dscores, &mut *cells_b)]
+                .map(|(x, to)| down_or_same::<P>(Mat::strided(x, tile.len(), across, across), to));
+            // Causal mask: queries before a key have no part in its gradient.
+            for from in (0..tile.end).step_by(ROWS) {
+                let keys = from..(from + ROWS).min(tile.end);
+                let queries = from.max(first) / P..tile.end.div_ceil(P);
+                let own = queries.start - first / P..queries.end - first / P;
+                let [p, ds] = [p, ds].map(|x| x.rows(own.clone()).columns(keys.clone()).t());
+                let part = keys.start * width..keys.end * width;
+                let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
+                strided::matmul::<P>(dv, Accumulate::Add, p, dout_down.rows(queries.clone()));
+                let dk = MatMut::new(&mut dk[part], keys.len(), width);
+                strided::matmul::<P>(dk, Accumulate::Add, ds, q_down.rows(queries));
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Partition of attention into tasks of one head of one sequence, and their scratch memory.
+//! Sizes of attention, and its partition into tasks of one key head of one sequence, with their scratch memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,8 +26,10 @@ pub struct Span {
 /// Sizes of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Number of heads.
+    /// Number of query heads.
     pub n_head: usize,
+    /// Number of key heads, and of value heads; divides `n_head`.
+    pub n_kv_head: usize,
     /// Width of one head.
     pub head_width: usize,
     /// Largest number of tokens in a sequence.
@@ -37,7 +39,8 @@ pub struct Shape {
 impl Shape {
     /// Sizes for a model.
     pub fn new(config: &Config) -> Self {
-        Self { n_head: config.n_head, head_width: config.head_width(), longest: config.block_size }
+        let Config { n_head, block_size, .. } = *config;
+        Self { n_head, n_kv_head: n_head, head_width: config.head_width(), longest: block_size }
     }
 
     /// Length in f32 of the scratch memory of forward and backward on `threads` threads.
@@ -46,24 +49,39 @@ impl Shape {
         threads * backward.max(head_scratch(self.longest, self.head_width))
     }
 
-    /// Width of all heads together, the model's width.
+    /// Width of all query heads together, and of the output.
     pub fn width(&self) -> usize {
         self.n_head * self.head_width
     }
 
-    /// Columns of one head's query (`part` 0), key (1) or value (2) in a row of `qkv`.
+    /// Width of all key heads together, and of all value heads.
+    pub fn kv_width(&self) -> usize {
+        self.n_kv_head * self.head_width
+    }
+
+    /// Width of a row of `qkv`.
+    pub fn qkv_width(&self) -> usize {
+        self.width() + 2 * self.kv_width()
+    }
+
+    /// Number of query heads that share a key head.
+    pub fn group(&self) -> usize {
+        self.n_head / self.n_kv_head
+    }
+
+    /// Columns of one head's query (`part` 0), key (1) or value (2) in a row of `qkv`. `head` counts heads of that part.
     pub fn columns(&self, head: usize, part: usize) -> Range<usize> {
-        let first = part * self.width() + head * self.head_width;
+        let first = [0, self.width(), self.width() + self.kv_width()][part] + head * self.head_width;
         first..first + self.head_width
     }
 
     /// Views one head's queries, keys or values of some tokens, `[tokens, head_width]`.
     pub fn part<'a>(&self, qkv: &'a [f32], tokens: Range<usize>, head: usize, part: usize) -> Mat<'a> {
-        let first = (tokens.start * 3 * self.width() + self.columns(head, part).start).min(qkv.len());
-        Mat::strided(&qkv[first..], tokens.len(), self.head_width, 3 * self.width())
+        let first = (tokens.start * self.qkv_width() + self.columns(head, part).start).min(qkv.len());
+        Mat::strided(&qkv[first..], tokens.len(), self.head_width, self.qkv_width())
     }
 
-    /// Views one head's columns of some tokens of a `[tokens, width]` tensor.
+    /// Views one query head's columns of some tokens of a `[tokens, width]` tensor.
     pub fn merged<'a>(&self, x: &'a [f32], tokens: Range<usize>, head: usize) -> Mat<'a> {
         let first = tokens.start * self.width() + head * self.head_width;
         Mat::strided(&x[first..], tokens.len(), self.head_width, self.width())
@@ -88,16 +106,52 @@ pub fn forward_lengths(keys: usize, head_width: usize) -> [usize; 6] {
     [rows, rows, rows, panels, scores, scores]
 }
 
-/// Calls `work(task, scratch)` for each task, on as many threads as `scratch` has pieces.
-pub fn for_each_head(tasks: usize, scratch: &mut [f32], piece: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+/// Query heads of one sequence that share a key head.
+pub struct Task {
+    /// Index of the sequence.
+    pub sequence: usize,
+    /// Key head.
+    pub kv_head: usize,
+    /// Query heads: those that share the key head, or one of them.
+    pub heads: Range<usize>,
+}
+
+/// Heads that tasks take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Heads {
+    /// All that share a key head, which is read or packed once for them.
+    Shared,
+    /// One if there would be too few tasks for the threads otherwise.
+    ByThreads,
+}
+
+/// Tasks per thread that keep all threads busy to the end.
+const TASKS: usize = 4;
+
+/// Calls `work(task, scratch)` for the heads of all sequences, on as many threads as `scratch` has pieces of this length. Tasks
+/// start in the order of sequences and heads.
+///
+/// The number of heads in a task depends on the number of threads; the bits of the results must not depend on it.
+pub fn for_each_task(
+    shape: Shape,
+    sequences: usize,
+    heads: Heads,
+    scratch: &mut [f32],
+    piece: usize,
+    work: impl Fn(Task, &mut [f32]) + Sync,
+) {
+    let (groups, group) = (sequences * shape.n_kv_head, shape.group());
+    let shared = heads == Heads::Shared || groups >= TASKS * (scratch.len() / piece);
+    let heads = if shared { group } else { 1 };
     let next = AtomicUsize::new(0);
     scratch.par_chunks_exact_mut(piece).for_each(|piece| {
         loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
+            let first = heads * next.fetch_add(1, Ordering::Relaxed);
+            if first >= groups * group {
                 return;
             }
-            work(task, piece);
+            let (sequence, head) = (first / shape.n_head, first % shape.n_head);
+            work(Task { sequence, kv_head: head / group, heads: head..head + heads }, piece);
         }
     });
 }
