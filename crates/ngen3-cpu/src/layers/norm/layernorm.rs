@@ -6,12 +6,11 @@
 
 use rayon::prelude::*;
 
+pub use super::rows::Saved;
+use super::rows::{self, ROWS, normalize};
 use crate::base::profile::{Part, timed};
 use crate::gemm::Accumulate;
-use ngen3_simd::{simd, sum, sum_zip};
-
-/// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
-const ROWS: usize = 32;
+use ngen3_simd::{simd, sum};
 
 /// Computes `mean` and `rstd` of each row of `x`, and the output `y`.
 pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32]) {
@@ -40,51 +39,12 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32], 
 /// Recomputes `y` from `x` and the saved `mean` and `rstd`.
 pub fn apply(x: &[f32], mean: &[f32], rstd: &[f32], gamma: &[f32], beta: &[f32], y: &mut [f32]) {
     let _timed = timed(Part::LayerNorm);
-    let width = gamma.len();
-    x.par_chunks(width * ROWS)
-        .zip(y.par_chunks_mut(width * ROWS))
-        .zip(mean.par_chunks(ROWS).zip(rstd.par_chunks(ROWS)))
-        .for_each(|((x, y), (mean, rstd))| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
-                        normalize(x, mean[row], rstd[row], gamma, beta, y);
-                    }
-                },
-            );
-        });
+    rows::apply::<true>(Saved { x, mean, rstd, gamma }, beta, y);
 }
 
-#[inline(always)]
-fn normalize(x: &[f32], mean: f32, rstd: f32, gamma: &[f32], beta: &[f32], y: &mut [f32]) {
-    if beta.is_empty() {
-        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-            *y = (x - mean) * rstd * g;
-        }
-        return;
-    }
-    for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-        *y = (x - mean) * rstd * g + b;
-    }
-}
-
-/// Length in f32 of the scratch memory of [`backward`] for `rows` rows of `width`: partial sums of dγ and dβ per task.
+/// Length in f32 of the scratch memory of [`backward`] for `rows` rows of `width`.
 pub fn backward_scratch(rows: usize, width: usize) -> usize {
-    rows.div_ceil(ROWS) * 2 * width
-}
-
-/// Inputs of [`backward`]: the input of the forward pass and its saved statistics.
-#[derive(Clone, Copy)]
-pub struct Saved<'a> {
-    /// `[rows, width]`
-    pub x: &'a [f32],
-    /// `[rows]`
-    pub mean: &'a [f32],
-    /// `[rows]`
-    pub rstd: &'a [f32],
-    /// `[width]`
-    pub gamma: &'a [f32],
+    rows::backward_scratch::<true>(rows, width)
 }
 
 /// With x̂ = (x − μ)·rstd and g = dy·γ:  dx += rstd·(g − mean(g) − x̂·mean(g·x̂)),  dγ += Σ dy·x̂,  dβ += Σ dy.
@@ -100,50 +60,7 @@ pub fn backward(
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::LayerNorm);
-    let Saved { x, mean, rstd, gamma } = saved;
-    let width = gamma.len();
-    let scratch = &mut scratch[..backward_scratch(mean.len(), width)];
-    x.par_chunks(width * ROWS)
-        .zip(dy.par_chunks(width * ROWS).zip(dx.par_chunks_mut(width * ROWS)))
-        .zip(mean.par_chunks(ROWS).zip(rstd.par_chunks(ROWS)))
-        .zip(scratch.par_chunks_mut(2 * width))
-        .for_each(|(((x, (dy, dx)), (mean, rstd)), partial)| {
-            simd(
-                #[inline(always)]
-                || {
-                    partial.fill(0.0);
-                    let (dgamma, dbeta) = partial.split_at_mut(width);
-                    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
-                    for (row, ((x, dy), dx)) in rows.enumerate() {
-                        let (mu, r) = (mean[row], rstd[row]);
-                        let mean_g = sum_zip(dy, gamma, |dy, g| dy * g) / width as f32;
-                        let mut mean_gx = 0.0;
-                        // `sum_zip` takes two slices, so g·x̂ is computed in blocks that stay in registers.
-                        for ((x, dy), g) in x.chunks(256).zip(dy.chunks(256)).zip(gamma.chunks(256)) {
-                            let mut gx = [0.0f32; 256];
-                            for (((gx, &x), &dy), &g) in gx.iter_mut().zip(x).zip(dy).zip(g) {
-                                *gx = dy * g * (x - mu) * r;
-                            }
-                            mean_gx += sum(&gx[..x.len()], |gx| gx);
-                        }
-                        mean_gx /= width as f32;
-                        for i in 0..width {
-                            let x_hat = (x[i] - mu) * r;
-                            let d = r * (dy[i] * gamma[i] - mean_g - x_hat * mean_gx);
-                            dx[i] = if accumulate == Accumulate::Add { dx[i] + d } else { d };
-                            dgamma[i] += dy[i] * x_hat;
-                            dbeta[i] += dy[i];
-                        }
-                    }
-                },
-            );
-        });
-    let Some((dgamma, dbeta)) = dparams else { return };
-    for partial in scratch.chunks_exact(2 * width) {
-        let (gamma, beta) = partial.split_at(width);
-        dgamma.iter_mut().zip(gamma).for_each(|(sum, part)| *sum += part);
-        dbeta.iter_mut().zip(beta).for_each(|(sum, part)| *sum += part);
-    }
+    rows::backward::<true>(saved, dy, dx, accumulate, dparams, scratch);
 }
 
 #[cfg(test)]
