@@ -1,8 +1,10 @@
 //! Helpers shared by the kernels' tests.
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::Once;
 
+use ngen3_simd::Path;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -47,4 +49,25 @@ pub fn skip(what: &str) {
 pub fn skipped_bf16() {
     static SAID: Once = Once::new();
     SAID.call_once(|| skip("products in bf16"));
+}
+
+/// Reruns tests in a child process for every other vector path, since a process uses only one. `names`: parts of their names;
+/// tests with `every_path` in their name are left out.
+pub fn rerun_on_other_paths(names: &[&str]) {
+    if ngen3_simd::forced() != Ok(None) {
+        return;
+    }
+    for &path in Path::TARGET.iter().filter(|&&path| path != ngen3_simd::path()) {
+        if !path.is_available() {
+            skip(&format!("{} on {}", names.join(", "), path.name()));
+            continue;
+        }
+        let tests = std::env::current_exe().expect("path of the test binary");
+        let found =
+            Command::new(tests).args(names).args(["--skip", "every_path"]).env("NGEN3_SIMD", path.name()).output();
+        let found = found.expect("the test binary starts");
+        let said = String::from_utf8_lossy(&found.stdout);
+        assert!(found.status.success(), "{path:?}: {said}{}", String::from_utf8_lossy(&found.stderr));
+        assert!(!said.contains("\nrunning 0 tests"), "{path:?}: {said}");
+    }
 }

@@ -49,30 +49,10 @@ pub fn matmul_onto(
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use crate::base::testing::rerun_on_other_paths;
 
-    use ngen3_simd::Path;
-
-    use crate::base::testing::skip;
-
-    /// Reruns this folder's tests in a child process for every other vector path, since a process uses only one.
     #[test]
     fn every_path_passes_the_tests_of_products() {
-        if ngen3_simd::forced() != Ok(None) {
-            return;
-        }
-        for &path in Path::TARGET.iter().filter(|&&path| path != ngen3_simd::path()) {
-            if !path.is_available() {
-                skip(&format!("products on {}", path.name()));
-                continue;
-            }
-            let tests = std::env::current_exe().expect("path of the test binary");
-            let found =
-                Command::new(tests).args(["gemm::", "--skip", "every_path"]).env("NGEN3_SIMD", path.name()).output();
-            let found = found.expect("the test binary starts");
-            let said = String::from_utf8_lossy(&found.stdout);
-            assert!(found.status.success(), "{path:?}: {said}{}", String::from_utf8_lossy(&found.stderr));
-            assert!(!said.contains("\nrunning 0 tests"), "{path:?}: {said}");
-        }
+        rerun_on_other_paths(&["gemm::"]);
     }
 }

@@ -10,8 +10,22 @@ pub mod lora;
 pub mod loss;
 pub mod matvec;
 mod norm;
+#[cfg_attr(not(test), expect(dead_code, reason = "no engine runs the Llama family yet"))]
+pub mod rotary;
+#[cfg_attr(not(test), expect(dead_code, reason = "no engine runs the Llama family yet"))]
+pub mod swiglu;
 pub mod top_k;
 
 pub use norm::layernorm;
 #[expect(unused_imports, reason = "no engine runs the Llama family yet")]
 pub use norm::rmsnorm;
+
+#[cfg(test)]
+mod tests {
+    use crate::base::testing::rerun_on_other_paths;
+
+    #[test]
+    fn every_path_passes_the_tests_of_layers_with_vector_code() {
+        rerun_on_other_paths(&["attention::", "norm::", "gelu::", "rotary::", "swiglu::"]);
+    }
+}
