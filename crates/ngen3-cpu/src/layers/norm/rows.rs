@@ -11,7 +11,7 @@ use ngen3_simd::{simd, sum, sum_zip};
 /// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
 pub const ROWS: usize = 32;
 
-/// What a forward pass saves: its input and the statistics of the rows.
+/// Inputs of [`apply`] and [`backward`]: the input of the forward pass and the statistics that it saved.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
     /// `[rows, width]`
