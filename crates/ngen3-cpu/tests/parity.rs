@@ -4,7 +4,7 @@
 mod fixtures;
 
 use fixtures::{ADAMW, batch, fixture, hashed, numbers, params};
-use ngen3_cpu::CpuEngine;
+use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_engine::{
     AdamW, Backward, Batch, Decoder, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
 };
@@ -441,4 +441,12 @@ fn wrong_input_is_an_error() {
         CpuEngine::new(Config { n_head: 5, ..config }, Vec::new(), Options::default()).is_err(),
         "5 does not divide 12"
     );
+}
+
+#[test]
+fn models_of_the_llama_family_equal_transformers_and_their_adapters_pefts() {
+    for (threads, recompute) in [(1, false), (2, true)] {
+        let options = Options { threads, recompute, dtype: Dtype::F32, ..Options::default() };
+        fixtures::llama::check(&Cpu, options);
+    }
 }

@@ -14,13 +14,16 @@ mod load;
 mod meta;
 pub mod nanogpt;
 mod params;
+mod rope;
 mod state_dict;
 pub mod tensors;
 pub mod words;
 
-pub use config::{Activation, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, Recipe, SizeField, VARIANTS, Variant};
+pub use config::{Activation, Config, Family, GPT2, GPT2_VOCAB_SIZE, Gpt2, Norm, Recipe, SizeField, VARIANTS, Variant};
 pub use error::Error;
 pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
 pub use params::{
-    AdapterRanges, BlockRanges, Init, Lora, LoraList, LoraMatrix, Param, ParamList, Role, Target, Targets,
+    AdapterPart, AdapterRanges, BlockRanges, Init, Lora, LoraList, LoraMatrix, Param, ParamList, Projection, Role,
+    Target, Targets,
 };
+pub use rope::{Rope, RopeScaling};

@@ -43,6 +43,10 @@ impl Checkpoint {
             let params = weights.list().iter().flat_map(|param| weights.values(param).into_owned()).collect();
             checkpoint = Self { config: Config { bias: true, ..checkpoint.config }, params, ..checkpoint };
         }
+        if checkpoint.config.rope.is_some() {
+            // Files hold the whole context, whatever the length of the sequences in training.
+            checkpoint.config.block_size = checkpoint.config.block_size.min(expected.block_size);
+        }
         checkpoint.expect(path, expected)?;
         Ok(checkpoint)
     }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use crate::params::names::{LM_HEAD, NameTable};
 use crate::tensors::{Dtype, Order, Storages, Tensor, stream};
 use crate::words::count;
-use crate::{Config, Param, ParamList, Role};
+use crate::{Config, Family, Param, ParamList, Role};
 
 /// Number of columns of a transposed matrix filled at a time, each writing its own cache line.
 const STRIPE: usize = 16;
@@ -33,7 +33,7 @@ pub(crate) fn read_params(
         return Err(format!("{tensors}: too few for {layers}"));
     }
     let list = ParamList::new(config);
-    let head = tensors.remove(LM_HEAD);
+    let head = if config.tied { tensors.remove(LM_HEAD) } else { None };
     let mut wanted: BTreeMap<Rc<str>, Vec<(&Param, Tensor)>> = BTreeMap::new();
     let mut bytes = 0u64;
     for param in &list {
@@ -49,13 +49,15 @@ pub(crate) fn read_params(
         bytes = bytes.saturating_add((param.len() * tensor.dtype.size()) as u64);
         wanted.entry(tensor.storage.clone()).or_default().push((param, tensor));
     }
-    // Older versions save nanoGPT's causal mask, which is not a parameter.
-    tensors.retain(|name, _| !(name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")));
+    // Older versions save nanoGPT's causal mask and Llama's frequencies, which are not parameters.
+    let others = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
+    tensors.retain(|name, _| !others.iter().any(|other| name.ends_with(other)));
     if let Some(name) = tensors.keys().min() {
-        if !config.bias && name.ends_with(".bias") {
+        if !config.bias && config.family == Family::Gpt2 && name.ends_with(".bias") {
             return Err(format!("unexpected tensor {name}: bias is false in model_args"));
         }
-        return Err(format!("unexpected tensor {name}: not part of a GPT-2 model"));
+        let family = config.family.model_type();
+        return Err(format!("unexpected tensor {name}: not part of a {family} model of this shape"));
     }
     if bytes > file_len {
         return Err(format!("expected at least {bytes} bytes of tensors, got a file of {file_len}"));

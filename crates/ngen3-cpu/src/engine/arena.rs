@@ -1,14 +1,14 @@
 //! Arena for the activations of a training step: one allocation, laid out for the shape of a pass.
 //!
-//! With N tokens and C = width, each transformer block keeps its input and the activations for its backward pass, together
-//! about 10·C values per token. Outputs that are cheap to recompute (of LayerNorm and GELU) live in a workspace shared by all
-//! blocks:
+//! With N tokens and C = width, each transformer block keeps its input and the activations for its backward pass, in GPT-2
+//! about 10·C values per token. Outputs that are cheap to recompute (of norms and the MLP's activation) live in a workspace shared
+//! by all blocks:
 //!
 //! ```text
-//! packed embeddings │ streams: each block's input [N, C], the last one's output │ saved activations of each block │ workspace
+//! packed head │ streams: each block's input [N, C], the last one's output │ saved activations of each block │ workspace
 //! ```
 //!
-//! The embeddings come first, so that later passes of the same batch find them whatever their size. [`Checkpointing`] sets how
+//! The packed head comes first, so that later passes of the same batch find them whatever their size. [`Checkpointing`] sets how
 //! much is kept. With inputs only, all blocks share the memory of one, and the backward pass first recomputes each block. With
 //! nothing, two streams also alternate as input and output. The loss and the layers use the same workspace, but never at the
 //! same time.
@@ -16,11 +16,12 @@
 //! A large batch runs in several passes (`batch_plan.rs`) whose gradients add up. The arena is sized for the largest pass.
 
 use ngen3_engine::{Error, Options};
-use ngen3_model::{Config, Target};
+use ngen3_model::{Activation, Config};
 
 use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
-use crate::layers::{attention, layernorm, lora, loss};
+use crate::layers::norm::layernorm;
+use crate::layers::{attention, lora, loss};
 
 /// Model, precision and threads that an arena is sized for.
 #[derive(Clone, Copy)]
@@ -63,7 +64,7 @@ impl Checkpointing {
 pub struct ForwardMode {
     /// Activations kept for the backward pass.
     pub keep: Checkpointing,
-    /// Includes the packed embeddings and the workspace of the plain loss.
+    /// Includes the packed head and the workspace of the plain loss.
     pub loss: bool,
 }
 
@@ -83,12 +84,55 @@ struct Layout {
     /// Number of buffers of saved activations, shared in the same way.
     blocks: usize,
     backward: bool,
-    heads: usize,
-    rank: usize,
+    widths: Widths,
+    /// Length of the activations that one block's adapters save.
+    lora: usize,
+    /// Length of the scratch memory of one layer's adapters: see [`lora::LoraActivations`].
+    lora_scratch: usize,
     attention: usize,
-    layernorm: usize,
+    partials: usize,
     loss: usize,
-    packed_wte: usize,
+    packed_head: usize,
+}
+
+/// Widths of a block's activations, in values per token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Widths {
+    /// Query, key and value.
+    pub qkv: usize,
+    /// Output of attention before its projection.
+    pub att: usize,
+    /// Queries and keys before their norms; 0 without.
+    pub before_norms: usize,
+    /// Heads of queries and keys that have norms.
+    pub normed_heads: usize,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Output of the MLP's input projection.
+    pub fc: usize,
+    /// Hidden layer of the MLP after its activation.
+    pub inner: usize,
+    /// Gradient of the hidden layer, if it is not computed in place of that of `fc`.
+    pub dinner: usize,
+}
+
+impl Widths {
+    pub fn of(config: &Config) -> Self {
+        let heads = config.n_head + config.kv_heads();
+        let normed_heads = if config.qk_norm { heads } else { 0 };
+        let inner = config.inner_width();
+        Self {
+            qkv: config.qkv_width(),
+            att: config.q_width(),
+            before_norms: normed_heads * config.head_width(),
+            normed_heads,
+            heads: config.n_head,
+            fc: config.fc_width(),
+            // Holds the gradient of attention's output as well.
+            inner: inner.max(config.q_width()),
+            dinner: if config.activation == Activation::Swiglu { inner } else { 0 },
+        }
+    }
 }
 
 impl Layout {
@@ -107,12 +151,17 @@ impl Layout {
             streams,
             blocks,
             backward,
-            heads: config.n_head,
-            rank,
+            widths: Widths::of(config),
+            lora: lora::saved(config, rank, tokens),
+            lora_scratch: if rank > 0 { lora::scratch(config, rank, tokens) } else { 0 },
             attention: attention::Shape::new(config).scratch(threads),
-            layernorm: if backward { layernorm::backward_scratch(tokens, config.n_embd) } else { 0 },
+            partials: if backward {
+                layernorm::backward_scratch(tokens, config.n_embd.max(config.head_width()))
+            } else {
+                0
+            },
             loss: if mode.loss { loss.scratch() } else { 0 },
-            packed_wte: if mode.loss { loss.packed_wte() } else { 0 },
+            packed_head: if mode.loss { loss.packed_wte() } else { 0 },
         }
     }
 
@@ -124,31 +173,28 @@ impl Layout {
     /// Length of the pieces of [`Saved`], in its order.
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
-        [n, n, n * 3 * c, n * self.heads, n * c, n * c, n, n, n * 4 * c, self.lora()].map(padded).iter().sum()
-    }
-
-    /// Length of the activations that one block's adapters save.
-    fn lora(&self) -> usize {
-        Target::ALL.len() * self.tokens * self.rank
-    }
-
-    /// Length of the scratch memory of one adapter: see [`lora::LoraActivations`].
-    fn lora_scratch(&self) -> usize {
-        lora::scratch(self.rank, 5 * self.width, self.tokens)
+        let Widths { qkv, att, before_norms, normed_heads, heads, fc, .. } = self.widths;
+        let per_token = [1, 1, qkv, before_norms, normed_heads, heads, att, c, 1, 1, fc];
+        per_token.map(|width| padded(n * width)).iter().sum::<usize>() + padded(self.lora)
     }
 
     /// Length of the pieces of [`Layers`].
     fn layers_workspace(&self) -> usize {
-        padded(self.wide()) + padded(self.dwide()) + padded(self.attention)
+        [self.hidden(), self.dhidden(), self.dwide(), self.attention].map(padded).iter().sum()
     }
 
-    /// Length of the MLP's hidden layer, 4 × width.
-    fn wide(&self) -> usize {
-        self.tokens * 4 * self.width
+    /// Length of the MLP's hidden layer.
+    fn hidden(&self) -> usize {
+        self.tokens * self.widths.inner
     }
 
+    fn dhidden(&self) -> usize {
+        if self.backward { self.tokens * self.widths.dinner } else { 0 }
+    }
+
+    /// Length of the gradient of `fc` or `qkv`.
     fn dwide(&self) -> usize {
-        if self.backward { self.wide() } else { 0 }
+        if self.backward { self.tokens * self.widths.fc.max(self.widths.qkv) } else { 0 }
     }
 
     /// Length of a gradient of the stream.
@@ -161,56 +207,63 @@ impl Layout {
         let (tokens, stream) = (self.tokens, self.tokens * self.width);
         let blocks = self.streams * self.stream() + self.blocks * self.block();
         let (dx, dbranch) = (self.dstream(), self.dstream());
-        let buffers = [stream, dx, dbranch, tokens, tokens, tokens, self.layernorm, self.lora_scratch()];
+        let buffers = [stream, dx, dbranch, tokens, tokens, tokens, self.partials, self.lora_scratch];
         let buffers: usize = buffers.map(padded).iter().sum();
-        padded(self.packed_wte) + blocks + buffers + self.layers_workspace().max(self.loss)
+        padded(self.packed_head) + blocks + buffers + self.layers_workspace().max(self.loss)
     }
+}
+
+/// Statistics of a norm, `[rows]`. RMSNorm leaves the means alone.
+pub struct Stats<'a> {
+    pub mean: &'a mut [f32],
+    pub rstd: &'a mut [f32],
+}
+
+/// Queries and keys before the norms of their heads; empty in a model without these norms.
+#[derive(Default)]
+pub struct SavedHeads<'a> {
+    /// `[N, q_width + kv_width]`
+    pub before: &'a mut [f32],
+    /// `[N, n_head]` of the queries, then `[N, n_kv_head]` of the keys.
+    pub rstd: &'a mut [f32],
 }
 
 /// Activations that one transformer block saves for its backward pass, besides its input. N tokens, width C.
 pub struct Saved<'a> {
-    /// `[N]`
-    pub ln_1_mean: &'a mut [f32],
-    /// `[N]`
-    pub ln_1_rstd: &'a mut [f32],
-    /// `[N, 3·C]`
+    pub ln_1: Stats<'a>,
+    /// `[N, qkv_width]`: as attention reads it.
     pub qkv: &'a mut [f32],
+    pub heads: SavedHeads<'a>,
     /// `[heads, tokens]` per sequence: log of the softmax denominators.
     pub lse: &'a mut [f32],
-    /// `[N, C]`: output of attention before its projection.
+    /// `[N, q_width]`: output of attention before its projection.
     pub att: &'a mut [f32],
     /// `[N, C]`: residual stream between attention and MLP.
     pub x_mid: &'a mut [f32],
-    /// `[N]`
-    pub ln_2_mean: &'a mut [f32],
-    /// `[N]`
-    pub ln_2_rstd: &'a mut [f32],
-    /// `[N, 4·C]`: hidden layer of the MLP before GELU.
+    pub ln_2: Stats<'a>,
+    /// `[N, fc_width]`: output of the MLP's input projection.
     pub fc: &'a mut [f32],
-    /// `[4, N, rank]`: `low` of the adapters of the block's linear layers; empty without adapters.
+    /// `low` of the adapters of the block's linear layers; empty without adapters.
     pub lora: &'a mut [f32],
 }
 
 /// Buffers of a step besides the saved activations. Gradients are empty without a backward pass. N tokens, width C.
 pub struct Buffers<'a> {
-    /// `[N, C]`: output of a LayerNorm.
+    /// `[N, C]`: output of a norm.
     pub ln: &'a mut [f32],
     /// `[N, C]`: gradient of the residual stream.
     pub dx: &'a mut [f32],
     /// `[N, C]`: gradient of a branch's `width`-wide tensors; in the forward pass, a branch before dropout.
     pub dbranch: &'a mut [f32],
-    /// `[N]`
-    pub ln_f_mean: &'a mut [f32],
-    /// `[N]`
-    pub ln_f_rstd: &'a mut [f32],
+    pub ln_f: Stats<'a>,
     /// `[N]`
     pub losses: &'a mut [f32],
-    /// Partial sums of LayerNorm's backward pass.
+    /// Partial sums of a norm's backward pass.
     pub partials: &'a mut [f32],
     /// Scratch memory of an adapter; empty without adapters.
     pub lora_scratch: &'a mut [f32],
-    /// Embeddings packed for the loss.
-    pub packed_wte: &'a mut [f32],
+    /// Final projection packed for the loss.
+    pub packed_head: &'a mut [f32],
 }
 
 /// Workspace that the loss and the layers use in turn.
@@ -221,9 +274,11 @@ pub struct Shared<'a> {
 
 /// Shared workspace, laid out for the layers.
 pub struct Layers<'a> {
-    /// `[N, 4·C]`: output of GELU.
-    pub gelu: &'a mut [f32],
-    /// `[N, 4·C]`: gradient of `fc`, or in its first 3/4 that of `qkv`.
+    /// `[N, inner_width]`: output of the MLP's activation; later the gradient of attention's output.
+    pub hidden: &'a mut [f32],
+    /// `[N, inner_width]`: gradient of `hidden`, if it is not in `dwide`.
+    pub dhidden: &'a mut [f32],
+    /// Gradient of `fc`, and then of `qkv`.
     pub dwide: &'a mut [f32],
     /// Scratch memory of attention's tasks.
     pub attention: &'a mut [f32],
@@ -248,7 +303,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Lays out the arena for a pass of `tokens` tokens, at most as many as reserved. Keeps the packed embeddings.
+    /// Lays out the arena for a pass of `tokens` tokens, at most as many as reserved. Keeps the packed head.
     ///
     /// # Panics
     /// If the arena is too small.
@@ -262,19 +317,18 @@ impl Arena {
         let layout = self.layout;
         let (tokens, stream) = (layout.tokens, layout.tokens * layout.width);
         let mut carver = Carver(&mut self.data[..layout.total()]);
-        let packed_wte = carver.cut(layout.packed_wte);
+        let packed_head = carver.cut(layout.packed_head);
         let streams = carver.cut(layout.streams * layout.stream());
         let blocks = Blocks { streams, saved: carver.cut(layout.blocks * layout.block()), layout };
         let buffers = Buffers {
             ln: carver.cut(stream),
             dx: carver.cut(layout.dstream()),
             dbranch: carver.cut(layout.dstream()),
-            ln_f_mean: carver.cut(tokens),
-            ln_f_rstd: carver.cut(tokens),
+            ln_f: Stats { mean: carver.cut(tokens), rstd: carver.cut(tokens) },
             losses: carver.cut(tokens),
-            partials: carver.cut(layout.layernorm),
-            lora_scratch: carver.cut(layout.lora_scratch()),
-            packed_wte,
+            partials: carver.cut(layout.partials),
+            lora_scratch: carver.cut(layout.lora_scratch),
+            packed_head,
         };
         (blocks, buffers, Shared { data: carver.0, layout })
     }
@@ -290,7 +344,7 @@ pub struct Blocks<'a> {
 impl Blocks<'_> {
     /// Returns the input of block `layer`, `[N, C]`, its saved activations, and its output, `[N, C]`.
     pub fn block(&mut self, layer: usize) -> (&mut [f32], Saved<'_>, &mut [f32]) {
-        let Layout { tokens, width, heads, streams, blocks, .. } = self.layout;
+        let Layout { tokens, width, widths, streams, blocks, .. } = self.layout;
         let stream = |layer: usize| {
             let start = layer % streams * self.layout.stream();
             start..start + tokens * width
@@ -300,17 +354,17 @@ impl Blocks<'_> {
             .get_disjoint_mut([stream(layer), stream(layer + 1)])
             .expect("at least two streams, so that neighbours are distinct");
         let mut carver = Carver(&mut self.saved[layer % blocks * self.layout.block()..]);
+        let mut cut = |width: usize| carver.cut(tokens * width);
         let saved = Saved {
-            ln_1_mean: carver.cut(tokens),
-            ln_1_rstd: carver.cut(tokens),
-            qkv: carver.cut(tokens * 3 * width),
-            lse: carver.cut(tokens * heads),
-            att: carver.cut(tokens * width),
-            x_mid: carver.cut(tokens * width),
-            ln_2_mean: carver.cut(tokens),
-            ln_2_rstd: carver.cut(tokens),
-            fc: carver.cut(tokens * 4 * width),
-            lora: carver.cut(self.layout.lora()),
+            ln_1: Stats { mean: cut(1), rstd: cut(1) },
+            qkv: cut(widths.qkv),
+            heads: SavedHeads { before: cut(widths.before_norms), rstd: cut(widths.normed_heads) },
+            lse: cut(widths.heads),
+            att: cut(widths.att),
+            x_mid: cut(width),
+            ln_2: Stats { mean: cut(1), rstd: cut(1) },
+            fc: cut(widths.fc),
+            lora: carver.cut(self.layout.lora),
         };
         (x, saved, out)
     }
@@ -333,7 +387,8 @@ impl Shared<'_> {
         let Layout { attention, .. } = self.layout;
         let mut carver = Carver(&mut *self.data);
         Layers {
-            gelu: carver.cut(self.layout.wide()),
+            hidden: carver.cut(self.layout.hidden()),
+            dhidden: carver.cut(self.layout.dhidden()),
             dwide: carver.cut(self.layout.dwide()),
             attention: carver.cut(attention),
         }

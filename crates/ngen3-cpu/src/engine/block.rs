@@ -1,10 +1,11 @@
 //! Transformer block: `x = x + c_proj(attention(c_attn(ln_1(x))));  x = x + c_proj(gelu(c_fc(ln_2(x))))`, and its backward pass.
+//! `parts.rs` has what differs between families.
 //!
 //! Training and decoding share the forward pass. Training attends within a pass and saves activations; decoding attends to a
 //! key-value cache and multiplies by other copies of the weights. Both differences are arguments.
 
 use ngen3_engine::{Dropout, DropoutSite};
-use ngen3_model::Target;
+use ngen3_model::{Activation, Projection};
 
 use super::arena::{Buffers, Layers, Saved};
 use super::batch_plan::Pass;
@@ -12,7 +13,7 @@ use super::weights::Weights;
 use crate::gemm::Accumulate;
 use crate::layers::linear::Linear;
 use crate::layers::lora::LoraActivations;
-use crate::layers::{attention, dropout, gelu, layernorm};
+use crate::layers::{attention, dropout, gelu, swiglu};
 
 /// Dropout at all sites of one pass.
 #[derive(Clone, Copy)]
@@ -33,10 +34,10 @@ impl PassDropout {
 
 /// Working memory of a block's forward pass. N tokens, width C.
 pub struct ForwardScratch<'a> {
-    /// `[N, C]`: output of a LayerNorm.
+    /// `[N, C]`: output of a norm.
     pub ln: &'a mut [f32],
-    /// `[N, 4·C]`: output of GELU; empty if the pass stops before it.
-    pub gelu: &'a mut [f32],
+    /// `[N, inner_width]`: output of the MLP's activation; empty if the pass stops before it.
+    pub hidden: &'a mut [f32],
     /// `[N, C]`: branch output before dropout; empty without dropout.
     pub branch: &'a mut [f32],
     /// See [`LoraActivations::scratch`].
@@ -45,7 +46,8 @@ pub struct ForwardScratch<'a> {
 
 impl Weights {
     /// Runs a block on its input `x`, `[N, C]`, and saves the activations for its backward pass. With `out`, `[N, C]`, also
-    /// runs the rest of the MLP. `linear` returns the block's layers; `attend` fills attention's output and `lse` from `qkv`.
+    /// runs the rest of the MLP. `positions` are those of the tokens; `linear` returns the block's layers; `attend` fills
+    /// attention's output and `lse` from `qkv`.
     #[expect(
         clippy::too_many_arguments,
         reason = "a block's input and output, and all that differs between training and decoding"
@@ -53,7 +55,8 @@ impl Weights {
     pub fn block_forward<'w>(
         &'w self,
         layer: usize,
-        linear: impl Fn(Target) -> Linear<'w>,
+        positions: &[u32],
+        linear: impl Fn(Projection) -> Linear<'w>,
         attend: impl FnOnce(&[f32], &mut [f32], &mut [f32]),
         drops: PassDropout,
         x: &[f32],
@@ -61,24 +64,25 @@ impl Weights {
         scratch: &mut ForwardScratch<'_>,
         out: Option<&mut [f32]>,
     ) {
-        let eps = self.config.layer_norm_epsilon;
         let w = &self.list.blocks[layer];
-        let Saved { ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, lora } = saved;
-        let ForwardScratch { ln, gelu, branch, lora: lora_scratch } = scratch;
+        let Saved { ln_1, qkv, heads, lse, att, x_mid, ln_2, fc, lora } = saved;
+        let ForwardScratch { ln, hidden, branch, lora: lora_scratch } = scratch;
         let lora = &mut LoraActivations { saved: lora, scratch: lora_scratch };
 
-        layernorm::forward(x, self.p(&w.ln_1_weight), self.p(&w.ln_1_bias), eps, ln, ln_1_mean, ln_1_rstd);
-        linear(Target::CAttn).forward(ln, lora, qkv);
+        self.norm([&w.ln_1_weight, &w.ln_1_bias], x, ln, ln_1);
+        linear(Projection::CAttn).forward(ln, lora, qkv);
+        self.turn(layer, positions, qkv, heads);
         attend(qkv, att, lse);
         let drop = drops.at(DropoutSite::AttentionProjection(layer));
-        project(linear(Target::AttnCProj), att, lora, drop, x, branch, x_mid);
+        project(linear(Projection::AttnCProj), att, lora, drop, x, branch, x_mid);
 
-        layernorm::forward(x_mid, self.p(&w.ln_2_weight), self.p(&w.ln_2_bias), eps, ln, ln_2_mean, ln_2_rstd);
-        linear(Target::CFc).forward(ln, lora, fc);
+        self.norm([&w.ln_2_weight, &w.ln_2_bias], x_mid, ln, ln_2);
+        linear(Projection::CFc).forward(ln, lora, fc);
         let Some(out) = out else { return };
-        gelu::forward(self.config.activation, fc, gelu);
+        let hidden = &mut hidden[..x.len() / self.config.n_embd * self.config.inner_width()];
+        self.activate(fc, hidden);
         let drop = drops.at(DropoutSite::MlpProjection(layer));
-        project(linear(Target::MlpCProj), gelu, lora, drop, x_mid, branch, out);
+        project(linear(Projection::MlpCProj), hidden, lora, drop, x_mid, branch, out);
     }
 
     /// Runs [`Weights::block_forward`] with attention within the pass.
@@ -99,7 +103,8 @@ impl Weights {
             let drop = drops.at(DropoutSite::Attention(layer));
             attention::forward(self.precision, shape, pass.spans, qkv, drop, att, lse, panels);
         };
-        self.block_forward(layer, |target| self.linear(layer, target), attend, drops, x, saved, scratch, out);
+        let linear = |projection| self.linear(layer, projection);
+        self.block_forward(layer, pass.positions, linear, attend, drops, x, saved, scratch, out);
     }
 
     /// Replaces the gradient of a block's output, in `b.dx`, by that of its input, and adds the parameters' gradients to
@@ -119,56 +124,64 @@ impl Weights {
     ) {
         let shape = attention::Shape::new(&self.config);
         let w = &self.list.blocks[layer];
-        let Layers { gelu, dwide, attention: panels } = layers;
+        let tokens = pass.inputs.len();
+        let Layers { hidden, dhidden, dwide, attention: panels } = layers;
         if again {
-            let mut scratch = ForwardScratch { ln: b.ln, gelu: &mut [], branch: b.dbranch, lora: b.lora_scratch };
+            let mut scratch = ForwardScratch { ln: b.ln, hidden: &mut [], branch: b.dbranch, lora: b.lora_scratch };
             self.block_forward_in_pass(layer, pass, drops, x, &mut saved, &mut scratch, panels, None);
         }
-        let Saved { ln_1_mean, ln_1_rstd, qkv, lse, att, x_mid, ln_2_mean, ln_2_rstd, fc, lora } = saved;
+        let Saved { ln_1, qkv, heads, lse, att, x_mid, ln_2, fc, lora } = saved;
         let lora = &mut LoraActivations { saved: lora, scratch: b.lora_scratch };
-        let linear = |target| self.linear(layer, target);
+        let linear = |projection| self.linear(layer, projection);
 
         // x = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
         let dy = dropped(drops.at(DropoutSite::MlpProjection(layer)), b.dx, b.dbranch);
-        let c_proj = linear(Target::MlpCProj);
+        let c_proj = linear(Projection::MlpCProj);
+        let output = &mut hidden[..tokens * self.config.inner_width()];
         if c_proj.learns() {
-            gelu::forward(self.config.activation, fc, gelu);
+            self.activate(fc, output);
         }
         if again {
-            c_proj.save(gelu, lora);
+            c_proj.save(output, lora);
         }
-        c_proj.backward(gelu, dy, lora, grads, Some(dwide));
-        gelu::backward(self.config.activation, fc, dwide);
-        let (gamma, beta) = (self.p(&w.ln_2_weight), self.p(&w.ln_2_bias));
-        let c_fc = linear(Target::CFc);
+        let dfc = &mut dwide[..fc.len()];
+        match self.config.activation {
+            Activation::Swiglu => {
+                c_proj.backward(output, dy, lora, grads, Some(dhidden));
+                swiglu::backward(self.config.inner_width(), fc, dhidden, dfc);
+            }
+            activation => {
+                c_proj.backward(output, dy, lora, grads, Some(dfc));
+                gelu::backward(activation, fc, dfc);
+            }
+        }
+        let ranges = [&w.ln_2_weight, &w.ln_2_bias];
+        let c_fc = linear(Projection::CFc);
         if c_fc.learns() {
-            layernorm::apply(x_mid, ln_2_mean, ln_2_rstd, gamma, beta, b.ln);
+            self.norm_again(ranges, x_mid, b.ln, &ln_2);
         }
-        c_fc.backward(b.ln, dwide, lora, grads, Some(b.dbranch));
-        let saved = layernorm::Saved { x: x_mid, mean: ln_2_mean, rstd: ln_2_rstd, gamma };
-        let dparams = self.dparams(grads, &w.ln_2_weight, &w.ln_2_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Add, dparams, b.partials);
+        c_fc.backward(b.ln, dfc, lora, grads, Some(b.dbranch));
+        self.norm_backward(ranges, x_mid, &ln_2, b.dbranch, b.dx, Accumulate::Add, grads, b.partials);
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
         let dy = dropped(drops.at(DropoutSite::AttentionProjection(layer)), b.dx, b.dbranch);
-        // `ln` holds the gradient of attention's output until ln_1's output is recomputed.
-        linear(Target::AttnCProj).backward(att, dy, lora, grads, Some(b.ln));
+        let datt = &mut hidden[..att.len()];
+        linear(Projection::AttnCProj).backward(att, dy, lora, grads, Some(datt));
         let dqkv = &mut dwide[..qkv.len()];
         let drop = drops.at(DropoutSite::Attention(layer));
-        attention::backward(self.precision, shape, pass.spans, qkv, att, lse, drop, b.ln, dqkv, panels);
-        let (gamma, beta) = (self.p(&w.ln_1_weight), self.p(&w.ln_1_bias));
-        let c_attn = linear(Target::CAttn);
+        attention::backward(self.precision, shape, pass.spans, qkv, att, lse, drop, datt, dqkv, panels);
+        self.turn_backward(layer, pass.positions, &heads, dqkv, grads, b.partials);
+        let ranges = [&w.ln_1_weight, &w.ln_1_bias];
+        let c_attn = linear(Projection::CAttn);
         if c_attn.learns() {
-            layernorm::apply(x, ln_1_mean, ln_1_rstd, gamma, beta, b.ln);
+            self.norm_again(ranges, x, b.ln, &ln_1);
         }
         if layer == 0 && self.adapters.is_some() {
             // Nothing before the first block's adapters is trainable.
             return c_attn.backward(b.ln, dqkv, lora, grads, None);
         }
         c_attn.backward(b.ln, dqkv, lora, grads, Some(b.dbranch));
-        let saved = layernorm::Saved { x, mean: ln_1_mean, rstd: ln_1_rstd, gamma };
-        let dparams = self.dparams(grads, &w.ln_1_weight, &w.ln_1_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Add, dparams, b.partials);
+        self.norm_backward(ranges, x, &ln_1, b.dbranch, b.dx, Accumulate::Add, grads, b.partials);
     }
 }
 

@@ -1,32 +1,32 @@
 //! Incremental decoding of several sequences with a key-value cache.
 //!
 //! New tokens run through the same blocks as in training (`block.rs`). Attention reads a cache, [n_layer, sequences, block_size,
-//! 2·width], that holds the keys of all heads, then the values, of each token. Sequences are independent: each has its own
+//! 2·kv_width], that holds the keys of all heads, then the values, of each token. Sequences are independent: each has its own
 //! length, and any of them can be fed or cleared at any step.
 //!
 //! A prompt runs as one pass of matrix products. Steps of a few tokens use products limited by the reading of the weights
 //! (`layers/matvec.rs`), from a bf16 or int8 copy unless the precision is f32.
 
 use ngen3_engine::{Decoder, Error, Feed, Quant, check_tokens};
-use ngen3_model::Target;
+use ngen3_model::Projection;
 use rayon::ThreadPool;
 
-use super::arena::Saved;
+use super::arena::{Saved, SavedHeads, Stats, Widths};
 use super::block::{ForwardScratch, PassDropout};
 use super::weights::Weights;
 use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
 use crate::layers::attention::{self, CachedSequence};
+use crate::layers::embedding;
 use crate::layers::linear::{Learns, Linear, Weight};
 use crate::layers::lora::LoraActivations;
 use crate::layers::matvec::Matrix;
-use crate::layers::{embedding, layernorm};
 
 /// Weights that decoding reads for each token.
 struct DecodeWeights<'a> {
-    /// In the order of [`Target`].
-    blocks: Vec<[Matrix<'a>; Target::ALL.len()]>,
-    wte: Matrix<'a>,
+    /// In the order of [`Projection`].
+    blocks: Vec<[Matrix<'a>; Projection::ALL.len()]>,
+    lm_head: Matrix<'a>,
 }
 
 impl<'a> DecodeWeights<'a> {
@@ -37,10 +37,12 @@ impl<'a> DecodeWeights<'a> {
             (Quant::None, Precision::F32) => Matrix::F32(weight),
         };
         let block = |w: &ngen3_model::BlockRanges| {
-            Target::ALL.map(|target| matrix(&model.params[w.linear(target).0.clone()], target.shape(&model.config)[1]))
+            Projection::ALL.map(|projection| {
+                matrix(&model.params[w.linear(projection).0.clone()], projection.shape(&model.config)[1])
+            })
         };
         let blocks = model.list.blocks.iter().map(block).collect();
-        Self { blocks, wte: matrix(model.wte(), model.config.n_embd) }
+        Self { blocks, lm_head: matrix(model.lm_head(), model.config.n_embd) }
     }
 }
 
@@ -51,7 +53,7 @@ pub struct CpuDecoder<'a> {
     pool: &'a ThreadPool,
     /// Number of tokens in each sequence.
     lens: Vec<usize>,
-    /// Key-value cache, `[n_layer, sequences, block_size, 2·width]`.
+    /// Key-value cache, `[n_layer, sequences, block_size, 2·kv_width]`.
     cache: Buffer,
     /// Tokens of the latest feeds; then their positions and cache slots.
     tokens: Vec<u32>,
@@ -72,7 +74,7 @@ impl<'a> CpuDecoder<'a> {
         if sequences == 0 {
             return Err(Error::Input("decoder: expected at least 1 sequence, got 0".into()));
         }
-        let cache = config.n_layer.saturating_mul(sequences).saturating_mul(config.block_size * 2 * config.n_embd);
+        let cache = config.n_layer.saturating_mul(sequences).saturating_mul(config.block_size * 2 * config.kv_width());
         Ok(Self {
             model,
             weights: pool.install(|| DecodeWeights::new(model, quant)),
@@ -121,46 +123,46 @@ impl<'a> CpuDecoder<'a> {
     fn forward(&mut self) -> Result<(), Error> {
         let Self { model, weights, lens, cache, tokens, positions, fed, scratch, logits, .. } = self;
         let config = &model.config;
-        let (n, c, eps) = (tokens.len(), config.n_embd, config.layer_norm_epsilon);
+        let (n, c) = (tokens.len(), config.n_embd);
+        let Widths { qkv, att, normed_heads, heads, fc, inner, .. } = Widths::of(config);
         let shape = attention::Shape::new(config);
-        let lengths = [c, c, c, 3 * c, c, c, 4 * c, 4 * c, 1, 1, 1, 1, config.n_head].map(|width| n * width);
+        let lengths = [c, c, c, qkv, normed_heads, att, c, fc, inner, 1, 1, 1, 1, heads].map(|width| n * width);
         let heads = attention::cached_scratch(shape, rayon::current_num_threads());
         let wanted = lengths.iter().copied().map(padded).sum::<usize>() + heads;
         if scratch.len() < wanted {
             *scratch = Buffer::zeros(wanted, "the activation buffer of the decoder")?;
         }
         let mut carver = Carver(scratch);
-        let [mut x, mut out, ln, qkv, att, x_mid, fc, gelu, mean, rstd, ln_2_mean, ln_2_rstd, lse] =
+        let [mut x, mut out, ln, qkv, head_rstd, att, x_mid, fc, hidden, mean, rstd, ln_2_mean, ln_2_rstd, lse] =
             lengths.map(|length| carver.cut(length));
         let heads = &mut carver.0[..heads];
 
         embedding::forward(tokens, positions, model.wte(), model.p(&model.list.wpe), x);
-        let block_cache = lens.len() * config.block_size * 2 * c;
+        let block_cache = lens.len() * config.block_size * 2 * config.kv_width();
         for (layer, cache) in cache.chunks_exact_mut(block_cache).enumerate() {
-            let linear = |target: Target| {
-                let mut linear = model.linear(layer, target);
-                let weight = model.p(model.list.blocks[layer].linear(target).0);
-                linear.weight = Weight::Decoding(weight, &weights.blocks[layer][target as usize]);
+            let linear = |projection: Projection| {
+                let mut linear = model.linear(layer, projection);
+                let weight = model.p(model.list.blocks[layer].linear(projection).0);
+                linear.weight = Weight::Decoding(weight, &weights.blocks[layer][projection as usize]);
                 linear
             };
             let attend = |qkv: &[f32], att: &mut [f32], lse: &mut [f32]| {
                 attention::cached(shape, fed, qkv, cache, att, lse, heads);
             };
             let mut saved = Saved {
-                ln_1_mean: mean,
-                ln_1_rstd: rstd,
+                ln_1: Stats { mean, rstd },
                 qkv,
+                heads: SavedHeads { before: &mut [], rstd: head_rstd },
                 lse,
                 att,
                 x_mid,
-                ln_2_mean,
-                ln_2_rstd,
+                ln_2: Stats { mean: ln_2_mean, rstd: ln_2_rstd },
                 fc,
                 lora: &mut [],
             };
-            let mut scratch = ForwardScratch { ln, gelu, branch: &mut [], lora: &mut [] };
+            let mut scratch = ForwardScratch { ln, hidden, branch: &mut [], lora: &mut [] };
             let drops = PassDropout::NONE;
-            model.block_forward(layer, linear, attend, drops, x, &mut saved, &mut scratch, Some(out));
+            model.block_forward(layer, positions, linear, attend, drops, x, &mut saved, &mut scratch, Some(out));
             std::mem::swap(&mut x, &mut out);
         }
         // Only the last token of each feed needs logits.
@@ -168,14 +170,14 @@ impl<'a> CpuDecoder<'a> {
         for (last, fed) in x_mid.chunks_exact_mut(c).zip(fed.iter()) {
             last.copy_from_slice(&x[(fed.start + fed.len - 1) * c..][..c]);
         }
-        let (ln, mean, rstd) = (&mut ln[..feeds * c], &mut mean[..feeds], &mut rstd[..feeds]);
-        let (gamma, beta) = (model.p(&model.list.ln_f_weight), model.p(&model.list.ln_f_bias));
-        layernorm::forward(&x_mid[..feeds * c], gamma, beta, eps, ln, mean, rstd);
+        let ln = &mut ln[..feeds * c];
+        let mut stats = Stats { mean: &mut mean[..feeds], rstd: &mut rstd[..feeds] };
+        model.norm(model.ln_f(), &x_mid[..feeds * c], ln, &mut stats);
         let head = Linear {
             precision: model.precision,
             outputs: config.vocab_size,
             inputs: c,
-            weight: Weight::Decoding(model.wte(), &weights.wte),
+            weight: Weight::Decoding(model.lm_head(), &weights.lm_head),
             bias: &[],
             learns: Learns::Nothing,
         };

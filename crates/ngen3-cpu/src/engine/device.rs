@@ -101,11 +101,11 @@ fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
 /// key-value cache.
 fn sample_bytes(config: &Config, options: Options) -> u64 {
     let list = ParamList::new(config);
-    let weights = list.wte.len() + num_layer_weights(&list);
+    let weights = list.lm_head.len() + num_layer_weights(&list);
     let copies = match (options.quant, precision(options.dtype)) {
         (Quant::Int8, _) => weights,
         (Quant::None, Precision::Bf16) => 2 * weights,
         (Quant::None, Precision::F32) => 0,
     };
-    (4 * list.total() + copies + 8 * config.n_layer * config.n_embd * config.block_size) as u64
+    (4 * list.total() + copies + 8 * config.n_layer * config.kv_width() * config.block_size) as u64
 }

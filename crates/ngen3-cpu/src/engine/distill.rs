@@ -41,7 +41,7 @@ impl Weights {
         let (c, vocab_size) = (self.config.n_embd, self.config.vocab_size);
         let k = ids.len() / passes.batch.inputs.len();
         let mut logits = Buffer::zeros(TOP_K_TOKENS * vocab_size, "the logits buffer of the teacher")?;
-        let wte = Mat::new(self.wte(), vocab_size, c);
+        let wte = Mat::new(self.lm_head(), vocab_size, c);
         let packed = self.packed.as_ref().and_then(|packed| packed.head.as_ref());
         self.passes(passes, FORWARD, |_, pass, arena| {
             self.forward(pass, PassDropout::NONE, arena);
@@ -92,7 +92,7 @@ impl Weights {
                 let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
                     weight: *weight / targets as f32,
                     dhidden: &mut b.dbranch[..n * c],
-                    dwte: self.dwte(grads),
+                    dwte: self.dlm_head(grads),
                 });
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
                 let rows = TeacherRows::of(distill, self.config.vocab_size, pass);
@@ -102,7 +102,7 @@ impl Weights {
                     self.precision,
                     sizes,
                     hidden,
-                    self.wte(),
+                    self.lm_head(),
                     pass.kept_targets,
                     &distill,
                     losses,

@@ -11,6 +11,7 @@ mod decoder;
 mod device;
 mod distill;
 mod model;
+mod parts;
 pub(crate) mod precision;
 mod runner;
 mod teacher;

@@ -5,6 +5,8 @@
 //! for each block (block.rs): x = x + c_proj(attention(ln_1(x)));  x = x + c_proj(gelu(c_fc(ln_2(x))))
 //! loss = cross-entropy of ln_f(x)·wteᵀ
 //! ```
+//!
+//! The Llama family has no `wpe`, and perhaps a head of its own.
 
 use ngen3_engine::{Batch, DropoutSite, Error, pass_seed};
 
@@ -15,7 +17,7 @@ use super::weights::Weights;
 use crate::gemm::Accumulate;
 use crate::layers::linear::pair;
 use crate::layers::loss::{self, Gradients};
-use crate::layers::{dropout, embedding, layernorm};
+use crate::layers::{dropout, embedding};
 
 /// A batch, its split into passes, and the arena for its activations.
 pub struct Passes<'a> {
@@ -75,7 +77,7 @@ impl Weights {
         arena.reserve(&spec, plan.most_tokens(), mode)?;
         if mode.loss {
             let shape = self.loss_shape(plan.most_tokens(), mode.keep != Checkpointing::Nothing);
-            loss::pack_wte(shape, self.wte(), arena.split().1.packed_wte);
+            loss::pack_wte(shape, self.lm_head(), arena.split().1.packed_head);
         }
         for (i, pass) in plan.passes(batch).enumerate() {
             arena.lay_out(&spec, pass.inputs.len(), mode);
@@ -86,23 +88,21 @@ impl Weights {
 
     /// Runs the model up to `ln_f`, whose output goes to the arena's `ln`. The blocks save what the arena's mode keeps.
     pub fn forward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena) {
-        let (mut blocks, b, mut shared) = arena.split();
-        let Layers { gelu, attention: panels, .. } = shared.for_layers();
+        let (mut blocks, mut b, mut shared) = arena.split();
+        let Layers { hidden, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
         embedding::forward(pass.inputs, pass.positions, self.wte(), self.p(&self.list.wpe), x);
         if let Some(dropout) = drops.at(DropoutSite::Embedding) {
             dropout::apply(dropout, x);
         }
-        let mut scratch = ForwardScratch { ln: b.ln, gelu, branch: b.dbranch, lora: b.lora_scratch };
+        let mut scratch = ForwardScratch { ln: b.ln, hidden, branch: b.dbranch, lora: b.lora_scratch };
         for layer in 0..self.config.n_layer {
             let (x, mut saved, out) = blocks.block(layer);
             self.block_forward_in_pass(layer, pass, drops, x, &mut saved, &mut scratch, panels, Some(out));
         }
         let x = blocks.stream(self.config.n_layer);
-        let (gamma, beta) = (self.p(&self.list.ln_f_weight), self.p(&self.list.ln_f_bias));
-        let eps = self.config.layer_norm_epsilon;
-        layernorm::forward(x, gamma, beta, eps, scratch.ln, b.ln_f_mean, b.ln_f_rstd);
+        self.norm(self.ln_f(), x, scratch.ln, &mut b.ln_f);
     }
 
     /// Computes the losses of the targets that are not ignored from `ln_f`'s output in the arena's `ln`, which it overwrites.
@@ -117,11 +117,11 @@ impl Weights {
             let gradients = gradients.map(|(weight, grads)| Gradients {
                 weight,
                 dhidden: &mut b.dbranch[..n * c],
-                dwte: self.dwte(grads),
+                dwte: self.dlm_head(grads),
             });
             let (hidden, losses) = (&b.ln[..n * c], &mut b.losses[..n]);
-            let (shape, wte) = (self.loss_shape(n, backward), (self.wte(), &*b.packed_wte));
-            loss::run(shape, hidden, wte, pass.kept_targets, losses, gradients, shared.for_loss());
+            let (shape, head) = (self.loss_shape(n, backward), (self.lm_head(), &*b.packed_head));
+            loss::run(shape, hidden, head, pass.kept_targets, losses, gradients, shared.for_loss());
         }
         if backward {
             pass.scatter_targets(b.dbranch);
@@ -134,10 +134,8 @@ impl Weights {
         let (mut blocks, mut b, mut shared) = arena.split();
         let n_layer = self.config.n_layer;
 
-        let gamma = self.p(&self.list.ln_f_weight);
-        let saved = layernorm::Saved { x: blocks.stream(n_layer), mean: b.ln_f_mean, rstd: b.ln_f_rstd, gamma };
-        let dparams = self.dparams(grads, &self.list.ln_f_weight, &self.list.ln_f_bias);
-        layernorm::backward(saved, b.dbranch, b.dx, Accumulate::Set, dparams, b.partials);
+        let x = blocks.stream(n_layer);
+        self.norm_backward(self.ln_f(), x, &b.ln_f, b.dbranch, b.dx, Accumulate::Set, grads, b.partials);
 
         let mut layers = shared.for_layers();
         for layer in (0..n_layer).rev() {

@@ -10,6 +10,7 @@ use super::model::Passes;
 use super::precision::{pool, precision};
 use super::weights::Weights;
 use crate::gemm::{Precision, tiles};
+use crate::layers::rotary::Rotary;
 
 #[derive(Debug)]
 pub struct Runner {
@@ -37,7 +38,12 @@ impl Runner {
         }
         let pool = pool(options.threads)?;
         let keep = Checkpointing::of(options);
-        let mut model = Weights { config, list, precision, keep, params, adapters: None, packed: None };
+        let rotary = config.rope.map(|rope| {
+            let (frequencies, factor) = rope.frequencies(config.head_width());
+            pool.install(|| Rotary::new(&frequencies, factor, config.block_size))
+        });
+        let rotary = rotary.transpose()?;
+        let mut model = Weights { config, list, precision, keep, params, adapters: None, packed: None, rotary };
         if options.quant == Quant::Int8 {
             model.round_to_int8();
         }

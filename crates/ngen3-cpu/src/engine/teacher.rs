@@ -28,7 +28,7 @@ impl CpuTeacher {
     /// model is too wide for int8.
     pub fn new(config: Config, params: Vec<f32>, options: Options) -> Result<Self, Error> {
         if options.quant == Quant::Int8 {
-            int8::check_width(config.n_embd, 4)?;
+            int8::check_width(config.n_embd.max(config.q_width()).max(config.inner_width()), 1)?;
         }
         // Packing rounds the weights once, as products read them. The input embeddings stay unrounded.
         let mut runner = Runner::new(config, params, Options { quant: Quant::None, ..options })?;
@@ -54,7 +54,7 @@ impl CpuTeacher {
         runner.plan(batch, TEACHER_TOKENS)?;
         hidden.clear();
         runner.run(batch, |model, passes| model.hidden(passes, |rows| hidden.extend_from_slice(rows)))?;
-        Ok(loss::Teacher::Head { hidden, wte: runner.model.wte(), quant: runner.model.quant() })
+        Ok(loss::Teacher::Head { hidden, wte: runner.model.lm_head(), quant: runner.model.quant() })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ngen3_engine::{Error, Quant};
-use ngen3_model::{BlockRanges, Config, Param, ParamList, Target};
+use ngen3_model::{BlockRanges, Config, Param, ParamList, Projection};
 use rayon::prelude::*;
 
 use super::arena::{ArenaSpec, Checkpointing};
@@ -12,6 +12,7 @@ use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Mat, Precision};
 use crate::layers::linear::{Learns, Linear, Weight, pair};
 use crate::layers::lora::Adapters;
+use crate::layers::rotary::Rotary;
 use crate::layers::{loss, matvec};
 
 /// Shape and parameters of a model.
@@ -29,6 +30,8 @@ pub struct Weights {
     pub adapters: Option<Adapters>,
     /// Packed weights of a forward-only model, which replace those in `params`.
     pub packed: Option<PackedWeights>,
+    /// Rotary positions, if the model has them.
+    pub rotary: Option<Rotary>,
 }
 
 /// Weights packed for products.
@@ -36,15 +39,16 @@ pub struct Weights {
 pub struct PackedWeights {
     /// Rounding of both operands: none beyond bf16, or int8.
     quant: Quant,
-    /// Weights of each block's linear layers, in the order of [`Target`]. They are removed from the model's parameters.
-    layers: Vec<[Packed; Target::ALL.len()]>,
-    /// Embeddings packed for the final projection, once it is needed. They also stay in the parameters.
+    /// Weights of each block's linear layers, in the order of [`Projection`]. They are removed from the model's parameters.
+    layers: Vec<[Packed; Projection::ALL.len()]>,
+    /// Packed final projection, once it is needed. It also stays in the parameters.
     pub head: Option<Packed>,
 }
 
 /// Returns the number of weights in the blocks' linear layers.
 pub fn num_layer_weights(list: &ParamList) -> usize {
-    let linear = |block: &BlockRanges| Target::ALL.map(|target| block.linear(target).0.len()).iter().sum::<usize>();
+    let linear =
+        |block: &BlockRanges| Projection::ALL.map(|projection| block.linear(projection).0.len()).iter().sum::<usize>();
     list.blocks.iter().map(linear).sum()
 }
 
@@ -57,6 +61,16 @@ impl Weights {
     /// Token embeddings, `[vocab_size, width]`.
     pub fn wte(&self) -> &[f32] {
         self.p(&self.list.wte)
+    }
+
+    /// Final projection, `[vocab_size, width]`: the token embeddings if it is tied to them.
+    pub fn lm_head(&self) -> &[f32] {
+        self.p(&self.list.lm_head)
+    }
+
+    /// Ranges of the last norm's γ and β.
+    pub fn ln_f(&self) -> [&Range<usize>; 2] {
+        [&self.list.ln_f_weight, &self.list.ln_f_bias]
     }
 
     /// Returns the trainable parameters (names, shapes, ranges) and their concatenated values.
@@ -82,23 +96,23 @@ impl Weights {
     }
 
     /// Returns one of a block's linear layers.
-    pub fn linear(&self, layer: usize, target: Target) -> Linear<'_> {
-        let (weight, bias) = self.list.blocks[layer].linear(target);
-        let [outputs, inputs] = target.shape(&self.config);
+    pub fn linear(&self, layer: usize, projection: Projection) -> Linear<'_> {
+        let (weight, bias) = self.list.blocks[layer].linear(projection);
+        let [outputs, inputs] = projection.shape(&self.config);
         let learns = match &self.adapters {
             None => Learns::Itself { weight, bias },
             Some(adapters) => {
-                adapters.at(layer, target).map_or(Learns::Nothing, |(adapter, at)| Learns::Adapter(adapter, at))
+                adapters.at(layer, projection).map_or(Learns::Nothing, |(adapter, at)| Learns::Adapter(adapter, at))
             }
         };
         let weight = match &self.packed {
-            Some(packed) => Weight::Packed(&packed.layers[layer][target as usize]),
+            Some(packed) => Weight::Packed(&packed.layers[layer][projection as usize]),
             None => Weight::Plain(self.p(weight)),
         };
         Linear { precision: self.precision, outputs, inputs, weight, bias: self.p(bias), learns }
     }
 
-    /// Borrows the gradients of a LayerNorm's parameters; `None` if only adapters are trained.
+    /// Borrows the gradients of a norm's parameters; `None` if only adapters are trained.
     pub fn dparams<'a>(
         &self,
         grads: &'a mut [f32],
@@ -108,9 +122,9 @@ impl Weights {
         self.adapters.is_none().then(|| pair(grads, weight, bias))
     }
 
-    /// Borrows the gradient of the embeddings, to which the loss adds; `None` if only adapters are trained.
-    pub fn dwte<'a>(&self, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
-        self.adapters.is_none().then(|| &mut grads[self.list.wte.clone()])
+    /// Borrows the gradient of the final projection, to which the loss adds; `None` if only adapters are trained.
+    pub fn dlm_head<'a>(&self, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
+        self.adapters.is_none().then(|| &mut grads[self.list.lm_head.clone()])
     }
 
     /// Returns the shape of the loss of a pass, with or without gradients.
@@ -122,9 +136,12 @@ impl Weights {
     /// quantised model.
     pub fn round_to_int8(&mut self) {
         let c = self.config.n_embd;
-        let linear = |(w, target): (&BlockRanges, Target)| (w.linear(target).0.clone(), target.shape(&self.config)[1]);
-        let layers = self.list.blocks.iter().flat_map(|w| Target::ALL.map(|target| (w, target))).map(linear);
-        for (range, inputs) in layers.chain([(self.list.wte.clone(), c)]) {
+        let linear = |(w, projection): (&BlockRanges, Projection)| {
+            (w.linear(projection).0.clone(), projection.shape(&self.config)[1])
+        };
+        let layers =
+            self.list.blocks.iter().flat_map(|w| Projection::ALL.map(|projection| (w, projection))).map(linear);
+        for (range, inputs) in layers.chain([(self.list.lm_head.clone(), c)]) {
             self.params[range].par_chunks_mut(inputs).for_each(matvec::round_to_int8);
         }
     }
@@ -140,18 +157,18 @@ impl Weights {
         let mut kept = vec![params[list.ln_f_weight.start..].to_vec()];
         for w in list.blocks.iter().rev() {
             let (mut plain, mut after) = (Vec::new(), w.ln_1_weight.start);
-            for target in Target::ALL {
-                let weight = w.linear(target).0;
+            for projection in Projection::ALL {
+                let weight = w.linear(projection).0;
                 plain.extend_from_slice(&params[after..weight.start]);
                 after = weight.end;
             }
             plain.extend_from_slice(&params[after..w.mlp_c_proj_bias.end]);
             kept.push(plain);
-            let pack = |target: Target| {
-                let [outputs, inputs] = target.shape(config);
-                Packed::new(Mat::new(&params[w.linear(target).0.clone()], outputs, inputs), quant)
+            let pack = |projection: Projection| {
+                let [outputs, inputs] = projection.shape(config);
+                Packed::new(Mat::new(&params[w.linear(projection).0.clone()], outputs, inputs), quant)
             };
-            let [a, b, c, d] = Target::ALL.map(pack);
+            let [a, b, c, d] = Projection::ALL.map(pack);
             layers.push([a?, b?, c?, d?]);
             params.truncate(w.ln_1_weight.start);
             params.shrink_to_fit();
@@ -164,14 +181,14 @@ impl Weights {
         Ok(())
     }
 
-    /// Packs the embeddings for the final projection of top-k, if the layers are packed and the embeddings are not yet.
+    /// Packs the final projection for top-k, if the layers are packed and it is not yet.
     ///
     /// # Errors
     /// [`Error::Memory`] if they do not fit in memory.
     pub fn pack_head(&mut self) -> Result<(), Error> {
-        let wte = Mat::new(&self.params[self.list.wte.clone()], self.config.vocab_size, self.config.n_embd);
+        let weight = Mat::new(&self.params[self.list.lm_head.clone()], self.config.vocab_size, self.config.n_embd);
         if let Some(PackedWeights { quant, head: head @ None, .. }) = &mut self.packed {
-            *head = Some(Packed::new(wte, *quant)?);
+            *head = Some(Packed::new(weight, *quant)?);
         }
         Ok(())
     }

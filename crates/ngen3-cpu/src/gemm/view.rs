@@ -132,9 +132,23 @@ impl<'a> MatMut<'a> {
         MatMut { data, rows: range.len(), cols: self.cols, row_stride: self.row_stride, borrow: PhantomData }
     }
 
+    /// Submatrix of the columns in `range`.
+    ///
+    /// # Panics
+    /// If the range is out of bounds.
+    pub fn columns(&mut self, range: Range<usize>) -> MatMut<'_> {
+        // SAFETY: `self` is borrowed as long as the part is in use.
+        unsafe { self.part(0..self.rows, range) }
+    }
+
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.rows
+    }
+
+    /// Number of columns.
+    pub fn n_cols(&self) -> usize {
+        self.cols
     }
 
     /// Row `i`.

@@ -1,6 +1,7 @@
 //! Token and position embeddings: x[t] = wte[token[t]] + wpe[position[t]]   (`encoder` in llm.c).
 //!
-//! `tokens` and `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; `x`: [tokens, width].
+//! `tokens` and `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width], or empty in a model with rotary
+//! positions; `x`: [tokens, width].
 
 use rayon::prelude::*;
 
@@ -16,6 +17,9 @@ pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &
     let width = x.len() / tokens.len();
     x.par_chunks_mut(width).zip(tokens.par_iter().zip(positions)).for_each(|(x, (&token, &position))| {
         let token = &wte[token as usize * width..][..width];
+        if wpe.is_empty() {
+            return x.copy_from_slice(token);
+        }
         let position = &wpe[position as usize * width..][..width];
         for ((x, &a), &b) in x.iter_mut().zip(token).zip(position) {
             *x = a + b;
@@ -26,7 +30,9 @@ pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &
 /// Accumulates `dwte[token[t]] += dx[t]` and `dwpe[position[t]] += dx[t]`.
 pub fn backward(tokens: &[u32], positions: &[u32], dx: &[f32], dwte: &mut [f32], dwpe: &mut [f32]) {
     let _timed = timed(Part::Embedding);
-    scatter(positions, dx, 1.0, dwpe);
+    if !dwpe.is_empty() {
+        scatter(positions, dx, 1.0, dwpe);
+    }
     scatter(tokens, dx, 1.0, dwte);
 }
 

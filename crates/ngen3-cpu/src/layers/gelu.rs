@@ -33,6 +33,7 @@ pub fn forward(activation: Activation, x: &[f32], y: &mut [f32]) {
                     #[inline(always)]
                     |x, _| gelu_exact(x).0,
                 ),
+                Activation::Swiglu => unreachable!("swiglu.rs computes it"),
             },
         );
     });
@@ -57,6 +58,7 @@ pub fn backward(activation: Activation, x: &[f32], dy: &mut [f32]) {
                     #[inline(always)]
                     |x, dy| dy * gelu_exact(x).1,
                 ),
+                Activation::Swiglu => unreachable!("swiglu.rs computes it"),
             },
         );
     });
@@ -124,6 +126,7 @@ mod tests {
                 0.5 * x * (1.0 + u.tanh())
             }
             Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+            Activation::Swiglu => unreachable!("not a GELU"),
         }
     }
 

@@ -160,7 +160,7 @@ impl Linear<'_> {
             }
             return;
         };
-        let (da, db) = pair(grads, &at.a, &at.b);
+        let (da, db) = pair(grads, &at.a, &at.b());
         let branch = adapter.backward(Mat::new(x, rows, weight.cols()), dy, low, da, db);
         if let Some(dx) = dx {
             matmul_onto(self.precision, dx, dy, weight, |dx, row, col| branch.onto(dx, Accumulate::Set, row, col));

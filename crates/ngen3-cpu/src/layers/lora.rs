@@ -1,12 +1,13 @@
 //! Low-rank adapters (LoRA, Hu et al. 2021) beside linear layers: y = x·Wᵀ + b + low·Bᵀ, with low = s·x·Aᵀ and s = alpha/rank.
 //!
-//! `x`: [rows, inputs]; `a`: [rank, inputs]; `b`: [outputs, rank]; `y`: [rows, outputs]; saved for the backward pass: `x` and
-//! `low`, [rows, rank]. W + s·B·A is formed only when parameters leave the engine. The two products with outputs of the layer's
-//! width, low·Bᵀ and dlow·A, initialise the tiles of the layer's own product. The others read `x` and `dy` in place, a few rows
-//! at a time, which stay in cache: an adapter adds no other pass over memory. Its products are f32, whatever the layer's
+//! A layer has one adapter for all its outputs, or several for some of them each, such as queries, keys and values: R is the sum of
+//! their ranks. `x`: [rows, inputs]; `a`: [R, inputs]; `b`: [adapted outputs, rank]; `y`: [rows, outputs]; saved for the backward
+//! pass: `x` and `low`, [rows, R]. W + s·B·A is formed only when parameters leave the engine. The two products with outputs of the
+//! layer's width, low·Bᵀ and dlow·A, initialise the tiles of the layer's own product. The others read `x` and `dy` in place, a few
+//! rows at a time, which stay in cache: an adapter adds no other pass over memory. Its products are f32, whatever the layer's
 //! precision.
 
-use ngen3_model::{AdapterRanges, Config, Lora, LoraList, ParamList, Target};
+use ngen3_model::{AdapterPart, AdapterRanges, Config, Family, Lora, LoraList, ParamList, Projection};
 use rayon::prelude::*;
 
 use crate::gemm::tiles::strided;
@@ -16,9 +17,24 @@ use ngen3_engine::Error;
 /// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
 const ROWS: usize = 128;
 
-/// Length in f32 of [`LoraActivations::scratch`] for passes of `rows` rows through a layer with inputs + outputs ≤ `width`.
-pub fn scratch(rank: usize, width: usize, rows: usize) -> usize {
-    rank * (rows + rows.div_ceil(ROWS).max(1) * width)
+/// Length in f32 of [`LoraActivations::scratch`] for passes of `rows` rows.
+pub fn scratch(config: &Config, rank: usize, rows: usize) -> usize {
+    let tasks = rows.div_ceil(ROWS).max(1);
+    let of = |projection: Projection| {
+        let ([outputs, inputs], parts) = (projection.shape(config), projection.parts(config.family));
+        rank * (parts * rows + tasks * (parts * inputs + outputs))
+    };
+    Projection::ALL.map(of).into_iter().max().unwrap_or(0)
+}
+
+/// Length in f32 of [`LoraActivations::saved`] for passes of `rows` rows.
+pub fn saved(config: &Config, rank: usize, rows: usize) -> usize {
+    rank * rows * parts(config.family, &Projection::ALL)
+}
+
+/// Returns the number of adapters that these projections can have.
+fn parts(family: Family, projections: &[Projection]) -> usize {
+    projections.iter().map(|projection| projection.parts(family)).sum()
 }
 
 /// All adapters of a model.
@@ -28,6 +44,7 @@ pub struct Adapters {
     pub list: LoraList,
     /// `[total]`
     pub params: Vec<f32>,
+    family: Family,
 }
 
 impl Adapters {
@@ -40,131 +57,223 @@ impl Adapters {
         if params.len() != list.total() {
             return Err(Error::Input(format!("expected {} adapter parameters, got {}", list.total(), params.len())));
         }
-        Ok(Self { lora: lora.clone(), list, params })
+        Ok(Self { lora: lora.clone(), list, params, family: config.family })
     }
 
-    /// Returns the adapter of one linear layer, if it has one, with the ranges of its parameters.
-    pub fn at(&self, layer: usize, target: Target) -> Option<(Adapter<'_>, &AdapterRanges)> {
-        let at = self.list.adapter(layer, target)?;
-        let (rank, scale) = (self.lora.rank, self.lora.scale());
-        let (a, b) = (&self.params[at.a.clone()], &self.params[at.b.clone()]);
-        Some((Adapter { target, rank, scale, a, b }, at))
+    /// Returns the adapters of one projection, if it has any, with the ranges of their parameters.
+    pub fn at(&self, layer: usize, projection: Projection) -> Option<(Adapter<'_>, &AdapterRanges)> {
+        let at = self.list.adapter(layer, projection)?;
+        let adapter = Adapter {
+            before: parts(self.family, &Projection::ALL[..projection as usize]),
+            rank: self.lora.rank,
+            scale: self.lora.scale(),
+            a: &self.params[at.a.clone()],
+            b: &self.params[at.b()],
+            parts: &at.parts,
+        };
+        Some((adapter, at))
     }
 
     /// Adds s·B·A to every adapted weight of the model's parameters.
     pub fn merge_into(&self, list: &ParamList, params: &mut [f32]) {
         for (layer, block) in list.blocks.iter().enumerate() {
-            for target in Target::ALL {
-                let Some((Adapter { rank, scale, a, b, .. }, _)) = self.at(layer, target) else { continue };
-                let (outputs, inputs) = (b.len() / rank, a.len() / rank);
+            for projection in Projection::ALL {
+                let Some((adapter, _)) = self.at(layer, projection) else { continue };
+                let Adapter { rank, scale, a, .. } = adapter;
+                let inputs = a.len() / adapter.total_rank();
                 let scaled: Vec<f32> = a.iter().map(|a| scale * a).collect();
-                let (b, a) = (Mat::new(b, outputs, rank), Mat::new(&scaled, rank, inputs));
-                let weight = MatMut::new(&mut params[block.linear(target).0.clone()], outputs, inputs);
-                matmul_f32(weight, Accumulate::Add, b, a, Threads::All);
+                let weight = &mut params[block.linear(projection).0.clone()];
+                for ((part, b), a) in adapter.matrices().zip(scaled.chunks_exact(rank * inputs)) {
+                    let rows = part.outputs.start * inputs..part.outputs.end * inputs;
+                    let (b, a) = (Mat::new(b, part.outputs.len(), rank), Mat::new(a, rank, inputs));
+                    let weight = MatMut::new(&mut weight[rows], part.outputs.len(), inputs);
+                    matmul_f32(weight, Accumulate::Add, b, a, Threads::All);
+                }
             }
         }
     }
 }
 
-/// Adapter of one linear layer.
+/// Adapters of one linear layer.
 #[derive(Clone, Copy)]
 pub struct Adapter<'a> {
-    target: Target,
+    /// Adapters that the projections before this one in a block can have.
+    before: usize,
     rank: usize,
     scale: f32,
-    /// `[rank, inputs]`
+    /// `[R, inputs]`
     a: &'a [f32],
-    /// `[outputs, rank]`
+    /// `[adapted outputs, rank]`
     b: &'a [f32],
+    parts: &'a [AdapterPart],
 }
 
 /// Memory that the adapters of a block use.
 #[derive(Default)]
 pub struct LoraActivations<'a> {
-    /// `[4, rows, rank]`: `low` of each of the block's layers.
+    /// `low` of each of the block's adapters. See [`saved`] for the length.
     pub saved: &'a mut [f32],
-    /// Forward: Aᵀ, `[inputs, rank]`, and Bᵀ, `[rank, outputs]`. Backward: the gradient of `low`, `[rows, rank]`, and each task's
-    /// partial gradients of A and Bᵀ, `[rank, inputs]` and `[rank, outputs]`. See [`scratch`] for the length.
+    /// Forward: Aᵀ, `[inputs, R]`, and each Bᵀ, `[rank, outputs]`. Backward: the gradient of `low`, `[rows, R]`, and each task's
+    /// partial gradients of A and of each Bᵀ. See [`scratch`] for the length.
     pub scratch: &'a mut [f32],
 }
 
-/// Pending product `[rows, rank]` × `[rank, cols]`, computed tile by tile.
+/// Pending products `[rows, rank]` × `[rank, columns]`, one for each stretch of columns, computed tile by tile.
 pub struct Branch<'a> {
     rank: usize,
+    /// `[rows, stride]`: columns of each product's first operand, side by side.
     low: &'a [f32],
+    stride: usize,
+    /// Second operands, one after the other.
     wide: &'a [f32],
+    columns: Columns<'a>,
+}
+
+/// Columns of the products of a [`Branch`].
+enum Columns<'a> {
+    /// One product has all columns.
+    All,
+    /// The outputs of each adapter.
+    Parts(&'a [AdapterPart]),
 }
 
 impl Branch<'_> {
-    /// Writes or adds the part of the product at `(row, col)` to `part` of a `[rows, cols]` matrix.
+    /// Writes or adds the part of the products at `(row, col)` to `part` of a `[rows, cols]` matrix.
     pub fn onto(&self, part: &mut MatMut<'_>, accumulate: Accumulate, row: usize, col: usize) {
-        let (rank, cols) = (self.rank, self.wide.len() / self.rank);
-        let (n, width) = (part.n_rows(), part.row_mut(0).len());
-        let low = Mat::new(&self.low[row * rank..(row + n) * rank], n, rank);
-        strided::matmul_f32(part.rows(0..n), accumulate, low, Mat::strided(&self.wide[col..], rank, width, cols));
+        let Columns::Parts(parts) = self.columns else {
+            return self.product(part, accumulate, row, col, self.wide.len() / self.rank, 0, 0);
+        };
+        let (window, mut wide) = (col..col + part.n_cols(), 0);
+        for (index, AdapterPart { outputs, .. }) in parts.iter().enumerate() {
+            let (start, end) = (outputs.start.max(window.start), outputs.end.min(window.end));
+            if start < end {
+                let mut here = part.columns(start - col..end - col);
+                let first = start - outputs.start;
+                self.product(&mut here, accumulate, row, first, outputs.len(), wide, index * self.rank);
+            }
+            wide += self.rank * outputs.len();
+        }
+    }
+
+    /// Adds the columns from `col` of the product whose second operand, `cols` wide, starts at `wide`.
+    #[expect(clippy::too_many_arguments, reason = "the place in each of three matrices")]
+    fn product(
+        &self,
+        part: &mut MatMut<'_>,
+        accumulate: Accumulate,
+        row: usize,
+        col: usize,
+        cols: usize,
+        wide: usize,
+        low: usize,
+    ) {
+        let (n, width) = (part.n_rows(), part.n_cols());
+        let low = Mat::strided(&self.low[row * self.stride + low..], n, self.rank, self.stride);
+        let wide = Mat::strided(&self.wide[wide + col..], self.rank, width, cols);
+        strided::matmul_f32(part.rows(0..n), accumulate, low, wide);
     }
 }
 
-impl Adapter<'_> {
+impl<'a> Adapter<'a> {
+    /// R, the sum of the ranks.
+    fn total_rank(&self) -> usize {
+        self.rank * self.parts.len()
+    }
+
+    /// Each adapter's outputs and its B, `[outputs, rank]`.
+    fn matrices(self) -> impl Iterator<Item = (&'a AdapterPart, &'a [f32])> {
+        self.parts.iter().scan(self.b, move |rest, part| {
+            let (b, after) = rest.split_at(part.outputs.len() * self.rank);
+            *rest = after;
+            Some((part, b))
+        })
+    }
+
     /// This layer's slice of the block's saved activations.
-    fn saved<'a>(&self, rows: usize, saved: &'a mut [f32]) -> &'a mut [f32] {
-        &mut saved[self.target as usize * rows * self.rank..][..rows * self.rank]
+    fn saved<'s>(&self, rows: usize, saved: &'s mut [f32]) -> &'s mut [f32] {
+        &mut saved[self.before * rows * self.rank..][..rows * self.total_rank()]
     }
 
     /// Computes low = s·x·Aᵀ and returns low·Bᵀ, to be added to y.
-    pub fn forward<'a>(&self, x: Mat<'_>, low: &'a mut LoraActivations<'_>) -> Branch<'a> {
-        let Self { rank, scale, a, b, .. } = *self;
-        let (rows, inputs) = (x.n_rows(), x.cols());
+    pub fn forward<'s>(&self, x: Mat<'_>, low: &'s mut LoraActivations<'_>) -> Branch<'s>
+    where
+        'a: 's,
+    {
+        let Self { rank, scale, a, b, parts, .. } = *self;
+        let (rows, inputs, total) = (x.n_rows(), x.cols(), self.total_rank());
         let (turned_a, rest) = low.scratch.split_at_mut(a.len());
         let turned_b = &mut rest[..b.len()];
         turn(a, inputs, turned_a);
-        turn(b, rank, turned_b);
+        let mut turned = &mut *turned_b;
+        for (_, b) in self.matrices() {
+            let (here, after) = turned.split_at_mut(b.len());
+            turn(b, rank, here);
+            turned = after;
+        }
         let low = self.saved(rows, low.saved);
-        let turned_a = Mat::new(turned_a, inputs, rank);
-        low.par_chunks_mut(ROWS * rank).enumerate().for_each(|(task, low)| {
-            let n = low.len() / rank;
+        let turned_a = Mat::new(turned_a, inputs, total);
+        low.par_chunks_mut(ROWS * total).enumerate().for_each(|(task, low)| {
+            let n = low.len() / total;
             let x = x.rows(task * ROWS..task * ROWS + n);
-            strided::matmul_f32(MatMut::new(low, n, rank), Accumulate::Set, x, turned_a);
+            strided::matmul_f32(MatMut::new(low, n, total), Accumulate::Set, x, turned_a);
             low.iter_mut().for_each(|low| *low *= scale);
         });
-        Branch { rank, low, wide: turned_b }
+        Branch { rank, low, stride: total, wide: turned_b, columns: Columns::Parts(parts) }
     }
 
     /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x.  Returns dlow·A, the initial value of dx.
-    pub fn backward<'a>(
-        &'a self,
+    pub fn backward<'s>(
+        &self,
         x: Mat<'_>,
         dy: Mat<'_>,
-        low: &'a mut LoraActivations<'_>,
+        low: &'s mut LoraActivations<'_>,
         da: &mut [f32],
         db: &mut [f32],
-    ) -> Branch<'a> {
+    ) -> Branch<'s>
+    where
+        'a: 's,
+    {
         let Self { rank, scale, a, b, .. } = *self;
-        let (rows, inputs, outputs) = (x.n_rows(), x.cols(), dy.cols());
-        let (dlow, parts) = low.scratch.split_at_mut(rows * rank);
-        let (low, b) = (&*self.saved(rows, low.saved), Mat::new(b, outputs, rank));
-        let part = rank * (inputs + outputs);
-        let parts = &mut parts[..rows.div_ceil(ROWS) * part];
-        let tasks = dlow.par_chunks_mut(ROWS * rank).zip(low.par_chunks(ROWS * rank)).zip(parts.par_chunks_mut(part));
-        tasks.enumerate().for_each(|(task, ((dlow, low), part))| {
-            let n = low.len() / rank;
+        let (rows, inputs, total) = (x.n_rows(), x.cols(), self.total_rank());
+        let (dlow, partial) = low.scratch.split_at_mut(rows * total);
+        let low = &*self.saved(rows, low.saved);
+        let partial = &mut partial[..rows.div_ceil(ROWS) * (a.len() + b.len())];
+        let tasks = dlow.par_chunks_mut(ROWS * total).zip(low.par_chunks(ROWS * total));
+        let tasks = tasks.zip(partial.par_chunks_mut(a.len() + b.len()));
+        tasks.enumerate().for_each(|(task, ((dlow, low), partial))| {
+            let n = low.len() / total;
             let rows = task * ROWS..task * ROWS + n;
             let (x, dy) = (x.rows(rows.clone()), dy.rows(rows));
-            strided::matmul_f32(MatMut::new(dlow, n, rank), Accumulate::Set, dy, b);
+            let (da, mut db) = partial.split_at_mut(a.len());
+            for (index, (part, b)) in self.matrices().enumerate() {
+                let outputs = part.outputs.len();
+                let dy = dy.columns(part.outputs.clone());
+                let dlow = MatMut::strided(&mut dlow[index * rank..], n, rank, total);
+                strided::matmul_f32(dlow, Accumulate::Set, dy, Mat::new(b, outputs, rank));
+                let (here, after) = db.split_at_mut(b.len());
+                let low = Mat::strided(&low[index * rank..], n, rank, total);
+                strided::matmul_f32(MatMut::new(here, rank, outputs), Accumulate::Set, low.t(), dy);
+                db = after;
+            }
             dlow.iter_mut().for_each(|dlow| *dlow *= scale);
-            let (da, db) = part.split_at_mut(a.len());
-            strided::matmul_f32(MatMut::new(da, rank, inputs), Accumulate::Set, Mat::new(dlow, n, rank).t(), x);
-            strided::matmul_f32(MatMut::new(db, rank, outputs), Accumulate::Set, Mat::new(low, n, rank).t(), dy);
+            strided::matmul_f32(MatMut::new(da, total, inputs), Accumulate::Set, Mat::new(dlow, n, total).t(), x);
         });
-        let (total, others) = parts.split_at_mut(part);
-        for others in others.chunks_exact(part) {
-            total.iter_mut().zip(others).for_each(|(total, other)| *total += other);
+        let (sum, others) = partial.split_at_mut(a.len() + b.len());
+        for others in others.chunks_exact(sum.len()) {
+            sum.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
         }
-        da.iter_mut().zip(&*total).for_each(|(da, part)| *da += part);
-        for (r, part) in total[a.len()..].chunks_exact(outputs).enumerate() {
-            db.chunks_exact_mut(rank).zip(part).for_each(|(db, part)| db[r] += part);
+        let (sum_a, mut sum_b) = sum.split_at(a.len());
+        da.iter_mut().zip(sum_a).for_each(|(da, sum)| *da += sum);
+        let mut db = db;
+        for (part, b) in self.matrices() {
+            let (sum, after) = sum_b.split_at(b.len());
+            let (here, rest) = db.split_at_mut(b.len());
+            for (r, sum) in sum.chunks_exact(part.outputs.len()).enumerate() {
+                here.chunks_exact_mut(rank).zip(sum).for_each(|(db, sum)| db[r] += sum);
+            }
+            (sum_b, db) = (after, rest);
         }
-        Branch { rank, low: dlow, wide: a }
+        Branch { rank: total, low: dlow, stride: total, wide: a, columns: Columns::All }
     }
 }
 
@@ -185,15 +294,29 @@ mod tests {
 
     #[test]
     fn backward_matches_finite_differences() {
-        for (rows, inputs, outputs, rank) in [(5, 12, 36, 3), (1, 7, 3, 1), (33, 16, 97, 16), (270, 40, 20, 5)] {
+        for (rows, inputs, outputs, rank, parts) in [
+            (5, 12, 36, 3, vec![0..36]),
+            (1, 7, 3, 1, vec![0..3]),
+            (33, 16, 97, 16, vec![0..97]),
+            (270, 40, 20, 5, vec![0..20]),
+            (5, 12, 36, 3, vec![0..20, 20..29, 29..36]),
+            (140, 9, 50, 4, vec![3..19, 40..50]),
+        ] {
             let (x, weight, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
-            let (a, b, dy) = (random(rank * inputs, 4), random(outputs * rank, 5), random(rows * outputs, 6));
-            let target = Target::AttnCProj;
-            let at = AdapterRanges { a: 2..2 + a.len(), b: 2 + a.len()..2 + a.len() + b.len() };
+            let (total, adapted) = (rank * parts.len(), parts.iter().map(ExactSizeIterator::len).sum::<usize>());
+            let (a, b, dy) = (random(total * inputs, 4), random(adapted * rank, 5), random(rows * outputs, 6));
+            let mut end = 2 + a.len();
+            let part = |outputs: std::ops::Range<usize>| {
+                let b = end..end + outputs.len() * rank;
+                end = b.end;
+                AdapterPart { outputs, b }
+            };
+            let at = AdapterRanges { a: 2..2 + a.len(), parts: parts.into_iter().map(part).collect() };
+            let tasks = rows.div_ceil(ROWS);
             let (mut saved, mut scratch) =
-                (vec![0.0; 4 * rows * rank], vec![0.0; super::scratch(rank, inputs + outputs, rows)]);
+                (vec![0.0; 4 * rows * total], vec![0.0; total * rows + tasks * (a.len() + b.len())]);
             let run = |x: &[f32], a: &[f32], b: &[f32], saved: &mut [f32], scratch: &mut [f32]| {
-                let adapter = Adapter { target, rank, scale: 0.7, a, b };
+                let adapter = Adapter { before: 1, rank, scale: 0.7, a, b, parts: &at.parts };
                 let layer = Linear {
                     precision: Precision::F32,
                     outputs,
@@ -204,7 +327,7 @@ mod tests {
                 };
                 let mut y = vec![f32::NAN; rows * outputs];
                 layer.forward(x, &mut LoraActivations { saved, scratch }, &mut y);
-                let (mut grads, mut dx) = (vec![0.0; at.b.end], vec![f32::NAN; x.len()]);
+                let (mut grads, mut dx) = (vec![0.0; at.b().end], vec![f32::NAN; x.len()]);
                 layer.backward(x, &dy, &mut LoraActivations { saved, scratch }, &mut grads, Some(&mut dx));
                 (dot(&y, &dy), grads, dx)
             };
@@ -212,7 +335,7 @@ mod tests {
             let loss = |x: &[f32], a: &[f32], b: &[f32]| run(x, a, b, &mut saved.clone(), &mut scratch.clone()).0;
             check_gradient(&x, &dx, |x| loss(x, &a, &b));
             check_gradient(&a, &grads[at.a.clone()], |a| loss(&x, a, &b));
-            check_gradient(&b, &grads[at.b.clone()], |b| loss(&x, &a, b));
+            check_gradient(&b, &grads[at.b()], |b| loss(&x, &a, b));
             assert_eq!(grads[..2], [0.0; 2]);
         }
     }

@@ -9,16 +9,10 @@ pub mod linear;
 pub mod lora;
 pub mod loss;
 pub mod matvec;
-mod norm;
-#[cfg_attr(not(test), expect(dead_code, reason = "no engine runs the Llama family yet"))]
+pub mod norm;
 pub mod rotary;
-#[cfg_attr(not(test), expect(dead_code, reason = "no engine runs the Llama family yet"))]
 pub mod swiglu;
 pub mod top_k;
-
-pub use norm::layernorm;
-#[expect(unused_imports, reason = "no engine runs the Llama family yet")]
-pub use norm::rmsnorm;
 
 #[cfg(test)]
 mod tests {

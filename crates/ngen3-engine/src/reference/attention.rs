@@ -1,9 +1,12 @@
 //! Causal self-attention: out = softmax(q·kᵀ/√head_width)·v for each head   (Vaswani et al. 2017).
 //!
-//! `qkv`: [tokens, 3·width], the output of `c_attn`: queries of all heads, then keys, then values; `out`: [tokens, width], the
-//! heads concatenated; `probabilities`, before dropout: [n_head, queries, keys] for each sequence, concatenated.
+//! `qkv`: [tokens, qkv_width], the output of `c_attn`: queries of all heads, then keys, then values; `out`: [tokens, q_width], the
+//! heads concatenated; `probabilities`, before dropout: [n_head, queries, keys] for each sequence, concatenated. With fewer heads
+//! of keys and values than of queries, neighbouring heads of queries share one (Ainslie et al. 2023).
 
 use std::ops::Range;
+
+use ngen3_model::Config;
 
 use super::layers::{add_scaled, dot};
 use crate::Dropout;
@@ -28,39 +31,82 @@ pub enum Before {
     Cache(usize),
 }
 
-/// Key-value cache of one block: `[keys, 2·width]` for each sequence being decoded.
+/// Key-value cache of one block: `[keys, 2·kv_width]` for each sequence being decoded.
 pub type BlockCache = [Vec<f32>];
+
+/// Heads of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Heads of queries.
+    n_head: usize,
+    /// Heads of keys and of values.
+    n_kv_head: usize,
+    /// Width of one head.
+    width: usize,
+}
+
+impl Heads {
+    /// Returns the heads of a model.
+    pub fn new(config: &Config) -> Self {
+        Self { n_head: config.n_head, n_kv_head: config.kv_heads(), width: config.head_width() }
+    }
+
+    /// Width of a row of `qkv`.
+    fn row(self) -> usize {
+        (self.n_head + 2 * self.n_kv_head) * self.width
+    }
+
+    /// Width of a token's keys.
+    fn keys(self) -> usize {
+        self.n_kv_head * self.width
+    }
+
+    /// Columns of a head's query in a row of `qkv`, which are those of its output in `out`.
+    fn query(self, head: usize) -> Range<usize> {
+        head * self.width..(head + 1) * self.width
+    }
+
+    /// Columns of the key that a head of queries reads, among the keys.
+    fn key(self, head: usize) -> Range<usize> {
+        self.query(head / (self.n_head / self.n_kv_head))
+    }
+
+    /// Columns of each head's query and key in a row of `qkv`, and true for a key.
+    pub fn queries_and_keys(self) -> impl Iterator<Item = (Range<usize>, bool)> {
+        (0..self.n_head + self.n_kv_head).map(move |head| (self.query(head), head >= self.n_head))
+    }
+}
 
 /// Returns `out` and `probabilities`. Each query attends to the tokens before its sequence and, within it, up to itself.
 pub fn attention_forward(
-    n_head: usize,
-    width: usize,
+    heads: Heads,
     qkv: &[f32],
     spans: &[Span],
     cache: &mut BlockCache,
     dropout: Option<Dropout>,
 ) -> (Vec<f32>, Vec<f32>) {
-    let (mut out, mut probabilities) = (vec![0.0; qkv.len() / 3], Vec::new());
-    let d = width / n_head;
-    let scale = 1.0 / (d as f64).sqrt();
+    let (row, kv) = (heads.row(), heads.keys());
+    let width = heads.n_head * heads.width;
+    let (mut out, mut probabilities) = (vec![0.0; qkv.len() / row * width], Vec::new());
+    let scale = 1.0 / (heads.width as f64).sqrt();
     for Span { tokens, before } in spans {
         let mut keys_values = match before {
             Before::Nothing => Vec::new(),
-            Before::Tokens(prefix) => keys_and_values(qkv, width, prefix),
+            Before::Tokens(prefix) => keys_and_values(heads, qkv, prefix),
             Before::Cache(place) => std::mem::take(&mut cache[*place]),
         };
-        let keys_before = keys_values.len() / (2 * width);
-        keys_values.extend(keys_and_values(qkv, width, tokens));
+        let keys_before = keys_values.len() / (2 * kv);
+        keys_values.extend(keys_and_values(heads, qkv, tokens));
         let keys = keys_before + tokens.len();
-        for head in 0..n_head {
-            let key = |k: usize| &keys_values[k * 2 * width + head * d..][..d];
-            let value = |k: usize| &keys_values[(k * 2 + 1) * width + head * d..][..d];
+        for head in 0..heads.n_head {
+            let key = |k: usize| &keys_values[k * 2 * kv..][heads.key(head)];
+            let value = |k: usize| &keys_values[(k * 2 + 1) * kv..][heads.key(head)];
             for (i, token) in tokens.clone().enumerate() {
-                let q = &qkv[token * 3 * width + head * d..][..d];
+                let q = &qkv[token * row..][heads.query(head)];
                 let scores: Vec<f64> = (0..=keys_before + i).map(|k| dot(q, key(k)) * scale).collect();
                 let largest = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
                 let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
-                let mut sums = vec![0.0; d];
+                let mut sums = vec![0.0; heads.width];
                 let first = probabilities.len();
                 probabilities.resize(first + keys, 0.0);
                 for (k, score) in scores.iter().enumerate() {
@@ -68,7 +114,7 @@ pub fn attention_forward(
                     probabilities[first + k] = p;
                     add_scaled(&mut sums, f64::from(p) * factor(dropout, first + k), value(k));
                 }
-                let out = &mut out[token * width + head * d..][..d];
+                let out = &mut out[token * width..][heads.query(head)];
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as f32);
             }
         }
@@ -82,27 +128,31 @@ pub fn attention_forward(
 /// Returns the gradient of `qkv`, for sequences that continue nothing. With m the dropout mask, dp = m·(dout·v):
 /// dv += p·m·dout,  ds = p·(dp − Σ p·dp)/√head_width,  dq += ds·k,  dk += ds·q.
 pub fn attention_backward(
-    n_head: usize,
-    width: usize,
+    heads: Heads,
     qkv: &[f32],
     spans: &[Span],
     probabilities: &[f32],
     dropout: Option<Dropout>,
     dout: &[f32],
 ) -> Vec<f32> {
+    let row = heads.row();
+    let width = heads.n_head * heads.width;
     let mut dqkv = vec![0.0; qkv.len()];
-    let d = width / n_head;
-    let scale = 1.0 / (d as f64).sqrt();
+    let scale = 1.0 / (heads.width as f64).sqrt();
     let mut first = 0;
     for Span { tokens, .. } in spans {
-        for head in 0..n_head {
+        for head in 0..heads.n_head {
             // Range of a token's query (part 0), key (1) or value (2).
             let place = |token: usize, part: usize| {
-                let start = (token * 3 + part) * width + head * d;
-                start..start + d
+                let (start, columns) = match part {
+                    0 => (0, heads.query(head)),
+                    part => (width + (part - 1) * heads.keys(), heads.key(head)),
+                };
+                let start = token * row + start;
+                start + columns.start..start + columns.end
             };
             for (i, query) in tokens.clone().enumerate() {
-                let dout = &dout[query * width + head * d..][..d];
+                let dout = &dout[query * width..][heads.query(head)];
                 let seen = tokens.start..=query;
                 let mut dp = Vec::with_capacity(i + 1);
                 for (k, key) in seen.clone().enumerate() {
@@ -124,10 +174,10 @@ pub fn attention_backward(
     dqkv.iter().map(|&d| d as f32).collect()
 }
 
-/// Returns the keys and values of some tokens, `[tokens, 2·width]`.
-fn keys_and_values(qkv: &[f32], width: usize, tokens: &Range<usize>) -> Vec<f32> {
-    let rows = &qkv[tokens.start * 3 * width..tokens.end * 3 * width];
-    rows.chunks_exact(3 * width).flat_map(|row| &row[width..]).copied().collect()
+/// Returns the keys and values of some tokens, `[tokens, 2·kv_width]`.
+fn keys_and_values(heads: Heads, qkv: &[f32], tokens: &Range<usize>) -> Vec<f32> {
+    let rows = &qkv[tokens.start * heads.row()..tokens.end * heads.row()];
+    rows.chunks_exact(heads.row()).flat_map(|row| &row[heads.n_head * heads.width..]).copied().collect()
 }
 
 /// Returns the dropout factor of the probability at this index.

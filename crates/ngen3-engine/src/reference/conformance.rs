@@ -4,7 +4,7 @@
 
 mod cases;
 
-use ngen3_model::{Config, Lora, LoraList, Param, ParamList};
+use ngen3_model::{Config, Family, Lora, LoraList, Param, ParamList};
 
 pub use cases::{Case, Tolerance, cases};
 
@@ -220,7 +220,8 @@ impl Pair<'_> {
     /// Adapters everywhere and on one layer: their gradients and updates, and merged.
     fn adapters(&self) -> Result<(), Failure> {
         let Case { config, batch, dropout, .. } = self.case;
-        for (targets, rank) in [("c_attn,c_proj,c_fc", 3), ("mlp.c_proj", 1)] {
+        let some = if config.family == Family::Gpt2 { "mlp.c_proj" } else { "v_proj,up_proj,down_proj" };
+        for (targets, rank) in [("all", 3), (some, 1)] {
             let targets = targets.parse().map_err(|error| Failure::Differs(format!("{error}")))?;
             let lora = Lora { rank: rank.min(config.n_embd), alpha: 1.5, targets };
             let list = LoraList::new(config, &lora).map_err(|error| Failure::Differs(error.to_string()))?;
@@ -259,8 +260,13 @@ impl Pair<'_> {
     fn distillation(&self) -> Result<(), Failure> {
         let Case { config, batch, dropout, .. } = self.case;
         self.open()?[0].distiller()?;
-        let shape =
-            Config { activation: config.activation, ..Config::new(1, 2, 10, config.block_size, config.vocab_size) };
+        let (block_size, vocab_size) = (config.block_size, config.vocab_size);
+        let shape = match config.family {
+            // A teacher of the other family.
+            Family::Qwen3 => Config::new(1, 2, 10, block_size, vocab_size),
+            Family::Gpt2 => Config { activation: config.activation, ..Config::new(1, 2, 10, block_size, vocab_size) },
+            _ => Config { tied: false, ..Config::llama(1, 2, 1, 12, 7, block_size, vocab_size) },
+        };
         let params = values(ParamList::new(&shape).iter(), 3);
         let mut teacher = self.device.open_teacher(shape.clone(), params.clone(), self.options)?;
         let mut reference_teacher = ReferenceDevice.open_teacher(shape, params, Options::default())?;

@@ -10,7 +10,7 @@ pub struct ReferenceDecoder<'a> {
     network: &'a Network,
     /// Number of tokens in each sequence.
     lens: Vec<usize>,
-    /// `[n_layer][sequences]`, each `[tokens, 2·width]`.
+    /// `[n_layer][sequences]`, each `[tokens, 2·kv_width]`.
     cache: Vec<Vec<Vec<f32>>>,
     /// `[feeds, vocab_size]`
     logits: Vec<f32>,

@@ -62,7 +62,7 @@ impl Device for ReferenceDevice {
             }
             // A prompt of `block_size` tokens in one pass, and its keys and values.
             Workload::Sample => {
-                4 * total + pass_numbers(config, 1, 0) + 2 * config.n_layer * config.n_embd * config.block_size
+                4 * total + pass_numbers(config, 1, 0) + 2 * config.n_layer * config.kv_width() * config.block_size
             }
         };
         Ok(4 * numbers as u64)
@@ -84,9 +84,10 @@ impl Device for ReferenceDevice {
 /// Returns the number of values in the activations of the largest pass and their gradients, for batches of `batch_size`
 /// sequences of `block_size` tokens.
 fn pass_numbers(config: &Config, batch_size: usize, rank: usize) -> usize {
-    let Config { n_layer, n_head, n_embd, block_size, vocab_size, .. } = *config;
+    let Config { n_layer, n_head, block_size, vocab_size, .. } = *config;
+    let width = config.n_embd.max(config.q_width()).max(config.fc_width() / 4);
     let tokens = (PASS_TOKENS / block_size).clamp(1, batch_size.max(1)) * block_size;
-    let block = 16 * n_embd + n_head * block_size + 4 * rank;
+    let block = 20 * width + n_head * block_size + 7 * rank;
     // The backward pass holds all gradients of one block at once, that of `qkv` in f64.
-    tokens * (n_layer * block + 24 * n_embd + 3 * vocab_size)
+    tokens * (n_layer * block + 30 * width + 3 * vocab_size)
 }

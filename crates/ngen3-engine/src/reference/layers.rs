@@ -5,6 +5,7 @@
 //! parameter.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
+use std::ops::Range;
 
 use ngen3_model::Activation;
 
@@ -12,11 +13,16 @@ use crate::Dropout;
 
 /// Embeds tokens: x[t] = wte[token[t]] + wpe[position[t]]   (llm.c's `encoder_forward`).
 ///
-/// `tokens`, `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width]; returns `x`: [tokens, width].
+/// `tokens`, `positions`: [tokens]; `wte`: [vocab_size, width]; `wpe`: [block_size, width], or empty in a model with rotary
+/// positions; returns `x`: [tokens, width].
 pub fn embedding_forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], width: usize) -> Vec<f32> {
     let mut x = Vec::with_capacity(tokens.len() * width);
     for (&token, &position) in tokens.iter().zip(positions) {
         let token = &wte[token as usize * width..][..width];
+        if wpe.is_empty() {
+            x.extend_from_slice(token);
+            continue;
+        }
         let position = &wpe[position as usize * width..][..width];
         x.extend(token.iter().zip(position).map(|(a, b)| a + b));
     }
@@ -87,6 +93,87 @@ fn normalized(x: &[f32], eps: f32) -> (Vec<f64>, f64) {
     (x.iter().map(|&x| (f64::from(x) - mean) * rstd).collect(), rstd)
 }
 
+/// Scales each row to a root mean square of 1: y = x̂·γ with x̂ = x/√(mean(x²) + ε)   (Zhang & Sennrich 2019).
+///
+/// `x`, `y`: [rows, width]; `gamma`: [width].
+pub fn rmsnorm_forward(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for x in x.chunks_exact(gamma.len()) {
+        let r = rrms(x, eps);
+        y.extend(x.iter().zip(gamma).map(|(&x, &gamma)| (f64::from(x) * r * f64::from(gamma)) as f32));
+    }
+    y
+}
+
+/// With g = dy·γ: dx = (g − x̂·mean(g·x̂))/√(mean(x²) + ε),  dγ += Σ dy·x̂, sum over rows.
+pub fn rmsnorm_backward(x: &[f32], gamma: &[f32], eps: f32, dy: &[f32], dgamma: &mut [f32]) -> Vec<f32> {
+    let width = gamma.len();
+    let (mut dx, mut gamma_sums) = (Vec::with_capacity(x.len()), vec![0.0; width]);
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+        let r = rrms(x, eps);
+        let x_hat: Vec<f64> = x.iter().map(|&x| f64::from(x) * r).collect();
+        let g: Vec<f64> = dy.iter().zip(gamma).map(|(&dy, &gamma)| f64::from(dy) * f64::from(gamma)).collect();
+        let mean = g.iter().zip(&x_hat).map(|(g, x_hat)| g * x_hat).sum::<f64>() / width as f64;
+        for i in 0..width {
+            dx.push((r * (g[i] - x_hat[i] * mean)) as f32);
+            gamma_sums[i] += f64::from(dy[i]) * x_hat[i];
+        }
+    }
+    add_sums(dgamma, &gamma_sums);
+    dx
+}
+
+/// Returns 1/√(mean(x²) + ε) of one row.
+fn rrms(x: &[f32], eps: f32) -> f64 {
+    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
+    1.0 / (mean + f64::from(eps)).sqrt()
+}
+
+/// Rotates the pair (xᵢ, xᵢ₊ₙ), n half the width, of a query or key by position·fᵢ, and scales it   (Su et al. 2021).
+///
+/// `x`: [head_width], changed in place; `frequencies`: [head_width / 2], radians per position; a `direction` of 1 is the forward
+/// pass, -1 the backward pass, which turns the gradient back.
+pub fn rotate(x: &mut [f32], position: u32, frequencies: &[f32], scale: f32, direction: f64) {
+    let (first, second) = x.split_at_mut(frequencies.len());
+    for ((a, b), &frequency) in first.iter_mut().zip(second).zip(frequencies) {
+        // The angle is rounded as PyTorch rounds it.
+        let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+        let (sin, cos) = (f64::from(scale) * direction * sin, f64::from(scale) * cos);
+        let (x, y) = (f64::from(*a), f64::from(*b));
+        (*a, *b) = ((x * cos - y * sin) as f32, (y * cos + x * sin) as f32);
+    }
+}
+
+/// SwiGLU: y = silu(gate)·up with silu(x) = x·sigmoid(x)   (Shazeer 2020).
+///
+/// `x`: [rows, 2·width], each row the gate and then up; returns `y`: [rows, width].
+pub fn swiglu_forward(x: &[f32], width: usize) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len() / 2);
+    for row in x.chunks_exact(2 * width) {
+        let (gate, up) = row.split_at(width);
+        y.extend(gate.iter().zip(up).map(|(&gate, &up)| (silu(f64::from(gate)).0 * f64::from(up)) as f32));
+    }
+    y
+}
+
+/// dgate = dy·up·silu'(gate),  dup = dy·silu(gate)
+pub fn swiglu_backward(x: &[f32], width: usize, dy: &[f32]) -> Vec<f32> {
+    let mut dx = Vec::with_capacity(x.len());
+    for (row, dy) in x.chunks_exact(2 * width).zip(dy.chunks_exact(width)) {
+        let (gate, up) = row.split_at(width);
+        let slope = |gate: f32| silu(f64::from(gate)).1;
+        dx.extend(dy.iter().zip(gate.iter().zip(up)).map(|(&dy, (&g, &up))| (f64::from(dy * up) * slope(g)) as f32));
+        dx.extend(dy.iter().zip(gate).map(|(&dy, &gate)| (f64::from(dy) * silu(f64::from(gate)).0) as f32));
+    }
+    dx
+}
+
+/// Returns silu(x) and silu'(x).
+fn silu(x: f64) -> (f64, f64) {
+    let sigmoid = 1.0 / (1.0 + (-x).exp());
+    (x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid)))
+}
+
 /// Applies a linear layer: y = x·Wᵀ + b.
 ///
 /// `x`: [rows, inputs]; `weight`: [outputs, inputs]; `bias`: [outputs]; returns `y`: [rows, outputs].
@@ -131,8 +218,8 @@ pub fn linear_backward(
     dx
 }
 
-/// Low-rank adapter of a linear layer.
-#[derive(Clone, Copy)]
+/// Low-rank adapter of some outputs of a linear layer.
+#[derive(Clone)]
 pub struct Adapter<'a> {
     /// `[rank, inputs]`
     pub a: &'a [f32],
@@ -142,6 +229,8 @@ pub struct Adapter<'a> {
     pub rank: usize,
     /// s = alpha/rank
     pub scale: f32,
+    /// Its outputs among all of the layer's.
+    pub outputs: Range<usize>,
 }
 
 impl Adapter<'_> {
@@ -152,33 +241,41 @@ impl Adapter<'_> {
 
 /// Adds an adapter's output to its layer's: y += low·Bᵀ with low = s·x·Aᵀ   (Hu et al. 2021).
 ///
-/// `x`: [rows, inputs]; `y`: [rows, outputs]; returns `low`: [rows, rank], for the backward pass.
-pub fn lora_forward(adapter: Adapter<'_>, x: &[f32], y: &mut [f32]) -> Vec<f32> {
+/// `x`: [rows, inputs]; `y`: [rows, width], of which the adapter's outputs are columns; returns `low`: [rows, rank], for the
+/// backward pass.
+pub fn lora_forward(adapter: &Adapter<'_>, x: &[f32], y: &mut [f32], width: usize) -> Vec<f32> {
     let mut low = linear_forward(x, adapter.a, &[], adapter.inputs());
     low.iter_mut().for_each(|low| *low *= adapter.scale);
-    add(y, &linear_forward(&low, adapter.b, &[], adapter.rank));
+    let part = linear_forward(&low, adapter.b, &[], adapter.rank);
+    for (y, part) in y.chunks_exact_mut(width).zip(part.chunks_exact(adapter.outputs.len())) {
+        add(&mut y[adapter.outputs.clone()], part);
+    }
     low
 }
 
-/// With dlow = s·dy·B: dx += dlow·A,  dA += dlowᵀ·x,  dB += dyᵀ·low.
+/// With dlow = s·dy·B: dx += dlow·A,  dA += dlowᵀ·x,  dB += dyᵀ·low. `dy`: [rows, width].
 pub fn lora_backward(
-    adapter: Adapter<'_>,
+    adapter: &Adapter<'_>,
     x: &[f32],
     low: &[f32],
     dy: &[f32],
+    width: usize,
     [da, db]: [&mut [f32]; 2],
     dx: &mut [f32],
 ) {
-    let mut dlow = linear_backward(low, adapter.b, adapter.rank, dy, db, &mut []);
+    let dy: Vec<f32> = dy.chunks_exact(width).flat_map(|dy| &dy[adapter.outputs.clone()]).copied().collect();
+    let mut dlow = linear_backward(low, adapter.b, adapter.rank, &dy, db, &mut []);
     dlow.iter_mut().for_each(|dlow| *dlow *= adapter.scale);
     add(dx, &linear_backward(x, adapter.a, adapter.inputs(), &dlow, da, &mut []));
 }
 
-/// Merges an adapter into its layer's weight, `[outputs, inputs]`: W += s·B·A.
-pub fn lora_merge(adapter: Adapter<'_>, weight: &mut [f32]) {
-    for (weight, b) in weight.chunks_exact_mut(adapter.inputs()).zip(adapter.b.chunks_exact(adapter.rank)) {
-        let mut sums = vec![0.0; adapter.inputs()];
-        for (&b, a) in b.iter().zip(adapter.a.chunks_exact(adapter.inputs())) {
+/// Merges an adapter into its layer's weight, `[width, inputs]`: W += s·B·A.
+pub fn lora_merge(adapter: &Adapter<'_>, weight: &mut [f32]) {
+    let inputs = adapter.inputs();
+    let weight = &mut weight[adapter.outputs.start * inputs..adapter.outputs.end * inputs];
+    for (weight, b) in weight.chunks_exact_mut(inputs).zip(adapter.b.chunks_exact(adapter.rank)) {
+        let mut sums = vec![0.0; inputs];
+        for (&b, a) in b.iter().zip(adapter.a.chunks_exact(inputs)) {
             add_scaled(&mut sums, f64::from(adapter.scale) * f64::from(b), a);
         }
         add_sums(weight, &sums);
@@ -211,6 +308,7 @@ fn gelu(activation: Activation, x: f64) -> (f64, f64) {
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
             (x * phi, phi + x * density)
         }
+        Activation::Swiglu => unreachable!("SwiGLU has two inputs"),
     }
 }
 

@@ -6,16 +6,20 @@
 //! logits = ln_f(x)·wteᵀ
 //! ```
 //!
+//! The Llama family runs the same lines with other parts: RMSNorm for the norms, queries and keys that are rotated instead of `wpe`,
+//! SwiGLU for GELU, and perhaps a head of its own.
+//!
 //! Training, evaluation and decoding share the forward pass; decoding adds a key-value cache.
 
 use std::ops::Range;
 
-use ngen3_model::{Config, Lora, LoraList, Param, ParamList, Target};
+use ngen3_model::{Activation, AdapterRanges, BlockRanges, Config, Lora, LoraList, Norm, Param, ParamList, Projection};
 
-use super::attention::{BlockCache, attention_backward, attention_forward};
+use super::attention::{BlockCache, Heads, attention_backward, attention_forward};
 use super::layers::{
     Adapter, add, apply_dropout, embedding_backward, embedding_forward, gelu_backward, gelu_forward,
     layernorm_backward, layernorm_forward, linear_backward, linear_forward, lora_backward, lora_forward, lora_merge,
+    rmsnorm_backward, rmsnorm_forward, rotate, swiglu_backward, swiglu_forward,
 };
 use super::pass::{Pass, PassDropout};
 use crate::{DropoutSite, Error};
@@ -55,19 +59,22 @@ struct BlockActivations {
     /// Input of the block.
     x: Vec<f32>,
     ln_1: Vec<f32>,
-    /// `[tokens, 3·width]`
+    /// `[tokens, qkv_width]`: before the norms of queries and keys; empty in a model without.
+    raw_qkv: Vec<f32>,
+    /// `[tokens, qkv_width]`: as attention reads it.
     qkv: Vec<f32>,
     /// See `attention.rs`.
     probabilities: Vec<f32>,
+    /// `[tokens, q_width]`
     att: Vec<f32>,
     x_mid: Vec<f32>,
     ln_2: Vec<f32>,
-    /// `[tokens, 4·width]`
+    /// `[tokens, fc_width]`
     fc: Vec<f32>,
-    /// `[tokens, 4·width]`
+    /// `[tokens, inner_width]`: output of GELU, or of SwiGLU.
     gelu: Vec<f32>,
-    /// `[tokens, rank]` for each linear layer, in the order of [`Target`].
-    low: [Vec<f32>; Target::ALL.len()],
+    /// `[tokens, rank]` for each adapter of each projection, in the order of [`Projection`].
+    low: [Vec<Vec<f32>>; Projection::ALL.len()],
 }
 
 /// Arrays that gradients are added to. One of the two is empty.
@@ -128,9 +135,9 @@ impl Network {
     pub fn merged(&self) -> Vec<f32> {
         let mut params = self.params.clone();
         for (layer, block) in self.list.blocks.iter().enumerate() {
-            for target in Target::ALL {
-                if let Some((adapter, _)) = self.adapter(layer, target) {
-                    lora_merge(adapter, &mut params[block.linear(target).0.clone()]);
+            for projection in Projection::ALL {
+                for (adapter, _) in self.adapters(layer, projection) {
+                    lora_merge(&adapter, &mut params[block.linear(projection).0.clone()]);
                 }
             }
         }
@@ -155,13 +162,13 @@ impl Network {
             blocks.push(block);
             x = out;
         }
-        let hidden = self.layernorm_forward(&x, [&self.list.ln_f_weight, &self.list.ln_f_bias]);
+        let hidden = self.norm_forward(&x, [&self.list.ln_f_weight, &self.list.ln_f_bias]);
         Activations { blocks, x, hidden }
     }
 
-    /// Applies the final projection, tied to the token embedding: `[tokens, width]` to `[tokens, vocab_size]`.
+    /// Applies the final projection: `[tokens, width]` to `[tokens, vocab_size]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        linear_forward(hidden, self.param(&self.list.wte), &[], self.config.n_embd)
+        linear_forward(hidden, self.param(&self.list.lm_head), &[], self.config.n_embd)
     }
 
     /// Runs the backward pass from `dlogits`; adds the gradients of the trainable parameters to `grads`, `[total]`.
@@ -179,9 +186,9 @@ impl Network {
             None => Gradients { params: grads, adapters: &mut [] },
         };
         let Activations { blocks, x, hidden } = activations;
-        let [dwte] = grads.params([&list.wte]);
-        let dhidden = linear_backward(hidden, self.param(&list.wte), config.n_embd, dlogits, dwte, &mut []);
-        let mut dx = self.layernorm_backward(x, [&list.ln_f_weight, &list.ln_f_bias], &dhidden, &mut grads);
+        let [dlm_head] = grads.params([&list.lm_head]);
+        let dhidden = linear_backward(hidden, self.param(&list.lm_head), config.n_embd, dlogits, dlm_head, &mut []);
+        let mut dx = self.norm_backward(x, [&list.ln_f_weight, &list.ln_f_bias], &dhidden, &mut grads);
         for (layer, block) in blocks.iter().enumerate().rev() {
             dx = self.block_backward(layer, pass, drops, block, dx, &mut grads);
         }
@@ -200,28 +207,78 @@ impl Network {
         cache: &mut BlockCache,
         x: Vec<f32>,
     ) -> (BlockActivations, Vec<f32>) {
-        let (Config { n_head, n_embd, activation, .. }, w) = (&self.config, &self.list.blocks[layer]);
-        let linear = |target, x: &[f32]| self.linear_forward(layer, target, x);
+        let w = &self.list.blocks[layer];
+        let linear = |projection, x: &[f32]| self.linear_forward(layer, projection, x);
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
-        let ln_1 = self.layernorm_forward(&x, [&w.ln_1_weight, &w.ln_1_bias]);
-        let (qkv, low_qkv) = linear(Target::CAttn, &ln_1);
+        let ln_1 = self.norm_forward(&x, [&w.ln_1_weight, &w.ln_1_bias]);
+        let (raw_qkv, low_qkv) = linear(Projection::CAttn, &ln_1);
+        let mut qkv = raw_qkv.clone();
+        let raw_qkv = if self.config.qk_norm { raw_qkv } else { Vec::new() };
+        self.turn(w, pass, &mut qkv);
         let mask = drops.at(DropoutSite::Attention(layer));
-        let (att, probabilities) = attention_forward(*n_head, *n_embd, &qkv, &pass.spans, cache, mask);
-        let (mut x_mid, low_att) = linear(Target::AttnCProj, &att);
+        let (att, probabilities) = attention_forward(Heads::new(&self.config), &qkv, &pass.spans, cache, mask);
+        let (mut x_mid, low_att) = linear(Projection::AttnCProj, &att);
         apply_dropout(drops.at(DropoutSite::AttentionProjection(layer)), &mut x_mid);
         add(&mut x_mid, &x);
 
         // out = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
-        let ln_2 = self.layernorm_forward(&x_mid, [&w.ln_2_weight, &w.ln_2_bias]);
-        let (fc, low_fc) = linear(Target::CFc, &ln_2);
-        let gelu = gelu_forward(*activation, &fc);
-        let (mut out, low_mlp) = linear(Target::MlpCProj, &gelu);
+        let ln_2 = self.norm_forward(&x_mid, [&w.ln_2_weight, &w.ln_2_bias]);
+        let (fc, low_fc) = linear(Projection::CFc, &ln_2);
+        let gelu = match self.config.activation {
+            Activation::Swiglu => swiglu_forward(&fc, self.config.inner_width()),
+            activation => gelu_forward(activation, &fc),
+        };
+        let (mut out, low_mlp) = linear(Projection::MlpCProj, &gelu);
         apply_dropout(drops.at(DropoutSite::MlpProjection(layer)), &mut out);
         add(&mut out, &x_mid);
 
         let low = [low_qkv, low_att, low_fc, low_mlp];
-        (BlockActivations { x, ln_1, qkv, probabilities, att, x_mid, ln_2, fc, gelu, low }, out)
+        (BlockActivations { x, ln_1, raw_qkv, qkv, probabilities, att, x_mid, ln_2, fc, gelu, low }, out)
+    }
+
+    /// Normalises the queries and keys of each head, if the model does so, and rotates them.
+    fn turn(&self, w: &BlockRanges, pass: &Pass, qkv: &mut [f32]) {
+        let Some(rope) = self.config.rope else { return };
+        let (frequencies, scale) = rope.frequencies(self.config.head_width());
+        for (qkv, &position) in qkv.chunks_exact_mut(self.config.qkv_width()).zip(&pass.positions) {
+            for (columns, is_key) in Heads::new(&self.config).queries_and_keys() {
+                let x = &mut qkv[columns];
+                if self.config.qk_norm {
+                    let gamma = self.param(if is_key { &w.k_norm_weight } else { &w.q_norm_weight });
+                    x.copy_from_slice(&rmsnorm_forward(x, gamma, self.config.layer_norm_epsilon));
+                }
+                rotate(x, position, &frequencies, scale, 1.0);
+            }
+        }
+    }
+
+    /// Replaces the gradient of turned queries and keys by that of `raw_qkv`.
+    fn turn_backward(
+        &self,
+        w: &BlockRanges,
+        pass: &Pass,
+        raw_qkv: &[f32],
+        dqkv: &mut [f32],
+        grads: &mut Gradients<'_>,
+    ) {
+        let Some(rope) = self.config.rope else { return };
+        let (frequencies, scale) = rope.frequencies(self.config.head_width());
+        let row = self.config.qkv_width();
+        for (token, &position) in pass.positions.iter().enumerate() {
+            for (columns, is_key) in Heads::new(&self.config).queries_and_keys() {
+                let columns = token * row + columns.start..token * row + columns.end;
+                let dx = &mut dqkv[columns.clone()];
+                rotate(dx, position, &frequencies, scale, -1.0);
+                if self.config.qk_norm {
+                    let weight = if is_key { &w.k_norm_weight } else { &w.q_norm_weight };
+                    let [dgamma] = grads.params([weight]);
+                    let (x, eps) = (&raw_qkv[columns], self.config.layer_norm_epsilon);
+                    let found = rmsnorm_backward(x, self.param(weight), eps, dx, dgamma);
+                    dx.copy_from_slice(&found);
+                }
+            }
+        }
     }
 
     /// Returns the gradient of the block's input, given that of its output.
@@ -234,66 +291,77 @@ impl Network {
         dout: Vec<f32>,
         grads: &mut Gradients<'_>,
     ) -> Vec<f32> {
-        let (Config { n_head, n_embd, activation, .. }, w) = (&self.config, &self.list.blocks[layer]);
-        let BlockActivations { x, ln_1, qkv, probabilities, att, x_mid, ln_2, fc, gelu, low } = block;
-        let linear = |target, x: &[f32], dy: &[f32], grads: &mut Gradients<'_>| {
-            self.linear_backward(layer, target, x, &low[target as usize], dy, grads)
+        let w = &self.list.blocks[layer];
+        let BlockActivations { x, ln_1, raw_qkv, qkv, probabilities, att, x_mid, ln_2, fc, gelu, low } = block;
+        let linear = |projection, x: &[f32], dy: &[f32], grads: &mut Gradients<'_>| {
+            self.linear_backward(layer, projection, x, &low[projection as usize], dy, grads)
         };
 
         // out = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
         let mut dbranch = dout.clone();
         apply_dropout(drops.at(DropoutSite::MlpProjection(layer)), &mut dbranch);
-        let dgelu = linear(Target::MlpCProj, gelu, &dbranch, grads);
-        let dfc = gelu_backward(*activation, fc, &dgelu);
-        let dln_2 = linear(Target::CFc, ln_2, &dfc, grads);
-        let mut dx_mid = self.layernorm_backward(x_mid, [&w.ln_2_weight, &w.ln_2_bias], &dln_2, grads);
+        let dgelu = linear(Projection::MlpCProj, gelu, &dbranch, grads);
+        let dfc = match self.config.activation {
+            Activation::Swiglu => swiglu_backward(fc, self.config.inner_width(), &dgelu),
+            activation => gelu_backward(activation, fc, &dgelu),
+        };
+        let dln_2 = linear(Projection::CFc, ln_2, &dfc, grads);
+        let mut dx_mid = self.norm_backward(x_mid, [&w.ln_2_weight, &w.ln_2_bias], &dln_2, grads);
         add(&mut dx_mid, &dout);
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
         let mut dbranch = dx_mid.clone();
         apply_dropout(drops.at(DropoutSite::AttentionProjection(layer)), &mut dbranch);
-        let datt = linear(Target::AttnCProj, att, &dbranch, grads);
+        let datt = linear(Projection::AttnCProj, att, &dbranch, grads);
         let mask = drops.at(DropoutSite::Attention(layer));
-        let dqkv = attention_backward(*n_head, *n_embd, qkv, &pass.spans, probabilities, mask, &datt);
-        let dln_1 = linear(Target::CAttn, ln_1, &dqkv, grads);
-        let mut dx = self.layernorm_backward(x, [&w.ln_1_weight, &w.ln_1_bias], &dln_1, grads);
+        let heads = Heads::new(&self.config);
+        let mut dqkv = attention_backward(heads, qkv, &pass.spans, probabilities, mask, &datt);
+        self.turn_backward(w, pass, raw_qkv, &mut dqkv, grads);
+        let dln_1 = linear(Projection::CAttn, ln_1, &dqkv, grads);
+        let mut dx = self.norm_backward(x, [&w.ln_1_weight, &w.ln_1_bias], &dln_1, grads);
         add(&mut dx, &dx_mid);
         dx
     }
 
-    /// Applies one of a block's linear layers, with its adapter if it has one. Returns the output and the adapter's `low`.
-    fn linear_forward(&self, layer: usize, target: Target, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (weight, bias) = self.list.blocks[layer].linear(target);
-        let [_, inputs] = target.shape(&self.config);
+    /// Applies one of a block's linear layers, with its adapters. Returns the output and `low` of each adapter.
+    fn linear_forward(&self, layer: usize, projection: Projection, x: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let (weight, bias) = self.list.blocks[layer].linear(projection);
+        let [outputs, inputs] = projection.shape(&self.config);
         let mut y = linear_forward(x, self.param(weight), self.param(bias), inputs);
-        let low = self.adapter(layer, target).map(|(adapter, _)| lora_forward(adapter, x, &mut y));
-        (y, low.unwrap_or_default())
+        let adapters = self.adapters(layer, projection);
+        let low = adapters.map(|(adapter, _)| lora_forward(&adapter, x, &mut y, outputs)).collect();
+        (y, low)
     }
 
     fn linear_backward(
         &self,
         layer: usize,
-        target: Target,
+        projection: Projection,
         x: &[f32],
-        low: &[f32],
+        low: &[Vec<f32>],
         dy: &[f32],
         grads: &mut Gradients<'_>,
     ) -> Vec<f32> {
-        let (weight, bias) = self.list.blocks[layer].linear(target);
-        let [_, inputs] = target.shape(&self.config);
+        let (weight, bias) = self.list.blocks[layer].linear(projection);
+        let [outputs, inputs] = projection.shape(&self.config);
         let [dweight, dbias] = grads.params([weight, bias]);
         let mut dx = linear_backward(x, self.param(weight), inputs, dy, dweight, dbias);
-        if let Some((adapter, ranges)) = self.adapter(layer, target) {
-            lora_backward(adapter, x, low, dy, parts(grads.adapters, ranges), &mut dx);
+        for ((adapter, ranges), low) in self.adapters(layer, projection).zip(low) {
+            let [a, b] = &ranges;
+            lora_backward(&adapter, x, low, dy, outputs, parts(grads.adapters, [a, b]), &mut dx);
         }
         dx
     }
 
-    fn layernorm_forward(&self, x: &[f32], [gamma, beta]: [&Range<usize>; 2]) -> Vec<f32> {
-        layernorm_forward(x, self.param(gamma), self.param(beta), self.config.layer_norm_epsilon)
+    fn norm_forward(&self, x: &[f32], [gamma, beta]: [&Range<usize>; 2]) -> Vec<f32> {
+        let (gamma, eps) = (self.param(gamma), self.config.layer_norm_epsilon);
+        match self.config.norm {
+            Norm::LayerNorm => layernorm_forward(x, gamma, self.param(beta), eps),
+            Norm::RmsNorm => rmsnorm_forward(x, gamma, eps),
+        }
     }
 
-    fn layernorm_backward(
+    fn norm_backward(
         &self,
         x: &[f32],
         [gamma, beta]: [&Range<usize>; 2],
@@ -301,19 +369,35 @@ impl Network {
         grads: &mut Gradients<'_>,
     ) -> Vec<f32> {
         let [dgamma, dbeta] = grads.params([gamma, beta]);
-        layernorm_backward(x, self.param(gamma), self.config.layer_norm_epsilon, dy, dgamma, dbeta)
+        let (gamma, eps) = (self.param(gamma), self.config.layer_norm_epsilon);
+        match self.config.norm {
+            Norm::LayerNorm => layernorm_backward(x, gamma, eps, dy, dgamma, dbeta),
+            Norm::RmsNorm => rmsnorm_backward(x, gamma, eps, dy, dgamma),
+        }
     }
 
     fn param(&self, range: &Range<usize>) -> &[f32] {
         &self.params[range.clone()]
     }
 
-    /// Returns the adapter of a layer, if it has one, and the ranges of A and B.
-    fn adapter(&self, layer: usize, target: Target) -> Option<(Adapter<'_>, [&Range<usize>; 2])> {
-        let Adapters { lora, list, params } = self.adapters.as_ref()?;
-        let ranges = list.adapter(layer, target)?;
-        let (a, b) = (&params[ranges.a.clone()], &params[ranges.b.clone()]);
-        Some((Adapter { a, b, rank: lora.rank, scale: lora.scale() }, [&ranges.a, &ranges.b]))
+    /// Returns the adapters of a projection, each with the ranges of A and B.
+    fn adapters(&self, layer: usize, projection: Projection) -> impl Iterator<Item = (Adapter<'_>, [Range<usize>; 2])> {
+        let all = self.adapters.as_ref();
+        let ranges = all.and_then(|all| Some((all, all.list.adapter(layer, projection)?)));
+        ranges.into_iter().flat_map(|(Adapters { lora, params, .. }, AdapterRanges { a, parts })| {
+            let each = a.len() / parts.len();
+            parts.iter().enumerate().map(move |(index, part)| {
+                let a = a.start + index * each..a.start + (index + 1) * each;
+                let adapter = Adapter {
+                    a: &params[a.clone()],
+                    b: &params[part.b.clone()],
+                    rank: lora.rank,
+                    scale: lora.scale(),
+                    outputs: part.outputs.clone(),
+                };
+                (adapter, [a, part.b.clone()])
+            })
+        })
     }
 }
 

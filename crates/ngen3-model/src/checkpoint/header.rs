@@ -1,7 +1,8 @@
 //! The entries of a checkpoint other than the tensors, in nanoGPT's layout.
 //!
 //! ```text
-//! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig
+//! model_args     n_layer, n_head, n_embd, block_size, bias, vocab_size, dropout: the arguments of nanoGPT's GPTConfig;
+//!                for the Llama family, the entries of Hugging Face's config.json
 //! iter_num       number of optimizer steps
 //! best_val_loss  nats per token; 1e9, nanoGPT's initial value, before the first evaluation
 //! config         entries that nanoGPT lacks: activation, layer_norm_epsilon, tokenizer, training, and optionally chat
@@ -12,7 +13,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Activation, CheckpointMeta, Config, TokenizerRef};
+use crate::{Activation, CheckpointMeta, Config, Family, TokenizerRef, hf};
 
 /// Names of the entries, in nanoGPT's order.
 pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
@@ -22,15 +23,7 @@ const NO_LOSS: f64 = 1e9;
 /// Returns the entries of a checkpoint.
 pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Value> {
     let mut entries = json!({
-        "model_args": {
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_embd": config.n_embd,
-            "block_size": config.block_size,
-            "bias": config.bias,
-            "vocab_size": config.vocab_size,
-            "dropout": 0.0,
-        },
+        "model_args": model_args(config),
         "iter_num": meta.iter_num,
         "best_val_loss": meta.best_val_loss.unwrap_or(NO_LOSS),
         "config": {
@@ -52,6 +45,21 @@ pub(super) fn entries(config: &Config, meta: &CheckpointMeta) -> Map<String, Val
     }
 }
 
+fn model_args(config: &Config) -> Value {
+    if config.family != Family::Gpt2 {
+        return hf::config::write(config, None, 0.0, "float32");
+    }
+    json!({
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "block_size": config.block_size,
+        "bias": config.bias,
+        "vocab_size": config.vocab_size,
+        "dropout": 0.0,
+    })
+}
+
 /// Parsed entries of a checkpoint.
 pub(super) struct Header {
     pub config: Config,
@@ -66,18 +74,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
     let Some(Value::Object(args)) = entries.remove("model_args") else {
         return Err("missing entry model_args, which holds the model's shape".into());
     };
-    let size = |name: &str| {
-        let value = args.get(name).ok_or_else(|| format!("model_args: missing {name}"))?;
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.ok_or_else(|| format!("model_args: expected a size for {name}, got {value}"))
-    };
-    let mut config = Config::from_sizes(size)?;
-    match args.get("bias") {
-        None => {}
-        Some(Value::Bool(bias)) => config.bias = *bias,
-        Some(other) => return Err(format!("model_args: expected true or false for bias, got {other}")),
-    }
-
+    let mut config = shape(args)?;
     let mut extra = match entries.remove("config") {
         Some(Value::Object(extra)) => extra,
         Some(other) => return Err(format!("config: expected a dictionary, got {other}")),
@@ -85,7 +82,8 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
     };
     config.activation = match extra.remove("activation") {
         Some(value) => from_value("activation", value)?,
-        None => Activation::Gelu,
+        None if config.family == Family::Gpt2 => Activation::Gelu,
+        None => config.activation,
     };
     if let Some(value) = extra.remove("layer_norm_epsilon") {
         let epsilon =
@@ -118,6 +116,27 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
     };
     let meta = CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training, evaluations };
     Ok(Header { config, meta, ours })
+}
+
+/// Parses `model_args`.
+fn shape(args: Map<String, Value>) -> Result<Config, String> {
+    if args.contains_key("model_type") {
+        let parsed = hf::config::parse_entries(args).map_err(|reason| format!("model_args: {reason}"))?;
+        return Ok(parsed.config);
+    }
+    let size = |name: &str| {
+        let value = args.get(name).ok_or_else(|| format!("model_args: missing {name}"))?;
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| format!("model_args: expected a size for {name}, got {value}"))
+    };
+    let mut config = Config::from_sizes(size)?;
+    match args.get("bias") {
+        None => {}
+        Some(Value::Bool(bias)) => config.bias = *bias,
+        Some(other) => return Err(format!("model_args: expected true or false for bias, got {other}")),
+    }
+
+    Ok(config)
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(name: &str, value: Value) -> Result<T, String> {

@@ -1,7 +1,6 @@
-//! `.safetensors`: Hugging Face's format, with nanoGPT's names.
+//! `.safetensors`: Hugging Face's format, with the names of a `.pt`.
 //!
-//! The header's `__metadata__` holds the entries of `header.rs`, each as JSON text. The head is not stored: it is tied to
-//! `transformer.wte.weight`.
+//! The header's `__metadata__` holds the entries of `header.rs`, each as JSON text. A tied head is not stored.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,7 +10,7 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 
 use super::header;
-use crate::params::names::NANOGPT;
+use crate::params::names;
 use crate::tensors::safetensors::{Reader, write_header};
 use crate::tensors::write_f32;
 use crate::{Checkpoint, CheckpointMeta, Config, Param, ParamList, state_dict};
@@ -29,7 +28,7 @@ pub(super) fn write(
     let info = |param: &Param| {
         let data_offsets = (4 * param.range().start, 4 * param.range().end);
         let info = TensorInfo { dtype: FileDtype::F32, shape: param.shape.clone(), data_offsets };
-        (NANOGPT.name(param.role, param.layer), info)
+        (param.name(), info)
     };
     write_header(file, metadata, list.iter().map(info))?;
     write_f32(file, params)
@@ -52,6 +51,7 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     }
     let header = header::parse(entries)?;
     let tensors = reader.tensors();
-    let params = state_dict::read_params(&header.config, &NANOGPT, tensors, &mut reader, len)?;
+    let names = names::checkpoint(header.config.family);
+    let params = state_dict::read_params(&header.config, names, tensors, &mut reader, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }

@@ -1,4 +1,4 @@
-//! `.pt`: PyTorch's zip file in nanoGPT's layout.
+//! `.pt`: PyTorch's zip file in nanoGPT's layout; names of the Llama family are those of `transformers`.
 //!
 //! ```text
 //! archive/data.pkl   the pickle of a dictionary: `model` (the state dict) and the entries of `header.rs`
@@ -7,8 +7,8 @@
 //! archive/version    "3"
 //! ```
 //!
-//! The format is that of `torch.save` (PyTorch's `serialization.py`). `lm_head.weight` and `transformer.wte.weight` are two
-//! views of storage 0. nanoGPT's files also hold an `optimizer`, whose tensors are not read.
+//! The format is that of `torch.save` (PyTorch's `serialization.py`). A tied `lm_head.weight` and the token embedding are two views
+//! of storage 0. nanoGPT's files also hold an `optimizer`, whose tensors are not read.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::header;
-use crate::params::names::{LM_HEAD, NANOGPT};
+use crate::params::names::{self, LM_HEAD};
 use crate::tensors::pickle::{Id, Node, Pickle, Writer};
 use crate::tensors::torch::{Archive, MAX_PICKLE, scalar, state_dict};
 use crate::tensors::write_f32;
@@ -81,11 +81,13 @@ fn pickle(config: &Config, list: &ParamList, meta: &CheckpointMeta) -> Vec<u8> {
         writer.string("model");
         writer.ordered_dict(|writer| {
             for (key, param) in list.iter().enumerate() {
-                writer.string(&NANOGPT.name(param.role, param.layer));
+                writer.string(&param.name());
                 writer.tensor(&key.to_string(), &param.shape);
             }
-            writer.string(LM_HEAD);
-            writer.tensor("0", &[config.vocab_size, config.n_embd]);
+            if config.tied {
+                writer.string(LM_HEAD);
+                writer.tensor("0", &[config.vocab_size, config.n_embd]);
+            }
         });
         for (name, value) in &header::entries(config, meta) {
             writer.string(name);
@@ -107,7 +109,8 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
     };
     let header = header::parse(plain_entries(&pickle, &entries, &mut archive)?)?;
     let tensors = state_dict(&pickle, model)?;
-    let params = state_dict::read_params(&header.config, &NANOGPT, tensors, &mut archive, len)?;
+    let names = names::checkpoint(header.config.family);
+    let params = state_dict::read_params(&header.config, names, tensors, &mut archive, len)?;
     Ok((Checkpoint { config: header.config, params, meta: header.meta }, header.ours))
 }
 

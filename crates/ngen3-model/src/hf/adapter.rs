@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::files::{pretty_json, write_atomic};
 use crate::tensors::safetensors::write_header;
 use crate::tensors::write_f32;
-use crate::{Config, Error, Lora, LoraList, Target};
+use crate::{Config, Error, Family, Lora, LoraList, Target};
 
 /// Names of the files in the folder.
 pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -34,7 +34,7 @@ pub fn write_adapter(folder: &Path, config: &Config, lora: &Lora, values: &[f32]
     let list = LoraList::new(config, lora)?;
     assert_eq!(values.len(), list.total(), "values do not match the adapters");
     fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
-    let settings = pretty_json(&settings(lora, base));
+    let settings = pretty_json(&settings(config, lora, base));
     write_atomic(&folder.join(ADAPTER_FILES[0]), |file| file.write_all(settings.as_bytes()))?;
     write_atomic(&folder.join(ADAPTER_FILES[1]), |file| write_tensors(file, &list, values))
 }
@@ -50,9 +50,9 @@ fn write_tensors(file: &mut impl Write, list: &LoraList, values: &[f32]) -> io::
     write_f32(file, values)
 }
 
-fn settings(lora: &Lora, base: &str) -> Value {
+fn settings(config: &Config, lora: &Lora, base: &str) -> Value {
     let Lora { rank, alpha, targets } = lora;
-    let targets: Vec<&str> = targets.iter().map(Target::name).collect();
+    let targets: Vec<&str> = targets.of(config.family).map(Target::name).collect();
     // peft writes a whole number.
     let alpha = if alpha.fract() == 0.0 { json!(*alpha as i64) } else { json!(alpha) };
     json!({
@@ -63,7 +63,7 @@ fn settings(lora: &Lora, base: &str) -> Value {
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "target_modules": targets,
-        "fan_in_fan_out": true,
+        "fan_in_fan_out": config.family == Family::Gpt2,
         "bias": "none",
         "modules_to_save": null,
         "init_lora_weights": true,
@@ -74,6 +74,7 @@ fn settings(lora: &Lora, base: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Projection;
 
     #[test]
     fn the_folder_has_what_peft_looks_for() {
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!(file.len(), 8);
         let tensor = file.tensor("base_model.model.transformer.h.1.mlp.c_proj.lora_A.weight").unwrap();
         assert_eq!(tensor.shape(), [4, 48]);
-        let range = &list.adapter(1, Target::MlpCProj).unwrap().a;
+        let range = &list.adapter(1, Projection::MlpCProj).unwrap().a;
         let first = f32::from_le_bytes(tensor.data()[..4].try_into().unwrap());
         assert_eq!(first, values[range.start]);
         let tensor = file.tensor("base_model.model.transformer.h.0.attn.c_attn.lora_B.weight").unwrap();

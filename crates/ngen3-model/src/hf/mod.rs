@@ -1,15 +1,16 @@
 //! Import and export of Hugging Face model folders, and export of GGUF files.
 //!
 //! A folder holds `config.json` (the shape), the weights (`model.safetensors` or `pytorch_model.bin`, or shards of either with
-//! an index) and the tokenizer. The parameters and their names are nanoGPT's, with two exceptions: weights of linear layers are
-//! transposed, `[in, out]` (`Conv1D`), and some files omit the prefix `transformer.`.
+//! an index) and the tokenizer. GPT-2's parameters and their names are nanoGPT's, with two exceptions: weights of linear layers
+//! are transposed, `[in, out]` (`Conv1D`), and some files omit the prefix `transformer.`. The Llama family's are as in our
+//! checkpoints.
 //!
-//! Start with `config.rs` (the options that are supported), then `read.rs`. `export/` writes models, `adapter.rs` adapters for
+//! Start with `config/` (the options that are supported), then `read.rs`. `export/` writes models, `adapter.rs` adapters for
 //! `peft`.
 
 mod adapter;
 mod chat;
-mod config;
+pub(crate) mod config;
 mod export;
 mod lookup;
 mod read;

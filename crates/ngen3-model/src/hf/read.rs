@@ -10,11 +10,11 @@ use super::config::{self, Parsed};
 use super::export::weights;
 use super::{chat, tokenizer};
 use crate::files::{read_error, read_text};
-use crate::params::names::{HF_GPT2, HF_PREFIX, LM_HEAD};
+use crate::params::names::{self, LM_HEAD};
 use crate::tensors::safetensors::Reader;
 use crate::tensors::{Format, Storages, Tensor, open, torch};
 use crate::words::count;
-use crate::{Checkpoint, CheckpointMeta, Error, state_dict};
+use crate::{Checkpoint, CheckpointMeta, Error, Family, state_dict};
 
 /// Files that hold the weights, in the order in which `transformers` looks for them.
 const WEIGHTS: [(&str, WeightsFile); 4] = [
@@ -69,7 +69,7 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
     };
     let meta = shards.meta.take().map_or_else(|| Ok(CheckpointMeta::default()), |text| weights::parse_meta(&text));
     let meta = CheckpointMeta { tokenizer, chat, ..meta.map_err(read_error(&path))? };
-    let tensors = with_prefix(std::mem::take(&mut shards.tensors)).map_err(read_error(&path))?;
+    let tensors = with_prefix(config.family, std::mem::take(&mut shards.tensors)).map_err(read_error(&path))?;
     // As in `state_dict::read_params`: the file's number of layers cannot be trusted yet.
     if config.n_layer > tensors.len() {
         let (tensors, layers) = (count(tensors.len(), "tensor"), count(config.n_layer, "layer"));
@@ -80,7 +80,8 @@ pub(crate) fn read(folder: &Path) -> Result<Checkpoint, Error> {
         return Err(read_error(&path)(reason.into()));
     }
     let len = shards.len;
-    let params = state_dict::read_params(&config, &HF_GPT2, tensors, &mut shards, len).map_err(read_error(&path))?;
+    let params = state_dict::read_params(&config, names::hugging_face(config.family), tensors, &mut shards, len)
+        .map_err(read_error(&path))?;
     Ok(Checkpoint { config, params, meta })
 }
 
@@ -177,11 +178,12 @@ impl Storages for Shards {
     }
 }
 
-/// Adds the prefix that files of a bare `GPT2Model` omit.
-fn with_prefix(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
+/// Adds the prefix that files of a bare model, such as `GPT2Model`, omit.
+fn with_prefix(family: Family, tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>, String> {
+    let (table, prefix) = (names::hugging_face(family), names::hf_prefix(family));
     let mut renamed = HashMap::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let full = if HF_GPT2.has_start(&name, HF_PREFIX) { format!("{HF_PREFIX}{name}") } else { name };
+        let full = if table.has_start(&name, prefix) { format!("{prefix}{name}") } else { name };
         if let Some(twice) = renamed.insert(full.clone(), tensor) {
             return Err(format!("duplicate tensor {full}, of shapes {:?} and {:?}", twice.shape, renamed[&full].shape));
         }

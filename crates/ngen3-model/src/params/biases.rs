@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::list::{Param, ParamList};
-use crate::Config;
+use crate::{Config, Family};
 
 /// Parameters in the layout of a model with biases. Missing ones are zeros, which computes the same.
 pub(crate) struct WithBiases<'a> {
@@ -16,8 +16,10 @@ pub(crate) struct WithBiases<'a> {
 impl<'a> WithBiases<'a> {
     /// Wraps the parameters, `[total]`, of a model of the shape `config`.
     pub fn new(config: &Config, params: &'a [f32]) -> Self {
-        let list = ParamList::new(&Config { bias: true, ..config.clone() });
-        let own = (!config.bias).then(|| ParamList::new(config));
+        // The Llama family's formats do without.
+        let full = Config { bias: config.family == Family::Gpt2, ..config.clone() };
+        let own = (full != *config).then(|| ParamList::new(config));
+        let list = ParamList::new(&full);
         Self { list, own, params }
     }
 

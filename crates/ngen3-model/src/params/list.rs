@@ -12,15 +12,15 @@ use rand_distr::{Distribution, Normal};
 
 use super::names;
 use super::role::Role;
-use super::target::Target;
-use crate::Config;
+use super::target::Projection;
+use crate::{Config, Family};
 
 /// Initial distribution of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// Biases and LayerNorm's β.
+    /// Biases and a norm's β.
     Zeros,
-    /// LayerNorm's γ.
+    /// A norm's γ.
     Ones,
     /// N(0, std²), for matrices and embeddings (Radford et al. 2019).
     Normal {
@@ -48,6 +48,8 @@ pub enum LoraMatrix {
 pub struct Param {
     /// Role in the model; for an adapter's matrix, the role of the adapted weight.
     pub role: Role,
+    /// Family of the model.
+    pub family: Family,
     /// Index of its block, from 0; `None` outside the blocks.
     pub layer: Option<usize>,
     /// Matrix of an adapter; `None` for a parameter of the model.
@@ -63,14 +65,14 @@ pub struct Param {
 }
 
 impl Param {
-    /// Returns nanoGPT's name, such as `transformer.h.0.attn.c_attn.weight`; for an adapter, `peft`'s without the prefix
-    /// `base_model.model.`.
+    /// Returns the name in checkpoints: nanoGPT's, such as `transformer.h.0.attn.c_attn.weight`, or for the Llama family that of
+    /// `transformers`; for an adapter, `peft`'s without the prefix `base_model.model.`.
     pub fn name(&self) -> String {
-        let Self { role, layer, .. } = *self;
+        let Self { role, family, layer, .. } = *self;
         match self.adapter {
-            None => names::NANOGPT.name(role, layer),
+            None => names::checkpoint(family).name(role, layer),
             Some(matrix) => {
-                let weight = names::HF_GPT2.name(role, layer);
+                let weight = names::hugging_face(family).name(role, layer);
                 let module = weight.strip_suffix(".weight").expect("adapters belong to weights");
                 format!("{module}.lora_{matrix:?}.weight")
             }
@@ -92,24 +94,29 @@ impl Param {
         self.offset..self.offset + self.len()
     }
 
-    /// Returns true if weight decay applies: to matrices and embeddings, not to biases and LayerNorms.
+    /// Returns true if weight decay applies: to matrices and embeddings, not to biases and norms.
     pub fn decays(&self) -> bool {
         self.shape.len() >= 2
     }
 }
 
-/// Ranges of a transformer block's tensors in the flat array. Those of biases are empty in a model without.
+/// Ranges of a transformer block's tensors in the flat array. Those that the model lacks are empty. In the Llama family the
+/// matrices of queries, keys and values follow one another, and so do those of gate and up: each is one matrix here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockRanges {
     /// `[n_embd]`
     pub ln_1_weight: Range<usize>,
     /// `[n_embd]`
     pub ln_1_bias: Range<usize>,
-    /// `[3·n_embd, n_embd]`: query, key and value, in this order.
+    /// `[qkv_width, n_embd]`: query, key and value, in this order.
     pub c_attn_weight: Range<usize>,
-    /// `[3·n_embd]`
+    /// `[qkv_width]`
     pub c_attn_bias: Range<usize>,
-    /// `[n_embd, n_embd]`: attention's output projection.
+    /// `[head_width]`: γ of the norm of each head's query.
+    pub q_norm_weight: Range<usize>,
+    /// `[head_width]`: γ of the norm of each head's key.
+    pub k_norm_weight: Range<usize>,
+    /// `[n_embd, q_width]`: attention's output projection.
     pub attn_c_proj_weight: Range<usize>,
     /// `[n_embd]`
     pub attn_c_proj_bias: Range<usize>,
@@ -117,24 +124,24 @@ pub struct BlockRanges {
     pub ln_2_weight: Range<usize>,
     /// `[n_embd]`
     pub ln_2_bias: Range<usize>,
-    /// `[4·n_embd, n_embd]`
+    /// `[fc_width, n_embd]`: with SwiGLU, gate and up.
     pub c_fc_weight: Range<usize>,
-    /// `[4·n_embd]`
+    /// `[fc_width]`
     pub c_fc_bias: Range<usize>,
-    /// `[n_embd, 4·n_embd]`: the MLP's output projection.
+    /// `[n_embd, inner_width]`: the MLP's output projection.
     pub mlp_c_proj_weight: Range<usize>,
     /// `[n_embd]`
     pub mlp_c_proj_bias: Range<usize>,
 }
 
 impl BlockRanges {
-    /// Returns the weight and bias of one of the block's linear layers.
-    pub fn linear(&self, target: Target) -> (&Range<usize>, &Range<usize>) {
-        match target {
-            Target::CAttn => (&self.c_attn_weight, &self.c_attn_bias),
-            Target::AttnCProj => (&self.attn_c_proj_weight, &self.attn_c_proj_bias),
-            Target::CFc => (&self.c_fc_weight, &self.c_fc_bias),
-            Target::MlpCProj => (&self.mlp_c_proj_weight, &self.mlp_c_proj_bias),
+    /// Returns the weight and bias of one of the block's projections.
+    pub fn linear(&self, projection: Projection) -> (&Range<usize>, &Range<usize>) {
+        match projection {
+            Projection::CAttn => (&self.c_attn_weight, &self.c_attn_bias),
+            Projection::AttnCProj => (&self.attn_c_proj_weight, &self.attn_c_proj_bias),
+            Projection::CFc => (&self.c_fc_weight, &self.c_fc_bias),
+            Projection::MlpCProj => (&self.mlp_c_proj_weight, &self.mlp_c_proj_bias),
         }
     }
 }
@@ -144,9 +151,9 @@ impl BlockRanges {
 pub struct ParamList {
     params: Vec<Param>,
     total: usize,
-    /// `[vocab_size, n_embd]`: token embedding, tied to the final projection.
+    /// `[vocab_size, n_embd]`: token embedding.
     pub wte: Range<usize>,
-    /// `[block_size, n_embd]`: position embedding.
+    /// `[block_size, n_embd]`: position embedding; empty in a model with rotary positions.
     pub wpe: Range<usize>,
     /// One entry per transformer block.
     pub blocks: Vec<BlockRanges>,
@@ -154,6 +161,8 @@ pub struct ParamList {
     pub ln_f_weight: Range<usize>,
     /// `[n_embd]`, or empty in a model without biases.
     pub ln_f_bias: Range<usize>,
+    /// `[vocab_size, n_embd]`: final projection; that of `wte` if it is tied to the token embedding.
+    pub lm_head: Range<usize>,
 }
 
 impl ParamList {
@@ -173,15 +182,19 @@ impl ParamList {
         // Absent biases use up a stream too, so that matrices start the same with and without them.
         let mut streams = 0..;
         let mut add = |role: Role, layer: Option<usize>| {
+            if !role.is_of(config.family) {
+                return offset..offset;
+            }
             let stream = streams.next().expect("the range is unbounded");
-            if role.is_bias() && !config.bias {
+            if !role.is_in(config) {
                 return offset..offset;
             }
             let mut shape = role.shape(config);
             if role.is_layer_weight() && !layer_weights {
                 shape[0] = 0;
             }
-            let param = Param { role, layer, adapter: None, shape, offset, init: init_of(role, config), stream };
+            let (init, family) = (init_of(role, config), config.family);
+            let param = Param { role, family, layer, adapter: None, shape, offset, init, stream };
             let range = param.range();
             offset = range.end;
             params.push(param);
@@ -192,26 +205,34 @@ impl ParamList {
         let wpe = add(Role::Wpe, None);
         let blocks = (0..config.n_layer)
             .map(|layer| {
-                let mut add = |role| add(role, Some(layer));
+                // The parameters of these roles, of which a model has some, as one range.
+                let mut add = |roles: &[Role]| {
+                    let ranges: Vec<_> = roles.iter().map(|&role| add(role, Some(layer))).collect();
+                    ranges[0].start..ranges[ranges.len() - 1].end
+                };
                 BlockRanges {
-                    ln_1_weight: add(Role::Ln1Weight),
-                    ln_1_bias: add(Role::Ln1Bias),
-                    c_attn_weight: add(Role::CAttnWeight),
-                    c_attn_bias: add(Role::CAttnBias),
-                    attn_c_proj_weight: add(Role::AttnCProjWeight),
-                    attn_c_proj_bias: add(Role::AttnCProjBias),
-                    ln_2_weight: add(Role::Ln2Weight),
-                    ln_2_bias: add(Role::Ln2Bias),
-                    c_fc_weight: add(Role::CFcWeight),
-                    c_fc_bias: add(Role::CFcBias),
-                    mlp_c_proj_weight: add(Role::MlpCProjWeight),
-                    mlp_c_proj_bias: add(Role::MlpCProjBias),
+                    ln_1_weight: add(&[Role::Ln1Weight]),
+                    ln_1_bias: add(&[Role::Ln1Bias]),
+                    c_attn_weight: add(&[Role::CAttnWeight, Role::QProjWeight, Role::KProjWeight, Role::VProjWeight]),
+                    c_attn_bias: add(&[Role::CAttnBias, Role::QProjBias, Role::KProjBias, Role::VProjBias]),
+                    q_norm_weight: add(&[Role::QNormWeight]),
+                    k_norm_weight: add(&[Role::KNormWeight]),
+                    attn_c_proj_weight: add(&[Role::AttnCProjWeight]),
+                    attn_c_proj_bias: add(&[Role::AttnCProjBias]),
+                    ln_2_weight: add(&[Role::Ln2Weight]),
+                    ln_2_bias: add(&[Role::Ln2Bias]),
+                    c_fc_weight: add(&[Role::CFcWeight, Role::GateProjWeight, Role::UpProjWeight]),
+                    c_fc_bias: add(&[Role::CFcBias]),
+                    mlp_c_proj_weight: add(&[Role::MlpCProjWeight]),
+                    mlp_c_proj_bias: add(&[Role::MlpCProjBias]),
                 }
             })
             .collect();
         let ln_f_weight = add(Role::LnFWeight, None);
         let ln_f_bias = add(Role::LnFBias, None);
-        Self { params, total: offset, wte, wpe, blocks, ln_f_weight, ln_f_bias }
+        let own_head = add(Role::LmHeadWeight, None);
+        let lm_head = if config.tied { wte.clone() } else { own_head };
+        Self { params, total: offset, wte, wpe, blocks, ln_f_weight, ln_f_bias, lm_head }
     }
 
     /// Returns the number of parameters, the tied head counted once: the length of the flat array.
@@ -239,13 +260,13 @@ impl ParamList {
 /// Returns the initial distribution of the parameters with a role.
 fn init_of(role: Role, config: &Config) -> Init {
     match role {
-        Role::Ln1Weight | Role::Ln2Weight | Role::LnFWeight => Init::Ones,
+        Role::Ln1Weight | Role::Ln2Weight | Role::LnFWeight | Role::QNormWeight | Role::KNormWeight => Init::Ones,
         // Residual projections add to the stream; this keeps its variance at init independent of depth.
         Role::AttnCProjWeight | Role::MlpCProjWeight => {
             Init::Normal { std: 0.02 / (2.0 * config.n_layer as f32).sqrt() }
         }
-        Role::Wte | Role::Wpe | Role::CAttnWeight | Role::CFcWeight => Init::Normal { std: 0.02 },
-        _ => Init::Zeros,
+        role if role.is_bias() => Init::Zeros,
+        _ => Init::Normal { std: 0.02 },
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::list::{self, Init, LoraMatrix, Param};
-use super::target::{Target, Targets};
+use super::target::{Projection, Target, Targets};
 use crate::{Config, Error};
 
 /// Shape of the adapters. Field names are `peft`'s, without its prefixes.
@@ -47,31 +47,50 @@ impl Lora {
         if !(*alpha > 0.0 && alpha.is_finite()) {
             return Err(Error::Config(format!("the alpha of an adapter is {alpha}; it must be a number above 0")));
         }
-        if targets.is_empty() {
-            return Err(Error::Config(
-                "the adapter has no targets: expected at least one of c_attn, c_proj and c_fc".into(),
-            ));
+        if targets.of(config.family).next().is_none() {
+            let names: Vec<_> = Target::of(config.family).map(Target::name).collect();
+            return Err(Error::Config(format!(
+                "the adapter has no targets in this model: expected at least one of {}",
+                names.join(", ")
+            )));
         }
         Ok(())
     }
 }
 
-/// Ranges of a layer's two matrices in the flat array, A before B.
+/// Adapters of one projection: one for each of its targets. The matrices A of all follow one another, then those B.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterRanges {
-    /// `[rank, inputs]`
+    /// `[parts · rank, inputs]`
     pub a: Range<usize>,
+    /// One adapter each, in the order of the outputs.
+    pub parts: Vec<AdapterPart>,
+}
+
+impl AdapterRanges {
+    /// Returns the range of the matrices B: `[adapted outputs, rank]`.
+    pub fn b(&self) -> Range<usize> {
+        let (first, last) = (self.parts.first(), self.parts.last());
+        first.map_or(self.a.end, |part| part.b.start)..last.map_or(self.a.end, |part| part.b.end)
+    }
+}
+
+/// Adapter of some outputs of a projection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterPart {
+    /// Its outputs among those of the projection.
+    pub outputs: Range<usize>,
     /// `[outputs, rank]`
     pub b: Range<usize>,
 }
 
-/// All parameters of the adapters, in the order of the flat array: block by block, each in the order of [`Target::ALL`].
+/// All parameters of the adapters, in the order of the flat array: block by block, each in the order of [`Projection::ALL`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraList {
     params: Vec<Param>,
     total: usize,
-    /// The layers of [`Target::ALL`] in each block.
-    blocks: Vec<[Option<AdapterRanges>; 4]>,
+    /// The projections of [`Projection::ALL`] in each block.
+    blocks: Vec<[Option<AdapterRanges>; Projection::ALL.len()]>,
 }
 
 impl LoraList {
@@ -84,23 +103,33 @@ impl LoraList {
         let (mut params, mut total) = (Vec::new(), 0);
         let mut add = |layer: usize, target: Target, matrix: LoraMatrix, shape: [usize; 2], init: Init| {
             let stream = params.len() as u64;
-            let (role, layer, adapter) = (target.weight(), Some(layer), Some(matrix));
-            let param = Param { role, layer, adapter, shape: shape.to_vec(), offset: total, init, stream };
+            let (role, family, layer, adapter) = (target.weight(), config.family, Some(layer), Some(matrix));
+            let param = Param { role, family, layer, adapter, shape: shape.to_vec(), offset: total, init, stream };
             let range = param.range();
             total = range.end;
             params.push(param);
             range
         };
-        let mut blocks = vec![[const { None }; 4]; config.n_layer];
+        let mut blocks = vec![[const { None }; Projection::ALL.len()]; config.n_layer];
         for (layer, block) in blocks.iter_mut().enumerate() {
-            for target in lora.targets.iter() {
-                let [outputs, inputs] = target.shape(config);
+            for projection in Projection::ALL {
+                let [_, inputs] = projection.shape(config);
+                let chosen = lora.targets.of(config.family).filter(|target| target.projection() == projection);
+                let targets: Vec<Target> = chosen.collect();
                 // As in peft: Kaiming uniform with a = √5 (He et al. 2015).
-                let bound = 1.0 / (inputs as f32).sqrt();
-                block[target as usize] = Some(AdapterRanges {
-                    a: add(layer, target, LoraMatrix::A, [lora.rank, inputs], Init::Uniform { bound }),
-                    b: add(layer, target, LoraMatrix::B, [outputs, lora.rank], Init::Zeros),
-                });
+                let init = Init::Uniform { bound: 1.0 / (inputs as f32).sqrt() };
+                let all_a: Vec<_> = targets
+                    .iter()
+                    .map(|&target| add(layer, target, LoraMatrix::A, [lora.rank, inputs], init))
+                    .collect();
+                let (Some(first), Some(last)) = (all_a.first(), all_a.last()) else { continue };
+                let part = |target: Target| {
+                    let outputs = target.outputs(config);
+                    let b = add(layer, target, LoraMatrix::B, [outputs.len(), lora.rank], Init::Zeros);
+                    AdapterPart { outputs, b }
+                };
+                let a = first.start..last.end;
+                block[projection as usize] = Some(AdapterRanges { a, parts: targets.into_iter().map(part).collect() });
             }
         }
         Ok(Self { params, total, blocks })
@@ -116,12 +145,12 @@ impl LoraList {
         self.params.iter()
     }
 
-    /// Returns the ranges of a layer's adapter, if it has one.
+    /// Returns the ranges of a projection's adapters, if it has any.
     ///
     /// # Panics
     /// If `layer` is out of range.
-    pub fn adapter(&self, layer: usize, target: Target) -> Option<&AdapterRanges> {
-        self.blocks[layer][target as usize].as_ref()
+    pub fn adapter(&self, layer: usize, projection: Projection) -> Option<&AdapterRanges> {
+        self.blocks[layer][projection as usize].as_ref()
     }
 
     /// Returns initial adapters, `[total]`, which change nothing: every B is zero. The same seed gives the same values on every
@@ -179,8 +208,24 @@ mod tests {
     fn only_the_targets_have_an_adapter() {
         let config = Config::new(2, 2, 8, 4, 50);
         let list = LoraList::new(&config, &lora("attn.c_proj")).unwrap();
-        assert_eq!(list.adapter(1, Target::AttnCProj), Some(&AdapterRanges { a: 64..96, b: 96..128 }));
-        assert_eq!((list.adapter(1, Target::MlpCProj), list.iter().count(), list.total()), (None, 4, 128));
+        let parts = vec![AdapterPart { outputs: 0..8, b: 96..128 }];
+        assert_eq!(list.adapter(1, Projection::AttnCProj), Some(&AdapterRanges { a: 64..96, parts }));
+        assert_eq!((list.adapter(1, Projection::MlpCProj), list.iter().count(), list.total()), (None, 4, 128));
+    }
+
+    #[test]
+    fn parts_of_a_projection_have_an_adapter_each() {
+        let config = Config::llama(2, 4, 2, 24, 20, 4, 50);
+        let list = LoraList::new(&config, &lora("v_proj,q_proj,down_proj")).unwrap();
+        let AdapterRanges { a, parts } = list.adapter(0, Projection::CAttn).unwrap();
+        assert_eq!(*a, 0..2 * 4 * 24);
+        let (q, v) = (192..192 + 24 * 4, 288..288 + 12 * 4);
+        assert_eq!(*parts, [AdapterPart { outputs: 0..24, b: q }, AdapterPart { outputs: 36..48, b: v }]);
+        let names: Vec<_> = list.iter().take(4).map(Param::name).collect();
+        assert_eq!(names[1], "model.layers.0.self_attn.v_proj.lora_A.weight");
+        assert_eq!(names[2], "model.layers.0.self_attn.q_proj.lora_B.weight");
+        assert_eq!(list.adapter(1, Projection::CFc), None);
+        assert!(LoraList::new(&config, &lora("c_attn")).unwrap_err().to_string().contains("self_attn.q_proj"));
     }
 
     #[test]

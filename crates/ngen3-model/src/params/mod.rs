@@ -10,6 +10,6 @@ mod target;
 
 pub(crate) use biases::WithBiases;
 pub use list::{BlockRanges, Init, LoraMatrix, Param, ParamList};
-pub use lora::{AdapterRanges, Lora, LoraList};
+pub use lora::{AdapterPart, AdapterRanges, Lora, LoraList};
 pub use role::Role;
-pub use target::{Target, Targets};
+pub use target::{Projection, Target, Targets};

@@ -1,64 +1,147 @@
 //! Roles of parameters in a model.
 
-use crate::Config;
+use crate::{Config, Family};
 
-/// Role of a parameter, named as in nanoGPT. Those of a block occur once per layer.
+/// Role of a parameter, named as in nanoGPT, or as in `transformers` where nanoGPT has none. Those of a block occur once per
+/// layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Token embedding, tied to the final projection.
+    /// Token embedding.
     Wte,
     /// Position embedding.
     Wpe,
-    /// γ of the LayerNorm before attention.
+    /// γ of the norm before attention.
     Ln1Weight,
-    /// β of the LayerNorm before attention.
+    /// β of the norm before attention.
     Ln1Bias,
     /// Projection to query, key and value, in this order.
     CAttnWeight,
+    /// Projection to the queries.
+    QProjWeight,
+    /// Projection to the keys.
+    KProjWeight,
+    /// Projection to the values.
+    VProjWeight,
     /// Bias of query, key and value.
     CAttnBias,
+    /// Bias of the queries.
+    QProjBias,
+    /// Bias of the keys.
+    KProjBias,
+    /// Bias of the values.
+    VProjBias,
+    /// γ of the norm of each head's query.
+    QNormWeight,
+    /// γ of the norm of each head's key.
+    KNormWeight,
     /// Output projection of attention.
     AttnCProjWeight,
     /// Bias of attention's output projection.
     AttnCProjBias,
-    /// γ of the LayerNorm before the MLP.
+    /// γ of the norm before the MLP.
     Ln2Weight,
-    /// β of the LayerNorm before the MLP.
+    /// β of the norm before the MLP.
     Ln2Bias,
     /// Input projection of the MLP.
     CFcWeight,
+    /// Projection of the MLP whose output goes through SwiGLU's activation.
+    GateProjWeight,
+    /// Projection of the MLP whose output SwiGLU multiplies by the activation.
+    UpProjWeight,
     /// Bias of the MLP's input projection.
     CFcBias,
     /// Output projection of the MLP.
     MlpCProjWeight,
     /// Bias of the MLP's output projection.
     MlpCProjBias,
-    /// γ of the LayerNorm before the final projection.
+    /// γ of the norm before the final projection.
     LnFWeight,
-    /// β of the LayerNorm before the final projection.
+    /// β of the norm before the final projection.
     LnFBias,
+    /// Final projection, of a model that does not use the token embedding for it.
+    LmHeadWeight,
 }
 
 impl Role {
     /// All roles, in the order of the flat array; those of a block repeat for each layer.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 27] = [
         Self::Wte,
         Self::Wpe,
         Self::Ln1Weight,
         Self::Ln1Bias,
         Self::CAttnWeight,
+        Self::QProjWeight,
+        Self::KProjWeight,
+        Self::VProjWeight,
         Self::CAttnBias,
+        Self::QProjBias,
+        Self::KProjBias,
+        Self::VProjBias,
+        Self::QNormWeight,
+        Self::KNormWeight,
         Self::AttnCProjWeight,
         Self::AttnCProjBias,
         Self::Ln2Weight,
         Self::Ln2Bias,
         Self::CFcWeight,
+        Self::GateProjWeight,
+        Self::UpProjWeight,
         Self::CFcBias,
         Self::MlpCProjWeight,
         Self::MlpCProjBias,
         Self::LnFWeight,
         Self::LnFBias,
+        Self::LmHeadWeight,
     ];
+
+    /// Returns true if the parameter belongs to a transformer block.
+    pub fn is_in_block(self) -> bool {
+        !matches!(self, Self::Wte | Self::Wpe | Self::LnFWeight | Self::LnFBias | Self::LmHeadWeight)
+    }
+
+    /// Returns true if models of this family can have the parameter.
+    pub(crate) fn is_of(self, family: Family) -> bool {
+        match self {
+            Self::Wte
+            | Self::Ln1Weight
+            | Self::AttnCProjWeight
+            | Self::Ln2Weight
+            | Self::MlpCProjWeight
+            | Self::LnFWeight => true,
+            Self::Wpe
+            | Self::Ln1Bias
+            | Self::CAttnWeight
+            | Self::CAttnBias
+            | Self::AttnCProjBias
+            | Self::Ln2Bias
+            | Self::CFcWeight
+            | Self::CFcBias
+            | Self::MlpCProjBias
+            | Self::LnFBias => family == Family::Gpt2,
+            Self::QProjWeight
+            | Self::KProjWeight
+            | Self::VProjWeight
+            | Self::QProjBias
+            | Self::KProjBias
+            | Self::VProjBias
+            | Self::QNormWeight
+            | Self::KNormWeight
+            | Self::GateProjWeight
+            | Self::UpProjWeight
+            | Self::LmHeadWeight => family != Family::Gpt2,
+        }
+    }
+
+    /// Returns true if a model of this shape has the parameter.
+    pub(crate) fn is_in(self, config: &Config) -> bool {
+        self.is_of(config.family)
+            && match self {
+                Self::QProjBias | Self::KProjBias | Self::VProjBias => config.qkv_bias,
+                Self::QNormWeight | Self::KNormWeight => config.qk_norm,
+                Self::LmHeadWeight => !config.tied,
+                _ => config.bias || !self.is_bias(),
+            }
+    }
 
     /// Returns the shape of the parameter: one or two dimensions, a matrix as `[out, in]`.
     pub fn shape(self, config: &Config) -> Vec<usize> {
@@ -70,14 +153,20 @@ impl Role {
     pub(super) fn dims(self, config: &Config) -> (usize, Option<usize>) {
         let c = config.n_embd;
         match self {
-            Self::Wte => (config.vocab_size, Some(c)),
+            Self::Wte | Self::LmHeadWeight => (config.vocab_size, Some(c)),
             Self::Wpe => (config.block_size, Some(c)),
-            Self::CAttnWeight => (3 * c, Some(c)),
-            Self::AttnCProjWeight => (c, Some(c)),
-            Self::CFcWeight => (4 * c, Some(c)),
-            Self::MlpCProjWeight => (c, Some(4 * c)),
-            Self::CAttnBias => (3 * c, None),
-            Self::CFcBias => (4 * c, None),
+            Self::CAttnWeight => (config.qkv_width(), Some(c)),
+            Self::QProjWeight => (config.q_width(), Some(c)),
+            Self::KProjWeight | Self::VProjWeight => (config.kv_width(), Some(c)),
+            Self::AttnCProjWeight => (c, Some(config.q_width())),
+            Self::CFcWeight => (config.fc_width(), Some(c)),
+            Self::GateProjWeight | Self::UpProjWeight => (config.inner_width(), Some(c)),
+            Self::MlpCProjWeight => (c, Some(config.inner_width())),
+            Self::CAttnBias => (config.qkv_width(), None),
+            Self::QProjBias => (config.q_width(), None),
+            Self::KProjBias | Self::VProjBias => (config.kv_width(), None),
+            Self::QNormWeight | Self::KNormWeight => (config.head_width(), None),
+            Self::CFcBias => (config.fc_width(), None),
             Self::Ln1Weight | Self::Ln1Bias | Self::Ln2Weight | Self::Ln2Bias | Self::LnFWeight | Self::LnFBias => {
                 (c, None)
             }
@@ -85,12 +174,15 @@ impl Role {
         }
     }
 
-    /// Returns true for the parameters that a model without biases lacks.
+    /// Returns true for β of a norm and the bias of a linear layer.
     pub fn is_bias(self) -> bool {
         matches!(
             self,
             Self::Ln1Bias
                 | Self::CAttnBias
+                | Self::QProjBias
+                | Self::KProjBias
+                | Self::VProjBias
                 | Self::AttnCProjBias
                 | Self::Ln2Bias
                 | Self::CFcBias
@@ -101,6 +193,17 @@ impl Role {
 
     /// Returns true for the weights of a block's linear layers.
     pub(super) fn is_layer_weight(self) -> bool {
-        matches!(self, Self::CAttnWeight | Self::AttnCProjWeight | Self::CFcWeight | Self::MlpCProjWeight)
+        matches!(
+            self,
+            Self::CAttnWeight
+                | Self::QProjWeight
+                | Self::KProjWeight
+                | Self::VProjWeight
+                | Self::AttnCProjWeight
+                | Self::CFcWeight
+                | Self::GateProjWeight
+                | Self::UpProjWeight
+                | Self::MlpCProjWeight
+        )
     }
 }

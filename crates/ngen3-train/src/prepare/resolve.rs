@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use ngen3_model::words::count;
+use ngen3_model::words::{count, grouped, grouped_count};
 use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, Recipe, TokenizerRef, Variant};
 
 use crate::config::config_file;
@@ -18,6 +18,9 @@ use crate::{Error, Overrides, RunPaths, TrainSettings};
 
 /// Training defaults of models that are not a variant.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
+
+/// Tokens per sequence when a model with a longer context is trained further, unless asked otherwise.
+const LONGEST: usize = 1024;
 
 /// A run with final shape, settings and weights.
 #[derive(Debug)]
@@ -100,7 +103,9 @@ impl RunSpec {
             }
             StartFrom::Loaded(from, checkpoint) => {
                 // The checkpoint's own shape, even if it is not the variant's.
-                let shape = shape.or(Shape::from(&checkpoint.config));
+                let mut own = Shape::from(&checkpoint.config);
+                own.block_size.take_if(|_| checkpoint.config.rope.is_some());
+                let shape = shape.or(own);
                 (from, *checkpoint, shape)
             }
             StartFrom::LayersOf(from, deeper) => {
@@ -162,12 +167,26 @@ impl Resolved {
         lora: Option<Lora>,
     ) -> Result<Self, Error> {
         let Checkpoint { mut config, mut params, meta } = checkpoint;
-        let mut wanted = shape.or(shape_of(variant));
+        let mut wanted = shape.clone().or(shape_of(variant));
         if let Some(block_size) = wanted.block_size.take_if(|block_size| *block_size < config.block_size) {
             let shorter = Config { block_size, ..config.clone() };
             shorter.validate()?;
             params = cut_positions(&params, &config, &shorter);
             config = shorter;
+        }
+        let mut notes = Vec::new();
+        if config.rope.is_some()
+            && wanted.block_size.is_none()
+            && shape.block_size.is_none()
+            && config.block_size > LONGEST
+        {
+            let context = config.block_size;
+            config.block_size = LONGEST;
+            notes.push(format!(
+                "training on sequences of {} of the model's {}; --block_size sets another length",
+                grouped(LONGEST as u64),
+                grouped_count(context as u64, "token")
+            ));
         }
         let differences = wanted.differences_from(&config);
         if !differences.is_empty() {
@@ -191,7 +210,7 @@ impl Resolved {
             moments: None,
             progress: TrainProgress::default(),
             origin: Origin::Checkpoint(from, meta.tokenizer, meta.chat),
-            notes: Vec::new(),
+            notes,
         })
     }
 

@@ -1,15 +1,17 @@
 //! `ngen3 bench`: measures training and decoding speed on this machine, with the time by layer.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::bail;
 use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
-use ngen3_model::{Config, Lora, LoraList, ParamList, Targets, Variant};
+use ngen3_model::{Config, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
 use ngen3_train::check_fits;
 use serde_json::json;
 
 use crate::device::device;
-use crate::model::{variant_help, variant_label};
+use crate::model::{self, variant_help, variant_label};
 use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
@@ -24,6 +26,12 @@ pub struct Args {
     #[arg(long, value_name = "NAME", help = variant_help("Shape and batch size"))]
     #[arg(value_parser = Variant::by_name, default_value = "7M")]
     variant: &'static Variant,
+    /// Model to benchmark in place of a variant: a checkpoint, a Hugging Face folder or a repository on the hub
+    #[arg(long, value_name = "MODEL", conflicts_with = "variant")]
+    model_checkpoint: Option<PathBuf>,
+    /// Tokens per sequence [default: the model's context length, at most 1,024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(5..))]
+    block_size: Option<u32>,
     /// Training steps to time, after two warm-up steps
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -39,6 +47,9 @@ pub struct Args {
     /// Train LoRA adapters of this rank instead of the full model
     #[arg(long, value_name = "R")]
     lora_rank: Option<usize>,
+    /// Layers that get an adapter: all, or names separated by commas as in finetune
+    #[arg(long, value_name = "NAMES", default_value = "all", requires = "lora_rank")]
+    lora_targets: Targets,
     /// Keep only each layer's input and recompute the rest in the backward pass, as train --recompute does
     #[arg(long)]
     recompute: bool,
@@ -55,15 +66,32 @@ Examples:
   ngen3 bench --variant 120M --steps 3 --dtype f32
   ngen3 bench --variant 120M --steps 3 --lora_rank 8
   ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
-  ngen3 bench --variant 7M --json --threads 1";
+  ngen3 bench --variant 7M --json --threads 1
+  ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16";
+
+/// Tokens per sequence of models with a longer context.
+const LONGEST: usize = 1024;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
     let options = Options { threads, dtype, recompute, ..Options::default() };
-    let config = args.variant.config();
-    let rows = args.batch_size.map_or(args.variant.recipe.batch_size, usize::from);
-    let lora = args.lora_rank.map(|rank| Lora { rank, alpha: rank as f32, targets: Targets::default() });
+    let (name, label, mut config, params) = match &args.model_checkpoint {
+        Some(path) => {
+            let (found, checkpoint) = model::load(path, None)?;
+            let label = format!("{} ({})", found.name, grouped_count(checkpoint.params.len() as u64, "parameter"));
+            (found.name, label, checkpoint.config, Some(checkpoint.params))
+        }
+        None => (args.variant.name.into(), variant_label(args.variant), args.variant.config(), None),
+    };
+    if params.is_some() && config.rope.is_none() && args.block_size.is_some_and(|n| n as usize != config.block_size) {
+        bail!("--block_size: expected {}, since this model has learned positions", config.block_size);
+    }
+    config.block_size = args.block_size.map_or(config.block_size.min(LONGEST), |n| n as usize);
+    let params = params.unwrap_or_else(|| ParamList::new(&config).init(0));
+    let own_rows = if args.model_checkpoint.is_some() { 4 } else { args.variant.recipe.batch_size };
+    let rows = args.batch_size.map_or(own_rows, usize::from);
+    let lora = args.lora_rank.map(|rank| Lora { rank, alpha: rank as f32, targets: args.lora_targets.clone() });
     let workload = match &lora {
         Some(lora) => Workload::Adapt { batch_size: rows, lora },
         None => Workload::Train { batch_size: rows },
@@ -71,7 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let device = device();
     let estimated = device.memory(&config, workload, options)?;
     check_fits(estimated)?;
-    let mut engine = device.open(config.clone(), ParamList::new(&config).init(0), options)?;
+    let mut engine = device.open(config.clone(), params, options)?;
     if let Some(lora) = &lora {
         engine.adapt(lora, LoraList::new(&config, lora)?.init(0))?;
     }
@@ -95,7 +123,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let median = times[times.len() / 2];
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
-    let gflops = train_flops(&config, batch.inputs.len(), args.lora_rank) / median / 1e9;
+    let gflops = train_flops(&config, batch.inputs.len(), lora.as_ref()) / median / 1e9;
     let peak = device.product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
     engine.merge();
     let room = config.block_size - START.len();
@@ -112,7 +140,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part.to_owned(), json!(ms))).collect();
         let line = json!({
-            "variant": args.variant.name, "rows": rows, "block": config.block_size, "dtype": dtype,
+            "model": name, "variant": args.model_checkpoint.is_none().then_some(args.variant.name), "rows": rows, "block": config.block_size, "dtype": dtype,
             "threads": info.threads, "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
             "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
@@ -121,7 +149,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut out = format!(
         "{}, {} of {}, {}, {dtype}{}\n\n{:<10} {:>8.1} ms (median of {}; best {:.1} ms)\n",
-        variant_label(args.variant),
+        label,
         grouped_count(rows as u64, "sequence"),
         config.block_size,
         grouped_count(info.threads as u64, "thread"),
@@ -164,13 +192,17 @@ fn adamw(step: u32, lr: f32) -> AdamW {
 /// Minimum floating-point operations of the matrix products in one training step. Each weight meets each token once in the
 /// forward pass and twice in the backward pass, or once if an adapter is trained in its place; the adapter's two matrices
 /// take three passes. Attention's two products cover half of each square.
-fn train_flops(config: &Config, tokens: usize, lora_rank: Option<usize>) -> f64 {
+fn train_flops(config: &Config, tokens: usize, lora: Option<&Lora>) -> f64 {
     let Config { n_layer, n_embd, block_size, vocab_size, .. } = *config;
-    let weights = 12 * n_layer * n_embd * n_embd + vocab_size * n_embd;
-    let attention = 2 * n_layer * n_embd * block_size;
-    // The inputs and outputs of a layer's adapters add up to 16 widths.
-    let adapters = 16 * n_layer * n_embd * lora_rank.unwrap_or(0);
-    let times = if lora_rank.is_some() { 2 } else { 3 };
+    let of = |[outputs, inputs]: [usize; 2]| outputs * inputs;
+    let layer: usize = Projection::ALL.map(|projection| of(projection.shape(config))).iter().sum();
+    let weights = n_layer * layer + vocab_size * n_embd;
+    let attention = 2 * n_layer * config.q_width() * block_size;
+    let adapters = lora.map_or(0, |lora| {
+        let widths = |target: Target| target.outputs(config).len() + target.projection().shape(config)[1];
+        n_layer * lora.rank * lora.targets.of(config.family).map(widths).sum::<usize>()
+    });
+    let times = if lora.is_some() { 2 } else { 3 };
     tokens as f64 * (times * 2 * weights + 3 * (2 * adapters + attention)) as f64
 }
 

@@ -40,7 +40,7 @@ impl Shape {
     /// Sizes for a model.
     pub fn new(config: &Config) -> Self {
         let Config { n_head, block_size, .. } = *config;
-        Self { n_head, n_kv_head: n_head, head_width: config.head_width(), longest: block_size }
+        Self { n_head, n_kv_head: config.kv_heads(), head_width: config.head_width(), longest: block_size }
     }
 
     /// Length in f32 of the scratch memory of forward and backward on `threads` threads.

@@ -43,11 +43,6 @@ pub fn apply(x: &[f32], rstd: &[f32], gamma: &[f32], y: &mut [f32]) {
     rows::apply::<false>(Saved { x, rstd, gamma }.into(), &[], y);
 }
 
-/// Length in f32 of the scratch memory of [`backward`] for `rows` rows of `width`.
-pub fn backward_scratch(rows: usize, width: usize) -> usize {
-    rows::backward_scratch::<false>(rows, width)
-}
-
 /// Inputs of the backward passes: the input of the forward pass and its saved statistics.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
@@ -68,7 +63,7 @@ impl<'a> From<Saved<'a>> for rows::Saved<'a> {
 /// With x̂ = x·rstd and g = dy·γ:  dx += rstd·(g − x̂·mean(g·x̂)),  dγ += Σ dy·x̂.
 ///
 /// `dx` is overwritten, or accumulated where `x` also feeds the residual connection. `dgamma` is `None` if γ is frozen.
-/// `scratch` is [`backward_scratch`] long.
+/// `scratch` is as long as LayerNorm's, or half as long: partial sums of dγ per task.
 pub fn backward(
     saved: Saved<'_>,
     dy: &[f32],
@@ -230,7 +225,7 @@ mod tests {
             let (start, start_gamma) = (random(rows * width, 5), random(width, 6));
             let (mut dx, mut dgamma) = (start.clone(), start_gamma.clone());
             let saved = Saved { x: &x, rstd: &rstd, gamma: &gamma };
-            let mut scratch = vec![f32::NAN; backward_scratch(rows, width)];
+            let mut scratch = vec![f32::NAN; rows::backward_scratch::<false>(rows, width)];
             backward(saved, &dy, &mut dx, Accumulate::Add, Some(&mut dgamma), &mut scratch);
             let mut only = vec![f32::NAN; rows * width];
             backward(saved, &dy, &mut only, Accumulate::Set, None, &mut scratch);

@@ -1,6 +1,6 @@
 //! The models and batches that devices are compared on, and how near a device has to come.
 
-use ngen3_model::{Activation, Config};
+use ngen3_model::{Activation, Config, Family, Rope, RopeScaling};
 
 use crate::{Batch, IGNORE, splitmix};
 
@@ -66,6 +66,24 @@ pub fn cases() -> Vec<Case> {
         Config { activation: Activation::Gelu, layer_norm_epsilon: 1e-3, ..Config::new(2, 5, 40, 33, 1031) };
     let without_biases = Config { bias: false, ..Config::new(2, 3, 12, 40, 97) };
     let passes = Config::new(1, 2, 8, 64, 53);
+    let llama = Config::llama(2, 6, 2, 36, 21, 40, 97);
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 10,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: false,
+        attention_factor: 1.2,
+    };
+    let qwen2 = Config {
+        family: Family::Qwen2,
+        qkv_bias: true,
+        tied: false,
+        rope: Some(Rope { theta: 100.0, context: 70, scaling: yarn }),
+        ..Config::llama(1, 4, 4, 24, 33, 70, 301)
+    };
+    let qwen3 =
+        Config { family: Family::Qwen3, qk_norm: true, head_dim: Some(10), ..Config::llama(2, 3, 1, 12, 40, 33, 61) };
     let all = u64::MAX;
     let mut one_target = batch(&uneven, &[40, 7], all, 8);
     one_target.targets.iter_mut().skip(1).for_each(|target| *target = IGNORE);
@@ -85,6 +103,9 @@ pub fn cases() -> Vec<Case> {
         case("longer than a tile", &past_tiles, batch(&past_tiles, &[70, 70, 3], all, 5), 0.0),
         case("exact GELU, large epsilon, dropout", &exact_gelu, batch(&exact_gelu, &[33, 20, 7], 5, 6), 0.1),
         case("no biases", &without_biases, batch(&without_biases, &[40, 9], 4, 11), 0.1),
+        case("Llama, dropout", &llama, batch(&llama, &[40, 1, 17], 3, 12), 0.2),
+        case("Qwen2, own head, several tiles", &qwen2, batch(&qwen2, &[70, 69], all, 13), 0.0),
+        case("Qwen3, heads wider than the model", &qwen3, batch(&qwen3, &[33, 9], 4, 14), 0.1),
         case("several passes, dropout", &passes, batch(&passes, &[61; 42], 7, 7), 0.3),
     ]
 }

@@ -3,10 +3,11 @@
 use ngen3_model::ParamList;
 use serde_json::Value;
 
-use super::super::fixtures::{batch, config, fixture, params, squares};
+use super::super::device::ReferenceDevice;
+use super::super::fixtures::{batch, config, fixture, llama, params, squares};
 use super::super::layers::linear_forward;
 use super::*;
-use crate::{Divergence, IGNORE};
+use crate::{Divergence, IGNORE, Options};
 
 #[test]
 fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
@@ -54,4 +55,9 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
             }
         }
     }
+}
+
+#[test]
+fn models_of_the_llama_family_equal_transformers_and_their_adapters_pefts() {
+    llama::check(&ReferenceDevice, Options::default());
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::evaluations;
 use super::spec::{CurvePoint, Export, ExportFormat};
 use crate::words::count;
-use crate::{Activation, Config, ParamList};
+use crate::{Activation, Config, Family, ParamList};
 
 /// Maximum number of rows in the table of losses.
 const ROWS: usize = 12;
@@ -111,16 +111,25 @@ fn usage(export: &Export) -> String {
 }
 
 fn shape(config: &Config) -> String {
-    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, layer_norm_epsilon, bias } = config;
+    let Config { n_layer, n_head, n_embd, block_size, vocab_size, activation, layer_norm_epsilon, bias, .. } = config;
     let activation = match activation {
         Activation::GeluNew => "gelu_new",
         Activation::Gelu => "gelu",
+        Activation::Swiglu => "swiglu",
     };
-    let biases = if *bias { "" } else { "| biases | none (stored as zeros) |\n" };
+    let (norm, others) = match config.family {
+        Family::Gpt2 if *bias => ("LayerNorm", String::new()),
+        Family::Gpt2 => ("LayerNorm", "| biases | none (stored as zeros) |\n".into()),
+        family => {
+            let (kv, inner) = (config.kv_heads(), config.inner_width());
+            let rows = format!("| family | {} |\n| heads of keys and values | {kv} |\n", family.model_type());
+            ("RMSNorm", format!("{rows}| width of the MLP | {inner} |\n"))
+        }
+    };
     format!(
         "## Architecture\n\n| | |\n|---|---|\n| layers | {n_layer} |\n| heads | {n_head} |\n| width | {n_embd} |\n\
          | context length | {block_size} tokens |\n| vocabulary size | {vocab_size} tokens |\n| activation | {activation} |\n\
-         | LayerNorm epsilon | {layer_norm_epsilon:e} |\n{biases}"
+         | {norm} epsilon | {layer_norm_epsilon:e} |\n{others}"
     )
 }
 

@@ -146,7 +146,16 @@ mod tests {
     use crate::{Init, Role};
 
     fn param(shape: Vec<usize>) -> Param {
-        Param { role: Role::Wte, layer: None, adapter: None, shape, offset: 0, init: Init::Zeros, stream: 0 }
+        Param {
+            role: Role::Wte,
+            family: crate::Family::Gpt2,
+            layer: None,
+            adapter: None,
+            shape,
+            offset: 0,
+            init: Init::Zeros,
+            stream: 0,
+        }
     }
 
     fn encoded(dtype: ExportDtype, values: &[f32]) -> io::Result<Vec<u8>> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::encode::{Encoder, ExportDtype};
 use crate::files::{pretty_json, write_atomic};
 use crate::params::WithBiases;
-use crate::params::names::HF_GPT2;
+use crate::params::names::hugging_face;
 use crate::tensors::safetensors::write_header;
 use crate::{CheckpointMeta, Error, Param, ParamList};
 
@@ -73,8 +73,9 @@ pub(super) fn write(
         return Ok(());
     }
     let files = shards.iter().enumerate().flat_map(|(index, shard)| shard.iter().map(move |param| (param, index)));
-    let weight_map: Map<_, _> =
-        files.map(|(param, index)| (HF_GPT2.name(param.role, param.layer), name(index).into())).collect();
+    let weight_map: Map<_, _> = files
+        .map(|(param, index)| (hugging_face(param.family).name(param.role, param.layer), name(index).into()))
+        .collect();
     let metadata = json!({ "total_parameters": list.total(), "total_size": dtype.bytes(list.total()) });
     let index = pretty_json(&json!({ "metadata": metadata, "weight_map": weight_map }));
     write_atomic(&folder.join("model.safetensors.index.json"), |file| file.write_all(index.as_bytes()))
@@ -113,18 +114,21 @@ fn write_shard(
     let mut start = 0;
     let info = |param: &&Param| {
         let mut shape = param.shape.clone();
-        if HF_GPT2.is_transposed(param.role) {
+        if hugging_face(param.family).is_transposed(param.role) {
             shape.reverse();
         }
         let data_offsets = (start, start + dtype.bytes(param.len()));
         start = data_offsets.1;
-        (HF_GPT2.name(param.role, param.layer), TensorInfo { dtype: file_dtype, shape, data_offsets })
+        (
+            hugging_face(param.family).name(param.role, param.layer),
+            TensorInfo { dtype: file_dtype, shape, data_offsets },
+        )
     };
     write_header(file, Map::from_iter(metadata), shard.iter().map(info))?;
     let mut encoder = Encoder::new(file, dtype);
     for param in shard {
         let values = weights.values(param);
-        if HF_GPT2.is_transposed(param.role) {
+        if hugging_face(param.family).is_transposed(param.role) {
             encoder.write_transposed(param, &values, param.shape[0])?;
         } else {
             values.chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;

@@ -1,0 +1,268 @@
+//! The entries of the Llama family: `LlamaConfig` of `transformers` and those of the same form.
+
+use serde_json::{Map, Value, json};
+
+use super::Entries;
+use crate::{Config, Family, Rope, RopeScaling};
+
+/// Parses the entries that models of the family have.
+pub(super) fn parse(file: &Entries, family: Family) -> Result<Config, String> {
+    let name = class(family);
+    file.check_architectures(&[&format!("{name}ForCausalLM"), &format!("{name}Model")])?;
+    file.check_harmless(&[
+        ("hidden_act", json!("silu")),
+        ("mlp_bias", json!(false)),
+        ("attention_bias", json!(family == Family::Qwen2)),
+        ("partial_rotary_factor", json!(1.0)),
+    ])?;
+    let size = |name: &str| file.size_of(&[name])?.ok_or_else(|| format!("missing {name}"));
+    let n_head = size("num_attention_heads")?;
+    let mut config = Config {
+        family,
+        qkv_bias: family == Family::Qwen2,
+        qk_norm: family == Family::Qwen3,
+        tied: file.flag("tie_word_embeddings", false)?,
+        layer_norm_epsilon: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        ..Config::llama(
+            size("num_hidden_layers")?,
+            n_head,
+            file.size(&["num_key_value_heads"], n_head)?,
+            size("hidden_size")?,
+            size("intermediate_size")?,
+            size("max_position_embeddings")?,
+            size("vocab_size")?,
+        )
+    };
+    // Qwen3's default does not depend on the width.
+    let head_dim = file.size_of(&["head_dim"])?.or((family == Family::Qwen3).then_some(128));
+    config.head_dim = head_dim.filter(|&width| config.n_embd != width.saturating_mul(n_head));
+    let (theta, scaling, context) = rope(file)?;
+    // Within its window, a model with sliding attention sees everything.
+    let window = window(file, family)?;
+    config.block_size = [context, window].into_iter().flatten().fold(config.block_size, usize::min);
+    config.rope = Some(Rope { theta, context: config.block_size, scaling });
+    config.validate().map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
+/// Returns the number of tokens that a layer with sliding attention sees, if there is one.
+fn window(file: &Entries, family: Family) -> Result<Option<usize>, String> {
+    let window = file.size_of(&["sliding_window"])?;
+    let slides = match family {
+        Family::Qwen2 | Family::Qwen3 => file.flag("use_sliding_window", false)?,
+        _ => true,
+    };
+    Ok(window.filter(|_| slides))
+}
+
+/// Returns the base of the frequencies, their scaling, and the context length beyond which they would change.
+fn rope(file: &Entries) -> Result<(f64, RopeScaling, Option<usize>), String> {
+    // The newer entry holds what the two older ones do.
+    let settings = file.get("rope_parameters").or(file.get("rope_scaling"));
+    let settings = match settings {
+        None => Entries(Map::new()),
+        Some(Value::Object(settings)) => Entries(settings.clone()),
+        Some(other) => return Err(format!("rope_scaling: expected an object, got {other}")),
+    };
+    settings.check_harmless(&[("partial_rotary_factor", json!(1.0))])?;
+    let theta = settings.number("rope_theta")?.or(file.number("rope_theta")?).unwrap_or(10_000.0);
+    let required = |name: &str| settings.number(name)?.ok_or_else(|| format!("rope_scaling: missing {name}"));
+    let positions = file.size(&["max_position_embeddings"], 0)?;
+    let original = settings.size_of(&["original_max_position_embeddings"])?;
+    let original = original.or(file.size_of(&["original_max_position_embeddings"])?);
+    let kind = settings.get("rope_type").or(settings.get("type"));
+    let mut context = None;
+    let scaling = match kind.map(|kind| kind.as_str().unwrap_or_default()) {
+        None | Some("default") => RopeScaling::Default,
+        // Its frequencies depend on the length of the text, beyond the original context only.
+        Some("dynamic") => {
+            context = original.or(Some(positions));
+            RopeScaling::Default
+        }
+        Some("linear") => RopeScaling::Linear { factor: required("factor")? },
+        Some("llama3") => RopeScaling::Llama3 {
+            factor: required("factor")?,
+            low_freq_factor: required("low_freq_factor")?,
+            high_freq_factor: required("high_freq_factor")?,
+            original_max_position_embeddings: original.unwrap_or(positions),
+        },
+        Some("yarn") => {
+            let original = original.unwrap_or(positions);
+            let factor = settings.number("factor")?.unwrap_or(positions as f64 / original.max(1) as f64);
+            let mscales =
+                [settings.number("mscale")?, settings.number("mscale_all_dim")?].map(|mscale| mscale.unwrap_or(0.0));
+            let own = match mscales {
+                [one, all] if one != 0.0 && all != 0.0 => {
+                    Rope::yarn_factor(factor, one) / Rope::yarn_factor(factor, all)
+                }
+                _ => Rope::yarn_factor(factor, 1.0),
+            };
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings: original,
+                beta_fast: settings.number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: settings.number("beta_slow")?.unwrap_or(1.0),
+                truncate: settings.flag("truncate", true)?,
+                attention_factor: settings.number("attention_factor")?.unwrap_or(own),
+            }
+        }
+        Some(_) => {
+            let kind = kind.unwrap_or(&Value::Null);
+            return Err(format!("unsupported rope_type {kind}: expected default, linear, dynamic, llama3 or yarn"));
+        }
+    };
+    Ok((theta, scaling, context))
+}
+
+/// Returns the start of the names of its classes in `transformers`.
+fn class(family: Family) -> &'static str {
+    match family {
+        Family::Gpt2 => "GPT2",
+        Family::Llama => "Llama",
+        Family::Mistral => "Mistral",
+        Family::Qwen2 => "Qwen2",
+        Family::Qwen3 => "Qwen3",
+    }
+}
+
+/// Returns the entries of a model: see [`super::write`].
+pub(super) fn write(config: &Config, eot: Option<u32>, dropout: f64, dtype: &str) -> Value {
+    let rope = config.rope.expect("the Llama family has rotary positions");
+    let scaling = match rope.scaling {
+        RopeScaling::Default => Value::Null,
+        scaling => json!(scaling),
+    };
+    let mut entries = json!({
+        "architectures": [format!("{}ForCausalLM", class(config.family))],
+        "attention_bias": config.qkv_bias,
+        "attention_dropout": dropout,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "head_dim": config.head_width(),
+        "hidden_act": "silu",
+        "hidden_size": config.n_embd,
+        "initializer_range": 0.02,
+        "intermediate_size": config.inner_width(),
+        "max_position_embeddings": rope.context,
+        "mlp_bias": false,
+        "model_type": config.family.model_type(),
+        "num_attention_heads": config.n_head,
+        "num_hidden_layers": config.n_layer,
+        "num_key_value_heads": config.kv_heads(),
+        "rms_norm_eps": config.written_epsilon(),
+        "rope_scaling": scaling,
+        "rope_theta": rope.theta,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": dtype,
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    });
+    // Each class has entries of its own.
+    let other = match config.family {
+        Family::Gpt2 | Family::Llama => None,
+        Family::Mistral => Some(("sliding_window", Value::Null)),
+        Family::Qwen2 | Family::Qwen3 => Some(("use_sliding_window", json!(false))),
+    };
+    if let Some((name, value)) = other {
+        entries[name] = value;
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{parse, write};
+    use super::*;
+
+    fn smollm2() -> Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 576,
+            "intermediate_size": 1536, "max_position_embeddings": 8192, "num_attention_heads": 9, "num_hidden_layers": 30,
+            "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "rope_theta": 100000, "tie_word_embeddings": true,
+            "vocab_size": 49152, "rope_scaling": null, "attention_bias": false, "mlp_bias": false, "pretraining_tp": 1
+        })
+    }
+
+    #[test]
+    fn smollm2_is_read_as_it_is() {
+        let config = parse(&smollm2().to_string()).unwrap().config;
+        let rope = Some(Rope { theta: 100_000.0, context: 8192, scaling: RopeScaling::Default });
+        let expected = Config { rope, layer_norm_epsilon: 1e-5, ..Config::llama(30, 9, 3, 576, 1536, 8192, 49152) };
+        assert_eq!(config, expected);
+        assert_eq!(crate::ParamList::new(&config).total(), 134_515_008);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 32,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 1.25,
+        };
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        };
+        for (family, scaling) in [
+            (Family::Llama, llama3),
+            (Family::Mistral, RopeScaling::Default),
+            (Family::Qwen2, yarn),
+            (Family::Qwen3, RopeScaling::Linear { factor: 2.0 }),
+        ] {
+            let config = Config {
+                family,
+                tied: family != Family::Mistral,
+                qkv_bias: family == Family::Qwen2,
+                qk_norm: family == Family::Qwen3,
+                head_dim: (family == Family::Qwen3).then_some(10),
+                rope: Some(Rope { theta: 5e5, context: 128, scaling }),
+                ..Config::llama(2, 4, 2, 32, 48, 128, 97)
+            };
+            let text = write(&config, Some(96), 0.0, "float32").to_string();
+            assert_eq!(parse(&text).map(|parsed| parsed.config), Ok(config), "{text}");
+        }
+    }
+
+    #[test]
+    fn context_is_that_in_which_nothing_changes() {
+        let block_size = |name: &str, value: Value| {
+            let mut file = smollm2();
+            file[name] = value;
+            parse(&file.to_string()).map(|parsed| parsed.config.block_size)
+        };
+        assert_eq!(block_size("sliding_window", json!(4096)), Ok(4096));
+        assert_eq!(block_size("sliding_window", json!(null)), Ok(8192));
+        assert_eq!(block_size("rope_scaling", json!({"type": "dynamic", "factor": 4.0})), Ok(8192));
+        let parameters = json!({"rope_type": "default", "rope_theta": 5.0});
+        assert_eq!(block_size("rope_parameters", parameters), Ok(8192));
+    }
+
+    #[test]
+    fn what_cannot_be_run_exactly_is_named() {
+        for (name, value, reason) in [
+            ("architectures", json!(["LlamaForSequenceClassification"]), "unsupported architectures"),
+            ("hidden_act", json!("gelu"), "unsupported hidden_act \"gelu\": expected \"silu\""),
+            ("attention_bias", json!(true), "unsupported attention_bias true: expected false"),
+            ("num_key_value_heads", json!(2), "n_head 9 is not a multiple of n_kv_head 2"),
+            ("head_dim", json!(7), "expected heads of an even width"),
+            ("hidden_size", json!(null), "missing hidden_size"),
+            ("hidden_size", json!("wide"), "hidden_size: expected a size, got \"wide\""),
+            ("rope_theta", json!(-1), "rope_theta: expected a number above 1, got -1"),
+            ("rope_scaling", json!({"rope_type": "longrope"}), "unsupported rope_type \"longrope\""),
+            ("rope_scaling", json!({"rope_type": "linear"}), "rope_scaling: missing factor"),
+            ("rope_scaling", json!({"type": "linear", "factor": 0}), "factor: expected a number above 0, got 0"),
+            ("rope_scaling", json!(7), "rope_scaling: expected an object, got 7"),
+            ("vocab_size", json!(1u64 << 40), "vocab_size is"),
+        ] {
+            let mut file = smollm2();
+            file[name] = value;
+            let error = parse(&file.to_string()).unwrap_err();
+            assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+        }
+    }
+}
