@@ -7,7 +7,6 @@ use ngen3_model::hf::Roles;
 use ngen3_model::words::grouped;
 
 use super::backend::{Backend, run_library};
-use super::bpe::{classes, pretoken};
 use super::limits::ENDOFTEXT;
 use super::missing::{Missing, MissingChars};
 use super::{Error, gpt2, json};
@@ -207,6 +206,10 @@ impl Tokenizer {
                 missing.count_where(text, |c| chars.id(c).is_some());
                 self.encode_into(text, out)
             }
+            (Backend::ByteLevel(bpe), Some(_)) => {
+                missing.count_where(text, |c| bpe.has(c));
+                self.encode_into(text, out)
+            }
             _ => self.encode_into(text, out),
         }
     }
@@ -231,21 +234,14 @@ impl Tokenizer {
     }
 
     /// As [`encode_into`](Tokenizer::encode_into); also appends to `starts` the offset of each token in `text`, in bytes. A
-    /// byte-level token can start within a character.
+    /// byte-level token can start within a character. If the tokenizer normalizes text (`e` with a combining accent becomes `é`),
+    /// tokens of characters that it changed start where these begin.
     ///
     /// # Errors
     /// As [`encode_into`](Tokenizer::encode_into).
     pub fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.backend {
-            Backend::ByteLevel(bpe) => {
-                let first = out.len();
-                bpe.encode_into(text, out);
-                let mut at = 0;
-                starts.extend(out[first..].iter().map(|&id| {
-                    at += bpe.token(id).len();
-                    at - bpe.token(id).len()
-                }));
-            }
+            Backend::ByteLevel(bpe) => bpe.encode_places(text, out, starts),
             Backend::Chars(chars) => {
                 let found = text.char_indices().filter_map(|(at, c)| Some((chars.id(c)?, at)));
                 found.for_each(|(id, at)| {
@@ -318,7 +314,7 @@ impl Tokenizer {
     /// crate, whose texts must be encoded whole. Searches from the end, so it is cheap.
     pub fn safe_split(&self, text: &str) -> Option<usize> {
         match &self.inner.backend {
-            Backend::ByteLevel(_) => pretoken::safe_split(classes::classes(), text),
+            Backend::ByteLevel(bpe) => bpe.safe_split(text),
             Backend::Chars(_) => (!text.is_empty()).then_some(text.len()),
             Backend::HuggingFace(_) => None,
         }

@@ -1,11 +1,11 @@
 //! Converts text to token ids and back.
 //!
 //! A [`Tokenizer`] is GPT-2's, built in ([`Tokenizer::gpt2`]); one from any Hugging Face tokenizer.json
-//! ([`Tokenizer::from_json`]); or one made of your own text ([`train`], [`train_chars`]). Byte-level BPE with GPT-2's
-//! pre-tokeniser and vocabularies of characters run on our own code: the first, the last, and many files. Other files run on the
-//! `tokenizers` crate.
+//! ([`Tokenizer::from_json`]); or one made of your own text ([`train`], [`train_chars`]). Byte-level BPE like that of GPT-2,
+//! SmolLM2, Llama 3 and Qwen and vocabularies of characters run on our own code: the first, the last, and many files. Other
+//! files run on the `tokenizers` crate.
 //!
-//! Read `bpe/` and `chars.rs` first; then `codec.rs` (text to ids and back), `json.rs` (tokenizer.json), `missing.rs` (characters
+//! Read `bpe/` and `chars.rs` first; then `codec.rs` (text to ids and back), `json/` (tokenizer.json), `missing.rs` (characters
 //! without a token), `stream.rs` (streaming decoding), `train.rs` and `plain.rs` (vocabularies of a text).
 
 mod backend;

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use ngen3_model::hf::Roles;
 
 use super::backend::Backend;
-use super::bpe::Bpe;
 use super::bpe::alphabet::bytes_to_unicode;
 use super::bpe::merge::Merges;
+use super::bpe::{Bpe, Steps};
 use super::chars::Chars;
 use super::codec::Tokenizer;
 use super::limits::ENDOFTEXT;
@@ -64,7 +64,7 @@ impl Tokenizer {
     pub fn of_bytes(name: &str) -> Tokenizer {
         let spellings: Vec<String> = (0..=255).map(|byte| bytes_to_unicode(&[byte])).collect();
         let tokens: Vec<_> = spellings.iter().map(String::as_str).zip(0..).collect();
-        let bpe = Bpe::from_tokens(&tokens, Merges::default(), vec![(ENDOFTEXT.to_owned(), 256)]);
+        let bpe = Bpe::from_tokens(&tokens, Merges::default(), vec![(ENDOFTEXT.to_owned(), 256)], Steps::default());
         let bpe = bpe.expect("every byte has a token");
         Tokenizer::made(name, Backend::ByteLevel(Box::new(bpe)), &Roles::ending_with(Some(ENDOFTEXT)))
     }

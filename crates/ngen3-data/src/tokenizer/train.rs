@@ -17,8 +17,7 @@ use super::Error;
 use super::backend::Backend;
 use super::bpe::Bpe;
 use super::bpe::alphabet::BYTE_OF_ID;
-use super::bpe::classes::classes;
-use super::bpe::pretoken::{safe_split, word_end};
+use super::bpe::pretoken::Pretokenizer;
 use super::codec::Tokenizer;
 use super::limits::{ENDOFTEXT, MAX_VOCAB_SIZE};
 
@@ -52,7 +51,7 @@ impl Trained {
     }
 }
 
-/// Trains a byte-level BPE with GPT-2's pre-tokeniser: ids 0 to 255 are the single bytes, then come the merges, and
+/// Trains a byte-level BPE with GPT-2's pre-tokenizer: ids 0 to 255 are the single bytes, then come the merges, and
 /// `<|endoftext|>` has the last id. Each text is a document, or part of one split by [`Tokenizer::safe_split`]. Runs on rayon's
 /// current pool; the result is the same on any number of threads. `before_merge` is called before each merge and can stop the
 /// training.
@@ -113,7 +112,8 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let mut size = PIECE;
         while size < text.len() {
-            if let Some(cut) = safe_split(classes(), &text[..text.floor_char_boundary(size)]) {
+            let begin = &text[..text.floor_char_boundary(size)];
+            if let Some(cut) = Pretokenizer::gpt2().safe_split(begin, |_, _| true) {
                 let (piece, rest) = text.split_at(cut);
                 text = rest;
                 return Some(piece);
@@ -125,10 +125,10 @@ fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn count(mut counts: Counts, text: &&str) -> Counts {
-    let bytes = text.as_bytes();
+    let (pretokenizer, bytes) = (Pretokenizer::gpt2(), text.as_bytes());
     let mut start = 0;
     while start < bytes.len() {
-        let end = word_end(classes(), bytes, start);
+        let end = pretokenizer.word_end(bytes, start);
         for word in bytes[start..end].chunks(LONGEST_WORD) {
             match counts.get_mut(word) {
                 Some(count) => *count += 1,

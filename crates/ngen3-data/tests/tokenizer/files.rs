@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use ngen3_data::tokenizer::{Error, Tokenizer, train};
+use ngen3_data::tokenizer::{Error, MissingChars, Tokenizer, train};
 use ngen3_model::TokenizerRef;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -88,18 +88,19 @@ fn a_byte_level_file_is_fast_however_it_is_spelled() {
 
 #[test]
 fn a_file_that_asks_for_anything_else_is_run_by_the_tokenizers_crate() {
+    let mut with_lstrip = with_added("dog", 265, false);
+    with_lstrip["added_tokens"][1]["lstrip"] = true.into();
     let regex = json!({"type": "Split", "pattern": {"Regex": "\\s+|\\w+|."}, "behavior": "Isolated", "invert": false});
     let no_regex = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     for file in [
         changed("/pre_tokenizer/add_prefix_space", json!(true)),
         changed("/pre_tokenizer/use_regex", json!(false)),
         changed("/pre_tokenizer", json!({"type": "Sequence", "pretokenizers": [regex, no_regex]})),
-        changed("/normalizer", json!({"type": "NFC"})),
+        changed("/normalizer", json!({"type": "NFKC"})),
         changed("/normalizer", json!({"type": "Lowercase"})),
-        changed("/model/ignore_merges", json!(true)),
         changed("/model/dropout", json!(0.0)),
         changed("/decoder", json!({"type": "Fuse"})),
-        with_added("dog", 265, false),
+        with_lstrip,
     ] {
         let tokenizer = read(&file);
         assert!(!is_fast(&tokenizer), "{file}");
@@ -122,6 +123,7 @@ fn special_tokens_in_text_are_text_and_other_added_tokens_are_found() {
     assert_eq!(special.decode(&[265]), "<|user|>");
 
     let found = read(&with_added("<|user|>", 265, false));
+    assert!(is_fast(&found));
     assert_eq!(found.vocab_size(), 266);
     assert_eq!(found.encode("the <|user|>").unwrap().last(), Some(&265));
     assert!(!found.encode("<|endoftext|>").unwrap().contains(&264));
@@ -273,8 +275,28 @@ fn a_vocabulary_with_holes_or_without_some_byte_is_a_tokenizer_still() {
     let mut file = small();
     file["model"]["vocab"].as_object_mut().unwrap().remove("Q");
     let no_q = read(&file);
-    assert!(!is_fast(&no_q));
+    assert!(is_fast(&no_q) && no_q.can_miss());
     assert_eq!(no_q.encode("theQ cat").unwrap(), read(&small()).encode("the cat").unwrap());
+    assert!(no_q.encode("Q").unwrap().is_empty());
+    let mut missing = MissingChars::default();
+    no_q.encode_counting("theQ Qat", &mut Vec::new(), &mut missing).unwrap();
+    assert_eq!((missing.count, missing.total), (2, 8));
+    assert!(no_q.missing_note(&missing).unwrap().ends_with("were dropped: 'Q'"));
+    let (mut ids, mut starts) = (Vec::new(), Vec::new());
+    no_q.encode_places("thQe QcQ", &mut ids, &mut starts).unwrap();
+    assert_eq!(ids, no_q.encode("the c").unwrap());
+    assert_eq!(starts, [0, 4, 6]);
+
+    // With an unknown token in its place, by the `tokenizers` crate.
+    file["model"]["unk_token"] = "the".into();
+    let unknown = read(&file);
+    assert!(!is_fast(&unknown) && unknown.can_miss());
+    assert_eq!(unknown.encode("Q").unwrap(), [unknown.id_of("the").unwrap()]);
+
+    // Bytes that no UTF-8 has are no loss.
+    let mut file = small();
+    file["model"]["vocab"].as_object_mut().unwrap().remove("ÿ");
+    assert!(!read(&file).can_miss());
 }
 
 proptest! {

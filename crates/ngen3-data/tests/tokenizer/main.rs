@@ -2,6 +2,7 @@
 //! random texts, on hostile files, and training.
 
 mod files;
+mod models;
 mod plain;
 mod training;
 

@@ -1,11 +1,11 @@
-//! The character classes of GPT-2's pattern (`\p{L}`, `\p{N}`, `\s`), as a lookup table.
+//! The character classes of the pre-tokenizers' patterns (`\p{L}`, `\p{N}`, `\s`), as a lookup table.
 //!
 //! The ranges come from `regex-syntax`, as do those of tiktoken. The table has two levels: a block number for each 256 code
 //! points, and the distinct blocks.
 
 use std::sync::LazyLock;
 
-/// A character class of GPT-2's pattern.
+/// A character class of the patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::tokenizer) enum Class {
     /// Neither white space, letter nor number: `[^\s\p{L}\p{N}]`.
@@ -16,6 +16,9 @@ pub(in crate::tokenizer) enum Class {
     Number,
     /// `\s`
     Space,
+    /// A number that is a word of its own: in the table of [`single_digits`] only, in which no character that Unicode calls
+    /// numeric is of another class.
+    Digit,
 }
 
 type Block = [Class; 256];
@@ -28,12 +31,19 @@ pub(in crate::tokenizer) struct Classes {
 
 /// Returns the shared table.
 pub(in crate::tokenizer) fn classes() -> &'static Classes {
-    static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
+    static CLASSES: LazyLock<Classes> = LazyLock::new(|| Classes::new(|_| false));
+    &CLASSES
+}
+
+/// Returns the shared table in which digits are words of their own. Which characters are digits is for `char::is_numeric` to
+/// say, as in the `tokenizers` crate: it may know other versions of Unicode than `regex-syntax`.
+pub(in crate::tokenizer) fn single_digits() -> &'static Classes {
+    static CLASSES: LazyLock<Classes> = LazyLock::new(|| Classes::new(char::is_numeric));
     &CLASSES
 }
 
 impl Classes {
-    fn new() -> Classes {
+    fn new(is_digit: impl Fn(char) -> bool) -> Classes {
         let mut class_of = vec![Class::Other; char::MAX as usize + 1];
         for (pattern, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
             let hir = regex_syntax::parse(pattern).expect("a built-in class parses");
@@ -43,6 +53,9 @@ impl Classes {
             for range in ranges.iter() {
                 class_of[range.start() as usize..=range.end() as usize].fill(class);
             }
+        }
+        for c in ('\0'..=char::MAX).filter(|&c| is_digit(c)) {
+            class_of[c as usize] = Class::Digit;
         }
         let mut table = Classes { block_of: Vec::new(), blocks: Vec::new() };
         for block in class_of.as_chunks::<256>().0 {
@@ -70,6 +83,18 @@ impl Classes {
             0xe0..0xf0 => (self.of((first & 0xf) << 12 | low(1) << 6 | low(2)), 3),
             _ => (self.of((first & 0x7) << 18 | low(1) << 12 | low(2) << 6 | low(3)), 4),
         }
+    }
+
+    /// Returns the end of the characters of one class that begin at `at`.
+    pub(in crate::tokenizer) fn run_end(&self, bytes: &[u8], mut at: usize, of: Class) -> usize {
+        while at < bytes.len() {
+            let (class, length) = self.at(bytes, at);
+            if class != of {
+                break;
+            }
+            at += length;
+        }
+        at
     }
 }
 
@@ -103,6 +128,8 @@ mod tests {
         ] {
             let text = c.to_string();
             assert_eq!(classes().at(text.as_bytes(), 0), (class, text.len()), "{c:?}");
+            let class = if class == Class::Number { Class::Digit } else { class };
+            assert_eq!(single_digits().at(text.as_bytes(), 0), (class, text.len()), "{c:?}");
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Byte-level BPE with GPT-2's pre-tokeniser, our own implementation.
+//! Byte-level BPE, our own implementation.
 //!
-//! Read `pretoken.rs` (a text as words), `merge.rs` (a word as ids) and `vocab.rs` (both together).
+//! Read `pretoken/` (a text as words), `merge.rs` (a word as ids), `normalize.rs` and `added.rs` (what some files ask for before)
+//! and `vocab.rs` (all together).
 
+pub(super) mod added;
 pub(super) mod alphabet;
 mod cache;
-pub(super) mod classes;
+mod classes;
 pub(super) mod merge;
+pub(super) mod normalize;
 pub(super) mod pretoken;
 mod vocab;
 
-pub(super) use vocab::Bpe;
+pub(super) use vocab::{Bpe, Steps};
