@@ -1,13 +1,14 @@
 //! Models as data: shape ([`Config`]), parameters ([`ParamList`]) and files. No arithmetic.
 //!
 //! Start with `config.rs`, `params/list.rs`, `meta.rs` and `load.rs`, which opens every kind of file: those of `checkpoint/`
-//! and the folders of `hf/`. These build on `files/` (atomic writes), `tensors/` (tensor file formats) and `state_dict.rs`
+//! and the folders of `hf/`; `gguf/` reads GGUF files. These build on `files/` (atomic writes), `tensors/` (tensor file formats) and `state_dict.rs`
 //! (from a file's tensors to the flat array). `words.rs` formats counts in messages, `hash.rs` a SHA-256.
 
 pub mod checkpoint;
 mod config;
 mod error;
 pub mod files;
+pub mod gguf;
 pub mod hash;
 pub mod hf;
 mod load;

@@ -1,7 +1,11 @@
 //! The tokenizer's public interface: against tiktoken's ids (nasty.json, made by nasty.py), against the `tokenizers` crate on
-//! random texts, on hostile files, and training.
+//! random texts, on hostile files, those of GGUF files, and training.
 
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../../../ngen3-model/tests/gguf_file/builder.rs"]
+mod builder;
 mod files;
+mod gguf;
 mod models;
 mod plain;
 mod training;

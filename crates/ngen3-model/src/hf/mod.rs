@@ -23,3 +23,4 @@ pub use export::{CurvePoint, Export, ExportDtype, ExportFormat, Exported, check_
 pub(crate) use read::read;
 pub use roles::Roles;
 pub(crate) use roles::without_roles;
+pub(crate) use tokenizer::{is_gpt2, with_roles};

@@ -83,6 +83,18 @@ impl Roles {
         if keeps_roles(file) { Ok(Self::of(file)) } else { Ok(Declared::read(folder, file)?.roles(file)) }
     }
 
+    /// Returns the roles in a parsed tokenizer.json whose model declares these tokens: `eos`, others that end the model's answer,
+    /// and `bos`, which begins every document with `add_bos`.
+    pub(crate) fn declared(
+        file: &Value,
+        eos: Option<String>,
+        other_ends: Vec<String>,
+        bos: Option<String>,
+        add_bos: bool,
+    ) -> Self {
+        Declared { eos, generation_ends: other_ends, bos, add_bos }.roles(file)
+    }
+
     /// Makes a token end documents, and turns too unless another token did.
     #[must_use]
     pub fn with_document_end(self, token: &str) -> Self {

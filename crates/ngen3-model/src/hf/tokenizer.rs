@@ -29,7 +29,7 @@ const GPT2_MERGES: &str = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be
 /// [`Error::Read`] if a file is too large or not JSON. The tokenizer is checked when it is used.
 pub(super) fn read(folder: &Path, vocab_size: usize, has_chat: bool) -> Result<TokenizerRef, Error> {
     let path = folder.join("tokenizer.json");
-    let (text, mut json): (String, Value) = match read_text(&path, MAX_BYTES)? {
+    let (text, json): (String, Value) = match read_text(&path, MAX_BYTES)? {
         Some(text) => {
             let json = parse_json(&text).map_err(read_error(&path))?;
             (text, json)
@@ -46,13 +46,19 @@ pub(super) fn read(folder: &Path, vocab_size: usize, has_chat: bool) -> Result<T
         // Reported when it is used.
         return Ok(TokenizerRef::Json(text));
     }
-    let mut roles = Roles::beside(folder, &json)?;
+    let roles = Roles::beside(folder, &json)?;
+    Ok(with_roles(Some(text), json, roles, has_chat))
+}
+
+/// Keeps the roles in a parsed tokenizer.json; `text` is its text, if there is one. With `has_chat`, the chat format has the tokens
+/// of conversations.
+pub(crate) fn with_roles(text: Option<String>, mut json: Value, mut roles: Roles, has_chat: bool) -> TokenizerRef {
     if has_chat {
         let Roles { turn_end, bos, .. } = Roles::of(&json);
         roles = Roles { turn_end, bos: if roles.add_bos { roles.bos } else { bos }, ..roles };
     }
     let changed = roles.keep_in(&mut json);
-    Ok(TokenizerRef::Json(if changed { json.to_string() } else { text }))
+    TokenizerRef::Json(text.filter(|_| !changed).unwrap_or_else(|| json.to_string()))
 }
 
 /// Builds a tokenizer.json from `vocab.json`, `merges.txt` and the files beside them.
@@ -105,7 +111,7 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
 }
 
 /// Returns true if a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
-fn is_gpt2(file: &Value) -> bool {
+pub(crate) fn is_gpt2(file: &Value) -> bool {
     let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
     let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
     let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);

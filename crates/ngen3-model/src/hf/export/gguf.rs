@@ -7,14 +7,14 @@
 use std::io::{self, Write};
 
 use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
+use crate::gguf::{ALIGNMENT, MAGIC, TensorType, VERSION};
 use crate::hf::tokenizer::ByteLevel;
 use crate::params::WithBiases;
 use crate::params::names::GGUF_GPT2;
 use crate::{Config, Param, Role};
 
-const VERSION: u32 = 3;
 /// Alignment of tensors, in bytes.
-const ALIGNMENT: usize = 32;
+const PADDING: usize = ALIGNMENT as usize;
 
 /// Contents of a GGUF file.
 pub(super) struct Model<'a> {
@@ -35,7 +35,7 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
     let list = model.weights.list();
     let values = values(model, dtype);
     let mut head = Bytes(Vec::new());
-    head.0.extend(b"GGUF");
+    head.0.extend(MAGIC);
     head.u32(VERSION);
     head.u64(list.iter().count() as u64);
     head.u64(values.count);
@@ -47,14 +47,15 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
         head.u32(param.shape.len() as u32);
         // The innermost dimension comes first.
         param.shape.iter().rev().for_each(|&dim| head.u64(dim as u64));
-        head.u32(match dtype {
-            ExportDtype::F32 => 0,
-            ExportDtype::F16 => 1,
-            ExportDtype::Q8_0 => 8,
-            ExportDtype::Bf16 => 30,
-        });
+        let tensor_type = match dtype {
+            ExportDtype::F32 => TensorType::F32,
+            ExportDtype::F16 => TensorType::F16,
+            ExportDtype::Q8_0 => TensorType::Q8_0,
+            ExportDtype::Bf16 => TensorType::Bf16,
+        };
+        head.u32(tensor_type.number());
         head.u64(start as u64);
-        start += dtype.bytes(param.len()).next_multiple_of(ALIGNMENT);
+        start += dtype.bytes(param.len()).next_multiple_of(PADDING);
     }
     head.pad();
     file.write_all(&head.0)?;
@@ -63,7 +64,7 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
         let mut encoder = Encoder::new(file, dtype);
         model.weights.values(param).chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
         let len = dtype.bytes(param.len());
-        file.write_all(&[0; ALIGNMENT][..len.next_multiple_of(ALIGNMENT) - len])?;
+        file.write_all(&[0; PADDING][..len.next_multiple_of(PADDING) - len])?;
     }
     Ok(())
 }
@@ -199,6 +200,6 @@ impl Bytes {
     }
 
     fn pad(&mut self) {
-        self.0.resize(self.0.len().next_multiple_of(ALIGNMENT), 0);
+        self.0.resize(self.0.len().next_multiple_of(PADDING), 0);
     }
 }

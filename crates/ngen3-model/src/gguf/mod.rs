@@ -1,0 +1,22 @@
+//! Reads GGUF files: weights, their metadata and the tokenizer in one file, as llama.cpp's programs write them.
+//!
+//! The format is GGML's `docs/gguf.md`, versions 2 and 3, little-endian. Start with `file.rs`: [`Gguf`] opens a file and reads its
+//! tensors one at a time. `header.rs` parses what precedes them, `value.rs` holds the metadata, `types.rs` the format's numbers,
+//! `blocks.rs` turns quantized blocks into f32. `tokenizer.rs` makes a tokenizer.json of the metadata, with `pre_tokenizer.rs` and
+//! `merges.rs`. Files are written by [`hf::export`](crate::hf::export).
+
+mod blocks;
+mod file;
+mod header;
+mod merges;
+mod pre_tokenizer;
+mod tokenizer;
+mod types;
+mod value;
+
+pub use file::Gguf;
+pub use header::Tensor;
+pub use tokenizer::{Tokenizer, tokenizer};
+pub use types::TensorType;
+pub(crate) use types::{ALIGNMENT, MAGIC, VERSION};
+pub use value::{Array, Numbers, Strings, Value};
