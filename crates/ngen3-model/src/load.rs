@@ -5,16 +5,20 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::params::WithBiases;
-use crate::{Checkpoint, Config, Error, checkpoint, hf};
+use crate::{Checkpoint, Config, Error, checkpoint, gguf, hf};
 
 impl Checkpoint {
-    /// Loads a checkpoint: an NGen3 `.pt` or `.safetensors`, nanoGPT's `ckpt.pt`, or a Hugging Face folder. The content decides
-    /// the format, not the name.
+    /// Loads a checkpoint: an NGen3 `.pt` or `.safetensors`, nanoGPT's `ckpt.pt`, a GGUF file, or a Hugging Face folder. The
+    /// content decides the format, not the name.
     ///
     /// # Errors
     /// [`Error::Read`] naming the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        if path.is_dir() { hf::read(path) } else { checkpoint::read(path) }
+        match path {
+            path if path.is_dir() => hf::read(path),
+            path if gguf::is_gguf(path) => gguf::read(path),
+            path => checkpoint::read(path),
+        }
     }
 
     /// Checks that this checkpoint, loaded from `path`, has the shape `expected`.

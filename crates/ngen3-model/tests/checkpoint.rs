@@ -41,6 +41,7 @@ fn small() -> Checkpoint {
         }),
         training: training.as_object().unwrap().clone(),
         evaluations: evaluations.as_object().unwrap().clone(),
+        notes: Vec::new(),
     };
     Checkpoint { config, params, meta }
 }

@@ -62,6 +62,7 @@ fn small() -> Checkpoint {
         chat: None,
         training: training.as_object().unwrap().clone(),
         evaluations: evaluations.as_object().unwrap().clone(),
+        notes: Vec::new(),
     };
     Checkpoint { config, params, meta }
 }

@@ -12,7 +12,7 @@ use ngen3_model::{
 use ngen3_train::Shape;
 
 use crate::commands::tokenize::show;
-use crate::progress::Progress;
+use crate::progress::{Progress, write_line};
 
 /// Location of a model.
 #[derive(Debug)]
@@ -84,7 +84,8 @@ fn repo_name(named: &Path) -> Option<&str> {
             && !part.starts_with(['.', '-'])
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    let checkpoint = named.extension().is_some_and(|ending| ["pt", "safetensors", "bin"].iter().any(|e| ending == *e));
+    let checkpoint =
+        named.extension().is_some_and(|ending| ["pt", "safetensors", "bin", "gguf"].iter().any(|e| ending == *e));
     (!checkpoint && name.split('/').count() <= 2 && name.split('/').all(part)).then_some(name)
 }
 
@@ -92,6 +93,9 @@ fn repo_name(named: &Path) -> Option<&str> {
 pub fn load(named: &Path, variant: Option<&Variant>) -> anyhow::Result<(Found, Checkpoint)> {
     let found = find(named, variant, None)?;
     let checkpoint = Checkpoint::load(&found.path)?;
+    for note in &checkpoint.meta.notes {
+        write_line(&format!("note: {}: {note}", found.path.display()));
+    }
     if let (Some(variant), None) = (variant, found.gpt2) {
         check_variant(named, &checkpoint.config, variant)?;
     }

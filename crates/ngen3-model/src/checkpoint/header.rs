@@ -114,7 +114,7 @@ pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
         Some(value) => value.as_f64().filter(|&loss| loss < NO_LOSS),
         None => None,
     };
-    let meta = CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training, evaluations };
+    let meta = CheckpointMeta { iter_num, best_val_loss, tokenizer, chat, training, evaluations, notes: Vec::new() };
     Ok(Header { config, meta, ours })
 }
 

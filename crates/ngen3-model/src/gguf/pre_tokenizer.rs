@@ -115,7 +115,64 @@ pub(super) fn named(name: &str) -> Result<PreTokenizer, String> {
     Ok(PreTokenizer { normalizer, pre_tokenizer, ignore_merges: whole, add_bos: whole })
 }
 
+/// Returns the name of a tokenizer.json's pre-tokenizer; `None` if llama.cpp has none of these rules.
+pub(crate) fn name_of(file: &Value) -> Option<&'static str> {
+    let own = |key: &str| file.get(key).cloned().unwrap_or_default();
+    let ignore_merges = file["model"].get("ignore_merges").is_some_and(|ignore| *ignore == true);
+    let (normalizer, pre_tokenizer) = (own("normalizer"), plain(own("pre_tokenizer")));
+    let names = NAMES.iter().flat_map(|(_, names)| *names).copied().filter(|name| *name != "default");
+    let is = |name: &&str| {
+        named(name).is_ok_and(|steps| {
+            steps.normalizer == normalizer
+                && plain(steps.pre_tokenizer) == pre_tokenizer
+                && steps.ignore_merges == ignore_merges
+        })
+    };
+    names.into_iter().find(is)
+}
+
+/// Removes from a pre-tokenizer what does not change the tokens.
+fn plain(step: Value) -> Value {
+    match step {
+        Value::Object(mut step) => {
+            if let Some(Value::Array(steps)) = step.get_mut("pretokenizers") {
+                steps.iter_mut().for_each(|step| *step = plain(step.take()));
+                if let [_] = steps[..] {
+                    return steps.remove(0);
+                }
+            }
+            step.remove("trim_offsets");
+            if step.get("type").is_some_and(|kind| kind == "ByteLevel") {
+                step.entry("use_regex").or_insert(true.into());
+            }
+            Value::Object(step)
+        }
+        other => other,
+    }
+}
+
 /// Returns the step that turns text into bytes, split by GPT-2's pattern or not.
 pub(super) fn byte_level(split: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": split})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pre_tokenizer_is_known_by_what_it_does() {
+        for (name, expected) in
+            [("gpt-2", "gpt-2"), ("starcoder", "smollm"), ("llama3", "llama-bpe"), ("qwen2", "qwen2")]
+        {
+            let PreTokenizer { normalizer, pre_tokenizer, ignore_merges, .. } = named(name).unwrap();
+            let mut file = json!({"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "model": {"type": "BPE"}});
+            file["model"]["ignore_merges"] = ignore_merges.into();
+            assert_eq!(name_of(&file), Some(expected));
+        }
+        let gpt2 = json!({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "model": {}});
+        assert_eq!(name_of(&gpt2), Some("gpt-2"));
+        let metaspace = json!({"pre_tokenizer": {"type": "Metaspace"}, "model": {}});
+        assert_eq!((name_of(&metaspace), name_of(&json!({}))), (None, None));
+    }
 }

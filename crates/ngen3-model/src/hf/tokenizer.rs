@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::roles::Roles;
 use crate::files::{parse_json, pretty_json, read_error, read_object, read_text};
+use crate::gguf::name_of;
 use crate::hash::sha256;
 use crate::{ChatFormat, Error, GPT2_VOCAB_SIZE, TokenizerRef};
 
@@ -158,12 +159,17 @@ pub(super) struct Token<'a> {
     pub added: Option<bool>,
 }
 
-/// Byte-level BPE with GPT-2's pre-tokeniser and no other steps.
+/// llama.cpp's name of GPT-2's pre-tokenizer.
+const GPT2: &str = "gpt-2";
+
+/// Byte-level BPE with a pre-tokenizer that llama.cpp has, and no other steps.
 #[derive(Debug)]
 pub(super) struct ByteLevel<'a> {
     /// Tokens by id; `None` where an id has no token.
     pub tokens: Vec<Option<Token<'a>>>,
     pub merges: Vec<(&'a str, &'a str)>,
+    /// llama.cpp's name of the pre-tokenizer.
+    pub pre: &'static str,
 }
 
 impl<'a> ByteLevel<'a> {
@@ -172,19 +178,11 @@ impl<'a> ByteLevel<'a> {
         let model = &file["model"];
         let none = |value: Option<&Value>| value.is_none_or(Value::is_null);
         let none_or = |key: &str, empty: Value| none(model.get(key)) || model[key] == empty;
-        let split = &file["pre_tokenizer"];
-        let plain = none(file.get("normalizer"))
-            && split["type"] == "ByteLevel"
-            && split["add_prefix_space"] == false
-            && split.get("use_regex").is_none_or(|regex| regex == true)
-            && file["decoder"]["type"] == "ByteLevel"
+        let plain = file["decoder"]["type"] == "ByteLevel"
             && none(model.get("dropout"))
             && none_or("continuing_subword_prefix", json!(""))
-            && none_or("end_of_word_suffix", json!(""))
-            && none_or("ignore_merges", json!(false));
-        if !plain {
-            return None;
-        }
+            && none_or("end_of_word_suffix", json!(""));
+        let pre = name_of(file).filter(|_| plain)?;
         let merges = merges(file)?;
         let vocab = model["vocab"].as_object()?;
         let added = file.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -204,7 +202,7 @@ impl<'a> ByteLevel<'a> {
         while tokens.last().is_some_and(Option::is_none) {
             tokens.pop();
         }
-        Some(Self { tokens, merges })
+        Some(Self { tokens, merges, pre })
     }
 }
 
@@ -217,7 +215,7 @@ pub(super) fn files(
     chat: Option<&ChatFormat>,
     max_length: usize,
 ) -> Vec<(&'static str, String)> {
-    let byte_level = ByteLevel::of(json).is_some() && eot == Some(ENDOFTEXT);
+    let byte_level = ByteLevel::of(json).is_some_and(|found| found.pre == GPT2) && eot == Some(ENDOFTEXT);
     let mut special = Map::new();
     if let Some(eot) = eot {
         special.extend(["bos_token", "eos_token", "unk_token"].map(|role| (role.to_string(), eot.into())));

@@ -212,6 +212,7 @@ impl Job {
             chat,
             training,
             evaluations: Map::new(),
+            notes: Vec::new(),
         };
         if let Some(AdapterRecord { lora, base, .. }) = &self.adapters {
             write_adapter(&self.paths.adapter, &self.config, lora, &trainer.read(Slot::Params), base)?;

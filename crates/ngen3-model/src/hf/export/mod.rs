@@ -79,6 +79,8 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
                 eot: export.eot.map(|(_, id)| id),
                 chat_template: meta.chat.as_ref().map(|chat| chat.template.as_str()),
                 chat_end: chat_end(export, json),
+                bos: json.and_then(|json| id_of(json, &Roles::of(json).bos?)),
+                add_bos: json.is_some_and(|json| Roles::of(json).add_bos),
             };
             write_atomic(&folder.join(export.gguf_name()), |file| gguf::write(file, &model, export.dtype))?;
         }
@@ -87,16 +89,16 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
     export.loss_svg.map_or(Ok(()), |svg| put(folder, "loss.svg", svg))
 }
 
-/// Checks that llama.cpp's `gpt2` supports the model's activation and tokenizer. Returns the tokenizer.
+/// Checks that llama.cpp supports the model's activation and tokenizer. Returns the tokenizer.
 fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
-    if export.checkpoint.config.activation != Activation::GeluNew {
+    if export.checkpoint.config.activation == Activation::Gelu {
         return Err(Error::Config("llama.cpp's gpt2 does not support the activation gelu: expected gelu_new".into()));
     }
     let Some(json) = json else {
         return Err(Error::Config("a GGUF file needs the tokenizer, but the model does not name one".into()));
     };
     ByteLevel::of(json).ok_or_else(|| {
-        Error::Config("GGUF export does not support the model's tokenizer: expected byte-level BPE like GPT-2's".into())
+        Error::Config("GGUF export does not support the model's tokenizer: expected byte-level BPE as of GPT-2, SmolLM2, Llama 3 or Qwen".into())
     })
 }
 
