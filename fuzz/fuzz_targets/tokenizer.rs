@@ -114,9 +114,12 @@ fn add_tokens(file: &mut Value, count: usize) {
     }
     file["model"]["merges"] = merges.into();
     let tokens = [("<t>", false), ("</t>", false), ("<", true), ("e\u{301}", false), ("  ", true), ("'s1", true)];
-    for (i, (content, normalized)) in tokens.into_iter().take(count).enumerate() {
+    for (content, normalized) in tokens.into_iter().take(count) {
+        // A token of the vocabulary keeps its id.
+        let id = file["model"]["vocab"].get(content).and_then(Value::as_u64).unwrap_or(next as u64);
+        next += usize::from(id == next as u64);
         file["added_tokens"].as_array_mut().expect("a list").push(json!({
-            "id": next + i, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": normalized, "special": false
         }));
     }

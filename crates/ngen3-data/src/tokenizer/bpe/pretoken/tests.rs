@@ -80,10 +80,13 @@ fn every_character_is_of_the_class_that_the_patterns_say() {
         let codes: Vec<u32> = (0..0x4_0000).chain(0xe_0000..0xe_1000).chain([0x10_ffff]).collect();
         for block in codes.chunks(0x2000) {
             // After a letter, a number, a mark and a space, each of its own class: the words reveal the class of every character.
-            // After an apostrophe: those that `(?i:…)` takes for a letter of a contraction.
             let mut text = String::new();
             for c in block.iter().copied().filter_map(char::from_u32) {
-                text.extend(['a', c, '1', c, '!', c, ' ', c, '\'', c, 'l', '\'', 'l', c, '\'', 'v', c, '\'', c, 'e']);
+                text.extend(['a', c, '1', c, '!', c, ' ', c]);
+                // In a contraction: those with a case may be a letter of it for `(?i:…)`.
+                if !c.to_lowercase().eq([c]) || !c.to_uppercase().eq([c]) {
+                    text.extend(['\'', c, 'l', '\'', 'l', c, '\'', 'v', c, '\'', c, 'e']);
+                }
             }
             assert_as_the_reference(pair, &text);
         }
