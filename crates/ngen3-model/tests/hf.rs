@@ -294,7 +294,7 @@ fn what_we_cannot_run_is_refused_by_name() {
     let path = folder.path().join("config.json");
     let config = fs::read_to_string(&path).unwrap();
     fs::write(&path, config.replace("\"gpt2\"", "\"gpt_neo\"")).unwrap();
-    assert_refused(folder.path(), "config.json: unsupported model_type \"gpt_neo\": expected \"gpt2\"");
+    assert_refused(folder.path(), "config.json: unsupported model_type \"gpt_neo\": expected one of gpt2, llama");
     fs::write(&path, config.replace("GPT2LMHeadModel", "GPT2ForTokenClassification")).unwrap();
     assert_refused(folder.path(), "unsupported architectures [\"GPT2ForTokenClassification\"]");
     fs::write(&path, config.replace("\"n_embd\": 12", "\"n_embd\": 24")).unwrap();

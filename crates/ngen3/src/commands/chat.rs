@@ -36,7 +36,7 @@ use crate::{interrupt, stdout};
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES, mut_arg("temperature", |arg| arg.default_value("0.8")))]
 pub struct Args {
-    /// Model to chat with: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// Model to chat with: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]

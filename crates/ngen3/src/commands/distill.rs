@@ -36,7 +36,7 @@ const COMPARED: u64 = 2;
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Teacher model: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --teacher_variant).
+    /// Teacher model: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --teacher_variant).
     /// Its vocabulary and tokenizer must match the data
     #[arg(long, value_name = "MODEL")]
     teacher_model_path: PathBuf,

@@ -35,7 +35,7 @@ use crate::{json_file, stdout};
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Models to evaluate side by side: .pt, .safetensors, Hugging Face folders, hub names, or hf (GPT-2 in the size of
+    /// Models to evaluate side by side: .pt, .safetensors, .gguf, Hugging Face folders, hub names, or hf (GPT-2 in the size of
     /// --variant)
     #[arg(long, value_name = "MODEL", num_args = 1.., required = true)]
     model_checkpoint: Vec<PathBuf>,

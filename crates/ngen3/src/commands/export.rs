@@ -20,13 +20,13 @@ use crate::stdout;
 
 /// Export a model to Hugging Face or GGUF
 ///
-/// --format hf writes a Hugging Face folder that transformers loads as GPT-2, with AutoModelForCausalLM and AutoTokenizer.
+/// --format hf writes a Hugging Face folder that transformers loads with AutoModelForCausalLM and AutoTokenizer.
 /// --format gguf writes one file for llama.cpp, including the tokenizer. Both add a model card, README.md. The folder is
 /// written atomically.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Model to export: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// Model to export: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL")]
     model_path: PathBuf,
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]

@@ -55,7 +55,7 @@ pub struct Common {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Model's variant, which sets defaults and the output's name; with hf, the GPT-2 size"))]
     variant: Option<&'static Variant>,
-    /// Model to fine-tune: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// Model to fine-tune: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL", required_unless_present = "resume", conflicts_with = "resume")]
     model_checkpoint: Option<PathBuf>,
     #[command(flatten)]
@@ -102,7 +102,8 @@ struct LoraFlags {
     /// Adapter outputs are scaled by alpha / rank [default: twice the rank]
     #[arg(long, value_name = "A", requires = "lora_rank")]
     lora_alpha: Option<f32>,
-    /// Layers with adapters, separated by commas: c_attn, c_fc, c_proj (or only attn.c_proj, mlp.c_proj) [default: all]
+    /// Layers with adapters, separated by commas: c_attn, c_fc, c_proj (or only attn.c_proj, mlp.c_proj) of GPT-2; q_proj,
+    /// k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj of the Llama family [default: all]
     #[arg(long, value_name = "NAMES", requires = "lora_rank")]
     lora_targets: Option<Targets>,
 }

@@ -13,13 +13,13 @@ use crate::stdout;
 
 /// Import a Hugging Face model
 ///
-/// Converts a folder (config.json with model.safetensors or pytorch_model.bin), a model on the hub, or hf (OpenAI's GPT-2 in
-/// the size of --variant) to a checkpoint, including its tokenizer. The other commands also read these models directly; a
+/// Converts a folder (config.json with model.safetensors or pytorch_model.bin), a GGUF file, a model on the hub, or hf (OpenAI's
+/// GPT-2 in the size of --variant) to a checkpoint, including its tokenizer. The other commands also read these models directly; a
 /// checkpoint is for keeping, and for nanoGPT.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Model to import: a Hugging Face folder, a hub name, hf, or another checkpoint
+    /// Model to import: a Hugging Face folder, a .gguf file, a hub name, hf, or another checkpoint
     #[arg(long, value_name = "MODEL")]
     from: PathBuf,
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]

@@ -24,7 +24,7 @@ use crate::streaming::{SamplingFlags, Text, say_what_is_missing, say_what_is_see
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Model to sample from: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// Model to sample from: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]

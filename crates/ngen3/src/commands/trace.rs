@@ -23,7 +23,7 @@ use crate::{json_file, model, stdout};
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
-    /// Model: .pt, .safetensors, a Hugging Face folder, or a hub name
+    /// Model: .pt, .safetensors, .gguf, a Hugging Face folder, or a hub name
     #[arg(long, value_name = "MODEL")]
     model_checkpoint: PathBuf,
     /// Token file, from ngen3 tokenize, or a folder with one (data.bin or train.bin)

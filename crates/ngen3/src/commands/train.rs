@@ -26,7 +26,7 @@ pub struct Args {
     /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin, or nanoGPT's train.bin with meta.pkl)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Model to start from: .pt, .safetensors, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
+    /// Model to start from: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --variant)
     /// [default: random weights]
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     init_from: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Entries;
+use super::entries::Entries;
 use crate::{Activation, Config, GPT2_VOCAB_SIZE};
 
 /// Parses the entries that GPT-2 has.
