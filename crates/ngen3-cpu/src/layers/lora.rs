@@ -295,18 +295,19 @@ mod tests {
     #[test]
     fn backward_matches_finite_differences() {
         for (rows, inputs, outputs, rank, parts) in [
-            (5, 12, 36, 3, vec![0..36]),
-            (1, 7, 3, 1, vec![0..3]),
-            (33, 16, 97, 16, vec![0..97]),
-            (270, 40, 20, 5, vec![0..20]),
-            (5, 12, 36, 3, vec![0..20, 20..29, 29..36]),
-            (140, 9, 50, 4, vec![3..19, 40..50]),
+            (5, 12, 36, 3, vec![(0, 36)]),
+            (1, 7, 3, 1, vec![(0, 3)]),
+            (33, 16, 97, 16, vec![(0, 97)]),
+            (270, 40, 20, 5, vec![(0, 20)]),
+            (5, 12, 36, 3, vec![(0, 20), (20, 29), (29, 36)]),
+            (140, 9, 50, 4, vec![(3, 19), (40, 50)]),
         ] {
             let (x, weight, bias) = (random(rows * inputs, 1), random(outputs * inputs, 2), random(outputs, 3));
-            let (total, adapted) = (rank * parts.len(), parts.iter().map(ExactSizeIterator::len).sum::<usize>());
+            let (total, adapted) = (rank * parts.len(), parts.iter().map(|(start, end)| end - start).sum::<usize>());
             let (a, b, dy) = (random(total * inputs, 4), random(adapted * rank, 5), random(rows * outputs, 6));
             let mut end = 2 + a.len();
-            let part = |outputs: std::ops::Range<usize>| {
+            let part = |(start, end_output): (usize, usize)| {
+                let outputs = start..end_output;
                 let b = end..end + outputs.len() * rank;
                 end = b.end;
                 AdapterPart { outputs, b }
