@@ -79,7 +79,7 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
                 eot: export.eot.map(|(_, id)| id),
                 chat_template: meta.chat.as_ref().map(|chat| chat.template.as_str()),
                 chat_end: chat_end(export, json),
-                bos: json.and_then(|json| id_of(json, &Roles::of(json).bos?)),
+                bos: bos(export, json),
                 add_bos: json.is_some_and(|json| Roles::of(json).add_bos),
             };
             write_atomic(&folder.join(export.gguf_name()), |file| gguf::write(file, &model, export.dtype))?;
@@ -102,6 +102,13 @@ fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLe
     })
 }
 
+/// Returns the id of the token that begins a text: the tokenizer's, or else the chat format's.
+fn bos(export: &Export, json: Option<&Value>) -> Option<u32> {
+    let of_chat = || export.checkpoint.meta.chat.as_ref()?.bos_token.clone();
+    let json = json?;
+    id_of(json, &Roles::of(json).bos.or_else(of_chat)?)
+}
+
 /// Returns the id of the token that ends the assistant's turn, if it is not the end-of-document token.
 fn chat_end(export: &Export, json: Option<&Value>) -> Option<u32> {
     let token = export.checkpoint.meta.chat.as_ref()?.eos_token.as_ref()?;
@@ -117,7 +124,7 @@ fn write_hf(export: &Export, json: Option<&Value>, folder: &Path) -> Result<(), 
     };
     let dropout = meta.training.get("dropout").and_then(Value::as_f64).unwrap_or(0.0);
     let eot = export.eot.map(|(_, id)| id);
-    let bos = json.and_then(|json| id_of(json, &Roles::of(json).bos?)).or(eot);
+    let bos = bos(export, json).or(eot);
     let mut written = config::write(config, eot, dropout, dtype);
     written["bos_token_id"] = bos.into();
     put(folder, "config.json", &pretty_json(&written))?;
