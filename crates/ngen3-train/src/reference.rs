@@ -41,12 +41,18 @@ impl Reference {
         format!("{}, {}", self.name, count(self.ids.len() - 1, "token"))
     }
 
-    /// Computes the perplexity, exp of the mean loss. Returns `None` if `stop`, checked before each pass, is set.
+    /// Computes the perplexity, exp of the mean loss, in sequences of `block_size` tokens, at most the model's context. Returns
+    /// `None` if `stop`, checked before each pass, is set.
     ///
     /// # Errors
     /// [`Error::Engine`] if the engine fails.
-    pub fn perplexity(&self, model: &mut dyn Model, stop: &AtomicBool) -> Result<Option<f64>, Error> {
-        let block_size = model.config().block_size;
+    pub fn perplexity(
+        &self,
+        model: &mut dyn Model,
+        block_size: usize,
+        stop: &AtomicBool,
+    ) -> Result<Option<f64>, Error> {
+        let block_size = block_size.min(model.config().block_size);
         let (inputs, targets) = (&self.ids[..self.ids.len() - 1], &self.ids[1..]);
         let rows = inputs.len().div_ceil(block_size);
         let (mut sum, mut pass) = (0.0, Batch::default());
@@ -159,9 +165,9 @@ mod tests {
             let text = "word ".repeat(words);
             let reference = Reference::new("a text", text.trim_end(), &tokenizer).unwrap().unwrap();
             assert_eq!(reference.title(), format!("a text, {}", count(words - 1, "token")));
-            let perplexity = reference.perplexity(&mut engine, &AtomicBool::new(false)).unwrap().unwrap();
+            let perplexity = reference.perplexity(&mut engine, usize::MAX, &AtomicBool::new(false)).unwrap().unwrap();
             assert!((perplexity / 50_257.0 - 1.0).abs() < 1e-3, "{perplexity}");
-            assert_eq!(reference.perplexity(&mut engine, &AtomicBool::new(true)).unwrap(), None);
+            assert_eq!(reference.perplexity(&mut engine, usize::MAX, &AtomicBool::new(true)).unwrap(), None);
         }
         assert!(Reference::new("a text", "word", &tokenizer).unwrap().is_none());
         let long = Reference::new("a text", &"word ".repeat(30_000), &tokenizer).unwrap().unwrap();

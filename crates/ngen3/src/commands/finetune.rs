@@ -229,7 +229,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         (Some(reference), Some(report), _) if report.text == reference.title() => Some(report),
         (Some(reference), None, Some(training)) if begins => {
             // If interrupted, it is measured on resume, which then starts at step 0.
-            match reference.perplexity(&mut *training.trainer, &stop)? {
+            match reference.perplexity(&mut *training.trainer, job.config.block_size, &stop)? {
                 None => None,
                 Some(before) => {
                     let report = ReferenceReport { text: reference.title(), before, after: None };
@@ -271,7 +271,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
     let mut engine = device().open(config, params, job.settings.options())?;
     if let (Some(reference), Some(mut report)) = (reference, report) {
-        let Some(after) = reference.perplexity(&mut *engine, &stop)? else {
+        let Some(after) = reference.perplexity(&mut *engine, job.config.block_size, &stop)? else {
             let (model, command) = (job.paths.model.display(), resume_command(&command, &job.paths.model));
             write_line(&format!("{model}: training is finished; measure the perplexity with: {command}"));
             return Err(Interrupted.into());
