@@ -1,5 +1,5 @@
 //! Input: a tokenizer.json, which then encodes and decodes text; or, after a byte of 0 to 4, text for a file like a model's.
-//! What runs on our own code must have the ids of the `tokenizers` crate.
+//! Tokenizers that run on our own code must have the ids of the `tokenizers` crate.
 
 #![no_main]
 

@@ -32,7 +32,7 @@ pub struct CheckpointMeta {
     pub training: Map<String, Value>,
     /// Evaluation results by task: `{version, n-shot, n-samples, dataset, metrics}`.
     pub evaluations: Map<String, Value>,
-    /// What reading the file assumed or left out, a line each; not stored.
+    /// Assumptions and omissions of the reader, a line each; not stored.
     pub notes: Vec<String>,
 }
 

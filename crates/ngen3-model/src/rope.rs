@@ -64,6 +64,18 @@ impl RopeScaling {
     fn is_none(&self) -> bool {
         *self == Self::Default
     }
+
+    /// Returns YaRN with the defaults of `transformers` and llama.cpp.
+    pub(crate) fn yarn(factor: f64, original_max_position_embeddings: usize) -> Self {
+        Self::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: Rope::yarn_factor(factor, 1.0),
+        }
+    }
 }
 
 impl Rope {

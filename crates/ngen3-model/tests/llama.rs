@@ -95,6 +95,39 @@ fn every_format_keeps_every_part() {
 }
 
 #[test]
+fn settings_of_yarn_that_llama_cpp_would_not_read_are_refused() {
+    let mut model = models().remove(0);
+    let yarn = |attention_factor: f64| RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 4,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    model.config.rope = Some(Rope { theta: 5e5, context: 16, scaling: yarn(0.1 * 4f64.ln() + 1.0) });
+    exported(&model, ExportFormat::Gguf, &folder.path().join("a"));
+    assert_eq!(Checkpoint::load(&folder.path().join("a/small-f32.gguf")).unwrap().config, model.config);
+    model.config.rope = Some(Rope { theta: 5e5, context: 16, scaling: yarn(1.0) });
+    exported(&model, ExportFormat::Hf, &folder.path().join("b"));
+    assert_eq!(Checkpoint::load(&folder.path().join("b")).unwrap().config, model.config);
+    let text = tokenizer();
+    let asked = Export {
+        name: "small",
+        checkpoint: &model,
+        tokenizer: Some(&text),
+        eot: None,
+        format: ExportFormat::Gguf,
+        dtype: ExportDtype::F32,
+        curve: &[],
+        loss_svg: None,
+    };
+    let error = export(&asked, &folder.path().join("c"), false).unwrap_err().to_string();
+    assert!(error.contains("does not support these settings of yarn"), "{error}");
+}
+
+#[test]
 fn training_on_shorter_sequences_keeps_the_context() {
     let model = models().remove(0);
     let folder = tempfile::tempdir().unwrap();

@@ -65,7 +65,7 @@ pub struct Message {
     pub content: Option<String>,
     /// Everything else that a chat template may read: `name`, `tool_calls`, `tool_call_id`, `reasoning_content`, ….
     pub fields: Map<String, Value>,
-    /// Whether the turn is learned, if the data say so.
+    /// True if the turn is learned, false if not; `None` if the data do not say.
     pub train: Option<bool>,
 }
 

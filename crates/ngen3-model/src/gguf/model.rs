@@ -140,20 +140,16 @@ fn scaling(file: &mut Gguf, key: &dyn Fn(&str) -> String, theta: f64, config: &C
     let kind = file.text(&key("rope.scaling.type"))?.unwrap_or("none").to_owned();
     let factor = file.number(&key("rope.scaling.factor"))?;
     let original = file.integer(&key("rope.scaling.original_context_length"))?;
+    if let Some(value) = file.number(&key("rope.scaling.attn_factor"))?.filter(|&value| value != 1.0) {
+        return Err(file.error(format!("unsupported {}: expected 1, got {value}", key("rope.scaling.attn_factor"))));
+    }
     let factor = || factor.ok_or_else(|| file.error(format!("missing {}", key("rope.scaling.factor"))));
     match kind.as_str() {
         "none" => frequency_factors(file, theta, config),
         "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
         "yarn" => {
-            let factor = factor()?;
-            Ok(RopeScaling::Yarn {
-                factor,
-                original_max_position_embeddings: original.map_or(config.block_size, |tokens| tokens as usize),
-                beta_fast: file.number(&key("rope.scaling.yarn_beta_fast"))?.unwrap_or(32.0),
-                beta_slow: file.number(&key("rope.scaling.yarn_beta_slow"))?.unwrap_or(1.0),
-                truncate: true,
-                attention_factor: Rope::yarn_factor(factor, 1.0),
-            })
+            let original = original.map_or(config.block_size, |tokens| tokens as usize);
+            Ok(RopeScaling::yarn(factor()?, original))
         }
         other => {
             Err(file

@@ -51,7 +51,7 @@ pub struct Tokenizer {
     pub add_space_prefix: bool,
     /// Chat template with its special tokens.
     pub chat: Option<ChatFormat>,
-    /// What was assumed or left out, a line each.
+    /// Assumptions and omissions, a line each.
     pub notes: Vec<String>,
 }
 

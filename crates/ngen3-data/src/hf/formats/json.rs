@@ -192,7 +192,7 @@ impl<'a> Objects<'a> {
 /// Deserializes an object to its wanted columns; of duplicate keys the last counts.
 struct ColumnsSeed<'a> {
     wanted: Wanted<'a>,
-    /// Where to collect column names, as long as they may be needed.
+    /// Collects column names, as long as they may be needed.
     names: Option<&'a mut Vec<String>>,
 }
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use unicode_normalization_alignments::char::{canonical_combining_class, decompose_canonical};
 use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// What happens to a text before it is split into words.
+/// Normalization of a text before it is split into words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::tokenizer) enum Normalizer {
     /// Nothing.

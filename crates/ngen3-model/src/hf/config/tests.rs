@@ -136,7 +136,7 @@ mod llama_entries {
         assert_eq!(block_size("sliding_window", json!(4096)), Ok(4096));
         assert_eq!(block_size("sliding_window", json!(null)), Ok(8192));
         assert_eq!(block_size("rope_scaling", json!({"type": "dynamic", "factor": 4.0})), Ok(8192));
-        let parameters = json!({"rope_type": "default", "rope_theta": 5.0});
+        let parameters = json!({"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": 1});
         assert_eq!(block_size("rope_parameters", parameters), Ok(8192));
     }
 

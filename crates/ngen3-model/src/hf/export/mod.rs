@@ -19,7 +19,7 @@ use super::roles::Roles;
 use super::tokenizer::{self, ByteLevel};
 use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
 use crate::params::WithBiases;
-use crate::{Activation, Checkpoint, Error, ParamList};
+use crate::{Activation, Checkpoint, Error, ParamList, Rope, RopeScaling};
 pub use encode::ExportDtype;
 pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
@@ -93,6 +93,13 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
 fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
     if export.checkpoint.config.activation == Activation::Gelu {
         return Err(Error::Config("llama.cpp's gpt2 does not support the activation gelu: expected gelu_new".into()));
+    }
+    if let Some(Rope { scaling: scaling @ RopeScaling::Yarn { factor, original_max_position_embeddings, .. }, .. }) =
+        export.checkpoint.config.rope
+        && scaling != RopeScaling::yarn(factor, original_max_position_embeddings)
+    {
+        let what = "GGUF export does not support these settings of yarn: expected the defaults of beta_fast, beta_slow, truncate";
+        return Err(Error::Config(format!("{what} and attention_factor")));
     }
     let Some(json) = json else {
         return Err(Error::Config("a GGUF file needs the tokenizer, but the model does not name one".into()));
