@@ -1,7 +1,7 @@
 //! Arena for the activations of a training step: one allocation, laid out for the shape of a pass.
 //!
 //! With N tokens and C = width, each transformer block keeps its input and the activations for its backward pass, in GPT-2
-//! about 10·C values per token. Outputs that are cheap to recompute (of norms and the MLP's activation) live in a workspace shared
+//! about 10·C values per token, most of them in bf16 if products are (`kept.rs`). Outputs that are cheap to recompute (of norms and the MLP's activation) live in a workspace shared
 //! by all blocks:
 //!
 //! ```text
@@ -15,9 +15,11 @@
 //!
 //! A large batch runs in several passes (`batch_plan.rs`) whose gradients add up. The arena is sized for the largest pass.
 
+use bytemuck::cast_slice_mut;
 use ngen3_engine::{Error, Options};
 use ngen3_model::{Activation, Config};
 
+use super::kept::Kept;
 use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
 use crate::layers::norm::layernorm;
@@ -73,6 +75,8 @@ pub struct ForwardMode {
 pub struct Arena {
     data: Buffer,
     layout: Layout,
+    /// Loss whose packed head is in the arena, if the final projection cannot have changed since.
+    packed_head: Option<loss::Shape>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +88,8 @@ struct Layout {
     /// Number of buffers of saved activations, shared in the same way.
     blocks: usize,
     backward: bool,
+    /// The widest activations are kept in bf16.
+    rounded: bool,
     widths: Widths,
     /// Length of the activations that one block's adapters save.
     lora: usize,
@@ -151,6 +157,7 @@ impl Layout {
             streams,
             blocks,
             backward,
+            rounded: backward && precision == Precision::Bf16,
             widths: Widths::of(config),
             lora: lora::saved(config, rank, tokens),
             lora_scratch: if rank > 0 { lora::scratch(config, rank, tokens) } else { 0 },
@@ -174,13 +181,25 @@ impl Layout {
     fn block(&self) -> usize {
         let (n, c) = (self.tokens, self.width);
         let Widths { qkv, att, before_norms, normed_heads, heads, fc, .. } = self.widths;
-        let per_token = [1, 1, qkv, before_norms, normed_heads, heads, att, c, 1, 1, fc];
-        per_token.map(|width| padded(n * width)).iter().sum::<usize>() + padded(self.lora)
+        let per_token = [1, 1, before_norms, normed_heads, heads, c, 1, 1].map(|width| padded(n * width));
+        let kept = [qkv, att, fc].map(|width| padded(self.kept(width)));
+        per_token.iter().chain(&kept).sum::<usize>() + padded(self.lora)
+    }
+
+    /// Length in f32 of a kept activation of this width.
+    fn kept(&self, width: usize) -> usize {
+        if self.rounded { (self.tokens * width).div_ceil(2) } else { self.tokens * width }
     }
 
     /// Length of the pieces of [`Layers`].
     fn layers_workspace(&self) -> usize {
-        [self.hidden(), self.dhidden(), self.dwide(), self.attention].map(padded).iter().sum()
+        [self.wide(), self.hidden(), self.dhidden(), self.dwide(), self.attention].map(padded).iter().sum()
+    }
+
+    /// Length of the buffer of kept activations that are in use: `qkv` and `att`, or `fc`.
+    fn wide(&self) -> usize {
+        let Widths { qkv, att, fc, .. } = self.widths;
+        if self.rounded { self.tokens * fc.max(qkv + att) } else { 0 }
     }
 
     /// Length of the MLP's hidden layer.
@@ -232,17 +251,17 @@ pub struct SavedHeads<'a> {
 pub struct Saved<'a> {
     pub ln_1: Stats<'a>,
     /// `[N, qkv_width]`: as attention reads it.
-    pub qkv: &'a mut [f32],
+    pub qkv: Kept<'a>,
     pub heads: SavedHeads<'a>,
     /// `[heads, tokens]` per sequence: log of the softmax denominators.
     pub lse: &'a mut [f32],
     /// `[N, q_width]`: output of attention before its projection.
-    pub att: &'a mut [f32],
+    pub att: Kept<'a>,
     /// `[N, C]`: residual stream between attention and MLP.
     pub x_mid: &'a mut [f32],
     pub ln_2: Stats<'a>,
     /// `[N, fc_width]`: output of the MLP's input projection.
-    pub fc: &'a mut [f32],
+    pub fc: Kept<'a>,
     /// `low` of the adapters of the block's linear layers; empty without adapters.
     pub lora: &'a mut [f32],
 }
@@ -274,6 +293,8 @@ pub struct Shared<'a> {
 
 /// Shared workspace, laid out for the layers.
 pub struct Layers<'a> {
+    /// Kept activations in f32 while a block uses them: see [`Kept`]. Empty if they are not rounded.
+    pub wide: &'a mut [f32],
     /// `[N, inner_width]`: output of the MLP's activation; later the gradient of attention's output.
     pub hidden: &'a mut [f32],
     /// `[N, inner_width]`: gradient of `hidden`, if it is not in `dwide`.
@@ -298,9 +319,31 @@ impl Arena {
                 Checkpointing::Inputs | Checkpointing::Nothing => "the activation arena of a batch",
             };
             self.data = Buffer::zeros(layout.total(), what)?;
+            self.packed_head = None;
+        }
+        self.set(layout);
+        Ok(())
+    }
+
+    fn set(&mut self, layout: Layout) {
+        if layout.packed_head != self.layout.packed_head {
+            self.packed_head = None;
         }
         self.layout = layout;
-        Ok(())
+    }
+
+    /// Packs the final projection for a loss of this shape. If it is frozen, the packed copy serves later batches too.
+    pub fn pack_head(&mut self, shape: loss::Shape, lm_head: &[f32], frozen: bool) {
+        let wanted = Some(shape.for_any_tokens());
+        if !frozen || self.packed_head != wanted {
+            loss::pack_wte(shape, lm_head, self.split().1.packed_head);
+        }
+        self.packed_head = wanted.filter(|_| frozen);
+    }
+
+    /// Drops what the arena holds of the parameters, which may have changed.
+    pub fn forget(&mut self) {
+        self.packed_head = None;
     }
 
     /// Lays out the arena for a pass of `tokens` tokens, at most as many as reserved. Keeps the packed head.
@@ -308,7 +351,7 @@ impl Arena {
     /// # Panics
     /// If the arena is too small.
     pub fn lay_out(&mut self, spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) {
-        self.layout = Layout::new(spec, tokens, mode);
+        self.set(Layout::new(spec, tokens, mode));
         assert!(self.layout.total() <= self.data.len(), "the arena is too small for a pass of {tokens} tokens");
     }
 
@@ -354,16 +397,20 @@ impl Blocks<'_> {
             .get_disjoint_mut([stream(layer), stream(layer + 1)])
             .expect("at least two streams, so that neighbours are distinct");
         let mut carver = Carver(&mut self.saved[layer % blocks * self.layout.block()..]);
+        let [qkv, att, fc] = [widths.qkv, widths.att, widths.fc].map(|width| {
+            let own = carver.cut(self.layout.kept(width));
+            if self.layout.rounded { Kept::Rounded(cast_slice_mut(own)) } else { Kept::Whole(own) }
+        });
         let mut cut = |width: usize| carver.cut(tokens * width);
         let saved = Saved {
             ln_1: Stats { mean: cut(1), rstd: cut(1) },
-            qkv: cut(widths.qkv),
+            qkv,
             heads: SavedHeads { before: cut(widths.before_norms), rstd: cut(widths.normed_heads) },
             lse: cut(widths.heads),
-            att: cut(widths.att),
+            att,
             x_mid: cut(width),
             ln_2: Stats { mean: cut(1), rstd: cut(1) },
-            fc: cut(widths.fc),
+            fc,
             lora: carver.cut(self.layout.lora),
         };
         (x, saved, out)
@@ -387,6 +434,7 @@ impl Shared<'_> {
         let Layout { attention, .. } = self.layout;
         let mut carver = Carver(&mut *self.data);
         Layers {
+            wide: carver.cut(self.layout.wide()),
             hidden: carver.cut(self.layout.hidden()),
             dhidden: carver.cut(self.layout.dhidden()),
             dwide: carver.cut(self.layout.dwide()),

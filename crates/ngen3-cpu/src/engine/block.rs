@@ -36,6 +36,8 @@ impl PassDropout {
 pub struct ForwardScratch<'a> {
     /// `[N, C]`: output of a norm.
     pub ln: &'a mut [f32],
+    /// See [`Layers::wide`].
+    pub wide: &'a mut [f32],
     /// `[N, inner_width]`: output of the MLP's activation; empty if the pass stops before it.
     pub hidden: &'a mut [f32],
     /// `[N, C]`: branch output before dropout; empty without dropout.
@@ -66,23 +68,35 @@ impl Weights {
     ) {
         let w = &self.list.blocks[layer];
         let Saved { ln_1, qkv, heads, lse, att, x_mid, ln_2, fc, lora } = saved;
-        let ForwardScratch { ln, hidden, branch, lora: lora_scratch } = scratch;
+        let ForwardScratch { ln, wide, hidden, branch, lora: lora_scratch } = scratch;
         let lora = &mut LoraActivations { saved: lora, scratch: lora_scratch };
 
         self.norm([&w.ln_1_weight, &w.ln_1_bias], x, ln, ln_1);
-        linear(Projection::CAttn).forward(ln, lora, qkv);
-        self.turn(layer, positions, qkv, heads);
-        attend(qkv, att, lse);
+        let [wide_qkv, wide_att] = self.wide(positions.len(), wide);
+        let (qkv_now, att_now) = (qkv.place(wide_qkv), att.place(wide_att));
+        linear(Projection::CAttn).forward(ln, lora, qkv_now);
+        self.turn(layer, positions, qkv_now, heads);
+        attend(qkv_now, att_now, lse);
         let drop = drops.at(DropoutSite::AttentionProjection(layer));
-        project(linear(Projection::AttnCProj), att, lora, drop, x, branch, x_mid);
+        project(linear(Projection::AttnCProj), att_now, lora, drop, x, branch, x_mid);
+        qkv.keep(wide_qkv);
+        att.keep(wide_att);
 
         self.norm([&w.ln_2_weight, &w.ln_2_bias], x_mid, ln, ln_2);
-        linear(Projection::CFc).forward(ln, lora, fc);
+        let wide_fc = first(wide, positions.len() * self.config.fc_width());
+        linear(Projection::CFc).forward(ln, lora, fc.place(wide_fc));
+        fc.keep(wide_fc);
         let Some(out) = out else { return };
         let hidden = &mut hidden[..x.len() / self.config.n_embd * self.config.inner_width()];
-        self.activate(fc, hidden);
+        self.activate(fc.place(wide_fc), hidden);
         let drop = drops.at(DropoutSite::MlpProjection(layer));
         project(linear(Projection::MlpCProj), hidden, lora, drop, x_mid, branch, out);
+    }
+
+    /// Cuts [`Layers::wide`] for `qkv` and for `att`.
+    fn wide<'w>(&self, tokens: usize, wide: &'w mut [f32]) -> [&'w mut [f32]; 2] {
+        let (qkv, rest) = wide.split_at_mut(wide.len().min(tokens * self.config.qkv_width()));
+        [qkv, first(rest, tokens * self.config.q_width())]
     }
 
     /// Runs [`Weights::block_forward`] with attention within the pass.
@@ -125,26 +139,31 @@ impl Weights {
         let shape = attention::Shape::new(&self.config);
         let w = &self.list.blocks[layer];
         let tokens = pass.inputs.len();
-        let Layers { hidden, dhidden, dwide, attention: panels } = layers;
+        let Layers { wide, hidden, dhidden, dwide, attention: panels } = layers;
         if again {
-            let mut scratch = ForwardScratch { ln: b.ln, hidden: &mut [], branch: b.dbranch, lora: b.lora_scratch };
+            let (ln, branch, lora) = (&mut *b.ln, &mut *b.dbranch, &mut *b.lora_scratch);
+            let mut scratch = ForwardScratch { ln, wide, hidden: &mut [], branch, lora };
             self.block_forward_in_pass(layer, pass, drops, x, &mut saved, &mut scratch, panels, None);
         }
-        let Saved { ln_1, qkv, heads, lse, att, x_mid, ln_2, fc, lora } = saved;
+        let Saved { ln_1, qkv, heads, lse, att, x_mid, ln_2, mut fc, lora } = saved;
         let lora = &mut LoraActivations { saved: lora, scratch: b.lora_scratch };
         let linear = |projection| self.linear(layer, projection);
 
         // x = x_mid + c_proj(gelu(c_fc(ln_2(x_mid))))
         let dy = dropped(drops.at(DropoutSite::MlpProjection(layer)), b.dx, b.dbranch);
         let c_proj = linear(Projection::MlpCProj);
+        let fc_width = tokens * self.config.fc_width();
         let output = &mut hidden[..tokens * self.config.inner_width()];
+        if again && self.adapters.is_some() && c_proj.learns() {
+            // From what the forward pass computed, before it was rounded to be kept.
+            self.activate(fc.place(first(wide, fc_width)), output);
+            c_proj.save(output, lora);
+        }
+        let fc = fc.read(first(wide, fc_width));
         if c_proj.learns() {
             self.activate(fc, output);
         }
-        if again {
-            c_proj.save(output, lora);
-        }
-        let dfc = &mut dwide[..fc.len()];
+        let dfc = &mut dwide[..fc_width];
         match self.config.activation {
             Activation::Swiglu => {
                 c_proj.backward(output, dy, lora, grads, Some(dhidden));
@@ -165,6 +184,8 @@ impl Weights {
 
         // x_mid = x + c_proj(attention(c_attn(ln_1(x))))
         let dy = dropped(drops.at(DropoutSite::AttentionProjection(layer)), b.dx, b.dbranch);
+        let [wide_qkv, wide_att] = self.wide(tokens, wide);
+        let (qkv, att) = (qkv.read(wide_qkv), att.read(wide_att));
         let datt = &mut hidden[..att.len()];
         linear(Projection::AttnCProj).backward(att, dy, lora, grads, Some(datt));
         let dqkv = &mut dwide[..qkv.len()];
@@ -183,6 +204,12 @@ impl Weights {
         c_attn.backward(b.ln, dqkv, lora, grads, Some(b.dbranch));
         self.norm_backward(ranges, x, &ln_1, b.dbranch, b.dx, Accumulate::Add, grads, b.partials);
     }
+}
+
+/// Returns the first `n` elements, or nothing of an empty slice.
+fn first(wide: &mut [f32], n: usize) -> &mut [f32] {
+    let n = n.min(wide.len());
+    &mut wide[..n]
 }
 
 /// Computes `out = residual + dropout(x·Wᵀ + b)`. With dropout, `branch` holds the projection's output.

@@ -13,6 +13,7 @@ use rayon::ThreadPool;
 
 use super::arena::{Saved, SavedHeads, Stats, Widths};
 use super::block::{ForwardScratch, PassDropout};
+use super::kept::Kept;
 use super::weights::Weights;
 use crate::base::memory::{Buffer, Carver, padded};
 use crate::gemm::Precision;
@@ -151,16 +152,16 @@ impl<'a> CpuDecoder<'a> {
             };
             let mut saved = Saved {
                 ln_1: Stats { mean, rstd },
-                qkv,
+                qkv: Kept::Whole(qkv),
                 heads: SavedHeads { before: &mut [], rstd: head_rstd },
                 lse,
-                att,
+                att: Kept::Whole(att),
                 x_mid,
                 ln_2: Stats { mean: ln_2_mean, rstd: ln_2_rstd },
-                fc,
+                fc: Kept::Whole(fc),
                 lora: &mut [],
             };
-            let mut scratch = ForwardScratch { ln, hidden, branch: &mut [], lora: &mut [] };
+            let mut scratch = ForwardScratch { ln, wide: &mut [], hidden, branch: &mut [], lora: &mut [] };
             let drops = PassDropout::NONE;
             model.block_forward(layer, positions, linear, attend, drops, x, &mut saved, &mut scratch, Some(out));
             std::mem::swap(&mut x, &mut out);

@@ -1,4 +1,4 @@
-//! The whole model. Bottom-up: `precision.rs`, `batch_plan.rs` (splits a batch into passes), `arena.rs` (memory of the
+//! The whole model. Bottom-up: `precision.rs`, `batch_plan.rs` (splits a batch into passes), `kept.rs` and `arena.rs` (memory of the
 //! activations), `weights.rs` (parameters as products read them), `block.rs` (forward and backward pass of a transformer
 //! block), `model.rs` (of the model), `distill.rs`, `decoder.rs`, `runner.rs` (threads and working memory). The public types
 //! are in `trainer.rs` ([`CpuEngine`]), `teacher.rs` ([`CpuTeacher`]) and `device.rs` ([`Cpu`], which opens both and estimates
@@ -10,6 +10,7 @@ mod block;
 mod decoder;
 mod device;
 mod distill;
+mod kept;
 mod model;
 mod parts;
 pub(crate) mod precision;

@@ -77,7 +77,7 @@ impl Weights {
         arena.reserve(&spec, plan.most_tokens(), mode)?;
         if mode.loss {
             let shape = self.loss_shape(plan.most_tokens(), mode.keep != Checkpointing::Nothing);
-            loss::pack_wte(shape, self.lm_head(), arena.split().1.packed_head);
+            arena.pack_head(shape, self.lm_head(), self.adapters.is_some());
         }
         for (i, pass) in plan.passes(batch).enumerate() {
             arena.lay_out(&spec, pass.inputs.len(), mode);
@@ -89,14 +89,14 @@ impl Weights {
     /// Runs the model up to `ln_f`, whose output goes to the arena's `ln`. The blocks save what the arena's mode keeps.
     pub fn forward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena) {
         let (mut blocks, mut b, mut shared) = arena.split();
-        let Layers { hidden, attention: panels, .. } = shared.for_layers();
+        let Layers { wide, hidden, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
         embedding::forward(pass.inputs, pass.positions, self.wte(), self.p(&self.list.wpe), x);
         if let Some(dropout) = drops.at(DropoutSite::Embedding) {
             dropout::apply(dropout, x);
         }
-        let mut scratch = ForwardScratch { ln: b.ln, hidden, branch: b.dbranch, lora: b.lora_scratch };
+        let mut scratch = ForwardScratch { ln: b.ln, wide, hidden, branch: b.dbranch, lora: b.lora_scratch };
         for layer in 0..self.config.n_layer {
             let (x, mut saved, out) = blocks.block(layer);
             self.block_forward_in_pass(layer, pass, drops, x, &mut saved, &mut scratch, panels, Some(out));

@@ -16,7 +16,7 @@ use crate::layers::rotary::Rotary;
 pub struct Runner {
     pub model: Weights,
     pub pool: ThreadPool,
-    arena: Arena,
+    pub arena: Arena,
     plan: BatchPlan,
 }
 

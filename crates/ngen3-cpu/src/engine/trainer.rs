@@ -7,13 +7,13 @@ use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
     Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
 };
-use ngen3_model::{Config, Lora};
+use ngen3_model::{Config, Lora, ParamList};
 
 use super::block::PassDropout;
 use super::decoder::CpuDecoder;
 use super::runner::Runner;
 use super::teacher::CpuTeacher;
-use super::weights::{OptimizerState, Weights};
+use super::weights::OptimizerState;
 use crate::base::memory::Buffer;
 use crate::gemm::Precision;
 use crate::layers::adamw;
@@ -167,25 +167,37 @@ impl Trainer for CpuEngine {
     }
 
     fn merged(&self) -> Cow<'_, [f32]> {
-        let Some(adapters) = &self.runner.model.adapters else { return Cow::Borrowed(&self.runner.model.params) };
-        let mut params = self.runner.model.params.clone();
-        self.runner.pool.install(|| adapters.merge_into(&self.runner.model.list, &mut params));
-        Cow::Owned(params)
+        let Runner { model, pool, .. } = &self.runner;
+        let Some(adapters) = &model.adapters else { return Cow::Borrowed(&model.params) };
+        Cow::Owned(pool.install(|| {
+            let mut params = model.all_params();
+            adapters.merge_into(&ParamList::new(&model.config), &mut params);
+            params
+        }))
     }
 
     fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
         if self.runner.model.adapters.is_some() {
             return Err(Error::Input("the model already has adapters: merge them first".into()));
         }
-        self.runner.model.adapters = Some(Adapters::new(&self.runner.model.config, lora, params)?);
+        let Runner { model, pool, .. } = &mut self.runner;
+        model.adapters = Some(Adapters::new(&model.config, lora, params)?);
+        // Half the memory, and no step packs them again. Weights that bf16 does not hold exactly stay: they are needed to merge.
+        if model.precision == Precision::Bf16 && pool.install(|| model.exact_in_bf16()) {
+            pool.install(|| model.pack(Quant::None))?;
+        }
+        self.runner.arena.forget();
         self.optimizer = OptimizerState::default();
         Ok(())
     }
 
     fn merge(&mut self) {
-        let Runner { model: Weights { list, params, adapters, .. }, pool, .. } = &mut self.runner;
-        if let Some(adapters) = adapters.take() {
-            pool.install(|| adapters.merge_into(list, params));
+        let Runner { model, pool, .. } = &mut self.runner;
+        if let Some(adapters) = model.adapters.take() {
+            pool.install(|| {
+                model.unpack();
+                adapters.merge_into(&model.list, &mut model.params);
+            });
             self.optimizer = OptimizerState::default();
         }
     }

@@ -28,7 +28,7 @@ pub struct Weights {
     pub params: Vec<f32>,
     /// Adapters; if present, only they are trained.
     pub adapters: Option<Adapters>,
-    /// Packed weights of a forward-only model, which replace those in `params`.
+    /// Packed weights of a frozen model, which replace those in `params`.
     pub packed: Option<PackedWeights>,
     /// Rotary positions, if the model has them.
     pub rotary: Option<Rotary>,
@@ -146,8 +146,8 @@ impl Weights {
         }
     }
 
-    /// Packs the weights of the blocks' linear layers in bf16 or int8 and frees the originals: the model is forward-only
-    /// afterwards. Starts with the last block, so that memory never holds much more than one copy.
+    /// Packs the weights of the blocks' linear layers in bf16 or int8 and frees the originals: they do not learn afterwards.
+    /// Starts with the last block, so that memory never holds much more than one copy.
     ///
     /// # Errors
     /// [`Error::Memory`] if the packed weights of a layer do not fit in memory.
@@ -179,6 +179,37 @@ impl Weights {
         params.extend(kept.iter().rev().flatten());
         *list = ParamList::without_layer_weights(config);
         Ok(())
+    }
+
+    /// Returns true if rounding to bf16 would not change the weights of the blocks' linear layers.
+    pub fn exact_in_bf16(&self) -> bool {
+        let exact = |weight: &Range<usize>| self.params[weight.clone()].par_iter().all(|w| w.to_bits() << 16 == 0);
+        self.list.blocks.iter().all(|w| Projection::ALL.iter().all(|&projection| exact(w.linear(projection).0)))
+    }
+
+    /// Returns all parameters, `[total]`, with those that are packed in bf16.
+    pub fn all_params(&self) -> Vec<f32> {
+        let Some(packed) = &self.packed else { return self.params.clone() };
+        let list = ParamList::new(&self.config);
+        let mut params = vec![0.0; list.total()];
+        for (all, kept) in list.iter().zip(self.list.iter()).filter(|(all, kept)| all.shape == kept.shape) {
+            params[all.range()].copy_from_slice(self.p(&kept.range()));
+        }
+        for (block, layers) in list.blocks.iter().zip(&packed.layers) {
+            for (projection, weight) in Projection::ALL.into_iter().zip(layers) {
+                weight.unpack(&mut params[block.linear(projection).0.clone()]);
+            }
+        }
+        params
+    }
+
+    /// Replaces packed weights by plain ones, so that they can learn.
+    pub fn unpack(&mut self) {
+        if self.packed.is_some() {
+            self.params = self.all_params();
+            self.list = ParamList::new(&self.config);
+            self.packed = None;
+        }
     }
 
     /// Packs the final projection for top-k, if the layers are packed and it is not yet.

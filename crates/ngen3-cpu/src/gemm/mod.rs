@@ -13,6 +13,7 @@ mod view;
 
 pub use operation::{Accumulate, Precision, Threads};
 pub use portable::matmul_f32;
+use tiles::right::Right;
 pub use view::{Canvas, Mat, MatMut};
 
 /// Computes `c = a·b` or `c += a·b` with operands in the given precision and sums in f32, on all threads. Shapes as in
@@ -23,7 +24,7 @@ pub use view::{Canvas, Mat, MatMut};
 pub fn matmul(precision: Precision, c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
     match precision {
         Precision::F32 => matmul_f32(c, accumulate, a, b, Threads::All),
-        Precision::Bf16 => tiles::matmul::<2>(c, accumulate, a, b),
+        Precision::Bf16 => tiles::matmul::<2>(c, accumulate, a, Right::Plain(b)),
     }
 }
 
@@ -43,7 +44,7 @@ pub fn matmul_onto(
             c.par_row_blocks(|block, row| start(block, row, 0));
             matmul_f32(c, Accumulate::Add, a, b, Threads::All);
         }
-        Precision::Bf16 => tiles::matmul_onto::<2>(c, a, b, start),
+        Precision::Bf16 => tiles::matmul_onto::<2>(c, a, Right::Plain(b), start),
     }
 }
 

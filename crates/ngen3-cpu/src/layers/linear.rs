@@ -11,8 +11,10 @@ use rayon::prelude::*;
 use super::lora::{Adapter, LoraActivations};
 use super::matvec::Matrix;
 use crate::base::profile::{Part, timed};
+use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::packed::Packed;
-use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_onto};
+use crate::gemm::tiles::right::Right;
+use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_onto, tiles};
 use ngen3_simd::simd;
 
 /// Smallest number of columns per task of a bias gradient.
@@ -25,7 +27,7 @@ const FEW_ROWS: usize = 8;
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     Plain(&'a [f32]),
-    /// Weight of a teacher, packed for forward passes only.
+    /// Weight that does not learn, packed once.
     Packed(&'a Packed),
     /// Weight of a model that decodes, and its [`Matrix`] for products of a few rows.
     Decoding(&'a [f32], &'a Matrix<'a>),
@@ -55,12 +57,15 @@ pub enum Learns<'a> {
 }
 
 impl Linear<'_> {
+    fn plain<'w>(&self, weight: &'w [f32]) -> Mat<'w> {
+        Mat::new(weight, self.outputs, self.inputs)
+    }
+
     /// Computes `y = start + x·Wᵀ`.
     fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         match self.weight {
             Weight::Plain(weight) | Weight::Decoding(weight, _) => {
-                let weight = Mat::new(weight, self.outputs, self.inputs);
-                matmul_onto(self.precision, y, x, weight.t(), start);
+                matmul_onto(self.precision, y, x, self.plain(weight).t(), start);
             }
             Weight::Packed(weight) => weight.product_onto(y, x, start),
         }
@@ -77,8 +82,8 @@ impl Linear<'_> {
             for i in 0..y.n_rows() {
                 let row = y.row_mut(i);
                 match self.bias {
-                    [] => row.fill(0.0),
-                    bias => row.copy_from_slice(&bias[col..][..row.len()]),
+                    [] => copy_row(row, &[0.0; NR]),
+                    bias => copy_row(row, &bias[col..]),
                 }
             }
         });
@@ -91,7 +96,7 @@ impl Linear<'_> {
                 let residual = &residual[(row + i) * self.outputs + col..];
                 let row = y.row_mut(i);
                 if self.bias.is_empty() {
-                    row.copy_from_slice(&residual[..row.len()]);
+                    copy_row(row, residual);
                     continue;
                 }
                 for ((y, &r), &b) in row.iter_mut().zip(residual).zip(&self.bias[col..]) {
@@ -104,8 +109,11 @@ impl Linear<'_> {
     /// Recomputes the adapter activations that forward saves in `low`, without computing `y`.
     pub fn save(&self, x: &[f32], low: &mut LoraActivations<'_>) {
         let _timed = timed(Part::Linear);
-        if let Learns::Adapter(adapter, _) = self.learns {
-            adapter.forward(Mat::new(x, x.len() / self.inputs, self.inputs), low);
+        let Learns::Adapter(adapter, _) = self.learns else { return };
+        let x = Mat::new(x, x.len() / self.inputs, self.inputs);
+        match self.precision {
+            Precision::F32 => drop(adapter.forward(x, low)),
+            Precision::Bf16 => adapter.forward_bf16(self.outputs, x, None, low, |_, _, _| {}),
         }
     }
 
@@ -127,6 +135,13 @@ impl Linear<'_> {
         let Learns::Adapter(adapter, _) = self.learns else {
             return self.product_onto(y, x, start);
         };
+        if self.precision == Precision::Bf16 {
+            let weight = match self.weight {
+                Weight::Plain(weight) | Weight::Decoding(weight, _) => Right::Plain(self.plain(weight).t()),
+                Weight::Packed(weight) => weight.for_outputs(),
+            };
+            return adapter.forward_bf16(self.outputs, x, Some((y, weight)), low, start);
+        }
         let branch = adapter.forward(x, low);
         self.product_onto(y, x, |y, row, col| {
             start(y, row, col);
@@ -145,27 +160,52 @@ impl Linear<'_> {
         dx: Option<&mut [f32]>,
     ) {
         let _timed = timed(Part::Linear);
-        let Weight::Plain(weight) = self.weight else { unreachable!("teachers and decoders have no backward pass") };
-        let weight = Mat::new(weight, self.outputs, self.inputs);
         let rows = dy.len() / self.outputs;
         let dy = Mat::new(dy, rows, self.outputs);
-        let dx = dx.map(|dx| MatMut::new(dx, rows, weight.cols()));
+        let dx = dx.map(|dx| MatMut::new(dx, rows, self.inputs));
         if let Learns::Itself { weight, bias } = self.learns {
             let (dweight, dbias) = pair(grads, weight, bias);
             backward_params(self.precision, x, dy, dweight, dbias);
         }
-        let Learns::Adapter(adapter, at) = self.learns else {
-            if let Some(dx) = dx {
-                matmul(self.precision, dx, Accumulate::Set, dy, weight);
-            }
-            return;
+        let weight = match self.weight {
+            Weight::Plain(weight) => Right::Plain(self.plain(weight)),
+            Weight::Packed(weight) => weight.for_inputs(),
+            Weight::Decoding(..) => unreachable!("decoders have no backward pass"),
+        };
+        let (Learns::Adapter(adapter, at), x) = (self.learns, Mat::new(x, rows, self.inputs)) else {
+            return self.input_gradient(dx, dy, weight);
         };
         let (da, db) = pair(grads, &at.a, &at.b());
-        let branch = adapter.backward(Mat::new(x, rows, weight.cols()), dy, low, da, db);
-        if let Some(dx) = dx {
-            matmul_onto(self.precision, dx, dy, weight, |dx, row, col| branch.onto(dx, Accumulate::Set, row, col));
+        match (self.precision, weight) {
+            (Precision::F32, Right::Plain(weight)) => {
+                let branch = adapter.backward(x, dy, low, da, db);
+                let Some(dx) = dx else { return };
+                matmul_onto(Precision::F32, dx, dy, weight, |dx, row, col| branch.onto(dx, Accumulate::Set, row, col));
+            }
+            _ => adapter.backward_bf16(x, dy, dx.map(|dx| (dx, weight)), low, da, db),
         }
     }
+
+    /// Computes `dx = dy·W`, if requested.
+    fn input_gradient(&self, dx: Option<MatMut<'_>>, dy: Mat<'_>, weight: Right<'_>) {
+        let Some(dx) = dx else { return };
+        match (self.precision, weight) {
+            (Precision::F32, Right::Plain(weight)) => matmul(Precision::F32, dx, Accumulate::Set, dy, weight),
+            _ => tiles::matmul::<2>(dx, Accumulate::Set, dy, weight),
+        }
+    }
+}
+
+/// Starts a row of y with the first values of `from`, or zeros past its end.
+fn copy_row(row: &mut [f32], from: &[f32]) {
+    // Rows of a tile have a fixed length: their copy is a few instructions, not a call.
+    if let (Ok(row), Some(from)) = (<&mut [f32; NR]>::try_from(&mut *row), from.first_chunk::<NR>()) {
+        *row = *from;
+        return;
+    }
+    let n = row.len().min(from.len());
+    row[..n].copy_from_slice(&from[..n]);
+    row[n..].fill(0.0);
 }
 
 /// Borrows the gradients of two parameters. `first` must lie before `second`.

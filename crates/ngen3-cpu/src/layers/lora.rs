@@ -3,13 +3,17 @@
 //! A layer has one adapter for all its outputs, or several for some of them each, such as queries, keys and values: R is the sum of
 //! their ranks. `x`: [rows, inputs]; `a`: [R, inputs]; `b`: [adapted outputs, rank]; `y`: [rows, outputs]; saved for the backward
 //! pass: `x` and `low`, [rows, R]. W + s·B·A is formed only when parameters leave the engine. The two products with outputs of the
-//! layer's width, low·Bᵀ and dlow·A, initialise the tiles of the layer's own product. The others read `x` and `dy` in place, a few
-//! rows at a time, which stay in cache: an adapter adds no other pass over memory. Its products are f32, whatever the layer's
-//! precision.
+//! layer's width, low·Bᵀ and dlow·A, are added to the blocks of the layer's own product. The others read `x` and `dy` a few rows
+//! at a time, which stay in cache: an adapter adds no other pass over memory. In bf16, `low` and `dlow` share the packed operand
+//! of the layer's product (`gemm/tiles/low_rank.rs`); the gradients of A and B are f32 products whatever the precision.
+
+use std::ops::Range;
 
 use ngen3_model::{AdapterPart, AdapterRanges, Config, Family, Lora, LoraList, ParamList, Projection};
 use rayon::prelude::*;
 
+use crate::gemm::tiles::low_rank::{LowRank, matmul_low_rank};
+use crate::gemm::tiles::right::Right;
 use crate::gemm::tiles::strided;
 use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
 use ngen3_engine::Error;
@@ -22,7 +26,7 @@ pub fn scratch(config: &Config, rank: usize, rows: usize) -> usize {
     let tasks = rows.div_ceil(ROWS).max(1);
     let of = |projection: Projection| {
         let ([outputs, inputs], parts) = (projection.shape(config), projection.parts(config.family));
-        rank * (parts * rows + tasks * (parts * inputs + outputs))
+        rank * (parts * rows + (tasks * (parts * inputs + outputs)).max(parts * outputs))
     };
     Projection::ALL.map(of).into_iter().max().unwrap_or(0)
 }
@@ -113,8 +117,8 @@ pub struct Adapter<'a> {
 pub struct LoraActivations<'a> {
     /// `low` of each of the block's adapters. See [`saved`] for the length.
     pub saved: &'a mut [f32],
-    /// Forward: Aᵀ, `[inputs, R]`, and each Bᵀ, `[rank, outputs]`. Backward: the gradient of `low`, `[rows, R]`, and each task's
-    /// partial gradients of A and of each Bᵀ. See [`scratch`] for the length.
+    /// Forward: Aᵀ, `[inputs, R]`, and each Bᵀ, `[rank, outputs]`; in bf16, all B as one matrix. Backward: the gradient of
+    /// `low`, `[rows, R]`, and each task's partial gradients of A and of each Bᵀ. See [`scratch`] for the length.
     pub scratch: &'a mut [f32],
 }
 
@@ -221,6 +225,69 @@ impl<'a> Adapter<'a> {
         Branch { rank, low, stride: total, wide: turned_b, columns: Columns::Parts(parts) }
     }
 
+    /// Computes low = s·x·Aᵀ and, if requested, adds x·Wᵀ + low·Bᵀ to what `start` puts into y. Operands are rounded to bf16.
+    pub fn forward_bf16(
+        &self,
+        outputs: usize,
+        x: Mat<'_>,
+        y: Option<(MatMut<'_>, Right<'_>)>,
+        low: &mut LoraActivations<'_>,
+        start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+    ) {
+        let Self { rank, scale, a, parts, .. } = *self;
+        let (rows, inputs, total) = (x.n_rows(), x.cols(), self.total_rank());
+        let up = self.dense_b(outputs, low.scratch);
+        let ranks = |columns: Range<usize>| {
+            let used = |part: &AdapterPart| part.outputs.start < columns.end && columns.start < part.outputs.end;
+            let first = parts.iter().position(used).unwrap_or(0);
+            let end = parts.iter().rposition(used).map_or(first, |last| last + 1);
+            first * rank..end * rank
+        };
+        let down = Mat::new(a, total, inputs).t();
+        let branch = LowRank { scale, down, up: Mat::new(up, outputs, total).t(), ranks: &ranks };
+        let y = y.map(|(y, weight)| (y, Accumulate::Add, weight));
+        matmul_low_rank::<2>(y, x, branch, self.saved(rows, low.saved), start);
+    }
+
+    /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x  and, if requested, dx = dy·W + dlow·A. Rounds the operands of dlow and
+    /// dx to bf16.
+    pub fn backward_bf16(
+        &self,
+        x: Mat<'_>,
+        dy: Mat<'_>,
+        dx: Option<(MatMut<'_>, Right<'_>)>,
+        low: &mut LoraActivations<'_>,
+        da: &mut [f32],
+        db: &mut [f32],
+    ) {
+        let (rows, total) = (x.n_rows(), self.total_rank());
+        let (dlow, rest) = low.scratch.split_at_mut(rows * total);
+        let down = self.dense_b(dy.cols(), rest);
+        let (down, up) = (Mat::new(down, dy.cols(), total), Mat::new(self.a, total, x.cols()));
+        let branch = LowRank { scale: self.scale, down, up, ranks: &|_| 0..total };
+        let dx = dx.map(|(dx, weight)| (dx, Accumulate::Set, weight));
+        matmul_low_rank::<2>(dx, dy, branch, dlow, |_, _, _| {});
+        self.add_gradients(x, dy, DLow::Known, low, da, db);
+    }
+
+    /// Returns the adapters' B as one matrix `[outputs, R]`, zero where an adapter has no output: a copy in `to`, or B itself.
+    fn dense_b<'s>(&self, outputs: usize, to: &'s mut [f32]) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        let (rank, total) = (self.rank, self.total_rank());
+        if self.b.len() == outputs * total {
+            return self.b;
+        }
+        let to = &mut to[..outputs * total];
+        to.fill(0.0);
+        for (index, (part, b)) in self.matrices().enumerate() {
+            let rows = to[part.outputs.start * total..].chunks_exact_mut(total);
+            rows.zip(b.chunks_exact(rank)).for_each(|(to, b)| to[index * rank..][..rank].copy_from_slice(b));
+        }
+        to
+    }
+
     /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x.  Returns dlow·A, the initial value of dx.
     pub fn backward<'s>(
         &self,
@@ -233,6 +300,22 @@ impl<'a> Adapter<'a> {
     where
         'a: 's,
     {
+        self.add_gradients(x, dy, DLow::Wanted, low, da, db);
+        let total = self.total_rank();
+        let dlow = &low.scratch[..x.n_rows() * total];
+        Branch { rank: total, low: dlow, stride: total, wide: self.a, columns: Columns::All }
+    }
+
+    /// Adds the gradients of A and B. `dlow` lies at the start of the scratch memory.
+    fn add_gradients(
+        &self,
+        x: Mat<'_>,
+        dy: Mat<'_>,
+        wanted: DLow,
+        low: &mut LoraActivations<'_>,
+        da: &mut [f32],
+        db: &mut [f32],
+    ) {
         let Self { rank, scale, a, b, .. } = *self;
         let (rows, inputs, total) = (x.n_rows(), x.cols(), self.total_rank());
         let (dlow, partial) = low.scratch.split_at_mut(rows * total);
@@ -248,14 +331,18 @@ impl<'a> Adapter<'a> {
             for (index, (part, b)) in self.matrices().enumerate() {
                 let outputs = part.outputs.len();
                 let dy = dy.columns(part.outputs.clone());
-                let dlow = MatMut::strided(&mut dlow[index * rank..], n, rank, total);
-                strided::matmul_f32(dlow, Accumulate::Set, dy, Mat::new(b, outputs, rank));
+                if wanted == DLow::Wanted {
+                    let dlow = MatMut::strided(&mut dlow[index * rank..], n, rank, total);
+                    strided::matmul_f32(dlow, Accumulate::Set, dy, Mat::new(b, outputs, rank));
+                }
                 let (here, after) = db.split_at_mut(b.len());
                 let low = Mat::strided(&low[index * rank..], n, rank, total);
                 strided::matmul_f32(MatMut::new(here, rank, outputs), Accumulate::Set, low.t(), dy);
                 db = after;
             }
-            dlow.iter_mut().for_each(|dlow| *dlow *= scale);
+            if wanted == DLow::Wanted {
+                dlow.iter_mut().for_each(|dlow| *dlow *= scale);
+            }
             strided::matmul_f32(MatMut::new(da, total, inputs), Accumulate::Set, Mat::new(dlow, n, total).t(), x);
         });
         let (sum, others) = partial.split_at_mut(a.len() + b.len());
@@ -273,8 +360,14 @@ impl<'a> Adapter<'a> {
             }
             (sum_b, db) = (after, rest);
         }
-        Branch { rank: total, low: dlow, stride: total, wide: a, columns: Columns::All }
     }
+}
+
+/// State of dlow before the gradients are added.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DLow {
+    Wanted,
+    Known,
 }
 
 /// Transposes `rows`, `[n, width]`, into `turned`, `[width, n]`.
@@ -338,6 +431,58 @@ mod tests {
             check_gradient(&a, &grads[at.a.clone()], |a| loss(&x, a, &b));
             check_gradient(&b, &grads[at.b()], |b| loss(&x, &a, b));
             assert_eq!(grads[..2], [0.0; 2]);
+        }
+    }
+
+    #[test]
+    fn in_bf16_outputs_and_gradients_are_near_those_in_f32() {
+        for (rows, inputs, outputs, rank, parts) in [
+            (5, 12, 36, 3, vec![0..36]),
+            (1, 7, 3, 1, vec![0..3]),
+            (270, 40, 97, 5, vec![0..97]),
+            (205, 33, 300, 7, vec![0..200, 200..231, 231..300]),
+            (140, 600, 50, 4, vec![3..19, 40..50]),
+        ] {
+            let spread = |n: usize, seed: u64, fan_in: usize| -> Vec<f32> {
+                random(n, seed).iter().map(|x| x / (fan_in as f32).sqrt()).collect()
+            };
+            let (total, adapted) = (rank * parts.len(), parts.iter().map(|part| part.len()).sum::<usize>());
+            let (x, dy) = (random(rows * inputs, 1), spread(rows * outputs, 2, outputs));
+            let (weight, bias) = (spread(outputs * inputs, 3, inputs), random(outputs, 4));
+            let (a, b) = (spread(total * inputs, 5, inputs), spread(adapted * rank, 6, rank));
+            let mut end = a.len();
+            let part = |outputs: Range<usize>| {
+                let b = end..end + outputs.len() * rank;
+                end = b.end;
+                AdapterPart { outputs, b }
+            };
+            let at = AdapterRanges { a: 0..a.len(), parts: parts.into_iter().map(part).collect() };
+            let run = |precision: Precision, with_dx: bool| {
+                let adapter = Adapter { before: 0, rank, scale: 0.7, a: &a, b: &b, parts: &at.parts };
+                let layer = Linear {
+                    precision,
+                    outputs,
+                    inputs,
+                    weight: Weight::Plain(&weight),
+                    bias: &bias,
+                    learns: Learns::Adapter(adapter, &at),
+                };
+                let length = total * rows + (rows.div_ceil(ROWS) * (a.len() + b.len())).max(outputs * total);
+                let (mut saved, mut scratch) = (vec![f32::NAN; rows * total], vec![f32::NAN; length]);
+                let mut low = LoraActivations { saved: &mut saved, scratch: &mut scratch };
+                let (mut y, mut dx) = (vec![f32::NAN; rows * outputs], vec![f32::NAN; x.len()]);
+                layer.forward(&x, &mut low, &mut y);
+                let mut grads = vec![0.0; at.b().end];
+                layer.backward(&x, &dy, &mut low, &mut grads, with_dx.then_some(&mut dx[..]));
+                [y, grads, dx]
+            };
+            let (expected, found) = (run(Precision::F32, true), run(Precision::Bf16, true));
+            assert_eq!(run(Precision::Bf16, false)[..2], found[..2], "the gradients do not need dx");
+            for (expected, found) in expected.iter().zip(&found) {
+                let error = expected.iter().zip(found).map(|(e, f)| (e - f).powi(2)).sum::<f32>().sqrt();
+                let size = dot(expected, expected).sqrt() as f32;
+                assert!(error < 0.01 * size, "{rows}x{inputs}x{outputs} rank {rank}: error {error} of {size}");
+            }
         }
     }
 }

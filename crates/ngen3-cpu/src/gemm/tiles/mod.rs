@@ -9,19 +9,22 @@
 //! the low half, as `_mm512_dpbf16_ps` multiplies and accumulates them; with P = 1 it is one f32. The code is otherwise shared.
 //!
 //! [`softmax`] and, for f32 gradients, [`strassen`] are the kernels of the fused loss. [`strided`] has small products without
-//! packing, for attention. [`int8`] has products of quantised operands.
+//! packing, for attention. [`low_rank`] adds an adapter's branch to a product. [`int8`] has products of quantised operands.
 //!
 //! The order of summation does not depend on the number of threads, so neither do the bits of the result.
 
 pub mod int8;
 pub mod kernel;
+pub mod low_rank;
 pub mod pack;
 pub mod packed;
 mod packed_a;
 mod product;
+pub mod right;
 pub mod softmax;
 pub mod strassen;
 pub mod strided;
+mod turn;
 mod workspace;
 
 pub use pack::{cells, pack, packed_len};

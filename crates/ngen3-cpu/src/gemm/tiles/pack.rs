@@ -144,6 +144,9 @@ fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32
 }
 
 #[cfg(target_arch = "x86_64")]
+pub(super) use x86::turned;
+
+#[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
@@ -324,7 +327,7 @@ mod x86 {
     /// Transposes 16 x 16 cells: in pairs, then in fours, then in quarters of a vector.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn turned(rows: [__m512i; 16]) -> [__m512i; 16] {
+    pub fn turned(rows: [__m512i; 16]) -> [__m512i; 16] {
         let mut pairs = [_mm512_setzero_si512(); 16];
         for i in 0..8 {
             pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);

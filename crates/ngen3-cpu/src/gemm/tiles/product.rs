@@ -1,10 +1,12 @@
 //! Products of any size, cut into cache-sized blocks of C with one task each.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::kernel::{self, MR, NR};
-use super::pack::{pack, packed_len};
 use super::packed_a::PackedA;
+use super::right::Right;
 use super::workspace::with_workspace;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::operation::Accumulate;
@@ -25,7 +27,7 @@ const NC: usize = 8 * NR;
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn matmul<const P: usize>(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Mat<'_>) {
+pub fn matmul<const P: usize>(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>, b: Right<'_>) {
     matmul_with::<P>(c, accumulate, a, b, |_, _, _| {});
 }
 
@@ -34,7 +36,7 @@ pub fn matmul<const P: usize>(c: MatMut<'_>, accumulate: Accumulate, a: Mat<'_>,
 pub fn matmul_onto<const P: usize>(
     c: MatMut<'_>,
     a: Mat<'_>,
-    b: Mat<'_>,
+    b: Right<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     matmul_with::<P>(c, Accumulate::Add, a, b, start);
@@ -44,32 +46,62 @@ fn matmul_with<const P: usize>(
     c: MatMut<'_>,
     accumulate: Accumulate,
     a: Mat<'_>,
-    b: Mat<'_>,
+    b: Right<'_>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    assert_eq!((a.rows, b.rows, b.cols), (c.rows, a.cols, c.cols), "shape mismatch: expected [m, k]·[k, n] = [m, n]");
-    let (a_len, b_len) = (PackedA::len::<P>(a), packed_len::<P, NR>(b.cols, b.rows));
-    with_workspace(padded(a_len) + b_len, |workspace| {
+    assert_eq!((a.rows, b.shape()), (c.rows, (a.cols, c.cols)), "shape mismatch: expected [m, k]·[k, n] = [m, n]");
+    let lengths = [PackedA::len::<P>(a), b.workspace::<P>()];
+    with_workspace(lengths.map(padded).iter().sum(), |workspace| {
         let mut carver = Carver(workspace);
-        let packed_a = PackedA::lay_out::<P>(a, bytemuck::cast_slice_mut(carver.cut(a_len)));
-        let packed_b = bytemuck::cast_slice_mut(carver.0);
-        pack::<P, NR>(b.t(), packed_b);
-        multiply::<P>(c, accumulate, packed_a, packed_b, start);
+        let [packed_a, packed_b] = lengths.map(|length| bytemuck::cast_slice_mut(carver.cut(length)));
+        let packed_a = PackedA::lay_out::<P>(a, packed_a);
+        multiply::<P>(c, accumulate, packed_a, b.lay_out::<P>(packed_b), None, start);
     });
 }
 
-/// Computes `c = a·b` or `c += a·b` of packed operands: `b` is in panels of [`NR`] columns, `[depth, NR]` cells each.
+/// A narrow product that is added to each block of a larger one while the block is in cache.
+#[derive(Clone, Copy)]
+pub struct Beside<'a> {
+    pub a: PackedA<'a>,
+    /// Panels of [`NR`] columns.
+    pub b: &'a [u32],
+    /// Returns the cells along k outside which these columns of `b` are zero.
+    pub cells: &'a (dyn Fn(Range<usize>) -> Range<usize> + Sync),
+}
+
+/// Computes `c = a·b` or `c += a·b` of packed operands, plus the product `beside`: `b` is in panels of [`NR`] columns,
+/// `[depth, NR]` cells each.
 pub fn multiply<const P: usize>(
     c: MatMut<'_>,
     accumulate: Accumulate,
     a: PackedA<'_>,
     b: &[u32],
+    beside: Option<Beside<'_>>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
     for_each_block(c, (MC, NC), |c, rows, cols| {
         let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
         multiply_block::<P>(c, accumulate, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+        if let Some(beside) = beside {
+            add_beside::<P>(c, beside, rows, cols);
+        }
     });
+}
+
+/// Adds the block at `(first_row, first_col)` of a narrow product to `c`.
+fn add_beside<const P: usize>(c: &mut MatMut<'_>, beside: Beside<'_>, first_row: usize, first_col: usize) {
+    let (m, n, a) = (c.rows, c.cols, beside.a.after(first_row));
+    for col in (0..n).step_by(NR) {
+        let columns = first_col + col..first_col + (col + NR).min(n);
+        let cells = (beside.cells)(columns.clone());
+        let panel = &beside.b[columns.start * a.depth..][..NR * a.depth];
+        for row in (0..m).step_by(MR) {
+            // SAFETY: the tile lies within this block, which belongs to this task alone.
+            let mut tile = unsafe { c.part(row..(row + MR).min(m), col..(col + NR).min(n)) };
+            let b = &panel[cells.start * NR..cells.end * NR];
+            kernel::tile::<P>(a.tile(row, cells.start), a.rows, b, &mut tile, Accumulate::Add);
+        }
+    }
 }
 
 /// Calls `work(block, row, col)` for every block of `mc` x `nc` elements of `c`, on all threads.
@@ -133,11 +165,11 @@ mod tests {
             let expected = matmul_reference(a, b);
             for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let (mut in_bf16, mut in_f32) = (vec![1.0; m * n], vec![1.0; m * n]);
-                matmul::<2>(MatMut::new(&mut in_bf16, m, n), accumulate, a, b);
-                matmul::<1>(MatMut::new(&mut in_f32, m, n), accumulate, a, b);
+                matmul::<2>(MatMut::new(&mut in_bf16, m, n), accumulate, a, Right::Plain(b));
+                matmul::<1>(MatMut::new(&mut in_f32, m, n), accumulate, a, Right::Plain(b));
                 let kept = if accumulate == Accumulate::Add { 1.0 } else { 0.0 };
                 let mut onto = vec![f32::NAN; m * n];
-                matmul_onto::<1>(MatMut::new(&mut onto, m, n), a, b, |tile, row, col| {
+                matmul_onto::<1>(MatMut::new(&mut onto, m, n), a, Right::Plain(b), |tile, row, col| {
                     for i in 0..tile.rows {
                         let values = (0..).map(|j| (row + i) as f32 - (col + j) as f32);
                         tile.row_mut(i).iter_mut().zip(values).for_each(|(c, value)| *c = value);

@@ -60,6 +60,11 @@ impl Shape {
         Self { algorithm, sizes, backward }
     }
 
+    /// Returns the shape without its number of tokens, on which the packed embeddings do not depend.
+    pub fn for_any_tokens(self) -> Self {
+        Self { sizes: Sizes { tokens: 0, ..self.sizes }, ..self }
+    }
+
     fn in_f32(&self) -> fused::FusedTiling<F32> {
         fused::FusedTiling::new(self.sizes, false)
     }
