@@ -16,7 +16,7 @@ use ngen3_engine::{Error, Quant};
 pub struct Packed {
     outputs: usize,
     inputs: usize,
-    /// Rounding of the weight and of `x`: none beyond bf16, or int8.
+    /// Rounding of the weight and of `x`: none beyond bf16, also for weights that were rounded to int4 before, or int8.
     quant: Quant,
     /// Panels of [`NR`] outputs.
     panels: Buffer,
@@ -30,12 +30,12 @@ impl Packed {
     pub fn new(weight: Mat<'_>, quant: Quant) -> Result<Self, Error> {
         let (outputs, inputs) = (weight.n_rows(), weight.cols());
         let length = match quant {
-            Quant::None => packed_len::<2, NR>(outputs, inputs),
+            Quant::None | Quant::Int4 => packed_len::<2, NR>(outputs, inputs),
             Quant::Int8 => int8::PackedB::len(outputs, inputs),
         };
         let mut panels = Buffer::zeros(length, "the packed weight of a layer")?;
         match quant {
-            Quant::None => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
+            Quant::None | Quant::Int4 => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
             Quant::Int8 => {
                 int8::PackedB::lay_out(weight, &mut panels);
             }
@@ -48,7 +48,7 @@ impl Packed {
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "columns of x: the layer's inputs");
         match self.quant {
-            Quant::None => with_workspace(PackedA::len::<2>(x), |workspace| {
+            Quant::None | Quant::Int4 => with_workspace(PackedA::len::<2>(x), |workspace| {
                 let packed_a = PackedA::lay_out::<2>(x, bytemuck::cast_slice_mut(workspace));
                 multiply::<2>(y, Accumulate::Add, packed_a, bytemuck::cast_slice(&self.panels), start);
             }),
