@@ -4,11 +4,13 @@
 mod fixtures;
 
 use fixtures::{ADAMW, batch, fixture, hashed, numbers, params};
+use half::f16;
 use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_engine::{
-    AdamW, Backward, Batch, Decoder, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
+    AdamW, Backward, Batch, Decoder, Device, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
 };
-use ngen3_model::{Activation, Config, ParamList};
+use ngen3_model::gguf::TensorType;
+use ngen3_model::{Activation, Config, ParamList, StoredWeight};
 
 const SEQUENCES: usize = 5;
 
@@ -307,9 +309,12 @@ fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> 
 #[test]
 fn each_of_several_sequences_decodes_as_it_does_alone() {
     let config = Config::new(2, 3, 24, 40, 97);
-    for (dtype, quant, tolerance) in
-        [(Dtype::F32, Quant::None, 1e-5), (Dtype::F32, Quant::Int8, 1e-5), (Dtype::Auto, Quant::None, 0.02)]
-    {
+    for (dtype, quant, tolerance) in [
+        (Dtype::F32, Quant::None, 1e-5),
+        (Dtype::F32, Quant::Int8, 1e-5),
+        (Dtype::Auto, Quant::None, 0.02),
+        (Dtype::F32, Quant::Int4, 0.05),
+    ] {
         let options = Options { threads: 2, dtype, quant, ..Options::default() };
         let engine = CpuEngine::new(config.clone(), params(&config), options).expect("a valid shape");
         let [near, exact] = decode_at_random(&engine, [0, 0, 1, 1, 1, 2, 2, 2], tolerance);
@@ -396,6 +401,85 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
     assert!(error > 1e-4 && error < 0.05, "int8: {error}");
     let (_, one_by_one) = logits(Dtype::Auto, Quant::None);
     assert!(distance(&one_by_one, &exact) < 0.02, "auto");
+    let (at_once, one_by_one) = logits(Dtype::F32, Quant::Int4);
+    assert!(distance(&one_by_one, &at_once) < 0.02, "a prompt uses the same int4 weights");
+    let error = distance(&at_once, &exact);
+    assert!(error > 0.01 && error < 0.3, "int4: {error}");
+}
+
+/// Random blocks of a type, as a file might hold them, with scales of about `scale`.
+fn stored(tensor_type: TensorType, elements: usize, scale: f64, seed: u64) -> StoredWeight {
+    let (block, size) = tensor_type.block().expect("a type with blocks");
+    let numbers = if tensor_type == TensorType::Q4_1 { 2 } else { 1 };
+    let mut bytes = Vec::new();
+    for i in 0..(elements / block) as u64 {
+        for number in 0..numbers {
+            let x = scale * hashed(seed + 7 * i) * if number == 0 { 1.0 } else { -7.5 };
+            bytes.extend(f16::from_f64(x).to_le_bytes());
+        }
+        bytes.extend((0..(size - 2 * numbers) as u64).map(|j| (hashed(seed + 1_000_003 * i + j) * 256.0) as u8));
+    }
+    StoredWeight { tensor_type, bytes }
+}
+
+#[test]
+fn weights_of_a_file_decode_as_their_values_do() {
+    let config = Config { block_size: 300, ..Config::llama(2, 4, 2, 64, 96, 300, 301) };
+    let list = ParamList::new(&config);
+    let mut params = list.init(1);
+    let mut weights = Vec::new();
+    for (i, param) in list.iter().enumerate() {
+        // Types differ from tensor to tensor, also within queries, keys and values, and some weights are not quantized.
+        let name = param.name();
+        let tensor_type = [Some(TensorType::Q4_0), Some(TensorType::Q4_1), Some(TensorType::Q8_0), None][i % 4];
+        let weight = tensor_type.filter(|_| name.contains("proj") || name.contains("lm_head"));
+        let weight =
+            weight.map(|kind| stored(kind, param.len(), if kind == TensorType::Q8_0 { 1e-3 } else { 0.02 }, i as u64));
+        if let Some(StoredWeight { tensor_type, bytes }) = &weight {
+            tensor_type.decode(bytes, &mut params[param.range()]);
+        }
+        weights.push(weight);
+    }
+    assert!(weights.iter().flatten().count() > 8);
+    let tokens: Vec<u32> = (0..280u64).map(|t| (hashed(t) * 301.0) as u32).collect();
+    let run = |model: &dyn Model| {
+        let mut decoder = model.decoder(1).expect("memory");
+        let at_once = decoder.feed(&[Feed { sequence: 0, tokens: &tokens }]).expect("room").to_vec();
+        decoder.clear(0);
+        let mut steps = Vec::new();
+        for tokens in tokens.chunks(1) {
+            steps = decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+        }
+        (at_once, steps)
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+    };
+    let options = |threads, dtype| Options { threads, dtype, ..Options::default() };
+    let exact = CpuEngine::new(config.clone(), params.clone(), options(2, Dtype::F32)).expect("a valid shape");
+    let open = |weights: &[Option<StoredWeight>], options| {
+        Cpu.open_stored(config.clone(), params.clone(), weights.to_vec(), options)
+    };
+    let of_file = open(&weights, options(2, Dtype::F32)).expect("weights that fit");
+    let (expected, _) = run(&exact);
+    let (at_once, steps) = run(&*of_file);
+    // Only the inputs of products are rounded, to 8 bits.
+    for found in [&at_once, &steps] {
+        let error = distance(found, &expected);
+        assert!(error > 1e-5 && error < 0.03, "{error}");
+    }
+    let other = open(&weights, options(3, Dtype::F32)).expect("weights that fit");
+    assert_eq!(run(&*other), (at_once, steps), "the same bits on any number of threads");
+
+    let refused = |weights: &[Option<StoredWeight>]| open(weights, options(1, Dtype::F32)).err().map(|e| e.to_string());
+    let error = refused(&weights[1..]).expect("too few");
+    assert!(error.contains("stored weights: expected"), "{error}");
+    let mut damaged = weights.clone();
+    let index = damaged.iter().position(Option::is_some).expect("a weight");
+    damaged[index].as_mut().expect("a weight").bytes.pop();
+    let error = refused(&damaged).expect("a byte is missing");
+    assert!(error.contains("do not fit [") && error.starts_with("stored weight "), "{error}");
 }
 
 #[test]

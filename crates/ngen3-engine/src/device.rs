@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use ngen3_model::{Config, Lora};
+use ngen3_model::gguf::TensorType;
+use ngen3_model::{Config, Lora, StoredWeight};
 
-use crate::{Dtype, Error, Options, Quant, Teacher, Trainer};
+use crate::{Dtype, Error, Model, Options, Quant, Teacher, Trainer};
 
 /// Backend that models run on, such as a CPU or a GPU.
 pub trait Device {
@@ -20,7 +21,37 @@ pub trait Device {
     /// [`Error::Threads`] when its threads cannot be started.
     fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error>;
 
-    /// Opens a model for inference only, as a teacher. [`Options::quant`] quantises its weights and the inputs of its products.
+    /// Returns true if [`Device::open_stored`] multiplies by weights of this type as they are.
+    fn multiplies(&self, _tensor_type: TensorType) -> bool {
+        false
+    }
+
+    /// Opens a model for generation that multiplies by weights as a GGUF file stores them, in place of the parameters that they
+    /// stand for. `stored` has one entry for each parameter, in the order of `ngen3_model::ParamList`; see
+    /// `ngen3_model::Checkpoint::load_stored`.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; [`Error::Input`] for weights of another number, shape or type than the device multiplies.
+    fn open_stored(
+        &self,
+        _config: Config,
+        _params: Vec<f32>,
+        _stored: Vec<Option<StoredWeight>>,
+        _options: Options,
+    ) -> Result<Box<dyn Model>, Error> {
+        Err(Error::Unsupported("weights as a file stores them"))
+    }
+
+    /// Returns the best rate at which memory is read on `threads` threads (0 = all), in GB/s.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] when the threads cannot be started; [`Error::Memory`] when there is too little memory to measure.
+    fn read_gbps(&self, _threads: usize) -> Result<f64, Error> {
+        Err(Error::Unsupported("measuring memory bandwidth"))
+    }
+
+    /// Opens a model for inference only, as a teacher. [`Options::quant`] quantises its weights and, in int8, the inputs of its
+    /// products.
     ///
     /// # Errors
     /// As [`Device::open`].

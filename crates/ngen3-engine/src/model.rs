@@ -88,6 +88,11 @@ pub trait Decoder {
     /// `block_size`, or a token is outside the vocabulary. All sequences are then unchanged.
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error>;
 
+    /// Returns the number of bytes of weights that a step of one token reads; 0 if it is not known.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
     /// Removes the tokens of a sequence, so that another can use its slot.
     ///
     /// # Panics

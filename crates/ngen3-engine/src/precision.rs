@@ -52,7 +52,8 @@ pub struct Options {
     pub recompute: bool,
 }
 
-/// Quantisation of weights for inference. A teacher's is also that of the inputs of its products.
+/// Quantisation of weights for inference. A teacher's int8 is also that of the inputs of its products; its int4 rounds weights
+/// only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quant {
@@ -61,6 +62,14 @@ pub enum Quant {
     None,
     /// int8 with one scale per output.
     Int8,
+    /// 4 bits with one scale per 32 weights, as GGUF's `Q4_0`. A decoder also rounds the inputs of its products, to 8 bits with
+    /// one scale per 32.
+    Int4,
+}
+
+impl Quant {
+    /// All names, as flags take them.
+    pub const NAMES: [&str; 3] = ["none", "int8", "int4"];
 }
 
 impl std::str::FromStr for Quant {
@@ -70,7 +79,8 @@ impl std::str::FromStr for Quant {
         match name {
             "none" => Ok(Self::None),
             "int8" => Ok(Self::Int8),
-            _ => Err("expected none or int8".into()),
+            "int4" => Ok(Self::Int4),
+            _ => Err("expected none, int8 or int4".into()),
         }
     }
 }
@@ -80,6 +90,7 @@ impl std::fmt::Display for Quant {
         f.write_str(match self {
             Self::None => "none",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         })
     }
 }

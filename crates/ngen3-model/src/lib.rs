@@ -22,7 +22,7 @@ pub mod words;
 
 pub use config::{Activation, Config, Family, GPT2, GPT2_VOCAB_SIZE, Gpt2, Norm, Recipe, SizeField, VARIANTS, Variant};
 pub use error::Error;
-pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, TokenizerRef};
+pub use meta::{ChatFormat, Checkpoint, CheckpointMeta, StoredWeight, TokenizerRef};
 pub use params::{
     AdapterPart, AdapterRanges, BlockRanges, Init, Lora, LoraList, LoraMatrix, Param, ParamList, Projection, Role,
     Target, Targets,

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::gguf::TensorType;
 use crate::params::WithBiases;
-use crate::{Checkpoint, Config, Error, checkpoint, gguf, hf};
+use crate::{Checkpoint, Config, Error, StoredWeight, checkpoint, gguf, hf};
 
 impl Checkpoint {
     /// Loads a checkpoint: an NGen3 `.pt` or `.safetensors`, nanoGPT's `ckpt.pt`, a GGUF file, or a Hugging Face folder. The
@@ -16,9 +17,25 @@ impl Checkpoint {
     pub fn load(path: &Path) -> Result<Self, Error> {
         match path {
             path if path.is_dir() => hf::read(path),
-            path if gguf::is_gguf(path) => gguf::read(path),
+            path if gguf::is_gguf(path) => Ok(gguf::read(path, &|_| false)?.0),
             path => checkpoint::read(path),
         }
+    }
+
+    /// As [`Checkpoint::load`], and also returns the quantized weights that products multiply by, as a GGUF file stores them: one
+    /// entry for each parameter, in the order of [`ParamList`](crate::ParamList). It is `None` for a parameter that is no such
+    /// weight or is of a type that `keep` does not accept. Other files have none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_stored(
+        path: &Path,
+        keep: &dyn Fn(TensorType) -> bool,
+    ) -> Result<(Self, Vec<Option<StoredWeight>>), Error> {
+        if path.is_dir() || !gguf::is_gguf(path) {
+            return Ok((Self::load(path)?, Vec::new()));
+        }
+        gguf::read(path, keep)
     }
 
     /// Checks that this checkpoint, loaded from `path`, has the shape `expected`.

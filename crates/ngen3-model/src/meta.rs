@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::gguf::TensorType;
 use crate::hf::without_roles;
 use crate::{Config, GPT2_VOCAB_SIZE};
 
@@ -15,6 +16,15 @@ pub struct Checkpoint {
     pub params: Vec<f32>,
     /// Training record, tokenizer and evaluations.
     pub meta: CheckpointMeta,
+}
+
+/// Weight `[outputs, inputs]` as a file stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredWeight {
+    /// Type of its elements.
+    pub tensor_type: TensorType,
+    /// Blocks of elements, row by row.
+    pub bytes: Vec<u8>,
 }
 
 /// Metadata of a checkpoint.

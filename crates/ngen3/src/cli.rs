@@ -11,6 +11,7 @@ use ngen3_model::{VARIANTS, Variant};
 
 use crate::argv;
 use crate::commands::{Command, finetune};
+use crate::decoding::DecodeQuant;
 
 /// From raw text to a language model you can use, on the machine in front of you.
 #[derive(Parser)]
@@ -77,7 +78,9 @@ fn with_choices(arg: Arg) -> Arg {
     } else if value == TypeId::of::<Dtype>() {
         PossibleValuesParser::new(["auto", "f32", "bf16"]).try_map(|name| name.parse::<Dtype>()).into()
     } else if value == TypeId::of::<Quant>() {
-        PossibleValuesParser::new(["none", "int8"]).try_map(|name| name.parse::<Quant>()).into()
+        PossibleValuesParser::new(Quant::NAMES).try_map(|name| name.parse::<Quant>()).into()
+    } else if value == TypeId::of::<DecodeQuant>() {
+        PossibleValuesParser::new(DecodeQuant::NAMES).try_map(|name| name.parse::<DecodeQuant>()).into()
     } else {
         return arg;
     };
@@ -141,7 +144,7 @@ mod tests {
             ("train --varient 7M", "a similar argument exists: '--variant'"),
             ("train --data d --variant 120", "a similar value exists: '120M'"),
             ("sample --model_checkpoint m --dtype fp32", "a similar value exists: 'f32'"),
-            ("sample --model_checkpoint m --quant int4", "a similar value exists: 'int8'"),
+            ("sample --model_checkpoint m --quant int3", "a similar value exists: 'int8'"),
             ("completions bsh", "a similar value exists: 'bash'"),
         ] {
             let (_, text) = error(line).unwrap();
@@ -151,7 +154,8 @@ mod tests {
 
     #[test]
     fn all_values_of_the_enumerations_are_accepted() {
-        for flag in ["dtype auto", "dtype f32", "dtype bf16", "quant none", "quant int8", "variant 7M", "variant 7m"] {
+        let quant = ["quant auto", "quant none", "quant int8", "quant int4"];
+        for flag in ["dtype auto", "dtype f32", "dtype bf16", "variant 7M", "variant 7m"].into_iter().chain(quant) {
             assert_eq!(error(&format!("sample --model_checkpoint m --prompt p --{flag}")), None);
         }
     }

@@ -12,6 +12,7 @@
 mod argv;
 mod cli;
 mod commands;
+mod decoding;
 mod device;
 mod error_line;
 mod interrupt;

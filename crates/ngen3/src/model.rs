@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use ngen3_data::Tokenizer;
 use ngen3_data::hub::Hub;
+use ngen3_model::gguf::TensorType;
 use ngen3_model::words::{count, grouped, grouped_count};
 use ngen3_model::{
-    Checkpoint, CheckpointMeta, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, ParamList, TokenizerRef, VARIANTS, Variant,
+    Checkpoint, CheckpointMeta, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, ParamList, StoredWeight, TokenizerRef, VARIANTS,
+    Variant,
 };
 use ngen3_train::Shape;
 
@@ -90,16 +92,32 @@ fn repo_name(named: &Path) -> Option<&str> {
 }
 
 /// Loads the model that a flag names, and checks it against the variant.
+///
+/// # Errors
+/// A model that is not found, cannot be read or is of another variant.
 pub fn load(named: &Path, variant: Option<&Variant>) -> anyhow::Result<(Found, Checkpoint)> {
+    let (found, checkpoint, _) = load_stored(named, variant, &|_| false)?;
+    Ok((found, checkpoint))
+}
+
+/// As [`load`], with the weights that [`Checkpoint::load_stored`] keeps.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_stored(
+    named: &Path,
+    variant: Option<&Variant>,
+    keep: &dyn Fn(TensorType) -> bool,
+) -> anyhow::Result<(Found, Checkpoint, Vec<Option<StoredWeight>>)> {
     let found = find(named, variant, None)?;
-    let checkpoint = Checkpoint::load(&found.path)?;
+    let (checkpoint, stored) = Checkpoint::load_stored(&found.path, keep)?;
     for note in &checkpoint.meta.notes {
         write_line(&format!("note: {}: {note}", found.path.display()));
     }
     if let (Some(variant), None) = (variant, found.gpt2) {
         check_variant(named, &checkpoint.config, variant)?;
     }
-    Ok((found, checkpoint))
+    Ok((found, checkpoint, stored))
 }
 
 fn check_variant(path: &Path, config: &Config, variant: &Variant) -> anyhow::Result<()> {

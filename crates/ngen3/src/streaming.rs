@@ -1,15 +1,18 @@
 //! Generates text token by token: the sampling flags, stop texts, and streaming.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::{MissingChars, TextStream};
-use ngen3_engine::{Dtype, Model, Options, Quant};
+use ngen3_engine::{Dtype, Model, Options};
 use ngen3_generate::{Generator, Request, Sampling};
+use ngen3_model::Variant;
 use ngen3_model::words::grouped;
 
+use crate::decoding::{self, DecodeQuant, Loaded};
 use crate::progress::write_line;
 use crate::threads::Threads;
 
@@ -42,9 +45,10 @@ pub struct SamplingFlags {
     /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
-    /// Quantise the weights for faster decoding: int8 (one scale per output) or none
-    #[arg(long, value_name = "TYPE", default_value = "none")]
-    quant: Quant,
+    /// Weights to decode with: auto (those of a Q4_0, Q4_1 or Q8_0 GGUF file as they are, unless --dtype is given; otherwise
+    /// none), none (the weights in --dtype), int8 (one scale per output) or int4 (one scale per 32 weights, as Q4_0)
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    quant: DecodeQuant,
     #[command(flatten)]
     threads: Threads,
 }
@@ -62,10 +66,21 @@ impl SamplingFlags {
         Ok(sampling)
     }
 
-    /// Returns the engine's options.
-    pub fn options(&self) -> Options {
-        let Self { dtype, quant, .. } = *self;
-        Options { threads: self.threads.count(), dtype, quant, ..Options::default() }
+    /// Loads the model that a flag names.
+    ///
+    /// # Errors
+    /// Those of [`decoding::load`].
+    pub fn load(&self, named: &Path, variant: Option<&Variant>) -> anyhow::Result<Loaded> {
+        decoding::load(named, variant, self.quant, self.dtype)
+    }
+
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// Those of [`Loaded::open`].
+    pub fn open(&self, model: Loaded) -> anyhow::Result<Box<dyn Model>> {
+        let options = Options { threads: self.threads.count(), dtype: self.dtype, ..Options::default() };
+        model.open(self.quant, options)
     }
 }
 

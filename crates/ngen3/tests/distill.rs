@@ -207,8 +207,14 @@ fn a_teacher_in_int8_teaches_nearly_the_same_and_is_told_from_one_that_is_not() 
     let error = error.lines().last().unwrap();
     assert!(error.starts_with("error: said/cache.json: not for this run") && error.contains("in int8"), "{error}");
     assert_eq!(cache_files(&folder.join("said")), files);
-    let (_, error) = texts(&run(folder, &format!("{LINE} --teacher_quant int4")), 2);
-    assert!(error.contains("[possible values: none, int8]"), "{error}");
+    let (_, error) = texts(&run(folder, &format!("{LINE} --teacher_quant int3")), 2);
+    assert!(error.contains("[possible values: none, int8, int4]"), "{error}");
+
+    // Weights of 4 bits teach less well than those of 8.
+    let (_, err) = succeed(folder, &format!("{LINE} --max_iters 1 --out four.pt --teacher_quant int4"));
+    assert!(err.contains("vocabulary 97, int4\n"), "{err}");
+    let int4 = divergence("four.run", 1);
+    assert!((int4 / plain - 1.0).abs() < 0.3 && int4 != plain && int4 != int8, "expected about {plain}, got {int4}");
 }
 
 /// The files of a cache, by name.

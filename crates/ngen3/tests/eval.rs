@@ -232,6 +232,14 @@ fn what_int8_weights_cost_is_what_a_model_of_such_weights_scores() {
     let rounded = perplexity(&json_of(&folder.path().join("r.json")));
     assert!((int8 / rounded - 1.0).abs() < 1e-5, "expected {rounded}, got {int8}");
     assert!((int8 / plain - 1.0).abs() > 1e-4, "{int8} and {plain} differ too little");
+
+    // In 4 bits they cost more.
+    let (out, _) = succeed(folder.path(), &format!("{line} m.pt --quant int4"));
+    let both = json_of(&folder.path().join("r.json"));
+    let int4 = perplexity(&both[1]);
+    assert!(out.contains(&format!("m: perplexity {plain:.4}, with int4 weights {int4:.4} (")), "{out}");
+    assert!((int4 / plain - 1.0).abs() > (int8 / plain - 1.0).abs(), "{int4} {int8} {plain}");
+    assert_eq!(both[1]["config"]["quant"], json!("int4"));
 }
 
 #[test]

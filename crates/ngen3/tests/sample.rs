@@ -252,9 +252,39 @@ fn rounded_weights_say_nearly_the_same() {
     let exact = said(&folder, &["--prompt", "abc", "--length", "5"]);
     let rounded = said(&folder, &["--prompt", "abc", "--length", "5", "--quant", "int8"]);
     assert_eq!(exact, rounded, "a parrot's logits are far apart");
-    let output = sample(&folder, &["--quant", "int4"]);
+    let rounded = said(&folder, &["--prompt", "abc", "--length", "5", "--quant", "int4"]);
+    assert_eq!(exact, rounded, "in 4 bits too");
+    let output = sample(&folder, &["--quant", "int3"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("[possible values: none, int8]"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("[possible values: auto, none, int8, int4]"));
+}
+
+#[test]
+fn a_gguf_file_decodes_with_its_own_weights_unless_told_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(1, 1, 32, 32, 50_257);
+    let ids = Tokenizer::gpt2().encode("one two three four five six").unwrap();
+    parrot(&folder.path().join("p.pt"), &config, &ids, TokenizerRef::Gpt2);
+    let run = |line: &str| {
+        let output = ngen3(folder.path(), line).output().unwrap();
+        texts(&output, 0)
+    };
+    run("export --model_path p.pt --output_dir g --format gguf --dtype q8_0");
+    let line = "sample --model_checkpoint g/p-q8_0.gguf --prompt one --length 4 --temperature 0";
+    let (plain, err) = run(&format!("{line} --quant none"));
+    assert!(!err.contains("note"), "{err}");
+    for flags in ["", " --quant auto", " --threads 1"] {
+        let (out, err) = run(&format!("{line}{flags}"));
+        assert_eq!(out, plain);
+        let note = "note: g/p-q8_0.gguf: decoding with its own Q8_0 weights (5 tensors), inputs of their products rounded \
+                    to 8 bits; --quant none widens them\n";
+        assert!(err.starts_with(note), "{err}");
+    }
+    for flags in [" --dtype f32", " --quant int4", " --quant int8"] {
+        let (out, err) = run(&format!("{line}{flags}"));
+        assert_eq!(out, plain);
+        assert!(!err.contains("note"), "{err}");
+    }
 }
 
 #[test]

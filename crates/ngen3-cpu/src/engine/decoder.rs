@@ -5,7 +5,10 @@
 //! length, and any of them can be fed or cleared at any step.
 //!
 //! A prompt runs as one pass of matrix products. Steps of a few tokens use products limited by the reading of the weights
-//! (`layers/matvec.rs`), from a bf16 or int8 copy unless the precision is f32.
+//! (`layers/matvec.rs`), from a narrower copy unless the precision is f32, or from the weights as a file stores them. A step's
+//! products are short, so its threads stay awake between them (`base/team.rs`).
+
+use std::sync::Arc;
 
 use ngen3_engine::{Decoder, Error, Feed, Quant, check_tokens};
 use ngen3_model::Projection;
@@ -14,14 +17,20 @@ use rayon::ThreadPool;
 use super::arena::{Saved, SavedHeads, Stats, Widths};
 use super::block::{ForwardScratch, PassDropout};
 use super::kept::Kept;
+use super::stored::Part;
 use super::weights::Weights;
 use crate::base::memory::{Buffer, Carver, padded};
+use crate::base::team::Team;
 use crate::gemm::Precision;
+use crate::gemm::groups::Groups;
 use crate::layers::attention::{self, CachedSequence};
 use crate::layers::embedding;
 use crate::layers::linear::{Learns, Linear, Weight};
 use crate::layers::lora::LoraActivations;
 use crate::layers::matvec::Matrix;
+
+/// Most tokens of a step whose threads stay awake: products of more take long enough to wake a thread.
+const SHORT: usize = 8;
 
 /// Weights that decoding reads for each token.
 struct DecodeWeights<'a> {
@@ -31,19 +40,42 @@ struct DecodeWeights<'a> {
 }
 
 impl<'a> DecodeWeights<'a> {
-    fn new(model: &'a Weights, quant: Quant) -> Self {
+    fn new(model: &'a Weights, quant: Quant) -> Result<Self, Error> {
         let matrix = |weight: &'a [f32], inputs: usize| match (quant, model.precision) {
-            (Quant::Int8, _) => Matrix::int8(weight, inputs),
-            (Quant::None, Precision::Bf16) => Matrix::bf16(weight),
-            (Quant::None, Precision::F32) => Matrix::F32(weight),
+            (Quant::Int8, _) => Ok(Matrix::int8(weight, inputs)),
+            (Quant::Int4, _) => Ok(Matrix::Groups(Arc::new(Groups::int4(weight, inputs)?))),
+            (Quant::None, Precision::Bf16) => Ok(Matrix::bf16(weight)),
+            (Quant::None, Precision::F32) => Ok(Matrix::F32(weight)),
         };
-        let block = |w: &ngen3_model::BlockRanges| {
-            Projection::ALL.map(|projection| {
-                matrix(&model.params[w.linear(projection).0.clone()], projection.shape(&model.config)[1])
-            })
+        let whole = |parts: Option<&[Part]>, weight: &'a [f32], inputs: usize| {
+            let Some(parts) = parts else { return matrix(weight, inputs) };
+            let (mut matrices, mut rest) = (Vec::new(), weight);
+            for part in parts {
+                let (weight, after) = rest.split_at(part.outputs * inputs);
+                rest = after;
+                let matrix = match &part.groups {
+                    Some(groups) => Matrix::Groups(Arc::clone(groups)),
+                    None => matrix(weight, inputs)?,
+                };
+                matrices.push((part.outputs, matrix));
+            }
+            Ok(Matrix::of_parts(matrices))
         };
-        let blocks = model.list.blocks.iter().map(block).collect();
-        Self { blocks, lm_head: matrix(model.lm_head(), model.config.n_embd) }
+        let (stored, c) = (model.stored.as_ref(), model.config.n_embd);
+        let mut blocks = Vec::new();
+        for (layer, w) in model.list.blocks.iter().enumerate() {
+            let [a, b, c, d] = Projection::ALL.map(|projection| {
+                let parts = stored.map(|stored| &stored.blocks[layer][projection as usize][..]);
+                whole(parts, model.p(w.linear(projection).0), projection.shape(&model.config)[1])
+            });
+            blocks.push([a?, b?, c?, d?]);
+        }
+        Ok(Self { blocks, lm_head: whole(stored.map(|stored| &stored.lm_head[..]), model.lm_head(), c)? })
+    }
+
+    /// Bytes that a step of one token reads.
+    fn bytes(&self) -> usize {
+        self.blocks.iter().flatten().chain([&self.lm_head]).map(Matrix::bytes).sum()
     }
 }
 
@@ -52,6 +84,8 @@ pub struct CpuDecoder<'a> {
     model: &'a Weights,
     weights: DecodeWeights<'a>,
     pool: &'a ThreadPool,
+    /// Threads of short steps.
+    team: Arc<Team>,
     /// Number of tokens in each sequence.
     lens: Vec<usize>,
     /// Key-value cache, `[n_layer, sequences, block_size, 2·kv_width]`.
@@ -78,8 +112,9 @@ impl<'a> CpuDecoder<'a> {
         let cache = config.n_layer.saturating_mul(sequences).saturating_mul(config.block_size * 2 * config.kv_width());
         Ok(Self {
             model,
-            weights: pool.install(|| DecodeWeights::new(model, quant)),
+            weights: pool.install(|| DecodeWeights::new(model, quant))?,
             pool,
+            team: Arc::new(Team::new(pool.current_num_threads())?),
             lens: vec![0; sequences],
             cache: Buffer::zeros(cache, "the key-value cache")?,
             tokens: Vec::new(),
@@ -128,7 +163,7 @@ impl<'a> CpuDecoder<'a> {
         let Widths { qkv, att, normed_heads, heads, fc, inner, .. } = Widths::of(config);
         let shape = attention::Shape::new(config);
         let lengths = [c, c, c, qkv, normed_heads, att, c, fc, inner, 1, 1, 1, 1, heads].map(|width| n * width);
-        let heads = attention::cached_scratch(shape, rayon::current_num_threads());
+        let heads = attention::cached_scratch(shape, fed, rayon::current_num_threads());
         let wanted = lengths.iter().copied().map(padded).sum::<usize>() + heads;
         if scratch.len() < wanted {
             *scratch = Buffer::zeros(wanted, "the activation buffer of the decoder")?;
@@ -148,7 +183,7 @@ impl<'a> CpuDecoder<'a> {
                 linear
             };
             let attend = |qkv: &[f32], att: &mut [f32], lse: &mut [f32]| {
-                attention::cached(shape, fed, qkv, cache, att, lse, heads);
+                attention::cached(model.precision, shape, fed, qkv, cache, att, lse, heads);
             };
             let mut saved = Saved {
                 ln_1: Stats { mean, rstd },
@@ -198,12 +233,20 @@ impl Decoder for CpuDecoder<'_> {
 
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
         self.plan(feeds)?;
-        let pool = self.pool;
-        pool.install(|| self.forward())?;
+        let (pool, team) = (self.pool, Arc::clone(&self.team));
+        if self.tokens.len() <= SHORT {
+            pool.install(|| team.lead(|| self.forward()))?;
+        } else {
+            pool.install(|| self.forward())?;
+        }
         for fed in &self.fed {
             self.lens[fed.slot] += fed.len;
         }
         Ok(&self.logits[..feeds.len() * self.model.config.vocab_size])
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
     }
 
     fn clear(&mut self, sequence: usize) {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use ngen3_engine::{Device, Dtype, Error, Options, PASS_TOKENS, Quant, Teacher, Trainer, Workload};
-use ngen3_model::{Config, LoraList, ParamList};
+use ngen3_engine::{Device, Dtype, Error, Model, Options, PASS_TOKENS, Quant, Teacher, Trainer, Workload};
+use ngen3_model::gguf::TensorType;
+use ngen3_model::{Config, LoraList, ParamList, StoredWeight};
 
 use super::arena::{ArenaSpec, Checkpointing, ForwardMode};
 use super::batch_plan::{TEACHER_TOKENS, largest_pass};
@@ -12,8 +13,9 @@ use super::teacher::CpuTeacher;
 use super::trainer::CpuEngine;
 use super::weights::num_layer_weights;
 use crate::base::profile;
-use crate::bench::product_gflops;
+use crate::bench::{product_gflops, read_gbps};
 use crate::gemm::Precision;
+use crate::gemm::groups::Format;
 use crate::layers::loss;
 
 /// The CPU that the program runs on.
@@ -31,6 +33,24 @@ impl Device for Cpu {
 
     fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error> {
         Ok(Box::new(CpuTeacher::new(config, params, options)?))
+    }
+
+    fn multiplies(&self, tensor_type: TensorType) -> bool {
+        Format::of(tensor_type).is_some()
+    }
+
+    fn open_stored(
+        &self,
+        config: Config,
+        params: Vec<f32>,
+        stored: Vec<Option<StoredWeight>>,
+        options: Options,
+    ) -> Result<Box<dyn Model>, Error> {
+        Ok(Box::new(CpuEngine::with_stored(config, params, stored, options)?))
+    }
+
+    fn read_gbps(&self, threads: usize) -> Result<f64, Error> {
+        read_gbps(threads)
     }
 
     fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error> {
@@ -88,8 +108,8 @@ fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
     let weights = num_layer_weights(&list);
     let layers = match (options.quant, precision) {
         (Quant::Int8, _) => weights,
-        (Quant::None, Precision::Bf16) => 2 * weights,
-        (Quant::None, Precision::F32) => 4 * weights,
+        (Quant::None | Quant::Int4, Precision::Bf16) => 2 * weights,
+        (Quant::None | Quant::Int4, Precision::F32) => 4 * weights,
     };
     let tokens = largest_pass(batch_size, config.block_size, TEACHER_TOKENS);
     let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
@@ -104,6 +124,8 @@ fn sample_bytes(config: &Config, options: Options) -> u64 {
     let weights = list.lm_head.len() + num_layer_weights(&list);
     let copies = match (options.quant, precision(options.dtype)) {
         (Quant::Int8, _) => weights,
+        // A float16 scale for 32 of them.
+        (Quant::Int4, _) => weights / 2 + weights / 16,
         (Quant::None, Precision::Bf16) => 2 * weights,
         (Quant::None, Precision::F32) => 0,
     };

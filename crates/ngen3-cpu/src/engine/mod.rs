@@ -1,6 +1,6 @@
 //! The whole model. Bottom-up: `precision.rs`, `batch_plan.rs` (splits a batch into passes), `kept.rs` and `arena.rs` (memory of the
 //! activations), `weights.rs` (parameters as products read them), `block.rs` (forward and backward pass of a transformer
-//! block), `model.rs` (of the model), `distill.rs`, `decoder.rs`, `runner.rs` (threads and working memory). The public types
+//! block), `model.rs` (of the model), `distill.rs`, `stored.rs` (weights as a file stores them), `decoder.rs`, `runner.rs` (threads and working memory). The public types
 //! are in `trainer.rs` ([`CpuEngine`]), `teacher.rs` ([`CpuTeacher`]) and `device.rs` ([`Cpu`], which opens both and estimates
 //! their memory).
 
@@ -15,6 +15,7 @@ mod model;
 mod parts;
 pub(crate) mod precision;
 mod runner;
+mod stored;
 mod teacher;
 #[cfg(test)]
 mod tests;

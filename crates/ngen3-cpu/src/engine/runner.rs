@@ -1,6 +1,6 @@
 //! A model with its threads and working memory: the common base of [`super::CpuEngine`] and [`super::CpuTeacher`].
 
-use ngen3_engine::{Batch, Error, Options, Quant};
+use ngen3_engine::{Batch, Error, Options};
 use ngen3_model::{Config, ParamList};
 use rayon::ThreadPool;
 
@@ -21,7 +21,7 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Checks the shape and starts the threads. With int8, rounds the weights in place.
+    /// Checks the shape and starts the threads. Rounds the weights in place if they are to be quantised.
     ///
     /// # Errors
     /// [`Error::Input`] if the shape is invalid, `params` has the wrong length, or the processor lacks the dtype;
@@ -43,10 +43,9 @@ impl Runner {
             pool.install(|| Rotary::new(&frequencies, factor, config.block_size))
         });
         let rotary = rotary.transpose()?;
-        let mut model = Weights { config, list, precision, keep, params, adapters: None, packed: None, rotary };
-        if options.quant == Quant::Int8 {
-            model.round_to_int8();
-        }
+        let (adapters, packed, stored) = (None, None, None);
+        let mut model = Weights { config, list, precision, keep, params, adapters, packed, rotary, stored };
+        pool.install(|| model.round(options.quant));
         Ok(Self { model, pool, arena: Arena::default(), plan: BatchPlan::default() })
     }
 

@@ -12,7 +12,8 @@ use crate::layers::loss;
 /// Teacher on the CPU. With bf16 products, it keeps the weights of its layers only in packed bf16: the same results as a
 /// [`super::CpuEngine`], faster, with half the memory for these weights. With [`Quant::Int8`] it keeps them in int8, a quarter
 /// of the memory, and quantises the activations of each token too, also for the final projection. This changes the logits
-/// slightly, and is faster still on processors with AVX512-VNNI.
+/// slightly, and is faster still on processors with AVX512-VNNI. [`Quant::Int4`] rounds the weights to 4 bits, and leaves products
+/// and memory as they are.
 #[derive(Debug)]
 pub struct CpuTeacher {
     runner: Runner,
@@ -30,11 +31,15 @@ impl CpuTeacher {
         if options.quant == Quant::Int8 {
             int8::check_width(config.n_embd.max(config.q_width()).max(config.inner_width()), 1)?;
         }
-        // Packing rounds the weights once, as products read them. The input embeddings stay unrounded.
-        let mut runner = Runner::new(config, params, Options { quant: Quant::None, ..options })?;
-        if runner.model.precision == Precision::Bf16 || options.quant == Quant::Int8 {
+        // Packing to int8 rounds the weights once, as products read them. The input embeddings stay unrounded.
+        let (rounding, packing) = match options.quant {
+            Quant::Int8 => (Quant::None, Quant::Int8),
+            quant => (quant, Quant::None),
+        };
+        let mut runner = Runner::new(config, params, Options { quant: rounding, ..options })?;
+        if runner.model.precision == Precision::Bf16 || packing == Quant::Int8 {
             let Runner { model, pool, .. } = &mut runner;
-            pool.install(|| model.pack(options.quant))?;
+            pool.install(|| model.pack(packing))?;
         }
         Ok(Self { runner, hidden: Vec::new() })
     }

@@ -7,11 +7,12 @@ use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
     Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
 };
-use ngen3_model::{Config, Lora, ParamList};
+use ngen3_model::{Config, Lora, ParamList, StoredWeight};
 
 use super::block::PassDropout;
 use super::decoder::CpuDecoder;
 use super::runner::Runner;
+use super::stored::StoredWeights;
 use super::teacher::CpuTeacher;
 use super::weights::OptimizerState;
 use crate::base::memory::Buffer;
@@ -43,6 +44,22 @@ impl CpuEngine {
             optimizer: OptimizerState::default(),
             logits: Buffer::default(),
         })
+    }
+
+    /// Creates an engine for generation that decodes with weights as a file stores them.
+    ///
+    /// # Errors
+    /// As [`CpuEngine::new`] and [`StoredWeights::new`].
+    pub(super) fn with_stored(
+        config: Config,
+        params: Vec<f32>,
+        stored: Vec<Option<StoredWeight>>,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let mut engine = Self::new(config, params, options)?;
+        let Runner { model, pool, .. } = &mut engine.runner;
+        model.stored = Some(pool.install(|| StoredWeights::new(&model.config, &model.list, stored))?);
+        Ok(engine)
     }
 
     /// Checks that the planned batch has a gradient, and allocates it.

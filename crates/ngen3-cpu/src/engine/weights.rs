@@ -7,7 +7,9 @@ use ngen3_model::{BlockRanges, Config, Param, ParamList, Projection};
 use rayon::prelude::*;
 
 use super::arena::{ArenaSpec, Checkpointing};
+use super::stored::StoredWeights;
 use crate::base::memory::Buffer;
+use crate::gemm::groups::round_to_int4;
 use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Mat, Precision};
 use crate::layers::linear::{Learns, Linear, Weight, pair};
@@ -32,6 +34,8 @@ pub struct Weights {
     pub packed: Option<PackedWeights>,
     /// Rotary positions, if the model has them.
     pub rotary: Option<Rotary>,
+    /// Weights that decoding reads in place of those in `params`, which have the same values.
+    pub stored: Option<StoredWeights>,
 }
 
 /// Weights packed for products.
@@ -132,9 +136,14 @@ impl Weights {
         loss::Shape::new(self.precision, loss::Sizes::of(&self.config, tokens), backward)
     }
 
-    /// Replaces every weight that decoding reads by its dequantised int8 value, so that losses and prompts also use the
-    /// quantised model.
-    pub fn round_to_int8(&mut self) {
+    /// Replaces every weight that decoding reads by its dequantised value, so that losses and prompts also use the quantised
+    /// model.
+    pub fn round(&mut self, quant: Quant) {
+        let round = match quant {
+            Quant::None => return,
+            Quant::Int8 => matvec::round_to_int8,
+            Quant::Int4 => round_to_int4,
+        };
         let c = self.config.n_embd;
         let linear = |(w, projection): (&BlockRanges, Projection)| {
             (w.linear(projection).0.clone(), projection.shape(&self.config)[1])
@@ -142,7 +151,7 @@ impl Weights {
         let layers =
             self.list.blocks.iter().flat_map(|w| Projection::ALL.map(|projection| (w, projection))).map(linear);
         for (range, inputs) in layers.chain([(self.list.lm_head.clone(), c)]) {
-            self.params[range].par_chunks_mut(inputs).for_each(matvec::round_to_int8);
+            self.params[range].par_chunks_mut(inputs).for_each(round);
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! [`Mat`] and [`MatMut`] are bounds-checked views, which makes [`matmul`] safe. A transpose is a view ([`Mat::t`]), never a
 //! copy. General f32 products use the `gemm` crate's kernels for AVX-512, AVX2, NEON or scalar code, chosen by the processor or
-//! `NGEN3_SIMD`; `tiles/` holds our own kernels.
+//! `NGEN3_SIMD`; `tiles/` holds our own kernels, `groups/` those for weights as GGUF files store them.
 
+pub mod groups;
 mod operation;
 mod portable;
 #[cfg(test)]

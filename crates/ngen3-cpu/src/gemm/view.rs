@@ -180,7 +180,7 @@ impl<'a> MatMut<'a> {
     ///
     /// # Panics
     /// If a range is out of bounds.
-    pub(super) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
+    pub unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         let data = self.data.wrapping_add(rows.start * self.row_stride + cols.start);

@@ -20,16 +20,13 @@ use ngen3_simd::simd;
 /// Smallest number of columns per task of a bias gradient.
 const COLUMNS: usize = 64;
 
-/// Largest number of rows for which reading the weights dominates the time.
-const FEW_ROWS: usize = 8;
-
 /// Weight of a layer, `[outputs, inputs]`.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
     Plain(&'a [f32]),
     /// Weight that does not learn, packed once.
     Packed(&'a Packed),
-    /// Weight of a model that decodes, and its [`Matrix`] for products of a few rows.
+    /// Weight of a model that decodes, and the [`Matrix`] that decoding reads.
     Decoding(&'a [f32], &'a Matrix<'a>),
 }
 
@@ -64,8 +61,11 @@ impl Linear<'_> {
     /// Computes `y = start + x·Wᵀ`.
     fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         match self.weight {
-            Weight::Plain(weight) | Weight::Decoding(weight, _) => {
+            Weight::Plain(weight) => {
                 matmul_onto(self.precision, y, x, self.plain(weight).t(), start);
+            }
+            Weight::Decoding(weight, matrix) => {
+                matrix.product_onto(self.precision, self.plain(weight), y, x, &start);
             }
             Weight::Packed(weight) => weight.product_onto(y, x, start),
         }
@@ -127,10 +127,6 @@ impl Linear<'_> {
     ) {
         let _timed = timed(Part::Linear);
         let rows = y.len() / self.outputs;
-        if let (Weight::Decoding(_, matrix), true) = (self.weight, rows <= FEW_ROWS) {
-            start(&mut MatMut::new(y, rows, self.outputs), 0, 0);
-            return matrix.add_product(x, self.inputs, y);
-        }
         let (x, y) = (Mat::new(x, rows, self.inputs), MatMut::new(y, rows, self.outputs));
         let Learns::Adapter(adapter, _) = self.learns else {
             return self.product_onto(y, x, start);

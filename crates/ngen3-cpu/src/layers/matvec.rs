@@ -2,16 +2,24 @@
 //!
 //! y = x·Wᵀ with `x`: [rows, inputs], `weight`: [outputs, inputs], `y`: [rows, outputs]. Each weight is read once and used for
 //! a few operations, so memory bandwidth is the limit and a narrower copy of the weights is faster: [`Matrix`] holds f32, bf16
-//! (half the bytes) or int8 with one scale per output (a quarter). Sums are always f32.
+//! (half the bytes), int8 with one scale per output (a quarter) or groups of 32 (`gemm/groups`). Sums are always f32. Many
+//! vectors, as in a prompt, go through the kernels for large products.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::gemm::Canvas;
+use crate::base::team;
+use crate::gemm::groups::Groups;
 use crate::gemm::tiles::pack;
+use crate::gemm::{Mat, MatMut, Precision, matmul_onto};
 use ngen3_simd::{LANES, fold, simd};
 
 /// Weight elements per task: enough to pay for waking another thread.
 const TASK: usize = 1 << 16;
+
+/// Largest number of rows for which reading the weights dominates the time.
+const FEW_ROWS: usize = 8;
 
 /// Outputs computed side by side if rows are short.
 const GROUP: usize = 8;
@@ -34,6 +42,10 @@ pub enum Matrix<'a> {
         /// `[outputs]`
         scales: Vec<f32>,
     },
+    /// Groups of 32 inputs, which share a scale.
+    Groups(Arc<Groups>),
+    /// Parts in different formats, with the number of outputs of each.
+    Parts(Vec<(usize, Matrix<'a>)>),
 }
 
 impl<'a> Matrix<'a> {
@@ -62,13 +74,63 @@ impl<'a> Matrix<'a> {
         Self::Int8 { q, scales }
     }
 
-    /// Adds x·Wᵀ to `y`, with `x`: `[rows, inputs]`, `y`: `[rows, outputs]`.
-    pub fn add_product(&self, x: &[f32], inputs: usize, y: &mut [f32]) {
+    /// Joins parts of a weight, one after the other, each with its number of outputs.
+    pub fn of_parts(mut parts: Vec<(usize, Self)>) -> Self {
+        if parts.len() == 1 { parts.remove(0).1 } else { Self::Parts(parts) }
+    }
+
+    /// Computes `y = start + x·Wᵀ`, with `x`: `[rows, inputs]`, `y`: `[rows, outputs]`. `start(part, row, col)` fills a part of `y`
+    /// whose top-left element is `(row, col)`. `weight` are the parameters, in whose `precision` long prompts are multiplied
+    /// unless the weight is in groups.
+    pub fn product_onto(
+        &self,
+        precision: Precision,
+        weight: Mat<'_>,
+        mut y: MatMut<'_>,
+        x: Mat<'_>,
+        start: &(impl Fn(&mut MatMut<'_>, usize, usize) + Sync),
+    ) {
+        match self {
+            Self::Groups(groups) => groups.product_onto(y, x, start),
+            Self::Parts(parts) => {
+                let mut first = 0;
+                for (outputs, part) in parts {
+                    let columns = first..first + outputs;
+                    let weight = weight.rows(columns.clone());
+                    let start = |y: &mut MatMut<'_>, row: usize, col: usize| start(y, row, columns.start + col);
+                    part.part_onto(precision, weight, y.columns(columns.clone()), x, &start);
+                    first = columns.end;
+                }
+            }
+            _ => self.part_onto(precision, weight, y, x, start),
+        }
+    }
+
+    /// As [`Matrix::product_onto`], for a matrix of one part.
+    fn part_onto(
+        &self,
+        precision: Precision,
+        weight: Mat<'_>,
+        mut y: MatMut<'_>,
+        x: Mat<'_>,
+        start: &(impl Fn(&mut MatMut<'_>, usize, usize) + Sync),
+    ) {
+        match self {
+            Self::Groups(groups) => groups.product_onto(y, x, start),
+            _ if x.n_rows() > FEW_ROWS => matmul_onto(precision, y, x, weight.t(), start),
+            _ => {
+                start(&mut y, 0, 0);
+                self.add_product(x, &y);
+            }
+        }
+    }
+
+    /// Adds x·Wᵀ to `y` for a few rows.
+    fn add_product(&self, x: Mat<'_>, y: &MatMut<'_>) {
         match self {
             Self::F32(weight) => product(
                 weight,
                 x,
-                inputs,
                 y,
                 #[inline(always)]
                 |w| w,
@@ -77,13 +139,24 @@ impl<'a> Matrix<'a> {
             Self::Bf16(weight) => product(
                 weight,
                 x,
-                inputs,
                 y,
                 #[inline(always)]
                 |w| f32::from_bits(u32::from(w) << 16),
                 |_| 1.0,
             ),
-            Self::Int8 { q, scales } => product(q, x, inputs, y, f32::from, |output| scales[output]),
+            Self::Int8 { q, scales } => product(q, x, y, f32::from, |output| scales[output]),
+            Self::Groups(_) | Self::Parts(_) => unreachable!("multiplied by their own kernels"),
+        }
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(weight) => size_of_val(*weight),
+            Self::Bf16(weight) => size_of_val(&weight[..]),
+            Self::Int8 { q, scales } => q.len() + size_of_val(&scales[..]),
+            Self::Groups(groups) => groups.bytes(),
+            Self::Parts(parts) => parts.iter().map(|(_, part)| part.bytes()).sum(),
         }
     }
 }
@@ -104,20 +177,23 @@ pub fn round_to_int8(row: &mut [f32]) {
 /// `y[row, output] += scale(output)·Σ value(w)·x`
 fn product<T: Copy + Sync>(
     weight: &[T],
-    x: &[f32],
-    inputs: usize,
-    y: &mut [f32],
+    x: Mat<'_>,
+    y: &MatMut<'_>,
     value: impl Fn(T) -> f32 + Copy + Sync,
     scale: impl Fn(usize) -> f32 + Sync,
 ) {
+    let (rows, inputs) = (x.n_rows(), x.cols());
     let outputs = weight.len() / inputs;
     let per_task = (TASK / inputs).max(1);
-    let y = Canvas::new(y, outputs);
-    let task = |(task, weight): (usize, &[T])| {
+    team::for_each(outputs.div_ceil(per_task), |task| {
         let first = task * per_task;
-        for (row, x) in x.chunks_exact(inputs).enumerate() {
+        let last = (first + per_task).min(outputs);
+        let weight = &weight[first * inputs..last * inputs];
+        for row in 0..rows {
+            let x = x.row(row);
             // SAFETY: no two tasks share an output, and each takes the rows in turn.
-            let y = unsafe { y.row(row, first..first + weight.len() / inputs) };
+            let mut y = unsafe { y.part(row..row + 1, first..last) };
+            let y = y.row_mut(0);
             simd(
                 #[inline(always)]
                 || {
@@ -136,12 +212,7 @@ fn product<T: Copy + Sync>(
                 },
             );
         }
-    };
-    if weight.len() <= TASK {
-        weight.chunks(per_task * inputs).enumerate().for_each(task);
-    } else {
-        weight.par_chunks(per_task * inputs).enumerate().for_each(task);
-    }
+    });
 }
 
 /// Returns `Σ value(w)·x`, in partial sums that fill four vectors, which hides the latency of addition.
@@ -207,7 +278,7 @@ mod tests {
             ];
             for (matrix, rounding) in kinds {
                 let mut y = start.clone();
-                matrix.add_product(&x, inputs, &mut y);
+                matrix.add_product(Mat::new(&x, rows, inputs), &MatMut::new(&mut y, rows, outputs));
                 for (at, (&found, &start)) in y.iter().zip(&start).enumerate() {
                     let (x, w) = (&x[at / outputs * inputs..][..inputs], &weight[at % outputs * inputs..][..inputs]);
                     let expected: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
@@ -222,7 +293,8 @@ mod tests {
     #[test]
     fn rows_of_zeros_and_of_the_smallest_numbers_quantise_to_zeros() {
         let mut y = [1.0, 1.0, 1.0];
-        Matrix::int8(&[0.0, 0.0, 1.0, -1.0, 1e-38, -1e-40], 2).add_product(&[3.0, 1.0], 2, &mut y);
+        let matrix = Matrix::int8(&[0.0, 0.0, 1.0, -1.0, 1e-38, -1e-40], 2);
+        matrix.add_product(Mat::new(&[3.0, 1.0], 1, 2), &MatMut::new(&mut y, 1, 3));
         assert_eq!(y, [1.0, 3.0, 1.0]);
         let mut row = [1e-38, 0.0];
         round_to_int8(&mut row);

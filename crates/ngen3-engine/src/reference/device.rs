@@ -20,6 +20,7 @@ fn check(options: Options) -> Result<(), Error> {
     match options.quant {
         Quant::None => Ok(()),
         Quant::Int8 => Err(Error::Unsupported("int8 weights")),
+        Quant::Int4 => Err(Error::Unsupported("int4 weights")),
     }
 }
 

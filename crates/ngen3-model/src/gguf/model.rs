@@ -8,10 +8,12 @@ use std::path::Path;
 
 use super::file::Gguf;
 use super::tokenizer::{Tokenizer, tokenizer};
-use super::types::MAGIC;
+use super::types::{MAGIC, TensorType};
 use crate::params::names::gguf;
 use crate::words::count;
-use crate::{Checkpoint, CheckpointMeta, Config, Error, Family, Param, ParamList, Role, Rope, RopeScaling};
+use crate::{
+    Checkpoint, CheckpointMeta, Config, Error, Family, Param, ParamList, Role, Rope, RopeScaling, StoredWeight,
+};
 
 /// Divisors of the frequencies, a vector beside the parameters: Llama 3.1's scaling.
 pub(crate) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
@@ -24,11 +26,15 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC
 }
 
-/// Reads the model of a file, with its tokenizer.
+/// Reads the model of a file, with its tokenizer, and the weights of products in the types that `keep` accepts as they are stored,
+/// one entry for each parameter.
 ///
 /// # Errors
 /// [`Error::Read`] naming the file and what is wrong with it.
-pub(crate) fn read(path: &Path) -> Result<Checkpoint, Error> {
+pub(crate) fn read(
+    path: &Path,
+    keep: &dyn Fn(TensorType) -> bool,
+) -> Result<(Checkpoint, Vec<Option<StoredWeight>>), Error> {
     let mut file = Gguf::open(path)?;
     let config = config(&mut file)?;
     let list = ParamList::new(&config);
@@ -41,19 +47,51 @@ pub(crate) fn read(path: &Path) -> Result<Checkpoint, Error> {
     let reserved = params.try_reserve_exact(list.total());
     reserved.map_err(|_| file.error(format!("cannot allocate memory for {} parameters", list.total())))?;
     params.resize(list.total(), 0.0);
-    let names = gguf(config.family);
+    let (names, mut stored) = (gguf(config.family), Vec::new());
     for param in &list {
-        let values = &mut params[param.range()];
-        file.read_f32(&names.name(param.role, param.layer), values)?;
-        if is_interleaved(param) {
-            uninterleave(values, config.head_width(), config.n_embd);
+        let name = names.name(param.role, param.layer);
+        let (values, head) = (&mut params[param.range()], config.head_width());
+        let multiplies = param.role.is_layer_weight() || param.range() == list.lm_head;
+        let weight = if multiplies { stored_weight(&mut file, &name, keep)? } else { None };
+        match &weight {
+            Some(StoredWeight { tensor_type, bytes }) => tensor_type.decode(bytes, values),
+            None => file.read_f32(&name, values)?,
         }
+        stored.push(match is_interleaved(param) {
+            true => {
+                uninterleave(values, head, config.n_embd);
+                weight.map(|mut weight| {
+                    let row = weight.bytes.len() / param.shape[0];
+                    uninterleave(&mut weight.bytes, head, row);
+                    weight
+                })
+            }
+            false => weight,
+        });
     }
     if config.tied && file.tensor(HEAD).is_some() {
         check_head(&mut file, &params[list.wte.clone()])?;
     }
     let meta = CheckpointMeta { tokenizer, chat, notes, ..CheckpointMeta::default() };
-    Ok(Checkpoint { config, params, meta })
+    Ok((Checkpoint { config, params, meta }, stored))
+}
+
+/// Reads a tensor's blocks if it is quantized and `keep` accepts its type.
+fn stored_weight(
+    file: &mut Gguf,
+    name: &str,
+    keep: &dyn Fn(TensorType) -> bool,
+) -> Result<Option<StoredWeight>, Error> {
+    let Some(tensor) = file.tensor(name) else { return Err(file.error(format!("missing tensor {name}"))) };
+    let (tensor_type, rows, row_bytes) = (tensor.tensor_type, tensor.rows(), tensor.row_bytes());
+    let quantized = tensor_type.block().is_some_and(|(elements, _)| elements > 1);
+    let Some(row_bytes) = row_bytes.filter(|_| quantized && keep(tensor_type)) else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let reserved = bytes.try_reserve_exact(rows * row_bytes);
+    reserved.map_err(|_| file.error(format!("tensor {name}: cannot allocate memory for {rows} rows")))?;
+    bytes.resize(rows * row_bytes, 0);
+    file.read_rows(name, 0..rows, &mut bytes)?;
+    Ok(Some(StoredWeight { tensor_type, bytes }))
 }
 
 /// Returns the shape that the metadata and the embedding's rows give.
@@ -228,10 +266,10 @@ fn check_head(file: &mut Gguf, wte: &[f32]) -> Result<(), Error> {
     Err(file.error(format!("tensor {HEAD} differs from the token embedding: expected a tied head")))
 }
 
-/// Reorders the rows of each head of `weight`, `[heads · head_width, inputs]`, from pairs of neighbours, (0, 1), (2, 3), …, to pairs
+/// Reorders the rows of each head of `weight`, `[heads · head_width, row]`, from pairs of neighbours, (0, 1), (2, 3), …, to pairs
 /// that are half a head apart.
-pub(crate) fn uninterleave(weight: &mut [f32], head_width: usize, inputs: usize) {
-    reorder(weight, head_width, inputs, |row| (row % (head_width / 2)) * 2 + row / (head_width / 2));
+pub(crate) fn uninterleave<T: Copy>(weight: &mut [T], head_width: usize, row: usize) {
+    reorder(weight, head_width, row, |row| (row % (head_width / 2)) * 2 + row / (head_width / 2));
 }
 
 /// Reverses [`uninterleave`].
@@ -240,7 +278,7 @@ pub(crate) fn interleave(weight: &mut [f32], head_width: usize, inputs: usize) {
 }
 
 /// Moves row `from(row)` of each head to `row`.
-fn reorder(weight: &mut [f32], head_width: usize, inputs: usize, from: impl Fn(usize) -> usize) {
+fn reorder<T: Copy>(weight: &mut [T], head_width: usize, inputs: usize, from: impl Fn(usize) -> usize) {
     for weight in weight.chunks_exact_mut(head_width * inputs) {
         let old = weight.to_vec();
         for (row, to) in weight.chunks_exact_mut(inputs).enumerate() {

@@ -192,7 +192,7 @@ impl Role {
     }
 
     /// Returns true for the weights of a block's linear layers.
-    pub(super) fn is_layer_weight(self) -> bool {
+    pub(crate) fn is_layer_weight(self) -> bool {
         matches!(
             self,
             Self::CAttnWeight

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Workload};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Quant, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
 use ngen3_train::check_fits;
 use serde_json::json;
 
+use crate::decoding::{self, DecodeQuant};
 use crate::device::device;
 use crate::model::{self, variant_help, variant_label};
 use crate::progress::write_line;
@@ -18,8 +19,9 @@ use crate::threads::Threads;
 
 /// Benchmark training and decoding on this machine
 ///
-/// Trains a variant on random tokens and decodes greedily. Prints the median step time, tokens/s, GFLOP/s (also as a share
-/// of this machine's rate on a large matrix product), memory, and the time by layer. Writes no files.
+/// Trains a variant on random tokens, reads a prompt and decodes greedily. Prints the median step time, tokens/s, GFLOP/s (also
+/// as a share of this machine's rate on a large matrix product), memory, the prompt's and the decoded tokens/s, the weights read
+/// for them in GB/s (also as a share of the rate at which this machine reads memory), and the time by layer. Writes no files.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
@@ -41,6 +43,12 @@ pub struct Args {
     /// Tokens to decode, at most as many as fit in the context; 0 skips decoding
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: usize,
+    /// Tokens of the prompt to read, at most as many as fit in the context; 0 skips it
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prompt_tokens: usize,
+    /// Weights to decode with, as in sample --quant: auto, none, int8 or int4
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    quant: DecodeQuant,
     /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
@@ -67,7 +75,8 @@ Examples:
   ngen3 bench --variant 120M --steps 3 --lora_rank 8
   ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
   ngen3 bench --variant 7M --json --threads 1
-  ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16";
+  ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16
+  ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --steps 1 --quant int4";
 
 /// Tokens per sequence of models with a longer context.
 const LONGEST: usize = 1024;
@@ -133,9 +142,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             grouped_count(room as u64, "token")
         ));
     }
-    let decoded = decode(&*engine, args.tokens.min(room))?;
     let info = engine.info();
     let dtype = info.dtype.to_string();
+    let mut speed = Speed::default();
+    if args.tokens.min(room) > 0 || args.prompt_tokens > 0 {
+        let model =
+            model_to_decode(&args, engine, &config, Options { threads, dtype: args.dtype, ..Options::default() })?;
+        speed = decode(&*model, args.tokens.min(room), args.prompt_tokens.min(config.block_size))?;
+    }
+    let read = if speed.decoded.is_some() { Some(device.read_gbps(threads)?) } else { None };
 
     if args.json {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part.to_owned(), json!(ms))).collect();
@@ -143,7 +158,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "model": name, "variant": args.model_checkpoint.is_none().then_some(args.variant.name), "rows": rows, "block": config.block_size, "dtype": dtype,
             "threads": info.threads, "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
-            "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "decode_tokens_per_s": decoded, "ms_by_part": parts,
+            "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "prompt_tokens_per_s": speed.prompt,
+            "decode_tokens_per_s": speed.decoded, "decode_gbps": speed.gbps(), "read_gbps": read, "ms_by_part": parts,
         });
         return stdout::print(&format!("{line}\n"));
     }
@@ -168,8 +184,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(memory) = peak_memory {
         out += &format!("{:<10} {:>8} peak, {} estimated\n", "memory", memory_size(memory), memory_size(estimated));
     }
-    if let Some(rate) = decoded {
+    if let Some(rate) = speed.prompt {
+        out += &format!("{:<10} {:>8} tokens/s\n", "prompt", grouped(rate as u64));
+    }
+    if let (Some(rate), Some(read)) = (speed.decoded, read) {
         out += &format!("{:<10} {:>8} tokens/s\n", "decoding", grouped(rate as u64));
+        if let Some(gbps) = speed.gbps() {
+            out += &format!(
+                "{:<10} {gbps:>8.1} GB/s of weights, {:.0} % of the {read:.1} GB/s at which memory is read\n",
+                "",
+                100.0 * gbps / read
+            );
+        }
     }
     out += "\n";
     for (part, ms) in parts {
@@ -209,12 +235,66 @@ fn train_flops(config: &Config, tokens: usize, lora: Option<&Lora>) -> f64 {
 /// Prompt for decoding.
 const START: [u32; 4] = [1, 2, 3, 4];
 
-/// Decodes greedily and returns tokens per second; `None` for 0 tokens.
-fn decode(model: &dyn Model, tokens: usize) -> anyhow::Result<Option<f64>> {
-    if tokens == 0 {
-        return Ok(None);
+/// Returns the model to decode with: the trained one, or another with quantized weights.
+fn model_to_decode(
+    args: &Args,
+    engine: Box<dyn Trainer>,
+    config: &Config,
+    options: Options,
+) -> anyhow::Result<Box<dyn Model>> {
+    match (args.quant, &args.model_checkpoint) {
+        (DecodeQuant::Auto, Some(path)) => {
+            drop(engine);
+            let mut loaded = decoding::load(path, None, args.quant, args.dtype)?;
+            loaded.checkpoint.config.block_size = config.block_size;
+            loaded.open(args.quant, options)
+        }
+        (DecodeQuant::Auto | DecodeQuant::As(Quant::None), _) => Ok(engine),
+        (DecodeQuant::As(quant), _) => {
+            let params = engine.read(Slot::Params).into_owned();
+            drop(engine);
+            Ok(device().open(config.clone(), params, Options { quant, ..options })?)
+        }
     }
+}
+
+/// Speed of a model that generates.
+#[derive(Default)]
+struct Speed {
+    /// Tokens per second of a prompt; `None` without one.
+    prompt: Option<f64>,
+    /// Tokens per second of decoding; `None` for 0 tokens.
+    decoded: Option<f64>,
+    /// Bytes of weights read for a token.
+    bytes: usize,
+}
+
+impl Speed {
+    /// Weights read while decoding, in GB/s, if their size is known.
+    fn gbps(&self) -> Option<f64> {
+        self.decoded.filter(|_| self.bytes > 0).map(|rate| rate * self.bytes as f64 / 1e9)
+    }
+}
+
+/// Reads a prompt, three times, of which the fastest counts, and decodes greedily.
+fn decode(model: &dyn Model, tokens: usize, prompt: usize) -> anyhow::Result<Speed> {
     let mut decoder = model.decoder(1)?;
+    let mut speed = Speed { bytes: decoder.weight_bytes(), ..Speed::default() };
+    if prompt > 0 {
+        let words: Vec<u32> = batch(model.config(), 1).inputs.into_iter().take(prompt).collect();
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            decoder.clear(0);
+            let start = Instant::now();
+            decoder.feed(&[Feed { sequence: 0, tokens: &words }])?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        decoder.clear(0);
+        speed.prompt = Some(words.len() as f64 / best);
+    }
+    if tokens == 0 {
+        return Ok(speed);
+    }
     decoder.feed(&[Feed { sequence: 0, tokens: &START }])?;
     let start = Instant::now();
     let mut token = 5;
@@ -223,7 +303,8 @@ fn decode(model: &dyn Model, tokens: usize) -> anyhow::Result<Option<f64>> {
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         token = best.unwrap_or_default() as u32;
     }
-    Ok(Some(tokens as f64 / start.elapsed().as_secs_f64()))
+    speed.decoded = Some(tokens as f64 / start.elapsed().as_secs_f64());
+    Ok(speed)
 }
 
 /// Peak resident memory of this process in bytes; `None` if `/proc/self/status` does not report it.

@@ -14,7 +14,6 @@ use ngen3_model::{Checkpoint, Variant};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 
-use crate::device::device;
 use crate::error_line::one_line;
 use crate::line_editor::{LineEditor, Typed, quoted};
 use crate::model::{self, CHECK_VARIANT, variant_help};
@@ -74,16 +73,17 @@ At a terminal, \\ at the end of a line continues the turn, and \"\"\" … \"\"\"
 pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.flags.sampling()?;
     let path = &args.model_checkpoint;
-    let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
-    let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
+    let loaded = args.flags.load(path, args.variant)?;
+    let Checkpoint { config, meta, .. } = &loaded.checkpoint;
+    let Some(tokenizer) = model::tokenizer(path, config, meta)? else {
         bail!("{}: no recorded tokenizer, so it cannot chat", path.display());
     };
     if meta.chat.is_none() {
         write_line("note: the model was not trained on conversations; its answers may make little sense");
     }
-    let encoder = ChatEncoder::new(tokenizer, meta.chat)?;
+    let encoder = ChatEncoder::new(tokenizer, meta.chat.clone())?;
     let block_size = config.block_size;
-    let engine = device().open(config, params, args.flags.options())?;
+    let engine = args.flags.open(loaded)?;
     let stop = interrupt::watch_for(&[SIGINT])?;
 
     let mut input = Input::open()?;

@@ -54,8 +54,8 @@ pub struct Args {
     /// Weight of the teacher's term in the loss, from 0 to 1 [default: 0.5]
     #[arg(long, value_name = "A")]
     alpha: Option<f32>,
-    /// Quantize the teacher's weights and activations: int8 (less memory, faster with AVX512-VNNI, slightly different
-    /// logits) or none [default: none]
+    /// Quantize the teacher: int8 (weights and activations; less memory, faster with AVX512-VNNI, slightly different logits),
+    /// int4 (weights only, as in sample --quant; for what such a model teaches, not faster) or none [default: none]
     #[arg(long, value_name = "KIND")]
     teacher_quant: Option<Quant>,
     /// Divergence in the loss: forward_kl (KL(p ‖ q)), reverse_kl (KL(q ‖ p), as in MiniLLM) or jensen_shannon

@@ -79,7 +79,7 @@ pub struct Args {
     /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
-    /// Evaluate each model a second time with weights quantized as in sample --quant: int8 or none
+    /// Evaluate each model a second time with weights quantized as in sample --quant: int8, int4 or none
     #[arg(long, value_name = "KIND", default_value = "none")]
     quant: Quant,
     #[command(flatten)]
@@ -147,8 +147,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let done = run.done;
     let models: Vec<_> = done.iter().map(|done| (done.name.as_str(), &done.report)).collect();
     let mut text = ngen3_eval::table(&models);
-    if args.quant == Quant::Int8 {
-        text.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1])));
+    if args.quant != Quant::None {
+        text.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1], args.quant)));
     }
     let written = args.out.as_deref().map_or(Ok(()), |out| write_results(&args, out, &done));
     let printed = stdout::print(&text);
@@ -220,7 +220,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Evaluates one model, with `--quant int8` a second time, and adds the results of its own weights to its checkpoint.
+    /// Evaluates one model, with `--quant` a second time, and adds the results of its own weights to its checkpoint.
     fn measure(&mut self, model: &Candidate) -> anyhow::Result<()> {
         let args = self.args;
         let Checkpoint { config, params, meta } = Checkpoint::load(&model.path)?;
@@ -232,11 +232,11 @@ impl Run<'_> {
             merge(&model.path, meta.iter_num, &plain.report, args.limit.is_some());
         }
         self.keep(plain)?;
-        if args.quant == Quant::Int8 {
+        if args.quant != Quant::None {
             let params = engine.read(Slot::Params).into_owned();
             drop(engine);
-            let mut engine = device().open(config, params, Options { quant: Quant::Int8, ..options })?;
-            let rounded = self.ask(model, Quant::Int8, &mut *engine, tokenizer.as_ref())?;
+            let mut engine = device().open(config, params, Options { quant: args.quant, ..options })?;
+            let rounded = self.ask(model, args.quant, &mut *engine, tokenizer.as_ref())?;
             self.keep(rounded)?;
         }
         Ok(())
@@ -265,7 +265,7 @@ impl Run<'_> {
         let rate = (items as f64 / seconds.max(1e-9)).round() as u64;
         let name = match quant {
             Quant::None => model.name.clone(),
-            Quant::Int8 => format!("{}-int8", model.name),
+            quant => format!("{}-{quant}", model.name),
         };
         write_line(&format!("{name}: {} in {seconds:.1} s ({}/s)", grouped_count(items, "item"), grouped(rate)));
         for note in report.notes() {
@@ -289,8 +289,8 @@ impl Run<'_> {
         json["eot_token_id"] = tokenizer.and_then(Tokenizer::eot).into();
         json["ngen3_version"] = env!("CARGO_PKG_VERSION").into();
         json["total_evaluation_time_seconds"] = format!("{seconds:.3}").into();
-        if quant == Quant::Int8 {
-            json["config"]["quant"] = "int8".into();
+        if quant != Quant::None {
+            json["config"]["quant"] = quant.to_string().into();
         }
         Ok(Done { name, report, json })
     }
@@ -317,14 +317,14 @@ fn write_results(args: &Args, out: &Path, done: &[Done]) -> anyhow::Result<()> {
 }
 
 /// Formats the perplexity before and after quantization as one line; `None` if it was not evaluated.
-fn cost(plain: &Done, rounded: &Done) -> Option<String> {
+fn cost(plain: &Done, rounded: &Done, quant: Quant) -> Option<String> {
     let perplexity = |done: &Done| {
         let mut values = done.report.measured.iter().flat_map(|one| &one.values);
         values.find(|value| value.metric == Metric::Perplexity).map(|value| value.value)
     };
     let (before, after) = (perplexity(plain)?, perplexity(rounded)?);
     let (name, percent) = (&plain.name, 100.0 * (after / before - 1.0));
-    Some(format!("{name}: perplexity {before:.4}, with int8 weights {after:.4} ({percent:+.2} %)\n"))
+    Some(format!("{name}: perplexity {before:.4}, with {quant} weights {after:.4} ({percent:+.2} %)\n"))
 }
 
 /// Adds results to a checkpoint that ngen3 wrote, unless `limited` or the file has changed since it was read. A failed write

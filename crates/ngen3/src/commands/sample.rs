@@ -11,7 +11,6 @@ use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
 
-use crate::device::device;
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
@@ -61,8 +60,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let prompt = read_prompt(&args)?;
 
     let path = &args.model_checkpoint;
-    let (_, Checkpoint { config, params, meta }) = model::load(path, args.variant)?;
-    let Some(tokenizer) = model::tokenizer(path, &config, &meta)? else {
+    let loaded = args.flags.load(path, args.variant)?;
+    let Checkpoint { config, meta, .. } = &loaded.checkpoint;
+    let Some(tokenizer) = model::tokenizer(path, config, meta)? else {
         bail!(
             "{}: no recorded tokenizer, and its vocabulary of {} tokens is not GPT-2's, so it cannot generate text",
             path.display(),
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     };
     let block_size = config.block_size;
-    let engine = device().open(config, params, args.flags.options())?;
+    let engine = args.flags.open(loaded)?;
 
     say_what_is_missing(&tokenizer, &prompt)?;
     let ids = encode(&tokenizer, &prompt)?;

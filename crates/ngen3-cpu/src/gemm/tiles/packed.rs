@@ -17,7 +17,7 @@ use ngen3_engine::{Error, Quant};
 pub struct Packed {
     outputs: usize,
     inputs: usize,
-    /// Rounding of the weight and of `x`: none beyond bf16, or int8.
+    /// Rounding of the weight and of `x`: none beyond bf16, also for weights that were rounded to int4 before, or int8.
     quant: Quant,
     /// Panels of [`NR`] outputs.
     panels: Buffer,
@@ -31,12 +31,12 @@ impl Packed {
     pub fn new(weight: Mat<'_>, quant: Quant) -> Result<Self, Error> {
         let (outputs, inputs) = (weight.n_rows(), weight.cols());
         let length = match quant {
-            Quant::None => packed_len::<2, NR>(outputs, inputs),
+            Quant::None | Quant::Int4 => packed_len::<2, NR>(outputs, inputs),
             Quant::Int8 => int8::PackedB::len(outputs, inputs),
         };
         let mut panels = Buffer::zeros(length, "the packed weight of a layer")?;
         match quant {
-            Quant::None => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
+            Quant::None | Quant::Int4 => pack::<2, NR>(weight, bytemuck::cast_slice_mut(&mut panels)),
             Quant::Int8 => {
                 int8::PackedB::lay_out(weight, &mut panels);
             }
@@ -61,7 +61,7 @@ impl Packed {
     }
 
     fn bf16(&self) -> &[u32] {
-        assert_eq!(self.quant, Quant::None, "int8 weights have forward products only");
+        assert_ne!(self.quant, Quant::Int8, "int8 weights have forward products only");
         bytemuck::cast_slice(&self.panels)
     }
 
@@ -87,7 +87,7 @@ impl Packed {
     pub fn product_onto(&self, y: MatMut<'_>, x: Mat<'_>, start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync) {
         assert_eq!(x.cols(), self.inputs, "columns of x: the layer's inputs");
         match self.quant {
-            Quant::None => matmul_onto::<2>(y, x, self.for_outputs(), start),
+            Quant::None | Quant::Int4 => matmul_onto::<2>(y, x, self.for_outputs(), start),
             Quant::Int8 => with_workspace(int8::PackedA::len(x.n_rows(), self.inputs), |workspace| {
                 let packed_a = int8::PackedA::lay_out(x, workspace);
                 int8::product_onto(y, packed_a, int8::PackedB::of(self.outputs, self.inputs, &self.panels), start);

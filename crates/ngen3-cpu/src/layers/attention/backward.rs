@@ -8,7 +8,7 @@ use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
 
 use super::operands::{along, along_or_same, down, down_or_same, panels, products_with_panels};
-use super::shape::{HeadDropout, Heads, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
+use super::shape::{HeadDropout, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
 use super::turns::Turns;
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
@@ -40,7 +40,7 @@ pub fn backward(
         Precision::F32 => Pass::run::<1>,
         Precision::Bf16 => Pass::run::<2>,
     };
-    for_each_task(shape, spans.len(), Heads::ByThreads, scratch, shape.scratch(1), |task, scratch| {
+    for_each_task(shape, spans.len(), scratch, shape.scratch(1), |task, scratch| {
         pass.turns.run(|| work(&pass, task, scratch));
     });
 }

@@ -4,7 +4,7 @@ use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp_and_sum, max, simd};
 
 use super::operands::{along, along_or_same, down, joined_rows, panels, products_with_panels};
-use super::shape::{HeadDropout, Heads, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
+use super::shape::{HeadDropout, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
 use crate::gemm::tiles::cells;
@@ -33,7 +33,7 @@ pub fn forward(
         Precision::F32 => Pass::run::<1>,
         Precision::Bf16 => Pass::run::<2>,
     };
-    for_each_task(shape, spans.len(), Heads::ByThreads, scratch, shape.scratch(1), |task, scratch| {
+    for_each_task(shape, spans.len(), scratch, shape.scratch(1), |task, scratch| {
         work(&pass, task, scratch);
     });
 }

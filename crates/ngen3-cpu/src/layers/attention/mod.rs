@@ -9,18 +9,20 @@
 //! of them, so that all threads have work), a few queries at a time, with the keys up to these queries only. The backward pass
 //! (`backward.rs`) recomputes the probabilities from `lse`, as FlashAttention does (Dao et al. 2022). A task first copies its
 //! operands from the widely spaced rows of `qkv` to scratch memory that stays in its cache, as cells of `P` elements
-//! (`gemm/tiles/`): pairs of bf16, or single f32. Scores, probabilities and sums are f32.
+//! (`gemm/tiles/`): pairs of bf16, or single f32. Scores, probabilities and sums are f32. Decoding attends to a key-value cache:
+//! prompts in the same way (`cached.rs`), single tokens by stretches of keys (`step.rs`).
 
 mod backward;
 mod cached;
 mod forward;
 mod operands;
 mod shape;
+mod step;
 #[cfg(test)]
 mod tests;
 mod turns;
 
 pub use backward::backward;
-pub use cached::{CachedSequence, cached, cached_scratch};
+pub use cached::{cached, cached_scratch};
 pub use forward::forward;
-pub use shape::{Shape, Span};
+pub use shape::{CachedSequence, Shape, Span};

@@ -23,6 +23,31 @@ pub struct Span {
     pub prefix: Range<usize>,
 }
 
+/// New tokens of one sequence in a pass, and the location of its keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedSequence {
+    /// Index of its first token in the pass.
+    pub start: usize,
+    /// Number of new tokens.
+    pub len: usize,
+    /// Number of tokens already in the cache.
+    pub before: usize,
+    /// Slot in the cache; slots of one block's keys and values follow one another.
+    pub slot: usize,
+}
+
+impl CachedSequence {
+    /// The new tokens' range in the pass.
+    pub fn tokens(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
+    /// Number of tokens in the cache, new ones included.
+    pub fn keys(&self) -> usize {
+        self.before + self.len
+    }
+}
+
 /// Sizes of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -116,33 +141,23 @@ pub struct Task {
     pub heads: Range<usize>,
 }
 
-/// Heads that tasks take.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Heads {
-    /// All that share a key head, which is read or packed once for them.
-    Shared,
-    /// One if there would be too few tasks for the threads otherwise.
-    ByThreads,
-}
-
 /// Tasks per thread that keep all threads busy to the end.
 const TASKS: usize = 4;
 
-/// Calls `work(task, scratch)` for the heads of all sequences, on as many threads as `scratch` has pieces of this length. Tasks
+/// Calls `work(task, scratch)` for the heads of all sequences, those that share a key head in one task, or one by one if there
+/// would be too few tasks for the threads otherwise, on as many threads as `scratch` has pieces of this length. Tasks
 /// start in the order of sequences and heads.
 ///
 /// The number of heads in a task depends on the number of threads; the bits of the results must not depend on it.
 pub fn for_each_task(
     shape: Shape,
     sequences: usize,
-    heads: Heads,
     scratch: &mut [f32],
     piece: usize,
     work: impl Fn(Task, &mut [f32]) + Sync,
 ) {
     let (groups, group) = (sequences * shape.n_kv_head, shape.group());
-    let shared = heads == Heads::Shared || groups >= TASKS * (scratch.len() / piece);
-    let heads = if shared { group } else { 1 };
+    let heads = if groups >= TASKS * (scratch.len() / piece) { group } else { 1 };
     let next = AtomicUsize::new(0);
     scratch.par_chunks_exact_mut(piece).for_each(|piece| {
         loop {

@@ -217,13 +217,13 @@ fn the_number_of_threads_does_not_change_the_bits() {
 #[test]
 fn cached_steps_equal_one_pass() {
     for (heads, head_width) in [([2, 2], 5), ([6, 2], 5), ([6, 1], 3), ([9, 3], 64), ([40, 1], 1)] {
-        let case = Case::new(heads, head_width, &[(90, None), (31, None)]);
+        let case = Case::new(heads, head_width, &[(300, None), (31, None)]);
         let (qkv, shape) = (case.qkv(), case.shape);
         let (expected, _) = case.run(F32, &qkv, None);
         let (row, width) = (shape.qkv_width(), shape.width());
         let mut cache = vec![f32::NAN; 2 * shape.longest * 2 * shape.kv_width()];
         let mut done = [0, 0];
-        for step in [[50, 1], [1, 25], [1, 1], [1, 1], [36, 1], [1, 2]] {
+        for step in [[50, 1], [1, 21], [1, 1], [1, 1], [36, 1], [38, 1], [1, 1], [130, 1], [1, 1], [40, 1], [1, 1]] {
             let (mut sequences, mut fed) = (Vec::new(), Vec::new());
             for (i, len) in step.into_iter().enumerate() {
                 // The sequences' slots are in the opposite order.
@@ -233,8 +233,8 @@ fn cached_steps_equal_one_pass() {
             }
             let tokens = fed.len() / row;
             let (mut out, mut lse) = (vec![f32::NAN; tokens * width], vec![f32::NAN; tokens * shape.n_head]);
-            let mut scratch = vec![f32::NAN; cached_scratch(shape, rayon::current_num_threads())];
-            cached(shape, &sequences, &fed, &mut cache, &mut out, &mut lse, &mut scratch);
+            let mut scratch = vec![f32::NAN; cached_scratch(shape, &sequences, rayon::current_num_threads())];
+            cached(F32, shape, &sequences, &fed, &mut cache, &mut out, &mut lse, &mut scratch);
             for (i, CachedSequence { start, len, .. }) in sequences.into_iter().enumerate() {
                 let first = case.spans[i].start + done[i];
                 let expected = &expected[first * width..(first + len) * width];
@@ -244,6 +244,6 @@ fn cached_steps_equal_one_pass() {
                 done[i] += len;
             }
         }
-        assert_eq!(done, [90, 31]);
+        assert_eq!(done, [300, 31]);
     }
 }

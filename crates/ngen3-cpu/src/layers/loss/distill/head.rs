@@ -21,7 +21,7 @@ impl Head {
     /// Length in f32 of the packed embeddings.
     pub fn wte_len<const P: usize>(self) -> usize {
         match self.quant {
-            Quant::None => packed_len::<P, MR>(self.vocab_size, self.width),
+            Quant::None | Quant::Int4 => packed_len::<P, MR>(self.vocab_size, self.width),
             Quant::Int8 => int8::PackedA::len(self.vocab_size, self.width),
         }
     }
@@ -29,7 +29,7 @@ impl Head {
     /// Length in f32 of the packed hidden states of `tokens` tokens.
     pub fn hidden_len<const P: usize>(self, tokens: usize) -> usize {
         match self.quant {
-            Quant::None => packed_len::<P, NR>(tokens, self.width),
+            Quant::None | Quant::Int4 => packed_len::<P, NR>(tokens, self.width),
             Quant::Int8 => int8::PackedB::len(tokens, self.width),
         }
     }
@@ -38,7 +38,7 @@ impl Head {
     pub fn lay_out_wte<const P: usize>(self, wte: &[f32], to: &mut [f32]) {
         let wte = Mat::new(wte, self.vocab_size, self.width);
         match self.quant {
-            Quant::None => pack::<P, MR>(wte, cast_slice_mut(to)),
+            Quant::None | Quant::Int4 => pack::<P, MR>(wte, cast_slice_mut(to)),
             Quant::Int8 => {
                 int8::PackedA::lay_out(wte, to);
             }
@@ -50,7 +50,7 @@ impl Head {
         let hidden = Mat::new(hidden, hidden.len() / self.width, self.width);
         let to = &mut to[..self.hidden_len::<P>(hidden.n_rows())];
         match self.quant {
-            Quant::None => pack::<P, NR>(hidden, cast_slice_mut(to)),
+            Quant::None | Quant::Int4 => pack::<P, NR>(hidden, cast_slice_mut(to)),
             Quant::Int8 => {
                 int8::PackedB::lay_out(hidden, to);
             }
@@ -61,7 +61,7 @@ impl Head {
     pub fn operands<'a, const P: usize>(self, wte: &'a [f32], hidden: &'a [f32], tiles: usize) -> Operands<'a> {
         let Self { width, vocab_size, quant } = self;
         match quant {
-            Quant::None => {
+            Quant::None | Quant::Int4 => {
                 Operands::Cells { words: cast_slice(wte), hidden: cast_slice(hidden), depth: cells::<P>(width) }
             }
             Quant::Int8 => Operands::Int8 {
