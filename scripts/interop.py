@@ -38,10 +38,11 @@ def report(what, good, detail):
 
 
 def ngen3(*words):
-    done = subprocess.run([args.ngen3, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([args.ngen3, *map(str, words)], capture_output=True)
     if done.returncode:
-        sys.exit(f"ngen3 {' '.join(map(str, words))}: {done.stderr.strip()}")
-    return done.stdout
+        sys.exit(f"ngen3 {' '.join(map(str, words))}: {done.stderr.decode().strip()}")
+    # Not as text, which would change the ends of lines.
+    return done.stdout.decode()
 
 
 def trace(tokens):
@@ -143,10 +144,10 @@ def check_llama_cpp(path, block, types):
         script.write(LLAMA)
         script.flush()
         done = subprocess.run(["node", script.name, path.resolve(), args.prompt, str(length), str(block)],
-                              cwd=args.llama_cpp, capture_output=True, text=True, timeout=300)
+                              cwd=args.llama_cpp, capture_output=True, timeout=300)
     if done.returncode:
-        return report("llama.cpp", False, done.stderr.strip()[-500:])
-    theirs = json.loads(done.stdout.splitlines()[-1])
+        return report("llama.cpp", False, done.stderr.decode().strip()[-500:])
+    theirs = json.loads(done.stdout.strip().split(b"\n")[-1])
     ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
                  "--dtype", "f32").removesuffix("\n")
     same = sum(ours.startswith(text) for text in theirs)
@@ -167,6 +168,10 @@ def check_gguf(path):
     config = AutoConfig.from_pretrained(args.folder, gguf_file=path.name)
     if field == "gpt2":
         config.n_positions = config.n_ctx  # transformers keeps GPT-2's default of 1024
+    elif field != "qwen2":
+        # transformers does not look for the biases of a file.
+        names = {tensor.name for tensor in reader.tensors}
+        config.attention_bias, config.mlp_bias = "blk.0.attn_q.bias" in names, "blk.0.ffn_up.bias" in names
     model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, config=config, dtype=torch.float32).eval()
     # Without --model, both read the same file.
     check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types) if args.model else 1e-4)

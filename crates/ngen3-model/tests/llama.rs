@@ -182,7 +182,7 @@ fn training_on_shorter_sequences_keeps_the_context() {
 
 #[test]
 fn a_head_of_its_own_that_is_missing_is_an_error() {
-    let model = models().remove(1);
+    let model = models().remove(2);
     let folder = tempfile::tempdir().unwrap();
     let hf = folder.path().join("hf");
     exported(&model, ExportFormat::Hf, &hf);
