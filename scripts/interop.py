@@ -3,15 +3,17 @@
     ngen3 export --model_path 7M_model.pt --output_dir exported_7M
     python scripts/interop.py exported_7M --model 7M_model.pt --ngen3 target/release/ngen3
 
-transformers opens FOLDER; ngen3 opens MODEL (default: FOLDER). FOLDER can be any GPT-2 folder, also one that transformers
-wrote, which checks the opposite direction. A GGUF file is opened with the gguf package, with transformers' GGUF reader, and,
-with --llama_cpp, with llama.cpp.
+transformers opens FOLDER; ngen3 opens MODEL (default: FOLDER, or the GGUF file in it). FOLDER can be any folder of GPT-2 or the
+Llama family, also one that transformers wrote, which checks the opposite direction. A GGUF file is opened with the gguf package,
+with transformers' GGUF reader, and, with --llama_cpp, with llama.cpp. interop_families.py makes tiny models of each family and
+runs this on them.
 
 Prints one line per check and exits with code 1 if any failed.
 Needs: pip install torch transformers safetensors (for GGUF files: gguf accelerate, and for llama.cpp: npm install node-llama-cpp)
 """
-import argparse, json, pathlib, struct, subprocess, sys, tempfile
+import argparse, json, os, pathlib, struct, subprocess, sys, tempfile
 
+os.environ["TQDM_DISABLE"] = "1"
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +28,7 @@ args = parser.parse_args()
 model_path = args.model or str(args.folder)
 failed = False
 # Largest accepted difference of a logit, by the dtype of the weights.
-TOLERANCE = {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1}
+TOLERANCE = {"F32": 1e-4, "F16": 2e-2, "BF16": 2e-1, "Q8_0": 2e-1, "Q4_0": 5.0}
 
 
 def report(what, good, detail):
@@ -36,10 +38,11 @@ def report(what, good, detail):
 
 
 def ngen3(*words):
-    done = subprocess.run([args.ngen3, *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run([args.ngen3, *map(str, words)], capture_output=True)
     if done.returncode:
-        sys.exit(f"ngen3 {' '.join(map(str, words))}: {done.stderr.strip()}")
-    return done.stdout
+        sys.exit(f"ngen3 {' '.join(map(str, words))}: {done.stderr.decode().strip()}")
+    # Not as text, which would change the ends of lines.
+    return done.stdout.decode()
 
 
 def trace(tokens):
@@ -53,7 +56,7 @@ def trace(tokens):
 
 def check_numbers(name, model, tolerance):
     """Compare loss, gradients and logits of one sequence of the full context length, in float32."""
-    block, vocab = model.config.n_positions, model.config.vocab_size
+    block, vocab = model.config.max_position_embeddings, model.config.vocab_size
     tokens = torch.randint(min(vocab, 65536), (block + 1,), generator=torch.Generator().manual_seed(1)).tolist()
     theirs = model(torch.tensor([tokens[:-1]])).logits[0]
     loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(tokens[1:]))
@@ -74,9 +77,9 @@ def check_numbers(name, model, tolerance):
 def check_text(model, tokenizer):
     """Compare up to 100 greedily decoded tokens."""
     ids = tokenizer(args.prompt, return_tensors="pt").input_ids
-    length = min(100, model.config.n_positions - ids.shape[1])
+    length = min(100, model.config.max_position_embeddings - ids.shape[1])
     if length <= 0:
-        return print(f"SKIPPED: greedy text (the prompt fills the context length of {model.config.n_positions})")
+        return print(f"SKIPPED: greedy text (the prompt fills the context length of {model.config.max_position_embeddings})")
     with torch.no_grad():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)[0]
     theirs = tokenizer.decode(made, skip_special_tokens=False).removesuffix("<|endoftext|>")
@@ -95,7 +98,8 @@ def check_tokenizer(tokenizer):
     if len(own["model"]["vocab"]) == 50257:
         wrong = [text for text, ids in cases if encode(text) != ids]
         report("token ids", not wrong, f"{len(cases) - len(wrong)} of {len(cases)} texts equal" + (f", first difference: {wrong[0]!r}" if wrong else ""))
-    text = "\n".join(text for text, _ in cases)
+    # tokenize refuses a file with NULs as binary.
+    text = "\n".join(text for text, _ in cases if "\0" not in text)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "nasty.txt")
         path.write_bytes(text.encode())
@@ -140,10 +144,10 @@ def check_llama_cpp(path, block, types):
         script.write(LLAMA)
         script.flush()
         done = subprocess.run(["node", script.name, path.resolve(), args.prompt, str(length), str(block)],
-                              cwd=args.llama_cpp, capture_output=True, text=True, timeout=300)
+                              cwd=args.llama_cpp, capture_output=True, timeout=300)
     if done.returncode:
-        return report("llama.cpp", False, done.stderr.strip()[-500:])
-    theirs = json.loads(done.stdout.splitlines()[-1])
+        return report("llama.cpp", False, done.stderr.decode().strip()[-500:])
+    theirs = json.loads(done.stdout.strip().split(b"\n")[-1])
     ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
                  "--dtype", "f32").removesuffix("\n")
     same = sum(ours.startswith(text) for text in theirs)
@@ -152,16 +156,25 @@ def check_llama_cpp(path, block, types):
 
 
 def check_gguf(path):
+    global model_path
     import gguf
+    model_path = args.model or str(path)
     reader = gguf.GGUFReader(path)
     types = sorted({tensor.tensor_type.name for tensor in reader.tensors})
     field = reader.fields["general.architecture"].contents()
-    report("gguf opens", field == "gpt2", f"architecture {field}, {len(reader.tensors)} tensors of {', '.join(types)}")
+    context = reader.fields[f"{field}.context_length"].contents()
+    report("gguf opens", field in gguf.MODEL_ARCH_NAMES.values(), f"architecture {field}, {len(reader.tensors)} tensors of {', '.join(types)}")
+    check_llama_cpp(path, context, types)
     config = AutoConfig.from_pretrained(args.folder, gguf_file=path.name)
-    config.n_positions = config.n_ctx  # transformers keeps GPT-2's default of 1024
+    if field == "gpt2":
+        config.n_positions = config.n_ctx  # transformers keeps GPT-2's default of 1024
+    elif field != "qwen2":
+        # transformers does not look for the biases of a file.
+        names = {tensor.name for tensor in reader.tensors}
+        config.attention_bias, config.mlp_bias = "blk.0.attn_q.bias" in names, "blk.0.ffn_up.bias" in names
     model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, config=config, dtype=torch.float32).eval()
-    check_llama_cpp(path, config.n_ctx, types)
-    check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types))
+    # Without --model, both read the same file.
+    check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types) if args.model else 1e-4)
 
 
 transformers.logging.set_verbosity_error()

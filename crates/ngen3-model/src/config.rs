@@ -110,9 +110,13 @@ pub struct Config {
     /// Rotary positions; `None` for learned ones, `wpe`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rope: Option<Rope>,
-    /// True if the projections to queries, keys and values have biases though others have none.
+    /// True if the projections to queries, keys and values have biases though others have none. In Llama and Qwen3, attention's
+    /// output projection then has one too.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qkv_bias: bool,
+    /// True if the MLP's projections have biases though others have none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mlp_bias: bool,
     /// True if each head's queries and keys are normalised (RMSNorm) before they are rotated.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qk_norm: bool,
@@ -181,6 +185,7 @@ impl Config {
             n_inner: None,
             rope: None,
             qkv_bias: false,
+            mlp_bias: false,
             qk_norm: false,
             tied: true,
         }
@@ -243,6 +248,11 @@ impl Config {
     /// Width of queries, keys and values together.
     pub fn qkv_width(&self) -> usize {
         self.q_width() + 2 * self.kv_width()
+    }
+
+    /// True if `qkv_bias` holds for attention's output projection too.
+    pub fn o_bias(&self) -> bool {
+        self.qkv_bias && matches!(self.family, Family::Llama | Family::Qwen3)
     }
 
     /// Width of the MLP's hidden layer after the activation.
@@ -323,6 +333,7 @@ impl Config {
                 (self.n_inner.is_some(), "n_inner"),
                 (self.rope.is_some(), "rope"),
                 (self.qkv_bias, "qkv_bias"),
+                (self.mlp_bias, "mlp_bias"),
                 (self.qk_norm, "qk_norm"),
                 (!self.tied, "tied"),
             ];
@@ -339,6 +350,13 @@ impl Config {
         ];
         if let Some((_, reason)) = missing.into_iter().find(|(missing, _)| *missing) {
             return Err(format!("{reason} in the family {family}"));
+        }
+        let odd = [
+            (self.qkv_bias && self.family == Family::Mistral, "qkv_bias"),
+            (self.mlp_bias && self.family != Family::Llama, "mlp_bias"),
+        ];
+        if let Some((_, name)) = odd.into_iter().find(|(odd, _)| *odd) {
+            return Err(format!("{name}: the family {family} has no such part"));
         }
         if !self.head_width().is_multiple_of(2) {
             return Err(format!("expected heads of an even width for rotary positions, got {}", self.head_width()));

@@ -34,6 +34,7 @@ fn models() -> Vec<Checkpoint> {
     };
     let configs = [
         Config { rope: rope(llama3), ..base.clone() },
+        Config { qkv_bias: true, mlp_bias: true, ..base.clone() },
         Config { family: Family::Mistral, tied: false, ..base.clone() },
         Config {
             family: Family::Qwen2,
@@ -50,7 +51,10 @@ fn models() -> Vec<Checkpoint> {
             chat: Some(chat),
             ..CheckpointMeta::default()
         };
-        Checkpoint { params: ParamList::new(&config).init(7), config, meta }
+        let mut params = ParamList::new(&config).init(7);
+        // Biases and norms start as one number.
+        (0..).zip(&mut params).for_each(|(i, value)| *value += (i % 97) as f32 / 100.0);
+        Checkpoint { params, config, meta }
     };
     configs.into_iter().map(model).collect()
 }
@@ -128,6 +132,44 @@ fn settings_of_yarn_that_llama_cpp_would_not_read_are_refused() {
 }
 
 #[test]
+fn biases_that_llama_cpp_would_not_read_are_refused() {
+    let config =
+        Config { family: Family::Qwen3, qk_norm: true, qkv_bias: true, ..Config::llama(1, 4, 2, 32, 48, 16, 11) };
+    let model = Checkpoint { params: ParamList::new(&config).init(7), config, meta: CheckpointMeta::default() };
+    let folder = tempfile::tempdir().unwrap();
+    exported(&model, ExportFormat::Hf, &folder.path().join("a"));
+    assert_eq!(Checkpoint::load(&folder.path().join("a")).unwrap().config, model.config);
+    let text = tokenizer();
+    let asked = Export {
+        name: "small",
+        checkpoint: &model,
+        tokenizer: Some(&text),
+        eot: None,
+        format: ExportFormat::Gguf,
+        dtype: ExportDtype::F32,
+        curve: &[],
+        loss_svg: None,
+    };
+    let error = export(&asked, &folder.path().join("b"), false).unwrap_err().to_string();
+    assert_eq!(error, "llama.cpp's qwen3 does not support biases of attention");
+}
+
+#[test]
+fn a_gguf_file_s_number_of_layers_does_not_decide_how_much_memory_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    exported(&models()[0], ExportFormat::Gguf, &folder.path().join("gguf"));
+    let path = folder.path().join("gguf/small-f32.gguf");
+    let mut bytes = fs::read(&path).unwrap();
+    let key = b"llama.block_count";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+    // After the type of the value.
+    bytes[at + 4..at + 8].copy_from_slice(&16_000_000u32.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let error = Checkpoint::load(&path).unwrap_err().to_string();
+    assert!(error.ends_with("21 tensors: too few for 16000000 layers"), "{error}");
+}
+
+#[test]
 fn training_on_shorter_sequences_keeps_the_context() {
     let model = models().remove(0);
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +182,7 @@ fn training_on_shorter_sequences_keeps_the_context() {
 
 #[test]
 fn a_head_of_its_own_that_is_missing_is_an_error() {
-    let model = models().remove(1);
+    let model = models().remove(2);
     let folder = tempfile::tempdir().unwrap();
     let hf = folder.path().join("hf");
     exported(&model, ExportFormat::Hf, &hf);

@@ -32,7 +32,7 @@ pub use objectives::teacher_cache::TeacherCache;
 pub use objectives::token_objective::{TokenObjective, check_reads};
 pub use prepare::job::{DataInfo, InitialWeights, Job};
 pub use prepare::memory::check_fits;
-pub use prepare::resolve::{Moments, Resolved};
+pub use prepare::resolve::{LONGEST_SEQUENCE, Moments, Resolved};
 pub use prepare::spec::{RunSpec, StartFrom};
 pub use reference::{Reference, ReferenceReport, default_reference, read_reference};
 pub use run::{Outcome, Progress, StepReport};

@@ -356,6 +356,7 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
             "holds thesis.txt, which is not part of an export",
         ),
         ("export --model_path a.pt --output_dir b --dtype q8_0", 1, "the hf format does not support q8_0"),
+        ("export --model_path a.pt --output_dir b --dtype q4_0", 1, "the hf format does not support q4_0"),
         (
             "export --model_path a.pt --output_dir b --variant 7M",
             1,
@@ -389,7 +390,10 @@ fn what_cannot_be_exported_or_imported_is_said_in_one_line() {
     let (_, error) = texts(&output, 1);
     assert!(error.contains("nobody/nothing: no such file or folder, and not found on the hub"), "{error}");
     for (line, reason) in [
-        ("export --model_path a.pt --output_dir b --dtype f64", "expected f32, bf16, f16 or q8_0"),
+        (
+            "export --model_path a.pt --output_dir b --dtype f64",
+            "expected f32, bf16, f16, or for GGUF also q8_0 or q4_0",
+        ),
         ("export --model_path a.pt --output_dir b --format onnx", "expected hf or gguf"),
     ] {
         let output = ngen3(folder.path(), line).output().unwrap();

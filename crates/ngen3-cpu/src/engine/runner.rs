@@ -40,9 +40,8 @@ impl Runner {
         let keep = Checkpointing::of(options);
         let rotary = config.rope.map(|rope| {
             let (frequencies, factor) = rope.frequencies(config.head_width());
-            pool.install(|| Rotary::new(&frequencies, factor, config.block_size))
+            Rotary::new(frequencies, factor)
         });
-        let rotary = rotary.transpose()?;
         let (adapters, packed, stored) = (None, None, None);
         let mut model = Weights { config, list, precision, keep, params, adapters, packed, rotary, stored };
         pool.install(|| model.round(options.quant));

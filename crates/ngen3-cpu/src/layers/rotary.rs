@@ -5,57 +5,71 @@
 //! by p·inv_freq[i]:  a' = a·cos − b·sin,  b' = b·cos + a·sin.  `qkv`: [tokens, row], whose first heads, queries and keys, are
 //! turned in place; the rest, the values, is not touched. Nothing is saved: the backward pass turns the gradients back.
 
-use ngen3_engine::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use ngen3_simd::simd;
 use rayon::prelude::*;
 
-use crate::base::memory::Buffer;
 use crate::base::profile::{Part, timed};
 
 /// Rows per task.
 const ROWS: usize = 32;
+/// Fewest positions in the table.
+const FIRST: usize = 256;
 
 /// Cosines and sines of all angles.
 #[derive(Debug)]
 pub struct Rotary {
-    /// Pairs of a head, head_width/2.
-    pairs: usize,
-    /// `[positions, 2, pairs]`: the cosines of a position, then its sines, times the attention factor.
-    table: Buffer,
+    /// Radians per position of each pair, `[pairs]`; pairs = head_width/2.
+    inv_freq: Vec<f32>,
+    attention_factor: f32,
+    /// `[positions, 2, pairs]`: the cosines of a position, then its sines, times the attention factor. It grows with the positions
+    /// in use, since a model's context may be far longer than any text that it sees.
+    table: Mutex<Arc<Vec<f32>>>,
 }
 
 impl Rotary {
-    /// Computes the table for positions 0 to `positions` − 1. `inv_freq`: `[head_width/2]`, radians per position.
-    /// `attention_factor` scales queries and keys (YaRN, Peng et al. 2023); 1 otherwise.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if the table does not fit in memory.
-    pub fn new(inv_freq: &[f32], attention_factor: f32, positions: usize) -> Result<Self, Error> {
-        let pairs = inv_freq.len();
-        let mut table = Buffer::zeros(positions.saturating_mul(2 * pairs), "the table of rotary positions")?;
-        table.par_chunks_mut((2 * pairs).max(1)).enumerate().for_each(|(position, row)| {
-            let (cos, sin) = row.split_at_mut(pairs);
-            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(inv_freq) {
-                // Models are trained with angles rounded to f32, so the same rounding matters far from the start.
-                let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-                (*cos, *sin) = (c as f32 * attention_factor, s as f32 * attention_factor);
-            }
-        });
-        Ok(Self { pairs, table })
+    /// `inv_freq`: `[head_width/2]`, radians per position. `attention_factor` scales queries and keys (YaRN, Peng et al. 2023); 1
+    /// otherwise.
+    pub fn new(inv_freq: Vec<f32>, attention_factor: f32) -> Self {
+        Self { inv_freq, attention_factor, table: Mutex::default() }
+    }
+
+    /// Returns a table that holds these positions.
+    fn table(&self, positions: &[u32]) -> Arc<Vec<f32>> {
+        let current = || self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = 2 * self.inv_freq.len();
+        let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        let table = Arc::clone(&current());
+        if needed * row <= table.len() {
+            return table;
+        }
+        let (known, mut grown) = (table.len(), table.to_vec());
+        grown.resize(needed.next_power_of_two().max(FIRST) * row, 0.0);
+        let new = grown[known..].par_chunks_mut(row).enumerate();
+        new.for_each(|(index, angles)| self.angles(known / row + index, angles));
+        let grown = Arc::new(grown);
+        // The lock is not held while other threads work.
+        *current() = Arc::clone(&grown);
+        grown
+    }
+
+    /// Computes the cosines and sines of a position, `[2, pairs]`.
+    fn angles(&self, position: usize, out: &mut [f32]) {
+        let (cos, sin) = out.split_at_mut(self.inv_freq.len());
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
+            // Models are trained with angles rounded to f32, so the same rounding matters far from the start.
+            let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+            (*cos, *sin) = (c as f32 * self.attention_factor, s as f32 * self.attention_factor);
+        }
     }
 
     /// Turns the first `heads` heads of each row of `qkv`, whose tokens have these positions, in place.
-    ///
-    /// # Panics
-    /// If a position is outside the table.
     pub fn forward(&self, positions: &[u32], heads: usize, qkv: &mut [f32]) {
         self.turn(positions, heads, qkv, 1.0);
     }
 
     /// Replaces the gradients of [`Rotary::forward`]'s outputs in `dqkv` by those of its inputs.
-    ///
-    /// # Panics
-    /// If a position is outside the table.
     pub fn backward(&self, positions: &[u32], heads: usize, dqkv: &mut [f32]) {
         self.turn(positions, heads, dqkv, -1.0);
     }
@@ -63,10 +77,11 @@ impl Rotary {
     /// `direction`: 1 forward, −1 back. The transpose of a rotation is the rotation back.
     fn turn(&self, positions: &[u32], heads: usize, qkv: &mut [f32], direction: f32) {
         let _timed = timed(Part::Attention);
-        if positions.is_empty() || self.pairs == 0 {
+        let pairs = self.inv_freq.len();
+        if positions.is_empty() || pairs == 0 {
             return;
         }
-        let (pairs, row, table) = (self.pairs, qkv.len() / positions.len(), &*self.table);
+        let (row, table) = (qkv.len() / positions.len(), self.table(positions));
         qkv.par_chunks_mut(ROWS * row).zip(positions.par_chunks(ROWS)).for_each(|(qkv, positions)| {
             simd(
                 #[inline(always)]
@@ -102,7 +117,7 @@ mod tests {
         // Tokens, pairs, heads, columns after them, factor.
         for (tokens, pairs, heads, rest, factor) in [(5, 4, 3, 8, 1.0), (1, 1, 1, 0, 1.0), (70, 17, 2, 5, 1.3)] {
             let inv_freq = inv_freq(pairs);
-            let rotary = Rotary::new(&inv_freq, factor, 2 * tokens + 3).expect("little memory");
+            let rotary = Rotary::new(inv_freq.clone(), factor);
             // Out of order and repeated, as in several sequences.
             let positions: Vec<u32> = (0..tokens).map(|t| ((t * 7 + 2) % (2 * tokens + 3)) as u32).collect();
             let row = heads * 2 * pairs + rest;
@@ -134,8 +149,22 @@ mod tests {
     }
 
     #[test]
+    fn the_table_grows_with_the_positions_in_use() {
+        let rotary = Rotary::new(inv_freq(3), 1.0);
+        let turned = |rotary: &Rotary, position: u32| {
+            let mut row = random(6, 1);
+            rotary.forward(&[position], 1, &mut row);
+            row
+        };
+        let positions = [0, FIRST as u32 - 1, FIRST as u32, 70_000, 5];
+        let found = positions.map(|position| turned(&rotary, position));
+        assert_eq!(rotary.table(&[1]).len(), 6 * 131_072);
+        assert_eq!(found, positions.map(|position| turned(&Rotary::new(inv_freq(3), 1.0), position)));
+    }
+
+    #[test]
     fn scores_depend_on_the_distance_alone() {
-        let (pairs, rotary) = (32, Rotary::new(&inv_freq(32), 1.0, 2_000).expect("little memory"));
+        let (pairs, rotary) = (32, Rotary::new(inv_freq(32), 1.0));
         let score = |query: u32, key: u32| {
             let mut both = random(4 * pairs, 1);
             rotary.forward(&[query, key], 1, &mut both);

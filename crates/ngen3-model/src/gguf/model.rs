@@ -37,6 +37,11 @@ pub(crate) fn read(
 ) -> Result<(Checkpoint, Vec<Option<StoredWeight>>), Error> {
     let mut file = Gguf::open(path)?;
     let config = config(&mut file)?;
+    // As in `state_dict::read_params`: the file's number of layers cannot be trusted yet.
+    if config.n_layer > file.tensors().len() {
+        let (tensors, layers) = (count(file.tensors().len(), "tensor"), count(config.n_layer, "layer"));
+        return Err(file.error(format!("{tensors}: too few for {layers}")));
+    }
     let list = ParamList::new(&config);
     check_tensors(&file, &config, &list)?;
     let Tokenizer { tokenizer, chat, notes, .. } = match tokenizer(&file)? {
@@ -59,7 +64,7 @@ pub(crate) fn read(
         }
         stored.push(match is_interleaved(param) {
             true => {
-                uninterleave(values, head, config.n_embd);
+                uninterleave(values, head, param.shape.get(1).copied().unwrap_or(1));
                 weight.map(|mut weight| {
                     let row = weight.bytes.len() / param.shape[0];
                     uninterleave(&mut weight.bytes, head, row);
@@ -136,10 +141,12 @@ fn config(file: &mut Gguf) -> Result<Config, Error> {
         if head != size_of("attention.value_length")? {
             return Err(file.error(format!("{}: expected the width of the keys", key("attention.value_length"))));
         }
+        let has = |role| file.tensor(&gguf(family).name(role, Some(0))).is_some();
         Config {
             family,
             tied: file.tensor(&gguf(family).name(Role::LmHeadWeight, None)).is_none(),
-            qkv_bias: family == Family::Qwen2,
+            qkv_bias: family == Family::Qwen2 || has(Role::QProjBias),
+            mlp_bias: has(Role::GateProjBias),
             qk_norm: family == Family::Qwen3,
             head_dim: head.filter(|&head| n_embd != head.saturating_mul(n_head)),
             ..Config::llama(
@@ -198,9 +205,10 @@ fn scaling(file: &mut Gguf, key: &dyn Fn(&str) -> String, theta: f64, config: &C
 
 /// Recognises Llama 3.1's scaling by the divisors that it gives, which are all that the file holds.
 fn frequency_factors(file: &mut Gguf, theta: f64, config: &Config) -> Result<RopeScaling, Error> {
-    let pairs = config.head_width() / 2;
-    if file.tensor(FREQUENCY_FACTORS).is_none() {
-        return Ok(RopeScaling::Default);
+    let Some(tensor) = file.tensor(FREQUENCY_FACTORS) else { return Ok(RopeScaling::Default) };
+    let (pairs, found) = (config.head_width() / 2, tensor.elements());
+    if found != pairs {
+        return Err(file.error(format!("tensor {FREQUENCY_FACTORS}: expected {pairs} elements, got {found}")));
     }
     let mut divisors = vec![0.0; pairs];
     file.read_f32(FREQUENCY_FACTORS, &mut divisors)?;
@@ -225,10 +233,6 @@ fn frequency_factors(file: &mut Gguf, theta: f64, config: &Config) -> Result<Rop
 /// Checks that the file has the tensors of the model and no others.
 fn check_tensors(file: &Gguf, config: &Config, list: &ParamList) -> Result<(), Error> {
     let names = gguf(config.family);
-    if list.iter().count() > file.tensors().len() {
-        let (tensors, layers) = (count(file.tensors().len(), "tensor"), count(config.n_layer, "layer"));
-        return Err(file.error(format!("{tensors}: too few for {layers}")));
-    }
     let mut known: Vec<String> = Vec::new();
     for param in list {
         let name = names.name(param.role, param.layer);
@@ -290,7 +294,7 @@ fn reorder<T: Copy>(weight: &mut [T], head_width: usize, inputs: usize, from: im
 /// Returns true if llama.cpp has the parameter's rows as pairs of neighbours.
 pub(crate) fn is_interleaved(param: &Param) -> bool {
     let llama = matches!(param.family, Family::Llama | Family::Mistral);
-    llama && matches!(param.role, Role::QProjWeight | Role::KProjWeight)
+    llama && matches!(param.role, Role::QProjWeight | Role::KProjWeight | Role::QProjBias | Role::KProjBias)
 }
 
 #[cfg(test)]

@@ -33,22 +33,6 @@ const SPACE: &str = "\u{2581}";
 pub struct Tokenizer {
     /// The tokenizer, with the roles of its special tokens.
     pub tokenizer: TokenizerRef,
-    /// Number of ids in the vocabulary, unused ones included: the number of rows of the model's embedding.
-    pub vocab_size: usize,
-    /// Id of the token that begins a text.
-    pub bos: Option<u32>,
-    /// Id of the token that ends the model's answer: the end of a turn in chat models, else of a document.
-    pub eos: Option<u32>,
-    /// Id of a second token that ends the model's answer.
-    pub eot: Option<u32>,
-    /// Id of the token for padding.
-    pub padding: Option<u32>,
-    /// True if every text begins with `bos`.
-    pub add_bos: bool,
-    /// True if every text ends with `eos`.
-    pub add_eos: bool,
-    /// True if a space is put before every text.
-    pub add_space_prefix: bool,
     /// Chat template with its special tokens.
     pub chat: Option<ChatFormat>,
     /// Assumptions and omissions, a line each.
@@ -86,7 +70,6 @@ pub fn tokenizer(file: &Gguf) -> Result<Option<Tokenizer>, Error> {
     let flag = |key: &str, default| Ok(file.flag(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default));
     let add_bos = flag("add_bos_token", add_bos)? && special.bos.is_some();
     let add_eos = flag("add_eos_token", false)? && special.eos.is_some();
-    let add_space_prefix = flag("add_space_prefix", !byte_level)?;
 
     let text = |id: Option<u32>| id.and_then(|id| vocab.tokens.get(id as usize)).map(str::to_owned);
     let (bos, eos) = (text(special.bos), text(special.eos));
@@ -109,21 +92,7 @@ pub fn tokenizer(file: &Gguf) -> Result<Option<Tokenizer>, Error> {
     {
         return Err(too_large(file));
     }
-    let Special { bos, eos, eot, padding, .. } = special;
-    let vocab_size = vocab.tokens.len();
-    Ok(Some(Tokenizer {
-        tokenizer,
-        vocab_size,
-        bos,
-        eos,
-        eot,
-        padding,
-        add_bos,
-        add_eos,
-        add_space_prefix,
-        chat,
-        notes,
-    }))
+    Ok(Some(Tokenizer { tokenizer, chat, notes }))
 }
 
 fn too_large(file: &Gguf) -> Error {
@@ -230,7 +199,6 @@ struct Special {
     eos: Option<u32>,
     eot: Option<u32>,
     unknown: Option<u32>,
-    padding: Option<u32>,
 }
 
 impl Special {
@@ -261,7 +229,6 @@ impl Special {
             bos: id("bos", Some(1))?,
             eos: id("eos", Some(2))?,
             eot: id("eot", None)?,
-            padding: id("padding", None)?,
         })
     }
 

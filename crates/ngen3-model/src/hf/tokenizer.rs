@@ -113,6 +113,10 @@ fn read_older(folder: &Path) -> Result<Option<Value>, Error> {
 
 /// Returns true if a tokenizer.json is GPT-2's: its vocabulary, its merges, its rules.
 pub(crate) fn is_gpt2(file: &Value) -> bool {
+    // The rest is slow.
+    if file["model"]["vocab"].as_object().is_none_or(|vocab| vocab.len() + 1 < GPT2_VOCAB_SIZE) {
+        return false;
+    }
     let Some(lists) = ByteLevel::of(file).filter(|lists| lists.tokens.len() == GPT2_VOCAB_SIZE) else { return false };
     let tokens: Vec<&str> = lists.tokens.iter().filter_map(|token| Some(token.as_ref()?.text)).collect();
     let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);

@@ -222,7 +222,7 @@ impl ParamList {
                     ln_2_weight: add(&[Role::Ln2Weight]),
                     ln_2_bias: add(&[Role::Ln2Bias]),
                     c_fc_weight: add(&[Role::CFcWeight, Role::GateProjWeight, Role::UpProjWeight]),
-                    c_fc_bias: add(&[Role::CFcBias]),
+                    c_fc_bias: add(&[Role::CFcBias, Role::GateProjBias, Role::UpProjBias]),
                     mlp_c_proj_weight: add(&[Role::MlpCProjWeight]),
                     mlp_c_proj_bias: add(&[Role::MlpCProjBias]),
                 }

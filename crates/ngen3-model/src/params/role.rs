@@ -50,6 +50,10 @@ pub enum Role {
     UpProjWeight,
     /// Bias of the MLP's input projection.
     CFcBias,
+    /// Bias of the gate.
+    GateProjBias,
+    /// Bias of the projection that SwiGLU multiplies.
+    UpProjBias,
     /// Output projection of the MLP.
     MlpCProjWeight,
     /// Bias of the MLP's output projection.
@@ -64,7 +68,7 @@ pub enum Role {
 
 impl Role {
     /// All roles, in the order of the flat array; those of a block repeat for each layer.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Wte,
         Self::Wpe,
         Self::Ln1Weight,
@@ -87,6 +91,8 @@ impl Role {
         Self::GateProjWeight,
         Self::UpProjWeight,
         Self::CFcBias,
+        Self::GateProjBias,
+        Self::UpProjBias,
         Self::MlpCProjWeight,
         Self::MlpCProjBias,
         Self::LnFWeight,
@@ -105,18 +111,18 @@ impl Role {
             Self::Wte
             | Self::Ln1Weight
             | Self::AttnCProjWeight
+            | Self::AttnCProjBias
             | Self::Ln2Weight
             | Self::MlpCProjWeight
+            | Self::MlpCProjBias
             | Self::LnFWeight => true,
             Self::Wpe
             | Self::Ln1Bias
             | Self::CAttnWeight
             | Self::CAttnBias
-            | Self::AttnCProjBias
             | Self::Ln2Bias
             | Self::CFcWeight
             | Self::CFcBias
-            | Self::MlpCProjBias
             | Self::LnFBias => family == Family::Gpt2,
             Self::QProjWeight
             | Self::KProjWeight
@@ -128,6 +134,8 @@ impl Role {
             | Self::KNormWeight
             | Self::GateProjWeight
             | Self::UpProjWeight
+            | Self::GateProjBias
+            | Self::UpProjBias
             | Self::LmHeadWeight => family != Family::Gpt2,
         }
     }
@@ -137,6 +145,9 @@ impl Role {
         self.is_of(config.family)
             && match self {
                 Self::QProjBias | Self::KProjBias | Self::VProjBias => config.qkv_bias,
+                Self::AttnCProjBias => config.bias || config.o_bias(),
+                Self::GateProjBias | Self::UpProjBias => config.mlp_bias,
+                Self::MlpCProjBias => config.bias || config.mlp_bias,
                 Self::QNormWeight | Self::KNormWeight => config.qk_norm,
                 Self::LmHeadWeight => !config.tied,
                 _ => config.bias || !self.is_bias(),
@@ -167,6 +178,7 @@ impl Role {
             Self::KProjBias | Self::VProjBias => (config.kv_width(), None),
             Self::QNormWeight | Self::KNormWeight => (config.head_width(), None),
             Self::CFcBias => (config.fc_width(), None),
+            Self::GateProjBias | Self::UpProjBias => (config.inner_width(), None),
             Self::Ln1Weight | Self::Ln1Bias | Self::Ln2Weight | Self::Ln2Bias | Self::LnFWeight | Self::LnFBias => {
                 (c, None)
             }
@@ -186,6 +198,8 @@ impl Role {
                 | Self::AttnCProjBias
                 | Self::Ln2Bias
                 | Self::CFcBias
+                | Self::GateProjBias
+                | Self::UpProjBias
                 | Self::MlpCProjBias
                 | Self::LnFBias
         )

@@ -86,6 +86,7 @@ fn parse(bytes: &[u8]) -> Gguf {
         let len = match kind {
             0 => 4 * elements,
             1 | 30 => 2 * elements,
+            2 => elements / 32 * 18,
             8 => elements / 32 * 34,
             other => panic!("{name} is of the type {other}"),
         };
@@ -228,6 +229,43 @@ fn smaller_types_are_for_matrices_only() {
     let narrow = Checkpoint::load(&fixture("tokenizer")).unwrap();
     let found = exported(&narrow, ExportDtype::Q8_0).unwrap();
     assert_eq!(found.tensors["token_embd.weight"].1, 1);
+}
+
+#[test]
+fn q4_0_keeps_more_bits_of_the_embedding_and_reads_back() {
+    let config = Config::new(1, 2, 32, 8, 304);
+    let params = ParamList::new(&config).init(3);
+    let checkpoint = Checkpoint { config: config.clone(), params, meta: Default::default() };
+    let found = exported(&checkpoint, ExportDtype::Q4_0).unwrap();
+    assert_eq!(found.values["general.file_type"], Value::U32(2));
+    for (name, (dims, found, _)) in &found.tensors {
+        let expected = match name.as_str() {
+            "token_embd.weight" => 8,
+            "position_embd.weight" => 0,
+            _ if dims.len() == 1 => 0,
+            _ => 2,
+        };
+        assert_eq!(*found, expected, "{name}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = fs::read_to_string(fixture("tokenizer").join("tokenizer.json")).unwrap();
+    let whole = Export {
+        format: ExportFormat::Gguf,
+        dtype: ExportDtype::Q4_0,
+        tokenizer: Some(&tokenizer),
+        ..plain(&checkpoint)
+    };
+    export(&whole, &folder.path().join("a"), false).unwrap();
+    let path = folder.path().join("a/small-q4_0.gguf");
+    let read = Checkpoint::load(&path).unwrap();
+    assert_eq!(read.config, config);
+    // Within the scale of a block, an eighth of its largest magnitude.
+    let range = ParamList::new(&config).blocks[0].mlp_c_proj_weight.clone();
+    for (read, exact) in read.params[range.clone()].chunks(32).zip(checkpoint.params[range].chunks(32)) {
+        let largest = exact.iter().fold(0f32, |max, value| max.max(value.abs()));
+        assert!(read.iter().zip(exact).all(|(read, exact)| (read - exact).abs() <= 1.01 * largest / 8.0));
+    }
 }
 
 #[test]

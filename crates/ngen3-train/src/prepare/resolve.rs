@@ -20,7 +20,7 @@ use crate::{Error, Overrides, RunPaths, TrainSettings};
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
 
 /// Tokens per sequence when a model with a longer context is trained further, unless asked otherwise.
-const LONGEST: usize = 1024;
+pub const LONGEST_SEQUENCE: usize = 1024;
 
 /// A run with final shape, settings and weights.
 #[derive(Debug)]
@@ -178,13 +178,13 @@ impl Resolved {
         if config.rope.is_some()
             && wanted.block_size.is_none()
             && shape.block_size.is_none()
-            && config.block_size > LONGEST
+            && config.block_size > LONGEST_SEQUENCE
         {
             let context = config.block_size;
-            config.block_size = LONGEST;
+            config.block_size = LONGEST_SEQUENCE;
             notes.push(format!(
                 "training on sequences of {} of the model's {}; --block_size sets another length",
-                grouped(LONGEST as u64),
+                grouped(LONGEST_SEQUENCE as u64),
                 grouped_count(context as u64, "token")
             ));
         }

@@ -7,7 +7,7 @@ use anyhow::bail;
 use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Quant, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
-use ngen3_train::check_fits;
+use ngen3_train::{LONGEST_SEQUENCE, check_fits};
 use serde_json::json;
 
 use crate::decoding::{self, DecodeQuant};
@@ -78,9 +78,6 @@ Examples:
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --steps 1 --quant int4";
 
-/// Tokens per sequence of models with a longer context.
-const LONGEST: usize = 1024;
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
@@ -96,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if params.is_some() && config.rope.is_none() && args.block_size.is_some_and(|n| n as usize != config.block_size) {
         bail!("--block_size: expected {}, since this model has learned positions", config.block_size);
     }
-    config.block_size = args.block_size.map_or(config.block_size.min(LONGEST), |n| n as usize);
+    config.block_size = args.block_size.map_or(config.block_size.min(LONGEST_SEQUENCE), |n| n as usize);
     let params = params.unwrap_or_else(|| ParamList::new(&config).init(0));
     let own_rows = if args.model_checkpoint.is_some() { 4 } else { args.variant.recipe.batch_size };
     let rows = args.batch_size.map_or(own_rows, usize::from);

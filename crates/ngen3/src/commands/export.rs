@@ -37,7 +37,7 @@ pub struct Args {
     /// Format: hf or gguf
     #[arg(long, value_name = "FORMAT", default_value = "hf")]
     format: ExportFormat,
-    /// Type of the stored weights: f32, bf16, f16, or q8_0 (gguf only)
+    /// Type of the stored weights: f32, bf16, f16; with gguf also q8_0 and q4_0 (8 and 4 bits)
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: ExportDtype,
     /// Replace an existing export in the folder

@@ -67,6 +67,7 @@ pub fn cases() -> Vec<Case> {
     let without_biases = Config { bias: false, ..Config::new(2, 3, 12, 40, 97) };
     let passes = Config::new(1, 2, 8, 64, 53);
     let llama = Config::llama(2, 6, 2, 36, 21, 40, 97);
+    let llama_biases = Config { qkv_bias: true, mlp_bias: true, ..Config::llama(2, 3, 3, 30, 17, 20, 61) };
     let yarn = RopeScaling::Yarn {
         factor: 4.0,
         original_max_position_embeddings: 10,
@@ -104,6 +105,7 @@ pub fn cases() -> Vec<Case> {
         case("exact GELU, large epsilon, dropout", &exact_gelu, batch(&exact_gelu, &[33, 20, 7], 5, 6), 0.1),
         case("no biases", &without_biases, batch(&without_biases, &[40, 9], 4, 11), 0.1),
         case("Llama, dropout", &llama, batch(&llama, &[40, 1, 17], 3, 12), 0.2),
+        case("Llama with biases", &llama_biases, batch(&llama_biases, &[20, 11], 3, 15), 0.1),
         case("Qwen2, own head, several tiles", &qwen2, batch(&qwen2, &[70, 69], all, 13), 0.0),
         case("Qwen3, heads wider than the model", &qwen3, batch(&qwen3, &[33, 9], 4, 14), 0.1),
         case("several passes, dropout", &passes, batch(&passes, &[61; 42], 7, 7), 0.3),

@@ -9,17 +9,25 @@ use crate::{Config, Family, Rope, RopeScaling};
 pub(super) fn parse(file: &Entries, family: Family) -> Result<Config, String> {
     let name = class(family);
     file.check_architectures(&[&format!("{name}ForCausalLM"), &format!("{name}Model")])?;
-    file.check_harmless(&[
-        ("hidden_act", json!("silu")),
-        ("mlp_bias", json!(false)),
-        ("attention_bias", json!(family == Family::Qwen2)),
-        ("partial_rotary_factor", json!(1.0)),
-    ])?;
+    file.check_harmless(&[("hidden_act", json!("silu")), ("partial_rotary_factor", json!(1.0))])?;
+    // Biases that the family's class in `transformers` always has, or never.
+    let attention_bias = match family {
+        Family::Llama | Family::Qwen3 => file.flag("attention_bias", false)?,
+        _ => {
+            let always = family == Family::Qwen2;
+            file.check_harmless(&[("attention_bias", json!(always))])?;
+            always
+        }
+    };
+    if family != Family::Llama {
+        file.check_harmless(&[("mlp_bias", json!(false))])?;
+    }
     let size = |name: &str| file.size_of(&[name])?.ok_or_else(|| format!("missing {name}"));
     let n_head = size("num_attention_heads")?;
     let mut config = Config {
         family,
-        qkv_bias: family == Family::Qwen2,
+        qkv_bias: attention_bias,
+        mlp_bias: file.flag("mlp_bias", false)?,
         qk_norm: family == Family::Qwen3,
         tied: file.flag("tie_word_embeddings", false)?,
         layer_norm_epsilon: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
@@ -144,7 +152,7 @@ pub(super) fn write(config: &Config, eot: Option<u32>, dropout: f64, dtype: &str
         "initializer_range": 0.02,
         "intermediate_size": config.inner_width(),
         "max_position_embeddings": rope.context,
-        "mlp_bias": false,
+        "mlp_bias": config.mlp_bias,
         "model_type": config.family.model_type(),
         "num_attention_heads": config.n_head,
         "num_hidden_layers": config.n_layer,

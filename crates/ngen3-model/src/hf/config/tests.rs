@@ -127,6 +127,25 @@ mod llama_entries {
     }
 
     #[test]
+    fn biases_are_those_of_the_family() {
+        let config = |family: &str, name: &str, value: bool| {
+            let mut file = smollm2();
+            file["model_type"] = family.into();
+            file["architectures"] = Value::Null;
+            file[name] = value.into();
+            parse(&file.to_string()).map(|Parsed { config, .. }| (config.qkv_bias, config.o_bias(), config.mlp_bias))
+        };
+        assert_eq!(config("llama", "attention_bias", true), Ok((true, true, false)));
+        assert_eq!(config("llama", "mlp_bias", true), Ok((false, false, true)));
+        assert_eq!(config("qwen3", "attention_bias", true), Ok((true, true, false)));
+        assert_eq!(config("qwen2", "attention_bias", true), Ok((true, false, false)));
+        let refused = |family: &str, name: &str, value: bool| config(family, name, value).unwrap_err();
+        assert_eq!(refused("qwen2", "attention_bias", false), "unsupported attention_bias false: expected true");
+        assert_eq!(refused("mistral", "attention_bias", true), "unsupported attention_bias true: expected false");
+        assert_eq!(refused("qwen3", "mlp_bias", true), "unsupported mlp_bias true: expected false");
+    }
+
+    #[test]
     fn context_is_that_in_which_nothing_changes() {
         let block_size = |name: &str, value: Value| {
             let mut file = smollm2();
@@ -145,7 +164,7 @@ mod llama_entries {
         for (name, value, reason) in [
             ("architectures", json!(["LlamaForSequenceClassification"]), "unsupported architectures"),
             ("hidden_act", json!("gelu"), "unsupported hidden_act \"gelu\": expected \"silu\""),
-            ("attention_bias", json!(true), "unsupported attention_bias true: expected false"),
+            ("attention_bias", json!("all"), "attention_bias: expected true or false, got \"all\""),
             ("num_key_value_heads", json!(2), "n_head 9 is not a multiple of n_kv_head 2"),
             ("head_dim", json!(7), "expected heads of an even width"),
             ("hidden_size", json!(null), "missing hidden_size"),

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use crate::{Error, Param};
 
-/// Number of elements in a block of [`ExportDtype::Q8_0`], which share a scale.
-pub(super) const Q8_BLOCK: usize = 32;
+/// Number of elements in a block of [`ExportDtype::Q8_0`] and [`ExportDtype::Q4_0`], which share a scale.
+pub(super) const BLOCK: usize = 32;
 /// Number of columns gathered at a time to write a transposed matrix: a cache line of each row.
 const STRIPE: usize = 16;
 
@@ -24,9 +24,14 @@ pub enum ExportDtype {
     F16,
     /// 8-bit integers, 32 of them with a float16 scale. GGUF only.
     Q8_0,
+    /// 4-bit integers, 32 of them with a float16 scale; the embedding and the head are `Q8_0`. GGUF only.
+    Q4_0,
 }
 
 impl ExportDtype {
+    /// All types, in the order of their names in errors.
+    const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_0];
+
     /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -34,15 +39,22 @@ impl ExportDtype {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
         }
     }
 
-    /// Returns the size of this many elements, in bytes. For `Q8_0`, `elements` is a multiple of [`Q8_BLOCK`].
+    /// Returns true for the types of quantized blocks, which only GGUF has.
+    pub fn is_quantized(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0)
+    }
+
+    /// Returns the size of this many elements, in bytes. For quantized types, `elements` is a multiple of [`BLOCK`].
     pub(super) fn bytes(self, elements: usize) -> usize {
         match self {
             Self::F32 => 4 * elements,
             Self::Bf16 | Self::F16 => 2 * elements,
-            Self::Q8_0 => elements / Q8_BLOCK * (Q8_BLOCK + 2),
+            Self::Q8_0 => elements / BLOCK * (BLOCK + 2),
+            Self::Q4_0 => elements / BLOCK * (BLOCK / 2 + 2),
         }
     }
 }
@@ -51,10 +63,10 @@ impl FromStr for ExportDtype {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        [Self::F32, Self::Bf16, Self::F16, Self::Q8_0]
+        Self::ALL
             .into_iter()
             .find(|dtype| dtype.name() == name)
-            .ok_or_else(|| Error::Config("expected f32, bf16, f16 or q8_0 (GGUF only)".into()))
+            .ok_or_else(|| Error::Config("expected f32, bf16, f16, or for GGUF also q8_0 or q4_0".into()))
     }
 }
 
@@ -89,12 +101,8 @@ impl<'a, W: Write> Encoder<'a, W> {
                     bytes.extend(fits(param, value, f16::from_f32(value), f16::is_infinite, "f16")?.to_le_bytes());
                 }
             }
-            ExportDtype::Q8_0 => {
-                let (blocks, []) = values.as_chunks::<Q8_BLOCK>() else { unreachable!("rows of whole blocks") };
-                for block in blocks {
-                    quantise(param, block, bytes)?;
-                }
-            }
+            ExportDtype::Q8_0 => quantize(param, values, bytes, self.dtype, q8_0)?,
+            ExportDtype::Q4_0 => quantize(param, values, bytes, self.dtype, q4_0)?,
         }
         self.out.write_all(bytes)
     }
@@ -128,21 +136,57 @@ fn fits<T: Copy>(param: &Param, value: f32, narrow: T, infinite: impl Fn(T) -> b
     Ok(narrow)
 }
 
-/// GGML's `Q8_0`: a float16 scale, the block's largest magnitude over 127, then the values as multiples of it, rounded to int8.
-fn quantise(param: &Param, block: &[f32; Q8_BLOCK], out: &mut Vec<u8>) -> io::Result<()> {
-    if let Some(value) = block.iter().find(|value| !value.is_finite()) {
-        return Err(io::Error::other(format!("{} holds {value}, which q8_0 cannot store", param.name())));
+/// Writes blocks of a quantized type, each its float16 scale and then its integers. `quantizer` returns a block's scale and
+/// writes the integers.
+fn quantize(
+    param: &Param,
+    values: &[f32],
+    out: &mut Vec<u8>,
+    dtype: ExportDtype,
+    quantizer: impl Fn(&[f32; BLOCK], &mut Vec<u8>) -> f32,
+) -> io::Result<()> {
+    let (blocks, []) = values.as_chunks::<BLOCK>() else { unreachable!("rows of whole blocks") };
+    for block in blocks {
+        if let Some(value) = block.iter().find(|value| !value.is_finite()) {
+            let (param, name) = (param.name(), dtype.name());
+            return Err(io::Error::other(format!("{param} holds {value}, which {name} cannot store")));
+        }
+        let start = out.len();
+        out.extend([0; 2]);
+        let scale = quantizer(block, out);
+        let scale = fits(param, scale, f16::from_f32(scale), f16::is_infinite, dtype.name())?;
+        out[start..start + 2].copy_from_slice(&scale.to_le_bytes());
     }
+    Ok(())
+}
+
+/// Quantizes as `quantize_row_q8_0_ref` of ggml: the scale is the block's largest magnitude over 127.
+fn q8_0(block: &[f32; BLOCK], out: &mut Vec<u8>) -> f32 {
     let scale = block.iter().fold(0f32, |max, value| max.max(value.abs())) / 127.0;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    out.extend(fits(param, scale, f16::from_f32(scale), f16::is_infinite, "q8_0")?.to_le_bytes());
     out.extend(block.iter().map(|value| (value * inverse).round() as i8 as u8));
-    Ok(())
+    scale
+}
+
+/// Quantizes as `quantize_row_q4_0_ref` of ggml: the scale makes the value of the largest magnitude -8. A byte holds element `i`
+/// in its low half and element `i + 16` in its high half.
+fn q4_0(block: &[f32; BLOCK], out: &mut Vec<u8>) -> f32 {
+    let largest = block.iter().fold(0f32, |max, &value| if max.abs() < value.abs() { value } else { max });
+    let scale = largest / -8.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    // Rounded twice, as gguf.quants does. ggml's differs where its compiler fuses the two operations.
+    let quantized = |value: f32| ((value * inverse + 8.5) as u8).min(15);
+    let (low, high) = block.split_at(BLOCK / 2);
+    out.extend(low.iter().zip(high).map(|(&low, &high)| quantized(low) | quantized(high) << 4));
+    scale
 }
 
 #[cfg(test)]
 mod tests {
+    use std::iter::zip;
+
     use super::*;
+    use crate::gguf::Gguf;
     use crate::{Init, Role};
 
     fn param(shape: Vec<usize>) -> Param {
@@ -174,24 +218,34 @@ mod tests {
         assert_eq!(encoded(ExportDtype::Bf16, &[1e5, 1.0]).unwrap(), [0xc3, 0x47, 0x80, 0x3f]);
         let error = encoded(ExportDtype::Bf16, &[f32::MAX]).unwrap_err().to_string();
         assert!(error.contains("too large for bf16"), "{error}");
-        let mut block = [0.5; Q8_BLOCK];
+        let mut block = [0.5; BLOCK];
         block[7] = f32::NAN;
-        let error = encoded(ExportDtype::Q8_0, &block).unwrap_err().to_string();
-        assert_eq!(error, "transformer.wte.weight holds NaN, which q8_0 cannot store");
+        for (dtype, name) in [(ExportDtype::Q8_0, "q8_0"), (ExportDtype::Q4_0, "q4_0")] {
+            let error = encoded(dtype, &block).unwrap_err().to_string();
+            assert_eq!(error, format!("transformer.wte.weight holds NaN, which {name} cannot store"));
+        }
+        block = [8e5; BLOCK];
+        let error = encoded(ExportDtype::Q4_0, &block).unwrap_err().to_string();
+        assert_eq!(error, "transformer.wte.weight holds -1e5, which is too large for q4_0");
     }
 
     #[test]
-    fn a_block_of_q8_0_is_within_half_a_scale_of_its_numbers() {
-        let values: Vec<f32> = (0..64).map(|i| (i * i % 61) as f32 / 7.0 - 3.0).collect();
-        let bytes = encoded(ExportDtype::Q8_0, &values).unwrap();
-        for (block, values) in bytes.chunks(34).zip(values.chunks(32)) {
-            let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-            for (byte, value) in block[2..].iter().zip(values) {
-                let found = f32::from(*byte as i8) * scale;
-                assert!((found - value).abs() < 0.51 * scale, "{found} for {value}");
+    fn quantized_blocks_are_those_of_gguf_quants() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf/quantized.gguf");
+        let mut file = Gguf::open(path.as_ref()).unwrap();
+        let rows = file.tensor("values").unwrap().rows();
+        let mut values = vec![0.0; rows * BLOCK];
+        file.read_f32("values", &mut values).unwrap();
+        for (name, dtype) in [("Q8_0", ExportDtype::Q8_0), ("Q4_0", ExportDtype::Q4_0)] {
+            let found = encoded(dtype, &values).unwrap();
+            let mut expected = vec![0; found.len()];
+            file.read_rows(name, 0..rows, &mut expected).unwrap();
+            for (row, (found, expected)) in
+                zip(found.chunks(found.len() / rows), expected.chunks(found.len() / rows)).enumerate()
+            {
+                assert_eq!(found, expected, "{name}, block {row}");
             }
         }
-        assert_eq!(encoded(ExportDtype::Q8_0, &[0.0; 32]).unwrap(), [0; 34]);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! The format is GGML's `docs/gguf.md`, version 3: key-value pairs, a list of tensors, the tensors. Names are those of
 //! llama.cpp's architectures `gpt2`, `llama` (Mistral too), `qwen2` and `qwen3`; matrices have our layout, except that `llama`
 //! pairs neighbouring rows of a head. Vectors and `wpe` are always f32, as llama.cpp expects; a matrix whose rows do not divide into
-//! blocks of `q8_0` is f16.
+//! blocks of a quantized type is f16. With `q4_0`, the embedding and the head are `q8_0`: llama.cpp's quantizer, too, keeps more
+//! bits of the head (`Q6_K`).
 
 use std::io::{self, Write};
 
-use super::encode::{Encoder, ExportDtype, Q8_BLOCK};
+use super::encode::{BLOCK, Encoder, ExportDtype};
 use crate::gguf::{ALIGNMENT, FREQUENCY_FACTORS, MAGIC, TensorType, VERSION, interleave, is_interleaved};
 use crate::hf::tokenizer::ByteLevel;
 use crate::params::WithBiases;
@@ -57,6 +58,7 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
             ExportDtype::F32 => TensorType::F32,
             ExportDtype::F16 => TensorType::F16,
             ExportDtype::Q8_0 => TensorType::Q8_0,
+            ExportDtype::Q4_0 => TensorType::Q4_0,
             ExportDtype::Bf16 => TensorType::Bf16,
         };
         head.u32(tensor_type.number());
@@ -77,7 +79,7 @@ pub(super) fn write(file: &mut impl Write, model: &Model, dtype: ExportDtype) ->
         let mut encoder = Encoder::new(file, dtype);
         let mut values = model.weights.values(param);
         if is_interleaved(param) {
-            interleave(values.to_mut(), model.config.head_width(), model.config.n_embd);
+            interleave(values.to_mut(), model.config.head_width(), param.shape.get(1).copied().unwrap_or(1));
         }
         values.chunks(1 << 16).try_for_each(|values| encoder.write(param, values))?;
         let len = dtype.bytes(param.len());
@@ -101,7 +103,8 @@ fn dtype_of(param: &Param, asked: ExportDtype) -> ExportDtype {
     match param.shape.as_slice() {
         [_] => ExportDtype::F32,
         _ if param.role == Role::Wpe => ExportDtype::F32,
-        [_, width] if asked == ExportDtype::Q8_0 && !width.is_multiple_of(Q8_BLOCK) => ExportDtype::F16,
+        [_, width] if asked.is_quantized() && !width.is_multiple_of(BLOCK) => ExportDtype::F16,
+        _ if asked == ExportDtype::Q4_0 && matches!(param.role, Role::Wte | Role::LmHeadWeight) => ExportDtype::Q8_0,
         _ => asked,
     }
 }
@@ -111,6 +114,7 @@ fn values(model: &Model, dtype: ExportDtype) -> Values {
     let file_type = match dtype {
         ExportDtype::F32 => 0,
         ExportDtype::F16 => 1,
+        ExportDtype::Q4_0 => 2,
         ExportDtype::Q8_0 => 7,
         ExportDtype::Bf16 => 32,
     };

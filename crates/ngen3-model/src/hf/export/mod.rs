@@ -19,7 +19,7 @@ use super::roles::Roles;
 use super::tokenizer::{self, ByteLevel};
 use crate::files::{NewFolder, parse_json, pretty_json, write_atomic};
 use crate::params::WithBiases;
-use crate::{Activation, Checkpoint, Error, ParamList, Rope, RopeScaling};
+use crate::{Activation, Checkpoint, Error, Family, ParamList, Rope, RopeScaling};
 pub use encode::ExportDtype;
 pub use spec::{CurvePoint, Export, ExportFormat, Exported};
 
@@ -58,8 +58,9 @@ pub fn check_export(path: &Path, format: ExportFormat, dtype: ExportDtype, overw
 }
 
 fn check_dtype(format: ExportFormat, dtype: ExportDtype) -> Result<(), Error> {
-    if format == ExportFormat::Hf && dtype == ExportDtype::Q8_0 {
-        return Err(Error::Config("the hf format does not support q8_0: expected f32, bf16 or f16".into()));
+    if format == ExportFormat::Hf && dtype.is_quantized() {
+        let name = dtype.name();
+        return Err(Error::Config(format!("the hf format does not support {name}: expected f32, bf16 or f16")));
     }
     Ok(())
 }
@@ -93,6 +94,9 @@ fn write(export: &Export, json: Option<&Value>, gguf: Option<&ByteLevel>, folder
 fn gguf_tokenizer<'a>(export: &Export, json: Option<&'a Value>) -> Result<ByteLevel<'a>, Error> {
     if export.checkpoint.config.activation == Activation::Gelu {
         return Err(Error::Config("llama.cpp's gpt2 does not support the activation gelu: expected gelu_new".into()));
+    }
+    if export.checkpoint.config.family == Family::Qwen3 && export.checkpoint.config.qkv_bias {
+        return Err(Error::Config("llama.cpp's qwen3 does not support biases of attention".into()));
     }
     if let Some(Rope { scaling: scaling @ RopeScaling::Yarn { factor, original_max_position_embeddings, .. }, .. }) =
         export.checkpoint.config.rope

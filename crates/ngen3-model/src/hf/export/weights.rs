@@ -108,7 +108,7 @@ fn write_shard(
         ExportDtype::F32 => FileDtype::F32,
         ExportDtype::Bf16 => FileDtype::BF16,
         ExportDtype::F16 => FileDtype::F16,
-        ExportDtype::Q8_0 => unreachable!("rejected by check_dtype"),
+        ExportDtype::Q8_0 | ExportDtype::Q4_0 => unreachable!("rejected by check_dtype"),
     };
     let metadata = [("format", "pt"), (META, meta)].map(|(name, text)| (name.to_string(), Value::from(text)));
     let mut start = 0;
