@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 use ngen3_engine::{Dtype, Quant};
-use ngen3_model::{VARIANTS, Variant};
+use ngen3_model::{Family, VARIANTS, Variant};
 
 use crate::argv;
 use crate::commands::{Command, finetune};
@@ -78,6 +78,9 @@ fn with_choices(arg: Arg) -> Arg {
         PossibleValuesParser::new(["auto", "f32", "bf16"]).try_map(|name| name.parse::<Dtype>()).into()
     } else if value == TypeId::of::<Quant>() {
         PossibleValuesParser::new(["none", "int8"]).try_map(|name| name.parse::<Quant>()).into()
+    } else if value == TypeId::of::<Family>() {
+        let names = PossibleValuesParser::new(Family::ALL.map(Family::model_type));
+        names.try_map(|name| name.parse::<Family>()).into()
     } else {
         return arg;
     };

@@ -99,10 +99,7 @@ fn config(file: &mut Gguf) -> Result<Config, Error> {
             return Err(file.error(format!("{}: expected the width of the keys", key("attention.value_length"))));
         }
         Config {
-            family,
             tied: file.tensor(&gguf(family).name(Role::LmHeadWeight, None)).is_none(),
-            qkv_bias: family == Family::Qwen2,
-            qk_norm: family == Family::Qwen3,
             head_dim: head.filter(|&head| n_embd != head.saturating_mul(n_head)),
             ..Config::llama(
                 n_layer,
@@ -113,6 +110,7 @@ fn config(file: &mut Gguf) -> Result<Config, Error> {
                 context,
                 vocab_size,
             )
+            .with_family(family)
         }
     };
     let (epsilon, default) = match family {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_engine::{Divergence, Options, Quant, Teacher};
 use ngen3_model::words::file_size;
-use ngen3_model::{Checkpoint, Variant};
+use ngen3_model::{Checkpoint, Family, Variant};
 use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
 use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
 
@@ -45,6 +45,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Student's shape and training defaults"))]
     student_variant: Option<&'static Variant>,
+    /// Student's family: gpt2, llama, mistral, qwen2 or qwen3 [default: gpt2]
+    #[arg(long, value_name = "NAME")]
+    student_arch: Option<Family>,
     /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin or train.bin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -96,6 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (Found { path, name, .. }, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
     let teacher = Arc::new(teacher);
     let (settings, mut shape) = args.flags.asked();
+    shape.family = args.student_arch;
     let start = match args.init_student {
         Some(named) if named == Path::new("from-teacher-layers") || named == Path::new("from_teacher_layers") => {
             StartFrom::LayersOf(path.clone(), Arc::clone(&teacher))
