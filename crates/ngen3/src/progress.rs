@@ -160,6 +160,6 @@ mod tests {
         let progress = Progress::items("evaluating");
         progress.set_total(Some(1838));
         assert_eq!(line(&progress, 1_200, 4, "piqa"), "evaluating: 1,200 of 1,838, 300/s, 2s left, piqa");
-        assert_eq!(line(&progress, 6, 4, ""), "evaluating: 6 of 1,838, 1.5/s, 20 minutes left");
+        assert_eq!(line(&progress, 6, 4, ""), "evaluating: 6 of 1,838, 1.5/s, 20m left");
     }
 }

@@ -138,11 +138,12 @@ fn a_student_learns_what_a_teacher_of_another_tokenizer_writes() {
     // A text is what the teacher's settings make it: the most likely one here, of a new document.
     let greedy =
         "--teacher_writes 2 --teacher_texts g --teacher_length 5 --teacher_prompt_tokens 0 --teacher_temperature 0";
-    succeed(folder, &format!("{LINE} {greedy} --max_iters 0 --out g.pt --block_size 2 --batch_size 1"));
+    succeed(folder, &format!("{LINE} {greedy} --max_iters 0 --out g.pt --block_size 2 --val_fraction 0.5"));
     let greedy = lines(folder, "g");
     let (sampled, _) = succeed(folder, "sample --model_checkpoint teacher.pt --length 5 --temperature 0");
     assert_eq!(greedy[0], greedy[1]);
-    assert_eq!(text(&greedy[0], "continuation") + "\n", sampled);
+    let end = ['\n', '\u{fffd}'];
+    assert_eq!(text(&greedy[0], "continuation").trim_end_matches(end), sampled.trim_end_matches(end));
 }
 
 #[test]
