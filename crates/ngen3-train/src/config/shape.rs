@@ -175,7 +175,7 @@ mod tests {
     fn a_shape_and_a_config_are_made_of_one_another() {
         let gpt2 = Config { activation: Activation::Gelu, bias: false, ..Config::new(2, 3, 12, 8, 50) };
         let rope = Rope { theta: 5e5, context: 8, scaling: RopeScaling::Linear { factor: 2.0 } };
-        let llama = Config { tied: false, rope: Some(rope), ..Config::llama(2, 4, 2, 12, 20, 8, 50) };
+        let llama = Config { tied: false, rope: Some(rope), ..Config::llama(2, 4, 2, 16, 20, 8, 50) };
         let qwen3 = Config {
             family: Family::Qwen3,
             qk_norm: true,
