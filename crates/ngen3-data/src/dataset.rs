@@ -148,6 +148,48 @@ pub fn build_hf_dataset(
     })
 }
 
+/// Builds a dataset in a folder of any name from texts in memory, each a document. `source` describes their origin.
+///
+/// # Errors
+/// Errors of the tokenizer and the disk; [`Error::Input`] if no text has a token.
+pub fn build_texts<'t>(
+    folder: &Path,
+    source: String,
+    tokenizer: &Tokenizer,
+    texts: impl Iterator<Item = &'t str>,
+) -> Result<DatasetMeta, Error> {
+    let folder = DatasetFolder::create(folder.into())?;
+    let data = folder.path.join(DATA_FILE);
+    let mut writer = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let (mut documents, mut missing, mut found, mut ids) = (0, MissingChars::default(), false, Vec::new());
+    for text in texts {
+        ids.clear();
+        tokenizer.encode_counting(text, &mut ids, &mut missing)?;
+        found |= !ids.is_empty();
+        documents += 1;
+        writer.push(tokenizer.document_start().as_slice())?;
+        writer.push(&ids)?;
+        writer.push(tokenizer.eot().as_slice())?;
+    }
+    if !found {
+        return Err(Error::Input("the texts have no token of the vocabulary; nothing was written".into()));
+    }
+    let meta = DatasetMeta {
+        tokenizer: tokenizer.name().into(),
+        vocab_size: tokenizer.vocab_size(),
+        dtype: writer.dtype,
+        tokens: writer.tokens,
+        documents,
+        source: vec![source],
+        sha256: String::new(),
+        tokenizer_sha256: None,
+        missing_characters: Some(missing.count).filter(|&count| count > 0),
+        chat: None,
+    };
+    commit_dataset(&folder, writer, None, meta.clone(), tokenizer)?;
+    Ok(meta)
+}
+
 impl<'a> DatasetBuilder<'a> {
     pub(crate) fn new(
         name: &str,

@@ -23,7 +23,9 @@ mod train_tokenizer;
 mod vocabulary;
 
 pub use batch::{BatchSampler, validation_split};
-pub use dataset::{DatasetSpec, DatasetSummary, HfDatasetSpec, build_dataset, build_hf_dataset, dataset_folder};
+pub use dataset::{
+    DatasetSpec, DatasetSummary, HfDatasetSpec, build_dataset, build_hf_dataset, build_texts, dataset_folder,
+};
 pub use error::Error;
 pub use hf::{HfSource, Record, RecordOptions, read_records};
 pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};

@@ -26,11 +26,24 @@ pub struct Request<'a> {
     pub sampling: Sampling,
 }
 
+/// How the texts of a batch are sampled, and where they end.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Maximum number of new tokens per text.
+    pub length: usize,
+    /// Stop token; not part of the text.
+    pub end: Option<u32>,
+    /// Only ids below this are sampled.
+    pub vocab_size: usize,
+    /// Sampling settings.
+    pub sampling: Sampling,
+}
+
 /// Generates the samples of a request step by step.
 pub struct Generator<'a> {
     decoder: Box<dyn Decoder + 'a>,
     block_size: usize,
-    request: Request<'a>,
+    limits: Limits,
     samples: Vec<Sample>,
     /// Steps done, at most `request.length`.
     made: usize,
@@ -54,17 +67,33 @@ impl<'a> Generator<'a> {
     /// [`Error::Input`] for an empty prompt, no samples, or a sampling setting out of range; [`Error::Memory`] if the
     /// key-value caches of that many samples do not fit.
     pub fn new(model: &'a dyn Model, request: Request<'a>) -> Result<Self, Error> {
-        if request.prompt.is_empty() {
-            return Err(Error::Input("empty prompt: expected at least one token".into()));
-        }
-        let decoder = model.decoder(request.num_samples)?;
-        let sample = |stream| {
-            let sampler = Sampler::new(request.sampling, stream)?;
-            Ok(Sample { sampler, text: request.prompt.to_vec(), unseen: request.prompt.len(), ended: false })
+        let Request { prompt, num_samples, length, end, vocab_size, sampling } = request;
+        let limits = Limits { length, end, vocab_size, sampling };
+        Self::continuing(model, std::iter::repeat_n(prompt, num_samples), 0, limits)
+    }
+
+    /// Prepares one sample for each prompt. The first uses the random stream `first_stream`, the next the one after it, so that
+    /// a text does not depend on the batch that it is in.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub fn continuing<'p>(
+        model: &'a dyn Model,
+        prompts: impl Iterator<Item = &'p [u32]>,
+        first_stream: u64,
+        limits: Limits,
+    ) -> Result<Self, Error> {
+        let sample = |(prompt, stream): (&[u32], u64)| {
+            if prompt.is_empty() {
+                return Err(Error::Input("empty prompt: expected at least one token".into()));
+            }
+            let sampler = Sampler::new(limits.sampling, stream)?;
+            Ok(Sample { sampler, text: prompt.to_vec(), unseen: prompt.len(), ended: false })
         };
-        let samples = (0..request.num_samples as u64).map(sample).collect::<Result<Vec<_>, Error>>()?;
+        let samples = prompts.zip(first_stream..).map(sample).collect::<Result<Vec<_>, Error>>()?;
+        let decoder = model.decoder(samples.len())?;
         let block_size = model.config().block_size;
-        Ok(Self { decoder, block_size, request, samples, made: 0, step: Vec::new() })
+        Ok(Self { decoder, block_size, limits, samples, made: 0, step: Vec::new() })
     }
 
     /// Generates the next token of each sample, `[num_samples]`; `None` for a sample that has ended. `None` when all have.
@@ -72,7 +101,7 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// [`Error::Input`] for a token outside the model's vocabulary, or invalid logits ([`Sampler::sample`]).
     pub fn step(&mut self) -> Result<Option<&[Option<u32>]>, Error> {
-        if self.made == self.request.length || self.samples.iter().all(|sample| sample.ended) {
+        if self.made == self.limits.length || self.samples.iter().all(|sample| sample.ended) {
             return Ok(None);
         }
         self.make_room();
@@ -89,9 +118,9 @@ impl<'a> Generator<'a> {
                 self.step.push(None);
                 continue;
             };
-            let logits = &logits[..self.request.vocab_size.min(logits.len())];
+            let logits = &logits[..self.limits.vocab_size.min(logits.len())];
             let token = sample.sampler.sample(logits, &sample.text)?;
-            let token = Some(token).filter(|_| Some(token) != self.request.end);
+            let token = Some(token).filter(|_| Some(token) != self.limits.end);
             sample.ended = token.is_none();
             sample.text.extend(token);
             sample.unseen = 1;
@@ -259,6 +288,27 @@ mod tests {
         // A sample's tokens do not depend on the number of samples.
         let one = generate(&model, Request { end: Some(7), ..request(&[4], 1, 100) });
         assert_eq!(one[0], many[0]);
+    }
+
+    #[test]
+    fn texts_of_other_prompts_are_the_same_in_any_batch() {
+        let model = Counting::new(-1.0);
+        let limits = Limits { length: 9, end: Some(7), vocab_size: VOCAB, sampling: Sampling::default() };
+        let write = |prompts: &[&[u32]], first| {
+            let mut generator = Generator::continuing(&model, prompts.iter().copied(), first, limits).unwrap();
+            let mut texts = vec![Vec::<u32>::new(); prompts.len()];
+            while let Some(tokens) = generator.step().unwrap() {
+                texts.iter_mut().zip(tokens).for_each(|(text, token)| text.extend(token));
+            }
+            texts
+        };
+        let prompts: [&[u32]; 3] = [&[1, 2, 3], &[4], &[5, 6]];
+        let whole = write(&prompts, 0);
+        assert_eq!([write(&prompts[..1], 0), write(&prompts[1..], 1)].concat(), whole);
+        assert_eq!(
+            write(&[prompts[0], prompts[0]], 0)[0],
+            generate(&model, Request { end: Some(7), ..request(prompts[0], 1, 9) })[0]
+        );
     }
 
     #[test]

@@ -3,5 +3,5 @@
 mod generate;
 mod sampling;
 
-pub use generate::{Generator, Request};
+pub use generate::{Generator, Limits, Request};
 pub use sampling::{Sampler, Sampling};

@@ -1,7 +1,9 @@
-//! Model shapes and the named variants.
+//! Model shapes.
 //!
 //! [`Config`] holds everything that determines a model's parameters and computation: models with the same `Config` can exchange
-//! weights. Training settings (learning rate, steps, …) are not part of it; [`Recipe`] holds a variant's defaults.
+//! weights. Training settings (learning rate, steps, …) are not part of it.
+
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// All families.
+    pub const ALL: [Self; 5] = [Self::Gpt2, Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
     /// Returns `model_type` in Hugging Face's `config.json`.
     pub fn model_type(self) -> &'static str {
         match self {
@@ -40,6 +45,19 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
         }
+    }
+}
+
+impl FromStr for Family {
+    type Err = String;
+
+    /// Parses a `model_type`.
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|family| family.model_type() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::model_type);
+            let [first @ .., last] = &names;
+            format!("expected {} or {last}", first.join(", "))
+        })
     }
 }
 
@@ -213,6 +231,29 @@ impl Config {
         }
     }
 
+    /// Creates a shape with the parts of a family and its defaults: in the Llama family as many heads of keys and values as of
+    /// queries, and a hidden layer of 8/3 of the width, rounded up to a multiple of 64.
+    pub fn of_family(
+        family: Family,
+        n_layer: usize,
+        n_head: usize,
+        n_embd: usize,
+        block_size: usize,
+        vocab_size: usize,
+    ) -> Self {
+        if family == Family::Gpt2 {
+            return Self::new(n_layer, n_head, n_embd, block_size, vocab_size);
+        }
+        let n_inner = n_embd.saturating_mul(8).div_ceil(3).checked_next_multiple_of(64).unwrap_or(usize::MAX);
+        Self::llama(n_layer, n_head, n_head, n_embd, n_inner, block_size, vocab_size).with_family(family)
+    }
+
+    /// Turns a shape of the Llama family into that of another family of its form, which may have biases or norms of queries and
+    /// keys.
+    pub(crate) fn with_family(self, family: Family) -> Self {
+        Self { family, qkv_bias: family == Family::Qwen2, qk_norm: family == Family::Qwen3, ..self }
+    }
+
     /// As [`Config::new`], with the sizes that `size` returns for the names of [`Config::SIZES`].
     ///
     /// # Errors
@@ -354,9 +395,18 @@ impl Config {
         let odd = [
             (self.qkv_bias && self.family == Family::Mistral, "qkv_bias"),
             (self.mlp_bias && self.family != Family::Llama, "mlp_bias"),
+            (self.qk_norm && self.family != Family::Qwen3, "qk_norm"),
         ];
         if let Some((_, name)) = odd.into_iter().find(|(odd, _)| *odd) {
             return Err(format!("{name}: the family {family} has no such part"));
+        }
+        // Its files cannot say otherwise.
+        let always = [
+            (self.qkv_bias || self.family != Family::Qwen2, "qkv_bias"),
+            (self.qk_norm || self.family != Family::Qwen3, "qk_norm"),
+        ];
+        if let Some((_, name)) = always.into_iter().find(|(has, _)| !*has) {
+            return Err(format!("{name} is false; it is always true in the family {family}"));
         }
         if !self.head_width().is_multiple_of(2) {
             return Err(format!("expected heads of an even width for rotary positions, got {}", self.head_width()));
@@ -369,104 +419,6 @@ impl Config {
             ));
         }
         rope.check()
-    }
-}
-
-/// Training defaults of a variant.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Recipe {
-    /// Number of sequences of `block_size` tokens in a micro-batch.
-    pub batch_size: usize,
-    /// Peak learning rate of AdamW.
-    pub learning_rate: f32,
-    /// Number of optimizer steps.
-    pub max_iters: usize,
-}
-
-/// Named shape with its training defaults.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Variant {
-    /// Label such as `7M`; the true parameter count is [`crate::ParamList::total`].
-    pub name: &'static str,
-    layers_heads_width_block: (usize, usize, usize, usize),
-    /// Training defaults.
-    pub recipe: Recipe,
-}
-
-const fn variant(
-    name: &'static str,
-    shape: (usize, usize, usize, usize),
-    batch_size: usize,
-    learning_rate: f32,
-    max_iters: usize,
-) -> Variant {
-    Variant { name, layers_heads_width_block: shape, recipe: Recipe { batch_size, learning_rate, max_iters } }
-}
-
-/// All variants, smallest first.
-pub const VARIANTS: [Variant; 7] = [
-    variant("7M", (4, 4, 128, 128), 16, 3e-4, 2_000),
-    variant("120M", (12, 8, 512, 256), 32, 3e-4, 5_000),
-    variant("300M", (24, 16, 1024, 512), 16, 3e-4, 10_000),
-    variant("500M", (28, 18, 1152, 512), 16, 2.5e-4, 10_000),
-    variant("700M", (36, 20, 1280, 1024), 8, 2.5e-4, 20_000),
-    variant("1B", (40, 22, 1408, 1024), 8, 2e-4, 20_000),
-    variant("7B", (32, 32, 4096, 1024), 4, 1.2e-4, 20_000),
-];
-
-/// Size of OpenAI's GPT-2 that a variant is named after. Their shapes can differ.
-#[derive(Debug)]
-pub struct Gpt2 {
-    /// Name of the variant.
-    pub variant: &'static str,
-    /// Repository on the Hugging Face Hub.
-    pub repo: &'static str,
-    /// Number of transformer blocks.
-    pub n_layer: usize,
-    /// Number of attention heads.
-    pub n_head: usize,
-    /// Width of the residual stream.
-    pub n_embd: usize,
-}
-
-/// Sizes of GPT-2, smallest first.
-pub const GPT2: [Gpt2; 4] = [
-    Gpt2 { variant: "120M", repo: "openai-community/gpt2", n_layer: 12, n_head: 12, n_embd: 768 },
-    Gpt2 { variant: "300M", repo: "openai-community/gpt2-medium", n_layer: 24, n_head: 16, n_embd: 1024 },
-    Gpt2 { variant: "700M", repo: "openai-community/gpt2-large", n_layer: 36, n_head: 20, n_embd: 1280 },
-    Gpt2 { variant: "1B", repo: "openai-community/gpt2-xl", n_layer: 48, n_head: 25, n_embd: 1600 },
-];
-
-impl Variant {
-    /// Finds a variant by name, ignoring case (`7m` is `7M`).
-    ///
-    /// # Errors
-    /// [`Error::Config`] listing the variants.
-    pub fn by_name(name: &str) -> Result<&'static Variant, Error> {
-        VARIANTS.iter().find(|v| v.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
-            let names: Vec<_> = VARIANTS.iter().map(|v| v.name).collect();
-            Error::Config(format!("expected one of {}", names.join(", ")))
-        })
-    }
-
-    /// Returns the size of GPT-2 that the variant is named after, if any.
-    pub fn gpt2(&self) -> Option<&'static Gpt2> {
-        GPT2.iter().find(|gpt2| gpt2.variant == self.name)
-    }
-
-    /// Returns true if a model has the layers, heads and width of this variant, or of the GPT-2 that it is named after. Block
-    /// and vocabulary size may differ.
-    pub fn fits(&self, config: &Config) -> bool {
-        let (n_layer, n_head, n_embd, _) = self.layers_heads_width_block;
-        let found = (config.n_layer, config.n_head, config.n_embd);
-        found == (n_layer, n_head, n_embd)
-            || self.gpt2().is_some_and(|gpt2| found == (gpt2.n_layer, gpt2.n_head, gpt2.n_embd))
-    }
-
-    /// Returns the shape, with GPT-2's vocabulary.
-    pub fn config(&self) -> Config {
-        let (n_layer, n_head, n_embd, block_size) = self.layers_heads_width_block;
-        Config::new(n_layer, n_head, n_embd, block_size, GPT2_VOCAB_SIZE)
     }
 }
 
@@ -492,15 +444,5 @@ mod tests {
         assert_eq!(config, Config::new(7, 6, 6, 10, 10));
         assert_eq!(Config::SIZES.map(|field| (field.get)(&config)), [7, 6, 6, 10, 10]);
         assert_eq!(Config::from_sizes(|name| if name == "n_embd" { Err(name) } else { Ok(1) }), Err("n_embd"));
-    }
-
-    #[test]
-    fn a_variant_fits_its_own_shape_and_that_of_the_gpt2_named_after_it() {
-        let variant = Variant::by_name("120M").unwrap();
-        let own_vocabulary = Config { vocab_size: 97, block_size: 16, ..variant.config() };
-        assert!(variant.fits(&variant.config()) && variant.fits(&own_vocabulary));
-        assert!(variant.fits(&Config::new(12, 12, 768, 1024, 50_257)));
-        assert!(!variant.fits(&Config::new(12, 8, 768, 1024, 50_257)));
-        assert!(Variant::by_name("7M").unwrap().gpt2().is_none());
     }
 }

@@ -12,6 +12,7 @@ use ngen3_model::{ChatFormat, Checkpoint, Config, TokenizerRef};
 use crate::hash::sha256_of_model;
 use crate::objectives::distill::{DistillRequest, DistillTask};
 use crate::prepare::job::{DataInfo, InitialWeights, Job};
+use crate::prepare::resolve::Resolved;
 use crate::prepare::spec::RunSpec;
 use crate::run_files::paths::is_same_file;
 use crate::run_files::record::{ChatRecord, ObjectiveRecord};
@@ -51,10 +52,7 @@ pub fn with_teacher(
 ) -> Result<(Job, DistillTask, InitialWeights), Error> {
     let file = TokenFile::open(data)?;
     let run = spec.resolve(|| Ok(file.vocab_size()?))?;
-    if is_same_file(from, &run.paths.model) {
-        let teacher = from.display();
-        return Err(Error::Usage(format!("{teacher} is the teacher; choose another file for the student with --out")));
-    }
+    check_not_the_teacher(from, &run)?;
     let record = request.settle(run.objective_before(), sha256_of_model(teacher))?;
     let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
     let info = tokens.describe(&run.config)?;
@@ -70,6 +68,24 @@ pub fn with_teacher(
     let (mut job, weights) = run.into_job(device, info, objective, Some((&teacher.config, record.quant())))?;
     job.notes.extend(doubt);
     Ok((job, DistillTask { tokens, record }, weights))
+}
+
+/// Checks a run before a teacher writes the texts that it learns, in the tokens of `data`. `from` is the teacher's path.
+///
+/// # Errors
+/// As [`RunSpec::resolve`]; [`Error::Usage`] if the student's file is the teacher.
+pub fn check_student(spec: RunSpec, data: &TokenFile, from: &Path) -> Result<(), Error> {
+    let run = spec.resolve(|| Ok(data.vocab_size()?))?;
+    check_not_the_teacher(from, &run)
+}
+
+/// Fails if the student would replace the teacher.
+fn check_not_the_teacher(from: &Path, run: &Resolved) -> Result<(), Error> {
+    if is_same_file(from, &run.paths.model) {
+        let teacher = from.display();
+        return Err(Error::Usage(format!("{teacher} is the teacher; choose another file for the student with --out")));
+    }
+    Ok(())
 }
 
 /// How conversations are trained on.
@@ -122,15 +138,16 @@ fn doubt(tokens: &TokenObjective, info: &DataInfo) -> Option<String> {
 /// Checks that the teacher has the student's vocabulary and tokenizer, and at least its context length.
 fn check_teacher(from: &Path, teacher: &Checkpoint, student: &Config, data: &DataInfo) -> Result<(), Error> {
     let Checkpoint { config, meta, .. } = teacher;
+    let otherwise = "; a teacher of another tokenizer can write the student's texts instead, with --teacher_writes N";
     let reason = if config.vocab_size != student.vocab_size {
-        format!("its vocabulary has {} tokens, the student's {}", config.vocab_size, student.vocab_size)
+        format!("its vocabulary has {} tokens, the student's {}{otherwise}", config.vocab_size, student.vocab_size)
     } else if config.block_size < student.block_size {
         format!(
             "its context length is {}, the student's {}; give the student a --block_size of at most {0}",
             config.block_size, student.block_size
         )
     } else if !data.tokenizer.agrees_with(&meta.tokenizer) {
-        format!("its tokenizer is not the one that made {}", data.path.display())
+        format!("its tokenizer is not the one that made {}{otherwise}", data.path.display())
     } else {
         return Ok(());
     };

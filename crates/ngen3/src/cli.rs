@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 use ngen3_engine::{Dtype, Quant};
-use ngen3_model::{VARIANTS, Variant};
+use ngen3_model::{Family, VARIANTS, Variant};
 
 use crate::argv;
 use crate::commands::{Command, finetune};
@@ -81,6 +81,9 @@ fn with_choices(arg: Arg) -> Arg {
         PossibleValuesParser::new(Quant::NAMES).try_map(|name| name.parse::<Quant>()).into()
     } else if value == TypeId::of::<DecodeQuant>() {
         PossibleValuesParser::new(DecodeQuant::NAMES).try_map(|name| name.parse::<DecodeQuant>()).into()
+    } else if value == TypeId::of::<Family>() {
+        let names = PossibleValuesParser::new(Family::ALL.map(Family::model_type));
+        names.try_map(|name| name.parse::<Family>()).into()
     } else {
         return arg;
     };

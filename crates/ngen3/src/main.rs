@@ -3,7 +3,7 @@
 //! Read `commands/mod.rs` first: it lists the commands, one small file each, which holds the command's flags and a straight
 //! `run`. The files beside this one are what commands share: [`cli`] (the definition of all commands), [`argv`] (names with
 //! `_` or `-`), [`device`] (the engine), [`model`] (opening the models that flags name), [`training`] (training runs),
-//! [`streaming`] (text as it is generated), [`line_editor`], [`sparkline`], [`threads`], [`progress`], [`interrupt`],
+//! [`streaming`] (text as it is generated), [`teacher_writing`] (texts for a student), [`line_editor`], [`sparkline`], [`threads`], [`progress`], [`interrupt`],
 //! [`json_file`], [`error_line`] and [`stdout`].
 //!
 //! This file turns the result of a command into one line and an exit code: 0 success, 1 failure, 2 usage error,
@@ -23,6 +23,7 @@ mod progress;
 mod sparkline;
 mod stdout;
 mod streaming;
+mod teacher_writing;
 mod threads;
 mod training;
 

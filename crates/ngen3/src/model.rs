@@ -8,8 +8,8 @@ use ngen3_data::hub::Hub;
 use ngen3_model::gguf::TensorType;
 use ngen3_model::words::{count, grouped, grouped_count};
 use ngen3_model::{
-    Checkpoint, CheckpointMeta, Config, GPT2, GPT2_VOCAB_SIZE, Gpt2, ParamList, StoredWeight, TokenizerRef, VARIANTS,
-    Variant,
+    Checkpoint, CheckpointMeta, Config, Family, GPT2, GPT2_VOCAB_SIZE, Gpt2, ParamList, StoredWeight, TokenizerRef,
+    VARIANTS, Variant,
 };
 use ngen3_train::Shape;
 
@@ -160,7 +160,12 @@ pub fn variant_help(purpose: &str) -> String {
 
 /// Formats a variant with its parameter count, which the name does not tell: `7M (7,242,624 parameters)`.
 pub fn variant_label(variant: &Variant) -> String {
-    format!("{} ({})", variant.name, parameters(&variant.config()))
+    sized_label(variant, &variant.config())
+}
+
+/// Formats a variant with the parameter count of a model of its size: `7M (7,286,016 parameters)`.
+pub fn sized_label(variant: &Variant, config: &Config) -> String {
+    format!("{} ({})", variant.name, parameters(config))
 }
 
 /// Formats the sizes of GPT-2 with their repositories: `120M (openai-community/gpt2, 124,439,808 parameters), …`.
@@ -172,15 +177,19 @@ pub fn gpt2_sizes() -> String {
 }
 
 /// Formats a model's size and shape: `7M (7,242,624 parameters), 4 layers, 4 heads, width 128, context 128, vocabulary
-/// 50,257`. Only the count, if no variant has this shape.
+/// 50,257`, and except in GPT-2 the family and the heads of keys and values: `…, llama, 4 layers, 4 heads (1 of keys and
+/// values), …`. Only the count, if no variant has this shape.
 pub fn describe(config: &Config) -> String {
-    let count = parameters(config);
     let size = match VARIANTS.iter().find(|variant| variant.fits(config)) {
-        Some(variant) => format!("{} ({count})", variant.name),
-        None => count,
+        Some(variant) => sized_label(variant, config),
+        None => parameters(config),
+    };
+    let (family, kv_heads) = match config.family {
+        Family::Gpt2 => (String::new(), String::new()),
+        family => (format!(", {}", family.model_type()), format!(" ({} of keys and values)", config.kv_heads())),
     };
     format!(
-        "{size}, {}, {}, width {}, context {}, vocabulary {}",
+        "{size}{family}, {}, {}{kv_heads}, width {}, context {}, vocabulary {}",
         grouped_count(config.n_layer as u64, "layer"),
         grouped_count(config.n_head as u64, "head"),
         config.n_embd,
@@ -235,5 +244,8 @@ mod tests {
         assert_eq!(describe(&small), format!("7M (1,071,872 parameters), {shape}"));
         let other = Config { n_layer: 1, ..small };
         assert!(!describe(&other).contains('M') && describe(&other).contains(" parameters, 1 layer, 4 heads, "));
+        let llama = Variant::by_name("7M").unwrap().config_of(Family::Llama);
+        let shape = "llama, 4 layers, 4 heads (1 of keys and values), width 128, context 128, vocabulary 50,257";
+        assert_eq!(describe(&llama), format!("7M (7,286,016 parameters), {shape}"));
     }
 }

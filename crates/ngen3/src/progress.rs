@@ -101,7 +101,11 @@ impl Progress {
             let _ = write!(line, " of {}", self.unit.shown(total as f64));
         }
         let rate = position as f64 / now.duration_since(self.started).as_secs_f64().max(1e-9);
-        let _ = write!(line, ", {}/s", self.unit.shown(rate));
+        let rate_shown = match self.unit {
+            Unit::Items if rate < 10.0 => format!("{rate:.1}"),
+            unit => unit.shown(rate),
+        };
+        let _ = write!(line, ", {rate_shown}/s");
         if let Some(left) = total.and_then(|total| total.checked_sub(position)).filter(|_| rate > 0.0) {
             let seconds = Duration::try_from_secs_f64(left as f64 / rate).unwrap_or(Duration::MAX);
             let _ = write!(line, ", {:#} left", HumanDuration(seconds));
@@ -156,5 +160,6 @@ mod tests {
         let progress = Progress::items("evaluating");
         progress.set_total(Some(1838));
         assert_eq!(line(&progress, 1_200, 4, "piqa"), "evaluating: 1,200 of 1,838, 300/s, 2s left, piqa");
+        assert_eq!(line(&progress, 6, 4, ""), "evaluating: 6 of 1,838, 1.5/s, 20m left");
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::ensure;
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::{MissingChars, TextStream};
@@ -141,6 +142,22 @@ impl<'a> Text<'a> {
         let safe = starts.into_iter().find(begins_a_stop).unwrap_or(self.held.len());
         self.ready.extend(self.held.drain(..safe));
     }
+}
+
+/// Encodes a prompt, after the token that begins documents, if any. An empty one becomes that token, else the end-of-text
+/// token, else a line break.
+///
+/// # Errors
+/// A prompt without a character of the vocabulary, or that the tokenizer cannot encode.
+pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    let mut ids: Vec<u32> = tokenizer.document_start().into_iter().collect();
+    match tokenizer.eot() {
+        Some(eot) if prompt.is_empty() && ids.is_empty() => ids.push(eot),
+        None if prompt.is_empty() && ids.is_empty() => ids = tokenizer.encode("\n")?,
+        _ => tokenizer.encode_into(prompt, &mut ids)?,
+    }
+    ensure!(!ids.is_empty(), "nothing to start from: expected a --prompt with characters of the model's vocabulary");
+    Ok(ids)
 }
 
 /// Prints a note if a prompt has more tokens than the model's context.

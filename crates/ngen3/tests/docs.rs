@@ -68,7 +68,7 @@ fn command_lines(page: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// Returns the same command with a few steps of training, and few tokens in a teacher's cache.
+/// Returns the same command with a few steps of training, and few tokens of a teacher.
 fn shortened(line: &str) -> String {
     let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
     let Some(at) = words.iter().position(|word| word == "ngen3") else { return line.to_owned() };
@@ -84,6 +84,10 @@ fn shortened(line: &str) -> String {
     }
     if line.contains("--teacher_cache") {
         words.extend(["--val_fraction".into(), "0.95".into()]);
+    }
+    if let Some(at) = words.iter().position(|word| word == "--teacher_writes") {
+        words[at + 1] = "64".into();
+        words.extend(["--teacher_length".into(), "24".into()]);
     }
     if flag != "--steps" {
         words.extend(["--eval_iters".into(), "1".into(), "--batch_size".into(), "2".into()]);

@@ -143,11 +143,9 @@ fn config(file: &mut Gguf) -> Result<Config, Error> {
         }
         let has = |role| file.tensor(&gguf(family).name(role, Some(0))).is_some();
         Config {
-            family,
             tied: file.tensor(&gguf(family).name(Role::LmHeadWeight, None)).is_none(),
             qkv_bias: family == Family::Qwen2 || has(Role::QProjBias),
             mlp_bias: has(Role::GateProjBias),
-            qk_norm: family == Family::Qwen3,
             head_dim: head.filter(|&head| n_embd != head.saturating_mul(n_head)),
             ..Config::llama(
                 n_layer,
@@ -158,6 +156,7 @@ fn config(file: &mut Gguf) -> Result<Config, Error> {
                 context,
                 vocab_size,
             )
+            .with_family(family)
         }
     };
     let (epsilon, default) = match family {

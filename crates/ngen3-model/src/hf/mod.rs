@@ -19,6 +19,7 @@ mod settings;
 mod tokenizer;
 
 pub use adapter::{ADAPTER_FILES, write_adapter};
+pub use config::rope_scaling;
 pub use export::{CurvePoint, Export, ExportDtype, ExportFormat, Exported, check_export, export};
 pub(crate) use read::read;
 pub use roles::Roles;

@@ -105,7 +105,11 @@ mod tests {
             ("seed = { a = \"\"\"\n\"\"\" }", "line 1: seed: expected a non-negative integer, got a table"),
             ("keep_best = 1", "line 1: keep_best: expected true or false, got 1"),
             ("dtype = 'f16'", "line 1: dtype: expected \"auto\", \"f32\" or \"bf16\", got \"f16\""),
-            ("activation = 'relu'", "line 1: activation: expected \"gelu_new\" or \"gelu\", got \"relu\""),
+            (
+                "activation = 'relu'",
+                "line 1: activation: expected \"gelu_new\" or \"gelu\" (gpt2), or \"swiglu\" (the other families), got \
+                 \"relu\"",
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text).unwrap_err(), expected, "{text}");

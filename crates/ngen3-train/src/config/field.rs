@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use ngen3_engine::Dtype;
-use ngen3_model::Activation;
+use ngen3_model::hf::rope_scaling;
+use ngen3_model::{Activation, Family, RopeScaling};
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
@@ -33,6 +34,11 @@ pub(crate) trait FieldType: DeserializeOwned {
     const EXPECTED: &str;
     /// `true` if the flag needs no value.
     const IS_SWITCH: bool = false;
+
+    /// Converts a value of a TOML file. The error is the reason, if it is more than that another value was expected.
+    fn read(value: toml::Value) -> Result<Self, Option<String>> {
+        value.try_into().map_err(|_| None)
+    }
 }
 
 impl FieldType for u64 {
@@ -61,7 +67,21 @@ impl FieldType for Dtype {
 }
 
 impl FieldType for Activation {
-    const EXPECTED: &str = "\"gelu_new\" or \"gelu\"";
+    const EXPECTED: &str = "\"gelu_new\" or \"gelu\" (gpt2), or \"swiglu\" (the other families)";
+}
+
+impl FieldType for Family {
+    const EXPECTED: &str = "\"gpt2\", \"llama\", \"mistral\", \"qwen2\" or \"qwen3\"";
+}
+
+impl FieldType for RopeScaling {
+    const EXPECTED: &str = "a table such as { rope_type = \"linear\", factor = 2.0 }";
+
+    fn read(value: toml::Value) -> Result<Self, Option<String>> {
+        let json = serde_json::to_value(value).map_err(|_| None)?;
+        let serde_json::Value::Object(entries) = json else { return Err(None) };
+        rope_scaling(entries).map_err(Some)
+    }
 }
 
 /// Defines a struct whose fields are all optional.
@@ -168,7 +188,10 @@ impl Entries {
         let Some(Entry { key, line, value }) = self.0.remove(name) else { return Ok(None) };
         let found = in_one_line(&value);
         let expected = T::EXPECTED;
-        value.try_into().map(Some).map_err(|_| format!("line {line}: {key}: expected {expected}, got {found}"))
+        T::read(value).map(Some).map_err(|reason| match reason {
+            Some(reason) => format!("line {line}: {key}: {reason}"),
+            None => format!("line {line}: {key}: expected {expected}, got {found}"),
+        })
     }
 
     /// Returns line and key of the first entry that was not taken.

@@ -16,6 +16,7 @@ use ngen3_model::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::objectives::identity;
 use crate::{DataIdentity, Error, TokenObjective};
 
 /// Format version in `cache.json`.
@@ -85,14 +86,6 @@ impl CacheIdentity {
     }
 }
 
-/// Formats a value for messages; hashes are shortened.
-fn brief(value: &Value) -> String {
-    match value.as_str() {
-        Some(text) if text.len() >= 64 && text.is_ascii() => format!("{}…{}", &text[..8], &text[64..]),
-        _ => value.to_string(),
-    }
-}
-
 /// A folder with a teacher's predictions.
 #[derive(Debug)]
 pub struct TeacherCache {
@@ -118,20 +111,11 @@ impl TeacherCache {
             Ok(text) => {
                 let found: Map<String, Value> = serde_json::from_str(&text)
                     .map_err(|error| Error::file(&path, format!("expected JSON of a teacher cache ({error})")))?;
-                // Compared as text, as it was written: 1.2 has the same digits in f32 and f64.
-                let text = serde_json::to_string(&about).expect("names and numbers serialise");
-                let wanted: Map<String, Value> = serde_json::from_str(&text).expect("what serialises is JSON");
                 let dtype = found.get("dtype").and_then(Value::as_str).filter(|&dtype| dtype != about.dtype);
                 other_dtype = dtype.map(str::to_owned);
-                let differs = |(name, wanted): &(&String, &Value)| *name != "dtype" && found.get(*name) != Some(wanted);
-                if let Some((name, wanted)) = wanted.iter().find(differs) {
-                    let (found, wanted) = (found.get(name).map_or("nothing".into(), brief), brief(wanted));
-                    return Err(Error::file(
-                        &path,
-                        format!(
-                            "not for this run: expected {name} {wanted}, got {found}; choose another --teacher_cache"
-                        ),
-                    ));
+                if let Some(difference) = identity::difference(&found, &about, &["dtype"]) {
+                    let what = format!("not for this run: {difference}; choose another --teacher_cache");
+                    return Err(Error::file(&path, what));
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => missing = true,

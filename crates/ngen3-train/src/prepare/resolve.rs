@@ -109,7 +109,7 @@ impl RunSpec {
                 (from, *checkpoint, shape)
             }
             StartFrom::LayersOf(from, deeper) => {
-                let checkpoint = some_layers(&deeper, &from, shape.clone().or(shape_of(variant)).n_layer)?;
+                let checkpoint = some_layers(&deeper, &from, shape.clone().or(Shape::sizes_of(variant)).n_layer)?;
                 (from, checkpoint, shape)
             }
         };
@@ -132,7 +132,7 @@ impl Resolved {
         asked: Overrides,
         vocab_size: usize,
     ) -> Result<Self, Error> {
-        let Some(config) = shape.or(shape_of(variant)).config(vocab_size) else {
+        let Some(config) = shape.config(variant, vocab_size) else {
             return Err(Error::Usage(format!(
                 "incomplete model shape: expected {}, or n_layer, n_head, n_embd and block_size in a --config file",
                 kind.variant_flag()
@@ -167,7 +167,7 @@ impl Resolved {
         lora: Option<Lora>,
     ) -> Result<Self, Error> {
         let Checkpoint { mut config, mut params, meta } = checkpoint;
-        let mut wanted = shape.clone().or(shape_of(variant));
+        let mut wanted = shape.clone().or(Shape::sizes_of(variant));
         if let Some(block_size) = wanted.block_size.take_if(|block_size| *block_size < config.block_size) {
             let shorter = Config { block_size, ..config.clone() };
             shorter.validate()?;
@@ -234,10 +234,9 @@ impl Resolved {
             let (path, was) = (paths.state.display(), record.kind.name());
             return Err(Error::Usage(format!("{path} belongs to a run of ngen3 {was}; resume it with that command")));
         }
-        let layers = variant.filter(|variant| !variant.fits(&record.config)).map(|variant| {
-            let Shape { n_layer, n_head, n_embd, .. } = shape_of(Some(variant));
-            Shape { n_layer, n_head, n_embd, ..Shape::default() }
-        });
+        let layers = variant
+            .filter(|variant| !variant.fits(&record.config))
+            .map(|variant| Shape { block_size: None, ..Shape::sizes_of(Some(variant)) });
         let differences = shape.or(layers.unwrap_or_default()).differences_from(&record.config);
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: paths.state, differences }.into());
@@ -308,15 +307,6 @@ fn base_of(paths: &RunPaths, config: &Config, adapters: &AdapterRecord) -> Resul
         return Err(Error::file(&paths.base, what));
     }
     Ok(params)
-}
-
-/// Shape of a variant, without vocabulary and activation, which the data and the checkpoint decide.
-fn shape_of(variant: Option<&Variant>) -> Shape {
-    variant.map_or_else(Shape::default, |variant| Shape {
-        vocab_size: None,
-        activation: None,
-        ..Shape::from(&variant.config())
-    })
 }
 
 /// Fails if the model exists: hours of training are not lost by repeating a command.

@@ -6,13 +6,13 @@ use std::time::Instant;
 use anyhow::bail;
 use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Quant, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
-use ngen3_model::{Config, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
+use ngen3_model::{Config, Family, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
 use ngen3_train::{LONGEST_SEQUENCE, check_fits};
 use serde_json::json;
 
 use crate::decoding::{self, DecodeQuant};
 use crate::device::device;
-use crate::model::{self, variant_help, variant_label};
+use crate::model::{self, sized_label, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
@@ -28,6 +28,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", help = variant_help("Shape and batch size"))]
     #[arg(value_parser = Variant::by_name, default_value = "7M")]
     variant: &'static Variant,
+    /// Family of the variant: gpt2, llama, mistral, qwen2 or qwen3
+    #[arg(long, value_name = "NAME", default_value = "gpt2", conflicts_with = "model_checkpoint")]
+    arch: Family,
     /// Model to benchmark in place of a variant: a checkpoint, a Hugging Face folder or a repository on the hub
     #[arg(long, value_name = "MODEL", conflicts_with = "variant")]
     model_checkpoint: Option<PathBuf>,
@@ -72,6 +75,7 @@ const EXAMPLES: &str = "\
 Examples:
   ngen3 bench
   ngen3 bench --variant 120M --steps 3 --dtype f32
+  ngen3 bench --variant 120M --arch llama --steps 3
   ngen3 bench --variant 120M --steps 3 --lora_rank 8
   ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
   ngen3 bench --variant 7M --json --threads 1
@@ -88,7 +92,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let label = format!("{} ({})", found.name, grouped_count(checkpoint.params.len() as u64, "parameter"));
             (found.name, label, checkpoint.config, Some(checkpoint.params))
         }
-        None => (args.variant.name.into(), variant_label(args.variant), args.variant.config(), None),
+        None => {
+            let config = args.variant.config_of(args.arch);
+            (args.variant.name.into(), sized_label(args.variant, &config), config, None)
+        }
     };
     if params.is_some() && config.rope.is_none() && args.block_size.is_some_and(|n| n as usize != config.block_size) {
         bail!("--block_size: expected {}, since this model has learned positions", config.block_size);
@@ -152,7 +159,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part.to_owned(), json!(ms))).collect();
         let line = json!({
-            "model": name, "variant": args.model_checkpoint.is_none().then_some(args.variant.name), "rows": rows, "block": config.block_size, "dtype": dtype,
+            "model": name, "variant": args.model_checkpoint.is_none().then_some(args.variant.name), "arch": config.family.model_type(), "rows": rows, "block": config.block_size, "dtype": dtype,
             "threads": info.threads, "lora_rank": args.lora_rank, "recompute": recompute, "ms_per_step": 1e3 * median, "best_ms": 1e3 * times[0],
             "tokens_per_s": tokens / median, "gflops": gflops, "product_gflops": peak, "loss": loss,
             "estimated_mb": estimated / 1_000_000, "peak_rss_mb": peak_memory.map(|bytes| bytes / 1_000_000), "prompt_tokens_per_s": speed.prompt,

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_data::TokenFile;
 use ngen3_engine::{Divergence, Options, Quant, Teacher};
 use ngen3_model::words::file_size;
-use ngen3_model::{Checkpoint, Variant};
+use ngen3_model::{Checkpoint, Family, Variant};
 use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
 use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
 
 use super::train::{Flags, RunFlags};
 use crate::device::device;
 use crate::interrupt::{self, Interrupted};
-use crate::model::{self, CHECK_VARIANT, Found, variant_help};
+use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::{Progress, write_line};
+use crate::teacher_writing::{WritingFlags, write_texts};
 use crate::training::Training;
 
 /// Batches on which the loss from the cache is compared with the loss from the teacher.
@@ -31,13 +33,16 @@ const COMPARED: u64 = 2;
 /// KL(p ‖ q) is the sum over tokens of p · ln(p / q). The log shows both terms (ce and div on a terminal); "divergence"
 /// includes T². Validation uses the student's plain cross entropy, as in ngen3 train.
 ///
+/// A teacher of another tokenizer has no probabilities of the student's tokens. With --teacher_writes N it writes N texts
+/// instead, which the student learns as in ngen3 train.
+///
 /// Writes distilled_VARIANT_model.pt, and the same files beside it as train. Ctrl-C finishes the step, saves, and prints
 /// the resume command.
 #[derive(clap::Args)]
 #[command(rename_all = "snake_case", after_help = EXAMPLES)]
 pub struct Args {
     /// Teacher model: .pt, .safetensors, .gguf, a Hugging Face folder, a hub name, or hf (GPT-2 in the size of --teacher_variant).
-    /// Its vocabulary and tokenizer must match the data
+    /// Its vocabulary and tokenizer must match the data, except with --teacher_writes
     #[arg(long, value_name = "MODEL")]
     teacher_model_path: PathBuf,
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name, help = variant_help(CHECK_VARIANT))]
@@ -45,6 +50,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Student's shape and training defaults"))]
     student_variant: Option<&'static Variant>,
+    /// Student's family: gpt2, llama, mistral, qwen2 or qwen3 [default: gpt2]
+    #[arg(long, value_name = "NAME")]
+    student_arch: Option<Family>,
     /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin or train.bin)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -76,6 +84,8 @@ pub struct Args {
     #[command(flatten)]
     files: RunFlags,
     #[command(flatten)]
+    writing: WritingFlags,
+    #[command(flatten)]
     flags: Flags,
 }
 
@@ -87,15 +97,19 @@ Examples:
   ngen3 distill --teacher_model_path 120M_model.pt --student_variant 7M \\
     --data _data_plays_/data.bin --teacher_cache plays_cache --max_iters 10000
   ngen3 distill --teacher_model_path gpt2 --init_student from-teacher-layers \\
-    --data _data_plays_/data.bin --block_size 256 --out distilled_gpt2.pt";
+    --data _data_plays_/data.bin --block_size 256 --out distilled_gpt2.pt
+  ngen3 distill --teacher_model_path SmolLM2-135M-Instruct --student_variant 7M \\
+    --data _data_plays_/data.bin --teacher_writes 2000 --out written.pt";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let command = args.command();
     // Before watching for signals: an interrupted download resumes on the next run.
-    let (Found { path, name, .. }, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
+    let (found, teacher) = model::load(&args.teacher_model_path, args.teacher_variant)?;
     let teacher = Arc::new(teacher);
+    let path = found.path.clone();
     let (settings, mut shape) = args.flags.asked();
+    shape.family = args.student_arch;
     let start = match args.init_student {
         Some(named) if named == Path::new("from-teacher-layers") || named == Path::new("from_teacher_layers") => {
             StartFrom::LayersOf(path.clone(), Arc::clone(&teacher))
@@ -119,6 +133,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         shape,
         lora: None,
     };
+    let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
+    if let Some(n) = args.writing.teacher_writes {
+        let data = TokenFile::open(&args.data)?;
+        setup::check_student(spec.clone(), &data, &path)?;
+        if let Some(doubt) = data.doubt() {
+            write_line(&format!("note: {doubt}"));
+        }
+        let from = (&found, Arc::unwrap_or_clone(teacher));
+        let how = (&spec.settings, args.teacher_quant.unwrap_or_default());
+        let data = write_texts(&args.writing, n as usize, &data, from, how, &stop)?;
+        let (job, mut objective, weights) = setup::on_tokens(device(), spec, &data)?;
+        let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
+        return training.run(&mut objective, &command, &stop);
+    }
     let Args { temperature, alpha, divergence, teacher_quant, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);
     let request = DistillRequest { temperature, alpha, divergence, teacher_quant, top_k };
@@ -129,13 +157,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Checkpoint { config, params, .. } = Arc::unwrap_or_clone(teacher);
     let quant = task.record.quant();
     let quantized = if quant == Quant::None { String::new() } else { format!(", {quant}") };
-    write_line(&format!("teacher: {name}: {}{quantized}", model::describe(&config)));
+    write_line(&format!("teacher: {}: {}{quantized}", found.name, model::describe(&config)));
     let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
     let mut objective = match args.teacher_cache {
         Some(folder) => ask_once(&folder, task, &job, teacher, &mut training, &stop)?,
         None => DistillObjective::from_teacher(task, teacher),
     };
-    let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
     training.run(&mut objective, &command, &stop)
 }
 
@@ -196,6 +223,10 @@ impl Args {
         if let Some(folder) = &self.teacher_cache {
             words.extend(["--teacher_cache".into(), folder.clone().into()]);
             words.extend(["--teacher_top_k".into(), self.teacher_top_k.to_string().into()]);
+        }
+        words.extend(self.writing.words());
+        if let (Some(quant), Some(_)) = (self.teacher_quant, self.writing.teacher_writes) {
+            words.extend(["--teacher_quant".into(), quant.to_string().into()]);
         }
         words
     }

@@ -5,8 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use ngen3_data::Tokenizer;
+use anyhow::{Context, anyhow, bail};
 use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
@@ -14,7 +13,7 @@ use ngen3_model::{Checkpoint, Variant};
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
-use crate::streaming::{SamplingFlags, Text, say_what_is_missing, say_what_is_seen};
+use crate::streaming::{SamplingFlags, Text, encode_prompt, say_what_is_missing, say_what_is_seen};
 
 /// Generate text from a model
 ///
@@ -73,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = args.flags.open(loaded)?;
 
     say_what_is_missing(&tokenizer, &prompt)?;
-    let ids = encode(&tokenizer, &prompt)?;
+    let ids = encode_prompt(&tokenizer, &prompt)?;
     say_what_is_seen(ids.len(), block_size);
     let num_samples = usize::from(args.num_samples);
     let request = Request {
@@ -129,19 +128,6 @@ fn read_prompt(args: &Args) -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         anyhow!("{name}: expected UTF-8 text, got an invalid sequence at byte {}", error.utf8_error().valid_up_to())
     })
-}
-
-/// Encodes the prompt, after the token that begins documents, if any. An empty one becomes that token, else the end-of-text
-/// token, else a line break.
-fn encode(tokenizer: &Tokenizer, prompt: &str) -> anyhow::Result<Vec<u32>> {
-    let mut ids: Vec<u32> = tokenizer.document_start().into_iter().collect();
-    match tokenizer.eot() {
-        Some(eot) if prompt.is_empty() && ids.is_empty() => ids.push(eot),
-        None if prompt.is_empty() && ids.is_empty() => ids = tokenizer.encode("\n")?,
-        _ => tokenizer.encode_into(prompt, &mut ids)?,
-    }
-    ensure!(!ids.is_empty(), "nothing to start from: expected a --prompt with characters of the model's vocabulary");
-    Ok(ids)
 }
 
 /// Prints samples one after another: each streams once those before it have ended.

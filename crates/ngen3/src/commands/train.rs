@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{BoolValueParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
-use ngen3_model::Variant;
+use ngen3_model::{Family, Variant};
 use ngen3_train::{Flag, Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
 
 use crate::device::device;
@@ -23,6 +23,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
     #[arg(help = variant_help("Shape and training defaults"))]
     variant: Option<&'static Variant>,
+    /// Family of the model: gpt2 or llama; mistral, qwen2 and qwen3 are llama with small changes [default: gpt2]
+    #[arg(long, value_name = "NAME")]
+    arch: Option<Family>,
     /// Token file to train on, from ngen3 tokenize, or a folder with one (data.bin, or nanoGPT's train.bin with meta.pkl)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -43,9 +46,9 @@ pub struct RunFlags {
     /// Model file to write (.pt or .safetensors) [default: the name above]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// TOML file with settings, named like the flags below, and optionally the shape of a model that is not a variant
-    /// (n_layer, n_head, n_embd, block_size, vocab_size, activation), which is then named after the file. Flags override the
-    /// file; the file overrides the variant
+    /// TOML file with settings, named like the flags below, and optionally the shape and parts of a model that is not a variant
+    /// (arch, n_layer, n_head, n_embd, block_size and others), which is then named after the file. Flags override the file; the
+    /// file overrides the variant
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
     /// Resume the run exactly where it stopped; settings given now replace the saved ones
@@ -128,6 +131,8 @@ Examples:
   ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin
   ngen3 train --variant 7M --data _data_tinyshakespeare_/data.bin \\
     --max_iters 5000 --resume
+  ngen3 train --arch llama --variant 7M --out llama.pt \\
+    --data _data_tinyshakespeare_/data.bin
   ngen3 train --config tiny.toml --data _data_tinyshakespeare_/data.bin \\
     --out tiny.pt
   ngen3 train --variant 7M --init_from 7M_model.pt \\
@@ -142,7 +147,8 @@ impl Flags {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (settings, shape) = args.flags.asked();
+    let (settings, mut shape) = args.flags.asked();
+    shape.family = args.arch;
     // Before watching for signals: an interrupted download resumes on the next run.
     let init_from = args.init_from.map(|named| model::find(&named, args.variant, None)).transpose()?;
     let shape = match &init_from {

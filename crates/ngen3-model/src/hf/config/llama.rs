@@ -25,10 +25,8 @@ pub(super) fn parse(file: &Entries, family: Family) -> Result<Config, String> {
     let size = |name: &str| file.size_of(&[name])?.ok_or_else(|| format!("missing {name}"));
     let n_head = size("num_attention_heads")?;
     let mut config = Config {
-        family,
         qkv_bias: attention_bias,
         mlp_bias: file.flag("mlp_bias", false)?,
-        qk_norm: family == Family::Qwen3,
         tied: file.flag("tie_word_embeddings", false)?,
         layer_norm_epsilon: file.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         ..Config::llama(
@@ -40,6 +38,7 @@ pub(super) fn parse(file: &Entries, family: Family) -> Result<Config, String> {
             size("max_position_embeddings")?,
             size("vocab_size")?,
         )
+        .with_family(family)
     };
     // Qwen3's default does not depend on the width.
     let head_dim = file.size_of(&["head_dim"])?.or((family == Family::Qwen3).then_some(128));
@@ -74,29 +73,45 @@ fn rope(file: &Entries) -> Result<(f64, RopeScaling, Option<usize>), String> {
     };
     settings.check_harmless(&[("partial_rotary_factor", json!(1.0))])?;
     let theta = settings.number("rope_theta")?.or(file.number("rope_theta")?).unwrap_or(10_000.0);
-    let required = |name: &str| settings.number(name)?.ok_or_else(|| format!("rope_scaling: missing {name}"));
-    let positions = file.size(&["max_position_embeddings"], 0)?;
+    let positions = file.size_of(&["max_position_embeddings"])?;
     let original = settings.size_of(&["original_max_position_embeddings"])?;
     let original = original.or(file.size_of(&["original_max_position_embeddings"])?);
-    let kind = settings.get("rope_type").or(settings.get("type"));
-    let mut context = None;
-    let scaling = match kind.map(|kind| kind.as_str().unwrap_or_default()) {
+    // The frequencies of "dynamic" depend on the length of the text, beyond the original context only.
+    if rope_type(&settings).is_some_and(|kind| kind == "dynamic") {
+        return Ok((theta, RopeScaling::Default, original.or(positions)));
+    }
+    let scaling = scaling(&settings, original.or(positions), positions);
+    Ok((theta, scaling.map_err(|reason| format!("rope_scaling: {reason}"))?, None))
+}
+
+/// Returns the kind of a scaling, under its newer name or its older one.
+fn rope_type(settings: &Entries) -> Option<&Value> {
+    settings.get("rope_type").or(settings.get("type"))
+}
+
+/// Parses the entries of a scaling other than "dynamic". `original` is the default for the original context length, and
+/// `positions` the scaled one, of which a factor follows.
+fn scaling(settings: &Entries, original: Option<usize>, positions: Option<usize>) -> Result<RopeScaling, String> {
+    let missing = |name: &str| format!("missing {name}");
+    let required = |name: &str| settings.number(name)?.ok_or_else(|| missing(name));
+    let original = || {
+        let name = "original_max_position_embeddings";
+        settings.size_of(&[name])?.or(original).ok_or_else(|| missing(name))
+    };
+    let kind = rope_type(settings);
+    Ok(match kind.map(|kind| kind.as_str().unwrap_or_default()) {
         None | Some("default") => RopeScaling::Default,
-        // Its frequencies depend on the length of the text, beyond the original context only.
-        Some("dynamic") => {
-            context = original.or(Some(positions));
-            RopeScaling::Default
-        }
         Some("linear") => RopeScaling::Linear { factor: required("factor")? },
         Some("llama3") => RopeScaling::Llama3 {
             factor: required("factor")?,
             low_freq_factor: required("low_freq_factor")?,
             high_freq_factor: required("high_freq_factor")?,
-            original_max_position_embeddings: original.unwrap_or(positions),
+            original_max_position_embeddings: original()?,
         },
         Some("yarn") => {
-            let original = original.unwrap_or(positions);
-            let factor = settings.number("factor")?.unwrap_or(positions as f64 / original.max(1) as f64);
+            let original = original()?;
+            let stretched = || positions.map(|positions| positions as f64 / original.max(1) as f64);
+            let factor = settings.number("factor")?.or_else(stretched).ok_or_else(|| missing("factor"))?;
             let mscales =
                 [settings.number("mscale")?, settings.number("mscale_all_dim")?].map(|mscale| mscale.unwrap_or(0.0));
             let own = match mscales {
@@ -118,8 +133,30 @@ fn rope(file: &Entries) -> Result<(f64, RopeScaling, Option<usize>), String> {
             let kind = kind.unwrap_or(&Value::Null);
             return Err(format!("unsupported rope_type {kind}: expected default, linear, dynamic, llama3 or yarn"));
         }
+    })
+}
+
+/// Parses a `rope_scaling` that a user gives for a new model. Its original context length has no default.
+///
+/// # Errors
+/// The reason, which names the entry that is missing, unknown or wrong.
+pub fn rope_scaling(entries: Map<String, Value>) -> Result<RopeScaling, String> {
+    let settings = Entries(entries);
+    let kind = settings.get("rope_type").ok_or("missing rope_type")?;
+    let of_llama3 = ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"];
+    let of_yarn = ["beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"];
+    let known = match kind.as_str().unwrap_or_default() {
+        "default" => Vec::new(),
+        "linear" => of_llama3[..1].to_vec(),
+        "llama3" => of_llama3.to_vec(),
+        "yarn" => [&of_llama3[..2], &of_yarn].concat(),
+        _ => return Err(format!("unsupported rope_type {kind}: expected default, linear, llama3 or yarn")),
     };
-    Ok((theta, scaling, context))
+    if let Some(name) = settings.0.keys().find(|name| *name != "rope_type" && !known.contains(&name.as_str())) {
+        let expected = if known.is_empty() { "no others".into() } else { known.join(", ") };
+        return Err(format!("unknown entry {name:?} of rope_type {kind}: expected {expected}"));
+    }
+    scaling(&settings, None, None)
 }
 
 /// Returns the start of the names of its classes in `transformers`.

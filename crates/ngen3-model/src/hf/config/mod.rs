@@ -10,6 +10,7 @@ mod llama;
 use serde_json::{Map, Value};
 
 use entries::Entries;
+pub use llama::rope_scaling;
 
 use crate::{Config, Family};
 
@@ -29,10 +30,9 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, String> {
 /// Parses the entries of a config.json. The error is the reason alone.
 pub(crate) fn parse_entries(entries: Map<String, Value>) -> Result<Parsed, String> {
     let file = Entries(entries);
-    let families = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-    let expected = families.map(Family::model_type).join(", ");
+    let expected = Family::ALL.map(Family::model_type).join(", ");
     let kind = file.get("model_type").ok_or_else(|| format!("missing model_type: expected one of {expected}"))?;
-    let family = families.into_iter().find(|family| kind == family.model_type());
+    let family = Family::ALL.into_iter().find(|family| kind == family.model_type());
     let family = family.ok_or_else(|| format!("unsupported model_type {kind}: expected one of {expected}"))?;
     if let Some(value) = file.get("quantization_config") {
         let method = value.get("quant_method").unwrap_or(value);
