@@ -147,7 +147,7 @@ mod tests {
             ("train --varient 7M", "a similar argument exists: '--variant'"),
             ("train --data d --variant 120", "a similar value exists: '120M'"),
             ("sample --model_checkpoint m --dtype fp32", "a similar value exists: 'f32'"),
-            ("sample --model_checkpoint m --quant int3", "a similar value exists: 'int8'"),
+            ("sample --model_checkpoint m --quant int3", "a similar value exists: 'int4'"),
             ("completions bsh", "a similar value exists: 'bash'"),
         ] {
             let (_, text) = error(line).unwrap();

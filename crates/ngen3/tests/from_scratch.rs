@@ -138,7 +138,12 @@ fn parts_of_a_config_that_are_wrong_are_named() {
         ("arch = 'llama'", "arch = 'lama'", "line 1: arch: expected \"gpt2\", \"llama\", \"mistral\", \"qwen2\" or"),
         ("kv_heads", "kv_head", "line 4: unknown setting \"kv_head\"; did you mean kv_heads?"),
         ("kv_heads = 2", "kv_heads = 3", "n_head 4 is not a multiple of n_kv_head 3"),
-        ("tied = false", "qk_norm = true", "qk_norm is true in the family llama; it is true in qwen3, and only there"),
+        ("tied = false", "qk_norm = true", "qk_norm: the family llama has no such part"),
+        (
+            "arch = 'llama'",
+            "arch = 'qwen3'\nqk_norm = false",
+            "qk_norm is false; it is always true in the family qwen3",
+        ),
         ("tied = false", "activation = 'gelu'", "activation: expected swiglu in the family llama"),
         ("tied = false", "head_dim = 5", "expected heads of an even width for rotary positions, got 5"),
         ("arch = 'llama'", "arch = 'gpt2'", "n_kv_head: the family gpt2 has no such part"),

@@ -5,8 +5,7 @@
 //! length, and any of them can be fed or cleared at any step.
 //!
 //! A prompt runs as one pass of matrix products. Steps of a few tokens use products limited by the reading of the weights
-//! (`layers/matvec.rs`), from a narrower copy unless the precision is f32, or from the weights as a file stores them. A step's
-//! products are short, so its threads stay awake between them (`base/team.rs`).
+//! (`layers/matvec.rs`), from a narrower copy unless the precision is f32, or from the weights as a file stores them.
 
 use std::sync::Arc;
 
@@ -20,7 +19,6 @@ use super::kept::Kept;
 use super::stored::Part;
 use super::weights::Weights;
 use crate::base::memory::{Buffer, Carver, padded};
-use crate::base::team::Team;
 use crate::gemm::Precision;
 use crate::gemm::groups::Groups;
 use crate::layers::attention::{self, CachedSequence};
@@ -28,9 +26,6 @@ use crate::layers::embedding;
 use crate::layers::linear::{Learns, Linear, Weight};
 use crate::layers::lora::LoraActivations;
 use crate::layers::matvec::Matrix;
-
-/// Most tokens of a step whose threads stay awake: products of more take long enough to wake a thread.
-const SHORT: usize = 8;
 
 /// Weights that decoding reads for each token.
 struct DecodeWeights<'a> {
@@ -84,8 +79,6 @@ pub struct CpuDecoder<'a> {
     model: &'a Weights,
     weights: DecodeWeights<'a>,
     pool: &'a ThreadPool,
-    /// Threads of short steps.
-    team: Arc<Team>,
     /// Number of tokens in each sequence.
     lens: Vec<usize>,
     /// Key-value cache, `[n_layer, sequences, block_size, 2·kv_width]`.
@@ -114,7 +107,6 @@ impl<'a> CpuDecoder<'a> {
             model,
             weights: pool.install(|| DecodeWeights::new(model, quant))?,
             pool,
-            team: Arc::new(Team::new(pool.current_num_threads())?),
             lens: vec![0; sequences],
             cache: Buffer::zeros(cache, "the key-value cache")?,
             tokens: Vec::new(),
@@ -233,12 +225,8 @@ impl Decoder for CpuDecoder<'_> {
 
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
         self.plan(feeds)?;
-        let (pool, team) = (self.pool, Arc::clone(&self.team));
-        if self.tokens.len() <= SHORT {
-            pool.install(|| team.lead(|| self.forward()))?;
-        } else {
-            pool.install(|| self.forward())?;
-        }
+        let pool = self.pool;
+        pool.install(|| self.forward())?;
         for fed in &self.fed {
             self.lens[fed.slot] += fed.len;
         }

@@ -437,21 +437,22 @@ mod tests {
     #[test]
     fn in_bf16_outputs_and_gradients_are_near_those_in_f32() {
         for (rows, inputs, outputs, rank, parts) in [
-            (5, 12, 36, 3, vec![0..36]),
-            (1, 7, 3, 1, vec![0..3]),
-            (270, 40, 97, 5, vec![0..97]),
-            (205, 33, 300, 7, vec![0..200, 200..231, 231..300]),
-            (140, 600, 50, 4, vec![3..19, 40..50]),
+            (5, 12, 36, 3, vec![(0, 36)]),
+            (1, 7, 3, 1, vec![(0, 3)]),
+            (270, 40, 97, 5, vec![(0, 97)]),
+            (205, 33, 300, 7, vec![(0, 200), (200, 231), (231, 300)]),
+            (140, 600, 50, 4, vec![(3, 19), (40, 50)]),
         ] {
             let spread = |n: usize, seed: u64, fan_in: usize| -> Vec<f32> {
                 random(n, seed).iter().map(|x| x / (fan_in as f32).sqrt()).collect()
             };
-            let (total, adapted) = (rank * parts.len(), parts.iter().map(|part| part.len()).sum::<usize>());
+            let (total, adapted) = (rank * parts.len(), parts.iter().map(|(start, end)| end - start).sum::<usize>());
             let (x, dy) = (random(rows * inputs, 1), spread(rows * outputs, 2, outputs));
             let (weight, bias) = (spread(outputs * inputs, 3, inputs), random(outputs, 4));
             let (a, b) = (spread(total * inputs, 5, inputs), spread(adapted * rank, 6, rank));
             let mut end = a.len();
-            let part = |outputs: Range<usize>| {
+            let part = |(start, end_output): (usize, usize)| {
+                let outputs = start..end_output;
                 let b = end..end + outputs.len() * rank;
                 end = b.end;
                 AdapterPart { outputs, b }

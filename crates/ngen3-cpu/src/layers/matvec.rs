@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::base::team;
 use crate::gemm::groups::Groups;
 use crate::gemm::tiles::pack;
 use crate::gemm::{Mat, MatMut, Precision, matmul_onto};
@@ -185,7 +184,7 @@ fn product<T: Copy + Sync>(
     let (rows, inputs) = (x.n_rows(), x.cols());
     let outputs = weight.len() / inputs;
     let per_task = (TASK / inputs).max(1);
-    team::for_each(outputs.div_ceil(per_task), |task| {
+    (0..outputs.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
         let first = task * per_task;
         let last = (first + per_task).min(outputs);
         let weight = &weight[first * inputs..last * inputs];

@@ -99,8 +99,11 @@ shape! {
         (|config| config.rope.map(|rope| rope.scaling), |config, scaling| rope(config).scaling = scaling);
     /// True if linear layers and norms have biases, in GPT-2.
     bias: bool;
-    /// True if the projections to queries, keys and values have biases, in Qwen2.
-    qkv_bias: bool;
+    /// True if the projections to queries, keys and values have biases: always in Qwen2; in Llama and Qwen3 with attention's
+    /// output projection (`attention_bias`).
+    qkv_bias: bool, alias "attention_bias";
+    /// True if the MLP's layers have biases, in Llama.
+    mlp_bias: bool;
     /// True if each head's queries and keys are normalised, in Qwen3.
     qk_norm: bool;
     /// True if the head's matrix is the token embedding.
@@ -175,7 +178,7 @@ mod tests {
     fn a_shape_and_a_config_are_made_of_one_another() {
         let gpt2 = Config { activation: Activation::Gelu, bias: false, ..Config::new(2, 3, 12, 8, 50) };
         let rope = Rope { theta: 5e5, context: 8, scaling: RopeScaling::Linear { factor: 2.0 } };
-        let llama = Config { tied: false, rope: Some(rope), ..Config::llama(2, 4, 2, 16, 20, 8, 50) };
+        let llama = Config { tied: false, mlp_bias: true, rope: Some(rope), ..Config::llama(2, 4, 2, 16, 20, 8, 50) };
         let qwen3 = Config {
             family: Family::Qwen3,
             qk_norm: true,

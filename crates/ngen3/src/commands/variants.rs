@@ -117,8 +117,9 @@ mod tests {
         // Parameters and moments alone take 116 MB; the rest depends on the machine's threads and matrix products.
         let [to_train, recompute]: [u64; 2] = [0, 2].map(|column| memory[column].parse().unwrap());
         assert!((150..350).contains(&to_train), "{to_train} MB");
-        // All activations but the input of three blocks: 9 numbers per token and channel.
-        assert!((27..31).contains(&(to_train - recompute)), "{recompute} MB");
+        // All activations but the input of three blocks: 9 numbers per token and channel, 8 of them in bf16 where products are.
+        let saved = to_train - recompute;
+        assert!((27..31).contains(&saved) || (14..18).contains(&saved), "{saved} MB");
         assert_eq!([1, 3, 5].map(|column| &*memory[column]), ["MB", "MB", "MB"]);
         // With or without a bf16 copy of the weights.
         assert!(["29", "44"].contains(&&*memory[4]), "{} MB", memory[4]);

@@ -26,7 +26,6 @@ pub use round::round_to_int4;
 
 use super::view::{Mat, MatMut};
 use crate::base::memory::Buffer;
-use crate::base::team;
 use crate::gemm::tiles::with_workspace;
 use format::{LANES, Panel, ROWS};
 use inputs::Inputs;
@@ -117,7 +116,7 @@ impl Groups {
             let work = rows.min(MOST_ROWS).div_ceil(ROWS) * stride(self.format, self.groups);
             let per_task = (TASK / work).clamp(1, panels.div_ceil(4 * rayon::current_num_threads()).max(1));
             let (blocks, tasks) = (rows.div_ceil(MOST_ROWS), panels.div_ceil(per_task));
-            team::for_each(blocks * tasks, |task| {
+            (0..blocks * tasks).into_par_iter().with_max_len(1).for_each(|task| {
                 let (row, first) = (task % blocks * MOST_ROWS, task / blocks * per_task);
                 for panel in first..(first + per_task).min(panels) {
                     let columns = panel * LANES..((panel + 1) * LANES).min(self.outputs);

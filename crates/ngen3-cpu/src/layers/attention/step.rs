@@ -1,27 +1,34 @@
 //! Attention of one new token of each sequence over a key-value cache, in f32.
 //!
-//! A task takes [`STRETCH`] keys of one key head, for all query heads that share it, and leaves its largest score, the sum of its
-//! exponentials and the sum of values weighted by them; these are then added up in the order of the keys, each scaled to the
-//! largest score of all (as in FlashAttention's split over keys, Dao et al. 2023). So every thread has work whatever the number of
-//! heads, and the bits do not depend on the number of threads.
+//! A task takes [`STRETCH`] keys, which follow one another in the cache, of all heads. Each query head leaves its largest score,
+//! the sum of its exponentials and the sum of values weighted by them; these are then added up in the order of the keys, each
+//! scaled to the largest score of all (as in FlashAttention's split over keys, Dao et al. 2023). So every thread has work whatever
+//! the number of heads, memory is read in order, and the bits do not depend on the number of threads.
+
+use rayon::prelude::*;
 
 use super::shape::{CachedSequence, Shape};
 use crate::base::memory::padded;
-use crate::base::team;
-use crate::gemm::{Canvas, Mat};
+use crate::gemm::Canvas;
 use ngen3_simd::{exp, exp_and_sum, max, simd, sum_zip};
 
 /// Keys per task.
-const STRETCH: usize = 128;
+const STRETCH: usize = 32;
 
 /// Length in f32 of the scratch memory of a step.
 pub fn scratch(shape: Shape, sequences: &[CachedSequence]) -> usize {
     let stretches: usize = sequences.iter().map(|sequence| sequence.keys().div_ceil(STRETCH)).sum();
-    stretches * shape.n_kv_head * shape.group() * head_len(shape)
+    stretches * shape.n_head * head_len(shape)
 }
 
-/// Length of one query head's results of a stretch: sums of values, then the largest score and the sum of exponentials.
+/// Length in f32 of one query head's results of a stretch: sums of values, the largest score, the sum of exponentials; then the
+/// scores.
 fn head_len(shape: Shape) -> usize {
+    scores_at(shape) + STRETCH
+}
+
+/// Place of the scores in one query head's results.
+fn scores_at(shape: Shape) -> usize {
     padded(shape.head_width + 2)
 }
 
@@ -35,28 +42,24 @@ pub fn attend(
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
-    let (c, width, group) = (shape.kv_width(), shape.head_width, shape.group());
+    let (c, width) = (shape.kv_width(), shape.head_width);
     let slot = shape.longest * 2 * c;
-    // Stretches of sequence after sequence; of each, all key heads.
     let mut tasks = Vec::new();
     for (i, sequence) in sequences.iter().enumerate() {
         tasks.extend((0..sequence.keys()).step_by(STRETCH).map(|first| (i, first)));
     }
-    let stretch_len = group * head_len(shape);
-    let scratch = &mut scratch[..tasks.len() * shape.n_kv_head * stretch_len];
+    let stretch_len = shape.n_head * head_len(shape);
+    let scratch = &mut scratch[..tasks.len() * stretch_len];
     let results = Canvas::new(scratch, stretch_len);
-    team::for_each(tasks.len() * shape.n_kv_head, |task| {
-        let ((i, first), kv_head) = (tasks[task / shape.n_kv_head], task % shape.n_kv_head);
+    (0..tasks.len()).into_par_iter().with_max_len(1).for_each(|task| {
+        let (i, first) = tasks[task];
         let sequence = sequences[i];
         let cache = &cache[sequence.slot * slot..(sequence.slot + 1) * slot];
         let keys = first..(first + STRETCH).min(sequence.keys());
-        let [k, v] = [0, c].map(|part| {
-            let cache = &cache[part + kv_head * width..];
-            Mat::strided(cache, sequence.keys(), width, 2 * c).rows(keys.clone())
-        });
-        let q = &qkv[sequence.start * shape.qkv_width() + kv_head * group * width..][..group * width];
+        let q = &qkv[sequence.start * shape.qkv_width()..][..shape.width()];
         // SAFETY: each task has its own row.
-        stretch(q, k, v, unsafe { results.row(task, 0..stretch_len) });
+        let results = unsafe { results.row(task, 0..stretch_len) };
+        stretch(shape, q, &cache[keys.start * 2 * c..keys.end * 2 * c], results);
     });
     // Sums of a stretch are a hundredth of its work.
     let mut at = 0;
@@ -64,44 +67,50 @@ pub fn attend(
         let stretches = sequence.keys().div_ceil(STRETCH);
         for head in 0..shape.n_head {
             let out = &mut out[sequence.start * shape.width() + head * width..][..width];
-            let results = (at..at + stretches).map(|stretch| {
-                let first = (stretch * shape.n_kv_head + head / group) * stretch_len;
-                &scratch[first + head % group * head_len(shape)..][..width + 2]
-            });
+            let results = (at..at + stretches)
+                .map(|stretch| &scratch[stretch * stretch_len + head * head_len(shape)..][..width + 2]);
             join(width, results, out);
         }
         at += stretches;
     }
 }
 
-/// Computes the query heads `q`, `[heads, width]`, over a stretch of keys and values that they share, `[keys, width]`, read once.
-fn stretch(q: &[f32], k: Mat<'_>, v: Mat<'_>, results: &mut [f32]) {
-    let (keys, width) = (k.n_rows(), k.cols());
-    let scale = 1.0 / (width as f32).sqrt();
-    let results = results.chunks_exact_mut(padded(width + 2));
+/// Computes all query heads, `q`, over a stretch of the cache, `[keys, 2·n_kv_head·head_width]`. Keys are the outer loop, so that
+/// memory is read in order.
+fn stretch(shape: Shape, q: &[f32], rows: &[f32], results: &mut [f32]) {
+    let (c, width, group, len) = (shape.kv_width(), shape.head_width, shape.group(), head_len(shape));
+    let (scale, keys) = (1.0 / (width as f32).sqrt(), rows.len() / (2 * c));
     simd(
         #[inline(always)]
         || {
-            for (q, result) in q.chunks_exact(width).zip(results) {
-                let mut scores = [0.0f32; STRETCH];
-                for (i, score) in scores.iter_mut().enumerate().take(keys) {
-                    *score = sum_zip(
-                        q,
-                        k.row(i),
-                        #[inline(always)]
-                        |a, b| a * b,
-                    );
-                }
-                let largest = max(&scores[..keys]);
-                let total = exp_and_sum(&mut scores[..keys], scale, largest);
-                let (out, stats) = result.split_at_mut(width);
-                out.fill(0.0);
-                for (i, p) in scores.iter().enumerate().take(keys) {
-                    for (out, &v) in out.iter_mut().zip(v.row(i)) {
-                        *out += p * v;
+            for (i, row) in rows.chunks_exact(2 * c).enumerate() {
+                let heads = q.chunks_exact(group * width).zip(results.chunks_exact_mut(group * len));
+                for ((q, results), k) in heads.zip(row[..c].chunks_exact(width)) {
+                    for (q, result) in q.chunks_exact(width).zip(results.chunks_exact_mut(len)) {
+                        result[scores_at(shape) + i] = sum_zip(
+                            q,
+                            k,
+                            #[inline(always)]
+                            |a, b| a * b,
+                        );
                     }
                 }
-                (stats[0], stats[1]) = (largest * scale, total);
+            }
+            for result in results.chunks_exact_mut(len) {
+                let (result, scores) = result.split_at_mut(scores_at(shape));
+                let scores = &mut scores[..keys];
+                let largest = max(scores);
+                result[..width].fill(0.0);
+                (result[width], result[width + 1]) = (largest * scale, exp_and_sum(scores, scale, largest));
+            }
+            for (i, row) in rows.chunks_exact(2 * c).enumerate() {
+                let heads = results.chunks_exact_mut(group * len).zip(row[c..].chunks_exact(width));
+                for (results, v) in heads {
+                    for result in results.chunks_exact_mut(len) {
+                        let p = result[scores_at(shape) + i];
+                        result[..width].iter_mut().zip(v).for_each(|(out, v)| *out += p * v);
+                    }
+                }
             }
         },
     );
