@@ -16,7 +16,7 @@ import argparse, json, os, pathlib, struct, subprocess, sys, tempfile
 os.environ["TQDM_DISABLE"] = "1"
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=pathlib.Path)
@@ -135,8 +135,9 @@ process.exit(0);
 
 
 def check_llama_cpp(path, block, types):
-    """Compare greedy text up to the context length, since llama.cpp handles a full context differently. f32 weights must give our
-    text; for rounded weights, at least the first token must match and the number of equal tokens is printed."""
+    """Compare greedy text up to the context length, since llama.cpp handles a full context differently. The number of equal
+    tokens is printed, and with f32 weights at least the first must be equal. Texts part at a near tie: llama.cpp keeps keys and values
+    in f16, and rounds the inputs of products with quantized weights."""
     if not args.llama_cpp:
         return print("SKIPPED: llama.cpp (needs --llama_cpp FOLDER, in which npm install node-llama-cpp was run)")
     length = min(100, block - len(args.prompt) - 1)
@@ -150,9 +151,9 @@ def check_llama_cpp(path, block, types):
     theirs = json.loads(done.stdout.strip().split(b"\n")[-1])
     ours = ngen3("sample", "--model_checkpoint", model_path, "--prompt", args.prompt, "--length", length, "--temperature", 0,
                  "--dtype", "f32").removesuffix("\n")
-    same = sum(ours.startswith(text) for text in theirs)
-    good = ours == theirs[-1] if types == ["F32"] else same > 0
-    report("llama.cpp, greedy text", good, f"{same} of {len(theirs)} tokens equal to ngen3 in f32: {theirs[-1][len(args.prompt):][:50]!r}…")
+    # The bytes of a character may come as several tokens.
+    same = sum(ours.startswith(text.rstrip("\ufffd")) for text in theirs)
+    report("llama.cpp, greedy text", same > 0 or types != ["F32"], f"{same} of {len(theirs)} tokens equal to ngen3 in f32: {theirs[-1][len(args.prompt):][:50]!r}…")
 
 
 def check_gguf(path):
@@ -172,6 +173,8 @@ def check_gguf(path):
         # transformers does not look for the biases of a file.
         names = {tensor.name for tensor in reader.tensors}
         config.attention_bias, config.mlp_bias = "blk.0.attn_q.bias" in names, "blk.0.ffn_up.bias" in names
+    if f"{field}.attention.key_length" in reader.fields:
+        config.head_dim = reader.fields[f"{field}.attention.key_length"].contents()
     model = AutoModelForCausalLM.from_pretrained(args.folder, gguf_file=path.name, config=config, dtype=torch.float32).eval()
     # Without --model, both read the same file.
     check_numbers("gguf", model, max(TOLERANCE[kind] for kind in types) if args.model else 1e-4)
@@ -189,7 +192,8 @@ if (args.folder / "config.json").exists():
     tolerance = TOLERANCE[{"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[stored]] if args.model else 1e-4
     check_numbers(f"transformers {transformers.__version__} ({stored})", model, tolerance)
     if (args.folder / "tokenizer.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(args.folder)
+        # AutoTokenizer replaces the pre-tokenizer of some families with the one of their published models.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.folder)
         check_tokenizer(tokenizer)
         if tolerance == 1e-4:
             check_text(model, tokenizer)
