@@ -25,7 +25,7 @@ A variant's name is a label; the true parameter count is beside it, with GPT-2's
 the shared token embedding counted once.
 Training memory, with train's defaults on this machine: 16 bytes per parameter (weight, gradient,
 two moments), a workspace, and the activations of up to 2,048 tokens, in gpt2 at 40 bytes per token,
-channel and layer (4 bytes with train --recompute).
+channel and layer, or 24 where products are in bf16 (4 bytes with train --recompute).
 Sampling memory, for one text: 4 bytes per parameter, 2 more if weights are read in bf16, and
 8 bytes per layer, position and channel of the kv heads for keys and values.";
 
