@@ -1,6 +1,7 @@
 //! Checks low-rank adapters of the whole model, on odd sizes: against `peft` (`fixtures/make_lora.py`), against finite
 //! differences, and merged against unmerged.
 
+mod common;
 mod fixtures;
 
 use fixtures::{ADAMW, batch, config, fixture, hashed, numbers, params, values};
@@ -94,6 +95,42 @@ fn gradients_match_finite_differences_with_dropout() {
                 assert!(error < 2e-3 * largest + 3e-4, "{name} at {index}: expected {expected}, got {found}");
             }
         }
+    }
+}
+
+/// Weights that bf16 holds exactly are kept in no other form while adapters train.
+#[test]
+fn weights_exact_in_bf16_train_adapters_as_others_do_and_come_back_unchanged() {
+    let (config, lora) = (config(), lora("c_attn,c_proj"));
+    let exact: Vec<f32> = params(&config).iter().map(|p| f32::from_bits(p.to_bits() & 0xFFFF_0000)).collect();
+    let adapters = values(3_000_000, LoraList::new(&config, &lora).expect("an adapter").total());
+    let open = |dtype, recompute| {
+        let options = Options { threads: 2, dtype, recompute, ..Options::default() };
+        CpuEngine::new(config.clone(), exact.clone(), options).map(|mut engine| {
+            engine.adapt(&lora, adapters.clone()).expect("an adapter");
+            engine
+        })
+    };
+    let mut expected = open(Dtype::F32, false).expect("a valid shape");
+    for recompute in [false, true] {
+        let Ok(mut engine) = open(Dtype::Bf16, recompute) else { return common::skipped_bf16() };
+        assert_eq!(*engine.merged(), *expected.merged());
+        let mut losses = [0.0; 2];
+        for (engine, loss) in [&mut engine, &mut expected].into_iter().zip(&mut losses) {
+            engine.write(Slot::Grads, &vec![0.0; adapters.len()]).expect("memory");
+            *loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
+        }
+        assert!((losses[0] - losses[1]).abs() < 0.02, "{losses:?}");
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let (found, wanted) = (engine.read(Slot::Grads), expected.read(Slot::Grads));
+        let error = norm(&mut found.iter().zip(wanted.iter()).map(|(f, w)| f - w));
+        assert!(error < 0.05 * norm(&mut wanted.iter().copied()), "{error}");
+        drop((found, wanted));
+        let merged = expected.merged().into_owned();
+        engine.merge();
+        assert_eq!(*engine.read(Slot::Params), merged);
+        engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
+        assert_eq!(engine.read(Slot::Grads).len(), merged.len(), "now all parameters learn");
     }
 }
 

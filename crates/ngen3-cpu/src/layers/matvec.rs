@@ -89,19 +89,16 @@ impl<'a> Matrix<'a> {
         x: Mat<'_>,
         start: &(impl Fn(&mut MatMut<'_>, usize, usize) + Sync),
     ) {
-        match self {
-            Self::Groups(groups) => groups.product_onto(y, x, start),
-            Self::Parts(parts) => {
-                let mut first = 0;
-                for (outputs, part) in parts {
-                    let columns = first..first + outputs;
-                    let weight = weight.rows(columns.clone());
-                    let start = |y: &mut MatMut<'_>, row: usize, col: usize| start(y, row, columns.start + col);
-                    part.part_onto(precision, weight, y.columns(columns.clone()), x, &start);
-                    first = columns.end;
-                }
-            }
-            _ => self.part_onto(precision, weight, y, x, start),
+        let Self::Parts(parts) = self else {
+            return self.part_onto(precision, weight, y, x, start);
+        };
+        let mut first = 0;
+        for (outputs, part) in parts {
+            let columns = first..first + outputs;
+            let weight = weight.rows(columns.clone());
+            let start = |y: &mut MatMut<'_>, row: usize, col: usize| start(y, row, columns.start + col);
+            part.part_onto(precision, weight, y.columns(columns.clone()), x, &start);
+            first = columns.end;
         }
     }
 
