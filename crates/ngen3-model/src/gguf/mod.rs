@@ -2,7 +2,7 @@
 //!
 //! The format is GGML's `docs/gguf.md`, versions 2 and 3, little-endian. Start with `file.rs`: [`Gguf`] opens a file and reads its
 //! tensors one at a time. `header.rs` parses what precedes them, `value.rs` holds the metadata, `types.rs` the format's numbers,
-//! `blocks.rs` turns quantized blocks into f32. `tokenizer.rs` makes a tokenizer.json of the metadata, with `pre_tokenizer.rs` and
+//! `blocks.rs` turns quantized blocks into f32, `round.rs` the other way. `tokenizer.rs` makes a tokenizer.json of the metadata, with `pre_tokenizer.rs` and
 //! `merges.rs`, and `model.rs` the whole model. Files are written by [`hf::export`](crate::hf::export).
 
 mod blocks;
@@ -11,6 +11,7 @@ mod header;
 mod merges;
 mod model;
 mod pre_tokenizer;
+mod round;
 mod tokenizer;
 mod types;
 mod value;
@@ -19,6 +20,7 @@ pub use file::Gguf;
 pub use header::Tensor;
 pub(crate) use model::{FREQUENCY_FACTORS, interleave, is_gguf, is_interleaved, read};
 pub(crate) use pre_tokenizer::name_of;
+pub use round::round_to_q4_0;
 pub use tokenizer::{Tokenizer, tokenizer};
 pub use types::TensorType;
 pub(crate) use types::{ALIGNMENT, MAGIC, VERSION};

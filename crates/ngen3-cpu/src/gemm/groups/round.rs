@@ -1,6 +1,7 @@
 //! Rounding to `Q4_0`: ggml's `quantize_row_q4_0_ref`.
 
 use half::f16;
+use ngen3_model::gguf;
 
 use super::format::{Format, GROUP};
 
@@ -23,17 +24,14 @@ pub fn round_to_int4(row: &mut [f32]) {
     }
 }
 
-/// Returns d and u of a group of up to 32 elements: x ≈ d·(u − 8). The element of the largest magnitude becomes −8·d. d is NaN
-/// if an element is not finite.
+/// Returns d and u of a group of up to 32 elements: x ≈ d·(u − 8). d is NaN if an element is not finite.
 fn round(group: &[f32]) -> (f16, [u8; GROUP]) {
     if group.iter().any(|x| !x.is_finite()) {
         return (f16::NAN, [0; GROUP]);
     }
-    let largest = group.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
-    let d = largest / -8.0;
-    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-    let mut u = [8; GROUP];
-    u.iter_mut().zip(group).for_each(|(u, x)| *u = (x * inverse + 8.5).clamp(0.0, 15.0) as u8);
+    let mut block = [0.0; GROUP];
+    block[..group.len()].copy_from_slice(group);
+    let (d, u) = gguf::round_to_q4_0(&block);
     // ggml stores an infinite scale for magnitudes above 524,032; the largest finite one keeps the model running.
     (f16::from_f32(d.clamp(-65_504.0, 65_504.0)), u)
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use half::{bf16, f16};
 
-use crate::{Error, Param};
+use crate::{Error, Param, gguf};
 
 /// Number of elements in a block of [`ExportDtype::Q8_0`] and [`ExportDtype::Q4_0`], which share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -168,16 +168,11 @@ fn q8_0(block: &[f32; BLOCK], out: &mut Vec<u8>) -> f32 {
     scale
 }
 
-/// Quantizes as `quantize_row_q4_0_ref` of ggml: the scale makes the value of the largest magnitude -8. A byte holds element `i`
-/// in its low half and element `i + 16` in its high half.
+/// Quantizes with [`gguf::round_to_q4_0`]. A byte holds element `i` in its low half and element `i + 16` in its high half.
 fn q4_0(block: &[f32; BLOCK], out: &mut Vec<u8>) -> f32 {
-    let largest = block.iter().fold(0f32, |max, &value| if max.abs() < value.abs() { value } else { max });
-    let scale = largest / -8.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    // Rounded twice, as gguf.quants does. ggml's differs where its compiler fuses the two operations.
-    let quantized = |value: f32| ((value * inverse + 8.5) as u8).min(15);
-    let (low, high) = block.split_at(BLOCK / 2);
-    out.extend(low.iter().zip(high).map(|(&low, &high)| quantized(low) | quantized(high) << 4));
+    let (scale, quantized) = gguf::round_to_q4_0(block);
+    let (low, high) = quantized.split_at(BLOCK / 2);
+    out.extend(low.iter().zip(high).map(|(low, high)| low | high << 4));
     scale
 }
 
