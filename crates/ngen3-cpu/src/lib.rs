@@ -9,5 +9,6 @@ mod bench;
 mod engine;
 mod gemm;
 mod layers;
+mod optimizer;
 
 pub use engine::{Cpu, CpuEngine, CpuTeacher};

@@ -27,7 +27,7 @@ fn allocations(dtype: Dtype) -> usize {
             .expect("a valid batch");
         let adamw =
             AdamW { step: number, lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-        engine.update(&adamw).expect("memory");
+        engine.update(&adamw, None).expect("memory");
     };
     (1..=4).for_each(&mut step);
     let region = Region::new(GLOBAL);

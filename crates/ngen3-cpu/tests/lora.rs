@@ -51,7 +51,7 @@ fn loss_gradients_and_steps_equal_pefts() {
         for (step, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
             let found =
                 engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
-            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
+            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }, None).expect("memory");
             assert!((f64::from(found) - loss).abs() < 1e-4, "{name}, step {step}: expected {loss}, got {found}");
             assert!(
                 (f64::from(found_norm) / norm - 1.0).abs() < 1e-3,
@@ -149,7 +149,7 @@ fn a_fresh_adapter_changes_nothing_and_learns_beside_weights_that_stay() {
     let losses: Vec<f32> = (0..60)
         .map(|step| {
             let loss = engine.forward_backward(&batch(&config, 0), Backward::default()).expect("a valid batch");
-            engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+            engine.update(&AdamW { step: step + 1, ..ADAMW }, None).expect("memory");
             loss
         })
         .collect();
@@ -212,7 +212,7 @@ fn the_same_bits_on_any_number_of_threads() {
                             Backward { dropout: 0.1, seed: step, ..Backward::default() },
                         )
                         .expect("a valid batch");
-                    engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+                    engine.update(&AdamW { step: step + 1, ..ADAMW }, None).expect("memory");
                     loss
                 })
                 .collect();

@@ -52,7 +52,7 @@ fn a_hundred_steps_follow_pytorchs() {
         {
             let found =
                 engine.forward_backward(&batch(&config, step as u64), Backward::default()).expect("a valid batch");
-            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }).expect("memory");
+            let found_norm = engine.update(&AdamW { step: step as u64 + 1, ..ADAMW }, None).expect("memory");
             assert!((f64::from(found) - loss).abs() < 1e-3, "step {step}: expected {loss}, got {found}");
             assert!(
                 (f64::from(found_norm) / norm - 1.0).abs() < 1e-2,
@@ -200,7 +200,7 @@ fn the_same_bits_on_any_number_of_threads() {
                         Backward { dropout: 0.1, seed: step, ..Backward::default() },
                     )
                     .expect("a valid batch");
-                engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+                engine.update(&AdamW { step: step + 1, ..ADAMW }, None).expect("memory");
                 loss
             })
             .collect();
@@ -489,7 +489,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
     engine
         .forward_backward(&batch(&config, 0), Backward { weight: f32::INFINITY, ..Backward::default() })
         .expect("a valid batch");
-    assert!(!engine.update(&ADAMW).expect("memory").is_finite());
+    assert!(!engine.update(&ADAMW, None).expect("memory").is_finite());
     assert_eq!(&*engine.read(Slot::Params), params(&config));
     assert!(engine.read(Slot::Grads).iter().all(|&g| g == 0.0));
 }

@@ -53,7 +53,7 @@ fn steps(mut engine: CpuEngine, mut step: impl FnMut(&mut CpuEngine, u64) -> f32
         losses.push(step(&mut engine, number));
         let adamw =
             AdamW { step: number, lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-        engine.update(&adamw).expect("memory");
+        engine.update(&adamw, None).expect("memory");
         // Evaluation uses another arena layout.
         losses.push(engine.loss(&even()).expect("a valid batch"));
     }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use ngen3_model::{Config, Lora};
 
-use crate::{AdamW, Backward, Batch, DistillConfig, DistillLoss, Dtype, Error, Slot, TopK};
+use crate::{AdamW, Backward, Batch, DistillConfig, DistillLoss, Dtype, Error, Muon, Slot, TopK};
 
 /// Model for evaluation and generation.
 pub trait Model {
@@ -109,12 +109,13 @@ pub trait Trainer: Model {
     /// As [`Model::loss`]; [`Error::Input`] for a sequence that continues another, or a dropout that is not in [0, 1).
     fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error>;
 
-    /// Clips the gradients, applies one AdamW update and zeroes the gradients. Returns their global norm before clipping. If
-    /// that is not finite, the update is skipped and the gradients are zeroed.
+    /// Clips the gradients, updates the parameters and zeroes the gradients. Muon, if given, updates the matrices of the blocks'
+    /// linear layers (`ngen3_model::Param::num_layer_matrices`), AdamW all other parameters. Returns the gradients' global norm
+    /// before clipping. If that is not finite, the update is skipped and the gradients are zeroed.
     ///
     /// # Errors
     /// [`Error::Memory`] when the moments, which the first update allocates, do not fit in memory.
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error>;
+    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error>;
 
     /// Returns a flat array, `[total]`.
     fn read(&self, slot: Slot) -> Cow<'_, [f32]>;

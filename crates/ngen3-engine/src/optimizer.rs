@@ -1,4 +1,4 @@
-//! Options of the backward pass and of the optimizer.
+//! Options of the backward pass and of the optimizers.
 
 /// Hyperparameters of one AdamW update (Loshchilov & Hutter 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +17,37 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Maximum global norm of the gradients; larger ones are scaled down to it. 0 disables clipping.
     pub grad_clip: f32,
+}
+
+/// Hyperparameters of one Muon update (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>), of the matrices of the
+/// blocks' linear layers. A matrix moves by the orthogonalised average of its gradients: all directions at the same rate,
+/// however strong each is in the gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Muon {
+    /// Learning rate of this update, on AdamW's scale: see [`Muon::step_size`].
+    pub lr: f32,
+    /// μ, decay rate of the average of gradients.
+    pub momentum: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+}
+
+impl Muon {
+    /// Coefficients a, b, c of a Newton–Schulz step, X ← aX + b(XXᵀ)X + c(XXᵀ)²X. They make small singular values grow as fast
+    /// as possible; large ones end between about 0.7 and 1.2 (Jordan et al. 2024).
+    pub const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+
+    /// Newton–Schulz steps per update.
+    pub const STEPS: usize = 5;
+
+    /// Smallest norm by which a matrix is divided before the first step.
+    pub const EPS: f32 = 1e-7;
+
+    /// Factor of the orthogonalised matrix, `lr·0.2·√max(rows, columns)`: its elements then have the root mean square of AdamW's
+    /// updates, so that both have use for the same learning rates (Liu et al. 2025, arXiv:2502.16982).
+    pub fn step_size(&self, rows: usize, columns: usize) -> f32 {
+        self.lr * 0.2 * (rows.max(columns) as f32).sqrt()
+    }
 }
 
 /// Options of a backward pass.
@@ -44,8 +75,8 @@ pub enum Slot {
     Params,
     /// Gradients accumulated since the last update.
     Grads,
-    /// AdamW's first moment.
+    /// AdamW's first moment; for matrices that Muon updates, its average of gradients.
     ExpAvg,
-    /// AdamW's second moment.
+    /// AdamW's second moment; unused for matrices that Muon updates.
     ExpAvgSq,
 }

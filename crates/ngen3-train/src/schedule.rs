@@ -1,7 +1,7 @@
-//! Learning rate schedule: linear warm-up, then cosine decay to `min_lr` (Loshchilov & Hutter 2017), with nanoGPT's
-//! formula.
+//! Learning rate schedules: linear warm-up, with nanoGPT's formula, then the course of [`Schedule`].
 
 use crate::TrainSettings;
+use crate::config::choices::Schedule;
 
 impl TrainSettings {
     /// Returns the learning rate of update `step`, from 0.
@@ -14,7 +14,15 @@ impl TrainSettings {
             return self.min_lr;
         }
         let done = (step - self.warmup_iters) as f64 / (self.max_iters - self.warmup_iters) as f64;
-        let share = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        let share = match self.schedule {
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Schedule::Linear => 1.0 - done,
+            Schedule::Wsd => {
+                // At most all of the run after the warm-up.
+                let decays = (self.decay_fraction * self.max_iters as f64).max(1.0);
+                ((self.max_iters - step) as f64 / decays).min(1.0)
+            }
+        };
         (floor + share * (peak - floor)) as f32
     }
 }

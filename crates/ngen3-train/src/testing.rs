@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use ngen3_engine::{AdamW, Backward, Batch, Device, Error, Model, Options, Slot, Teacher, TopK, Trainer, Workload};
+use ngen3_engine::{
+    AdamW, Backward, Batch, Device, Error, Model, Muon, Options, Slot, Teacher, TopK, Trainer, Workload,
+};
 use ngen3_model::{Config, ParamList, Recipe};
 
 use crate::{Overrides, TrainSettings};
@@ -107,7 +109,7 @@ impl Trainer for FakeEngine {
         Ok(loss)
     }
 
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+    fn update(&mut self, adamw: &AdamW, _: Option<&Muon>) -> Result<f32, Error> {
         let [params, grads, exp_avg, exp_avg_sq] = &mut self.arrays;
         let norm = grads.iter().map(|g| g * g).sum::<f32>().sqrt();
         let scale = if adamw.grad_clip > 0.0 && norm > adamw.grad_clip { adamw.grad_clip / norm } else { 1.0 };

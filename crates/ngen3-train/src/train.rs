@@ -63,7 +63,7 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
         add(&mut parts, weight, output.parts);
     }
     run.check("loss", loss, before + 1)?;
-    let grad_norm = run.trainer.update(&settings.adamw(before + 1, lr))?;
+    let grad_norm = run.trainer.update(&settings.adamw(before + 1, lr), settings.muon(lr).as_ref())?;
     run.check("gradient norm", grad_norm, before + 1)?;
     run.progress.step += 1;
 

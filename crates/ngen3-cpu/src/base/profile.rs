@@ -21,7 +21,7 @@ pub enum Part {
     Gelu,
     /// Final projection and cross-entropy.
     Loss,
-    /// Gradient norm and AdamW.
+    /// Gradient norm and optimizer.
     Update,
 }
 

@@ -131,7 +131,7 @@ fn a_teacher_in_int8_gives_nearly_the_same_and_the_same_whole_or_as_its_most_lik
         let divergence = |teacher: TeacherSource<'_>| {
             let mut student = engine(&config);
             student.forward_backward(&batch, Backward::default()).expect("a valid batch");
-            student.update(&adamw).expect("memory");
+            student.update(&adamw, None).expect("memory");
             let distill = DistillConfig { temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
             student.distill(&batch, teacher, &distill, None).expect("a valid batch").divergence
         };

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
-    Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
+    Muon, Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
 };
 use ngen3_model::{Config, Lora, ParamList, StoredWeight};
 
@@ -17,9 +17,9 @@ use super::teacher::CpuTeacher;
 use super::weights::OptimizerState;
 use crate::base::memory::Buffer;
 use crate::gemm::Precision;
-use crate::layers::adamw;
 use crate::layers::lora::Adapters;
 use crate::layers::loss::{self, Distill};
+use crate::optimizer::{self, Arrays, Update};
 
 /// Trainable model on the CPU, with its gradients and optimizer state.
 #[derive(Debug)]
@@ -123,32 +123,23 @@ impl Trainer for CpuEngine {
         loss
     }
 
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
         self.optimizer.reserve(self.runner.model.learned().1.len(), true)?;
         let Self {
             runner: Runner { model, pool, .. }, optimizer: OptimizerState { grads, exp_avg, exp_avg_sq }, ..
         } = self;
+        let precision = model.precision;
         let (list, params) = model.learned_mut();
         Ok(pool.install(|| {
-            let norm = adamw::grad_norm(grads);
+            let norm = optimizer::adamw::grad_norm(grads);
             if !norm.is_finite() {
                 grads.fill(0.0);
                 return norm;
             }
             // As in torch.nn.utils.clip_grad_norm_.
             let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            for param in list {
-                let range = param.range();
-                adamw::update(
-                    adamw,
-                    param.decays(),
-                    clip,
-                    &mut params[range.clone()],
-                    &mut grads[range.clone()],
-                    &mut exp_avg[range.clone()],
-                    &mut exp_avg_sq[range],
-                );
-            }
+            let arrays = Arrays { params, grads, exp_avg, exp_avg_sq };
+            optimizer::update(Update { adamw, muon, precision, clip }, list.as_slice(), arrays);
             norm
         }))
     }

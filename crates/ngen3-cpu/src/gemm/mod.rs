@@ -29,6 +29,37 @@ pub fn matmul(precision: Precision, c: MatMut<'_>, accumulate: Accumulate, a: Ma
     }
 }
 
+/// Computes a product `c = a·b`, `[n, n]`, that is symmetric, as one of a matrix with its transpose, on all threads. In bf16 half of
+/// it is computed and copied to the other.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn matmul_symmetric(precision: Precision, c: &mut [f32], a: Mat<'_>, b: Mat<'_>) {
+    let n = a.rows;
+    match precision {
+        Precision::F32 => matmul_f32(MatMut::new(c, n, n), Accumulate::Set, a, b, Threads::All),
+        Precision::Bf16 => {
+            tiles::matmul_lower::<2>(MatMut::new(c, n, n), a, b);
+            mirror(c, n);
+        }
+    }
+}
+
+/// Copies the elements below the diagonal of `c`, `[n, n]`, to those above.
+fn mirror(c: &mut [f32], n: usize) {
+    // Squares whose columns, that are read, stay in an L1 cache of 8 ways at any n.
+    const SIDE: usize = 16;
+    for first in (0..n).step_by(SIDE) {
+        for column in (first..n).step_by(SIDE) {
+            for i in first..(first + SIDE).min(n) {
+                for j in column.max(i + 1)..(column + SIDE).min(n) {
+                    c[i * n + j] = c[j * n + i];
+                }
+            }
+        }
+    }
+}
+
 /// Computes `c = start + a·b`. `start(part, row, col)` fills a part of `c` whose top-left element is `(row, col)`.
 ///
 /// # Panics

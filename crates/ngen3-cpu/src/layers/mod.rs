@@ -1,6 +1,5 @@
 //! Layers, one per file: formula, source and shapes first, then the forward and the backward pass.
 
-pub mod adamw;
 pub mod attention;
 pub mod dropout;
 pub mod embedding;

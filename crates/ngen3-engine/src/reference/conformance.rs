@@ -10,7 +10,7 @@ pub use cases::{Case, Tolerance, cases};
 
 use super::device::ReferenceDevice;
 use crate::{
-    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Options, Slot,
+    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Muon, Options, Slot,
     Teacher, TeacherSource, TopK, Trainer, splitmix,
 };
 
@@ -26,10 +26,11 @@ pub fn check<'a>(
     case: &'a Case,
 ) -> Result<Vec<&'static str>, String> {
     let pair = Pair { device, options, tolerance, case };
-    let parts: [(&str, Part<'a>); 6] = [
+    let parts: [(&str, Part<'a>); 7] = [
         ("losses", Pair::losses),
         ("training", Pair::training),
         ("updates", Pair::updates),
+        ("muon", Pair::muon),
         ("adapters", Pair::adapters),
         ("distillation", Pair::distillation),
         ("decoding", Pair::decoding),
@@ -124,7 +125,7 @@ fn update(both: &mut [Box<dyn Trainer>; 2], grads: &[f32], adamw: &AdamW) -> Res
     write(both, Slot::Grads, grads)?;
     let mut norms = [0.0; 2];
     for (model, norm) in both.iter_mut().zip(&mut norms) {
-        *norm = model.update(adamw)?;
+        *norm = model.update(adamw, None)?;
     }
     if norms[0].is_finite() || norms[1].is_finite() {
         near("the gradient's norm", &norms[..1], &norms[1..], 1e-5, 0.0)?;
@@ -215,6 +216,32 @@ impl Pair<'_> {
         write(&mut both, Slot::Params, &values(ParamList::new(config).iter(), 4))?;
         let [engine, reference] = &mut both;
         self.near_losses("losses of written parameters", &engine.losses(batch)?, &reference.losses(batch)?)
+    }
+
+    /// Updates with Muon: the matrices by their change, whose products have the precision of the device, all else exactly.
+    fn muon(&self) -> Result<(), Failure> {
+        let mut both = self.open()?;
+        let list = ParamList::new(&self.case.config);
+        let muon = Muon { lr: 0.5, momentum: 0.95, weight_decay: 0.02 };
+        for step in 1..=3 {
+            let grads = values(list.iter(), 20 + step);
+            let before = both[1].read(Slot::Params).into_owned();
+            write(&mut both, Slot::Params, &before)?;
+            write(&mut both, Slot::Grads, &grads)?;
+            for model in &mut both {
+                model.update(&AdamW { step, grad_clip: 1.0, ..ADAMW }, Some(&muon))?;
+            }
+            for slot in [Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
+                near(&format!("{slot:?}"), &both[0].read(slot), &both[1].read(slot), 2e-6, 0.0)?;
+            }
+            let changes = |i: usize| both[i].read(Slot::Params).iter().zip(&before).map(|(p, b)| p - b).collect();
+            let [found, expected]: [Vec<f32>; 2] = [changes(0), changes(1)];
+            for param in &list {
+                let tolerance = if param.num_layer_matrices() > 0 { self.tolerance.gradient } else { 1e-4 };
+                near(&param.name(), &found[param.range()], &expected[param.range()], tolerance, 1e-6)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adapters everywhere and on one layer: their gradients and updates, and merged.

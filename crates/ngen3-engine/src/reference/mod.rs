@@ -18,6 +18,7 @@ mod fixtures;
 mod layers;
 mod loss;
 mod model;
+mod muon;
 mod pass;
 mod teacher;
 mod trainer;

@@ -10,11 +10,12 @@ use super::decoder::ReferenceDecoder;
 use super::layers::add;
 use super::loss::{Guide, cross_entropy_backward, cross_entropy_forward, divergence_backward, divergence_forward};
 use super::model::Network;
+use super::muon::muon_update;
 use super::pass::{Pass, PassDropout, passes};
 use super::teacher::ReferenceTeacher;
 use crate::{
-    AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, Model, Slot,
-    TeacherSource, TopK, Trainer, pass_seed,
+    AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, Model, Muon,
+    Slot, TeacherSource, TopK, Trainer, pass_seed,
 };
 
 /// Trainer in the reference engine.
@@ -143,7 +144,7 @@ impl Trainer for Reference {
         Ok((total / targets as f64) as f32)
     }
 
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
         let norm = grad_norm(&self.grads);
         if norm.is_finite() {
             let Self { network, grads, exp_avg, exp_avg_sq } = self;
@@ -153,7 +154,14 @@ impl Trainer for Reference {
                 let range = param.range();
                 let (p, g) = (&mut params[range.clone()], &grads[range.clone()]);
                 let (m, v) = (&mut exp_avg[range.clone()], &mut exp_avg_sq[range]);
-                adamw_update(adamw, param.decays(), clip, p, g, m, v);
+                match (muon, param.num_layer_matrices()) {
+                    (None, _) | (_, 0) => adamw_update(adamw, param.decays(), clip, p, g, m, v),
+                    (Some(muon), matrices) => {
+                        let len = p.len() / matrices;
+                        let parts = p.chunks_exact_mut(len).zip(g.chunks_exact(len)).zip(m.chunks_exact_mut(len));
+                        parts.for_each(|((p, g), m)| muon_update(muon, clip, param.shape[1], p, g, m));
+                    }
+                }
             }
         }
         self.grads.fill(0.0);

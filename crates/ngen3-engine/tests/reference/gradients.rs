@@ -116,11 +116,11 @@ fn dropout_of_a_pass_is_that_of_its_tokens_alone() {
 fn a_gradient_that_is_not_finite_changes_nothing_but_the_gradients() {
     let mut engine = engine(&config());
     engine.forward_backward(&batch(0), Backward::default()).expect("a valid batch");
-    engine.update(&ADAMW).expect("memory");
+    engine.update(&ADAMW, None).expect("memory");
     let before = [Slot::Params, Slot::ExpAvg, Slot::ExpAvgSq].map(|slot| engine.read(slot).into_owned());
     let backward = Backward { weight: f32::INFINITY, ..Backward::default() };
     engine.forward_backward(&batch(0), backward).expect("a valid batch");
-    assert!(!engine.update(&ADAMW).expect("memory").is_finite());
+    assert!(!engine.update(&ADAMW, None).expect("memory").is_finite());
     let after = [Slot::Params, Slot::ExpAvg, Slot::ExpAvgSq].map(|slot| engine.read(slot).into_owned());
     assert_eq!(before, after);
     assert!(engine.read(Slot::Grads).iter().all(|&g| g == 0.0));

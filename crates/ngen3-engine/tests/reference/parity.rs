@@ -33,7 +33,7 @@ fn a_hundred_steps_follow_pytorchs() {
         let steps = numbers(&expected["losses"]).into_iter().zip(numbers(&expected["norms"]));
         for (step, (loss, norm)) in (0..).zip(steps) {
             let found = engine.forward_backward(&batch(step), Backward::default()).expect("a valid batch");
-            let found_norm = engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+            let found_norm = engine.update(&AdamW { step: step + 1, ..ADAMW }, None).expect("memory");
             assert!((f64::from(found) - loss).abs() < 2e-4, "step {step}: {found}, not {loss}");
             assert!((f64::from(found_norm) / norm - 1.0).abs() < 2e-3, "step {step}: norm {found_norm}, not {norm}");
         }
@@ -59,7 +59,7 @@ fn adapters_and_their_steps_equal_pefts() {
         let (losses, norms) = (numbers(&expected["losses"]), numbers(&expected["norms"]));
         for (step, (loss, norm)) in (0..).zip(losses.iter().zip(&norms)) {
             let found = engine.forward_backward(&batch(step), Backward::default()).expect("a valid batch");
-            let found_norm = engine.update(&AdamW { step: step + 1, ..ADAMW }).expect("memory");
+            let found_norm = engine.update(&AdamW { step: step + 1, ..ADAMW }, None).expect("memory");
             assert!((f64::from(found) - loss).abs() < 2e-5, "{name}, step {step}: {found}, not {loss}");
             assert!((f64::from(found_norm) / norm - 1.0).abs() < 1e-4, "step {step}: norm {found_norm}, not {norm}");
         }

@@ -94,6 +94,16 @@ impl Param {
         self.offset..self.offset + self.len()
     }
 
+    /// Returns the number of equally tall matrices that this weight of a block's linear layer stacks: 3 for GPT-2's `c_attn`
+    /// (queries, keys, values), otherwise 1. Embeddings, head, norms, biases and adapters have 0.
+    pub fn num_layer_matrices(&self) -> usize {
+        match self.role {
+            _ if self.adapter.is_some() => 0,
+            Role::CAttnWeight => 3,
+            role => usize::from(role.is_layer_weight()),
+        }
+    }
+
     /// Returns true if weight decay applies: to matrices and embeddings, not to biases and norms.
     pub fn decays(&self) -> bool {
         self.shape.len() >= 2

@@ -5,11 +5,12 @@
 
 use std::fmt::Display;
 
-use ngen3_engine::{AdamW, Dtype, Options};
+use ngen3_engine::{AdamW, Dtype, Muon, Options};
 use ngen3_model::Recipe;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::config::choices::{OptimizerKind, Schedule};
 use crate::config::field::optional_fields;
 
 /// Maximum of `threads`: more than any machine has cores.
@@ -122,25 +123,44 @@ settings! {
     /// Micro-batches per optimizer step.
     gradient_accumulation: u64 = 1, |n| at_least_1(n).and(at_most(n, MAX_ACCUMULATION)),
         "N": "Batches accumulated per optimizer step";
+    /// Optimizer of the matrices of the blocks' linear layers.
+    #[serde(default)]
+    optimizer: OptimizerKind = OptimizerKind::AdamW, any,
+        "NAME": "Optimizer: adamw, or muon for the matrices of the blocks (and adamw for the rest)";
     /// Peak learning rate.
     learning_rate: f32 = recipe.learning_rate => "the variant's",
         |&lr| must(lr > 0.0 && lr.is_finite(), "a positive number"), "LR": "Peak learning rate";
-    /// Learning rate at the end of the cosine decay.
-    min_lr: f32 = learning_rate / 10.0 => "learning_rate / 10",
+    /// Peak learning rate of the matrices that Muon updates; 0 for that of the other parameters.
+    #[serde(default)]
+    matrix_lr: f32 = 0.0, |lr| not_negative(lr),
+        "LR": "Peak learning rate of the matrices that muon updates; 0 for learning_rate";
+    /// Course of the learning rate after the warm-up.
+    #[serde(default)]
+    schedule: Schedule = Schedule::Cosine, any,
+        "NAME": "Learning rate after the warm-up: cosine or linear to min_lr, or wsd (stable, then linear to min_lr)";
+    /// Share of the run in which the schedule `wsd` decays.
+    #[serde(default = "default_decay_fraction")]
+    decay_fraction: f64 = default_decay_fraction(), |share| must((0.0..=1.0).contains(share), "between 0 and 1"),
+        "P": "Fraction of the steps in which the schedule wsd decays, at the end of the run";
+    /// Learning rate at the end of the run.
+    min_lr: f32 = if schedule == Schedule::Cosine { learning_rate / 10.0 } else { 0.0 } => "learning_rate / 10; 0 with linear and wsd",
         |lr| must((0.0..=*learning_rate).contains(lr), format!("between 0 and the learning_rate of {learning_rate}")),
-        "LR": "Final learning rate, after cosine decay";
+        "LR": "Final learning rate";
     /// Steps of linear learning rate warm-up.
     warmup_iters: u64 = Self::default_warmup(max_iters) => "100, at most max_iters / 10",
         |n| must(n <= max_iters, format!("at most the max_iters of {max_iters}")),
         "N": "Steps of linear learning rate warm-up";
-    /// AdamW's weight decay of matrices and embeddings.
+    /// Weight decay of matrices and embeddings.
     weight_decay: f32 = 0.1,
-        |wd| not_negative(wd).and(must(wd * learning_rate <= 1.0, weight_decay_limit(*learning_rate))), "X": "AdamW's weight decay of matrices and embeddings";
+        |wd| not_negative(wd).and(must(wd * learning_rate <= 1.0, weight_decay_limit(*learning_rate))), "X": "Weight decay of matrices and embeddings";
     /// AdamW's decay rate of the first moment.
     beta1: f32 = 0.9, share, "X": "AdamW's decay rate of the first moment";
     /// AdamW's decay rate of the second moment. 0.95 instead of Adam's 0.999: a shorter memory is more stable with few tokens
     /// per step (Brown et al. 2020).
     beta2: f32 = 0.95, share, "X": "AdamW's decay rate of the second moment";
+    /// Muon's decay rate of the average of gradients.
+    #[serde(default = "default_momentum")]
+    momentum: f32 = default_momentum(), share, "X": "Muon's decay rate of the average of gradients";
     /// Maximum global norm of the gradients; 0 disables clipping.
     grad_clip: f32 = 1.0, not_negative, "X": "Maximum norm of the gradients; 0 disables clipping";
     /// Fraction of activations set to zero during training.
@@ -160,6 +180,14 @@ settings! {
     recompute: bool = false, any,
         "true|false": "Recompute each layer's activations in the backward pass: same results, less memory, 12 to 25 % \
                        slower";
+}
+
+const fn default_decay_fraction() -> f64 {
+    0.7
+}
+
+const fn default_momentum() -> f32 {
+    0.95
 }
 
 /// Checks the range of a setting.
@@ -227,6 +255,13 @@ impl TrainSettings {
     pub(crate) fn adamw(&self, step: u64, lr: f32) -> AdamW {
         let Self { beta1, beta2, weight_decay, grad_clip, .. } = *self;
         AdamW { step, lr, beta1, beta2, eps: Self::EPS, weight_decay, grad_clip }
+    }
+
+    /// Muon's parameters for an update in which the other parameters have this learning rate; `None` without Muon.
+    pub(crate) fn muon(&self, lr: f32) -> Option<Muon> {
+        let Self { optimizer, learning_rate, matrix_lr, momentum, weight_decay, .. } = *self;
+        let lr = if matrix_lr == 0.0 { lr } else { lr / learning_rate * matrix_lr };
+        (optimizer == OptimizerKind::Muon).then_some(Muon { lr, momentum, weight_decay })
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Options, Quant, Slot, Trainer, Workload};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Muon, Options, Quant, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Family, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
-use ngen3_train::{LONGEST_SEQUENCE, check_fits};
+use ngen3_train::{LONGEST_SEQUENCE, OptimizerKind, check_fits};
 use serde_json::json;
 
 use crate::decoding::{self, DecodeQuant};
@@ -64,6 +64,9 @@ pub struct Args {
     /// Keep only each layer's input and recompute the rest in the backward pass, as train --recompute does
     #[arg(long)]
     recompute: bool,
+    /// Optimizer: adamw, or muon for the matrices of the blocks
+    #[arg(long, value_name = "NAME", default_value = "adamw")]
+    optimizer: OptimizerKind,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -79,6 +82,7 @@ Examples:
   ngen3 bench --variant 120M --steps 3 --lora_rank 8
   ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
   ngen3 bench --variant 7M --json --threads 1
+  ngen3 bench --variant 7M --optimizer muon
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --steps 1 --quant int4";
 
@@ -118,6 +122,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let batch = batch(&config, rows);
+    let lr = args.variant.recipe.learning_rate;
+    let muon = Muon { lr, momentum: 0.95, weight_decay: 0.1 };
+    let muon = (args.optimizer == OptimizerKind::Muon).then_some(muon);
     let (mut times, mut loss, mut parts) = (Vec::new(), 0.0, Vec::new());
     for step in 0..args.steps + 2 {
         if step == 2 {
@@ -125,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         let start = Instant::now();
         loss = engine.forward_backward(&batch, Backward::default())?;
-        engine.update(&adamw(step + 1, args.variant.recipe.learning_rate))?;
+        engine.update(&adamw(step + 1, lr), muon.as_ref())?;
         times.push(start.elapsed().as_secs_f64());
     }
     for (part, time) in device.take_profile() {

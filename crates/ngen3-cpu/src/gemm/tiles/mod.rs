@@ -28,5 +28,5 @@ mod turn;
 mod workspace;
 
 pub use pack::{cells, pack, packed_len};
-pub use product::{matmul, matmul_onto};
+pub use product::{matmul, matmul_lower, matmul_onto};
 pub use workspace::with_workspace;

@@ -81,10 +81,38 @@ pub fn multiply<const P: usize>(
 ) {
     for_each_block(c, (MC, NC), |c, rows, cols| {
         let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
-        multiply_block::<P>(c, accumulate, a.after(rows), b, |tile, row, col| start(tile, rows + row, cols + col));
+        let start = |tile: &mut MatMut<'_>, row, col| start(tile, rows + row, cols + col);
+        multiply_block::<P>(c, accumulate, a.after(rows), b, |_, _| true, start);
         if let Some(beside) = beside {
             add_beside::<P>(c, beside, rows, cols);
         }
+    });
+}
+
+/// Computes the lower triangle of `c = a·b`, `[n, n]`, on all threads: about half of the work, for a product that is symmetric.
+/// Of the elements above the diagonal some are computed, the others keep their values.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn matmul_lower<const P: usize>(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>) {
+    assert_eq!(
+        (a.rows, a.cols, b.cols, b.cols),
+        (c.rows, b.rows, c.cols, c.rows),
+        "shape mismatch: expected [n, k]·[k, n]"
+    );
+    let (b, lengths) = (Right::Plain(b), [PackedA::len::<P>(a), Right::Plain(b).workspace::<P>()]);
+    with_workspace(lengths.map(padded).iter().sum(), |workspace| {
+        let mut carver = Carver(workspace);
+        let [packed_a, packed_b] = lengths.map(|length| bytemuck::cast_slice_mut(carver.cut(length)));
+        let (a, b) = (PackedA::lay_out::<P>(a, packed_a), b.lay_out::<P>(packed_b));
+        for_each_block(c, (MC, NC), |c, rows, cols| {
+            if rows + MC <= cols {
+                return;
+            }
+            let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
+            let below = |row, col| rows + row + MR > cols + col;
+            multiply_block::<P>(c, Accumulate::Set, a.after(rows), b, below, |_, _, _| {});
+        });
     });
 }
 
@@ -117,12 +145,13 @@ pub fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mu
 }
 
 /// Computes one block of C in passes of [`KC_CELLS`] along k. Within a pass, a panel of B stays in the L1 cache while the tiles
-/// of A stream through.
+/// of A stream through. `wanted(row, col)` says which tiles of the block are computed.
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
     accumulate: Accumulate,
     a: PackedA<'_>,
     b: &[u32],
+    wanted: impl Fn(usize, usize) -> bool,
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {
     let (m, n, depth) = (c.rows, c.cols, a.depth);
@@ -137,7 +166,7 @@ fn multiply_block<const P: usize>(
         let accumulate = if first == 0 { accumulate } else { Accumulate::Add };
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
-            for row in (0..m).step_by(MR) {
+            for row in (0..m).step_by(MR).filter(|&row| wanted(row, j * NR)) {
                 // SAFETY: the tile lies within this block, which belongs to this task alone.
                 let mut tile = unsafe { c.part(row..(row + MR).min(m), j * NR..((j + 1) * NR).min(n)) };
                 if first == 0 {
@@ -155,6 +184,21 @@ mod tests {
     use crate::base::testing::random;
     use crate::gemm::reference::matmul_reference;
     use crate::gemm::tiles::pack::rounded;
+
+    #[test]
+    fn the_lower_triangle_is_that_of_the_whole_product() {
+        for (n, k) in [(1, 1), (33, 7), (64, 130), (201, 33), (530, 300)] {
+            let (a, bt) = (random(n * k, 1), random(k * n, 2));
+            let (a, b) = (Mat::new(&a, n, k), Mat::new(&bt, n, k).t());
+            let (mut lower, mut whole) = (vec![0.0; n * n], vec![0.0; n * n]);
+            matmul_lower::<2>(MatMut::new(&mut lower, n, n), a, b);
+            matmul::<2>(MatMut::new(&mut whole, n, n), Accumulate::Set, a, Right::Plain(b));
+            for i in 0..n {
+                assert_eq!(lower[i * n..][..=i], whole[i * n..][..=i], "row {i} of {n} x {n}, depth {k}");
+            }
+            assert!(n < 100 || lower[n - 1] == 0.0, "far above the diagonal nothing is computed");
+        }
+    }
 
     #[test]
     fn products_of_odd_shapes_match_three_loops_over_rounded_operands() {

@@ -49,6 +49,8 @@ pub enum Fault {
     ClippedUpwards,
     /// Weights do not decay.
     NoDecay,
+    /// AdamW updates the matrices that Muon should.
+    MuonIgnored,
     /// Biases and LayerNorms decay.
     BiasesDecay,
     /// The first moment starts at 0 with every update.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use ngen3_engine::reference::ReferenceDevice;
 use ngen3_engine::{
-    AdamW, Backward, Batch, Decoder, Device, Distiller, Error, IGNORE, Model, Options, Sequence, Slot, Trainer,
+    AdamW, Backward, Batch, Decoder, Device, Distiller, Error, IGNORE, Model, Muon, Options, Sequence, Slot, Trainer,
 };
 use ngen3_model::{Config, Lora, LoraList, Param, ParamList};
 
@@ -148,7 +148,7 @@ impl Trainer for FaultyTrainer {
         Ok(loss)
     }
 
-    fn update(&mut self, adamw: &AdamW) -> Result<f32, Error> {
+    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
         let mut adamw = *adamw;
         let mut grads = self.inner.read(Slot::Grads).into_owned();
         let total: f64 = grads.iter().map(|&grad| f64::from(grad).powi(2)).sum();
@@ -173,7 +173,8 @@ impl Trainer for FaultyTrainer {
             Fault::StaleAdapters if self.adapters.is_some() => self.keep_stale()?,
             _ => {}
         }
-        self.inner.update(&adamw)?;
+        let muon = muon.filter(|_| self.fault != Fault::MuonIgnored);
+        self.inner.update(&adamw, muon)?;
         match self.fault {
             Fault::BiasesDecay => {
                 let mut params = self.inner.read(Slot::Params).into_owned();

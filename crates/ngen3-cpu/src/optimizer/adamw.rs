@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::Arrays;
 use crate::base::profile::{Part, timed};
 use ngen3_engine::AdamW;
 use ngen3_simd::{simd, sum};
@@ -32,16 +33,8 @@ pub fn grad_norm(grads: &[f32]) -> f32 {
 }
 
 /// Updates one tensor in place with gradients scaled by `clip`, then zeroes the gradients. `decays` enables weight decay.
-pub fn update(
-    adamw: &AdamW,
-    decays: bool,
-    clip: f32,
-    params: &mut [f32],
-    grads: &mut [f32],
-    exp_avg: &mut [f32],
-    exp_avg_sq: &mut [f32],
-) {
-    let _timed = timed(Part::Update);
+pub fn update(adamw: &AdamW, decays: bool, clip: f32, arrays: Arrays<'_>) {
+    let Arrays { params, grads, exp_avg, exp_avg_sq } = arrays;
     let AdamW { step, lr, beta1, beta2, eps, weight_decay, .. } = *adamw;
     let correction = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
     let step_size = (f64::from(lr) / correction(beta1)) as f32;
@@ -92,7 +85,13 @@ mod tests {
                     let decay = if decays { 0.1 } else { 0.0 };
                     *p = *p * (1.0 - 0.1 * decay) - 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
                 }
-                update(&adamw, decays, 0.5, &mut params, &mut grads, &mut exp_avg, &mut exp_avg_sq);
+                let arrays = Arrays {
+                    params: &mut params,
+                    grads: &mut grads,
+                    exp_avg: &mut exp_avg,
+                    exp_avg_sq: &mut exp_avg_sq,
+                };
+                update(&adamw, decays, 0.5, arrays);
                 assert!(grads.iter().all(|&g| g == 0.0), "gradients are cleared");
             }
             for (&found, [expected, ..]) in params.iter().zip(&expected) {

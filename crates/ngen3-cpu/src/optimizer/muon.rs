@@ -1,0 +1,127 @@
+//! Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>): moves a matrix by its orthogonalised average gradient.
+//!
+//! m = μ·m + (1 − μ)·g,  X = (μ·m + (1 − μ)·g) / ‖…‖   (Nesterov's momentum),
+//! X ← aX + b(XXᵀ)X + c(XXᵀ)²X   ([`Muon::STEPS`] times),
+//! p = p·(1 − lr·decay) − lr·0.2·√max(rows, columns)·X.
+//!
+//! A Newton–Schulz step multiplies X by the symmetric P = a·1 + bG + cG² of the Gram matrix G = XXᵀ. Several steps need X only
+//! once: the next Gram matrix is PGP, and X is multiplied by the product of all P in the end. All these are symmetric, `[n, n]`
+//! for the smaller side n, so half of each is computed. But they grow with each step, and with them the effect of their
+//! rounding on X: X is multiplied after every [`STEPS_PER_PASS`].
+
+use rayon::prelude::*;
+
+use super::Arrays;
+use super::adamw::grad_norm;
+use crate::base::memory::{Carver, padded};
+use crate::gemm::tiles::with_workspace;
+use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_symmetric};
+use ngen3_engine::Muon;
+use ngen3_simd::simd;
+
+/// Newton–Schulz steps between two products with X.
+const STEPS_PER_PASS: usize = 3;
+
+/// Elements per task.
+const CHUNK: usize = 1 << 14;
+
+/// Updates stacked matrices of one shape in place with gradients scaled by `clip`, then zeroes the gradients. `exp_avg` is the
+/// average of gradients.
+pub fn update(muon: &Muon, precision: Precision, clip: f32, shape: [usize; 2], arrays: Arrays<'_>) {
+    let len = shape[0] * shape[1];
+    let Arrays { params, grads, exp_avg, .. } = arrays;
+    params
+        .par_chunks_mut(len)
+        .zip(grads.par_chunks_mut(len))
+        .zip(exp_avg.par_chunks_mut(len))
+        .for_each(|((params, grads), average)| update_matrix(muon, precision, clip, shape, params, grads, average));
+}
+
+fn update_matrix(
+    muon: &Muon,
+    precision: Precision,
+    clip: f32,
+    [rows, columns]: [usize; 2],
+    params: &mut [f32],
+    grads: &mut [f32],
+    average: &mut [f32],
+) {
+    let momentum = muon.momentum;
+    grads.par_chunks_mut(CHUNK).zip(average.par_chunks_mut(CHUNK)).for_each(|(grads, average)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (g, m) in grads.iter_mut().zip(average) {
+                    let grad = *g * clip;
+                    *m = momentum * *m + (1.0 - momentum) * grad;
+                    *g = momentum * *m + (1.0 - momentum) * grad;
+                }
+            },
+        );
+    });
+    orthogonalise(precision, grads, rows, columns);
+    let (keep, step_size) = (1.0 - muon.lr * muon.weight_decay, muon.step_size(rows, columns));
+    params.par_chunks_mut(CHUNK).zip(grads.par_chunks_mut(CHUNK)).for_each(|(params, grads)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (p, x) in params.iter_mut().zip(grads) {
+                    *p = *p * keep - step_size * *x;
+                    *x = 0.0;
+                }
+            },
+        );
+    });
+}
+
+/// Brings the singular values of `x`, `[rows, columns]`, near 1.
+fn orthogonalise(precision: Precision, x: &mut [f32], rows: usize, columns: usize) {
+    let scale = 1.0 / grad_norm(x).max(Muon::EPS);
+    x.iter_mut().for_each(|x| *x *= scale);
+    let n = rows.min(columns);
+    let lengths = [x.len(), n * n, n * n, n * n, n * n];
+    with_workspace(lengths.map(padded).iter().sum(), |workspace| {
+        let mut carver = Carver(workspace);
+        let [mut next, gram, p, total, scratch] = lengths.map(|length| carver.cut(length));
+        let mut x = x;
+        let mut in_place = true;
+        for pass in [Muon::COEFFICIENTS; Muon::STEPS].chunks(STEPS_PER_PASS) {
+            let wide = Mat::new(x, rows, columns);
+            let (a, b) = if rows <= columns { (wide, wide.t()) } else { (wide.t(), wide) };
+            matmul_symmetric(precision, gram, a, b);
+            for (i, &coefficients) in pass.iter().enumerate() {
+                matmul_symmetric(precision, p, square(gram, n), square(gram, n));
+                polynomial(p, gram, n, coefficients);
+                if i == 0 {
+                    total.copy_from_slice(p);
+                } else {
+                    matmul_symmetric(precision, scratch, square(p, n), square(total, n));
+                    total.copy_from_slice(scratch);
+                }
+                if i + 1 < pass.len() {
+                    matmul_symmetric(precision, scratch, square(p, n), square(gram, n));
+                    matmul_symmetric(precision, gram, square(scratch, n), square(p, n));
+                }
+            }
+            let (a, b) = if rows <= columns { (square(total, n), wide) } else { (wide, square(total, n)) };
+            matmul(precision, MatMut::new(next, rows, columns), Accumulate::Set, a, b);
+            std::mem::swap(&mut x, &mut next);
+            in_place = !in_place;
+        }
+        if !in_place {
+            next.copy_from_slice(x);
+        }
+    });
+}
+
+fn square(x: &[f32], n: usize) -> Mat<'_> {
+    Mat::new(x, n, n)
+}
+
+/// Computes `square = a·1 + b·gram + c·square`, of `[n, n]` matrices.
+fn polynomial(square: &mut [f32], gram: &[f32], n: usize, [a, b, c]: [f32; 3]) {
+    for (square, &gram) in square.iter_mut().zip(gram) {
+        *square = b * gram + c * *square;
+    }
+    square.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += a);
+}
