@@ -9,6 +9,7 @@ use ngen3_model::words::count;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::tokenizer::{ByteCounter, TextSize};
 use crate::{Error, TokenFile};
 
 /// File with the validation split, if it is separate.
@@ -135,6 +136,14 @@ impl BatchSampler {
     /// True if there are validation tokens.
     pub fn has_validation(&self) -> bool {
         self.val_len() > 0
+    }
+
+    /// Counts the text of the validation split.
+    pub fn val_text_size(&self, counter: &ByteCounter) -> TextSize {
+        match &self.val {
+            Some(val) => val.text_size(0, counter),
+            None => self.data.text_size(self.train_len, counter),
+        }
     }
 
     /// Checks that every token id is below `vocab_size`.

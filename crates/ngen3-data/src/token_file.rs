@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use ngen3_model::ChatFormat;
 use ngen3_model::hash::sha256;
-use ngen3_model::words::{count, grouped};
+use ngen3_model::words::{count, grouped, grouped_count};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::source::bytes::limited::read_at_most;
+use crate::tokenizer::{ByteCounter, TextSize};
 use crate::vocabulary::BareVocabulary;
 use crate::{Error, Tokenizer, tokenizer};
 
@@ -279,6 +280,23 @@ impl TokenFile {
     pub fn copy(&self, range: Range<usize>, out: &mut Vec<u32>) {
         let width = self.dtype.size();
         out.extend(decode(self.dtype, &self.map[range.start * width..range.end * width]));
+    }
+
+    /// Counts the text that the tokens from `start` on stand for, on all threads.
+    pub fn text_size(&self, start: usize, counter: &ByteCounter) -> TextSize {
+        let width = self.dtype.size();
+        let stretches = self.map[start * width..].par_chunks(STRETCH * width);
+        stretches.map(|bytes| counter.count(&decode(self.dtype, bytes).collect::<Vec<_>>())).sum()
+    }
+
+    /// Formats a note on characters that the vocabulary lacked when the file was made; `None` if there were none.
+    pub fn missing_note(&self) -> Option<String> {
+        let lost = grouped_count(self.meta()?.missing_characters?, "character");
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        Some(format!(
+            "{name}: {lost} of the text were not in the vocabulary when it was tokenized; values per byte count only the \
+             text that its tokens stand for"
+        ))
     }
 
     /// Loads the tokenizer that made the file: the `tokenizer.json` beside it, the characters of nanoGPT's `meta.pkl`, or else the

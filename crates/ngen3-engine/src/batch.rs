@@ -83,6 +83,15 @@ impl Batch {
         }
     }
 
+    /// Returns the mean over the targets that are not ignored of `losses`, `[tokens]`.
+    ///
+    /// # Errors
+    /// As [`Batch::check_targets`].
+    pub fn mean(&self, losses: &[f32]) -> Result<f32, Error> {
+        let total = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        Ok((total / self.check_targets()? as f64) as f32)
+    }
+
     /// Checks the batch against a model's shape.
     ///
     /// # Errors

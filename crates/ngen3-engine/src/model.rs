@@ -36,8 +36,7 @@ pub trait Model {
     /// # Errors
     /// As [`Model::losses`]; [`Error::Input`] when every target is ignored.
     fn loss(&mut self, batch: &Batch) -> Result<f32, Error> {
-        let total = self.losses(batch)?.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        Ok((total / batch.check_targets()? as f64) as f32)
+        batch.mean(&self.losses(batch)?)
     }
 
     /// Creates a decoder with room for this many sequences of `block_size` tokens.

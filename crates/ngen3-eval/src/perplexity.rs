@@ -4,18 +4,17 @@
 //! by `stride` tokens; the first window scores all of its tokens, every later one only the new ones. With a stride of one
 //! block this is the harness's `loglikelihood_rolling`; a smaller stride gives each token more context.
 //!
-//! Token perplexity is exp of the mean loss. Byte perplexity and bits per byte exclude the loss of tokens that end or begin
-//! documents, which stand for no text; they count the bytes of the text, also of characters that the vocabulary lacks.
+//! Token perplexity is exp of the mean loss. Byte perplexity and bits per byte exclude the loss of special tokens (ends and
+//! beginnings of documents, marks of a chat), which stand for no text, as validation in training does; they count the bytes of the text, also of characters that the vocabulary lacks.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use ngen3_data::source::{DocumentReader, Event, ReadOptions, Source, TextChunk, list};
-use ngen3_data::tokenizer::MissingChars;
+use ngen3_data::tokenizer::{ByteCounter, MissingChars};
 use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Batch, IGNORE};
 use ngen3_model::Config;
-use ngen3_model::words::grouped_count;
 
 use crate::{Error, Metric, MetricValue};
 
@@ -131,15 +130,7 @@ impl PerplexityText {
     /// Formats notes on a token file that may not be the whole text, or not of the model's vocabulary.
     fn doubts(&self, tokenizer: Option<&Tokenizer>) -> Vec<String> {
         let Content::Tokens(file, _) = &self.content else { return Vec::new() };
-        let lost = file.meta().and_then(|meta| meta.missing_characters).map(|lost| {
-            let lost = grouped_count(lost, "character");
-            format!(
-                "{}: {lost} of the text were not in the vocabulary when it was tokenized; values per byte count only the \
-                 text that its tokens stand for",
-                self.title
-            )
-        });
-        tokenizer.and_then(|_| file.doubt()).into_iter().chain(lost).collect()
+        tokenizer.and_then(|_| file.doubt()).into_iter().chain(file.missing_note()).collect()
     }
 }
 
@@ -206,6 +197,7 @@ fn windows(n: usize, block: usize, stride: usize) -> Vec<Window> {
 pub(crate) struct WindowedText<'a> {
     text: &'a PerplexityText,
     tokenizer: Option<&'a Tokenizer>,
+    counter: Option<ByteCounter>,
     /// The tokens; the first one is only context.
     encoded: EncodedText,
     /// Number of windows over the whole text.
@@ -249,7 +241,8 @@ impl PerplexityText {
         if windows.is_empty() {
             return Err(Error::Input(format!("{}: no token to predict", self.title)));
         }
-        Ok(WindowedText { text: self, tokenizer, encoded, all, windows, stride })
+        let counter = tokenizer.map(Tokenizer::byte_counter);
+        Ok(WindowedText { text: self, tokenizer, counter, encoded, all, windows, stride })
     }
 }
 
@@ -266,23 +259,14 @@ impl WindowedText<'_> {
         missing.into_iter().chain(self.text.doubts(self.tokenizer)).collect()
     }
 
-    /// True for a token that stands for no text: it ends or begins a document.
-    fn is_boundary(&self, token: u32) -> bool {
-        let is = |of: fn(&Tokenizer) -> Option<u32>| self.tokenizer.and_then(of) == Some(token);
-        is(Tokenizer::eot) || is(Tokenizer::document_start)
-    }
-
     /// Returns the bytes of text that the tokens up to `end`, without the first, stand for.
-    fn bytes(&self, end: usize, tokenizer: &Tokenizer) -> usize {
+    fn bytes(&self, end: usize, counter: &ByteCounter) -> usize {
         let EncodedText { tokens, starts, bytes, .. } = &self.encoded;
-        let whole = end == tokens.len() && self.is_boundary(tokens[0]);
+        let whole = end == tokens.len() && !counter.is_text(tokens[0]);
         match &self.text.content {
             Content::Documents(_) if whole => *bytes,
             Content::Documents(_) if !starts.is_empty() => starts.get(end).unwrap_or(bytes) - starts[1],
-            _ => {
-                let parts = tokens[1..end].split(|&token| self.is_boundary(token));
-                parts.map(|part| tokenizer.decode(part).len()).sum()
-            }
+            _ => counter.count(&tokens[1..end]).bytes as usize,
         }
     }
 }
@@ -310,10 +294,10 @@ pub(crate) fn measure(
     engine: &mut dyn ngen3_engine::Model,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<PerplexityResult, Error> {
-    let WindowedText { tokenizer, ref encoded, all, ref windows, stride, .. } = *windowed;
+    let WindowedText { ref counter, ref encoded, all, ref windows, stride, .. } = *windowed;
     let tokens = &encoded.tokens;
     let block = engine.config().block_size;
-    let (mut total, mut of_ends, mut done) = (0.0, 0.0, 0);
+    let (mut total, mut of_text, mut done) = (0.0, 0.0, 0);
     let mut batch = Batch::default();
     let most = BATCH_TOKENS.div_ceil(block);
     for some in windows.chunks(most) {
@@ -327,8 +311,8 @@ pub(crate) fn measure(
         let losses = engine.losses(&batch)?;
         for (&loss, &target) in losses.iter().zip(&batch.targets) {
             total += f64::from(loss);
-            if windowed.is_boundary(target) {
-                of_ends += f64::from(loss);
+            if counter.as_ref().is_some_and(|counter| counter.is_text(target)) {
+                of_text += f64::from(loss);
             }
         }
         if !total.is_finite() {
@@ -343,9 +327,9 @@ pub(crate) fn measure(
     let predicted = end - 1;
     let value = |metric, value| MetricValue { metric, value, error: None };
     let mut values = vec![value(Metric::Perplexity, (total / predicted as f64).exp())];
-    let bytes = tokenizer.map(|tokenizer| windowed.bytes(end, tokenizer));
+    let bytes = counter.as_ref().map(|counter| windowed.bytes(end, counter));
     if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
-        let nats = (total - of_ends) / bytes as f64;
+        let nats = of_text / bytes as f64;
         values.push(value(Metric::BytePerplexity, nats.exp()));
         values.push(value(Metric::BitsPerByte, nats / std::f64::consts::LN_2));
     }

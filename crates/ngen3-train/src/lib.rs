@@ -26,7 +26,7 @@ pub use config::settings::{Overrides, TrainSettings};
 pub use config::shape::Shape;
 pub use error::Error;
 pub use hash::{sha256, sha256_of_model};
-pub use objective::{Evaluation, Micro, Objective, StepOutput};
+pub use objective::{Evaluation, Micro, Objective, StepOutput, ValLoss};
 pub use objectives::chat_objective::ChatObjective;
 pub use objectives::distill;
 pub use objectives::teacher_cache::TeacherCache;

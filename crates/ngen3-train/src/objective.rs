@@ -33,11 +33,20 @@ pub struct StepOutput {
     pub tokens: u64,
 }
 
+/// Mean loss on held-out data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ValLoss {
+    /// In nats per token.
+    pub nats: f32,
+    /// In bits per byte of text, comparable between vocabularies; `None` if the tokenizer is unknown.
+    pub bits_per_byte: Option<f32>,
+}
+
 /// Result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Evaluation {
-    /// Mean loss on the held-out data, in nats per token.
-    Loss(f32),
+    /// Mean loss on the held-out data.
+    Loss(ValLoss),
     /// Nothing is held out.
     NothingHeldOut,
     /// Stopped before its end; partial results are dropped.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ngen3_engine::Trainer;
 
-use crate::objective::{Evaluation, Objective};
+use crate::objective::{Evaluation, Objective, ValLoss};
 use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
 use crate::run_files::run_log::RunLog;
@@ -17,7 +17,7 @@ pub trait Progress {
     /// Called after each step.
     fn step(&mut self, report: &StepReport<'_>);
     /// Called after an evaluation at `step`; `best` is true if its loss is the lowest so far.
-    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool);
+    fn evaluated(&mut self, step: u64, val: ValLoss, best: bool);
 }
 
 /// Report of a step.
@@ -120,9 +120,9 @@ impl<'a> Run<'a> {
             job.paths.remove_adapters()?;
         }
         let mut log = RunLog::open(&job.paths.run, 0)?;
-        if let Evaluation::Loss(loss) = evaluation {
+        if let Evaluation::Loss(ValLoss { nats, bits_per_byte: val_bpb }) = evaluation {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(loss) })?;
+            log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(nats), val_bpb })?;
         }
         log.sync()?;
         Ok((log, (evaluation == Evaluation::Stopped).then_some(Outcome::Interrupted(0))))
@@ -154,9 +154,9 @@ impl<'a> Run<'a> {
         if self.is_last() || due(self.job.settings.eval_interval) {
             evaluation = self.evaluate()?;
         }
-        let val_loss = match evaluation {
-            Evaluation::Loss(loss) => Some(loss),
-            Evaluation::NothingHeldOut => None,
+        let (val_loss, val_bpb) = match evaluation {
+            Evaluation::Loss(loss) => (Some(loss.nats), loss.bits_per_byte),
+            Evaluation::NothingHeldOut => (None, None),
             Evaluation::Stopped => {
                 self.progress.unevaluated = Some(metrics);
                 log.sync()?;
@@ -166,7 +166,7 @@ impl<'a> Run<'a> {
         };
         if self.is_logged() || val_loss.is_some() || owed {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step, train: Some(metrics), elapsed_s, val_loss })?;
+            log.write(MetricsLine { step, train: Some(metrics), elapsed_s, val_loss, val_bpb })?;
             self.pace = Pace::default();
         }
         if self.is_last() || due(self.job.settings.save_interval) {
@@ -195,7 +195,7 @@ impl<'a> Run<'a> {
     fn evaluate(&mut self) -> Result<Evaluation, Error> {
         let evaluation = self.objective.evaluate(self.trainer, self.stop)?;
         let Evaluation::Loss(loss) = evaluation else { return Ok(evaluation) };
-        self.check("validation loss", loss, self.progress.step)?;
+        self.check("validation loss", loss.nats, self.progress.step)?;
         let best = self.progress.evaluated(loss);
         if best && self.job.settings.keep_best {
             // Before the state records it: a run killed in between finds the same best again.

@@ -7,7 +7,7 @@ use std::path::Path;
 use ngen3_data::TokenFile;
 use ngen3_data::chat::{ChatSampler, ChatSampling, Chats, TooLong, TrainOn};
 use ngen3_engine::Device;
-use ngen3_model::{ChatFormat, Checkpoint, Config, TokenizerRef};
+use ngen3_model::{ChatFormat, Checkpoint, Config};
 
 use crate::hash::sha256_of_model;
 use crate::objectives::distill::{DistillRequest, DistillTask};
@@ -31,10 +31,9 @@ pub fn on_tokens(
     let file = TokenFile::open(data)?;
     let run = spec.resolve(|| Ok(file.vocab_size()?))?;
     let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
-    let info = tokens.describe(&run.config)?;
-    let doubt = doubt(&tokens, &info);
+    let info = tokens.describe()?;
     let (mut job, weights) = run.into_job(device, info, ObjectiveRecord::default(), None)?;
-    job.notes.extend(doubt);
+    job.notes.extend(tokens.notes());
     Ok((job, tokens, weights))
 }
 
@@ -55,7 +54,7 @@ pub fn with_teacher(
     check_not_the_teacher(from, &run)?;
     let record = request.settle(run.objective_before(), sha256_of_model(teacher))?;
     let tokens = TokenObjective::new(file, &run.config, &run.settings)?;
-    let info = tokens.describe(&run.config)?;
+    let info = tokens.describe()?;
     check_teacher(from, teacher, &run.config, &info)?;
     let vocab_size = run.config.vocab_size;
     if let Some(k) = record.teacher_top_k.filter(|&k| k == 0 || k >= vocab_size) {
@@ -64,9 +63,8 @@ pub fn with_teacher(
         )));
     }
     let objective = ObjectiveRecord::Distill(record.clone());
-    let doubt = doubt(&tokens, &info);
     let (mut job, weights) = run.into_job(device, info, objective, Some((&teacher.config, record.quant())))?;
-    job.notes.extend(doubt);
+    job.notes.extend(tokens.notes());
     Ok((job, DistillTask { tokens, record }, weights))
 }
 
@@ -128,11 +126,6 @@ pub fn on_chats(
     let (mut job, weights) = run.into_job(device, info, record, None)?;
     job.notes.splice(0..0, notes);
     Ok((job, objective, weights))
-}
-
-/// Returns a note if the data is doubtfully taken for GPT-2's tokens.
-fn doubt(tokens: &TokenObjective, info: &DataInfo) -> Option<String> {
-    if info.tokenizer == TokenizerRef::Gpt2 { tokens.sampler().data().doubt() } else { None }
 }
 
 /// Checks that the teacher has the student's vocabulary and tokenizer, and at least its context length.

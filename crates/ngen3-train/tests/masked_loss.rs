@@ -11,7 +11,7 @@ use ngen3_model::{Checkpoint, CheckpointMeta, Config, ParamList};
 use ngen3_train::setup::ChatOptions;
 use ngen3_train::{
     ChatObjective, InitialWeights, Job, Micro, Objective, Overrides, Progress, RunKind, RunSpec, Shape, StartFrom,
-    StepReport, setup, train,
+    StepReport, ValLoss, setup, train,
 };
 use serde_json::Value;
 
@@ -110,7 +110,7 @@ struct Nobody;
 
 impl Progress for Nobody {
     fn step(&mut self, _: &StepReport<'_>) {}
-    fn evaluated(&mut self, _: u64, _: f32, _: bool) {}
+    fn evaluated(&mut self, _: u64, _: ValLoss, _: bool) {}
 }
 
 /// Runs one step over all conversations in `micro_batches` micro-batches. Returns its loss, the gradient passed to AdamW, and

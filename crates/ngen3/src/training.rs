@@ -13,7 +13,8 @@ use ngen3_engine::{ComputeInfo, Trainer};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Lora, LoraList};
 use ngen3_train::{
-    AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings, train,
+    AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings,
+    ValLoss, train,
 };
 
 use crate::device::device;
@@ -65,7 +66,7 @@ impl<'a> Training<'a> {
         let model = job.paths.model.display();
         write_line(&header(job, self.trainer.info())?);
         let started = Instant::now();
-        let mut status = Status::new(job.progress.best_val_loss.map(|loss| (job.progress.best_step, loss)));
+        let mut status = Status::new(job.progress.best().map(|loss| (job.progress.best_step, loss)));
         let told = tell_when_stopped(stop, &status.line);
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
@@ -89,9 +90,9 @@ impl<'a> Training<'a> {
         let mut text = format!("{model}: {} in {}", grouped_count(steps, "step"), span(took));
         match (status.best, status.val_loss) {
             (Some((step, loss)), _) if job.settings.keep_best => {
-                text += &format!(", kept the best: validation loss {loss:.4} at step {}", grouped(step));
+                text += &format!(", kept the best: {} at step {}", val_text(loss, ""), grouped(step));
             }
-            (_, Some(loss)) => text += &format!(", validation loss {loss:.4}"),
+            (_, Some(loss)) => text += &format!(", {}", val_text(loss, "")),
             (_, None) => {}
         }
         stdout::print(&(text + "\n"))
@@ -168,14 +169,14 @@ struct Status {
     /// Training losses of the steps so far.
     losses: Sparkline,
     /// Latest validation loss.
-    val_loss: Option<f32>,
+    val_loss: Option<ValLoss>,
     /// Step and value of the lowest validation loss.
-    best: Option<(u64, f32)>,
+    best: Option<(u64, ValLoss)>,
 }
 
 impl Status {
     /// `best` is the step and validation loss of a run that is resumed.
-    fn new(best: Option<(u64, f32)>) -> Self {
+    fn new(best: Option<(u64, ValLoss)>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let line = ProgressBar::with_draw_target(None, target);
@@ -196,14 +197,22 @@ impl Progress for Status {
         }
     }
 
-    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool) {
-        self.val_loss = Some(val_loss);
+    fn evaluated(&mut self, step: u64, val: ValLoss, best: bool) {
+        self.val_loss = Some(val);
         if best {
-            self.best = Some((step, val_loss));
+            self.best = Some((step, val));
         }
-        let best = if best { " (best so far)" } else { "" };
-        self.line.suspend(|| write_line(&format!("step {}: validation loss {val_loss:.4}{best}", grouped(step))));
+        let best = if best { "best so far" } else { "" };
+        self.line.suspend(|| write_line(&format!("step {}: {}", grouped(step), val_text(val, best))));
     }
+}
+
+/// Formats a validation loss, with a remark unless it is empty: `validation loss 5.4330 (1.871 bits/byte, best so far)`.
+fn val_text(val: ValLoss, remark: &str) -> String {
+    let bits = val.bits_per_byte.map(|bits| format!("{bits:.3} bits/byte"));
+    let remarks: Vec<_> = bits.into_iter().chain((!remark.is_empty()).then(|| remark.into())).collect();
+    let remarks = if remarks.is_empty() { String::new() } else { format!(" ({})", remarks.join(", ")) };
+    format!("validation loss {:.4}{remarks}", val.nats)
 }
 
 /// Columns of a terminal that does not report them.

@@ -18,6 +18,7 @@ use super::chats::Chats;
 use super::marks;
 use crate::Error;
 use crate::batch::{check_sizes, rng_of};
+use crate::tokenizer::{ByteCounter, TextSize};
 
 /// Target that the loss ignores.
 pub const IGNORE_INDEX: u32 = u32::MAX;
@@ -277,6 +278,24 @@ impl ChatSampler {
                 .sum()
         };
         (count(&self.train), count(&self.val))
+    }
+
+    /// Counts the text of the held-out targets.
+    pub fn val_text_size(&self, counter: &ByteCounter) -> TextSize {
+        let mut ids = Vec::new();
+        let size = |&sequence: &Sequence| -> TextSize {
+            ids.clear();
+            self.chats.copy(sequence.start + 1..sequence.end, &mut ids);
+            let learned: Vec<bool> = targets(&self.chats, sequence, self.train_on).collect();
+            let mut rest = &ids[..];
+            let runs = learned.chunk_by(|a, b| a == b).map(|run| {
+                let (part, after) = rest.split_at(run.len());
+                rest = after;
+                if run[0] { counter.count(part) } else { TextSize::default() }
+            });
+            runs.sum()
+        };
+        self.val.iter().map(size).sum()
     }
 
     /// Number of held-out batches; 0 if nothing is held out.

@@ -120,6 +120,11 @@ impl Tokenizer {
         self.inner.roles.document_start
     }
 
+    /// Id of the token that characters outside the vocabulary become.
+    pub(super) fn unknown(&self) -> Option<u32> {
+        self.inner.missing.as_ref()?.unknown.as_ref().map(|&(_, id)| id)
+    }
+
     /// Returns the id of a token as tokenizer.json spells it (in a byte-level vocabulary `Ġ` is a space). Searches the
     /// vocabulary; not for use in a loop.
     pub fn id_of(&self, token: &str) -> Option<u32> {

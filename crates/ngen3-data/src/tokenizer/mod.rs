@@ -6,10 +6,11 @@
 //! files run on the `tokenizers` crate.
 //!
 //! Read `bpe/` and `chars.rs` first; then `codec.rs` (text to ids and back), `json/` (tokenizer.json), `missing.rs` (characters
-//! without a token), `stream.rs` (streaming decoding), `train.rs` and `plain.rs` (vocabularies of a text).
+//! without a token), `stream.rs` (streaming decoding), `byte_counter.rs` (bytes of text), `train.rs` and `plain.rs` (vocabularies of a text).
 
 mod backend;
 mod bpe;
+mod byte_counter;
 mod chars;
 mod codec;
 mod error;
@@ -21,6 +22,7 @@ mod plain;
 mod stream;
 mod train;
 
+pub use byte_counter::{ByteCounter, TextSize};
 pub use codec::Tokenizer;
 pub use error::Error;
 pub(crate) use json::MAX_BYTES;

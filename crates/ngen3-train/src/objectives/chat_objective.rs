@@ -8,6 +8,7 @@ use ngen3_engine::{Batch, IGNORE, Trainer};
 use ngen3_model::words::count;
 
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
+use crate::objectives::held_out::{HeldOutText, ValSums};
 use crate::prepare::job::DataInfo;
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
@@ -19,6 +20,8 @@ const _: () = assert!(IGNORE_INDEX == IGNORE);
 #[derive(Debug)]
 pub struct ChatObjective {
     sampler: ChatSampler,
+    /// Held-out text that is learned.
+    text: HeldOutText,
     /// Micro-batches per step.
     accumulation: u64,
     eval_iters: usize,
@@ -32,8 +35,10 @@ pub struct ChatObjective {
 impl ChatObjective {
     /// Creates the objective; evaluations use at most `eval_iters` held-out batches.
     pub(crate) fn new(sampler: ChatSampler, settings: &TrainSettings) -> Self {
+        let text = HeldOutText::new(sampler.chats().tokenizer(), |counter| sampler.val_text_size(counter));
         Self {
             sampler,
+            text,
             accumulation: settings.gradient_accumulation,
             eval_iters: usize::try_from(settings.eval_iters).unwrap_or(usize::MAX),
             step: None,
@@ -77,12 +82,12 @@ impl ChatObjective {
         &self.micro[index as usize]
     }
 
-    /// Held-out batch `index`.
-    fn val_batch(&mut self, index: usize) -> &Batch {
+    /// Held-out batch `index`, and the text of all of them.
+    fn val_batch(&mut self, index: usize) -> (&Batch, &HeldOutText) {
         let batch = &mut self.held_out;
         batch.clear();
         self.sampler.val_batch(index, &mut |inputs, targets| batch.push(inputs, targets));
-        batch
+        (batch, &self.text)
     }
 }
 
@@ -98,23 +103,26 @@ impl Objective for ChatObjective {
     }
 
     fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
-        let (mut sum, mut counted) = (0.0, 0);
+        let (mut sum, mut counted, mut sums) = (0.0, 0, ValSums::default());
         for index in 0..self.sampler.val_batches().min(self.eval_iters) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Evaluation::Stopped);
             }
-            let batch = self.val_batch(index);
+            let (batch, text) = self.val_batch(index);
             let tokens = batch.num_target_tokens();
-            sum += f64::from(trainer.loss(batch)?) * tokens as f64;
+            sum += f64::from(sums.add(trainer, batch, Some(text))?) * tokens as f64;
             counted += tokens;
         }
-        Ok(if counted > 0 { Evaluation::Loss((sum / counted as f64) as f32) } else { Evaluation::NothingHeldOut })
+        if counted == 0 {
+            return Ok(Evaluation::NothingHeldOut);
+        }
+        Ok(Evaluation::Loss(sums.val_loss((sum / counted as f64) as f32, Some(&self.text))))
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
         // Without held-out data, a training batch is used.
         let batch = if self.sampler.val_batches() > 0 {
-            self.val_batch(0)
+            self.val_batch(0).0
         } else {
             self.micro_batch(self.step.unwrap_or_default(), 0)
         };

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ngen3_data::{BatchSampler, TokenFile};
+use ngen3_data::{BatchSampler, TokenFile, Tokenizer};
 use ngen3_engine::{Batch, Sequence, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 
 use crate::hash::sha256;
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
+use crate::objectives::held_out::{HeldOutText, ValSums};
 use crate::prepare::job::{DataInfo, check_tokenizers};
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
@@ -19,6 +20,9 @@ pub struct TokenObjective {
     sampler: BatchSampler,
     eval_iters: u64,
     sequence: Sequence,
+    tokenizer: TokenizerRef,
+    /// Held-out text, if the tokenizer is known.
+    text: Option<HeldOutText>,
     /// The latest batch.
     batch: Batch,
 }
@@ -27,13 +31,18 @@ impl TokenObjective {
     /// Creates the objective for a model of shape `config`.
     ///
     /// # Errors
-    /// As [`BatchSampler::new`]; [`Error::Data`] for a token outside the model's vocabulary.
+    /// As [`BatchSampler::new`]; [`Error::Data`] for a token outside the model's vocabulary, or a damaged tokenizer;
+    /// [`Error::Usage`] if the model's vocabulary is smaller than the tokenizer's.
     pub fn new(data: TokenFile, config: &Config, settings: &TrainSettings) -> Result<Self, Error> {
         let TrainSettings { batch_size, val_fraction, seed, eval_iters, .. } = *settings;
         let sampler = BatchSampler::new(data, config.block_size, batch_size, val_fraction, seed)?;
         sampler.check_vocab(config.vocab_size)?;
         let sequence = Sequence { len: config.block_size, continues: false };
-        Ok(Self { sampler, eval_iters, sequence, batch: Batch::default() })
+        let tokenizer = tokenizer_for(config, sampler.data())?;
+        let text = tokenizer.as_ref().filter(|_| sampler.has_validation());
+        let text = text.map(|tokenizer| HeldOutText::new(tokenizer, |counter| sampler.val_text_size(counter)));
+        let tokenizer = reference(tokenizer);
+        Ok(Self { sampler, eval_iters, sequence, tokenizer, text, batch: Batch::default() })
     }
 
     /// Returns the sampler of the batches.
@@ -44,10 +53,9 @@ impl TokenObjective {
     /// Describes the data for the run's record.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the model's vocabulary is smaller than the tokenizer's; other errors for damaged files.
-    pub fn describe(&self, config: &Config) -> Result<DataInfo, Error> {
+    /// [`Error::Data`] for a damaged file.
+    pub fn describe(&self) -> Result<DataInfo, Error> {
         let file = self.sampler.data();
-        let tokenizer = tokenizer_for(config, file)?;
         file.verify()?;
         let described = file.path().file_name().is_some_and(|name| name == "data.bin");
         let sha256 = match file.meta().filter(|_| described) {
@@ -60,7 +68,22 @@ impl TokenObjective {
         let (train_tokens, val_tokens) = (self.sampler.train_len() as u64, self.sampler.val_len() as u64);
         let identity = DataIdentity { train_tokens, val_tokens, sha256 };
         let chat = file.meta().and_then(|meta| meta.chat.as_ref()).map(|chat| chat.format.clone());
-        Ok(DataInfo { path: file.path().into(), identity, tokenizer, chat, source })
+        Ok(DataInfo { path: file.path().into(), identity, tokenizer: self.tokenizer.clone(), chat, source })
+    }
+
+    /// Formats notes on the data, one line each: doubts on its tokenizer, and on the bytes of its held-out text.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let file = self.sampler.data();
+        let doubt = if self.tokenizer == TokenizerRef::Gpt2 { file.doubt() } else { None };
+        let bytes = match (self.sampler.has_validation(), &self.text) {
+            (false, _) => None,
+            (true, Some(_)) => file.missing_note(),
+            (true, None) => Some(format!(
+                "{}: its tokenizer is unknown, so the validation loss is not given in bits per byte",
+                file.path().display()
+            )),
+        };
+        doubt.into_iter().chain(bytes).collect()
     }
 
     /// Training micro-batch `index` of a step, drawn from the seed and both numbers.
@@ -99,15 +122,17 @@ impl Objective for TokenObjective {
     }
 
     fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
-        let mut sum = 0.0;
+        let (mut sum, mut sums) = (0.0, ValSums::default());
         for index in 0..self.eval_iters {
-            let Some(batch) = self.val_batch(index) else { return Ok(Evaluation::NothingHeldOut) };
+            if self.val_batch(index).is_none() {
+                return Ok(Evaluation::NothingHeldOut);
+            }
             if stop.load(Ordering::Relaxed) {
                 return Ok(Evaluation::Stopped);
             }
-            sum += f64::from(trainer.loss(batch)?);
+            sum += f64::from(sums.add(trainer, &self.batch, self.text.as_ref())?);
         }
-        Ok(Evaluation::Loss((sum / self.eval_iters as f64) as f32))
+        Ok(Evaluation::Loss(sums.val_loss((sum / self.eval_iters as f64) as f32, self.text.as_ref())))
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {
@@ -123,16 +148,21 @@ impl Objective for TokenObjective {
 /// # Errors
 /// [`Error::Usage`] naming the mismatch; [`Error::Data`] for a damaged tokenizer.
 pub fn check_reads(from: &Path, model: &Checkpoint, file: &TokenFile) -> Result<(), Error> {
-    check_tokenizers(from, &model.meta.tokenizer, file.path(), &tokenizer_for(&model.config, file)?)
+    check_tokenizers(from, &model.meta.tokenizer, file.path(), &reference(tokenizer_for(&model.config, file)?))
 }
 
-/// Returns the data's tokenizer, which is saved with the model.
-fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Error> {
+/// Returns the reference of a tokenizer that may be unknown.
+fn reference(tokenizer: Option<Tokenizer>) -> TokenizerRef {
+    tokenizer.map_or(TokenizerRef::Unknown, |tokenizer| tokenizer.reference())
+}
+
+/// Loads the data's tokenizer, which is saved with the model; `None` if it is unknown.
+fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<Option<Tokenizer>, Error> {
     let needed = file.vocab_size()?;
     if config.vocab_size < needed {
         // Every token of a bare file fits the model, so it was not made by GPT-2's tokenizer, the default.
         if file.is_assumed() {
-            return Ok(TokenizerRef::Unknown);
+            return Ok(None);
         }
         return Err(Error::Usage(format!(
             "{}: expected a vocabulary of at most {} tokens, the model's, got {needed}",
@@ -140,5 +170,5 @@ fn tokenizer_for(config: &Config, file: &TokenFile) -> Result<TokenizerRef, Erro
             config.vocab_size
         )));
     }
-    Ok(file.tokenizer()?.reference())
+    Ok(Some(file.tokenizer()?))
 }

@@ -17,6 +17,9 @@ pub struct MetricsLine {
     /// Mean validation loss in nats per token, at steps with an evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f32>,
+    /// The same in bits per byte of text, if the tokenizer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_bpb: Option<f32>,
 }
 
 /// Metrics of one update.

@@ -1,4 +1,4 @@
-//! `loss.svg`: a plot of training and validation loss over the steps.
+//! `loss.svg`: a plot of training and validation loss over the steps. The validation loss in bits per byte is written above it.
 
 use std::fmt::Write;
 
@@ -38,6 +38,9 @@ pub fn loss_svg(title: &str, lines: &[MetricsLine]) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
     );
     text(&mut svg, LEFT, 30.0, "start", &format!("Loss of {title}"), " font-size=\"17\" font-weight=\"600\"");
+    if let Some(bits) = bits_per_byte(lines) {
+        text(&mut svg, LEFT, 48.0, "start", &bits, &format!(" style=\"fill:{VAL_COLOUR}\""));
+    }
     axes.draw(&mut svg);
     curve(&mut svg, &axes, &train, TRAIN_COLOUR, 1.2);
     curve(&mut svg, &axes, &val, VAL_COLOUR, 2.2);
@@ -48,6 +51,21 @@ pub fn loss_svg(title: &str, lines: &[MetricsLine]) -> String {
     label_ends(&mut svg, &axes, &[("train", &train, TRAIN_COLOUR), ("val", &val, VAL_COLOUR)]);
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Formats the last and the lowest validation loss in bits per byte; `None` without any.
+fn bits_per_byte(lines: &[MetricsLine]) -> Option<String> {
+    let mut bits = lines.iter().filter_map(|line| Some((line.step, line.val_bpb.filter(|bits| bits.is_finite())?)));
+    let first = bits.next()?;
+    let (mut lowest, mut last) = (first, first);
+    for next in bits {
+        (lowest, last) = (if next.1 < lowest.1 { next } else { lowest }, next);
+    }
+    let mut text = format!("val {:.3} bits per byte", last.1);
+    if lowest.1 < last.1 {
+        text += &format!(", lowest {:.3} at step {}", lowest.1, thousands(lowest.0 as f64));
+    }
+    Some(text)
 }
 
 /// Axes of the plot: ranges of steps and losses.
@@ -205,6 +223,7 @@ mod tests {
                 train: (step > 0).then_some(train),
                 elapsed_s: 0.0,
                 val_loss: step.is_multiple_of(10).then_some(loss + 0.1),
+                val_bpb: None,
             }
         };
         losses.into_iter().enumerate().map(line).collect()
@@ -226,6 +245,20 @@ mod tests {
         assert!(svg.contains("Loss of 7M_model") && svg.contains("train 5.000") && svg.contains("val 5.100"), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 11);
         assert!(coordinates(&svg).iter().all(|&c| (0.0..=WIDTH).contains(&c)), "{svg}");
+    }
+
+    #[test]
+    fn bits_per_byte_are_written_above_the_curves() {
+        let mut lines = run((0..=40).map(|step| 10.0 - step as f32 * 0.05));
+        assert!(!loss_svg("x", &lines).contains("bits"), "unknown");
+        for (index, bits) in [(0, 3.0), (10, 1.5), (1_000, 0.0), (20, 1.25), (30, f32::NAN)] {
+            if let Some(line) = lines.get_mut(index) {
+                line.val_bpb = Some(bits);
+            }
+        }
+        assert!(loss_svg("x", &lines).contains(">val 1.250 bits per byte</text>"));
+        lines[40].val_bpb = Some(1.3125);
+        assert!(loss_svg("x", &lines).contains(">val 1.312 bits per byte, lowest 1.250 at step 20</text>"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use ngen3_model::{ChatFormat, Config, Lora, LoraList, ParamList};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::objective::ValLoss;
 use crate::run_files::metrics::StepMetrics;
 use crate::{Error, TrainSettings};
 
@@ -117,6 +118,9 @@ pub struct TrainProgress {
     pub step: u64,
     /// Lowest validation loss so far, in nats per token.
     pub best_val_loss: Option<f32>,
+    /// The same evaluation in bits per byte, if the tokenizer is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_val_bpb: Option<f32>,
     /// Step of the lowest validation loss.
     #[serde(default)]
     pub best_step: u64,
@@ -132,14 +136,20 @@ pub struct TrainProgress {
 
 impl TrainProgress {
     /// Records an evaluation; returns `true` if it is the best so far.
-    pub(crate) fn evaluated(&mut self, val_loss: f32) -> bool {
-        let best = self.best_val_loss.is_none_or(|best| val_loss < best);
+    pub(crate) fn evaluated(&mut self, val: ValLoss) -> bool {
+        let best = self.best_val_loss.is_none_or(|best| val.nats < best);
         if best {
-            (self.best_val_loss, self.best_step, self.evals_since_best) = (Some(val_loss), self.step, 0);
+            (self.best_val_loss, self.best_val_bpb) = (Some(val.nats), val.bits_per_byte);
+            (self.best_step, self.evals_since_best) = (self.step, 0);
         } else {
             self.evals_since_best += 1;
         }
         best
+    }
+
+    /// Returns the lowest validation loss so far.
+    pub fn best(&self) -> Option<ValLoss> {
+        Some(ValLoss { nats: self.best_val_loss?, bits_per_byte: self.best_val_bpb })
     }
 
     /// Returns `true` after `patience` evaluations without improvement; 0 disables it.

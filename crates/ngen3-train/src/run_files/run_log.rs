@@ -150,6 +150,7 @@ fn write_event(file: &mut File, line: &MetricsLine, wall_time: f64) -> std::io::
         scalars.extend(names.iter().map(String::as_str).zip(train.parts.values().copied()));
     }
     scalars.extend(line.val_loss.map(|loss| ("loss/val", loss)));
+    scalars.extend(line.val_bpb.map(|bits| ("bits_per_byte/val", bits)));
     tensorboard::write_record(file, &tensorboard::scalar_event(wall_time, line.step, &scalars))
 }
 
@@ -175,6 +176,7 @@ mod tests {
             train: (step > 0).then_some(train),
             elapsed_s: 0.1,
             val_loss: step.is_multiple_of(2).then_some(2.5),
+            val_bpb: step.is_multiple_of(2).then_some(1.25),
         }
     }
 
@@ -185,10 +187,11 @@ mod tests {
     #[test]
     fn a_line_has_the_fields_that_were_promised() {
         let expected = "{\"step\":2,\"train_loss\":1.5,\"lr\":0.0003,\"grad_norm\":0.5,\"ms_per_step\":10.0,\
-            \"tokens_per_s\":100.0,\"elapsed_s\":0.1,\"val_loss\":2.5}\n";
+            \"tokens_per_s\":100.0,\"elapsed_s\":0.1,\"val_loss\":2.5,\"val_bpb\":1.25}\n";
         assert_eq!(String::from_utf8(json(&line(2))).unwrap(), expected);
+        let unknown = MetricsLine { val_bpb: None, ..line(0) };
         let expected = "{\"step\":0,\"elapsed_s\":0.1,\"val_loss\":2.5}\n";
-        assert_eq!(String::from_utf8(json(&line(0))).unwrap(), expected);
+        assert_eq!(String::from_utf8(json(&unknown)).unwrap(), expected);
     }
 
     #[test]
@@ -229,12 +232,12 @@ mod tests {
     proptest! {
         #[test]
         fn lines_come_back_as_they_were_written(
-            step in any::<u64>(), loss in 0f32..1e4, lr in 0f32..1.0, val in proptest::option::of(0f32..1e4),
+            step in any::<u64>(), loss in 0f32..1e4, lr in 0f32..1.0, val in proptest::option::of(0f32..1e4), bits in proptest::option::of(0f32..1e4),
             trained in any::<bool>(), parts in proptest::collection::btree_map("part_[a-z]{1,5}", 0f32..1e4, 0..3),
         ) {
             let (grad_norm, ms_per_step) = (loss, 1.25);
             let train = StepMetrics { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s: 0.5 };
-            let line = MetricsLine { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val };
+            let line = MetricsLine { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val, val_bpb: bits };
             let text = String::from_utf8(json(&line)).unwrap();
             prop_assert_eq!(parse_lines(&text, u64::MAX), Ok(vec![line]));
         }

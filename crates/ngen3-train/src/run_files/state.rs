@@ -107,6 +107,7 @@ mod tests {
             progress: TrainProgress {
                 step: 3,
                 best_val_loss: Some(0.1),
+                best_val_bpb: Some(0.2),
                 best_step: 2,
                 evals_since_best: 1,
                 elapsed_s: 12.25,

@@ -13,7 +13,7 @@ use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
 
 use super::*;
-use crate::objective::{Evaluation, StepOutput};
+use crate::objective::{Evaluation, StepOutput, ValLoss};
 use crate::run_files::metrics::MetricsLine;
 use crate::run_files::state;
 use crate::testing::{FakeDevice, FakeEngine, settings};
@@ -74,10 +74,10 @@ struct Watcher {
     stop_after: Option<u64>,
     stop: AtomicBool,
     steps: Vec<StepReport<'static>>,
-    evaluations: Vec<(u64, f32, bool)>,
+    evaluations: Vec<(u64, ValLoss, bool)>,
 }
 
-struct Watching<'a>(&'a AtomicBool, Option<u64>, &'a mut Vec<StepReport<'static>>, &'a mut Vec<(u64, f32, bool)>);
+struct Watching<'a>(&'a AtomicBool, Option<u64>, &'a mut Vec<StepReport<'static>>, &'a mut Vec<(u64, ValLoss, bool)>);
 
 impl Progress for Watching<'_> {
     fn step(&mut self, report: &StepReport<'_>) {
@@ -87,8 +87,8 @@ impl Progress for Watching<'_> {
         }
     }
 
-    fn evaluated(&mut self, step: u64, val_loss: f32, best: bool) {
-        self.3.push((step, val_loss, best));
+    fn evaluated(&mut self, step: u64, val: ValLoss, best: bool) {
+        self.3.push((step, val, best));
     }
 }
 

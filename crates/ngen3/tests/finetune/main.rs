@@ -199,7 +199,8 @@ fn it_stops_when_nothing_improves_and_keeps_the_best() {
     let kept = load(folder, "x.pt").meta;
     assert_eq!(kept.iter_num, best);
     assert!((kept.best_val_loss.unwrap() - loss).abs() < 1e-6);
-    assert!(out.contains(&format!("kept the best: validation loss {loss:.4} at step {best}")), "{out}");
+    assert!(out.contains(&format!("kept the best: validation loss {loss:.4} (")), "{out}");
+    assert!(out.contains(&format!(" bits/byte) at step {best}\n")), "{out}");
     assert!(lines.last().unwrap()["step"].as_u64().unwrap() > best);
 }
 

@@ -16,7 +16,9 @@ impl Objective for Scripted<'_> {
     }
 
     fn evaluate(&mut self, _: &mut dyn Trainer, _: &AtomicBool) -> Result<Evaluation, Error> {
-        Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&loss| Evaluation::Loss(loss)))
+        Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&nats| {
+            Evaluation::Loss(ValLoss { nats, bits_per_byte: Some(nats / 2.0) })
+        }))
     }
 
     fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {
