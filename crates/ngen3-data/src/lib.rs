@@ -31,4 +31,4 @@ pub use hf::{HfSource, Record, RecordOptions, read_records};
 pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_file::TokenizerFile;
-pub use train_tokenizer::{TokenizerKind, train_tokenizer};
+pub use train_tokenizer::{TextSurvey, TokenizerKind, survey_text, train_tokenizer};

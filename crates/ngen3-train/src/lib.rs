@@ -18,7 +18,7 @@ pub mod setup;
 mod testing;
 mod train;
 
-pub use config::choices::{OptimizerKind, Schedule};
+pub use config::choices::{OptimizerKind, RecipeName, Schedule};
 pub use config::config_file::parse as parse_settings;
 pub use config::field::Flag;
 pub use config::finetune_defaults::FINETUNE_HELP;

@@ -10,7 +10,7 @@ use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
 use crate::run_files::run_log::RunLog;
 use crate::run_files::state;
-use crate::{Error, Job};
+use crate::{Error, Job, TrainSettings};
 
 /// Receives the progress of a run, such as a progress line on a terminal.
 pub trait Progress {
@@ -77,10 +77,14 @@ pub(crate) struct Run<'a> {
     pub trainer: &'a mut dyn Trainer,
     pub watcher: &'a mut dyn Progress,
     stop: &'a AtomicBool,
+    /// The job's settings; in a run of so many minutes `max_iters` is foreseen anew with each step.
+    pub settings: TrainSettings,
     pub progress: TrainProgress,
     pub pace: Pace,
     /// Step of the state on disk.
     saved: Option<u64>,
+    /// Seconds of the first evaluation and checkpoint, before the first step.
+    before_steps_s: f64,
     clock: Instant,
 }
 
@@ -93,8 +97,37 @@ impl<'a> Run<'a> {
         watcher: &'a mut dyn Progress,
         stop: &'a AtomicBool,
     ) -> Self {
-        let (progress, clock) = (job.progress.clone(), Instant::now());
-        Self { job, objective, trainer, watcher, stop, progress, pace: Pace::default(), saved: None, clock }
+        let (settings, progress, clock) = (job.settings.clone(), job.progress.clone(), Instant::now());
+        let pace = Pace::default();
+        Self {
+            job,
+            objective,
+            trainer,
+            watcher,
+            stop,
+            settings,
+            progress,
+            pace,
+            saved: None,
+            before_steps_s: 0.0,
+            clock,
+        }
+    }
+
+    /// Foresees the number of steps of a run of so many minutes: as many as fit at the pace since it was started or resumed,
+    /// with an evaluation and a checkpoint at the end. A warm-up of the default length follows.
+    pub fn plan(&mut self) {
+        let (step, done) = (self.progress.step, self.progress.step - self.job.progress.step);
+        if self.settings.minutes == 0.0 || done == 0 {
+            return;
+        }
+        let left = 60.0 * self.settings.minutes - self.elapsed_s() - self.before_steps_s;
+        let pace = (self.clock.elapsed().as_secs_f64() - self.before_steps_s) / done as f64;
+        let follows = self.settings.warmup_iters == TrainSettings::default_warmup(self.settings.max_iters);
+        self.settings.max_iters = step + (left / pace).round().max(0.0) as u64;
+        if follows {
+            self.settings.warmup_iters = TrainSettings::default_warmup(self.settings.max_iters);
+        }
     }
 
     /// Prepares the first step. At step 0 the model is evaluated and saved, so that a full disk is noticed now, and a run that
@@ -114,7 +147,7 @@ impl<'a> Run<'a> {
         }
         // A run that was interrupted at step 0 starts again.
         self.progress = TrainProgress { elapsed_s: job.progress.elapsed_s, ..TrainProgress::default() };
-        let evaluation = if job.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
+        let evaluation = if self.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
         self.save(evaluation)?;
         if job.adapters.is_none() {
             job.paths.remove_adapters()?;
@@ -125,13 +158,14 @@ impl<'a> Run<'a> {
             log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(nats), val_bpb })?;
         }
         log.sync()?;
+        self.before_steps_s = self.clock.elapsed().as_secs_f64();
         Ok((log, (evaluation == Evaluation::Stopped).then_some(Outcome::Interrupted(0))))
     }
 
     /// Returns the outcome if the run stops early or is interrupted, after saving it.
     pub fn ends_early(&mut self, log: &mut RunLog) -> Result<Option<Outcome>, Error> {
         let step = self.progress.step;
-        let outcome = if self.progress.is_stale(self.job.settings.patience) {
+        let outcome = if self.progress.is_stale(self.settings.patience) {
             Outcome::Stale(step)
         } else if self.stop.load(Ordering::Relaxed) {
             Outcome::Interrupted(step)
@@ -151,7 +185,7 @@ impl<'a> Run<'a> {
         let step = self.progress.step;
         let due = |interval| step.is_multiple_of(interval) || owed;
         let mut evaluation = Evaluation::NothingHeldOut;
-        if self.is_last() || due(self.job.settings.eval_interval) {
+        if self.is_last() || due(self.settings.eval_interval) {
             evaluation = self.evaluate()?;
         }
         let (val_loss, val_bpb) = match evaluation {
@@ -169,7 +203,7 @@ impl<'a> Run<'a> {
             log.write(MetricsLine { step, train: Some(metrics), elapsed_s, val_loss, val_bpb })?;
             self.pace = Pace::default();
         }
-        if self.is_last() || due(self.job.settings.save_interval) {
+        if self.is_last() || due(self.settings.save_interval) {
             log.sync()?;
             self.save(evaluation)?;
         }
@@ -182,13 +216,13 @@ impl<'a> Run<'a> {
     }
 
     fn is_last(&self) -> bool {
-        self.progress.step == self.job.settings.max_iters
+        self.progress.step == self.settings.max_iters
     }
 
     /// Returns `true` if the step has a line in the log even without an evaluation.
     pub fn is_logged(&self) -> bool {
         let step = self.progress.step;
-        self.is_last() || step == 1 || step.is_multiple_of(self.job.settings.log_interval)
+        self.is_last() || step == 1 || step.is_multiple_of(self.settings.log_interval)
     }
 
     /// Evaluates the model. Saves it if it is the best and `keep_best` is set.
@@ -197,9 +231,9 @@ impl<'a> Run<'a> {
         let Evaluation::Loss(loss) = evaluation else { return Ok(evaluation) };
         self.check("validation loss", loss.nats, self.progress.step)?;
         let best = self.progress.evaluated(loss);
-        if best && self.job.settings.keep_best {
+        if best && self.settings.keep_best {
             // Before the state records it: a run killed in between finds the same best again.
-            self.job.save_model(self.trainer, &self.progress)?;
+            self.job.save_model(self.trainer, &self.settings, &self.progress)?;
         }
         self.watcher.evaluated(self.progress.step, loss, best);
         Ok(evaluation)
@@ -214,11 +248,11 @@ impl<'a> Run<'a> {
             self.check("loss", loss, step)?;
         }
         self.progress.elapsed_s = self.elapsed_s();
-        let mut saved = state::save(&job.paths.state, &job.record(&self.progress), self.trainer);
+        let mut saved = state::save(&job.paths.state, &job.record(&self.settings, &self.progress), self.trainer);
         if saved.is_ok() {
             self.saved = Some(step);
             if !self.keeps_best() {
-                saved = job.save_model(self.trainer, &self.progress);
+                saved = job.save_model(self.trainer, &self.settings, &self.progress);
             }
         }
         saved.map_err(|what| match self.saved {
@@ -229,7 +263,7 @@ impl<'a> Run<'a> {
 
     /// Returns `true` if the model file holds the best model instead of the latest. Without held-out data there is no best.
     fn keeps_best(&self) -> bool {
-        self.job.settings.keep_best && self.progress.best_val_loss.is_some()
+        self.settings.keep_best && self.progress.best_val_loss.is_some()
     }
 
     /// Fails with [`Error::Diverged`] if a loss or a gradient norm is not finite.
@@ -241,6 +275,6 @@ impl<'a> Run<'a> {
             Some(saved) => format!("{} keeps the model of step {saved}", self.job.paths.model.display()),
             None => "nothing was saved".into(),
         };
-        Err(Error::Diverged { what, value, step, lr: self.job.settings.lr_at(step.saturating_sub(1)), kept })
+        Err(Error::Diverged { what, value, step, lr: self.settings.lr_at(step.saturating_sub(1)), kept })
     }
 }

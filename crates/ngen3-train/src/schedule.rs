@@ -29,7 +29,7 @@ impl TrainSettings {
 
 #[cfg(test)]
 mod tests {
-    use ngen3_model::Recipe;
+    use ngen3_model::{Config, Recipe};
 
     use crate::{Overrides, TrainSettings};
 
@@ -40,7 +40,12 @@ mod tests {
             min_lr: Some(0.1),
             ..Overrides::default()
         };
-        TrainSettings::settle(asked, &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 }).unwrap()
+        TrainSettings::settle(
+            asked,
+            &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 },
+            &Config::new(1, 1, 4, 4, 5),
+        )
+        .unwrap()
     }
 
     #[test]

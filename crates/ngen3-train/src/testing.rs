@@ -22,7 +22,12 @@ pub fn settings(max_iters: u64) -> TrainSettings {
         val_fraction: Some(0.2),
         ..Overrides::default()
     };
-    TrainSettings::settle(asked, &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 }).expect("a valid run")
+    TrainSettings::settle(
+        asked,
+        &Recipe { batch_size: 1, learning_rate: 1.0, max_iters: 1 },
+        &Config::new(1, 1, 4, 4, 5),
+    )
+    .expect("a valid run")
 }
 
 /// Unigram model: the first `vocab_size` parameters are the logits.

@@ -32,7 +32,7 @@ pub fn train(
         return Ok(outcome);
     }
     let clock = Instant::now();
-    while run.progress.step < job.settings.max_iters {
+    while run.progress.step < run.settings.max_iters {
         if let Some(outcome) = run.ends_early(&mut log)? {
             return Ok(outcome);
         }
@@ -47,7 +47,7 @@ pub fn train(
 
 /// Runs one step: forward and backward pass of each micro-batch, then the update.
 fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
-    let (started, settings, before) = (Instant::now(), &run.job.settings, run.progress.step);
+    let (started, settings, before) = (Instant::now(), run.settings.clone(), run.progress.step);
     let lr = settings.lr_at(before);
     let targets: Vec<u64> =
         (0..settings.gradient_accumulation).map(|i| run.objective.num_target_tokens(before, i)).collect();
@@ -66,19 +66,20 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     let grad_norm = run.trainer.update(&settings.adamw(before + 1, lr), settings.muon(lr).as_ref())?;
     run.check("gradient norm", grad_norm, before + 1)?;
     run.progress.step += 1;
+    run.plan();
 
     run.pace.busy += started.elapsed();
     run.pace.steps += 1;
     let (step, (ms_per_step, tokens_per_s)) = (run.progress.step, run.pace.rates());
     run.watcher.step(&StepReport {
         step,
-        max_iters: settings.max_iters,
+        max_iters: run.settings.max_iters,
         loss,
         parts: &parts,
         lr,
         grad_norm,
         tokens_per_s,
-        left: remaining(clock.elapsed(), step - run.job.progress.step, settings.max_iters - step),
+        left: remaining(clock.elapsed(), step - run.job.progress.step, run.settings.max_iters - step),
         logged: run.is_logged(),
     });
     let parts = parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

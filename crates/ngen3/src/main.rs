@@ -19,6 +19,7 @@ mod interrupt;
 mod json_file;
 mod line_editor;
 mod model;
+mod plan;
 mod progress;
 mod sparkline;
 mod stdout;

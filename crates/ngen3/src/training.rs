@@ -13,8 +13,8 @@ use ngen3_engine::{ComputeInfo, Trainer};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Lora, LoraList};
 use ngen3_train::{
-    AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, StepReport, TrainSettings,
-    ValLoss, train,
+    AdapterRecord, InitialWeights, Job, Objective, ObjectiveRecord, Outcome, Progress, RecipeName, StepReport,
+    TrainSettings, ValLoss, train,
 };
 
 use crate::device::device;
@@ -66,13 +66,13 @@ impl<'a> Training<'a> {
         let model = job.paths.model.display();
         write_line(&header(job, self.trainer.info())?);
         let started = Instant::now();
-        let mut status = Status::new(job.progress.best().map(|loss| (job.progress.best_step, loss)));
+        let mut status = Status::new(job.progress.step, job.progress.best().map(|loss| (job.progress.best_step, loss)));
         let told = tell_when_stopped(stop, &status.line);
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
         let steps = match outcome? {
-            Outcome::Finished => job.settings.max_iters,
+            Outcome::Finished => status.step,
             Outcome::Stale(step) => {
                 write_line(&match job.settings.patience {
                     1 => "stopped early: 1 evaluation without a lower validation loss".into(),
@@ -120,7 +120,7 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
 /// Formats the lines printed before training: the model, the data, the run and the job's notes.
 fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     let Job { config, settings, data, .. } = job;
-    let TrainSettings { max_iters, batch_size, gradient_accumulation, .. } = *settings;
+    let TrainSettings { max_iters, minutes, batch_size, gradient_accumulation, .. } = *settings;
     let accumulated = match gradient_accumulation {
         1 => String::new(),
         n => format!(", {n} times"),
@@ -146,7 +146,7 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
         ),
         format!(
             "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{teachers}",
-            grouped_count(max_iters, "step"),
+            if minutes > 0.0 { format!("{minutes} min of steps") } else { grouped_count(max_iters, "step") },
             grouped_count(settings.tokens_per_step(config.block_size), "token"),
             grouped_count(batch_size as u64, "sequence"),
             config.block_size,
@@ -155,6 +155,13 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
             memory_size(job.bytes)
         ),
     ];
+    if settings.recipe == RecipeName::Fast {
+        let TrainSettings { optimizer, learning_rate, matrix_lr, schedule, decay_fraction, min_lr, .. } = *settings;
+        lines.push(format!(
+            "       recipe fast: optimizer {optimizer}, learning_rate {learning_rate}, matrix_lr {matrix_lr}, schedule \
+             {schedule}, decay_fraction {decay_fraction}, min_lr {min_lr}"
+        ));
+    }
     if job.progress.step > 0 {
         lines.push(format!("       resuming after step {}", grouped(job.progress.step)));
     }
@@ -166,6 +173,8 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
 struct Status {
     line: ProgressBar,
     terminal: bool,
+    /// Steps done.
+    step: u64,
     /// Training losses of the steps so far.
     losses: Sparkline,
     /// Latest validation loss.
@@ -175,18 +184,19 @@ struct Status {
 }
 
 impl Status {
-    /// `best` is the step and validation loss of a run that is resumed.
-    fn new(best: Option<(u64, ValLoss)>) -> Self {
+    /// Step, and step and validation loss of the best evaluation, of a run that is resumed.
+    fn new(step: u64, best: Option<(u64, ValLoss)>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let line = ProgressBar::with_draw_target(None, target);
         line.set_style(ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"));
-        Self { line, terminal, losses: Sparkline::new(), val_loss: None, best }
+        Self { line, terminal, step, losses: Sparkline::new(), val_loss: None, best }
     }
 }
 
 impl Progress for Status {
     fn step(&mut self, report: &StepReport<'_>) {
+        self.step = report.step;
         if self.terminal {
             let columns =
                 terminal_size::terminal_size_of(std::io::stderr()).map_or(COLUMNS, |(width, _)| width.0.into());

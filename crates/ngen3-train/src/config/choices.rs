@@ -54,6 +54,17 @@ macro_rules! choice {
 }
 
 choice! {
+    /// Defaults of the settings that decide how fast a model learns.
+    RecipeName, "standard or fast" {
+        /// The variant's: AdamW with a cosine schedule.
+        Standard = "standard",
+        /// Muon, higher learning rates, and a schedule that decays to zero: about half the steps for the same loss
+        /// (docs/recipe.md).
+        Fast = "fast",
+    }
+}
+
+choice! {
     /// Optimizer of the matrices of the blocks' linear layers. AdamW updates all other parameters in any case.
     OptimizerKind, "adamw or muon" {
         /// AdamW (Loshchilov & Hutter 2019).

@@ -6,11 +6,11 @@
 use std::fmt::Display;
 
 use ngen3_engine::{AdamW, Dtype, Muon, Options};
-use ngen3_model::Recipe;
+use ngen3_model::{Config, Recipe};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::config::choices::{OptimizerKind, Schedule};
+use crate::config::choices::{OptimizerKind, RecipeName, Schedule};
 use crate::config::field::optional_fields;
 
 /// Maximum of `threads`: more than any machine has cores.
@@ -19,15 +19,18 @@ const MAX_THREADS: usize = 1_024;
 /// Maximum of `gradient_accumulation`: such a step would take a week.
 const MAX_ACCUMULATION: u64 = 1 << 20;
 
+/// Maximum of `minutes`: a year.
+const MAX_MINUTES: f64 = 366.0 * 24.0 * 60.0;
+
 /// Defines [`TrainSettings`] and [`Overrides`] from the list below. An entry has, in this order:
 ///
 /// - `name: type`;
-/// - `= DEFAULT`; one that uses the settings above it or the variant's `recipe` also has `=> "TEXT"` for the help;
+/// - `= DEFAULT`; one that uses the settings above it, the `variant`'s recipe or the `model`'s shape also has `=> "TEXT"` for the help;
 /// - its range: a function that returns the expected values as its error; it may use the other settings;
 /// - `"VALUE_NAME": "HELP"` of its flag.
 macro_rules! settings {
     (
-        $recipe:ident
+        ($variant:ident, $model:ident)
         $(
             $(#[doc = $doc:literal])* $(#[serde($serde:meta)])?
             $name:ident: $type:ty = $default:expr $(=> $default_text:literal)?,
@@ -55,11 +58,11 @@ macro_rules! settings {
         }
 
         impl TrainSettings {
-            /// Fills in missing settings from the variant's recipe and the defaults of the list.
+            /// Fills in missing settings from the variant's recipe and the defaults of the list, for a model of this shape.
             ///
             /// # Errors
             /// As [`TrainSettings::validate`].
-            pub fn settle(asked: Overrides, $recipe: &Recipe) -> Result<Self, Error> {
+            pub fn settle(asked: Overrides, $variant: &Recipe, $model: &Config) -> Result<Self, Error> {
                 $(let $name: $type = asked.$name.unwrap_or($default);)*
                 let settings = Self { $($name),* };
                 settings.validate()?;
@@ -99,9 +102,17 @@ macro_rules! default_text {
 }
 
 settings! {
-    recipe
-    /// Number of optimizer steps.
-    max_iters: u64 = recipe.max_iters as u64 => "the variant's", any, "N": "Number of training steps";
+    (variant, model)
+    /// Defaults of the optimizer, the learning rates and the schedule.
+    #[serde(default)]
+    recipe: RecipeName = RecipeName::Standard, any,
+        "NAME": "Defaults of optimizer, learning rates and schedule: standard, or fast, which needs about half the steps";
+    /// Number of optimizer steps; in a run of so many minutes the number that is foreseen.
+    max_iters: u64 = variant.max_iters as u64 => "the variant's", any, "N": "Number of training steps";
+    /// Minutes of training, evaluations and saving included, in place of `max_iters`; 0 for `max_iters` steps.
+    #[serde(default)]
+    minutes: f64 = 0.0, |m| must((0.0..=MAX_MINUTES).contains(m), format!("between 0 and {MAX_MINUTES}")),
+        "N": "Minutes to train, in place of max_iters; the schedule ends with the last. 0 trains max_iters steps";
     /// Steps between lines of metrics.jsonl.
     log_interval: u64 = 10, at_least_1,
         "N": "Steps between lines of metrics.jsonl, and of the output if it is not a terminal";
@@ -119,31 +130,35 @@ settings! {
     #[serde(default)]
     patience: u64 = 0, any, "N": "Evaluations without improvement before stopping; 0 disables it";
     /// Sequences of `block_size` tokens per micro-batch.
-    batch_size: usize = recipe.batch_size => "the variant's", at_least_1, "N": "Sequences per batch";
+    batch_size: usize = variant.batch_size => "the variant's", at_least_1, "N": "Sequences per batch";
     /// Micro-batches per optimizer step.
     gradient_accumulation: u64 = 1, |n| at_least_1(n).and(at_most(n, MAX_ACCUMULATION)),
         "N": "Batches accumulated per optimizer step";
     /// Optimizer of the matrices of the blocks' linear layers.
     #[serde(default)]
-    optimizer: OptimizerKind = OptimizerKind::AdamW, any,
+    optimizer: OptimizerKind = if recipe == RecipeName::Fast { OptimizerKind::Muon } else { OptimizerKind::AdamW }
+        => "adamw; muon with --recipe fast", any,
         "NAME": "Optimizer: adamw, or muon for the matrices of the blocks (and adamw for the rest)";
     /// Peak learning rate.
-    learning_rate: f32 = recipe.learning_rate => "the variant's",
+    learning_rate: f32 = if recipe == RecipeName::Fast { fast_learning_rate(model) } else { variant.learning_rate }
+        => "the variant's",
         |&lr| must(lr > 0.0 && lr.is_finite(), "a positive number"), "LR": "Peak learning rate";
     /// Peak learning rate of the matrices that Muon updates; 0 for that of the other parameters.
     #[serde(default)]
-    matrix_lr: f32 = 0.0, |lr| not_negative(lr),
+    matrix_lr: f32 = if recipe == RecipeName::Fast { learning_rate / 2.0 } else { 0.0 }
+        => "0; learning_rate / 2 with --recipe fast", |lr| not_negative(lr),
         "LR": "Peak learning rate of the matrices that muon updates; 0 for learning_rate";
     /// Course of the learning rate after the warm-up.
     #[serde(default)]
-    schedule: Schedule = Schedule::Cosine, any,
+    schedule: Schedule = if recipe == RecipeName::Fast { Schedule::Wsd } else { Schedule::Cosine }
+        => "cosine; wsd with --recipe fast", any,
         "NAME": "Learning rate after the warm-up: cosine or linear to min_lr, or wsd (stable, then linear to min_lr)";
     /// Share of the run in which the schedule `wsd` decays.
     #[serde(default = "default_decay_fraction")]
     decay_fraction: f64 = default_decay_fraction(), |share| must((0.0..=1.0).contains(share), "between 0 and 1"),
         "P": "Fraction of the steps in which the schedule wsd decays, at the end of the run";
     /// Learning rate at the end of the run.
-    min_lr: f32 = if schedule == Schedule::Cosine { learning_rate / 10.0 } else { 0.0 } => "learning_rate / 10; 0 with linear and wsd",
+    min_lr: f32 = default_min_lr(schedule, learning_rate) => "learning_rate / 10; 0 with linear and wsd",
         |lr| must((0.0..=*learning_rate).contains(lr), format!("between 0 and the learning_rate of {learning_rate}")),
         "LR": "Final learning rate";
     /// Steps of linear learning rate warm-up.
@@ -180,6 +195,18 @@ settings! {
     recompute: bool = false, any,
         "true|false": "Recompute each layer's activations in the backward pass: same results, less memory, 12 to 25 % \
                        slower";
+}
+
+/// Final learning rate of a schedule with this peak.
+pub(crate) fn default_min_lr(schedule: Schedule, learning_rate: f32) -> f32 {
+    if schedule == Schedule::Cosine { learning_rate / 10.0 } else { 0.0 }
+}
+
+/// Peak learning rate of the recipe `fast`: 0.012 at a width of 128, where it was found, and falling with the square root of the
+/// width, as nanochat's does: the norm of an update, relative to that of the weights, then stays the same (Yang et al. 2023,
+/// arXiv:2310.17813).
+fn fast_learning_rate(model: &Config) -> f32 {
+    0.012 * (128.0 / model.n_embd as f32).sqrt()
 }
 
 const fn default_decay_fraction() -> f64 {
@@ -271,11 +298,27 @@ mod tests {
 
     const RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
 
+    fn model() -> Config {
+        Config::new(1, 1, 512, 16, 100)
+    }
+
+    #[test]
+    fn the_fast_recipe_is_a_set_of_defaults() {
+        let fast = Overrides { recipe: Some(RecipeName::Fast), ..Overrides::default() };
+        let settings = TrainSettings::settle(fast.clone(), &RECIPE, &model()).unwrap();
+        assert_eq!((settings.optimizer, settings.schedule), (OptimizerKind::Muon, Schedule::Wsd));
+        assert!((settings.learning_rate - 6e-3).abs() < 1e-9, "half the rate at four times the width");
+        assert_eq!((settings.matrix_lr, settings.min_lr), (settings.learning_rate / 2.0, 0.0));
+        let own = Overrides { learning_rate: Some(1e-3), schedule: Some(Schedule::Cosine), ..fast };
+        let settings = TrainSettings::settle(own, &RECIPE, &model()).unwrap();
+        assert_eq!((settings.learning_rate, settings.matrix_lr, settings.min_lr), (1e-3, 5e-4, 1e-4));
+    }
+
     #[test]
     fn the_first_who_asks_is_heard() {
         let flags = Overrides { learning_rate: Some(1e-3), seed: Some(7), ..Overrides::default() };
         let file = Overrides { learning_rate: Some(2e-3), batch_size: Some(4), ..Overrides::default() };
-        let settings = TrainSettings::settle(flags.or(file), &RECIPE).unwrap();
+        let settings = TrainSettings::settle(flags.or(file), &RECIPE, &model()).unwrap();
         assert_eq!(settings.learning_rate, 1e-3, "the command line overrides the file");
         assert_eq!(settings.batch_size, 4, "the file overrides the recipe");
         assert_eq!(settings.max_iters, 2_000, "the recipe fills in the rest");
@@ -284,7 +327,7 @@ mod tests {
 
     #[test]
     fn what_depends_on_another_setting_follows_it() {
-        let settle = |asked| TrainSettings::settle(asked, &RECIPE).unwrap();
+        let settle = |asked| TrainSettings::settle(asked, &RECIPE, &model()).unwrap();
         let settings = settle(Overrides { max_iters: Some(50), learning_rate: Some(0.5), ..Overrides::default() });
         assert_eq!(settings.min_lr, 0.05);
         assert_eq!(settings.warmup_iters, 5, "a tenth of a short run");
@@ -296,8 +339,10 @@ mod tests {
     #[test]
     fn settings_survive_being_asked_for_again() {
         let settings =
-            TrainSettings::settle(Overrides { seed: Some(u64::MAX), ..Overrides::default() }, &RECIPE).unwrap();
-        let again = TrainSettings::settle(settings.clone().into(), &Recipe { batch_size: 1, ..RECIPE }).unwrap();
+            TrainSettings::settle(Overrides { seed: Some(u64::MAX), ..Overrides::default() }, &RECIPE, &model())
+                .unwrap();
+        let again =
+            TrainSettings::settle(settings.clone().into(), &Recipe { batch_size: 1, ..RECIPE }, &model()).unwrap();
         assert_eq!(again, settings);
         let json = serde_json::to_string(&settings).unwrap();
         assert_eq!(serde_json::from_str::<TrainSettings>(&json).unwrap(), settings);
@@ -322,6 +367,11 @@ mod tests {
             ("weight_decay", Overrides { weight_decay: Some(-0.1), ..none() }),
             ("weight_decay", Overrides { weight_decay: Some(1e6), ..none() }),
             ("grad_clip", Overrides { grad_clip: Some(f32::INFINITY), ..none() }),
+            ("minutes", Overrides { minutes: Some(-1.0), ..none() }),
+            ("minutes", Overrides { minutes: Some(f64::NAN), ..none() }),
+            ("matrix_lr", Overrides { matrix_lr: Some(-1.0), ..none() }),
+            ("decay_fraction", Overrides { decay_fraction: Some(1.5), ..none() }),
+            ("momentum", Overrides { momentum: Some(1.0), ..none() }),
             ("beta1", Overrides { beta1: Some(1.0), ..none() }),
             ("dropout", Overrides { dropout: Some(1.0), ..none() }),
             ("dropout", Overrides { dropout: Some(-0.1), ..none() }),
@@ -329,7 +379,7 @@ mod tests {
             ("threads", Overrides { threads: Some(100_000), ..none() }),
         ];
         for (name, asked) in cases {
-            let error = TrainSettings::settle(asked, &RECIPE).unwrap_err().to_string();
+            let error = TrainSettings::settle(asked, &RECIPE, &model()).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{name}: expected ")), "{name}: {error}");
         }
     }

@@ -159,12 +159,12 @@ impl Job {
         *step > 0 && unevaluated.is_none() && ended
     }
 
-    /// Returns the record of the run at `progress`.
-    pub(crate) fn record(&self, progress: &TrainProgress) -> RunRecord {
+    /// Returns the record of the run at `progress`, with its `settings` by then.
+    pub(crate) fn record(&self, settings: &TrainSettings, progress: &TrainProgress) -> RunRecord {
         RunRecord {
             kind: self.kind,
             config: self.config.clone(),
-            settings: self.settings.clone(),
+            settings: settings.clone(),
             progress: progress.clone(),
             data: self.data.identity.clone(),
             objective: self.objective.clone(),
@@ -182,16 +182,21 @@ impl Job {
         // The best model is written before the state that records it.
         let keeps_best = self.settings.keep_best && self.progress.best_val_loss.is_some();
         let whole = || Checkpoint::load(&self.paths.model).is_ok_and(|model| model.meta.iter_num == self.progress.step);
-        if keeps_best || whole() { Ok(()) } else { self.save_model(trainer, &self.progress) }
+        if keeps_best || whole() { Ok(()) } else { self.save_model(trainer, &self.settings, &self.progress) }
     }
 
-    /// Writes the model after `progress.step` updates, with adapters merged, and the adapters, if any.
+    /// Writes the model after `progress.step` updates with these settings, with adapters merged, and the adapters, if any.
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written; the old file is then unchanged.
-    pub fn save_model(&self, trainer: &dyn Trainer, progress: &TrainProgress) -> Result<(), Error> {
+    pub fn save_model(
+        &self,
+        trainer: &dyn Trainer,
+        settings: &TrainSettings,
+        progress: &TrainProgress,
+    ) -> Result<(), Error> {
         // Converted through text, so that 3e-4 stays 0.0003 when f32 becomes f64.
-        let json = serde_json::to_string(&self.settings).expect("numbers and names serialise");
+        let json = serde_json::to_string(settings).expect("numbers and names serialise");
         let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
         let DataInfo { identity, tokenizer, chat, source, .. } = self.data.clone();
         let DataIdentity { train_tokens, val_tokens, sha256 } = identity;

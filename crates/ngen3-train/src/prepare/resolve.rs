@@ -8,6 +8,7 @@ use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, Lor
 
 use crate::config::config_file;
 use crate::config::finetune_defaults::finetune_defaults;
+use crate::config::settings::default_min_lr;
 use crate::config::shape::Shape;
 use crate::hash::sha256_of;
 use crate::prepare::spec::{RunSpec, StartFrom};
@@ -80,6 +81,9 @@ impl RunSpec {
         let paths = self.paths(named)?;
         let Self { kind, variant, start, overwrite, settings, shape, lora, .. } = self;
         let (mut asked, shape) = (settings.or(file_settings), shape.or(file_shape));
+        if asked.max_iters.is_some() && asked.minutes.is_some_and(|minutes| minutes > 0.0) {
+            return Err(Error::Usage("minutes and max_iters: expected one of them, got both".into()));
+        }
         if start != StartFrom::Resume {
             if !overwrite {
                 refuse_to_replace(&paths)?;
@@ -139,7 +143,7 @@ impl Resolved {
             )));
         };
         config.validate()?;
-        let settings = TrainSettings::settle(asked, recipe_of(variant))?;
+        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?;
         Ok(Self {
             kind,
             paths,
@@ -192,7 +196,7 @@ impl Resolved {
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: from, differences }.into());
         }
-        let settings = TrainSettings::settle(asked, recipe_of(variant))?;
+        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?;
         let (mut adapters, mut adapter_params) = (None, None);
         if let Some(lora) = lora {
             adapter_params = Some(LoraList::new(&config, &lora)?.init(settings.seed));
@@ -243,19 +247,36 @@ impl Resolved {
         }
         let step = record.progress.step;
         let mut own = Overrides::from(record.settings.clone());
+        let progress_s = record.progress.elapsed_s;
         if step == 0 && own.warmup_iters == Some(TrainSettings::default_warmup(record.settings.max_iters)) {
             // Warm-up has not begun (`--max_iters 0` only initialises the model), so a longer run gets the default of its length.
             own.warmup_iters = None;
         }
-        if asked.learning_rate.is_some() && own.min_lr == own.learning_rate.map(|lr| lr / 10.0) {
-            // The default, which follows the learning rate.
+        let default_min_lr = default_min_lr(record.settings.schedule, record.settings.learning_rate);
+        if (asked.learning_rate.is_some() || asked.schedule.is_some()) && own.min_lr == Some(default_min_lr) {
+            // The default, which follows the learning rate and the schedule.
             own.min_lr = None;
+        }
+        if let Some(optimizer) = asked.optimizer.filter(|&optimizer| optimizer != record.settings.optimizer) {
+            return Err(Error::Usage(format!(
+                "optimizer: expected {}, with which the run began, got {optimizer}; to train on with another, start a new \
+                 run with {}",
+                record.settings.optimizer,
+                kind.init_flag()
+            )));
+        }
+        if asked.max_iters.is_some() {
+            own.minutes = None;
+        } else if let Some(minutes) = asked.minutes.filter(|&minutes| minutes > 0.0) {
+            // As many steps as fit at the pace of the run so far; foreseen anew with each step.
+            let pace = if step > 0 { progress_s / step as f64 } else { 1.0 };
+            own.max_iters = Some(step + ((60.0 * minutes - progress_s) / pace).max(0.0) as u64);
         }
         if let Some(max_iters) = asked.max_iters.filter(|&max_iters| max_iters < step) {
             let done = count(step, "step");
             return Err(Error::Usage(format!("max_iters: expected at least the {done} already done, got {max_iters}")));
         }
-        let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE)?;
+        let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE, &record.config)?;
         let changes = settings.changes_since(&record.settings);
         let mut notes = Vec::new();
         if !changes.is_empty() {

@@ -11,6 +11,7 @@ pub mod finetune;
 mod hf_finetune;
 mod hf_tokenize;
 mod import;
+mod make;
 mod man;
 mod quickstart;
 mod sample;
@@ -36,6 +37,7 @@ pub enum Command {
     HfFinetune(hf_finetune::Args),
     HfTokenize(hf_tokenize::Args),
     Import(import::Args),
+    Make(make::Args),
     Man(man::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
@@ -60,6 +62,7 @@ impl Command {
             Self::HfFinetune(args) => hf_finetune::run(args),
             Self::HfTokenize(args) => hf_tokenize::run(args),
             Self::Import(args) => import::run(args),
+            Self::Make(args) => make::run(args, &|words| parse(definition, words)?.run(definition)),
             Self::Man(args) => man::run(args, definition),
             Self::Quickstart(args) => quickstart::run(args, &|words| parse(definition, words)?.run(definition)),
             Self::Sample(args) => sample::run(args),

@@ -1,0 +1,202 @@
+//! `ngen3 make`: a model of a text within a time, with the other commands.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use ngen3_data::source::Source;
+use ngen3_data::{TextSurvey, survey_text};
+use ngen3_engine::Dtype;
+use ngen3_model::Variant;
+use ngen3_model::words::{file_size, grouped_count};
+
+use crate::commands::tokenize::{TextFlags, parse_sources, show};
+use crate::device::device;
+use crate::interrupt::{self, Interrupted, interruptible};
+use crate::model::variant_help;
+use crate::plan::{Length, Plan};
+use crate::progress::{Progress, write_line};
+use crate::stdout;
+use crate::threads::Threads;
+use crate::training::quoted;
+
+/// Make a model of a text within a time
+///
+/// Measures this machine and the text, chooses vocabulary, shape and steps for the minutes that it is given, and runs the other
+/// commands: tokenizer train, tokenize, train --recipe fast, sample, export. Prints its choices and each command as you would type
+/// it. Writes the model, NAME_tokenizer.json, _data_NAME_ and exported_NAME, named after the model; Ctrl-C saves, and the printed
+/// command resumes.
+#[derive(clap::Args)]
+#[command(rename_all = "snake_case", after_help = EXAMPLES)]
+pub struct Args {
+    /// Text: files, archives, folders (their .txt and .md files), http(s) URLs, or builtin:shakespeare; optionally compressed
+    #[arg(long, value_name = "PATH_OR_URL", required = true, num_args = 1..)]
+    txt: Vec<OsString>,
+    /// Minutes from the start to the finished model; a text that is used up before takes less
+    #[arg(long, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
+    minutes: f64,
+    /// Model file to write (.pt or .safetensors)
+    #[arg(long, value_name = "FILE", default_value = "model.pt")]
+    out: PathBuf,
+    #[arg(long, value_name = "NAME", value_parser = Variant::by_name)]
+    #[arg(help = variant_help("Shape, in place of one that suits the minutes"))]
+    like: Option<&'static Variant>,
+    /// Random seed of the model and its batches
+    #[arg(long, value_name = "N", default_value_t = 1337)]
+    seed: u64,
+    #[command(flatten)]
+    text: TextFlags,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ngen3 make --txt book.txt --minutes 20
+  ngen3 make --txt builtin:shakespeare --minutes 2 --out plays.pt
+  ngen3 make --txt english.txt.zst --minutes 60 --like 120M --out english.pt";
+
+/// Least time that leaves some for training.
+const MIN_MINUTES: f64 = 0.1;
+
+/// Smallest text in bytes of which a vocabulary and held-out text can be made.
+const MIN_BYTES: u64 = 10_000;
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let range = MIN_MINUTES..=1e6;
+    text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| format!("expected a number from {MIN_MINUTES} to 1e6"))
+}
+
+/// Runs the command; `run_line` runs a command line, without the name of the program.
+pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let name = name_of(&args.out)?;
+    let sources = parse_sources(&args.txt)?;
+    ensure!(!sources.contains(&Source::Stdin), "--txt: expected files or URLs, which are read several times, got -");
+    let stop = interrupt::watch()?;
+    let progress = Progress::bytes("reading text");
+    let survey = survey_text(&sources, args.text.options(), &stop, &mut |event| show(&progress, event));
+    drop(progress);
+    let TextSurvey { bytes, beginning } = interruptible(survey)?;
+    let size = file_size(bytes as f64);
+    ensure!(bytes >= MIN_BYTES, "--txt: expected at least {}, got {size}", file_size(MIN_BYTES as f64));
+    // The shape of a small model's products.
+    let gflops = device().product_gflops(Dtype::Auto, args.threads.count(), [2048, 512, 512])?;
+    let plan = Plan::new(bytes, args.minutes, gflops, args.like);
+    for line in plan.describe(bytes) {
+        write_line(&line);
+    }
+    let lines = Lines { args: &args, name: &name, plan: &plan };
+    let run = |words: Vec<String>| -> anyhow::Result<()> {
+        let shown: Vec<String> = words.iter().map(|word| quoted(word.as_ref())).collect();
+        write_line(&format!("\n$ ngen3 {}", shown.join(" ")));
+        run_line(&words)?;
+        // Some commands ignore the flag and run to their end.
+        if stop.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+    };
+    run(lines.vocabulary())?;
+    run(lines.tokens())?;
+    run(lines.train(started.elapsed().as_secs_f64()))?;
+    run(lines.sample(&beginning))?;
+    run(lines.export())?;
+    let took = started.elapsed().as_secs_f64() / 60.0;
+    stdout::print(&format!(
+        "\n{}: made of {size} in {took:.1} min; exported_{name} has its model card\n",
+        args.out.display()
+    ))
+}
+
+/// Returns the name of the model's other files, after checking that none is there.
+fn name_of(out: &Path) -> anyhow::Result<String> {
+    let stem = out.file_stem().and_then(|stem| stem.to_str());
+    let name = stem.with_context(|| format!("--out: expected the name of a file, got {}", out.display()))?.to_owned();
+    let others = [format!("{name}_tokenizer.json"), format!("_data_{name}_"), format!("exported_{name}")];
+    for path in [out].into_iter().chain(others.iter().map(Path::new)) {
+        if path.exists() {
+            bail!("{}: already exists; choose another --out, or remove it", path.display());
+        }
+    }
+    Ok(name)
+}
+
+/// Command lines, each for its purpose.
+struct Lines<'a> {
+    args: &'a Args,
+    name: &'a str,
+    plan: &'a Plan,
+}
+
+impl Lines<'_> {
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    fn tokenizer(&self) -> String {
+        format!("{}_tokenizer.json", self.name)
+    }
+
+    /// The text, as the flags say.
+    fn text(&self) -> Vec<String> {
+        let mut words = vec!["--txt".to_owned()];
+        words.extend(self.args.txt.iter().map(|txt| txt.to_string_lossy().into_owned()));
+        if self.args.text.lossy {
+            words.push("--lossy".into());
+        }
+        if let Some(encoding) = &self.args.text.encoding {
+            words.extend(["--encoding".into(), encoding.to_string()]);
+        }
+        words
+    }
+
+    fn vocabulary(&self) -> Vec<String> {
+        let mut words = Self::words("tokenizer train");
+        words.extend(self.text());
+        words.extend(Self::words(&format!("--vocab_size {}", self.plan.vocab_size)));
+        words.extend(["--out".into(), self.tokenizer()]);
+        words
+    }
+
+    fn tokens(&self) -> Vec<String> {
+        let mut words = vec!["tokenize".to_owned(), "--dataset".into(), self.name.into()];
+        words.extend(self.text());
+        words.extend(["--tokenizer".into(), self.tokenizer()]);
+        words
+    }
+
+    /// `elapsed` seconds are gone.
+    fn train(&self, elapsed: f64) -> Vec<String> {
+        let Plan { variant, dropout, eval_interval, val_fraction, ref length, .. } = *self.plan;
+        let mut words = vec!["train".to_owned(), "--variant".into(), variant.name.into(), "--data".into()];
+        words.push(format!("_data_{}_/data.bin", self.name));
+        let length = match length {
+            Length::Time => format!("--minutes {:.2}", self.plan.train_minutes(self.args.minutes, elapsed)),
+            Length::Steps(steps) => format!("--max_iters {steps}"),
+        };
+        let line = format!(
+            "--recipe fast {length} --dropout {dropout} --eval_interval {eval_interval} --val_fraction {val_fraction} \
+             --keep_best --seed {} --threads {} --out",
+            self.args.seed,
+            self.args.threads.count()
+        );
+        words.extend(Self::words(&line));
+        words.push(self.args.out.to_string_lossy().into_owned());
+        words
+    }
+
+    fn sample(&self, beginning: &str) -> Vec<String> {
+        let mut words = vec!["sample".to_owned(), "--model_checkpoint".into()];
+        words.push(self.args.out.to_string_lossy().into_owned());
+        words.extend(Self::words("--length 100 --temperature 0.8 --seed 1"));
+        words.push(format!("--prompt={beginning}"));
+        words
+    }
+
+    fn export(&self) -> Vec<String> {
+        let mut words = vec!["export".to_owned(), "--model_path".into()];
+        words.push(self.args.out.to_string_lossy().into_owned());
+        words.extend(["--output_dir".into(), format!("exported_{}", self.name)]);
+        words
+    }
+}
