@@ -262,7 +262,7 @@ mod tests {
         let turns = ChatTemplate::turns(messages);
         let text = template.render_turns(&turns, &[], false).unwrap_or_default();
         let quick = template.turn_starts(&turns, &[], &text).is_some().then(|| find(&template));
-        (quick, find(&template.as_any_other()))
+        (quick, find(&template.like_any_other()))
     }
 
     #[test]

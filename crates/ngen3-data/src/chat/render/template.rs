@@ -106,7 +106,7 @@ impl ChatTemplate {
 
     /// Returns the same template, whose turns are found as those of any other.
     #[cfg(test)]
-    pub(super) fn as_any_other(self) -> Self {
+    pub(super) fn like_any_other(self) -> Self {
         Self { is_growing: false, ..self }
     }
 
