@@ -3,6 +3,7 @@
 //! `make_fixtures.py` makes `fixtures/`, with the texts that `datasets` reads from each file in `expected.json`. Documents are
 //! read back from the tokens, so that every step is covered.
 
+mod nested;
 mod records;
 
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::{fixtures, folder};
 
-fn read(dataset: &std::path::Path, split: &str) -> Result<Vec<Record>, String> {
+pub fn read(dataset: &std::path::Path, split: &str) -> Result<Vec<Record>, String> {
     read_records(dataset.to_str().unwrap(), None, split, &mut |_| true)
         .map(|(_, records)| records)
         .map_err(|error| error.to_string())

@@ -10,7 +10,7 @@ use minijinja::value::Value;
 use serde_json::{Map, Value as Json};
 
 use super::special::SpecialTokens;
-use super::template::{BEGIN, ChatTemplate, END};
+use super::template::{BEGIN, ChatTemplate, END, TurnStarts};
 use crate::chat::conversation::{Message, Role};
 
 /// Error for a template that changes earlier text as a conversation continues.
@@ -57,10 +57,12 @@ impl Locator<'_> {
             true => without_marks(&text).map(|(text, answers)| (text, Some(answers)))?,
             false => (text, None),
         };
-        let ends = self.ends(&turns, &context, &text);
+        let starts = self.template.turn_starts(&turns, &context, &text);
+        let whole = Whole { template: self.template, turns: &turns, context: &context, text: &text, starts };
+        let ends: Vec<_> = (0..=turns.len()).map(|number| whole.end(number)).collect();
         let mut by_content = None;
         let mut answer = |index: usize| {
-            let found = self.answer(index, &turns, &context, &text, &ends);
+            let found = self.answer(index, &whole, &ends);
             found.or_else(|reason| {
                 let found = by_content.get_or_insert_with(|| self.by_content(messages, &context, &turns, &text));
                 found.get(index).cloned().flatten().ok_or(reason)
@@ -102,38 +104,14 @@ impl Locator<'_> {
         Ok(Rendered { text, answers: learned, never, turns, left_out })
     }
 
-    /// Returns where the first n turns end in the text of all, for each n; an error if the text of all does not start with them.
-    fn ends(&self, turns: &[Value], context: &[(String, Value)], text: &str) -> Vec<Result<usize, String>> {
-        let end = |number: usize| match number {
-            0 => Ok(0),
-            number if number == turns.len() => Ok(text.len()),
-            number => {
-                let before = self.template.render_turns(&turns[..number], context, false)?;
-                let before = if self.template.has_marks() { before.replace([BEGIN, END], "") } else { before };
-                if text.starts_with(&before) { Ok(before.len()) } else { Err(CANNOT_TELL.into()) }
-            }
-        };
-        (0..=turns.len()).map(end).collect()
-    }
-
-    /// Returns the byte range of an assistant's answer. `ends` is what [`Locator::ends`] returns.
-    fn answer(
-        &self,
-        index: usize,
-        turns: &[Value],
-        context: &[(String, Value)],
-        text: &str,
-        ends: &[Result<usize, String>],
-    ) -> Result<Range<usize>, String> {
+    /// Returns the byte range of an assistant's answer. `ends` is what [`Whole::end`] returns for each turn.
+    fn answer(&self, index: usize, whole: &Whole, ends: &[Result<usize, String>]) -> Result<Range<usize>, String> {
         let end = ends[index + 1].clone()?;
-        let upto = &text[..end];
         // The answer begins after its generation prompt. If the template adds more to the prompt than to the answer itself
         // (such as the start of a thought), it begins where the turns before it end.
-        let asked = self.template.render_turns(&turns[..index], context, true).ok();
-        let asked = asked.filter(|asked| upto.starts_with(asked.as_str())).map(|asked| asked.len());
-        let before =
-            asked.or(ends[index].as_ref().ok().copied()).filter(|&before| before <= upto.len()).ok_or(CANNOT_TELL)?;
-        Ok(self.without_space(text, before..end))
+        let asked = whole.length(index, true).ok().filter(|&asked| asked <= end);
+        let before = asked.or(ends[index].as_ref().ok().copied()).filter(|&before| before <= end).ok_or(CANNOT_TELL)?;
+        Ok(self.without_space(whole.text, before..end))
     }
 
     /// Returns the byte range of each message that is an answer, from after its generation prompt to the token that ends it, if the
@@ -181,6 +159,37 @@ impl Locator<'_> {
     }
 }
 
+/// All turns of a conversation, and their text.
+struct Whole<'a> {
+    template: &'a ChatTemplate,
+    turns: &'a [Value],
+    context: &'a [(String, Value)],
+    text: &'a str,
+    /// Starts of the turns, if the template tells.
+    starts: Option<TurnStarts>,
+}
+
+impl Whole<'_> {
+    /// Returns where the first `number` turns end in the text of all; an error if that does not start with them.
+    fn end(&self, number: usize) -> Result<usize, String> {
+        match number {
+            0 => Ok(0),
+            number if number == self.turns.len() => Ok(self.text.len()),
+            number => self.length(number, false),
+        }
+    }
+
+    /// Returns the length of the first `number` turns rendered alone; an error if the text of all does not start with them.
+    fn length(&self, number: usize, add_generation_prompt: bool) -> Result<usize, String> {
+        if let Some(starts) = self.starts.as_ref().filter(|_| number > 0) {
+            return starts.length(number, add_generation_prompt, self.text).ok_or_else(|| CANNOT_TELL.into());
+        }
+        let before = self.template.render_turns(&self.turns[..number], self.context, add_generation_prompt)?;
+        let before = if self.template.has_marks() { before.replace([BEGIN, END], "") } else { before };
+        if self.text.starts_with(&before) { Ok(before.len()) } else { Err(CANNOT_TELL.into()) }
+    }
+}
+
 /// Returns the byte range of a whole turn.
 fn turn_of(ends: &[Result<usize, String>], index: usize) -> Result<Range<usize>, String> {
     Ok(ends[index].clone()?..ends[index + 1].clone()?)
@@ -224,4 +233,82 @@ fn with_marks(message: &Message) -> Option<Message> {
         }
     }
     Some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::chat::fixtures;
+    use ngen3_model::ChatFormat;
+
+    const END_OF_TURN: &str = "</s>";
+
+    fn format(template: &str) -> ChatFormat {
+        ChatFormat { template: template.into(), bos_token: Some("<s>".into()), eos_token: Some(END_OF_TURN.into()) }
+    }
+
+    /// Returns how the turns are found by a single rendering, if they are, and by one rendering for each.
+    fn found(template: &str, messages: &[Message]) -> (Option<Result<String, String>>, Result<String, String>) {
+        let special = SpecialTokens::new(vec![(END_OF_TURN.into(), 0)]).unwrap();
+        let find = |template: &ChatTemplate| {
+            let locator = Locator { template, special: &special, end: END_OF_TURN };
+            let found = locator.render(messages, &Map::new(), true)?;
+            let Rendered { text, answers, never, turns, left_out } = found;
+            Ok(format!("{text:?} {answers:?} {never:?} {turns:?} {left_out:?}"))
+        };
+        let template = ChatTemplate::new(format(template)).unwrap();
+        let turns = ChatTemplate::turns(messages);
+        let text = template.render_turns(&turns, &[], false).unwrap_or_default();
+        let quick = template.turn_starts(&turns, &[], &text).is_some().then(|| find(&template));
+        (quick, find(&template.like_any_other()))
+    }
+
+    #[test]
+    fn usual_templates_are_rendered_once() {
+        let messages = [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")];
+        let mut quick = Vec::new();
+        for (name, template) in fixtures::templates() {
+            let (found, expected) = found(&template, &messages);
+            if let Some(found) = found {
+                assert_eq!(found, expected, "{name}");
+                quick.push(name);
+            }
+        }
+        assert_eq!(quick, ["chatml", "default", "smollm2"]);
+    }
+
+    proptest! {
+        #[test]
+        fn turns_are_the_same_however_they_are_found(
+            before in prop::sample::select(vec!["", "{{ bos_token }}", "{% if messages[0].role == 'user' %}\n{% set x = 1 %}{% endif %}\n"]),
+            open in prop::sample::select(vec!["{% for m in messages %}", "{%- for m in messages -%}\n ", "{% for m in messages %}\n  "]),
+            body in prop::collection::vec(prop::sample::select(vec![
+                "{{ m.role }}", "{{ m.content }}", "{{ m['content'] | trim + eos_token }}\n", " \n ", "{{ loop.index }}",
+                "{% if loop.first %}A{% endif %}", "{% if not loop.first %}\n{% endif %}\n", "{{ messages[0].content }}",
+                "{% if m.role == 'user' %}\n U{% else %}{% set y = m.content %}{{ y }}{% endif %}", "{%- if true -%} x {%- endif %}",
+                "{% for c in m.content %}{{ loop.index0 ~ c }}{% endfor %}", "{% if add_generation_prompt %}G{% endif %}",
+                "{% if loop.last %}Z{% endif %}", "{{ messages | length }}", "{{ messages[-1].role }}", "{{ loop.nextitem }}",
+                "{% if m.content == 'b' %}{% break %}{% endif %}", "{# {{ messages }} #}", "{{ 'messages' }}",
+            ]), 0..6),
+            close in prop::sample::select(vec!["{% endfor %}", "{%- endfor -%}\n", "{% endfor %}\n\n", "{% else %}no{% endfor %}"]),
+            after in prop::sample::select(vec![
+                "", "end", "\n {% if add_generation_prompt %}\n{{ 'assistant\\n' }}{% endif %}", "{% if add_generation_prompt %}a{% else %}b{% endif %}",
+                "{{ eos_token }}", "{{ messages[0].role }}", "{% if messages[-1].role == 'user' %}c{% endif %}",
+            ]),
+            turns in prop::collection::vec((any::<bool>(), "[ab ]{0,2}b", prop::option::of(any::<bool>())), 1..6),
+        ) {
+            let turn = |(answers, text, train): &(bool, String, Option<bool>)| Message {
+                train: *train,
+                ..if *answers { Message::assistant(text.as_str()) } else { Message::user(text.as_str()) }
+            };
+            let messages: Vec<_> = turns.iter().map(turn).collect();
+            let template = [before, open, &body.concat(), close, after].concat();
+            let (found, expected) = found(&template, &messages);
+            if let Some(found) = found {
+                prop_assert_eq!(found, expected, "{}", template);
+            }
+        }
+    }
 }

@@ -4,19 +4,25 @@
 //! trimmed, `raise_exception` and `tojson` exist, values print as in Python (`python.rs`), strings have Python's methods, and
 //! `{% generation %}` marks the assistant's part. A template may come from an untrusted source, so its work is limited.
 
+use std::borrow::Cow;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, merge_maps};
 use minijinja::{Environment, ErrorKind, context};
 use ngen3_model::ChatFormat;
 use serde_json::Map;
 
+use super::growing::with_turn_marks;
 use super::python;
+use super::tags::{Piece, inside, pieces};
 use crate::Error;
 use crate::chat::conversation::Message;
 
 /// Instructions of the template engine allowed for a conversation; a turn usually takes about a hundred.
 const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
+/// Name of the template with [`BEGIN`] before each turn and after the last.
+const WITH_TURN_MARKS: &str = "chat_template with turn marks";
 
 /// Names of a turn's reasoning: the two that templates read, and another that data have.
 pub(in crate::chat) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -42,6 +48,25 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// True if the template itself marks the assistant's part.
     has_marks: bool,
+    /// True if a turn never depends on later ones.
+    is_growing: bool,
+}
+
+/// Where the turns start in the text of a template in which no turn depends on later ones.
+pub(super) struct TurnStarts {
+    /// Start of each turn, and the end of the last.
+    starts: Vec<usize>,
+    /// Text after the turns, without and with the generation prompt.
+    ends: [String; 2],
+}
+
+impl TurnStarts {
+    /// Returns the length of the first `number` turns rendered alone, at least one; `None` if `text`, that of all turns, does not start
+    /// with them.
+    pub(super) fn length(&self, number: usize, add_generation_prompt: bool, text: &str) -> Option<usize> {
+        let (start, end) = (self.starts[number], &self.ends[usize::from(add_generation_prompt)]);
+        text[start..].starts_with(end.as_str()).then(|| start + end.len())
+    }
 }
 
 impl ChatTemplate {
@@ -71,10 +96,18 @@ impl ChatTemplate {
         environment.set_formatter(python::print);
         let template = with_calls(&format.template);
         let has_marks = template != format.template;
+        let marked = with_turn_marks(&template, BEGIN).filter(|_| !has_marks);
         environment
             .add_template_owned(NAME, template)
             .map_err(|error| Error::Data(format!("invalid chat template: {}", one_line(&error))))?;
-        Ok(Self { format, environment, has_marks })
+        let is_growing = marked.is_some_and(|marked| environment.add_template_owned(WITH_TURN_MARKS, marked).is_ok());
+        Ok(Self { format, environment, has_marks, is_growing })
+    }
+
+    /// Returns the same template, whose turns are found as those of any other.
+    #[cfg(test)]
+    pub(super) fn like_any_other(self) -> Self {
+        Self { is_growing: false, ..self }
     }
 
     /// Format that it was made from.
@@ -153,8 +186,39 @@ impl ChatTemplate {
         context: &[(String, Value)],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
+        self.render_template(NAME, turns, context, add_generation_prompt)
+    }
+
+    /// Returns where turns start in `text`, which [`ChatTemplate::render_turns`] returns for them; `None` if a turn may depend on
+    /// later ones.
+    pub(super) fn turn_starts(&self, turns: &[Value], context: &[(String, Value)], text: &str) -> Option<TurnStarts> {
+        if !self.is_growing {
+            return None;
+        }
+        let marked = self.render_template(WITH_TURN_MARKS, turns, context, true).ok()?;
+        let (marked, prompt) = marked.rsplit_once(BEGIN)?;
+        let (mut starts, mut at) = (Vec::with_capacity(turns.len() + 1), 0);
+        for part in marked.split(BEGIN) {
+            // The generation prompt comes after all turns.
+            if !text[at..].starts_with(part) {
+                return None;
+            }
+            at += part.len();
+            starts.push(at);
+        }
+        let ends = [text[at..].to_owned(), prompt.to_owned()];
+        (starts.len() == turns.len() + 1).then_some(TurnStarts { starts, ends })
+    }
+
+    fn render_template(
+        &self,
+        name: &str,
+        turns: &[Value],
+        context: &[(String, Value)],
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
         let ChatFormat { bos_token, eos_token, .. } = &self.format;
-        let template = self.environment.get_template(NAME).map_err(|error| one_line(&error))?;
+        let template = self.environment.get_template(name).map_err(|error| one_line(&error))?;
         // A token that the tokenizer lacks is undefined rather than empty.
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let own = context! {
@@ -178,71 +242,15 @@ impl ChatTemplate {
 /// Rewrites `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function that adds marks
 /// around its content. White space is trimmed as around the tags. Comments, raw blocks and strings stay unchanged.
 fn with_calls(template: &str) -> String {
-    let (mut text, mut rest) = (String::with_capacity(template.len()), template);
-    while let Some(at) = rest.match_indices('{').map(|(at, _)| at).find(|&at| rest[at + 1..].starts_with(OPEN)) {
-        let (before, tag) = rest.split_at(at);
-        text.push_str(before);
-        rest = tag;
-        // An unclosed tag is left for the engine to report.
-        let Some(end) = end_of(tag) else { break };
-        let (tag, after) = tag.split_at(end);
-        match inside(tag) {
-            Some("generation") => text.push_str(&tag.replacen("generation", "call _generation()", 1)),
-            Some("endgeneration") => text.push_str(&tag.replacen("endgeneration", "endcall", 1)),
-            Some("raw") => {
-                let ends = |&at: &usize| ends_raw(&after[at..]);
-                let Some(at) = after.match_indices("{%").map(|(at, _)| at).find(ends) else { break };
-                text.push_str(tag);
-                text.push_str(&after[..at]);
-                rest = &after[at..];
-                continue;
-            }
-            _ => text.push_str(tag),
-        }
-        rest = after;
-    }
-    text + rest
-}
-
-/// Characters after `{` that open a tag, an expression or a comment.
-const OPEN: [char; 3] = ['%', '{', '#'];
-
-/// Returns the contents of a tag; `None` if it is not a tag.
-fn inside(tag: &str) -> Option<&str> {
-    Some(tag.strip_prefix("{%")?.strip_suffix("%}")?.trim_matches(['-', '+']).trim())
-}
-
-/// True if `text`, which begins like a tag, begins with the tag that ends a raw block.
-fn ends_raw(text: &str) -> bool {
-    let rest = text[2..].trim_start_matches(['-', '+']).trim_start().strip_prefix("endraw");
-    rest.is_some_and(|rest| rest.trim_start().trim_start_matches(['-', '+']).starts_with("%}"))
-}
-
-/// Returns the end of the tag, expression or comment at the start of `text`: after its closing characters, outside strings and
-/// brackets.
-fn end_of(text: &str) -> Option<usize> {
-    let close = match text.as_bytes()[1] {
-        b'#' => return Some(2 + text[2..].find("#}")? + 2),
-        b'%' => "%}",
-        _ => "}}",
+    let rewritten = |piece| match piece {
+        Piece::Text(text) => Cow::Borrowed(text),
+        Piece::Tag(tag) => match inside(tag) {
+            Some("generation") => tag.replacen("generation", "call _generation()", 1).into(),
+            Some("endgeneration") => tag.replacen("endgeneration", "endcall", 1).into(),
+            _ => tag.into(),
+        },
     };
-    let (mut depth, mut quote, mut escaped) = (0_usize, None, false);
-    for (at, c) in text.char_indices().skip(2) {
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(open) if c == open => quote = None,
-            Some(_) => {}
-            None if depth == 0 && text[at..].starts_with(close) => return Some(at + 2),
-            None => match c {
-                '\'' | '"' => quote = Some(c),
-                '(' | '[' | '{' => depth += 1,
-                ')' | ']' | '}' => depth = depth.saturating_sub(1),
-                _ => {}
-            },
-        }
-    }
-    None
+    pieces(template).into_iter().map(rewritten).collect()
 }
 
 /// Formats an error of the engine in one line, with the line of the template.
