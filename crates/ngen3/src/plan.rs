@@ -92,10 +92,9 @@ impl Plan {
         let epochs = format!("{:.1} passes over the text", self.epochs.min(MAX_EPOCHS));
         let run = match self.length {
             Length::Time => format!("about {} in the time, {epochs}", grouped_count(self.steps_in_time, "step")),
-            Length::Steps(steps) => format!(
-                "{}, {epochs}: it is used up then, before the time is over",
-                grouped_count(steps, "step")
-            ),
+            Length::Steps(steps) => {
+                format!("{}, {epochs}: it is used up then, before the time is over", grouped_count(steps, "step"))
+            }
         };
         let held_out = file_size(self.val_fraction * bytes as f64);
         [

@@ -146,7 +146,7 @@ settings! {
     /// Peak learning rate of the matrices that Muon updates; 0 for that of the other parameters.
     #[serde(default)]
     matrix_lr: f32 = if recipe == RecipeName::Fast { learning_rate / 2.0 } else { 0.0 }
-        => "0; learning_rate / 2 with --recipe fast", |lr| not_negative(lr),
+        => "0; learning_rate / 2 with --recipe fast", not_negative,
         "LR": "Peak learning rate of the matrices that muon updates; 0 for learning_rate";
     /// Course of the learning rate after the warm-up.
     #[serde(default)]

@@ -10,7 +10,7 @@ use ngen3_data::source::Source;
 use ngen3_data::{TextSurvey, survey_text};
 use ngen3_engine::Dtype;
 use ngen3_model::Variant;
-use ngen3_model::words::{file_size, grouped_count};
+use ngen3_model::words::file_size;
 
 use crate::commands::tokenize::{TextFlags, parse_sources, show};
 use crate::device::device;
@@ -66,7 +66,10 @@ const MIN_BYTES: u64 = 10_000;
 
 fn minutes(text: &str) -> Result<f64, String> {
     let range = MIN_MINUTES..=1e6;
-    text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| format!("expected a number from {MIN_MINUTES} to 1e6"))
+    text.parse()
+        .ok()
+        .filter(|n| range.contains(n))
+        .ok_or_else(|| format!("expected a number from {MIN_MINUTES} to 1e6"))
 }
 
 /// Runs the command; `run_line` runs a command line, without the name of the program.
