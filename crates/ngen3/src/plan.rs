@@ -1,7 +1,7 @@
 //! Choices of `ngen3 make`: vocabulary, shape and length of a run for a text, a time and a machine. docs/recipe.md has the
 //! measurements that the rules come from.
 
-use ngen3_model::words::{file_size, grouped, grouped_count};
+use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{ParamList, VARIANTS, Variant};
 
 /// What to train, and how long.
@@ -96,9 +96,13 @@ impl Plan {
                 format!("{}, {epochs}: it is used up then, before the time is over", grouped_count(steps, "step"))
             }
         };
-        let held_out = file_size(self.val_fraction * bytes as f64);
+        let held_out = grouped_count((self.val_fraction * bytes as f64).round() as u64, "byte");
         [
-            format!("vocabulary: {} tokens, for {}", grouped(self.vocab_size as u64), file_size(bytes as f64)),
+            format!(
+                "vocabulary: {} tokens, for {} of text",
+                grouped(self.vocab_size as u64),
+                grouped_count(bytes, "byte")
+            ),
             format!(
                 "model:      {}, {parameters}: what this machine trains in the time at {:.0} GFLOP/s",
                 self.variant.name, self.gflops

@@ -36,7 +36,7 @@ const PAGES: [&str; 17] = [
     "man",
 ];
 /// Those that need no files of others.
-const ALONE: [&str; 1] = ["quickstart"];
+const ALONE: [&str; 2] = ["quickstart", "make"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -68,10 +68,14 @@ fn command_lines(page: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// Returns the same command with a few steps of training, and few tokens of a teacher.
+/// Returns the same command with a few steps or seconds of training, and few tokens of a teacher.
 fn shortened(line: &str) -> String {
     let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
     let Some(at) = words.iter().position(|word| word == "ngen3") else { return line.to_owned() };
+    if let Some(minutes) = words.iter().position(|word| word == "--minutes") {
+        words[minutes + 1] = "0.1".into();
+        return words.join(" ");
+    }
     let (flag, steps) = match words.get(at + 1).map(String::as_str) {
         Some("train" | "distill") => ("--max_iters", if line.contains("--resume") { "3" } else { "2" }),
         Some("finetune" | "hf_finetune") => ("--finetune_iters", "2"),

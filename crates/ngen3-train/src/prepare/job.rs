@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::prepare::memory;
 use crate::prepare::resolve::{Moments, Origin, Resolved};
 use crate::run_files::record::{AdapterRecord, DataIdentity, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
-use crate::{Error, RunLock, RunPaths, TrainSettings};
+use crate::{Error, OptimizerKind, RunLock, RunPaths, TrainSettings};
 
 /// Description of a run's data, for files and messages.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,6 +122,9 @@ impl Resolved {
         notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("--patience has no effect: nothing is held out for validation".into());
+        }
+        if adapters.is_some() && settings.optimizer == OptimizerKind::Muon {
+            notes.push("adapters are updated by adamw: muon is for whole matrices".into());
         }
         let lock = paths.prepare()?;
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));

@@ -10,7 +10,7 @@ use ngen3_data::source::Source;
 use ngen3_data::{TextSurvey, survey_text};
 use ngen3_engine::Dtype;
 use ngen3_model::Variant;
-use ngen3_model::words::file_size;
+use ngen3_model::words::grouped_count;
 
 use crate::commands::tokenize::{TextFlags, parse_sources, show};
 use crate::device::device;
@@ -83,8 +83,8 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
     let survey = survey_text(&sources, args.text.options(), &stop, &mut |event| show(&progress, event));
     drop(progress);
     let TextSurvey { bytes, beginning } = interruptible(survey)?;
-    let size = file_size(bytes as f64);
-    ensure!(bytes >= MIN_BYTES, "--txt: expected at least {}, got {size}", file_size(MIN_BYTES as f64));
+    let size = grouped_count(bytes, "byte");
+    ensure!(bytes >= MIN_BYTES, "--txt: expected at least {}, got {size}", grouped_count(MIN_BYTES, "byte"));
     // The shape of a small model's products.
     let gflops = device().product_gflops(Dtype::Auto, args.threads.count(), [2048, 512, 512])?;
     let plan = Plan::new(bytes, args.minutes, gflops, args.like);
@@ -173,12 +173,14 @@ impl Lines<'_> {
         let Plan { variant, dropout, eval_interval, val_fraction, ref length, .. } = *self.plan;
         let mut words = vec!["train".to_owned(), "--variant".into(), variant.name.into(), "--data".into()];
         words.push(format!("_data_{}_/data.bin", self.name));
+        let log_interval = eval_interval / 2;
         let length = match length {
             Length::Time => format!("--minutes {:.2}", self.plan.train_minutes(self.args.minutes, elapsed)),
             Length::Steps(steps) => format!("--max_iters {steps}"),
         };
         let line = format!(
-            "--recipe fast {length} --dropout {dropout} --eval_interval {eval_interval} --val_fraction {val_fraction} \
+            "--recipe fast {length} --dropout {dropout} --log_interval {log_interval} --eval_interval {eval_interval} \
+             --val_fraction {val_fraction} \
              --keep_best --seed {} --threads {} --out",
             self.args.seed,
             self.args.threads.count()
