@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::Arrays;
+use super::arrays::Arrays;
 use crate::base::profile::{Part, timed};
 use ngen3_engine::AdamW;
 use ngen3_simd::{simd, sum};

@@ -1,7 +1,10 @@
 //! Updates of the parameters: [`muon`] for the matrices of the blocks' linear layers if it is asked for, [`adamw`] for all others.
 
 pub mod adamw;
+mod arrays;
 mod muon;
+
+pub use arrays::Arrays;
 
 use ngen3_engine::{AdamW, Muon};
 use ngen3_model::Param;
@@ -18,26 +21,6 @@ pub struct Update<'a> {
     pub precision: Precision,
     /// Factor of the gradients.
     pub clip: f32,
-}
-
-/// Flat arrays of consecutive parameters, as long as each other.
-pub struct Arrays<'a> {
-    pub params: &'a mut [f32],
-    pub grads: &'a mut [f32],
-    pub exp_avg: &'a mut [f32],
-    pub exp_avg_sq: &'a mut [f32],
-}
-
-impl<'a> Arrays<'a> {
-    /// Splits each array after `n` elements.
-    fn split_at(self, n: usize) -> (Self, Self) {
-        let (params, more_params) = self.params.split_at_mut(n);
-        let (grads, more_grads) = self.grads.split_at_mut(n);
-        let (exp_avg, more_exp_avg) = self.exp_avg.split_at_mut(n);
-        let (exp_avg_sq, more_exp_avg_sq) = self.exp_avg_sq.split_at_mut(n);
-        let rest = Self { params: more_params, grads: more_grads, exp_avg: more_exp_avg, exp_avg_sq: more_exp_avg_sq };
-        (Self { params, grads, exp_avg, exp_avg_sq }, rest)
-    }
 }
 
 /// Updates consecutive parameters in place, on all threads, and zeroes their gradients.

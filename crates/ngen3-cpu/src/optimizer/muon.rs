@@ -11,8 +11,8 @@
 
 use rayon::prelude::*;
 
-use super::Arrays;
 use super::adamw::grad_norm;
+use super::arrays::Arrays;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::with_workspace;
 use crate::gemm::{Accumulate, Mat, MatMut, Precision, matmul, matmul_symmetric};
