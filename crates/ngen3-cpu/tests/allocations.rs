@@ -5,7 +5,7 @@ mod common;
 use std::alloc::System;
 
 use ngen3_cpu::CpuEngine;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Options, Trainer};
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Muon, Options, Trainer};
 use ngen3_model::{Config, ParamList};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -13,7 +13,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Counts the allocations of the fifth step.
-fn allocations(dtype: Dtype) -> usize {
+fn allocations(dtype: Dtype, muon: Option<&Muon>) -> usize {
     let config = Config::new(2, 4, 64, 96, 1_009);
     let params = ParamList::new(&config).init(1);
     let options = Options { threads: 2, dtype, ..Options::default() };
@@ -27,7 +27,7 @@ fn allocations(dtype: Dtype) -> usize {
             .expect("a valid batch");
         let adamw =
             AdamW { step: number, lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
-        engine.update(&adamw, None).expect("memory");
+        engine.update(&adamw, muon).expect("memory");
     };
     (1..=4).for_each(&mut step);
     let region = Region::new(GLOBAL);
@@ -43,7 +43,9 @@ fn a_step_allocates_nothing() {
     let params = ParamList::new(&config).init(1);
     // Not every processor multiplies in bf16.
     if CpuEngine::new(config, params, Options { dtype: Dtype::Bf16, ..Options::default() }).is_ok() {
-        assert_eq!(allocations(Dtype::Bf16), 0);
+        assert_eq!(allocations(Dtype::Bf16, None), 0);
+        let muon = Muon { lr: 1e-3, momentum: 0.95, weight_decay: 0.1 };
+        assert_eq!(allocations(Dtype::Bf16, Some(&muon)), 0, "with Muon");
     } else {
         common::skipped_bf16();
     }

@@ -1,4 +1,4 @@
-//! The flat arrays that an update reads and writes.
+//! [`Arrays`]: what an update reads and writes.
 
 /// Flat arrays of consecutive parameters, as long as each other.
 pub struct Arrays<'a> {

@@ -1,10 +1,11 @@
-//! Loss, gradients and training steps against PyTorch (`make_parity.py`) and `peft` (`make_lora.py`).
+//! Loss, gradients and training steps against PyTorch (`make_parity.py`, `make_muon.py`) and `peft` (`make_lora.py`).
 
-use ngen3_engine::{AdamW, Backward, Model, Slot, Trainer};
+use ngen3_engine::reference::ReferenceDevice;
+use ngen3_engine::{AdamW, Backward, Model, Options, Slot, Trainer};
 use ngen3_model::{Activation, Config, LoraList, ParamList};
 
 use crate::fixtures::{ADAMW, config, fixture, numbers};
-use crate::{adapter_values, batch, distance, engine, lora};
+use crate::{adapter_values, batch, distance, engine, fixtures, lora};
 
 const ACTIVATIONS: [(Activation, &str); 2] = [(Activation::GeluNew, "gelu_new"), (Activation::Gelu, "gelu")];
 
@@ -72,4 +73,9 @@ fn adapters_and_their_steps_equal_pefts() {
         }
         assert_eq!(engine.read(Slot::Grads).len(), ParamList::new(&config).total(), "all parameters are trained again");
     }
+}
+
+#[test]
+fn twenty_steps_with_muon_equal_pytorchs() {
+    fixtures::muon::check(&ReferenceDevice, Options::default(), 1e-5);
 }
