@@ -4,7 +4,7 @@
     cargo build --release
     python benches/peers/time_to_quality.py --txt english.txt.zst --val english_val.txt.zst [--lr 1e-3] [--seed 1] --out results.json
     python benches/peers/time_to_quality.py --txt … --val … --peer-only --out peer.json
-    python benches/peers/time_to_quality.py --txt … --val … --peer peer.json --ngen3-steps 1000
+    python benches/peers/time_to_quality.py --txt … --val … --peer peer.json --ngen3-steps 1100
     python benches/peers/time_to_quality.py --txt … --val … --minutes 2 10
     python benches/peers/time_to_quality.py --txt … --val … --check
 
@@ -37,11 +37,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LAYERS, HEADS, WIDTH, BLOCK, ROWS = 4, 4, 128, 128, 16
 NGEN3 = [
-    "tokenizer train --txt {txt} --vocab_size 8192 --out tokenizer.json",
+    "tokenizer train --txt {txt} --vocab_size 16384 --out tokenizer.json",
     "tokenize --dataset text --txt {txt} --tokenizer tokenizer.json",
     "tokenize --dataset val --txt {val} --tokenizer tokenizer.json",
-    "train --variant 7M --data _data_text_/data.bin --out m.pt --max_iters {steps} --learning_rate 3e-3 --seed {seed} "
-    "--eval_interval 100 --save_interval 1000000",
+    "train --variant 7M --data _data_text_/data.bin --out m.pt --recipe fast --max_iters {steps} --seed {seed} "
+    "--eval_interval 1000000 --save_interval 1000000",
 ]
 
 
@@ -283,7 +283,7 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-3, help="the peer's peak learning rate")
     parser.add_argument("--steps", type=int, default=2000, help="the peer's steps")
     parser.add_argument("--warmup", type=int, default=100, help="the peer's warm-up steps; a tenth of its steps at most")
-    parser.add_argument("--ngen3-steps", type=int, help="{steps} of the command lines [default: --steps]")
+    parser.add_argument("--ngen3-steps", type=int, default=750, help="{steps} of the command lines")
     parser.add_argument("--ngen3-args", nargs="+", default=NGEN3, metavar="LINE", help="command lines of ngen3, in order")
     parser.add_argument("--minutes", type=float, nargs="+", help="compare after equal minutes instead")
     parser.add_argument("--probe-steps", type=int, default=100, help="steps of the run that tells how many fit in --minutes")
@@ -300,7 +300,6 @@ def main():
     args = parser.parse_args()
     # The commands run in a folder of their own.
     args.txt, args.val, args.ngen3 = args.txt.resolve(), args.val.resolve(), str(pathlib.Path(args.ngen3).resolve())
-    args.ngen3_steps = args.ngen3_steps or args.steps
     if args.check:
         return check(args)
 
