@@ -19,7 +19,8 @@ impl TrainSettings {
             Schedule::Linear => 1.0 - done,
             Schedule::Wsd => {
                 // At most all of the run after the warm-up.
-                let decays = (self.decay_fraction * self.max_iters as f64).max(1.0);
+                let decays = (self.decay_fraction * self.max_iters as f64)
+                    .clamp(1.0, (self.max_iters - self.warmup_iters) as f64);
                 ((self.max_iters - step) as f64 / decays).min(1.0)
             }
         };

@@ -145,7 +145,7 @@ settings! {
         |&lr| must(lr > 0.0 && lr.is_finite(), "a positive number"), "LR": "Peak learning rate";
     /// Peak learning rate of the matrices that Muon updates; 0 for that of the other parameters.
     #[serde(default)]
-    matrix_lr: f32 = if recipe == RecipeName::Fast { learning_rate / 2.0 } else { 0.0 }
+    matrix_lr: f32 = if recipe == RecipeName::Fast && optimizer == OptimizerKind::Muon { learning_rate / 2.0 } else { 0.0 }
         => "0; learning_rate / 2 with --recipe fast", not_negative,
         "LR": "Peak learning rate of the matrices that muon updates; 0 for learning_rate";
     /// Course of the learning rate after the warm-up.
@@ -167,7 +167,7 @@ settings! {
         "N": "Steps of linear learning rate warm-up";
     /// Weight decay of matrices and embeddings.
     weight_decay: f32 = 0.1,
-        |wd| not_negative(wd).and(must(wd * learning_rate <= 1.0, weight_decay_limit(*learning_rate))), "X": "Weight decay of matrices and embeddings";
+        |wd| not_negative(wd).and(must(wd * learning_rate.max(*matrix_lr) <= 1.0, weight_decay_limit(learning_rate.max(*matrix_lr)))), "X": "Weight decay of matrices and embeddings";
     /// AdamW's decay rate of the first moment.
     beta1: f32 = 0.9, share, "X": "AdamW's decay rate of the first moment";
     /// AdamW's decay rate of the second moment. 0.95 instead of Adam's 0.999: a shorter memory is more stable with few tokens
@@ -272,6 +272,24 @@ impl TrainSettings {
         (self.batch_size as u64).saturating_mul(block_size as u64).saturating_mul(self.gradient_accumulation)
     }
 
+    /// Formats notes on settings that differ from the default and have no effect, one line each.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let muon = self.optimizer == OptimizerKind::Muon;
+        let wsd = self.schedule == Schedule::Wsd;
+        [
+            (!muon && self.matrix_lr != 0.0, "--matrix_lr has no effect without --optimizer muon"),
+            (!muon && self.momentum != default_momentum(), "--momentum has no effect without --optimizer muon"),
+            (
+                !wsd && self.decay_fraction != default_decay_fraction(),
+                "--decay_fraction has no effect without --schedule wsd",
+            ),
+        ]
+        .into_iter()
+        .filter(|&(says, _)| says)
+        .map(|(_, note)| note.into())
+        .collect()
+    }
+
     /// Engine options of these settings.
     pub fn options(&self) -> Options {
         let Self { threads, dtype, recompute, .. } = *self;
@@ -370,6 +388,7 @@ mod tests {
             ("minutes", Overrides { minutes: Some(-1.0), ..none() }),
             ("minutes", Overrides { minutes: Some(f64::NAN), ..none() }),
             ("matrix_lr", Overrides { matrix_lr: Some(-1.0), ..none() }),
+            ("weight_decay", Overrides { matrix_lr: Some(30.0), ..none() }),
             ("decay_fraction", Overrides { decay_fraction: Some(1.5), ..none() }),
             ("momentum", Overrides { momentum: Some(1.0), ..none() }),
             ("beta1", Overrides { beta1: Some(1.0), ..none() }),

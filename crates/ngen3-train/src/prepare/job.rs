@@ -123,6 +123,7 @@ impl Resolved {
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("--patience has no effect: nothing is held out for validation".into());
         }
+        notes.extend(settings.notes());
         if adapters.is_some() && settings.optimizer == OptimizerKind::Muon {
             notes.push("adapters are updated by adamw: muon is for whole matrices".into());
         }
