@@ -4,7 +4,7 @@
 use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{ParamList, VARIANTS, Variant};
 
-/// What to train, and how long.
+/// Choices for a run: what is trained, and how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Tokens of the vocabulary.

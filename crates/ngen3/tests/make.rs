@@ -3,15 +3,8 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
-use common::{fail, shakespeare, succeed};
-use serde_json::Value;
-
-fn metrics(folder: &Path, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join(format!("{name}.run/metrics.jsonl"))).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
+use common::{fail, metrics, shakespeare, succeed};
 
 #[test]
 fn a_text_becomes_a_model_in_the_time_and_nothing_is_replaced() {
@@ -73,7 +66,7 @@ fn a_run_of_minutes_ends_with_them_and_goes_on_with_more() {
     let (out, err) = succeed(root, &format!("{train} --recipe fast --minutes 0.05"));
     assert!(err.contains("run:   0.05 min of steps of 256 tokens"), "{err}");
     assert!(err.contains("recipe fast: optimizer muon, learning_rate 0.012, matrix_lr 0.006, schedule wsd"), "{err}");
-    let lines = metrics(root, "m");
+    let lines = metrics(root, "m.run");
     let (last, rates) = (lines.last().unwrap(), lines.iter().filter_map(|line| line["lr"].as_f64()));
     let steps = last["step"].as_u64().unwrap();
     assert!(steps > 1 && out.contains(&format!(": {} step", ngen3_model::words::grouped(steps))), "{steps}: {out}");
@@ -84,11 +77,11 @@ fn a_run_of_minutes_ends_with_them_and_goes_on_with_more() {
     let (out, _) = succeed(root, &format!("{train} --resume"));
     assert!(out.contains("steps are done"), "{out}");
     succeed(root, &format!("{train} --resume --minutes 0.09"));
-    let longer = metrics(root, "m").last().unwrap()["step"].as_u64().unwrap();
+    let longer = metrics(root, "m.run").last().unwrap()["step"].as_u64().unwrap();
     assert!(longer > steps, "{longer} steps after {steps}");
     let error = fail(root, &format!("{train} --resume --optimizer adamw"), 1);
     assert!(error.starts_with("optimizer: expected muon, with which the run began, got adamw; "), "{error}");
     // Counted in steps again.
     succeed(root, &format!("{train} --resume --max_iters {}", longer + 2));
-    assert_eq!(metrics(root, "m").last().unwrap()["step"].as_u64(), Some(longer + 2));
+    assert_eq!(metrics(root, "m.run").last().unwrap()["step"].as_u64(), Some(longer + 2));
 }

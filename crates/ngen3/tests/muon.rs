@@ -53,15 +53,7 @@ fn params(folder: &TempDir) -> Vec<f32> {
 
 /// The lines of metrics.jsonl, without timings.
 fn metrics(folder: &TempDir) -> Vec<Value> {
-    let text = fs::read_to_string(folder.path().join("m.run/metrics.jsonl")).unwrap();
-    let line = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        for time in ["ms_per_step", "tokens_per_s", "elapsed_s"] {
-            line.as_object_mut().unwrap().remove(time);
-        }
-        line
-    };
-    text.lines().map(line).collect()
+    common::metrics(folder.path(), "m.run")
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
+
 /// Tiny-shakespeare, from the program's own data.
 pub fn shakespeare() -> Vec<u8> {
     zstd::decode_all(&include_bytes!("../../../ngen3-data/data/tinyshakespeare.txt.zst")[..]).unwrap()
@@ -62,6 +64,19 @@ pub fn texts(output: &Output, code: i32) -> (String, String) {
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{out}{err}");
     (out, err)
+}
+
+/// The lines of metrics.jsonl in a run's folder, without timings.
+pub fn metrics(folder: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        for time in ["ms_per_step", "tokens_per_s", "elapsed_s"] {
+            line.as_object_mut().unwrap().remove(time);
+        }
+        line
+    };
+    text.lines().map(line).collect()
 }
 
 /// Makes a file read-only.

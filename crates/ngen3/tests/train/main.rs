@@ -9,9 +9,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{contents, fail, ngen3, run, succeed, texts};
+use common::{contents, fail, metrics, ngen3, run, succeed, texts};
 use ngen3_model::{Checkpoint, TokenizerRef};
-use serde_json::Value;
 use tempfile::TempDir;
 
 /// A model of 5,000 parameters.
@@ -36,19 +35,6 @@ fn folder() -> TempDir {
 
 fn write_tokens(folder: &Path, name: &str, tokens: impl Iterator<Item = u16>) {
     fs::write(folder.join(name), tokens.flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
-}
-
-/// The lines of metrics.jsonl, without timings.
-fn metrics(folder: &Path, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
-    let line = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
-        for time in ["ms_per_step", "tokens_per_s", "elapsed_s"] {
-            line.as_object_mut().unwrap().remove(time);
-        }
-        line
-    };
-    text.lines().map(line).collect()
 }
 
 fn load(folder: &Path, name: &str) -> Checkpoint {

@@ -52,7 +52,7 @@ pub struct ChatTemplate {
     is_growing: bool,
 }
 
-/// Where the turns start in the text of a template in which no turn depends on later ones.
+/// Starts of the turns in the text of a template in which no turn depends on later ones.
 pub(super) struct TurnStarts {
     /// Start of each turn, and the end of the last.
     starts: Vec<usize>,
