@@ -227,24 +227,21 @@ impl Writer<'_> {
                 progress.set((done - before) as u64, &format!("{} tokens/s", grouped(rate as u64)));
                 !stop.load(Ordering::Relaxed)
             };
-            match self.batch(done, BATCH.min(n - done), &mut step)? {
-                Some(written) => texts.append(written)?,
+            let first = done / BATCH * BATCH;
+            match self.batch(first, &mut step)? {
+                Some(written) => texts.append(written.into_iter().take(n - first).skip(done - first).collect())?,
                 None => return Ok(false),
             }
         }
         Ok(true)
     }
 
-    /// Writes the texts from number `first` on. Calls `step` with the number of tokens of each step; `None` once it returns
-    /// false.
-    fn batch(
-        &self,
-        first: usize,
-        n: usize,
-        step: &mut dyn FnMut(u64) -> bool,
-    ) -> anyhow::Result<Option<Vec<WrittenText>>> {
+    /// Writes a whole batch of texts from number `first` on, a multiple of [`BATCH`]: products of other batches round differently,
+    /// and a text must not depend on where the writing was interrupted. Calls `step` with the number of tokens of each step;
+    /// `None` once it returns false.
+    fn batch(&self, first: usize, step: &mut dyn FnMut(u64) -> bool) -> anyhow::Result<Option<Vec<WrittenText>>> {
         let Self { flags, teacher, tokenizer, prompts } = *self;
-        let begun: Vec<String> = (first..first + n).map(|index| prompts.draw(index)).collect();
+        let begun: Vec<String> = (first..first + BATCH).map(|index| prompts.draw(index)).collect();
         let ids = begun.iter().map(|prompt| encode_prompt(tokenizer, prompt)).collect::<anyhow::Result<Vec<_>>>()?;
         let limits = Limits {
             length: flags.teacher_length as usize,
@@ -253,7 +250,7 @@ impl Writer<'_> {
             sampling: flags.sampling(),
         };
         let mut generator = Generator::continuing(teacher, ids.iter().map(Vec::as_slice), first as u64, limits)?;
-        let mut growing: Vec<_> = (0..n).map(|_| (Text::new(tokenizer.stream(), &[]), 0)).collect();
+        let mut growing: Vec<_> = (0..BATCH).map(|_| (Text::new(tokenizer.stream(), &[]), 0)).collect();
         while let Some(tokens) = generator.step()? {
             let mut made = 0;
             for ((text, count), token) in growing.iter_mut().zip(tokens) {
