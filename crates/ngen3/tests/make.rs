@@ -49,6 +49,14 @@ fn requests_without_a_plan_are_refused() {
     assert!(fail(root, "make --txt none.txt", 1).contains("none.txt"));
     let (_, error) = common::texts(&common::run(root, "make --txt short.txt --minutes 0"), 2);
     assert!(error.contains("expected a number from 0.1 to 1e6"), "{error}");
+    assert!(
+        fail(root, "make --txt builtin:shakespeare --out m.txt", 1)
+            .contains("m.txt: expected a file name ending in .pt")
+    );
+    assert!(
+        fail(root, "make --txt builtin:shakespeare --out none/m.pt", 1)
+            .starts_with("cannot write none/m.pt: there is no folder none")
+    );
     assert_eq!(fs::read_dir(root).unwrap().count(), 1, "nothing is left behind");
 }
 

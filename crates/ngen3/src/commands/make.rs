@@ -9,8 +9,9 @@ use anyhow::{Context, bail, ensure};
 use ngen3_data::source::Source;
 use ngen3_data::{TextSurvey, survey_text};
 use ngen3_engine::Dtype;
-use ngen3_model::Variant;
 use ngen3_model::words::grouped_count;
+use ngen3_model::{Variant, files};
+use ngen3_train::RunPaths;
 
 use crate::commands::tokenize::{TextFlags, parse_sources, show};
 use crate::device::device;
@@ -111,8 +112,9 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
     ))
 }
 
-/// Returns the name of the model's other files, after checking that none is there.
+/// Returns the name of the model's other files, after checking that none is there and the model can be written.
 fn name_of(out: &Path) -> anyhow::Result<String> {
+    RunPaths::new(out)?;
     let stem = out.file_stem().and_then(|stem| stem.to_str());
     let name = stem.with_context(|| format!("--out: expected the name of a file, got {}", out.display()))?.to_owned();
     let others = [format!("{name}_tokenizer.json"), format!("_data_{name}_"), format!("exported_{name}")];
@@ -121,6 +123,7 @@ fn name_of(out: &Path) -> anyhow::Result<String> {
             bail!("{}: already exists; choose another --out, or remove it", path.display());
         }
     }
+    files::check(out)?;
     Ok(name)
 }
 
