@@ -123,11 +123,12 @@ impl<'a> Run<'a> {
         }
         let left = 60.0 * self.settings.minutes - self.elapsed_s() - self.before_steps_s;
         let pace = (self.clock.elapsed().as_secs_f64() - self.before_steps_s) / done as f64;
-        let follows = self.settings.warmup_iters == TrainSettings::default_warmup(self.settings.max_iters);
-        self.settings.max_iters = step + (left / pace).round().max(0.0) as u64;
-        if follows {
-            self.settings.warmup_iters = TrainSettings::default_warmup(self.settings.max_iters);
-        }
+        let max_iters = step + (left / pace).round().max(0.0) as u64;
+        let TrainSettings { warmup_iters: asked, max_iters: before, .. } = self.job.settings;
+        let follows = asked == TrainSettings::default_warmup(before);
+        self.settings.max_iters = max_iters;
+        self.settings.warmup_iters =
+            if follows { TrainSettings::default_warmup(max_iters) } else { asked.min(max_iters) };
     }
 
     /// Prepares the first step. At step 0 the model is evaluated and saved, so that a full disk is noticed now, and a run that

@@ -89,6 +89,11 @@ fn a_run_of_minutes_ends_with_them_and_goes_on_with_more() {
     assert!(longer > steps, "{longer} steps after {steps}");
     let error = fail(root, &format!("{train} --resume --optimizer adamw"), 1);
     assert!(error.starts_with("optimizer: expected muon, with which the run began, got adamw; "), "{error}");
+    // A warm-up that the time cuts short.
+    let short = train.replace("--out m.pt", "--out short.pt");
+    succeed(root, &format!("{short} --minutes 0.02 --warmup_iters 2000"));
+    succeed(root, &format!("{short} --resume"));
+    succeed(root, &format!("{short} --resume --minutes 0.01"));
     // Counted in steps again.
     succeed(root, &format!("{train} --resume --max_iters {}", longer + 2));
     assert_eq!(metrics(root, "m.run").last().unwrap()["step"].as_u64(), Some(longer + 2));

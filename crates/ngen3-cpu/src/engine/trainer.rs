@@ -19,7 +19,7 @@ use crate::base::memory::Buffer;
 use crate::gemm::Precision;
 use crate::layers::lora::Adapters;
 use crate::layers::loss::{self, Distill};
-use crate::optimizer::{self, Arrays, Update};
+use crate::optimizer::{self, Arrays};
 
 /// Trainable model on the CPU, with its gradients and optimizer state.
 #[derive(Debug)]
@@ -130,18 +130,8 @@ impl Trainer for CpuEngine {
         } = self;
         let precision = model.precision;
         let (list, params) = model.learned_mut();
-        Ok(pool.install(|| {
-            let norm = optimizer::adamw::grad_norm(grads);
-            if !norm.is_finite() {
-                grads.fill(0.0);
-                return norm;
-            }
-            // As in torch.nn.utils.clip_grad_norm_.
-            let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            let arrays = Arrays { params, grads, exp_avg, exp_avg_sq };
-            optimizer::update(Update { adamw, muon, precision, clip }, list.as_slice(), arrays);
-            norm
-        }))
+        let arrays = Arrays { params, grads, exp_avg, exp_avg_sq };
+        Ok(pool.install(|| optimizer::update(adamw, muon, precision, list.as_slice(), arrays)))
     }
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {

@@ -6,7 +6,6 @@
 use rayon::prelude::*;
 
 use super::arrays::Arrays;
-use crate::base::profile::{Part, timed};
 use ngen3_engine::AdamW;
 use ngen3_simd::{simd, sum};
 
@@ -15,7 +14,6 @@ const CHUNK: usize = 1 << 14;
 
 /// Returns the global norm of the gradients, √Σ g². The order of summation does not depend on the number of threads.
 pub fn grad_norm(grads: &[f32]) -> f32 {
-    let _timed = timed(Part::Update);
     // A tree of fixed shape adds up, in f64, the partial sums of at most CHUNK squares.
     fn sum_of_squares(grads: &[f32]) -> f64 {
         if grads.len() <= CHUNK {

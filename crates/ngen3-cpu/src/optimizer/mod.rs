@@ -1,6 +1,6 @@
 //! Updates of the parameters: [`muon`] for the matrices of the blocks' linear layers if it is asked for, [`adamw`] for all others.
 
-pub mod adamw;
+mod adamw;
 mod arrays;
 mod muon;
 
@@ -14,19 +14,28 @@ use crate::gemm::Precision;
 
 /// Options of an update of all parameters.
 #[derive(Clone, Copy)]
-pub struct Update<'a> {
-    pub adamw: &'a AdamW,
-    pub muon: Option<&'a Muon>,
+struct Update<'a> {
+    adamw: &'a AdamW,
+    muon: Option<&'a Muon>,
     /// Precision of Muon's products.
-    pub precision: Precision,
+    precision: Precision,
     /// Factor of the gradients.
-    pub clip: f32,
+    clip: f32,
 }
 
-/// Updates consecutive parameters in place, on all threads, and zeroes their gradients.
-pub fn update(update: Update<'_>, list: &[Param], arrays: Arrays<'_>) {
+/// Clips the gradients, updates all parameters in place, on all threads, and zeroes the gradients. Returns the gradients' norm
+/// before clipping; if it is not finite, the parameters stay. `precision` is that of Muon's products.
+pub fn update(adamw: &AdamW, muon: Option<&Muon>, precision: Precision, list: &[Param], arrays: Arrays<'_>) -> f32 {
     let _timed = timed(Part::Update);
-    update_some(update, list, arrays);
+    let norm = adamw::grad_norm(arrays.grads);
+    if !norm.is_finite() {
+        arrays.grads.fill(0.0);
+        return norm;
+    }
+    // As in torch.nn.utils.clip_grad_norm_.
+    let clip = if adamw.grad_clip > 0.0 { (adamw.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    update_some(Update { adamw, muon, precision, clip }, list, arrays);
+    norm
 }
 
 /// Each half of the list is a task, and so on: many small matrices keep the threads busy as well as few large ones.

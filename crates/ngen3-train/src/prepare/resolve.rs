@@ -270,7 +270,9 @@ impl Resolved {
         } else if let Some(minutes) = asked.minutes.filter(|&minutes| minutes > 0.0) {
             // As many steps as fit at the pace of the run so far; foreseen anew with each step.
             let pace = if step > 0 { progress_s / step as f64 } else { 1.0 };
-            own.max_iters = Some(step + ((60.0 * minutes - progress_s) / pace).max(0.0) as u64);
+            let max_iters = step + ((60.0 * minutes - progress_s) / pace).max(0.0) as u64;
+            own.max_iters = Some(max_iters);
+            own.warmup_iters = own.warmup_iters.map(|warmup_iters| warmup_iters.min(max_iters));
         }
         if let Some(max_iters) = asked.max_iters.filter(|&max_iters| max_iters < step) {
             let done = count(step, "step");
