@@ -11,7 +11,7 @@ fn hold(dtype: Dtype, tolerance: Tolerance) {
             let compared = check(&Cpu, options, tolerance, &case)
                 .unwrap_or_else(|error| panic!("{}, {threads} threads, recompute {recompute}: {error}", case.name));
             // Sequences that continue others have losses only.
-            let parts = if case.has_gradient() { 7 } else { 1 };
+            let parts = if case.has_gradient() { 8 } else { 1 };
             assert_eq!(compared.len(), parts, "{}: only {compared:?} was compared", case.name);
         }
     }

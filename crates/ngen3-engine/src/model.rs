@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ngen3_model::{Config, Lora};
 
@@ -108,13 +109,46 @@ pub trait Trainer: Model {
     /// As [`Model::loss`]; [`Error::Input`] for a sequence that continues another, or a dropout that is not in [0, 1).
     fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error>;
 
-    /// Clips the gradients, updates the parameters and zeroes the gradients. Muon, if given, updates the matrices of the blocks'
-    /// linear layers (`ngen3_model::Param::num_layer_matrices`), AdamW all other parameters. Returns the gradients' global norm
-    /// before clipping. If that is not finite, the update is skipped and the gradients are zeroed.
+    /// Clips the gradients, updates the parameters and zeroes the gradients: [`Trainer::update_share`] with the norm of all
+    /// gradients. Returns that norm, before clipping. If it is not finite, the update is skipped and the gradients are zeroed.
+    ///
+    /// # Errors
+    /// As [`Trainer::update_share`].
+    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
+        let norm = self.grad_square_sum().sqrt() as f32;
+        self.update_share(adamw, muon, norm)?;
+        Ok(norm)
+    }
+
+    /// Trains only this range of the flat arrays from now on, as one of several ranks that share the update (stage 1 of ZeRO,
+    /// Rajbhandari et al. 2020, arXiv:1910.02054): [`Trainer::update_share`] changes no other parameters, and moments are kept of
+    /// these alone. The moments of others read as 0, and are ignored where they are written. A share does not cut a matrix that
+    /// Muon updates.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a range that is not within the flat arrays, or after the first update or written moment;
+    /// [`Error::Unsupported`] if the engine trains only the whole.
+    fn set_share(&mut self, _share: Range<usize>) -> Result<(), Error> {
+        Err(Error::Unsupported("training a share of the parameters"))
+    }
+
+    /// Returns Σ g² of the share's gradients; without a share, of all.
+    fn grad_square_sum(&self) -> f64;
+
+    /// Clips the share's gradients, given the global norm of all gradients, updates its parameters and zeroes all gradients.
+    /// Muon, if given, updates the matrices of the blocks' linear layers (`ngen3_model::Param::num_layer_matrices`), AdamW all
+    /// other parameters. If the norm is not finite, the update is skipped and the gradients are zeroed.
     ///
     /// # Errors
     /// [`Error::Memory`] when the moments, which the first update allocates, do not fit in memory.
-    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error>;
+    fn update_share(&mut self, adamw: &AdamW, muon: Option<&Muon>, grad_norm: f32) -> Result<(), Error>;
+
+    /// Returns the parameters or the gradients, `[total]`, to change them in place.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the gradients are not allocated yet and do not fit in memory; [`Error::Unsupported`] for moments, or if
+    /// the arrays are in the memory of another processor.
+    fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error>;
 
     /// Returns a flat array, `[total]`.
     fn read(&self, slot: Slot) -> Cow<'_, [f32]>;

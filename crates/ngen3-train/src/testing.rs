@@ -1,6 +1,7 @@
 //! A tiny model and device, for the tests of the loop.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ngen3_engine::{
     AdamW, Backward, Batch, Device, Error, Model, Muon, Options, Slot, Teacher, TopK, Trainer, Workload,
@@ -38,6 +39,7 @@ pub struct FakeEngine {
     pub calls: Vec<(f32, u64)>,
     /// Update at which the weights become NaN, to simulate a diverged run.
     pub breaks_at: Option<u64>,
+    share: Range<usize>,
 }
 
 fn index(slot: Slot) -> usize {
@@ -54,7 +56,9 @@ impl FakeEngine {
     pub fn new(config: Config, seed: u64) -> Self {
         let params = ParamList::new(&config).init(seed);
         let zeros = vec![0.0; params.len()];
-        Self { config, arrays: [params, zeros.clone(), zeros.clone(), zeros], calls: Vec::new(), breaks_at: None }
+        let share = 0..params.len();
+        let arrays = [params, zeros.clone(), zeros.clone(), zeros];
+        Self { config, arrays, calls: Vec::new(), breaks_at: None, share }
     }
 
     fn probabilities(&self) -> Vec<f32> {
@@ -114,12 +118,20 @@ impl Trainer for FakeEngine {
         Ok(loss)
     }
 
-    fn update(&mut self, adamw: &AdamW, _: Option<&Muon>) -> Result<f32, Error> {
+    fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
+        self.share = share;
+        Ok(())
+    }
+
+    fn grad_square_sum(&self) -> f64 {
+        self.arrays[1][self.share.clone()].iter().map(|&g| f64::from(g * g)).sum()
+    }
+
+    fn update_share(&mut self, adamw: &AdamW, _: Option<&Muon>, norm: f32) -> Result<(), Error> {
         let [params, grads, exp_avg, exp_avg_sq] = &mut self.arrays;
-        let norm = grads.iter().map(|g| g * g).sum::<f32>().sqrt();
         let scale = if adamw.grad_clip > 0.0 && norm > adamw.grad_clip { adamw.grad_clip / norm } else { 1.0 };
         let correction = |beta: f32| 1.0 - beta.powi(adamw.step as i32);
-        for i in 0..params.len() {
+        for i in self.share.clone() {
             let g = grads[i] * scale;
             exp_avg[i] = adamw.beta1 * exp_avg[i] + (1.0 - adamw.beta1) * g;
             exp_avg_sq[i] = adamw.beta2 * exp_avg_sq[i] + (1.0 - adamw.beta2) * g * g;
@@ -130,7 +142,11 @@ impl Trainer for FakeEngine {
         if self.breaks_at == Some(adamw.step) {
             params.fill(f32::NAN);
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {
+        Ok(&mut self.arrays[index(slot)])
     }
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
@@ -14,12 +15,11 @@ use super::decoder::CpuDecoder;
 use super::runner::Runner;
 use super::stored::StoredWeights;
 use super::teacher::CpuTeacher;
-use super::weights::OptimizerState;
 use crate::base::memory::Buffer;
 use crate::gemm::Precision;
 use crate::layers::lora::Adapters;
 use crate::layers::loss::{self, Distill};
-use crate::optimizer::{self, Arrays};
+use crate::optimizer::{Moment, OptimizerState};
 
 /// Trainable model on the CPU, with its gradients and optimizer state.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl CpuEngine {
             return Err(Error::Input("sequences that continue another have no gradient".into()));
         }
         batch.check_targets()?;
-        self.optimizer.reserve(self.runner.model.learned().1.len(), false)
+        self.optimizer.reserve_grads(self.runner.model.learned().1.len())
     }
 }
 
@@ -123,45 +123,56 @@ impl Trainer for CpuEngine {
         loss
     }
 
-    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
-        self.optimizer.reserve(self.runner.model.learned().1.len(), true)?;
-        let Self {
-            runner: Runner { model, pool, .. }, optimizer: OptimizerState { grads, exp_avg, exp_avg_sq }, ..
-        } = self;
+    fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
+        self.optimizer.set_share(share, self.runner.model.learned().1.len())
+    }
+
+    fn grad_square_sum(&self) -> f64 {
+        self.runner.pool.install(|| self.optimizer.grad_square_sum())
+    }
+
+    fn update_share(&mut self, adamw: &AdamW, muon: Option<&Muon>, grad_norm: f32) -> Result<(), Error> {
+        let Self { runner: Runner { model, pool, .. }, optimizer, .. } = self;
         let precision = model.precision;
         let (list, params) = model.learned_mut();
-        let arrays = Arrays { params, grads, exp_avg, exp_avg_sq };
-        Ok(pool.install(|| optimizer::update(adamw, muon, precision, list.as_slice(), arrays)))
+        optimizer.reserve_all(params.len())?;
+        pool.install(|| optimizer.update(adamw, muon, precision, grad_norm, list.as_slice(), params));
+        Ok(())
     }
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
-        let values = match slot {
-            Slot::Params => self.runner.model.learned().1,
-            Slot::Grads => &self.optimizer.grads,
-            Slot::ExpAvg => &self.optimizer.exp_avg,
-            Slot::ExpAvgSq => &self.optimizer.exp_avg_sq,
-        };
-        if values.is_empty() {
-            Cow::Owned(vec![0.0; self.runner.model.learned().1.len()])
-        } else {
-            Cow::Borrowed(values)
+        let Self { runner, optimizer, .. } = self;
+        let params = runner.model.learned().1;
+        match slot {
+            Slot::Params => Cow::Borrowed(params),
+            Slot::Grads if optimizer.grads.is_empty() => Cow::Owned(vec![0.0; params.len()]),
+            Slot::Grads => Cow::Borrowed(&optimizer.grads),
+            Slot::ExpAvg => optimizer.moment(Moment::First, params.len()),
+            Slot::ExpAvgSq => optimizer.moment(Moment::Second, params.len()),
         }
     }
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
         let total = self.runner.model.learned().1.len();
         assert_eq!(values.len(), total, "number of trainable parameters");
-        if slot != Slot::Params {
-            self.optimizer.reserve(total, slot != Slot::Grads)?;
+        match slot {
+            Slot::Params | Slot::Grads => self.values_mut(slot)?.copy_from_slice(values),
+            Slot::ExpAvg => self.optimizer.write_moment(Moment::First, values)?,
+            Slot::ExpAvgSq => self.optimizer.write_moment(Moment::Second, values)?,
         }
-        let target = match slot {
-            Slot::Params => self.runner.model.learned_mut().1,
-            Slot::Grads => &mut self.optimizer.grads,
-            Slot::ExpAvg => &mut self.optimizer.exp_avg,
-            Slot::ExpAvgSq => &mut self.optimizer.exp_avg_sq,
-        };
-        target.copy_from_slice(values);
         Ok(())
+    }
+
+    fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {
+        let params = self.runner.model.learned_mut().1;
+        match slot {
+            Slot::Params => Ok(params),
+            Slot::Grads => {
+                self.optimizer.reserve_grads(params.len())?;
+                Ok(&mut self.optimizer.grads)
+            }
+            Slot::ExpAvg | Slot::ExpAvgSq => Err(Error::Unsupported("changing moments in place")),
+        }
     }
 
     fn merged(&self) -> Cow<'_, [f32]> {

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::arena::{ArenaSpec, Checkpointing};
 use super::stored::StoredWeights;
-use crate::base::memory::Buffer;
 use crate::gemm::groups::round_to_int4;
 use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Mat, Precision};
@@ -236,29 +235,5 @@ impl Weights {
     /// Returns the quantisation of a packed model's products.
     pub fn quant(&self) -> Quant {
         self.packed.as_ref().map_or(Quant::None, |packed| packed.quant)
-    }
-}
-
-/// Gradients and AdamW moments, each as long as the trainable parameters; empty until first needed.
-#[derive(Debug, Default)]
-pub struct OptimizerState {
-    pub grads: Buffer,
-    pub exp_avg: Buffer,
-    pub exp_avg_sq: Buffer,
-}
-
-impl OptimizerState {
-    /// Allocates the gradients and, if requested, the moments, as zeros, unless they exist.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if they do not fit in memory.
-    pub fn reserve(&mut self, total: usize, moments: bool) -> Result<(), Error> {
-        let slots = [(&mut self.grads, true), (&mut self.exp_avg, moments), (&mut self.exp_avg_sq, moments)];
-        for (slot, wanted) in slots {
-            if wanted && slot.is_empty() {
-                *slot = Buffer::zeros(total, "the gradient or optimizer state")?;
-            }
-        }
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use super::adamw::grad_norm;
+use super::adamw::square_sum;
 use super::arrays::Arrays;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::with_workspace;
@@ -79,7 +79,7 @@ fn update_matrix(
 
 /// Brings the singular values of `x`, `[rows, columns]`, near 1.
 fn orthogonalise(precision: Precision, x: &mut [f32], rows: usize, columns: usize) {
-    let scale = 1.0 / grad_norm(x).max(Muon::EPS);
+    let scale = 1.0 / norm(x).max(Muon::EPS);
     x.iter_mut().for_each(|x| *x *= scale);
     let n = rows.min(columns);
     let lengths = [x.len(), n * n, n * n, n * n, n * n];
@@ -117,6 +117,10 @@ fn orthogonalise(precision: Precision, x: &mut [f32], rows: usize, columns: usiz
     });
 }
 
+fn norm(x: &[f32]) -> f32 {
+    square_sum(x).sqrt() as f32
+}
+
 fn square(x: &[f32], n: usize) -> Mat<'_> {
     Mat::new(x, n, n)
 }
@@ -150,7 +154,7 @@ mod tests {
 
     /// [`orthogonalise`] in f32, with a product with X in each step.
     fn single_steps(x: &mut [f32], rows: usize, columns: usize) {
-        let scale = 1.0 / grad_norm(x).max(Muon::EPS);
+        let scale = 1.0 / norm(x).max(Muon::EPS);
         x.iter_mut().for_each(|x| *x *= scale);
         let (mut gram, mut p, mut next) = (vec![0.0; rows * rows], vec![0.0; rows * rows], vec![0.0; x.len()]);
         for _ in 0..Muon::STEPS {

@@ -2,9 +2,9 @@
 
 use crate::AdamW;
 
-/// Returns the global norm of the gradients, √Σ g².
-pub fn grad_norm(grads: &[f32]) -> f32 {
-    grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt() as f32
+/// Returns Σ g².
+pub fn square_sum(grads: &[f32]) -> f64 {
+    grads.iter().map(|&g| f64::from(g).powi(2)).sum()
 }
 
 /// Returns the factor that clips gradients of this norm, min(1, grad_clip/(norm + 1e-6)).

@@ -26,11 +26,12 @@ pub fn check<'a>(
     case: &'a Case,
 ) -> Result<Vec<&'static str>, String> {
     let pair = Pair { device, options, tolerance, case };
-    let parts: [(&str, Part<'a>); 7] = [
+    let parts: [(&str, Part<'a>); 8] = [
         ("losses", Pair::losses),
         ("training", Pair::training),
         ("updates", Pair::updates),
         ("muon", Pair::muon),
+        ("shares", Pair::shares),
         ("adapters", Pair::adapters),
         ("distillation", Pair::distillation),
         ("decoding", Pair::decoding),
@@ -240,6 +241,43 @@ impl Pair<'_> {
                 let tolerance = if param.num_layer_matrices() > 0 { self.tolerance.gradient } else { 1e-4 };
                 near(&param.name(), &found[param.range()], &expected[param.range()], tolerance, 1e-6)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Updates of three shares, one of which ends within the embeddings, and one between the matrices of a stacked parameter.
+    fn shares(&self) -> Result<(), Failure> {
+        let list = ParamList::new(&self.case.config);
+        let total = list.total();
+        let stacked = list.iter().find(|param| param.num_layer_matrices() > 0).expect("a block has matrices");
+        let cut = stacked.offset + stacked.len() / stacked.num_layer_matrices();
+        for share in [0..list.wte.len() / 3, list.wte.len() / 3..cut, cut..total] {
+            let mut both = self.open()?;
+            let moments: Vec<f32> = values(list.iter(), 30).iter().map(|x| x.abs()).collect();
+            for model in &mut both {
+                model.set_share(share.clone())?;
+                model.write(Slot::ExpAvg, &moments)?;
+                model.write(Slot::ExpAvgSq, &moments)?;
+            }
+            let before = both[1].read(Slot::Params).into_owned();
+            write(&mut both, Slot::Grads, &values(list.iter(), 31))?;
+            let mut sums = [0.0; 2];
+            for (model, sum) in both.iter_mut().zip(&mut sums) {
+                *sum = model.grad_square_sum() as f32;
+                let muon = Muon { lr: 0.5, momentum: 0.95, weight_decay: 0.02 };
+                model.update_share(&AdamW { grad_clip: 1.0, ..ADAMW }, Some(&muon), 2.0)?;
+            }
+            near("the share's sum of squared gradients", &sums[..1], &sums[1..], 1e-5, 0.0)?;
+            for slot in [Slot::Grads, Slot::ExpAvg, Slot::ExpAvgSq] {
+                near(&format!("{slot:?} of a share"), &both[0].read(slot), &both[1].read(slot), 2e-6, 0.0)?;
+            }
+            let [found, expected] = both.each_ref().map(|model| model.read(Slot::Params));
+            let others = |params: &[f32]| [&params[..share.start], &params[share.end..]].concat();
+            if others(&found) != others(&before) {
+                return Err(Failure::Differs("parameters outside the share changed".into()));
+            }
+            let changes = |params: &[f32]| -> Vec<f32> { params.iter().zip(&before).map(|(p, b)| p - b).collect() };
+            near("a share's update", &changes(&found), &changes(&expected), self.tolerance.gradient, 1e-6)?;
         }
         Ok(())
     }

@@ -2,10 +2,11 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ngen3_model::{Config, Lora};
 
-use super::adamw::{adamw_update, clip_factor, grad_norm};
+use super::adamw::{adamw_update, clip_factor, square_sum};
 use super::decoder::ReferenceDecoder;
 use super::layers::add;
 use super::loss::{Guide, cross_entropy_backward, cross_entropy_forward, divergence_backward, divergence_forward};
@@ -26,6 +27,8 @@ pub struct Reference {
     grads: Vec<f32>,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
+    /// Range of the parameters that is updated.
+    share: Range<usize>,
 }
 
 impl Reference {
@@ -35,7 +38,8 @@ impl Reference {
     /// [`Error::Input`] when the shape is invalid or `params` has the wrong length.
     pub fn new(config: Config, params: Vec<f32>) -> Result<Self, Error> {
         let network = Network::new(config, params)?;
-        let mut reference = Self { network, grads: Vec::new(), exp_avg: Vec::new(), exp_avg_sq: Vec::new() };
+        let mut reference =
+            Self { network, grads: Vec::new(), exp_avg: Vec::new(), exp_avg_sq: Vec::new(), share: 0..0 };
         reference.start_optimizer();
         Ok(reference)
     }
@@ -45,6 +49,7 @@ impl Reference {
         let total = self.network.learned().1.len();
         let Self { grads, exp_avg, exp_avg_sq, .. } = self;
         [grads, exp_avg, exp_avg_sq].into_iter().for_each(|array| *array = vec![0.0; total]);
+        self.share = 0..total;
     }
 
     /// Distils on a batch. `guide` returns the teacher's output for a pass, given the range of its tokens in the batch.
@@ -53,7 +58,7 @@ impl Reference {
         batch: &Batch,
         distill: &DistillConfig,
         backward: Option<Backward>,
-        guide: impl Fn(&Pass, std::ops::Range<usize>) -> Guide,
+        guide: impl Fn(&Pass, Range<usize>) -> Guide,
     ) -> Result<DistillLoss, Error> {
         let Self { network, grads, .. } = self;
         let targets = batch.check_targets()?;
@@ -144,20 +149,35 @@ impl Trainer for Reference {
         Ok((total / targets as f64) as f32)
     }
 
-    fn update(&mut self, adamw: &AdamW, muon: Option<&Muon>) -> Result<f32, Error> {
-        let norm = grad_norm(&self.grads);
-        if norm.is_finite() {
-            let Self { network, grads, exp_avg, exp_avg_sq } = self;
-            let clip = clip_factor(adamw, norm);
+    fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
+        let total = self.grads.len();
+        if share.start > share.end || share.end > total {
+            return Err(Error::Input(format!("the share {share:?} is not within {total} parameters")));
+        }
+        self.share = share;
+        Ok(())
+    }
+
+    fn grad_square_sum(&self) -> f64 {
+        square_sum(&self.grads[self.share.clone()])
+    }
+
+    fn update_share(&mut self, adamw: &AdamW, muon: Option<&Muon>, grad_norm: f32) -> Result<(), Error> {
+        if grad_norm.is_finite() {
+            let Self { network, grads, exp_avg, exp_avg_sq, share } = self;
+            let clip = clip_factor(adamw, grad_norm);
             let (list, params) = network.learned_mut();
             for param in list {
-                let range = param.range();
+                let range = param.offset.max(share.start)..param.range().end.min(share.end);
+                if range.is_empty() {
+                    continue;
+                }
                 let (p, g) = (&mut params[range.clone()], &grads[range.clone()]);
                 let (m, v) = (&mut exp_avg[range.clone()], &mut exp_avg_sq[range]);
                 match (muon, param.num_layer_matrices()) {
                     (None, _) | (_, 0) => adamw_update(adamw, param.decays(), clip, p, g, m, v),
                     (Some(muon), matrices) => {
-                        let len = p.len() / matrices;
+                        let len = param.len() / matrices;
                         let parts = p.chunks_exact_mut(len).zip(g.chunks_exact(len)).zip(m.chunks_exact_mut(len));
                         parts.for_each(|((p, g), m)| muon_update(muon, clip, param.shape[1], p, g, m));
                     }
@@ -165,7 +185,7 @@ impl Trainer for Reference {
             }
         }
         self.grads.fill(0.0);
-        Ok(norm)
+        Ok(())
     }
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
@@ -178,14 +198,21 @@ impl Trainer for Reference {
     }
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
-        let array = match slot {
-            Slot::Params => self.network.learned_mut().1,
-            Slot::Grads => &mut self.grads,
-            Slot::ExpAvg => &mut self.exp_avg,
-            Slot::ExpAvgSq => &mut self.exp_avg_sq,
-        };
-        array.copy_from_slice(values);
+        let share = self.share.clone();
+        match slot {
+            Slot::Params | Slot::Grads => self.values_mut(slot)?.copy_from_slice(values),
+            Slot::ExpAvg => self.exp_avg[share.clone()].copy_from_slice(&values[share]),
+            Slot::ExpAvgSq => self.exp_avg_sq[share.clone()].copy_from_slice(&values[share]),
+        }
         Ok(())
+    }
+
+    fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {
+        match slot {
+            Slot::Params => Ok(self.network.learned_mut().1),
+            Slot::Grads => Ok(&mut self.grads),
+            Slot::ExpAvg | Slot::ExpAvgSq => Err(Error::Unsupported("changing moments in place")),
+        }
     }
 
     fn merged(&self) -> Cow<'_, [f32]> {

@@ -8,7 +8,7 @@ use ngen3_model::{Config, Lora, LoraList, ParamList};
 use crate::faulty::{Fault, Faulty};
 
 /// Every part that is compared.
-const ALL: [&str; 7] = ["losses", "training", "updates", "muon", "adapters", "distillation", "decoding"];
+const ALL: [&str; 8] = ["losses", "training", "updates", "muon", "shares", "adapters", "distillation", "decoding"];
 
 #[test]
 fn the_reference_conforms_to_itself() {
@@ -42,7 +42,7 @@ fn every_fault_is_found_and_named() {
     let compared =
         |fault| check(&Faulty(fault), Options::default(), Tolerance::F32, &uneven).expect("nothing is wrong");
     assert_eq!(compared(Fault::Nothing), ALL);
-    assert_eq!(compared(Fault::Unsupported), ["losses", "training", "updates", "muon", "decoding"]);
+    assert_eq!(compared(Fault::Unsupported), ["losses", "training", "updates", "muon", "shares", "decoding"]);
     for (fault, expected) in [
         (Fault::Loss, "losses: losses by"),
         (Fault::IgnoredLoss, "losses: the loss of an ignored target is"),
@@ -58,6 +58,7 @@ fn every_fault_is_found_and_named() {
         (Fault::NoDecay, "updates: Params by"),
         (Fault::BiasesDecay, "updates: Params by"),
         (Fault::MuonIgnored, "muon: ExpAvg by"),
+        (Fault::ShareIgnored, "shares: "),
         (Fault::MomentForgotten, "updates: Params by"),
         (Fault::InfiniteApplied, "updates: Params by"),
         (Fault::InfiniteKept, "updates: Grads by"),

@@ -51,6 +51,8 @@ pub enum Fault {
     NoDecay,
     /// AdamW updates the matrices that Muon should.
     MuonIgnored,
+    /// Parameters outside the share are updated too.
+    ShareIgnored,
     /// Biases and LayerNorms decay.
     BiasesDecay,
     /// The first moment starts at 0 with every update.

@@ -1,6 +1,7 @@
 //! [`FaultyTrainer`]: faults in losses, training, updates and adapters.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ngen3_engine::reference::ReferenceDevice;
 use ngen3_engine::{
@@ -190,6 +191,22 @@ impl Trainer for FaultyTrainer {
             _ => {}
         }
         Ok(norm)
+    }
+
+    fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
+        if self.fault == Fault::ShareIgnored { Ok(()) } else { self.inner.set_share(share) }
+    }
+
+    fn grad_square_sum(&self) -> f64 {
+        self.inner.grad_square_sum()
+    }
+
+    fn update_share(&mut self, adamw: &AdamW, muon: Option<&Muon>, grad_norm: f32) -> Result<(), Error> {
+        self.inner.update_share(adamw, muon, grad_norm)
+    }
+
+    fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {
+        self.inner.values_mut(slot)
     }
 
     fn read(&self, slot: Slot) -> Cow<'_, [f32]> {
