@@ -10,7 +10,7 @@ use crate::cycles;
 
 /// Crates, bottom to top: each may use only those of lower floors. docs/house.md describes them.
 const FLOORS: [&[&str]; 7] = [
-    &["ngen3-model", "ngen3-simd"],
+    &["ngen3-cluster", "ngen3-model", "ngen3-simd"],
     &["ngen3-engine"],
     &["ngen3-data"],
     &["ngen3-generate"],

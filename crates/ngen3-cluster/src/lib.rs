@@ -1,0 +1,19 @@
+//! Ranks: processes that train one model together.
+//!
+//! A [`World`] is this process's view of all ranks. [`Single`] is a world of one; [`Threads`] makes ranks of threads, for tests;
+//! with the feature `mpi`, [`mpi::start`] joins the ranks that `mpirun` or `srun` started. A world can do two things: exchange
+//! numbers between two ranks, and give every rank the bytes of all. The reductions in [`sums`] are built on these, and add up in
+//! the order of the ranks, so that a result never depends on which message arrives first.
+//!
+//! Every rank calls the same functions in the same order; one that calls another waits forever.
+
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod single;
+pub mod sums;
+mod threads;
+mod world;
+
+pub use single::Single;
+pub use threads::Threads;
+pub use world::World;

@@ -1,0 +1,25 @@
+//! [`World`]: all ranks, as one of them sees them.
+
+/// All ranks, as one of them sees them.
+pub trait World: Sync {
+    /// Returns the number of this rank, from 0. Rank 0 alone prints and writes files.
+    fn rank(&self) -> usize;
+
+    /// Returns the number of ranks.
+    fn size(&self) -> usize;
+
+    /// Sends numbers to a rank and receives numbers from one, at the same time; `None` to do only the other. The receiver expects as
+    /// many as are sent.
+    fn exchange(&self, send: Option<(usize, &[f32])>, receive: Option<(usize, &mut [f32])>);
+
+    /// Returns the bytes of every rank, in the order of the ranks.
+    fn gather(&self, own: &[u8]) -> Vec<Vec<u8>>;
+
+    /// Ends all ranks at once with this exit code.
+    fn abort(&self, code: i32) -> !;
+
+    /// Returns `true` on the rank that prints and writes files.
+    fn is_root(&self) -> bool {
+        self.rank() == 0
+    }
+}
