@@ -180,13 +180,13 @@ mod tests {
             let value = |rank: usize, i: usize| (rank * 31 + i * 7) as f32 * 0.37 - 3.0;
             let results = Threads::run(size, |world| {
                 let mut values: Vec<f32> = (0..total).map(|i| value(world.rank(), i)).collect();
-                reduce_scatter(world, &mut values, &shares, &mut Vec::new());
+                reduce_scatter(&*world, &mut values, &shares, &mut Vec::new());
                 let mut collected = Vec::new();
-                collect(world, &values[shares[world.rank()].clone()], &shares, |some| {
+                collect(&*world, &values[shares[world.rank()].clone()], &shares, |some| {
                     collected.extend_from_slice(some);
                     Ok::<_, ()>(())
                 }).unwrap();
-                all_gather(world, &mut values, &shares);
+                all_gather(&*world, &mut values, &shares);
                 (values, collected)
             });
             for (owner, share) in shares.iter().enumerate() {
@@ -222,8 +222,8 @@ mod tests {
         let shares = vec![0..PIECE / 2, PIECE / 2..2 * PIECE + 1, 2 * PIECE + 1..total];
         let results = Threads::run(3, |world| {
             let mut values: Vec<f32> = (0..total).map(|i| ((i % 1_000) * (world.rank() + 1)) as f32).collect();
-            reduce_scatter(world, &mut values, &shares, &mut Vec::new());
-            all_gather(world, &mut values, &shares);
+            reduce_scatter(&*world, &mut values, &shares, &mut Vec::new());
+            all_gather(&*world, &mut values, &shares);
             values
         });
         assert!(results.iter().all(|values| (0..total).all(|i| values[i] == (i % 1_000 * 6) as f32)));
@@ -233,17 +233,17 @@ mod tests {
     fn a_few_numbers_a_flag_and_the_number_of_the_root() {
         let results = Threads::run(3, |world| {
             let mut values = [1.0, world.rank() as f64];
-            sum(world, &mut values);
-            barrier(world);
-            (values, any(world, world.rank() == 2), any(world, false), of_root(world, 7 + world.rank() as u64))
+            sum(&*world, &mut values);
+            barrier(&*world);
+            (values, any(&*world, world.rank() == 2), any(&*world, false), of_root(&*world, 7 + world.rank() as u64))
         });
         assert_eq!(results, [([3.0, 3.0], true, false, 7); 3]);
         let mut alone = [2.0];
         sum(&Single, &mut alone);
         assert_eq!((alone, any(&Single, true), of_root(&Single, 5)), ([2.0], true, 5));
         let mut values = [1.0, 2.0];
-        reduce_scatter(&Single, &mut values, &[0..2], &mut Vec::new());
-        all_gather(&Single, &mut values, &[0..2]);
+        reduce_scatter(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Vec::new());
+        all_gather(&Single, &mut values, std::slice::from_ref(&(0..2)));
         assert_eq!(values, [1.0, 2.0]);
     }
 }

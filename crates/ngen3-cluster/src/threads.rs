@@ -1,7 +1,7 @@
 //! [`Threads`]: ranks as threads of one process, which need no MPI.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::World;
 
@@ -16,7 +16,7 @@ pub struct Threads {
 
 impl Threads {
     /// Creates the ranks of a world of `size`.
-    pub fn world(size: usize) -> Vec<Self> {
+    fn world(size: usize) -> Vec<Self> {
         let mut ranks: Vec<_> = (0..size).map(|rank| Self { rank, to: Vec::new(), from: Vec::new() }).collect();
         for from in 0..size {
             for to in 0..size {
@@ -32,11 +32,11 @@ impl Threads {
     ///
     /// # Panics
     /// If one of them does.
-    pub fn run<T: Send>(size: usize, function: impl Fn(&Self) -> T + Sync) -> Vec<T> {
+    pub fn run<T: Send>(size: usize, function: impl Fn(Arc<Self>) -> T + Sync) -> Vec<T> {
         let (ranks, function) = (Self::world(size), &function);
         std::thread::scope(|scope| {
             // Each thread owns its rank: if it panics, those that wait for it end too.
-            let threads: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || function(&rank))).collect();
+            let threads: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || function(Arc::new(rank)))).collect();
             threads.into_iter().map(|thread| thread.join().expect("the rank ends without a panic")).collect()
         })
     }

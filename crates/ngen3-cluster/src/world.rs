@@ -1,7 +1,9 @@
 //! [`World`]: all ranks, as one of them sees them.
 
+use std::fmt;
+
 /// All ranks, as one of them sees them.
-pub trait World: Sync {
+pub trait World: Send + Sync {
     /// Returns the number of this rank, from 0. Rank 0 alone prints and writes files.
     fn rank(&self) -> usize;
 
@@ -21,5 +23,11 @@ pub trait World: Sync {
     /// Returns `true` on the rank that prints and writes files.
     fn is_root(&self) -> bool {
         self.rank() == 0
+    }
+}
+
+impl fmt::Debug for dyn World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {}", self.rank(), self.size())
     }
 }

@@ -121,9 +121,8 @@ pub trait Trainer: Model {
     }
 
     /// Trains only this range of the flat arrays from now on, as one of several ranks that share the update (stage 1 of ZeRO,
-    /// Rajbhandari et al. 2020, arXiv:1910.02054): [`Trainer::update_share`] changes no other parameters, and moments are kept of
-    /// these alone. The moments of others read as 0, and are ignored where they are written. A share does not cut a matrix that
-    /// Muon updates.
+    /// Rajbhandari et al. 2020, arXiv:1910.02054): [`Trainer::update_share`] changes no other parameters, and the moments, `[share]`,
+    /// are kept of these alone. A share does not cut a matrix that Muon updates.
     ///
     /// # Errors
     /// [`Error::Input`] for a range that is not within the flat arrays, or after the first update or written moment;
@@ -150,16 +149,16 @@ pub trait Trainer: Model {
     /// the arrays are in the memory of another processor.
     fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error>;
 
-    /// Returns a flat array, `[total]`.
+    /// Returns a flat array, `[total]`; a moment, `[share]`.
     fn read(&self, slot: Slot) -> Cow<'_, [f32]>;
 
-    /// Replaces a flat array, `[total]`.
+    /// Replaces a flat array, `[total]`; a moment, `[share]`.
     ///
     /// # Errors
     /// [`Error::Memory`] when the array is not allocated yet and does not fit in memory.
     ///
     /// # Panics
-    /// If `values` does not have `total` elements.
+    /// If `values` does not have as many elements.
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error>;
 
     /// Returns the parameters of the whole model in the order of `ngen3_model::ParamList`, with any adapters merged into their

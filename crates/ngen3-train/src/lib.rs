@@ -9,6 +9,7 @@ mod hash;
 mod objective;
 mod objectives;
 mod prepare;
+mod ranks;
 mod reference;
 mod run;
 mod run_files;

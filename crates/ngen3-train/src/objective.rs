@@ -6,6 +6,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use ngen3_cluster::World;
 use ngen3_engine::{Backward, Trainer};
 
 use crate::Error;
@@ -68,11 +69,17 @@ pub trait Objective {
     /// Errors of the engine, and of files that cannot be read.
     fn training_step(&mut self, trainer: &mut dyn Trainer, micro: &Micro) -> Result<StepOutput, Error>;
 
-    /// Evaluates the model on the held-out data, always on the same tokens. Checks `stop` before each batch.
+    /// Evaluates the model on the held-out data, always on the same tokens, of which each rank takes a part. Checks `stop` before each
+    /// batch. All ranks return the same.
     ///
     /// # Errors
     /// As [`Objective::training_step`].
-    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error>;
+    fn evaluate(
+        &mut self,
+        trainer: &mut dyn Trainer,
+        world: &dyn World,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, Error>;
 
     /// Returns the loss of one batch, held out if possible, to check that the weights are still finite.
     ///

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ngen3_cluster::sums;
 use ngen3_engine::Trainer;
 
 use crate::objective::{Evaluation, Objective, ValLoss};
@@ -10,7 +11,7 @@ use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
 use crate::run_files::run_log::RunLog;
 use crate::run_files::state;
-use crate::{Error, Job, TrainSettings};
+use crate::{Error, Job, TrainSettings, ranks};
 
 /// Receives the progress of a run, such as a progress line on a terminal.
 pub trait Progress {
@@ -86,6 +87,8 @@ pub(crate) struct Run<'a> {
     /// Seconds of the first evaluation and checkpoint, before the first step.
     before_steps_s: f64,
     clock: Instant,
+    /// Buffer of the sums over ranks.
+    scratch: Vec<f32>,
 }
 
 impl<'a> Run<'a> {
@@ -111,6 +114,7 @@ impl<'a> Run<'a> {
             saved: None,
             before_steps_s: 0.0,
             clock,
+            scratch: Vec::new(),
         }
     }
 
@@ -123,7 +127,8 @@ impl<'a> Run<'a> {
         }
         let left = 60.0 * self.settings.minutes - self.elapsed_s() - self.before_steps_s;
         let pace = (self.clock.elapsed().as_secs_f64() - self.before_steps_s) / done as f64;
-        let max_iters = step + (left / pace).round().max(0.0) as u64;
+        // The clock of rank 0 is that of all.
+        let max_iters = sums::of_root(&*self.job.world, step + (left / pace).round().max(0.0) as u64);
         let TrainSettings { warmup_iters: asked, max_iters: before, .. } = self.job.settings;
         let follows = asked == TrainSettings::default_warmup(before);
         self.settings.max_iters = max_iters;
@@ -139,7 +144,7 @@ impl<'a> Run<'a> {
         if step > 0 {
             self.saved = Some(step);
             let owed = self.progress.unevaluated.take();
-            let mut log = RunLog::open(&job.paths.run, if owed.is_some() { step } else { step + 1 })?;
+            let mut log = self.open_log(if owed.is_some() { step } else { step + 1 })?;
             let outcome = match owed {
                 Some(metrics) => self.after_step(metrics, true, &mut log)?,
                 None => None,
@@ -150,10 +155,10 @@ impl<'a> Run<'a> {
         self.progress = TrainProgress { elapsed_s: job.progress.elapsed_s, ..TrainProgress::default() };
         let evaluation = if self.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
         self.save(evaluation)?;
-        if job.adapters.is_none() {
+        if job.adapters.is_none() && job.world.is_root() {
             job.paths.remove_adapters()?;
         }
-        let mut log = RunLog::open(&job.paths.run, 0)?;
+        let mut log = self.open_log(0)?;
         if let Evaluation::Loss(ValLoss { nats, bits_per_byte: val_bpb }) = evaluation {
             let elapsed_s = self.elapsed_s();
             log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(nats), val_bpb })?;
@@ -163,12 +168,24 @@ impl<'a> Run<'a> {
         Ok((log, (evaluation == Evaluation::Stopped).then_some(Outcome::Interrupted(0))))
     }
 
+    /// Opens the log, on rank 0 only; see [`RunLog::open`].
+    fn open_log(&self, from: u64) -> Result<RunLog, Error> {
+        if self.job.world.is_root() { RunLog::open(&self.job.paths.run, from) } else { Ok(RunLog::elsewhere()) }
+    }
+
+    /// Updates the parameters with the gradients of all ranks; returns their norm.
+    pub fn update(&mut self, lr: f32) -> Result<f32, Error> {
+        let Self { job, trainer, settings, progress, scratch, .. } = self;
+        let adamw = settings.adamw(progress.step + 1, lr);
+        ranks::update(&*job.world, &job.shares, &mut **trainer, &adamw, settings.muon(lr).as_ref(), scratch)
+    }
+
     /// Returns the outcome if the run stops early or is interrupted, after saving it.
     pub fn ends_early(&mut self, log: &mut RunLog) -> Result<Option<Outcome>, Error> {
         let step = self.progress.step;
         let outcome = if self.progress.is_stale(self.settings.patience) {
             Outcome::Stale(step)
-        } else if self.stop.load(Ordering::Relaxed) {
+        } else if sums::any(&*self.job.world, self.stop.load(Ordering::Relaxed)) {
             Outcome::Interrupted(step)
         } else {
             return Ok(None);
@@ -228,7 +245,7 @@ impl<'a> Run<'a> {
 
     /// Evaluates the model. Saves it if it is the best and `keep_best` is set.
     fn evaluate(&mut self) -> Result<Evaluation, Error> {
-        let evaluation = self.objective.evaluate(self.trainer, self.stop)?;
+        let evaluation = self.objective.evaluate(self.trainer, &*self.job.world, self.stop)?;
         let Evaluation::Loss(loss) = evaluation else { return Ok(evaluation) };
         self.check("validation loss", loss.nats, self.progress.step)?;
         let best = self.progress.evaluated(loss);
@@ -249,7 +266,13 @@ impl<'a> Run<'a> {
             self.check("loss", loss, step)?;
         }
         self.progress.elapsed_s = self.elapsed_s();
-        let mut saved = state::save(&job.paths.state, &job.record(&self.settings, &self.progress), self.trainer);
+        let mut saved = state::save(
+            &job.paths.state,
+            &job.record(&self.settings, &self.progress),
+            self.trainer,
+            &*job.world,
+            &job.shares,
+        );
         if saved.is_ok() {
             self.saved = Some(step);
             if !self.keeps_best() {

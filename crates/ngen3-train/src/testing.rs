@@ -119,6 +119,8 @@ impl Trainer for FakeEngine {
     }
 
     fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
+        self.arrays[2] = vec![0.0; share.len()];
+        self.arrays[3] = vec![0.0; share.len()];
         self.share = share;
         Ok(())
     }
@@ -131,12 +133,12 @@ impl Trainer for FakeEngine {
         let [params, grads, exp_avg, exp_avg_sq] = &mut self.arrays;
         let scale = if adamw.grad_clip > 0.0 && norm > adamw.grad_clip { adamw.grad_clip / norm } else { 1.0 };
         let correction = |beta: f32| 1.0 - beta.powi(adamw.step as i32);
-        for i in self.share.clone() {
+        for ((i, m), v) in self.share.clone().zip(exp_avg).zip(exp_avg_sq) {
             let g = grads[i] * scale;
-            exp_avg[i] = adamw.beta1 * exp_avg[i] + (1.0 - adamw.beta1) * g;
-            exp_avg_sq[i] = adamw.beta2 * exp_avg_sq[i] + (1.0 - adamw.beta2) * g * g;
-            let root = (exp_avg_sq[i] / correction(adamw.beta2)).sqrt() + adamw.eps;
-            params[i] -= adamw.lr * (exp_avg[i] / correction(adamw.beta1) / root + adamw.weight_decay * params[i]);
+            *m = adamw.beta1 * *m + (1.0 - adamw.beta1) * g;
+            *v = adamw.beta2 * *v + (1.0 - adamw.beta2) * g * g;
+            let root = (*v / correction(adamw.beta2)).sqrt() + adamw.eps;
+            params[i] -= adamw.lr * (*m / correction(adamw.beta1) / root + adamw.weight_decay * params[i]);
         }
         grads.fill(0.0);
         if self.breaks_at == Some(adamw.step) {

@@ -3,12 +3,15 @@
 //! A step accumulates the gradients of its micro-batches, clips them, and updates the weights. It depends only on the settings,
 //! the objective and its number, so a run that is stopped after any step and resumed equals an uninterrupted one.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use ngen3_cluster::sums;
 use ngen3_engine::{Backward, Trainer, splitmix};
 
 use crate::objective::{Micro, Objective};
+use crate::ranks::dealt;
 use crate::run::{Outcome, Progress, Run, StepReport};
 use crate::run_files::metrics::StepMetrics;
 use crate::{Error, Job};
@@ -52,18 +55,22 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     let targets: Vec<u64> =
         (0..settings.gradient_accumulation).map(|i| run.objective.num_target_tokens(before, i)).collect();
     let all: u64 = targets.iter().sum();
-    let (mut loss, mut parts) = (0.0, Vec::new());
-    for (index, targets) in (0..).zip(targets) {
-        let weight = (targets as f64 / all as f64) as f32;
+    let (world, mut sums, mut names) = (Arc::clone(&run.job.world), Vec::new(), Vec::new());
+    for index in dealt(&*world, settings.gradient_accumulation) {
+        let weight = (targets[index as usize] as f64 / all as f64) as f32;
         let seed = dropout_seed(settings.seed, before, index);
         let backward = Backward { weight, dropout: settings.dropout, seed };
         let output = run.objective.training_step(run.trainer, &Micro { step: before, index, backward })?;
-        loss += weight * output.loss;
-        run.pace.tokens += output.tokens;
-        add(&mut parts, weight, output.parts);
+        names = output.parts.iter().map(|&(name, _)| name).collect();
+        let weighted = [output.loss].into_iter().chain(output.parts.into_iter().map(|(_, part)| part));
+        add(&mut sums, [output.tokens as f64].into_iter().chain(weighted.map(|value| f64::from(weight * value))));
     }
+    sums::sum(&*world, &mut sums);
+    run.pace.tokens += sums[0] as u64;
+    let loss = sums[1] as f32;
+    let parts: Vec<_> = names.into_iter().zip(sums[2..].iter().map(|&part| part as f32)).collect();
     run.check("loss", loss, before + 1)?;
-    let grad_norm = run.trainer.update(&settings.adamw(before + 1, lr), settings.muon(lr).as_ref())?;
+    let grad_norm = run.update(lr)?;
     run.check("gradient norm", grad_norm, before + 1)?;
     run.progress.step += 1;
     run.plan();
@@ -86,13 +93,13 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     Ok(StepMetrics { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s })
 }
 
-/// Adds the weighted loss terms of a micro-batch to the step's.
-fn add(sums: &mut Vec<(&'static str, f32)>, weight: f32, parts: Vec<(&'static str, f32)>) {
-    if sums.is_empty() {
-        *sums = parts.iter().map(|&(name, _)| (name, 0.0)).collect();
-    }
-    for ((_, sum), (_, value)) in sums.iter_mut().zip(parts) {
-        *sum += weight * value;
+/// Adds the numbers of a micro-batch to the step's.
+fn add(sums: &mut Vec<f64>, values: impl Iterator<Item = f64>) {
+    for (index, value) in values.enumerate() {
+        match sums.get_mut(index) {
+            Some(sum) => *sum += value,
+            None => sums.push(value),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Fine-tuning's loss against PyTorch's with label -100 outside the assistant's turns (`fixtures/make_masked_loss.py`).
 
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ngen3_cluster::Single;
 use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_data::Tokenizer;
 use ngen3_data::chat::{ChatEncoder, ChatInput, ChatReading, Chats, TooLong, TrainOn};
@@ -52,6 +54,7 @@ fn prepare_with(
         settings,
         shape: Shape::default(),
         lora: None,
+        world: Arc::new(Single),
     };
     let options = ChatOptions { train_on, too_long: TooLong::Split, skip_bad: false };
     setup::on_chats(&Cpu, spec, chats, options, None).unwrap()

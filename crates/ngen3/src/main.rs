@@ -4,7 +4,7 @@
 //! `run`. The files beside this one are what commands share: [`cli`] (the definition of all commands), [`argv`] (names with
 //! `_` or `-`), [`device`] (the engine), [`model`] (opening the models that flags name), [`training`] (training runs),
 //! [`streaming`] (text as it is generated), [`teacher_writing`] (texts for a student), [`line_editor`], [`sparkline`], [`threads`], [`progress`], [`interrupt`],
-//! [`json_file`], [`error_line`] and [`stdout`].
+//! [`json_file`], [`error_line`], [`stdout`] and [`world`] (the ranks of a run on many machines).
 //!
 //! This file turns the result of a command into one line and an exit code: 0 success, 1 failure, 2 usage error,
 //! 130 interrupted.
@@ -27,23 +27,44 @@ mod streaming;
 mod teacher_writing;
 mod threads;
 mod training;
+mod world;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    match world::join() {
+        Ok(joined) => joined.leave(run()),
+        Err(error) => {
+            progress::write_line(&format!("error: {}", error_line::one_line(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> ExitCode {
     let definition = cli::definition();
     let command = match cli::parse(&definition, std::env::args_os()) {
         Ok(command) => command,
         // Usage errors go to stderr with code 2; help and version to stdout with code 0.
-        Err(error) => error.exit(),
+        Err(error) => {
+            if !world::is_quiet() {
+                let _ = error.print();
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
     };
     match check_environment().and_then(|()| command.run(&definition)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of stdout has seen enough (`ngen3 … | head`), which is no failure.
         Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            progress::write_line(&format!("error: {}", error_line::one_line(&error)));
-            if error.is::<interrupt::Interrupted>() { ExitCode::from(130) } else { ExitCode::FAILURE }
+            let line = format!("error: {}", error_line::one_line(&error));
+            progress::write_line(&line);
+            if error.is::<interrupt::Interrupted>() {
+                return ExitCode::from(130);
+            }
+            world::fail(&line);
+            ExitCode::FAILURE
         }
     }
 }

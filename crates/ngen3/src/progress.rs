@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_model::words::{file_size, grouped};
 
+use crate::world;
+
 /// Time between lines if stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -125,6 +127,9 @@ impl Drop for Progress {
 
 /// Writes a line to stderr. Errors are ignored: a stderr that nobody reads is no reason to stop the work.
 pub fn write_line(text: &str) {
+    if world::is_quiet() {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

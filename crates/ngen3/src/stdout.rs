@@ -4,6 +4,8 @@ use std::io::{ErrorKind, IsTerminal, Write};
 
 use anyhow::anyhow;
 
+use crate::world;
+
 /// Error when the reader has closed stdout (`ngen3 variants | head -1`); the program then ends quietly.
 #[derive(Debug)]
 pub struct Closed;
@@ -21,6 +23,9 @@ impl std::error::Error for Closed {}
 /// # Errors
 /// [`Closed`] if the reader is gone; a plain error for anything else, such as a full disk.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    if world::is_quiet() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => Closed.into(),

@@ -128,6 +128,7 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     // Conversations are packed, up to this many tokens per step.
     let upto = if matches!(job.objective, ObjectiveRecord::Chat(_)) { "up to " } else { "" };
     let teachers = if matches!(job.objective, ObjectiveRecord::Distill(_)) { " (including the teacher)" } else { "" };
+    let each = if job.world.size() > 1 { " each" } else { "" };
     let adapters = match &job.adapters {
         None => String::new(),
         Some(AdapterRecord { lora, .. }) => {
@@ -145,12 +146,15 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
             grouped(data.identity.val_tokens)
         ),
         format!(
-            "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{teachers}",
+            "run:   {} of {upto}{} ({} of {}{accumulated}), {}, {}, about {} of memory{each}{teachers}",
             if minutes > 0.0 { format!("{minutes} min of steps") } else { grouped_count(max_iters, "step") },
             grouped_count(settings.tokens_per_step(config.block_size), "token"),
             grouped_count(batch_size as u64, "sequence"),
             config.block_size,
-            grouped_count(info.threads as u64, "thread"),
+            match job.world.size() {
+                1 => grouped_count(info.threads as u64, "thread"),
+                size => format!("{size} ranks of {}", grouped_count(info.threads as u64, "thread")),
+            },
             info.dtype,
             memory_size(job.bytes)
         ),

@@ -154,13 +154,15 @@ impl Trainer for CpuEngine {
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
         let total = self.runner.model.learned().1.len();
-        assert_eq!(values.len(), total, "number of trainable parameters");
         match slot {
-            Slot::Params | Slot::Grads => self.values_mut(slot)?.copy_from_slice(values),
-            Slot::ExpAvg => self.optimizer.write_moment(Moment::First, values)?,
-            Slot::ExpAvgSq => self.optimizer.write_moment(Moment::Second, values)?,
+            Slot::Params | Slot::Grads => {
+                assert_eq!(values.len(), total, "number of trainable parameters");
+                self.values_mut(slot)?.copy_from_slice(values);
+                Ok(())
+            }
+            Slot::ExpAvg => self.optimizer.write_moment(Moment::First, values, total),
+            Slot::ExpAvgSq => self.optimizer.write_moment(Moment::Second, values, total),
         }
-        Ok(())
     }
 
     fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {

@@ -99,34 +99,30 @@ impl OptimizerState {
         update(adamw, muon, precision, grad_norm, list, share.start, arrays);
     }
 
-    /// Returns a moment, `[total]`, with zeros outside the share.
+    /// Returns a moment, `[share]`.
     pub fn moment(&self, moment: Moment, total: usize) -> Cow<'_, [f32]> {
         let values = match moment {
             Moment::First => &self.exp_avg,
             Moment::Second => &self.exp_avg_sq,
         };
-        if values.len() == total {
-            return Cow::Borrowed(values);
-        }
-        let mut all = vec![0.0; total];
-        if !values.is_empty() {
-            all[self.share(total)].copy_from_slice(values);
-        }
-        Cow::Owned(all)
+        if values.is_empty() { Cow::Owned(vec![0.0; self.share(total).len()]) } else { Cow::Borrowed(values) }
     }
 
-    /// Replaces a moment by the share's part of `values`, `[total]`.
+    /// Replaces a moment, `[share]`, of `total` parameters.
     ///
     /// # Errors
     /// As [`OptimizerState::reserve_all`].
-    pub fn write_moment(&mut self, moment: Moment, values: &[f32]) -> Result<(), Error> {
-        self.reserve_all(values.len())?;
-        let share = self.share(values.len());
+    ///
+    /// # Panics
+    /// If `values` does not have as many elements.
+    pub fn write_moment(&mut self, moment: Moment, values: &[f32], total: usize) -> Result<(), Error> {
+        assert_eq!(values.len(), self.share(total).len(), "number of parameters in the share");
+        self.reserve_all(total)?;
         let target = match moment {
             Moment::First => &mut self.exp_avg,
             Moment::Second => &mut self.exp_avg_sq,
         };
-        target.copy_from_slice(&values[share]);
+        target.copy_from_slice(values);
         Ok(())
     }
 }

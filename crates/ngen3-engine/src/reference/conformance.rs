@@ -253,7 +253,7 @@ impl Pair<'_> {
         let cut = stacked.offset + stacked.len() / stacked.num_layer_matrices();
         for share in [0..list.wte.len() / 3, list.wte.len() / 3..cut, cut..total] {
             let mut both = self.open()?;
-            let moments: Vec<f32> = values(list.iter(), 30).iter().map(|x| x.abs()).collect();
+            let moments: Vec<f32> = values(list.iter(), 30)[share.clone()].iter().map(|x| x.abs()).collect();
             for model in &mut both {
                 model.set_share(share.clone())?;
                 model.write(Slot::ExpAvg, &moments)?;

@@ -154,6 +154,8 @@ impl Trainer for Reference {
         if share.start > share.end || share.end > total {
             return Err(Error::Input(format!("the share {share:?} is not within {total} parameters")));
         }
+        self.exp_avg = vec![0.0; share.len()];
+        self.exp_avg_sq = vec![0.0; share.len()];
         self.share = share;
         Ok(())
     }
@@ -173,6 +175,7 @@ impl Trainer for Reference {
                     continue;
                 }
                 let (p, g) = (&mut params[range.clone()], &grads[range.clone()]);
+                let range = range.start - share.start..range.end - share.start;
                 let (m, v) = (&mut exp_avg[range.clone()], &mut exp_avg_sq[range]);
                 match (muon, param.num_layer_matrices()) {
                     (None, _) | (_, 0) => adamw_update(adamw, param.decays(), clip, p, g, m, v),
@@ -198,11 +201,10 @@ impl Trainer for Reference {
     }
 
     fn write(&mut self, slot: Slot, values: &[f32]) -> Result<(), Error> {
-        let share = self.share.clone();
         match slot {
             Slot::Params | Slot::Grads => self.values_mut(slot)?.copy_from_slice(values),
-            Slot::ExpAvg => self.exp_avg[share.clone()].copy_from_slice(&values[share]),
-            Slot::ExpAvgSq => self.exp_avg_sq[share.clone()].copy_from_slice(&values[share]),
+            Slot::ExpAvg => self.exp_avg.copy_from_slice(values),
+            Slot::ExpAvgSq => self.exp_avg_sq.copy_from_slice(values),
         }
         Ok(())
     }

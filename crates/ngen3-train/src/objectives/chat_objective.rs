@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_cluster::World;
 use ngen3_data::chat::{ChatSampler, IGNORE_INDEX, TrainOn};
 use ngen3_engine::{Batch, IGNORE, Trainer};
 use ngen3_model::words::count;
@@ -10,6 +11,7 @@ use ngen3_model::words::count;
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
 use crate::objectives::held_out::{HeldOutText, ValSums};
 use crate::prepare::job::DataInfo;
+use crate::ranks::dealt;
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
@@ -102,21 +104,22 @@ impl Objective for ChatObjective {
         Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
-        let (mut sum, mut counted, mut sums) = (0.0, 0, ValSums::default());
-        for index in 0..self.sampler.val_batches().min(self.eval_iters) {
+    fn evaluate(
+        &mut self,
+        trainer: &mut dyn Trainer,
+        world: &dyn World,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, Error> {
+        let mut sums = ValSums::default();
+        for index in dealt(world, self.sampler.val_batches().min(self.eval_iters) as u64) {
             if stop.load(Ordering::Relaxed) {
-                return Ok(Evaluation::Stopped);
+                sums.stop();
+                break;
             }
-            let (batch, text) = self.val_batch(index);
-            let tokens = batch.num_target_tokens();
-            sum += f64::from(sums.add(trainer, batch, Some(text))?) * tokens as f64;
-            counted += tokens;
+            let (batch, text) = self.val_batch(index as usize);
+            sums.add(trainer, batch, batch.num_target_tokens() as f64, Some(text))?;
         }
-        if counted == 0 {
-            return Ok(Evaluation::NothingHeldOut);
-        }
-        Ok(Evaluation::Loss(sums.val_loss((sum / counted as f64) as f32, Some(&self.text))))
+        Ok(sums.evaluation(world, Some(&self.text)))
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_cluster::World;
 use ngen3_engine::{DistillConfig, DistillLoss, Divergence, Dtype, Quant, Teacher, TeacherSource, Trainer};
 
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
@@ -216,8 +217,13 @@ impl Objective for DistillObjective {
         })
     }
 
-    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
-        self.task.tokens.evaluate(trainer, stop)
+    fn evaluate(
+        &mut self,
+        trainer: &mut dyn Trainer,
+        world: &dyn World,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, Error> {
+        self.task.tokens.evaluate(trainer, world, stop)
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {

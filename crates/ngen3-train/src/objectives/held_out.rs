@@ -6,12 +6,13 @@
 
 use std::f64::consts::LN_2;
 
+use ngen3_cluster::{World, sums};
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::{ByteCounter, TextSize};
 use ngen3_engine::{Batch, IGNORE, Trainer};
 
 use crate::Error;
-use crate::objective::ValLoss;
+use crate::objective::{Evaluation, ValLoss};
 
 /// Text of the held-out tokens.
 #[derive(Debug)]
@@ -28,39 +29,67 @@ impl HeldOutText {
     }
 }
 
-/// Losses of an evaluation, summed over its batches.
+/// Losses of an evaluation, summed over this rank's batches.
 #[derive(Debug, Default)]
 pub(crate) struct ValSums {
+    /// Mean losses of the batches, times their weights.
+    loss: f64,
+    /// Weights of the batches.
+    weight: f64,
     /// Nats of the tokens that stand for text.
     nats: f64,
     /// Number of these.
-    tokens: u64,
+    tokens: f64,
+    /// Ranks that were stopped.
+    stopped: f64,
 }
 
 impl ValSums {
-    /// Returns the mean loss of a batch in nats per token, after adding the losses of its text.
+    /// Adds the losses of a batch, whose mean counts with this weight.
     ///
     /// # Errors
     /// As [`ngen3_engine::Model::loss`].
-    pub fn add(&mut self, trainer: &mut dyn Trainer, batch: &Batch, text: Option<&HeldOutText>) -> Result<f32, Error> {
+    pub fn add(
+        &mut self,
+        trainer: &mut dyn Trainer,
+        batch: &Batch,
+        weight: f64,
+        text: Option<&HeldOutText>,
+    ) -> Result<(), Error> {
         let losses = trainer.losses(batch)?;
         if let Some(HeldOutText { counter, .. }) = text {
             let of_text = |&(_, &target): &(&f32, &u32)| target != IGNORE && counter.is_text(target);
             for (&loss, _) in losses.iter().zip(&batch.targets).filter(of_text) {
                 self.nats += f64::from(loss);
-                self.tokens += 1;
+                self.tokens += 1.0;
             }
         }
-        Ok(batch.mean(&losses)?)
+        self.loss += f64::from(batch.mean(&losses)?) * weight;
+        self.weight += weight;
+        Ok(())
     }
 
-    /// Returns the validation loss, given its mean in nats per token.
-    pub fn val_loss(&self, nats: f32, text: Option<&HeldOutText>) -> ValLoss {
-        let size = text.map(|text| text.size).filter(|size| size.bytes > 0 && self.tokens > 0);
+    /// Notes that this rank was stopped before the end of its batches.
+    pub fn stop(&mut self) {
+        self.stopped = 1.0;
+    }
+
+    /// Returns the validation loss over the batches of all ranks.
+    pub fn evaluation(&self, world: &dyn World, text: Option<&HeldOutText>) -> Evaluation {
+        let mut all = [self.loss, self.weight, self.nats, self.tokens, self.stopped];
+        sums::sum(world, &mut all);
+        let [loss, weight, nats, tokens, stopped] = all;
+        if stopped > 0.0 {
+            return Evaluation::Stopped;
+        }
+        if weight == 0.0 {
+            return Evaluation::NothingHeldOut;
+        }
+        let size = text.map(|text| text.size).filter(|size| size.bytes > 0 && tokens > 0.0);
         let bits = |size: TextSize| {
-            let nats_per_byte = self.nats / self.tokens as f64 * (size.tokens as f64 / size.bytes as f64);
+            let nats_per_byte = nats / tokens * (size.tokens as f64 / size.bytes as f64);
             (nats_per_byte / LN_2) as f32
         };
-        ValLoss { nats, bits_per_byte: size.map(bits) }
+        Evaluation::Loss(ValLoss { nats: (loss / weight) as f32, bits_per_byte: size.map(bits) })
     }
 }

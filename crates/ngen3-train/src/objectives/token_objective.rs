@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ngen3_cluster::World;
 use ngen3_data::{BatchSampler, TokenFile, Tokenizer};
 use ngen3_engine::{Batch, Sequence, Trainer};
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
@@ -11,6 +12,7 @@ use crate::hash::sha256;
 use crate::objective::{Evaluation, Micro, Objective, StepOutput};
 use crate::objectives::held_out::{HeldOutText, ValSums};
 use crate::prepare::job::{DataInfo, check_tokenizers};
+use crate::ranks::dealt;
 use crate::run_files::record::DataIdentity;
 use crate::{Error, TrainSettings};
 
@@ -121,18 +123,24 @@ impl Objective for TokenObjective {
         Ok(StepOutput { loss, parts: Vec::new(), tokens: batch.inputs.len() as u64 })
     }
 
-    fn evaluate(&mut self, trainer: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
-        let (mut sum, mut sums) = (0.0, ValSums::default());
-        for index in 0..self.eval_iters {
+    fn evaluate(
+        &mut self,
+        trainer: &mut dyn Trainer,
+        world: &dyn World,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, Error> {
+        let mut sums = ValSums::default();
+        for index in dealt(world, self.eval_iters) {
             if self.val_batch(index).is_none() {
-                return Ok(Evaluation::NothingHeldOut);
+                break;
             }
             if stop.load(Ordering::Relaxed) {
-                return Ok(Evaluation::Stopped);
+                sums.stop();
+                break;
             }
-            sum += f64::from(sums.add(trainer, &self.batch, self.text.as_ref())?);
+            sums.add(trainer, &self.batch, 1.0, self.text.as_ref())?;
         }
-        Ok(Evaluation::Loss(sums.val_loss((sum / self.eval_iters as f64) as f32, self.text.as_ref())))
+        Ok(sums.evaluation(world, self.text.as_ref()))
     }
 
     fn probe(&mut self, trainer: &mut dyn Trainer) -> Result<f32, Error> {

@@ -3,17 +3,22 @@
 //! All user errors are found by now, within seconds and before any file changes: settings out of range, contradictory shapes,
 //! changed data, a model that does not fit in memory, a folder that is not writable.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use ngen3_engine::{Device, Quant, Slot, Trainer, Workload};
+use ngen3_cluster::World;
+use ngen3_engine::{ComputeInfo, Device, Quant, Slot, Trainer, Workload};
 use ngen3_model::hf::write_adapter;
-use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, ParamList, TokenizerRef, checkpoint};
+use ngen3_model::{ChatFormat, Checkpoint, CheckpointMeta, Config, LoraList, ParamList, TokenizerRef, checkpoint};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::hash::sha256_of;
 use crate::prepare::memory;
 use crate::prepare::resolve::{Moments, Origin, Resolved};
 use crate::run_files::record::{AdapterRecord, DataIdentity, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
-use crate::{Error, OptimizerKind, RunLock, RunPaths, TrainSettings};
+use crate::{Error, OptimizerKind, RunLock, RunPaths, TrainSettings, ranks};
 
 /// Description of a run's data, for files and messages.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +60,10 @@ pub struct Job {
     pub progress: TrainProgress,
     /// Notes to show before it starts, one line each.
     pub notes: Vec<String>,
+    /// Ranks that train together.
+    pub world: Arc<dyn World>,
+    /// Share of the parameters that each rank updates.
+    pub shares: Vec<Range<usize>>,
 }
 
 /// Initial parameters and optimizer state.
@@ -95,6 +104,7 @@ impl Resolved {
             progress,
             origin,
             mut notes,
+            world,
         } = self;
         match &origin {
             Origin::Scratch => {}
@@ -118,7 +128,13 @@ impl Resolved {
             (None, Some((teacher, quant))) => Workload::Distill { batch_size, teacher, quant },
             (None, None) => Workload::Train { batch_size },
         };
-        let (bytes, note) = memory::check(device, &config, workload, &settings, held)?;
+        let muon = settings.optimizer == OptimizerKind::Muon;
+        let shares = match &adapters {
+            None => ranks::shares(&*world, ParamList::new(&config).iter(), muon),
+            Some(adapters) => ranks::shares(&*world, LoraList::new(&config, &adapters.lora)?.iter(), false),
+        };
+        let elsewhere = shares.last().map_or(0, |last| last.end) - shares[world.rank()].len();
+        let (bytes, note) = memory::check(device, &config, workload, &settings, held, elsewhere as u64)?;
         notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("--patience has no effect: nothing is held out for validation".into());
@@ -127,14 +143,39 @@ impl Resolved {
         if adapters.is_some() && settings.optimizer == OptimizerKind::Muon {
             notes.push("adapters are updated by adamw: muon is for whole matrices".into());
         }
-        let lock = paths.prepare()?;
+        let facts = [
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("model", text_of(&config)),
+            ("settings", text_of(&TrainSettings { threads: 0, ..settings.clone() })),
+            ("data", text_of(&data.identity)),
+            ("objective", text_of(&objective.to_json())),
+            ("step", progress.step.to_string()),
+        ];
+        // Before the first file changes, and after all ranks have read those that are there.
+        ranks::check_same(&*world, &facts)?;
+        let lock = if world.is_root() { paths.prepare()? } else { RunLock::default() };
         let params = params.unwrap_or_else(|| ParamList::new(&config).init(settings.seed));
-        if adapters.is_some() && !matches!(origin, Origin::State(_)) {
+        if world.is_root() && adapters.is_some() && !matches!(origin, Origin::State(_)) {
             // Saved beside the state, so that resuming does not depend on the original file.
             checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
         }
         let weights = InitialWeights { params, adapter: adapter_params, moments };
-        Ok((Job { kind, config, settings, bytes, paths, lock, data, objective, adapters, progress, notes }, weights))
+        let job = Job {
+            kind,
+            config,
+            settings,
+            bytes,
+            paths,
+            lock,
+            data,
+            objective,
+            adapters,
+            progress,
+            notes,
+            world,
+            shares,
+        };
+        Ok((job, weights))
     }
 }
 
@@ -149,9 +190,16 @@ impl Job {
         if let (Some(adapters), Some(adapter)) = (&self.adapters, adapter) {
             trainer.adapt(&adapters.lora, adapter)?;
         }
+        let share = self.shares[self.world.rank()].clone();
+        if self.world.size() > 1 {
+            let ComputeInfo { dtype, .. } = trainer.info();
+            let facts = [("dtype", dtype.to_string()), ("weights", sha256_of(&trainer.read(Slot::Params)))];
+            ranks::check_same(&*self.world, &facts)?;
+            trainer.set_share(share.clone())?;
+        }
         if let Some(Moments { exp_avg, exp_avg_sq }) = moments {
-            trainer.write(Slot::ExpAvg, &exp_avg)?;
-            trainer.write(Slot::ExpAvgSq, &exp_avg_sq)?;
+            trainer.write(Slot::ExpAvg, &exp_avg[share.clone()])?;
+            trainer.write(Slot::ExpAvgSq, &exp_avg_sq[share])?;
         }
         Ok(trainer)
     }
@@ -183,13 +231,17 @@ impl Job {
     /// # Errors
     /// As [`Job::save_model`].
     pub fn complete(&self, trainer: &dyn Trainer) -> Result<(), Error> {
+        if !self.world.is_root() {
+            return Ok(());
+        }
         // The best model is written before the state that records it.
         let keeps_best = self.settings.keep_best && self.progress.best_val_loss.is_some();
         let whole = || Checkpoint::load(&self.paths.model).is_ok_and(|model| model.meta.iter_num == self.progress.step);
         if keeps_best || whole() { Ok(()) } else { self.save_model(trainer, &self.settings, &self.progress) }
     }
 
-    /// Writes the model after `progress.step` updates with these settings, with adapters merged, and the adapters, if any.
+    /// Writes the model after `progress.step` updates with these settings, with adapters merged, and the adapters, if any; on rank 0
+    /// only.
     ///
     /// # Errors
     /// [`Error::Model`] if it cannot be written; the old file is then unchanged.
@@ -199,9 +251,12 @@ impl Job {
         settings: &TrainSettings,
         progress: &TrainProgress,
     ) -> Result<(), Error> {
+        if !self.world.is_root() {
+            return Ok(());
+        }
         // Converted through text, so that 3e-4 stays 0.0003 when f32 becomes f64.
-        let json = serde_json::to_string(settings).expect("numbers and names serialise");
-        let mut training: Map<String, Value> = serde_json::from_str(&json).expect("what serialises is JSON");
+        let mut training: Map<String, Value> =
+            serde_json::from_str(&text_of(settings)).expect("what serialises is JSON");
         let DataInfo { identity, tokenizer, chat, source, .. } = self.data.clone();
         let DataIdentity { train_tokens, val_tokens, sha256 } = identity;
         let data =
@@ -228,6 +283,11 @@ impl Job {
         }
         Ok(checkpoint::save(&self.paths.model, &self.config, &trainer.merged(), &meta)?)
     }
+}
+
+/// Formats as JSON.
+fn text_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("names and numbers serialise")
 }
 
 /// Fails if the tokenizers of a model and of the data are known and differ.

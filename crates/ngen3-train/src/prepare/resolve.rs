@@ -2,7 +2,9 @@
 //! data follows in `job.rs`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use ngen3_cluster::World;
 use ngen3_model::words::{count, grouped, grouped_count};
 use ngen3_model::{ChatFormat, Checkpoint, Config, Error as ModelError, Lora, LoraList, Recipe, TokenizerRef, Variant};
 
@@ -46,6 +48,8 @@ pub struct Resolved {
     pub(crate) progress: TrainProgress,
     pub(crate) origin: Origin,
     pub(crate) notes: Vec<String>,
+    /// Ranks that train together.
+    pub(crate) world: Arc<dyn World>,
 }
 
 /// AdamW's moments, each as long as the trained parameters.
@@ -67,6 +71,16 @@ pub(crate) enum Origin {
     State(Box<RunRecord>),
 }
 
+/// What all ways to begin have in common.
+struct Request {
+    kind: RunKind,
+    paths: RunPaths,
+    variant: Option<&'static Variant>,
+    shape: Shape,
+    asked: Overrides,
+    world: Arc<dyn World>,
+}
+
 impl RunSpec {
     /// Resolves shape, settings and weights. `vocab_size` returns the data's, the default for a model trained from scratch.
     ///
@@ -79,7 +93,7 @@ impl RunSpec {
         };
         let named = self.variant.filter(|variant| file_shape.keeps_to(variant));
         let paths = self.paths(named)?;
-        let Self { kind, variant, start, overwrite, settings, shape, lora, .. } = self;
+        let Self { kind, variant, start, overwrite, settings, shape, lora, world, .. } = self;
         let (mut asked, shape) = (settings.or(file_settings), shape.or(file_shape));
         if asked.max_iters.is_some() && asked.minutes.is_some_and(|minutes| minutes > 0.0) {
             return Err(Error::Usage("minutes and max_iters: expected one of them, got both".into()));
@@ -94,11 +108,12 @@ impl RunSpec {
         }
         let (from, checkpoint, shape) = match start {
             StartFrom::Resume => {
-                let run = Resolved::resume(kind, paths, variant, shape, asked)?;
+                let run = Resolved::resume(Request { kind, paths, variant, shape, asked, world })?;
                 return lora.map_or(Ok(run), |_| Err(no_base()));
             }
             StartFrom::Scratch => {
-                let run = Resolved::from_scratch(kind, paths, variant, shape, asked, vocab_size()?)?;
+                let request = Request { kind, paths, variant, shape, asked, world };
+                let run = Resolved::from_scratch(request, vocab_size()?)?;
                 return lora.map_or(Ok(run), |_| Err(no_base()));
             }
             StartFrom::Checkpoint(from) => {
@@ -117,7 +132,7 @@ impl RunSpec {
                 (from, checkpoint, shape)
             }
         };
-        Resolved::from_checkpoint(kind, paths, (from, checkpoint), variant, shape, asked, lora)
+        Resolved::from_checkpoint(Request { kind, paths, variant, shape, asked, world }, from, checkpoint, lora)
     }
 }
 
@@ -128,14 +143,8 @@ fn no_base() -> Error {
 
 impl Resolved {
     /// Starts at step 0 with random weights. `vocab_size` is the default for the vocabulary.
-    fn from_scratch(
-        kind: RunKind,
-        paths: RunPaths,
-        variant: Option<&Variant>,
-        shape: Shape,
-        asked: Overrides,
-        vocab_size: usize,
-    ) -> Result<Self, Error> {
+    fn from_scratch(request: Request, vocab_size: usize) -> Result<Self, Error> {
+        let Request { kind, paths, variant, shape, asked, world } = request;
         let Some(config) = shape.config(variant, vocab_size) else {
             return Err(Error::Usage(format!(
                 "incomplete model shape: expected {}, or n_layer, n_head, n_embd and block_size in a --config file",
@@ -143,7 +152,8 @@ impl Resolved {
             )));
         };
         config.validate()?;
-        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?;
+        let mut notes = Vec::new();
+        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?.dealt_to(&*world, &mut notes)?;
         Ok(Self {
             kind,
             paths,
@@ -155,21 +165,20 @@ impl Resolved {
             moments: None,
             progress: TrainProgress::default(),
             origin: Origin::Scratch,
-            notes: Vec::new(),
+            notes,
+            world,
         })
     }
 
     /// Starts at step 0 with the weights of a checkpoint, and optionally with adapters. The checkpoint must have the requested
     /// shape; only the context length may be shorter: positions beyond it are cut off.
     fn from_checkpoint(
-        kind: RunKind,
-        paths: RunPaths,
-        (from, checkpoint): (PathBuf, Checkpoint),
-        variant: Option<&Variant>,
-        shape: Shape,
-        asked: Overrides,
+        request: Request,
+        from: PathBuf,
+        checkpoint: Checkpoint,
         lora: Option<Lora>,
     ) -> Result<Self, Error> {
+        let Request { kind, paths, variant, shape, asked, world } = request;
         let Checkpoint { mut config, mut params, meta } = checkpoint;
         let mut wanted = shape.clone().or(Shape::sizes_of(variant));
         if let Some(block_size) = wanted.block_size.take_if(|block_size| *block_size < config.block_size) {
@@ -196,7 +205,7 @@ impl Resolved {
         if !differences.is_empty() {
             return Err(ModelError::OtherModel { path: from, differences }.into());
         }
-        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?;
+        let settings = TrainSettings::settle(asked, recipe_of(variant), &config)?.dealt_to(&*world, &mut notes)?;
         let (mut adapters, mut adapter_params) = (None, None);
         if let Some(lora) = lora {
             adapter_params = Some(LoraList::new(&config, &lora)?.init(settings.seed));
@@ -215,17 +224,13 @@ impl Resolved {
             progress: TrainProgress::default(),
             origin: Origin::Checkpoint(from, meta.tokenizer, meta.chat),
             notes,
+            world,
         })
     }
 
     /// Continues from the run's state. Settings are the run's own unless given again; the shape cannot change.
-    fn resume(
-        kind: RunKind,
-        paths: RunPaths,
-        variant: Option<&Variant>,
-        shape: Shape,
-        asked: Overrides,
-    ) -> Result<Self, Error> {
+    fn resume(request: Request) -> Result<Self, Error> {
+        let Request { kind, paths, variant, shape, asked, world } = request;
         let Some(State { record, params, exp_avg, exp_avg_sq }) = state::load(&paths.state)? else {
             return Err(Error::Usage(format!(
                 "nothing to resume: {} does not exist; drop --resume to start a new run, or start from a checkpoint \
@@ -279,6 +284,7 @@ impl Resolved {
             return Err(Error::Usage(format!("max_iters: expected at least the {done} already done, got {max_iters}")));
         }
         let settings = TrainSettings::settle(asked.or(own), &PLAIN_RECIPE, &record.config)?;
+        settings.check_ranks(&*world)?;
         let changes = settings.changes_since(&record.settings);
         let mut notes = Vec::new();
         if !changes.is_empty() {
@@ -305,7 +311,20 @@ impl Resolved {
             Some(adapters) => (Some(base_of(&paths, &config, adapters)?), Some(params)),
         };
         let origin = Origin::State(Box::new(record));
-        Ok(Self { kind, paths, config, settings, params, adapters, adapter_params, moments, progress, origin, notes })
+        Ok(Self {
+            kind,
+            paths,
+            config,
+            settings,
+            params,
+            adapters,
+            adapter_params,
+            moments,
+            progress,
+            origin,
+            notes,
+            world,
+        })
     }
 
     /// Objective of the resumed run; `None` for a new run.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ngen3_cluster::World;
 use ngen3_model::{Checkpoint, Lora, Variant};
 
 use crate::config::shape::Shape;
@@ -31,6 +32,8 @@ pub struct RunSpec {
     pub shape: Shape,
     /// LoRA adapters to train instead of the weights, for a new run.
     pub lora: Option<Lora>,
+    /// Ranks that train together.
+    pub world: Arc<dyn World>,
 }
 
 /// Initial weights of a run, with the path they come from.

@@ -19,9 +19,13 @@ use crate::run_files::tensorboard;
 /// Prefix by which TensorBoard finds event files.
 const EVENTS_PREFIX: &str = "events.out.tfevents.";
 
-/// Open log of a run.
+/// Log of a run, on the rank that writes files; on others nothing.
 #[derive(Debug)]
-pub struct RunLog {
+pub struct RunLog(Option<Open>);
+
+/// Open files of a log.
+#[derive(Debug)]
+struct Open {
     folder: PathBuf,
     metrics: File,
     events: File,
@@ -29,6 +33,11 @@ pub struct RunLog {
 }
 
 impl RunLog {
+    /// A log that is written by another rank.
+    pub fn elsewhere() -> Self {
+        Self(None)
+    }
+
     /// Opens or creates the log in `folder` and drops existing lines from step `from` on.
     ///
     /// # Errors
@@ -44,7 +53,7 @@ impl RunLog {
         write_atomic(&path, |file| lines.iter().try_for_each(|line| file.write_all(&json(line))))?;
         let metrics = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         let events = new_event_file(folder, &lines)?;
-        Ok(Self { folder: folder.into(), metrics, events, lines })
+        Ok(Self(Some(Open { folder: folder.into(), metrics, events, lines })))
     }
 
     /// Appends a line.
@@ -52,9 +61,10 @@ impl RunLog {
     /// # Errors
     /// [`Error::Io`] if a file cannot be written.
     pub fn write(&mut self, line: MetricsLine) -> Result<(), Error> {
-        self.metrics.write_all(&json(&line)).map_err(Error::io("write", &self.folder.join("metrics.jsonl")))?;
-        write_event(&mut self.events, &line, now()).map_err(Error::io("write TensorBoard events in", &self.folder))?;
-        self.lines.push(line);
+        let Some(Open { folder, metrics, events, lines }) = &mut self.0 else { return Ok(()) };
+        metrics.write_all(&json(&line)).map_err(Error::io("write", &folder.join("metrics.jsonl")))?;
+        write_event(events, &line, now()).map_err(Error::io("write TensorBoard events in", folder))?;
+        lines.push(line);
         Ok(())
     }
 
@@ -63,12 +73,13 @@ impl RunLog {
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] if a file cannot be written.
     pub fn sync(&mut self) -> Result<(), Error> {
-        for file in [&self.metrics, &self.events] {
-            file.sync_data().map_err(Error::io("write in", &self.folder))?;
+        let Some(Open { folder, metrics, events, lines }) = &self.0 else { return Ok(()) };
+        for file in [metrics, events] {
+            file.sync_data().map_err(Error::io("write in", folder))?;
         }
-        let title = self.folder.file_stem().unwrap_or_default().to_string_lossy();
-        let svg = plot::loss_svg(&title, &self.lines);
-        write_atomic(&self.folder.join("loss.svg"), |file| file.write_all(svg.as_bytes()))?;
+        let title = folder.file_stem().unwrap_or_default().to_string_lossy();
+        let svg = plot::loss_svg(&title, lines);
+        write_atomic(&folder.join("loss.svg"), |file| file.write_all(svg.as_bytes()))?;
         Ok(())
     }
 }
@@ -211,7 +222,7 @@ mod tests {
         assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are removed at once");
         log.write(line(3)).unwrap();
         assert_eq!(steps(&path), [0, 1, 2, 3]);
-        assert_eq!(log.lines, [line(0), line(1), line(2), line(3)]);
+        assert_eq!(log.0.unwrap().lines, [line(0), line(1), line(2), line(3)]);
         let events = fs::read_dir(&folder)
             .unwrap()
             .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(EVENTS_PREFIX));

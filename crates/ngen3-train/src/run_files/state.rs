@@ -7,8 +7,10 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::Path;
 
+use ngen3_cluster::{World, sums};
 use ngen3_engine::{Slot, Trainer};
 use ngen3_model::files::write_atomic;
 use ngen3_model::tensors::safetensors::{Reader, write_arrays_header, write_f32};
@@ -36,17 +38,33 @@ pub struct State {
 /// Arrays, in the order of the file.
 const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::ExpAvg), ("exp_avg_sq", Slot::ExpAvgSq)];
 
-/// Writes a state atomically.
+/// Writes a state atomically, on rank 0, with the moments of all ranks; `shares` says whose are which. Every rank calls it.
 ///
 /// # Errors
 /// [`Error::Model`] if it cannot be written; the old file is then unchanged.
-pub fn save(path: &Path, record: &RunRecord, trainer: &dyn Trainer) -> Result<(), Error> {
+pub fn save(
+    path: &Path,
+    record: &RunRecord,
+    trainer: &dyn Trainer,
+    world: &dyn World,
+    shares: &[Range<usize>],
+) -> Result<(), Error> {
+    let moments = |slot| trainer.read(slot);
+    if !world.is_root() {
+        for slot in [Slot::ExpAvg, Slot::ExpAvgSq] {
+            sums::collect(world, &moments(slot), shares, |_| Ok::<_, Error>(()))?;
+        }
+        return Ok(());
+    }
     let total = record.total().expect("the adapters of a run fit its model");
     let run = serde_json::to_string(record).expect("names and numbers serialise");
     let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);
     write_atomic(path, |file| {
         write_arrays_header(file, metadata, ARRAYS.map(|(name, _)| (name, total)))?;
-        ARRAYS.iter().try_for_each(|&(_, slot)| write_f32(file, &trainer.read(slot)))
+        ARRAYS.iter().try_for_each(|&(_, slot)| match slot {
+            Slot::Params | Slot::Grads => write_f32(file, &trainer.read(slot)),
+            Slot::ExpAvg | Slot::ExpAvgSq => sums::collect(world, &moments(slot), shares, |some| write_f32(file, some)),
+        })
     })?;
     Ok(())
 }
@@ -92,6 +110,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use ngen3_cluster::Single;
     use ngen3_model::{Config, ParamList};
 
     use super::*;
@@ -139,7 +158,8 @@ mod tests {
     fn saved() -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.safetensors");
-        save(&path, &record(), &engine()).unwrap();
+        let total = ParamList::new(&record().config).total();
+        save(&path, &record(), &engine(), &Single, &[Range { start: 0, end: total }]).unwrap();
         std::fs::read(&path).unwrap()
     }
 

@@ -3,11 +3,13 @@
 mod going_on;
 mod judging;
 mod starting;
+mod together;
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use ngen3_cluster::{Single, World};
 use ngen3_engine::Slot;
 use ngen3_model::{Checkpoint, Config, TokenizerRef};
 use tempfile::TempDir;
@@ -48,6 +50,7 @@ fn request(dir: &Path, start: StartFrom, asked: Overrides) -> RunSpec {
         settings: asked,
         shape: Shape::from(&config()),
         lora: None,
+        world: Arc::new(Single),
     }
 }
 
@@ -61,9 +64,11 @@ fn prepare(request: RunSpec) -> Result<(Job, TokenObjective, InitialWeights), Er
 fn trainer(job: &Job, weights: InitialWeights) -> FakeEngine {
     let mut engine = FakeEngine::new(job.config.clone(), 0);
     engine.write(Slot::Params, &weights.params).unwrap();
+    let share = job.shares[job.world.rank()].clone();
+    engine.set_share(share.clone()).unwrap();
     if let Some(moments) = weights.moments {
-        engine.write(Slot::ExpAvg, &moments.exp_avg).unwrap();
-        engine.write(Slot::ExpAvgSq, &moments.exp_avg_sq).unwrap();
+        engine.write(Slot::ExpAvg, &moments.exp_avg[share.clone()]).unwrap();
+        engine.write(Slot::ExpAvgSq, &moments.exp_avg_sq[share]).unwrap();
     }
     engine
 }

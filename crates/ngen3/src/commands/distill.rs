@@ -19,6 +19,7 @@ use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::teacher_writing::{WritingFlags, write_texts};
 use crate::training::Training;
+use crate::world::{only_alone, world};
 
 /// Batches on which the loss from the cache is compared with the loss from the teacher.
 const COMPARED: u64 = 2;
@@ -121,6 +122,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         None => StartFrom::Scratch,
     };
+    if args.writing.teacher_writes.is_some() {
+        only_alone("--teacher_writes")?;
+    }
+    if args.teacher_cache.is_some() {
+        only_alone("--teacher_cache")?;
+    }
     let stop = interrupt::watch()?;
     let spec = RunSpec {
         kind: RunKind::Distill,
@@ -132,6 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         settings,
         shape,
         lora: None,
+        world: world(),
     };
     let command: Vec<&OsStr> = command.iter().map(OsString::as_os_str).collect();
     if let Some(n) = args.writing.teacher_writes {

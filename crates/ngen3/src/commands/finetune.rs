@@ -26,6 +26,7 @@ use crate::progress::{Progress, write_line};
 use crate::stdout;
 use crate::streaming::{Answer, say_what_is_missing, say_what_is_seen};
 use crate::training::{Training, resume_command};
+use crate::world::{self, world};
 
 /// Fine-tune a model on conversations
 ///
@@ -206,7 +207,11 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
     let stop = interrupt::watch()?;
 
-    let reference = reference(reference_text.as_deref(), model.tokenizer.as_ref())?;
+    // Rank 0 alone measures the perplexity and samples.
+    let reference = match world::is_quiet() {
+        true => None,
+        false => reference(reference_text.as_deref(), model.tokenizer.as_ref())?,
+    };
     let chats = read(&model, input, &reading, template, &stop)?;
     let (job, mut objective, weights): (Job, Box<dyn Objective>, InitialWeights) = match chats {
         Some(chats) => {
@@ -222,7 +227,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     // `None` if training is finished; the perplexity and the sample after it may still be missing.
     let mut training = Training::new(&job, weights)?;
     let begins = job.progress.step == 0;
-    if begins {
+    if begins && !world::is_quiet() {
         ReferenceReport::remove(&job.paths)?;
     }
     let report = match (&reference, ReferenceReport::read(&job.paths)?, &mut training) {
@@ -263,6 +268,9 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
         }
     }
     drop(objective);
+    if world::is_quiet() {
+        return Ok(());
+    }
     let report = report.filter(|report| !(finished && report.after.is_some()));
     if finished && report.is_none() && prompt.is_none() {
         return Ok(());
@@ -324,7 +332,7 @@ fn begin(args: Common) -> anyhow::Result<(Learner, RunSpec)> {
     let (variant, overwrite, lora) = (args.variant, args.files.overwrite, args.lora.asked());
     let config_file = args.files.config;
     let kind = RunKind::Finetune;
-    Ok((model, RunSpec { kind, variant, config_file, out, start, overwrite, settings, shape, lora }))
+    Ok((model, RunSpec { kind, variant, config_file, out, start, overwrite, settings, shape, lora, world: world() }))
 }
 
 /// Reads and tokenizes the conversations; `None` if the input is a file of plain tokens.

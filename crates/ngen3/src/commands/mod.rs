@@ -23,6 +23,8 @@ pub mod variants;
 
 use clap::FromArgMatches;
 
+use crate::world;
+
 /// The commands of `ngen3`.
 #[derive(clap::Subcommand)]
 #[command(rename_all = "snake_case")]
@@ -51,6 +53,9 @@ pub enum Command {
 impl Command {
     /// Runs the command; `definition` is that of all commands.
     pub fn run(self, definition: &clap::Command) -> anyhow::Result<()> {
+        if !matches!(self, Self::Distill(_) | Self::Finetune(_) | Self::HfFinetune(_) | Self::Train(_)) {
+            world::only_alone("this command")?;
+        }
         match self {
             Self::Bench(args) => bench::run(args),
             Self::Chat(args) => chat::run(args),

@@ -11,6 +11,7 @@ use crate::device::device;
 use crate::interrupt;
 use crate::model::{self, variant_help};
 use crate::training::Training;
+use crate::world::world;
 
 /// Train a model
 ///
@@ -167,6 +168,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         settings,
         shape,
         lora: None,
+        world: world(),
     };
     let (job, mut objective, weights) = setup::on_tokens(device(), spec, &args.data)?;
     let Some(training) = Training::new(&job, weights)? else { return Ok(()) };

@@ -51,7 +51,7 @@ pub enum Fault {
     NoDecay,
     /// AdamW updates the matrices that Muon should.
     MuonIgnored,
-    /// Parameters outside the share are updated too.
+    /// A parameter outside the share changes.
     ShareIgnored,
     /// Biases and LayerNorms decay.
     BiasesDecay,

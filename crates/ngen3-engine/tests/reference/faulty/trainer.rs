@@ -25,6 +25,8 @@ pub struct FaultyTrainer {
     adapters: Option<Lora>,
     /// True once adapters were merged.
     merged: bool,
+    /// A parameter outside the share, if it is known.
+    outside_share: Option<usize>,
 }
 
 fn open(config: &Config, params: &[f32]) -> Result<Box<dyn Trainer>, Error> {
@@ -34,7 +36,7 @@ fn open(config: &Config, params: &[f32]) -> Result<Box<dyn Trainer>, Error> {
 impl FaultyTrainer {
     pub fn new(fault: Fault, config: Config, base: Vec<f32>) -> Result<Self, Error> {
         let [inner, opened] = [open(&config, &base)?, open(&config, &base)?];
-        Ok(Self { fault, inner, base, opened, stale: None, adapters: None, merged: false })
+        Ok(Self { fault, inner, base, opened, stale: None, adapters: None, merged: false, outside_share: None })
     }
 
     pub fn clear_gradients(&mut self) -> Result<(), Error> {
@@ -194,7 +196,8 @@ impl Trainer for FaultyTrainer {
     }
 
     fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
-        if self.fault == Fault::ShareIgnored { Ok(()) } else { self.inner.set_share(share) }
+        self.outside_share = (share.start > 0).then_some(0);
+        self.inner.set_share(share)
     }
 
     fn grad_square_sum(&self) -> f64 {
@@ -202,7 +205,11 @@ impl Trainer for FaultyTrainer {
     }
 
     fn update_share(&mut self, adamw: &AdamW, muon: Option<&Muon>, grad_norm: f32) -> Result<(), Error> {
-        self.inner.update_share(adamw, muon, grad_norm)
+        self.inner.update_share(adamw, muon, grad_norm)?;
+        if let (Fault::ShareIgnored, Some(outside)) = (self.fault, self.outside_share) {
+            self.inner.values_mut(Slot::Params)?[outside] += 1.0;
+        }
+        Ok(())
     }
 
     fn values_mut(&mut self, slot: Slot) -> Result<&mut [f32], Error> {

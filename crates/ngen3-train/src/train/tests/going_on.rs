@@ -121,12 +121,17 @@ impl Objective for StoppedWithin<'_> {
         self.corpus.training_step(engine, micro)
     }
 
-    fn evaluate(&mut self, engine: &mut dyn Trainer, stop: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(
+        &mut self,
+        engine: &mut dyn Trainer,
+        world: &dyn World,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation, Error> {
         match self.evaluations.checked_sub(1) {
             Some(left) => self.evaluations = left,
             None => self.stop.store(true, Ordering::Relaxed),
         }
-        self.corpus.evaluate(engine, stop)
+        self.corpus.evaluate(engine, world, stop)
     }
 
     fn probe(&mut self, engine: &mut dyn Trainer) -> Result<f32, Error> {

@@ -15,7 +15,7 @@ impl Objective for Scripted<'_> {
         Ok(StepOutput { parts, ..learned })
     }
 
-    fn evaluate(&mut self, _: &mut dyn Trainer, _: &AtomicBool) -> Result<Evaluation, Error> {
+    fn evaluate(&mut self, _: &mut dyn Trainer, _: &dyn World, _: &AtomicBool) -> Result<Evaluation, Error> {
         Ok(self.losses.next().map_or(Evaluation::NothingHeldOut, |&nats| {
             Evaluation::Loss(ValLoss { nats, bits_per_byte: Some(nats / 2.0) })
         }))
