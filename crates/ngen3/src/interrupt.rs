@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ngen3_eval::Error;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
@@ -43,16 +43,16 @@ fn is_ignored(status: &str, signal: i32) -> Option<bool> {
     Some(mask >> (signal - 1) & 1 == 1)
 }
 
-/// Signals that ask a command to stop: SIGINT, SIGTERM and SIGHUP. SIGHUP is left out if it is ignored, as under `nohup`, or
-/// if that cannot be determined.
+/// Signals that ask a command to stop: SIGINT, SIGTERM, SIGHUP, and SIGUSR1, which `mpirun` passes on to its ranks without ending
+/// them. SIGHUP is left out if it is ignored, as under `nohup`, or if that cannot be determined.
 fn watched() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let hangup = (is_ignored(&status, SIGHUP) == Some(false)).then_some(SIGHUP);
-    [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
+    [SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hangup).collect()
 }
 
-/// Returns a flag that the first SIGINT, SIGTERM or SIGHUP sets. A second SIGINT or SIGTERM ends the process with code 130;
-/// SIGHUP never does, and does not count as the first.
+/// Returns a flag that the first of [`watched`] signals sets. A second SIGINT or SIGTERM ends the process with code 130; SIGHUP
+/// and SIGUSR1 never do, and do not count as the first.
 ///
 /// A command calls this once, checks the flag between units of work, cleans up, and returns [`Interrupted`]. A command that
 /// never calls it is killed by the signal.
@@ -74,7 +74,7 @@ pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
             let again = flag.swap(true, Ordering::Relaxed);
             match first {
                 _ if IDLE.load(Ordering::Relaxed) => end_by(signal),
-                _ if signal == SIGHUP => {}
+                _ if signal == SIGHUP || signal == SIGUSR1 => {}
                 Some(first) if again && first.elapsed() >= SAME => exit(),
                 Some(_) if again => {}
                 _ => first = Some(Instant::now()),

@@ -22,7 +22,7 @@ pub fn is_quiet() -> bool {
 }
 
 /// Time that a rank with an error of its own leaves to rank 0, which may have the same.
-const AFTER_ROOT: Duration = Duration::from_secs(1);
+const AFTER_ROOT: Duration = Duration::from_secs(3);
 
 /// Membership in the world, to be left at the end of the program.
 pub struct Joined {
@@ -82,6 +82,11 @@ pub fn fail(line: &str) {
         std::thread::sleep(AFTER_ROOT);
         eprintln!("rank {}{}: {line}", world.rank(), host().map(|host| format!(" on {host}")).unwrap_or_default());
     }
+    // The launcher may be ending the job already, because of the error of another rank.
+    std::thread::spawn(|| {
+        std::thread::sleep(AFTER_ROOT);
+        std::process::exit(1);
+    });
     world.abort(1)
 }
 

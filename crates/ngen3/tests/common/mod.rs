@@ -24,16 +24,22 @@ pub fn ngen3(folder: &Path, line: &str) -> Command {
 }
 
 /// Runs a command, interrupts it once stderr contains `place`, and returns all of stderr.
-pub fn interrupt_at(mut command: Command, place: &str) -> String {
+pub fn interrupt_at(command: Command, place: &str) -> String {
+    signal_at(command, place, "INT", Some(130))
+}
+
+/// As [`interrupt_at`], with another signal, and any exit code unless one is given.
+pub fn signal_at(mut command: Command, place: &str, signal: &str, code: Option<i32>) -> String {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut text = String::new();
     while !text.contains(place) {
         assert_ne!(stderr.read_line(&mut text).unwrap(), 0, "{text}");
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success());
     stderr.read_to_string(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    let status = child.wait().unwrap();
+    assert!(code.is_none_or(|code| status.code() == Some(code)), "{status}: {text}");
     text
 }
 
