@@ -161,9 +161,10 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     ];
     if settings.recipe == RecipeName::Fast {
         let TrainSettings { optimizer, learning_rate, matrix_lr, schedule, decay_fraction, min_lr, .. } = *settings;
+        let TrainSettings { beta1, beta2, momentum, .. } = *settings;
         lines.push(format!(
-            "       recipe fast: optimizer {optimizer}, learning_rate {learning_rate}, matrix_lr {matrix_lr}, schedule \
-             {schedule}, decay_fraction {decay_fraction}, min_lr {min_lr}"
+            "       recipe fast: optimizer {optimizer}, learning_rate {learning_rate}, matrix_lr {matrix_lr}, beta1 {beta1}, beta2 \
+             {beta2}, momentum {momentum}, schedule {schedule}, decay_fraction {decay_fraction}, min_lr {min_lr}"
         ));
     }
     if job.progress.step > 0 {

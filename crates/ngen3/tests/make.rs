@@ -73,7 +73,10 @@ fn a_run_of_minutes_ends_with_them_and_goes_on_with_more() {
 
     let (out, err) = succeed(root, &format!("{train} --recipe fast --minutes 0.05"));
     assert!(err.contains("run:   0.05 min of steps of 256 tokens"), "{err}");
-    assert!(err.contains("recipe fast: optimizer muon, learning_rate 0.012, matrix_lr 0.006, schedule wsd"), "{err}");
+    assert!(
+        err.contains("recipe fast: optimizer muon, learning_rate 0.012, matrix_lr 0.006, beta1 0.65, beta2 0.999, "),
+        "{err}"
+    );
     let lines = metrics(root, "m.run");
     let (last, rates) = (lines.last().unwrap(), lines.iter().filter_map(|line| line["lr"].as_f64()));
     let steps = last["step"].as_u64().unwrap();
