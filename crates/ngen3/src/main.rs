@@ -4,6 +4,7 @@
 //! `run`. The files beside this one are what commands share: [`cli`] (the definition of all commands), [`argv`] (names with
 //! `_` or `-`), [`device`] (the engine), [`model`] (opening the models that flags name), [`training`] (training runs),
 //! [`streaming`] (text as it is generated), [`teacher_writing`] (texts for a student), [`line_editor`], [`sparkline`], [`threads`], [`progress`], [`interrupt`],
+//! [`forecast`] (of many machines),
 //! [`json_file`], [`error_line`], [`stdout`] and [`world`] (the ranks of a run on many machines).
 //!
 //! This file turns the result of a command into one line and an exit code: 0 success, 1 failure, 2 usage error,
@@ -15,6 +16,7 @@ mod commands;
 mod decoding;
 mod device;
 mod error_line;
+mod forecast;
 mod interrupt;
 mod json_file;
 mod line_editor;

@@ -104,6 +104,25 @@ fn adapters_and_a_student_are_trained_as_in_one_process() {
 }
 
 #[test]
+fn an_evaluation_is_shared_among_ranks() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out t.json");
+    succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer t.json");
+    succeed(folder, "train --variant 7M --data _data_plays_ --max_iters 2 --batch_size 2 --out m.pt");
+    let line = "eval --model_checkpoint m.pt --tasks perplexity --text _data_plays_/data.bin --limit 100 --dtype f32 --no_merge";
+    let read = |name: &str| -> f64 {
+        let json: Value = serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap();
+        let found = json["results"]["perplexity"].as_object().unwrap();
+        found.iter().find(|(key, _)| key.starts_with("perplexity")).unwrap().1.as_f64().unwrap()
+    };
+    succeed(folder, &format!("{line} --out one.json"));
+    let (out, _) = texts(&run_on(folder, 3, &format!("{line} --out three.json")), 0);
+    assert_eq!(out.matches("bits_per_byte").count(), 1, "rank 0 alone prints: {out}");
+    near(&[read("three.json")], &[read("one.json")], "perplexity");
+}
+
+#[test]
 fn an_interrupted_run_goes_on_with_another_number_of_ranks() {
     let folder = folder();
     let folder = folder.path();

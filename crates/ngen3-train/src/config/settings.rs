@@ -106,7 +106,7 @@ settings! {
     /// Defaults of the optimizer, the learning rates and the schedule.
     #[serde(default)]
     recipe: RecipeName = RecipeName::Standard, any,
-        "NAME": "Defaults of optimizer, learning rates and schedule: standard, or fast, which needs about half the steps";
+        "NAME": "Defaults of optimizer, learning rates and schedule: standard, or fast, which needs about a third of the steps";
     /// Number of optimizer steps; in a run of so many minutes the number that is foreseen.
     max_iters: u64 = variant.max_iters as u64 => "the variant's", any, "N": "Number of training steps";
     /// Minutes of training, evaluations and saving included, in place of `max_iters`; 0 for `max_iters` steps.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
+use ngen3_cluster::sums;
 use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Muon, Options, Quant, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Family, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
@@ -12,10 +13,12 @@ use serde_json::json;
 
 use crate::decoding::{self, DecodeQuant};
 use crate::device::device;
+use crate::forecast::{Network, Step, table};
 use crate::model::{self, sized_label, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
+use crate::world::{only_alone, world};
 
 /// Benchmark training and decoding on this machine
 ///
@@ -67,8 +70,17 @@ pub struct Args {
     /// Optimizer: adamw, or muon for the matrices of the blocks
     #[arg(long, value_name = "NAME", default_value = "adamw")]
     optimizer: OptimizerKind,
-    /// Print one line of JSON
+    /// Forecast training on up to 1,024 machines, instead of decoding; under mpirun the exchange between the ranks is measured
     #[arg(long)]
+    world: bool,
+    /// Speed of the network in Gbit/s, for --world [default: as measured under mpirun, else 10]
+    #[arg(long, value_name = "N", requires = "world", value_parser = positive)]
+    gbit: Option<f64>,
+    /// Latency of the network in microseconds, for --world [default: as measured under mpirun, else 50]
+    #[arg(long, value_name = "N", requires = "world", value_parser = positive)]
+    latency_us: Option<f64>,
+    /// Print one line of JSON
+    #[arg(long, conflicts_with = "world")]
     json: bool,
     #[command(flatten)]
     threads: Threads,
@@ -83,11 +95,15 @@ Examples:
   ngen3 bench --variant 300M --steps 1 --batch_size 2 --recompute --tokens 0
   ngen3 bench --variant 7M --json --threads 1
   ngen3 bench --variant 7M --optimizer muon
+  ngen3 bench --variant 120M --world --gbit 1
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --steps 1 --quant int4";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if !args.world {
+        only_alone("bench without --world")?;
+    }
     let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
     let options = Options { threads, dtype, recompute, ..Options::default() };
     let (name, label, mut config, params) = match &args.model_checkpoint {
@@ -143,6 +159,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let median = times[times.len() / 2];
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
+    if args.world {
+        let bytes = 4.0 * engine.read(Slot::Params).len() as f64;
+        return forecast(&args, &label, Step { seconds: median, tokens, bytes }, &mut *engine);
+    }
     let gflops = train_flops(&config, batch.inputs.len(), lora.as_ref()) / median / 1e9;
     let peak = device.product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
     engine.merge();
@@ -213,6 +233,51 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         out += &format!("{part:<10} {ms:>8.1} ms {:>5.1} %\n", 0.1 * ms / median);
     }
     stdout::print(&out)
+}
+
+/// Prints the forecast of training on many machines, from a step that was measured on each rank.
+fn forecast(args: &Args, label: &str, step: Step, engine: &mut dyn Trainer) -> anyhow::Result<()> {
+    let (world, mut network) = (world(), Network { bytes_per_s: 10.0 * GBIT, latency_s: 50.0 * MICROSECOND });
+    let size = world.size();
+    let mut out = format!("{label}, {}\n", grouped_count(size as u64, "rank"));
+    let mut mean = [step.seconds];
+    sums::sum(&*world, &mut mean);
+    let step = Step { seconds: mean[0] / size as f64, ..step };
+    out += &format!(
+        "{:<10} {:>8.1} ms, {} tokens/s a rank\n",
+        "step",
+        1e3 * step.seconds,
+        grouped((step.tokens / step.seconds) as u64)
+    );
+    if size > 1 {
+        let values = engine.values_mut(Slot::Grads)?;
+        let total = values.len();
+        let shares: Vec<_> = (0..size).map(|rank| rank * total / size..(rank + 1) * total / size).collect();
+        network = Network::measure(&*world, values, &shares);
+        let exchange = network.exchange_s(step.bytes, size);
+        out += &format!("{:<10} {:>8.1} ms, as measured, none of it hidden\n", "exchange", 1e3 * exchange);
+    }
+    network.bytes_per_s = args.gbit.map_or(network.bytes_per_s, |gbit| gbit * GBIT);
+    network.latency_s = args.latency_us.map_or(network.latency_s, |us| us * MICROSECOND);
+    out += &format!(
+        "{:<10} {:>8.2} Gbit/s, {:.0} µs\n\n",
+        "network",
+        network.bytes_per_s / GBIT,
+        network.latency_s / MICROSECOND
+    );
+    stdout::print(&(out + &table(step, network)))
+}
+
+/// Bytes per second.
+const GBIT: f64 = 1e9 / 8.0;
+
+/// Seconds.
+const MICROSECOND: f64 = 1e-6;
+
+/// Reads a positive number.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "expected a positive number".into())
 }
 
 /// A fixed batch of pseudo-random tokens, `[rows, block_size]`.

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use ngen3_cluster::sums;
 use ngen3_data::Tokenizer;
 use ngen3_engine::{Dtype, Options, Quant, Slot, Trainer};
-use ngen3_eval::{EvalConfig, EvalModel, Evaluation, Metric, PerplexityText, Report};
+use ngen3_eval::{Dealt, EvalConfig, EvalModel, Evaluation, Metric, PerplexityText, Report};
 use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
 use ngen3_train::default_reference;
@@ -20,6 +21,7 @@ use crate::interrupt::{self, interruptible};
 use crate::model::{self, CHECK_VARIANT, Found, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::threads::Threads;
+use crate::world::{is_quiet, world};
 use crate::{json_file, stdout};
 
 /// Evaluate models on benchmarks and texts
@@ -150,7 +152,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.quant != Quant::None {
         text.extend(done.chunks_exact(2).filter_map(|pair| cost(&pair[0], &pair[1], args.quant)));
     }
-    let written = args.out.as_deref().map_or(Ok(()), |out| write_results(&args, out, &done));
+    let out = args.out.as_deref().filter(|_| !is_quiet());
+    let written = out.map_or(Ok(()), |out| write_results(&args, out, &done));
     let printed = stdout::print(&text);
     if let (Err(_), Err(error)) = (&outcome, &written) {
         write_line(&format!("note: {error}"));
@@ -228,7 +231,7 @@ impl Run<'_> {
         let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
         let mut engine = device().open(config.clone(), params, options)?;
         let plain = self.ask(model, Quant::None, &mut *engine, tokenizer.as_ref())?;
-        if !args.no_merge {
+        if !args.no_merge && !is_quiet() {
             merge(&model.path, meta.iter_num, &plain.report, args.limit.is_some());
         }
         self.keep(plain)?;
@@ -250,14 +253,16 @@ impl Run<'_> {
         engine: &mut dyn Trainer,
         tokenizer: Option<&Tokenizer>,
     ) -> anyhow::Result<Done> {
-        let started = Instant::now();
+        let (started, world) = (Instant::now(), world());
         let progress = Progress::items("evaluating");
         let mut tell = |at: ngen3_eval::Progress| {
             progress.set_total(Some(at.total as u64));
             progress.set(at.done as u64, at.task);
-            !self.stop.load(Ordering::Relaxed)
+            // What stops one rank stops all, at the same batch.
+            !sums::any(&*world, self.stop.load(Ordering::Relaxed))
         };
-        let report = interruptible(self.plan.run(&mut EvalModel { engine, tokenizer }, &mut tell));
+        let mut dealt = Dealt::new(&mut *engine, &*world);
+        let report = interruptible(self.plan.run(&mut EvalModel { engine: &mut dealt, tokenizer }, &mut tell));
         drop(progress);
         let report = report.with_context(|| format!("cannot evaluate {}", model.named.display()))?;
         let seconds = started.elapsed().as_secs_f64();
@@ -299,7 +304,9 @@ impl Run<'_> {
     fn keep(&mut self, done: Done) -> anyhow::Result<()> {
         self.done.push(done);
         match (&self.args.log_samples, self.done.last()) {
-            (Some(folder), Some(done)) => Ok(done.report.write_samples(self.plan, &folder.join(&done.name))?),
+            (Some(folder), Some(done)) if !is_quiet() => {
+                Ok(done.report.write_samples(self.plan, &folder.join(&done.name))?)
+            }
             _ => Ok(()),
         }
     }

@@ -53,7 +53,15 @@ pub enum Command {
 impl Command {
     /// Runs the command; `definition` is that of all commands.
     pub fn run(self, definition: &clap::Command) -> anyhow::Result<()> {
-        if !matches!(self, Self::Distill(_) | Self::Finetune(_) | Self::HfFinetune(_) | Self::Train(_)) {
+        if !matches!(
+            self,
+            Self::Bench(_)
+                | Self::Distill(_)
+                | Self::Eval(_)
+                | Self::Finetune(_)
+                | Self::HfFinetune(_)
+                | Self::Train(_)
+        ) {
             world::only_alone("this command")?;
         }
         match self {
