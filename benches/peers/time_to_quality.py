@@ -4,7 +4,7 @@
     cargo build --release
     python benches/peers/time_to_quality.py --txt english.txt.zst --val english_val.txt.zst [--lr 1e-3] [--seed 1] --out results.json
     python benches/peers/time_to_quality.py --txt … --val … --peer-only --out peer.json
-    python benches/peers/time_to_quality.py --txt … --val … --peer peer.json --ngen3-steps 1100
+    python benches/peers/time_to_quality.py --txt … --val … --peer peer.json --ngen3-steps 700
     python benches/peers/time_to_quality.py --txt … --val … --minutes 2 10
     python benches/peers/time_to_quality.py --txt … --val … --check
 
@@ -283,7 +283,7 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-3, help="the peer's peak learning rate")
     parser.add_argument("--steps", type=int, default=2000, help="the peer's steps")
     parser.add_argument("--warmup", type=int, default=100, help="the peer's warm-up steps; a tenth of its steps at most")
-    parser.add_argument("--ngen3-steps", type=int, default=750, help="{steps} of the command lines")
+    parser.add_argument("--ngen3-steps", type=int, default=500, help="{steps} of the command lines")
     parser.add_argument("--ngen3-args", nargs="+", default=NGEN3, metavar="LINE", help="command lines of ngen3, in order")
     parser.add_argument("--minutes", type=float, nargs="+", help="compare after equal minutes instead")
     parser.add_argument("--probe-steps", type=int, default=100, help="steps of the run that tells how many fit in --minutes")
