@@ -71,7 +71,7 @@ pub(crate) enum Origin {
     State(Box<RunRecord>),
 }
 
-/// What all ways to begin have in common.
+/// Parts of a specification that every way to begin needs.
 struct Request {
     kind: RunKind,
     paths: RunPaths,
