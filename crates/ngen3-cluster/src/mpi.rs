@@ -25,8 +25,8 @@ pub fn start() -> Option<Mpi> {
     if !LAUNCHED.iter().any(|name| std::env::var_os(name).is_some()) {
         return None;
     }
-    // Only one thread calls MPI at a time, but not always the same.
-    let (universe, _) = mpi::initialize_with_threading(Threading::Serialized)?;
+    // Commands call MPI from the main thread, and compute on others.
+    let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)?;
     Some(Mpi { universe: Mutex::new(Some(universe)) })
 }
 

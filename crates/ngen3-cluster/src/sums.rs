@@ -123,13 +123,6 @@ pub fn of_root(world: &dyn World, value: u64) -> u64 {
     all[0].as_slice().try_into().map_or(value, u64::from_le_bytes)
 }
 
-/// Waits until all ranks are here.
-pub fn barrier(world: &dyn World) {
-    if world.size() > 1 {
-        world.gather(&[]);
-    }
-}
-
 fn pieces(share: &Range<usize>) -> usize {
     share.len().div_ceil(PIECE)
 }
@@ -234,7 +227,6 @@ mod tests {
         let results = Threads::run(3, |world| {
             let mut values = [1.0, world.rank() as f64];
             sum(&*world, &mut values);
-            barrier(&*world);
             (values, any(&*world, world.rank() == 2), any(&*world, false), of_root(&*world, 7 + world.rank() as u64))
         });
         assert_eq!(results, [([3.0, 3.0], true, false, 7); 3]);
