@@ -3,7 +3,7 @@
 //! A [`World`] is this process's view of all ranks. [`Single`] is a world of one; [`Threads`] makes ranks of threads, for tests;
 //! with the feature `mpi`, [`mpi::start`] joins the ranks that `mpirun` or `srun` started. A world can do two things: exchange
 //! numbers between two ranks, and give every rank the bytes of all. The reductions in [`sums`] are built on these, and add up in
-//! the order of the ranks, so that a result never depends on which message arrives first.
+//! an order that the numbers of the ranks fix, so that a result never depends on which message arrives first.
 //!
 //! Every rank calls the same functions in the same order; one that calls another waits forever.
 

@@ -32,8 +32,8 @@ pub fn shares(total: usize, size: usize, cuts: impl Iterator<Item = (usize, f64)
         .collect()
 }
 
-/// Replaces the own share of `values` by its sum over all ranks. The order of the sum is that of the ranks, from the share's owner
-/// on. All else in `values` stays.
+/// Replaces the own share of `values` by its sum over all ranks: the owner's, its predecessor's, and so on around. All else in
+/// `values` stays.
 pub fn reduce_scatter(world: &dyn World, values: &mut [f32], shares: &[Range<usize>], scratch: &mut Vec<f32>) {
     let (rank, size) = (world.rank(), world.size());
     let own = shares[rank].clone();

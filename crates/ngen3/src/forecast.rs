@@ -19,7 +19,9 @@ pub struct Network {
 /// Step of one rank, without exchange.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
+    /// Seconds of computation.
     pub seconds: f64,
+    /// Tokens of its batch.
     pub tokens: f64,
     /// Bytes of the gradients.
     pub bytes: f64,
