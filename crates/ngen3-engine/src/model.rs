@@ -120,12 +120,13 @@ pub trait Trainer: Model {
         Ok(norm)
     }
 
-    /// Trains only this range of the flat arrays from the first update on, as one of several ranks that share the update (stage 1 of ZeRO,
-    /// Rajbhandari et al. 2020, arXiv:1910.02054): [`Trainer::update_share`] changes no other parameters, and the moments, `[share]`,
-    /// are kept of these alone. A share does not cut a matrix that Muon updates.
+    /// Trains only this range of the flat arrays from the first update on, as one of several ranks that share the update (stage 1
+    /// of ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054): [`Trainer::update_share`] changes no other parameters, and the
+    /// moments, `[share]`, are kept of these alone. A share does not cut a matrix that Muon updates.
     ///
     /// # Errors
-    /// [`Error::Input`] for a range that is not within the flat arrays, or once there are moments; [`Error::Unsupported`] if the engine trains only the whole.
+    /// [`Error::Input`] for a range that is not within the flat arrays, or once there are moments;
+    /// [`Error::Unsupported`] if the engine trains only the whole.
     fn set_share(&mut self, _share: Range<usize>) -> Result<(), Error> {
         Err(Error::Unsupported("training a share of the parameters"))
     }
