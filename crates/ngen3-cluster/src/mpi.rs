@@ -50,7 +50,7 @@ impl World for Mpi {
         world().size() as usize
     }
 
-    fn exchange(&self, send: Option<(usize, &[f32])>, receive: Option<(usize, &mut [f32])>) {
+    fn exchange(&self, send: Option<(usize, &[u8])>, receive: Option<(usize, &mut [u8])>) {
         let world = world();
         let at = |rank: usize| world.process_at_rank(rank as i32);
         match (send, receive) {

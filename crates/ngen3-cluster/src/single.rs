@@ -15,7 +15,7 @@ impl World for Single {
         1
     }
 
-    fn exchange(&self, send: Option<(usize, &[f32])>, receive: Option<(usize, &mut [f32])>) {
+    fn exchange(&self, send: Option<(usize, &[u8])>, receive: Option<(usize, &mut [u8])>) {
         if let (Some((_, send)), Some((_, receive))) = (send, receive) {
             receive.copy_from_slice(send);
         }

@@ -7,8 +7,9 @@
 use std::ops::Range;
 
 use crate::World;
+use crate::wire::{Format, Wire};
 
-/// Numbers that are exchanged at a time: 1 MB, which stays in the cache until it is added.
+/// Numbers that are exchanged at a time: 1 MB, which stays in the cache until it is added; a multiple of what shares a scale.
 const PIECE: usize = 1 << 18;
 
 /// Divides `total` elements into consecutive shares, one for each of `size` ranks, of nearly equal cost. They are cut only after the
@@ -34,36 +35,54 @@ pub fn shares(total: usize, size: usize, cuts: impl Iterator<Item = (usize, f64)
 
 /// Replaces the own share of `values` by its sum over all ranks: the owner's, its predecessor's, and so on around. All else in
 /// `values` stays.
-pub fn reduce_scatter(world: &dyn World, values: &mut [f32], shares: &[Range<usize>], scratch: &mut Vec<f32>) {
-    let (rank, size) = (world.rank(), world.size());
+pub fn reduce_scatter(world: &dyn World, values: &mut [f32], shares: &[Range<usize>], wire: &mut Wire) {
+    let (rank, size, format) = (world.rank(), world.size(), wire.format());
     let own = shares[rank].clone();
-    scratch.resize(own.len().min(PIECE), 0.0);
     for distance in 1..size {
         let (to, from) = ((rank + distance) % size, (rank + size - distance) % size);
         let theirs = &shares[to];
         for i in 0..pieces(theirs).max(pieces(&own)) {
             let (send, add) = (piece(theirs, i), piece(&own, i));
-            let received = &mut scratch[..add.len()];
-            let sent = (!send.is_empty()).then(|| (to, &values[send]));
-            world.exchange(sent, (!add.is_empty()).then_some((from, &mut *received)));
-            values[add].iter_mut().zip(received).for_each(|(sum, value)| *sum += *value);
+            let sent = wire.pack(&values[send.clone()], send);
+            wire.received.resize(format.bytes(add.len()), 0);
+            exchange(world, (to, &sent), (from, &mut wire.received));
+            format.add(&wire.received, &mut values[add]);
         }
     }
 }
 
-/// Replaces each share of `values` by its owner's.
-pub fn all_gather(world: &dyn World, values: &mut [f32], shares: &[Range<usize>]) {
-    let (rank, size) = (world.rank(), world.size());
+/// Replaces each share of `values` by its owner's. If the wire rounds, the owner's is rounded too: all ranks have the same.
+pub fn all_gather(world: &dyn World, values: &mut [f32], shares: &[Range<usize>], wire: &mut Wire) {
+    let (rank, size, format) = (world.rank(), world.size(), wire.format());
+    let own = shares[rank].clone();
+    let rounded = (format != Format::F32).then(|| wire.pack(&values[own.clone()], own.clone()).into_owned());
+    if let Some(rounded) = &rounded {
+        format.read(rounded, &mut values[own.clone()]);
+    }
     for distance in 1..size {
         let (to, from) = ((rank + distance) % size, (rank + size - distance) % size);
-        let (own, theirs) = (&shares[rank], &shares[from]);
-        for i in 0..pieces(own).max(pieces(theirs)) {
-            let (send, receive) = (piece(own, i), piece(theirs, i));
-            let (sent, received) = two(values, send, receive);
-            world
-                .exchange((!sent.is_empty()).then_some((to, sent)), (!received.is_empty()).then_some((from, received)));
+        let theirs = &shares[from];
+        for i in 0..pieces(&own).max(pieces(theirs)) {
+            let (send, receive) = (piece(&own, i), piece(theirs, i));
+            match &rounded {
+                None => {
+                    let (sent, received) = two(values, send, receive);
+                    exchange(world, (to, bytemuck::cast_slice(sent)), (from, bytemuck::cast_slice_mut(received)));
+                }
+                Some(rounded) => {
+                    let at = |place: usize| format.bytes(place - own.start);
+                    wire.received.resize(format.bytes(receive.len()), 0);
+                    exchange(world, (to, &rounded[at(send.start)..at(send.end)]), (from, &mut wire.received));
+                    format.read(&wire.received, &mut values[receive]);
+                }
+            }
         }
     }
+}
+
+/// Sends bytes to a rank and receives some from one, except where there are none.
+fn exchange(world: &dyn World, (to, sent): (usize, &[u8]), (from, received): (usize, &mut [u8])) {
+    world.exchange((!sent.is_empty()).then_some((to, sent)), (!received.is_empty()).then_some((from, received)));
 }
 
 /// Calls `each` on rank 0 with the shares of all ranks in turn: `own` on each rank is its share. Stops at the first error, after
@@ -78,7 +97,7 @@ pub fn collect<E>(
     mut each: impl FnMut(&[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     if !world.is_root() {
-        own.chunks(PIECE).for_each(|piece| world.exchange(Some((0, piece)), None));
+        own.chunks(PIECE).for_each(|piece| world.exchange(Some((0, bytemuck::cast_slice(piece))), None));
         return Ok(());
     }
     each(own)?;
@@ -86,7 +105,7 @@ pub fn collect<E>(
     for (rank, share) in shares.iter().enumerate().skip(1) {
         for i in 0..pieces(share) {
             received.resize(piece(share, i).len(), 0.0);
-            world.exchange(None, Some((rank, &mut received)));
+            world.exchange(None, Some((rank, bytemuck::cast_slice_mut(&mut received))));
             each(&received)?;
         }
     }
@@ -173,13 +192,13 @@ mod tests {
             let value = |rank: usize, i: usize| (rank * 31 + i * 7) as f32 * 0.37 - 3.0;
             let results = Threads::run(size, |world| {
                 let mut values: Vec<f32> = (0..total).map(|i| value(world.rank(), i)).collect();
-                reduce_scatter(&*world, &mut values, &shares, &mut Vec::new());
+                reduce_scatter(&*world, &mut values, &shares, &mut Wire::default());
                 let mut collected = Vec::new();
                 collect(&*world, &values[shares[world.rank()].clone()], &shares, |some| {
                     collected.extend_from_slice(some);
                     Ok::<_, ()>(())
                 }).unwrap();
-                all_gather(&*world, &mut values, &shares);
+                all_gather(&*world, &mut values, &shares, &mut Wire::default());
                 (values, collected)
             });
             for (owner, share) in shares.iter().enumerate() {
@@ -210,13 +229,35 @@ mod tests {
     }
 
     #[test]
+    fn rounded_sums_are_near_and_the_same_on_all_ranks() {
+        let shares = consecutive(&[PIECE + 300, 0, 77]);
+        let total = PIECE + 377;
+        let value = |rank: usize, i: usize| ((i * 37 + rank * 11) % 1_000) as f32 / 500.0 - 1.0;
+        for (format, step) in [(Format::Bf16, 1.0 / 256.0), (Format::Int8, 1.0 / 254.0)] {
+            let results = Threads::run(3, |world| {
+                let mut values: Vec<f32> = (0..total).map(|i| value(world.rank(), i)).collect();
+                let mut wire = Wire::new(format, total);
+                reduce_scatter(&*world, &mut values, &shares, &mut wire);
+                all_gather(&*world, &mut values, &shares, &mut wire);
+                values
+            });
+            assert!(results.iter().all(|values| *values == results[0]), "{format:?}");
+            for (i, found) in results[0].iter().enumerate() {
+                let expected: f32 = (0..3).map(|rank| value(rank, i)).sum();
+                // Two numbers of at most 1 are rounded, then their sum of at most 3.
+                assert!((found - expected).abs() <= 5.0 * step, "{format:?}: {found} for {expected}");
+            }
+        }
+    }
+
+    #[test]
     fn arrays_of_many_pieces_arrive_whole() {
         let total = 3 * PIECE + 5;
         let shares = vec![0..PIECE / 2, PIECE / 2..2 * PIECE + 1, 2 * PIECE + 1..total];
         let results = Threads::run(3, |world| {
             let mut values: Vec<f32> = (0..total).map(|i| ((i % 1_000) * (world.rank() + 1)) as f32).collect();
-            reduce_scatter(&*world, &mut values, &shares, &mut Vec::new());
-            all_gather(&*world, &mut values, &shares);
+            reduce_scatter(&*world, &mut values, &shares, &mut Wire::default());
+            all_gather(&*world, &mut values, &shares, &mut Wire::default());
             values
         });
         assert!(results.iter().all(|values| (0..total).all(|i| values[i] == (i % 1_000 * 6) as f32)));
@@ -234,8 +275,8 @@ mod tests {
         sum(&Single, &mut alone);
         assert_eq!((alone, any(&Single, true), of_root(&Single, 5)), ([2.0], true, 5));
         let mut values = [1.0, 2.0];
-        reduce_scatter(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Vec::new());
-        all_gather(&Single, &mut values, std::slice::from_ref(&(0..2)));
+        reduce_scatter(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Wire::default());
+        all_gather(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Wire::default());
         assert_eq!(values, [1.0, 2.0]);
     }
 }

@@ -60,12 +60,12 @@ impl World for Threads {
         self.to.len()
     }
 
-    fn exchange(&self, send: Option<(usize, &[f32])>, receive: Option<(usize, &mut [f32])>) {
-        if let Some((to, values)) = send {
-            self.send(to, bytemuck::cast_slice(values).to_vec());
+    fn exchange(&self, send: Option<(usize, &[u8])>, receive: Option<(usize, &mut [u8])>) {
+        if let Some((to, bytes)) = send {
+            self.send(to, bytes.to_vec());
         }
-        if let Some((from, values)) = receive {
-            bytemuck::cast_slice_mut(values).copy_from_slice(&self.receive(from));
+        if let Some((from, bytes)) = receive {
+            bytes.copy_from_slice(&self.receive(from));
         }
     }
 

@@ -10,9 +10,9 @@ pub trait World: Send + Sync {
     /// Returns the number of ranks.
     fn size(&self) -> usize;
 
-    /// Sends numbers to a rank and receives numbers from one, at the same time; `None` to do only the other. The receiver expects as
+    /// Sends bytes to a rank and receives bytes from one, at the same time; `None` to do only the other. The receiver expects as
     /// many as are sent.
-    fn exchange(&self, send: Option<(usize, &[f32])>, receive: Option<(usize, &mut [f32])>);
+    fn exchange(&self, send: Option<(usize, &[u8])>, receive: Option<(usize, &mut [u8])>);
 
     /// Returns the bytes of every rank, in the order of the ranks.
     fn gather(&self, own: &[u8]) -> Vec<Vec<u8>>;

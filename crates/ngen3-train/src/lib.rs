@@ -11,6 +11,7 @@ mod objectives;
 mod prepare;
 mod ranks;
 mod reference;
+mod rounds;
 mod run;
 mod run_files;
 mod schedule;
@@ -19,7 +20,7 @@ pub mod setup;
 mod testing;
 mod train;
 
-pub use config::choices::{OptimizerKind, RecipeName, Schedule};
+pub use config::choices::{OptimizerKind, RecipeName, ReduceDtype, Schedule};
 pub use config::config_file::parse as parse_settings;
 pub use config::field::Flag;
 pub use config::finetune_defaults::FINETUNE_HELP;

@@ -6,11 +6,12 @@
 
 use std::ops::Range;
 
+use ngen3_cluster::wire::Wire;
 use ngen3_cluster::{World, sums};
 use ngen3_engine::{AdamW, Muon, Slot, Trainer};
 use ngen3_model::Param;
 
-use crate::{Error, TrainSettings};
+use crate::{Error, ReduceDtype, TrainSettings};
 
 /// Elements between two places where a share may end.
 const CUT: usize = 1 << 12;
@@ -39,6 +40,22 @@ pub fn shares<'a>(world: &dyn World, list: impl Iterator<Item = &'a Param>, muon
     }
     let total = cuts.last().map_or(0, |&(end, _)| end);
     sums::shares(total, world.size(), cuts.iter().copied())
+}
+
+/// Returns the way of what the ranks add up: gradients, or differences of parameters.
+pub fn wire(world: &dyn World, shares: &[Range<usize>], settings: &TrainSettings) -> Wire {
+    let total = if world.size() == 1 { 0 } else { shares.last().map_or(0, |last| last.end) };
+    Wire::new(settings.reduce_dtype.into(), total)
+}
+
+/// Returns the bytes that a rank needs beyond those of one process by itself, or saves: its own share of the moments, what rounding
+/// left out, and the parameters and the momentum between rounds.
+pub fn extra_bytes(world: &dyn World, shares: &[Range<usize>], settings: &TrainSettings) -> i64 {
+    let (total, own) = (shares.last().map_or(0, |last| last.end), shares[world.rank()].len());
+    let (total, own) = (4 * total as i64, 4 * own as i64);
+    let rounded = world.size() > 1 && settings.reduce_dtype != ReduceDtype::F32;
+    let kept = if settings.sync_every > 1 { total + own } else { 2 * (own - total) };
+    kept + if rounded { total } else { 0 }
 }
 
 /// Returns the numbers below `count` that are this rank's.
@@ -82,7 +99,8 @@ impl TrainSettings {
     }
 }
 
-/// Updates the parameters with the gradients of all ranks; see [`Trainer::update`]. Returns the norm of their sum.
+/// Updates the parameters with the gradients of all ranks, which travel on `wire`; see [`Trainer::update`]. Returns the norm of
+/// their sum.
 ///
 /// # Errors
 /// As [`Trainer::update`].
@@ -92,17 +110,17 @@ pub fn update(
     trainer: &mut dyn Trainer,
     adamw: &AdamW,
     muon: Option<&Muon>,
-    scratch: &mut Vec<f32>,
+    wire: &mut Wire,
 ) -> Result<f32, Error> {
     if world.size() == 1 {
         return Ok(trainer.update(adamw, muon)?);
     }
-    sums::reduce_scatter(world, trainer.values_mut(Slot::Grads)?, shares, scratch);
+    sums::reduce_scatter(world, trainer.values_mut(Slot::Grads)?, shares, wire);
     let mut square_sum = [trainer.grad_square_sum()];
     sums::sum(world, &mut square_sum);
     let norm = square_sum[0].sqrt() as f32;
     trainer.update_share(adamw, muon, norm)?;
-    sums::all_gather(world, trainer.values_mut(Slot::Params)?, shares);
+    sums::all_gather(world, trainer.values_mut(Slot::Params)?, shares, &mut Wire::default());
     Ok(norm)
 }
 

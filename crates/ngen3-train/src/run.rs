@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ngen3_cluster::sums;
-use ngen3_engine::Trainer;
+use ngen3_cluster::wire::Wire;
+use ngen3_engine::{Slot, Trainer};
 
 use crate::objective::{Evaluation, Objective, ValLoss};
+use crate::rounds::Rounds;
 use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
 use crate::run_files::run_log::RunLog;
@@ -87,8 +89,10 @@ pub(crate) struct Run<'a> {
     /// Seconds of the first evaluation and checkpoint, before the first step.
     before_steps_s: f64,
     clock: Instant,
-    /// Buffer of the sums over ranks.
-    scratch: Vec<f32>,
+    /// Way of what the ranks add up.
+    wire: Wire,
+    /// Rounds, if ranks exchange what they learned every few steps only.
+    rounds: Option<Rounds>,
 }
 
 impl<'a> Run<'a> {
@@ -102,6 +106,9 @@ impl<'a> Run<'a> {
     ) -> Self {
         let (settings, progress, clock) = (job.settings.clone(), job.progress.clone(), Instant::now());
         let pace = Pace::default();
+        let rounds = (settings.sync_every > 1)
+            .then(|| Rounds::new(trainer.read(Slot::Params).into_owned(), job.outer_momentum.clone(), progress.step));
+        let wire = ranks::wire(&*job.world, &job.shares, &settings);
         Self {
             job,
             objective,
@@ -114,7 +121,8 @@ impl<'a> Run<'a> {
             saved: None,
             before_steps_s: 0.0,
             clock,
-            scratch: Vec::new(),
+            wire,
+            rounds,
         }
     }
 
@@ -122,7 +130,7 @@ impl<'a> Run<'a> {
     /// with an evaluation and a checkpoint at the end. A warm-up of the default length follows.
     pub fn plan(&mut self) {
         let (step, done) = (self.progress.step, self.progress.step - self.job.progress.step);
-        if self.settings.minutes == 0.0 || done == 0 {
+        if self.settings.minutes == 0.0 || done == 0 || !self.is_together() {
             return;
         }
         let left = 60.0 * self.settings.minutes - self.elapsed_s() - self.before_steps_s;
@@ -173,15 +181,44 @@ impl<'a> Run<'a> {
         if self.job.world.is_root() { RunLog::open(&self.job.paths.run, from) } else { Ok(RunLog::elsewhere()) }
     }
 
-    /// Updates the parameters with the gradients of all ranks; returns their norm.
+    /// Updates the parameters, with the gradients of all ranks unless this rank trains by itself, and counts the step. Returns the
+    /// norm of the gradients.
     pub fn update(&mut self, lr: f32) -> Result<f32, Error> {
-        let Self { job, trainer, settings, progress, scratch, .. } = self;
-        let adamw = settings.adamw(progress.step + 1, lr);
-        ranks::update(&*job.world, &job.shares, &mut **trainer, &adamw, settings.muon(lr).as_ref(), scratch)
+        let Self { job, trainer, settings, progress, wire, rounds, .. } = self;
+        let (adamw, muon) = (settings.adamw(progress.step + 1, lr), settings.muon(lr));
+        let norm = match rounds {
+            None => ranks::update(&*job.world, &job.shares, &mut **trainer, &adamw, muon.as_ref(), wire)?,
+            Some(_) => trainer.update(&adamw, muon.as_ref())?,
+        };
+        self.check("gradient norm", norm, self.progress.step + 1)?;
+        self.progress.step += 1;
+        self.end_round()?;
+        Ok(norm)
+    }
+
+    /// Ends a round of steps that this rank trained by itself, if it is over: also for an evaluation or a checkpoint, which are of the
+    /// model that all ranks agree on.
+    fn end_round(&mut self) -> Result<(), Error> {
+        let (step, settings) = (self.progress.step, &self.settings);
+        let due = [settings.sync_every, settings.eval_interval, settings.save_interval];
+        if !self.is_last() && !due.iter().any(|&interval| step.is_multiple_of(interval)) {
+            return Ok(());
+        }
+        let Self { job, trainer, settings, wire, rounds, .. } = self;
+        let Some(rounds) = rounds else { return Ok(()) };
+        rounds.agree(&*job.world, &job.shares, &mut **trainer, settings, wire, step)
+    }
+
+    /// Returns `true` if all ranks have the same parameters, and meet.
+    pub fn is_together(&self) -> bool {
+        self.rounds.as_ref().is_none_or(|rounds| rounds.agreed_at(self.progress.step))
     }
 
     /// Returns the outcome if the run stops early or is interrupted, after saving it.
     pub fn ends_early(&mut self, log: &mut RunLog) -> Result<Option<Outcome>, Error> {
+        if !self.is_together() {
+            return Ok(None);
+        }
         let step = self.progress.step;
         let outcome = if self.progress.is_stale(self.settings.patience) {
             Outcome::Stale(step)
@@ -272,6 +309,7 @@ impl<'a> Run<'a> {
             self.trainer,
             &*job.world,
             &job.shares,
+            self.rounds.as_ref().map(Rounds::momentum),
         );
         if saved.is_ok() {
             self.saved = Some(step);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Instant;
 
+use ngen3_cluster::wire::Wire;
 use ngen3_cluster::{World, sums};
 use ngen3_model::words::grouped;
 
@@ -39,12 +40,12 @@ impl Network {
         let (rank, size) = (world.rank(), world.size());
         let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
         let latency_s = median(10 * ROUNDS, || {
-            world.exchange(Some((next, &[0.0])), Some((before, &mut [0.0])));
+            world.exchange(Some((next, &[0])), Some((before, &mut [0])));
         });
-        let mut scratch = Vec::new();
+        let mut wire = Wire::default();
         let exchange_s = median(ROUNDS, || {
-            sums::reduce_scatter(world, values, shares, &mut scratch);
-            sums::all_gather(world, values, shares);
+            sums::reduce_scatter(world, values, shares, &mut wire);
+            sums::all_gather(world, values, shares, &mut wire);
         });
         let bytes = sent(4.0 * values.len() as f64, size);
         Self { bytes_per_s: bytes / (exchange_s - messages(size) * latency_s).max(1e-9), latency_s }

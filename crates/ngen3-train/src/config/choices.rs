@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ngen3_cluster::wire::Format;
 use serde::{Deserialize, Serialize};
 
 use super::field::FieldType;
@@ -71,6 +72,28 @@ choice! {
         AdamW = "adamw",
         /// Muon (Jordan et al. 2024).
         Muon = "muon",
+    }
+}
+
+choice! {
+    /// Type of the numbers that ranks send each other to be added up. What rounding leaves out is added to the next.
+    ReduceDtype, "f32, bf16 or int8" {
+        /// As they are.
+        F32 = "f32",
+        /// Half the bytes.
+        Bf16 = "bf16",
+        /// A quarter of the bytes.
+        Int8 = "int8",
+    }
+}
+
+impl From<ReduceDtype> for Format {
+    fn from(dtype: ReduceDtype) -> Self {
+        match dtype {
+            ReduceDtype::F32 => Self::F32,
+            ReduceDtype::Bf16 => Self::Bf16,
+            ReduceDtype::Int8 => Self::Int8,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use ngen3_model::{Config, Recipe};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::config::choices::{OptimizerKind, RecipeName, Schedule};
+use crate::config::choices::{OptimizerKind, RecipeName, ReduceDtype, Schedule};
 use crate::config::field::optional_fields;
 
 /// Maximum of `threads`: more than any machine has cores.
@@ -198,6 +198,23 @@ settings! {
     recompute: bool = false, any,
         "true|false": "Recompute each layer's activations in the backward pass: same results, less memory, 12 to 25 % \
                        slower";
+    /// Steps between exchanges of ranks; 1 adds up the gradients of every step.
+    #[serde(default = "default_sync_every")]
+    sync_every: u64 = default_sync_every(), at_least_1,
+        "N": "Steps that each of several ranks trains by itself before they exchange what they learned, for slow networks (DiLoCo); \
+              1 adds up the gradients of every step";
+    /// Learning rate of the exchanges of `sync_every`: part of the ranks' mean difference that is taken over.
+    #[serde(default = "default_outer_lr")]
+    outer_lr: f32 = default_outer_lr(), not_negative,
+        "LR": "Learning rate of the exchanges of sync_every";
+    /// Nesterov momentum of the exchanges of `sync_every`.
+    #[serde(default = "default_outer_momentum")]
+    outer_momentum: f32 = default_outer_momentum(), share, "X": "Nesterov momentum of the exchanges of sync_every";
+    /// Type of the numbers that ranks send each other to be added up.
+    #[serde(default)]
+    reduce_dtype: ReduceDtype = ReduceDtype::F32, any,
+        "TYPE": "Type of the numbers that ranks exchange to add them up: f32, bf16 or int8; what rounding leaves out is added to the \
+                 next";
 }
 
 /// Final learning rate of a schedule with this peak.
@@ -226,6 +243,18 @@ const fn default_decay_fraction() -> f64 {
 
 const fn default_momentum() -> f32 {
     0.95
+}
+
+const fn default_sync_every() -> u64 {
+    1
+}
+
+const fn default_outer_lr() -> f32 {
+    0.7
+}
+
+const fn default_outer_momentum() -> f32 {
+    0.9
 }
 
 /// Checks the range of a setting.
@@ -293,6 +322,11 @@ impl TrainSettings {
             (
                 !wsd && self.decay_fraction != default_decay_fraction(),
                 "--decay_fraction has no effect without --schedule wsd",
+            ),
+            (
+                self.sync_every == 1
+                    && (self.outer_lr, self.outer_momentum) != (default_outer_lr(), default_outer_momentum()),
+                "--outer_lr and --outer_momentum have no effect without --sync_every",
             ),
         ]
         .into_iter()

@@ -64,6 +64,8 @@ pub struct Job {
     pub world: Arc<dyn World>,
     /// Share of the parameters that each rank updates.
     pub shares: Vec<Range<usize>>,
+    /// Outer momentum of this rank's share, `[share]`, if ranks exchange what they learned every few steps only.
+    pub outer_momentum: Vec<f32>,
 }
 
 /// Initial parameters and optimizer state.
@@ -101,6 +103,7 @@ impl Resolved {
             adapters,
             adapter_params,
             moments,
+            outer_momentum,
             progress,
             origin,
             mut notes,
@@ -133,8 +136,8 @@ impl Resolved {
             None => ranks::shares(&*world, ParamList::new(&config).iter(), muon),
             Some(adapters) => ranks::shares(&*world, LoraList::new(&config, &adapters.lora)?.iter(), false),
         };
-        let elsewhere = shares.last().map_or(0, |last| last.end) - shares[world.rank()].len();
-        let (bytes, note) = memory::check(device, &config, workload, &settings, held, elsewhere as u64)?;
+        let extra = ranks::extra_bytes(&*world, &shares, &settings);
+        let (bytes, note) = memory::check(device, &config, workload, &settings, held, extra)?;
         notes.extend(note);
         if data.identity.val_tokens == 0 && settings.patience > 0 {
             notes.push("--patience has no effect: nothing is held out for validation".into());
@@ -160,6 +163,12 @@ impl Resolved {
             checkpoint::save(&paths.base, &config, &params, &CheckpointMeta::default())?;
         }
         let weights = InitialWeights { params, adapter: adapter_params, moments };
+        let share = shares[world.rank()].clone();
+        let outer_momentum = match (settings.sync_every, outer_momentum) {
+            (1, _) => Vec::new(),
+            (_, Some(all)) => all[share].to_vec(),
+            (_, None) => vec![0.0; share.len()],
+        };
         let job = Job {
             kind,
             config,
@@ -174,6 +183,7 @@ impl Resolved {
             notes,
             world,
             shares,
+            outer_momentum,
         };
         Ok((job, weights))
     }
@@ -190,18 +200,25 @@ impl Job {
         if let (Some(adapters), Some(adapter)) = (&self.adapters, adapter) {
             trainer.adapt(&adapters.lora, adapter)?;
         }
-        let share = self.shares[self.world.rank()].clone();
         if self.world.size() > 1 {
             let ComputeInfo { dtype, .. } = trainer.info();
             let facts = [("dtype", dtype.to_string()), ("weights", sha256_of(&trainer.read(Slot::Params)))];
             ranks::check_same(&*self.world, &facts)?;
-            trainer.set_share(share.clone())?;
+            if self.settings.sync_every == 1 {
+                trainer.set_share(self.updated())?;
+            }
         }
         if let Some(Moments { exp_avg, exp_avg_sq }) = moments {
-            trainer.write(Slot::ExpAvg, &exp_avg[share.clone()])?;
-            trainer.write(Slot::ExpAvgSq, &exp_avg_sq[share])?;
+            trainer.write(Slot::ExpAvg, &exp_avg[self.updated()])?;
+            trainer.write(Slot::ExpAvgSq, &exp_avg_sq[self.updated()])?;
         }
         Ok(trainer)
+    }
+
+    /// Returns the parameters that this rank updates: its share, or all, if it trains some steps by itself.
+    pub(crate) fn updated(&self) -> Range<usize> {
+        let total = self.shares.last().map_or(0, |last| last.end);
+        if self.settings.sync_every > 1 { 0..total } else { self.shares[self.world.rank()].clone() }
     }
 
     /// Returns `true` if nothing is left to do: all steps are done and evaluated, or the run stopped early.

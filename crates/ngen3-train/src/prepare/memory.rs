@@ -7,8 +7,8 @@ use sysinfo::System;
 
 use crate::{Error, TrainSettings};
 
-/// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already; the moments of `elsewhere`
-/// parameters are on other ranks.
+/// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already; a rank needs `extra` bytes
+/// more than a process by itself, or, if negative, less.
 ///
 /// Returns the needed bytes, and a note if the machine has enough memory but too little is free.
 ///
@@ -20,11 +20,11 @@ pub(crate) fn check(
     workload: Workload<'_>,
     settings: &TrainSettings,
     held: u64,
-    elsewhere: u64,
+    extra: i64,
 ) -> Result<(u64, Option<String>), Error> {
     let needed = |recompute| {
         let all = needed(device, config, workload, &TrainSettings { recompute, ..settings.clone() });
-        all.map(|bytes| bytes.saturating_sub(2 * 4 * elsewhere))
+        all.map(|bytes| bytes.saturating_add_signed(extra))
     };
     let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
     let Some(Memory { total, free }) = Memory::now() else { return Ok((as_asked, None)) };

@@ -17,7 +17,7 @@ use crate::prepare::spec::{RunSpec, StartFrom};
 use crate::prepare::surgery::{cut_positions, some_layers};
 use crate::run_files::record::{AdapterRecord, ObjectiveRecord, RunKind, RunRecord, TrainProgress};
 use crate::run_files::state::{self, State};
-use crate::{Error, Overrides, RunPaths, TrainSettings};
+use crate::{Error, Overrides, ReduceDtype, RunPaths, TrainSettings};
 
 /// Training defaults of models that are not a variant.
 const PLAIN_RECIPE: Recipe = Recipe { batch_size: 16, learning_rate: 3e-4, max_iters: 2_000 };
@@ -44,6 +44,8 @@ pub struct Resolved {
     pub(crate) adapter_params: Option<Vec<f32>>,
     /// AdamW's moments of a resumed run.
     pub(crate) moments: Option<Moments>,
+    /// Outer momentum of a resumed run with `sync_every`, as long as the trained parameters.
+    pub(crate) outer_momentum: Option<Vec<f32>>,
     /// Progress so far.
     pub(crate) progress: TrainProgress,
     pub(crate) origin: Origin,
@@ -163,6 +165,7 @@ impl Resolved {
             adapters: None,
             adapter_params: None,
             moments: None,
+            outer_momentum: None,
             progress: TrainProgress::default(),
             origin: Origin::Scratch,
             notes,
@@ -221,6 +224,7 @@ impl Resolved {
             adapters,
             adapter_params,
             moments: None,
+            outer_momentum: None,
             progress: TrainProgress::default(),
             origin: Origin::Checkpoint(from, meta.tokenizer, meta.chat),
             notes,
@@ -231,7 +235,7 @@ impl Resolved {
     /// Continues from the run's state. Settings are the run's own unless given again; the shape cannot change.
     fn resume(request: Request) -> Result<Self, Error> {
         let Request { kind, paths, variant, shape, asked, world } = request;
-        let Some(State { record, params, exp_avg, exp_avg_sq }) = state::load(&paths.state)? else {
+        let Some(State { record, params, exp_avg, exp_avg_sq, outer_momentum }) = state::load(&paths.state)? else {
             return Err(Error::Usage(format!(
                 "nothing to resume: {} does not exist; drop --resume to start a new run, or start from a checkpoint \
                  with {}",
@@ -295,6 +299,13 @@ impl Resolved {
             notes
                 .push(format!("the learning rate continues at {now:.2e}; without the change it would be {before:.2e}"));
         }
+        if world.size() > 1 && step > 0 {
+            let left = [
+                (settings.sync_every > 1, "every rank goes on with rank 0's averages of gradients"),
+                (settings.reduce_dtype != ReduceDtype::F32, "what rounding left out of the last exchange is not saved"),
+            ];
+            notes.extend(left.into_iter().filter(|&(holds, _)| holds).map(|(_, note)| note.into()));
+        }
         let (config, mut progress, adapters) =
             (record.config.clone(), record.progress.clone(), record.adapters.clone());
         let was_kept = record.settings.keep_best || progress.best_step == step;
@@ -320,6 +331,7 @@ impl Resolved {
             adapters,
             adapter_params,
             moments,
+            outer_momentum,
             progress,
             origin,
             notes,

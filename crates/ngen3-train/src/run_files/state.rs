@@ -3,7 +3,7 @@
 //! Weights, AdamW's moments and their step are in one file, so that a crash cannot mix two steps. The safetensors file
 //! has three flat arrays in the order of [`ngen3_model::ParamList`] (or of [`ngen3_model::LoraList`], if only adapters are
 //! trained), and a [`RunRecord`] as JSON in its metadata. The batch sampler has no state: batches depend only on the seed and
-//! the step.
+//! the step. With `sync_every` a fourth array is the outer momentum, and the moments are rank 0's.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -33,12 +33,17 @@ pub struct State {
     pub exp_avg: Vec<f32>,
     /// AdamW's second moment, `[total]`.
     pub exp_avg_sq: Vec<f32>,
+    /// Outer momentum, `[total]`, of a run with `sync_every`.
+    pub outer_momentum: Option<Vec<f32>>,
 }
 
 /// Arrays, in the order of the file.
 const ARRAYS: [(&str, Slot); 3] = [("params", Slot::Params), ("exp_avg", Slot::ExpAvg), ("exp_avg_sq", Slot::ExpAvgSq)];
 
-/// Writes a state atomically, on rank 0, with the moments of all ranks; `shares` says whose are which. Every rank calls it.
+const OUTER_MOMENTUM: &str = "outer_momentum";
+
+/// Writes a state atomically, on rank 0, with what all ranks have of it; `shares` says whose is which. That is the moments, or, in a
+/// run with `sync_every`, the `outer_momentum`, `[share]`. Every rank calls it.
 ///
 /// # Errors
 /// [`Error::Model`] if it cannot be written; the old file is then unchanged.
@@ -48,23 +53,31 @@ pub fn save(
     trainer: &dyn Trainer,
     world: &dyn World,
     shares: &[Range<usize>],
+    outer_momentum: Option<&[f32]>,
 ) -> Result<(), Error> {
-    let moments = |slot| trainer.read(slot);
     if !world.is_root() {
-        for slot in [Slot::ExpAvg, Slot::ExpAvgSq] {
-            sums::collect(world, &moments(slot), shares, |_| Ok::<_, Error>(()))?;
-        }
-        return Ok(());
+        let send = |share: &[f32]| sums::collect(world, share, shares, |_| Ok::<_, Error>(()));
+        return match outer_momentum {
+            None => [Slot::ExpAvg, Slot::ExpAvgSq].into_iter().try_for_each(|slot| send(&trainer.read(slot))),
+            Some(momentum) => send(momentum),
+        };
     }
     let total = record.total().expect("the adapters of a run fit its model");
     let run = serde_json::to_string(record).expect("names and numbers serialise");
     let metadata = Map::from_iter([("format".into(), FORMAT.into()), ("run".into(), run.into())]);
     write_atomic(path, |file| {
-        write_arrays_header(file, metadata, ARRAYS.map(|(name, _)| (name, total)))?;
-        ARRAYS.iter().try_for_each(|&(_, slot)| match slot {
-            Slot::Params | Slot::Grads => write_f32(file, &trainer.read(slot)),
-            Slot::ExpAvg | Slot::ExpAvgSq => sums::collect(world, &moments(slot), shares, |some| write_f32(file, some)),
-        })
+        let names = ARRAYS.iter().map(|&(name, _)| name).chain(outer_momentum.map(|_| OUTER_MOMENTUM));
+        write_arrays_header(file, metadata, names.map(|name| (name, total)))?;
+        for (_, slot) in ARRAYS {
+            let own = trainer.read(slot);
+            match slot {
+                Slot::ExpAvg | Slot::ExpAvgSq if outer_momentum.is_none() => {
+                    sums::collect(world, &own, shares, |some| write_f32(file, some))?;
+                }
+                _ => write_f32(file, &own)?,
+            }
+        }
+        outer_momentum.map_or(Ok(()), |own| sums::collect(world, own, shares, |some| write_f32(file, some)))
     })?;
     Ok(())
 }
@@ -100,7 +113,8 @@ fn read(file: File, len: u64) -> Result<State, String> {
     }
     let total = record.total()?;
     let [params, exp_avg, exp_avg_sq] = ARRAYS.map(|(name, _)| file.array(name, total));
-    Ok(State { params: params?, exp_avg: exp_avg?, exp_avg_sq: exp_avg_sq?, record })
+    let outer_momentum = (record.settings.sync_every > 1).then(|| file.array(OUTER_MOMENTUM, total)).transpose()?;
+    Ok(State { params: params?, exp_avg: exp_avg?, exp_avg_sq: exp_avg_sq?, outer_momentum, record })
 }
 
 #[cfg(test)]
@@ -159,7 +173,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.safetensors");
         let total = ParamList::new(&record().config).total();
-        save(&path, &record(), &engine(), &Single, &[Range { start: 0, end: total }]).unwrap();
+        save(&path, &record(), &engine(), &Single, &[Range { start: 0, end: total }], None).unwrap();
         std::fs::read(&path).unwrap()
     }
 

@@ -19,7 +19,9 @@ use crate::objective::{Evaluation, StepOutput, ValLoss};
 use crate::run_files::metrics::MetricsLine;
 use crate::run_files::state;
 use crate::testing::{FakeDevice, FakeEngine, settings};
-use crate::{InitialWeights, Overrides, RunKind, RunLock, RunSpec, Shape, StartFrom, TokenObjective, setup};
+use crate::{
+    InitialWeights, Overrides, ReduceDtype, RunKind, RunLock, RunSpec, Shape, StartFrom, TokenObjective, setup,
+};
 
 const FRESH: StartFrom = StartFrom::Scratch;
 
@@ -64,7 +66,7 @@ fn prepare(request: RunSpec) -> Result<(Job, TokenObjective, InitialWeights), Er
 fn trainer(job: &Job, weights: InitialWeights) -> FakeEngine {
     let mut engine = FakeEngine::new(job.config.clone(), 0);
     engine.write(Slot::Params, &weights.params).unwrap();
-    let share = job.shares[job.world.rank()].clone();
+    let share = job.updated();
     engine.set_share(share.clone()).unwrap();
     if let Some(moments) = weights.moments {
         engine.write(Slot::ExpAvg, &moments.exp_avg[share.clone()]).unwrap();

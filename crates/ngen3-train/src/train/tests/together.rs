@@ -96,3 +96,60 @@ fn a_rank_with_other_data_is_refused_by_name() {
     }
     assert!(!dir.path().join("x.run").exists(), "nothing was written");
 }
+
+/// Rounds of three steps; an evaluation every four ends one too.
+fn rounds(max_iters: u64, outer_lr: f32, outer_momentum: f32) -> Overrides {
+    let (outer_lr, outer_momentum) = (Some(outer_lr), Some(outer_momentum));
+    Overrides { sync_every: Some(3), outer_lr, outer_momentum, ..asked(max_iters, 6) }
+}
+
+#[test]
+fn a_rank_that_takes_over_what_it_learned_trains_as_without_rounds() {
+    let plain = folder();
+    let (_, engine) = Watcher::default().run(request(plain.path(), FRESH, asked(9, 6)), |_| {}).unwrap();
+    let dir = folder();
+    let found = run_on(1, None, || request(dir.path(), FRESH, rounds(9, 1.0, 0.0)));
+    near(&found[0].1, &engine.read(Slot::Params));
+    near(&Checkpoint::load(&dir.path().join("x.pt")).unwrap().params, &engine.read(Slot::Params));
+}
+
+#[test]
+fn ranks_agree_after_each_round_and_learn_what_all_saw() {
+    let alone = folder();
+    run(request(alone.path(), FRESH, asked(24, 6))).unwrap();
+    let loss = |dir: &Path| metrics(dir).last().unwrap().val_loss.unwrap();
+    for reduce_dtype in [ReduceDtype::F32, ReduceDtype::Bf16, ReduceDtype::Int8] {
+        let dir = folder();
+        let asked = || Overrides { reduce_dtype: Some(reduce_dtype), ..rounds(24, 1.0, 0.0) };
+        let found = run_on(3, None, || request(dir.path(), FRESH, asked()));
+        assert!(found.iter().all(|rank| *rank == found[0]), "all ranks have the same model");
+        let (found, expected) = (loss(dir.path()), loss(alone.path()));
+        assert!((found - expected).abs() < 0.05 * expected, "{reduce_dtype}: {found}, one process {expected}");
+        // Gradients of every step, rounded on their way, lead to nearly the same model.
+        let dir = folder();
+        let asked = || Overrides { reduce_dtype: Some(reduce_dtype), ..super::together::asked(24, 6) };
+        run_on(3, None, || request(dir.path(), FRESH, asked()));
+        let found = loss(dir.path());
+        assert!((found - expected).abs() < 2e-3 * expected, "{reduce_dtype}: {found}, one process {expected}");
+    }
+}
+
+#[test]
+fn a_run_of_rounds_stops_after_one_and_goes_on_with_its_momentum() {
+    let whole = folder();
+    let expected = run_on(1, None, || request(whole.path(), FRESH, rounds(17, 0.7, 0.9)));
+    let dir = folder();
+    let found = run_on(1, Some(10), || request(dir.path(), FRESH, rounds(17, 0.7, 0.9)));
+    assert_eq!(found[0].0, Outcome::Interrupted(12), "the round ends first");
+    let found = run_on(1, None, || request(dir.path(), StartFrom::Resume, Overrides::default()));
+    assert_eq!(found, expected);
+    // With another number of ranks, and without rounds.
+    for (first, second, sync_every) in [(2, 3, 3), (3, 2, 5), (2, 3, 1), (1, 2, 1)] {
+        let dir = folder();
+        run_on(first, Some(4), || request(dir.path(), FRESH, rounds(17, 0.7, 0.9)));
+        let asked = || Overrides { sync_every: Some(sync_every), ..Overrides::default() };
+        let found = run_on(second, None, || request(dir.path(), StartFrom::Resume, asked()));
+        assert!(found.iter().all(|rank| *rank == found[0]), "{first} {second} {sync_every}");
+        assert_eq!(found[0].0, Outcome::Finished);
+    }
+}
