@@ -34,19 +34,25 @@ pub fn shares(total: usize, size: usize, cuts: impl Iterator<Item = (usize, f64)
 }
 
 /// Replaces the own share of `values` by its sum over all ranks: the owner's, its predecessor's, and so on around. All else in
-/// `values` stays.
-pub fn reduce_scatter(world: &dyn World, values: &mut [f32], shares: &[Range<usize>], wire: &mut Wire) {
+/// `values` stays. They are the part of the array from `start` on: all of it, or one part after the other.
+pub fn reduce_scatter(world: &dyn World, start: usize, values: &mut [f32], shares: &[Range<usize>], wire: &mut Wire) {
     let (rank, size, format) = (world.rank(), world.size(), wire.format());
+    let part = |share: &Range<usize>| {
+        let within = |at: usize| at.clamp(start, start + values.len());
+        within(share.start)..within(share.end)
+    };
+    let shares: Vec<Range<usize>> = shares.iter().map(part).collect();
     let own = shares[rank].clone();
+    let at = |piece: Range<usize>| piece.start - start..piece.end - start;
     for distance in 1..size {
         let (to, from) = ((rank + distance) % size, (rank + size - distance) % size);
         let theirs = &shares[to];
         for i in 0..pieces(theirs).max(pieces(&own)) {
             let (send, add) = (piece(theirs, i), piece(&own, i));
-            let sent = wire.pack(&values[send.clone()], send);
+            let sent = wire.pack(&values[at(send.clone())], send);
             wire.received.resize(format.bytes(add.len()), 0);
             exchange(world, (to, &sent), (from, &mut wire.received));
-            format.add(&wire.received, &mut values[add]);
+            format.add(&wire.received, &mut values[at(add)]);
         }
     }
 }
@@ -186,13 +192,20 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         #[test]
-        fn a_sum_over_ranks_is_that_of_one_process(sizes in proptest::collection::vec(0usize..20, 1..6)) {
+        fn a_sum_over_ranks_is_that_of_one_process(
+            sizes in proptest::collection::vec(0usize..20, 1..6),
+            cut in 0usize..60,
+        ) {
             let (size, shares) = (sizes.len(), consecutive(&sizes));
             let total: usize = sizes.iter().sum();
             let value = |rank: usize, i: usize| (rank * 31 + i * 7) as f32 * 0.37 - 3.0;
             let results = Threads::run(size, |world| {
                 let mut values: Vec<f32> = (0..total).map(|i| value(world.rank(), i)).collect();
-                reduce_scatter(&*world, &mut values, &shares, &mut Wire::default());
+                // In two parts, the later first.
+                let (before, after) = values.split_at_mut(cut.min(total));
+                let mut wire = Wire::default();
+                reduce_scatter(&*world, before.len(), after, &shares, &mut wire);
+                reduce_scatter(&*world, 0, before, &shares, &mut wire);
                 let mut collected = Vec::new();
                 collect(&*world, &values[shares[world.rank()].clone()], &shares, |some| {
                     collected.extend_from_slice(some);
@@ -237,7 +250,7 @@ mod tests {
             let results = Threads::run(3, |world| {
                 let mut values: Vec<f32> = (0..total).map(|i| value(world.rank(), i)).collect();
                 let mut wire = Wire::new(format, total);
-                reduce_scatter(&*world, &mut values, &shares, &mut wire);
+                reduce_scatter(&*world, 0, &mut values, &shares, &mut wire);
                 all_gather(&*world, &mut values, &shares, &mut wire);
                 values
             });
@@ -256,7 +269,7 @@ mod tests {
         let shares = vec![0..PIECE / 2, PIECE / 2..2 * PIECE + 1, 2 * PIECE + 1..total];
         let results = Threads::run(3, |world| {
             let mut values: Vec<f32> = (0..total).map(|i| ((i % 1_000) * (world.rank() + 1)) as f32).collect();
-            reduce_scatter(&*world, &mut values, &shares, &mut Wire::default());
+            reduce_scatter(&*world, 0, &mut values, &shares, &mut Wire::default());
             all_gather(&*world, &mut values, &shares, &mut Wire::default());
             values
         });
@@ -275,7 +288,7 @@ mod tests {
         sum(&Single, &mut alone);
         assert_eq!((alone, any(&Single, true), of_root(&Single, 5)), ([2.0], true, 5));
         let mut values = [1.0, 2.0];
-        reduce_scatter(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Wire::default());
+        reduce_scatter(&Single, 0, &mut values, std::slice::from_ref(&(0..2)), &mut Wire::default());
         all_gather(&Single, &mut values, std::slice::from_ref(&(0..2)), &mut Wire::default());
         assert_eq!(values, [1.0, 2.0]);
     }

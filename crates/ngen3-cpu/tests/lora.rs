@@ -80,7 +80,11 @@ fn gradients_match_finite_differences_with_dropout() {
             let mut moved = start.clone();
             moved[index] += offset;
             engine.write(Slot::Params, &moved).expect("memory");
-            f64::from(engine.forward_backward(&batch, Backward { weight: 0.0, dropout, seed }).expect("a valid batch"))
+            f64::from(
+                engine
+                    .forward_backward(&batch, Backward { weight: 0.0, dropout, seed, ready: None })
+                    .expect("a valid batch"),
+            )
         };
         for param in &LoraList::new(&config, &lora).expect("an adapter") {
             let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
@@ -274,7 +278,7 @@ fn micro_batches_add_up_and_distilling_teaches_the_adapter() {
     let mut teacher = CpuTeacher::new(shape, params, options).expect("a valid shape");
     let mut distilled = |alpha| {
         let distill = DistillConfig { temperature: 1.0, alpha, divergence: Divergence::ForwardKl };
-        let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
+        let backward = Backward::default();
         gradient(&mut |engine| {
             let teacher = TeacherSource::Teacher(&mut teacher);
             engine.distill(&batch, teacher, &distill, Some(backward)).expect("a valid batch");

@@ -3,11 +3,14 @@
 
 mod fixtures;
 
+use std::cell::RefCell;
+
 use fixtures::{ADAMW, batch, fixture, hashed, numbers, params};
 use half::f16;
 use ngen3_cpu::{Cpu, CpuEngine};
 use ngen3_engine::{
-    AdamW, Backward, Batch, Decoder, Device, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Sequence, Slot, Trainer,
+    AdamW, Backward, Batch, Decoder, Device, Dtype, Error, Feed, IGNORE, Model, Options, Quant, Ready, Sequence, Slot,
+    Trainer,
 };
 use ngen3_model::gguf::TensorType;
 use ngen3_model::{Activation, Config, ParamList, StoredWeight};
@@ -76,7 +79,11 @@ fn gradients_match_finite_differences_with_dropout() {
         let mut moved = start.clone();
         moved[index] += offset;
         engine.write(Slot::Params, &moved).expect("memory");
-        f64::from(engine.forward_backward(&batch, Backward { weight: 0.0, dropout, seed }).expect("a valid batch"))
+        f64::from(
+            engine
+                .forward_backward(&batch, Backward { weight: 0.0, dropout, seed, ready: None })
+                .expect("a valid batch"),
+        )
     };
     for param in &list {
         let largest = grads[param.range()].iter().fold(0.0f64, |m, &g| m.max(f64::from(g.abs())));
@@ -90,6 +97,27 @@ fn gradients_match_finite_differences_with_dropout() {
             assert!(error < 2e-3 * largest + 3e-4, "{name} at {index}: expected {expected}, got {found}");
         }
     }
+}
+
+#[test]
+fn the_gradients_of_each_block_are_given_as_soon_as_they_are_final() {
+    let config = config(Activation::GeluNew);
+    let (mut plain, mut engine) = (engine(&config, 3), engine(&config, 2));
+    let parts = RefCell::new(Vec::new());
+    let receive = |start: usize, values: &mut [f32]| parts.borrow_mut().push((start, values.to_vec()));
+    for (seed, ready) in [(0, None), (1, Some(Ready(&receive)))] {
+        let whole = batch(&config, seed);
+        plain.forward_backward(&whole, Backward { ready: None, ..Backward::default() }).expect("a valid batch");
+        engine.forward_backward(&whole, Backward { ready, ..Backward::default() }).expect("a valid batch");
+    }
+    let expected = plain.read(Slot::Grads);
+    assert!(*engine.read(Slot::Grads) == *expected, "the same gradients");
+    let parts = parts.into_inner();
+    assert_eq!(parts.len(), config.n_layer);
+    for (start, values) in &parts {
+        assert!(expected[*start..][..values.len()] == *values, "gradients from {start} on were not final");
+    }
+    assert_eq!(parts[config.n_layer - 1].0, ParamList::new(&config).blocks[0].ln_1_weight.start);
 }
 
 #[test]

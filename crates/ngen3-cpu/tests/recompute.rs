@@ -69,7 +69,7 @@ fn training_gives_the_same_bits() {
                 let run = |recompute| {
                     let step = |engine: &mut CpuEngine, number| {
                         engine
-                            .forward_backward(&batch, Backward { weight: 0.5, dropout, seed: number })
+                            .forward_backward(&batch, Backward { weight: 0.5, dropout, seed: number, ready: None })
                             .expect("a valid batch")
                     };
                     engine(dtype, recompute, targets).map(|engine| steps(engine, step))
@@ -95,7 +95,7 @@ fn distilling_gives_the_same_bits() {
     let distill = DistillConfig { temperature: 2.0, alpha: 0.5, divergence: Divergence::ForwardKl };
     let mut run = |recompute| {
         let step = |engine: &mut CpuEngine, seed| {
-            let backward = Backward { weight: 1.0, dropout: 0.1, seed };
+            let backward = Backward { dropout: 0.1, seed, ..Backward::default() };
             let teacher = TeacherSource::Teacher(&mut teacher);
             engine.distill(&batch, teacher, &distill, Some(backward)).expect("a valid batch").divergence
         };

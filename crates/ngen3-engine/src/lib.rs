@@ -24,5 +24,5 @@ pub use distill::{DistillConfig, DistillLoss, Divergence, TopK, check_temperatur
 pub use dropout::{Dropout, DropoutSite, pass_seed, splitmix};
 pub use error::Error;
 pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, Teacher, TeacherSource, Trainer};
-pub use optimizer::{AdamW, Backward, Muon, Slot};
+pub use optimizer::{AdamW, Backward, Muon, Ready, Slot};
 pub use precision::{Dtype, Options, Quant};

@@ -1,5 +1,7 @@
 //! Options of the backward pass and of the optimizers.
 
+use std::fmt;
+
 /// Hyperparameters of one AdamW update (Loshchilov & Hutter 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -51,20 +53,35 @@ impl Muon {
 }
 
 /// Options of a backward pass.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Backward {
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a> {
     /// Factor of the gradient: a micro-batch's share of the step's target tokens.
     pub weight: f32,
     /// Dropout probability, at least 0 and below 1.
     pub dropout: f32,
     /// Seed of the dropout masks.
     pub seed: u64,
+    /// Receiver of the gradients, for the last backward pass of a step.
+    pub ready: Option<Ready<'a>>,
 }
 
-impl Default for Backward {
+impl Default for Backward<'_> {
     /// The gradient of the loss itself, without dropout.
     fn default() -> Self {
-        Self { weight: 1.0, dropout: 0.0, seed: 0 }
+        Self { weight: 1.0, dropout: 0.0, seed: 0, ready: None }
+    }
+}
+
+/// Receiver of gradients that nothing is added to any more, while the engine computes the others, so that ranks can exchange them
+/// meanwhile. It is called on the thread that called the engine with the index of the first value and the values, which it may
+/// change: a part of [`Slot::Grads`] that ends where the one before begins, from the end of the array on. What it is not called for is
+/// final when the pass ends; an engine may never call it.
+#[derive(Clone, Copy)]
+pub struct Ready<'a>(pub &'a dyn Fn(usize, &mut [f32]));
+
+impl fmt::Debug for Ready<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ready")
     }
 }
 

@@ -9,7 +9,7 @@ mod hash;
 mod objective;
 mod objectives;
 mod prepare;
-mod ranks;
+pub mod ranks;
 mod reference;
 mod rounds;
 mod run;

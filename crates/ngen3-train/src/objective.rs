@@ -12,14 +12,14 @@ use ngen3_engine::{Backward, Trainer};
 use crate::Error;
 
 /// A micro-batch of a step, whose gradients are accumulated.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Micro {
+#[derive(Clone, Copy, Debug)]
+pub struct Micro<'a> {
     /// Updates done before this step.
     pub step: u64,
     /// Index of the micro-batch within the step, from 0.
     pub index: u64,
     /// Options of the backward pass; no two micro-batches of a run share a seed.
-    pub backward: Backward,
+    pub backward: Backward<'a>,
 }
 
 /// The result of a micro-batch.

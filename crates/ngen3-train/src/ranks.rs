@@ -4,6 +4,7 @@
 //! gradient accumulation. Their gradients are added up; each rank updates its share of the parameters, of which it alone keeps the
 //! moments (stage 1 of ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054), and all ranks receive it.
 
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use ngen3_cluster::wire::Wire;
@@ -99,23 +100,50 @@ impl TrainSettings {
     }
 }
 
-/// Updates the parameters with the gradients of all ranks, which travel on `wire`; see [`Trainer::update`]. Returns the norm of
-/// their sum.
+/// Adds up the gradients of all ranks, of which each receives the sum of its share: those that the last backward pass of a step
+/// finishes while it computes the others, the rest after it.
+pub struct Reduction<'a> {
+    world: &'a dyn World,
+    shares: &'a [Range<usize>],
+    wire: RefCell<&'a mut Wire>,
+    /// Start of the gradients that are added up.
+    from: Cell<usize>,
+}
+
+impl<'a> Reduction<'a> {
+    /// Prepares the sums of a step, which travel on `wire`.
+    pub fn new(world: &'a dyn World, shares: &'a [Range<usize>], wire: &'a mut Wire) -> Self {
+        let from = Cell::new(shares.last().map_or(0, |last| last.end));
+        Self { world, shares, wire: RefCell::new(wire), from }
+    }
+
+    /// Adds up a part of the gradients, which ends where the one before begins.
+    pub fn add(&self, start: usize, values: &mut [f32]) {
+        sums::reduce_scatter(self.world, start, values, self.shares, &mut self.wire.borrow_mut());
+        self.from.set(start);
+    }
+
+    /// Adds up the gradients that are left.
+    fn finish(self, grads: &mut [f32]) {
+        self.add(0, &mut grads[..self.from.get()]);
+    }
+}
+
+/// Updates the parameters with the gradients of all ranks; see [`Trainer::update`]. Returns the norm of their sum.
 ///
 /// # Errors
 /// As [`Trainer::update`].
 pub fn update(
-    world: &dyn World,
-    shares: &[Range<usize>],
+    reduction: Reduction<'_>,
     trainer: &mut dyn Trainer,
     adamw: &AdamW,
     muon: Option<&Muon>,
-    wire: &mut Wire,
 ) -> Result<f32, Error> {
+    let Reduction { world, shares, .. } = reduction;
     if world.size() == 1 {
         return Ok(trainer.update(adamw, muon)?);
     }
-    sums::reduce_scatter(world, trainer.values_mut(Slot::Grads)?, shares, wire);
+    reduction.finish(trainer.values_mut(Slot::Grads)?);
     let mut square_sum = [trainer.grad_square_sum()];
     sums::sum(world, &mut square_sum);
     let norm = square_sum[0].sqrt() as f32;

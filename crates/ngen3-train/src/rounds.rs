@@ -59,7 +59,7 @@ impl Rounds {
         for (value, agreed) in params.iter_mut().zip(&self.agreed) {
             *value = part * (agreed - *value);
         }
-        sums::reduce_scatter(world, params, shares, wire);
+        sums::reduce_scatter(world, 0, params, shares, wire);
         let (lr, mu) = (settings.outer_lr, settings.outer_momentum);
         for (value, momentum) in params[shares[world.rank()].clone()].iter_mut().zip(&mut self.momentum) {
             *momentum = mu * *momentum + *value;

@@ -90,7 +90,7 @@ pub(crate) struct Run<'a> {
     before_steps_s: f64,
     clock: Instant,
     /// Way of what the ranks add up.
-    wire: Wire,
+    pub wire: Wire,
     /// Rounds, if ranks exchange what they learned every few steps only.
     rounds: Option<Rounds>,
 }
@@ -181,24 +181,9 @@ impl<'a> Run<'a> {
         if self.job.world.is_root() { RunLog::open(&self.job.paths.run, from) } else { Ok(RunLog::elsewhere()) }
     }
 
-    /// Updates the parameters, with the gradients of all ranks unless this rank trains by itself, and counts the step. Returns the
-    /// norm of the gradients.
-    pub fn update(&mut self, lr: f32) -> Result<f32, Error> {
-        let Self { job, trainer, settings, progress, wire, rounds, .. } = self;
-        let (adamw, muon) = (settings.adamw(progress.step + 1, lr), settings.muon(lr));
-        let norm = match rounds {
-            None => ranks::update(&*job.world, &job.shares, &mut **trainer, &adamw, muon.as_ref(), wire)?,
-            Some(_) => trainer.update(&adamw, muon.as_ref())?,
-        };
-        self.check("gradient norm", norm, self.progress.step + 1)?;
-        self.progress.step += 1;
-        self.end_round()?;
-        Ok(norm)
-    }
-
     /// Ends a round of steps that this rank trained by itself, if it is over: also for an evaluation or a checkpoint, which are of the
     /// model that all ranks agree on.
-    fn end_round(&mut self) -> Result<(), Error> {
+    pub fn end_round(&mut self) -> Result<(), Error> {
         let (step, settings) = (self.progress.step, &self.settings);
         let due = [settings.sync_every, settings.eval_interval, settings.save_interval];
         if !self.is_last() && !due.iter().any(|&interval| step.is_multiple_of(interval)) {

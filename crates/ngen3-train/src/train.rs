@@ -3,15 +3,14 @@
 //! A step accumulates the gradients of its micro-batches, clips them, and updates the weights. It depends only on the settings,
 //! the objective and its number, so a run that is stopped after any step and resumed equals an uninterrupted one.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use ngen3_cluster::sums;
-use ngen3_engine::{Backward, Trainer, splitmix};
+use ngen3_engine::{Backward, Ready, Trainer, splitmix};
 
 use crate::objective::{Micro, Objective};
-use crate::ranks::dealt;
+use crate::ranks::{self, Reduction, dealt};
 use crate::run::{Outcome, Progress, Run, StepReport};
 use crate::run_files::metrics::StepMetrics;
 use crate::{Error, Job};
@@ -54,15 +53,20 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     let lr = settings.lr_at(before);
     let targets: Vec<u64> =
         (0..settings.gradient_accumulation).map(|i| run.objective.num_target_tokens(before, i)).collect();
-    let (world, mut sums, mut names) = (Arc::clone(&run.job.world), Vec::new(), Vec::new());
-    let own: Vec<u64> = dealt(&*world, settings.gradient_accumulation).collect();
+    let (job, mut sums, mut names) = (run.job, Vec::new(), Vec::new());
+    let world = &*job.world;
+    let own: Vec<u64> = dealt(world, settings.gradient_accumulation).collect();
     // The mean is over the targets of all ranks, or, within a round, over this rank's.
     let alone = settings.sync_every > 1;
     let all: u64 = if alone { own.iter().map(|&index| targets[index as usize]).sum() } else { targets.iter().sum() };
-    for index in own {
+    let mut wire = std::mem::take(&mut run.wire);
+    let reduction = Reduction::new(world, &job.shares, &mut wire);
+    let add_up = |start: usize, grads: &mut [f32]| reduction.add(start, grads);
+    for &index in &own {
         let weight = (targets[index as usize] as f64 / all as f64) as f32;
         let seed = dropout_seed(settings.seed, before, index);
-        let backward = Backward { weight, dropout: settings.dropout, seed };
+        let is_last = own.last() == Some(&index) && !alone && world.size() > 1;
+        let backward = Backward { weight, dropout: settings.dropout, seed, ready: is_last.then_some(Ready(&add_up)) };
         let output = run.objective.training_step(run.trainer, &Micro { step: before, index, backward })?;
         names = output.parts.iter().map(|&(name, _)| name).collect();
         let weighted = [output.loss].into_iter().chain(output.parts.into_iter().map(|(_, part)| part));
@@ -72,13 +76,21 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
         // About as many on each other rank.
         sums[0] *= world.size() as f64;
     } else {
-        sums::sum(&*world, &mut sums);
+        sums::sum(world, &mut sums);
     }
     run.pace.tokens += sums[0] as u64;
     let loss = sums[1] as f32;
     let parts: Vec<_> = names.into_iter().zip(sums[2..].iter().map(|&part| part as f32)).collect();
     run.check("loss", loss, before + 1)?;
-    let grad_norm = run.update(lr)?;
+    let (adamw, muon) = (settings.adamw(before + 1, lr), settings.muon(lr));
+    let grad_norm = match alone {
+        true => run.trainer.update(&adamw, muon.as_ref())?,
+        false => ranks::update(reduction, run.trainer, &adamw, muon.as_ref())?,
+    };
+    run.wire = wire;
+    run.check("gradient norm", grad_norm, before + 1)?;
+    run.progress.step += 1;
+    run.end_round()?;
     run.plan();
 
     run.pace.busy += started.elapsed();

@@ -26,6 +26,10 @@ pub struct Step {
     pub tokens: f64,
     /// Bytes of the gradients.
     pub bytes: f64,
+    /// Part of the gradients that are final before the backward pass ends.
+    pub early: f64,
+    /// Seconds from the first of them to the end of the pass, in which they are exchanged.
+    pub window_s: f64,
 }
 
 /// Numbers of ranks of the forecast.
@@ -44,7 +48,7 @@ impl Network {
         });
         let mut wire = Wire::default();
         let exchange_s = median(ROUNDS, || {
-            sums::reduce_scatter(world, values, shares, &mut wire);
+            sums::reduce_scatter(world, 0, values, shares, &mut wire);
             sums::all_gather(world, values, shares, &mut wire);
         });
         let bytes = sent(4.0 * values.len() as f64, size);
@@ -54,6 +58,11 @@ impl Network {
     /// Seconds in which `ranks` add up and return `bytes` of gradients.
     pub fn exchange_s(&self, bytes: f64, ranks: usize) -> f64 {
         sent(bytes, ranks) / self.bytes_per_s + messages(ranks) * self.latency_s
+    }
+
+    /// Seconds of the exchange that pass while the gradients of a step are computed: of its first half, in which they are added up.
+    pub fn hidden_s(&self, step: Step, ranks: usize) -> f64 {
+        (step.early * self.exchange_s(step.bytes, ranks) / 2.0).min(step.window_s)
     }
 }
 
@@ -83,18 +92,19 @@ fn median(times: usize, mut function: impl FnMut()) -> f64 {
 /// Formats the forecast: tokens per second of up to 1,024 ranks, each with a batch of its own, and their share of as many single
 /// ones.
 pub fn table(step: Step, network: Network) -> String {
-    let mut out = format!("{:>6} {:>14} {:>11} {:>12}\n", "ranks", "tokens/s", "efficiency", "exchange");
+    let mut out =
+        format!("{:>6} {:>14} {:>11} {:>12} {:>12}\n", "ranks", "tokens/s", "efficiency", "exchange", "hidden");
     for ranks in RANKS {
-        let exchange = network.exchange_s(step.bytes, ranks);
-        let efficiency = step.seconds / (step.seconds + exchange);
-        let rate = ranks as f64 * step.tokens / (step.seconds + exchange);
+        let (exchange, hidden) = (network.exchange_s(step.bytes, ranks), network.hidden_s(step, ranks));
+        let seconds = step.seconds + exchange - hidden;
         let _ = writeln!(
             out,
-            "{:>6} {:>14} {:>9.0} % {:>9.1} ms",
+            "{:>6} {:>14} {:>9.0} % {:>9.1} ms {:>9.1} ms",
             grouped(ranks as u64),
-            grouped(rate as u64),
-            100.0 * efficiency,
-            1e3 * exchange
+            grouped((ranks as f64 * step.tokens / seconds) as u64),
+            100.0 * step.seconds / seconds,
+            1e3 * exchange,
+            1e3 * hidden
         );
     }
     out
@@ -109,7 +119,7 @@ mod tests {
     #[test]
     fn a_rank_alone_waits_for_nobody_and_many_for_the_network() {
         let network = Network { bytes_per_s: 125e6, latency_s: 50e-6 };
-        let step = Step { seconds: 0.25, tokens: 2_048.0, bytes: 29e6 };
+        let step = Step { seconds: 0.25, tokens: 2_048.0, bytes: 29e6, early: 0.0, window_s: 0.1 };
         assert_eq!(network.exchange_s(step.bytes, 1), 0.0);
         // Twice half of 29 MB, and two messages.
         assert!((network.exchange_s(step.bytes, 2) - (0.232 + 100e-6)).abs() < 1e-9);
@@ -121,6 +131,10 @@ mod tests {
         assert_eq!(row("1 ")[1..3], ["8,192", "100"]);
         assert_eq!(row("2 ")[1..3], ["8,496", "52"]);
         assert_eq!(table.lines().count(), 1 + RANKS.len());
+        // Half of the gradients, in the first half of the exchange; never more than there is time for.
+        let early = Step { early: 0.5, ..step };
+        assert!((network.hidden_s(early, 2) - network.exchange_s(29e6, 2) / 4.0).abs() < 1e-9);
+        assert_eq!(network.hidden_s(Step { window_s: 0.01, ..early }, 2), 0.01);
     }
 
     #[test]

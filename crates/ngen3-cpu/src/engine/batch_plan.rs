@@ -90,6 +90,11 @@ impl BatchPlan {
         self.cuts.iter().map(|cut| cut.tokens.len()).max().unwrap_or(0)
     }
 
+    /// Returns the index of the last pass.
+    pub fn last(&self) -> u64 {
+        self.cuts.len() as u64 - 1
+    }
+
     /// Returns the number of targets that are not ignored.
     pub fn num_target_tokens(&self) -> usize {
         self.kept_targets.len()

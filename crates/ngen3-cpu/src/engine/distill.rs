@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::arena::{Checkpointing, ForwardMode};
 use super::batch_plan::Pass;
 use super::block::PassDropout;
+use super::grads::Grads;
 use super::model::{Passes, sum};
 use super::weights::Weights;
 use crate::base::memory::Buffer;
@@ -73,11 +74,11 @@ impl Weights {
         &self,
         passes: Passes<'_>,
         distill: &Distill<'_>,
-        mut backward: Option<(f32, PassDropout, &mut [f32])>,
+        mut backward: Option<(f32, PassDropout, Grads<'_>)>,
         memory: &mut Buffer,
     ) -> Result<DistillLoss, Error> {
         let targets = passes.plan.num_target_tokens() as f64;
-        let (mut cross_entropy, mut divergence) = (0.0, 0.0);
+        let (mut cross_entropy, mut divergence, last) = (0.0, 0.0, passes.plan.last());
         let mut divergences = Vec::new();
         let keep = if backward.is_some() { self.keep } else { Checkpointing::Nothing };
         self.passes(passes, ForwardMode { keep, ..FORWARD }, |i, pass, arena| {
@@ -92,7 +93,7 @@ impl Weights {
                 let gradients = backward.as_mut().map(|(weight, _, grads)| Gradients {
                     weight: *weight / targets as f32,
                     dhidden: &mut b.dbranch[..n * c],
-                    dwte: self.dlm_head(grads),
+                    dwte: self.dlm_head(grads.values),
                 });
                 let losses = Losses { cross_entropy: &mut b.losses[..n], divergence: &mut divergences };
                 let rows = TeacherRows::of(distill, self.config.vocab_size, pass);
@@ -114,7 +115,7 @@ impl Weights {
             divergence += sum(&divergences);
             if let Some((_, _, grads)) = &mut backward {
                 pass.scatter_targets(b.dbranch);
-                self.backward(pass, drops, arena, grads);
+                self.backward(pass, drops, arena, grads, i == last);
             }
             Ok(())
         })?;

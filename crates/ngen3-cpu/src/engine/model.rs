@@ -13,6 +13,7 @@ use ngen3_engine::{Batch, DropoutSite, Error, pass_seed};
 use super::arena::{Arena, Checkpointing, ForwardMode, Layers};
 use super::batch_plan::{BatchPlan, Pass};
 use super::block::{ForwardScratch, PassDropout};
+use super::grads::Grads;
 use super::weights::Weights;
 use crate::gemm::Accumulate;
 use crate::layers::linear::pair;
@@ -43,22 +44,22 @@ impl Weights {
         })
     }
 
-    /// Returns the mean loss of the batch, and adds `weight` times its gradient to `grads`, `[total]`.
+    /// Returns the mean loss of the batch, and adds `weight` times its gradient to `grads`.
     pub fn forward_backward(
         &self,
         passes: Passes<'_>,
         weight: f32,
         drops: PassDropout,
-        grads: &mut [f32],
+        mut grads: Grads<'_>,
     ) -> Result<f32, Error> {
         let targets = passes.plan.num_target_tokens() as f64;
-        let weight = weight / targets as f32;
+        let (weight, last) = (weight / targets as f32, passes.plan.last());
         let mut total = 0.0;
         self.passes(passes, ForwardMode { keep: self.keep, loss: true }, |i, pass, arena| {
             let drops = PassDropout { seed: pass_seed(drops.seed, i), ..drops };
             self.forward(pass, drops, arena);
-            self.head(pass, arena, Some((weight, &mut *grads)));
-            self.backward(pass, drops, arena, grads);
+            self.head(pass, arena, Some((weight, &mut *grads.values)));
+            self.backward(pass, drops, arena, &mut grads, i == last);
             total += sum(&arena.split().1.losses[..pass.kept_targets.len()]);
             Ok(())
         })?;
@@ -129,20 +130,23 @@ impl Weights {
     }
 
     /// Runs the backward pass from the activations and the loss gradient in the arena, and adds the parameters' gradients to
-    /// `grads`.
-    pub fn backward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena, grads: &mut [f32]) {
+    /// `grads`. In the `last` pass of a batch those of the blocks, and of what follows them, are final once they are computed.
+    pub fn backward(&self, pass: Pass<'_>, drops: PassDropout, arena: &mut Arena, grads: &mut Grads<'_>, last: bool) {
         let (mut blocks, mut b, mut shared) = arena.split();
         let n_layer = self.config.n_layer;
 
         let x = blocks.stream(n_layer);
-        self.norm_backward(self.ln_f(), x, &b.ln_f, b.dbranch, b.dx, Accumulate::Set, grads, b.partials);
+        self.norm_backward(self.ln_f(), x, &b.ln_f, b.dbranch, b.dx, Accumulate::Set, grads.values, b.partials);
 
         let mut layers = shared.for_layers();
         for layer in (0..n_layer).rev() {
             let (x, saved, _) = blocks.block(layer);
             // The last block's activations are still there.
             let again = self.keep == Checkpointing::Inputs && layer + 1 < n_layer;
-            self.block_backward(layer, again, pass, drops, x, saved, &mut b, &mut layers, grads);
+            self.block_backward(layer, again, pass, drops, x, saved, &mut b, &mut layers, grads.values);
+            if last && self.adapters.is_none() {
+                grads.finish_from(self.list.blocks[layer].ln_1_weight.start);
+            }
         }
         if self.adapters.is_some() {
             return;
@@ -150,7 +154,7 @@ impl Weights {
         if let Some(dropout) = drops.at(DropoutSite::Embedding) {
             dropout::apply(dropout, b.dx);
         }
-        let (dwte, dwpe) = pair(grads, &self.list.wte, &self.list.wpe);
+        let (dwte, dwpe) = pair(grads.values, &self.list.wte, &self.list.wpe);
         embedding::backward(pass.inputs, pass.positions, b.dx, dwte, dwpe);
     }
 }

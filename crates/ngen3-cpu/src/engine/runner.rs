@@ -1,11 +1,14 @@
 //! A model with its threads and working memory: the common base of [`super::CpuEngine`] and [`super::CpuTeacher`].
 
-use ngen3_engine::{Batch, Error, Options};
+use std::sync::mpsc::channel;
+
+use ngen3_engine::{Batch, Error, Options, Ready};
 use ngen3_model::{Config, ParamList};
 use rayon::ThreadPool;
 
 use super::arena::{Arena, Checkpointing};
 use super::batch_plan::BatchPlan;
+use super::grads::Grads;
 use super::model::Passes;
 use super::precision::{pool, precision};
 use super::weights::Weights;
@@ -70,5 +73,31 @@ impl Runner {
         let Self { model, pool, arena, plan } = self;
         let threads = pool.current_num_threads();
         pool.install(|| work(model, Passes { batch, plan, threads, arena }))
+    }
+
+    /// As [`Runner::run`], for work that adds to gradients. Those that it finishes go to `ready` on this thread, while the compute
+    /// threads go on.
+    ///
+    /// # Errors
+    /// The errors of `work`.
+    pub fn run_backward<R: Send>(
+        &mut self,
+        batch: &Batch,
+        grads: &mut [f32],
+        ready: Option<Ready<'_>>,
+        work: impl FnOnce(&Weights, Passes<'_>, Grads<'_>) -> Result<R, Error> + Send,
+    ) -> Result<R, Error> {
+        let Some(Ready(receive)) = ready else {
+            return self.run(batch, |model, passes| work(model, passes, Grads::new(grads, None)));
+        };
+        let Self { model, pool, arena, plan } = self;
+        let passes = Passes { batch, plan, threads: pool.current_num_threads(), arena };
+        let (sender, parts) = channel();
+        let mut result = None;
+        pool.in_place_scope(|scope| {
+            scope.spawn(|_| result = Some(work(model, passes, Grads::new(grads, Some(sender)))));
+            parts.into_iter().for_each(|(start, part)| receive(start, part));
+        });
+        result.expect("the work of a scope has ended")
     }
 }

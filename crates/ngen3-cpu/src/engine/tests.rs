@@ -48,7 +48,7 @@ fn a_distillation_step_of_the_whole_model_equals_pytorchs() {
                 let mut engine = engine(&config);
                 let teacher = Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None };
                 let distill = DistillConfig { temperature: temperature as f32, alpha, divergence };
-                let backward = Backward { weight: 1.0, dropout: 0.0, seed: 0 };
+                let backward = Backward::default();
                 let loss = engine.distill_from(&batch, teacher, &distill, Some(backward)).expect("a valid batch");
                 let close = |found: f32, expected: &serde_json::Value| {
                     let expected = expected.as_f64().expect("a number");

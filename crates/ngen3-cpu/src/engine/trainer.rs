@@ -117,8 +117,9 @@ impl Trainer for CpuEngine {
         let drops = drops(&backward)?;
         self.check_gradient(batch)?;
         let mut grads = std::mem::take(&mut self.optimizer.grads);
-        let loss =
-            self.runner.run(batch, |model, passes| model.forward_backward(passes, backward.weight, drops, &mut grads));
+        let loss = self.runner.run_backward(batch, &mut grads, backward.ready, |model, passes, grads| {
+            model.forward_backward(passes, backward.weight, drops, grads)
+        });
         self.optimizer.grads = grads;
         loss
     }
@@ -265,8 +266,10 @@ impl CpuEngine {
         let DistillConfig { temperature, alpha, divergence } = *distill;
         let distill = Distill { teacher, temperature, alpha, divergence };
         let (mut grads, mut logits) = (std::mem::take(&mut self.optimizer.grads), std::mem::take(&mut self.logits));
-        let loss = self.runner.run(batch, |model, passes| {
-            let backward = backward.zip(drops).map(|(backward, drops)| (backward.weight, drops, &mut grads[..]));
+        let ready = backward.and_then(|backward| backward.ready);
+        let weight = backward.map(|backward| backward.weight);
+        let loss = self.runner.run_backward(batch, &mut grads, ready, |model, passes, grads| {
+            let backward = weight.zip(drops).map(|(weight, drops)| (weight, drops, grads));
             model.distill(passes, &distill, backward, &mut logits)
         });
         (self.optimizer.grads, self.logits) = (grads, logits);

@@ -4,14 +4,17 @@
 
 mod cases;
 
+use std::cell::RefCell;
+use std::ops::Range;
+
 use ngen3_model::{Config, Family, Lora, LoraList, Param, ParamList};
 
 pub use cases::{Case, Tolerance, cases};
 
 use super::device::ReferenceDevice;
 use crate::{
-    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Muon, Options, Slot,
-    Teacher, TeacherSource, TopK, Trainer, splitmix,
+    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Muon, Options,
+    Ready, Slot, Teacher, TeacherSource, TopK, Trainer, splitmix,
 };
 
 /// Compares a device with the reference on one case; returns the parts that were compared, without those that the device does
@@ -47,6 +50,35 @@ pub fn check<'a>(
         }
     }
     Ok(compared)
+}
+
+/// Gradients that a device gave as final, each doubled.
+#[derive(Default)]
+struct Received {
+    parts: RefCell<Vec<Range<usize>>>,
+}
+
+impl Received {
+    fn add(&self, start: usize, values: &mut [f32]) {
+        values.iter_mut().for_each(|value| *value *= 2.0);
+        self.parts.borrow_mut().push(start..start + values.len());
+    }
+
+    /// Halves them, after a pass; fails if they are not one part before the other, from the end on.
+    fn undo(&self, model: &mut dyn Trainer) -> Result<(), Failure> {
+        let mut grads = model.read(Slot::Grads).into_owned();
+        let mut end = grads.len();
+        for part in self.parts.take() {
+            if part.end != end {
+                return Err(Failure::Differs(format!(
+                    "gradients {part:?} are given as final before those from {end} on"
+                )));
+            }
+            end = part.start;
+        }
+        grads[end..].iter_mut().for_each(|value| *value /= 2.0);
+        Ok(model.write(Slot::Grads, &grads)?)
+    }
 }
 
 type Part<'a> = fn(&Pair<'a>) -> Result<(), Failure>;
@@ -180,14 +212,17 @@ impl Pair<'_> {
         self.near_losses("the mean loss", &[engine.loss(batch)?], &[reference.loss(batch)?])
     }
 
-    /// Two micro-batches, whose gradients add up.
+    /// Two micro-batches, whose gradients add up; those of the second are received, if the device gives them.
     fn training(&self) -> Result<(), Failure> {
         let mut both = self.open()?;
-        for (weight, seed) in [(0.25, 3), (0.75, 4)] {
-            let backward = Backward { weight, dropout: self.case.dropout, seed };
+        let received = Received::default();
+        let receive = |start: usize, values: &mut [f32]| received.add(start, values);
+        for (weight, seed, ready) in [(0.25, 3, None), (0.75, 4, Some(Ready(&receive)))] {
+            let backward = Backward { weight, dropout: self.case.dropout, seed, ready };
             let [found, expected] = both.each_mut().map(|model| model.forward_backward(&self.case.batch, backward));
             self.near_losses("the training loss", &[found?], &[expected?])?;
         }
+        received.undo(&mut *both[0])?;
         self.near_gradients(ParamList::new(&self.case.config).iter(), &both)
     }
 
@@ -291,7 +326,7 @@ impl Pair<'_> {
             let lora = Lora { rank: rank.min(config.n_embd), alpha: 1.5, targets };
             let list = LoraList::new(config, &lora).map_err(|error| Failure::Differs(error.to_string()))?;
             let mut both = self.open()?;
-            let backward = Backward { weight: 1.0, dropout: *dropout, seed: 5 };
+            let backward = Backward { dropout: *dropout, seed: 5, ..Backward::default() };
             let mut losses = [0.0; 2];
             for (model, loss) in both.iter_mut().zip(&mut losses) {
                 model.adapt(&lora, values(list.iter(), 2))?;
@@ -336,7 +371,9 @@ impl Pair<'_> {
         let mut teacher = self.device.open_teacher(shape.clone(), params.clone(), self.options)?;
         let mut reference_teacher = ReferenceDevice.open_teacher(shape, params, Options::default())?;
         let k = config.vocab_size.div_ceil(3).min(config.vocab_size - 1);
-        let (temperature, backward) = (1.7, Backward { weight: 0.5, dropout: *dropout, seed: 6 });
+        let (temperature, backward) = (1.7, Backward { weight: 0.5, dropout: *dropout, seed: 6, ready: None });
+        let received = Received::default();
+        let receive = |start: usize, values: &mut [f32]| received.add(start, values);
         let top_k = reference_teacher.top_k(batch, k, temperature)?;
         let found = teacher.top_k(batch, k, temperature)?;
         self.near_losses("the teacher's log probabilities", &found.log_probs, &top_k.log_probs)?;
@@ -362,9 +399,11 @@ impl Pair<'_> {
                     let mut losses = [[0.0; 2]; 2];
                     for ((model, teacher), losses) in both.iter_mut().zip(teachers).zip(&mut losses) {
                         let source = source(&mut **teacher, top_k);
+                        let backward = backward.map(|backward| Backward { ready: Some(Ready(&receive)), ..backward });
                         let found = model.distiller()?.distill(batch, source, &distill, backward)?;
                         let DistillLoss { cross_entropy, divergence } = found;
                         *losses = [cross_entropy, divergence];
+                        received.undo(&mut **model)?;
                     }
                     self.near_losses(name, &losses[0], &losses[1])?;
                 }

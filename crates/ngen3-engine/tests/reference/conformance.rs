@@ -52,6 +52,8 @@ fn every_fault_is_found_and_named() {
         (Fault::Dropout, "training: the training loss by"),
         (Fault::Weight, "training: transformer.wte.weight by"),
         (Fault::GradientsOverwritten, "training: transformer.wte.weight by"),
+        (Fault::ReadyTooEarly, "training: transformer.wte.weight by"),
+        (Fault::ReadyBackwards, "training: gradients 0..1 are given as final before those from"),
         (Fault::NoBiasCorrection, "updates: Params by"),
         (Fault::NoClipping, "updates: Params by"),
         (Fault::ClippedUpwards, "updates: Params by"),

@@ -61,7 +61,7 @@ fn a_step_with_the_most_likely_tokens_equals_pytorchs() {
 #[test]
 fn at_alpha_0_it_is_training_and_a_teacher_that_is_the_student_teaches_nothing() {
     let mut plain = engine(&config());
-    let backward = Backward { weight: 0.5, dropout: 0.2, seed: 3 };
+    let backward = Backward { weight: 0.5, dropout: 0.2, seed: 3, ready: None };
     let loss = plain.forward_backward(&batch(0), backward).expect("a batch");
     let mut teacher = ReferenceTeacher::new(config(), params(&config())).expect("a valid shape");
     for divergence in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::JensenShannon] {

@@ -52,7 +52,9 @@ fn gradients_match_finite_differences_with_dropout() {
         let config = Config { activation, layer_norm_epsilon: epsilon, ..config() };
         let batch = uneven();
         check(&mut engine(&config), ParamList::new(&config).iter(), |engine, weight| {
-            engine.forward_backward(&batch, Backward { weight, dropout: 0.2, seed: 7 }).expect("a valid batch")
+            engine
+                .forward_backward(&batch, Backward { weight, dropout: 0.2, seed: 7, ready: None })
+                .expect("a valid batch")
         });
     }
 }
@@ -64,7 +66,9 @@ fn gradients_of_adapters_match_finite_differences_with_dropout() {
         let mut engine = engine(&config);
         engine.adapt(&lora, adapter_values(&config, &lora)).expect("an adapter");
         check(&mut engine, LoraList::new(&config, &lora).expect("an adapter").iter(), |engine, weight| {
-            engine.forward_backward(&batch, Backward { weight, dropout: 0.2, seed: 7 }).expect("a valid batch")
+            engine
+                .forward_backward(&batch, Backward { weight, dropout: 0.2, seed: 7, ready: None })
+                .expect("a valid batch")
         });
     }
 }

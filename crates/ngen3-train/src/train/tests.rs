@@ -7,6 +7,7 @@ mod together;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ngen3_cluster::{Single, World};

@@ -1,13 +1,17 @@
 //! `ngen3 bench`: measures training and decoding speed on this machine, with the time by layer.
 
+use std::cell::RefCell;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
 use ngen3_cluster::sums;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Muon, Options, Quant, Slot, Trainer, Workload};
+use ngen3_cluster::wire::Wire;
+use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Muon, Options, Quant, Ready, Slot, Trainer, Workload};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Family, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
+use ngen3_train::ranks::{self, Reduction};
 use ngen3_train::{LONGEST_SEQUENCE, OptimizerKind, check_fits};
 use serde_json::json;
 
@@ -160,8 +164,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let peak_memory = peak_memory();
     let tokens = batch.inputs.len() as f64;
     if args.world {
-        let bytes = 4.0 * engine.read(Slot::Params).len() as f64;
-        return forecast(&args, &label, Step { seconds: median, tokens, bytes }, &mut *engine);
+        let list = match &lora {
+            None => ParamList::new(&config).iter().cloned().collect(),
+            Some(lora) => LoraList::new(&config, lora)?.iter().cloned().collect::<Vec<_>>(),
+        };
+        let shares = ranks::shares(&*world(), list.iter(), muon.is_some());
+        let update = (&adamw(args.steps + 3, lr), muon.as_ref());
+        let step = Step { seconds: median, tokens, ..early(&mut *engine, &batch, update)? };
+        return forecast(&args, &label, step, &mut *engine, &batch, &shares, update);
     }
     let gflops = train_flops(&config, batch.inputs.len(), lora.as_ref()) / median / 1e9;
     let peak = device.product_gflops(args.dtype, options.threads, [2048, 2048, 2048])?;
@@ -235,8 +245,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     stdout::print(&out)
 }
 
+/// Measures which gradients are final before the backward pass ends, and how long before. Leaves the other numbers of the step 0.
+fn early(engine: &mut dyn Trainer, batch: &Batch, update: (&AdamW, Option<&Muon>)) -> anyhow::Result<Step> {
+    let received = RefCell::new((0, None));
+    let receive = |_: usize, values: &mut [f32]| {
+        let (count, first) = &mut *received.borrow_mut();
+        *count += values.len();
+        first.get_or_insert_with(Instant::now);
+    };
+    engine.forward_backward(batch, Backward { ready: Some(Ready(&receive)), ..Backward::default() })?;
+    let (count, first) = received.into_inner();
+    let window_s = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+    engine.update(update.0, update.1)?;
+    let total = engine.read(Slot::Params).len() as f64;
+    Ok(Step { seconds: 0.0, tokens: 0.0, bytes: 4.0 * total, early: count as f64 / total, window_s })
+}
+
 /// Prints the forecast of training on many machines, from a step that was measured on each rank.
-fn forecast(args: &Args, label: &str, step: Step, engine: &mut dyn Trainer) -> anyhow::Result<()> {
+fn forecast(
+    args: &Args,
+    label: &str,
+    step: Step,
+    engine: &mut dyn Trainer,
+    batch: &Batch,
+    shares: &[Range<usize>],
+    (adamw, muon): (&AdamW, Option<&Muon>),
+) -> anyhow::Result<()> {
     let (world, mut network) = (world(), Network { bytes_per_s: 10.0 * GBIT, latency_s: 50.0 * MICROSECOND });
     let size = world.size();
     let mut out = format!("{label}, {}\n", grouped_count(size as u64, "rank"));
@@ -250,12 +284,28 @@ fn forecast(args: &Args, label: &str, step: Step, engine: &mut dyn Trainer) -> a
         grouped((step.tokens / step.seconds) as u64)
     );
     if size > 1 {
-        let values = engine.values_mut(Slot::Grads)?;
-        let total = values.len();
-        let shares: Vec<_> = (0..size).map(|rank| rank * total / size..(rank + 1) * total / size).collect();
-        network = Network::measure(&*world, values, &shares);
-        let exchange = network.exchange_s(step.bytes, size);
-        out += &format!("{:<10} {:>8.1} ms, as measured, none of it hidden\n", "exchange", 1e3 * exchange);
+        network = Network::measure(&*world, engine.values_mut(Slot::Grads)?, shares);
+        let mut wire = Wire::default();
+        let mut times = Vec::new();
+        for _ in 0..args.steps {
+            let start = Instant::now();
+            let reduction = Reduction::new(&*world, shares, &mut wire);
+            let add_up = |start: usize, grads: &mut [f32]| reduction.add(start, grads);
+            let backward = Backward { weight: 1.0 / size as f32, ready: Some(Ready(&add_up)), ..Backward::default() };
+            engine.forward_backward(batch, backward)?;
+            ranks::update(reduction, engine, adamw, muon)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        let (exchange, together) = (network.exchange_s(step.bytes, size), times[times.len() / 2]);
+        let hidden = (step.seconds + exchange - together).clamp(0.0, exchange);
+        out += &format!(
+            "{:<10} {:>8.1} ms, of which {:.1} ms are hidden: {:.1} ms a step with it\n",
+            "exchange",
+            1e3 * exchange,
+            1e3 * hidden,
+            1e3 * together
+        );
     }
     network.bytes_per_s = args.gbit.map_or(network.bytes_per_s, |gbit| gbit * GBIT);
     network.latency_s = args.latency_us.map_or(network.latency_s, |us| us * MICROSECOND);

@@ -40,6 +40,10 @@ pub enum Fault {
     Gradient(usize),
     /// The second micro-batch replaces the gradient of the first.
     GradientsOverwritten,
+    /// Gradients are given as final before the last are added.
+    ReadyTooEarly,
+    /// The first gradients are given as final before the others.
+    ReadyBackwards,
 
     /// AdamW's moments are not corrected for their start at 0.
     NoBiasCorrection,

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use ngen3_engine::reference::ReferenceDevice;
 use ngen3_engine::{
-    AdamW, Backward, Batch, Decoder, Device, Distiller, Error, IGNORE, Model, Muon, Options, Sequence, Slot, Trainer,
+    AdamW, Backward, Batch, Decoder, Device, Distiller, Error, IGNORE, Model, Muon, Options, Ready, Sequence, Slot,
+    Trainer,
 };
 use ngen3_model::{Config, Lora, LoraList, Param, ParamList};
 
@@ -132,6 +133,14 @@ impl Trainer for FaultyTrainer {
             Fault::Dropout => backward.seed += 1,
             Fault::Weight => backward.weight = 1.0,
             Fault::GradientsOverwritten => self.clear_gradients()?,
+            Fault::ReadyTooEarly | Fault::ReadyBackwards => {
+                if let Some(Ready(receive)) = backward.ready {
+                    let mut grads = self.inner.read(Slot::Grads).into_owned();
+                    let end = if self.fault == Fault::ReadyBackwards { 1 } else { grads.len() };
+                    receive(0, &mut grads[..end]);
+                    self.inner.write(Slot::Grads, &grads)?;
+                }
+            }
             _ => {}
         }
         let mut loss = self.inner.forward_backward(batch, backward)?;
