@@ -7,6 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::bail;
+#[cfg(feature = "mpi")]
+use ngen3_cluster::Slow;
 use ngen3_cluster::{Single, World};
 
 static WORLD: OnceLock<Arc<dyn World>> = OnceLock::new();
@@ -20,6 +22,10 @@ pub fn world() -> Arc<dyn World> {
 pub fn is_quiet() -> bool {
     WORLD.get().is_some_and(|world| !world.is_root())
 }
+
+/// Variable with the speed of a slower network to imitate between ranks: Gbit/s and microseconds of latency.
+#[cfg(feature = "mpi")]
+const NETWORK: &str = "NGEN3_NETWORK";
 
 /// Time that a rank with an error of its own leaves to rank 0, which may have the same.
 const AFTER_ROOT: Duration = Duration::from_secs(3);
@@ -39,7 +45,12 @@ pub fn join() -> anyhow::Result<Joined> {
     {
         let mpi = ngen3_cluster::mpi::start().map(Arc::new);
         if let Some(mpi) = &mpi {
-            let _ = WORLD.set(Arc::clone(mpi) as Arc<dyn World>);
+            let mut world = Arc::clone(mpi) as Arc<dyn World>;
+            if let Ok(link) = std::env::var(NETWORK) {
+                let link = link.parse().map_err(|error| anyhow::anyhow!("{NETWORK}: {error}"))?;
+                world = Arc::new(Slow::new(world, link));
+            }
+            let _ = WORLD.set(world);
             #[cfg(target_os = "linux")]
             cores::divide(&**mpi);
         }

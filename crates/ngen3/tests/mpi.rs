@@ -85,6 +85,32 @@ fn any_number_of_ranks_trains_the_model_of_one_process() {
 }
 
 #[test]
+fn ranks_exchange_every_few_steps_or_rounded_numbers_and_go_on() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = format!("{LINE} --max_iters 40 --learning_rate 0.02");
+    let last = |name: &str| metrics(folder, &format!("{name}.run")).last().unwrap()["val_loss"].as_f64().unwrap();
+    succeed(folder, &format!("{line} --out one.pt"));
+    for (name, flags) in
+        [("rounds", "--sync_every 4"), ("int8", "--sync_every 4 --reduce_dtype int8"), ("bf16", "--reduce_dtype bf16")]
+    {
+        let (out, _) = texts(&run_on(folder, 3, &format!("{line} {flags} --out {name}.pt")), 0);
+        assert!(out.contains("40 steps in"), "{out}");
+        let (found, start) = (last(name), metrics(folder, "one.run")[0]["val_loss"].as_f64().unwrap());
+        assert!(found < last("one") + 0.1 * (start - last("one")), "{name}: {found}, one process {}", last("one"));
+    }
+    // Stopped within a round, it ends the round; another number of ranks goes on.
+    let command = mpirun(folder, 3, &format!("{LINE} --max_iters 400 --sync_every 4 --out part.pt"));
+    let said = signal_at(command, "step 6/400", "USR1", None);
+    assert!(said.contains("part.pt: saved after step "), "{said}");
+    let step = Checkpoint::load(&folder.join("part.pt")).unwrap().meta.iter_num;
+    assert!([4, 5].iter().any(|of: &u64| step.is_multiple_of(*of)), "a round or an evaluation ends at step {step}");
+    let (_, said) = texts(&run_on(folder, 2, "train --data data.bin --out part.pt --resume --max_iters 40"), 0);
+    assert!(said.contains("note: every rank goes on with rank 0's averages of gradients"), "{said}");
+    assert_eq!(Checkpoint::load(&folder.join("part.pt")).unwrap().meta.iter_num, 40);
+}
+
+#[test]
 fn adapters_and_a_student_are_trained_as_in_one_process() {
     let folder = folder();
     let folder = folder.path();

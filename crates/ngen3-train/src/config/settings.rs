@@ -253,8 +253,9 @@ const fn default_outer_lr() -> f32 {
     0.7
 }
 
+/// Found on a few dozen rounds (docs/machines.md); Douillard et al. use 0.9 for hundreds.
 const fn default_outer_momentum() -> f32 {
-    0.9
+    0.5
 }
 
 /// Checks the range of a setting.
