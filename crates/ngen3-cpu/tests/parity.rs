@@ -100,8 +100,8 @@ fn gradients_match_finite_differences_with_dropout() {
 }
 
 #[test]
-fn the_gradients_of_each_block_are_given_as_soon_as_they_are_final() {
-    let config = config(Activation::GeluNew);
+fn the_gradients_of_blocks_are_given_as_soon_as_they_are_final() {
+    let config = Config { n_layer: 5, ..config(Activation::GeluNew) };
     let (mut plain, mut engine) = (engine(&config, 3), engine(&config, 2));
     let parts = RefCell::new(Vec::new());
     let receive = |start: usize, values: &mut [f32]| parts.borrow_mut().push((start, values.to_vec()));
@@ -113,11 +113,11 @@ fn the_gradients_of_each_block_are_given_as_soon_as_they_are_final() {
     let expected = plain.read(Slot::Grads);
     assert!(*engine.read(Slot::Grads) == *expected, "the same gradients");
     let parts = parts.into_inner();
-    assert_eq!(parts.len(), config.n_layer);
+    assert!((2..=5).contains(&parts.len()), "{} parts", parts.len());
     for (start, values) in &parts {
         assert!(expected[*start..][..values.len()] == *values, "gradients from {start} on were not final");
     }
-    assert_eq!(parts[config.n_layer - 1].0, ParamList::new(&config).blocks[0].ln_1_weight.start);
+    assert_eq!(parts[parts.len() - 1].0, ParamList::new(&config).blocks[0].ln_1_weight.start);
 }
 
 #[test]

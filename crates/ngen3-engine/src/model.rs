@@ -19,7 +19,7 @@ pub trait Model {
     /// Returns the model's shape.
     fn config(&self) -> &Config;
 
-    /// Returns the number of threads and the precision in use.
+    /// Returns the number of threads, the precision and the instructions in use.
     fn info(&self) -> ComputeInfo {
         ComputeInfo::default()
     }
@@ -50,13 +50,15 @@ pub trait Model {
     }
 }
 
-/// Threads and precision of a model, for messages.
+/// Threads, precision and instructions of a model, for messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ComputeInfo {
     /// Number of compute threads.
     pub threads: usize,
     /// Precision of the operands of matrix products.
     pub dtype: Dtype,
+    /// Name of the kernels' instruction set: with another the last bits differ.
+    pub kernels: &'static str,
 }
 
 /// Tokens to append to one of a decoder's sequences.

@@ -28,6 +28,8 @@ pub struct Step {
     pub bytes: f64,
     /// Part of the gradients that are final before the backward pass ends.
     pub early: f64,
+    /// Number of exchanges of these.
+    pub parts: f64,
     /// Seconds from the first of them to the end of the pass, in which they are exchanged.
     pub window_s: f64,
 }
@@ -95,7 +97,9 @@ pub fn table(step: Step, network: Network) -> String {
     let mut out =
         format!("{:>6} {:>14} {:>11} {:>12} {:>12}\n", "ranks", "tokens/s", "efficiency", "exchange", "hidden");
     for ranks in RANKS {
-        let (exchange, hidden) = (network.exchange_s(step.bytes, ranks), network.hidden_s(step, ranks));
+        let messages = step.parts * messages(ranks) / 2.0;
+        let exchange = network.exchange_s(step.bytes, ranks) + messages * network.latency_s;
+        let hidden = network.hidden_s(step, ranks);
         let seconds = step.seconds + exchange - hidden;
         let _ = writeln!(
             out,
@@ -119,7 +123,7 @@ mod tests {
     #[test]
     fn a_rank_alone_waits_for_nobody_and_many_for_the_network() {
         let network = Network { bytes_per_s: 125e6, latency_s: 50e-6 };
-        let step = Step { seconds: 0.25, tokens: 2_048.0, bytes: 29e6, early: 0.0, window_s: 0.1 };
+        let step = Step { seconds: 0.25, tokens: 2_048.0, bytes: 29e6, early: 0.0, parts: 0.0, window_s: 0.1 };
         assert_eq!(network.exchange_s(step.bytes, 1), 0.0);
         // Twice half of 29 MB, and two messages.
         assert!((network.exchange_s(step.bytes, 2) - (0.232 + 100e-6)).abs() < 1e-9);

@@ -179,6 +179,21 @@ fn ranks_that_cannot_train_together_say_so() {
     assert!(said.contains("error: rank 1 differs from rank 0 in its data: "), "{said}");
     assert!(!folder.join("x.pt").exists());
 
+    // Another processor's bits, unless the ranks exchange only what they learned.
+    let line = format!("{LINE} --max_iters 3 --out simd.pt");
+    let with = |flags: &str| {
+        let script = format!(
+            "if [ $OMPI_COMM_WORLD_RANK = 1 ]; then export NGEN3_SIMD=scalar; fi; exec {program} {line} {flags}"
+        );
+        launch(folder, 2).args(["sh", "-c", &script]).output().unwrap()
+    };
+    if std::env::var_os("NGEN3_SIMD").is_none() {
+        let said = String::from_utf8_lossy(&with("").stderr).into_owned();
+        assert!(said.contains("error: rank 1 differs from rank 0 in its processor: expected "), "{said}");
+        assert!(said.contains(", got scalar"), "{said}");
+        assert!(with("--sync_every 2 --overwrite").status.success());
+    }
+
     let said = |line: &str| String::from_utf8_lossy(&run_on(folder, 2, line).stderr).into_owned();
     let text = said("variants");
     assert!(text.contains("error: this command is for one process: start it without mpirun"), "{text}");

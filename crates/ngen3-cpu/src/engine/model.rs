@@ -145,7 +145,7 @@ impl Weights {
             let again = self.keep == Checkpointing::Inputs && layer + 1 < n_layer;
             self.block_backward(layer, again, pass, drops, x, saved, &mut b, &mut layers, grads.values);
             if last && self.adapters.is_none() {
-                grads.finish_from(self.list.blocks[layer].ln_1_weight.start);
+                grads.finish_from(self.list.blocks[layer].ln_1_weight.start, layer == 0);
             }
         }
         if self.adapters.is_some() {

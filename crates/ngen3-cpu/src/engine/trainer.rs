@@ -91,7 +91,7 @@ impl Model for CpuEngine {
             Precision::F32 => Dtype::F32,
             Precision::Bf16 => Dtype::Bf16,
         };
-        ComputeInfo { threads: self.runner.pool.current_num_threads(), dtype }
+        ComputeInfo { threads: self.runner.pool.current_num_threads(), dtype, kernels: ngen3_simd::path().name() }
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {

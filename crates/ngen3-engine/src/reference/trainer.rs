@@ -114,7 +114,7 @@ impl Model for Reference {
     }
 
     fn info(&self) -> ComputeInfo {
-        ComputeInfo { threads: 1, dtype: Dtype::F32 }
+        ComputeInfo { threads: 1, dtype: Dtype::F32, kernels: "reference" }
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {

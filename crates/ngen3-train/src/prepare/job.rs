@@ -201,12 +201,13 @@ impl Job {
             trainer.adapt(&adapters.lora, adapter)?;
         }
         if self.world.size() > 1 {
-            let ComputeInfo { dtype, .. } = trainer.info();
-            let facts = [("dtype", dtype.to_string()), ("weights", sha256_of(&trainer.read(Slot::Params)))];
-            ranks::check_same(&*self.world, &facts)?;
+            let ComputeInfo { dtype, kernels, .. } = trainer.info();
+            let mut facts = vec![("dtype", dtype.to_string()), ("weights", sha256_of(&trainer.read(Slot::Params)))];
             if self.settings.sync_every == 1 {
+                facts.push(("processor", kernels.to_owned()));
                 trainer.set_share(self.updated())?;
             }
+            ranks::check_same(&*self.world, &facts)?;
         }
         if let Some(Moments { exp_avg, exp_avg_sq }) = moments {
             trainer.write(Slot::ExpAvg, &exp_avg[self.updated()])?;

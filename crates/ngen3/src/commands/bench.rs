@@ -247,18 +247,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Measures which gradients are final before the backward pass ends, and how long before. Leaves the other numbers of the step 0.
 fn early(engine: &mut dyn Trainer, batch: &Batch, update: (&AdamW, Option<&Muon>)) -> anyhow::Result<Step> {
-    let received = RefCell::new((0, None));
+    let received = RefCell::new((0, 0, None));
     let receive = |_: usize, values: &mut [f32]| {
-        let (count, first) = &mut *received.borrow_mut();
+        let (count, parts, first) = &mut *received.borrow_mut();
         *count += values.len();
+        *parts += 1;
         first.get_or_insert_with(Instant::now);
     };
     engine.forward_backward(batch, Backward { ready: Some(Ready(&receive)), ..Backward::default() })?;
-    let (count, first) = received.into_inner();
+    let (count, parts, first) = received.into_inner();
     let window_s = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
     engine.update(update.0, update.1)?;
     let total = engine.read(Slot::Params).len() as f64;
-    Ok(Step { seconds: 0.0, tokens: 0.0, bytes: 4.0 * total, early: count as f64 / total, window_s })
+    let early = count as f64 / total;
+    Ok(Step { seconds: 0.0, tokens: 0.0, bytes: 4.0 * total, early, parts: f64::from(parts), window_s })
 }
 
 /// Prints the forecast of training on many machines, from a step that was measured on each rank.
