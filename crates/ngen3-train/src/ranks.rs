@@ -100,6 +100,12 @@ impl TrainSettings {
     }
 }
 
+/// Returns true if `ranks` exchange the gradients of `total` parameters part by part, as they become final: unless they are so many
+/// that the messages are small, and each part takes only their latency once more.
+pub fn overlaps(total: usize, ranks: usize) -> bool {
+    ranks > 1 && (ranks <= 64 || total / ranks >= 1 << 19)
+}
+
 /// Adds up the gradients of all ranks, of which each receives the sum of its share: those that the last backward pass of a step
 /// finishes while it computes the others, the rest after it.
 pub struct Reduction<'a> {

@@ -62,11 +62,13 @@ fn step(run: &mut Run<'_>, clock: Instant) -> Result<StepMetrics, Error> {
     let mut wire = std::mem::take(&mut run.wire);
     let reduction = Reduction::new(world, &job.shares, &mut wire);
     let add_up = |start: usize, grads: &mut [f32]| reduction.add(start, grads);
+    let total = job.shares.last().map_or(0, |last| last.end);
+    let ready = (!alone && ranks::overlaps(total, world.size())).then_some(Ready(&add_up));
     for &index in &own {
         let weight = (targets[index as usize] as f64 / all as f64) as f32;
         let seed = dropout_seed(settings.seed, before, index);
-        let is_last = own.last() == Some(&index) && !alone && world.size() > 1;
-        let backward = Backward { weight, dropout: settings.dropout, seed, ready: is_last.then_some(Ready(&add_up)) };
+        let ready = ready.filter(|_| own.last() == Some(&index));
+        let backward = Backward { weight, dropout: settings.dropout, seed, ready };
         let output = run.objective.training_step(run.trainer, &Micro { step: before, index, backward })?;
         names = output.parts.iter().map(|&(name, _)| name).collect();
         let weighted = [output.loss].into_iter().chain(output.parts.into_iter().map(|(_, part)| part));

@@ -7,6 +7,7 @@ use std::time::Instant;
 use ngen3_cluster::wire::Wire;
 use ngen3_cluster::{World, sums};
 use ngen3_model::words::grouped;
+use ngen3_train::ranks::overlaps;
 
 /// Network between ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +33,12 @@ pub struct Step {
     pub parts: f64,
     /// Seconds from the first of them to the end of the pass, in which they are exchanged.
     pub window_s: f64,
+}
+
+impl Step {
+    fn overlaps(&self, ranks: usize) -> bool {
+        overlaps((self.bytes / 4.0) as usize, ranks)
+    }
 }
 
 /// Numbers of ranks of the forecast.
@@ -64,7 +71,8 @@ impl Network {
 
     /// Seconds of the exchange that pass while the gradients of a step are computed: of its first half, in which they are added up.
     pub fn hidden_s(&self, step: Step, ranks: usize) -> f64 {
-        (step.early * self.exchange_s(step.bytes, ranks) / 2.0).min(step.window_s)
+        let early = if step.overlaps(ranks) { step.early } else { 0.0 };
+        (early * self.exchange_s(step.bytes, ranks) / 2.0).min(step.window_s)
     }
 }
 
@@ -97,8 +105,9 @@ pub fn table(step: Step, network: Network) -> String {
     let mut out =
         format!("{:>6} {:>14} {:>11} {:>12} {:>12}\n", "ranks", "tokens/s", "efficiency", "exchange", "hidden");
     for ranks in RANKS {
-        let messages = step.parts * messages(ranks) / 2.0;
-        let exchange = network.exchange_s(step.bytes, ranks) + messages * network.latency_s;
+        let parts = if step.overlaps(ranks) { step.parts } else { 0.0 };
+        let more = parts * messages(ranks) / 2.0;
+        let exchange = network.exchange_s(step.bytes, ranks) + more * network.latency_s;
         let hidden = network.hidden_s(step, ranks);
         let seconds = step.seconds + exchange - hidden;
         let _ = writeln!(
