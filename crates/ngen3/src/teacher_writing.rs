@@ -70,13 +70,18 @@ impl WritingFlags {
         words
     }
 
+    /// Path of the token file made of the texts.
+    pub fn texts(&self) -> PathBuf {
+        self.teacher_texts.join("data.bin")
+    }
+
     fn sampling(&self) -> Sampling {
         let Self { teacher_temperature: temperature, teacher_top_p: top_p, teacher_seed: seed, .. } = *self;
         Sampling { temperature, top_p, seed, ..Sampling::default() }
     }
 }
 
-/// Has the teacher write the first `n` texts, unless they are there, and returns the token file made of them. `settings` are the
+/// Has the teacher write the first `n` texts, unless they are there, and makes the token file [`WritingFlags::texts`] of them. `settings` are the
 /// run's; `quant` is that of the teacher's weights.
 ///
 /// # Errors
@@ -88,7 +93,7 @@ pub fn write_texts(
     (found, teacher): (&Found, Checkpoint),
     (settings, quant): (&Overrides, Quant),
     stop: &AtomicBool,
-) -> anyhow::Result<PathBuf> {
+) -> anyhow::Result<()> {
     flags.sampling().validate()?;
     let Some(own) = model::tokenizer(&found.path, &teacher.config, &teacher.meta)? else {
         bail!("{}: expected a teacher with a tokenizer, to write texts; got one without", found.path.display());
@@ -137,9 +142,9 @@ pub fn write_texts(
 }
 
 /// Builds the student's dataset, and says what it was made of.
-fn build(texts: &TeacherTexts, n: usize, folder: &Path, teacher: &str, student: &Tokenizer) -> anyhow::Result<PathBuf> {
+fn build(texts: &TeacherTexts, n: usize, folder: &Path, teacher: &str, student: &Tokenizer) -> anyhow::Result<()> {
     let written = &texts.texts()[..n];
-    let (path, meta) = texts.build(n, format!("{} written by {teacher}", grouped_count(n as u64, "text")), student)?;
+    let meta = texts.build(n, format!("{} written by {teacher}", grouped_count(n as u64, "text")), student)?;
     let count = |which: fn(&&WrittenText) -> bool| grouped(written.iter().filter(which).count() as u64);
     write_line(&format!(
         "texts: {}: {}, {} of the student, {} of the teacher; {} cut at --teacher_length, {} empty and dropped",
@@ -165,7 +170,7 @@ fn build(texts: &TeacherTexts, n: usize, folder: &Path, teacher: &str, student: 
         let missing = grouped_count(missing, "character");
         write_line(&format!("note: the student's vocabulary lacks {missing} of the texts"));
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Beginnings of texts: tokens from random places of a token file, as text.

@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::bail;
 #[cfg(feature = "mpi")]
 use ngen3_cluster::Slow;
-use ngen3_cluster::{Single, World};
+use ngen3_cluster::{Single, World, sums};
+
+use crate::interrupt::Interrupted;
 
 static WORLD: OnceLock<Arc<dyn World>> = OnceLock::new();
 
@@ -99,6 +101,24 @@ pub fn fail(line: &str) {
         std::process::exit(1);
     });
     world.abort(1)
+}
+
+/// Runs a function on rank 0, for which the other ranks wait; returns its result there, `None` on the others.
+///
+/// # Errors
+/// Those of the function; [`Interrupted`] on all ranks if it was interrupted.
+pub fn on_root<T>(function: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    let world = world();
+    let result = world.is_root().then(function).transpose();
+    match &result {
+        // Ends all ranks.
+        Err(error) if !error.is::<Interrupted>() => return result,
+        _ => {}
+    }
+    if sums::any(&*world, result.is_err()) && result.is_ok() {
+        return Err(Interrupted.into());
+    }
+    result
 }
 
 /// Fails if several ranks were started for a command, or with a flag, that is for one process.

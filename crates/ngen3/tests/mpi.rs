@@ -122,11 +122,35 @@ fn adapters_and_a_student_are_trained_as_in_one_process() {
     );
     let distill =
         format!("distill --teacher_model_path base.pt --config tiny.toml --data data.bin --max_iters 8 {settings}");
-    for (name, line) in [("tuned", finetune), ("student", distill)] {
+    let cached = format!("{distill} --teacher_cache cache");
+    for (name, line) in [("tuned", finetune), ("student", distill.clone()), ("cached", cached)] {
         succeed(folder, &format!("{line} --out {name}1.pt"));
         texts(&run_on(folder, 3, &format!("{line} --out {name}3.pt")), 0);
         near(&losses(folder, &format!("{name}3.run")), &losses(folder, &format!("{name}1.run")), name);
     }
+    // Rank 0 fills a cache; the others read it.
+    fs::remove_dir_all(folder.join("cache")).unwrap();
+    let again = format!("{distill} --teacher_cache cache --out again.pt");
+    let (_, said) = texts(&run_on(folder, 3, &again), 0);
+    assert_eq!(said.matches("cache: cache: ").count(), 1, "{said}");
+    near(&losses(folder, "again.run"), &losses(folder, "cached1.run"), "a cache that ranks filled");
+}
+
+#[test]
+fn a_teacher_writes_for_all_ranks() {
+    let folder = folder();
+    let folder = folder.path();
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out t.json");
+    succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer t.json");
+    let shape = "layers = 1\nheads = 2\nwidth = 16\nblock = 16\nbatch_size = 2\n";
+    fs::write(folder.join("s.toml"), shape).unwrap();
+    succeed(folder, "train --config s.toml --data _data_plays_ --max_iters 3 --out teacher.pt");
+    let line = "distill --teacher_model_path teacher.pt --config s.toml --data _data_plays_ --teacher_writes 40 \
+                --teacher_length 20 --max_iters 4 --gradient_accumulation 2 --log_interval 1 --dtype f32";
+    let (_, said) = texts(&run_on(folder, 2, &format!("{line} --teacher_texts two --out two.pt")), 0);
+    assert_eq!(said.matches("texts: two: 40 texts").count(), 1, "{said}");
+    succeed(folder, &format!("{line} --teacher_texts one --out one.pt"));
+    near(&losses(folder, "two.run"), &losses(folder, "one.run"), "texts of a teacher");
 }
 
 #[test]

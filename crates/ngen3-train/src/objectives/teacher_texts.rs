@@ -127,16 +127,15 @@ impl TeacherTexts {
         Ok(())
     }
 
-    /// Builds the dataset of the first `n` texts, without empty ones, in a tokenizer's tokens. `source` describes their origin.
-    /// Returns its token file and its description.
+    /// Builds the dataset of the first `n` texts, without empty ones, in a tokenizer's tokens: `data.bin` in the folder. `source`
+    /// describes their origin. Returns its description.
     ///
     /// # Errors
     /// [`Error::Data`] if the dataset cannot be written or has no tokens.
-    pub fn build(&self, n: usize, source: String, tokenizer: &Tokenizer) -> Result<(PathBuf, DatasetMeta), Error> {
+    pub fn build(&self, n: usize, source: String, tokenizer: &Tokenizer) -> Result<DatasetMeta, Error> {
         let texts = self.texts.iter().take(n).filter(|text| !text.is_empty());
         let texts: Vec<String> = texts.map(|text| format!("{}{}", text.prompt, text.continuation)).collect();
-        let meta = build_texts(&self.folder, source, tokenizer, texts.iter().map(String::as_str))?;
-        Ok((self.folder.join("data.bin"), meta))
+        Ok(build_texts(&self.folder, source, tokenizer, texts.iter().map(String::as_str))?)
     }
 }
 
@@ -225,7 +224,8 @@ mod tests {
         let mut texts = TeacherTexts::open(&folder, &about()).unwrap();
         assert_eq!(texts.texts(), [text("a\n", "b\u{2028}"), text("", " ")]);
         texts.append(vec![text("c", "d")]).unwrap();
-        let (data, meta) = texts.build(3, "written".into(), &Tokenizer::gpt2()).unwrap();
+        let meta = texts.build(3, "written".into(), &Tokenizer::gpt2()).unwrap();
+        let data = texts.folder.join("data.bin");
         assert_eq!((meta.documents, meta.source.clone()), (2, vec!["written".to_owned()]));
         let file_of = ngen3_data::TokenFile::open(&data).unwrap();
         let mut ids = Vec::new();

@@ -19,7 +19,7 @@ use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::{Progress, write_line};
 use crate::teacher_writing::{WritingFlags, write_texts};
 use crate::training::Training;
-use crate::world::{only_alone, world};
+use crate::world::{on_root, world};
 
 /// Batches on which the loss from the cache is compared with the loss from the teacher.
 const COMPARED: u64 = 2;
@@ -122,12 +122,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         None => StartFrom::Scratch,
     };
-    if args.writing.teacher_writes.is_some() {
-        only_alone("--teacher_writes")?;
-    }
-    if args.teacher_cache.is_some() {
-        only_alone("--teacher_cache")?;
-    }
     let stop = interrupt::watch()?;
     let spec = RunSpec {
         kind: RunKind::Distill,
@@ -150,7 +144,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         let from = (&found, Arc::unwrap_or_clone(teacher));
         let how = (&spec.settings, args.teacher_quant.unwrap_or_default());
-        let data = write_texts(&args.writing, n as usize, &data, from, how, &stop)?;
+        on_root(|| write_texts(&args.writing, n as usize, &data, from, how, &stop))?;
+        let data = args.writing.texts();
         let (job, mut objective, weights) = setup::on_tokens(device(), spec, &data)?;
         let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
         return training.run(&mut objective, &command, &stop);
@@ -174,7 +169,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     training.run(&mut objective, &command, &stop)
 }
 
-/// Fills the cache if it is incomplete, reports its approximation error, and drops the teacher.
+/// Has rank 0 fill the cache, opens it on all ranks, and drops the teacher.
 fn ask_once(
     folder: &Path,
     mut task: DistillTask,
@@ -183,6 +178,21 @@ fn ask_once(
     training: &mut Training<'_>,
     stop: &AtomicBool,
 ) -> anyhow::Result<DistillObjective> {
+    let dtype = training.trainer.info().dtype;
+    on_root(|| fill(folder, &mut task, job, &mut *teacher, training, stop))?;
+    let cache = task.open_cache(job, folder, dtype)?;
+    Ok(DistillObjective::from_cache(task, cache))
+}
+
+/// Fills the cache if it is incomplete, and reports its approximation error.
+fn fill(
+    folder: &Path,
+    task: &mut DistillTask,
+    job: &Job,
+    teacher: &mut dyn Teacher,
+    training: &mut Training<'_>,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
     let cache = task.open_cache(job, folder, training.trainer.info().dtype)?;
     if let Some(dtype) = cache.other_dtype() {
         let (folder, now) = (folder.display(), training.trainer.info().dtype);
@@ -190,7 +200,7 @@ fn ask_once(
     }
     let progress = Progress::bytes("caching teacher");
     progress.set_total(Some(cache.bytes()));
-    let done = cache.fill(&mut *teacher, &mut task.tokens, job.settings.batch_size, &mut |bytes| {
+    let done = cache.fill(teacher, &mut task.tokens, job.settings.batch_size, &mut |bytes| {
         progress.set(bytes, "");
         !stop.load(Ordering::Relaxed)
     })?;
@@ -198,7 +208,7 @@ fn ask_once(
     if !done {
         return Err(interrupted(folder));
     }
-    let compared = task.compare(&cache, &mut *teacher, &mut *training.trainer, COMPARED, stop)?;
+    let compared = task.compare(&cache, teacher, &mut *training.trainer, COMPARED, stop)?;
     let Compared { exact, cached, covered } = compared.ok_or_else(|| interrupted(folder))?;
     write_line(&format!(
         "cache: {}: {}, top {} tokens per position, {:.1} % of the teacher's probability; divergence {:.4} with the \
@@ -210,7 +220,7 @@ fn ask_once(
         cached.divergence,
         exact.divergence
     ));
-    Ok(DistillObjective::from_cache(task, cache))
+    Ok(())
 }
 
 /// Prints how to complete an interrupted cache, and returns [`Interrupted`].
