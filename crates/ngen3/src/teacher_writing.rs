@@ -17,7 +17,7 @@ use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::model::{self, Found};
 use crate::progress::{Progress, write_line};
-use crate::streaming::{Text, encode_prompt};
+use crate::streaming::encode_prompt;
 
 /// Number of texts that are written at a time, and lost if the writing is interrupted.
 const BATCH: usize = 16;

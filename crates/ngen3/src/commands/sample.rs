@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use ngen3_data::tokenizer::Text;
 use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
@@ -13,7 +14,7 @@ use ngen3_model::{Checkpoint, Variant};
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
-use crate::streaming::{SamplingFlags, Text, encode_prompt, say_what_is_missing, say_what_is_seen};
+use crate::streaming::{SamplingFlags, encode_prompt, say_what_is_missing, say_what_is_seen};
 
 /// Generate text from a model
 ///
