@@ -1,6 +1,5 @@
 //! Generates text token by token: the sampling flags, prompts, and streaming.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,14 +7,12 @@ use anyhow::ensure;
 use clap::builder::NonEmptyStringValueParser;
 use ngen3_data::Tokenizer;
 use ngen3_data::tokenizer::{MissingChars, Text};
-use ngen3_engine::{Dtype, Model, Options};
+use ngen3_engine::Model;
 use ngen3_generate::{Generator, Request, Sampling};
-use ngen3_model::Variant;
 use ngen3_model::words::grouped;
 
-use crate::decoding::{self, DecodeQuant, Loaded};
+use crate::decoding::DecodeFlags;
 use crate::progress::write_line;
-use crate::threads::Threads;
 
 /// Flags that control how text is sampled.
 #[derive(clap::Args)]
@@ -43,15 +40,8 @@ pub struct SamplingFlags {
     /// Random seed; the same seed gives the same text [default: a new one each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Precision: auto (the fastest that the processor supports), f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    dtype: Dtype,
-    /// Weights to decode with: auto (those of a Q4_0, Q4_1 or Q8_0 GGUF file as they are, unless --dtype is given; otherwise
-    /// none), none (the weights in --dtype), int8 (one scale per output) or int4 (one scale per 32 weights, as Q4_0)
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    quant: DecodeQuant,
     #[command(flatten)]
-    threads: Threads,
+    pub decode: DecodeFlags,
 }
 
 impl SamplingFlags {
@@ -65,23 +55,6 @@ impl SamplingFlags {
         let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
         sampling.validate()?;
         Ok(sampling)
-    }
-
-    /// Loads the model that a flag names.
-    ///
-    /// # Errors
-    /// Those of [`decoding::load`].
-    pub fn load(&self, named: &Path, variant: Option<&Variant>) -> anyhow::Result<Loaded> {
-        decoding::load(named, variant, self.quant, self.dtype)
-    }
-
-    /// Opens the model.
-    ///
-    /// # Errors
-    /// Those of [`Loaded::open`].
-    pub fn open(&self, model: Loaded) -> anyhow::Result<Box<dyn Model>> {
-        let options = Options { threads: self.threads.count(), dtype: self.dtype, ..Options::default() };
-        model.open(self.quant, options)
     }
 }
 

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let prompt = read_prompt(&args)?;
 
     let path = &args.model_checkpoint;
-    let loaded = args.flags.load(path, args.variant)?;
+    let loaded = args.flags.decode.load(path, args.variant)?;
     let Checkpoint { config, meta, .. } = &loaded.checkpoint;
     let Some(tokenizer) = model::tokenizer(path, config, meta)? else {
         bail!(
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     };
     let block_size = config.block_size;
-    let engine = args.flags.open(loaded)?;
+    let engine = args.flags.decode.open(loaded)?;
 
     say_what_is_missing(&tokenizer, &prompt)?;
     let ids = encode_prompt(&tokenizer, &prompt)?;

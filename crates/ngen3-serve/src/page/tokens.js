@@ -1,0 +1,77 @@
+// Tokens of an answer as spans, with their probabilities on hover and by arrow keys.
+
+/** Splits a text into its tokens. Bytes of a character that several tokens share are shown with the last of them. */
+function spans(text, tokens) {
+  const parts = [];
+  let at = 0, bytes = [];
+  for (const token of tokens) {
+    bytes = bytes.concat(token.bytes);
+    const piece = new TextDecoder().decode(new Uint8Array(bytes));
+    if (piece.endsWith('\ufffd') && !text.startsWith(piece, at)) continue;
+    const shown = text.startsWith(piece, at) ? piece : text.slice(at, at + piece.length);
+    at += shown.length;
+    bytes = [];
+    parts.push([shown, token]);
+  }
+  return { parts, rest: text.slice(at) };
+}
+
+/** Shows a text with its tokens in an element. */
+function showTokens(element, text, tokens) {
+  if (!tokens?.length) { element.textContent = text; return; }
+  const { parts, rest } = spans(text, tokens);
+  const span = ([shown, token]) => {
+    const made = make('span', { class: 'token' }, shown);
+    made.style.setProperty('--doubt', (1 - Math.exp(token.logprob)).toFixed(3));
+    made._token = token;
+    return made;
+  };
+  element.replaceChildren(...parts.map(span), rest);
+  element.classList.toggle('shaded', $('shade').checked);
+  element.tabIndex = 0;
+  element.setAttribute('aria-description', 'Arrow keys read the probability of each token');
+  element.onpointerover = (event) => event.target._token && showOdds(event.target);
+  element.onpointerleave = hideOdds;
+  element.onblur = hideOdds;
+  element.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const all = [...element.querySelectorAll('.token')];
+    const next = all[Math.min(all.length - 1, Math.max(0, all.findIndex((span) => span.classList.contains('current')) + step))];
+    showOdds(next);
+    announce(`${next.textContent}, ${percent(next._token.logprob)}`);
+  };
+}
+
+const percent = (logprob) => {
+  const share = 100 * Math.exp(logprob);
+  return (share >= 10 ? share.toFixed(0) : share.toPrecision(2)) + ' %';
+};
+const visible = (text) => JSON.stringify(text).slice(1, -1).replaceAll('\\"', '"');
+
+function showOdds(span) {
+  hideOdds();
+  span.classList.add('current');
+  const { token, logprob, top_logprobs: top } = span._token;
+  const others = top.filter((other) => other.token !== token);
+  const row = (name, value, own) => make('tr', { class: own && 'own' }, make('td', {}, visible(name)), make('td', {}, percent(value)));
+  const rows = [row(token, logprob, true), ...others.map((other) => row(other.token, other.logprob, false))];
+  const box = $('odds');
+  box.replaceChildren(make('table', {}, make('tbody', {}, ...rows)));
+  box.hidden = false;
+  const at = span.getBoundingClientRect();
+  const below = at.bottom + box.offsetHeight + 12 < innerHeight;
+  box.style.top = (below ? at.bottom + 6 : Math.max(4, at.top - box.offsetHeight - 6)) + 'px';
+  box.style.left = Math.max(4, Math.min(at.left, innerWidth - box.offsetWidth - 8)) + 'px';
+}
+function hideOdds() {
+  $('odds').hidden = true;
+  for (const span of document.querySelectorAll('.token.current')) span.classList.remove('current');
+}
+$('shade').checked = settings.shade ?? false;
+$('shade').onchange = () => {
+  settings.shade = $('shade').checked;
+  store.write('settings', settings);
+  for (const text of document.querySelectorAll('.text')) text.classList.toggle('shaded', settings.shade && Boolean(text.querySelector('.token')));
+};
