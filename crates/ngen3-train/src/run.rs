@@ -7,6 +7,7 @@ use ngen3_cluster::sums;
 use ngen3_engine::Trainer;
 
 use crate::objective::{Evaluation, Objective, ValLoss};
+use crate::prepare::memory::resident_gib;
 use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
 use crate::run_files::run_log::RunLog;
@@ -161,7 +162,14 @@ impl<'a> Run<'a> {
         let mut log = self.open_log(0)?;
         if let Evaluation::Loss(ValLoss { nats, bits_per_byte: val_bpb }) = evaluation {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(nats), val_bpb })?;
+            log.write(MetricsLine {
+                step: 0,
+                train: None,
+                elapsed_s,
+                val_loss: Some(nats),
+                val_bpb,
+                memory_gib: resident_gib(),
+            })?;
         }
         log.sync()?;
         self.before_steps_s = self.clock.elapsed().as_secs_f64();
@@ -218,7 +226,14 @@ impl<'a> Run<'a> {
         };
         if self.is_logged() || val_loss.is_some() || owed {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step, train: Some(metrics), elapsed_s, val_loss, val_bpb })?;
+            log.write(MetricsLine {
+                step,
+                train: Some(metrics),
+                elapsed_s,
+                val_loss,
+                val_bpb,
+                memory_gib: resident_gib(),
+            })?;
             self.pace = Pace::default();
         }
         if self.is_last() || due(self.settings.save_interval) {
