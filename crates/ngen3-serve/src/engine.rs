@@ -45,7 +45,7 @@ struct Submission {
     ticket: Ticket,
 }
 
-/// What the thread keeps of a job.
+/// The part of a job that stays with the thread.
 struct Ticket {
     updates: Sender<Update>,
     submitted: Instant,
@@ -54,7 +54,7 @@ struct Ticket {
     _place: OwnedSemaphorePermit,
 }
 
-/// Why jobs were not accepted.
+/// Reason for which jobs are not accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// More jobs than the server ever accepts.
@@ -100,29 +100,27 @@ impl Engine {
         Ok(Self { inbox, places, max_jobs })
     }
 
-    /// Submits jobs, all or none; returns a receiver for each.
+    /// Reserves places for this many jobs.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn submit(&self, jobs: Vec<Job>) -> Result<Vec<Receiver<Update>>, Refusal> {
-        if jobs.len() > self.max_jobs {
-            return Err(Refusal::TooMany(self.max_jobs));
-        }
-        let count = u32::try_from(jobs.len()).map_err(|_| Refusal::TooMany(self.max_jobs))?;
-        let mut places = Arc::clone(&self.places).try_acquire_many_owned(count).map_err(|error| match error {
+    pub fn reserve(&self, jobs: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let count = u32::try_from(jobs).ok().filter(|_| jobs <= self.max_jobs);
+        let count = count.ok_or(Refusal::TooMany(self.max_jobs))?;
+        Arc::clone(&self.places).try_acquire_many_owned(count).map_err(|error| match error {
             TryAcquireError::NoPermits => Refusal::Busy,
             TryAcquireError::Closed => Refusal::Gone,
-        })?;
-        let submitted = Instant::now();
-        let send = |job: Job| {
-            // The prompt's update and the last one, besides the tokens.
-            let (updates, receiver) = channel(job.max_new_tokens + 2);
-            let place = places.split(1).expect("a place for each job");
-            let ticket = Ticket { updates, submitted, is_first: true, _place: place };
-            self.inbox.send(Submission { job, ticket }).map_err(|_| Refusal::Gone)?;
-            Ok(receiver)
-        };
-        jobs.into_iter().map(send).collect()
+        })
+    }
+
+    /// Submits a job to one of the reserved places. A thread that has ended drops the job, and so closes its channel.
+    pub fn submit(&self, job: Job, places: &mut OwnedSemaphorePermit) -> Receiver<Update> {
+        // The prompt's update and the last one, besides the tokens.
+        let (updates, receiver) = channel(job.max_new_tokens + 2);
+        let place = places.split(1).expect("a place was reserved for each job");
+        let ticket = Ticket { updates, submitted: Instant::now(), is_first: true, _place: place };
+        let _ = self.inbox.send(Submission { job, ticket });
+        receiver
     }
 
     /// Returns true while the thread runs.

@@ -1,4 +1,4 @@
-//! Who may send requests: hosts and origins, then the key.
+//! Admission of requests: by host and origin, then by key.
 //!
 //! A page of another site that is open in the user's browser can send requests to this machine. Its `Origin` gives it away; if it has
 //! its own name point here (DNS rebinding), its `Host` does. Programs send no `Origin`.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
@@ -19,7 +20,7 @@ use crate::page;
 use crate::runs;
 use crate::state::{App, blocking};
 
-/// What the page may do: run its own script and call this server.
+/// Permissions of the page: run its own script and call this server.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -76,8 +77,9 @@ fn shown(folder: &std::path::Path) -> String {
 
 async fn run_metrics(
     State(app): State<Arc<App>>,
-    Query(query): Query<Vec<(String, String)>>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let name = value("run").ok_or_else(|| ApiError::param("run", "missing"))?;
     let offset = value("offset").map_or(Ok(0), |offset| offset.parse());

@@ -19,7 +19,7 @@ const MAX_FOLDERS: usize = 20_000;
 const MAX_RUNS: usize = 500;
 /// Bytes of metrics read at once.
 const MAX_READ: u64 = 1 << 20;
-/// Longest beginning of a state that is read for its record: the file's header says how long it is.
+/// File with the metrics of a run.
 const METRICS: &str = "metrics.jsonl";
 
 /// Lists the runs below `root`, the latest first.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::bail;
+use ngen3_data::tokenizer::Text;
 use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Model, Options, Quant, splitmix};
 use ngen3_generate::{Generator, Limits, Sampling};

@@ -44,6 +44,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, JsonBody(mut params): Js
     let mut end = model.text_end();
     end.push(encoder.end());
     let generation = Generation {
+        source: "messages",
         prompts: vec![prompt],
         max_tokens: max_tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
         end,

@@ -17,7 +17,7 @@ use crate::engine::Update;
 #[derive(Clone, Debug)]
 pub(crate) struct PlacedToken {
     pub id: u32,
-    /// Where it begins, in characters from the beginning of the generated text.
+    /// Start, in characters from the beginning of the generated text.
     pub start: usize,
     /// `None` if they are not wanted, and for a prompt's first token.
     pub logprobs: Option<TokenLogprobs>,

@@ -38,6 +38,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, JsonBody(mut params): Js
     let prompts = blocking(move || prompts.into_iter().map(|prompt| prompt.encode(&tokenizer)).collect());
     let prompts: Vec<EncodedPrompt> = prompts.await?;
     let generation = Generation {
+        source: "prompt",
         prompts: prompts.iter().map(|prompt| prompt.ids.clone()).collect(),
         max_tokens: Some(usize::try_from(max_tokens).unwrap_or(usize::MAX)),
         end: model.text_end(),

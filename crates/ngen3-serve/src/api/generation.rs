@@ -17,6 +17,8 @@ use crate::served::ServedModel;
 /// A request whose prompts are encoded.
 pub(crate) struct Generation {
     pub model: Arc<ServedModel>,
+    /// Parameter that the prompts are from.
+    pub source: &'static str,
     /// Token ids of each prompt.
     pub prompts: Vec<Vec<u32>>,
     pub settings: Settings,
@@ -36,19 +38,22 @@ impl Generation {
     /// # Errors
     /// A prompt that is empty or leaves no room in the context; more texts than the server takes, or than it can take now.
     pub fn start(&self, config: &ServeConfig) -> Result<BoxStream<'static, Result<Piece, ApiError>>, ApiError> {
-        let jobs = self.prompts.iter().map(|prompt| self.jobs(prompt, config)).collect::<Result<Vec<_>, _>>()?.concat();
-        let updates = self.model.engine.submit(jobs).map_err(|refusal| match refusal {
+        let texts = self.prompts.len() * self.settings.n;
+        let mut places = self.model.engine.reserve(texts).map_err(|refusal| match refusal {
             Refusal::TooMany(most) => {
-                let message = format!("expected at most {most} texts in a request (--max_requests): prompts times n");
+                let message = format!("expected at most {most} texts in a request, got {texts} (--max_requests)");
                 ApiError::new(StatusCode::BAD_REQUEST, message)
             }
             Refusal::Busy => ApiError::busy("the server is full; try again in a moment"),
             Refusal::Gone => ApiError::internal("the model's thread has ended; restart the server"),
         })?;
+        let jobs = self.prompts.iter().map(|prompt| self.jobs(prompt, config)).collect::<Result<Vec<_>, _>>()?.concat();
         let deadline = Instant::now() + config.request_time;
-        let choice =
-            |(index, updates)| Choice::new(index, updates, self.settings.text(&self.model), deadline).pieces().boxed();
-        Ok(select_all(updates.into_iter().enumerate().map(choice)).boxed())
+        let choice = |(index, job)| {
+            let updates = self.model.engine.submit(job, &mut places);
+            Choice::new(index, updates, self.settings.text(&self.model), deadline).pieces().boxed()
+        };
+        Ok(select_all(jobs.into_iter().enumerate().map(choice)).boxed())
     }
 
     /// Returns the jobs of one prompt.
@@ -61,7 +66,7 @@ impl Generation {
                 prompt.len()
             );
             let error = ApiError::new(StatusCode::BAD_REQUEST, message).with_code("context_length_exceeded");
-            return Err(ApiError { param: Some("prompt".into()), ..error });
+            return Err(ApiError { param: Some(self.source.into()), ..error });
         }
         let room = context - prompt.len();
         let job = |stream| Job {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -18,7 +20,11 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Response {
 }
 
 /// Handles a request for one model.
-pub(crate) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+pub(crate) async fn one(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let model = app.model(Some(&name))?;
     Ok(json_response(&entry(&app, &model)))
 }

@@ -34,7 +34,7 @@ pub(crate) trait Format: Send + 'static {
     fn whole(&self, text: &Piece) -> Value;
 }
 
-/// What is said of an answer beside its texts.
+/// An answer without its texts.
 pub(crate) struct Answer<F> {
     pub format: F,
     pub model: String,
