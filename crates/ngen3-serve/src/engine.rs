@@ -155,8 +155,7 @@ impl Worker<'_> {
                 self.accept(submission);
             }
             submissions.try_iter().for_each(|submission| self.accept(submission));
-            self.cancel_abandoned();
-            match self.batcher.step() {
+            match self.cancel_abandoned().and_then(|()| self.batcher.step()) {
                 Ok(events) => events.into_iter().for_each(|event| self.deliver(event)),
                 // The other jobs' keys and values are in doubt too: none goes on.
                 Err(error) => self.fail_all(&error),
@@ -176,14 +175,13 @@ impl Worker<'_> {
         }
     }
 
-    fn cancel_abandoned(&mut self) {
-        self.tickets.retain(|&id, ticket| {
-            let abandoned = ticket.updates.is_closed();
-            if abandoned {
-                self.batcher.cancel(id);
-            }
-            !abandoned
-        });
+    fn cancel_abandoned(&mut self) -> Result<(), Error> {
+        let abandoned = self.tickets.iter().filter(|(_, ticket)| ticket.updates.is_closed());
+        for id in abandoned.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.tickets.remove(&id);
+            self.batcher.cancel(id)?;
+        }
+        Ok(())
     }
 
     fn deliver(&mut self, event: Event) {
@@ -210,7 +208,7 @@ impl Worker<'_> {
 
     fn fail_all(&mut self, error: &Error) {
         for (id, ticket) in self.tickets.drain() {
-            self.batcher.cancel(id);
+            let _ = self.batcher.cancel(id);
             let _ = ticket.updates.try_send(Update::Failed(error.to_string()));
         }
     }

@@ -59,10 +59,10 @@ function drawUser(turn, index) {
       if (event.key === 'Enter' && !event.shiftKey) { event.preventDefault(); done.click(); }
       if (event.key === 'Escape') draw();
     };
-    section.replaceChildren(make('h3', {}, 'You'), area, make('div', { class: 'under' }, done, make('button', { class: 'quiet', onclick: draw }, 'Cancel')));
+    section.replaceChildren(make('h2', {}, 'You'), area, make('div', { class: 'under' }, done, make('button', { class: 'quiet', onclick: draw }, 'Cancel')));
     area.focus();
   } }, 'Edit');
-  const section = make('section', { class: 'turn user' }, make('h3', {}, 'You'), text, make('div', { class: 'under' }, make('span'), edit));
+  const section = make('section', { class: 'turn user' }, make('h2', {}, 'You'), text, make('div', { class: 'under' }, make('span'), edit));
   return section;
 }
 
@@ -77,7 +77,7 @@ function drawAnswers(turn, index) {
       under.append(make('button', { class: 'quiet', onclick: () => { current.turns.pop(); answerLast(); } }, 'Regenerate'));
     }
     if (!writing) under.append(make('button', { class: 'quiet', onclick: () => navigator.clipboard.writeText(answer.text).then(() => announce('Copied')) }, 'Copy'));
-    box.append(make('section', { class: 'turn' }, make('h3', {}, answer.model), text, under));
+    box.append(make('section', { class: 'turn' }, make('h2', {}, answer.model), text, under));
     answer._elements = { text, note };
   }
   return box;

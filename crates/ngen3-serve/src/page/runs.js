@@ -25,7 +25,7 @@ async function poll() {
     const now = Date.now() / 1000;
     for (const found of runs) {
       const run = known.get(found.name) ?? { lines: [], offset: 0, colour: COLOURS[known.size % COLOURS.length], chosen: known.size < 2 };
-      known.set(found.name, Object.assign(run, found, { live: now - found.modified < LIVE_S }));
+      known.set(found.name, Object.assign(run, found, { live: now - found.modified < LIVE_S && !(found.last?.step >= found.settings?.max_iters) }));
     }
     for (const name of known.keys()) if (!runs.some((run) => run.name === name)) known.delete(name);
     drawRunList();
@@ -110,13 +110,20 @@ function drawBoards() {
       const noisy = !key.startsWith('val_') && key !== 'lr';
       return { run, key, line: thinned($('smooth').checked && noisy ? smoothed(raw) : raw), last: raw.at(-1)?.[1] };
     })).filter((curve) => curve.line.length);
-    return curves.length ? drawChart(chart, curves) : null;
-  }).filter(Boolean);
+    return curves.length ? { chart, curves } : null;
+  }).filter(Boolean).map(({ chart, curves }, index) => drawChart(chart, curves, sizeOf(index)));
   $('charts').replaceChildren(...charts);
   drawSettings(runs);
 }
 
-const WIDTH = 640, HEIGHT = 240, LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 26;
+const LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 26;
+
+/** Width and height of a chart in pixels, so that its text keeps its size. The first takes a row. */
+function sizeOf(index) {
+  const room = $('charts').clientWidth, gap = 16, least = 26 * 16, padding = 32;
+  const columns = index ? Math.max(1, Math.floor((room + gap) / (least + gap))) : 1;
+  return [Math.max(240, (room + gap) / columns - gap - padding), index ? 190 : 260];
+}
 
 function svg(name, attributes, text) {
   const element = document.createElementNS('http://www.w3.org/2000/svg', name);
@@ -135,7 +142,7 @@ function ticks(low, high, wanted) {
   return out;
 }
 
-function drawChart({ title, digits }, curves) {
+function drawChart({ title, digits }, curves, [WIDTH, HEIGHT]) {
   const all = curves.flatMap((curve) => curve.line);
   const range = (axis) => [Math.min(...all.map((point) => point[axis])), Math.max(...all.map((point) => point[axis]))];
   let [[x0, x1], [y0, y1]] = [range(0), range(1)];
@@ -150,7 +157,7 @@ function drawChart({ title, digits }, curves) {
     picture.append(svg('line', { class: 'grid', x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y) }));
     picture.append(svg('text', { x: LEFT - 6, y: py(y) + 4, 'text-anchor': 'end' }, short.format(y)));
   }
-  for (const x of ticks(x0, x1, 6)) picture.append(svg('text', { x: px(x), y: HEIGHT - 8, 'text-anchor': 'middle' }, short.format(x)));
+  for (const x of ticks(x0, x1, WIDTH / 90)) picture.append(svg('text', { x: px(x), y: HEIGHT - 8, 'text-anchor': 'middle' }, short.format(x)));
   for (const { run, key, line } of curves) {
     const d = line.map(([x, y], index) => `${index ? 'L' : 'M'}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join('');
     const dash = key.startsWith('val_') && curves.some((other) => other.key !== key) ? '6 4' : 'none';

@@ -17,8 +17,8 @@ for (const { name, label, min, max, step, value, help } of SLIDERS) {
   input.oninput = () => { output.value = input.value; settings[name] = Number(input.value); store.write('settings', settings); };
   input.set = (to) => { input.value = to; output.value = input.value; };
   input.set(settings[name] ?? value);
-  const row = make('span', { class: 'row' }, make('span', {}, label), output);
-  $('sliders').append(make('label', { for: input.id }, row, input));
+  const row = make('span', { class: 'row' }, make('label', { for: input.id }, label), output);
+  $('sliders').append(make('div', { class: 'field' }, row, input));
 }
 for (const name of ['system', 'seed']) {
   $(name).value = settings[name] ?? '';
