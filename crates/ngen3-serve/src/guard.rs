@@ -3,10 +3,12 @@
 //! A page of another site that is open in the user's browser can send requests to this machine. Its `Origin` gives it away; if it has
 //! its own name point here (DNS rebinding), its `Host` does. Programs send no `Origin`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -79,12 +81,12 @@ fn is_same(origin: &HeaderValue, host: &str) -> bool {
     name.is_some_and(|name| name.eq_ignore_ascii_case(host))
 }
 
-/// Returns true if a `Host` is this machine, with any port.
+/// Returns true if a `Host` is this machine, with any port. A loopback address is no name that somebody else could point here.
 fn is_loopback_name(host: &str) -> bool {
-    let port = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
-    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| {
-        host.split_at_checked(name.len()).is_some_and(|(host, rest)| host.eq_ignore_ascii_case(name) && port(rest))
-    })
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host();
+    let address = name.trim_matches(['[', ']']).parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Answers a browser that asks what a page may send.
@@ -104,11 +106,11 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_loopback() {
-        for host in ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"] {
+        for host in ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "127.0.0.2", "[::1]:8000", "[::1]"] {
             assert!(is_loopback_name(host), "{host}");
         }
         for host in
-            ["", "evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "localhost:x", "localhost:99999", "::1"]
+            ["", "evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "128.0.0.1", "[::2]", "localhost@evil.com"]
         {
             assert!(!is_loopback_name(host), "{host}");
         }

@@ -96,10 +96,8 @@ impl Choice {
                 Some(Update::Ended(reason)) => {
                     self.text.finish();
                     self.release(&mut piece);
-                    piece.finish = Some(match reason {
-                        EndReason::Stop => "stop",
-                        EndReason::Length => "length",
-                    });
+                    let stopped = reason == EndReason::Stop || self.text.is_cut();
+                    piece.finish = Some(if stopped { "stop" } else { "length" });
                 }
                 Some(Update::Failed(message)) => return Err(ApiError::internal(message)),
                 None => return Err(ApiError::internal("the model's thread has ended; restart the server")),
