@@ -1,6 +1,8 @@
 // Runs: curves of the metrics of training runs, read again every two seconds while the view is open.
 
 const POLL_MS = 2000;
+/** The list of runs is read every so many times: the server searches the folder for it. */
+const LIST_EVERY = 5;
 /** A run without news for longer is not going on. */
 const LIVE_S = 60;
 const COLOURS = ['#0d9488', '#d9730d', '#7c5cff', '#d6336c', '#3b82f6', '#8a9a00', '#b45309', '#64748b'];
@@ -15,31 +17,36 @@ const CHARTS = [
 /** Runs by name, with their lines so far. */
 const known = new Map();
 let polling = null;
+let polls = 0;
 
 const chosenRuns = () => [...known.values()].filter((run) => run.chosen);
 
+/** Looks for new metrics, and every few times for new runs. */
 async function poll() {
   try {
-    const { root, runs } = await (await call('/runs')).json();
-    $('runs-root').textContent = root;
-    const now = Date.now() / 1000;
-    for (const found of runs) {
-      const run = known.get(found.name) ?? { lines: [], offset: 0, colour: COLOURS[known.size % COLOURS.length], chosen: known.size < 2 };
-      known.set(found.name, Object.assign(run, found, { live: now - found.modified < LIVE_S && !(found.last?.step >= found.settings?.max_iters) }));
-    }
-    for (const name of known.keys()) if (!runs.some((run) => run.name === name)) known.delete(name);
-    drawRunList();
+    if (polls++ % LIST_EVERY === 0) await listRuns();
     await Promise.all(chosenRuns().map(readMetrics));
+    drawRunList();
     drawBoards();
-    $('runs-note').textContent = runs.length ? '' : 'No runs yet: train writes one beside its model, as NAME_model.run.';
+    $('runs-note').textContent = known.size ? '' : 'No runs yet: train writes one beside its model, as NAME_model.run.';
   } catch (error) {
     $('runs-note').textContent = error.message;
   }
 }
 
+async function listRuns() {
+  const { root, runs } = await (await call('/runs')).json();
+  $('runs-root').textContent = root;
+  for (const found of runs) {
+    const run = known.get(found.name) ?? { lines: [], offset: 0, colour: COLOURS[known.size % COLOURS.length], chosen: known.size < 2 };
+    known.set(found.name, Object.assign(run, found));
+  }
+  for (const name of known.keys()) if (!runs.some((run) => run.name === name)) known.delete(name);
+}
+
 /** Reads the lines that were added since the last time. */
 async function readMetrics(run) {
-  while (run.offset < run.bytes) {
+  for (;;) {
     const query = new URLSearchParams({ run: run.name, offset: run.offset });
     const { lines, offset, restarted } = await (await call('/runs/metrics?' + query)).json();
     if (restarted) run.lines = [];
@@ -48,9 +55,14 @@ async function readMetrics(run) {
       while (run.lines.length && run.lines.at(-1).step >= line.step) run.lines.pop();
       run.lines.push(line);
     }
-    if (offset === run.offset && !restarted) return;
-    run.offset = offset;
+    if (offset === run.offset) return;
+    if (run.offset) run.modified = Date.now() / 1000;
+    Object.assign(run, { offset, last: run.lines.at(-1) });
   }
+}
+
+function isLive(run) {
+  return Date.now() / 1000 - run.modified < LIVE_S && !(run.last?.step >= run.settings?.max_iters);
 }
 
 function drawRunList() {
@@ -59,9 +71,9 @@ function drawRunList() {
     const box = make('input', { type: 'checkbox', checked: run.chosen, onchange: () => { run.chosen = box.checked; poll(); } });
     const last = run.last ?? {};
     const facts = [last.step !== undefined && `step ${count.format(last.step)}`, last.val_bpb && `${last.val_bpb.toFixed(3)} bits/byte`,
-      !last.val_bpb && last.train_loss && `loss ${last.train_loss.toFixed(3)}`, run.live || ago(run.modified)].filter((fact) => typeof fact === 'string');
+      !last.val_bpb && last.train_loss && `loss ${last.train_loss.toFixed(3)}`, isLive(run) || ago(run.modified)].filter((fact) => typeof fact === 'string');
     const label = make('label', { style: `--run:${run.colour}` }, box, make('b', {}, run.name.replace(/(_model)?\.run$/, '')),
-      make('small', { class: run.live && 'live' }, (run.live ? 'training · ' : '') + facts.join(' · ')));
+      make('small', { class: isLive(run) && 'live' }, (isLive(run) ? 'training · ' : '') + facts.join(' · ')));
     return make('li', {}, label);
   };
   const focused = [...$('run-items').querySelectorAll('input')].indexOf(document.activeElement);
