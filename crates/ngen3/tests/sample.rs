@@ -7,7 +7,6 @@ mod common;
 mod parrot;
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Output, Stdio};
 
 use common::{complaint, ngen3, texts};

@@ -71,14 +71,17 @@ function drawAnswers(turn, index) {
   for (const answer of turn.answers) {
     const text = make('div', { class: 'text' });
     const note = make('span', {}, answer.note ?? '');
-    if (answer.error) { text.textContent = answer.error; text.classList.add('error'); } else showTokens(text, answer.text, answer._tokens);
+    if (answer.error) { text.textContent = answer.error; text.classList.add('error'); } else {
+      answer._view = new TokenText(text);
+      answer._view.add(answer.text, answer._tokens ?? []);
+      answer._view.draw();
+    }
     const under = make('div', { class: 'under' }, note);
     if (!writing && index === current.turns.length - 1) {
       under.append(make('button', { class: 'quiet', onclick: () => { current.turns.pop(); answerLast(); } }, 'Regenerate'));
     }
     if (!writing) under.append(make('button', { class: 'quiet', onclick: () => navigator.clipboard.writeText(answer.text).then(() => announce('Copied')) }, 'Copy'));
     box.append(make('section', { class: 'turn' }, make('h2', {}, answer.model), text, under));
-    answer._elements = { text, note };
   }
   return box;
 }
@@ -133,8 +136,9 @@ async function write(answer, index, before, signal) {
       if (!choice?.delta?.content && !choice?.logprobs) continue;
       first ||= performance.now();
       answer.text += choice.delta.content ?? '';
-      answer._tokens.push(...(choice.logprobs?.content ?? []));
-      follow(() => showTokens(answer._elements.text, answer.text, answer._tokens));
+      const tokens = choice.logprobs?.content ?? [];
+      answer._tokens.push(...tokens);
+      answer._view?.add(choice.delta.content ?? '', tokens);
     }
     if (answer.cut) answer.note += ' · cut at the limit';
   } catch (error) {
@@ -147,14 +151,6 @@ function speed(tokens, started, first) {
   const seconds = (performance.now() - first) / 1000;
   const rate = tokens > 1 && seconds > 0 ? ` · ${((tokens - 1) / seconds).toFixed(1)} tokens/s` : '';
   return `${count.format(tokens)} tokens${rate} · first after ${Math.round(first - started)} ms`;
-}
-
-/** Runs a change and keeps the end in view if it was. */
-function follow(change) {
-  const box = $('turns');
-  const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 80;
-  change();
-  if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
 function stop() {

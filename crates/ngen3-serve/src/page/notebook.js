@@ -33,19 +33,15 @@ async function continueText() {
 
 async function continueSheet(sheet, prompt, signal) {
   const started = performance.now();
-  let first = 0, text = '', tokens = [];
+  let first = 0, text = '';
   sheet.note.className = '';
   sheet.note.textContent = '';
   sheet.area.hidden = true;
   sheet.odds.hidden = false;
-  const show = () => {
-    const made = make('span');
-    showTokens(made, text, tokens);
-    sheet.odds.replaceChildren(prompt, made);
-    sheet.odds.classList.toggle('shaded', $('shade').checked);
-    sheet.odds.scrollTop = sheet.odds.scrollHeight;
-  };
-  show();
+  const made = make('span');
+  sheet.odds.replaceChildren(prompt, made);
+  const view = new TokenText(made);
+  sheet.odds.classList.toggle('shaded', $('shade').checked);
   try {
     const body = { model: sheet.model.id, prompt, stream: true, stream_options: { include_usage: true }, logprobs: 5, ...sampling() };
     for await (const event of events(await call('/v1/completions', body, signal))) {
@@ -54,8 +50,7 @@ async function continueSheet(sheet, prompt, signal) {
       if (!choice) continue;
       first ||= performance.now();
       text += choice.text;
-      tokens.push(...asChatTokens(choice.logprobs));
-      show();
+      view.add(choice.text, asChatTokens(choice.logprobs));
     }
   } catch (error) {
     sheet.note.textContent = signal.aborted ? 'stopped' : error.message;

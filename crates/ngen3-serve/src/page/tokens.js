@@ -1,32 +1,48 @@
 // Tokens of an answer as spans, with their probabilities on hover and by arrow keys.
 
-/** Splits a text into its tokens. Bytes of a character that several tokens share are shown with the last of them. */
-function spans(text, tokens) {
-  const parts = [];
-  let at = 0, bytes = [];
-  for (const token of tokens) {
-    bytes = bytes.concat(token.bytes);
-    const piece = new TextDecoder().decode(new Uint8Array(bytes));
-    if (piece.endsWith('\ufffd') && !text.startsWith(piece, at)) continue;
-    const shown = text.startsWith(piece, at) ? piece : text.slice(at, at + piece.length);
-    at += shown.length;
-    bytes = [];
-    parts.push([shown, token]);
+/** A text that grows in an element, with a span for each token. Draws at most once per frame, and only what is new. */
+class TokenText {
+  constructor(element) {
+    Object.assign(this, { element, text: '', tokens: [], at: 0, next: 0, bytes: [], rest: document.createTextNode(''), waiting: false });
+    element.replaceChildren(this.rest);
+    prepare(element);
   }
-  return { parts, rest: text.slice(at) };
+
+  add(text, tokens) {
+    this.text += text;
+    this.tokens.push(...tokens);
+    if (!this.waiting) requestAnimationFrame(() => this.draw());
+    this.waiting = true;
+  }
+
+  draw() {
+    this.waiting = false;
+    const made = document.createDocumentFragment();
+    for (; this.next < this.tokens.length; this.next++) {
+      const token = this.tokens[this.next];
+      // Bytes of a character that several tokens share are shown with the last of them.
+      this.bytes.push(...token.bytes);
+      const piece = new TextDecoder().decode(new Uint8Array(this.bytes));
+      const matches = this.text.startsWith(piece, this.at);
+      if (piece.endsWith('\ufffd') && !matches) continue;
+      const shown = matches ? piece : this.text.slice(this.at, this.at + piece.length);
+      this.at += shown.length;
+      this.bytes = [];
+      const span = make('span', { class: 'token' }, shown);
+      span.style.setProperty('--doubt', (1 - Math.exp(token.logprob)).toFixed(3));
+      span._token = token;
+      made.append(span);
+    }
+    const box = this.element.closest('#turns') ?? this.element.closest('.text');
+    const atEnd = !box || box.scrollHeight - box.scrollTop - box.clientHeight < 80;
+    this.rest.before(made);
+    this.rest.data = this.text.slice(this.at);
+    if (box && atEnd) box.scrollTop = box.scrollHeight;
+  }
 }
 
-/** Shows a text with its tokens in an element. */
-function showTokens(element, text, tokens) {
-  if (!tokens?.length) { element.textContent = text; return; }
-  const { parts, rest } = spans(text, tokens);
-  const span = ([shown, token]) => {
-    const made = make('span', { class: 'token' }, shown);
-    made.style.setProperty('--doubt', (1 - Math.exp(token.logprob)).toFixed(3));
-    made._token = token;
-    return made;
-  };
-  element.replaceChildren(...parts.map(span), rest);
+/** Shows probabilities of the tokens in an element. */
+function prepare(element) {
   element.classList.toggle('shaded', $('shade').checked);
   element.tabIndex = 0;
   element.setAttribute('aria-description', 'Arrow keys read the probability of each token');

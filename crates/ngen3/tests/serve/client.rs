@@ -54,8 +54,8 @@ impl Answer {
 impl Server {
     /// Starts `ngen3 serve ARGUMENTS` in a folder, on a free port.
     pub fn start(folder: &Path, arguments: &str) -> Self {
-        let line = format!("serve {arguments} --port 0 --threads 1");
-        let mut command = ngen3(folder, &line);
+        let line = format!("serve --port 0 --threads 1 {arguments}");
+        let mut command = ngen3(folder, line.trim_end());
         command.env_remove("NGEN3_API_KEY").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());

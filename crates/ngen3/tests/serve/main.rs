@@ -21,7 +21,7 @@ use tempfile::TempDir;
 /// Positions of a parrot.
 const WIDTH: usize = 64;
 
-/// A folder with `parrot.pt`, which writes these tokens from position 1 on, over and over.
+/// A folder with `parrot.pt`, which after a prompt of one token writes these tokens, over and over.
 fn parrot_of(ids: &[u32]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = Config::new(1, 1, WIDTH, WIDTH, 50_257);
@@ -242,18 +242,17 @@ fn a_stop_text_ends_across_tokens_and_is_not_shown() {
     let body = json!({"prompt": "a", "temperature": 0, "max_tokens": 20, "stop": ["o thr", "never"], "logprobs": 0});
     let answer = server.post("/v1/completions", &body).json();
     let choice = &answer["choices"][0];
-    // The parrot's token at position 0 was the prompt's place.
-    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(" tw"), &json!("stop")));
-    assert_eq!(choice["logprobs"]["tokens"], json!([" two"]), "the token that the stop text cuts");
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(" one tw"), &json!("stop")));
+    assert_eq!(choice["logprobs"]["tokens"], json!([" one", " two"]), "with the token that the stop text cuts");
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
     let events = server.post("/v1/completions", &streamed).events();
     let texts: Vec<_> = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
-    assert_eq!(texts.concat(), " tw");
+    assert_eq!(texts.concat(), " one tw");
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
     // Begins like the stop text, but goes on otherwise.
     let other = json!({"prompt": "a", "temperature": 0, "max_tokens": 3, "stop": "o thx"});
-    assert_eq!(text(&server.post("/v1/completions", &other).json()), " two three four");
+    assert_eq!(text(&server.post("/v1/completions", &other).json()), " one two three");
 }
 
 #[test]
@@ -261,7 +260,7 @@ fn a_character_that_the_limit_cuts_is_replaced_and_never_split() {
     let gpt2 = Tokenizer::gpt2();
     let emoji = gpt2.encode("🙂").unwrap();
     assert!(emoji.len() > 1, "several tokens");
-    let ids: Vec<u32> = std::iter::once(64).chain(emoji.iter().copied()).collect();
+    let ids: Vec<u32> = emoji.iter().copied().chain([64]).collect();
     let folder = parrot_of(&ids);
     let server = Server::start(folder.path(), "--model_checkpoint parrot.pt");
     let body = |tokens: usize| json!({"prompt": "a", "temperature": 0, "max_tokens": tokens, "stream": true});
@@ -277,7 +276,7 @@ fn a_character_that_the_limit_cuts_is_replaced_and_never_split() {
 
 #[test]
 fn the_end_of_a_text_is_never_shown() {
-    let mut ids = Tokenizer::gpt2().encode("x one two").unwrap();
+    let mut ids = Tokenizer::gpt2().encode(" one two").unwrap();
     ids.push(50_256);
     let folder = parrot_of(&ids);
     let server = Server::start(folder.path(), "--model_checkpoint parrot.pt");

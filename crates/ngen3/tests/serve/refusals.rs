@@ -58,7 +58,7 @@ fn conversations_that_the_template_cannot_render_are_refused() {
         (json!({"model": "base"}), "base has no chat template: it continues texts (/v1/completions)"),
         (json!({"messages": "Hi"}), "messages: expected a list of messages, got \"Hi\""),
         (json!({"messages": ["Hi"]}), "messages: expected objects with role and content, got \"Hi\""),
-        (json!({"messages": []}), "messages: expected at least one turn that is not an empty system prompt, got none"),
+        (json!({"messages": []}), "messages: expected at least one turn, got none"),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
             "messages: message 1: expected only text in content, got another part",
