@@ -148,9 +148,9 @@ async function write(answer, index, before, signal) {
 }
 
 function speed(tokens, started, first) {
-  const seconds = (performance.now() - first) / 1000;
-  const rate = tokens > 1 && seconds > 0 ? ` · ${((tokens - 1) / seconds).toFixed(1)} tokens/s` : '';
-  return `${count.format(tokens)} tokens${rate} · first after ${Math.round(first - started)} ms`;
+  const now = performance.now();
+  const rate = (1000 * tokens / (now - started)).toFixed(1);
+  return `${count.format(tokens)} tokens · ${rate} tokens/s · first after ${Math.round((first || now) - started)} ms`;
 }
 
 function stop() {
