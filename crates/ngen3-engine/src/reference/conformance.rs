@@ -383,7 +383,6 @@ impl Pair<'_> {
         if both[0].decoder(0).is_ok() {
             return Err(Failure::Differs("a decoder of no sequences".into()));
         }
-        self.shared_pages(&both)?;
         let [mut engine, mut reference] = [both[0].decoder(3)?, both[1].decoder(3)?];
         let mut steps = vec![vec![(0, block / 2), (2, 1)], vec![(1, block)], vec![(2, 2), (0, 1)]];
         steps.extend(vec![vec![(1, 1), (0, 1), (2, 1)]; block]);
@@ -419,7 +418,7 @@ impl Pair<'_> {
                 return Err(Failure::Differs(format!("sequence {sequence} has {found} tokens, not {expected}")));
             }
         }
-        Ok(())
+        self.shared_pages(&both)
     }
 
     /// Logits after several tokens, a sequence that begins with another's page, and a cache that is full.
@@ -449,7 +448,7 @@ impl Pair<'_> {
                 return Err(Failure::Differs(format!("{free} pages of a full cache are free")));
             }
         }
-        near("logits of shared pages", &logits[0], &logits[1], self.tolerance.loss, 0.0)
+        near("logits of a shared page", &logits[0], &logits[1], self.tolerance.loss, 0.0)
     }
 
     /// Feeds that a decoder refuses whose third sequence has tokens: all sequences stay as they are.

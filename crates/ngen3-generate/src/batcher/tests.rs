@@ -213,7 +213,14 @@ fn any_job() -> impl Strategy<Value = (usize, Option<usize>, Job)> {
                 (
                     arrival,
                     cancelled,
-                    Job { end, top_logprobs, prompt_logprobs: scored, stream, ..job(&prompt, max_new_tokens) },
+                    Job {
+                        end,
+                        top_logprobs,
+                        prompt_logprobs: scored,
+                        vocab_size: VOCAB,
+                        stream,
+                        ..job(&prompt, max_new_tokens)
+                    },
                 )
             },
         )
