@@ -2,19 +2,19 @@
 
 /// The page as HTML.
 pub(crate) const PAGE: &str = concat!(
-    include_str!("page/head.html"),
+    include_str!("head.html"),
     "<style>",
-    include_str!("page/style.css"),
+    include_str!("style.css"),
     "</style>",
-    include_str!("page/body.html"),
+    include_str!("body.html"),
     "<script>",
-    include_str!("page/common.js"),
-    include_str!("page/settings.js"),
-    include_str!("page/tokens.js"),
-    include_str!("page/chat.js"),
-    include_str!("page/notebook.js"),
-    include_str!("page/runs.js"),
-    include_str!("page/start.js"),
+    include_str!("common.js"),
+    include_str!("settings.js"),
+    include_str!("tokens.js"),
+    include_str!("chat.js"),
+    include_str!("notebook.js"),
+    include_str!("runs.js"),
+    include_str!("start.js"),
     "</script></body></html>",
 );
 
