@@ -46,7 +46,7 @@ def look(page, name):
 
 def ready(page):
     page.goto(args.url)
-    page.wait_for_function("models.length > 0")
+    page.wait_for_selector("#model option", state="attached")
 
 
 def send(page, text):
@@ -103,7 +103,7 @@ with sync_playwright() as driver:
     idle(page)
     report("stopped", True, page.locator(".turn:not(.user) .under").last.inner_text())
     page.reload()
-    page.wait_for_function("models.length > 0")
+    page.wait_for_selector("#model option", state="attached")
     report("conversations are kept", page.locator(".turn.user").count() == 2)
     page.locator("#slider-max_tokens").fill("40")
 
