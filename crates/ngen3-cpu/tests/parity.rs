@@ -242,7 +242,7 @@ fn the_same_bits_on_any_number_of_threads() {
 
 /// Feeds `tokens[i]` to sequence i.
 fn feed_all<'a>(decoder: &'a mut dyn Decoder, tokens: &[Vec<u32>]) -> Result<&'a [f32], Error> {
-    let feeds: Vec<_> = tokens.iter().enumerate().map(|(sequence, tokens)| Feed { sequence, tokens }).collect();
+    let feeds: Vec<_> = tokens.iter().enumerate().map(|(sequence, tokens)| Feed::new(sequence, tokens)).collect();
     decoder.feed(&feeds)
 }
 
@@ -283,22 +283,17 @@ struct Pair<'a> {
     /// Tokens so far.
     tokens: Vec<u32>,
     alone: Box<dyn Decoder + 'a>,
-    /// True if both decoders used the same kind of product for all tokens.
-    exact: bool,
 }
 
-/// Largest number of tokens that use products row by row, as `FEW_ROWS` in `layers/linear.rs`.
-const FEW_TOKENS: usize = 8;
-
-/// Feeds random lengths from `lengths`: sequences start, grow and end at any step. Compares each with the same sequence in a
-/// decoder of its own. Returns how many feeds had close logits, and how many identical ones.
-fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> [usize; 2] {
+/// Feeds random lengths from `lengths`: sequences start, grow and end at any step. Compares each, bit by bit, with the same
+/// sequence in a decoder of its own, which is fed the same prompts in other pieces. Returns the number of feeds.
+fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8]) -> usize {
     const SLOTS: usize = 4;
     let (block, vocab_size) = (engine.config().block_size, engine.config().vocab_size);
-    let pair = || Pair { tokens: Vec::new(), alone: engine.decoder(1).expect("memory"), exact: true };
+    let pair = || Pair { tokens: Vec::new(), alone: engine.decoder(1).expect("memory") };
     let mut decoder = engine.decoder(SLOTS).expect("memory");
     let mut pairs: Vec<_> = (0..SLOTS).map(|_| pair()).collect();
-    let mut compared = [0, 0];
+    let mut compared = 0;
     for step in 0..80 {
         let mut feeds: Vec<(usize, Vec<u32>)> = Vec::new();
         // The order of the slots rotates.
@@ -316,18 +311,21 @@ fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> 
         if feeds.is_empty() {
             continue;
         }
-        let given: Vec<_> = feeds.iter().map(|(sequence, tokens)| Feed { sequence: *sequence, tokens }).collect();
-        let total: usize = feeds.iter().map(|(_, tokens)| tokens.len()).sum();
+        let given: Vec<_> = feeds.iter().map(|(sequence, tokens)| Feed::new(*sequence, tokens)).collect();
         let logits = decoder.feed(&given).expect("room").to_vec();
         assert_eq!(logits.len(), feeds.len() * vocab_size);
         for ((slot, tokens), found) in feeds.iter().zip(logits.chunks_exact(vocab_size)) {
-            let Pair { tokens: all, alone, exact } = &mut pairs[*slot];
+            let Pair { tokens: all, alone } = &mut pairs[*slot];
             all.extend(tokens);
-            let expected = alone.feed(&[Feed { sequence: 0, tokens }]).expect("room");
-            *exact &= total == tokens.len() || total <= FEW_TOKENS;
-            let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(largest <= if *exact { 0.0 } else { tolerance }, "step {step}, sequence {slot}: {largest}");
-            compared[usize::from(*exact)] += 1;
+            // A prompt of four tokens or more in two pieces.
+            let (first, rest) =
+                tokens.split_at(if tokens.len() < 4 { 0 } else { 2 + step as usize % (tokens.len() - 3) });
+            if !first.is_empty() {
+                alone.feed(&[Feed::new(0, first)]).expect("room");
+            }
+            let expected = alone.feed(&[Feed::new(0, rest)]).expect("room");
+            assert!(found == expected, "step {step}, sequence {slot}");
+            compared += 1;
         }
         assert!(pairs.iter().enumerate().all(|(slot, pair)| decoder.len(slot) == pair.tokens.len()));
     }
@@ -337,25 +335,24 @@ fn decode_at_random(engine: &CpuEngine, lengths: [usize; 8], tolerance: f32) -> 
 #[test]
 fn each_of_several_sequences_decodes_as_it_does_alone() {
     let config = Config::new(2, 3, 24, 40, 97);
-    for (dtype, quant, tolerance) in [
-        (Dtype::F32, Quant::None, 1e-5),
-        (Dtype::F32, Quant::Int8, 1e-5),
-        (Dtype::Auto, Quant::None, 0.02),
-        (Dtype::F32, Quant::Int4, 0.05),
+    for (dtype, quant) in [
+        (Dtype::F32, Quant::None),
+        (Dtype::F32, Quant::Int8),
+        (Dtype::Auto, Quant::Int8),
+        (Dtype::Auto, Quant::None),
+        (Dtype::F32, Quant::Int4),
     ] {
         let options = Options { threads: 2, dtype, quant, ..Options::default() };
         let engine = CpuEngine::new(config.clone(), params(&config), options).expect("a valid shape");
-        let [near, exact] = decode_at_random(&engine, [0, 0, 1, 1, 1, 2, 2, 2], tolerance);
-        assert!(near == 0 && exact > 200, "a few tokens per step: {near} {exact}");
-        let [near, exact] = decode_at_random(&engine, [0, 0, 0, 0, 0, 1, 12, 30], tolerance);
-        assert!(near > 50 && exact > 20, "with prompts: {near} {exact}");
+        assert!(decode_at_random(&engine, [0, 0, 1, 1, 1, 2, 2, 2]) > 200);
+        assert!(decode_at_random(&engine, [0, 0, 0, 0, 0, 1, 12, 30]) > 70);
 
         // A sequence's logits do not depend on the tokens of the others.
         let beside = |other: u32| {
             let mut decoder = engine.decoder(2).expect("memory");
             let (own, other): (Vec<u32>, Vec<u32>) = (0..20).map(|t| (t * t % 97, (other + 5 * t) % 97)).unzip();
             let mut feed = |tokens: std::ops::Range<usize>| {
-                let feed = |sequence, tokens| Feed { sequence, tokens };
+                let feed = |sequence, tokens| Feed::new(sequence, tokens);
                 let feeds = [feed(1, &other[..2 * tokens.len() - 1]), feed(0, &own[tokens])];
                 decoder.feed(&feeds).expect("room")[97..].to_vec()
             };
@@ -371,7 +368,7 @@ fn what_a_decoder_refuses_leaves_every_sequence_as_it_was() {
     let engine = engine(&config, 2);
     let mut decoder = engine.decoder(3).expect("memory");
     let mut alone = engine.decoder(1).expect("memory");
-    let feed = |sequence, tokens| Feed { sequence, tokens };
+    let feed = |sequence, tokens| Feed::new(sequence, tokens);
     decoder.feed(&[feed(2, &[5, 6, 7]), feed(0, &[1])]).expect("room");
     alone.feed(&[feed(0, &[5, 6, 7])]).expect("room");
     let good = feed(0, &[2]);
@@ -410,10 +407,10 @@ fn decoding_with_narrower_weights_stays_near_and_agrees_with_itself() {
         let engine = CpuEngine::new(config.clone(), params, Options { threads: 2, dtype, quant, ..Options::default() })
             .expect("a shape");
         let mut decoder = engine.decoder(1).expect("memory");
-        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed::new(0, tokens)]).expect("room").to_vec();
         let at_once = feed(&tokens);
         decoder.clear(0);
-        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+        let mut feed = |tokens: &[u32]| decoder.feed(&[Feed::new(0, tokens)]).expect("room").to_vec();
         let one_by_one = tokens.iter().map(|&t| feed(&[t])).last().expect("tokens");
         (at_once, one_by_one)
     };
@@ -472,11 +469,11 @@ fn weights_of_a_file_decode_as_their_values_do() {
     let tokens: Vec<u32> = (0..280u64).map(|t| (hashed(t) * 301.0) as u32).collect();
     let run = |model: &dyn Model| {
         let mut decoder = model.decoder(1).expect("memory");
-        let at_once = decoder.feed(&[Feed { sequence: 0, tokens: &tokens }]).expect("room").to_vec();
+        let at_once = decoder.feed(&[Feed::new(0, &tokens)]).expect("room").to_vec();
         decoder.clear(0);
         let mut steps = Vec::new();
         for tokens in tokens.chunks(1) {
-            steps = decoder.feed(&[Feed { sequence: 0, tokens }]).expect("room").to_vec();
+            steps = decoder.feed(&[Feed::new(0, tokens)]).expect("room").to_vec();
         }
         (at_once, steps)
     };

@@ -2,7 +2,7 @@
 //! knows token ids but no text or files, and no particular hardware.
 //!
 //! Read `model.rs` first, then `device.rs`. `batch.rs`, `precision.rs`, `optimizer.rs`, `distill.rs` and `dropout.rs` define
-//! the data that the traits take. `reference/` is a slow, readable engine that others are tested against.
+//! the data that the traits take; `pages.rs` keeps the books of a decoder's cache. `reference/` is a slow, readable engine that others are tested against.
 
 // The fixtures' reader, which the CPU's tests share, names this crate.
 #[cfg(test)]
@@ -15,6 +15,7 @@ mod dropout;
 mod error;
 mod model;
 mod optimizer;
+mod pages;
 mod precision;
 pub mod reference;
 
@@ -23,6 +24,7 @@ pub use device::{Device, Workload};
 pub use distill::{DistillConfig, DistillLoss, Divergence, TopK, check_temperature};
 pub use dropout::{Dropout, DropoutSite, pass_seed, splitmix};
 pub use error::Error;
-pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, Teacher, TeacherSource, Trainer};
+pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, PAGE, Teacher, TeacherSource, Trainer};
 pub use optimizer::{AdamW, Backward, Muon, Ready, Slot};
+pub use pages::PageTable;
 pub use precision::{Dtype, Options, Quant};

@@ -43,9 +43,17 @@ pub trait Model {
     /// Creates a decoder with room for this many sequences of `block_size` tokens.
     ///
     /// # Errors
+    /// As [`Model::decoder_within`].
+    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        self.decoder_within(sequences, sequences.saturating_mul(self.config().block_size.div_ceil(PAGE)))
+    }
+
+    /// Creates a decoder for this many sequences, whose keys and values share this many pages of [`PAGE`] tokens.
+    ///
+    /// # Errors
     /// [`Error::Memory`] when the keys and values do not fit in memory; [`Error::Input`] for 0 sequences, or while the model
     /// has adapters.
-    fn decoder(&self, _sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+    fn decoder_within(&self, _sequences: usize, _pages: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         Err(Error::Unsupported("decoding"))
     }
 }
@@ -61,6 +69,9 @@ pub struct ComputeInfo {
     pub kernels: &'static str,
 }
 
+/// Tokens per page of a decoder's key-value cache.
+pub const PAGE: usize = 32;
+
 /// Tokens to append to one of a decoder's sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feed<'a> {
@@ -68,10 +79,25 @@ pub struct Feed<'a> {
     pub sequence: usize,
     /// The sequence's next tokens, at least one.
     pub tokens: &'a [u32],
+    /// Number of tokens, at the end of these, after which logits are returned: at least one.
+    pub logits: usize,
+}
+
+impl<'a> Feed<'a> {
+    /// Appends tokens, with logits after the last one.
+    pub fn new(sequence: usize, tokens: &'a [u32]) -> Self {
+        Self { sequence, tokens, logits: 1 }
+    }
 }
 
 /// Sequences being decoded, with a key-value cache. Each has its own length and can be fed or skipped at any step. When it
 /// ends, [`Decoder::clear`] frees its slot for another.
+///
+/// The cache consists of pages of [`PAGE`] tokens, which a sequence takes as it grows, and which sequences that begin alike
+/// can [`share`](Decoder::share).
+///
+/// The bits of a sequence's logits depend on nothing but its own tokens, and on which of them were fed one at a time: they are
+/// the same whatever else is fed, and wherever a prompt is cut into feeds of two or more tokens.
 pub trait Decoder {
     /// Returns the number of sequences that there is room for.
     fn sequences(&self) -> usize;
@@ -82,12 +108,16 @@ pub trait Decoder {
     /// If `sequence` is out of range.
     fn len(&self, sequence: usize) -> usize;
 
-    /// Appends tokens to some of the sequences in one pass. Returns the logits after the last token of each feed, `[feeds,
-    /// vocab_size]`.
+    /// Returns the number of pages that no sequence uses.
+    fn free_pages(&self) -> usize;
+
+    /// Appends tokens to some of the sequences in one pass. Returns the logits that each feed asks for, in the order of the
+    /// feeds, `[Σ Feed::logits, vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] when there are no feeds, a feed has no tokens, its sequence is out of range, fed twice or would exceed
-    /// `block_size`, or a token is outside the vocabulary. All sequences are then unchanged.
+    /// [`Error::Input`] when there are no feeds, a feed has no tokens, asks for no logits or for more than it has tokens, its
+    /// sequence is out of range, fed twice or would exceed `block_size`, a token is outside the vocabulary, or too few pages are
+    /// free. All sequences are then unchanged.
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error>;
 
     /// Returns the number of bytes of weights that a step of one token reads; 0 if it is not known.
@@ -95,7 +125,13 @@ pub trait Decoder {
         0
     }
 
-    /// Removes the tokens of a sequence, so that another can use its slot.
+    /// Starts the sequence `to`, which is empty, with the first `pages` pages of `from`, without computing or copying them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a sequence is out of range, `to` is not empty, or `from` does not fill that many pages.
+    fn share(&mut self, from: usize, to: usize, pages: usize) -> Result<(), Error>;
+
+    /// Removes the tokens of a sequence, so that another can use its slot. Pages that others share stay theirs.
     ///
     /// # Panics
     /// If `sequence` is out of range.

@@ -107,7 +107,7 @@ impl<'a> Generator<'a> {
         self.make_room();
         let live = self.samples.iter().enumerate().filter(|(_, sample)| !sample.ended);
         let feeds: Vec<Feed<'_>> = live
-            .map(|(sequence, Sample { text, unseen, .. })| Feed { sequence, tokens: &text[text.len() - unseen..] })
+            .map(|(sequence, Sample { text, unseen, .. })| Feed::new(sequence, &text[text.len() - unseen..]))
             .collect();
         let logits = self.decoder.feed(&feeds)?;
         let mut logits = logits.chunks_exact(logits.len() / feeds.len());
@@ -152,6 +152,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
+    use ngen3_engine::PageTable;
     use ngen3_model::Config;
 
     use super::*;
@@ -169,8 +170,8 @@ mod tests {
     }
 
     struct CountingDecoder {
-        lens: Vec<usize>,
-        block_size: usize,
+        table: PageTable,
+        config: Config,
         close: f32,
         feeds: Feeds,
         logits: Vec<f32>,
@@ -178,19 +179,22 @@ mod tests {
 
     impl Decoder for CountingDecoder {
         fn sequences(&self) -> usize {
-            self.lens.len()
+            self.table.sequences()
         }
 
         fn len(&self, sequence: usize) -> usize {
-            self.lens[sequence]
+            self.table.len(sequence)
+        }
+
+        fn free_pages(&self) -> usize {
+            self.table.free()
         }
 
         fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
+            self.table.check(feeds, &self.config)?;
+            self.table.grow(feeds);
             self.logits.clear();
-            for Feed { sequence, tokens } in feeds {
-                let len = &mut self.lens[*sequence];
-                *len += tokens.len();
-                assert!(*len <= self.block_size, "{len} tokens in a block of {}", self.block_size);
+            for Feed { tokens, .. } in feeds {
                 let next = (tokens[tokens.len() - 1] as usize + 1) % VOCAB;
                 self.logits.extend((0..VOCAB).map(|token| if token == next { 0.0 } else { self.close }));
             }
@@ -198,8 +202,12 @@ mod tests {
             Ok(&self.logits)
         }
 
+        fn share(&mut self, from: usize, to: usize, pages: usize) -> Result<(), Error> {
+            self.table.share(from, to, pages)
+        }
+
         fn clear(&mut self, sequence: usize) {
-            self.lens[sequence] = 0;
+            self.table.clear(sequence);
         }
     }
 
@@ -219,10 +227,10 @@ mod tests {
             &self.config
         }
 
-        fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-            let (block_size, close, feeds) = (self.config.block_size, self.close, Rc::clone(&self.feeds));
-            let lens = vec![0; sequences];
-            Ok(Box::new(CountingDecoder { lens, block_size, close, feeds, logits: Vec::new() }))
+        fn decoder_within(&self, sequences: usize, pages: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+            let (config, close, feeds) = (self.config.clone(), self.close, Rc::clone(&self.feeds));
+            let table = PageTable::new(sequences, pages)?;
+            Ok(Box::new(CountingDecoder { table, config, close, feeds, logits: Vec::new() }))
         }
     }
 

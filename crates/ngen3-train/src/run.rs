@@ -8,6 +8,7 @@ use ngen3_cluster::wire::Wire;
 use ngen3_engine::{Slot, Trainer};
 
 use crate::objective::{Evaluation, Objective, ValLoss};
+use crate::prepare::memory::resident_gib;
 use crate::rounds::Rounds;
 use crate::run_files::metrics::{MetricsLine, StepMetrics};
 use crate::run_files::record::TrainProgress;
@@ -169,7 +170,14 @@ impl<'a> Run<'a> {
         let mut log = self.open_log(0)?;
         if let Evaluation::Loss(ValLoss { nats, bits_per_byte: val_bpb }) = evaluation {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step: 0, train: None, elapsed_s, val_loss: Some(nats), val_bpb })?;
+            log.write(MetricsLine {
+                step: 0,
+                train: None,
+                elapsed_s,
+                val_loss: Some(nats),
+                val_bpb,
+                memory_gib: resident_gib(),
+            })?;
         }
         log.sync()?;
         self.before_steps_s = self.clock.elapsed().as_secs_f64();
@@ -240,7 +248,14 @@ impl<'a> Run<'a> {
         };
         if self.is_logged() || val_loss.is_some() || owed {
             let elapsed_s = self.elapsed_s();
-            log.write(MetricsLine { step, train: Some(metrics), elapsed_s, val_loss, val_bpb })?;
+            log.write(MetricsLine {
+                step,
+                train: Some(metrics),
+                elapsed_s,
+                val_loss,
+                val_bpb,
+                memory_gib: resident_gib(),
+            })?;
             self.pace = Pace::default();
         }
         if self.is_last() || due(self.settings.save_interval) {

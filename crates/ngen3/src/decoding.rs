@@ -9,6 +9,7 @@ use ngen3_model::{Checkpoint, StoredWeight, Variant};
 use crate::device::device;
 use crate::model::{self, Found};
 use crate::progress::write_line;
+use crate::threads::Threads;
 
 /// Weights to decode with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,40 @@ impl FromStr for DecodeQuant {
             "auto" => Ok(Self::Auto),
             name => name.parse().map(Self::As).map_err(|_| "expected auto, none, int8 or int4".into()),
         }
+    }
+}
+
+/// Flags that control how a model decodes.
+#[derive(clap::Args, Clone, Copy)]
+#[command(rename_all = "snake_case")]
+pub struct DecodeFlags {
+    /// Precision: auto (the fastest that the processor supports), f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    dtype: Dtype,
+    /// Weights to decode with: auto (those of a Q4_0, Q4_1 or Q8_0 GGUF file as they are, unless --dtype is given; otherwise
+    /// none), none (the weights in --dtype), int8 (one scale per output) or int4 (one scale per 32 weights, as Q4_0)
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    quant: DecodeQuant,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+impl DecodeFlags {
+    /// Loads the model that a flag names.
+    ///
+    /// # Errors
+    /// Those of [`load`].
+    pub fn load(&self, named: &Path, variant: Option<&Variant>) -> anyhow::Result<Loaded> {
+        load(named, variant, self.quant, self.dtype)
+    }
+
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// Those of [`Loaded::open`].
+    pub fn open(&self, model: Loaded) -> anyhow::Result<Box<dyn Model>> {
+        let options = Options { threads: self.threads.count(), dtype: self.dtype, ..Options::default() };
+        model.open(self.quant, options)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::bail;
+use ngen3_data::tokenizer::Text;
 use ngen3_data::{TokenFile, Tokenizer, validation_split};
 use ngen3_engine::{Model, Options, Quant, splitmix};
 use ngen3_generate::{Generator, Limits, Sampling};
@@ -17,7 +18,7 @@ use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::model::{self, Found};
 use crate::progress::{Progress, write_line};
-use crate::streaming::{Text, encode_prompt};
+use crate::streaming::encode_prompt;
 
 /// Number of texts that are written at a time, and lost if the writing is interrupted.
 const BATCH: usize = 16;

@@ -16,7 +16,7 @@ use std::process::Command;
 const NETWORK: &str = "<!-- needs the network -->";
 
 /// Pages of docs/commands: each may use files of those before it.
-const PAGES: [&str; 17] = [
+const PAGES: [&str; 18] = [
     "tokenize",
     "hf_tokenize",
     "tokenizer",
@@ -26,6 +26,7 @@ const PAGES: [&str; 17] = [
     "finetune",
     "hf_finetune",
     "chat",
+    "serve",
     "eval",
     "export",
     "import",
@@ -68,7 +69,7 @@ fn command_lines(page: &str) -> Vec<(bool, String)> {
     found
 }
 
-/// Returns the same command with a few steps or seconds of training, and few tokens of a teacher.
+/// Returns the same command with a few steps or seconds of training, few tokens of a teacher, and an end of a server.
 fn shortened(line: &str) -> String {
     let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
     let Some(at) = words.iter().position(|word| word == "ngen3") else { return line.to_owned() };
@@ -77,6 +78,7 @@ fn shortened(line: &str) -> String {
         return words.join(" ");
     }
     let (flag, steps) = match words.get(at + 1).map(String::as_str) {
+        Some("serve") => return format!("timeout --preserve-status --signal TERM 5 {line} --port 0"),
         Some("train" | "distill") => ("--max_iters", if line.contains("--resume") { "3" } else { "2" }),
         Some("finetune" | "hf_finetune") => ("--finetune_iters", "2"),
         Some("quickstart") => ("--steps", "12"),

@@ -39,7 +39,7 @@ fn largest_difference(model: Checkpoint, expected: &Value) -> f64 {
     let tokens = expected["tokens"].as_array().unwrap();
     let mut largest: f64 = 0.0;
     for (token, theirs) in tokens.iter().zip(expected["logits"].as_array().unwrap()) {
-        let ours = decoder.feed(&[Feed { sequence: 0, tokens: &[token.as_u64().unwrap() as u32] }]).unwrap();
+        let ours = decoder.feed(&[Feed::new(0, &[token.as_u64().unwrap() as u32])]).unwrap();
         let theirs = numbers(theirs);
         assert_eq!(ours.len(), theirs.len());
         for (&ours, theirs) in ours.iter().zip(theirs) {

@@ -103,11 +103,11 @@ impl Model for CpuEngine {
         Ok(batch.targets.iter().map(at).collect())
     }
 
-    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+    fn decoder_within(&self, sequences: usize, pages: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         if self.runner.model.adapters.is_some() {
             return Err(Error::Input("the model has adapters: merge them before decoding".into()));
         }
-        Ok(Box::new(CpuDecoder::new(&self.runner.model, &self.runner.pool, self.quant, sequences)?))
+        Ok(Box::new(CpuDecoder::new(&self.runner.model, &self.runner.pool, self.quant, sequences, pages)?))
     }
 }
 

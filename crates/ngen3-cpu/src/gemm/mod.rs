@@ -80,6 +80,34 @@ pub fn matmul_onto(
     }
 }
 
+/// Computes `c = start + a·b` in f32, with the same bits in a row of `c` whatever the number of rows, of which there are two or
+/// more.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn matmul_rows_onto(
+    mut c: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
+) {
+    // The crate has kernels of its own for up to 256 elements of `c`, and for up to 64 rows and columns.
+    let (rows, cols, inputs) = (a.rows, b.cols, a.cols);
+    let fewest = if cols <= 64 { 65.max(256 / cols.max(1) + 1) } else { 4 };
+    if rows >= fewest {
+        return matmul_onto(Precision::F32, c, a, b, start);
+    }
+    start(&mut c, 0, 0);
+    let (mut more, mut sums) = (vec![0.0; fewest * inputs], vec![0.0; fewest * cols]);
+    for i in 0..rows {
+        more[i * inputs..(i + 1) * inputs].copy_from_slice(a.row(i));
+        sums[i * cols..(i + 1) * cols].copy_from_slice(c.row_mut(i));
+    }
+    let a = Mat::new(&more, fewest, inputs);
+    matmul_f32(MatMut::new(&mut sums, fewest, cols), Accumulate::Add, a, b, Threads::All);
+    sums.chunks_exact(cols).take(rows).enumerate().for_each(|(i, sums)| c.row_mut(i).copy_from_slice(sums));
+}
+
 #[cfg(test)]
 mod tests {
     use crate::base::testing::rerun_on_other_paths;

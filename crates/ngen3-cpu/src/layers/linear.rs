@@ -26,8 +26,12 @@ pub enum Weight<'a> {
     Plain(&'a [f32]),
     /// Weight that does not learn, packed once.
     Packed(&'a Packed),
-    /// Weight of a model that decodes, and the [`Matrix`] that decoding reads.
-    Decoding(&'a [f32], &'a Matrix<'a>),
+    /// Weight of a model that decodes, and the [`Matrix`] that decoding reads, row by row for the first `steps` rows.
+    Decoding {
+        weight: &'a [f32],
+        matrix: &'a Matrix<'a>,
+        steps: usize,
+    },
 }
 
 /// One linear layer.
@@ -64,8 +68,8 @@ impl Linear<'_> {
             Weight::Plain(weight) => {
                 matmul_onto(self.precision, y, x, self.plain(weight).t(), start);
             }
-            Weight::Decoding(weight, matrix) => {
-                matrix.product_onto(self.precision, self.plain(weight), y, x, &start);
+            Weight::Decoding { weight, matrix, steps } => {
+                matrix.product_onto(self.precision, self.plain(weight), y, x, steps, &start);
             }
             Weight::Packed(weight) => weight.product_onto(y, x, start),
         }
@@ -133,7 +137,7 @@ impl Linear<'_> {
         };
         if self.precision == Precision::Bf16 {
             let weight = match self.weight {
-                Weight::Plain(weight) | Weight::Decoding(weight, _) => Right::Plain(self.plain(weight).t()),
+                Weight::Plain(weight) | Weight::Decoding { weight, .. } => Right::Plain(self.plain(weight).t()),
                 Weight::Packed(weight) => weight.for_outputs(),
             };
             return adapter.forward_bf16(self.outputs, x, Some((y, weight)), low, start);
@@ -166,7 +170,7 @@ impl Linear<'_> {
         let weight = match self.weight {
             Weight::Plain(weight) => Right::Plain(self.plain(weight)),
             Weight::Packed(weight) => weight.for_inputs(),
-            Weight::Decoding(..) => unreachable!("decoders have no backward pass"),
+            Weight::Decoding { .. } => unreachable!("decoders have no backward pass"),
         };
         let (Learns::Adapter(adapter, at), x) = (self.learns, Mat::new(x, rows, self.inputs)) else {
             return self.input_gradient(dx, dy, weight);

@@ -138,8 +138,15 @@ impl ChatEncoder {
     /// # Errors
     /// [`Error::Data`] with the template's error.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
-        let empty = Map::new();
-        let (messages, context) = self.special.guarded(messages, &empty).map_err(Error::Data)?;
+        self.prompt_with(messages, &Map::new())
+    }
+
+    /// As [`ChatEncoder::prompt`], with other values that the template reads: see [`ChatTemplate::context_names`].
+    ///
+    /// # Errors
+    /// As [`ChatEncoder::prompt`].
+    pub fn prompt_with(&self, messages: &[Message], context: &Map<String, Json>) -> Result<Vec<u32>, Error> {
+        let (messages, context) = self.special.guarded(messages, context).map_err(Error::Data)?;
         let text = self.template.render_with(&messages, &context, true)?;
         let (mut ids, mut starts) = (Vec::new(), Vec::new());
         self.tokens(&text, &mut ids, &mut starts).map_err(Error::Data)?;

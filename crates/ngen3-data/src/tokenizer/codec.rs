@@ -189,6 +189,21 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// Encodes the beginning of a text to continue, after the token that begins documents, if any. An empty one becomes that
+    /// token, else the end-of-text token, else a line break. Empty if the vocabulary has no character of it.
+    ///
+    /// # Errors
+    /// As [`encode_into`](Tokenizer::encode_into).
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+        let mut ids: Vec<u32> = self.document_start().into_iter().collect();
+        match self.eot() {
+            Some(eot) if prompt.is_empty() && ids.is_empty() => ids.push(eot),
+            None if prompt.is_empty() && ids.is_empty() => self.encode_into("\n", &mut ids)?,
+            _ => self.encode_into(prompt, &mut ids)?,
+        }
+        Ok(ids)
+    }
+
     /// True if there are texts with characters that the vocabulary lacks.
     pub fn can_miss(&self) -> bool {
         self.inner.missing.is_some()
@@ -311,6 +326,15 @@ impl Tokenizer {
                 let decoded = run_library(|| tokenizer.decode(ids, false));
                 decoded.unwrap_or_else(|_| ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect())
             }
+        }
+    }
+
+    /// Returns the bytes of a token, which may be part of a character; those of its text, if the `tokenizers` crate runs the
+    /// tokenizer. Empty for an id outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.inner.backend {
+            Backend::ByteLevel(bpe) => bpe.token(id).to_vec(),
+            _ => self.decode(&[id]).into_bytes(),
         }
     }
 

@@ -6,7 +6,7 @@
 //! files run on the `tokenizers` crate.
 //!
 //! Read `bpe/` and `chars.rs` first; then `codec.rs` (text to ids and back), `json/` (tokenizer.json), `missing.rs` (characters
-//! without a token), `stream.rs` (streaming decoding), `byte_counter.rs` (bytes of text), `train.rs` and `plain.rs` (vocabularies of a text).
+//! without a token), `stream.rs` (streaming decoding), `text.rs` (up to a stop text), `byte_counter.rs` (bytes of text), `train.rs` and `plain.rs` (vocabularies of a text).
 
 mod backend;
 mod bpe;
@@ -20,6 +20,7 @@ mod limits;
 mod missing;
 mod plain;
 mod stream;
+mod text;
 mod train;
 
 pub use byte_counter::{ByteCounter, TextSize};
@@ -30,4 +31,5 @@ pub use limits::{ENDOFTEXT, MAX_VOCAB_SIZE};
 pub use missing::MissingChars;
 pub use plain::train_chars;
 pub use stream::TextStream;
+pub use text::Text;
 pub use train::{Trained, train};

@@ -13,7 +13,7 @@ pub use cases::{Case, Tolerance, cases};
 
 use super::device::ReferenceDevice;
 use crate::{
-    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Muon, Options,
+    AdamW, Backward, Decoder, Device, DistillConfig, DistillLoss, Divergence, Error, Feed, IGNORE, Muon, Options, PAGE,
     Ready, Slot, Teacher, TeacherSource, TopK, Trainer, splitmix,
 };
 
@@ -433,7 +433,7 @@ impl Pair<'_> {
             }
             let full = step.iter().find(|(sequence, _)| reference.len(*sequence) == block);
             if let Some(&(sequence, _)) = full
-                && engine.feed(&[Feed { sequence, tokens: &[0] }]).is_ok()
+                && engine.feed(&[Feed::new(sequence, &[0])]).is_ok()
             {
                 return Err(Failure::Differs(format!("{} tokens in a block of {block}", block + 1)));
             }
@@ -446,7 +446,7 @@ impl Pair<'_> {
                 })
                 .collect();
             let fed = tokens.iter().filter(|(_, tokens)| !tokens.is_empty());
-            let feeds: Vec<Feed<'_>> = fed.map(|(sequence, tokens)| Feed { sequence: *sequence, tokens }).collect();
+            let feeds: Vec<Feed<'_>> = fed.map(|(sequence, tokens)| Feed::new(*sequence, tokens)).collect();
             if feeds.is_empty() {
                 continue;
             }
@@ -457,7 +457,37 @@ impl Pair<'_> {
                 return Err(Failure::Differs(format!("sequence {sequence} has {found} tokens, not {expected}")));
             }
         }
-        Ok(())
+        self.shared_pages(&both)
+    }
+
+    /// Logits after several tokens, a sequence that begins with another's page, and a cache that is full.
+    fn shared_pages(&self, both: &[Box<dyn Trainer>; 2]) -> Result<(), Failure> {
+        let tokens: Vec<u32> =
+            (0..=PAGE as u64).map(|i| (splitmix(i) % self.case.config.vocab_size as u64) as u32).collect();
+        if tokens.len() > self.case.config.block_size {
+            return Ok(());
+        }
+        let mut logits = [Vec::new(), Vec::new()];
+        for (model, logits) in both.iter().zip(&mut logits) {
+            let mut decoder = model.decoder_within(3, 3)?;
+            logits.extend_from_slice(decoder.feed(&[Feed { sequence: 0, tokens: &tokens, logits: 3 }])?);
+            decoder.share(0, 2, 1)?;
+            decoder.clear(0);
+            logits.extend_from_slice(decoder.feed(&[Feed::new(1, &tokens[1..2]), Feed::new(2, &tokens[..1])])?);
+            let accepted = [
+                ("a page shared with a sequence that has tokens", decoder.share(2, 1, 1).is_ok()),
+                ("a page accepted that a sequence has not filled", decoder.share(1, 0, 1).is_ok()),
+                ("a token accepted by a full cache", decoder.feed(&[Feed::new(0, &tokens[..1])]).is_ok()),
+            ];
+            if let Some((what, _)) = accepted.into_iter().find(|(_, accepted)| *accepted) {
+                return Err(Failure::Differs(what.into()));
+            }
+            let free = decoder.free_pages();
+            if free > 0 {
+                return Err(Failure::Differs(format!("{free} pages of a full cache are free")));
+            }
+        }
+        near("logits of a shared page", &logits[0], &logits[1], self.tolerance.loss, 0.0)
     }
 
     /// Feeds that a decoder refuses whose third sequence has tokens: all sequences stay as they are.
@@ -465,7 +495,7 @@ impl Pair<'_> {
         let Config { block_size, vocab_size, .. } = self.case.config;
         let (outside, long) = ([vocab_size as u32], vec![0; block_size + 2 - decoder.len(2)]);
         let long_name = format!("{} tokens in a block of {block_size}", block_size + 2);
-        let feed = |sequence, tokens| Feed { sequence, tokens };
+        let feed = |sequence, tokens| Feed::new(sequence, tokens);
         // One that alone would be taken stands before the one at fault.
         let good = feed(1, &[0]);
         for (what, feeds) in [

@@ -3,85 +3,70 @@
 use super::attention::Before;
 use super::model::Network;
 use super::pass::{Pass, PassDropout};
-use crate::{Decoder, Error, Feed, check_tokens};
+use crate::{Decoder, Error, Feed, PAGE, PageTable};
 
-/// Decoder of independent sequences.
+/// Decoder of independent sequences. Each keeps its own keys and values; the pages are only counted.
 pub struct ReferenceDecoder<'a> {
     network: &'a Network,
-    /// Number of tokens in each sequence.
-    lens: Vec<usize>,
+    table: PageTable,
     /// `[n_layer][sequences]`, each `[tokens, 2·kv_width]`.
     cache: Vec<Vec<Vec<f32>>>,
-    /// `[feeds, vocab_size]`
+    /// `[Σ Feed::logits, vocab_size]`
     logits: Vec<f32>,
 }
 
 impl<'a> ReferenceDecoder<'a> {
-    /// Creates a decoder with room for this many sequences.
+    /// Creates a decoder with room for this many sequences, of this many pages together.
     ///
     /// # Errors
     /// [`Error::Input`] for 0 sequences, or a model with adapters.
-    pub fn new(network: &'a Network, sequences: usize) -> Result<Self, Error> {
+    pub fn new(network: &'a Network, sequences: usize, pages: usize) -> Result<Self, Error> {
         if network.is_adapted() {
             return Err(Error::Input("a model with adapters cannot decode: merge them first".into()));
         }
-        if sequences == 0 {
-            return Err(Error::Input("a decoder needs at least one sequence".into()));
-        }
         let cache = vec![vec![Vec::new(); sequences]; network.config.n_layer];
-        Ok(Self { network, lens: vec![0; sequences], cache, logits: Vec::new() })
-    }
-
-    /// Checks the feeds and builds their pass.
-    fn pass(&self, feeds: &[Feed<'_>]) -> Result<Pass, Error> {
-        let config = &self.network.config;
-        if feeds.is_empty() {
-            return Err(Error::Input("the decoder was given no feeds".into()));
-        }
-        let mut pass = Pass::default();
-        for (i, &Feed { sequence, tokens }) in feeds.iter().enumerate() {
-            let Some(&len) = self.lens.get(sequence) else {
-                let sequences = self.lens.len();
-                return Err(Error::Input(format!("sequence {sequence} is out of range: the decoder has {sequences}")));
-            };
-            if tokens.is_empty() || feeds[..i].iter().any(|other| other.sequence == sequence) {
-                return Err(Error::Input(format!("sequence {sequence} is fed no tokens or fed twice")));
-            }
-            if len + tokens.len() > config.block_size {
-                let (n, block) = (tokens.len(), config.block_size);
-                return Err(Error::Input(format!("{n} tokens after {len} exceed the context length of {block}")));
-            }
-            check_tokens(tokens, config)?;
-            pass.push(tokens, len, Before::Cache(sequence));
-        }
-        Ok(pass)
+        Ok(Self { network, table: PageTable::new(sequences, pages)?, cache, logits: Vec::new() })
     }
 }
 
 impl Decoder for ReferenceDecoder<'_> {
     fn sequences(&self) -> usize {
-        self.lens.len()
+        self.table.sequences()
     }
 
     fn len(&self, sequence: usize) -> usize {
-        self.lens[sequence]
+        self.table.len(sequence)
+    }
+
+    fn free_pages(&self) -> usize {
+        self.table.free()
     }
 
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
-        let pass = self.pass(feeds)?;
+        self.table.check(feeds, &self.network.config)?;
+        let mut pass = Pass::default();
+        for &Feed { sequence, tokens, .. } in feeds {
+            pass.push(tokens, self.table.len(sequence), Before::Cache(sequence));
+        }
         let hidden = self.network.forward(&pass, PassDropout::NONE, &mut self.cache).hidden;
         let width = self.network.config.n_embd;
-        let last = |tokens: &std::ops::Range<usize>| &hidden[(tokens.end - 1) * width..tokens.end * width];
-        let last: Vec<f32> = pass.spans.iter().flat_map(|span| last(&span.tokens)).copied().collect();
+        let ends = pass.spans.iter().map(|span| span.tokens.end).zip(feeds);
+        let last: Vec<f32> =
+            ends.flat_map(|(end, feed)| &hidden[(end - feed.logits) * width..end * width]).copied().collect();
         self.logits = self.network.logits(&last);
-        for feed in feeds {
-            self.lens[feed.sequence] += feed.tokens.len();
-        }
+        self.table.grow(feeds);
         Ok(&self.logits)
     }
 
+    fn share(&mut self, from: usize, to: usize, pages: usize) -> Result<(), Error> {
+        self.table.share(from, to, pages)?;
+        let n = pages * PAGE * 2 * self.network.config.kv_width();
+        self.cache.iter_mut().for_each(|block| block[to] = block[from][..n].to_vec());
+        Ok(())
+    }
+
     fn clear(&mut self, sequence: usize) {
-        self.lens[sequence] = 0;
+        self.table.clear(sequence);
         self.cache.iter_mut().for_each(|block| block[sequence].clear());
     }
 }

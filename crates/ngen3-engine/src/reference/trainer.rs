@@ -127,8 +127,8 @@ impl Model for Reference {
         Ok(losses)
     }
 
-    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
-        Ok(Box::new(ReferenceDecoder::new(&self.network, sequences)?))
+    fn decoder_within(&self, sequences: usize, pages: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+        Ok(Box::new(ReferenceDecoder::new(&self.network, sequences, pages)?))
     }
 }
 

@@ -102,6 +102,9 @@ fn every_fault_is_found_and_named() {
         (Fault::AcceptsUnknownToken, "decoding: a token outside the vocabulary accepted"),
         (Fault::AcceptsPastBlock, "decoding: 42 tokens in a block of 40"),
         (Fault::AcceptsOneMore, "decoding: 41 tokens in a block of 40"),
+        (Fault::AcceptsFull, "decoding: a token accepted by a full cache"),
+        (Fault::CountsPages, "decoding: 1 pages of a full cache are free"),
+        (Fault::SharesWrongly, "decoding: logits of a shared page by"),
     ] {
         assert_found(fault, &uneven, expected);
     }

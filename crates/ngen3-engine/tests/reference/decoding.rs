@@ -60,8 +60,7 @@ fn sequences_of_any_length_that_join_and_leave_give_what_each_gives_alone() {
         if tokens.is_empty() {
             continue;
         }
-        let feeds: Vec<Feed<'_>> =
-            tokens.iter().map(|(sequence, tokens)| Feed { sequence: *sequence, tokens }).collect();
+        let feeds: Vec<Feed<'_>> = tokens.iter().map(|(sequence, tokens)| Feed::new(*sequence, tokens)).collect();
         let logits = decoder.feed(&feeds).expect("room").to_vec();
         assert_eq!(logits.len(), feeds.len() * 97);
         for (feed, logits) in feeds.iter().zip(logits.chunks_exact(97)) {
@@ -79,7 +78,7 @@ fn wrong_feeds_leave_all_sequences_as_they_were() {
     let model = engine(&config());
     assert!(model.decoder(0).is_err());
     let mut decoder = model.decoder(2).expect("room");
-    let feed = |sequence, tokens| Feed { sequence, tokens };
+    let feed = |sequence, tokens| Feed::new(sequence, tokens);
     let forty = ids(40, 1);
     decoder.feed(&[feed(0, &forty[..39])]).expect("room");
     for bad in [
@@ -111,7 +110,7 @@ fn a_merged_model_decodes_what_it_had_learned() {
     assert_eq!(merged, model.merged().into_owned());
     assert_eq!(merged.len(), ParamList::new(&config).total());
     let mut decoder = model.decoder(1).expect("room");
-    let found = log_probs(decoder.feed(&[Feed { sequence: 0, tokens: &tokens }]).expect("room"));
+    let found = log_probs(decoder.feed(&[Feed::new(0, &tokens)]).expect("room"));
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}, not {expected:?}");
 }
 

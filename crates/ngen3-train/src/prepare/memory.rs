@@ -7,6 +7,14 @@ use sysinfo::System;
 
 use crate::{Error, TrainSettings};
 
+/// Returns the resident memory of this process in GiB; `None` if `/proc/self/status` does not report it.
+pub(crate) fn resident_gib() -> Option<f32> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: f32 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1_048_576.0)
+}
+
 /// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already; a rank needs `extra` bytes
 /// more than a process by itself, or, if negative, less.
 ///

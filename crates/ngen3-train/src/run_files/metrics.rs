@@ -20,6 +20,9 @@ pub struct MetricsLine {
     /// The same in bits per byte of text, if the tokenizer is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_bpb: Option<f32>,
+    /// Resident memory of the process in GiB, if the system reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_gib: Option<f32>,
 }
 
 /// Metrics of one update.

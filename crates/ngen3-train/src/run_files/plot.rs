@@ -224,6 +224,7 @@ mod tests {
                 elapsed_s: 0.0,
                 val_loss: step.is_multiple_of(10).then_some(loss + 0.1),
                 val_bpb: None,
+                memory_gib: None,
             }
         };
         losses.into_iter().enumerate().map(line).collect()

@@ -188,6 +188,7 @@ mod tests {
             elapsed_s: 0.1,
             val_loss: step.is_multiple_of(2).then_some(2.5),
             val_bpb: step.is_multiple_of(2).then_some(1.25),
+            memory_gib: None,
         }
     }
 
@@ -248,7 +249,7 @@ mod tests {
         ) {
             let (grad_norm, ms_per_step) = (loss, 1.25);
             let train = StepMetrics { train_loss: loss, parts, lr, grad_norm, ms_per_step, tokens_per_s: 0.5 };
-            let line = MetricsLine { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val, val_bpb: bits };
+            let line = MetricsLine { step, train: trained.then_some(train), elapsed_s: 3.5, val_loss: val, val_bpb: bits, memory_gib: bits };
             let text = String::from_utf8(json(&line)).unwrap();
             prop_assert_eq!(parse_lines(&text, u64::MAX), Ok(vec![line]));
         }

@@ -1,5 +1,7 @@
 //! `ngen3 bench`: measures training and decoding speed on this machine, with the time by layer.
 
+mod jobs;
+
 use std::cell::RefCell;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use ngen3_train::ranks::{self, Reduction};
 use ngen3_train::{LONGEST_SEQUENCE, OptimizerKind, check_fits};
 use serde_json::json;
 
+use self::jobs::JobSpeed;
 use crate::decoding::{self, DecodeQuant};
 use crate::device::device;
 use crate::forecast::{Network, Step, table};
@@ -56,6 +59,11 @@ pub struct Args {
     /// Tokens of the prompt to read, at most as many as fit in the context; 0 skips it
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,
+    /// Instead of training, generate this many texts at once, of --tokens each, as a server does; several numbers separated by
+    /// commas
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(conflicts_with_all = ["world", "lora_rank"])]
+    jobs: Vec<u16>,
     /// Weights to decode with, as in sample --quant: auto, none, int8 or int4
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     quant: DecodeQuant,
@@ -100,6 +108,7 @@ Examples:
   ngen3 bench --variant 7M --json --threads 1
   ngen3 bench --variant 7M --optimizer muon
   ngen3 bench --variant 120M --world --gbit 1
+  ngen3 bench --variant 7M --jobs 1,8,32 --tokens 100
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --block_size 256 --lora_rank 16
   ngen3 bench --model_checkpoint SmolLM2-135M-Instruct --steps 1 --quant int4";
 
@@ -110,6 +119,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
     let options = Options { threads, dtype, recompute, ..Options::default() };
+    if !args.jobs.is_empty() {
+        return measure_jobs(&args, options);
+    }
     let (name, label, mut config, params) = match &args.model_checkpoint {
         Some(path) => {
             let (found, checkpoint) = model::load(path, None)?;
@@ -360,6 +372,35 @@ fn train_flops(config: &Config, tokens: usize, lora: Option<&Lora>) -> f64 {
     tokens as f64 * (times * 2 * weights + 3 * (2 * adapters + attention)) as f64
 }
 
+/// Measures texts that are generated at once.
+fn measure_jobs(args: &Args, options: Options) -> anyhow::Result<()> {
+    args.threads.start()?;
+    let model: Box<dyn Model> = match (&args.model_checkpoint, args.quant) {
+        (Some(path), quant) => decoding::load(path, None, quant, args.dtype)?.open(quant, options)?,
+        (None, quant) => {
+            let mut config = args.variant.config_of(args.arch);
+            config.block_size = args.block_size.map_or(config.block_size, |n| n as usize);
+            let params = ParamList::new(&config).init(0);
+            let quant = if let DecodeQuant::As(quant) = quant { quant } else { Quant::None };
+            device().open(config, params, Options { quant, ..options })?
+        }
+    };
+    for &jobs in &args.jobs {
+        let JobSpeed { jobs, tokens_per_s, first_token_ms } = jobs::measure(&*model, jobs.into(), args.tokens)?;
+        let line = if args.json {
+            json!({ "jobs": jobs, "tokens_per_s": tokens_per_s, "first_token_ms": first_token_ms }).to_string()
+        } else {
+            let jobs = format!("{:>4} {}", jobs, if jobs == 1 { "job" } else { "jobs" });
+            format!(
+                "{jobs:<10} {:>8} tokens/s, first tokens within {first_token_ms:.1} ms",
+                grouped(tokens_per_s as u64)
+            )
+        };
+        stdout::print(&format!("{line}\n"))?;
+    }
+    Ok(())
+}
+
 /// Prompt for decoding.
 const START: [u32; 4] = [1, 2, 3, 4];
 
@@ -414,7 +455,7 @@ fn decode(model: &dyn Model, tokens: usize, prompt: usize) -> anyhow::Result<Spe
         for _ in 0..3 {
             decoder.clear(0);
             let start = Instant::now();
-            decoder.feed(&[Feed { sequence: 0, tokens: &words }])?;
+            decoder.feed(&[Feed::new(0, &words)])?;
             best = best.min(start.elapsed().as_secs_f64());
         }
         decoder.clear(0);
@@ -423,11 +464,11 @@ fn decode(model: &dyn Model, tokens: usize, prompt: usize) -> anyhow::Result<Spe
     if tokens == 0 {
         return Ok(speed);
     }
-    decoder.feed(&[Feed { sequence: 0, tokens: &START }])?;
+    decoder.feed(&[Feed::new(0, &START)])?;
     let start = Instant::now();
     let mut token = 5;
     for _ in 0..tokens {
-        let logits = decoder.feed(&[Feed { sequence: 0, tokens: &[token] }])?;
+        let logits = decoder.feed(&[Feed::new(0, &[token])])?;
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         token = best.unwrap_or_default() as u32;
     }

@@ -73,7 +73,7 @@ At a terminal, \\ at the end of a line continues the turn, and \"\"\" … \"\"\"
 pub fn run(args: Args) -> anyhow::Result<()> {
     let sampling = args.flags.sampling()?;
     let path = &args.model_checkpoint;
-    let loaded = args.flags.load(path, args.variant)?;
+    let loaded = args.flags.decode.load(path, args.variant)?;
     let Checkpoint { config, meta, .. } = &loaded.checkpoint;
     let Some(tokenizer) = model::tokenizer(path, config, meta)? else {
         bail!("{}: no recorded tokenizer, so it cannot chat", path.display());
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let encoder = ChatEncoder::new(tokenizer, meta.chat.clone())?;
     let block_size = config.block_size;
-    let engine = args.flags.open(loaded)?;
+    let engine = args.flags.decode.open(loaded)?;
     let stop = interrupt::watch_for(&[SIGINT])?;
 
     let mut input = Input::open()?;

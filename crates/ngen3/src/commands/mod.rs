@@ -15,6 +15,7 @@ mod make;
 mod man;
 mod quickstart;
 mod sample;
+mod serve;
 pub mod tokenize;
 mod tokenizer;
 mod trace;
@@ -43,6 +44,7 @@ pub enum Command {
     Man(man::Args),
     Quickstart(quickstart::Args),
     Sample(sample::Args),
+    Serve(serve::Args),
     Tokenize(tokenize::Args),
     Tokenizer(tokenizer::Args),
     Trace(trace::Args),
@@ -79,6 +81,7 @@ impl Command {
             Self::Man(args) => man::run(args, definition),
             Self::Quickstart(args) => quickstart::run(args, &|words| parse(definition, words)?.run(definition)),
             Self::Sample(args) => sample::run(args),
+            Self::Serve(args) => serve::run(args),
             Self::Tokenize(args) => tokenize::run(args),
             Self::Tokenizer(args) => tokenizer::run(args),
             Self::Trace(args) => trace::run(args),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
+use ngen3_data::tokenizer::Text;
 use ngen3_generate::{Generator, Request};
 use ngen3_model::words;
 use ngen3_model::{Checkpoint, Variant};
@@ -13,7 +14,7 @@ use ngen3_model::{Checkpoint, Variant};
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
-use crate::streaming::{SamplingFlags, Text, encode_prompt, say_what_is_missing, say_what_is_seen};
+use crate::streaming::{SamplingFlags, encode_prompt, say_what_is_missing, say_what_is_seen};
 
 /// Generate text from a model
 ///
@@ -59,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let prompt = read_prompt(&args)?;
 
     let path = &args.model_checkpoint;
-    let loaded = args.flags.load(path, args.variant)?;
+    let loaded = args.flags.decode.load(path, args.variant)?;
     let Checkpoint { config, meta, .. } = &loaded.checkpoint;
     let Some(tokenizer) = model::tokenizer(path, config, meta)? else {
         bail!(
@@ -69,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     };
     let block_size = config.block_size;
-    let engine = args.flags.open(loaded)?;
+    let engine = args.flags.decode.open(loaded)?;
 
     say_what_is_missing(&tokenizer, &prompt)?;
     let ids = encode_prompt(&tokenizer, &prompt)?;

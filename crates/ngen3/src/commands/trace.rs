@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .collect();
     let mut trace = json!({ "loss": loss, "grads": traced });
     if args.logits {
-        trace["logits"] = json!(engine.decoder(1)?.feed(&[Feed { sequence: 0, tokens: &batch.inputs[..block] }])?);
+        trace["logits"] = json!(engine.decoder(1)?.feed(&[Feed::new(0, &batch.inputs[..block])])?);
     }
     files::write_atomic(&args.out, |file| file.write_all(format!("{trace:#}\n").as_bytes()))?;
     stdout::print(&format!("loss {loss:.6}; gradients in {}\n", args.out.display()))

@@ -77,7 +77,7 @@ pub fn metrics(folder: &Path, name: &str) -> Vec<Value> {
     let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
     let line = |line: &str| {
         let mut line: Value = serde_json::from_str(line).unwrap();
-        for time in ["ms_per_step", "tokens_per_s", "elapsed_s"] {
+        for time in ["ms_per_step", "tokens_per_s", "elapsed_s", "memory_gib"] {
             line.as_object_mut().unwrap().remove(time);
         }
         line

@@ -15,15 +15,16 @@ const FLOORS: [&[&str]; 7] = [
     &["ngen3-data"],
     &["ngen3-generate"],
     &["ngen3-cpu"],
-    &["ngen3-eval", "ngen3-train"],
+    &["ngen3-eval", "ngen3-serve", "ngen3-train"],
     &["ngen3"],
 ];
 
 /// Dependencies forbidden to a crate although they are lower or external. `*` matches the rest of a name.
-const CLOSED: [(&str, &[&str]); 3] = [
-    // The engine contract is independent of processors, and training and evaluation use only the contract.
+const CLOSED: [(&str, &[&str]); 4] = [
+    // The engine contract is independent of processors, and training, evaluation and serving use only the contract.
     ("ngen3-engine", &["ngen3-simd", "ngen3-cpu", "rayon*", "gemm*", "pulp"]),
     ("ngen3-eval", &["ngen3-cpu"]),
+    ("ngen3-serve", &["ngen3-cpu"]),
     ("ngen3-train", &["ngen3-cpu"]),
 ];
 

@@ -63,23 +63,47 @@ pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let (depth, (down, along)) = (b.len() / NR, rows.strides());
     assert!(depth == 0 || (MR - 1) * down + (depth - 1) * along < a.len(), "{depth} cells of {MR} rows");
+    // Fewer rows, as in decoding, take less time. The sums of a row are the same.
+    match c.rows {
+        0..=1 => tile_of::<P, 1>(a, rows, b, c, accumulate),
+        2 => tile_of::<P, 2>(a, rows, b, c, accumulate),
+        3..=4 => tile_of::<P, 4>(a, rows, b, c, accumulate),
+        5..=8 => tile_of::<P, 8>(a, rows, b, c, accumulate),
+        _ => tile_of::<P, MR>(a, rows, b, c, accumulate),
+    }
+}
+
+/// [`tile`] for `c` of at most `R` rows. The lengths must have been checked.
+fn tile_of<const P: usize, const R: usize>(
+    a: &[u32],
+    rows: Rows,
+    b: &[u32],
+    c: &mut MatMut<'_>,
+    accumulate: Accumulate,
+) {
     #[cfg(target_arch = "x86_64")]
     if available() {
-        // SAFETY: the features and lengths were checked above.
-        unsafe { x86::tile::<P>(a, rows, b, c, accumulate) };
+        // SAFETY: the features are there, and the caller checked the lengths.
+        unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
         return;
     }
     simd(
         #[inline(always)]
-        || tile_plain::<P>(a, rows, b, c, accumulate),
+        || tile_plain::<P, R>(a, rows, b, c, accumulate),
     );
 }
 
-/// [`tile`] in plain Rust.
+/// [`tile`] in plain Rust, for `c` of at most `R` rows.
 #[inline(always)]
-pub fn tile_plain<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
+pub fn tile_plain<const P: usize, const R: usize>(
+    a: &[u32],
+    rows: Rows,
+    b: &[u32],
+    c: &mut MatMut<'_>,
+    accumulate: Accumulate,
+) {
     let (down, along) = rows.strides();
-    let mut sums = [[0.0f32; NR]; MR];
+    let mut sums = [[0.0f32; NR]; R];
     for (k, b) in b.as_chunks::<NR>().0.iter().enumerate() {
         for (i, sums) in sums.iter_mut().enumerate() {
             let a = a[i * down + k * along];
@@ -121,12 +145,18 @@ fn high(pair: u32) -> f32 {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Accumulate, MR, MatMut, NR, Rows};
+    use super::{Accumulate, MatMut, NR, Rows};
 
     /// # Safety
-    /// The processor has AVX-512F and AVX512-BF16; `a` has MR rows as deep as `b`; `c` is at most MR x NR.
+    /// The processor has AVX-512F and AVX512-BF16; `a` has R rows as deep as `b`; `c` is at most R x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
+    pub unsafe fn tile<const P: usize, const R: usize>(
+        a: &[u32],
+        rows: Rows,
+        b: &[u32],
+        c: &mut MatMut<'_>,
+        accumulate: Accumulate,
+    ) {
         if accumulate == Accumulate::Add {
             prefetch(c);
         }
@@ -134,8 +164,8 @@ pub(super) mod x86 {
         unsafe {
             // Two calls, so that the panel's strides are compile-time constants in one of them.
             match rows {
-                Rows::Together => store(sums_of_tile::<P>(a, Rows::Together, b), c, accumulate),
-                Rows::Apart(_) => store(sums_of_tile::<P>(a, rows, b), c, accumulate),
+                Rows::Together => store(sums_of_tile::<P, R>(a, Rows::Together, b), c, accumulate),
+                Rows::Apart(_) => store(sums_of_tile::<P, R>(a, rows, b), c, accumulate),
             }
         }
     }
@@ -154,16 +184,16 @@ pub(super) mod x86 {
         }
     }
 
-    /// Returns the tile's sums, MR rows of two vectors. Always inlined, so that constant strides stay constants.
+    /// Returns the tile's sums, R rows of two vectors. Always inlined, so that constant strides stay constants.
     ///
     /// # Safety
     /// As [`tile`]. Call it only from a function compiled for these features.
     #[inline(always)]
-    pub unsafe fn sums_of_tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32]) -> [[__m512; 2]; MR] {
+    pub unsafe fn sums_of_tile<const P: usize, const R: usize>(a: &[u32], rows: Rows, b: &[u32]) -> [[__m512; 2]; R] {
         let (down, along) = rows.strides();
         // SAFETY: `at_a` and `at_b` point to cell k of A's first row and to row k of B's panel.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); 2]; MR];
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
             let (mut at_a, mut at_b) = (a.as_ptr(), b.as_ptr());
             for _ in 0..b.len() / NR {
                 let (b0, b1) = (_mm512_loadu_si512(at_b.cast()), _mm512_loadu_si512(at_b.add(16).cast()));
@@ -194,9 +224,9 @@ pub(super) mod x86 {
     /// registers in the loop that computes them.
     ///
     /// # Safety
-    /// The processor has AVX-512F; `c` is at most MR x NR. Call it only from a function compiled for AVX-512F.
+    /// The processor has AVX-512F; `c` is at most R x NR. Call it only from a function compiled for AVX-512F.
     #[inline(always)]
-    pub unsafe fn store(sums: [[__m512; 2]; MR], c: &mut MatMut<'_>, accumulate: Accumulate) {
+    pub unsafe fn store<const R: usize>(sums: [[__m512; 2]; R], c: &mut MatMut<'_>, accumulate: Accumulate) {
         let columns = if c.cols == NR { u32::MAX } else { (1 << c.cols) - 1 };
         let (low, high) = (columns as __mmask16, (columns >> 16) as __mmask16);
         // A loop of fixed length is unrolled, so that no sum needs an address.
@@ -237,7 +267,7 @@ mod tests {
                 let stride = n + 3;
                 let (mut found, mut expected) = (random(m * stride, 3), random(m * stride, 3));
                 tile::<P>(&a, rows, &b, &mut MatMut::strided(&mut found, m, n, stride), accumulate);
-                tile_plain::<P>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), accumulate);
+                tile_plain::<P, MR>(&a, rows, &b, &mut MatMut::strided(&mut expected, m, n, stride), accumulate);
                 for (found, expected) in found.iter().zip(&expected) {
                     assert!(
                         (found - expected).abs() < 1e-5,

@@ -44,6 +44,11 @@ impl Packed {
         Ok(Self { outputs, inputs, quant, panels })
     }
 
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.panels[..])
+    }
+
     /// Returns Wᵀ, `[inputs, outputs]`, as a right operand.
     ///
     /// # Panics

@@ -22,6 +22,21 @@ pub const MC: usize = 16 * MR;
 /// Columns of B per task.
 const NC: usize = 8 * NR;
 
+/// Most rows of A for which the columns are cut finer if there would be too few tasks.
+const FEW_ROWS: usize = 4 * MR;
+
+/// Products of cells that are worth a task of their own.
+const TASK: usize = 1 << 15;
+
+/// Returns the number of columns of B per task.
+fn task_columns(rows: usize, cols: usize, depth: usize) -> usize {
+    if rows > FEW_ROWS {
+        return NC;
+    }
+    let even = cols.div_ceil(4 * rayon::current_num_threads());
+    even.max(TASK / (rows * depth).max(1)).next_multiple_of(NR).clamp(NR, NC)
+}
+
 /// Computes `c = a·b` or `c += a·b` with `P` elements per cell (2: bf16, 1: f32) and sums in f32, on all threads of the pool.
 /// `a`: `[m, k]`, `b`: `[k, n]`, `c`: `[m, n]`.
 ///
@@ -79,8 +94,9 @@ pub fn multiply<const P: usize>(
     beside: Option<Beside<'_>>,
     start: impl Fn(&mut MatMut<'_>, usize, usize) + Sync,
 ) {
-    for_each_block(c, (MC, NC), |c, rows, cols| {
-        let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
+    let nc = task_columns(c.rows, c.cols, a.depth);
+    for_each_block(c, (MC, nc), |c, rows, cols| {
+        let b = &b[cols * a.depth..((cols + nc) * a.depth).min(b.len())];
         let start = |tile: &mut MatMut<'_>, row, col| start(tile, rows + row, cols + col);
         multiply_block::<P>(c, accumulate, a.after(rows), b, |_, _| true, start);
         if let Some(beside) = beside {

@@ -55,7 +55,7 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
     let mut e = [[0.0f32; NR]; MR];
-    kernel::tile_plain::<P>(
+    kernel::tile_plain::<P, MR>(
         tile.a,
         Rows::Together,
         tile.b,
@@ -116,7 +116,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
             e[depth / across * e_tile::<P>() + row * across + depth % across]
         })
         .collect();
-    kernel::tile_plain::<P>(&panel, Rows::Together, b, c, Accumulate::Add);
+    kernel::tile_plain::<P, MR>(&panel, Rows::Together, b, c, Accumulate::Add);
 }
 
 /// Prefetches a tile of [`MR`] rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
@@ -170,7 +170,7 @@ pub(super) mod x86 {
         assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
         // SAFETY: the panels have equal depth; `shift` and `sums` are NR long; the caller promises the outputs.
         unsafe {
-            let logits = sums_of_tile::<P>(tile.a, Rows::Together, tile.b);
+            let logits = sums_of_tile::<P, MR>(tile.a, Rows::Together, tile.b);
             let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
             let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
             let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());

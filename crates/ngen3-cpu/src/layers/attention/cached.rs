@@ -1,10 +1,10 @@
 //! Attention of new tokens over a key-value cache: forward only.
 
 use super::forward::PackedKeys;
-use super::shape::{CachedSequence, Shape, Task, for_each_task, head_scratch};
+use super::shape::{Cache, CachedSequence, Shape, Task, for_each_task, head_scratch};
 use super::step;
 use crate::base::profile::{Part, timed};
-use crate::gemm::{Canvas, Mat, Precision};
+use crate::gemm::{Canvas, Precision};
 
 /// Length in f32 of the scratch memory of [`cached`] on `threads` threads.
 pub fn cached_scratch(shape: Shape, sequences: &[CachedSequence], threads: usize) -> usize {
@@ -15,26 +15,24 @@ pub fn cached_scratch(shape: Shape, sequences: &[CachedSequence], threads: usize
 /// Appends the new tokens' keys and values to the cache and fills `out`. Prompts are multiplied in `precision`, single tokens in
 /// f32.
 ///
-/// `qkv`: as in [`super::forward`]; `cache`: [slots, block_size, 2·n_kv_head·head_width], per token the keys of all heads, then
-/// the values; `out`: [tokens, n_head·head_width]; `lse`: [tokens·n_head], working memory. `scratch` is [`cached_scratch`] long.
+/// `qkv`: as in [`super::forward`]; `out`: [tokens, n_head·head_width]; `lse`: [tokens·n_head], working memory. `scratch` is
+/// [`cached_scratch`] long.
 #[expect(clippy::too_many_arguments, reason = "the operands of attention, each of which the caller has at hand")]
 pub fn cached(
     precision: Precision,
     shape: Shape,
     sequences: &[CachedSequence],
     qkv: &[f32],
-    cache: &mut [f32],
+    cache: &mut Cache<'_>,
     out: &mut [f32],
     lse: &mut [f32],
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Attention);
-    let (c, row) = (shape.kv_width(), shape.qkv_width());
-    let slot = shape.longest * 2 * c;
     for sequence in sequences {
-        let to = cache[sequence.slot * slot + sequence.before * 2 * c..].chunks_exact_mut(2 * c);
-        for (to, token) in to.zip(qkv[sequence.start * row..].chunks_exact(row)).take(sequence.len) {
-            to.copy_from_slice(&token[shape.width()..]);
+        let tokens = qkv[sequence.start * shape.qkv_width()..].chunks_exact(shape.qkv_width());
+        for (position, token) in (sequence.before..sequence.keys()).zip(tokens) {
+            cache.row_mut(shape, sequence.slot, position).copy_from_slice(&token[shape.width()..]);
         }
     }
     let (steps, prompts): (Vec<_>, Vec<_>) = sequences.iter().partition(|sequence| sequence.len == 1);
@@ -55,13 +53,12 @@ fn attend_prompts<const P: usize>(
     shape: Shape,
     sequences: &[&CachedSequence],
     qkv: &[f32],
-    cache: &[f32],
+    cache: &Cache<'_>,
     out: &mut [f32],
     lse: &mut [f32],
     scratch: &mut [f32],
 ) {
     let (c, head_width) = (shape.kv_width(), shape.head_width);
-    let slot = shape.longest * 2 * c;
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, lse.len()));
     let longest = sequences.iter().map(|sequence| sequence.keys()).max().unwrap_or(0);
     let piece = head_scratch(longest, head_width);
@@ -69,14 +66,13 @@ fn attend_prompts<const P: usize>(
     for_each_task(shape, sequences.len(), scratch, piece, |task, scratch| {
         let Task { sequence, kv_head, heads } = task;
         let sequence = sequences[sequence];
-        let CachedSequence { start, len, before, .. } = *sequence;
-        let cache = &cache[sequence.slot * slot..(sequence.slot + 1) * slot];
-        let [k, v] = [0, c].map(|first| {
+        let CachedSequence { start, len, before, slot } = *sequence;
+        let [before_k, before_v] = [0, c].map(|first| {
             let first = first + kv_head * head_width;
-            let all = Mat::strided(&cache[first..], sequence.keys(), head_width, 2 * c);
-            [all.rows(0..before), all.rows(before..before + len)]
+            (0..before).map(move |position| &cache.row(shape, slot, position)[first..first + head_width])
         });
-        let mut keys = PackedKeys::<P>::new(k, v, scratch);
+        let [k, v] = [1, 2].map(|part| shape.part(qkv, sequence.tokens(), kv_head, part));
+        let mut keys = PackedKeys::<P>::new((before_k, k), (before_v, v), scratch);
         for head in heads {
             let first = shape.n_head * start + head * len;
             // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.

@@ -54,9 +54,12 @@ impl Pass<'_> {
         let Task { sequence, kv_head, heads } = task;
         let Span { start, len, prefix } = spans[sequence].clone();
         let own = start..start + len;
-        let [k, v] =
-            [1, 2].map(|part| [prefix.clone(), own.clone()].map(|tokens| shape.part(qkv, tokens, kv_head, part)));
-        let mut keys = PackedKeys::<P>::new(k, v, scratch);
+        let [before_k, before_v] = [1, 2].map(|part| {
+            let rows = shape.part(qkv, prefix.clone(), kv_head, part);
+            (0..prefix.len()).map(move |i| rows.row(i))
+        });
+        let [k, v] = [1, 2].map(|part| shape.part(qkv, own.clone(), kv_head, part));
+        let mut keys = PackedKeys::<P>::new((before_k, k), (before_v, v), scratch);
         for head in heads {
             let first = shape.n_head * start + head * len;
             // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.
@@ -82,15 +85,19 @@ pub struct PackedKeys<'a, const P: usize> {
 }
 
 impl<'a, const P: usize> PackedKeys<'a, P> {
-    /// Packs keys and values in two parts: those of the prefix, `[before, head_width]`, and of the sequence, `[n, head_width]`.
-    /// `scratch` is [`super::shape::head_scratch`] long.
-    pub fn new(k: [Mat<'_>; 2], v: [Mat<'_>; 2], scratch: &'a mut [f32]) -> Self {
-        let (offset, width) = (k[0].n_rows(), k[0].cols());
+    /// Packs keys and values: the rows of the prefix, and those of the sequence, `[n, head_width]`. `scratch` is
+    /// [`super::shape::head_scratch`] long.
+    pub fn new<'r>(
+        (before_k, k): (impl ExactSizeIterator<Item = &'r [f32]>, Mat<'_>),
+        (before_v, v): (impl ExactSizeIterator<Item = &'r [f32]>, Mat<'_>),
+        scratch: &'a mut [f32],
+    ) -> Self {
+        let (offset, width) = (before_k.len(), k.cols());
         let mut carver = Carver(scratch);
         let [joined, q_cells, v_cells, k_panels, scores, p_cells] =
-            forward_lengths(offset + k[1].n_rows(), width).map(|n| carver.cut(n));
-        let k = panels::<P>(joined_rows(k, joined), k_panels);
-        let v = down::<P>(joined_rows(v, joined), v_cells);
+            forward_lengths(offset + k.n_rows(), width).map(|n| carver.cut(n));
+        let k = panels::<P>(joined_rows(before_k, k, joined), k_panels);
+        let v = down::<P>(joined_rows(before_v, v, joined), v_cells);
         Self { offset, k, v, q_cells, scores, p_cells }
     }
 

@@ -10,7 +10,7 @@
 //! (`backward.rs`) recomputes the probabilities from `lse`, as FlashAttention does (Dao et al. 2022). A task first copies its
 //! operands from the widely spaced rows of `qkv` to scratch memory that stays in its cache, as cells of `P` elements
 //! (`gemm/tiles/`): pairs of bf16, or single f32. Scores, probabilities and sums are f32. Decoding attends to a key-value cache:
-//! prompts in the same way (`cached.rs`), single tokens by stretches of keys (`step.rs`).
+//! prompts in the same way (`cached.rs`), single tokens page by page (`step.rs`).
 
 mod backward;
 mod cached;
@@ -25,4 +25,4 @@ mod turns;
 pub use backward::backward;
 pub use cached::{cached, cached_scratch};
 pub use forward::forward;
-pub use shape::{CachedSequence, Shape, Span};
+pub use shape::{Cache, CachedSequence, Shape, Span};

@@ -6,14 +6,19 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{cells, pack, packed_len, strided};
 use crate::gemm::{Accumulate, Mat, MatMut};
 
-/// Concatenates the rows of both parts. Copies only if the first part is not empty.
-pub fn joined_rows<'a>(parts: [Mat<'a>; 2], to: &'a mut [f32]) -> Mat<'a> {
-    if parts[0].n_rows() == 0 {
-        return parts[1];
+/// Puts rows of a prefix before `own`. Copies only if there are any.
+pub fn joined_rows<'a, 'r>(
+    prefix: impl ExactSizeIterator<Item = &'r [f32]>,
+    own: Mat<'a>,
+    to: &'a mut [f32],
+) -> Mat<'a> {
+    if prefix.len() == 0 {
+        return own;
     }
-    let (n, width) = (parts[0].n_rows() + parts[1].n_rows(), parts[0].cols());
-    let rows = parts.iter().flat_map(|part| (0..part.n_rows()).map(|i| part.row(i)));
-    to.chunks_exact_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+    let (n, width) = (prefix.len() + own.n_rows(), own.cols());
+    let (before, after) = to[..n * width].split_at_mut(prefix.len() * width);
+    before.chunks_exact_mut(width).zip(prefix).for_each(|(to, row)| to.copy_from_slice(row));
+    after.chunks_exact_mut(width).enumerate().for_each(|(i, to)| to.copy_from_slice(own.row(i)));
     Mat::new(&to[..n * width], n, width)
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ngen3_engine::Dropout;
+use ngen3_engine::{Dropout, PAGE, PageTable};
 use ngen3_model::Config;
 use rayon::prelude::*;
 
@@ -32,8 +32,39 @@ pub struct CachedSequence {
     pub len: usize,
     /// Number of tokens already in the cache.
     pub before: usize,
-    /// Slot in the cache; slots of one block's keys and values follow one another.
+    /// Sequence in the cache's table of pages.
     pub slot: usize,
+}
+
+/// Keys and values of one block.
+pub struct Cache<'a> {
+    /// `[pages, PAGE, 2·n_kv_head·head_width]`: per token the keys of all heads, then the values.
+    pub rows: &'a mut [f32],
+    /// Pages of each sequence.
+    pub table: &'a PageTable,
+}
+
+impl Cache<'_> {
+    /// Keys and values of consecutive positions of a sequence that are in one page.
+    pub fn rows(&self, shape: Shape, slot: usize, positions: Range<usize>) -> &[f32] {
+        let (first, width) = (self.place(slot, positions.start), 2 * shape.kv_width());
+        &self.rows[first * width..(first + positions.len()) * width]
+    }
+
+    /// Keys and values of one position of a sequence.
+    pub fn row(&self, shape: Shape, slot: usize, position: usize) -> &[f32] {
+        self.rows(shape, slot, position..position + 1)
+    }
+
+    /// As [`Cache::row`], to be written.
+    pub fn row_mut(&mut self, shape: Shape, slot: usize, position: usize) -> &mut [f32] {
+        let (row, width) = (self.place(slot, position), 2 * shape.kv_width());
+        &mut self.rows[row * width..(row + 1) * width]
+    }
+
+    fn place(&self, slot: usize, position: usize) -> usize {
+        self.table.pages(slot)[position / PAGE] * PAGE + position % PAGE
+    }
 }
 
 impl CachedSequence {

@@ -1,19 +1,20 @@
 //! Attention of one new token of each sequence over a key-value cache, in f32.
 //!
-//! A task takes [`STRETCH`] keys, which follow one another in the cache, of all heads. Each query head leaves its largest score,
+//! A task takes the keys of one page, which follow one another in the cache, of all heads. Each query head leaves its largest score,
 //! the sum of its exponentials and the sum of values weighted by them; these are then added up in the order of the keys, each
 //! scaled to the largest score of all (as in FlashAttention's split over keys, Dao et al. 2023). So every thread has work whatever
 //! the number of heads, memory is read in order, and the bits do not depend on the number of threads.
 
+use ngen3_engine::PAGE;
 use rayon::prelude::*;
 
-use super::shape::{CachedSequence, Shape};
+use super::shape::{Cache, CachedSequence, Shape};
 use crate::base::memory::padded;
 use crate::gemm::Canvas;
 use ngen3_simd::{exp, exp_and_sum, max, simd, sum_zip};
 
-/// Keys per task.
-const STRETCH: usize = 32;
+/// Keys per task: those of a page.
+const STRETCH: usize = PAGE;
 
 /// Length in f32 of the scratch memory of a step.
 pub fn scratch(shape: Shape, sequences: &[CachedSequence]) -> usize {
@@ -38,14 +39,14 @@ pub fn attend(
     shape: Shape,
     sequences: &[&CachedSequence],
     qkv: &[f32],
-    cache: &[f32],
+    cache: &Cache<'_>,
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
-    let (c, width) = (shape.kv_width(), shape.head_width);
-    let slot = shape.longest * 2 * c;
-    let mut tasks = Vec::new();
+    let width = shape.head_width;
+    let (mut tasks, mut firsts) = (Vec::new(), Vec::new());
     for (i, sequence) in sequences.iter().enumerate() {
+        firsts.push(tasks.len());
         tasks.extend((0..sequence.keys()).step_by(STRETCH).map(|first| (i, first)));
     }
     let stretch_len = shape.n_head * head_len(shape);
@@ -54,25 +55,23 @@ pub fn attend(
     (0..tasks.len()).into_par_iter().with_max_len(1).for_each(|task| {
         let (i, first) = tasks[task];
         let sequence = sequences[i];
-        let cache = &cache[sequence.slot * slot..(sequence.slot + 1) * slot];
         let keys = first..(first + STRETCH).min(sequence.keys());
         let q = &qkv[sequence.start * shape.qkv_width()..][..shape.width()];
         // SAFETY: each task has its own row.
         let results = unsafe { results.row(task, 0..stretch_len) };
-        stretch(shape, q, &cache[keys.start * 2 * c..keys.end * 2 * c], results);
+        stretch(shape, q, cache.rows(shape, sequence.slot, keys), results);
     });
-    // Sums of a stretch are a hundredth of its work.
-    let mut at = 0;
-    for sequence in sequences {
-        let stretches = sequence.keys().div_ceil(STRETCH);
-        for head in 0..shape.n_head {
-            let out = &mut out[sequence.start * shape.width() + head * width..][..width];
-            let results = (at..at + stretches)
-                .map(|stretch| &scratch[stretch * stretch_len + head * head_len(shape)..][..width + 2]);
-            join(width, results, out);
+    // The sums of a stretch are a hundredth of its work.
+    let out = Canvas::new(out, shape.width());
+    (0..sequences.len()).into_par_iter().with_min_len(4).for_each(|i| {
+        let stretches = firsts[i]..firsts[i] + sequences[i].keys().div_ceil(STRETCH);
+        // SAFETY: each sequence has its own token.
+        let out = unsafe { out.row(sequences[i].start, 0..shape.width()) };
+        for (head, out) in out.chunks_exact_mut(width).enumerate() {
+            let result = |stretch| &scratch[stretch * stretch_len + head * head_len(shape)..][..width + 2];
+            join(width, stretches.clone().map(result), out);
         }
-        at += stretches;
-    }
+    });
 }
 
 /// Computes all query heads, `q`, over a stretch of the cache, `[keys, 2·n_kv_head·head_width]`. Keys are the outer loop, so that

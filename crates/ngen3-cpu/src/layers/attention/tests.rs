@@ -1,6 +1,6 @@
 //! Tests of attention against its definition, finite differences and its own other paths.
 
-use ngen3_engine::{Dropout, DropoutSite};
+use ngen3_engine::{Dropout, DropoutSite, Feed, PAGE, PageTable};
 
 use super::*;
 use crate::base::testing::{check_gradient, dot, random};
@@ -221,19 +221,23 @@ fn cached_steps_equal_one_pass() {
         let (qkv, shape) = (case.qkv(), case.shape);
         let (expected, _) = case.run(F32, &qkv, None);
         let (row, width) = (shape.qkv_width(), shape.width());
-        let mut cache = vec![f32::NAN; 2 * shape.longest * 2 * shape.kv_width()];
+        let pages = 2 * shape.longest.div_ceil(PAGE);
+        let mut table = PageTable::new(2, pages).expect("two sequences");
+        let mut rows = vec![f32::NAN; pages * PAGE * 2 * shape.kv_width()];
         let mut done = [0, 0];
         for step in [[50, 1], [1, 21], [1, 1], [1, 1], [36, 1], [38, 1], [1, 1], [130, 1], [1, 1], [40, 1], [1, 1]] {
             let (mut sequences, mut fed) = (Vec::new(), Vec::new());
             for (i, len) in step.into_iter().enumerate() {
                 // The sequences' slots are in the opposite order.
                 sequences.push(CachedSequence { start: fed.len() / row, len, before: done[i], slot: 1 - i });
+                table.grow(&[Feed::new(1 - i, &vec![0; len])]);
                 let first = case.spans[i].start + done[i];
                 fed.extend_from_slice(&qkv[first * row..(first + len) * row]);
             }
             let tokens = fed.len() / row;
             let (mut out, mut lse) = (vec![f32::NAN; tokens * width], vec![f32::NAN; tokens * shape.n_head]);
             let mut scratch = vec![f32::NAN; cached_scratch(shape, &sequences, rayon::current_num_threads())];
+            let mut cache = Cache { rows: &mut rows, table: &table };
             cached(F32, shape, &sequences, &fed, &mut cache, &mut out, &mut lse, &mut scratch);
             for (i, CachedSequence { start, len, .. }) in sequences.into_iter().enumerate() {
                 let first = case.spans[i].start + done[i];

@@ -121,7 +121,7 @@ impl ChatTemplate {
     }
 
     /// Returns the names that the template reads apart from the messages, the flag of the generation prompt and the tokens.
-    pub(in crate::chat) fn context_names(&self) -> Vec<String> {
+    pub fn context_names(&self) -> Vec<String> {
         let Ok(template) = self.environment.get_template(NAME) else { return Vec::new() };
         let mut names: Vec<_> = template.undeclared_variables(false).into_iter().collect();
         names

@@ -1,6 +1,6 @@
 //! [`FaultyDecoder`]: faults in decoding.
 
-use ngen3_engine::{Decoder, Error, Feed, Trainer};
+use ngen3_engine::{Decoder, Error, Feed, PAGE, Trainer};
 
 use super::Fault;
 
@@ -18,8 +18,8 @@ pub struct FaultyDecoder<'a> {
 }
 
 impl<'a> FaultyDecoder<'a> {
-    pub fn new(fault: Fault, model: &'a dyn Trainer, sequences: usize) -> Result<Self, Error> {
-        let inner = model.decoder(sequences)?;
+    pub fn new(fault: Fault, model: &'a dyn Trainer, sequences: usize, pages: usize) -> Result<Self, Error> {
+        let inner = model.decoder_within(sequences, pages)?;
         let [tokens, kept] = [vec![Vec::new(); sequences], vec![Vec::new(); sequences]];
         Ok(Self { fault, model, inner, tokens, kept, logits: Vec::new() })
     }
@@ -39,6 +39,7 @@ impl<'a> FaultyDecoder<'a> {
                 feeds.iter().flat_map(|feed| feed.tokens).any(|&token| token as usize >= vocab_size)
             }
             Fault::AcceptsPastBlock => feeds.iter().any(|feed| len(feed) > block + 1),
+            Fault::AcceptsFull => self.inner.free_pages() == 0 && feeds.iter().any(|feed| len(feed) % PAGE == 1),
             Fault::AcceptsOneMore => feeds.iter().any(|feed| len(feed) == block + 1),
             _ => false,
         }
@@ -70,6 +71,20 @@ impl Decoder for FaultyDecoder<'_> {
         self.inner.len(sequence) + if self.fault == Fault::ClearCounts { self.kept[sequence].len() } else { 0 }
     }
 
+    fn free_pages(&self) -> usize {
+        self.inner.free_pages() + usize::from(self.fault == Fault::CountsPages)
+    }
+
+    fn share(&mut self, from: usize, to: usize, pages: usize) -> Result<(), Error> {
+        self.inner.share(from, to, pages)?;
+        self.tokens[to] = self.tokens[from][..pages * PAGE].to_vec();
+        // As if its last token were another's.
+        if self.fault == Fault::SharesWrongly {
+            self.tokens[to].reverse();
+        }
+        Ok(())
+    }
+
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
         if self.accepts(feeds) {
             return Ok(&self.logits);
@@ -80,15 +95,15 @@ impl Decoder for FaultyDecoder<'_> {
             return Err(error);
         }
         match self.fault {
-            Fault::SeesAnother | Fault::ClearKeeps => {
+            Fault::SeesAnother | Fault::ClearKeeps | Fault::SharesWrongly => {
                 self.logits.clear();
                 for feed in feeds {
                     let mut alone = self.model.decoder(1)?;
                     let tokens = &self.context(feed.sequence);
-                    self.logits.extend(alone.feed(&[Feed { sequence: 0, tokens }])?);
+                    self.logits.extend(alone.feed(&[Feed { sequence: 0, tokens, logits: feed.logits }])?);
                 }
             }
-            Fault::FeedOrder => {
+            Fault::FeedOrder if feeds.iter().all(|feed| feed.logits == 1) => {
                 let mut rows: Vec<_> =
                     feeds.iter().zip(self.logits.chunks_exact(self.model.config().vocab_size)).collect();
                 rows.sort_by_key(|(feed, _)| feed.sequence);

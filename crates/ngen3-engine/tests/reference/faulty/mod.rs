@@ -140,6 +140,12 @@ pub enum Fault {
     AcceptsPastBlock,
     /// One token past the block is accepted.
     AcceptsOneMore,
+    /// A token that needs a page is accepted when none is free.
+    AcceptsFull,
+    /// One more page is said to be free than is.
+    CountsPages,
+    /// A sequence that shares another's pages sees other tokens in them.
+    SharesWrongly,
 }
 
 /// The reference device with this fault.

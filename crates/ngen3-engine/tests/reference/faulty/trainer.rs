@@ -116,14 +116,14 @@ impl Model for FaultyTrainer {
         }
     }
 
-    fn decoder(&self, sequences: usize) -> Result<Box<dyn Decoder + '_>, Error> {
+    fn decoder_within(&self, sequences: usize, pages: usize) -> Result<Box<dyn Decoder + '_>, Error> {
         let model = match self.fault {
             Fault::StaleDecoder if self.adapters.is_none() => &self.opened,
             Fault::AdaptersDecode if self.adapters.is_some() => &self.opened,
             _ => &self.inner,
         };
         let sequences = if self.fault == Fault::AcceptsNoSequences { sequences.max(1) } else { sequences };
-        Ok(Box::new(FaultyDecoder::new(self.fault, &**model, sequences)?))
+        Ok(Box::new(FaultyDecoder::new(self.fault, &**model, sequences, pages)?))
     }
 }
 
