@@ -213,7 +213,9 @@ impl ChatEncoder {
         for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
             let tokens = at_or_in(plain(answer.start))..before(plain(answer.end));
             counts.all += 1;
-            if tokens.is_empty() || !is_special(tokens.end - 1) {
+            // White space may follow the token that ends the turn, as in the templates of TRL.
+            let shown = before(plain(answer.start + text[answer].trim_end().len()));
+            if shown <= tokens.start || !is_special(shown - 1) {
                 match is_special(tokens.end) {
                     true => counts.end_not_learned += 1,
                     false => counts.without_end += 1,
@@ -243,7 +245,8 @@ impl ChatEncoder {
             let plain = &text[done..place.start];
             let plain = if plain.contains(GUARD) { Cow::Owned(plain.replace(GUARD, "")) } else { Cow::Borrowed(plain) };
             let first = starts.len();
-            self.tokenizer.encode_places(&plain, ids, starts).map_err(|error| error.to_string())?;
+            let encode = if at == 0 { Tokenizer::encode_places } else { Tokenizer::encode_places_within };
+            encode(&self.tokenizer, &plain, ids, starts).map_err(|error| error.to_string())?;
             self.count_missing(&plain)?;
             starts[first..].iter_mut().for_each(|start| *start += at);
             at += plain.len();

@@ -20,6 +20,8 @@ pub struct Tokenizer {
 pub(super) struct Inner {
     name: String,
     pub(super) backend: Backend,
+    /// The same for text that does not begin a sequence, if the beginning is encoded differently.
+    within: Option<tokenizers::Tokenizer>,
     /// The tokenizer.json that it was read from, if any.
     json: Option<String>,
     vocab_size: usize,
@@ -59,18 +61,24 @@ impl Tokenizer {
     /// [`Error::Json`] if the file is malformed, over 48 MiB, or has invalid ids: two tokens with one id, an id of
     /// [`MAX_VOCAB_SIZE`](super::MAX_VOCAB_SIZE) or more, an added token with another id than the one it gets.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Tokenizer, Error> {
-        let json::File { backend, text, roles, missing } =
+        let json::File { backend, within, text, roles, missing } =
             json::read(bytes).map_err(|reason| Error::Json { name: name.into(), reason })?;
-        Ok(Tokenizer::new(name.into(), backend, Some(text), &roles, missing))
+        Ok(Tokenizer::new(name.into(), (backend, within), Some(text), &roles, missing))
     }
 
     /// Makes a tokenizer that no file describes yet.
     pub(super) fn made(name: &str, backend: Backend, roles: &Roles) -> Tokenizer {
         let missing = matches!(backend, Backend::Chars(_)).then_some(Missing { unknown: None });
-        Tokenizer::new(name.into(), backend, None, roles, missing)
+        Tokenizer::new(name.into(), (backend, None), None, roles, missing)
     }
 
-    fn new(name: String, backend: Backend, json: Option<String>, roles: &Roles, missing: Option<Missing>) -> Tokenizer {
+    fn new(
+        name: String,
+        (backend, within): (Backend, Option<tokenizers::Tokenizer>),
+        json: Option<String>,
+        roles: &Roles,
+        missing: Option<Missing>,
+    ) -> Tokenizer {
         let vocab_size = match &backend {
             Backend::ByteLevel(bpe) => bpe.vocab_size(),
             Backend::Chars(chars) => chars.vocab_size(),
@@ -86,7 +94,7 @@ impl Tokenizer {
             bos,
             document_start: bos.filter(|_| roles.add_bos),
         };
-        Tokenizer { inner: Arc::new(Inner { name, backend, json, vocab_size, roles, missing }) }
+        Tokenizer { inner: Arc::new(Inner { name, backend, within, json, vocab_size, roles, missing }) }
     }
 
     /// Name that it was made with: "gpt2" for the built-in tokenizer, and for any other with that name: see
@@ -260,6 +268,19 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode_into`](Tokenizer::encode_into).
     pub fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+        self.places(text, true, out, starts)
+    }
+
+    /// As [`encode_places`](Tokenizer::encode_places), for text that follows a special token. Some tokenizers (Mistral's) put a space
+    /// before the first word of a sequence only.
+    ///
+    /// # Errors
+    /// As [`encode_into`](Tokenizer::encode_into).
+    pub fn encode_places_within(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
+        self.places(text, false, out, starts)
+    }
+
+    fn places(&self, text: &str, begins: bool, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::ByteLevel(bpe) => bpe.encode_places(text, out, starts),
             Backend::Chars(chars) => {
@@ -270,6 +291,7 @@ impl Tokenizer {
                 });
             }
             Backend::HuggingFace(tokenizer) => {
+                let tokenizer = self.inner.within.as_ref().filter(|_| !begins).unwrap_or(tokenizer);
                 let encoding = self.encode_with(text, || tokenizer.encode(text, false))?;
                 out.extend_from_slice(encoding.get_ids());
                 starts.extend(encoding.get_offsets().iter().map(|offsets| offsets.0));

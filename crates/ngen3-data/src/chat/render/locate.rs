@@ -73,14 +73,27 @@ impl Locator<'_> {
             let is_answer = message.role == Role::Assistant;
             let learns = answers && message.train.unwrap_or(is_answer);
             if learns && !is_answer {
-                learned.push(self.without_space(&text, turn_of(&ends, index)?));
+                learned.push(self.without_space(&text, place_of(&ends, index..index + 1)?));
             } else if learns && marked.is_none() {
                 learned.push(answer(index)?);
             }
-            if message.train == Some(false) {
-                never.push(turn_of(&ends, index).or_else(|reason| match is_answer {
-                    true => answer(index),
-                    false => Err(reason),
+        }
+        let mut first = 0;
+        for run in messages.chunk_by(|message, next| message.train == next.train) {
+            let turns = first..first + run.len();
+            first = turns.end;
+            if run[0].train != Some(false) {
+                continue;
+            }
+            // A template that changes earlier text may still begin the whole text with that of a prompt.
+            if let Ok(place) = place_of(&ends, turns.clone()) {
+                never.push(place);
+                continue;
+            }
+            for index in turns {
+                never.push(place_of(&ends, index..index + 1).or_else(|reason| match messages[index].role {
+                    Role::Assistant => answer(index),
+                    _ => Err(reason),
                 })?);
             }
         }
@@ -89,7 +102,7 @@ impl Locator<'_> {
         let others = messages.iter().enumerate().filter(|(_, message)| message.role != Role::Assistant);
         // The usual turn ends with its content and a token, which is quicker to check than a search.
         let ends_turn = |index: usize, content: &str| {
-            let turn = turn_of(&ends, index).map_or("", |turn| text[turn].trim_end());
+            let turn = place_of(&ends, index..index + 1).map_or("", |turn| text[turn].trim_end());
             turn.strip_suffix(self.end).unwrap_or(turn).trim_end().ends_with(content)
         };
         // As it is, or else as JSON.
@@ -115,7 +128,8 @@ impl Locator<'_> {
     }
 
     /// Returns the byte range of each message that is an answer, from after its generation prompt to the token that ends it, if the
-    /// content of all answers is found in the text, once and in order.
+    /// content of all answers is found in the text, once and in order. Without a generation prompt, an answer begins as it does when
+    /// it is the last turn.
     fn by_content(
         &self,
         messages: &[Message],
@@ -126,22 +140,28 @@ impl Locator<'_> {
         let is_answer = |message: &Message| message.role == Role::Assistant;
         let mark = |message: &Message| if is_answer(message) { with_marks(message) } else { Some(message.clone()) };
         let found = || {
-            let marked = messages.iter().map(mark).collect::<Option<Vec<_>>>()?;
-            let marked = self.template.render_turns(&ChatTemplate::turns(&marked), context, false).ok()?;
-            let (plain, contents) = without_marks(&marked).ok()?;
-            if plain != text || contents.len() != messages.iter().filter(|message| is_answer(message)).count() {
+            let marked = ChatTemplate::turns(&messages.iter().map(mark).collect::<Option<Vec<_>>>()?);
+            let (plain, contents) = without_marks(&self.template.render_turns(&marked, context, false).ok()?).ok()?;
+            let indices: Vec<_> = (0..messages.len()).filter(|&index| is_answer(&messages[index])).collect();
+            if plain != text || contents.len() != indices.len() {
                 return None;
             }
             let asked = self.template.render_turns(turns, context, true).ok()?;
             let prompt = asked.strip_prefix(text)?;
-            let answer = |index: usize| {
-                let content = &contents[index];
-                let before = if index == 0 { 0 } else { contents[index - 1].end };
+            let answer = |number: usize| {
+                let (content, index) = (&contents[number], indices[number]);
+                let before = if number == 0 { 0 } else { contents[number - 1].end };
                 let start = match prompt {
-                    "" => content.start,
+                    "" => {
+                        let lead = self.lead(&turns[..index], &marked[..=index], context);
+                        let lead = lead.filter(|lead| text[before..content.start].ends_with(lead.as_str()));
+                        // Nothing else tells where the text around a call begins.
+                        let said = messages[index].content.as_ref().filter(|content| !content.trim().is_empty());
+                        content.start - lead.map(|lead| lead.len()).or(said.map(|_| 0))?
+                    }
                     _ => before + text[before..content.start].rfind(prompt)? + prompt.len(),
                 };
-                let after = contents.get(index + 1).map_or(text.len(), |next| next.start);
+                let after = contents.get(number + 1).map_or(text.len(), |next| next.start);
                 let end = content.end + text[content.end..after].find(self.end)? + self.end.len();
                 Some(start..end)
             };
@@ -149,6 +169,14 @@ impl Locator<'_> {
             Some(messages.iter().map(|message| if is_answer(message) { answers.next()? } else { None }).collect())
         };
         found().unwrap_or_default()
+    }
+
+    /// Returns the text between the turns before an answer and its content, as they are rendered without later turns. `marked` are
+    /// those turns and the answer, with marks around the content of answers.
+    fn lead(&self, before: &[Value], marked: &[Value], context: &[(String, Value)]) -> Option<String> {
+        let (alone, contents) = without_marks(&self.template.render_turns(marked, context, false).ok()?).ok()?;
+        let before = self.template.render_turns(before, context, true).ok()?;
+        alone[..contents.last()?.start].strip_prefix(before.as_str()).map(str::to_owned)
     }
 
     /// Returns a turn's range without the white space after the token that ends it, which belongs to the template.
@@ -190,9 +218,10 @@ impl Whole<'_> {
     }
 }
 
-/// Returns the byte range of a whole turn.
-fn turn_of(ends: &[Result<usize, String>], index: usize) -> Result<Range<usize>, String> {
-    Ok(ends[index].clone()?..ends[index + 1].clone()?)
+/// Returns the byte range of whole turns. `ends` is what [`Whole::end`] returns for each turn.
+fn place_of(ends: &[Result<usize, String>], turns: Range<usize>) -> Result<Range<usize>, String> {
+    let place = ends[turns.start].clone()?..ends[turns.end].clone()?;
+    if place.start <= place.end { Ok(place) } else { Err(CANNOT_TELL.into()) }
 }
 
 /// Removes the marks from a text; returns the ranges that were between them.
@@ -277,6 +306,28 @@ mod tests {
             }
         }
         assert_eq!(quick, ["chatml", "default", "smollm2"]);
+    }
+
+    #[test]
+    fn a_prompt_is_found_where_its_turns_are_not() {
+        let special = SpecialTokens::new(vec![(END_OF_TURN.into(), 0)]).unwrap();
+        let never = |template: &str, learned: [Option<bool>; 4]| {
+            let template = ChatTemplate::new(format(template)).unwrap();
+            let locator = Locator { template: &template, special: &special, end: END_OF_TURN };
+            let said = [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")];
+            let messages: Vec<_> =
+                said.into_iter().zip(learned).map(|(turn, train)| Message { train, ..turn }).collect();
+            let found = locator.render(&messages, &Map::new(), true)?;
+            Ok::<_, String>(found.never.into_iter().map(|place| found.text[place].to_owned()).collect::<Vec<_>>())
+        };
+        let (no, other) = (Some(false), None);
+        // The last turn is rendered differently if it is an answer, so that the first two turns are not found alone.
+        let last = "{% for m in messages %}{% if loop.last and m.role == 'assistant' %}!{% endif %}{{ m.content + eos_token }}{% endfor %}";
+        assert_eq!(never(last, [no, no, no, other]).unwrap(), ["a</s>b</s>c</s>"]);
+        assert_eq!(never(last, [other, other, no, other]).unwrap_err(), CANNOT_TELL);
+        // Two turns are shorter than one.
+        let shrinks = "{% if messages | length == 1 %}ab{% elif messages | length == 2 %}a{% else %}abcd{% endif %}";
+        assert_eq!(never(shrinks, [other, no, other, other]).unwrap_err(), CANNOT_TELL);
     }
 
     proptest! {

@@ -93,6 +93,8 @@ impl ChatTemplate {
             Ok::<_, minijinja::Error>(format!("{BEGIN}{content}{END}"))
         });
         environment.add_filter("tojson", python::tojson);
+        // As in Python: templates ask this of `tools`, which may be none.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.set_formatter(python::print);
         let template = with_calls(&format.template);
         let has_marks = template != format.template;
@@ -307,6 +309,13 @@ mod tests {
         ] {
             assert!(error(endless).contains("the chat template failed"), "{endless}");
         }
+    }
+
+    #[test]
+    fn none_is_not_iterable() {
+        let tests = "{% for x in [tools, 1, '', [], {}] %}{{ x is iterable }} {% endfor %}";
+        let format = ChatFormat { template: tests.into(), bos_token: None, eos_token: None };
+        assert_eq!(ChatTemplate::new(format).unwrap().render(&[], false).unwrap(), "False False True True True ");
     }
 
     #[test]

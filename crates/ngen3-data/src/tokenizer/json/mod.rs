@@ -14,6 +14,8 @@ use std::collections::HashSet;
 use ngen3_model::TokenizerRef;
 use ngen3_model::hf::Roles;
 use serde_json::{Map, Value};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 use self::byte_level::byte_level;
 use self::chars::chars;
@@ -29,6 +31,8 @@ pub(crate) const MAX_BYTES: usize = TokenizerRef::MAX_BYTES;
 /// A tokenizer.json.
 pub(super) struct File {
     pub backend: Backend,
+    /// The same for text that does not begin a sequence, if the beginning is encoded differently.
+    pub within: Option<tokenizers::Tokenizer>,
     /// The file as it is.
     pub text: String,
     pub roles: Roles,
@@ -62,13 +66,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<File, String> {
     } else {
         Backend::HuggingFace(Box::new(hugging_face(bytes, &added)?))
     };
+    let within = match &backend {
+        Backend::HuggingFace(tokenizer) => within(tokenizer),
+        _ => None,
+    };
     let whole = match &backend {
         Backend::ByteLevel(bpe) => !bpe.drops_bytes(),
         _ => encodes_all(&file, model, &vocab),
     };
     let missing = (!whole).then(|| Missing { unknown: unknown(model, &vocab) });
     let roles = Roles::of(&file);
-    Ok(File { backend, text: text.to_string(), roles, missing })
+    Ok(File { backend, within, text: text.to_string(), roles, missing })
 }
 
 /// Returns true if the model has tokens for all bytes and uses them: as a fallback, or since text becomes bytes first.
@@ -123,4 +131,29 @@ fn hugging_face(bytes: &[u8], added: &[AddedToken]) -> Result<tokenizers::Tokeni
     tokenizer.set_encode_special_tokens(true);
     check_added(added, |token| tokenizer.token_to_id(token))?;
     Ok(tokenizer)
+}
+
+/// Makes a copy of a tokenizer for text that does not begin a sequence; `None` if no step treats the beginning differently.
+fn within(tokenizer: &tokenizers::Tokenizer) -> Option<tokenizers::Tokenizer> {
+    let mut steps = tokenizer.get_pre_tokenizer()?.clone();
+    drop_first_space(&mut steps).then(|| {
+        let mut within = tokenizer.clone();
+        within.with_pre_tokenizer(Some(steps));
+        within
+    })
+}
+
+/// Sets a step to put no space before the first word of a sequence; false if it puts none there alone.
+fn drop_first_space(step: &mut PreTokenizerWrapper) -> bool {
+    match step {
+        PreTokenizerWrapper::Metaspace(space) if space.get_prepend_scheme() == PrependScheme::First => {
+            space.set_prepend_scheme(PrependScheme::Never);
+            true
+        }
+        PreTokenizerWrapper::Sequence(steps) => {
+            let changed = steps.as_mut().iter_mut().map(drop_first_space);
+            changed.filter(|&changed| changed).count() > 0
+        }
+        _ => false,
+    }
 }
