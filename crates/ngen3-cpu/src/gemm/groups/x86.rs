@@ -8,6 +8,10 @@ use super::inputs::Inputs;
 /// Cells of four elements per group.
 const CELLS: usize = GROUP / 4;
 
+/// Distance in bytes at which elements are prefetched: with several rows to compute the processor looks too few loads ahead by
+/// itself (8 rows: 18.5 ms without, 16 at 2,048 and 13.5 at 8,192 bytes for a model of 135 million Q4_1 weights; measured).
+const AHEAD: usize = 8192;
+
 /// Returns the sums of `R` rows; `None` if the processor has neither instruction set, or `NGEN3_SIMD` forces plain code. The
 /// lengths must have been checked.
 pub fn sums<const R: usize>(format: Format, panel: Panel<'_>, x: Inputs<'_>) -> Option<Sums<R>> {
@@ -50,6 +54,9 @@ unsafe fn vnni<const R: usize, const NIBBLES: bool, const MINIMUM: bool>(panel: 
     let mut sums = [_mm512_setzero_ps(); R];
     for group in 0..x.groups() {
         let mut w = [_mm512_setzero_si512(); CELLS];
+        for c in 0..if NIBBLES { CELLS / 2 } else { CELLS } {
+            _mm_prefetch::<_MM_HINT_T0>(elements.wrapping_add(AHEAD + 64 * c).cast());
+        }
         // SAFETY: the pointers stay within the group's elements, numbers and factors, whose lengths the caller checked.
         unsafe {
             if NIBBLES {

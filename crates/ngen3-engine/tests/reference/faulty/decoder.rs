@@ -47,7 +47,8 @@ impl<'a> FaultyDecoder<'a> {
 
     /// All that a sequence sees.
     fn context(&self, sequence: usize) -> Vec<u32> {
-        let mut context = [&self.kept[sequence][..], &self.tokens[sequence]].concat();
+        let kept = if self.fault == Fault::SharesWrongly { &[] } else { &self.kept[sequence][..] };
+        let mut context = [kept, &self.tokens[sequence]].concat();
         // As if the first token of one were stored in the other's place.
         if let (Fault::SeesAnother, 1, Some(&first)) = (self.fault, sequence, self.tokens[0].first()) {
             context[0] = first;

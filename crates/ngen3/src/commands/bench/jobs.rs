@@ -29,7 +29,10 @@ pub fn measure(model: &dyn Model, jobs: usize, tokens: usize) -> anyhow::Result<
         BatcherLimits { running: jobs, cache_tokens: (jobs * pages * PAGE).max(config.block_size), prompt_tokens: 512 };
     let mut batcher = Batcher::new(model, limits)?;
     for job in 0..jobs {
-        let token = |i| ((job * PROMPT + i) as u64 * 2_654_435_761 % (1 << 32) * config.vocab_size as u64 >> 32) as u32;
+        let token = |i| {
+            let hash = (job * PROMPT + i) as u64 * 2_654_435_761 % (1 << 32);
+            ((hash * config.vocab_size as u64) >> 32) as u32
+        };
         batcher.submit(Job {
             prompt: (0..PROMPT).map(token).collect(),
             max_new_tokens: tokens,
