@@ -201,8 +201,11 @@ fn product<T: Copy + Sync>(
                     let mut row = 0;
                     while row < rows {
                         let several = rows - row >= ROWS;
-                        let mut put = |i: usize, j: usize, dot: f32| {
-                            y.row_mut(row + i)[output - first + j] += scale(output + j) * dot;
+                        let mut put = |i: usize, j: usize, dots: &[f32]| {
+                            let y = &mut y.row_mut(row + i)[output + j - first..][..dots.len()];
+                            for ((y, dot), output) in y.iter_mut().zip(dots).zip(output + j..) {
+                                *y += scale(output) * dot;
+                            }
                         };
                         if several {
                             group_of::<T, ROWS>(weight, x.rows(row..row + ROWS), value, &mut put);
@@ -217,35 +220,27 @@ fn product<T: Copy + Sync>(
     });
 }
 
-/// Computes the products of `R` rows of x and up to [`GROUP`] rows of the weight, and passes each to `put(row, output, dot)`.
+/// Computes the products of `R` rows of x and up to [`GROUP`] rows of the weight, and passes them to `put(row, first output, dots)`.
 #[inline(always)]
 fn group_of<T: Copy, const R: usize>(
     weight: &[T],
     x: Mat<'_>,
     value: impl Fn(T) -> f32 + Copy,
-    put: &mut impl FnMut(usize, usize, f32),
+    put: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let inputs = x.cols();
     let x: [&[f32]; R] = std::array::from_fn(|i| x.row(i));
     if inputs > SHORT || weight.len() < GROUP * inputs {
         for (j, weight) in weight.chunks_exact(inputs).enumerate() {
-            put_all(long_dots(weight, x, value).map(|dot| [dot]), j, put);
+            long_dots(weight, x, value).iter().enumerate().for_each(|(i, dot)| put(i, j, &[*dot]));
         }
     } else if R == 1 {
-        put_all(dots::<T, 1, GROUP>(weight, [x[0]], value), 0, put);
+        put(0, 0, &dots::<T, 1, GROUP>(weight, [x[0]], value)[0]);
     } else {
         // Half of a group at a time, so that the sums of all rows fit the registers.
         for (half, weight) in weight.chunks_exact(GROUP / 2 * inputs).enumerate() {
-            put_all(dots::<T, R, { GROUP / 2 }>(weight, x, value), half * GROUP / 2, put);
-        }
-    }
-}
-
-#[inline(always)]
-fn put_all<const R: usize, const N: usize>(dots: [[f32; N]; R], first: usize, put: &mut impl FnMut(usize, usize, f32)) {
-    for (i, dots) in dots.into_iter().enumerate() {
-        for (j, dot) in dots.into_iter().enumerate() {
-            put(i, first + j, dot);
+            let dots = dots::<T, R, { GROUP / 2 }>(weight, x, value);
+            dots.iter().enumerate().for_each(|(i, dots)| put(i, half * GROUP / 2, dots));
         }
     }
 }
