@@ -154,7 +154,7 @@ struct Kept {
     sequence: usize,
 }
 
-/// What is fed of a running job in one step.
+/// Tokens of a running job that are fed in one step.
 struct Piece {
     /// Index of the job.
     at: usize,

@@ -48,7 +48,7 @@ pub struct DecodeFlags {
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     quant: DecodeQuant,
     #[command(flatten)]
-    threads: Threads,
+    pub threads: Threads,
 }
 
 impl DecodeFlags {

@@ -96,6 +96,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             args.host
         ));
     }
+    // Tokens are sampled on the global pool, those of all texts at once.
+    args.decode.threads.start()?;
     let runs = args.runs.clone().unwrap_or_else(|| PathBuf::from("."));
     ensure!(runs.is_dir(), "--runs {}: expected a folder", runs.display());
     let address = (args.host, args.port);
