@@ -45,8 +45,11 @@ pub fn shares<'a>(world: &dyn World, list: impl Iterator<Item = &'a Param>, muon
 
 /// Returns the way of what the ranks add up: gradients, or differences of parameters.
 pub fn wire(world: &dyn World, shares: &[Range<usize>], settings: &TrainSettings) -> Wire {
-    let total = if world.size() == 1 { 0 } else { shares.last().map_or(0, |last| last.end) };
-    Wire::new(settings.reduce_dtype.into(), total)
+    if world.size() == 1 {
+        // Nothing travels, so nothing is rounded.
+        return Wire::default();
+    }
+    Wire::new(settings.reduce_dtype.into(), shares.last().map_or(0, |last| last.end))
 }
 
 /// Returns the bytes that a rank needs beyond those of one process by itself, or saves: its own share of the moments, what rounding

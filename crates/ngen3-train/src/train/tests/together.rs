@@ -110,6 +110,10 @@ fn a_rank_that_takes_over_what_it_learned_trains_as_without_rounds() {
     let dir = folder();
     let found = run_on(1, None, || request(dir.path(), FRESH, rounds(9, 1.0, 0.0)));
     near(&found[0].1, &engine.read(Slot::Params));
+    // Alone, nothing travels, and nothing is rounded.
+    let rounded = folder();
+    let asked = || Overrides { reduce_dtype: Some(ReduceDtype::Int8), ..rounds(9, 1.0, 0.0) };
+    assert_eq!(run_on(1, None, || request(rounded.path(), FRESH, asked())), found);
     near(&Checkpoint::load(&dir.path().join("x.pt")).unwrap().params, &engine.read(Slot::Params));
 }
 
