@@ -2,11 +2,13 @@
 //!
 //! Kernels are plain loops over slices. [`simd`] calls a closure in a copy compiled for AVX-512, AVX2 with FMA, NEON or the
 //! target's baseline, whichever the processor supports at run time; the compiler vectorises the loop in each copy. [`path`]
-//! names the copy in use, for code that chooses among kernels of its own. `NGEN3_SIMD=scalar`, `avx2` or `avx512` forces a
-//! path, to compare or to debug: see [`forced`].
+//! names the path in use, for code that chooses among kernels of its own. `NGEN3_SIMD=scalar`, `avx2`, `avx512` or `amx` forces a
+//! path, to compare or to debug: see [`forced`]. [`amx`] detects and enables the tile registers of recent Intel processors.
 //!
 //! Functions that a closure calls must be `#[inline(always)]`; otherwise they are compiled for the baseline only.
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 mod path;
 
 pub use path::{Path, forced};
@@ -15,14 +17,22 @@ use std::sync::OnceLock;
 
 use pulp::Arch;
 
+/// Path of this process, and the vectors that it compiles plain loops for.
+fn chosen() -> (Path, Arch) {
+    static CHOSEN: OnceLock<(Path, Arch)> = OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let path = forced().ok().flatten().unwrap_or_else(Path::widest);
+        (path, path.arch().unwrap_or_default())
+    })
+}
+
 fn arch() -> Arch {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(|| forced().ok().flatten().and_then(Path::arch).unwrap_or_default())
+    chosen().1
 }
 
 /// Returns the path of this process: the forced one if the processor supports it, otherwise the widest.
 pub fn path() -> Path {
-    Path::of(arch())
+    chosen().0
 }
 
 /// Returns true if AVX-512 kernels may run.

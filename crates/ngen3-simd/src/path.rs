@@ -14,19 +14,21 @@ pub enum Path {
     Scalar,
     /// AVX2 with FMA, on x86-64.
     Avx2,
-    /// AVX-512 F, BW, CD, DQ and VL, on x86-64.
+    /// AVX-512 F, BW, CD, DQ and VL, and BF16 and VNNI where the processor has them, on x86-64.
     Avx512,
+    /// AVX-512 and the tile registers of AMX (TILE, BF16 and INT8), on x86-64.
+    Amx,
     /// NEON, on 64-bit ARM.
     Neon,
 }
 
 impl Path {
     /// All paths.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon];
 
     /// Paths of the target architecture, narrowest first.
     pub const TARGET: &[Self] = if cfg!(target_arch = "x86_64") {
-        &[Self::Scalar, Self::Avx2, Self::Avx512]
+        &[Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx]
     } else if cfg!(target_arch = "aarch64") {
         &[Self::Scalar, Self::Neon]
     } else {
@@ -39,6 +41,7 @@ impl Path {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
         }
     }
@@ -64,22 +67,17 @@ impl Path {
             Self::Avx2 => pulp::x86::V3::try_new().map(Arch::V3),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => pulp::x86::V4::try_new().map(Arch::V4),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx if crate::amx::is_available() => Self::Avx512.arch(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => pulp::aarch64::Neon::try_new().map(Arch::Neon),
             _ => None,
         }
     }
 
-    pub(crate) fn of(arch: Arch) -> Self {
-        match arch {
-            #[cfg(target_arch = "x86_64")]
-            Arch::V3(_) => Self::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Arch::V4(_) => Self::Avx512,
-            #[cfg(target_arch = "aarch64")]
-            Arch::Neon(_) => Self::Neon,
-            _ => Self::Scalar,
-        }
+    /// Returns the widest path of this processor.
+    pub(crate) fn widest() -> Self {
+        Self::TARGET.iter().rfind(|path| path.is_available()).copied().unwrap_or(Self::Scalar)
     }
 }
 
@@ -118,7 +116,6 @@ mod tests {
             if path.is_available() {
                 assert_eq!(found, Ok(path));
                 assert_eq!(path.run(|| 7), Some(7));
-                assert_eq!(Path::of(path.arch().expect("a path that runs")), path);
             } else {
                 let error = found.expect_err("a path that does not run");
                 assert!(
@@ -136,8 +133,9 @@ mod tests {
 
     #[test]
     fn the_process_takes_the_forced_path_or_the_widest() {
-        let widest = Path::of(Arch::new());
-        assert_eq!(crate::path(), forced().ok().flatten().unwrap_or(widest));
-        assert_eq!(Path::TARGET.iter().rfind(|path| path.is_available()), Some(&widest));
+        assert_eq!(crate::path(), forced().ok().flatten().unwrap_or(Path::widest()));
+        // What plain loops are compiled for is no narrower than the vectors that the processor has.
+        let vectors = |arch: Option<Arch>| arch.map(|arch| std::mem::discriminant(&arch));
+        assert_eq!(vectors(Path::widest().arch()), vectors(Some(Arch::new())));
     }
 }

@@ -4,6 +4,7 @@
 //! 32 columns of B and broadcasts one cell of each of the 12 rows of A. [`tile_plain`] is the same in plain Rust: the tests
 //! compare with it, and it runs on processors without AVX512-BF16.
 
+use super::amx::{self, BLOCK, BLOCK_CELLS};
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::simd;
@@ -41,16 +42,24 @@ pub enum Rows {
     Together,
     /// Separate rows, this many cells apart.
     Apart(usize),
+    /// In blocks along k, `[depth/BLOCK, MR, BLOCK]`: a panel for AMX. See [`amx`].
+    Blocks,
 }
 
 impl Rows {
-    /// Returns the strides in cells: from row to row, and along k.
+    /// Returns the index of cell `k` of row `i`.
     #[inline(always)]
-    pub fn strides(self) -> (usize, usize) {
+    pub fn at(self, i: usize, k: usize) -> usize {
         match self {
-            Self::Together => (1, MR),
-            Self::Apart(stride) => (stride, 1),
+            Self::Together => k * MR + i,
+            Self::Apart(stride) => i * stride + k,
+            Self::Blocks => k / BLOCK * BLOCK_CELLS + i * BLOCK + k % BLOCK,
         }
+    }
+
+    /// Returns the last cell along k, up to `k`, at which a product may begin.
+    pub fn start(self, k: usize) -> usize {
+        if self == Self::Blocks { k / BLOCK * BLOCK } else { k }
     }
 }
 
@@ -61,8 +70,13 @@ impl Rows {
 /// If `a` has too few cells, or `c` is larger than a tile.
 pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
-    let (depth, (down, along)) = (b.len() / NR, rows.strides());
-    assert!(depth == 0 || (MR - 1) * down + (depth - 1) * along < a.len(), "{depth} cells of {MR} rows");
+    #[cfg(target_arch = "x86_64")]
+    if rows == Rows::Blocks && amx::available() {
+        assert!(P == 2, "AMX multiplies bf16 only");
+        return amx::tile(a, b, c, accumulate);
+    }
+    let depth = b.len() / NR;
+    assert!(depth == 0 || rows.at(MR - 1, depth - 1) < a.len(), "{depth} cells of {MR} rows");
     // Fewer rows, as in decoding, take less time. The sums of a row are the same.
     match c.rows {
         0..=1 => tile_of::<P, 1>(a, rows, b, c, accumulate),
@@ -82,7 +96,7 @@ fn tile_of<const P: usize, const R: usize>(
     accumulate: Accumulate,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if available() {
+    if available() && rows != Rows::Blocks {
         // SAFETY: the features are there, and the caller checked the lengths.
         unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
         return;
@@ -102,11 +116,10 @@ pub fn tile_plain<const P: usize, const R: usize>(
     c: &mut MatMut<'_>,
     accumulate: Accumulate,
 ) {
-    let (down, along) = rows.strides();
     let mut sums = [[0.0f32; NR]; R];
     for (k, b) in b.as_chunks::<NR>().0.iter().enumerate() {
         for (i, sums) in sums.iter_mut().enumerate() {
-            let a = a[i * down + k * along];
+            let a = a[rows.at(i, k)];
             for (sum, &b) in sums.iter_mut().zip(b) {
                 *sum = multiply_add::<P>(a, b, *sum);
             }
@@ -148,7 +161,7 @@ pub(super) mod x86 {
     use super::{Accumulate, MatMut, NR, Rows};
 
     /// # Safety
-    /// The processor has AVX-512F and AVX512-BF16; `a` has R rows as deep as `b`; `c` is at most R x NR.
+    /// The processor has AVX-512F and AVX512-BF16; `a` has R rows as deep as `b`, together or apart; `c` is at most R x NR.
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub unsafe fn tile<const P: usize, const R: usize>(
         a: &[u32],
@@ -165,7 +178,7 @@ pub(super) mod x86 {
             // Two calls, so that the panel's strides are compile-time constants in one of them.
             match rows {
                 Rows::Together => store(sums_of_tile::<P, R>(a, Rows::Together, b), c, accumulate),
-                Rows::Apart(_) => store(sums_of_tile::<P, R>(a, rows, b), c, accumulate),
+                _ => store(sums_of_tile::<P, R>(a, rows, b), c, accumulate),
             }
         }
     }
@@ -190,7 +203,8 @@ pub(super) mod x86 {
     /// As [`tile`]. Call it only from a function compiled for these features.
     #[inline(always)]
     pub unsafe fn sums_of_tile<const P: usize, const R: usize>(a: &[u32], rows: Rows, b: &[u32]) -> [[__m512; 2]; R] {
-        let (down, along) = rows.strides();
+        // Strides in cells: from row to row, and along k.
+        let (down, along) = (rows.at(1, 0), rows.at(0, 1));
         // SAFETY: `at_a` and `at_b` point to cell k of A's first row and to row k of B's panel.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -257,11 +271,12 @@ mod tests {
     use crate::gemm::tiles::pack::cell;
 
     fn check<const P: usize>(rows: Rows) {
-        for (m, n, depth) in [(12, 32, 9), (1, 1, 1), (5, 17, 64), (12, 15, 3), (7, 16, 130), (11, 31, 2), (3, 4, 0)] {
+        for (m, n, depth) in
+            [(12, 32, 9_usize), (1, 1, 1), (5, 17, 64), (12, 15, 3), (7, 16, 130), (11, 31, 2), (3, 4, 0)]
+        {
             let packed =
                 |n: usize, seed| random(2 * n, seed).as_chunks::<2>().0.iter().map(|x| cell::<P>(x[0], x[1])).collect();
-            let (down, along) = rows.strides();
-            let last = (MR - 1) * down + depth.max(1) * along;
+            let last = rows.at(MR - 1, depth.next_multiple_of(BLOCK));
             let (a, b): (Vec<u32>, Vec<u32>) = (packed(last, 1), packed(depth * NR, 2));
             for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let stride = n + 3;
@@ -287,5 +302,6 @@ mod tests {
             check::<1>(rows);
             check::<2>(rows);
         }
+        check::<2>(Rows::Blocks);
     }
 }

@@ -1,4 +1,4 @@
-//! Our own matrix products for processors with AVX512-BF16: operands in bf16 or f32, sums in f32.
+//! Our own matrix products for processors with AVX512-BF16 or AMX: operands in bf16 or f32, sums in f32.
 //!
 //! A product takes three steps. [`mod@pack`] rounds both operands and lays them out in the order in which the kernel reads them
 //! (contiguous rows of A are only rounded: `packed_a.rs`). [`kernel`] multiplies [`MR`](kernel::MR) rows of A by one panel of B
@@ -8,13 +8,17 @@
 //! Packed data consists of 32-bit *cells* of `P` consecutive elements along k. With P = 2 a cell is a pair of bf16, the first in
 //! the low half, as `_mm512_dpbf16_ps` multiplies and accumulates them; with P = 1 it is one f32. The code is otherwise shared.
 //!
+//! [`mod@amx`] multiplies bf16 where the processor has tile registers; only the layout of A differs: [`left`].
+//!
 //! [`softmax`] and, for f32 gradients, [`strassen`] are the kernels of the fused loss. [`strided`] has small products without
 //! packing, for attention. [`low_rank`] adds an adapter's branch to a product. [`int8`] has products of quantised operands.
 //!
 //! The order of summation does not depend on the number of threads, so neither do the bits of the result.
 
+pub mod amx;
 pub mod int8;
 pub mod kernel;
+pub mod left;
 pub mod low_rank;
 pub mod pack;
 pub mod packed;

@@ -1,13 +1,14 @@
 //! Left operand of a large product, in cells: separate rows, or panels of interleaved rows.
 //!
-//! The kernel reads one cell of each of [`MR`] rows per step along k, at any stride. So contiguous rows only need rounding. If
-//! the columns are contiguous instead (a transposed operand), [`MR`] rows are interleaved into panels, so that a step reads
-//! adjacent cells.
+//! The AVX-512 kernel reads one cell of each of [`MR`] rows per step along k, at any stride. So contiguous rows only need rounding.
+//! If the columns are contiguous instead (a transposed operand), [`MR`] rows are interleaved into panels, so that a step reads
+//! adjacent cells. AMX reads panels in blocks, whichever are contiguous: see `left.rs`.
 
 use rayon::prelude::*;
 
 use super::kernel::{MR, Rows};
-use super::pack::{self, GROUP, cells, packed_len};
+use super::left;
+use super::pack::{self, GROUP, cells};
 use crate::gemm::view::Mat;
 
 /// Packed left operand, `[rows, depth]` cells, padded to whole tiles of [`MR`] rows.
@@ -16,6 +17,8 @@ pub struct PackedA<'a> {
     cells: &'a [u32],
     /// Cells per row.
     pub depth: usize,
+    /// Cells per row in a panel.
+    panel_depth: usize,
     /// Order of the rows within a tile. Tiles follow one another.
     pub rows: Rows,
 }
@@ -29,21 +32,25 @@ pub const fn stride<const P: usize>(k: usize) -> usize {
 impl<'a> PackedA<'a> {
     /// Number of cells of the packed `a`.
     pub fn len<const P: usize>(a: Mat<'_>) -> usize {
-        if a.col_stride == 1 {
-            a.rows.next_multiple_of(MR) * stride::<P>(a.cols)
+        if Self::in_panels::<P>(a) {
+            left::packed_len::<P>(a.rows, a.cols)
         } else {
-            packed_len::<P, MR>(a.rows, a.cols)
+            a.rows.next_multiple_of(MR) * stride::<P>(a.cols)
         }
+    }
+
+    fn in_panels<const P: usize>(a: Mat<'_>) -> bool {
+        a.col_stride != 1 || left::rows::<P>() == Rows::Blocks
     }
 
     /// Rounds `a` and packs it into `to`, which has [`PackedA::len`] cells, on all threads.
     pub fn lay_out<const P: usize>(a: Mat<'_>, to: &'a mut [u32]) -> Self {
         const TASK: usize = GROUP * MR;
         assert_eq!(to.len(), Self::len::<P>(a), "cells of the packed left operand");
-        let depth = cells::<P>(a.cols);
-        if a.col_stride != 1 {
-            pack::pack::<P, MR>(a, to);
-            return Self { cells: to, depth, rows: Rows::Together };
+        let (depth, panel_depth) = (cells::<P>(a.cols), left::depth::<P>(a.cols));
+        if Self::in_panels::<P>(a) {
+            left::pack::<P>(a, to);
+            return Self { cells: to, depth, panel_depth, rows: left::rows::<P>() };
         }
         // Padding rows are left uninitialised: their products are never stored.
         let stride = stride::<P>(a.cols);
@@ -52,7 +59,7 @@ impl<'a> PackedA<'a> {
                 pack::along::<P>(a.rows(row..row + 1), &mut to[..depth]);
             }
         });
-        Self { cells: to, depth, rows: Rows::Apart(stride) }
+        Self { cells: to, depth, panel_depth, rows: Rows::Apart(stride) }
     }
 
     /// Returns the operand from row `first`, the start of a tile.
@@ -60,10 +67,11 @@ impl<'a> PackedA<'a> {
         Self { cells: self.tile(first, 0), ..self }
     }
 
-    /// Returns the cells of the tile that starts at row `first`, from cell `k` along k.
+    /// Returns the cells of the tile that starts at row `first`, from cell `k` along k, at which a product may begin:
+    /// [`Rows::start`].
     pub fn tile(self, first: usize, k: usize) -> &'a [u32] {
         match self.rows {
-            Rows::Together => &self.cells[first * self.depth + k * MR..],
+            Rows::Together | Rows::Blocks => &self.cells[first * self.panel_depth + k * MR..],
             Rows::Apart(stride) => &self.cells[first * stride + k..],
         }
     }

@@ -138,6 +138,7 @@ fn add_beside<const P: usize>(c: &mut MatMut<'_>, beside: Beside<'_>, first_row:
     for col in (0..n).step_by(NR) {
         let columns = first_col + col..first_col + (col + NR).min(n);
         let cells = (beside.cells)(columns.clone());
+        let cells = a.rows.start(cells.start)..cells.end;
         let panel = &beside.b[columns.start * a.depth..][..NR * a.depth];
         for row in (0..m).step_by(MR) {
             // SAFETY: the tile lies within this block, which belongs to this task alone.

@@ -5,7 +5,9 @@
 //! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
 //! vocabulary (B of [`super::kernel::tile`], `[MR/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[MR, NR/P]`).
 
+use super::amx;
 use super::kernel::{self, MR, NR, Rows};
+use super::left;
 use super::pack::cell;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
@@ -20,7 +22,7 @@ pub(super) const MAX_EXPONENT: f32 = 115.0;
 
 /// Operands and sums of one tile of exponentials.
 pub struct ExpTile<'a> {
-    /// Panel of embeddings, `[depth, MR]`.
+    /// Panel of embeddings, as [`left`] packs it.
     pub a: &'a [u32],
     /// Panel of hidden states times log₂e, `[depth, NR]`, so that logits are exponents of 2.
     pub b: &'a [u32],
@@ -57,7 +59,7 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
     let mut e = [[0.0f32; NR]; MR];
     kernel::tile_plain::<P, MR>(
         tile.a,
-        Rows::Together,
+        left::rows::<P>(),
         tile.b,
         &mut MatMut::new(e.as_flattened_mut(), MR, NR),
         Accumulate::Set,
@@ -104,6 +106,10 @@ fn lay_out_plain<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_to
 pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     assert!(e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / MR, "expected panels of equal depth");
+    if P == 2 && amx::available() {
+        // A tile of e is one block.
+        return kernel::tile::<P>(e, Rows::Blocks, b, c, Accumulate::Add);
+    }
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features were checked above; the panels are whole and of equal depth.
@@ -136,7 +142,8 @@ pub fn ask_for(place: &[f32], stride: usize) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Accumulate, ExpTile, MAX_EXPONENT, MR, MatMut, NR, e_tile};
+    use super::{Accumulate, ExpTile, MAX_EXPONENT, MR, MatMut, NR, e_tile, left};
+    use crate::gemm::tiles::amx;
     use crate::gemm::tiles::kernel::Rows;
     use crate::gemm::tiles::kernel::x86::{multiply_add, store, sums_of_tile};
     use ngen3_simd::EXP2;
@@ -167,10 +174,22 @@ pub(super) mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; with STORE the outputs are a tile long.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn run<const P: usize, const STORE: bool>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
-        assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
-        // SAFETY: the panels have equal depth; `shift` and `sums` are NR long; the caller promises the outputs.
+        let logits = match left::rows::<P>() {
+            Rows::Blocks => {
+                let mut sums = amx::Sums([[0.0; NR]; MR]);
+                let mut c = MatMut::new(sums.0.as_flattened_mut(), MR, NR);
+                amx::tile(tile.a, tile.b, &mut c, Accumulate::Set);
+                // SAFETY: rows are NR long.
+                sums.0.map(|row| unsafe { [0, 16].map(|at| _mm512_loadu_ps(row.as_ptr().add(at))) })
+            }
+            _ => {
+                assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
+                // SAFETY: the panels have equal depth.
+                unsafe { sums_of_tile::<P, MR>(tile.a, Rows::Together, tile.b) }
+            }
+        };
+        // SAFETY: `shift` and `sums` are NR long; the caller promises the outputs.
         unsafe {
-            let logits = sums_of_tile::<P, MR>(tile.a, Rows::Together, tile.b);
             let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
             let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
             let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
@@ -296,7 +315,7 @@ mod tests {
     }
 
     fn check_exponentials<const P: usize>(depth: usize, words: usize, far: f32) {
-        let (a, b) = (packed::<P>(depth * MR, 1), packed::<P>(depth * NR, 2));
+        let (a, b) = (packed::<P>(left::depth::<P>(depth * P) * MR, 1), packed::<P>(depth * NR, 2));
         let shift: [f32; NR] = std::array::from_fn(|i| far * i as f32 / 31.0);
         let run = |plainly: bool| {
             let mut sums = [1.0; NR];
@@ -338,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_diverged_model_gives_a_sum_that_is_not_finite() {
-        let (a, mut b) = (packed::<2>(MR, 1), packed::<2>(NR, 2));
+        let (a, mut b) = (packed::<2>(left::depth::<2>(2) * MR, 1), packed::<2>(NR, 2));
         b[3] = 0x7FC0;
         let mut sums = [0.0; NR];
         sum_tile::<2>(ExpTile { a: &a, b: &b, words: MR, shift: &[0.0; NR], sums: &mut sums });

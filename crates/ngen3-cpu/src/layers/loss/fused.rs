@@ -24,7 +24,7 @@ use super::tiling::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, g
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::{MR, NR};
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
-use crate::gemm::tiles::{cells, pack, packed_len};
+use crate::gemm::tiles::{cells, left, pack, packed_len};
 use crate::gemm::{Accumulate, Mat};
 use crate::layers::embedding;
 
@@ -189,9 +189,9 @@ fn segments<const P: usize>(
     s: &mut Scratch<'_>,
 ) {
     let FusedTiling { sizes, .. } = tiling;
-    let (block, depth, panels) = (tiling.block(), cells::<P>(sizes.width), sizes.segment_panels());
+    let (block, depth, panels) = (tiling.block(), left::depth::<P>(sizes.width), sizes.segment_panels());
     let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
-    let by_word = &by_word[..packed_len::<P, MR>(sizes.vocab_size, sizes.width)];
+    let by_word = &by_word[..left::packed_len::<P>(sizes.vocab_size, sizes.width)];
     let tokens = Tokens { sizes, tiles, hidden: s.hidden, shift: s.shift.as_chunks::<NR>().0 };
     let segments = by_word.par_chunks(panels * MR * depth).zip(s.sums.par_chunks_mut(block)).enumerate();
     if wanted == Wanted::Losses {
@@ -243,11 +243,11 @@ impl Tokens<'_> {
         sums: &mut [f32],
         mut work: impl FnMut(usize, usize, ExpTile<'_>),
     ) {
-        let depth = cells::<P>(self.sizes.width);
+        let (panel, depth) = (MR * left::depth::<P>(self.sizes.width), cells::<P>(self.sizes.width));
         let tokens = self.hidden.chunks_exact(NR * depth).zip(self.shift).zip(sums.as_chunks_mut::<NR>().0);
         // A panel of tokens stays in the L1 cache while the words stream through.
         for (j, ((b, shift), sums)) in tokens.take(self.tiles).enumerate() {
-            for (i, a) in words.chunks_exact(MR * depth).enumerate() {
+            for (i, a) in words.chunks_exact(panel).enumerate() {
                 let words = MR.min(self.sizes.vocab_size - (chunk_panel + i) * MR);
                 work(i, j, ExpTile { a, b, words, shift, sums });
             }

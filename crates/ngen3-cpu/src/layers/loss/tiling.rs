@@ -7,10 +7,10 @@ use ngen3_model::Config;
 use rayon::prelude::*;
 
 use crate::base::memory::padded;
-use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
-use crate::gemm::tiles::pack::{panels as pack_panels, rounded};
+use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::pack::rounded;
 use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
-use crate::gemm::tiles::{cells, pack, packed_len, with_workspace};
+use crate::gemm::tiles::{cells, left, with_workspace};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_simd::{simd, sum_zip};
 
@@ -59,7 +59,7 @@ impl Sizes {
     /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels over the words of a chunk (fewer in
     /// the last chunk).
     pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
-        packed_len::<P, MR>(self.width, CHUNK * MR)
+        left::packed_len::<P>(self.width, CHUNK * MR)
     }
 
     pub(super) fn segments(&self) -> usize {
@@ -68,7 +68,7 @@ impl Sizes {
 
     /// Length in cells of the embeddings packed by word.
     pub fn by_word<const P: usize>(&self) -> usize {
-        padded(packed_len::<P, MR>(self.vocab_size, self.width))
+        padded(left::packed_len::<P>(self.vocab_size, self.width))
     }
 
     /// Length in cells of the embeddings packed in both layouts: see [`pack_wte`].
@@ -80,8 +80,8 @@ impl Sizes {
 /// Packs the embeddings for the logits: panels of words.
 pub fn pack_words<const P: usize>(sizes: Sizes, wte: &[f32], by_word: &mut [f32]) {
     let Sizes { width, vocab_size, .. } = sizes;
-    let by_word = cast_slice_mut(&mut by_word[..packed_len::<P, MR>(vocab_size, width)]);
-    pack::<P, MR>(Mat::new(wte, vocab_size, width), by_word);
+    let by_word = cast_slice_mut(&mut by_word[..left::packed_len::<P>(vocab_size, width)]);
+    left::pack::<P>(Mat::new(wte, vocab_size, width), by_word);
 }
 
 /// Packs the embeddings for the logits and for dhidden: panels of words; then, for each chunk of words, panels of channels. A
@@ -94,8 +94,8 @@ pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     by_channel.par_chunks_mut(sizes.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
         let first = chunk * CHUNK * MR;
         let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
-        let packed = packed_len::<P, MR>(width, words.cols());
-        pack_panels::<P, MR>(words, 0, &mut panels[..packed]);
+        let packed = left::packed_len::<P>(width, words.cols());
+        left::panels::<P>(words, 0, &mut panels[..packed]);
     });
 }
 
@@ -128,14 +128,15 @@ pub(super) fn add_chunk<const P: usize>(
     dhidden: &mut [f32],
     accumulate: Accumulate,
 ) {
-    let depth = cells::<P>((CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR));
+    let words = (CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR);
+    let (depth, panel) = (cells::<P>(words), MR * left::depth::<P>(words));
     let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
     for j in 0..tiles {
         let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(MR * depth).take(sizes.width.div_ceil(MR)).enumerate() {
+        for (c, a) in by_channel.chunks_exact(panel).take(sizes.width.div_ceil(MR)).enumerate() {
             let channels = MR.min(sizes.width - c * MR);
             let part = &mut dhidden[(j * sizes.width + c * MR) * NR..][..channels * NR];
-            kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(part, channels, NR), accumulate);
+            kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(part, channels, NR), accumulate);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::soft::{SoftLoss, SoftTarget};
 use crate::base::memory::padded;
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::kernel::{MR, NR, TILE};
-use crate::gemm::tiles::packed_len;
+use crate::gemm::tiles::left;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::layers::loss::tiling::{CHUNK, Sizes, add_chunk};
 use ngen3_engine::Divergence;
@@ -19,7 +19,7 @@ pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'
     let SoftLoss { tiling, tiles, .. } = soft;
     let DistillTiling { sizes, block, .. } = tiling;
     let Sizes { width, vocab_size, .. } = sizes;
-    let by_channel = &bytemuck::cast_slice(s.wte)[padded(packed_len::<P, MR>(vocab_size, width))..];
+    let by_channel = &bytemuck::cast_slice(s.wte)[padded(left::packed_len::<P>(vocab_size, width))..];
     let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
     let across = block / NR;
     s.g.par_chunks_mut(tiling.segment_tiles() * e_tile::<P>())

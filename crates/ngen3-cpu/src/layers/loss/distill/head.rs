@@ -4,8 +4,8 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::gemm::tiles::int8;
-use crate::gemm::tiles::kernel::{self, MR, NR, Rows};
-use crate::gemm::tiles::{cells, pack, packed_len};
+use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::{cells, left, pack, packed_len};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_engine::Quant;
 
@@ -21,7 +21,7 @@ impl Head {
     /// Length in f32 of the packed embeddings.
     pub fn wte_len<const P: usize>(self) -> usize {
         match self.quant {
-            Quant::None | Quant::Int4 => packed_len::<P, MR>(self.vocab_size, self.width),
+            Quant::None | Quant::Int4 => left::packed_len::<P>(self.vocab_size, self.width),
             Quant::Int8 => int8::PackedA::len(self.vocab_size, self.width),
         }
     }
@@ -38,7 +38,7 @@ impl Head {
     pub fn lay_out_wte<const P: usize>(self, wte: &[f32], to: &mut [f32]) {
         let wte = Mat::new(wte, self.vocab_size, self.width);
         match self.quant {
-            Quant::None | Quant::Int4 => pack::<P, MR>(wte, cast_slice_mut(to)),
+            Quant::None | Quant::Int4 => left::pack::<P>(wte, cast_slice_mut(to)),
             Quant::Int8 => {
                 int8::PackedA::lay_out(wte, to);
             }
@@ -61,9 +61,7 @@ impl Head {
     pub fn operands<'a, const P: usize>(self, wte: &'a [f32], hidden: &'a [f32], tiles: usize) -> Operands<'a> {
         let Self { width, vocab_size, quant } = self;
         match quant {
-            Quant::None | Quant::Int4 => {
-                Operands::Cells { words: cast_slice(wte), hidden: cast_slice(hidden), depth: cells::<P>(width) }
-            }
+            Quant::None | Quant::Int4 => Operands::Cells { words: cast_slice(wte), hidden: cast_slice(hidden), width },
             Quant::Int8 => Operands::Int8 {
                 words: int8::PackedA::of(vocab_size, width, wte),
                 hidden: int8::PackedB::of(tiles * NR, width, hidden),
@@ -75,11 +73,11 @@ impl Head {
 /// Packed operands of the projection.
 #[derive(Clone, Copy)]
 pub enum Operands<'a> {
-    /// Panels of [depth, MR] and [depth, NR].
+    /// Panels of words and of tokens.
     Cells {
         words: &'a [u32],
         hidden: &'a [u32],
-        depth: usize,
+        width: usize,
     },
     Int8 {
         words: int8::PackedA<'a>,
@@ -92,10 +90,10 @@ impl Operands<'_> {
     pub fn tile<const P: usize>(self, panel: usize, tokens: usize, logits: &mut [f32]) {
         let logits = &mut MatMut::new(logits, MR, NR);
         match self {
-            Self::Cells { words, hidden, depth } => {
-                let a = &words[panel * MR * depth..][..MR * depth];
-                let b = &hidden[tokens * NR * depth..][..NR * depth];
-                kernel::tile::<P>(a, Rows::Together, b, logits, Accumulate::Set);
+            Self::Cells { words, hidden, width } => {
+                let (of_words, of_tokens) = (MR * left::depth::<P>(width), NR * cells::<P>(width));
+                let (a, b) = (&words[panel * of_words..][..of_words], &hidden[tokens * of_tokens..][..of_tokens]);
+                kernel::tile::<P>(a, left::rows::<P>(), b, logits, Accumulate::Set);
             }
             Self::Int8 { words, hidden } => int8::tile((words, panel * MR), (hidden, tokens), logits, Accumulate::Set),
         }

@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::scratch::{Scratch, factor, sum};
 use super::soft::{SoftLoss, SoftTarget};
-use crate::gemm::tiles::kernel::{self, MR, NR, Rows, TILE};
-use crate::gemm::tiles::{cells, packed_len};
+use crate::gemm::tiles::kernel::{self, MR, NR, TILE};
+use crate::gemm::tiles::{cells, left};
 use crate::gemm::{Accumulate, MatMut};
 use crate::layers::loss::tiling::Sizes;
 use ngen3_engine::Divergence;
@@ -18,8 +18,8 @@ const MAX_LOGIT: f32 = 80.0;
 pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = tiling.sizes;
-    let depth = cells::<P>(width);
-    let words: &[u32] = &bytemuck::cast_slice(s.wte)[..packed_len::<P, MR>(vocab_size, width)];
+    let (depth, panel_cells) = (cells::<P>(width), MR * left::depth::<P>(width));
+    let words: &[u32] = &bytemuck::cast_slice(s.wte)[..left::packed_len::<P>(vocab_size, width)];
     let hidden = &*s.hidden;
     let head = tiling.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
@@ -30,20 +30,20 @@ pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let mut teacher: Vec<&mut [f32]> = teacher.collect();
     teacher.resize_with(tiling.sizes.segments(), Default::default);
     words
-        .par_chunks(panels * MR * depth)
+        .par_chunks(panels * panel_cells)
         .zip(s.student.par_chunks_mut(segment_logits).zip(teacher))
         .zip(s.sums.par_chunks_mut(sum::COUNT * tiling.block))
         .enumerate()
         .for_each(|(segment, ((words, (student, teacher)), sums))| {
             sums.fill(0.0);
-            for (i, a) in words.chunks_exact(MR * depth).enumerate() {
+            for (i, a) in words.chunks_exact(panel_cells).enumerate() {
                 let panel = segment * panels + i;
                 let exist = MR.min(vocab_size - panel * MR);
                 for j in 0..tiles {
                     let place = (i * across + j) * TILE..(i * across + j + 1) * TILE;
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
-                    kernel::tile::<P>(a, Rows::Together, b, &mut MatMut::new(z, MR, NR), Accumulate::Set);
+                    kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(z, MR, NR), Accumulate::Set);
                     let u = match head {
                         Some(head) => {
                             let u = &mut teacher[place];

@@ -1,0 +1,122 @@
+//! Left operands in panels of [`MR`] rows, in the order of the kernel that reads them.
+//!
+//! For AVX-512 the rows of a panel are interleaved, [`Rows::Together`]. For AMX, which multiplies bf16 only, they are in blocks
+//! along k, [`Rows::Blocks`], and the last block is filled up with zeros.
+
+use rayon::prelude::*;
+
+use super::amx::{self, BLOCK, BLOCK_CELLS};
+use super::kernel::{self, MR, Rows};
+use super::pack::{self, GROUP, cells};
+use crate::gemm::view::Mat;
+
+/// Returns the order of a panel's rows.
+pub fn rows<const P: usize>() -> Rows {
+    if P == 2 && amx::available() { Rows::Blocks } else { Rows::Together }
+}
+
+/// Number of cells of a row of `k` elements in a panel.
+pub fn depth<const P: usize>(k: usize) -> usize {
+    match rows::<P>() {
+        Rows::Blocks => cells::<P>(k).next_multiple_of(BLOCK),
+        _ => cells::<P>(k),
+    }
+}
+
+/// Number of cells of `[rows, k]` packed in panels.
+pub fn packed_len<const P: usize>(rows: usize, k: usize) -> usize {
+    rows.next_multiple_of(MR) * depth::<P>(k)
+}
+
+/// Packs `source`, `[rows, k]`, into panels, on all threads.
+pub fn pack<const P: usize>(source: Mat<'_>, packed: &mut [u32]) {
+    assert_eq!(packed.len(), packed_len::<P>(source.rows, source.cols), "cells of the packed panels");
+    let group = GROUP * MR;
+    packed.par_chunks_mut(group * depth::<P>(source.cols).max(1)).enumerate().for_each(|(i, to)| {
+        panels::<P>(source, i * group, to);
+    });
+}
+
+/// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels`.
+///
+/// # Panics
+/// As [`pack::panels`].
+pub fn panels<const P: usize>(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
+    match rows::<P>() {
+        Rows::Blocks => blocks(source, first_row, panels),
+        _ => pack::panels::<P, MR>(source, first_row, panels),
+    }
+}
+
+/// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels` of bf16 in blocks.
+fn blocks(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
+    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * MR;
+    if panel == 0 {
+        return;
+    }
+    assert_eq!(panels.len() % panel, 0, "expected whole panels of {MR} rows");
+    assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
+    let source = source.rows(first_row..(first_row + panels.len() / panel * MR).min(source.rows));
+    assert!(source.rows.div_ceil(MR) == panels.len() / panel, "expected one panel per {MR} rows");
+    #[cfg(target_arch = "x86_64")]
+    if kernel::available() {
+        // SAFETY: the features were checked above; the panels have room for the source's rows.
+        return unsafe { pack::x86::blocks(source, panels) };
+    }
+    blocks_plain(source, panels);
+}
+
+fn blocks_plain(source: Mat<'_>, panels: &mut [u32]) {
+    let at = |row: usize, k: usize| {
+        let exists = row < source.rows && k < source.cols;
+        if exists { source.data[row * source.row_stride + k * source.col_stride] } else { 0.0 }
+    };
+    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * MR;
+    for (i, panel) in panels.chunks_exact_mut(panel).enumerate() {
+        for (block, cells) in panel.chunks_exact_mut(BLOCK_CELLS).enumerate() {
+            for (at_cell, cell) in cells.iter_mut().enumerate() {
+                let (row, k) = (i * MR + at_cell / BLOCK, 2 * (block * BLOCK + at_cell % BLOCK));
+                *cell = pack::pair(at(row, k), at(row, k + 1));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::{random, skip};
+
+    #[test]
+    fn blocks_have_the_cells_of_the_rows_and_zeros_past_the_end_from_either_orientation() {
+        if !kernel::available() {
+            skip("vector packing in blocks against the plain version");
+        }
+        for (rows, k) in [(5, 7), (12, 32), (13, 1), (24, 10), (32, 64), (33, 31), (70, 33), (12, 16), (1, 100)] {
+            let x = random(rows * k, 1);
+            let mut transposed = vec![0.0; rows * k];
+            for i in 0..rows * k {
+                transposed[i % k * rows + i / k] = x[i];
+            }
+            let whole = Mat::new(&x, rows, k);
+            let depth = cells::<2>(k).next_multiple_of(BLOCK);
+            for first in (0..rows).step_by(MR) {
+                let length = (rows - first).next_multiple_of(MR) * depth;
+                let [mut a, mut b, mut expected] = [1, 2, 3].map(|fill| vec![fill; length]);
+                blocks(whole, first, &mut a);
+                blocks(Mat::new(&transposed, k, rows).t(), first, &mut b);
+                blocks_plain(whole.rows(first..rows), &mut expected);
+                assert_eq!(a, expected, "{rows} x {k} from {first}");
+                assert_eq!(b, expected, "{rows} x {k} from {first}, transposed");
+                for row in first..rows {
+                    let panel = &a[(row - first) / MR * MR * depth..];
+                    for cell in 0..depth {
+                        let at = |k: usize| if k < whole.cols() { x[row * whole.cols() + k] } else { 0.0 };
+                        let found = panel[Rows::Blocks.at((row - first) % MR, cell)];
+                        assert_eq!(found, pack::pair(at(2 * cell), at(2 * cell + 1)), "row {row}, cell {cell}");
+                    }
+                }
+            }
+        }
+    }
+}
