@@ -54,7 +54,7 @@ pub fn available() -> bool {
     }
 }
 
-/// Left operand `[rows, k]`: rows of cells of q + 128, padded to whole tiles.
+/// Left operand `[rows, k]`: rows of cells of q + 128, padded so that a tile may begin at any row.
 #[derive(Clone, Copy)]
 pub struct PackedA<'a> {
     /// `[rows]`
@@ -68,14 +68,23 @@ pub struct PackedA<'a> {
 impl<'a> PackedA<'a> {
     /// Length in f32 of the packed operand, scales included.
     pub fn len(rows: usize, k: usize) -> usize {
-        padded(rows.next_multiple_of(MR)) + rows.next_multiple_of(MR) * packed_a::stride::<P>(k)
+        padded(Self::padded_rows(rows)) + Self::padded_rows(rows) * packed_a::stride::<P>(k)
+    }
+
+    fn padded_rows(rows: usize) -> usize {
+        rows + MR - 1
+    }
+
+    /// Number of rows.
+    pub fn n_rows(self) -> usize {
+        self.rows
     }
 
     /// Quantises `a` and packs it into `to`, on all threads.
     pub fn lay_out(a: Mat<'_>, to: &'a mut [f32]) -> Self {
         assert_eq!(to.len(), Self::len(a.n_rows(), a.cols()), "length of the packed left operand");
         let (depth, stride) = (cells::<P>(a.cols()), packed_a::stride::<P>(a.cols()));
-        let (scales, rows) = to.split_at_mut(padded(a.n_rows().next_multiple_of(MR)));
+        let (scales, rows) = to.split_at_mut(padded(Self::padded_rows(a.n_rows())));
         // Padding rows give zeros, whatever the memory held.
         scales[a.n_rows()..].fill(0.0);
         let rows = rows.par_chunks_mut(stride).zip(&mut scales[..a.n_rows()]);
@@ -89,7 +98,7 @@ impl<'a> PackedA<'a> {
 
     /// Views the operand that [`PackedA::lay_out`] wrote.
     pub fn of(rows: usize, k: usize, laid_out: &'a [f32]) -> Self {
-        let (scales, cells) = laid_out.split_at(padded(rows.next_multiple_of(MR)));
+        let (scales, cells) = laid_out.split_at(padded(Self::padded_rows(rows)));
         let (cells, depth, stride) = (bytemuck::cast_slice(cells), self::cells::<P>(k), packed_a::stride::<P>(k));
         Self { scales, cells, rows, depth, stride }
     }

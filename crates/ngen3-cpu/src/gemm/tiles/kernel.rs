@@ -32,7 +32,7 @@ pub fn available() -> bool {
     }
 }
 
-/// Memory order of the [`MR`] rows of A in a tile.
+/// Memory order of the rows of A in a tile.
 ///
 /// Not a [`Mat`](crate::gemm::Mat), because this description must be passed in registers. Loading it from memory would wait
 /// behind the stores of the previous tile's sums (1.6 % of a step, measured).
@@ -42,7 +42,7 @@ pub enum Rows {
     Together,
     /// Separate rows, this many cells apart.
     Apart(usize),
-    /// In blocks along k, `[depth/BLOCK, MR, BLOCK]`: a panel for AMX. See [`amx`].
+    /// In blocks along k, `[depth/BLOCK, amx::ROWS, BLOCK]`: a panel for AMX. See [`amx`].
     Blocks,
 }
 
@@ -57,24 +57,30 @@ impl Rows {
         }
     }
 
+    /// Number of rows of a tile, and of a panel.
+    #[inline(always)]
+    pub fn count(self) -> usize {
+        if self == Self::Blocks { amx::ROWS } else { MR }
+    }
+
     /// Returns the last cell along k, up to `k`, at which a product may begin.
     pub fn start(self, k: usize) -> usize {
         if self == Self::Blocks { k / BLOCK * BLOCK } else { k }
     }
 }
 
-/// Computes `c = a·b` or `c += a·b` for `c` of at most [`MR`] x [`NR`], with sums in f32. `a`: [`MR`] rows of `depth` cells of
-/// `P` elements; `b`: `[depth, NR]` cells.
+/// Computes `c = a·b` or `c += a·b` for `c` of at most [`Rows::count`] x [`NR`], with sums in f32. `a`: that many rows of `depth`
+/// cells of `P` elements; `b`: `[depth, NR]` cells.
 ///
 /// # Panics
 /// If `a` has too few cells, or `c` is larger than a tile.
 pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
-    assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     #[cfg(target_arch = "x86_64")]
-    if rows == Rows::Blocks && amx::available() {
+    if rows == Rows::Blocks {
         assert!(P == 2, "AMX multiplies bf16 only");
         return amx::tile(a, b, c, accumulate);
     }
+    assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     let depth = b.len() / NR;
     assert!(depth == 0 || rows.at(MR - 1, depth - 1) < a.len(), "{depth} cells of {MR} rows");
     // Fewer rows, as in decoding, take less time. The sums of a row are the same.
@@ -96,7 +102,7 @@ fn tile_of<const P: usize, const R: usize>(
     accumulate: Accumulate,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if available() && rows != Rows::Blocks {
+    if available() {
         // SAFETY: the features are there, and the caller checked the lengths.
         unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
         return;
@@ -141,6 +147,15 @@ pub fn multiply_add<const P: usize>(a: u32, b: u32, sum: f32) -> f32 {
         (sum + high(a) * high(b)) + low(a) * low(b)
     } else {
         sum + f32::from_bits(a) * f32::from_bits(b)
+    }
+}
+
+/// Prefetches a tile of C that will be read or written soon.
+pub fn ask_for(c: &MatMut<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        // SAFETY: the features were checked above.
+        unsafe { x86::prefetch(c) };
     }
 }
 
@@ -271,12 +286,10 @@ mod tests {
     use crate::gemm::tiles::pack::cell;
 
     fn check<const P: usize>(rows: Rows) {
-        for (m, n, depth) in
-            [(12, 32, 9_usize), (1, 1, 1), (5, 17, 64), (12, 15, 3), (7, 16, 130), (11, 31, 2), (3, 4, 0)]
-        {
+        for (m, n, depth) in [(12, 32, 9), (1, 1, 1), (5, 17, 64), (12, 15, 3), (7, 16, 130), (11, 31, 2), (3, 4, 0)] {
             let packed =
                 |n: usize, seed| random(2 * n, seed).as_chunks::<2>().0.iter().map(|x| cell::<P>(x[0], x[1])).collect();
-            let last = rows.at(MR - 1, depth.next_multiple_of(BLOCK));
+            let last = rows.at(MR - 1, depth.max(1));
             let (a, b): (Vec<u32>, Vec<u32>) = (packed(last, 1), packed(depth * NR, 2));
             for accumulate in [Accumulate::Set, Accumulate::Add] {
                 let stride = n + 3;
@@ -302,6 +315,5 @@ mod tests {
             check::<1>(rows);
             check::<2>(rows);
         }
-        check::<2>(Rows::Blocks);
     }
 }

@@ -1,11 +1,11 @@
-//! Left operands in panels of [`MR`] rows, in the order of the kernel that reads them.
+//! Left operands in panels of as many rows as a tile has, in the order of the kernel that reads them.
 //!
 //! For AVX-512 the rows of a panel are interleaved, [`Rows::Together`]. For AMX, which multiplies bf16 only, they are in blocks
 //! along k, [`Rows::Blocks`], and the last block is filled up with zeros.
 
 use rayon::prelude::*;
 
-use super::amx::{self, BLOCK, BLOCK_CELLS};
+use super::amx::{self, BLOCK, BLOCK_CELLS, ROWS};
 use super::kernel::{self, MR, Rows};
 use super::pack::{self, GROUP, cells};
 use crate::gemm::view::Mat;
@@ -13,6 +13,11 @@ use crate::gemm::view::Mat;
 /// Returns the order of a panel's rows.
 pub fn rows<const P: usize>() -> Rows {
     if P == 2 && amx::available() { Rows::Blocks } else { Rows::Together }
+}
+
+/// Number of rows of a panel.
+pub fn height<const P: usize>() -> usize {
+    rows::<P>().count()
 }
 
 /// Number of cells of a row of `k` elements in a panel.
@@ -25,13 +30,13 @@ pub fn depth<const P: usize>(k: usize) -> usize {
 
 /// Number of cells of `[rows, k]` packed in panels.
 pub fn packed_len<const P: usize>(rows: usize, k: usize) -> usize {
-    rows.next_multiple_of(MR) * depth::<P>(k)
+    rows.next_multiple_of(height::<P>()) * depth::<P>(k)
 }
 
 /// Packs `source`, `[rows, k]`, into panels, on all threads.
 pub fn pack<const P: usize>(source: Mat<'_>, packed: &mut [u32]) {
     assert_eq!(packed.len(), packed_len::<P>(source.rows, source.cols), "cells of the packed panels");
-    let group = GROUP * MR;
+    let group = GROUP * height::<P>();
     packed.par_chunks_mut(group * depth::<P>(source.cols).max(1)).enumerate().for_each(|(i, to)| {
         panels::<P>(source, i * group, to);
     });
@@ -50,14 +55,14 @@ pub fn panels<const P: usize>(source: Mat<'_>, first_row: usize, panels: &mut [u
 
 /// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels` of bf16 in blocks.
 fn blocks(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
-    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * MR;
+    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * ROWS;
     if panel == 0 {
         return;
     }
-    assert_eq!(panels.len() % panel, 0, "expected whole panels of {MR} rows");
+    assert_eq!(panels.len() % panel, 0, "expected whole panels of {ROWS} rows");
     assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
-    let source = source.rows(first_row..(first_row + panels.len() / panel * MR).min(source.rows));
-    assert!(source.rows.div_ceil(MR) == panels.len() / panel, "expected one panel per {MR} rows");
+    let source = source.rows(first_row..(first_row + panels.len() / panel * ROWS).min(source.rows));
+    assert!(source.rows.div_ceil(ROWS) == panels.len() / panel, "expected one panel per {ROWS} rows");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features were checked above; the panels have room for the source's rows.
@@ -71,11 +76,11 @@ fn blocks_plain(source: Mat<'_>, panels: &mut [u32]) {
         let exists = row < source.rows && k < source.cols;
         if exists { source.data[row * source.row_stride + k * source.col_stride] } else { 0.0 }
     };
-    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * MR;
+    let panel = cells::<2>(source.cols).next_multiple_of(BLOCK) * ROWS;
     for (i, panel) in panels.chunks_exact_mut(panel).enumerate() {
         for (block, cells) in panel.chunks_exact_mut(BLOCK_CELLS).enumerate() {
             for (at_cell, cell) in cells.iter_mut().enumerate() {
-                let (row, k) = (i * MR + at_cell / BLOCK, 2 * (block * BLOCK + at_cell % BLOCK));
+                let (row, k) = (i * ROWS + at_cell / BLOCK, 2 * (block * BLOCK + at_cell % BLOCK));
                 *cell = pack::pair(at(row, k), at(row, k + 1));
             }
         }
@@ -100,8 +105,8 @@ mod tests {
             }
             let whole = Mat::new(&x, rows, k);
             let depth = cells::<2>(k).next_multiple_of(BLOCK);
-            for first in (0..rows).step_by(MR) {
-                let length = (rows - first).next_multiple_of(MR) * depth;
+            for first in (0..rows).step_by(ROWS) {
+                let length = (rows - first).next_multiple_of(ROWS) * depth;
                 let [mut a, mut b, mut expected] = [1, 2, 3].map(|fill| vec![fill; length]);
                 blocks(whole, first, &mut a);
                 blocks(Mat::new(&transposed, k, rows).t(), first, &mut b);
@@ -109,10 +114,10 @@ mod tests {
                 assert_eq!(a, expected, "{rows} x {k} from {first}");
                 assert_eq!(b, expected, "{rows} x {k} from {first}, transposed");
                 for row in first..rows {
-                    let panel = &a[(row - first) / MR * MR * depth..];
+                    let panel = &a[(row - first) / ROWS * ROWS * depth..];
                     for cell in 0..depth {
                         let at = |k: usize| if k < whole.cols() { x[row * whole.cols() + k] } else { 0.0 };
-                        let found = panel[Rows::Blocks.at((row - first) % MR, cell)];
+                        let found = panel[Rows::Blocks.at((row - first) % ROWS, cell)];
                         assert_eq!(found, pack::pair(at(2 * cell), at(2 * cell + 1)), "row {row}, cell {cell}");
                     }
                 }

@@ -11,7 +11,7 @@ use super::left;
 use super::pack::{self, GROUP, cells};
 use crate::gemm::view::Mat;
 
-/// Packed left operand, `[rows, depth]` cells, padded to whole tiles of [`MR`] rows.
+/// Packed left operand, `[rows, depth]` cells, padded to whole tiles.
 #[derive(Clone, Copy)]
 pub struct PackedA<'a> {
     cells: &'a [u32],
@@ -71,7 +71,7 @@ impl<'a> PackedA<'a> {
     /// [`Rows::start`].
     pub fn tile(self, first: usize, k: usize) -> &'a [u32] {
         match self.rows {
-            Rows::Together | Rows::Blocks => &self.cells[first * self.panel_depth + k * MR..],
+            Rows::Together | Rows::Blocks => &self.cells[first * self.panel_depth + k * self.rows.count()..],
             Rows::Apart(stride) => &self.cells[first * stride + k..],
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{self, MR, NR};
+use super::kernel::{self, MR, NR, Rows};
 use super::packed_a::PackedA;
 use super::right::Right;
 use super::workspace::with_workspace;
@@ -16,7 +16,7 @@ use crate::gemm::view::{Mat, MatMut};
 /// more: 10 % faster than 128 at widths of 512 to 2,048 (measured); 512 and 1,024 are no better.
 const KC_CELLS: usize = 256;
 
-/// Rows of A per task: they stay in the L2 cache while the panels of B stream through.
+/// Rows of A per task: they stay in the L2 cache while the panels of B stream through. Whole tiles of either kernel.
 pub const MC: usize = 16 * MR;
 
 /// Columns of B per task.
@@ -126,7 +126,7 @@ pub fn matmul_lower<const P: usize>(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>) {
                 return;
             }
             let b = &b[cols * a.depth..((cols + NC) * a.depth).min(b.len())];
-            let below = |row, col| rows + row + MR > cols + col;
+            let below = |row, col| rows + row + a.rows.count() > cols + col;
             multiply_block::<P>(c, Accumulate::Set, a.after(rows), b, below, |_, _, _| {});
         });
     });
@@ -140,9 +140,9 @@ fn add_beside<const P: usize>(c: &mut MatMut<'_>, beside: Beside<'_>, first_row:
         let cells = (beside.cells)(columns.clone());
         let cells = a.rows.start(cells.start)..cells.end;
         let panel = &beside.b[columns.start * a.depth..][..NR * a.depth];
-        for row in (0..m).step_by(MR) {
+        for row in (0..m).step_by(a.rows.count()) {
             // SAFETY: the tile lies within this block, which belongs to this task alone.
-            let mut tile = unsafe { c.part(row..(row + MR).min(m), col..(col + NR).min(n)) };
+            let mut tile = unsafe { c.part(row..(row + a.rows.count()).min(m), col..(col + NR).min(n)) };
             let b = &panel[cells.start * NR..cells.end * NR];
             kernel::tile::<P>(a.tile(row, cells.start), a.rows, b, &mut tile, Accumulate::Add);
         }
@@ -171,7 +171,7 @@ fn multiply_block<const P: usize>(
     wanted: impl Fn(usize, usize) -> bool,
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {
-    let (m, n, depth) = (c.rows, c.cols, a.depth);
+    let (m, n, depth, mr) = (c.rows, c.cols, a.depth, a.rows.count());
     if depth == 0 {
         if accumulate == Accumulate::Set {
             c.fill(0.0);
@@ -183,11 +183,18 @@ fn multiply_block<const P: usize>(
         let accumulate = if first == 0 { accumulate } else { Accumulate::Add };
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
-            for row in (0..m).step_by(MR).filter(|&row| wanted(row, j * NR)) {
+            for row in (0..m).step_by(mr).filter(|&row| wanted(row, j * NR)) {
                 // SAFETY: the tile lies within this block, which belongs to this task alone.
-                let mut tile = unsafe { c.part(row..(row + MR).min(m), j * NR..((j + 1) * NR).min(n)) };
+                let mut tile = unsafe { c.part(row..(row + mr).min(m), j * NR..((j + 1) * NR).min(n)) };
                 if first == 0 {
                     start(&mut tile, row, j * NR);
+                }
+                if a.rows == Rows::Blocks && row + mr < m {
+                    // AMX computes a tile in less time than the next one takes to come from memory.
+                    let next = row + mr..(row + 2 * mr).min(m);
+                    // SAFETY: as above.
+                    let next = unsafe { c.part(next, j * NR..((j + 1) * NR).min(n)) };
+                    kernel::ask_for(&next);
                 }
                 kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, accumulate);
             }

@@ -1,9 +1,9 @@
-//! Micro-kernels of the fused loss and of the distillation loss. A tile is [`MR`] words (vocabulary entries) by [`NR`] tokens
-//! (positions).
+//! Micro-kernels of the fused loss and of the distillation loss. A tile is one panel of words (vocabulary entries; how many is
+//! [`left::height`]) by [`NR`] tokens (positions).
 //!
 //! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers, it computes e = 2^(logit − shift),
 //! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
-//! vocabulary (B of [`super::kernel::tile`], `[MR/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[MR, NR/P]`).
+//! vocabulary (B of [`super::kernel::tile`], `[height/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[height, NR/P]`).
 
 use super::amx;
 use super::kernel::{self, MR, NR, Rows};
@@ -13,8 +13,8 @@ use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 
 /// Cells of a tile of e, in either layout.
-pub const fn e_tile<const P: usize>() -> usize {
-    MR * NR / P
+pub fn e_tile<const P: usize>() -> usize {
+    left::height::<P>() * NR / P
 }
 
 /// Upper limit of the exponent, against overflow: reached if the most likely word is 2¹¹⁵ times as likely as the target.
@@ -44,7 +44,8 @@ pub fn sum_tile<const P: usize>(tile: ExpTile<'_>) {
     plain::<P>(tile, None);
 }
 
-/// Adds a tile to the sums, and stores e with cells along the vocabulary, `[MR/P, NR]`, and along the tokens, `[MR, NR/P]`.
+/// Adds a tile to the sums, and stores e with cells along the vocabulary, `[height/P, NR]`, and along the tokens,
+/// `[height, NR/P]`.
 pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
     assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "expected a tile of e in both layouts");
     #[cfg(target_arch = "x86_64")]
@@ -56,14 +57,14 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 }
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
-    let mut e = [[0.0f32; NR]; MR];
-    kernel::tile_plain::<P, MR>(
-        tile.a,
-        left::rows::<P>(),
-        tile.b,
-        &mut MatMut::new(e.as_flattened_mut(), MR, NR),
-        Accumulate::Set,
-    );
+    let (rows, height) = (left::rows::<P>(), left::height::<P>());
+    let mut e = [[0.0f32; NR]; amx::ROWS];
+    let e = &mut e[..height];
+    let c = &mut MatMut::new(e.as_flattened_mut(), height, NR);
+    match rows {
+        Rows::Blocks => kernel::tile_plain::<P, { amx::ROWS }>(tile.a, rows, tile.b, c, Accumulate::Set),
+        _ => kernel::tile_plain::<P, MR>(tile.a, rows, tile.b, c, Accumulate::Set),
+    }
     for (row, e) in e.iter_mut().enumerate() {
         for (token, e) in e.iter_mut().enumerate() {
             let x = *e - tile.shift[token];
@@ -73,13 +74,14 @@ fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])
         }
     }
     if let Some((by_word, by_token)) = out {
-        lay_out_plain::<P>(&e, by_word, by_token);
+        lay_out_plain::<P>(e, by_word, by_token);
     }
 }
 
-/// Stores a tile, `[MR, NR]`, in both layouts of [`exp_tile`].
-pub fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
-    assert!(by_word.len() == e_tile::<P>() && by_token.len() == e_tile::<P>(), "expected a tile of e in both layouts");
+/// Stores a tile, `[height, NR]`, in both layouts of [`exp_tile`].
+pub fn lay_out<const P: usize>(e: &[[f32; NR]], by_word: &mut [u32], by_token: &mut [u32]) {
+    let cells = e.len() * NR / P;
+    assert!(by_word.len() == cells && by_token.len() == cells, "expected a tile of e in both layouts");
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features and outputs were checked above.
@@ -88,7 +90,7 @@ pub fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_toke
     lay_out_plain::<P>(e, by_word, by_token);
 }
 
-fn lay_out_plain<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
+fn lay_out_plain<const P: usize>(e: &[[f32; NR]], by_word: &mut [u32], by_token: &mut [u32]) {
     for (row, out) in by_word.chunks_exact_mut(NR).enumerate() {
         for (token, out) in out.iter_mut().enumerate() {
             *out = cell::<P>(e[P * row][token], e[P * row + P - 1][token]);
@@ -101,11 +103,15 @@ fn lay_out_plain<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_to
     }
 }
 
-/// Computes `c += e·b` for `c` of at most [`MR`] words x [`NR`] columns, with sums in f32. `e` has one tile with cells along
+/// Computes `c += e·b` for `c` of at most one panel of words x [`NR`] columns, with sums in f32. `e` has one tile with cells along
 /// the tokens per [`NR`] tokens; `b`: `[tokens/P, NR]`.
 pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
-    assert!(c.rows <= MR && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
-    assert!(e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / MR, "expected panels of equal depth");
+    let height = left::height::<P>();
+    assert!(c.rows <= height && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
+    assert!(
+        e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / height,
+        "expected panels of equal depth"
+    );
     if P == 2 && amx::available() {
         // A tile of e is one block.
         return kernel::tile::<P>(e, Rows::Blocks, b, c, Accumulate::Add);
@@ -125,10 +131,10 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
     kernel::tile_plain::<P, MR>(&panel, Rows::Together, b, c, Accumulate::Add);
 }
 
-/// Prefetches a tile of [`MR`] rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
-pub fn ask_for(place: &[f32], stride: usize) {
+/// Prefetches a tile of `rows` rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
+pub fn ask_for(place: &[f32], rows: usize, stride: usize) {
     #[cfg(target_arch = "x86_64")]
-    for row in 0..MR {
+    for row in 0..rows {
         let row = place.as_ptr().wrapping_add(row * stride);
         // SAFETY: a prefetch is a hint that accesses no memory; any address is allowed.
         unsafe {
@@ -174,22 +180,14 @@ pub(super) mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; with STORE the outputs are a tile long.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn run<const P: usize, const STORE: bool>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
-        let logits = match left::rows::<P>() {
-            Rows::Blocks => {
-                let mut sums = amx::Sums([[0.0; NR]; MR]);
-                let mut c = MatMut::new(sums.0.as_flattened_mut(), MR, NR);
-                amx::tile(tile.a, tile.b, &mut c, Accumulate::Set);
-                // SAFETY: rows are NR long.
-                sums.0.map(|row| unsafe { [0, 16].map(|at| _mm512_loadu_ps(row.as_ptr().add(at))) })
-            }
-            _ => {
-                assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
-                // SAFETY: the panels have equal depth.
-                unsafe { sums_of_tile::<P, MR>(tile.a, Rows::Together, tile.b) }
-            }
-        };
-        // SAFETY: `shift` and `sums` are NR long; the caller promises the outputs.
+        if left::rows::<P>() == Rows::Blocks {
+            // SAFETY: the caller upholds the same requirements.
+            return unsafe { run_on_amx::<STORE>(tile, by_word, by_token) };
+        }
+        assert_eq!(tile.a.len() / MR, tile.b.len() / NR, "depth of the panels");
+        // SAFETY: the panels have equal depth; `shift` and `sums` are NR long; the caller promises the outputs.
         unsafe {
+            let logits = sums_of_tile::<P, MR>(tile.a, Rows::Together, tile.b);
             let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
             let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
             let (words, tokens) = (by_word.as_mut_ptr(), by_token.as_mut_ptr());
@@ -215,10 +213,41 @@ pub(super) mod x86 {
         }
     }
 
+    /// [`run`] in bf16 with logits from AMX, which come from memory.
+    ///
     /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; the outputs are a tile long.
+    /// As [`run`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn lay_out<const P: usize>(e: &[[f32; NR]; MR], by_word: &mut [u32], by_token: &mut [u32]) {
+    unsafe fn run_on_amx<const STORE: bool>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
+        let mut logits = amx::Sums([[0.0; NR]; amx::ROWS]);
+        let c = &mut MatMut::new(logits.0.as_flattened_mut(), amx::ROWS, NR);
+        amx::tile(tile.a, tile.b, c, Accumulate::Set);
+        // SAFETY: rows, `shift` and `sums` are NR long; the caller promises the outputs.
+        unsafe {
+            let shift = [0, 16].map(|at| _mm512_loadu_ps(tile.shift.as_ptr().add(at)));
+            let mut sums = [0, 16].map(|at| _mm512_loadu_ps(tile.sums.as_ptr().add(at)));
+            for (pair, rows) in logits.0.as_chunks::<2>().0.iter().enumerate() {
+                let mut e = rows.map(|row| [0, 16].map(|at| _mm512_loadu_ps(row.as_ptr().add(at))));
+                for (i, e) in e.iter_mut().enumerate() {
+                    let exists = if 2 * pair + i < tile.words { 0xFFFF } else { 0 };
+                    for half in 0..2 {
+                        e[half] = _mm512_maskz_mov_ps(exists, exp2(_mm512_sub_ps(e[half], shift[half])));
+                        sums[half] = _mm512_add_ps(sums[half], e[half]);
+                    }
+                }
+                if STORE {
+                    store_both::<2>(e, by_word.as_mut_ptr().add(pair * NR), by_token.as_mut_ptr().add(pair * NR));
+                }
+            }
+            _mm512_storeu_ps(tile.sums.as_mut_ptr(), sums[0]);
+            _mm512_storeu_ps(tile.sums.as_mut_ptr().add(16), sums[1]);
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; the outputs are as long as `e`, in cells.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn lay_out<const P: usize>(e: &[[f32; NR]], by_word: &mut [u32], by_token: &mut [u32]) {
         for (i, rows) in e.as_chunks::<2>().0.iter().enumerate() {
             // SAFETY: rows are NR long; the caller promises the outputs.
             unsafe {
@@ -315,7 +344,9 @@ mod tests {
     }
 
     fn check_exponentials<const P: usize>(depth: usize, words: usize, far: f32) {
-        let (a, b) = (packed::<P>(left::depth::<P>(depth * P) * MR, 1), packed::<P>(depth * NR, 2));
+        let height = left::height::<P>();
+        let (words, cells) = (words.min(height), left::depth::<P>(depth * P) * height);
+        let (a, b) = (packed::<P>(cells, 1), packed::<P>(depth * NR, 2));
         let shift: [f32; NR] = std::array::from_fn(|i| far * i as f32 / 31.0);
         let run = |plainly: bool| {
             let mut sums = [1.0; NR];
@@ -334,7 +365,7 @@ mod tests {
         let tolerance = if P == 2 { 0.01 } else { 2e-5 };
         close(&found.1, &expected.1, tolerance);
         close(&found.2, &expected.2, tolerance);
-        for (row, token) in (0..MR * NR).map(|i| (i / NR, i % NR)) {
+        for (row, token) in (0..height * NR).map(|i| (i / NR, i % NR)) {
             let by_word = found.1[(row / P * NR + token) * P + row % P];
             assert_eq!(by_word, found.2[row * NR + token], "word {row}, token {token}");
             assert!(row < words || by_word == 0.0, "word {row} does not exist");
@@ -349,7 +380,7 @@ mod tests {
         if !kernel::available() {
             skip("vector exponential tiles against the plain version");
         }
-        for (depth, words, far) in [(1, 12, 0.0), (7, 5, 60.0), (64, 1, -70.0), (33, 12, -200.0)] {
+        for (depth, words, far) in [(1, 16, 0.0), (7, 5, 60.0), (64, 1, -70.0), (33, 16, -200.0)] {
             check_exponentials::<1>(depth, words, far);
             check_exponentials::<2>(depth, words, far);
         }
@@ -357,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_diverged_model_gives_a_sum_that_is_not_finite() {
-        let (a, mut b) = (packed::<2>(left::depth::<2>(2) * MR, 1), packed::<2>(NR, 2));
+        let (a, mut b) = (packed::<2>(left::depth::<2>(2) * left::height::<2>(), 1), packed::<2>(NR, 2));
         b[3] = 0x7FC0;
         let mut sums = [0.0; NR];
         sum_tile::<2>(ExpTile { a: &a, b: &b, words: MR, shift: &[0.0; NR], sums: &mut sums });
@@ -373,7 +404,7 @@ mod tests {
         for (i, expected) in expected.iter_mut().enumerate() {
             let (word, column) = (i / columns, i % columns);
             for token in 0..tiles * NR {
-                let e = e[(token / NR * MR + word) * NR + token % NR];
+                let e = e[(token / NR * left::height::<P>() + word) * NR + token % NR];
                 *expected += f64::from(e) * f64::from(b[(token / P * NR + column) * P + token % P]);
             }
             assert!((f64::from(found[i]) - *expected).abs() < 1e-5, "expected {expected}, got {}", found[i]);

@@ -7,7 +7,7 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
 
-use super::operands::{along, along_or_same, down, down_or_same, panels, products_with_panels};
+use super::operands::{along, along_or_same, down, down_or_same, panels, products, products_with_panels};
 use super::shape::{HeadDropout, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
 use super::turns::Turns;
 use crate::base::memory::Carver;
@@ -36,7 +36,7 @@ pub fn backward(
     assert_eq!(qkv.len(), tokens * shape.qkv_width(), "length of qkv");
     let (dqkv, turns) = (Canvas::new(dqkv, shape.qkv_width()), Turns::new(shape.group()));
     let pass = Pass { shape, spans, qkv, out, lse, dropout, dout, dqkv, turns };
-    let work = match precision {
+    let work = match products(precision) {
         Precision::F32 => Pass::run::<1>,
         Precision::Bf16 => Pass::run::<2>,
     };

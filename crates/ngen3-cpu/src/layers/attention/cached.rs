@@ -1,6 +1,7 @@
 //! Attention of new tokens over a key-value cache: forward only.
 
 use super::forward::PackedKeys;
+use super::operands::products;
 use super::shape::{Cache, CachedSequence, Shape, Task, for_each_task, head_scratch};
 use super::step;
 use crate::base::profile::{Part, timed};
@@ -40,7 +41,7 @@ pub fn cached(
         step::attend(shape, &steps, qkv, cache, out, scratch);
     }
     if !prompts.is_empty() {
-        let attend = match precision {
+        let attend = match products(precision) {
             Precision::F32 => attend_prompts::<1>,
             Precision::Bf16 => attend_prompts::<2>,
         };

@@ -3,7 +3,7 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp_and_sum, max, simd};
 
-use super::operands::{along, along_or_same, down, joined_rows, panels, products_with_panels};
+use super::operands::{along, along_or_same, down, joined_rows, panels, products, products_with_panels};
 use super::shape::{HeadDropout, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
@@ -29,7 +29,7 @@ pub fn forward(
     assert_eq!(qkv.len(), tokens * shape.qkv_width(), "length of qkv");
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, shape.n_head * tokens));
     let pass = Pass { shape, spans, qkv, dropout, out, lse };
-    let work = match precision {
+    let work = match products(precision) {
         Precision::F32 => Pass::run::<1>,
         Precision::Bf16 => Pass::run::<2>,
     };

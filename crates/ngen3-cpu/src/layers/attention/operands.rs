@@ -3,8 +3,14 @@
 use bytemuck::cast_slice_mut;
 
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::{cells, pack, packed_len, strided};
-use crate::gemm::{Accumulate, Mat, MatMut};
+use crate::gemm::tiles::{amx, cells, pack, packed_len, strided};
+use crate::gemm::{Accumulate, Mat, MatMut, Precision};
+
+/// Returns the precision of attention's products in a pass of this precision. They are too small for AMX, and processors that have it
+/// multiply vectors of f32 twice as fast as those of bf16.
+pub fn products(precision: Precision) -> Precision {
+    if amx::available() { Precision::F32 } else { precision }
+}
 
 /// Puts rows of a prefix before `own`. Copies only if there are any.
 pub fn joined_rows<'a, 'r>(

@@ -96,7 +96,7 @@ pub fn run<const P: usize>(
         }
         let soft = SoftLoss { tiling, tiles: rows.div_ceil(NR), temperature, soft_target };
         logits::<P>(soft, &mut s);
-        settle(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
+        settle::<P>(soft, distill.alpha, weight, &mut s, cross_entropy, divergence);
         let corrections: Option<Corrections> = TopK::of(distill, first..first + rows)
             .map(|top_k| top_k.settle::<P>(temperature, hidden, wte, s.shift, block, s.factors, divergence));
         let Some(Gradients { dhidden, dwte, .. }) = &mut gradients else { continue };

@@ -20,9 +20,11 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
 use super::gradients::Gradients;
-use super::tiling::{self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, gather, pack_words, shifts, spread};
+use super::tiling::{
+    self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, chunk_words, gather, pack_words, shifts, spread,
+};
 use crate::base::memory::{Carver, padded};
-use crate::gemm::tiles::kernel::{MR, NR};
+use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, left, pack, packed_len};
 use crate::gemm::{Accumulate, Mat};
@@ -68,7 +70,7 @@ impl<const P: usize> FusedTiling<P> {
 
     fn lengths(&self) -> [usize; 8] {
         let (block, Sizes { width, .. }) = (self.block(), self.sizes);
-        let (panels, segments) = (self.sizes.panels(), self.sizes.segments());
+        let (panels, segments) = (self.sizes.panels::<P>(), self.sizes.segments::<P>());
         let backward = |length| if self.backward { length } else { 0 };
         [
             packed_len::<P, NR>(block, width),
@@ -77,7 +79,7 @@ impl<const P: usize> FusedTiling<P> {
             segments * block,
             backward(packed_len::<P, NR>(width, block)),
             backward(panels * block / NR * e_tile::<P>()),
-            backward(segments * CHUNK * MR / P * block),
+            backward(segments * chunk_words::<P>() / P * block),
             backward(segments * width * block),
         ]
     }
@@ -111,9 +113,9 @@ struct Scratch<'a> {
     sums: &'a mut [f32],
     /// Hidden states divided by their sums, packed as B of dwte: panels of [R/P, NR].
     scaled: &'a mut [u32],
-    /// `[panels, R/NR, MR, NR/P]`: e with cells along the tokens.
+    /// `[panels, R/NR, height, NR/P]`: e with cells along the tokens. A panel has `height` words.
     e: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/P, NR]`: e of one chunk per segment, with cells along the words.
+    /// `[segments, R/NR, CHUNK·height/P, NR]`: e of one chunk per segment, with cells along the words.
     by_word_e: &'a mut [u32],
     /// `[segments, R/NR, C, NR]`: each segment's partial sum of dhiddenᵀ.
     dhidden: &'a mut [f32],
@@ -189,29 +191,30 @@ fn segments<const P: usize>(
     s: &mut Scratch<'_>,
 ) {
     let FusedTiling { sizes, .. } = tiling;
-    let (block, depth, panels) = (tiling.block(), left::depth::<P>(sizes.width), sizes.segment_panels());
+    let (block, depth, panels) = (tiling.block(), left::depth::<P>(sizes.width), sizes.segment_panels::<P>());
     let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
+    let mr = left::height::<P>();
     let by_word = &by_word[..left::packed_len::<P>(sizes.vocab_size, sizes.width)];
     let tokens = Tokens { sizes, tiles, hidden: s.hidden, shift: s.shift.as_chunks::<NR>().0 };
-    let segments = by_word.par_chunks(panels * MR * depth).zip(s.sums.par_chunks_mut(block)).enumerate();
+    let segments = by_word.par_chunks(panels * mr * depth).zip(s.sums.par_chunks_mut(block)).enumerate();
     if wanted == Wanted::Losses {
         segments.with_max_len(1).for_each(|(segment, (words, sums))| {
             sums.fill(0.0);
-            for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
+            for (chunk, words) in words.chunks(CHUNK * mr * depth).enumerate() {
                 tokens.pass_by::<P>(segment * panels + chunk * CHUNK, words, sums, |_, _, tile| sum_tile::<P>(tile));
             }
         });
         return;
     }
-    let (panel_e, chunk_cells) = (block / NR * e_tile::<P>(), CHUNK * MR / P);
+    let (panel_e, chunk_cells) = (block / NR * e_tile::<P>(), CHUNK * mr / P);
     let outputs = s.e.par_chunks_mut(panels * panel_e).zip(s.by_word_e.par_chunks_mut(chunk_cells * block));
     let outputs = outputs.zip(s.dhidden.par_chunks_mut(sizes.width * block));
     segments.zip(outputs).with_max_len(1).for_each(|((segment, (words, sums)), ((e, by_word_e), dhidden))| {
         sums.fill(0.0);
-        for (chunk, words) in words.chunks(CHUNK * MR * depth).enumerate() {
+        for (chunk, words) in words.chunks(CHUNK * mr * depth).enumerate() {
             let chunk_panel = segment * panels + chunk * CHUNK;
             tokens.pass_by::<P>(chunk_panel, words, sums, |i, j, tile| {
-                let words = &mut by_word_e[(j * chunk_cells + i * MR / P) * NR..][..e_tile::<P>()];
+                let words = &mut by_word_e[(j * chunk_cells + i * mr / P) * NR..][..e_tile::<P>()];
                 // If e is not read later, every tile is written to the same place, which stays in cache.
                 let own = (chunk * CHUNK + i) * panel_e + j * e_tile::<P>();
                 let tokens = if wanted == Wanted::All { own } else { 0 };
@@ -243,12 +246,13 @@ impl Tokens<'_> {
         sums: &mut [f32],
         mut work: impl FnMut(usize, usize, ExpTile<'_>),
     ) {
-        let (panel, depth) = (MR * left::depth::<P>(self.sizes.width), cells::<P>(self.sizes.width));
+        let (mr, depth) = (left::height::<P>(), cells::<P>(self.sizes.width));
+        let panel = mr * left::depth::<P>(self.sizes.width);
         let tokens = self.hidden.chunks_exact(NR * depth).zip(self.shift).zip(sums.as_chunks_mut::<NR>().0);
         // A panel of tokens stays in the L1 cache while the words stream through.
         for (j, ((b, shift), sums)) in tokens.take(self.tiles).enumerate() {
             for (i, a) in words.chunks_exact(panel).enumerate() {
-                let words = MR.min(self.sizes.vocab_size - (chunk_panel + i) * MR);
+                let words = mr.min(self.sizes.vocab_size - (chunk_panel + i) * mr);
                 work(i, j, ExpTile { a, b, words, shift, sums });
             }
         }

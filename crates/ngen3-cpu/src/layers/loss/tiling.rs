@@ -7,7 +7,7 @@ use ngen3_model::Config;
 use rayon::prelude::*;
 
 use crate::base::memory::padded;
-use crate::gemm::tiles::kernel::{self, MR, NR};
+use crate::gemm::tiles::kernel::{self, NR};
 use crate::gemm::tiles::pack::rounded;
 use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
 use crate::gemm::tiles::{cells, left, with_workspace};
@@ -41,29 +41,34 @@ pub struct Sizes {
     pub vocab_size: usize,
 }
 
+/// Words per chunk.
+pub(super) fn chunk_words<const P: usize>() -> usize {
+    CHUNK * left::height::<P>()
+}
+
 impl Sizes {
     /// Sizes for a pass of `tokens` tokens through a model.
     pub fn of(config: &Config, tokens: usize) -> Self {
         Self { tokens, width: config.n_embd, vocab_size: config.vocab_size }
     }
 
-    pub(super) fn panels(&self) -> usize {
-        self.vocab_size.div_ceil(MR)
+    pub(super) fn panels<const P: usize>(&self) -> usize {
+        self.vocab_size.div_ceil(left::height::<P>())
     }
 
     /// Panels per segment: whole chunks, so that the panels by channel can be packed a chunk at a time.
-    pub(super) fn segment_panels(&self) -> usize {
-        self.panels().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
+    pub(super) fn segment_panels<const P: usize>(&self) -> usize {
+        self.panels::<P>().div_ceil(CHUNK).div_ceil(SEGMENTS) * CHUNK
     }
 
-    /// Cells of one chunk of the embeddings packed by channel: panels of [`MR`] channels over the words of a chunk (fewer in
-    /// the last chunk).
+    /// Cells of one chunk of the embeddings packed by channel: panels of channels over the words of a chunk (fewer in the last
+    /// chunk).
     pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
-        left::packed_len::<P>(self.width, CHUNK * MR)
+        left::packed_len::<P>(self.width, chunk_words::<P>())
     }
 
-    pub(super) fn segments(&self) -> usize {
-        self.panels().div_ceil(self.segment_panels())
+    pub(super) fn segments<const P: usize>(&self) -> usize {
+        self.panels::<P>().div_ceil(self.segment_panels::<P>())
     }
 
     /// Length in cells of the embeddings packed by word.
@@ -73,7 +78,7 @@ impl Sizes {
 
     /// Length in cells of the embeddings packed in both layouts: see [`pack_wte`].
     pub fn packed_wte<const P: usize>(&self) -> usize {
-        self.by_word::<P>() + self.panels().div_ceil(CHUNK) * self.chunk_cells::<P>()
+        self.by_word::<P>() + self.panels::<P>().div_ceil(CHUNK) * self.chunk_cells::<P>()
     }
 }
 
@@ -92,8 +97,8 @@ pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     pack_words::<P>(sizes, wte, by_word);
     let (by_channel, wte): (&mut [u32], _) = (cast_slice_mut(by_channel), Mat::new(wte, vocab_size, width));
     by_channel.par_chunks_mut(sizes.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
-        let first = chunk * CHUNK * MR;
-        let words = wte.rows(first..(first + CHUNK * MR).min(vocab_size)).t();
+        let first = chunk * chunk_words::<P>();
+        let words = wte.rows(first..(first + chunk_words::<P>()).min(vocab_size)).t();
         let packed = left::packed_len::<P>(width, words.cols());
         left::panels::<P>(words, 0, &mut panels[..packed]);
     });
@@ -128,14 +133,15 @@ pub(super) fn add_chunk<const P: usize>(
     dhidden: &mut [f32],
     accumulate: Accumulate,
 ) {
-    let words = (CHUNK * MR).min(sizes.vocab_size - chunk_panel * MR);
-    let (depth, panel) = (cells::<P>(words), MR * left::depth::<P>(words));
+    let (mr, chunk_words) = (left::height::<P>(), chunk_words::<P>());
+    let words = chunk_words.min(sizes.vocab_size - chunk_panel * mr);
+    let (depth, panel) = (cells::<P>(words), mr * left::depth::<P>(words));
     let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
     for j in 0..tiles {
-        let b = &by_word_e[j * CHUNK * MR / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(panel).take(sizes.width.div_ceil(MR)).enumerate() {
-            let channels = MR.min(sizes.width - c * MR);
-            let part = &mut dhidden[(j * sizes.width + c * MR) * NR..][..channels * NR];
+        let b = &by_word_e[j * chunk_words / P * NR..][..depth * NR];
+        for (c, a) in by_channel.chunks_exact(panel).take(sizes.width.div_ceil(mr)).enumerate() {
+            let channels = mr.min(sizes.width - c * mr);
+            let part = &mut dhidden[(j * sizes.width + c * mr) * NR..][..channels * NR];
             kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(part, channels, NR), accumulate);
         }
     }
@@ -202,17 +208,18 @@ pub(super) fn spread<const P: usize>(
     scaled: &[u32],
     dwte: &mut [f32],
 ) {
-    let chunks = dwte.par_chunks_mut(CHUNK * MR * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
+    let mr = left::height::<P>();
+    let chunks = dwte.par_chunks_mut(chunk_words::<P>() * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
     chunks.with_max_len(1).for_each(|(dwte, e)| {
-        let panels = dwte.len().div_ceil(MR * width);
+        let panels = dwte.len().div_ceil(mr * width);
         // A panel of `scaled` stays in the L1 cache while the words stream through.
         for (n, b) in scaled.chunks_exact(padded / P * NR).enumerate() {
             let columns = NR.min(width - n * NR);
             for (i, e) in e.chunks_exact(tiles * e_tile::<P>()).take(panels).enumerate() {
-                let part = &mut dwte[i * MR * width..];
-                let words = MR.min(part.len() / width);
-                if part.len() > 2 * MR * width {
-                    ask_for(&part[MR * width + n * NR..], width);
+                let part = &mut dwte[i * mr * width..];
+                let words = mr.min(part.len() / width);
+                if part.len() > 2 * mr * width {
+                    ask_for(&part[mr * width + n * NR..], mr, width);
                 }
                 let c = &mut MatMut::strided(&mut part[n * NR..], words, columns, width);
                 tokens_tile::<P>(&e[..padded / NR * e_tile::<P>()], b, c);

@@ -7,7 +7,8 @@ use super::scratch::{DistillTiling, Scratch, factor};
 use super::soft::{SoftLoss, SoftTarget};
 use crate::base::memory::padded;
 use crate::gemm::Accumulate;
-use crate::gemm::tiles::kernel::{MR, NR, TILE};
+use crate::gemm::tiles::amx;
+use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::left;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::layers::loss::tiling::{CHUNK, Sizes, add_chunk};
@@ -21,30 +22,34 @@ pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'
     let Sizes { width, vocab_size, .. } = sizes;
     let by_channel = &bytemuck::cast_slice(s.wte)[padded(left::packed_len::<P>(vocab_size, width))..];
     let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
-    let across = block / NR;
-    s.g.par_chunks_mut(tiling.segment_tiles() * e_tile::<P>())
-        .zip(s.by_word.par_chunks_mut(CHUNK * MR / P * block))
+    let (across, mr, tile) = (block / NR, left::height::<P>(), left::height::<P>() * NR);
+    s.g.par_chunks_mut(tiling.segment_tiles::<P>() * e_tile::<P>())
+        .zip(s.by_word.par_chunks_mut(CHUNK * mr / P * block))
         .zip(s.dhidden.par_chunks_mut(width * block))
         .enumerate()
         .for_each(|(segment, ((g, by_word), dhidden))| {
-            let first = segment * sizes.segment_panels();
-            let last = (first + sizes.segment_panels()).min(sizes.panels());
+            let first = segment * sizes.segment_panels::<P>();
+            let last = (first + sizes.segment_panels::<P>()).min(sizes.panels::<P>());
             for chunk in (first..last).step_by(CHUNK) {
                 for panel in chunk..(chunk + CHUNK).min(last) {
                     for j in 0..tiles {
-                        let place = (panel * across + j) * TILE;
-                        let z = &student[place..place + TILE];
-                        let u = teacher.get(place..place + TILE).unwrap_or_default();
-                        let mut tile = [[0.0; NR]; MR];
-                        let exist = MR.min(vocab_size - panel * MR);
+                        let place = (panel * across + j) * tile;
+                        let z = &student[place..place + tile];
+                        let u = teacher.get(place..place + tile).unwrap_or_default();
+                        let mut tile = [[0.0; NR]; amx::ROWS];
+                        let exist = mr.min(vocab_size - panel * mr);
                         simd(
                             #[inline(always)]
                             || gradient_tile(soft, z, u, factors, j * NR, &mut tile[..exist]),
                         );
-                        let words = (j * CHUNK * MR / P + (panel - chunk) * MR / P) * NR;
+                        let words = (j * CHUNK * mr / P + (panel - chunk) * mr / P) * NR;
                         // If g is not read later, every tile is written to the same place, which stays in cache.
                         let tokens = if wants_g { ((panel - first) * across + j) * e_tile::<P>() } else { 0 };
-                        lay_out::<P>(&tile, &mut by_word[words..][..e_tile::<P>()], &mut g[tokens..][..e_tile::<P>()]);
+                        lay_out::<P>(
+                            &tile[..mr],
+                            &mut by_word[words..][..e_tile::<P>()],
+                            &mut g[tokens..][..e_tile::<P>()],
+                        );
                     }
                 }
                 let accumulate = if chunk == first { Accumulate::Set } else { Accumulate::Add };

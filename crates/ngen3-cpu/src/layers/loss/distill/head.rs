@@ -1,4 +1,4 @@
-//! Final projection of a teacher: logits in tiles of [`MR`] words by [`NR`] tokens, from operands in the student's precision or
+//! Final projection of a teacher: logits in tiles of one panel of words by [`NR`] tokens, from operands in the student's precision or
 //! in int8.
 
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -86,16 +86,22 @@ pub enum Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Computes the tile, `[MR, NR]`, of logits of one panel of words and one panel of tokens.
+    /// Computes the tile, `[height, NR]`, of logits of one panel of words and one panel of tokens.
     pub fn tile<const P: usize>(self, panel: usize, tokens: usize, logits: &mut [f32]) {
-        let logits = &mut MatMut::new(logits, MR, NR);
+        let height = left::height::<P>();
+        let logits = &mut MatMut::new(logits, height, NR);
         match self {
             Self::Cells { words, hidden, width } => {
-                let (of_words, of_tokens) = (MR * left::depth::<P>(width), NR * cells::<P>(width));
+                let (of_words, of_tokens) = (height * left::depth::<P>(width), NR * cells::<P>(width));
                 let (a, b) = (&words[panel * of_words..][..of_words], &hidden[tokens * of_tokens..][..of_tokens]);
                 kernel::tile::<P>(a, left::rows::<P>(), b, logits, Accumulate::Set);
             }
-            Self::Int8 { words, hidden } => int8::tile((words, panel * MR), (hidden, tokens), logits, Accumulate::Set),
+            Self::Int8 { words, hidden } => {
+                for row in (0..height.min(words.n_rows() - panel * height)).step_by(MR) {
+                    let logits = &mut logits.rows(row..(row + MR).min(height));
+                    int8::tile((words, panel * height + row), (hidden, tokens), logits, Accumulate::Set);
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::scratch::{Scratch, factor, sum};
 use super::soft::{SoftLoss, SoftTarget};
-use crate::gemm::tiles::kernel::{self, MR, NR, TILE};
+use crate::gemm::tiles::kernel::{self, NR};
 use crate::gemm::tiles::{cells, left};
 use crate::gemm::{Accumulate, MatMut};
 use crate::layers::loss::tiling::Sizes;
@@ -18,17 +18,18 @@ const MAX_LOGIT: f32 = 80.0;
 pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = tiling.sizes;
-    let (depth, panel_cells) = (cells::<P>(width), MR * left::depth::<P>(width));
+    let (mr, depth) = (left::height::<P>(), cells::<P>(width));
+    let (panel_cells, tile) = (mr * left::depth::<P>(width), mr * NR);
     let words: &[u32] = &bytemuck::cast_slice(s.wte)[..left::packed_len::<P>(vocab_size, width)];
     let hidden = &*s.hidden;
     let head = tiling.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
-    let (panels, across) = (tiling.sizes.segment_panels(), tiling.block / NR);
-    let segment_logits = tiling.segment_tiles() * TILE;
+    let (panels, across) = (tiling.sizes.segment_panels::<P>(), tiling.block / NR);
+    let segment_logits = tiling.segment_tiles::<P>() * tile;
     let teacher = s.teacher.par_chunks_mut(segment_logits.min(s.teacher.len()).max(1));
     // Without a teacher's head, every segment gets an empty slice.
     let mut teacher: Vec<&mut [f32]> = teacher.collect();
-    teacher.resize_with(tiling.sizes.segments(), Default::default);
+    teacher.resize_with(tiling.sizes.segments::<P>(), Default::default);
     words
         .par_chunks(panels * panel_cells)
         .zip(s.student.par_chunks_mut(segment_logits).zip(teacher))
@@ -38,12 +39,12 @@ pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
             sums.fill(0.0);
             for (i, a) in words.chunks_exact(panel_cells).enumerate() {
                 let panel = segment * panels + i;
-                let exist = MR.min(vocab_size - panel * MR);
+                let exist = mr.min(vocab_size - panel * mr);
                 for j in 0..tiles {
-                    let place = (i * across + j) * TILE..(i * across + j + 1) * TILE;
+                    let place = (i * across + j) * tile..(i * across + j + 1) * tile;
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
-                    kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(z, MR, NR), Accumulate::Set);
+                    kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(z, mr, NR), Accumulate::Set);
                     let u = match head {
                         Some(head) => {
                             let u = &mut teacher[place];
@@ -133,7 +134,7 @@ pub fn cut_off(x: f32) -> f32 {
 }
 
 /// Adds up the segments' sums; fills the losses and `factors`.
-pub fn settle(
+pub fn settle<const P: usize>(
     soft: SoftLoss,
     alpha: f32,
     weight: f32,
@@ -160,7 +161,7 @@ pub fn settle(
     }
     let SoftTarget::Head(kind) = soft_target else { return divergence.fill(0.0) };
     if kind == Divergence::JensenShannon {
-        to_mean(soft, s);
+        to_mean::<P>(soft, s);
         add_up(s.sums, block);
     }
     for (t, loss) in divergence.iter_mut().enumerate() {
@@ -194,11 +195,12 @@ fn add_up(sums: &mut [f32], block: usize) {
 }
 
 /// Second pass over the logits, for the two sums of the Jensen-Shannon divergence.
-fn to_mean(soft: SoftLoss, s: &mut Scratch<'_>) {
+fn to_mean<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, .. } = soft;
     let (block, across, inverse) = (tiling.block, tiling.block / NR, 1.0 / temperature);
     let factors = &*s.factors;
-    let segment_logits = tiling.segment_tiles() * TILE;
+    let (mr, tile) = (left::height::<P>(), left::height::<P>() * NR);
+    let segment_logits = tiling.segment_tiles::<P>() * tile;
     s.student
         .par_chunks(segment_logits)
         .zip(s.teacher.par_chunks(segment_logits))
@@ -206,12 +208,12 @@ fn to_mean(soft: SoftLoss, s: &mut Scratch<'_>) {
         .enumerate()
         .for_each(|(segment, ((student, teacher), sums))| {
             for (i, (student, teacher)) in
-                student.chunks_exact(across * TILE).zip(teacher.chunks_exact(across * TILE)).enumerate()
+                student.chunks_exact(across * tile).zip(teacher.chunks_exact(across * tile)).enumerate()
             {
-                let panel = segment * tiling.sizes.segment_panels() + i;
-                let exist = MR.min(tiling.sizes.vocab_size.saturating_sub(panel * MR));
+                let panel = segment * tiling.sizes.segment_panels::<P>() + i;
+                let exist = mr.min(tiling.sizes.vocab_size.saturating_sub(panel * mr));
                 for j in 0..tiles {
-                    let [z, u] = [student, teacher].map(|tiles| tiles[j * TILE..][..exist * NR].as_chunks::<NR>().0);
+                    let [z, u] = [student, teacher].map(|tiles| tiles[j * tile..][..exist * NR].as_chunks::<NR>().0);
                     let at = j * NR;
                     let [tempered, of_teacher] =
                         [factor::TEMPERED, factor::TEACHER].map(|i| lanes(factors, i * block + at));

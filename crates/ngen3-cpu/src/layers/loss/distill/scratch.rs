@@ -4,10 +4,10 @@ use bytemuck::cast_slice_mut;
 
 use super::head::Head;
 use crate::base::memory::{Carver, padded};
-use crate::gemm::tiles::kernel::{MR, NR, TILE};
-use crate::gemm::tiles::packed_len;
+use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::softmax::e_tile;
-use crate::layers::loss::tiling::{CHUNK, Sizes};
+use crate::gemm::tiles::{left, packed_len};
+use crate::layers::loss::tiling::{Sizes, chunk_words};
 
 /// Indices into [`Scratch::sums`]: sums over the words for each token.
 pub mod sum {
@@ -79,13 +79,13 @@ pub struct Scratch<'a> {
     pub factors: &'a mut [f32],
     /// `[segments, sum::COUNT, R]`
     pub sums: &'a mut [f32],
-    /// `[panels, R/NR, MR, NR]`: z.
+    /// `[panels, R/NR, height, NR]`: z. A panel has `height` words.
     pub student: &'a mut [f32],
     /// Same shape: u/T, or exp(u/T) for the forward divergence, whose gradient needs no more.
     pub teacher: &'a mut [f32],
-    /// `[panels, R/NR, MR, NR/P]`: g with cells along the tokens.
+    /// `[panels, R/NR, height, NR/P]`: g with cells along the tokens.
     pub g: &'a mut [u32],
-    /// `[segments, R/NR, CHUNK·MR/P, NR]`: g of one chunk per segment, with cells along the words.
+    /// `[segments, R/NR, CHUNK·height/P, NR]`: g of one chunk per segment, with cells along the words.
     pub by_word: &'a mut [u32],
     /// `[segments, R/NR, C, NR]`: each segment's partial sum of dhiddenᵀ.
     pub dhidden: &'a mut [f32],
@@ -98,8 +98,8 @@ impl DistillTiling {
     }
 
     /// Tiles per segment.
-    pub fn segment_tiles(&self) -> usize {
-        self.sizes.segment_panels() * self.block / NR
+    pub fn segment_tiles<const P: usize>(&self) -> usize {
+        self.sizes.segment_panels::<P>() * self.block / NR
     }
 
     /// Length in f32 of all buffers.
@@ -109,7 +109,8 @@ impl DistillTiling {
 
     fn lengths<const P: usize>(&self) -> [usize; 15] {
         let Self { sizes, block, head } = *self;
-        let (segments, tiles) = (sizes.segments(), sizes.segments() * self.segment_tiles());
+        let (segments, tile) = (sizes.segments::<P>(), left::height::<P>() * NR);
+        let tiles = segments * self.segment_tiles::<P>();
         [
             sizes.packed_wte::<P>(),
             head.map_or(0, Head::wte_len::<P>),
@@ -121,10 +122,10 @@ impl DistillTiling {
             block,
             factor::COUNT * block,
             segments * sum::COUNT * block,
-            tiles * TILE,
-            if head.is_some() { tiles * TILE } else { 0 },
+            tiles * tile,
+            if head.is_some() { tiles * tile } else { 0 },
             tiles * e_tile::<P>(),
-            segments * CHUNK * MR / P * block,
+            segments * chunk_words::<P>() / P * block,
             segments * sizes.width * block,
         ]
     }
