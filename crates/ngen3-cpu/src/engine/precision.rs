@@ -1,6 +1,7 @@
 //! Resolves an engine's options for this processor.
 
 use ngen3_engine::{Dtype, Error, Options};
+use ngen3_simd::Path;
 use rayon::ThreadPool;
 
 use crate::gemm::{Precision, tiles};
@@ -11,6 +12,16 @@ pub fn precision(dtype: Dtype) -> Precision {
         Dtype::Auto if tiles::kernel::available() => Precision::Bf16,
         Dtype::Auto | Dtype::F32 => Precision::F32,
         Dtype::Bf16 => Precision::Bf16,
+    }
+}
+
+/// Returns the name of the instructions on which the bits of a result depend.
+pub fn kernels(precision: Precision) -> &'static str {
+    match (ngen3_simd::path(), precision) {
+        // Tile registers multiply bf16 only.
+        (Path::Amx, Precision::F32) => Path::Avx512.name(),
+        (Path::Avx512, _) if !tiles::kernel::available() => "avx512 without bf16",
+        (path, _) => path.name(),
     }
 }
 

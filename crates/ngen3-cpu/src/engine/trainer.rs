@@ -12,6 +12,7 @@ use ngen3_model::{Config, Lora, ParamList, StoredWeight};
 
 use super::block::PassDropout;
 use super::decoder::CpuDecoder;
+use super::precision::kernels;
 use super::runner::Runner;
 use super::stored::StoredWeights;
 use super::teacher::CpuTeacher;
@@ -87,11 +88,12 @@ impl Model for CpuEngine {
     }
 
     fn info(&self) -> ComputeInfo {
-        let dtype = match self.runner.model.precision {
+        let precision = self.runner.model.precision;
+        let dtype = match precision {
             Precision::F32 => Dtype::F32,
             Precision::Bf16 => Dtype::Bf16,
         };
-        ComputeInfo { threads: self.runner.pool.current_num_threads(), dtype, kernels: ngen3_simd::path().name() }
+        ComputeInfo { threads: self.runner.pool.current_num_threads(), dtype, kernels: kernels(precision) }
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
