@@ -1,13 +1,15 @@
 //! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B.
 //!
 //! The tile's sums, 24 vectors of 16 f32, stay in registers for the whole depth. Each step along k loads one cell of each of the
-//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. [`tile_plain`] is the same in plain Rust: the tests
-//! compare with it, and it runs on processors without AVX512-BF16.
+//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 a tile of f32 is computed in parts (`avx2.rs`).
+//! [`tile_plain`] is the same in plain Rust: the tests compare with it, and it runs on all other processors.
 
 use super::amx::{self, BLOCK, BLOCK_CELLS};
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
-use ngen3_simd::simd;
+use ngen3_simd::{Path, simd};
 
 /// Rows of a tile: with two vectors of columns, the sums take 24 of the 32 vector registers.
 pub const MR: usize = 12;
@@ -30,6 +32,16 @@ pub fn available() -> bool {
     {
         false
     }
+}
+
+/// Returns true if kernels of f32 run: those of AVX-512 or of AVX2.
+pub fn available_f32() -> bool {
+    available() || avx2()
+}
+
+/// Returns true if the AVX2 kernels of f32 run.
+pub(super) fn avx2() -> bool {
+    !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512)
 }
 
 /// Memory order of the rows of A in a tile.
@@ -105,6 +117,20 @@ fn tile_of<const P: usize, const R: usize>(
     if available() {
         // SAFETY: the features are there, and the caller checked the lengths.
         unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if P == 1 && avx2() {
+        // SAFETY: the features are there, and the caller checked the lengths; 6, 4, 2 and 1 divide the numbers of rows.
+        unsafe {
+            match R {
+                MR => avx2::tile::<MR, { MR / 2 }>(a, rows, b, c, accumulate),
+                8 => avx2::tile::<8, 4>(a, rows, b, c, accumulate),
+                4 => avx2::tile::<4, 4>(a, rows, b, c, accumulate),
+                2 => avx2::tile::<2, 2>(a, rows, b, c, accumulate),
+                _ => avx2::tile::<R, 1>(a, rows, b, c, accumulate),
+            }
+        }
         return;
     }
     simd(
@@ -308,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_vector_kernel_equals_its_plain_twin() {
-        if !available() {
+        if !available_f32() {
             skip("vector product tiles against the plain version");
         }
         for rows in [Rows::Together, Rows::Apart(144)] {

@@ -1,4 +1,4 @@
-//! Our own matrix products for processors with AVX512-BF16 or AMX: operands in bf16 or f32, sums in f32.
+//! Our own matrix products: operands in bf16 with AVX512-BF16 or AMX, in f32 with AVX-512 or AVX2; sums in f32.
 //!
 //! A product takes three steps. [`mod@pack`] rounds both operands and lays them out in the order in which the kernel reads them
 //! (contiguous rows of A are only rounded: `packed_a.rs`). [`kernel`] multiplies [`MR`](kernel::MR) rows of A by one panel of B
@@ -16,6 +16,8 @@
 //! The order of summation does not depend on the number of threads, so neither do the bits of the result.
 
 pub mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 pub mod int8;
 pub mod kernel;
 pub mod left;

@@ -132,14 +132,22 @@ fn down_plain<const P: usize>(source: Mat<'_>, to: &mut [u32]) {
 
 /// Packs one panel in plain Rust, from a source of at most R rows.
 fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32]) {
-    let at = |row: usize, k: usize| {
-        let exists = row < source.rows && k < source.cols;
-        if exists { source.data[row * source.row_stride + k * source.col_stride] } else { 0.0 }
-    };
-    for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
-        for (row, slot) in cells.iter_mut().enumerate() {
-            *slot = cell::<P>(at(row, P * w), at(row, P * w + P - 1));
+    if source.col_stride == 1 {
+        for row in 0..source.rows {
+            for (slot, x) in panel[row..].iter_mut().step_by(R).zip(source.row(row).chunks(P)) {
+                *slot = cell::<P>(x[0], *x.get(P - 1).unwrap_or(&0.0));
+            }
         }
+        panel.chunks_exact_mut(R).for_each(|cells| cells[source.rows..].fill(0));
+        return;
+    }
+    let column = |k: usize| if k < source.cols { source.t().row(k) } else { &[] };
+    for (w, cells) in panel.chunks_exact_mut(R).enumerate() {
+        let second = column(P * w + P - 1).iter().chain(std::iter::repeat(&0.0));
+        for ((slot, &first), &second) in cells.iter_mut().zip(column(P * w)).zip(second) {
+            *slot = cell::<P>(first, second);
+        }
+        cells[source.rows..].fill(0);
     }
 }
 

@@ -11,6 +11,7 @@ use super::left;
 use super::pack::cell;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
+use ngen3_simd::{exp2, simd};
 
 /// Cells of a tile of e, in either layout.
 pub fn e_tile<const P: usize>() -> usize {
@@ -19,6 +20,14 @@ pub fn e_tile<const P: usize>() -> usize {
 
 /// Upper limit of the exponent, against overflow: reached if the most likely word is 2¹¹⁵ times as likely as the target.
 pub(super) const MAX_EXPONENT: f32 = 115.0;
+
+/// Returns 2ˣ for x between −126 and [`MAX_EXPONENT`], otherwise the value at the nearest bound. NaN stays NaN, so that divergence is
+/// noticed.
+#[inline(always)]
+pub(super) fn bounded_exp2(x: f32) -> f32 {
+    let x = if x > MAX_EXPONENT { MAX_EXPONENT } else { x };
+    exp2(if x < -126.0 { -126.0 } else { x })
+}
 
 /// Operands and sums of one tile of exponentials.
 pub struct ExpTile<'a> {
@@ -57,22 +66,23 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 }
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
-    let (rows, height) = (left::rows::<P>(), left::height::<P>());
+    let height = left::height::<P>();
     let mut e = [[0.0f32; NR]; amx::ROWS];
     let e = &mut e[..height];
     let c = &mut MatMut::new(e.as_flattened_mut(), height, NR);
-    match rows {
-        Rows::Blocks => kernel::tile_plain::<P, { amx::ROWS }>(tile.a, rows, tile.b, c, Accumulate::Set),
-        _ => kernel::tile_plain::<P, MR>(tile.a, rows, tile.b, c, Accumulate::Set),
-    }
-    for (row, e) in e.iter_mut().enumerate() {
-        for (token, e) in e.iter_mut().enumerate() {
-            let x = *e - tile.shift[token];
-            // NaN stays NaN, so that divergence is noticed.
-            *e = if row < tile.words { if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2() } else { 0.0 };
-            tile.sums[token] += *e;
-        }
-    }
+    kernel::tile::<P>(tile.a, left::rows::<P>(), tile.b, c, Accumulate::Set);
+    simd(
+        #[inline(always)]
+        || {
+            for e in e.iter_mut().take(tile.words) {
+                for ((e, shift), sum) in e.iter_mut().zip(tile.shift).zip(tile.sums.iter_mut()) {
+                    *e = bounded_exp2(*e - shift);
+                    *sum += *e;
+                }
+            }
+        },
+    );
+    e.iter_mut().skip(tile.words).for_each(|e| e.fill(0.0));
     if let Some((by_word, by_token)) = out {
         lay_out_plain::<P>(e, by_word, by_token);
     }
@@ -112,7 +122,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
         e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / height,
         "expected panels of equal depth"
     );
-    if P == 2 && amx::available() {
+    if left::rows::<P>() == Rows::Blocks {
         // A tile of e is one block.
         return kernel::tile::<P>(e, Rows::Blocks, b, c, Accumulate::Add);
     }
@@ -122,13 +132,9 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
         return unsafe { x86::tokens_tile::<P>(e, b, c) };
     }
     let across = NR / P;
-    let panel: Vec<u32> = (0..e.len())
-        .map(|i| {
-            let (depth, row) = (i / MR, i % MR);
-            e[depth / across * e_tile::<P>() + row * across + depth % across]
-        })
-        .collect();
-    kernel::tile_plain::<P, MR>(&panel, Rows::Together, b, c, Accumulate::Add);
+    for (e, b) in e.chunks_exact(e_tile::<P>()).zip(b.chunks_exact(across * NR)) {
+        kernel::tile::<P>(e, Rows::Apart(across), b, c, Accumulate::Add);
+    }
 }
 
 /// Prefetches a tile of `rows` rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.

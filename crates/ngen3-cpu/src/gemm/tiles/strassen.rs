@@ -19,9 +19,12 @@
 //! The two parts of the words alternate in panels of [`MR`], those of the tokens in tiles of [`NR`]. A *tile* is [`MR`] words by
 //! [`NR`] tokens; a *quad* is one tile of each of the four blocks.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::kernel::{self, MR, NR, TILE};
-use super::softmax::MAX_EXPONENT;
+use super::softmax::bounded_exp2;
 use crate::gemm::operation::Accumulate;
+use ngen3_simd::simd;
 
 /// Number of products of sums of blocks.
 pub const PRODUCTS: usize = 7;
@@ -60,6 +63,17 @@ pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: 
     if kernel::available() {
         // SAFETY: the features and lengths were checked above.
         return unsafe { x86::product::<R>(a, b, c, accumulate) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if kernel::avx2() {
+        // SAFETY: the features and lengths were checked above; 6, 4 and 1 divide the numbers of rows.
+        return unsafe {
+            match R {
+                MR => avx2::product::<MR, { MR / 2 }>(a, b, c, accumulate),
+                CHANNELS => avx2::product::<CHANNELS, { CHANNELS / 2 }>(a, b, c, accumulate),
+                _ => avx2::product::<R, 1>(a, b, c, accumulate),
+            }
+        };
     }
     product_plain::<R>(a, b, c, accumulate);
 }
@@ -105,20 +119,67 @@ pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
             if streamed { x86::exponentials::<true>(logits, out) } else { x86::exponentials::<false>(logits, out) }
         };
     }
-    exponentials_plain(logits, out);
+    simd(
+        #[inline(always)]
+        || exponentials_plain(logits, out),
+    );
 }
 
+#[inline(always)]
 fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
-    for (block, at) in (0..4).flat_map(|block| (0..TILE).map(move |at| (block, at))) {
-        let (part, row, tile, token) = (block / 2, at / NR, block % 2, at % NR);
-        let products = EXPS.iter().zip(logits.products[at..].iter().step_by(logits.stride));
-        let logit: f32 = products.map(|(weights, product)| f32::from(weights[block]) * product).sum();
-        let x = logit - logits.shift[tile][token];
-        // NaN stays NaN, so that divergence is noticed.
-        let e = if x > MAX_EXPONENT { MAX_EXPONENT } else { x }.exp2();
-        let e = if row < logits.words[part] { e } else { 0.0 };
-        logits.sums[tile][token] += e;
-        out[block * TILE + at] = e;
+    for first in (0..NR).step_by(LANES) {
+        let shift = logits.shift.each_ref().map(|shift| lanes(shift, first));
+        let mut sums = logits.sums.each_ref().map(|sums| lanes(sums, first));
+        for row in 0..MR {
+            let at = row * NR + first;
+            let mut products = [[0.0f32; LANES]; PRODUCTS];
+            for (m, products) in products.iter_mut().enumerate() {
+                *products = lanes(logits.products, m * logits.stride + at);
+            }
+            for block in 0..4 {
+                let (part, tile) = (block / 2, block % 2);
+                let mut x = [0.0f32; LANES];
+                for m in 0..PRODUCTS {
+                    add_weighted(&mut x, EXPS[m][block], &products[m]);
+                }
+                let e = lanes_mut(out, block * TILE + at);
+                let exists = if row < logits.words[part] { 1.0 } else { 0.0 };
+                for i in 0..LANES {
+                    e[i] = exists * bounded_exp2(x[i] - shift[tile][i]);
+                    sums[tile][i] += e[i];
+                }
+            }
+        }
+        for (to, sums) in logits.sums.iter_mut().zip(sums) {
+            *lanes_mut(to, first) = sums;
+        }
+    }
+}
+
+/// Values that plain code computes together, so that those of a step stay in the registers of AVX2.
+const LANES: usize = 8;
+
+/// Returns the lanes that start at `at`.
+#[inline(always)]
+fn lanes(values: &[f32], at: usize) -> [f32; LANES] {
+    *values[at..].first_chunk().expect("whole lanes")
+}
+
+/// As [`lanes`], to write.
+#[inline(always)]
+fn lanes_mut(values: &mut [f32], at: usize) -> &mut [f32; LANES] {
+    values[at..].first_chunk_mut().expect("whole lanes")
+}
+
+/// Adds `weight·x`, where the weight is 0, 1 or −1.
+#[inline(always)]
+fn add_weighted(sum: &mut [f32; LANES], weight: i8, x: &[f32; LANES]) {
+    for i in 0..LANES {
+        match weight {
+            0 => {}
+            1 => sum[i] += x[i],
+            _ => sum[i] -= x[i],
+        }
     }
 }
 
@@ -134,15 +195,32 @@ pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
         // SAFETY: the features and lengths were checked above.
         return unsafe { x86::mix(e, scale, out, stride) };
     }
-    mix_plain(e, scale, out, stride);
+    simd(
+        #[inline(always)]
+        || mix_plain(e, scale, out, stride),
+    );
 }
 
+#[inline(always)]
 fn mix_plain(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
-    for (weights, out) in EXPS.iter().zip(out.chunks_mut(stride)) {
-        for (at, out) in out[..TILE].iter_mut().enumerate() {
-            let block =
-                |(block, &weight): (usize, &i8)| f32::from(weight) * scale[block % 2][at % NR] * e[block * TILE + at];
-            *out = weights.iter().enumerate().map(block).sum();
+    for first in (0..NR).step_by(LANES) {
+        let scale = scale.each_ref().map(|scale| lanes(scale, first));
+        for row in 0..MR {
+            let at = row * NR + first;
+            let mut blocks = [[0.0f32; LANES]; 4];
+            for (block, x) in blocks.iter_mut().enumerate() {
+                let e = lanes(e, block * TILE + at);
+                for i in 0..LANES {
+                    x[i] = e[i] * scale[block % 2][i];
+                }
+            }
+            for (m, weights) in EXPS.iter().enumerate() {
+                let mut sum = [0.0f32; LANES];
+                for (weight, block) in weights.iter().zip(&blocks) {
+                    add_weighted(&mut sum, *weight, block);
+                }
+                *lanes_mut(out, m * stride + at) = sum;
+            }
         }
     }
 }
@@ -197,6 +275,11 @@ pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: u
     if kernel::available() {
         // SAFETY: the features, lengths and places were checked above.
         return unsafe { x86::product_onto(e, stride, b, c, width, places) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if kernel::avx2() {
+        // SAFETY: the features, lengths and places were checked above.
+        return unsafe { avx2::product_onto(e, stride, b, c, width, places) };
     }
     product_onto_plain(e, stride, b, c, width, places);
 }
@@ -420,7 +503,7 @@ mod tests {
 
     #[test]
     fn products_equal_those_of_the_plain_twin() {
-        if !kernel::available() {
+        if !kernel::available_f32() {
             skip("Strassen kernels against the plain version");
         }
         for depth in [0, 1, 7, 64] {

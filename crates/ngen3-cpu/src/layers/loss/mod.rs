@@ -52,8 +52,8 @@ impl Shape {
     /// Chooses the algorithm. Without gradients, a token's loss does not depend on the other tokens of the pass.
     pub fn new(precision: Precision, sizes: Sizes, backward: bool) -> Self {
         let algorithm = match precision {
-            Precision::F32 if tiles::kernel::available() && backward => Algorithm::Strassen,
-            Precision::F32 if tiles::kernel::available() => Algorithm::FusedF32,
+            Precision::F32 if tiles::kernel::available_f32() && backward => Algorithm::Strassen,
+            Precision::F32 if tiles::kernel::available_f32() => Algorithm::FusedF32,
             Precision::F32 => Algorithm::Plain,
             Precision::Bf16 => Algorithm::FusedBf16,
         };
