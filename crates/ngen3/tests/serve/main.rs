@@ -236,6 +236,51 @@ fn echo_scores_the_prompt() {
     assert_eq!(json!(offsets.collect::<Vec<_>>()), json!([0, 2, 5, 8, 12]));
 }
 
+/// lm_eval takes the last token for a generated one.
+#[test]
+fn echo_scores_the_stop_token_too() {
+    let folder = parrot_of(&[50_256]);
+    let server = Server::start(folder.path(), "--model_checkpoint parrot.pt");
+    let body = json!({"prompt": "x", "temperature": 0, "max_tokens": 1, "echo": true, "logprobs": 1});
+    let choice = server.post("/v1/completions", &body).json()["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("x"), &json!("stop")));
+    assert_eq!(choice["logprobs"]["tokens"], json!(["x", "<|endoftext|>"]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1]));
+    assert!(choice["logprobs"]["token_logprobs"][1].as_f64().is_some_and(|value| value > -1.0), "{choice}");
+}
+
+/// The cache has room for one context: a chat without a limit does not reserve it, and is preempted for an older one.
+#[test]
+fn chats_without_a_limit_run_at_once_in_a_small_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    // 4 KiB for a token: a context of 256 takes all of --cache_mib 1.
+    random_model(&folder, "talker.pt", &Config::new(8, 2, 64, 256, 50_257), true);
+    let server = Server::start(folder.path(), "--model_checkpoint talker.pt --cache_mib 1");
+    let ask = &|at: usize| {
+        let turns = json!([{"role": "user", "content": format!("{at}, tell me all")}]);
+        let body = json!({"messages": turns, "seed": at, "stream": at % 2 == 1});
+        let answer = server.post("/v1/chat/completions", &body);
+        let choices = if at % 2 == 1 { answer.events() } else { vec![answer.json()] };
+        let choices = choices.iter().map(|choice| &choice["choices"][0]);
+        let text = |choice: &Value| {
+            choice["delta"]["content"].as_str().or(choice["message"]["content"].as_str()).map(str::to_owned)
+        };
+        choices.filter_map(text).collect::<String>()
+    };
+    let preemptions = || server.metric("ngen3_preemptions_total");
+    let alone: Vec<String> = (0..4).map(ask).collect();
+    assert_eq!(preemptions(), 0.0);
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|at| scope.spawn(move || ask(at))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+    assert!(together.iter().all(|text| text.len() > 256), "up to the context: {together:?}");
+    assert!(preemptions() > 0.0);
+    // What remains are prompts that may come again.
+    assert!(server.metric("ngen3_cache_use{") < 0.5);
+}
+
 #[test]
 fn a_stop_text_ends_across_tokens_and_is_not_shown() {
     let (_folder, server) = parrot_server(" one two three four");
