@@ -15,7 +15,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("url")
 parser.add_argument("--checkpoint", required=True, help="the model that is served")
 parser.add_argument("--model", help="its name in the API [default: the file's name]")
-parser.add_argument("--tokenizer", help="folder that ngen3 export wrote [default: the server's tokenizer]")
+parser.add_argument("--tokenizer", required=True, help="folder that ngen3 export wrote")
 parser.add_argument("--data_dir", type=pathlib.Path, required=True)
 parser.add_argument("--limit", type=int, default=300, help="number of questions")
 parser.add_argument("--concurrent", type=int, default=8, help="requests at once")
@@ -77,8 +77,7 @@ def run_lm_eval(folder):
     name = args.model or pathlib.Path(args.checkpoint).stem
     base = args.url.rstrip("/")
     model = f"model={name},base_url={base}/v1/completions,num_concurrent={args.concurrent},max_length={context(base, name)}"
-    if args.tokenizer:
-        model += f",tokenizer_backend=huggingface,tokenizer={args.tokenizer}"
+    model += f",tokenizer_backend=huggingface,tokenizer={args.tokenizer}"
     command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", model, "--tasks", "piqa_local"]
     command += ["--include_path", folder, "--limit", args.limit, "--batch_size", args.batch_size]
     command += ["--log_samples", "--output_path", folder / "theirs"]
