@@ -4,20 +4,24 @@
 //! been read and one token of each text, and samples the next token of each. A job's text depends on nothing but the job: it is
 //! that of [`crate::Generator`] with the same prompt, seed and stream, as long as that does not outgrow the context.
 //!
-//! A job starts once the pages of the key-value cache that it can ever need are free, so that no job fails halfway. It begins
-//! with the pages of another prompt that begins alike, of a running job or one of the latest that have ended, whose prompts are
-//! kept until their place is needed. Only prompts are shared: the keys and values of generated tokens, which went through the
-//! decoder one at a time, may differ in the last bits from those of a prompt.
+//! A job begins with the pages of another prompt that begins alike, of a running job or one of the latest that have ended, whose
+//! prompts are kept until their place is needed. Only prompts are shared: the keys and values of generated tokens, which went
+//! through the decoder one at a time, may differ in the last bits from those of a prompt.
+//!
+//! Pages of the key-value cache are taken as texts grow. When none is left, the job that arrived last is preempted: its pages
+//! go to those before it, and it waits, first in the queue, until there is room to feed its text again. Generated tokens are fed
+//! again as they were at first, one at a time, so that the text is that of a job that was never preempted. The cache holds at
+//! least one context, so that the oldest job always goes on.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use ngen3_engine::{Decoder, Error, Feed, Model, PAGE, check_tokens};
 use ngen3_model::Config;
 use rayon::prelude::*;
 
-use crate::job::{EndReason, Event, Job, JobId, SubmitError};
-use crate::logprobs::TokenLogprobs;
-use crate::sampling::Sampler;
+use crate::job::{Event, Job, JobId, SubmitError};
+use crate::task::Task;
 
 /// Bounds of a batcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,92 +55,8 @@ pub struct Batcher<'a> {
     free: Vec<usize>,
     /// Number of jobs so far.
     jobs: u64,
-}
-
-/// A job and its text so far.
-struct Task {
-    id: JobId,
-    job: Job,
-    sampler: Sampler,
-    /// Prompt and generated tokens.
-    text: Vec<u32>,
-    /// Maximum number of new tokens that fit.
-    most: usize,
-    /// Of the prompt's tokens so far.
-    prompt_logprobs: Vec<Option<TokenLogprobs>>,
-}
-
-impl Task {
-    /// Pages that the job can need: the last token of a text is not fed.
-    fn pages(&self) -> usize {
-        (self.job.prompt.len() + self.most.saturating_sub(1)).div_ceil(PAGE)
-    }
-
-    /// Most pages of another prompt that it can start with: at least two of its tokens must be left to feed, since one alone
-    /// goes through other products.
-    fn sharable(&self) -> usize {
-        if self.job.prompt_logprobs { 0 } else { self.job.prompt.len().saturating_sub(2) / PAGE }
-    }
-
-    /// Pages of a prompt that it can start with.
-    fn shares(&self, prompt: &[u32]) -> usize {
-        let alike = self.job.prompt.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        (alike / PAGE).min(self.sharable())
-    }
-
-    /// Takes the logits of a piece of the text, `[Piece::logits, vocab_size]`. Returns the news, and true if the job has ended.
-    fn news(&mut self, piece: &Piece, logits: &[f32], vocab_size: usize) -> (Vec<Event>, bool) {
-        let mut events = Vec::new();
-        let ended = self.read(piece, logits, vocab_size, &mut events).unwrap_or_else(|error| {
-            events.push(Event::Failed { job: self.id, error });
-            true
-        });
-        (events, ended)
-    }
-
-    fn read(
-        &mut self,
-        piece: &Piece,
-        logits: &[f32],
-        vocab_size: usize,
-        events: &mut Vec<Event>,
-    ) -> Result<bool, Error> {
-        let (prompt, end) = (self.job.prompt.len(), piece.first + piece.len);
-        if piece.first < prompt && self.job.prompt_logprobs {
-            for (&token, logits) in self.job.prompt[piece.first + 1..].iter().zip(logits.chunks_exact(vocab_size)) {
-                self.prompt_logprobs.push(Some(self.score(logits, token, self.job.top_logprobs.unwrap_or(0))?));
-            }
-            if end == prompt {
-                events.push(Event::Prompt { job: self.id, logprobs: std::mem::take(&mut self.prompt_logprobs) });
-            }
-        }
-        if end < prompt {
-            return Ok(false);
-        }
-        let reason = self.advance(&logits[logits.len() - vocab_size..], events)?;
-        events.extend(reason.map(|reason| Event::Ended { job: self.id, reason }));
-        Ok(reason.is_some())
-    }
-
-    /// Samples the next token from its logits and adds its news. Returns the reason if the text has ended.
-    fn advance(&mut self, logits: &[f32], events: &mut Vec<Event>) -> Result<Option<EndReason>, Error> {
-        if self.most == 0 {
-            return Ok(Some(EndReason::Length));
-        }
-        let vocab_size = self.job.vocab_size.min(logits.len());
-        let token = self.sampler.sample(&logits[..vocab_size], &self.text)?;
-        if self.job.end.contains(&token) {
-            return Ok(Some(EndReason::Stop));
-        }
-        let logprobs = self.job.top_logprobs.map(|k| self.score(logits, token, k)).transpose()?;
-        self.text.push(token);
-        events.push(Event::Token { job: self.id, token, logprobs });
-        Ok((self.text.len() == self.job.prompt.len() + self.most).then_some(EndReason::Length))
-    }
-
-    fn score(&self, logits: &[f32], token: u32, k: usize) -> Result<TokenLogprobs, Error> {
-        TokenLogprobs::of(logits, token, k, self.job.vocab_size)
-    }
+    /// Number of preemptions so far.
+    preemptions: u64,
 }
 
 /// A job that has started.
@@ -167,9 +87,13 @@ struct Piece {
 }
 
 impl Piece {
+    fn range(&self) -> Range<usize> {
+        self.first..self.first + self.len
+    }
+
     fn feed<'t>(&self, running: &'t [Running]) -> Feed<'t> {
         let Running { task, sequence, .. } = &running[self.at];
-        Feed { sequence: *sequence, tokens: &task.text[self.first..self.first + self.len], logits: self.logits }
+        Feed { sequence: *sequence, tokens: &task.text[self.range()], logits: self.logits }
     }
 }
 
@@ -207,6 +131,7 @@ impl<'a> Batcher<'a> {
             kept: Vec::new(),
             free: (0..sequences).rev().collect(),
             jobs: 0,
+            preemptions: 0,
         })
     }
 
@@ -223,11 +148,9 @@ impl<'a> Batcher<'a> {
             return Err(SubmitError::Invalid(Error::Input("empty prompt: expected at least one token".into())));
         }
         check_tokens(&job.prompt, self.config).map_err(SubmitError::Invalid)?;
-        let sampler = Sampler::new(job.sampling, job.stream).map_err(SubmitError::Invalid)?;
         let id = JobId(self.jobs);
+        self.waiting.push_back(Task::new(id, job, context).map_err(SubmitError::Invalid)?);
         self.jobs += 1;
-        let (text, most) = (job.prompt.clone(), job.max_new_tokens.min(context - tokens));
-        self.waiting.push_back(Task { id, job, sampler, text, most, prompt_logprobs: vec![None] });
         Ok(id)
     }
 
@@ -238,7 +161,7 @@ impl<'a> Batcher<'a> {
     pub fn cancel(&mut self, job: JobId) -> Result<(), Error> {
         self.waiting.retain(|task| task.id != job);
         let at = self.running.iter().position(|running| running.task.id == job);
-        at.map_or(Ok(()), |at| self.leave(at))
+        at.map_or(Ok(()), |at| self.leave(at).map(drop))
     }
 
     /// Runs one step: starts waiting jobs while there is room, reads up to [`BatcherLimits::prompt_tokens`] of their prompts and
@@ -267,7 +190,8 @@ impl<'a> Batcher<'a> {
         }
         // Sampling from a large vocabulary takes as long as a small model does.
         let read = read.into_par_iter().with_max_len(1);
-        let news: Vec<_> = read.map(|(piece, task, logits)| (piece.at, task.news(piece, logits, vocab_size))).collect();
+        let news: Vec<_> =
+            read.map(|(piece, task, logits)| (piece.at, task.news(piece.range(), logits, vocab_size))).collect();
         let mut events = Vec::new();
         for (at, (more, ended)) in news.into_iter().rev() {
             events.extend(more.into_iter().rev());
@@ -289,6 +213,11 @@ impl<'a> Batcher<'a> {
         self.running.len()
     }
 
+    /// Number of times that a job was preempted so far, since the key-value cache was full.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
     /// Number of jobs that wait to start.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
@@ -300,22 +229,24 @@ impl<'a> Batcher<'a> {
         1.0 - self.decoder.free_pages() as f64 / pages as f64
     }
 
-    /// Starts jobs while there are places and pages.
+    /// Starts jobs while there are places, and pages for a page of new tokens of every job. Of a job that was preempted, all its
+    /// tokens must be fed again before the first new one, while the others grow: it waits until that will not be in vain.
     fn start_jobs(&mut self) -> Result<(), Error> {
         while self.running.len() < self.limits.running
             && let Some(task) = self.waiting.front()
         {
-            let (wanted, prefix) = (task.pages(), self.prefix(task));
+            let prefix = self.prefix(task);
+            let wanted = task.pages_after(PAGE) + self.growth(task.generated() + PAGE);
             // The pages that it starts with are the last to go.
             self.touch(prefix);
             let Some(sequence) = self.free_sequence() else { return Ok(()) };
             if prefix.pages > 0 {
                 self.decoder.share(prefix.sequence, sequence, prefix.pages)?;
             }
-            while self.spare_pages() + prefix.pages < wanted && !self.kept.is_empty() {
+            while self.decoder.free_pages() + prefix.pages < wanted && !self.kept.is_empty() {
                 self.forget(0);
             }
-            let room = self.spare_pages() + prefix.pages >= wanted;
+            let room = self.decoder.free_pages() + prefix.pages >= wanted;
             let Some(task) = self.waiting.pop_front_if(|_| room) else {
                 self.release(sequence);
                 return Ok(());
@@ -325,47 +256,60 @@ impl<'a> Batcher<'a> {
         Ok(())
     }
 
-    /// Decides on what is fed in this step, in the order of the running jobs.
+    /// Decides on what is fed in this step, in the order of the running jobs, and makes room for it.
     fn plan(&mut self) -> Result<Vec<Piece>, Error> {
-        let (mut left, mut scored) = (self.limits.prompt_tokens, MOST_SCORED);
+        let (mut left, mut scored, mut pages) = (self.limits.prompt_tokens, MOST_SCORED, 0);
         let mut fed = Vec::new();
-        for at in 0..self.running.len() {
-            let Running { task, sequence, begun } = &self.running[at];
-            let (sequence, tokens) = (*sequence, task.job.prompt.len());
-            let mut first = self.decoder.len(sequence);
-            if first >= tokens {
-                fed.push(Piece { at, first, len: 1, logits: 1 });
-                continue;
-            }
-            if !begun {
-                // A prompt that is being read, and that begins alike, is waited for.
-                let alike = |other: &Running| task.shares(&other.task.job.prompt);
-                let soon = self.running[..at].iter().map(alike).max().unwrap_or(0);
-                let prefix = self.prefix(task);
-                if soon > prefix.pages {
-                    continue;
+        let mut at = 0;
+        while at < self.running.len() {
+            if let Some(piece) = self.next_piece(at, left, scored)? {
+                let sequence = self.running[at].sequence;
+                pages += piece.range().end.div_ceil(PAGE) - self.decoder.len(sequence).div_ceil(PAGE);
+                if !self.make_room(pages, at)? {
+                    break;
                 }
-                if prefix.pages > first / PAGE {
-                    self.decoder.clear(sequence);
-                    self.decoder.share(prefix.sequence, sequence, prefix.pages)?;
-                    first = prefix.pages * PAGE;
+                if piece.len > 1 {
+                    left -= piece.len;
+                    scored -= if piece.logits > 1 { piece.len } else { 0 };
                 }
+                fed.push(piece);
             }
-            let task = &self.running[at].task;
-            let (rest, all) = (tokens - first, task.job.prompt_logprobs);
-            let mut len = rest.min(left).min(if all { scored } else { rest });
-            // A single token goes through other products than a prompt's.
-            if rest - len == 1 {
-                len = len.saturating_sub(1);
-            }
-            if len < rest.min(2) {
-                continue;
-            }
-            left -= len;
-            scored -= if all { len } else { 0 };
-            fed.push(Piece { at, first, len, logits: if all { len } else { 1 } });
+            at += 1;
         }
         Ok(fed)
+    }
+
+    /// Finds what a running job is fed next: one token of its own, or up to `left` tokens of its prompt, of which up to `scored`
+    /// with logits after each. `None` if it has to wait.
+    fn next_piece(&mut self, at: usize, left: usize, scored: usize) -> Result<Option<Piece>, Error> {
+        let Running { task, sequence, begun } = &self.running[at];
+        let (sequence, tokens, all) = (*sequence, task.job.prompt.len(), task.job.prompt_logprobs);
+        let mut first = self.decoder.len(sequence);
+        if first >= tokens {
+            return Ok(Some(Piece { at, first, len: 1, logits: 1 }));
+        }
+        if !begun {
+            // A prompt that is being read, and that begins alike, is waited for.
+            let alike = |other: &Running| task.shares(&other.task.job.prompt);
+            let soon = self.running[..at].iter().map(alike).max().unwrap_or(0);
+            let prefix = self.prefix(task);
+            if soon > prefix.pages {
+                return Ok(None);
+            }
+            if prefix.pages > first / PAGE {
+                self.decoder.clear(sequence);
+                self.decoder.share(prefix.sequence, sequence, prefix.pages)?;
+                first = prefix.pages * PAGE;
+            }
+        }
+        let rest = tokens - first;
+        let mut len = rest.min(left).min(if all { scored } else { rest });
+        // A single token goes through other products than a prompt's.
+        if rest - len == 1 {
+            len = len.saturating_sub(1);
+        }
+        let logits = if all { len } else { 1 };
+        Ok((len >= rest.min(2)).then_some(Piece { at, first, len, logits }))
     }
 
     /// Finds the most pages, in memory now, that a job can start with.
@@ -380,10 +324,37 @@ impl<'a> Batcher<'a> {
         all.fold(Prefix::default(), |best, found| if found.pages > best.pages { found } else { best })
     }
 
-    /// Pages that are free and that no running job will need.
-    fn spare_pages(&self) -> usize {
-        let needed = |running: &Running| running.task.pages() - self.decoder.len(running.sequence).div_ceil(PAGE);
-        self.decoder.free_pages() - self.running.iter().map(needed).sum::<usize>()
+    /// Pages that running jobs need for this many more tokens each.
+    fn growth(&self, tokens: usize) -> usize {
+        let needed = |running: &Running| {
+            running.task.pages_after(tokens).saturating_sub(self.decoder.len(running.sequence).div_ceil(PAGE))
+        };
+        self.running.iter().map(needed).sum()
+    }
+
+    /// Frees pages until this many are free: first those of kept prompts, then those of the jobs that arrived last. Returns false
+    /// if the job at `at` was among these.
+    fn make_room(&mut self, pages: usize, at: usize) -> Result<bool, Error> {
+        while self.decoder.free_pages() < pages {
+            if self.kept.is_empty() {
+                self.preempt()?;
+                if self.running.len() == at {
+                    return Ok(false);
+                }
+            } else {
+                self.forget(0);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Preempts the job that arrived last: it will be the next to start.
+    fn preempt(&mut self) -> Result<(), Error> {
+        let mut task = self.leave(self.running.len() - 1)?;
+        task.rewind();
+        self.waiting.push_front(task);
+        self.preemptions += 1;
+        Ok(())
     }
 
     /// Marks a kept prompt, if the pages are those of one, as the most recently used.
@@ -414,13 +385,13 @@ impl<'a> Batcher<'a> {
         self.free.pop()
     }
 
-    /// Ends a running job and keeps its prompt.
-    fn leave(&mut self, at: usize) -> Result<(), Error> {
+    /// Takes a job from those that run, and keeps its prompt.
+    fn leave(&mut self, at: usize) -> Result<Task, Error> {
         let Running { task, sequence, .. } = self.running.remove(at);
-        let mut tokens = task.job.prompt;
-        let pages = self.decoder.len(sequence).min(tokens.len()) / PAGE;
-        tokens.truncate(pages * PAGE);
-        if let Some(kept) = self.kept.iter().find(|kept| kept.tokens.starts_with(&tokens)) {
+        let prompt = &task.job.prompt;
+        let pages = self.decoder.len(sequence).min(prompt.len()) / PAGE;
+        let tokens = &prompt[..pages * PAGE];
+        if let Some(kept) = self.kept.iter().find(|kept| kept.tokens.starts_with(tokens)) {
             self.touch(Prefix { pages, sequence: kept.sequence });
         } else if pages > 0
             && let Some(to) = self.free_sequence()
@@ -430,10 +401,10 @@ impl<'a> Batcher<'a> {
             while let Some(at) = self.kept.iter().position(|kept| tokens.starts_with(&kept.tokens)) {
                 self.forget(at);
             }
-            self.kept.push(Kept { tokens, sequence: to });
+            self.kept.push(Kept { tokens: tokens.to_vec(), sequence: to });
         }
         self.release(sequence);
-        Ok(())
+        Ok(task)
     }
 }
 

@@ -60,6 +60,15 @@ pub enum Event {
         /// If the job wants them.
         logprobs: Option<TokenLogprobs>,
     },
+    /// A stop token follows the text, of a job that wants log probabilities. Not part of the text, which ends.
+    Stop {
+        /// Job.
+        job: JobId,
+        /// Token id.
+        token: u32,
+        /// Its log probabilities.
+        logprobs: TokenLogprobs,
+    },
     /// The text is complete.
     Ended {
         /// Job.

@@ -1,11 +1,12 @@
 //! Text generation from a model's logits: `sampling.rs` chooses a token, `generate.rs` runs the decoding loop for the samples of one
-//! request, `batcher.rs` for jobs (`job.rs`) that come and go. `logprobs.rs` has the probabilities of tokens.
+//! request, `batcher.rs` for jobs (`job.rs`, `task.rs`) that come and go. `logprobs.rs` has the probabilities of tokens.
 
 mod batcher;
 mod generate;
 mod job;
 mod logprobs;
 mod sampling;
+mod task;
 
 pub use batcher::{Batcher, BatcherLimits};
 pub use generate::{Generator, Limits, Request};

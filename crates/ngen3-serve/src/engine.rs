@@ -25,6 +25,8 @@ pub(crate) enum Update {
     Prompt(Vec<Option<TokenLogprobs>>),
     /// The next token.
     Token(u32, Option<TokenLogprobs>),
+    /// The stop token that follows the text.
+    Stop(u32, TokenLogprobs),
     /// The text is complete.
     Ended(EndReason),
     /// The text cannot be continued.
@@ -188,6 +190,7 @@ impl Worker<'_> {
         let (job, update) = match event {
             Event::Prompt { job, logprobs } => (job, Update::Prompt(logprobs)),
             Event::Token { job, token, logprobs } => (job, Update::Token(token, logprobs)),
+            Event::Stop { job, token, logprobs } => (job, Update::Stop(token, logprobs)),
             Event::Ended { job, reason } => (job, Update::Ended(reason)),
             Event::Failed { job, error } => (job, Update::Failed(error.to_string())),
         };
@@ -217,5 +220,7 @@ impl Worker<'_> {
         self.metrics.running.set(self.batcher.running() as i64);
         self.metrics.waiting.set(self.batcher.waiting() as i64);
         self.metrics.cache_use.set(self.batcher.cache_use());
+        let preemptions = self.batcher.preemptions();
+        self.metrics.preemptions.inc_by(preemptions.saturating_sub(self.metrics.preemptions.get()));
     }
 }

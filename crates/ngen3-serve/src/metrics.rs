@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     running: Family<Labels, Gauge>,
     waiting: Family<Labels, Gauge>,
     cache_use: Family<Labels, Gauge<f64, AtomicU64>>,
+    preemptions: Family<Labels, Counter>,
     prompt_tokens: Family<Labels, Counter>,
     generated_tokens: Family<Labels, Counter>,
     first_token_s: Family<Labels, Histogram, fn() -> Histogram>,
@@ -31,6 +32,7 @@ pub(crate) struct ModelMetrics {
     pub running: Gauge,
     pub waiting: Gauge,
     pub cache_use: Gauge<f64, AtomicU64>,
+    pub preemptions: Counter,
     pub prompt_tokens: Counter,
     pub generated_tokens: Counter,
     pub first_token_s: Histogram,
@@ -45,6 +47,7 @@ impl Metrics {
             running: Family::default(),
             waiting: Family::default(),
             cache_use: Family::default(),
+            preemptions: Family::default(),
             prompt_tokens: Family::default(),
             generated_tokens: Family::default(),
             first_token_s: Family::new_with_constructor(first_token),
@@ -54,6 +57,8 @@ impl Metrics {
         registry.register("requests_running", "Texts being generated", metrics.running.clone());
         registry.register("requests_waiting", "Texts that wait to start", metrics.waiting.clone());
         registry.register("cache_use", "Share of the key-value cache in use, 0 to 1", metrics.cache_use.clone());
+        let help = "Texts preempted because the key-value cache was full";
+        registry.register("preemptions", help, metrics.preemptions.clone());
         registry.register("prompt_tokens", "Prompt tokens accepted", metrics.prompt_tokens.clone());
         registry.register("generated_tokens", "Tokens generated", metrics.generated_tokens.clone());
         let help = "Time from a request to its first token, in seconds";
@@ -68,6 +73,7 @@ impl Metrics {
             running: self.running.get_or_create_owned(&labels),
             waiting: self.waiting.get_or_create_owned(&labels),
             cache_use: self.cache_use.get_or_create_owned(&labels),
+            preemptions: self.preemptions.get_or_create_owned(&labels),
             prompt_tokens: self.prompt_tokens.get_or_create_owned(&labels),
             generated_tokens: self.generated_tokens.get_or_create_owned(&labels),
             first_token_s: self.first_token_s.get_or_create_owned(&labels),

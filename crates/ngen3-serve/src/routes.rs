@@ -37,7 +37,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/runs", get(all_runs))
-        .route("/runs/metrics", get(run_metrics))
+        .route("/runs/metrics", get(|app, query| run_lines(app, query, runs::METRICS)))
+        .route("/runs/samples", get(|app, query| run_lines(app, query, runs::SAMPLES)))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&app), guard))
@@ -75,9 +76,10 @@ fn shown(folder: &std::path::Path) -> String {
     folder.canonicalize().unwrap_or_else(|_| folder.to_owned()).display().to_string()
 }
 
-async fn run_metrics(
+async fn run_lines(
     State(app): State<Arc<App>>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    file: &'static str,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let value = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
@@ -85,7 +87,7 @@ async fn run_metrics(
     let offset = value("offset").map_or(Ok(0), |offset| offset.parse());
     let offset = offset.map_err(|_| ApiError::param("offset", "expected a number of bytes"))?;
     let root: PathBuf = app.config.runs.clone();
-    let found: Option<Value> = blocking(move || Ok(runs::metrics(&root, &name, offset))).await?;
+    let found: Option<Value> = blocking(move || Ok(runs::lines(&root, &name, file, offset))).await?;
     let missing = || ApiError { param: Some("run".into()), ..ApiError::new(StatusCode::NOT_FOUND, "no such run") };
     Ok(json_response(&found.ok_or_else(missing)?))
 }

@@ -20,7 +20,9 @@ const MAX_RUNS: usize = 500;
 /// Bytes of metrics read at once.
 const MAX_READ: u64 = 1 << 20;
 /// File with the metrics of a run.
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+/// File with texts that the model generated meanwhile.
+pub(crate) const SAMPLES: &str = "samples.jsonl";
 
 /// Lists the runs below `root`, the latest first.
 pub(crate) fn list(root: &Path) -> Value {
@@ -56,7 +58,8 @@ fn find(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Describes a run: its name, the time and the size of its metrics, its last line, and the settings in its state, if there is one.
+/// Describes a run: its name, the time and the size of its metrics, the size of its samples, its last line, and the settings in its
+/// state, if there is one.
 fn describe(root: &Path, name: &Path) -> Option<Value> {
     let folder = root.join(name);
     let mut metrics = open_within(root, &folder.join(METRICS))?;
@@ -67,6 +70,7 @@ fn describe(root: &Path, name: &Path) -> Option<Value> {
         "name": name.to_str()?,
         "modified": modified,
         "bytes": about.len(),
+        "samples": open_within(root, &folder.join(SAMPLES)).and_then(|file| file.metadata().ok()).map_or(0, |about| about.len()),
         "last": last_line(&mut metrics, about.len()),
         "kind": record["kind"],
         "settings": record["settings"],
@@ -94,11 +98,11 @@ fn last_line(file: &mut File, len: u64) -> Value {
     read.ok().and_then(|_| lines.into_iter().find_map(|line| serde_json::from_slice(line).ok())).unwrap_or_default()
 }
 
-/// Returns the complete lines of a run's metrics from byte `offset` on, at most a megabyte of them, and the offset after them. A file
+/// Returns the complete lines of a run's `file` from byte `offset` on, at most a megabyte of them, and the offset after them. A file
 /// that does not have a line's end before `offset` was written anew, and is read from the start.
 ///
-/// `None` if there is no such run below `root`.
-pub(crate) fn metrics(root: &Path, name: &str, offset: u64) -> Option<Value> {
+/// `None` if there is no such run below `root`, or it has no such file.
+pub(crate) fn lines(root: &Path, name: &str, file: &str, offset: u64) -> Option<Value> {
     let root = root.canonicalize().ok()?;
     let name = Path::new(name);
     let is_plain =
@@ -106,7 +110,7 @@ pub(crate) fn metrics(root: &Path, name: &str, offset: u64) -> Option<Value> {
     if name.extension()? != "run" || !name.components().all(is_plain) {
         return None;
     }
-    let mut file = open_within(&root, &root.join(name).join(METRICS))?;
+    let mut file = open_within(&root, &root.join(name).join(file))?;
     let continues = offset == 0 || byte_before(&mut file, offset) == Some(b'\n');
     let start = if continues { offset } else { 0 };
     let mut bytes = Vec::new();
@@ -153,15 +157,22 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["a_model.run", "deep/er/b_model.run"]);
         let a = listed.as_array().unwrap().iter().find(|run| run["name"] == "a_model.run").unwrap();
-        assert_eq!((&a["last"], &a["settings"]), (&json!({"step": 1}), &Value::Null));
+        assert_eq!((&a["last"], &a["settings"], &a["samples"]), (&json!({"step": 1}), &Value::Null, &json!(0)));
+        assert_eq!(lines(root, "a_model.run", SAMPLES, 0), None);
+        let sample = "{\"step\":1,\"text\":\"Hi\"}\n";
+        write(&root.join("a_model.run/samples.jsonl"), sample);
+        let listed = list(root);
+        let a = listed.as_array().unwrap().iter().find(|run| run["name"] == "a_model.run").unwrap();
+        assert_eq!(a["samples"], sample.len());
+        assert_eq!(lines(root, "a_model.run", SAMPLES, 0).unwrap()["lines"], json!([{"step": 1, "text": "Hi"}]));
 
-        let read = metrics(root, "a_model.run", 0).unwrap();
+        let read = lines(root, "a_model.run", METRICS, 0).unwrap();
         assert_eq!(read, json!({"lines": [{"step": 0}, {"step": 1}], "offset": 24, "restarted": false}));
         write(&root.join("a_model.run/metrics.jsonl"), "{\"step\": 0}\n{\"step\": 1}\n{\"step\": 2}\n");
-        let read = metrics(root, "a_model.run", 24).unwrap();
+        let read = lines(root, "a_model.run", METRICS, 24).unwrap();
         assert_eq!(read, json!({"lines": [{"step": 2}], "offset": 36, "restarted": false}));
         write(&root.join("a_model.run/metrics.jsonl"), "{\"step\": 0}\n");
-        assert_eq!(metrics(root, "a_model.run", 36).unwrap()["restarted"], true);
+        assert_eq!(lines(root, "a_model.run", METRICS, 36).unwrap()["restarted"], true);
     }
 
     #[test]
@@ -190,9 +201,9 @@ mod tests {
             "ok",
             "ok.run\0",
         ] {
-            assert_eq!(metrics(&root, name, 0), None, "{name}");
+            assert_eq!(lines(&root, name, METRICS, 0), None, "{name}");
         }
-        assert!(metrics(&root, "ok.run", 0).is_some());
+        assert!(lines(&root, "ok.run", METRICS, 0).is_some());
         assert_eq!(list(&root).as_array().unwrap().len(), 1);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ngen3_cluster::sums;
 use ngen3_cluster::wire::Wire;
-use ngen3_engine::{Slot, Trainer};
+use ngen3_engine::{Model, Slot, Trainer};
 
 use crate::objective::{Evaluation, Objective, ValLoss};
 use crate::prepare::memory::resident_gib;
@@ -22,6 +22,11 @@ pub trait Progress {
     fn step(&mut self, report: &StepReport<'_>);
     /// Called after an evaluation at `step`; `best` is true if its loss is the lowest so far.
     fn evaluated(&mut self, step: u64, val: ValLoss, best: bool);
+    /// Returns a sample of the model's text, to be kept with the run's metrics. Called after an evaluation if
+    /// [`TrainSettings::eval_sample`] is not 0.
+    fn sample(&mut self, _model: &dyn Model) -> Option<String> {
+        None
+    }
 }
 
 /// Report of a step.
@@ -233,7 +238,8 @@ impl<'a> Run<'a> {
         let step = self.progress.step;
         let due = |interval| step.is_multiple_of(interval) || owed;
         let mut evaluation = Evaluation::NothingHeldOut;
-        if self.is_last() || due(self.settings.eval_interval) {
+        let evaluates = self.is_last() || due(self.settings.eval_interval);
+        if evaluates {
             evaluation = self.evaluate()?;
         }
         let (val_loss, val_bpb) = match evaluation {
@@ -257,6 +263,10 @@ impl<'a> Run<'a> {
                 memory_gib: resident_gib(),
             })?;
             self.pace = Pace::default();
+        }
+        if evaluates && self.settings.eval_sample > 0 && self.job.world.is_root() {
+            let text = self.watcher.sample(&*self.trainer);
+            text.map_or(Ok(()), |text| log.sample(step, text))?;
         }
         if self.is_last() || due(self.settings.save_interval) {
             log.sync()?;

@@ -23,6 +23,7 @@ mod line_editor;
 mod model;
 mod plan;
 mod progress;
+mod run_samples;
 mod sparkline;
 mod stdout;
 mod streaming;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::{ComputeInfo, Trainer};
+use ngen3_engine::{ComputeInfo, Model, Trainer};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Lora, LoraList};
 use ngen3_train::{
@@ -21,6 +21,7 @@ use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::model::describe;
 use crate::progress::write_line;
+use crate::run_samples::RunSampler;
 use crate::sparkline::Sparkline;
 use crate::stdout;
 
@@ -67,6 +68,7 @@ impl<'a> Training<'a> {
         write_line(&header(job, self.trainer.info())?);
         let started = Instant::now();
         let mut status = Status::new(job.progress.step, job.progress.best().map(|loss| (job.progress.best_step, loss)));
+        status.sampler = RunSampler::new(job, stop)?;
         let told = tell_when_stopped(stop, &status.line);
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
@@ -186,6 +188,8 @@ struct Status {
     val_loss: Option<ValLoss>,
     /// Step and value of the lowest validation loss.
     best: Option<(u64, ValLoss)>,
+    /// `None` if the run wants no samples.
+    sampler: Option<RunSampler>,
 }
 
 impl Status {
@@ -195,7 +199,7 @@ impl Status {
         let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let line = ProgressBar::with_draw_target(None, target);
         line.set_style(ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"));
-        Self { line, terminal, step, losses: Sparkline::new(), val_loss: None, best }
+        Self { line, terminal, step, losses: Sparkline::new(), val_loss: None, best, sampler: None }
     }
 }
 
@@ -219,6 +223,10 @@ impl Progress for Status {
         }
         let best = if best { "best so far" } else { "" };
         self.line.suspend(|| write_line(&format!("step {}: {}", grouped(step), val_text(val, best))));
+    }
+
+    fn sample(&mut self, model: &dyn Model) -> Option<String> {
+        self.line.suspend(|| self.sampler.as_ref()?.sample(model))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The batcher on a model whose logits follow from all tokens before, so that a wrong cache shows.
+//! The batcher on a model whose logits follow from all tokens before, and from how they were fed, so that a wrong cache shows.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,9 +9,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::generate::{Generator, Limits};
+use crate::job::EndReason;
+use crate::logprobs::TokenLogprobs;
 use crate::sampling::Sampling;
 
 const VOCAB: usize = 7;
+
+/// Added to a token that was fed alone: an engine's bits may depend on it.
+const ALONE: u32 = 100;
 
 /// Logits that a hash of all tokens gives. Counts the tokens that it is fed.
 struct Hashing {
@@ -47,7 +52,8 @@ impl Decoder for HashingDecoder {
         self.logits.clear();
         for feed in feeds {
             let tokens = &mut self.tokens[feed.sequence];
-            tokens.extend_from_slice(feed.tokens);
+            let mark = if feed.tokens.len() == 1 { ALONE } else { 0 };
+            tokens.extend(feed.tokens.iter().map(|token| token + mark));
             *self.fed.borrow_mut() += feed.tokens.len();
             for seen in tokens.len() - feed.logits + 1..=tokens.len() {
                 self.logits.extend(logits(&tokens[..seen]));
@@ -71,7 +77,7 @@ impl Decoder for HashingDecoder {
 /// Logits after these tokens; NaN after three sixes.
 fn logits(tokens: &[u32]) -> [f32; VOCAB] {
     let hash = tokens.iter().fold(7u64, |hash, &token| (hash ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    if tokens.ends_with(&[6, 6, 6]) {
+    if tokens.len() > 2 && tokens[tokens.len() - 3..].iter().all(|token| token % ALONE == 6) {
         return [f32::NAN; VOCAB];
     }
     std::array::from_fn(|i| (hash >> (8 * i) & 0xFF) as f32 / 64.0)
@@ -101,6 +107,7 @@ struct Text {
     tokens: Vec<u32>,
     logprobs: Vec<Option<TokenLogprobs>>,
     prompt: Option<Vec<Option<TokenLogprobs>>>,
+    stop: Option<(u32, TokenLogprobs)>,
     reason: Option<EndReason>,
     error: Option<String>,
 }
@@ -109,6 +116,7 @@ fn collect(events: Vec<Event>, texts: &mut HashMap<JobId, Text>) {
     for event in events {
         let (Event::Prompt { job, .. }
         | Event::Token { job, .. }
+        | Event::Stop { job, .. }
         | Event::Ended { job, .. }
         | Event::Failed { job, .. }) = &event;
         let text = texts.entry(*job).or_default();
@@ -119,6 +127,7 @@ fn collect(events: Vec<Event>, texts: &mut HashMap<JobId, Text>) {
                 text.tokens.push(token);
                 text.logprobs.push(logprobs);
             }
+            Event::Stop { token, logprobs, .. } => text.stop = Some((token, logprobs)),
             Event::Ended { reason, .. } => text.reason = Some(reason),
             Event::Failed { error, .. } => text.error = Some(error.to_string()),
         }
@@ -159,13 +168,13 @@ fn expected(model: &Hashing, job: &Job) -> Text {
     let mut text = Text::default();
     let scored = |tokens: &[u32]| {
         let (last, before) = tokens.split_last().unwrap();
-        TokenLogprobs::of(&logits(before), *last, job.top_logprobs.unwrap_or(0), *vocab_size).unwrap()
+        TokenLogprobs::of(&logits(before), last % ALONE, job.top_logprobs.unwrap_or(0), *vocab_size).unwrap()
     };
     if job.prompt_logprobs {
         let scored = (2..=prompt.len()).map(|n| Some(scored(&prompt[..n])));
         text.prompt = Some(std::iter::once(None).chain(scored).collect());
     }
-    let mut all = prompt.clone();
+    let mut all: Vec<u32> = prompt.iter().map(|token| token + if prompt.len() == 1 { ALONE } else { 0 }).collect();
     loop {
         match generator.step() {
             Ok(None) => {
@@ -173,11 +182,14 @@ fn expected(model: &Hashing, job: &Job) -> Text {
                 return text;
             }
             Ok(Some(&[Some(token)])) => {
-                all.push(token);
+                all.push(token + ALONE);
                 text.tokens.push(token);
                 text.logprobs.push(job.top_logprobs.map(|_| scored(&all)));
             }
             Ok(Some(_)) => {
+                let end = job.end[0];
+                let scored = || (end, scored(&[&all[..], &[end]].concat()));
+                text.stop = job.top_logprobs.map(|_| scored());
                 text.reason = Some(EndReason::Stop);
                 return text;
             }
@@ -308,6 +320,34 @@ fn jobs_start_in_the_order_of_arrival_and_wait_for_pages() {
     }
     assert_eq!(firsts, ids);
     assert!(texts.values().all(|text| text.tokens.len() == 40 && text.reason == Some(EndReason::Length)));
+}
+
+#[test]
+fn texts_of_any_length_run_at_once_and_are_preempted_when_the_cache_is_full() {
+    let model = Hashing::new(BLOCK);
+    // Sixteen pages: two for each job to start with, where a context takes seven.
+    let mut batcher = Batcher::new(&model, limits(8, 16 * PAGE)).unwrap();
+    let jobs: Vec<Job> = (0..8)
+        .map(|i| Job { top_logprobs: Some(1), prompt_logprobs: i % 2 == 0, ..job(&[i % 5, 1, i / 5], usize::MAX) })
+        .collect();
+    let ids: Vec<JobId> = jobs.iter().map(|job| batcher.submit(job.clone()).unwrap()).collect();
+    let (mut texts, mut ended) = (HashMap::new(), Vec::new());
+    collect(batcher.step().unwrap(), &mut texts);
+    assert_eq!(batcher.running(), 8);
+    while !batcher.is_idle() {
+        let events = batcher.step().unwrap();
+        ended.extend(events.iter().filter_map(|event| match event {
+            Event::Ended { job, .. } => Some(*job),
+            _ => None,
+        }));
+        collect(events, &mut texts);
+    }
+    assert!((1..40).contains(&batcher.preemptions()), "{} preemptions", batcher.preemptions());
+    for (id, job) in ids.iter().zip(&jobs) {
+        assert_eq!(texts[id], expected(&model, job));
+    }
+    assert_eq!(ended, ids, "nobody is overtaken");
+    assert_eq!(batcher.cache_use(), 0.0);
 }
 
 #[test]

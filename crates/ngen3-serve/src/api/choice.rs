@@ -33,6 +33,8 @@ pub(crate) struct Piece {
     pub text: String,
     /// Tokens whose text is complete.
     pub tokens: Vec<PlacedToken>,
+    /// The stop token that follows the text, if log probabilities are wanted.
+    pub stop: Option<PlacedToken>,
     /// Tokens generated since the last piece, including those of a stop text.
     pub num_tokens: usize,
     /// `stop` or `length` in the last piece.
@@ -50,6 +52,7 @@ impl Piece {
         self.text.push_str(&next.text);
         self.tokens.extend(next.tokens);
         self.num_tokens += next.num_tokens;
+        self.stop = self.stop.take().or(next.stop);
         self.finish = next.finish;
     }
 }
@@ -93,6 +96,10 @@ impl Choice {
             match update {
                 Some(Update::Prompt(logprobs)) => piece.prompt = Some(logprobs),
                 Some(Update::Token(id, logprobs)) => self.push(&mut piece, id, logprobs),
+                Some(Update::Stop(id, logprobs)) => {
+                    self.text.finish();
+                    piece.stop = Some(PlacedToken { id, start: self.text.decoded(), logprobs: Some(logprobs) });
+                }
                 Some(Update::Ended(reason)) => {
                     self.text.finish();
                     self.release(&mut piece);

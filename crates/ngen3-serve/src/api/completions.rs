@@ -169,7 +169,10 @@ impl Completion {
         let prompt = self.prompt(piece.index);
         let before = piece.prompt.as_ref().map(|logprobs| self.placed(prompt, logprobs)).unwrap_or_default();
         let offset = if self.echo { prompt.text.chars().count() } else { 0 };
-        let after = piece.tokens.iter().map(|token| PlacedToken { start: offset + token.start, ..token.clone() });
+        // Clients that score a prompt take the last token for a generated one, also if it ends the text.
+        let stop = piece.stop.as_ref().filter(|_| self.echo);
+        let after =
+            piece.tokens.iter().chain(stop).map(|token| PlacedToken { start: offset + token.start, ..token.clone() });
         let all: Vec<_> = before.into_iter().chain(after).collect();
         let name = |id: u32| legacy_name(&self.tokenizer, id);
         let top = |token: &PlacedToken| {

@@ -5,6 +5,8 @@ const POLL_MS = 2000;
 const LIST_EVERY = 5;
 /** A run without news for longer is not going on. */
 const LIVE_S = 60;
+/** Texts shown of a run. */
+const MOST_SAMPLES = 50;
 const COLOURS = ['#0d9488', '#d9730d', '#7c5cff', '#d6336c', '#3b82f6', '#8a9a00', '#b45309', '#64748b'];
 const CHARTS = [
   { title: 'Bits per byte, validation', keys: ['val_bpb'], digits: 3 },
@@ -25,7 +27,7 @@ const chosenRuns = () => [...known.values()].filter((run) => run.chosen);
 async function poll() {
   try {
     if (polls++ % LIST_EVERY === 0) await listRuns();
-    await Promise.all(chosenRuns().map(readMetrics));
+    await Promise.all(chosenRuns().map(readRun));
     drawRunList();
     drawBoards();
     $('runs-note').textContent = known.size ? '' : 'No runs yet: train writes one beside its model, as NAME_model.run.';
@@ -38,26 +40,34 @@ async function listRuns() {
   const { root, runs } = await (await call('/runs')).json();
   $('runs-root').textContent = root;
   for (const found of runs) {
-    const run = known.get(found.name) ?? { lines: [], offset: 0, colour: COLOURS[known.size % COLOURS.length], chosen: known.size < 2 };
+    const run = known.get(found.name) ?? { lines: [], offset: 0, texts: { lines: [], offset: 0 }, colour: COLOURS[known.size % COLOURS.length], chosen: known.size < 2 };
     known.set(found.name, Object.assign(run, found));
   }
   for (const name of known.keys()) if (!runs.some((run) => run.name === name)) known.delete(name);
 }
 
-/** Reads the lines that were added since the last time. */
-async function readMetrics(run) {
+/** Reads the metrics and the samples that were added since the last time. */
+async function readRun(run) {
+  const before = run.offset;
+  await readLines('metrics', run.name, run);
+  if (before && run.offset !== before) run.modified = Date.now() / 1000;
+  run.last = run.lines.at(-1) ?? run.last;
+  if (!run.samples) run.texts = { lines: [], offset: 0 };
+  else if (run.samples !== run.texts.offset) await readLines('samples', run.name, run.texts);
+}
+
+async function readLines(kind, name, kept) {
   for (;;) {
-    const query = new URLSearchParams({ run: run.name, offset: run.offset });
-    const { lines, offset, restarted } = await (await call('/runs/metrics?' + query)).json();
-    if (restarted) run.lines = [];
+    const query = new URLSearchParams({ run: name, offset: kept.offset });
+    const { lines, offset, restarted } = await (await call(`/runs/${kind}?` + query)).json();
+    if (restarted) kept.lines = [];
     for (const line of lines) {
       // A resumed run writes the steps since its last save again.
-      while (run.lines.length && run.lines.at(-1).step >= line.step) run.lines.pop();
-      run.lines.push(line);
+      while (kept.lines.length && kept.lines.at(-1).step >= line.step) kept.lines.pop();
+      kept.lines.push(line);
     }
-    if (offset === run.offset) return;
-    if (run.offset) run.modified = Date.now() / 1000;
-    Object.assign(run, { offset, last: run.lines.at(-1) });
+    if (offset === kept.offset) return;
+    kept.offset = offset;
   }
 }
 
@@ -125,7 +135,23 @@ function drawBoards() {
     return curves.length ? { chart, curves } : null;
   }).filter(Boolean).map(({ chart, curves }, index) => drawChart(chart, curves, sizeOf(index)));
   $('charts').replaceChildren(...charts);
+  drawSamples(runs);
   drawSettings(runs);
+}
+
+/** Shows the texts that the runs wrote, the latest first; the latest of each run is open. */
+function drawSamples(runs) {
+  const box = $('samples');
+  const written = runs.filter((run) => run.texts.lines.length);
+  const shown = JSON.stringify(written.map((run) => [run.name, run.texts.lines.length, run.texts.lines.at(-1).step]));
+  box.hidden = !written.length;
+  if (box.dataset.shown === shown) return;
+  box.dataset.shown = shown;
+  const text = ({ step, text }, index) => make('details', { open: index === 0 }, make('summary', {}, `step ${count.format(step)}`), make('p', {}, text));
+  const list = (run) => make('section', { 'aria-label': `Samples of ${run.name}` },
+    make('h3', { style: `--run:${run.colour}` }, make('span', { class: 'swatch' }), run.name.replace(/(_model)?\.run$/, '')),
+    ...run.texts.lines.slice(-MOST_SAMPLES).reverse().map(text));
+  box.replaceChildren(make('h2', {}, 'Samples'), make('div', {}, ...written.map(list)));
 }
 
 const LEFT = 52, RIGHT = 10, TOP = 12, BOTTOM = 26;

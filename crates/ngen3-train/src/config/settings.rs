@@ -120,6 +120,10 @@ settings! {
     eval_interval: u64 = 250, at_least_1, "N": "Steps between evaluations";
     /// Validation batches per evaluation: always the same ones, so that evaluations are comparable.
     eval_iters: u64 = 20, at_least_1, "N": "Validation batches per evaluation";
+    /// Tokens of a sample that is written after each evaluation; 0 for none.
+    #[serde(default)]
+    eval_sample: usize = 0, any,
+        "N": "Tokens to generate after each evaluation, for samples.jsonl and the page of ngen3 serve; 0 disables it";
     /// Steps between checkpoints.
     save_interval: u64 = eval_interval => "eval_interval", at_least_1, "N": "Steps between checkpoints";
     /// `true` to keep the model with the lowest validation loss instead of the latest.

@@ -1,8 +1,8 @@
 //! `X_model.run/`: the log of a run.
 //!
 //! `metrics.jsonl` has one [`MetricsLine`] of JSON per logged step, written at once. TensorBoard's event file and `loss.svg`
-//! are generated from it. A resumed run drops the lines after the step that it continues from, so the log always reads
-//! like that of an uninterrupted run.
+//! are generated from it. `samples.jsonl` has texts of the model. A resumed run drops the lines after the step that it continues
+//! from, so the log always reads like that of an uninterrupted run.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -14,6 +14,7 @@ use ngen3_model::files::write_atomic;
 use crate::Error;
 use crate::run_files::metrics::MetricsLine;
 use crate::run_files::plot;
+use crate::run_files::samples::{self, Sample};
 use crate::run_files::tensorboard;
 
 /// Prefix by which TensorBoard finds event files.
@@ -52,6 +53,7 @@ impl RunLog {
         };
         write_atomic(&path, |file| lines.iter().try_for_each(|line| file.write_all(&json(line))))?;
         let metrics = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
+        samples::cut(folder, from)?;
         let events = new_event_file(folder, &lines)?;
         Ok(Self(Some(Open { folder: folder.into(), metrics, events, lines })))
     }
@@ -66,6 +68,14 @@ impl RunLog {
         write_event(events, &line, now()).map_err(Error::io("write TensorBoard events in", folder))?;
         lines.push(line);
         Ok(())
+    }
+
+    /// Appends a text that the model generated after `step` updates.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn sample(&mut self, step: u64, text: String) -> Result<(), Error> {
+        self.0.as_ref().map_or(Ok(()), |open| samples::append(&open.folder, &Sample { step, text }))
     }
 
     /// Syncs the files to disk and redraws `loss.svg`; called at every save.

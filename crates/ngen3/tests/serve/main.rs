@@ -87,13 +87,17 @@ fn the_small_endpoints_answer() {
     common::succeed(folder.path(), "tokenize --dataset plays --txt builtin:shakespeare");
     common::succeed(
         folder.path(),
-        "train --variant 7M --data _data_plays_/data.bin --max_iters 2 --batch_size 1 --eval_iters 1 --out deep.pt",
+        "train --variant 7M --data _data_plays_/data.bin --max_iters 2 --batch_size 1 --eval_iters 1 --eval_sample 5 --out deep.pt",
     );
     let runs = server.get("/runs").json();
     assert_eq!((&runs["runs"][0]["name"], &runs["runs"][0]["settings"]["max_iters"]), (&json!("deep.run"), &json!(2)));
     let metrics = server.get("/runs/metrics?run=deep.run").json();
     assert_eq!(metrics["lines"].as_array().unwrap().last().unwrap()["step"], 2);
     assert_eq!(server.get("/runs/metrics?run=..%2Fdeep.run").error(404), "no such run");
+    let samples = server.get("/runs/samples?run=deep.run").json();
+    assert_eq!(samples["offset"], runs["runs"][0]["samples"]);
+    let [sample] = &samples["lines"].as_array().unwrap()[..] else { panic!("{samples}") };
+    assert!(sample["step"] == 2 && sample["text"].as_str().is_some_and(|text| !text.is_empty()), "{sample}");
 
     server.post("/v1/completions", &json!({"model": "base", "prompt": "a", "max_tokens": 3}));
     assert_eq!(server.metric("ngen3_generated_tokens_total{model=\"base\"}"), 3.0);
@@ -234,6 +238,51 @@ fn echo_scores_the_prompt() {
     assert_eq!(events[0]["choices"][0]["logprobs"]["token_logprobs"], logprobs["token_logprobs"]);
     let offsets = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["text_offset"].as_array()).flatten();
     assert_eq!(json!(offsets.collect::<Vec<_>>()), json!([0, 2, 5, 8, 12]));
+}
+
+/// lm_eval takes the last token for a generated one.
+#[test]
+fn echo_scores_the_stop_token_too() {
+    let folder = parrot_of(&[50_256]);
+    let server = Server::start(folder.path(), "--model_checkpoint parrot.pt");
+    let body = json!({"prompt": "x", "temperature": 0, "max_tokens": 1, "echo": true, "logprobs": 1});
+    let choice = server.post("/v1/completions", &body).json()["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("x"), &json!("stop")));
+    assert_eq!(choice["logprobs"]["tokens"], json!(["x", "<|endoftext|>"]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1]));
+    assert!(choice["logprobs"]["token_logprobs"][1].as_f64().is_some_and(|value| value < 0.0), "{choice}");
+}
+
+/// The cache has room for one context: a chat without a limit does not reserve it, and is preempted for an older one.
+#[test]
+fn chats_without_a_limit_run_at_once_in_a_small_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    // 4 KiB for a token: a context of 256 takes all of --cache_mib 1.
+    random_model(&folder, "talker.pt", &Config::new(8, 2, 64, 256, 50_257), true);
+    let server = Server::start(folder.path(), "--model_checkpoint talker.pt --cache_mib 1");
+    let ask = &|at: usize| {
+        let turns = json!([{"role": "user", "content": format!("{at}, tell me all")}]);
+        let body = json!({"messages": turns, "seed": at, "stream": at % 2 == 1});
+        let answer = server.post("/v1/chat/completions", &body);
+        let choices = if at % 2 == 1 { answer.events() } else { vec![answer.json()] };
+        let choices = choices.iter().map(|choice| &choice["choices"][0]);
+        let text = |choice: &Value| {
+            choice["delta"]["content"].as_str().or(choice["message"]["content"].as_str()).map(str::to_owned)
+        };
+        choices.filter_map(text).collect::<String>()
+    };
+    let preemptions = || server.metric("ngen3_preemptions_total");
+    let alone: Vec<String> = (0..4).map(ask).collect();
+    assert_eq!(preemptions(), 0.0);
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|at| scope.spawn(move || ask(at))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+    assert!(together.iter().all(|text| text.len() > 256), "up to the context: {together:?}");
+    assert!(preemptions() > 0.0);
+    // What remains are prompts that may come again.
+    assert!(server.metric("ngen3_cache_use{") < 0.5);
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub fn measure(model: &dyn Model, jobs: usize, tokens: usize) -> anyhow::Result<
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
-                Event::Prompt { .. } | Event::Ended { .. } => {}
+                Event::Prompt { .. } | Event::Stop { .. } | Event::Ended { .. } => {}
             }
         }
     }
