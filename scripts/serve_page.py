@@ -147,6 +147,10 @@ with sync_playwright() as driver:
         boxes.nth(index).check()
     page.wait_for_timeout(2500)
     report("curves", page.locator("figure").count() >= 3, page.locator("figcaption").all_inner_texts())
+    if args.live:
+        sample = page.locator(f"#samples section[aria-label='Samples of {args.live}'] details[open] p")
+        sample.wait_for()
+        report("samples", len(sample.inner_text()) > 20, repr(sample.inner_text()[:60]))
     page.locator("figure svg").first.hover()
     look(page, "runs")
     page.emulate_media(color_scheme="dark")
