@@ -16,7 +16,7 @@ pub const ROW: usize = 64;
 const ROWS: u8 = 16;
 const TILES: usize = 8;
 
-/// Returns true if the processor has AMX-TILE, AMX-BF16 and AMX-INT8, and the system lets this process use them.
+/// Returns true if the processor has AMX-TILE, AMX-BF16 and AMX-INT8, and AVX512-BF16, which rounds their operands, and the system lets this process use them.
 pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && is_allowed())
@@ -24,8 +24,11 @@ pub fn is_available() -> bool {
 
 fn has_instructions() -> bool {
     const BF16_TILE_INT8: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const AVX512_BF16: u32 = 1 << 5;
     // Leaf 7 exists on every processor whose highest leaf is not below it.
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+    __cpuid(0).eax >= 7
+        && __cpuid_count(7, 0).edx & BF16_TILE_INT8 == BF16_TILE_INT8
+        && __cpuid_count(7, 1).eax & AVX512_BF16 != 0
 }
 
 /// Asks the system for the registers.

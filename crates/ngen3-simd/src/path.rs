@@ -16,7 +16,7 @@ pub enum Path {
     Avx2,
     /// AVX-512 F, BW, CD, DQ and VL, and BF16 and VNNI where the processor has them, on x86-64.
     Avx512,
-    /// AVX-512 and the tile registers of AMX (TILE, BF16 and INT8), on x86-64.
+    /// AVX-512 with BF16, and the tile registers of AMX (TILE, BF16 and INT8), on x86-64.
     Amx,
     /// NEON, on 64-bit ARM.
     Neon,

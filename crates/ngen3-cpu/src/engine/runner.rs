@@ -37,7 +37,9 @@ impl Runner {
         }
         let precision = precision(options.dtype);
         if precision == Precision::Bf16 && !tiles::kernel::available() {
-            return Err(Error::Input("bf16 needs AMX or AVX512-BF16, which this processor lacks: use --dtype f32".into()));
+            return Err(Error::Input(
+                "bf16 needs AMX or AVX512-BF16, which this processor lacks: use --dtype f32".into(),
+            ));
         }
         let pool = pool(options.threads)?;
         let keep = Checkpointing::of(options);

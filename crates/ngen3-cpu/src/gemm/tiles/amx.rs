@@ -4,18 +4,15 @@
 //! columns, as they lie in a panel; of C [`ROWS`] rows of 16 sums. One instruction multiplies two of them and adds the result to the
 //! third, in 16 cycles whatever the number of rows. [`tile_plain`] gives the same bits.
 
-use super::kernel::NR;
+#[cfg(test)]
+use super::kernel::{high, low};
+use super::shape::NR;
+#[cfg(any(target_arch = "x86_64", test))]
 use crate::gemm::operation::Accumulate;
+#[cfg(any(target_arch = "x86_64", test))]
 use crate::gemm::view::MatMut;
 
-/// Rows of a tile.
-pub const ROWS: usize = 16;
-
-/// Cells of a row of A in a block.
-pub const BLOCK: usize = 16;
-
-/// Cells of a block of A.
-pub const BLOCK_CELLS: usize = ROWS * BLOCK;
+pub use super::shape::{BLOCK, BLOCK_CELLS, ROWS};
 
 /// Returns true if the AMX kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
 pub fn available() -> bool {
@@ -47,6 +44,7 @@ pub fn tile(a: &[u32], b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
 }
 
 /// Sums of a whole tile, on cache lines.
+#[cfg(target_arch = "x86_64")]
 #[repr(align(64))]
 pub struct Sums(pub [[f32; NR]; ROWS]);
 
@@ -55,14 +53,13 @@ pub struct Sums(pub [[f32; NR]; ROWS]);
 /// Reference", TDPBF16PS; subnormal numbers count as 0 there.)
 #[cfg(test)]
 pub fn tile_plain(a: &[u32], b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
-    let halves = |cell: u32| [f32::from_bits(cell << 16), f32::from_bits(cell & 0xFFFF_0000)];
     for i in 0..c.rows {
         for j in 0..c.cols {
             let mut sum = if accumulate == Accumulate::Add { c.row_mut(i)[j] } else { 0.0 };
             for (a, b) in a.chunks(BLOCK_CELLS).zip(b.chunks(NR * BLOCK)) {
                 let mut sums = [0.0f32; 2];
                 for (&a, b) in a[i * BLOCK..].iter().zip(b.chunks_exact(NR)) {
-                    let (a, b) = (halves(a), halves(b[j]));
+                    let [a, b] = [a, b[j]].map(|cell| [low(cell), high(cell)]);
                     sums = [0, 1].map(|half| a[half].mul_add(b[half], sums[half]));
                 }
                 sum += sums[0] + sums[1];
@@ -167,7 +164,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::testing::{random, skip};
+    use crate::base::testing::random;
     use crate::gemm::tiles::kernel::{self, MR, Rows};
     use crate::gemm::tiles::pack::pair;
 
@@ -201,7 +198,7 @@ mod tests {
     #[test]
     fn the_instructions_give_the_bits_of_the_plain_twin() {
         if !available() {
-            return skip("product tiles on AMX against the plain version");
+            return crate::base::testing::skip("product tiles on AMX against the plain version");
         }
         for (m, n, depth) in SIZES {
             let (a, b) = operands(depth);

@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{MR, NR, Rows};
-use super::strassen::Place;
+use super::shape::{MR, NR, Rows};
+use super::strassen::tables::Place;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 
@@ -111,7 +111,7 @@ pub unsafe fn product<const R: usize, const S: usize>(a: &[f32], b: &[f32], c: &
             let mut sums = [[_mm256_setzero_ps(); 2]; S];
             // SAFETY: the caller promises the operands.
             unsafe {
-                add(&mut sums, a.as_ptr().add(row), (1, R), b.as_ptr().add(col), b.len() / NR);
+                add(&mut sums, a.as_ptr().wrapping_add(row), (1, R), b.as_ptr().wrapping_add(col), b.len() / NR);
                 for (i, sums) in sums.into_iter().enumerate() {
                     store(sums, 1.0, c.as_mut_ptr().add((row + i) * NR + col), COLUMNS, accumulate);
                 }

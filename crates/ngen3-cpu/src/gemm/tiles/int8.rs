@@ -105,7 +105,7 @@ impl<'a> PackedA<'a> {
 
     /// Returns the tile that starts at row `first`, and the scales of its rows.
     fn tile(self, first: usize) -> (&'a [u32], &'a [f32; MR]) {
-        let scales = self.scales[first..].first_chunk().expect("whole tiles of rows");
+        let scales = self.scales[first..].first_chunk().expect("a tile within the padded rows");
         (&self.cells[first * self.stride..], scales)
     }
 }

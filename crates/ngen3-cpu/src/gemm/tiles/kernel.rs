@@ -1,24 +1,16 @@
-//! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B.
+//! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B. On AMX a tile has more rows: `amx.rs`.
 //!
 //! The tile's sums, 24 vectors of 16 f32, stay in registers for the whole depth. Each step along k loads one cell of each of the
 //! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 a tile of f32 is computed in parts (`avx2.rs`).
-//! [`tile_plain`] is the same in plain Rust: the tests compare with it, and it runs on all other processors.
+//! [`tile_plain`] is the same in plain Rust: the tests compare with it, and it runs everywhere else.
 
-use super::amx::{self, BLOCK, BLOCK_CELLS};
 #[cfg(target_arch = "x86_64")]
-use super::avx2;
+use super::{amx, avx2};
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::{Path, simd};
 
-/// Rows of a tile: with two vectors of columns, the sums take 24 of the 32 vector registers.
-pub const MR: usize = 12;
-
-/// Columns of a tile: two vectors of 16 f32.
-pub const NR: usize = 32;
-
-/// Elements of a tile.
-pub const TILE: usize = MR * NR;
+pub use super::shape::{MR, NR, Rows, TILE};
 
 /// Returns true if the AVX512-BF16 kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
 pub fn available() -> bool {
@@ -36,49 +28,12 @@ pub fn available() -> bool {
 
 /// Returns true if kernels of f32 run: those of AVX-512 or of AVX2.
 pub fn available_f32() -> bool {
-    available() || avx2()
+    available() || runs_avx2()
 }
 
 /// Returns true if the AVX2 kernels of f32 run.
-pub(super) fn avx2() -> bool {
+pub(super) fn runs_avx2() -> bool {
     !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512)
-}
-
-/// Memory order of the rows of A in a tile.
-///
-/// Not a [`Mat`](crate::gemm::Mat), because this description must be passed in registers. Loading it from memory would wait
-/// behind the stores of the previous tile's sums (1.6 % of a step, measured).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// Interleaved, `[depth, MR]`: a panel.
-    Together,
-    /// Separate rows, this many cells apart.
-    Apart(usize),
-    /// In blocks along k, `[depth/BLOCK, amx::ROWS, BLOCK]`: a panel for AMX. See [`amx`].
-    Blocks,
-}
-
-impl Rows {
-    /// Returns the index of cell `k` of row `i`.
-    #[inline(always)]
-    pub fn at(self, i: usize, k: usize) -> usize {
-        match self {
-            Self::Together => k * MR + i,
-            Self::Apart(stride) => i * stride + k,
-            Self::Blocks => k / BLOCK * BLOCK_CELLS + i * BLOCK + k % BLOCK,
-        }
-    }
-
-    /// Number of rows of a tile, and of a panel.
-    #[inline(always)]
-    pub fn count(self) -> usize {
-        if self == Self::Blocks { amx::ROWS } else { MR }
-    }
-
-    /// Returns the last cell along k, up to `k`, at which a product may begin.
-    pub fn start(self, k: usize) -> usize {
-        if self == Self::Blocks { k / BLOCK * BLOCK } else { k }
-    }
 }
 
 /// Computes `c = a·b` or `c += a·b` for `c` of at most [`Rows::count`] x [`NR`], with sums in f32. `a`: that many rows of `depth`
@@ -120,7 +75,7 @@ fn tile_of<const P: usize, const R: usize>(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if P == 1 && avx2() {
+    if P == 1 && runs_avx2() {
         // SAFETY: the features are there, and the caller checked the lengths; 6, 4, 2 and 1 divide the numbers of rows.
         unsafe {
             match R {
@@ -177,6 +132,7 @@ pub fn multiply_add<const P: usize>(a: u32, b: u32, sum: f32) -> f32 {
 }
 
 /// Prefetches a tile of C that will be read or written soon.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "a hint for x86-64"))]
 pub fn ask_for(c: &MatMut<'_>) {
     #[cfg(target_arch = "x86_64")]
     if available() {
@@ -185,13 +141,15 @@ pub fn ask_for(c: &MatMut<'_>) {
     }
 }
 
+/// Returns the first element of a cell of bf16.
 #[inline(always)]
-fn low(pair: u32) -> f32 {
+pub fn low(pair: u32) -> f32 {
     f32::from_bits(pair << 16)
 }
 
+/// Returns the second element of a cell of bf16.
 #[inline(always)]
-fn high(pair: u32) -> f32 {
+pub fn high(pair: u32) -> f32 {
     f32::from_bits(pair & 0xFFFF_0000)
 }
 

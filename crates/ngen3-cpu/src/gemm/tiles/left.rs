@@ -5,9 +5,11 @@
 
 use rayon::prelude::*;
 
-use super::amx::{self, BLOCK, BLOCK_CELLS, ROWS};
-use super::kernel::{self, MR, Rows};
+use super::amx;
+#[cfg(any(target_arch = "x86_64", test))]
+use super::kernel;
 use super::pack::{self, GROUP, cells};
+use super::shape::{BLOCK, BLOCK_CELLS, MR, ROWS, Rows};
 use crate::gemm::view::Mat;
 
 /// Returns the order of a panel's rows.
@@ -66,7 +68,7 @@ fn blocks(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features were checked above; the panels have room for the source's rows.
-        return unsafe { pack::x86::blocks(source, panels) };
+        return unsafe { x86::blocks(source, panels) };
     }
     blocks_plain(source, panels);
 }
@@ -82,6 +84,59 @@ fn blocks_plain(source: Mat<'_>, panels: &mut [u32]) {
             for (at_cell, cell) in cells.iter_mut().enumerate() {
                 let (row, k) = (i * ROWS + at_cell / BLOCK, 2 * (block * BLOCK + at_cell % BLOCK));
                 *cell = pack::pair(at(row, k), at(row, k + 1));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{BLOCK, BLOCK_CELLS, Mat, ROWS};
+    use crate::gemm::tiles::pack::x86::{cells_across, cells_along, first, turned};
+
+    /// Packs panels of [`ROWS`] rows in blocks of [`BLOCK`] cells, in bf16. From contiguous columns all panels advance along k
+    /// together, so that a cache line of the source is read once.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F, BW and AVX512-BF16; each panel has ROWS rows of whole blocks for the source's columns; the source
+    /// has at most ROWS rows per panel, and contiguous rows or columns.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn blocks(source: Mat<'_>, panels: &mut [u32]) {
+        let depth = source.cols.div_ceil(2).next_multiple_of(BLOCK);
+        let place = |i: usize, block: usize| i * ROWS * depth + block * BLOCK_CELLS;
+        if source.col_stride == 1 {
+            for i in 0..source.rows.div_ceil(ROWS) {
+                for block in 0..depth / BLOCK {
+                    let k = 2 * BLOCK * block;
+                    for row in 0..ROWS {
+                        let left = if i * ROWS + row < source.rows { source.cols - k } else { 0 };
+                        let from = source.data.as_ptr().wrapping_add((i * ROWS + row) * source.row_stride + k);
+                        let to = panels.as_mut_ptr().wrapping_add(place(i, block) + row * BLOCK);
+                        // SAFETY: the row has `left` elements left, 0 if the source has no such row; a block has ROWS rows.
+                        unsafe { _mm512_storeu_si512(to.cast(), cells_along::<2>(from, left)) };
+                    }
+                }
+            }
+            return;
+        }
+        for block in 0..depth / BLOCK {
+            for i in 0..source.rows.div_ceil(ROWS) {
+                let rows = first((source.rows - i * ROWS).min(ROWS));
+                let mut cells = [_mm512_setzero_si512(); BLOCK];
+                for (w, cells) in cells.iter_mut().enumerate() {
+                    let k = 2 * (block * BLOCK + w);
+                    let [lanes, second] = [k, k + 1].map(|k| if k < source.cols { rows } else { 0 });
+                    let from = source.data.as_ptr().wrapping_add(k * source.col_stride + i * ROWS);
+                    // SAFETY: the masks exclude rows past the last and columns that do not exist.
+                    *cells = unsafe { cells_across::<2>(from, lanes, source.col_stride, second) };
+                }
+                let to = panels.as_mut_ptr().wrapping_add(place(i, block));
+                for (row, cells) in turned(cells).into_iter().enumerate() {
+                    // SAFETY: a block has ROWS rows of BLOCK cells.
+                    unsafe { _mm512_storeu_si512(to.wrapping_add(row * BLOCK).cast(), cells) };
+                }
             }
         }
     }

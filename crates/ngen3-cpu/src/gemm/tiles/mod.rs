@@ -27,6 +27,7 @@ pub mod packed;
 mod packed_a;
 mod product;
 pub mod right;
+pub mod shape;
 pub mod softmax;
 pub mod strassen;
 pub mod strided;

@@ -155,14 +155,13 @@ fn panel_plain<const P: usize, const R: usize>(source: Mat<'_>, panel: &mut [u32
 pub(super) use x86::turned;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86 {
+pub(in crate::gemm::tiles) mod x86 {
     use std::arch::x86_64::*;
 
-    use crate::gemm::tiles::amx::{BLOCK, BLOCK_CELLS, ROWS};
     use crate::gemm::view::Mat;
 
     /// Mask of the first `n` of 16 lanes.
-    fn first(n: usize) -> __mmask16 {
+    pub fn first(n: usize) -> __mmask16 {
         ((1u32 << n.min(16)) - 1) as __mmask16
     }
 
@@ -207,7 +206,7 @@ pub(super) mod x86 {
     /// The processor has AVX-512F and AVX512-BF16; `left` elements are readable at `from`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn cells_along<const P: usize>(from: *const f32, left: usize) -> __m512i {
+    pub unsafe fn cells_along<const P: usize>(from: *const f32, left: usize) -> __m512i {
         // SAFETY: the masks exclude elements past the end of the row.
         unsafe {
             let x = _mm512_maskz_loadu_ps(first(left), from);
@@ -224,7 +223,7 @@ pub(super) mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; these lanes are readable at `from` and at `from + stride`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn cells_across<const P: usize>(
+    pub unsafe fn cells_across<const P: usize>(
         from: *const f32,
         lanes: __mmask16,
         stride: usize,
@@ -328,51 +327,6 @@ pub(super) mod x86 {
                         let cell = cells_across::<P>(from, rows, source.col_stride, second);
                         _mm512_mask_storeu_epi32(cells.as_mut_ptr().wrapping_add(row).cast(), first(R - row), cell);
                     }
-                }
-            }
-        }
-    }
-
-    /// Packs panels of [`ROWS`] rows in blocks of [`BLOCK`] cells, in bf16. From contiguous columns all panels advance along k
-    /// together, so that a cache line of the source is read once.
-    ///
-    /// # Safety
-    /// The processor has AVX-512F, BW and AVX512-BF16; each panel has ROWS rows of whole blocks for the source's columns; the source
-    /// has at most ROWS rows per panel, and contiguous rows or columns.
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn blocks(source: Mat<'_>, panels: &mut [u32]) {
-        let depth = source.cols.div_ceil(2).next_multiple_of(BLOCK);
-        let place = |i: usize, block: usize| i * ROWS * depth + block * BLOCK_CELLS;
-        if source.col_stride == 1 {
-            for i in 0..source.rows.div_ceil(ROWS) {
-                for block in 0..depth / BLOCK {
-                    let k = 2 * BLOCK * block;
-                    for row in 0..ROWS {
-                        let left = if i * ROWS + row < source.rows { source.cols - k } else { 0 };
-                        let from = source.data.as_ptr().wrapping_add((i * ROWS + row) * source.row_stride + k);
-                        let to = panels.as_mut_ptr().wrapping_add(place(i, block) + row * BLOCK);
-                        // SAFETY: the row has `left` elements left, 0 if the source has no such row; a block has ROWS rows.
-                        unsafe { _mm512_storeu_si512(to.cast(), cells_along::<2>(from, left)) };
-                    }
-                }
-            }
-            return;
-        }
-        for block in 0..depth / BLOCK {
-            for i in 0..source.rows.div_ceil(ROWS) {
-                let rows = first((source.rows - i * ROWS).min(ROWS));
-                let mut cells = [_mm512_setzero_si512(); BLOCK];
-                for (w, cells) in cells.iter_mut().enumerate() {
-                    let k = 2 * (block * BLOCK + w);
-                    let [lanes, second] = [k, k + 1].map(|k| if k < source.cols { rows } else { 0 });
-                    let from = source.data.as_ptr().wrapping_add(k * source.col_stride + i * ROWS);
-                    // SAFETY: the masks exclude rows past the last and columns that do not exist.
-                    *cells = unsafe { cells_across::<2>(from, lanes, source.col_stride, second) };
-                }
-                let to = panels.as_mut_ptr().wrapping_add(place(i, block));
-                for (row, cells) in turned(cells).into_iter().enumerate() {
-                    // SAFETY: a block has ROWS rows of BLOCK cells.
-                    unsafe { _mm512_storeu_si512(to.wrapping_add(row * BLOCK).cast(), cells) };
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Left operand of a large product, in cells: separate rows, or panels of interleaved rows.
+//! Left operand of a large product, in cells: separate rows, or panels of rows, interleaved or in blocks.
 //!
 //! The AVX-512 kernel reads one cell of each of [`MR`] rows per step along k, at any stride. So contiguous rows only need rounding.
 //! If the columns are contiguous instead (a transposed operand), [`MR`] rows are interleaved into panels, so that a step reads
@@ -15,9 +15,9 @@ use crate::gemm::view::Mat;
 #[derive(Clone, Copy)]
 pub struct PackedA<'a> {
     cells: &'a [u32],
-    /// Cells per row.
+    /// Cells per row with values.
     pub depth: usize,
-    /// Cells per row in a panel.
+    /// Cells per row in a panel, padding included.
     panel_depth: usize,
     /// Order of the rows within a tile. Tiles follow one another.
     pub rows: Rows,

@@ -1,12 +1,12 @@
 //! Micro-kernels of the fused loss and of the distillation loss. A tile is one panel of words (vocabulary entries; how many is
 //! [`left::height`]) by [`NR`] tokens (positions).
 //!
-//! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers, it computes e = 2^(logit − shift),
+//! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers (with AMX, in the L1 cache), it computes e = 2^(logit − shift),
 //! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
 //! vocabulary (B of [`super::kernel::tile`], `[height/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[height, NR/P]`).
 
 use super::amx;
-use super::kernel::{self, MR, NR, Rows};
+use super::kernel::{self, NR, Rows};
 use super::left;
 use super::pack::cell;
 use crate::gemm::operation::Accumulate;
@@ -138,6 +138,7 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
 }
 
 /// Prefetches a tile of `rows` rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "a hint for x86-64"))]
 pub fn ask_for(place: &[f32], rows: usize, stride: usize) {
     #[cfg(target_arch = "x86_64")]
     for row in 0..rows {
@@ -154,10 +155,10 @@ pub fn ask_for(place: &[f32], rows: usize, stride: usize) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Accumulate, ExpTile, MAX_EXPONENT, MR, MatMut, NR, e_tile, left};
+    use super::{Accumulate, ExpTile, MAX_EXPONENT, MatMut, NR, e_tile, left};
     use crate::gemm::tiles::amx;
-    use crate::gemm::tiles::kernel::Rows;
     use crate::gemm::tiles::kernel::x86::{multiply_add, store, sums_of_tile};
+    use crate::gemm::tiles::kernel::{MR, Rows};
     use ngen3_simd::EXP2;
 
     /// Returns 2ᵗ for t clamped to [`MAX_EXPONENT`], with a relative error below 3e-7. The polynomial is [`EXP2`].
@@ -397,7 +398,7 @@ mod tests {
         let (a, mut b) = (packed::<2>(left::depth::<2>(2) * left::height::<2>(), 1), packed::<2>(NR, 2));
         b[3] = 0x7FC0;
         let mut sums = [0.0; NR];
-        sum_tile::<2>(ExpTile { a: &a, b: &b, words: MR, shift: &[0.0; NR], sums: &mut sums });
+        sum_tile::<2>(ExpTile { a: &a, b: &b, words: 12, shift: &[0.0; NR], sums: &mut sums });
         assert!(sums[3].is_nan() && sums[4].is_finite());
     }
 

@@ -21,6 +21,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(super) mod tables;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;
@@ -28,9 +29,9 @@ use super::kernel::{self, MR, NR, TILE};
 use super::softmax::bounded_exp2;
 use crate::gemm::operation::Accumulate;
 use ngen3_simd::simd;
+use tables::EXPS;
 
-/// Number of products of sums of blocks.
-pub const PRODUCTS: usize = 7;
+pub use tables::{Logits, PRODUCTS, Place};
 
 /// Weight of each block of W in each sum, block (r, c) at index 2r + c. At most two are not 0.
 pub const WORDS: [[i8; 4]; PRODUCTS] =
@@ -39,10 +40,6 @@ pub const WORDS: [[i8; 4]; PRODUCTS] =
 /// Weight of each block of H, block (c, t) at index 2c + t.
 pub const HIDDEN: [[i8; 4]; PRODUCTS] =
     [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]];
-
-/// Weight of each block of E, block (r, t) at index 2r + t; also the weight of each product in each block of S.
-const EXPS: [[i8; 4]; PRODUCTS] =
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]];
 
 /// Elements of a quad.
 pub const QUAD: usize = 4 * TILE;
@@ -68,7 +65,7 @@ pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: 
         return unsafe { avx512::product::<R>(a, b, c, accumulate) };
     }
     #[cfg(target_arch = "x86_64")]
-    if kernel::avx2() {
+    if kernel::runs_avx2() {
         // SAFETY: the features and lengths were checked above; 6, 4 and 1 divide the numbers of rows.
         return unsafe {
             match R {
@@ -91,20 +88,6 @@ fn product_plain<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate
     for (c, sum) in c.iter_mut().zip(sums.as_flattened()) {
         *c = if accumulate == Accumulate::Add { *c + sum } else { *sum };
     }
-}
-
-/// One quad of base-2 logits, and the softmax state that it updates.
-pub struct Logits<'a> {
-    /// One tile of each product, `stride` elements apart.
-    pub products: &'a [f32],
-    /// Distance of two tiles of `products`, in elements.
-    pub stride: usize,
-    /// Number of words in each part; rows past it are padding and contribute 0.
-    pub words: [usize; 2],
-    /// Value subtracted from each token's logits.
-    pub shift: &'a [[f32; NR]; 2],
-    /// Running Σ e of each token.
-    pub sums: &'a mut [[f32; NR]; 2],
 }
 
 /// Computes e = 2^(logit − shift), adds it to each token's sum, and stores it in `out`, `[4, MR, NR]`.
@@ -134,25 +117,26 @@ pub fn exponentials(logits: Logits<'_>, out: &mut [f32]) {
 
 #[inline(always)]
 fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
-    for first in (0..NR).step_by(LANES) {
+    for first in (0..NR).step_by(VECTOR) {
         let shift = logits.shift.each_ref().map(|shift| lanes(shift, first));
         let mut sums = logits.sums.each_ref().map(|sums| lanes(sums, first));
         for row in 0..MR {
             let at = row * NR + first;
-            let mut products = [[0.0f32; LANES]; PRODUCTS];
+            let mut products = [[0.0f32; VECTOR]; PRODUCTS];
             for (m, products) in products.iter_mut().enumerate() {
                 *products = lanes(logits.products, m * logits.stride + at);
             }
             for block in 0..4 {
                 let (part, tile) = (block / 2, block % 2);
-                let mut x = [0.0f32; LANES];
+                let mut x = [0.0f32; VECTOR];
                 for (weights, product) in EXPS.iter().zip(&products) {
                     add_weighted(&mut x, weights[block], product);
                 }
                 let e = lanes_mut(out, block * TILE + at);
-                let exists = if row < logits.words[part] { 1.0 } else { 0.0 };
-                for i in 0..LANES {
-                    e[i] = exists * bounded_exp2(x[i] - shift[tile][i]);
+                let exists = row < logits.words[part];
+                for i in 0..VECTOR {
+                    let value = bounded_exp2(x[i] - shift[tile][i]);
+                    e[i] = if exists { value } else { 0.0 };
                     sums[tile][i] += e[i];
                 }
             }
@@ -164,24 +148,24 @@ fn exponentials_plain(logits: Logits<'_>, out: &mut [f32]) {
 }
 
 /// Values that plain code computes together, so that those of a step stay in the registers of AVX2.
-const LANES: usize = 8;
+const VECTOR: usize = 8;
 
 /// Returns the lanes that start at `at`.
 #[inline(always)]
-fn lanes(values: &[f32], at: usize) -> [f32; LANES] {
+fn lanes(values: &[f32], at: usize) -> [f32; VECTOR] {
     *values[at..].first_chunk().expect("whole lanes")
 }
 
 /// As [`lanes`], to write.
 #[inline(always)]
-fn lanes_mut(values: &mut [f32], at: usize) -> &mut [f32; LANES] {
+fn lanes_mut(values: &mut [f32], at: usize) -> &mut [f32; VECTOR] {
     values[at..].first_chunk_mut().expect("whole lanes")
 }
 
 /// Adds `weight·x`, where the weight is 0, 1 or −1.
 #[inline(always)]
-fn add_weighted(sum: &mut [f32; LANES], weight: i8, x: &[f32; LANES]) {
-    for i in 0..LANES {
+fn add_weighted(sum: &mut [f32; VECTOR], weight: i8, x: &[f32; VECTOR]) {
+    for i in 0..VECTOR {
         match weight {
             0 => {}
             1 => sum[i] += x[i],
@@ -210,19 +194,19 @@ pub fn mix(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
 
 #[inline(always)]
 fn mix_plain(e: &[f32], scale: &[[f32; NR]; 2], out: &mut [f32], stride: usize) {
-    for first in (0..NR).step_by(LANES) {
+    for first in (0..NR).step_by(VECTOR) {
         let scale = scale.each_ref().map(|scale| lanes(scale, first));
         for row in 0..MR {
             let at = row * NR + first;
-            let mut blocks = [[0.0f32; LANES]; 4];
+            let mut blocks = [[0.0f32; VECTOR]; 4];
             for (block, x) in blocks.iter_mut().enumerate() {
                 let e = lanes(e, block * TILE + at);
-                for i in 0..LANES {
+                for i in 0..VECTOR {
                     x[i] = e[i] * scale[block % 2][i];
                 }
             }
             for (m, weights) in EXPS.iter().enumerate() {
-                let mut sum = [0.0f32; LANES];
+                let mut sum = [0.0f32; VECTOR];
                 for (weight, block) in weights.iter().zip(&blocks) {
                     add_weighted(&mut sum, *weight, block);
                 }
@@ -252,19 +236,6 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Destination of a tile in a matrix, and its weight. The default is empty.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Place {
-    /// Index of its first element.
-    pub at: usize,
-    /// Rows of the tile that exist in the matrix.
-    pub rows: usize,
-    /// Columns of the tile that exist in the matrix.
-    pub cols: usize,
-    /// Factor of the tile.
-    pub weight: f32,
-}
-
 /// Adds `weight·(e·b)` to `c` at both places, with `e`: tiles of `[MR, NR]`, `stride` elements apart; `b`: `[tiles·NR, NR]`;
 /// rows of `c` are `width` elements apart.
 ///
@@ -284,7 +255,7 @@ pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: u
         return unsafe { avx512::product_onto(e, stride, b, c, width, places) };
     }
     #[cfg(target_arch = "x86_64")]
-    if kernel::avx2() {
+    if kernel::runs_avx2() {
         // SAFETY: the features, lengths and places were checked above.
         return unsafe { avx2::product_onto(e, stride, b, c, width, places) };
     }

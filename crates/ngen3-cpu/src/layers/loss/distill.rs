@@ -5,9 +5,9 @@
 //! one at a time, as in `fused.rs`:
 //!
 //! ```text
-//! for 12 words, 32 tokens:  z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
+//! for a panel of words, 32 tokens:  z = wte·hiddenᵀ − shift, u likewise; sums += …        (z and u/T or exp(u/T) kept in f32)
 //! after all segments:       losses and gradient factors of each token
-//! for 192 words:            g = ∂loss/∂z, in the layouts that the two products read;  dhiddenᵀ += wteᵀ·g
+//! for a chunk of words:            g = ∂loss/∂z, in the layouts that the two products read;  dhiddenᵀ += wteᵀ·g
 //! at the end:               dwte += g·hidden
 //! ```
 //!

@@ -6,7 +6,7 @@
 //! the layouts that the two backward products read. Words are cut into [`super::tiling::SEGMENTS`], one task each:
 //!
 //! ```text
-//! for 192 words of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhiddenᵀ += wteᵀ·e     (e still in cache)
+//! for a chunk of the segment:   e = 2^(wte·(log₂e·hidden)ᵀ − shift),  sum += Σ e,  dhiddenᵀ += wteᵀ·e     (e still in cache)
 //! after all segments:             dhidden /= sum,  dwte += e·(hidden/sum)
 //! ```
 //!

@@ -15,7 +15,8 @@ use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_simd::{simd, sum_zip};
 
 /// Largest number of segments of the vocabulary, one task each. Fixed, so that the bits do not depend on the number of threads.
-/// GPT-2's vocabulary gives 44 nearly equal segments, which 2, 4 or 11 threads share without waiting for each other.
+/// GPT-2's vocabulary gives 44 nearly equal segments (40 with AMX, whose panels are taller), which 2, 4 or 11 threads share without
+/// waiting for each other.
 pub(super) const SEGMENTS: usize = 44;
 
 /// Panels of words per chunk, whose e stays in the L2 cache for the product that follows.

@@ -1,9 +1,11 @@
-//! The kernels on AVX-512.
+//! Strassen kernels for AVX-512.
 
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-use super::{Accumulate, EXPS, Logits, MR, NR, PRODUCTS, Place, TILE};
+use super::tables::{EXPS, Logits, PRODUCTS, Place};
+use crate::gemm::operation::Accumulate;
+use crate::gemm::tiles::shape::{MR, NR, TILE};
 use crate::gemm::tiles::softmax::x86::exp2;
 
 /// # Safety
