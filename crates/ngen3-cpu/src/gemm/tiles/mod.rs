@@ -8,7 +8,7 @@
 //! Packed data consists of 32-bit *cells* of `P` consecutive elements along k. With P = 2 a cell is a pair of bf16, the first in
 //! the low half, as `_mm512_dpbf16_ps` multiplies and accumulates them; with P = 1 it is one f32. The code is otherwise shared.
 //!
-//! [`mod@amx`] multiplies bf16 where the processor has tile registers; only the layout of A differs: [`left`].
+//! [`mod@amx`] multiplies bf16 where the processor has tile registers; only the layout of A differs: [`panels_a`].
 //!
 //! [`softmax`] and, for f32 gradients, [`strassen`] are the kernels of the fused loss. [`strided`] has small products without
 //! packing, for attention. [`low_rank`] adds an adapter's branch to a product. [`int8`] has products of quantised operands.
@@ -20,11 +20,11 @@ pub mod amx;
 mod avx2;
 pub mod int8;
 pub mod kernel;
-pub mod left;
 pub mod low_rank;
 pub mod pack;
 pub mod packed;
 mod packed_a;
+pub mod panels_a;
 mod product;
 pub mod right;
 pub mod shape;

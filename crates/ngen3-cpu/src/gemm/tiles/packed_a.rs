@@ -2,13 +2,13 @@
 //!
 //! The AVX-512 kernel reads one cell of each of [`MR`] rows per step along k, at any stride. So contiguous rows only need rounding.
 //! If the columns are contiguous instead (a transposed operand), [`MR`] rows are interleaved into panels, so that a step reads
-//! adjacent cells. AMX reads panels in blocks, whichever are contiguous: see `left.rs`.
+//! adjacent cells. AMX reads panels in blocks, whichever are contiguous: see `panels_a.rs`.
 
 use rayon::prelude::*;
 
 use super::kernel::{MR, Rows};
-use super::left;
 use super::pack::{self, GROUP, cells};
+use super::panels_a;
 use crate::gemm::view::Mat;
 
 /// Packed left operand, `[rows, depth]` cells, padded to whole tiles.
@@ -33,24 +33,24 @@ impl<'a> PackedA<'a> {
     /// Number of cells of the packed `a`.
     pub fn len<const P: usize>(a: Mat<'_>) -> usize {
         if Self::in_panels::<P>(a) {
-            left::packed_len::<P>(a.rows, a.cols)
+            panels_a::packed_len::<P>(a.rows, a.cols)
         } else {
             a.rows.next_multiple_of(MR) * stride::<P>(a.cols)
         }
     }
 
     fn in_panels<const P: usize>(a: Mat<'_>) -> bool {
-        a.col_stride != 1 || left::rows::<P>() == Rows::Blocks
+        a.col_stride != 1 || panels_a::rows::<P>() == Rows::Blocks
     }
 
     /// Rounds `a` and packs it into `to`, which has [`PackedA::len`] cells, on all threads.
     pub fn lay_out<const P: usize>(a: Mat<'_>, to: &'a mut [u32]) -> Self {
         const TASK: usize = GROUP * MR;
         assert_eq!(to.len(), Self::len::<P>(a), "cells of the packed left operand");
-        let (depth, panel_depth) = (cells::<P>(a.cols), left::depth::<P>(a.cols));
+        let (depth, panel_depth) = (cells::<P>(a.cols), panels_a::depth::<P>(a.cols));
         if Self::in_panels::<P>(a) {
-            left::pack::<P>(a, to);
-            return Self { cells: to, depth, panel_depth, rows: left::rows::<P>() };
+            panels_a::pack::<P>(a, to);
+            return Self { cells: to, depth, panel_depth, rows: panels_a::rows::<P>() };
         }
         // Padding rows are left uninitialised: their products are never stored.
         let stride = stride::<P>(a.cols);

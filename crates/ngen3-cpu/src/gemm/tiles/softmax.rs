@@ -1,5 +1,5 @@
 //! Micro-kernels of the fused loss and of the distillation loss. A tile is one panel of words (vocabulary entries; how many is
-//! [`left::height`]) by [`NR`] tokens (positions).
+//! [`panels_a::height`]) by [`NR`] tokens (positions).
 //!
 //! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers (with AMX, in the L1 cache), it computes e = 2^(logit − shift),
 //! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
@@ -7,15 +7,15 @@
 
 use super::amx;
 use super::kernel::{self, NR, Rows};
-use super::left;
 use super::pack::cell;
+use super::panels_a;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::{exp2, simd};
 
 /// Cells of a tile of e, in either layout.
 pub fn e_tile<const P: usize>() -> usize {
-    left::height::<P>() * NR / P
+    panels_a::height::<P>() * NR / P
 }
 
 /// Upper limit of the exponent, against overflow: reached if the most likely word is 2¹¹⁵ times as likely as the target.
@@ -31,7 +31,7 @@ pub(super) fn bounded_exp2(x: f32) -> f32 {
 
 /// Operands and sums of one tile of exponentials.
 pub struct ExpTile<'a> {
-    /// Panel of embeddings, as [`left`] packs it.
+    /// Panel of embeddings, as [`panels_a`] packs it.
     pub a: &'a [u32],
     /// Panel of hidden states times log₂e, `[depth, NR]`, so that logits are exponents of 2.
     pub b: &'a [u32],
@@ -66,11 +66,11 @@ pub fn exp_tile<const P: usize>(tile: ExpTile<'_>, by_word: &mut [u32], by_token
 }
 
 fn plain<const P: usize>(tile: ExpTile<'_>, out: Option<(&mut [u32], &mut [u32])>) {
-    let height = left::height::<P>();
+    let height = panels_a::height::<P>();
     let mut e = [[0.0f32; NR]; amx::ROWS];
     let e = &mut e[..height];
     let c = &mut MatMut::new(e.as_flattened_mut(), height, NR);
-    kernel::tile::<P>(tile.a, left::rows::<P>(), tile.b, c, Accumulate::Set);
+    kernel::tile::<P>(tile.a, panels_a::rows::<P>(), tile.b, c, Accumulate::Set);
     simd(
         #[inline(always)]
         || {
@@ -116,13 +116,13 @@ fn lay_out_plain<const P: usize>(e: &[[f32; NR]], by_word: &mut [u32], by_token:
 /// Computes `c += e·b` for `c` of at most one panel of words x [`NR`] columns, with sums in f32. `e` has one tile with cells along
 /// the tokens per [`NR`] tokens; `b`: `[tokens/P, NR]`.
 pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
-    let height = left::height::<P>();
+    let height = panels_a::height::<P>();
     assert!(c.rows <= height && c.cols <= NR, "a tile of {} x {}", c.rows, c.cols);
     assert!(
         e.len().is_multiple_of(e_tile::<P>()) && b.len() / NR == e.len() / height,
         "expected panels of equal depth"
     );
-    if left::rows::<P>() == Rows::Blocks {
+    if panels_a::rows::<P>() == Rows::Blocks {
         // A tile of e is one block.
         return kernel::tile::<P>(e, Rows::Blocks, b, c, Accumulate::Add);
     }
@@ -155,7 +155,7 @@ pub fn ask_for(place: &[f32], rows: usize, stride: usize) {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Accumulate, ExpTile, MAX_EXPONENT, MatMut, NR, e_tile, left};
+    use super::{Accumulate, ExpTile, MAX_EXPONENT, MatMut, NR, e_tile, panels_a};
     use crate::gemm::tiles::amx;
     use crate::gemm::tiles::kernel::x86::{multiply_add, store, sums_of_tile};
     use crate::gemm::tiles::kernel::{MR, Rows};
@@ -187,7 +187,7 @@ pub(super) mod x86 {
     /// The processor has AVX-512F, BW and AVX512-BF16; with STORE the outputs are a tile long.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub unsafe fn run<const P: usize, const STORE: bool>(tile: ExpTile<'_>, by_word: &mut [u32], by_token: &mut [u32]) {
-        if left::rows::<P>() == Rows::Blocks {
+        if panels_a::rows::<P>() == Rows::Blocks {
             // SAFETY: the caller upholds the same requirements.
             return unsafe { run_on_amx::<STORE>(tile, by_word, by_token) };
         }
@@ -351,8 +351,8 @@ mod tests {
     }
 
     fn check_exponentials<const P: usize>(depth: usize, words: usize, far: f32) {
-        let height = left::height::<P>();
-        let (words, cells) = (words.min(height), left::depth::<P>(depth * P) * height);
+        let height = panels_a::height::<P>();
+        let (words, cells) = (words.min(height), panels_a::depth::<P>(depth * P) * height);
         let (a, b) = (packed::<P>(cells, 1), packed::<P>(depth * NR, 2));
         let shift: [f32; NR] = std::array::from_fn(|i| far * i as f32 / 31.0);
         let run = |plainly: bool| {
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_diverged_model_gives_a_sum_that_is_not_finite() {
-        let (a, mut b) = (packed::<2>(left::depth::<2>(2) * left::height::<2>(), 1), packed::<2>(NR, 2));
+        let (a, mut b) = (packed::<2>(panels_a::depth::<2>(2) * panels_a::height::<2>(), 1), packed::<2>(NR, 2));
         b[3] = 0x7FC0;
         let mut sums = [0.0; NR];
         sum_tile::<2>(ExpTile { a: &a, b: &b, words: 12, shift: &[0.0; NR], sums: &mut sums });
@@ -411,7 +411,7 @@ mod tests {
         for (i, expected) in expected.iter_mut().enumerate() {
             let (word, column) = (i / columns, i % columns);
             for token in 0..tiles * NR {
-                let e = e[(token / NR * left::height::<P>() + word) * NR + token % NR];
+                let e = e[(token / NR * panels_a::height::<P>() + word) * NR + token % NR];
                 *expected += f64::from(e) * f64::from(b[(token / P * NR + column) * P + token % P]);
             }
             assert!((f64::from(found[i]) - *expected).abs() < 1e-5, "expected {expected}, got {}", found[i]);

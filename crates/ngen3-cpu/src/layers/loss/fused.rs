@@ -26,7 +26,7 @@ use super::tiling::{
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
-use crate::gemm::tiles::{cells, left, pack, packed_len};
+use crate::gemm::tiles::{cells, pack, packed_len, panels_a};
 use crate::gemm::{Accumulate, Mat};
 use crate::layers::embedding;
 
@@ -191,10 +191,10 @@ fn segments<const P: usize>(
     s: &mut Scratch<'_>,
 ) {
     let FusedTiling { sizes, .. } = tiling;
-    let (block, depth, panels) = (tiling.block(), left::depth::<P>(sizes.width), sizes.segment_panels::<P>());
+    let (block, depth, panels) = (tiling.block(), panels_a::depth::<P>(sizes.width), sizes.segment_panels::<P>());
     let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
-    let mr = left::height::<P>();
-    let by_word = &by_word[..left::packed_len::<P>(sizes.vocab_size, sizes.width)];
+    let mr = panels_a::height::<P>();
+    let by_word = &by_word[..panels_a::packed_len::<P>(sizes.vocab_size, sizes.width)];
     let tokens = Tokens { sizes, tiles, hidden: s.hidden, shift: s.shift.as_chunks::<NR>().0 };
     let segments = by_word.par_chunks(panels * mr * depth).zip(s.sums.par_chunks_mut(block)).enumerate();
     if wanted == Wanted::Losses {
@@ -246,8 +246,8 @@ impl Tokens<'_> {
         sums: &mut [f32],
         mut work: impl FnMut(usize, usize, ExpTile<'_>),
     ) {
-        let (mr, depth) = (left::height::<P>(), cells::<P>(self.sizes.width));
-        let panel = mr * left::depth::<P>(self.sizes.width);
+        let (mr, depth) = (panels_a::height::<P>(), cells::<P>(self.sizes.width));
+        let panel = mr * panels_a::depth::<P>(self.sizes.width);
         let tokens = self.hidden.chunks_exact(NR * depth).zip(self.shift).zip(sums.as_chunks_mut::<NR>().0);
         // A panel of tokens stays in the L1 cache while the words stream through.
         for (j, ((b, shift), sums)) in tokens.take(self.tiles).enumerate() {

@@ -10,7 +10,7 @@ use crate::base::memory::padded;
 use crate::gemm::tiles::kernel::{self, NR};
 use crate::gemm::tiles::pack::rounded;
 use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
-use crate::gemm::tiles::{cells, left, with_workspace};
+use crate::gemm::tiles::{cells, panels_a, with_workspace};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_simd::{simd, sum_zip};
 
@@ -44,7 +44,7 @@ pub struct Sizes {
 
 /// Words per chunk.
 pub(super) fn chunk_words<const P: usize>() -> usize {
-    CHUNK * left::height::<P>()
+    CHUNK * panels_a::height::<P>()
 }
 
 impl Sizes {
@@ -54,7 +54,7 @@ impl Sizes {
     }
 
     pub(super) fn panels<const P: usize>(&self) -> usize {
-        self.vocab_size.div_ceil(left::height::<P>())
+        self.vocab_size.div_ceil(panels_a::height::<P>())
     }
 
     /// Panels per segment: whole chunks, so that the panels by channel can be packed a chunk at a time.
@@ -65,7 +65,7 @@ impl Sizes {
     /// Cells of one chunk of the embeddings packed by channel: panels of channels over the words of a chunk (fewer in the last
     /// chunk).
     pub(super) fn chunk_cells<const P: usize>(&self) -> usize {
-        left::packed_len::<P>(self.width, chunk_words::<P>())
+        panels_a::packed_len::<P>(self.width, chunk_words::<P>())
     }
 
     pub(super) fn segments<const P: usize>(&self) -> usize {
@@ -74,7 +74,7 @@ impl Sizes {
 
     /// Length in cells of the embeddings packed by word.
     pub fn by_word<const P: usize>(&self) -> usize {
-        padded(left::packed_len::<P>(self.vocab_size, self.width))
+        padded(panels_a::packed_len::<P>(self.vocab_size, self.width))
     }
 
     /// Length in cells of the embeddings packed in both layouts: see [`pack_wte`].
@@ -86,8 +86,8 @@ impl Sizes {
 /// Packs the embeddings for the logits: panels of words.
 pub fn pack_words<const P: usize>(sizes: Sizes, wte: &[f32], by_word: &mut [f32]) {
     let Sizes { width, vocab_size, .. } = sizes;
-    let by_word = cast_slice_mut(&mut by_word[..left::packed_len::<P>(vocab_size, width)]);
-    left::pack::<P>(Mat::new(wte, vocab_size, width), by_word);
+    let by_word = cast_slice_mut(&mut by_word[..panels_a::packed_len::<P>(vocab_size, width)]);
+    panels_a::pack::<P>(Mat::new(wte, vocab_size, width), by_word);
 }
 
 /// Packs the embeddings for the logits and for dhidden: panels of words; then, for each chunk of words, panels of channels. A
@@ -100,8 +100,8 @@ pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
     by_channel.par_chunks_mut(sizes.chunk_cells::<P>()).enumerate().for_each(|(chunk, panels)| {
         let first = chunk * chunk_words::<P>();
         let words = wte.rows(first..(first + chunk_words::<P>()).min(vocab_size)).t();
-        let packed = left::packed_len::<P>(width, words.cols());
-        left::panels::<P>(words, 0, &mut panels[..packed]);
+        let packed = panels_a::packed_len::<P>(width, words.cols());
+        panels_a::panels::<P>(words, 0, &mut panels[..packed]);
     });
 }
 
@@ -134,16 +134,16 @@ pub(super) fn add_chunk<const P: usize>(
     dhidden: &mut [f32],
     accumulate: Accumulate,
 ) {
-    let (mr, chunk_words) = (left::height::<P>(), chunk_words::<P>());
+    let (mr, chunk_words) = (panels_a::height::<P>(), chunk_words::<P>());
     let words = chunk_words.min(sizes.vocab_size - chunk_panel * mr);
-    let (depth, panel) = (cells::<P>(words), mr * left::depth::<P>(words));
+    let (depth, panel) = (cells::<P>(words), mr * panels_a::depth::<P>(words));
     let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
     for j in 0..tiles {
         let b = &by_word_e[j * chunk_words / P * NR..][..depth * NR];
         for (c, a) in by_channel.chunks_exact(panel).take(sizes.width.div_ceil(mr)).enumerate() {
             let channels = mr.min(sizes.width - c * mr);
             let part = &mut dhidden[(j * sizes.width + c * mr) * NR..][..channels * NR];
-            kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(part, channels, NR), accumulate);
+            kernel::tile::<P>(a, panels_a::rows::<P>(), b, &mut MatMut::new(part, channels, NR), accumulate);
         }
     }
 }
@@ -209,7 +209,7 @@ pub(super) fn spread<const P: usize>(
     scaled: &[u32],
     dwte: &mut [f32],
 ) {
-    let mr = left::height::<P>();
+    let mr = panels_a::height::<P>();
     let chunks = dwte.par_chunks_mut(chunk_words::<P>() * width).zip(e.par_chunks(CHUNK * tiles * e_tile::<P>()));
     chunks.with_max_len(1).for_each(|(dwte, e)| {
         let panels = dwte.len().div_ceil(mr * width);

@@ -9,7 +9,7 @@ use crate::base::memory::padded;
 use crate::gemm::Accumulate;
 use crate::gemm::tiles::amx;
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::left;
+use crate::gemm::tiles::panels_a;
 use crate::gemm::tiles::softmax::{e_tile, lay_out};
 use crate::layers::loss::tiling::{CHUNK, Sizes, add_chunk};
 use ngen3_engine::Divergence;
@@ -20,9 +20,9 @@ pub fn gradient<const P: usize>(soft: SoftLoss, wants_g: bool, s: &mut Scratch<'
     let SoftLoss { tiling, tiles, .. } = soft;
     let DistillTiling { sizes, block, .. } = tiling;
     let Sizes { width, vocab_size, .. } = sizes;
-    let by_channel = &bytemuck::cast_slice(s.wte)[padded(left::packed_len::<P>(vocab_size, width))..];
+    let by_channel = &bytemuck::cast_slice(s.wte)[padded(panels_a::packed_len::<P>(vocab_size, width))..];
     let (student, teacher, factors) = (&*s.student, &*s.teacher, &*s.factors);
-    let (across, mr, tile) = (block / NR, left::height::<P>(), left::height::<P>() * NR);
+    let (across, mr, tile) = (block / NR, panels_a::height::<P>(), panels_a::height::<P>() * NR);
     s.g.par_chunks_mut(tiling.segment_tiles::<P>() * e_tile::<P>())
         .zip(s.by_word.par_chunks_mut(CHUNK * mr / P * block))
         .zip(s.dhidden.par_chunks_mut(width * block))

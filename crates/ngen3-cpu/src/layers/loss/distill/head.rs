@@ -5,7 +5,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::gemm::tiles::int8;
 use crate::gemm::tiles::kernel::{self, MR, NR};
-use crate::gemm::tiles::{cells, left, pack, packed_len};
+use crate::gemm::tiles::{cells, pack, packed_len, panels_a};
 use crate::gemm::{Accumulate, Mat, MatMut};
 use ngen3_engine::Quant;
 
@@ -21,7 +21,7 @@ impl Head {
     /// Length in f32 of the packed embeddings.
     pub fn wte_len<const P: usize>(self) -> usize {
         match self.quant {
-            Quant::None | Quant::Int4 => left::packed_len::<P>(self.vocab_size, self.width),
+            Quant::None | Quant::Int4 => panels_a::packed_len::<P>(self.vocab_size, self.width),
             Quant::Int8 => int8::PackedA::len(self.vocab_size, self.width),
         }
     }
@@ -38,7 +38,7 @@ impl Head {
     pub fn lay_out_wte<const P: usize>(self, wte: &[f32], to: &mut [f32]) {
         let wte = Mat::new(wte, self.vocab_size, self.width);
         match self.quant {
-            Quant::None | Quant::Int4 => left::pack::<P>(wte, cast_slice_mut(to)),
+            Quant::None | Quant::Int4 => panels_a::pack::<P>(wte, cast_slice_mut(to)),
             Quant::Int8 => {
                 int8::PackedA::lay_out(wte, to);
             }
@@ -88,13 +88,13 @@ pub enum Operands<'a> {
 impl Operands<'_> {
     /// Computes the tile, `[height, NR]`, of logits of one panel of words and one panel of tokens.
     pub fn tile<const P: usize>(self, panel: usize, tokens: usize, logits: &mut [f32]) {
-        let height = left::height::<P>();
+        let height = panels_a::height::<P>();
         let logits = &mut MatMut::new(logits, height, NR);
         match self {
             Self::Cells { words, hidden, width } => {
-                let (of_words, of_tokens) = (height * left::depth::<P>(width), NR * cells::<P>(width));
+                let (of_words, of_tokens) = (height * panels_a::depth::<P>(width), NR * cells::<P>(width));
                 let (a, b) = (&words[panel * of_words..][..of_words], &hidden[tokens * of_tokens..][..of_tokens]);
-                kernel::tile::<P>(a, left::rows::<P>(), b, logits, Accumulate::Set);
+                kernel::tile::<P>(a, panels_a::rows::<P>(), b, logits, Accumulate::Set);
             }
             Self::Int8 { words, hidden } => {
                 for row in (0..height.min(words.n_rows() - panel * height)).step_by(MR) {

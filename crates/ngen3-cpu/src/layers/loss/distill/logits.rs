@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::scratch::{Scratch, factor, sum};
 use super::soft::{SoftLoss, SoftTarget};
 use crate::gemm::tiles::kernel::{self, NR};
-use crate::gemm::tiles::{cells, left};
+use crate::gemm::tiles::{cells, panels_a};
 use crate::gemm::{Accumulate, MatMut};
 use crate::layers::loss::tiling::Sizes;
 use ngen3_engine::Divergence;
@@ -18,9 +18,9 @@ const MAX_LOGIT: f32 = 80.0;
 pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, soft_target } = soft;
     let Sizes { width, vocab_size, .. } = tiling.sizes;
-    let (mr, depth) = (left::height::<P>(), cells::<P>(width));
-    let (panel_cells, tile) = (mr * left::depth::<P>(width), mr * NR);
-    let words: &[u32] = &bytemuck::cast_slice(s.wte)[..left::packed_len::<P>(vocab_size, width)];
+    let (mr, depth) = (panels_a::height::<P>(), cells::<P>(width));
+    let (panel_cells, tile) = (mr * panels_a::depth::<P>(width), mr * NR);
+    let words: &[u32] = &bytemuck::cast_slice(s.wte)[..panels_a::packed_len::<P>(vocab_size, width)];
     let hidden = &*s.hidden;
     let head = tiling.head.map(|head| head.operands::<P>(s.teacher_wte, s.teacher_hidden, tiles));
     let (shift, teacher_shift) = (&*s.shift, &*s.teacher_shift);
@@ -44,7 +44,7 @@ pub fn logits<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
                     let place = (i * across + j) * tile..(i * across + j + 1) * tile;
                     let z = &mut student[place.clone()];
                     let b = &hidden[j * NR * depth..][..NR * depth];
-                    kernel::tile::<P>(a, left::rows::<P>(), b, &mut MatMut::new(z, mr, NR), Accumulate::Set);
+                    kernel::tile::<P>(a, panels_a::rows::<P>(), b, &mut MatMut::new(z, mr, NR), Accumulate::Set);
                     let u = match head {
                         Some(head) => {
                             let u = &mut teacher[place];
@@ -199,7 +199,7 @@ fn to_mean<const P: usize>(soft: SoftLoss, s: &mut Scratch<'_>) {
     let SoftLoss { tiling, tiles, temperature, .. } = soft;
     let (block, across, inverse) = (tiling.block, tiling.block / NR, 1.0 / temperature);
     let factors = &*s.factors;
-    let (mr, tile) = (left::height::<P>(), left::height::<P>() * NR);
+    let (mr, tile) = (panels_a::height::<P>(), panels_a::height::<P>() * NR);
     let segment_logits = tiling.segment_tiles::<P>() * tile;
     s.student
         .par_chunks(segment_logits)

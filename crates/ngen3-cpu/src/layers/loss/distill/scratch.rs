@@ -6,7 +6,7 @@ use super::head::Head;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::softmax::e_tile;
-use crate::gemm::tiles::{left, packed_len};
+use crate::gemm::tiles::{packed_len, panels_a};
 use crate::layers::loss::tiling::{Sizes, chunk_words};
 
 /// Indices into [`Scratch::sums`]: sums over the words for each token.
@@ -109,7 +109,7 @@ impl DistillTiling {
 
     fn lengths<const P: usize>(&self) -> [usize; 15] {
         let Self { sizes, block, head } = *self;
-        let (segments, tile) = (sizes.segments::<P>(), left::height::<P>() * NR);
+        let (segments, tile) = (sizes.segments::<P>(), panels_a::height::<P>() * NR);
         let tiles = segments * self.segment_tiles::<P>();
         [
             sizes.packed_wte::<P>(),

@@ -1,4 +1,4 @@
-//! Left operands in panels of as many rows as a tile has, in the order of the kernel that reads them.
+//! The operand A in panels of as many rows as a tile has, in the order of the kernel that reads them.
 //!
 //! For AVX-512 the rows of a panel are interleaved, [`Rows::Together`]. For AMX, which multiplies bf16 only, they are in blocks
 //! along k, [`Rows::Blocks`], and the last block is filled up with zeros.
