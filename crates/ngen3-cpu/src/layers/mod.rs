@@ -19,6 +19,6 @@ mod tests {
 
     #[test]
     fn every_path_passes_the_tests_of_layers_with_vector_code() {
-        rerun_on_other_paths(&["attention::", "norm::", "gelu::", "rotary::", "swiglu::"]);
+        rerun_on_other_paths(&["attention::", "norm::", "gelu::", "rotary::", "swiglu::", "loss::"]);
     }
 }

@@ -339,6 +339,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_tile_may_begin_at_any_row() {
+        let (a, b) = (random(13 * 7, 1), random(32 * 7, 2));
+        let (mut packed_a, mut packed_b) = (vec![f32::NAN; PackedA::len(13, 7)], vec![f32::NAN; PackedB::len(32, 7)]);
+        let packed_a = PackedA::lay_out(Mat::new(&a, 13, 7), &mut packed_a);
+        let packed_b = PackedB::lay_out(Mat::new(&b, 32, 7), &mut packed_b);
+        let rows = |first: usize| {
+            let mut c = vec![f32::NAN; MR * NR];
+            tile((packed_a, first), (packed_b, 0), &mut MatMut::new(&mut c, MR, NR), Accumulate::Set);
+            c
+        };
+        assert_eq!(rows(0)[NR..], rows(1)[..(MR - 1) * NR]);
+        assert!(rows(12)[NR..].iter().all(|&c| c == 0.0), "past the last row");
+    }
+
     /// Returns the values that the quantised row represents.
     fn rounded(row: &[f32]) -> Vec<f64> {
         let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));

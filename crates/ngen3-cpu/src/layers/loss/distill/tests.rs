@@ -224,9 +224,11 @@ fn a_teachers_int8_logits_are_those_of_its_rounded_operands() {
         let of_rounded = Distill { teacher: Teacher::Head { hidden: &hidden, wte: &wte, quant: Quant::None }, ..plain };
         let (teacher_hidden, teacher_wte) = (&case.teacher_hidden, &case.teacher_wte);
         let in_int8 = Teacher::Head { hidden: teacher_hidden, wte: teacher_wte, quant: Quant::Int8 };
-        let in_int8 = Distill { teacher: in_int8, ..plain };
-        let run = |distill| run(case.sizes, Precision::F32, &case.hidden, &case.wte, &case.targets, distill, 1.0);
-        let (plain, of_rounded, in_int8) = (run(&plain), run(&of_rounded), run(&in_int8));
+        let quantised = Distill { teacher: in_int8, ..plain };
+        let run_in =
+            |precision, distill| run(case.sizes, precision, &case.hidden, &case.wte, &case.targets, distill, 1.0);
+        let run = |distill| run_in(Precision::F32, distill);
+        let (plain, of_rounded, in_int8) = (run(&plain), run(&of_rounded), run(&quantised));
         assert_eq!(in_int8.cross_entropy, plain.cross_entropy);
         for (found, expected) in [
             (&in_int8.divergence, &of_rounded.divergence),
@@ -237,5 +239,12 @@ fn a_teachers_int8_logits_are_those_of_its_rounded_operands() {
         }
         let moved = distance(&in_int8.dhidden, &plain.dhidden);
         assert!((1e-5..0.05).contains(&moved), "{divergence:?}: {moved}");
+        if kernel::available() {
+            let student_in_bf16 = run_in(Precision::Bf16, &quantised);
+            let apart = distance(&student_in_bf16.dhidden, &in_int8.dhidden);
+            assert!(apart < 0.02, "{divergence:?}: {apart}");
+        } else {
+            skip("distillation in bf16 from a teacher in int8");
+        }
     }
 }
