@@ -276,15 +276,18 @@ fn long_dots<T: Copy, const R: usize>(w: &[T], x: [&[f32]; R], value: impl Fn(T)
         let last = rest.iter().zip(&x[r][w.len() - rest.len()..]);
         sums[blocks.len() - done].iter_mut().zip(last).for_each(|(sum, (&w, &x))| *sum += value(w) * x);
     }
-    all.map(|vectors| {
+    // Loops, not `map`, whose closures would be compiled for the baseline.
+    let mut dots = [0.0f32; R];
+    for (dot, vectors) in dots.iter_mut().zip(&all) {
         let mut lanes = [0.0f32; LANES];
         for vector in vectors {
             for i in 0..LANES {
                 lanes[i] += vector[i];
             }
         }
-        fold(lanes)
-    })
+        *dot = fold(lanes);
+    }
+    dots
 }
 
 /// Returns `Σ value(w)·x` for `R` rows of x and `N` rows of the weight, side by side: this hides the latency of addition, and
@@ -320,7 +323,14 @@ fn dots<T: Copy, const R: usize, const N: usize>(
             sums.iter_mut().zip(last).for_each(|(sum, (&w, &x))| *sum += value(w) * x);
         }
     }
-    all.map(|sums| sums.map(fold))
+    // Loops, as in `long_dots`.
+    let mut dots = [[0.0f32; N]; R];
+    for (dots, sums) in dots.iter_mut().zip(&all) {
+        for (dot, sums) in dots.iter_mut().zip(sums) {
+            *dot = fold(*sums);
+        }
+    }
+    dots
 }
 
 #[cfg(test)]
