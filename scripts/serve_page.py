@@ -148,8 +148,9 @@ with sync_playwright() as driver:
     page.wait_for_timeout(2500)
     report("curves", page.locator("figure").count() >= 3, page.locator("figcaption").all_inner_texts())
     if args.live:
-        sample = page.locator(f"#samples section[aria-label='Samples of {args.live}'] details[open] p")
-        sample.wait_for()
+        sample = page.locator(f"#samples section[aria-label^='Samples of {args.live}'] details[open] p")
+        # The run has one thread and shares it with all this.
+        sample.wait_for(timeout=120_000)
         report("samples", len(sample.inner_text()) > 20, repr(sample.inner_text()[:60]))
     page.locator("figure svg").first.hover()
     look(page, "runs")
