@@ -138,9 +138,13 @@ with sync_playwright() as driver:
     report("runs", page.locator("#run-items input").count() > 0, page.locator("#run-items").inner_text().replace("\n", " ")[:160])
     if args.live:
         item = page.locator("#run-items label", has_text=args.live)
-        before = item.inner_text()
-        page.wait_for_timeout(6000)
-        after = item.inner_text()
+        before = after = item.inner_text()
+        # The run has one thread and shares the machine with all this.
+        for _ in range(60):
+            page.wait_for_timeout(1000)
+            after = item.inner_text()
+            if after != before:
+                break
         report("a run that goes on", "training" in after and before != after, f"{before!r} → {after!r}")
     boxes = page.locator("#run-items input")
     for index in range(boxes.count()):
@@ -149,7 +153,6 @@ with sync_playwright() as driver:
     report("curves", page.locator("figure").count() >= 3, page.locator("figcaption").all_inner_texts())
     if args.live:
         sample = page.locator(f"#samples section[aria-label^='Samples of {args.live}'] details[open] p")
-        # The run has one thread and shares it with all this.
         sample.wait_for(timeout=120_000)
         report("samples", len(sample.inner_text()) > 20, repr(sample.inner_text()[:60]))
     page.locator("figure svg").first.hover()
