@@ -159,6 +159,9 @@ with sync_playwright() as driver:
     look(page, "runs")
     page.emulate_media(color_scheme="dark")
     look(page, "runs-dark")
+    if args.live:
+        page.locator("#samples").scroll_into_view_if_needed()
+        look(page, "samples-dark")
 
     # A telephone.
     for scheme in ["light", "dark"]:
