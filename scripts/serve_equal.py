@@ -4,9 +4,9 @@
     python scripts/serve_equal.py http://127.0.0.1:8000 --checkpoint base.pt
 
 Sends 1,000 requests from 32 clients at once, of different prompts (many of which begin alike), lengths, seeds, sampling settings and
-stop texts, half of them streamed. Then runs `ngen3 sample` for each request and compares. Start the server with --cache_mib 1 and a
-context of a few hundred tokens to see the same when texts are preempted for want of memory. Prints a summary and the requests that
-differ, and exits with code 1 if any does.
+stop texts, half of them streamed. Then runs `ngen3 sample` for each request and compares. The model needs a context of at least 256
+tokens. Start the server with --cache_mib 1 and a context of a few hundred tokens to see the same when texts are preempted for want of
+memory. Prints a summary and the requests that differ, and exits with code 1 if any does.
 """
 import argparse, concurrent.futures, http.client, itertools, json, os, pathlib, random, subprocess, sys, tempfile, time, urllib.parse
 

@@ -138,9 +138,13 @@ with sync_playwright() as driver:
     report("runs", page.locator("#run-items input").count() > 0, page.locator("#run-items").inner_text().replace("\n", " ")[:160])
     if args.live:
         item = page.locator("#run-items label", has_text=args.live)
-        before = item.inner_text()
-        page.wait_for_timeout(6000)
-        after = item.inner_text()
+        before = after = item.inner_text()
+        # The run has one thread and shares the machine with all this.
+        for _ in range(60):
+            page.wait_for_timeout(1000)
+            after = item.inner_text()
+            if after != before:
+                break
         report("a run that goes on", "training" in after and before != after, f"{before!r} → {after!r}")
     boxes = page.locator("#run-items input")
     for index in range(boxes.count()):
@@ -148,13 +152,16 @@ with sync_playwright() as driver:
     page.wait_for_timeout(2500)
     report("curves", page.locator("figure").count() >= 3, page.locator("figcaption").all_inner_texts())
     if args.live:
-        sample = page.locator(f"#samples section[aria-label='Samples of {args.live}'] details[open] p")
-        sample.wait_for()
+        sample = page.locator(f"#samples section[aria-label^='Samples of {args.live}'] details[open] p")
+        sample.wait_for(timeout=120_000)
         report("samples", len(sample.inner_text()) > 20, repr(sample.inner_text()[:60]))
     page.locator("figure svg").first.hover()
     look(page, "runs")
     page.emulate_media(color_scheme="dark")
     look(page, "runs-dark")
+    if args.live:
+        page.locator("#samples").scroll_into_view_if_needed()
+        look(page, "samples-dark")
 
     # A telephone.
     for scheme in ["light", "dark"]:

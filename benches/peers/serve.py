@@ -5,8 +5,9 @@
 
 Every client sends one request and reads its stream; all start together. Prints tokens per second of all clients, and the median and the
 99th percentile of the time to the first token. Each server may run as many texts at once as there are clients, and is started anew for
-each number of them. Prompts differ from their first word, so that nothing is shared. Without --gguf the model is a 7M of random weights
-with a context of 1,024, which this script makes and exports.
+each number of them. Prompts are 40 random words each, so that hardly anything is shared. Only the peer gets ignore_eos: see the column
+`tokens each`. Measure on an idle machine: both servers use all threads. Without --gguf the model is a 7M of random weights with a
+context of 1,024, which this script makes and exports.
 
 llama-server: its source is in the package of llama-cpp-python (not in its wheels), and is built for the processor at hand:
 
@@ -78,7 +79,7 @@ async def ask(port, client, body):
     if first is None:
         # Not 503: a server that is loading its model.
         raise (OSError if b" 503 " in received[:20] else RuntimeError)(f"no tokens: {received[:400]!r}")
-    # Also across the bounds of chunks: usage is in the last event.
+    # From the whole answer, not part by part: usage is in the last event.
     [*_, tokens] = re.findall(rb'"completion_tokens":\s*(\d+)', received)
     return int(tokens), first
 
@@ -151,6 +152,7 @@ def main():
             for _ in range(args.rounds):
                 port = free_port()
                 ours = [args.ngen3, "serve", "--model_checkpoint", gguf, "--port", port, "--threads", args.threads, "--max_running", clients]
+                ours += ["--max_requests", max(clients, 256)]
                 measure("ngen3 serve", ours, port, clients, body, folder / "ngen3.log")
                 port = free_port()
                 theirs = ["-m", gguf, "--port", port, "-t", args.threads, "-tb", args.threads, "-np", clients, "-c", args.context * clients]

@@ -208,7 +208,7 @@ impl<'a> Batcher<'a> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Number of jobs that have started.
+    /// Number of jobs that run.
     pub fn running(&self) -> usize {
         self.running.len()
     }
@@ -218,7 +218,7 @@ impl<'a> Batcher<'a> {
         self.preemptions
     }
 
-    /// Number of jobs that wait to start.
+    /// Number of jobs that wait to start or, preempted, to continue.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -229,14 +229,19 @@ impl<'a> Batcher<'a> {
         1.0 - self.decoder.free_pages() as f64 / pages as f64
     }
 
-    /// Starts jobs while there are places, and pages for a page of new tokens of every job. Of a job that was preempted, all its
-    /// tokens must be fed again before the first new one, while the others grow: it waits until that will not be in vain.
+    /// Starts jobs while there are places, and pages for every job to grow by one more. A preempted job feeds its generated tokens
+    /// again, one a step, while the others grow as much: it starts once there is room for that too, or it would be preempted again
+    /// before its first new token.
     fn start_jobs(&mut self) -> Result<(), Error> {
         while self.running.len() < self.limits.running
             && let Some(task) = self.waiting.front()
         {
             let prefix = self.prefix(task);
             let wanted = task.pages_after(PAGE) + self.growth(task.generated() + PAGE);
+            // Kept prompts are not dropped in vain.
+            if self.most_free(prefix) < wanted {
+                return Ok(());
+            }
             // The pages that it starts with are the last to go.
             self.touch(prefix);
             let Some(sequence) = self.free_sequence() else { return Ok(()) };
@@ -322,6 +327,13 @@ impl<'a> Batcher<'a> {
         let kept = |kept: &Kept| Prefix { pages: task.shares(&kept.tokens), sequence: kept.sequence };
         let all = self.kept.iter().map(kept).chain(self.running.iter().map(read));
         all.fold(Prefix::default(), |best, found| if found.pages > best.pages { found } else { best })
+    }
+
+    /// Bound on the pages that a job can have, those that it starts with included, if all kept prompts are dropped.
+    fn most_free(&self, prefix: Prefix) -> usize {
+        let shared = |kept: &Kept| if kept.sequence == prefix.sequence { prefix.pages } else { 0 };
+        let kept = self.kept.iter().map(|kept| kept.tokens.len() / PAGE - shared(kept));
+        self.decoder.free_pages() + prefix.pages + kept.sum::<usize>()
     }
 
     /// Pages that running jobs need for this many more tokens each.

@@ -60,7 +60,7 @@ pub enum Event {
         /// If the job wants them.
         logprobs: Option<TokenLogprobs>,
     },
-    /// A stop token follows the text, of a job that wants log probabilities. Not part of the text, which ends.
+    /// The stop token that ended the text, of a job that wants log probabilities. Not part of the text.
     Stop {
         /// Job.
         job: JobId,

@@ -17,12 +17,12 @@ pub(crate) struct Task {
     pub text: Vec<u32>,
     /// Maximum number of new tokens that fit.
     most: usize,
-    /// Of the prompt's tokens so far.
+    /// Log probabilities of the prompt's tokens so far.
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
 }
 
 impl Task {
-    /// Returns a job of a model with this context, without text of its own.
+    /// Creates a task at the start of its text, for a model with this context length.
     ///
     /// # Errors
     /// A sampling setting out of range.
@@ -55,7 +55,7 @@ impl Task {
         (alike / PAGE).min(self.sharable())
     }
 
-    /// Prepares a job whose keys and values are gone to feed its text from the start. What it has told is not told again.
+    /// Makes a preempted job feed its text again from the start. Events that were sent are not repeated.
     pub fn rewind(&mut self) {
         self.prompt_logprobs = vec![None];
     }

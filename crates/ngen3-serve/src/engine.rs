@@ -157,12 +157,14 @@ impl Worker<'_> {
                 self.accept(submission);
             }
             submissions.try_iter().for_each(|submission| self.accept(submission));
-            match self.cancel_abandoned().and_then(|()| self.batcher.step()) {
+            let events = self.cancel_abandoned().and_then(|()| self.batcher.step());
+            // Before the events: whoever has an answer finds it in the metrics.
+            self.report();
+            match events {
                 Ok(events) => events.into_iter().for_each(|event| self.deliver(event)),
                 // The other jobs' keys and values are in doubt too: none goes on.
                 Err(error) => self.fail_all(&error),
             }
-            self.report();
         }
     }
 

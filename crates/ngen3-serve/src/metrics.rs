@@ -55,7 +55,8 @@ impl Metrics {
         let registry = &mut metrics.registry;
         registry.register("http_responses", "HTTP responses by status", metrics.responses.clone());
         registry.register("requests_running", "Texts being generated", metrics.running.clone());
-        registry.register("requests_waiting", "Texts that wait to start", metrics.waiting.clone());
+        let help = "Texts that wait to start, or, preempted, to continue";
+        registry.register("requests_waiting", help, metrics.waiting.clone());
         registry.register("cache_use", "Share of the key-value cache in use, 0 to 1", metrics.cache_use.clone());
         let help = "Texts preempted because the key-value cache was full";
         registry.register("preemptions", help, metrics.preemptions.clone());

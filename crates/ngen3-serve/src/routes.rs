@@ -88,7 +88,8 @@ async fn run_lines(
     let offset = offset.map_err(|_| ApiError::param("offset", "expected a number of bytes"))?;
     let root: PathBuf = app.config.runs.clone();
     let found: Option<Value> = blocking(move || Ok(runs::lines(&root, &name, file, offset))).await?;
-    let missing = || ApiError { param: Some("run".into()), ..ApiError::new(StatusCode::NOT_FOUND, "no such run") };
+    let what = "no such run, or it has none of these lines yet";
+    let missing = || ApiError { param: Some("run".into()), ..ApiError::new(StatusCode::NOT_FOUND, what) };
     Ok(json_response(&found.ok_or_else(missing)?))
 }
 

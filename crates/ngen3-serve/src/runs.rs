@@ -21,7 +21,7 @@ const MAX_RUNS: usize = 500;
 const MAX_READ: u64 = 1 << 20;
 /// File with the metrics of a run.
 pub(crate) const METRICS: &str = "metrics.jsonl";
-/// File with texts that the model generated meanwhile.
+/// File with a run's samples.
 pub(crate) const SAMPLES: &str = "samples.jsonl";
 
 /// Lists the runs below `root`, the latest first.
@@ -66,11 +66,12 @@ fn describe(root: &Path, name: &Path) -> Option<Value> {
     let about = metrics.metadata().ok()?;
     let modified = about.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let record = record(root, &folder.with_extension("state").join("state.safetensors"));
+    let samples = open_within(root, &folder.join(SAMPLES)).and_then(|file| file.metadata().ok());
     Some(json!({
         "name": name.to_str()?,
         "modified": modified,
         "bytes": about.len(),
-        "samples": open_within(root, &folder.join(SAMPLES)).and_then(|file| file.metadata().ok()).map_or(0, |about| about.len()),
+        "samples": samples.map_or(0, |about| about.len()),
         "last": last_line(&mut metrics, about.len()),
         "kind": record["kind"],
         "settings": record["settings"],

@@ -22,7 +22,7 @@ pub trait Progress {
     fn step(&mut self, report: &StepReport<'_>);
     /// Called after an evaluation at `step`; `best` is true if its loss is the lowest so far.
     fn evaluated(&mut self, step: u64, val: ValLoss, best: bool);
-    /// Returns a sample of the model's text, to be kept with the run's metrics. Called after an evaluation if
+    /// Returns a sample of the model's text, to be kept with the run's metrics. Called after an evaluation, except that of step 0, if
     /// [`TrainSettings::eval_sample`] is not 0.
     fn sample(&mut self, _model: &dyn Model) -> Option<String> {
         None

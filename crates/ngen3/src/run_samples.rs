@@ -12,7 +12,7 @@ use ngen3_train::Job;
 use crate::error_line::one_line;
 use crate::model;
 use crate::progress::write_line;
-use crate::streaming::{Answer, encode_prompt};
+use crate::streaming::Answer;
 
 /// Temperature of the samples.
 const TEMPERATURE: f32 = 0.8;
@@ -27,13 +27,17 @@ pub struct RunSampler {
 }
 
 impl RunSampler {
-    /// Prepares the samples of a run, if it wants any. Without a tokenizer there are none, which a note says.
+    /// Prepares the samples of a run. Returns `None` if the run wants no samples or, after a note, if it cannot have any.
     ///
     /// # Errors
-    /// A tokenizer that does not fit the model.
+    /// A tokenizer that does not fit the model, or cannot begin a text.
     pub fn new(job: &Job, stop: &Arc<AtomicBool>) -> anyhow::Result<Option<Self>> {
         let length = job.settings.eval_sample;
         if length == 0 {
+            return Ok(None);
+        }
+        if job.adapters.is_some() {
+            write_line("note: --eval_sample has no effect with --lora_rank: adapters are merged after training");
             return Ok(None);
         }
         let meta = CheckpointMeta { tokenizer: job.data.tokenizer.clone(), ..CheckpointMeta::default() };
@@ -41,7 +45,11 @@ impl RunSampler {
             write_line("note: --eval_sample has no effect: the tokenizer of the data is unknown");
             return Ok(None);
         };
-        let prompt = encode_prompt(&tokenizer, "")?;
+        let prompt = tokenizer.encode_prompt("")?;
+        if prompt.is_empty() {
+            write_line("note: --eval_sample has no effect: the vocabulary has no token to begin a text with");
+            return Ok(None);
+        }
         let sampling = Sampling { temperature: TEMPERATURE, seed: job.settings.seed, ..Sampling::default() };
         Ok(Some(Self { tokenizer, prompt, length, sampling, stop: Arc::clone(stop) }))
     }

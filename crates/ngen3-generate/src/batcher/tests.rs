@@ -351,6 +351,24 @@ fn texts_of_any_length_run_at_once_and_are_preempted_when_the_cache_is_full() {
 }
 
 #[test]
+fn a_job_that_cannot_start_yet_costs_no_kept_prompt() {
+    let model = Hashing::new(BLOCK);
+    // Eight pages: two are kept, and the long job needs seven besides those of the short one.
+    let mut batcher = Batcher::new(&model, limits(8, 8 * PAGE)).unwrap();
+    let mut texts = HashMap::new();
+    batcher.submit(job(&[3; 2 * PAGE + 2], 0)).unwrap();
+    run(&mut batcher, &mut texts);
+    batcher.submit(job(&[1, 2], 40)).unwrap();
+    batcher.submit(job(&[4; 190], 10)).unwrap();
+    for _ in 0..30 {
+        collect(batcher.step().unwrap(), &mut texts);
+        assert_eq!((batcher.running(), batcher.waiting(), batcher.kept.len()), (1, 1, 1));
+    }
+    run(&mut batcher, &mut texts);
+    assert!(texts.len() == 3 && texts.values().all(|text| text.reason == Some(EndReason::Length)));
+}
+
+#[test]
 fn a_text_ends_with_the_context() {
     let model = Hashing::new(40);
     let mut batcher = Batcher::new(&model, limits(1, 40)).unwrap();

@@ -53,7 +53,10 @@ async function readRun(run) {
   if (before && run.offset !== before) run.modified = Date.now() / 1000;
   run.last = run.lines.at(-1) ?? run.last;
   if (!run.samples) run.texts = { lines: [], offset: 0 };
-  else if (run.samples !== run.texts.offset) await readLines('samples', run.name, run.texts);
+  else if (run.samples !== run.texts.offset) {
+    // The file may have gone since the runs were listed, if a run was started anew: the other runs are drawn all the same.
+    await readLines('samples', run.name, run.texts).catch(() => { run.texts = { lines: [], offset: 0 }; });
+  }
 }
 
 async function readLines(kind, name, kept) {

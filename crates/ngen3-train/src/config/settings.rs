@@ -19,6 +19,9 @@ const MAX_THREADS: usize = 1_024;
 /// Maximum of `gradient_accumulation`: such a step would take a week.
 const MAX_ACCUMULATION: u64 = 1 << 20;
 
+/// Maximum of eval_sample: longer texts would outgrow what the page reads at once.
+const MAX_EVAL_SAMPLE: usize = 10_000;
+
 /// Maximum of `minutes`: a year.
 const MAX_MINUTES: f64 = 366.0 * 24.0 * 60.0;
 
@@ -120,10 +123,10 @@ settings! {
     eval_interval: u64 = 250, at_least_1, "N": "Steps between evaluations";
     /// Validation batches per evaluation: always the same ones, so that evaluations are comparable.
     eval_iters: u64 = 20, at_least_1, "N": "Validation batches per evaluation";
-    /// Tokens of a sample that is written after each evaluation; 0 for none.
+    /// Tokens of a sample that is written after each evaluation, except at step 0; 0 for none.
     #[serde(default)]
-    eval_sample: usize = 0, any,
-        "N": "Tokens to generate after each evaluation, for samples.jsonl and the page of ngen3 serve; 0 disables it";
+    eval_sample: usize = 0, |n| at_most(n, MAX_EVAL_SAMPLE),
+        "N": "Tokens to generate after each evaluation, except at step 0, for samples.jsonl and the page of ngen3 serve; 0 disables it";
     /// Steps between checkpoints.
     save_interval: u64 = eval_interval => "eval_interval", at_least_1, "N": "Steps between checkpoints";
     /// `true` to keep the model with the lowest validation loss instead of the latest.

@@ -1,6 +1,6 @@
 //! `samples.jsonl`: texts that the model generated while it was trained.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
@@ -28,7 +28,11 @@ pub struct Sample {
 pub fn append(folder: &Path, sample: &Sample) -> Result<(), Error> {
     let path = folder.join(NAME);
     let file = OpenOptions::new().append(true).create(true).open(&path);
-    file.and_then(|mut file| file.write_all(&line(sample))).map_err(Error::io("write", &path))
+    let write = |mut file: File| {
+        file.write_all(&line(sample))?;
+        file.sync_data()
+    };
+    file.and_then(write).map_err(Error::io("write", &path))
 }
 
 /// Drops the samples from step `from` on, and lines that are no samples, as a killed run can leave one.
@@ -37,12 +41,14 @@ pub fn append(folder: &Path, sample: &Sample) -> Result<(), Error> {
 /// [`Error::Io`] or [`Error::Model`] if the file cannot be read or written.
 pub fn cut(folder: &Path, from: u64) -> Result<(), Error> {
     let path = folder.join(NAME);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    // Bytes, not a text: a killed run can tear a character.
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io("read", &path)(error)),
     };
-    let samples = text.lines().filter_map(|line| serde_json::from_str::<Sample>(line).ok());
+    let lines = bytes.split(|&byte| byte == b'\n');
+    let samples = lines.filter_map(|line| serde_json::from_slice::<Sample>(line).ok());
     let kept: Vec<u8> = samples.filter(|sample| sample.step < from).flat_map(|sample| line(&sample)).collect();
     if kept.is_empty() {
         return fs::remove_file(&path).map_err(Error::io("remove", &path));
@@ -69,7 +75,11 @@ mod tests {
         for step in [2, 4, 6] {
             append(folder.path(), &Sample { step, text: format!("at \"{step}\"\n") }).unwrap();
         }
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":8,\"te").unwrap();
+        let torn = Sample { step: 3, text: "Größe".into() };
+        // Half of the ö.
+        let torn = &line(&torn)[.."{\"step\":3,\"text\":\"Gr".len() + 1];
+        assert!(std::str::from_utf8(torn).is_err());
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(torn).unwrap();
         cut(folder.path(), 5).unwrap();
         let expected = "{\"step\":2,\"text\":\"at \\\"2\\\"\\n\"}\n{\"step\":4,\"text\":\"at \\\"4\\\"\\n\"}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);

@@ -57,7 +57,8 @@ pub struct Args {
     /// Maximum new tokens of a text, whatever the request says [default: as many as fit the context]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
-    /// Memory for a model's keys and values, in MiB; at least those of one context are kept
+    /// Memory for a model's keys and values, in MiB; when it is full, the text that arrived last is preempted. At least those of one
+    /// context are kept
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     cache_mib: u32,
     /// Maximum size of a request's body, in MiB

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{contents, fail, metrics, ngen3, run, succeed, texts};
 use ngen3_model::{Checkpoint, TokenizerRef};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A model of 5,000 parameters.
@@ -130,6 +131,34 @@ fn a_tokenizer_travels_with_the_model_and_sets_its_vocabulary() {
     }
     assert!(!folder.join("trace.json").exists());
     succeed(folder, "trace --model_checkpoint m.safetensors --data _data_plays_/data.bin");
+}
+
+#[test]
+fn a_resumed_run_goes_on_with_its_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    succeed(folder, "tokenizer train --txt builtin:shakespeare --vocab_size 300 --out own.json");
+    succeed(folder, "tokenize --dataset plays --txt builtin:shakespeare --tokenizer own.json");
+    fs::write(folder.join("small.toml"), "n_layer = 1\nn_head = 1\nn_embd = 8\nblock_size = 16\n").unwrap();
+    let line = "train --config small.toml --data _data_plays_/data.bin --eval_interval 2 --eval_iters 1 --eval_sample 9 --out m.pt";
+    succeed(folder, &format!("{line} --max_iters 4"));
+    let path = folder.join("m.run/samples.jsonl");
+    let before = fs::read_to_string(&path).unwrap();
+    // A killed run can leave half a character.
+    fs::write(&path, [before.as_bytes(), b"{\"step\":6,\"text\":\"\xC3"].concat()).unwrap();
+    succeed(folder, &format!("{line} --max_iters 6 --resume"));
+    let samples = fs::read_to_string(&path).unwrap();
+    assert!(samples.starts_with(&before), "{before}{samples}");
+    let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let steps: Vec<_> = samples.iter().map(|sample| sample["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [2, 4, 6], "none at step 0");
+    assert!(samples.iter().all(|sample| sample["text"].is_string()));
+
+    let line = "--model_checkpoint m.pt --data _data_plays_/data.bin --lora_rank 2 --finetune_iters 2 --eval_sample 9 --out f.pt";
+    let (_, err) = succeed(folder, &format!("finetune {line}"));
+    let note = "note: --eval_sample has no effect with --lora_rank: adapters are merged after training\n";
+    assert_eq!(err.matches(note).count(), 1, "{err}");
+    assert!(!folder.join("f.run/samples.jsonl").exists());
 }
 
 #[test]
