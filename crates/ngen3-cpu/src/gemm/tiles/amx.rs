@@ -2,7 +2,7 @@
 //!
 //! A tile register holds up to 16 rows of 64 bytes: of A one block, [`ROWS`] rows of [`BLOCK`] cells; of B [`BLOCK`] cells of 16
 //! columns, as they lie in a panel; of C [`ROWS`] rows of 16 sums. One instruction multiplies two of them and adds the result to the
-//! third, in 16 cycles whatever the number of rows. [`tile_plain`] gives the same bits.
+//! third, in 16 cycles whatever the number of rows. The tests have a plain twin with the same bits.
 
 #[cfg(test)]
 use super::kernel::{high, low};
