@@ -16,7 +16,8 @@ pub const ROW: usize = 64;
 const ROWS: u8 = 16;
 const TILES: usize = 8;
 
-/// Returns true if the processor has AMX-TILE, AMX-BF16 and AMX-INT8, and AVX512-BF16, which rounds their operands, and the system lets this process use them.
+/// Returns true if the processor has AMX-TILE, AMX-BF16 and AMX-INT8, and AVX512-BF16, which rounds their operands, and the
+/// system lets this process use them.
 pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && is_allowed())

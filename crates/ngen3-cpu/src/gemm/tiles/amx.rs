@@ -19,8 +19,8 @@ pub fn available() -> bool {
     ngen3_simd::path() == ngen3_simd::Path::Amx
 }
 
-/// Computes `c = a·b` or `c += a·b` for `c` of at most [`ROWS`] x [`NR`], with sums in f32. `a`: blocks of `[ROWS, BLOCK]` cells, as many
-/// as reach the end of `b`, `[depth, NR]`; what they have past it is finite.
+/// Computes `c = a·b` or `c += a·b` for `c` of at most [`ROWS`] x [`NR`], with sums in f32. `a`: blocks of `[ROWS, BLOCK]`
+/// cells, as many as reach the end of `b`, `[depth, NR]`; what they have past it is finite.
 ///
 /// # Panics
 /// If AMX is not available, `a` has too few blocks, or `c` is larger than a tile.

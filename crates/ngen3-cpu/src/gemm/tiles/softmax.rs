@@ -1,8 +1,9 @@
 //! Micro-kernels of the fused loss and of the distillation loss. A tile is one panel of words (vocabulary entries; how many is
 //! [`panels_a::height`]) by [`NR`] tokens (positions).
 //!
-//! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers (with AMX, in the L1 cache), it computes e = 2^(logit − shift),
-//! adds e to each token's sum in f32, and stores e in the layouts that the two backward products read: cells along the
+//! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers (with AMX, in the L1 cache), it
+//! computes e = 2^(logit − shift), adds e to each token's sum in f32, and stores e in the layouts that the two backward
+//! products read: cells along the
 //! vocabulary (B of [`super::kernel::tile`], `[height/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[height, NR/P]`).
 
 use super::amx;
