@@ -68,10 +68,7 @@ pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize,
     if panel == 0 {
         return;
     }
-    assert_eq!(panels.len() % panel, 0, "expected whole panels of {R} rows");
-    assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
-    let source = source.rows(first_row..(first_row + panels.len() / panel * R).min(source.rows));
-    assert!(source.rows.div_ceil(R) == panels.len() / panel, "expected one panel per {R} rows");
+    let source = rows_of_panels(source, first_row, panels.len(), panel, R);
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features were checked above; the panels have room for the source's rows.
@@ -81,6 +78,18 @@ pub fn panels<const P: usize, const R: usize>(source: Mat<'_>, first_row: usize,
     for (i, panel) in panels.chunks_exact_mut(panel).enumerate() {
         panel_plain::<P, R>(source.rows(i * R..((i + 1) * R).min(source.rows)), panel);
     }
+}
+
+/// Returns the rows of `source` from `first_row` that fill `cells` cells, in panels of `height` rows, `panel` cells each.
+///
+/// # Panics
+/// As [`panels`].
+pub fn rows_of_panels(source: Mat<'_>, first_row: usize, cells: usize, panel: usize, height: usize) -> Mat<'_> {
+    assert_eq!(cells % panel, 0, "expected whole panels of {height} rows");
+    assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
+    let rows = source.rows(first_row..(first_row + cells / panel * height).min(source.rows));
+    assert!(rows.rows.div_ceil(height) == cells / panel, "expected one panel per {height} rows");
+    rows
 }
 
 /// Packs `source`, `[rows, k]`, along its rows into `to`, `[rows, k/P]`.

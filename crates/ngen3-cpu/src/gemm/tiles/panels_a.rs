@@ -61,10 +61,7 @@ fn blocks(source: Mat<'_>, first_row: usize, panels: &mut [u32]) {
     if panel == 0 {
         return;
     }
-    assert_eq!(panels.len() % panel, 0, "expected whole panels of {ROWS} rows");
-    assert!(source.row_stride == 1 || source.col_stride == 1, "expected contiguous rows or columns");
-    let source = source.rows(first_row..(first_row + panels.len() / panel * ROWS).min(source.rows));
-    assert!(source.rows.div_ceil(ROWS) == panels.len() / panel, "expected one panel per {ROWS} rows");
+    let source = pack::rows_of_panels(source, first_row, panels.len(), panel, ROWS);
     #[cfg(target_arch = "x86_64")]
     if kernel::available() {
         // SAFETY: the features were checked above; the panels have room for the source's rows.

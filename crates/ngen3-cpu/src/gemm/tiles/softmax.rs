@@ -3,8 +3,8 @@
 //!
 //! [`exp_tile`] multiplies embeddings by hidden states. While the logits are in registers (with AMX, in the L1 cache), it
 //! computes e = 2^(logit − shift), adds e to each token's sum in f32, and stores e in the layouts that the two backward
-//! products read: cells along the
-//! vocabulary (B of [`super::kernel::tile`], `[height/P, NR]`) and cells along the tokens (A of [`tokens_tile`], `[height, NR/P]`).
+//! products read: cells along the vocabulary (B of [`super::kernel::tile`], `[height/P, NR]`) and cells along the tokens (A of
+//! [`tokens_tile`], `[height, NR/P]`).
 
 use super::amx;
 use super::kernel::{self, NR, Rows};
