@@ -1,6 +1,7 @@
 //! Log probabilities of tokens, of the model's own distribution: ln softmax(logits), before temperature and other settings.
 
 use ngen3_engine::Error;
+use ngen3_simd::top_k::{Scratch, choose};
 use ngen3_simd::{exp, max, simd};
 
 /// Log probabilities at one position.
@@ -51,19 +52,9 @@ fn ln_total(logits: &[f32]) -> f64 {
 
 /// Returns the `k` largest logits and their ids, largest first.
 fn most_likely(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut top: Vec<(u32, f32)> = Vec::with_capacity(k + 1);
-    if k == 0 {
-        return top;
-    }
-    for (token, &logit) in (0..).zip(logits) {
-        if top.len() == k && logit <= top[k - 1].1 {
-            continue;
-        }
-        let place = top.partition_point(|&(_, other)| other >= logit);
-        top.insert(place, (token, logit));
-        top.truncate(k);
-    }
-    top
+    let mut ids = vec![0; k.min(logits.len())];
+    choose(logits, &mut ids, &mut Scratch::default());
+    ids.into_iter().map(|id| (id, logits[id as usize])).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use ngen3_engine::Error;
+use ngen3_simd::top_k::{Scratch, choose};
 use ngen3_simd::{exp, max, simd};
 
 /// Sampling settings. The default samples from the model's own distribution.
@@ -71,11 +72,16 @@ const FEW: usize = 1024;
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
-    /// `[vocab_size]`: logits after the penalty, then unnormalised probabilities: 1 for the most likely token, 0 for
-    /// excluded ones.
+    /// `[vocab_size]`: logits after the repetition penalty; unused without one.
+    penalised: Vec<f32>,
+    /// Tokens to draw from, in ascending order; empty if any token may be drawn.
+    ids: Vec<u32>,
+    /// Unnormalised probabilities of these tokens: 1 for the most likely one, 0 for excluded ones.
     weights: Vec<f32>,
     /// Reordered weights, to find the largest.
     scratch: Vec<f32>,
+    /// Working memory of the search for the most likely tokens.
+    top_k: Scratch,
 }
 
 impl Sampler {
@@ -87,7 +93,8 @@ impl Sampler {
         sampling.validate()?;
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         random.set_stream(stream);
-        Ok(Self { sampling, random, weights: Vec::new(), scratch: Vec::new() })
+        let (ids, weights, top_k) = Default::default();
+        Ok(Self { sampling, random, penalised: Vec::new(), ids, weights, scratch: Vec::new(), top_k })
     }
 
     /// Samples the next token. `history` holds the prompt and the tokens generated so far, for the repetition penalty.
@@ -95,103 +102,126 @@ impl Sampler {
     /// # Errors
     /// [`Error::Input`] if a logit is NaN or +∞, or no logit is finite.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
-        let best = self.penalise(logits, history)?;
-        if self.sampling.temperature == 0.0 {
-            let likeliest = self.weights.iter().position(|&logit| logit == best);
-            return Ok(likeliest.expect("the largest logit is one of them") as u32);
+        if self.sampling.repetition_penalty == 1.0 {
+            return self.choose(logits);
         }
-        self.weigh(best);
-        // 53 random bits: every multiple of 2⁻⁵³ below 1 is equally likely.
-        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        Ok(draw(&self.weights, uniform))
+        let mut penalised = std::mem::take(&mut self.penalised);
+        self.penalise(logits, history, &mut penalised);
+        let token = self.choose(&penalised);
+        self.penalised = penalised;
+        token
     }
 
-    /// Fills `weights` with the logits after the repetition penalty; returns the largest.
-    fn penalise(&mut self, logits: &[f32], history: &[u32]) -> Result<f32, Error> {
+    /// Fills `penalised` with the logits after the repetition penalty.
+    fn penalise(&self, logits: &[f32], history: &[u32], penalised: &mut Vec<f32>) {
         let penalty = self.sampling.repetition_penalty;
-        self.weights.clear();
-        self.weights.extend_from_slice(logits);
-        if penalty != 1.0 {
-            for &token in history {
-                // From the model's own logit, so that a repeated token is penalised once.
-                if let Some(&logit) = logits.get(token as usize).filter(|logit| logit.is_finite()) {
-                    let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
-                    self.weights[token as usize] = changed.clamp(f32::MIN, f32::MAX);
-                }
+        penalised.clear();
+        penalised.extend_from_slice(logits);
+        for &token in history {
+            // From the model's own logit, so that a repeated token is penalised once.
+            if let Some(&logit) = logits.get(token as usize).filter(|logit| logit.is_finite()) {
+                let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                penalised[token as usize] = changed.clamp(f32::MIN, f32::MAX);
             }
         }
-        // A comparison with NaN is false.
-        let (valid, best) = simd(
-            #[inline(always)]
-            || (logits.iter().fold(true, |valid, &logit| valid & (logit < f32::INFINITY)), max(&self.weights)),
-        );
-        if !valid {
-            let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
-            let logit = logits[token];
-            return Err(Error::Input(format!(
-                "the model's logit of token {token} is {logit}: damaged weights or diverged training"
-            )));
-        }
-        if best == f32::NEG_INFINITY {
-            return Err(Error::Input("no token to sample: no logit is finite".into()));
-        }
-        Ok(best)
     }
 
-    /// Turns the logits in `weights` into unnormalised probabilities, 0 for excluded tokens. `best` is the largest logit.
-    fn weigh(&mut self, best: f32) {
-        let Self { sampling: Sampling { temperature, top_k, top_p, min_p, .. }, weights, scratch, .. } = self;
+    /// Samples a token from its logits after the penalty.
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
+        let best = largest_logit(logits)?;
+        if self.sampling.temperature == 0.0 {
+            let likeliest = logits.iter().position(|&logit| logit == best);
+            return Ok(likeliest.expect("the largest logit is one of them") as u32);
+        }
+        self.weigh(logits, best);
+        // 53 random bits: every multiple of 2⁻⁵³ below 1 is equally likely.
+        let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let drawn = draw(&self.weights, uniform);
+        Ok(self.ids.get(drawn).copied().unwrap_or(drawn as u32))
+    }
+
+    /// Finds the tokens to draw from and their weights. `best` is the largest logit.
+    fn weigh(&mut self, logits: &[f32], best: f32) {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        self.ids.clear();
+        self.weights.clear();
+        if top_k > 0 && top_k < logits.len() {
+            self.shortlist(logits, top_k);
+            self.weights.extend(self.ids.iter().map(|&id| logits[id as usize]));
+        } else {
+            self.weights.extend_from_slice(logits);
+        }
         // Relative to the largest, so that the exponential does not overflow.
+        let weights = &mut self.weights;
         simd(
             #[inline(always)]
             || {
-                for weight in weights.iter_mut() {
+                for weight in weights {
                     let allowed = if *weight > f32::NEG_INFINITY { 1.0 } else { 0.0 };
-                    *weight = exp((*weight - best) / *temperature) * allowed;
+                    *weight = exp((*weight - best) / temperature) * allowed;
                 }
             },
         );
-        if *top_k > 0 && *top_k < weights.len() {
-            largest(weights, *top_k, scratch);
-            keep_largest(weights, scratch);
+        if top_p < 1.0 {
+            let wanted = f64::from(top_p) * mass(&self.weights);
+            self.keep_few(logits, wanted);
+            self.scratch.clone_from(&self.weights);
+            let count = count_reaching(&mut self.scratch, wanted);
+            keep_largest(&mut self.weights, &self.scratch[..count]);
         }
-        if *top_p < 1.0 {
-            let wanted = f64::from(*top_p) * mass(weights);
-            // A few tokens usually hold enough of the probability.
-            largest(weights, FEW, scratch);
-            if mass(scratch) < wanted {
-                scratch.clear();
-                scratch.extend_from_slice(weights);
-            }
-            let count = count_reaching(scratch, wanted);
-            keep_largest(weights, &scratch[..count]);
-        }
-        if *min_p > 0.0 {
-            drop_below(weights, *min_p);
+        if min_p > 0.0 {
+            drop_below(&mut self.weights, min_p);
         }
     }
+
+    /// Fills `ids` with the tokens of the `k` largest logits.
+    fn shortlist(&mut self, logits: &[f32], k: usize) {
+        self.ids.resize(k, 0);
+        choose(logits, &mut self.ids, &mut self.top_k);
+        self.ids.sort_unstable();
+    }
+
+    /// Keeps only the [`FEW`] most likely tokens of a whole vocabulary if their weights sum to `wanted`, as they usually do.
+    fn keep_few(&mut self, logits: &[f32], wanted: f64) {
+        if !self.ids.is_empty() || logits.len() <= FEW {
+            return;
+        }
+        self.shortlist(logits, FEW);
+        self.scratch.clear();
+        self.scratch.extend(self.ids.iter().map(|&id| self.weights[id as usize]));
+        if mass(&self.scratch) >= wanted {
+            std::mem::swap(&mut self.weights, &mut self.scratch);
+        } else {
+            self.ids.clear();
+        }
+    }
+}
+
+/// Returns the largest logit.
+///
+/// # Errors
+/// [`Error::Input`] if a logit is NaN or +∞, or no logit is finite.
+fn largest_logit(logits: &[f32]) -> Result<f32, Error> {
+    // A comparison with NaN is false.
+    let (valid, best) = simd(
+        #[inline(always)]
+        || (logits.iter().fold(true, |valid, &logit| valid & (logit < f32::INFINITY)), max(logits)),
+    );
+    if !valid {
+        let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
+        let logit = logits[token];
+        return Err(Error::Input(format!(
+            "the model's logit of token {token} is {logit}: damaged weights or diverged training"
+        )));
+    }
+    if best == f32::NEG_INFINITY {
+        return Err(Error::Input("no token to sample: no logit is finite".into()));
+    }
+    Ok(best)
 }
 
 fn descending(a: &f32, b: &f32) -> std::cmp::Ordering {
     b.total_cmp(a)
-}
-
-/// Fills `found` with the `k` largest weights, in any order; with all positive ones if there are fewer.
-///
-/// The k-th largest maximum of small pieces is a bound that at least k weights reach and few others do.
-fn largest(weights: &[f32], k: usize, found: &mut Vec<f32>) {
-    found.clear();
-    simd(
-        #[inline(always)]
-        || found.extend(weights.as_chunks::<16>().0.iter().map(|piece| max(piece))),
-    );
-    let bound = if k < found.len() { *found.select_nth_unstable_by(k - 1, descending).1 } else { 0.0 };
-    found.clear();
-    found.extend(weights.iter().filter(|&&weight| weight >= bound && weight > 0.0));
-    if k < found.len() {
-        found.select_nth_unstable_by(k - 1, descending);
-        found.truncate(k);
-    }
 }
 
 /// Returns how many of the largest weights sum to `wanted`, and moves these to the front, in any order.
@@ -246,8 +276,8 @@ fn mass(weights: &[f32]) -> f64 {
     )
 }
 
-/// Returns the token at which the running sum of weights exceeds `uniform`, in [0, 1), × the total.
-fn draw(weights: &[f32], uniform: f64) -> u32 {
+/// Returns the place at which the running sum of weights exceeds `uniform`, in [0, 1), × the total.
+fn draw(weights: &[f32], uniform: f64) -> usize {
     // Weights are summed in chunks, so that only one chunk is searched token by token.
     const CHUNK: usize = 1024;
     let masses: Vec<f64> = weights.chunks(CHUNK).map(mass).collect();
@@ -264,13 +294,13 @@ fn draw(weights: &[f32], uniform: f64) -> u32 {
             if weight > 0.0 {
                 last = token;
                 if passed > target {
-                    return token as u32;
+                    return token;
                 }
             }
         }
     }
     // The two sums differ in their last bits, so the target may exceed the running sum at the very end.
-    last as u32
+    last
 }
 
 #[cfg(test)]
@@ -284,9 +314,14 @@ mod tests {
 
     fn shortlist(sampling: Sampling, logits: &[f32], history: &[u32]) -> Vec<(u32, f32)> {
         let mut sampler = Sampler::new(sampling, 0).unwrap();
-        let best = sampler.penalise(logits, history).unwrap();
-        sampler.weigh(best);
-        (0..).zip(sampler.weights).filter(|&(_, weight)| weight > 0.0).collect()
+        let mut penalised = Vec::new();
+        sampler.penalise(logits, history, &mut penalised);
+        sampler.weigh(&penalised, largest_logit(&penalised).unwrap());
+        let Sampler { mut ids, weights, .. } = sampler;
+        if ids.is_empty() {
+            ids.extend(0..weights.len() as u32);
+        }
+        ids.into_iter().zip(weights).filter(|&(_, weight)| weight > 0.0).collect()
     }
 
     #[track_caller]
@@ -447,6 +482,24 @@ mod tests {
         }
         kept.retain(|token| weight(token) >= f64::from(sampling.min_p));
         kept.into_iter().map(|token| token as u32).collect()
+    }
+
+    #[test]
+    fn top_p_of_a_large_vocabulary_is_that_of_a_full_sort() {
+        // Steep: the most likely few reach it. Flat: they do not. No two logits are equal.
+        for step in [0.01, 1e-5] {
+            let logits: Vec<f32> = (0..5_000).map(|token| -step * (token * 1_999 % 5_000) as f32).collect();
+            for (top_k, top_p) in [(0, 0.5), (0, 0.95), (3_000, 0.9)] {
+                let sampling = Sampling { top_k, top_p, ..Default::default() };
+                let found: Vec<u32> = shortlist(sampling, &logits, &[]).iter().map(|&(token, _)| token).collect();
+                let mut expected = reference(sampling, &logits);
+                expected.sort_unstable();
+                // Sums in another order may move the cut by one token.
+                assert!(found.len().abs_diff(expected.len()) <= 1, "{} and {}", found.len(), expected.len());
+                let alike = found.iter().filter(|token| expected.contains(token)).count();
+                assert_eq!(alike, found.len().min(expected.len()), "step {step}, top_k {top_k}, top_p {top_p}");
+            }
+        }
     }
 
     proptest! {

@@ -10,6 +10,7 @@
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 mod path;
+pub mod top_k;
 
 pub use path::{Path, forced};
 

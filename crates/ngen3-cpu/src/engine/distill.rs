@@ -12,7 +12,8 @@ use super::weights::Weights;
 use crate::base::memory::Buffer;
 use crate::gemm::{Accumulate, Mat, MatMut, matmul};
 use crate::layers::loss::{self, Distill, Gradients, Losses, Teacher};
-use crate::layers::top_k::{self, Scratch};
+use crate::layers::top_k;
+use ngen3_simd::top_k::Scratch;
 
 /// Tokens per block of logits in the top-k selection.
 const TOP_K_TOKENS: usize = 256;
