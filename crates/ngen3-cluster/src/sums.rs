@@ -9,8 +9,9 @@ use std::ops::Range;
 use crate::World;
 use crate::wire::{Format, Wire};
 
-/// Numbers that are exchanged at a time: 1 MB, which stays in the cache until it is added; a multiple of what shares a scale.
-const PIECE: usize = 1 << 18;
+/// Numbers that are exchanged at a time: 1 MB, so that those of a few ranks stay in the cache until they are added; a multiple of what
+/// shares a scale.
+pub const PIECE: usize = 1 << 18;
 
 /// Divides `total` elements into consecutive shares, one for each of `size` ranks, of nearly equal cost. They are cut only after the
 /// elements that `cuts` yields, in ascending order with the cost of everything before; the last is `total`.
@@ -33,26 +34,38 @@ pub fn shares(total: usize, size: usize, cuts: impl Iterator<Item = (usize, f64)
         .collect()
 }
 
-/// Replaces the own share of `values` by its sum over all ranks: the owner's, its predecessor's, and so on around. All else in
+/// Replaces the own share of `values` by its sum over all ranks, in their order: rank 0's, then rank 1's, and so on. All else in
 /// `values` stays. They are the part of the array from `start` on: all of it, or one part after the other.
 pub fn reduce_scatter(world: &dyn World, start: usize, values: &mut [f32], shares: &[Range<usize>], wire: &mut Wire) {
     let (rank, size, format) = (world.rank(), world.size(), wire.format());
+    if size == 1 {
+        return;
+    }
     let part = |share: &Range<usize>| {
         let within = |at: usize| at.clamp(start, start + values.len());
         within(share.start)..within(share.end)
     };
     let shares: Vec<Range<usize>> = shares.iter().map(part).collect();
-    let own = shares[rank].clone();
     let at = |piece: Range<usize>| piece.start - start..piece.end - start;
-    for distance in 1..size {
-        let (to, from) = ((rank + distance) % size, (rank + size - distance) % size);
-        let theirs = &shares[to];
-        for i in 0..pieces(theirs).max(pieces(&own)) {
-            let (send, add) = (piece(theirs, i), piece(&own, i));
+    for i in 0..shares.iter().map(pieces).max().unwrap_or(0) {
+        let own = piece(&shares[rank], i);
+        let (bytes, own) = (format.bytes(own.len()), at(own));
+        for distance in 1..size {
+            let (to, from) = ((rank + distance) % size, (rank + size - distance) % size);
+            let send = piece(&shares[to], i);
             let sent = wire.pack(&values[at(send.clone())], send);
-            wire.received.resize(format.bytes(add.len()), 0);
-            exchange(world, (to, &sent), (from, &mut wire.received));
-            format.add(&wire.received, &mut values[at(add)]);
+            let received = wire.received.from(from, bytes);
+            exchange(world, (to, &sent), (from, received));
+        }
+        let own = &mut values[own];
+        let mine = own.to_vec();
+        for theirs in 0..size {
+            match (theirs == rank, theirs == 0) {
+                (true, true) => {}
+                (true, false) => own.iter_mut().zip(&mine).for_each(|(sum, value)| *sum += value),
+                (false, true) => format.read(wire.received.from(theirs, bytes), own),
+                (false, false) => format.add(wire.received.from(theirs, bytes), own),
+            }
         }
     }
 }
@@ -77,9 +90,9 @@ pub fn all_gather(world: &dyn World, values: &mut [f32], shares: &[Range<usize>]
                 }
                 Some(rounded) => {
                     let at = |place: usize| format.bytes(place - own.start);
-                    wire.received.resize(format.bytes(receive.len()), 0);
-                    exchange(world, (to, &rounded[at(send.start)..at(send.end)]), (from, &mut wire.received));
-                    format.read(&wire.received, &mut values[receive]);
+                    let received = wire.received.from(from, format.bytes(receive.len()));
+                    exchange(world, (to, &rounded[at(send.start)..at(send.end)]), (from, &mut *received));
+                    format.read(received, &mut values[receive]);
                 }
             }
         }
@@ -214,11 +227,9 @@ mod tests {
                 all_gather(&*world, &mut values, &shares, &mut Wire::default());
                 (values, collected)
             });
-            for (owner, share) in shares.iter().enumerate() {
+            for share in &shares {
                 for i in share.clone() {
-                    // From the owner on: its predecessor, the one before, and so on.
-                    let order = (0..size).map(|distance| (owner + size - distance) % size);
-                    let expected = order.fold(0.0, |sum, rank| sum + value(rank, i));
+                    let expected = (0..size).fold(0.0, |sum, rank| sum + value(rank, i));
                     prop_assert!(results.iter().all(|(values, _)| values[i] == expected));
                     prop_assert_eq!(results[0].1[i], expected);
                 }

@@ -104,8 +104,23 @@ pub struct Wire {
     residual: Vec<f32>,
     /// Numbers and residuals, to be rounded.
     sums: Vec<f32>,
-    /// Buffer of what arrives.
-    pub(crate) received: Vec<u8>,
+    pub(crate) received: Received,
+}
+
+/// Buffers of what arrives from each rank.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Received(Vec<Vec<u8>>);
+
+impl Received {
+    /// Returns the buffer of what arrives from a rank, with this length.
+    pub fn from(&mut self, rank: usize, bytes: usize) -> &mut [u8] {
+        if self.0.len() <= rank {
+            self.0.resize_with(rank + 1, Vec::new);
+        }
+        let buffer = &mut self.0[rank];
+        buffer.resize(bytes, 0);
+        buffer
+    }
 }
 
 impl Wire {

@@ -52,14 +52,18 @@ pub fn wire(world: &dyn World, shares: &[Range<usize>], settings: &TrainSettings
     Wire::new(settings.reduce_dtype.into(), shares.last().map_or(0, |last| last.end))
 }
 
-/// Returns the bytes that a rank needs beyond those of one process by itself, or saves: its own share of the moments, what rounding
-/// left out, and the parameters and the momentum between rounds.
+/// Returns the bytes that a rank needs beyond those of one process with a batch a step, or saves: its own share of the moments, what
+/// rounding left out, what arrives from the others, gradients of a batch after its first, and the parameters and the momentum between
+/// rounds.
 pub fn extra_bytes(world: &dyn World, shares: &[Range<usize>], settings: &TrainSettings) -> i64 {
     let (total, own) = (shares.last().map_or(0, |last| last.end), shares[world.rank()].len());
     let (total, own) = (4 * total as i64, 4 * own as i64);
-    let rounded = world.size() > 1 && settings.reduce_dtype != ReduceDtype::F32;
+    let size = world.size();
+    let when = |needed: bool, bytes: i64| if needed { bytes } else { 0 };
     let kept = if settings.sync_every > 1 { total + own } else { 2 * (own - total) };
-    kept + if rounded { total } else { 0 }
+    let received = ((size - 1) as i64).saturating_mul(4 * sums::PIECE as i64).min(total);
+    let rounded = when(size > 1 && settings.reduce_dtype != ReduceDtype::F32, total);
+    kept + received + rounded + when(settings.gradient_accumulation > size as u64, total)
 }
 
 /// Returns the numbers below `count` that are this rank's.

@@ -85,6 +85,21 @@ fn any_number_of_ranks_trains_the_model_of_one_process() {
 }
 
 #[test]
+fn with_a_batch_for_each_rank_the_bits_are_those_of_one_process() {
+    let folder = folder();
+    let folder = folder.path();
+    let params = |name: &str| Checkpoint::load(&folder.join(format!("{name}.pt"))).unwrap().params;
+    for (ranks, flags) in [(2, ""), (3, " --recipe fast"), (4, " --grad_clip 0.05")] {
+        let flags = format!("{flags} --gradient_accumulation {ranks} --max_iters 30 --overwrite");
+        let line = LINE.replace(" --gradient_accumulation 6 --dtype f32", &flags);
+        succeed(folder, &format!("{line} --out one.pt"));
+        texts(&run_on(folder, ranks, &format!("{line} --out many.pt")), 0);
+        assert_eq!(losses(folder, "many.run"), losses(folder, "one.run"), "{ranks} ranks{flags}");
+        assert_eq!(params("many"), params("one"), "{ranks} ranks{flags}");
+    }
+}
+
+#[test]
 fn ranks_exchange_every_few_steps_or_rounded_numbers_and_go_on() {
     let folder = folder();
     let folder = folder.path();

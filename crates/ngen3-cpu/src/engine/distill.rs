@@ -120,6 +120,9 @@ impl Weights {
             }
             Ok(())
         })?;
+        if let Some((_, _, grads)) = backward {
+            grads.finish();
+        }
         let [cross_entropy, divergence] = [cross_entropy, divergence].map(|total| (total / targets) as f32);
         Ok(DistillLoss { cross_entropy, divergence })
     }

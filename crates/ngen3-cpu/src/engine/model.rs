@@ -63,6 +63,7 @@ impl Weights {
             total += sum(&arena.split().1.losses[..pass.kept_targets.len()]);
             Ok(())
         })?;
+        grads.finish();
         Ok((total / targets) as f32)
     }
 

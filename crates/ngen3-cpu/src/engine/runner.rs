@@ -14,6 +14,7 @@ use super::precision::{pool, precision};
 use super::weights::Weights;
 use crate::gemm::{Precision, tiles};
 use crate::layers::rotary::Rotary;
+use crate::optimizer::BatchGrads;
 
 #[derive(Debug)]
 pub struct Runner {
@@ -77,15 +78,15 @@ impl Runner {
         pool.install(|| work(model, Passes { batch, plan, threads, arena }))
     }
 
-    /// As [`Runner::run`], for work that adds to gradients. Those that it finishes go to `ready` on this thread, while the compute
-    /// threads go on.
+    /// As [`Runner::run`], for work that adds to the step's gradients. Those that it finishes go to `ready` on this thread, while the
+    /// compute threads go on.
     ///
     /// # Errors
     /// The errors of `work`.
     pub fn run_backward<R: Send>(
         &mut self,
         batch: &Batch,
-        grads: &mut [f32],
+        grads: BatchGrads<'_>,
         ready: Option<Ready<'_>>,
         work: impl FnOnce(&Weights, Passes<'_>, Grads<'_>) -> Result<R, Error> + Send,
     ) -> Result<R, Error> {

@@ -62,15 +62,15 @@ impl CpuEngine {
         model.stored = Some(pool.install(|| StoredWeights::new(&model.config, &model.list, stored))?);
         Ok(engine)
     }
+}
 
-    /// Checks that the planned batch has a gradient, and allocates it.
-    fn check_gradient(&mut self, batch: &Batch) -> Result<(), Error> {
-        if batch.sequences.iter().any(|sequence| sequence.continues) {
-            return Err(Error::Input("sequences that continue another have no gradient".into()));
-        }
-        batch.check_targets()?;
-        self.optimizer.reserve_grads(self.runner.model.learned().1.len())
+/// Checks that the batch has a gradient.
+fn check_gradient(batch: &Batch) -> Result<(), Error> {
+    if batch.sequences.iter().any(|sequence| sequence.continues) {
+        return Err(Error::Input("sequences that continue another have no gradient".into()));
     }
+    batch.check_targets()?;
+    Ok(())
 }
 
 /// Checks the dropout of a training step.
@@ -117,13 +117,12 @@ impl Trainer for CpuEngine {
     fn forward_backward(&mut self, batch: &Batch, backward: Backward) -> Result<f32, Error> {
         self.runner.plan(batch, PASS_TOKENS)?;
         let drops = drops(&backward)?;
-        self.check_gradient(batch)?;
-        let mut grads = std::mem::take(&mut self.optimizer.grads);
-        let loss = self.runner.run_backward(batch, &mut grads, backward.ready, |model, passes, grads| {
+        check_gradient(batch)?;
+        let Self { runner, optimizer, .. } = self;
+        let grads = optimizer.batch_grads(runner.model.learned().1.len())?;
+        runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
             model.forward_backward(passes, backward.weight, drops, grads)
-        });
-        self.optimizer.grads = grads;
-        loss
+        })
     }
 
     fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
@@ -148,8 +147,8 @@ impl Trainer for CpuEngine {
         let params = runner.model.learned().1;
         match slot {
             Slot::Params => Cow::Borrowed(params),
-            Slot::Grads if optimizer.grads.is_empty() => Cow::Owned(vec![0.0; params.len()]),
-            Slot::Grads => Cow::Borrowed(&optimizer.grads),
+            Slot::Grads if optimizer.grads().is_empty() => Cow::Owned(vec![0.0; params.len()]),
+            Slot::Grads => Cow::Borrowed(optimizer.grads()),
             Slot::ExpAvg => optimizer.moment(Moment::First, params.len()),
             Slot::ExpAvgSq => optimizer.moment(Moment::Second, params.len()),
         }
@@ -172,10 +171,7 @@ impl Trainer for CpuEngine {
         let params = self.runner.model.learned_mut().1;
         match slot {
             Slot::Params => Ok(params),
-            Slot::Grads => {
-                self.optimizer.reserve_grads(params.len())?;
-                Ok(&mut self.optimizer.grads)
-            }
+            Slot::Grads => self.optimizer.grads_mut(params.len()),
             Slot::ExpAvg | Slot::ExpAvgSq => Err(Error::Unsupported("changing moments in place")),
         }
     }
@@ -262,19 +258,16 @@ impl CpuEngine {
         distill.validate()?;
         batch.check_targets()?;
         let drops = backward.as_ref().map(drops).transpose()?;
-        if backward.is_some() {
-            self.check_gradient(batch)?;
-        }
         let DistillConfig { temperature, alpha, divergence } = *distill;
         let distill = Distill { teacher, temperature, alpha, divergence };
-        let (mut grads, mut logits) = (std::mem::take(&mut self.optimizer.grads), std::mem::take(&mut self.logits));
-        let ready = backward.and_then(|backward| backward.ready);
-        let weight = backward.map(|backward| backward.weight);
-        let loss = self.runner.run_backward(batch, &mut grads, ready, |model, passes, grads| {
-            let backward = weight.zip(drops).map(|(weight, drops)| (weight, drops, grads));
-            model.distill(passes, &distill, backward, &mut logits)
-        });
-        (self.optimizer.grads, self.logits) = (grads, logits);
-        loss
+        let Self { runner, optimizer, logits, .. } = self;
+        let Some((backward, drops)) = backward.zip(drops) else {
+            return runner.run(batch, |model, passes| model.distill(passes, &distill, None, logits));
+        };
+        check_gradient(batch)?;
+        let grads = optimizer.batch_grads(runner.model.learned().1.len())?;
+        runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
+            model.distill(passes, &distill, Some((backward.weight, drops, grads)), logits)
+        })
     }
 }

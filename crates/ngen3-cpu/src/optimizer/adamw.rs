@@ -7,18 +7,28 @@ use rayon::prelude::*;
 
 use super::arrays::Arrays;
 use ngen3_engine::AdamW;
-use ngen3_simd::{simd, sum};
+use ngen3_simd::{LANES, simd};
 
 /// Elements per task.
 const CHUNK: usize = 1 << 14;
 
-/// Returns Σ g². The order of summation does not depend on the number of threads.
+/// Returns Σ g² in f64, in which the squares are exact. The order of summation does not depend on the number of threads; another
+/// division of the gradients, as among ranks, changes the sum by less than f32 holds of it.
 pub fn square_sum(grads: &[f32]) -> f64 {
-    // A tree of fixed shape adds up, in f64, the partial sums of at most CHUNK squares.
+    // A tree of fixed shape adds up the partial sums of at most CHUNK squares.
     if grads.len() <= CHUNK {
         return simd(
             #[inline(always)]
-            || f64::from(sum(grads, |g| g * g)),
+            || {
+                let mut lanes = [0.0f64; LANES];
+                let (chunks, rest) = grads.as_chunks::<LANES>();
+                for chunk in chunks.iter().map(|chunk| &chunk[..]).chain([rest]) {
+                    for (lane, &g) in lanes.iter_mut().zip(chunk) {
+                        *lane += f64::from(g) * f64::from(g);
+                    }
+                }
+                lanes.iter().sum()
+            },
         );
     }
     let chunks = grads.len().div_ceil(CHUNK);

@@ -5,7 +5,7 @@ mod arrays;
 mod muon;
 mod state;
 
-pub use state::{Moment, OptimizerState};
+pub use state::{BatchGrads, Moment, OptimizerState};
 
 use arrays::Arrays;
 use ngen3_engine::{AdamW, Muon};

@@ -16,13 +16,28 @@ use crate::gemm::Precision;
 /// Gradients of all trainable parameters, and moments of the share that is updated. Both are empty until first needed.
 #[derive(Debug, Default)]
 pub struct OptimizerState {
-    /// `[total]`
-    pub grads: Buffer,
+    /// `[total]`: the sum over the batches of the step so far.
+    grads: Buffer,
+    /// `[total]`: those of a batch after the step's first, zeros between batches; empty until there is one.
+    later: Buffer,
+    /// True if the step had a batch.
+    begun: bool,
     /// `[share]`, as is the second moment.
     exp_avg: Buffer,
     exp_avg_sq: Buffer,
     /// Range of the parameters that is updated, if not all.
     share: Option<Range<usize>>,
+}
+
+/// Gradients of a batch, which are zero before it: the step's own, for its first batch, or others that are to be added to `step` once
+/// they are final.
+///
+/// So the gradients of a step are the sum of the batches' in their order, to the bit: what ranks with a batch each add up.
+pub struct BatchGrads<'a> {
+    /// `[total]`
+    pub own: &'a mut [f32],
+    /// `[total]`
+    pub step: Option<&'a mut [f32]>,
 }
 
 /// A moment.
@@ -33,18 +48,38 @@ pub enum Moment {
 }
 
 impl OptimizerState {
-    /// Allocates the gradients as zeros, unless they exist.
+    /// Returns the gradients of the step's next batch.
     ///
     /// # Errors
     /// [`Error::Memory`] if they do not fit in memory.
-    pub fn reserve_grads(&mut self, total: usize) -> Result<(), Error> {
-        reserve(&mut self.grads, total)
+    pub fn batch_grads(&mut self, total: usize) -> Result<BatchGrads<'_>, Error> {
+        reserve(&mut self.grads, total)?;
+        if !std::mem::replace(&mut self.begun, true) {
+            return Ok(BatchGrads { own: &mut self.grads, step: None });
+        }
+        reserve(&mut self.later, total)?;
+        Ok(BatchGrads { own: &mut self.later, step: Some(&mut self.grads) })
     }
 
-    /// As [`OptimizerState::reserve_grads`], the moments of the share too.
+    /// Returns the gradients of the step, to change; zeros if it had no batch.
     ///
     /// # Errors
-    /// As [`OptimizerState::reserve_grads`].
+    /// As [`OptimizerState::batch_grads`].
+    pub fn grads_mut(&mut self, total: usize) -> Result<&mut [f32], Error> {
+        reserve(&mut self.grads, total)?;
+        self.begun = true;
+        Ok(&mut self.grads)
+    }
+
+    /// Returns the gradients of the step; empty before the first.
+    pub fn grads(&self) -> &[f32] {
+        &self.grads
+    }
+
+    /// Allocates the gradients and the share's moments as zeros, unless they exist.
+    ///
+    /// # Errors
+    /// As [`OptimizerState::batch_grads`].
     pub fn reserve_all(&mut self, total: usize) -> Result<(), Error> {
         let len = self.share(total).len();
         reserve(&mut self.grads, total)?;
@@ -90,7 +125,8 @@ impl OptimizerState {
         let share = self.share(params.len());
         let list = &list[list.partition_point(|param| param.range().end <= share.start)
             ..list.partition_point(|param| param.offset < share.end)];
-        let Self { grads, exp_avg, exp_avg_sq, .. } = self;
+        let Self { grads, exp_avg, exp_avg_sq, begun, .. } = self;
+        *begun = false;
         let (before, after) = grads.split_at_mut(share.start);
         let (of_share, after) = after.split_at_mut(share.len());
         before.fill(0.0);
