@@ -7,14 +7,12 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
 
-use super::operands::{along, along_or_same, down, down_or_same, panels, products, products_with_panels};
+use super::operands::{Form, Left, Right, in_form};
 use super::shape::{HeadDropout, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
 use super::turns::Turns;
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
-use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::strided::{self, ROWS};
 use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
 /// Fills `dqkv`, in the layout of `qkv`, from `dout`, `[tokens, width]`, the gradient of `out`. No sequence may continue another.
@@ -36,10 +34,7 @@ pub fn backward(
     assert_eq!(qkv.len(), tokens * shape.qkv_width(), "length of qkv");
     let (dqkv, turns) = (Canvas::new(dqkv, shape.qkv_width()), Turns::new(shape.group()));
     let pass = Pass { shape, spans, qkv, out, lse, dropout, dout, dqkv, turns };
-    let work = match products(precision) {
-        Precision::F32 => Pass::run::<1>,
-        Precision::Bf16 => Pass::run::<2>,
-    };
+    let work = in_form!(precision, F => Pass::run::<F>);
     for_each_task(shape, spans.len(), scratch, shape.scratch(1), |task, scratch| {
         pass.turns.run(|| work(&pass, task, scratch));
     });
@@ -59,13 +54,13 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn run<const P: usize>(&self, task: Task, scratch: &mut [f32]) {
+    fn run<F: Form>(&self, task: Task, scratch: &mut [f32]) {
         let Self { shape, spans, qkv, out, lse, dropout, dout, dqkv, turns } = self;
         let Task { sequence, kv_head, heads } = task;
         let Span { start, len, .. } = spans[sequence].clone();
         let tokens = start..start + len;
         let [k, v] = [1, 2].map(|part| shape.part(qkv, tokens.clone(), kv_head, part));
-        let mut keys = PackedKeys::<P>::new(k, v, scratch);
+        let mut keys = PackedKeys::<F>::new(k, v, scratch);
         let whole_group = heads.len() == shape.group();
         for head in heads {
             let operands = Operands {
@@ -114,36 +109,35 @@ struct Operands<'a> {
 }
 
 /// Keys and values of one head of one sequence, packed once for the queries of all heads that share them.
-struct PackedKeys<'a, const P: usize> {
-    /// `[len/P, head_width]`
-    k_down: Mat<'a, u32>,
-    /// Panels of keys.
-    k: &'a [u32],
-    /// Panels of values.
-    v: &'a [u32],
+struct PackedKeys<'a, F: Form> {
+    /// `[len, head_width]`
+    k: F::Right<'a>,
+    /// `[head_width, len]`, as is `v_turned`.
+    k_turned: F::Right<'a>,
+    v_turned: F::Right<'a>,
     /// `[len, head_width]`: gradient of the keys, of the last query head's.
     dk: &'a mut [f32],
     /// `[len, head_width]`: gradient of the values, likewise.
     dv: &'a mut [f32],
-    /// Packed queries and output gradients, each along and down.
-    cells: [&'a mut [f32]; 4],
-    /// Scores and their gradients, each in f32 and in cells; and `[TILE]`: products dout·out.
+    /// Packed queries and output gradients, each as left and right operands.
+    packed: [&'a mut [f32]; 4],
+    /// Scores and their gradients, each in f32 and packed; and `[TILE]`: products dout·out.
     tile: [&'a mut [f32]; 5],
 }
 
-impl<'a, const P: usize> PackedKeys<'a, P> {
+impl<'a, F: Form> PackedKeys<'a, F> {
     /// Packs keys and values, `[len, head_width]`.
     fn new(k: Mat<'_>, v: Mat<'_>, scratch: &'a mut [f32]) -> Self {
         let mut carver = Carver(scratch);
-        let [q_along, q_down, dout_along, dout_down, k_down, k_panels, v_panels, dk, dv, scores, dscores, a, b, inner] =
+        let [q_left, q_right, dout_left, dout_right, k_right, k_turned, v_turned, dk, dv, scores, dscores, a, b, inner] =
             backward_lengths(k.n_rows(), k.cols()).map(|n| carver.cut(n));
         Self {
-            k_down: down::<P>(k, k_down),
-            k: panels::<P>(k, k_panels),
-            v: panels::<P>(v, v_panels),
+            k: F::right(k, k_right),
+            k_turned: F::right_turned(k, k_turned),
+            v_turned: F::right_turned(v, v_turned),
             dk,
             dv,
-            cells: [q_along, q_down, dout_along, dout_down],
+            packed: [q_left, q_right, dout_left, dout_right],
             tile: [scores, dscores, a, b, inner],
         }
     }
@@ -151,25 +145,27 @@ impl<'a, const P: usize> PackedKeys<'a, P> {
     /// Computes the gradients of one head's queries, in `dq`, and of the keys and values as far as these queries see them.
     fn head_backward(&mut self, operands: Operands<'_>, dropout: Option<HeadDropout>, mut dq: MatMut<'_>) {
         let Operands { q, out, dout, lse } = operands;
-        let Self { k_down, k: k_panels, v: v_panels, dk, dv, cells: [q_along, q_down, dout_along, dout_down], tile } =
-            self;
-        let [scores, dscores, cells_a, cells_b, inner] = tile.each_mut().map(|piece| &mut **piece);
+        let Self { k, k_turned, v_turned, dk, dv, packed: [q_left, q_right, dout_left, dout_right], tile } = self;
+        let [scores, dscores, packed_a, packed_b, inner] = tile.each_mut().map(|piece| &mut **piece);
         let (len, width) = (lse.len(), q.cols());
         let scale = 1.0 / (width as f32).sqrt();
-        let [(q_along, q_down), (dout_along, dout_down)] =
-            [(q, q_along, q_down), (dout, dout_along, dout_down)].map(|(x, a, d)| (along::<P>(x, a), down::<P>(x, d)));
+        let [(q_left, q_right), (dout_left, dout_right)] =
+            [(q, q_left, q_right), (dout, dout_left, dout_right)].map(|(x, l, r)| (F::left(x, l), F::right(x, r)));
         dk.fill(0.0);
         dv.fill(0.0);
         for first in (0..len).step_by(TILE) {
             let tile = first..(first + TILE).min(len);
             let across = tile.end.next_multiple_of(NR);
-            for from in tile.clone().step_by(ROWS) {
-                let group = from..(from + ROWS).min(tile.end);
+            for from in tile.clone().step_by(F::ROWS) {
+                let group = from..(from + F::ROWS).min(tile.end);
                 let place = (from - first) * across..(group.end - first) * across;
                 let (scores, dscores) = (&mut scores[place.clone()], &mut dscores[place]);
                 let seen = group.end.next_multiple_of(NR);
-                products_with_panels::<P>(q_along.rows(group.clone()), k_panels, seen, across, scores);
-                products_with_panels::<P>(dout_along.rows(group.clone()), v_panels, seen, across, dscores);
+                for (scores, left, right) in [(&mut *scores, q_left, *k_turned), (&mut *dscores, dout_left, *v_turned)]
+                {
+                    let scores = MatMut::strided(scores, group.len(), seen, across);
+                    F::product(scores, Accumulate::Set, left.cut(group.clone(), 0..width), right);
+                }
                 simd(
                     #[inline(always)]
                     || {
@@ -204,27 +200,22 @@ impl<'a, const P: usize> PackedKeys<'a, P> {
                         }
                     },
                 );
-                let ds = along_or_same::<P>(Mat::strided(dscores, group.len(), group.end, across), cells_a);
-                strided::matmul::<P>(
-                    dq.rows(group.clone()),
-                    Accumulate::Set,
-                    ds,
-                    k_down.rows(0..cells::<P>(group.end)),
-                );
+                let ds = F::left_or_same(Mat::strided(dscores, group.len(), group.end, across), packed_a);
+                F::product(dq.rows(group.clone()), Accumulate::Set, ds, k.cut(0..group.end));
             }
-            let [p, ds] = [(&*scores, &mut *cells_a), (&*dscores, &mut *cells_b)]
-                .map(|(x, to)| down_or_same::<P>(Mat::strided(x, tile.len(), across, across), to));
+            let [p, ds] = [(&*scores, &mut *packed_a), (&*dscores, &mut *packed_b)]
+                .map(|(x, to)| F::turned_or_same(Mat::strided(x, tile.len(), across, across), to));
             // Causal mask: queries before a key have no part in its gradient.
-            for from in (0..tile.end).step_by(ROWS) {
-                let keys = from..(from + ROWS).min(tile.end);
-                let queries = from.max(first) / P..tile.end.div_ceil(P);
-                let own = queries.start - first / P..queries.end - first / P;
-                let [p, ds] = [p, ds].map(|x| x.rows(own.clone()).columns(keys.clone()).t());
+            for from in (0..tile.end).step_by(F::ROWS) {
+                let keys = from..(from + F::ROWS).min(tile.end);
+                let queries = from.max(first)..tile.end;
+                let own = queries.start - first..tile.len();
                 let part = keys.start * width..keys.end * width;
-                let dv = MatMut::new(&mut dv[part.clone()], keys.len(), width);
-                strided::matmul::<P>(dv, Accumulate::Add, p, dout_down.rows(queries.clone()));
-                let dk = MatMut::new(&mut dk[part], keys.len(), width);
-                strided::matmul::<P>(dk, Accumulate::Add, ds, q_down.rows(queries));
+                for (grad, left, right) in [(&mut *dv, p, dout_right), (&mut *dk, ds, q_right)] {
+                    let grad = MatMut::new(&mut grad[part.clone()], keys.len(), width);
+                    let (left, right) = (left.cut(keys.clone(), own.clone()), right.cut(queries.clone()));
+                    F::product(grad, Accumulate::Add, left, right);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Attention of new tokens over a key-value cache: forward only.
 
 use super::forward::PackedKeys;
-use super::operands::products;
+use super::operands::{Form, in_form};
 use super::shape::{Cache, CachedSequence, Shape, Task, for_each_task, head_scratch};
 use super::step;
 use crate::base::profile::{Part, timed};
@@ -13,8 +13,8 @@ pub fn cached_scratch(shape: Shape, sequences: &[CachedSequence], threads: usize
     (threads * head_scratch(longest, shape.head_width)).max(step::scratch(shape, sequences))
 }
 
-/// Appends the new tokens' keys and values to the cache and fills `out`. Prompts are multiplied in the precision that [`products`]
-/// gives, single tokens in f32.
+/// Appends the new tokens' keys and values to the cache and fills `out`. Prompts are multiplied in this precision, single tokens
+/// in f32.
 ///
 /// `qkv`: as in [`super::forward`]; `out`: [tokens, n_head·head_width]; `lse`: [tokens·n_head], working memory. `scratch` is
 /// [`cached_scratch`] long.
@@ -41,16 +41,13 @@ pub fn cached(
         step::attend(shape, &steps, qkv, cache, out, scratch);
     }
     if !prompts.is_empty() {
-        let attend = match products(precision) {
-            Precision::F32 => attend_prompts::<1>,
-            Precision::Bf16 => attend_prompts::<2>,
-        };
+        let attend = in_form!(precision, F => attend_prompts::<F>);
         attend(shape, &prompts, qkv, cache, out, lse, scratch);
     }
 }
 
 /// Attends to the keys up to each token of sequences of several.
-fn attend_prompts<const P: usize>(
+fn attend_prompts<F: Form>(
     shape: Shape,
     sequences: &[&CachedSequence],
     qkv: &[f32],
@@ -73,7 +70,7 @@ fn attend_prompts<const P: usize>(
             (0..before).map(move |position| &cache.row(shape, slot, position)[first..first + head_width])
         });
         let [k, v] = [1, 2].map(|part| shape.part(qkv, sequence.tokens(), kv_head, part));
-        let mut keys = PackedKeys::<P>::new((before_k, k), (before_v, v), scratch);
+        let mut keys = PackedKeys::<F>::new((before_k, k), (before_v, v), scratch);
         for head in heads {
             let first = shape.n_head * start + head * len;
             // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.

@@ -3,13 +3,11 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp_and_sum, max, simd};
 
-use super::operands::{along, along_or_same, down, joined_rows, panels, products, products_with_panels};
-use super::shape::{HeadDropout, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
+use super::operands::{Form, Left, Right, in_form, joined_rows};
+use super::shape::{HeadDropout, MOST_ROWS, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};
-use crate::gemm::tiles::cells;
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::strided::{self, ROWS};
 use crate::gemm::{Accumulate, Canvas, Mat, MatMut, Precision};
 
 /// Fills `out`, `[tokens, width]`, and `lse`, `[heads, len]` per sequence. `scratch` is [`Shape::scratch`] long.
@@ -29,10 +27,7 @@ pub fn forward(
     assert_eq!(qkv.len(), tokens * shape.qkv_width(), "length of qkv");
     let (out, lse) = (Canvas::new(out, shape.width()), Canvas::new(lse, shape.n_head * tokens));
     let pass = Pass { shape, spans, qkv, dropout, out, lse };
-    let work = match products(precision) {
-        Precision::F32 => Pass::run::<1>,
-        Precision::Bf16 => Pass::run::<2>,
-    };
+    let work = in_form!(precision, F => Pass::run::<F>);
     for_each_task(shape, spans.len(), scratch, shape.scratch(1), |task, scratch| {
         work(&pass, task, scratch);
     });
@@ -49,7 +44,7 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn run<const P: usize>(&self, task: Task, scratch: &mut [f32]) {
+    fn run<F: Form>(&self, task: Task, scratch: &mut [f32]) {
         let Self { shape, spans, qkv, dropout, out, lse } = self;
         let Task { sequence, kv_head, heads } = task;
         let Span { start, len, prefix } = spans[sequence].clone();
@@ -59,7 +54,7 @@ impl Pass<'_> {
             (0..prefix.len()).map(move |i| rows.row(i))
         });
         let [k, v] = [1, 2].map(|part| shape.part(qkv, own.clone(), kv_head, part));
-        let mut keys = PackedKeys::<P>::new((before_k, k), (before_v, v), scratch);
+        let mut keys = PackedKeys::<F>::new((before_k, k), (before_v, v), scratch);
         for head in heads {
             let first = shape.n_head * start + head * len;
             // SAFETY: each (sequence, head) belongs to one task, and windows of different heads share no column.
@@ -72,19 +67,19 @@ impl Pass<'_> {
 }
 
 /// Keys and values of one head of one sequence, packed once for the queries of all heads that share them.
-pub struct PackedKeys<'a, const P: usize> {
+pub struct PackedKeys<'a, F: Form> {
     /// Tokens before the first query.
     offset: usize,
-    /// Panels of keys.
-    k: &'a [u32],
-    /// `[keys/P, head_width]`
-    v: Mat<'a, u32>,
-    q_cells: &'a mut [f32],
+    /// `[head_width, keys]`
+    k: F::Right<'a>,
+    /// `[keys, head_width]`
+    v: F::Right<'a>,
+    packed_q: &'a mut [f32],
     scores: &'a mut [f32],
-    p_cells: &'a mut [f32],
+    packed_p: &'a mut [f32],
 }
 
-impl<'a, const P: usize> PackedKeys<'a, P> {
+impl<'a, F: Form> PackedKeys<'a, F> {
     /// Packs keys and values: the rows of the prefix, and those of the sequence, `[n, head_width]`. `scratch` is
     /// [`super::shape::head_scratch`] long.
     pub fn new<'r>(
@@ -94,25 +89,26 @@ impl<'a, const P: usize> PackedKeys<'a, P> {
     ) -> Self {
         let (offset, width) = (before_k.len(), k.cols());
         let mut carver = Carver(scratch);
-        let [joined, q_cells, v_cells, k_panels, scores, p_cells] =
+        let [joined, packed_q, packed_v, packed_k, scores, packed_p] =
             forward_lengths(offset + k.n_rows(), width).map(|n| carver.cut(n));
-        let k = panels::<P>(joined_rows(before_k, k, joined), k_panels);
-        let v = down::<P>(joined_rows(before_v, v, joined), v_cells);
-        Self { offset, k, v, q_cells, scores, p_cells }
+        let k = F::right_turned(joined_rows(before_k, k, joined), packed_k);
+        let v = F::right(joined_rows(before_v, v, joined), packed_v);
+        Self { offset, k, v, packed_q, scores, packed_p }
     }
 
     /// Computes one head: queries `q`, `[n, head_width]`, over the keys up to each.
     pub fn attend(&mut self, q: Mat<'_>, dropout: Option<HeadDropout>, mut out: MatMut<'_>, lse: &mut [f32]) {
-        let Self { offset, k, v, q_cells, scores, p_cells } = self;
-        let (n, offset) = (lse.len(), *offset);
-        let scale = 1.0 / (q.cols() as f32).sqrt();
-        let q = along::<P>(q, q_cells);
-        for first in (0..n).step_by(ROWS) {
-            let group = first..(first + ROWS).min(n);
+        let Self { offset, k, v, packed_q, scores, packed_p } = self;
+        let (n, width, offset) = (lse.len(), q.cols(), *offset);
+        let scale = 1.0 / (width as f32).sqrt();
+        let q = F::left(q, packed_q);
+        for first in (0..n).step_by(F::ROWS) {
+            let group = first..(first + F::ROWS).min(n);
             let seen = offset + group.end;
             let across = seen.next_multiple_of(NR);
-            products_with_panels::<P>(q.rows(group.clone()), k, across, across, scores);
-            let mut totals = [1.0; ROWS];
+            let all = MatMut::new(&mut scores[..group.len() * across], group.len(), across);
+            F::product(all, Accumulate::Set, q.cut(group.clone(), 0..width), *k);
+            let mut totals = [1.0; MOST_ROWS];
             simd(
                 #[inline(always)]
                 || {
@@ -131,9 +127,9 @@ impl<'a, const P: usize> PackedKeys<'a, P> {
                     }
                 },
             );
-            let probabilities = along_or_same::<P>(Mat::strided(scores, group.len(), seen, across), p_cells);
+            let probabilities = F::left_or_same(Mat::strided(scores, group.len(), seen, across), packed_p);
             let mut out = out.rows(group.clone());
-            strided::matmul::<P>(out.rows(0..group.len()), Accumulate::Set, probabilities, v.rows(0..cells::<P>(seen)));
+            F::product(out.rows(0..group.len()), Accumulate::Set, probabilities, v.cut(0..seen));
             for (i, total) in totals.iter().enumerate().take(group.len()) {
                 let scale = 1.0 / total;
                 out.row_mut(i).iter_mut().for_each(|x| *x *= scale);

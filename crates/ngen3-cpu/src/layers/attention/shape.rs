@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::base::memory::padded;
 use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;
-use crate::gemm::tiles::strided::ROWS;
+use crate::gemm::tiles::shape::{BLOCK, ROWS};
 
 /// Location of one sequence in its pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,11 +144,14 @@ impl Shape {
     }
 }
 
-/// Lengths in f32 of one head's `keys` keys or values as rows, the same in panels of [`NR`], and the scores of `queries` queries:
-/// enough for cells of one element or of two.
-fn lengths(keys: usize, head_width: usize, queries: usize) -> [usize; 3] {
+/// Most rows of a left operand that are computed together.
+pub const MOST_ROWS: usize = ROWS;
+
+/// Lengths in f32 of one head's `keys` keys or values as an operand, and the scores of `queries` queries: enough for every form.
+fn lengths(keys: usize, head_width: usize, queries: usize) -> [usize; 2] {
     let across = keys.next_multiple_of(NR);
-    [keys * head_width, across * head_width, queries * across]
+    // The smallest block of AMX has 32 elements in bf16.
+    [across * head_width.max(BLOCK), queries * across]
 }
 
 /// Length in f32 of the scratch memory of one head's forward pass with `keys` keys.
@@ -158,8 +161,8 @@ pub fn head_scratch(keys: usize, head_width: usize) -> usize {
 
 /// Lengths of the pieces of one head's scratch memory in the forward pass.
 pub fn forward_lengths(keys: usize, head_width: usize) -> [usize; 6] {
-    let [rows, panels, scores] = lengths(keys, head_width, ROWS);
-    [rows, rows, rows, panels, scores, scores]
+    let [rows, scores] = lengths(keys, head_width, MOST_ROWS);
+    [rows, rows, rows, rows, scores, scores]
 }
 
 /// Query heads of one sequence that share a key head.
@@ -237,11 +240,12 @@ pub fn head_dropout(
 }
 
 /// Queries per tile of the backward pass, over which the gradients of keys and values are summed in registers. A multiple of
-/// [`ROWS`], and even, so that cells of two rows are whole.
+/// [`MOST_ROWS`], and of the elements of a block, so that those of a tile are whole.
 pub const TILE: usize = 64;
 
 /// Lengths of the pieces of one head's scratch memory in the backward pass, for `keys` keys.
 pub fn backward_lengths(keys: usize, head_width: usize) -> [usize; 14] {
-    let [rows, panels, scores] = lengths(keys, head_width, TILE);
-    [rows, rows, rows, rows, rows, panels, panels, rows, rows, scores, scores, scores, scores, TILE]
+    let [rows, scores] = lengths(keys, head_width, TILE);
+    let gradient = keys * head_width;
+    [rows, rows, rows, rows, rows, rows, rows, gradient, gradient, scores, scores, scores, scores, TILE]
 }
