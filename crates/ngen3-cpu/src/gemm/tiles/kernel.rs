@@ -1,11 +1,13 @@
 //! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B. On AMX a tile has more rows: `amx.rs`.
 //!
 //! The tile's sums, 24 vectors of 16 f32, stay in registers for the whole depth. Each step along k loads one cell of each of the
-//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 a tile of f32 is computed in parts (`avx2.rs`).
+//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 or NEON a tile of f32 is computed in parts (`parts.rs`).
 //! [`tile_plain`] is the same in plain Rust: the tests compare with it, and it runs everywhere else.
 
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx2};
+use super::amx;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::parts;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::{Path, simd};
@@ -26,14 +28,14 @@ pub fn available() -> bool {
     }
 }
 
-/// Returns true if kernels of f32 run: those of AVX-512 or of AVX2.
+/// Returns true if kernels of f32 run: those of AVX-512, AVX2 or NEON.
 pub fn available_f32() -> bool {
-    available() || runs_avx2()
+    available() || runs_parts()
 }
 
-/// Returns true if the AVX2 kernels of f32 run.
-pub(super) fn runs_avx2() -> bool {
-    !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512)
+/// Returns true if the kernels of f32 for AVX2 or NEON run.
+pub(super) fn runs_parts() -> bool {
+    !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512 | Path::Neon)
 }
 
 /// Computes `c = a·b` or `c += a·b` for `c` of at most [`Rows::count`] x [`NR`], with sums in f32. `a`: that many rows of `depth`
@@ -74,16 +76,16 @@ fn tile_of<const P: usize, const R: usize>(
         unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
-    if P == 1 && runs_avx2() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if P == 1 && runs_parts() {
         // SAFETY: the features are there, and the caller checked the lengths; 6, 4, 2 and 1 divide the numbers of rows.
         unsafe {
             match R {
-                MR => avx2::tile::<MR, { MR / 2 }>(a, rows, b, c, accumulate),
-                8 => avx2::tile::<8, 4>(a, rows, b, c, accumulate),
-                4 => avx2::tile::<4, 4>(a, rows, b, c, accumulate),
-                2 => avx2::tile::<2, 2>(a, rows, b, c, accumulate),
-                _ => avx2::tile::<R, 1>(a, rows, b, c, accumulate),
+                MR => parts::tile::<MR, { MR / 2 }>(a, rows, b, c, accumulate),
+                8 => parts::tile::<8, 4>(a, rows, b, c, accumulate),
+                4 => parts::tile::<4, 4>(a, rows, b, c, accumulate),
+                2 => parts::tile::<2, 2>(a, rows, b, c, accumulate),
+                _ => parts::tile::<R, 1>(a, rows, b, c, accumulate),
             }
         }
         return;
