@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+#[cfg(target_arch = "aarch64")]
+use super::bfdot;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::parts;
 use crate::gemm::operation::Accumulate;
@@ -26,6 +28,14 @@ pub fn available() -> bool {
     {
         false
     }
+}
+
+/// Returns true if bf16 is multiplied by instructions made for it: those of AVX512-BF16 and AMX, or `bfdot` of 64-bit Arm.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return bfdot::available();
+    #[cfg(not(target_arch = "aarch64"))]
+    return available();
 }
 
 /// Returns true if kernels of f32 run: those of AVX-512, AVX2 or NEON.
@@ -90,6 +100,10 @@ fn tile_of<const P: usize, const R: usize>(
         }
         return;
     }
+    #[cfg(target_arch = "aarch64")]
+    if P == 2 && bfdot::available() {
+        return store(&bfdot::sums::<R>(a, rows, b), c, accumulate);
+    }
     simd(
         #[inline(always)]
         || tile_plain::<P, R>(a, rows, b, c, accumulate),
@@ -114,6 +128,12 @@ pub fn tile_plain<const P: usize, const R: usize>(
             }
         }
     }
+    store(&sums, c, accumulate);
+}
+
+/// Stores the sums of a tile in `c`, or adds them to it.
+#[inline(always)]
+fn store(sums: &[[f32; NR]], c: &mut MatMut<'_>, accumulate: Accumulate) {
     for (i, sums) in sums.iter().enumerate().take(c.rows) {
         let row = c.row_mut(i);
         for (c, &sum) in row.iter_mut().zip(sums) {

@@ -5,11 +5,12 @@ use bytemuck::cast_slice_mut;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{amx, cells, pack, packed_len, strided};
 use crate::gemm::{Accumulate, Mat, MatMut, Precision};
+use ngen3_simd::Path;
 
 /// Returns the precision of attention's products in a pass of this precision. They are too small for AMX, and processors that have it
-/// multiply vectors of f32 twice as fast as those of bf16.
+/// multiply vectors of f32 twice as fast as those of bf16. On Arm there are kernels for large products in bf16 only.
 pub fn products(precision: Precision) -> Precision {
-    if amx::available() { Precision::F32 } else { precision }
+    if amx::available() || ngen3_simd::path() == Path::Neon { Precision::F32 } else { precision }
 }
 
 /// Puts rows of a prefix before `own`. Copies only if there are any.
