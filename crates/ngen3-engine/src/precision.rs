@@ -11,7 +11,7 @@ pub enum Dtype {
     Auto,
     /// f32 throughout, on every processor.
     F32,
-    /// Operands of matrix products in bf16, everything else in f32. A CPU needs AMX or AVX512-BF16.
+    /// Operands of matrix products in bf16, everything else in f32. A CPU needs AMX, AVX512-BF16 or Arm's bf16.
     Bf16,
 }
 

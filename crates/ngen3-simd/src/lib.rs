@@ -2,8 +2,8 @@
 //!
 //! Kernels are plain loops over slices. [`simd`] calls a closure in a copy compiled for AVX-512, AVX2 with FMA, NEON or the
 //! target's baseline, whichever the processor supports at run time; the compiler vectorises the loop in each copy. [`path`]
-//! names the path in use, for code that chooses among kernels of its own. `NGEN3_SIMD=scalar`, `avx2`, `avx512` or `amx` forces a
-//! path, to compare or to debug: see [`forced`]. [`amx`] detects and enables the tile registers of recent Intel processors.
+//! names the path in use, for code that chooses among kernels of its own. `NGEN3_SIMD=scalar`, `avx2`, `avx512`, `amx` or `neon` forces
+//! a path, to compare or to debug: see [`forced`]. [`amx`] detects and enables the tile registers of recent Intel processors.
 //!
 //! Functions that a closure calls must be `#[inline(always)]`; otherwise they are compiled for the baseline only.
 

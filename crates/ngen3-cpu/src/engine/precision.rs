@@ -6,7 +6,8 @@ use rayon::ThreadPool;
 
 use crate::gemm::{Precision, tiles};
 
-/// Returns the precision of products' operands. `auto` is bf16 if the processor multiplies it, else f32.
+/// Returns the precision of products' operands. `auto` is bf16 if the processor multiplies it, else f32; on Arm, where bf16 was never
+/// timed, it is f32.
 pub fn precision(dtype: Dtype) -> Precision {
     match dtype {
         Dtype::Auto if tiles::kernel::available() => Precision::Bf16,

@@ -37,9 +37,9 @@ impl Runner {
             return Err(Error::Input(format!("expected {} parameters, got {}", list.total(), params.len())));
         }
         let precision = precision(options.dtype);
-        if precision == Precision::Bf16 && !tiles::kernel::available() {
+        if precision == Precision::Bf16 && !tiles::kernel::multiplies_bf16() {
             return Err(Error::Input(
-                "bf16 needs AMX or AVX512-BF16, which this processor lacks: use --dtype f32".into(),
+                "bf16 needs AMX, AVX512-BF16 or Arm's bf16, which this processor lacks: use --dtype f32".into(),
             ));
         }
         let pool = pool(options.threads)?;

@@ -4,6 +4,8 @@
 //! copy. General f32 products use the `gemm` crate's kernels for AVX-512, AVX2, NEON or scalar code, chosen by the processor or
 //! `NGEN3_SIMD`; `tiles/` holds our own kernels, `groups/` those for weights as GGUF files store them.
 
+#[cfg(target_arch = "aarch64")]
+mod dot;
 pub mod groups;
 mod operation;
 mod portable;

@@ -34,9 +34,14 @@ fn check(format: Format, panel: Panel<'_>, x: Inputs<'_>, rows: usize) {
     assert!(x.rows() >= rows, "expected {rows} rows of inputs, got {}", x.rows());
 }
 
-fn sums<const R: usize>(format: Format, panel: Panel<'_>, x: Inputs<'_>) -> Sums<R> {
+/// Returns the sums of `R` rows, by the kernel for this processor. The lengths must have been checked.
+pub fn sums<const R: usize>(format: Format, panel: Panel<'_>, x: Inputs<'_>) -> Sums<R> {
     #[cfg(target_arch = "x86_64")]
     if let Some(sums) = super::x86::sums(format, panel, x) {
+        return sums;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(sums) = super::arm::sums(format, panel, x) {
         return sums;
     }
     plain(format, panel, x)

@@ -6,9 +6,12 @@
 //!
 //! 16 outputs lie side by side in a panel ([`Panel`]), one per 32-bit lane of a vector, so that a lane's sum is an output's and
 //! no vector is ever summed across. `format.rs` has the formats and the layout, `kernel.rs` the kernel in plain Rust, `x86.rs`
-//! those for AVX512-VNNI and AVX2, with the same bits; `round.rs` quantises to `Q4_0`. One vector of inputs, as in decoding, is
-//! bound by the reading of the panels; of many, as in a prompt, up to [`ROWS`] share what a panel unpacks to.
+//! those for AVX512-VNNI and AVX2 and `arm.rs` that for NEON, with the same bits; `round.rs` quantises to `Q4_0`. One vector of
+//! inputs, as in decoding, is bound by the reading of the panels; of many, as in a prompt, up to [`ROWS`] share what a panel
+//! unpacks to.
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod format;
 mod inputs;
 mod kernel;

@@ -6,13 +6,14 @@
 
 #[cfg(test)]
 use super::kernel::{high, low};
-use super::shape::NR;
+#[cfg(any(target_arch = "x86_64", test))]
+use super::shape::{BLOCK, BLOCK_CELLS, NR};
 #[cfg(any(target_arch = "x86_64", test))]
 use crate::gemm::operation::Accumulate;
 #[cfg(any(target_arch = "x86_64", test))]
 use crate::gemm::view::MatMut;
 
-pub use super::shape::{BLOCK, BLOCK_CELLS, ROWS};
+pub use super::shape::ROWS;
 
 /// Returns true if the AMX kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
 pub fn available() -> bool {

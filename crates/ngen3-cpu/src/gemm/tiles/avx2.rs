@@ -1,153 +1,48 @@
-//! Micro-kernels for AVX2 with FMA, in f32: the tiles of `kernel.rs` and `strassen.rs`, in parts of up to six rows by 16 columns, whose
-//! sums fit into 12 of the 16 vector registers.
+//! Vectors of AVX2 with FMA, for `parts.rs`.
+//!
+//! Each function may be called only from one that is compiled for AVX2 and FMA.
 
 use std::arch::x86_64::*;
 
-use super::shape::{MR, NR, Rows};
-use super::strassen::tables::Place;
-use crate::gemm::operation::Accumulate;
-use crate::gemm::view::MatMut;
+/// 16 columns of a row: two vectors of 8 f32.
+pub type Columns = [__m256; 2];
 
-/// Columns of a part: two vectors of 8 f32.
-const COLUMNS: usize = 16;
-
-/// Adds `a·b` to `sums`, with `a`: S rows of `depth` elements, `down` apart, their elements `along` apart; `b`: `depth` rows of
-/// [`NR`], of which [`COLUMNS`] are read. Always inlined, so that constant strides stay constants.
-///
 /// # Safety
-/// Call it only from a function compiled for AVX2 and FMA; these elements are readable.
+/// The module's rule.
 #[inline(always)]
-unsafe fn add<const S: usize>(
-    sums: &mut [[__m256; 2]; S],
-    mut a: *const f32,
-    (down, along): (usize, usize),
-    mut b: *const f32,
-    depth: usize,
-) {
+pub unsafe fn zero() -> Columns {
+    // SAFETY: the caller is compiled for AVX2.
+    unsafe { [_mm256_setzero_ps(); 2] }
+}
+
+/// # Safety
+/// The module's rule; 16 elements are readable.
+#[inline(always)]
+pub unsafe fn load(from: *const f32) -> Columns {
+    // SAFETY: the caller promises these elements.
+    unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+}
+
+/// # Safety
+/// The module's rule; 16 elements are writable.
+#[inline(always)]
+pub unsafe fn put(columns: Columns, to: *mut f32) {
     // SAFETY: the caller promises these elements.
     unsafe {
-        for _ in 0..depth {
-            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let a = _mm256_broadcast_ss(&*a.add(i * down));
-                sums[0] = _mm256_fmadd_ps(a, b0, sums[0]);
-                sums[1] = _mm256_fmadd_ps(a, b1, sums[1]);
-            }
-            a = a.wrapping_add(along);
-            b = b.wrapping_add(NR);
-        }
+        _mm256_storeu_ps(to, columns[0]);
+        _mm256_storeu_ps(to.add(8), columns[1]);
     }
 }
 
-/// Adds `weight·sums` to up to [`COLUMNS`] columns of a row, or sets them.
+/// Returns `sum + a·b`.
 ///
 /// # Safety
-/// Call it only from a function compiled for AVX2 and FMA; `columns` elements at `to` are valid.
+/// The module's rule.
 #[inline(always)]
-unsafe fn store(sums: [__m256; 2], weight: f32, to: *mut f32, columns: usize, accumulate: Accumulate) {
-    // SAFETY: the caller promises these elements.
+pub unsafe fn multiply_add(a: &f32, b: Columns, sum: Columns) -> Columns {
+    // SAFETY: the caller is compiled for AVX2 and FMA.
     unsafe {
-        let factor = _mm256_set1_ps(weight);
-        if columns >= COLUMNS {
-            for (half, sum) in sums.into_iter().enumerate() {
-                let to = to.add(8 * half);
-                let start = if accumulate == Accumulate::Add { _mm256_loadu_ps(to) } else { _mm256_setzero_ps() };
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(sum, factor, start));
-            }
-            return;
-        }
-        let mut row = [0.0f32; COLUMNS];
-        _mm256_storeu_ps(row.as_mut_ptr(), sums[0]);
-        _mm256_storeu_ps(row.as_mut_ptr().add(8), sums[1]);
-        for (j, sum) in row.iter().enumerate().take(columns) {
-            let to = to.add(j);
-            *to = sum.mul_add(weight, if accumulate == Accumulate::Add { *to } else { 0.0 });
-        }
-    }
-}
-
-/// Computes `c = a·b` or `c += a·b` for `c` of at most R x [`NR`], S rows at a time: see [`super::kernel::tile`].
-///
-/// # Safety
-/// The processor has AVX2 and FMA; `a` has R rows of f32 as deep as `b`, together or apart; S divides R.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn tile<const R: usize, const S: usize>(
-    a: &[u32],
-    rows: Rows,
-    b: &[u32],
-    c: &mut MatMut<'_>,
-    accumulate: Accumulate,
-) {
-    let (a, b, depth) = (a.as_ptr().cast::<f32>(), b.as_ptr().cast::<f32>(), b.len() / NR);
-    for row in (0..c.rows.min(R)).step_by(S) {
-        for col in (0..c.cols).step_by(COLUMNS) {
-            let (mut sums, b) = ([[_mm256_setzero_ps(); 2]; S], b.wrapping_add(col));
-            // SAFETY: the caller promises the operands; these rows and columns exist in `c`.
-            unsafe {
-                // Two calls, so that the panel's strides are compile-time constants in one of them.
-                match rows {
-                    Rows::Together => add(&mut sums, a.wrapping_add(row), (1, MR), b, depth),
-                    _ => add(&mut sums, a.wrapping_add(rows.at(row, 0)), (rows.at(1, 0), 1), b, depth),
-                }
-                for (i, sums) in sums.into_iter().enumerate() {
-                    if row + i < c.rows {
-                        let to = c.data.add((row + i) * c.row_stride + col);
-                        store(sums, 1.0, to, c.cols - col, accumulate);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// See [`super::strassen::product`].
-///
-/// # Safety
-/// The processor has AVX2 and FMA; `a` and `b` are equally deep, `c` is R x NR; S divides R.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn product<const R: usize, const S: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: Accumulate) {
-    for row in (0..R).step_by(S) {
-        for col in (0..NR).step_by(COLUMNS) {
-            let mut sums = [[_mm256_setzero_ps(); 2]; S];
-            // SAFETY: the caller promises the operands.
-            unsafe {
-                add(&mut sums, a.as_ptr().wrapping_add(row), (1, R), b.as_ptr().wrapping_add(col), b.len() / NR);
-                for (i, sums) in sums.into_iter().enumerate() {
-                    store(sums, 1.0, c.as_mut_ptr().add((row + i) * NR + col), COLUMNS, accumulate);
-                }
-            }
-        }
-    }
-}
-
-/// See [`super::strassen::product_onto`].
-///
-/// # Safety
-/// The processor has AVX2 and FMA; `b` is whole squares of NR x NR; `e` has a tile for each; the places lie in `c`.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: usize, places: &[Place; 2]) {
-    const S: usize = MR / 2;
-    for row in (0..MR).step_by(S) {
-        for col in (0..NR).step_by(COLUMNS) {
-            let mut sums = [[_mm256_setzero_ps(); 2]; S];
-            for tile in 0..b.len() / (NR * NR) {
-                // SAFETY: the caller promises a tile of `e` and a square of `b`.
-                unsafe {
-                    let a = e.as_ptr().add(tile * stride + row * NR);
-                    add(&mut sums, a, (NR, 1), b.as_ptr().add(tile * NR * NR + col), NR);
-                }
-            }
-            for place in places {
-                for (i, &sums) in sums.iter().enumerate() {
-                    if row + i < place.rows && col < place.cols {
-                        // SAFETY: the row lies in `c`, with the place's columns.
-                        unsafe {
-                            let to = c.as_mut_ptr().add(place.at + (row + i) * width + col);
-                            store(sums, place.weight, to, place.cols - col, Accumulate::Add);
-                        }
-                    }
-                }
-            }
-        }
+        let a = _mm256_broadcast_ss(a);
+        [_mm256_fmadd_ps(a, b[0], sum[0]), _mm256_fmadd_ps(a, b[1], sum[1])]
     }
 }

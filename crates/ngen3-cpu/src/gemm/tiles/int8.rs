@@ -6,7 +6,10 @@
 //! bytes by four signed ones, so the left operand is stored as q + 128, and the sums of each column start at −128·Σ q'.
 //!
 //! [`PackedA`] has separate rows, [`PackedB`] panels of [`NR`]; either can be the weight. [`tile_plain`] is the kernel in plain
-//! Rust: the tests compare with it, and it runs on processors without AVX512-VNNI.
+//! Rust: the tests compare with it, and it runs on processors with neither AVX512-VNNI nor NEON.
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use rayon::prelude::*;
 
@@ -42,7 +45,8 @@ pub fn check_width(width: usize, times: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns true if the AVX512-VNNI kernels run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower path.
+/// Returns true if the kernels for AVX512-VNNI or NEON run: the processor has the instructions, and `NGEN3_SIMD` forces no narrower
+/// path.
 pub fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -50,7 +54,7 @@ pub fn available() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        false
+        ngen3_simd::path() == ngen3_simd::Path::Neon
     }
 }
 
@@ -246,6 +250,14 @@ pub fn tile(
         // SAFETY: the features and lengths were checked above.
         return unsafe { x86::tile(a, stride, scales, b, c, accumulate) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if available() {
+        let sums = neon::sums(a, stride, b.cells);
+        for (i, (sums, &scale)) in sums.iter().zip(scales).enumerate().take(c.rows) {
+            put(sums, scale, b.scales, c.row_mut(i), accumulate);
+        }
+        return;
+    }
     simd(
         #[inline(always)]
         || tile_plain(a, stride, scales, b, c, accumulate),
@@ -263,10 +275,16 @@ fn tile_plain(a: &[u32], stride: usize, scales: &[f32; MR], b: Panel<'_>, c: &mu
                 *sum = sum.wrapping_add(products.sum());
             }
         }
-        for ((c, sum), column) in c.row_mut(i).iter_mut().zip(sums).zip(b.scales) {
-            let product = sum as f32 * column * scale;
-            *c = if accumulate == Accumulate::Add { *c + product } else { product };
-        }
+        put(&sums, *scale, b.scales, c.row_mut(i), accumulate);
+    }
+}
+
+/// Scales a row's sums, and stores them in `c` or adds them to it.
+#[inline(always)]
+fn put(sums: &[i32; NR], scale: f32, columns: &[f32; NR], c: &mut [f32], accumulate: Accumulate) {
+    for ((c, &sum), column) in c.iter_mut().zip(sums).zip(columns) {
+        let product = sum as f32 * column * scale;
+        *c = if accumulate == Accumulate::Add { *c + product } else { product };
     }
 }
 

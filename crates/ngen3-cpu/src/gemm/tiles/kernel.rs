@@ -1,11 +1,15 @@
 //! Micro-kernel: an [`MR`] x [`NR`] tile of C from [`MR`] rows of A and one panel of B. On AMX a tile has more rows: `amx.rs`.
 //!
 //! The tile's sums, 24 vectors of 16 f32, stay in registers for the whole depth. Each step along k loads one cell of each of the
-//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 a tile of f32 is computed in parts (`avx2.rs`).
+//! 32 columns of B and broadcasts one cell of each of the 12 rows of A. With AVX2 or NEON a tile of f32 is computed in parts (`parts.rs`).
 //! [`tile_plain`] is the same in plain Rust: the tests compare with it, and it runs everywhere else.
 
 #[cfg(target_arch = "x86_64")]
-use super::{amx, avx2};
+use super::amx;
+#[cfg(target_arch = "aarch64")]
+use super::bfdot;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::parts;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::{Path, simd};
@@ -26,14 +30,22 @@ pub fn available() -> bool {
     }
 }
 
-/// Returns true if kernels of f32 run: those of AVX-512 or of AVX2.
-pub fn available_f32() -> bool {
-    available() || runs_avx2()
+/// Returns true if bf16 is multiplied by instructions made for it: those of AVX512-BF16 and AMX, or `bfdot` of 64-bit Arm.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "aarch64")]
+    return bfdot::available();
+    #[cfg(not(target_arch = "aarch64"))]
+    return available();
 }
 
-/// Returns true if the AVX2 kernels of f32 run.
-pub(super) fn runs_avx2() -> bool {
-    !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512)
+/// Returns true if kernels of f32 run: those of AVX-512, AVX2 or NEON.
+pub fn available_f32() -> bool {
+    available() || runs_parts()
+}
+
+/// Returns true if the kernels of f32 for AVX2 or NEON run.
+pub(super) fn runs_parts() -> bool {
+    !available() && matches!(ngen3_simd::path(), Path::Avx2 | Path::Avx512 | Path::Neon)
 }
 
 /// Computes `c = a·b` or `c += a·b` for `c` of at most [`Rows::count`] x [`NR`], with sums in f32. `a`: that many rows of `depth`
@@ -74,19 +86,23 @@ fn tile_of<const P: usize, const R: usize>(
         unsafe { x86::tile::<P, R>(a, rows, b, c, accumulate) };
         return;
     }
-    #[cfg(target_arch = "x86_64")]
-    if P == 1 && runs_avx2() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if P == 1 && runs_parts() {
         // SAFETY: the features are there, and the caller checked the lengths; 6, 4, 2 and 1 divide the numbers of rows.
         unsafe {
             match R {
-                MR => avx2::tile::<MR, { MR / 2 }>(a, rows, b, c, accumulate),
-                8 => avx2::tile::<8, 4>(a, rows, b, c, accumulate),
-                4 => avx2::tile::<4, 4>(a, rows, b, c, accumulate),
-                2 => avx2::tile::<2, 2>(a, rows, b, c, accumulate),
-                _ => avx2::tile::<R, 1>(a, rows, b, c, accumulate),
+                MR => parts::tile::<MR, { MR / 2 }>(a, rows, b, c, accumulate),
+                8 => parts::tile::<8, 4>(a, rows, b, c, accumulate),
+                4 => parts::tile::<4, 4>(a, rows, b, c, accumulate),
+                2 => parts::tile::<2, 2>(a, rows, b, c, accumulate),
+                _ => parts::tile::<R, 1>(a, rows, b, c, accumulate),
             }
         }
         return;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if P == 2 && bfdot::available() {
+        return store(&bfdot::sums::<R>(a, rows, b), c, accumulate);
     }
     simd(
         #[inline(always)]
@@ -112,6 +128,12 @@ pub fn tile_plain<const P: usize, const R: usize>(
             }
         }
     }
+    store(&sums, c, accumulate);
+}
+
+/// Stores the sums of a tile in `c`, or adds them to it.
+#[inline(always)]
+fn store(sums: &[[f32; NR]], c: &mut MatMut<'_>, accumulate: Accumulate) {
     for (i, sums) in sums.iter().enumerate().take(c.rows) {
         let row = c.row_mut(i);
         for (c, &sum) in row.iter_mut().zip(sums) {

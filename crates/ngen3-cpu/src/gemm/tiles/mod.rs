@@ -1,4 +1,4 @@
-//! Our own matrix products: operands in bf16 with AVX512-BF16 or AMX, in f32 with AVX-512 or AVX2; sums in f32.
+//! Our own matrix products: operands in bf16 with AVX512-BF16, AMX or Arm's `bfdot`, in f32 with AVX-512, AVX2 or NEON; sums in f32.
 //!
 //! A product takes three steps. [`mod@pack`] rounds both operands and lays them out in the order in which the kernel reads them
 //! (contiguous rows of A are only rounded: `packed_a.rs`). [`kernel`] multiplies [`MR`](kernel::MR) rows of A by one panel of B
@@ -18,13 +18,20 @@
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod bfdot;
 pub mod int8;
 pub mod kernel;
 pub mod low_rank;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod pack;
 pub mod packed;
 mod packed_a;
 pub mod panels_a;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod parts;
+mod prefetch;
 mod product;
 pub mod right;
 pub mod shape;

@@ -7,6 +7,7 @@
 
 use rayon::prelude::*;
 
+#[cfg(any(target_arch = "x86_64", test))]
 use super::kernel;
 use crate::gemm::view::Mat;
 

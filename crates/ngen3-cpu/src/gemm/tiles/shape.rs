@@ -1,10 +1,13 @@
 //! Sizes of the tiles and panels of all kernels, and the order of A's rows in them.
 
-/// Rows of a tile on AVX-512 and AVX2: with two vectors of columns, the sums take 24 of AVX-512's 32 vector registers.
+/// Rows of a tile on AVX-512, AVX2 and NEON: with two vectors of columns, the sums take 24 of AVX-512's 32 vector registers.
 pub const MR: usize = 12;
 
 /// Columns of a tile: two vectors of 16 f32.
 pub const NR: usize = 32;
+
+/// Columns that vectors narrower than those of AVX-512 compute at a time.
+pub const COLUMNS: usize = 16;
 
 /// Elements of a tile.
 pub const TILE: usize = MR * NR;

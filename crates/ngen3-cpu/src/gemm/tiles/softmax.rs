@@ -10,6 +10,7 @@ use super::amx;
 use super::kernel::{self, NR, Rows};
 use super::pack::cell;
 use super::panels_a;
+use super::prefetch::prefetch;
 use crate::gemm::operation::Accumulate;
 use crate::gemm::view::MatMut;
 use ngen3_simd::{exp2, simd};
@@ -139,16 +140,11 @@ pub fn tokens_tile<const P: usize>(e: &[u32], b: &[u32], c: &mut MatMut<'_>) {
 }
 
 /// Prefetches a tile of `rows` rows, `stride` apart, that starts at `place`, before [`tokens_tile`] adds to it.
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "a hint for x86-64"))]
 pub fn ask_for(place: &[f32], rows: usize, stride: usize) {
-    #[cfg(target_arch = "x86_64")]
     for row in 0..rows {
         let row = place.as_ptr().wrapping_add(row * stride);
-        // SAFETY: a prefetch is a hint that accesses no memory; any address is allowed.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.cast());
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(row.wrapping_add(16).cast());
-        }
+        prefetch(row);
+        prefetch(row.wrapping_add(16));
     }
 }
 

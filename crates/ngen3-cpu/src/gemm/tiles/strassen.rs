@@ -23,9 +23,10 @@
 mod avx512;
 pub(super) mod tables;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::kernel::{self, MR, NR, TILE};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::parts;
+use super::prefetch::prefetch;
 use super::softmax::bounded_exp2;
 use crate::gemm::operation::Accumulate;
 use ngen3_simd::simd;
@@ -64,14 +65,14 @@ pub fn product<const R: usize>(a: &[f32], b: &[f32], c: &mut [f32], accumulate: 
         // SAFETY: the features and lengths were checked above.
         return unsafe { avx512::product::<R>(a, b, c, accumulate) };
     }
-    #[cfg(target_arch = "x86_64")]
-    if kernel::runs_avx2() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if kernel::runs_parts() {
         // SAFETY: the features and lengths were checked above; 6, 4 and 1 divide the numbers of rows.
         return unsafe {
             match R {
-                MR => avx2::product::<MR, { MR / 2 }>(a, b, c, accumulate),
-                CHANNELS => avx2::product::<CHANNELS, { CHANNELS / 2 }>(a, b, c, accumulate),
-                _ => avx2::product::<R, 1>(a, b, c, accumulate),
+                MR => parts::product::<MR, { MR / 2 }>(a, b, c, accumulate),
+                CHANNELS => parts::product::<CHANNELS, { CHANNELS / 2 }>(a, b, c, accumulate),
+                _ => parts::product::<R, 1>(a, b, c, accumulate),
             }
         };
     }
@@ -228,10 +229,8 @@ impl<'a> Ahead<'a> {
     /// Prefetches the next share, if any is left.
     #[inline(always)]
     pub fn ask(&mut self) {
-        #[cfg(target_arch = "x86_64")]
         for line in self.0.next().unwrap_or_default().chunks(16) {
-            // SAFETY: a prefetch is a hint that accesses no memory.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+            prefetch(line.as_ptr());
         }
     }
 }
@@ -254,10 +253,10 @@ pub fn product_onto(e: &[f32], stride: usize, b: &[f32], c: &mut [f32], width: u
         // SAFETY: the features, lengths and places were checked above.
         return unsafe { avx512::product_onto(e, stride, b, c, width, places) };
     }
-    #[cfg(target_arch = "x86_64")]
-    if kernel::runs_avx2() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if kernel::runs_parts() {
         // SAFETY: the features, lengths and places were checked above.
-        return unsafe { avx2::product_onto(e, stride, b, c, width, places) };
+        return unsafe { parts::product_onto(e, stride, b, c, width, places) };
     }
     product_onto_plain(e, stride, b, c, width, places);
 }

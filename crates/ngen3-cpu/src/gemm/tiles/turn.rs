@@ -5,7 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::kernel::{self, NR};
+#[cfg(any(target_arch = "x86_64", test))]
+use super::kernel;
+use super::kernel::NR;
 use super::pack::{cells, packed_len};
 
 /// Fills `to`, panels of `[outputs, inputs]` for products that sum over the outputs, from `panels` of the same weight for products

@@ -8,6 +8,7 @@ use crate::gemm::tiles::kernel::{self, NR};
 use crate::gemm::tiles::shape::{BLOCK, ROWS, Rows};
 use crate::gemm::tiles::{amx, cells, pack, packed_len, panels_a, strided};
 use crate::gemm::{Accumulate, Mat, MatMut, Precision};
+use ngen3_simd::Path;
 
 /// Calls `$work` for the form of operands that a pass of this precision takes: `in_form!(precision, Form => work::<Form>(…))`.
 macro_rules! in_form {
@@ -32,17 +33,21 @@ pub(super) use in_form;
 
 /// Forms of operands, one of which a pass takes.
 pub enum Forms {
+    /// [`Cells`] of one f32.
     F32,
+    /// [`Cells`] of two bf16.
     Bf16,
+    /// [`Blocks`] of bf16.
     Blocks,
 }
 
 impl Forms {
-    /// Returns the form for products in this precision on this processor.
+    /// Returns the form for products in this precision on this processor. On Arm only large products have kernels in bf16.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 if amx::available() => Self::Blocks,
+            Precision::Bf16 if ngen3_simd::path() == Path::Neon => Self::F32,
             Precision::Bf16 => Self::Bf16,
         }
     }

@@ -186,7 +186,7 @@ fn several_blocks_give_what_each_gives_alone_and_bf16_stays_near() {
             dwte.iter_mut().zip(&part.dwte).for_each(|(sum, part)| *sum += part);
         }
         assert!(distance(&together.dwte, &dwte) < 1e-5);
-        if kernel::available() {
+        if kernel::multiplies_bf16() {
             let rounded = run(*sizes, Precision::Bf16, hidden, wte, targets, &distill, 1.0);
             let (dh, dw) = (distance(&rounded.dhidden, &together.dhidden), distance(&rounded.dwte, &together.dwte));
             assert!(dh < 0.02 && dw < 0.02, "{divergence:?}: {dh}, {dw}");
@@ -239,7 +239,7 @@ fn a_teachers_int8_logits_are_those_of_its_rounded_operands() {
         }
         let moved = distance(&in_int8.dhidden, &plain.dhidden);
         assert!((1e-5..0.05).contains(&moved), "{divergence:?}: {moved}");
-        if kernel::available() {
+        if kernel::multiplies_bf16() {
             let student_in_bf16 = run_in(Precision::Bf16, &quantised);
             let apart = distance(&student_in_bf16.dhidden, &in_int8.dhidden);
             assert!(apart < 0.02, "{divergence:?}: {apart}");
