@@ -58,11 +58,12 @@ pub fn reduce_scatter(world: &dyn World, start: usize, values: &mut [f32], share
             exchange(world, (to, &sent), (from, received));
         }
         let own = &mut values[own];
-        let mine = own.to_vec();
+        wire.own.clear();
+        wire.own.extend_from_slice(own);
         for theirs in 0..size {
             match (theirs == rank, theirs == 0) {
                 (true, true) => {}
-                (true, false) => own.iter_mut().zip(&mine).for_each(|(sum, value)| *sum += value),
+                (true, false) => own.iter_mut().zip(&wire.own).for_each(|(sum, value)| *sum += value),
                 (false, true) => format.read(wire.received.from(theirs, bytes), own),
                 (false, false) => format.add(wire.received.from(theirs, bytes), own),
             }
@@ -101,6 +102,9 @@ pub fn all_gather(world: &dyn World, values: &mut [f32], shares: &[Range<usize>]
 
 /// Sends bytes to a rank and receives some from one, except where there are none.
 fn exchange(world: &dyn World, (to, sent): (usize, &[u8]), (from, received): (usize, &mut [u8])) {
+    if sent.is_empty() && received.is_empty() {
+        return;
+    }
     world.exchange((!sent.is_empty()).then_some((to, sent)), (!received.is_empty()).then_some((from, received)));
 }
 

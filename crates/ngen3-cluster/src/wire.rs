@@ -104,6 +104,8 @@ pub struct Wire {
     residual: Vec<f32>,
     /// Numbers and residuals, to be rounded.
     sums: Vec<f32>,
+    /// A rank's own numbers, while its sums are formed in their place.
+    pub(crate) own: Vec<f32>,
     pub(crate) received: Received,
 }
 

@@ -235,7 +235,7 @@ fn the_same_bits_on_any_number_of_threads() {
         (losses, engine.read(Slot::Params).into_owned())
     };
     let one = run(1);
-    for threads in [2, 3, 7] {
+    for threads in [2, 3, 7, 64, 192] {
         assert_eq!(one, run(threads), "{threads} threads");
     }
 }

@@ -55,7 +55,9 @@ pub fn choose(logits: &[f32], ids: &mut [u32], scratch: &mut Scratch) {
         reach.clear();
         reach.extend(0..n as u32);
     }
-    let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    // The sum makes -0 equal to 0.
+    let value = |id: u32| logits[id as usize] + 0.0;
+    let before = |a: &u32, b: &u32| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
     if k < reach.len() {
         reach.select_nth_unstable_by(k - 1, before);
     }
@@ -84,7 +86,7 @@ mod tests {
     /// Reference: sorts all logits.
     fn sorted(logits: &[f32], k: usize) -> Vec<u32> {
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+        ids.sort_by(|&a, &b| logits[b as usize].partial_cmp(&logits[a as usize]).expect("numbers"));
         ids.truncate(k);
         ids
     }

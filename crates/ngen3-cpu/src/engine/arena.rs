@@ -157,7 +157,8 @@ impl Layout {
             streams,
             blocks,
             backward,
-            rounded: backward && precision == Precision::Bf16,
+            // Only where the products that read them round them in any case.
+            rounded: backward && attention::rounds(precision),
             widths: Widths::of(config),
             lora: lora::saved(config, rank, tokens),
             lora_scratch: if rank > 0 { lora::scratch(config, rank, tokens) } else { 0 },

@@ -120,9 +120,10 @@ impl Trainer for CpuEngine {
         check_gradient(batch)?;
         let Self { runner, optimizer, .. } = self;
         let grads = optimizer.batch_grads(runner.model.learned().1.len())?;
-        runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
+        let loss = runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
             model.forward_backward(passes, backward.weight, drops, grads)
-        })
+        });
+        loss.inspect_err(|_| optimizer.drop_batch())
     }
 
     fn set_share(&mut self, share: Range<usize>) -> Result<(), Error> {
@@ -266,8 +267,9 @@ impl CpuEngine {
         };
         check_gradient(batch)?;
         let grads = optimizer.batch_grads(runner.model.learned().1.len())?;
-        runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
+        let loss = runner.run_backward(batch, grads, backward.ready, |model, passes, grads| {
             model.distill(passes, &distill, Some((backward.weight, drops, grads)), logits)
-        })
+        });
+        loss.inspect_err(|_| optimizer.drop_batch())
     }
 }

@@ -13,7 +13,7 @@ use ngen3_simd::{LANES, simd};
 const CHUNK: usize = 1 << 14;
 
 /// Returns Σ g² in f64, in which the squares are exact. The order of summation does not depend on the number of threads; another
-/// division of the gradients, as among ranks, changes the sum by less than f32 holds of it.
+/// division of the gradients, as among ranks, changes its last bits, hardly ever those of the norm in f32.
 pub fn square_sum(grads: &[f32]) -> f64 {
     // A tree of fixed shape adds up the partial sums of at most CHUNK squares.
     if grads.len() <= CHUNK {

@@ -61,6 +61,11 @@ impl OptimizerState {
         Ok(BatchGrads { own: &mut self.later, step: Some(&mut self.grads) })
     }
 
+    /// Forgets the gradients of a batch that failed.
+    pub fn drop_batch(&mut self) {
+        self.later.fill(0.0);
+    }
+
     /// Returns the gradients of the step, to change; zeros if it had no batch.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ pub(crate) fn resident_gib() -> Option<f32> {
     Some(kib / 1_048_576.0)
 }
 
-/// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already; a rank needs `extra` bytes
-/// more than a process by itself, or, if negative, less.
+/// Checks that training fits in the machine's memory. `held` of the needed bytes are allocated already; the run needs `extra` bytes
+/// more than one process with a batch a step, or, if negative, less.
 ///
 /// Returns the needed bytes, and a note if the machine has enough memory but too little is free.
 ///

@@ -298,7 +298,7 @@ fn forecast(
         grouped((step.tokens / step.seconds) as u64)
     );
     if size > 1 {
-        network = Network::measure(&*world, engine.values_mut(Slot::Grads)?, shares);
+        network = Network::measure(&*world, &mut engine.read(Slot::Grads).into_owned(), shares);
         let mut wire = Wire::default();
         let mut times = Vec::new();
         for _ in 0..args.steps {

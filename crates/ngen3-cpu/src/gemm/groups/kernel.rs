@@ -18,7 +18,6 @@ pub fn add(format: Format, panel: Panel<'_>, x: Inputs<'_>, y: &mut MatMut<'_>) 
 }
 
 fn add_rows<const R: usize>(format: Format, panel: Panel<'_>, x: Inputs<'_>, y: &mut MatMut<'_>) -> usize {
-    check(format, panel, x, R);
     for (i, sums) in sums::<R>(format, panel, x).iter().enumerate() {
         y.row_mut(i).iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
     }
@@ -34,8 +33,12 @@ fn check(format: Format, panel: Panel<'_>, x: Inputs<'_>, rows: usize) {
     assert!(x.rows() >= rows, "expected {rows} rows of inputs, got {}", x.rows());
 }
 
-/// Returns the sums of `R` rows, by the kernel for this processor. The lengths must have been checked.
+/// Returns the sums of `R` rows, by the kernel for this processor.
+///
+/// # Panics
+/// If the lengths do not match.
 pub fn sums<const R: usize>(format: Format, panel: Panel<'_>, x: Inputs<'_>) -> Sums<R> {
+    check(format, panel, x, R);
     #[cfg(target_arch = "x86_64")]
     if let Some(sums) = super::x86::sums(format, panel, x) {
         return sums;

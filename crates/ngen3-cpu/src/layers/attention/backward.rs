@@ -7,7 +7,7 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp, simd, sum_zip};
 
-use super::operands::{Form, Left, Right, in_form};
+use super::operands::{Form, LeftOperand, RightOperand, in_form};
 use super::shape::{HeadDropout, Shape, Span, TILE, Task, backward_lengths, for_each_task, head_dropout};
 use super::turns::Turns;
 use crate::base::memory::Carver;

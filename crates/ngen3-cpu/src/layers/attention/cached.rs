@@ -13,8 +13,8 @@ pub fn cached_scratch(shape: Shape, sequences: &[CachedSequence], threads: usize
     (threads * head_scratch(longest, shape.head_width)).max(step::scratch(shape, sequences))
 }
 
-/// Appends the new tokens' keys and values to the cache and fills `out`. Prompts are multiplied in this precision, single tokens
-/// in f32.
+/// Appends the new tokens' keys and values to the cache and fills `out`. Prompts are multiplied in this precision, or in f32 where
+/// attention has no kernels for bf16; single tokens in f32.
 ///
 /// `qkv`: as in [`super::forward`]; `out`: [tokens, n_head·head_width]; `lse`: [tokens·n_head], working memory. `scratch` is
 /// [`cached_scratch`] long.

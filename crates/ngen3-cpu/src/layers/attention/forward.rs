@@ -3,7 +3,7 @@
 use ngen3_engine::Dropout;
 use ngen3_simd::{LANES, exp_and_sum, max, simd};
 
-use super::operands::{Form, Left, Right, in_form, joined_rows};
+use super::operands::{Form, LeftOperand, RightOperand, in_form, joined_rows};
 use super::shape::{HeadDropout, MOST_ROWS, Shape, Span, Task, for_each_task, forward_lengths, head_dropout};
 use crate::base::memory::Carver;
 use crate::base::profile::{Part, timed};

@@ -25,4 +25,5 @@ mod turns;
 pub use backward::backward;
 pub use cached::{cached, cached_scratch};
 pub use forward::forward;
+pub use operands::rounds;
 pub use shape::{Cache, CachedSequence, Shape, Span};

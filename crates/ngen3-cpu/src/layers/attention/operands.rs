@@ -41,6 +41,11 @@ pub enum Forms {
     Blocks,
 }
 
+/// Returns true if attention's products in this precision round their operands to bf16.
+pub fn rounds(precision: Precision) -> bool {
+    !matches!(Forms::of(precision), Forms::F32)
+}
+
 impl Forms {
     /// Returns the form for products in this precision on this processor. On Arm only large products have kernels in bf16.
     pub fn of(precision: Precision) -> Self {
@@ -56,9 +61,9 @@ impl Forms {
 /// Form of operands, and their products. `to` is memory for a packed copy, as long as `shape.rs` says.
 pub trait Form {
     /// Left operand, `[rows, k]`.
-    type Left<'a>: Left;
+    type Left<'a>: LeftOperand;
     /// Right operand, `[k, columns]`.
-    type Right<'a>: Right;
+    type Right<'a>: RightOperand;
     /// Rows of a left operand that are computed together.
     const ROWS: usize;
 
@@ -82,14 +87,14 @@ pub trait Form {
 }
 
 /// Left operand, of which some rows and a stretch of k can be taken.
-pub trait Left: Copy {
+pub trait LeftOperand: Copy {
     /// Takes rows from a multiple of [`Form::ROWS`] on, and a stretch that begins at an even index. Elements past its ends may take part
     /// in a product where one operand has zeros there.
     fn cut(self, rows: Range<usize>, k: Range<usize>) -> Self;
 }
 
 /// Right operand, of which a stretch of k can be taken.
-pub trait Right: Copy {
+pub trait RightOperand: Copy {
     /// Takes the stretch that the left operand has.
     fn cut(self, k: Range<usize>) -> Self;
 }
@@ -160,7 +165,7 @@ impl<const P: usize> Form for Cells<P> {
 #[derive(Clone, Copy)]
 pub struct CellRows<'a, const P: usize>(Mat<'a, u32>);
 
-impl<const P: usize> Left for CellRows<'_, P> {
+impl<const P: usize> LeftOperand for CellRows<'_, P> {
     fn cut(self, rows: Range<usize>, k: Range<usize>) -> Self {
         Self(self.0.rows(rows).columns(k.start / P..k.end.div_ceil(P)))
     }
@@ -175,7 +180,7 @@ pub enum RowsOrPanels<'a, const P: usize> {
     Panels(&'a [u32]),
 }
 
-impl<const P: usize> Right for RowsOrPanels<'_, P> {
+impl<const P: usize> RightOperand for RowsOrPanels<'_, P> {
     fn cut(self, k: Range<usize>) -> Self {
         match self {
             Self::Rows(rows) => Self::Rows(rows.rows(k.start / P..k.end.div_ceil(P))),
@@ -215,14 +220,14 @@ impl<'a> Panels<'a> {
     }
 }
 
-impl Left for Panels<'_> {
+impl LeftOperand for Panels<'_> {
     fn cut(self, rows: Range<usize>, k: Range<usize>) -> Self {
-        debug_assert!(rows.start.is_multiple_of(ROWS), "rows from {} on", rows.start);
+        assert!(rows.start.is_multiple_of(ROWS), "rows from {} on", rows.start);
         Self { panels: &self.panels[rows.start * self.depth..], ..self }.stretch(k)
     }
 }
 
-impl Right for Panels<'_> {
+impl RightOperand for Panels<'_> {
     fn cut(self, k: Range<usize>) -> Self {
         self.stretch(k)
     }

@@ -97,9 +97,17 @@ fn rows_alone() -> Vec<Case> {
         Case::new([1, 1], 3, &[(1, None)]),
         Case::new([2, 2], 5, &[(71, None), (3, None), (40, None)]),
         Case::new([1, 1], 33, &[(129, None)]),
+        Case::new([2, 1], 17, &[(33, None)]),
+        Case::new([2, 1], 80, &[(65, None)]),
     ];
     cases.extend(grouped());
     cases
+}
+
+/// Sequences of which some continue others.
+fn continued() -> [Case; 4] {
+    let rows = [(3, None), (9, None), (70, Some(1)), (5, Some(1)), (6, None), (1, Some(4))];
+    [([2, 2], 4), ([6, 2], 4), ([3, 1], 4), ([2, 1], 40)].map(|(heads, width)| Case::new(heads, width, &rows))
 }
 
 fn grouped() -> Vec<Case> {
@@ -113,9 +121,7 @@ fn grouped() -> Vec<Case> {
 
 #[test]
 fn forward_matches_the_definition() {
-    let rows = [(3, None), (9, None), (70, Some(1)), (5, Some(1)), (6, None), (1, Some(4))];
-    let continued = [[2, 2], [6, 2], [3, 1]].map(|heads| Case::new(heads, 4, &rows));
-    for case in rows_alone().into_iter().chain(continued) {
+    for case in rows_alone().into_iter().chain(continued()) {
         let Shape { n_head, n_kv_head, head_width, .. } = case.shape;
         let qkv = case.qkv();
         let (out, _) = case.run(F32, &qkv, None);
@@ -163,6 +169,17 @@ fn in_bf16_both_passes_stay_near_f32() {
                     assert!(gap < 0.02 * scale, "tensor {i} of {:?}: expected {expected}, got {found}", case.shape);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn in_bf16_sequences_that_continue_others_stay_near_f32() {
+    for case in continued() {
+        let qkv = case.qkv();
+        let [(found, _), (expected, _)] = [Bf16, F32].map(|precision| case.run(precision, &qkv, None));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < 0.02, "{:?}: expected {expected}, got {found}", case.shape);
         }
     }
 }
@@ -216,38 +233,45 @@ fn the_number_of_threads_does_not_change_the_bits() {
 /// Feeds two sequences to a cache, in steps of several tokens and of one.
 #[test]
 fn cached_steps_equal_one_pass() {
-    for (heads, head_width) in [([2, 2], 5), ([6, 2], 5), ([6, 1], 3), ([9, 3], 64), ([40, 1], 1)] {
-        let case = Case::new(heads, head_width, &[(300, None), (31, None)]);
-        let (qkv, shape) = (case.qkv(), case.shape);
-        let (expected, _) = case.run(F32, &qkv, None);
-        let (row, width) = (shape.qkv_width(), shape.width());
-        let pages = 2 * shape.longest.div_ceil(PAGE);
-        let mut table = PageTable::new(2, pages).expect("two sequences");
-        let mut rows = vec![f32::NAN; pages * PAGE * 2 * shape.kv_width()];
-        let mut done = [0, 0];
-        for step in [[50, 1], [1, 21], [1, 1], [1, 1], [36, 1], [38, 1], [1, 1], [130, 1], [1, 1], [40, 1], [1, 1]] {
-            let (mut sequences, mut fed) = (Vec::new(), Vec::new());
-            for (i, len) in step.into_iter().enumerate() {
-                // The sequences' slots are in the opposite order.
-                sequences.push(CachedSequence { start: fed.len() / row, len, before: done[i], slot: 1 - i });
-                table.grow(&[Feed::new(1 - i, &vec![0; len])]);
-                let first = case.spans[i].start + done[i];
-                fed.extend_from_slice(&qkv[first * row..(first + len) * row]);
-            }
-            let tokens = fed.len() / row;
-            let (mut out, mut lse) = (vec![f32::NAN; tokens * width], vec![f32::NAN; tokens * shape.n_head]);
-            let mut scratch = vec![f32::NAN; cached_scratch(shape, &sequences, rayon::current_num_threads())];
-            let mut cache = Cache { rows: &mut rows, table: &table };
-            cached(F32, shape, &sequences, &fed, &mut cache, &mut out, &mut lse, &mut scratch);
-            for (i, CachedSequence { start, len, .. }) in sequences.into_iter().enumerate() {
-                let first = case.spans[i].start + done[i];
-                let expected = &expected[first * width..(first + len) * width];
-                for (found, expected) in out[start * width..].iter().zip(expected) {
-                    assert!((found - expected).abs() < 1e-6, "{shape:?}: expected {expected}, got {found}");
-                }
-                done[i] += len;
-            }
+    for precision in [F32, Bf16] {
+        for (heads, head_width) in [([2, 2], 5), ([6, 2], 5), ([6, 1], 3), ([9, 3], 64), ([40, 1], 1)] {
+            check_cached_steps(precision, heads, head_width);
         }
-        assert_eq!(done, [300, 31]);
     }
+}
+
+fn check_cached_steps(precision: Precision, heads: [usize; 2], head_width: usize) {
+    let tolerance = if precision == F32 { 1e-6 } else { 0.02 };
+    let case = Case::new(heads, head_width, &[(300, None), (31, None)]);
+    let (qkv, shape) = (case.qkv(), case.shape);
+    let (expected, _) = case.run(F32, &qkv, None);
+    let (row, width) = (shape.qkv_width(), shape.width());
+    let pages = 2 * shape.longest.div_ceil(PAGE);
+    let mut table = PageTable::new(2, pages).expect("two sequences");
+    let mut rows = vec![f32::NAN; pages * PAGE * 2 * shape.kv_width()];
+    let mut done = [0, 0];
+    for step in [[50, 1], [1, 21], [1, 1], [1, 1], [36, 1], [38, 1], [1, 1], [130, 1], [1, 1], [40, 1], [1, 1]] {
+        let (mut sequences, mut fed) = (Vec::new(), Vec::new());
+        for (i, len) in step.into_iter().enumerate() {
+            // The sequences' slots are in the opposite order.
+            sequences.push(CachedSequence { start: fed.len() / row, len, before: done[i], slot: 1 - i });
+            table.grow(&[Feed::new(1 - i, &vec![0; len])]);
+            let first = case.spans[i].start + done[i];
+            fed.extend_from_slice(&qkv[first * row..(first + len) * row]);
+        }
+        let tokens = fed.len() / row;
+        let (mut out, mut lse) = (vec![f32::NAN; tokens * width], vec![f32::NAN; tokens * shape.n_head]);
+        let mut scratch = vec![f32::NAN; cached_scratch(shape, &sequences, rayon::current_num_threads())];
+        let mut cache = Cache { rows: &mut rows, table: &table };
+        cached(precision, shape, &sequences, &fed, &mut cache, &mut out, &mut lse, &mut scratch);
+        for (i, CachedSequence { start, len, .. }) in sequences.into_iter().enumerate() {
+            let first = case.spans[i].start + done[i];
+            let expected = &expected[first * width..(first + len) * width];
+            for (found, expected) in out[start * width..].iter().zip(expected) {
+                assert!((found - expected).abs() < tolerance, "{shape:?}: expected {expected}, got {found}");
+            }
+            done[i] += len;
+        }
+    }
+    assert_eq!(done, [300, 31]);
 }
