@@ -1,4 +1,4 @@
-//! What the kernels of every processor share: the weights of the products, and their operands.
+//! Tables that the kernels of every processor share: the weights of the products, and their operands.
 
 use crate::gemm::tiles::shape::NR;
 
