@@ -106,6 +106,7 @@ pub struct Wire {
     sums: Vec<f32>,
     /// A rank's own numbers, while its sums are formed in their place.
     pub(crate) own: Vec<f32>,
+    /// Numbers of the other ranks.
     pub(crate) received: Received,
 }
 
