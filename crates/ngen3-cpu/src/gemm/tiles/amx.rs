@@ -1,8 +1,9 @@
-//! Micro-kernel on AMX: a tile of C from one panel of A in blocks and one panel of B, in bf16.
+//! Micro-kernels on AMX: a tile of C, or two below one another, from panels of A in blocks and one panel of B, in bf16.
 //!
 //! A tile register holds up to 16 rows of 64 bytes: of A one block, [`ROWS`] rows of [`BLOCK`] cells; of B [`BLOCK`] cells of 16
 //! columns, as they lie in a panel; of C [`ROWS`] rows of 16 sums. One instruction multiplies two of them and adds the result to the
-//! third, in 16 cycles whatever the number of rows. The tests have a plain twin with the same bits.
+//! third, in 16 cycles whatever the number of rows. Two tiles of C at a time share the loads of B: one load for each product instead
+//! of one and a half. The tests have a plain twin with the same bits.
 
 #[cfg(test)]
 use super::kernel::{high, low};
@@ -44,6 +45,21 @@ pub fn tile(a: &[u32], b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
     (0..c.rows).for_each(|i| c.row_mut(i).copy_from_slice(&whole.0[i][..cols]));
 }
 
+/// Computes [`tile`] for two whole tiles below one another, `c` of 2·[`ROWS`] x [`NR`]: their panels start at `a[0]` and
+/// `a[below]`. The bits are those of two calls of [`tile`].
+///
+/// # Panics
+/// As [`tile`].
+#[cfg(target_arch = "x86_64")]
+pub fn two_tiles(a: &[u32], below: usize, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
+    assert!(available(), "AMX is not available");
+    assert!(c.rows == 2 * ROWS && c.cols == NR, "two tiles of {} x {}", c.rows, c.cols);
+    let depth = b.len().div_ceil(NR * BLOCK) * BLOCK_CELLS;
+    assert!(depth <= a[..below].len() && depth <= a[below..].len(), "expected blocks as deep as the panel of B");
+    // SAFETY: AMX is available, and the lengths were checked above; `c` has 2·ROWS rows of NR elements.
+    unsafe { x86::two_tiles(a, below, b, c.data, c.row_stride, accumulate) };
+}
+
 /// Sums of a whole tile, on cache lines.
 #[cfg(target_arch = "x86_64")]
 #[repr(align(64))]
@@ -77,8 +93,11 @@ mod x86 {
     use super::{Accumulate, BLOCK, BLOCK_CELLS, NR, ROWS};
     use ngen3_simd::amx::{ROW, Shapes, configure};
 
-    /// Tiles 0 and 1 hold sums, 2 a block of A, 3 and 4 cells of B.
-    const SHAPES: Shapes = [ROWS as u8, ROWS as u8, ROWS as u8, BLOCK as u8, BLOCK as u8, 0, 0, 0];
+    /// Tiles 0 to 3 hold sums, 4 and 5 blocks of A, 6 and 7 cells of B.
+    const SHAPES: Shapes = {
+        let (rows, cells) = (ROWS as u8, BLOCK as u8);
+        [rows, rows, rows, rows, rows, rows, cells, cells]
+    };
 
     /// # Safety
     /// AMX is available; `a` has a block for every [`BLOCK`] rows of `b`, or fewer at its end, of NR cells each; ROWS rows of NR
@@ -105,6 +124,98 @@ mod x86 {
     }
 
     /// # Safety
+    /// As [`tile`], for a panel of A at `a[below]` too and for 2·ROWS rows at `c`.
+    pub unsafe fn two_tiles(a: &[u32], below: usize, b: &[u32], c: *mut f32, stride: usize, accumulate: Accumulate) {
+        configure(SHAPES);
+        let blocks = b.len() / (NR * BLOCK);
+        // SAFETY: the caller promises the operands; the rest of B is less deep than a block.
+        unsafe {
+            multiply_two(a.as_ptr(), below, b.as_ptr(), blocks, c, stride, accumulate);
+            let rest = &b[blocks * NR * BLOCK..];
+            if !rest.is_empty() {
+                let mut last = [0; NR * BLOCK];
+                last[..rest.len()].copy_from_slice(rest);
+                let a = a.as_ptr().add(blocks * BLOCK_CELLS);
+                multiply_two(a, below, last.as_ptr(), 1, c, stride, Accumulate::Add);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The tiles have their shapes; `blocks` blocks are readable at `a`, at `a + below` and at `b`, and two tiles, below one
+    /// another, are readable and writable at `c`.
+    unsafe fn multiply_two(
+        a: *const u32,
+        below: usize,
+        b: *const u32,
+        blocks: usize,
+        c: *mut f32,
+        stride: usize,
+        accumulate: Accumulate,
+    ) {
+        // SAFETY: the caller promises the memory; no tile holds other values.
+        unsafe {
+            asm!(
+                "test {add}, {add}",
+                "jz 2f",
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                "tileloadd tmm2, [{lower_c} + {stride}*1]",
+                "tileloadd tmm3, [{lower_c} + {stride}*1 + 64]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "test {blocks}, {blocks}",
+                "jz 5f",
+                "4:",
+                "tileloadd tmm6, [{b} + {across_b}*1]",
+                "tileloadd tmm4, [{a} + {across_a}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{lower_a} + {across_a}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{b} + {across_b}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, {block_a}",
+                "add {lower_a}, {block_a}",
+                "add {b}, {block_b}",
+                "dec {blocks}",
+                "jnz 4b",
+                "5:",
+                "tilestored [{c} + {stride}*1], tmm0",
+                "tilestored [{c} + {stride}*1 + 64], tmm1",
+                "tilestored [{lower_c} + {stride}*1], tmm2",
+                "tilestored [{lower_c} + {stride}*1 + 64], tmm3",
+                a = inout(reg) a => _,
+                lower_a = inout(reg) a.add(below) => _,
+                b = inout(reg) b => _,
+                blocks = inout(reg) blocks => _,
+                add = in(reg) usize::from(accumulate == Accumulate::Add),
+                c = in(reg) c,
+                lower_c = in(reg) c.wrapping_add(ROWS * stride),
+                stride = in(reg) stride * size_of::<f32>(),
+                across_a = in(reg) ROW,
+                across_b = in(reg) 2 * ROW,
+                block_a = const BLOCK_CELLS * size_of::<u32>(),
+                block_b = const BLOCK * NR * size_of::<u32>(),
+                out("tmm0") _,
+                out("tmm1") _,
+                out("tmm2") _,
+                out("tmm3") _,
+                out("tmm4") _,
+                out("tmm5") _,
+                out("tmm6") _,
+                out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// # Safety
     /// The tiles have their shapes; `blocks` blocks are readable at `a` and at `b`, and a tile is readable and writable at `c`.
     unsafe fn multiply(
         a: *const u32,
@@ -114,7 +225,7 @@ mod x86 {
         stride: usize,
         accumulate: Accumulate,
     ) {
-        // SAFETY: the caller promises the memory; tiles 0 to 4 hold no other values.
+        // SAFETY: the caller promises the memory; no tile holds other values.
         unsafe {
             asm!(
                 "test {add}, {add}",
@@ -129,11 +240,11 @@ mod x86 {
                 "test {blocks}, {blocks}",
                 "jz 5f",
                 "4:",
-                "tileloadd tmm2, [{a} + {across_a}*1]",
-                "tileloadd tmm3, [{b} + {across_b}*1]",
-                "tdpbf16ps tmm0, tmm2, tmm3",
-                "tileloadd tmm4, [{b} + {across_b}*1 + 64]",
-                "tdpbf16ps tmm1, tmm2, tmm4",
+                "tileloadd tmm4, [{a} + {across_a}*1]",
+                "tileloadd tmm6, [{b} + {across_b}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b} + {across_b}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
                 "add {a}, {block_a}",
                 "add {b}, {block_b}",
                 "dec {blocks}",
@@ -153,9 +264,9 @@ mod x86 {
                 block_b = const BLOCK * NR * size_of::<u32>(),
                 out("tmm0") _,
                 out("tmm1") _,
-                out("tmm2") _,
-                out("tmm3") _,
                 out("tmm4") _,
+                out("tmm6") _,
+                out("tmm7") _,
                 options(nostack)
             );
         }
@@ -209,6 +320,27 @@ mod tests {
                 tile(&a, &b, &mut MatMut::strided(&mut found, m, n, stride), accumulate);
                 tile_plain(&a, &b, &mut MatMut::strided(&mut expected, m, n, stride), accumulate);
                 assert_eq!(found, expected, "{m} x {n} x {depth}, {accumulate:?}");
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn two_tiles_have_the_bits_of_one_and_one() {
+        if !available() {
+            return crate::base::testing::skip("two product tiles on AMX against one and one");
+        }
+        for depth in [0, 1, 16, 31, 96, 130] {
+            let ((upper, b), stride) = (operands(depth), NR + 3);
+            let lower: Vec<u32> = upper.iter().rev().copied().collect();
+            let (a, below) = ([&upper[..], &[7; 5], &lower].concat(), upper.len() + 5);
+            for accumulate in [Accumulate::Set, Accumulate::Add] {
+                let [mut found, mut expected] = [3, 3].map(|seed| random(2 * ROWS * stride, seed));
+                two_tiles(&a, below, &b, &mut MatMut::strided(&mut found, 2 * ROWS, NR, stride), accumulate);
+                let mut c = MatMut::strided(&mut expected, 2 * ROWS, NR, stride);
+                tile_plain(&upper, &b, &mut c.rows(0..ROWS), accumulate);
+                tile_plain(&lower, &b, &mut c.rows(ROWS..2 * ROWS), accumulate);
+                assert_eq!(found, expected, "depth {depth}, {accumulate:?}");
             }
         }
     }

@@ -72,6 +72,29 @@ pub fn tile<const P: usize>(a: &[u32], rows: Rows, b: &[u32], c: &mut MatMut<'_>
     }
 }
 
+/// Computes [`tile`] for `c` of at most [`Rows::at_once`] tiles below one another. Each has its panel of `a`, `below` cells after
+/// the one before.
+pub fn tiles<const P: usize>(
+    a: &[u32],
+    below: usize,
+    rows: Rows,
+    b: &[u32],
+    c: &mut MatMut<'_>,
+    accumulate: Accumulate,
+) {
+    let count = rows.count();
+    if c.rows <= count {
+        return tile::<P>(a, rows, b, c, accumulate);
+    }
+    assert!(c.rows <= rows.at_once() * count, "tiles of {} rows", c.rows);
+    #[cfg(target_arch = "x86_64")]
+    if P == 2 && c.rows == 2 * count && c.cols == NR {
+        return amx::two_tiles(a, below, b, c, accumulate);
+    }
+    tile::<P>(a, rows, b, &mut c.rows(0..count), accumulate);
+    tile::<P>(&a[below..], rows, b, &mut c.rows(count..c.n_rows()), accumulate);
+}
+
 /// [`tile`] for `c` of at most `R` rows. The lengths must have been checked.
 fn tile_of<const P: usize, const R: usize>(
     a: &[u32],

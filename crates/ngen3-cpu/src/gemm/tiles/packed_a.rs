@@ -67,6 +67,14 @@ impl<'a> PackedA<'a> {
         Self { cells: self.tile(first, 0), ..self }
     }
 
+    /// Returns the distance in cells from a tile to the one below it.
+    pub fn below(self) -> usize {
+        match self.rows {
+            Rows::Together | Rows::Blocks => self.rows.count() * self.panel_depth,
+            Rows::Apart(stride) => MR * stride,
+        }
+    }
+
     /// Returns the cells of the tile that starts at row `first`, from cell `k` along k, at which a product may begin:
     /// [`Rows::start`].
     pub fn tile(self, first: usize, k: usize) -> &'a [u32] {

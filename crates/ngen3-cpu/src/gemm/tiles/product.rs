@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::kernel::{self, MR, NR, Rows};
 use super::packed_a::PackedA;
 use super::right::Right;
+use super::shape::BLOCK;
 use super::workspace::with_workspace;
 use crate::base::memory::{Carver, padded};
 use crate::gemm::operation::Accumulate;
@@ -15,6 +16,19 @@ use crate::gemm::view::{Mat, MatMut};
 /// Cells along k per pass. A panel of B of this depth takes 32 KB, all of a small L1 cache, but fewer passes over C matter
 /// more: 10 % faster than 128 at widths of 512 to 2,048 (measured); 512 and 1,024 are no better.
 const KC_CELLS: usize = 256;
+
+/// [`KC_CELLS`] for AMX at most: its passes over C weigh more, and two tiles at once read a panel of B half as often.
+const KC_CELLS_AMX: usize = 384;
+
+/// Returns the cells along k per pass.
+fn pass(rows: Rows, depth: usize) -> usize {
+    if rows != Rows::Blocks {
+        return KC_CELLS;
+    }
+    // Passes of equal depth: a short last one would read and write all of C for little.
+    let passes = depth.div_ceil(KC_CELLS_AMX).max(1);
+    depth.div_ceil(passes).next_multiple_of(BLOCK).max(BLOCK)
+}
 
 /// Rows of A per task: they stay in the L2 cache while the panels of B stream through. Whole tiles of either kernel.
 pub const MC: usize = 16 * MR;
@@ -161,8 +175,8 @@ pub fn for_each_block(c: MatMut<'_>, (mc, nc): (usize, usize), work: impl Fn(&mu
     });
 }
 
-/// Computes one block of C in passes of [`KC_CELLS`] along k. Within a pass, a panel of B stays in the L1 cache while the tiles
-/// of A stream through. `wanted(row, col)` says which tiles of the block are computed.
+/// Computes one block of C in passes along k. Within a pass, a panel of B stays in the L1 cache while the tiles
+/// of A stream through. `wanted(row, col)` says which tiles of the block are computed; those above a wanted one may be too.
 fn multiply_block<const P: usize>(
     c: &mut MatMut<'_>,
     accumulate: Accumulate,
@@ -172,31 +186,32 @@ fn multiply_block<const P: usize>(
     start: impl Fn(&mut MatMut<'_>, usize, usize),
 ) {
     let (m, n, depth, mr) = (c.rows, c.cols, a.depth, a.rows.count());
+    let (kc, step) = (pass(a.rows, depth), a.rows.at_once() * mr);
     if depth == 0 {
         if accumulate == Accumulate::Set {
             c.fill(0.0);
         }
         start(c, 0, 0);
     }
-    for first in (0..depth).step_by(KC_CELLS) {
-        let cells = KC_CELLS.min(depth - first);
+    for first in (0..depth).step_by(kc) {
+        let cells = kc.min(depth - first);
         let accumulate = if first == 0 { accumulate } else { Accumulate::Add };
         for (j, b) in b.chunks_exact(NR * depth).enumerate() {
             let b = &b[first * NR..][..cells * NR];
-            for row in (0..m).step_by(mr).filter(|&row| wanted(row, j * NR)) {
-                // SAFETY: the tile lies within this block, which belongs to this task alone.
-                let mut tile = unsafe { c.part(row..(row + mr).min(m), j * NR..((j + 1) * NR).min(n)) };
+            for row in (0..m).step_by(step).filter(|&row| wanted(row + step - mr, j * NR)) {
+                // SAFETY: the tiles lie within this block, which belongs to this task alone.
+                let mut tiles = unsafe { c.part(row..(row + step).min(m), j * NR..((j + 1) * NR).min(n)) };
                 if first == 0 {
-                    start(&mut tile, row, j * NR);
+                    start(&mut tiles, row, j * NR);
                 }
-                if a.rows == Rows::Blocks && row + mr < m {
+                if a.rows == Rows::Blocks && row + step < m {
                     // AMX computes a tile in less time than the next one takes to come from memory.
-                    let next = row + mr..(row + 2 * mr).min(m);
+                    let next = row + step..(row + 2 * step).min(m);
                     // SAFETY: as above.
                     let next = unsafe { c.part(next, j * NR..((j + 1) * NR).min(n)) };
                     kernel::ask_for(&next);
                 }
-                kernel::tile::<P>(a.tile(row, first), a.rows, b, &mut tile, accumulate);
+                kernel::tiles::<P>(a.tile(row, first), a.below(), a.rows, b, &mut tiles, accumulate);
             }
         }
     }

@@ -52,6 +52,11 @@ impl Rows {
         if self == Self::Blocks { ROWS } else { MR }
     }
 
+    /// Number of tiles below one another that are computed faster together: on AMX they share the loads of B.
+    pub fn at_once(self) -> usize {
+        if self == Self::Blocks { 2 } else { 1 }
+    }
+
     /// Returns the last cell along k, up to `k`, at which a product may begin.
     pub fn start(self, k: usize) -> usize {
         if self == Self::Blocks { k / BLOCK * BLOCK } else { k }

@@ -134,16 +134,18 @@ pub(super) fn add_chunk<const P: usize>(
     dhidden: &mut [f32],
     accumulate: Accumulate,
 ) {
-    let (mr, chunk_words) = (panels_a::height::<P>(), chunk_words::<P>());
+    let (rows, chunk_words) = (panels_a::rows::<P>(), chunk_words::<P>());
+    let (mr, at_once) = (rows.count(), rows.at_once());
     let words = chunk_words.min(sizes.vocab_size - chunk_panel * mr);
     let (depth, panel) = (cells::<P>(words), mr * panels_a::depth::<P>(words));
     let by_channel = &by_channel[chunk_panel / CHUNK * sizes.chunk_cells::<P>()..][..sizes.chunk_cells::<P>()];
     for j in 0..tiles {
         let b = &by_word_e[j * chunk_words / P * NR..][..depth * NR];
-        for (c, a) in by_channel.chunks_exact(panel).take(sizes.width.div_ceil(mr)).enumerate() {
-            let channels = mr.min(sizes.width - c * mr);
-            let part = &mut dhidden[(j * sizes.width + c * mr) * NR..][..channels * NR];
-            kernel::tile::<P>(a, panels_a::rows::<P>(), b, &mut MatMut::new(part, channels, NR), accumulate);
+        for c in (0..sizes.width).step_by(at_once * mr) {
+            let channels = (at_once * mr).min(sizes.width - c);
+            let part = &mut dhidden[(j * sizes.width + c) * NR..][..channels * NR];
+            let a = &by_channel[c / mr * panel..];
+            kernel::tiles::<P>(a, panel, rows, b, &mut MatMut::new(part, channels, NR), accumulate);
         }
     }
 }
