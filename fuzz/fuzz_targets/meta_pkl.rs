@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(vocabulary.chars.is_sorted_by(|a, b| a.1 < b.1));
         assert!(vocabulary.chars.iter().all(|&(_, id)| (id as usize) < vocabulary.vocab_size));
     }
-    let folder = Folder::new();
+    let folder = Folder::shared();
     folder.put("meta.pkl", bytes);
     folder.put("train.bin", [1, 0, 0, 0, 2, 0]);
     if let Ok(file) = TokenFile::open(folder.path()) {

@@ -3,9 +3,12 @@
 //! A target passes if it returns, with a value or an error. It fails on a panic in our code, an invalid memory access, excessive
 //! memory use, or a timeout.
 
+pub mod json;
+
 use std::fs;
 use std::panic;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use ngen3_data::source::{Source, SplitBy, TextEncoding, TextOptions};
@@ -22,6 +25,12 @@ impl Folder {
 
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// Returns the folder of this thread, which every input shares: a new folder for each would take most of the time.
+    pub fn shared() -> Rc<Self> {
+        thread_local!(static SHARED: Rc<Folder> = Rc::new(Folder::new()));
+        SHARED.with(Rc::clone)
     }
 
     /// Writes a file and creates its parent folders.
@@ -49,6 +58,17 @@ pub fn allow_panics_of_libraries() {
             std::process::abort();
         }
     }));
+}
+
+/// Returns a `.safetensors` file of a header: its length before it, and zeros after it, as many as its largest number up to 65,536.
+pub fn safetensors(header: &str) -> Vec<u8> {
+    let numbers = header.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok());
+    let data = numbers.filter(|&number: &usize| number <= 1 << 16).max().unwrap_or(0);
+    let mut file = Vec::with_capacity(8 + header.len() + data);
+    file.extend((header.len() as u64).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.resize(8 + header.len() + data, 0);
+    file
 }
 
 /// Reads a file of records in both ways: as documents from each of these columns, and as whole records, as evaluation tasks do.

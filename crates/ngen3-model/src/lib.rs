@@ -8,6 +8,8 @@ pub mod checkpoint;
 mod config;
 mod error;
 pub mod files;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod gguf;
 pub mod hash;
 pub mod hf;

@@ -7,6 +7,8 @@ mod api;
 mod body;
 mod config;
 mod engine;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod guard;
 mod json;
 mod metrics;

@@ -5,6 +5,8 @@
 
 mod config;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod hash;
 mod objective;
 mod objectives;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ngen3_model::words::{file_size, grouped};
 
+use crate::error_line::printable;
 use crate::world;
 
 /// Time between lines if stderr is not a terminal.
@@ -125,12 +126,13 @@ impl Drop for Progress {
     }
 }
 
-/// Writes a line to stderr. Errors are ignored: a stderr that nobody reads is no reason to stop the work.
+/// Writes a line to stderr, without control characters of files. Errors are ignored: a stderr that nobody reads is no reason to
+/// stop the work.
 pub fn write_line(text: &str) {
     if world::is_quiet() {
         return;
     }
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(text));
 }
 
 fn style(unit: Unit, total_known: bool) -> ProgressStyle {

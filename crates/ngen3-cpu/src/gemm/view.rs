@@ -21,7 +21,7 @@ impl<'a, T: Copy> Mat<'a, T> {
     /// # Panics
     /// If `data` does not have `rows·cols` elements.
     pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "length of a {rows} x {cols} matrix");
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "length of a {rows} x {cols} matrix");
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
@@ -90,7 +90,9 @@ impl<'a> Mat<'a> {
 }
 
 fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
-    rows == 0 || cols == 0 || (cols <= row_stride && (rows - 1) * row_stride + cols <= len)
+    // Unsafe code relies on it, so it must hold whatever the sizes: none may overflow.
+    let end = || (rows - 1).checked_mul(row_stride)?.checked_add(cols);
+    rows == 0 || cols == 0 || (cols <= row_stride && end().is_some_and(|end| end <= len))
 }
 
 /// Writable row-major matrix, possibly with gaps between rows.
@@ -109,7 +111,7 @@ impl<'a> MatMut<'a> {
     /// # Panics
     /// If `data` does not have `rows·cols` elements.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "length of a {rows} x {cols} matrix");
+        assert_eq!(Some(data.len()), rows.checked_mul(cols), "length of a {rows} x {cols} matrix");
         Self::strided(data, rows, cols, cols)
     }
 

@@ -30,13 +30,20 @@ pub(super) fn configs(name: &str, readme: &str) -> Result<Vec<DatasetConfig>, Er
     if yaml.len() > LIMIT {
         return Err(failed(format!("expected at most {LIMIT} bytes of YAML, got {}", yaml.len())));
     }
-    let yaml: Value = serde_saphyr::from_str(yaml).map_err(|error| failed(format!("malformed YAML: {error}")))?;
+    let yaml: Value = serde_saphyr::from_str(yaml).map_err(|error| failed(malformed(&error.to_string())))?;
     let configs = match yaml.get("configs") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(configs)) => configs,
         Some(_) => return Err(failed("configs: expected a list".into())),
     };
     configs.iter().map(|value| config(value).map_err(failed)).collect()
+}
+
+/// Describes malformed YAML by the first line of the parser's error, which quotes the file on further lines.
+fn malformed(error: &str) -> String {
+    const SHOWN: usize = 200;
+    let line = error.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    format!("malformed YAML: {}", line.chars().take(SHOWN).collect::<String>())
 }
 
 /// Returns the default configuration: the only one, the one named `default`, or the one marked as default.

@@ -70,7 +70,19 @@ impl FileDownload<'_> {
         }
         let path = blob.with_file_name(format!("{}.incomplete", metadata.etag));
         let mut partial = PartialFile::open(path, metadata.sha256.is_some())?;
-        let result = retry(self.name, progress, |progress| self.attempt(client, &metadata, &mut partial, progress));
+        // A download that starts over makes no progress until it exceeds its previous best.
+        let mut best = partial.have;
+        let result = retry(self.name, progress, |progress| {
+            let before = best;
+            let attempt = self.attempt(client, &metadata, &mut partial, progress);
+            best = best.max(partial.have);
+            attempt.map_err(|error| match error {
+                RequestError::Transient { reason, wait, .. } => {
+                    RequestError::Transient { reason, wait, progress: best > before }
+                }
+                error => error,
+            })
+        });
         result.map_err(|error| partial.explain(error))?;
         partial.keep(&blob)?;
         Ok(blob)

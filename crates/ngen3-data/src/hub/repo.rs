@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::Error;
 
 /// Maximum size of a listing, in bytes of JSON; the largest repositories have about ten megabytes.
-pub(super) const LISTING_LIMIT: usize = 1 << 28;
+pub(super) const LISTING_LIMIT: usize = 1 << 26;
 
 /// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,10 +16,11 @@ use super::bytes::read_error::read_error;
 use super::channel::{DocumentReader, DocumentSender};
 use super::list::{Input, SHAKESPEARE, Source};
 use super::text::encoding::{TextOptions, open_text};
-use super::text::pieces::{MarkerCount, SplitBy, Splitter};
+use super::text::pieces::{CHUNK_BYTES, MarkerCount, SplitBy, Splitter};
 use super::text::utf8::Utf8Reader;
 use crate::Error;
 use crate::progress::Event;
+use crate::tokenizer::MAX_WORD;
 
 /// Options for reading documents.
 #[derive(Clone, Debug, Default)]
@@ -152,6 +153,8 @@ impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
         let ReadOptions { split_by, marker, marker_splits, .. } = &self.options;
         let separator = marker.as_deref().filter(|_| *marker_splits == Some(true));
         let mut splitter = Splitter::new(&self.sender, &self.cut, split_by, separator);
+        // A tokenizer that cuts at no word needs whole documents.
+        let can_cut = (self.cut)("two words").is_some();
         let mut markers = marker.as_deref().filter(|_| marker_splits.is_none()).map(MarkerCount::new);
         loop {
             let before = splitter.buffer().len();
@@ -163,6 +166,11 @@ impl<C: Fn(&str) -> Option<usize>> ReaderThread<C> {
                 break;
             }
             splitter.push()?;
+            if can_cut && splitter.buffer().len() > MAX_WORD + CHUNK_BYTES {
+                let reason = "the text needs spaces, line breaks or other places where words end";
+                let long = format!("expected words of at most {MAX_WORD} bytes, got a longer one: {reason}");
+                return Err(Error::read(name, long));
+            }
             self.sender.event(read.event())?;
         }
         splitter.finish()?;
@@ -200,7 +208,6 @@ mod tests {
     use super::*;
     use crate::source::channel::TextChunk;
     use crate::source::list;
-    use crate::source::text::pieces::CHUNK_BYTES;
 
     static GO: AtomicBool = AtomicBool::new(false);
 

@@ -184,10 +184,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Encode`] if a tokenizer from a file, run by the `tokenizers` crate, fails on this text: a model without an
-    /// unknown token meets an unknown character, or a regular expression gives up. Byte-level BPE never fails.
+    /// unknown token meets an unknown character, or a regular expression gives up. [`Error::LongWord`] for a word of millions
+    /// of characters; byte-level BPE fails on no other text.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
         match &self.inner.backend {
-            Backend::ByteLevel(bpe) => bpe.encode_into(text, out),
+            Backend::ByteLevel(bpe) => bpe.encode_into(text, out)?,
             Backend::Chars(chars) => chars.encode_into(text, out),
             Backend::HuggingFace(tokenizer) => {
                 let encoding = self.encode_with(text, || tokenizer.encode_fast(text, false))?;
@@ -282,7 +283,7 @@ impl Tokenizer {
 
     fn places(&self, text: &str, begins: bool, out: &mut Vec<u32>, starts: &mut Vec<usize>) -> Result<(), Error> {
         match &self.inner.backend {
-            Backend::ByteLevel(bpe) => bpe.encode_places(text, out, starts),
+            Backend::ByteLevel(bpe) => bpe.encode_places(text, out, starts)?,
             Backend::Chars(chars) => {
                 let found = text.char_indices().filter_map(|(at, c)| Some((chars.id(c)?, at)));
                 found.for_each(|(id, at)| {

@@ -21,6 +21,12 @@ pub enum Error {
         /// The error of the `tokenizers` crate.
         reason: String,
     },
+    /// A word that is too long to be merged.
+    #[error(
+        "expected words of at most {max} bytes, got {0}: a text needs spaces, line breaks or other places where words end",
+        max = super::limits::MAX_WORD
+    )]
+    LongWord(usize),
     /// A vocabulary size that a byte-level tokenizer cannot have.
     #[error(
         "vocab_size {0} is out of range: expected 257 (the 256 bytes and <|endoftext|>) to {max}",

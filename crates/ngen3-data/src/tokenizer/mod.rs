@@ -27,6 +27,7 @@ pub use byte_counter::{ByteCounter, TextSize};
 pub use codec::Tokenizer;
 pub use error::Error;
 pub(crate) use json::MAX_BYTES;
+pub(crate) use limits::MAX_WORD;
 pub use limits::{ENDOFTEXT, MAX_VOCAB_SIZE};
 pub use missing::MissingChars;
 pub use plain::train_chars;

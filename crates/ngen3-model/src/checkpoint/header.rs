@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::{Activation, CheckpointMeta, Config, Family, TokenizerRef, hf};
 
 /// Names of the entries, in nanoGPT's order.
-pub(super) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
+pub(crate) const NAMES: [&str; 4] = ["model_args", "iter_num", "best_val_loss", "config"];
 /// nanoGPT's `best_val_loss` before the first evaluation.
 const NO_LOSS: f64 = 1e9;
 
@@ -61,7 +61,7 @@ fn model_args(config: &Config) -> Value {
 }
 
 /// Parsed entries of a checkpoint.
-pub(super) struct Header {
+pub(crate) struct Header {
     pub config: Config,
     pub meta: CheckpointMeta,
     /// True if NGen3 wrote the file.
@@ -70,7 +70,7 @@ pub(super) struct Header {
 
 /// Parses the entries of a checkpoint of NGen3 or nanoGPT. nanoGPT's `config` holds its training settings, and its activation
 /// is the exact GELU.
-pub(super) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
+pub(crate) fn parse(mut entries: Map<String, Value>) -> Result<Header, String> {
     let Some(Value::Object(args)) = entries.remove("model_args") else {
         return Err("missing entry model_args, which holds the model's shape".into());
     };

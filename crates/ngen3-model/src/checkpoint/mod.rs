@@ -4,9 +4,9 @@
 //! (`checkpoint/torch.rs`); `.safetensors` is Hugging Face's format (`checkpoint/safetensors.rs`). `header.rs` lays out the
 //! entries other than the tensors; `state_dict.rs` turns a file's tensors into the flat array.
 
-mod header;
-mod safetensors;
-mod torch;
+pub(crate) mod header;
+pub(crate) mod safetensors;
+pub(crate) mod torch;
 
 use std::path::Path;
 

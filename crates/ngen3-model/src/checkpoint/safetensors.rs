@@ -2,8 +2,7 @@
 //!
 //! The header's `__metadata__` holds the entries of `header.rs`, each as JSON text. A tied head is not stored.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 
 use safetensors::Dtype as FileDtype;
 use safetensors::tensor::TensorInfo;
@@ -35,7 +34,7 @@ pub(super) fn write(
 }
 
 /// Reads a checkpoint of `len` bytes.
-pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
+pub(crate) fn read(file: impl Read + Seek, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut reader = Reader::open(file, len)?;
     let mut entries = Map::new();
     for name in header::NAMES {

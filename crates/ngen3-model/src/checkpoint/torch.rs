@@ -11,8 +11,7 @@
 //! of storage 0. nanoGPT's files also hold an `optimizer`, whose tensors are not read.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 
 use serde_json::{Map, Value};
 use zip::write::SimpleFileOptions;
@@ -98,7 +97,7 @@ fn pickle(config: &Config, list: &ParamList, meta: &CheckpointMeta) -> Vec<u8> {
 }
 
 /// Reads a checkpoint of `len` bytes.
-pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
+pub(crate) fn read(file: impl Read + Seek, len: u64) -> Result<(Checkpoint, bool), String> {
     let mut archive = Archive::open(file)?;
     let pickle = archive.read_pickle()?;
     let Some(entries) = pickle.entries(pickle.root()) else {
@@ -118,7 +117,7 @@ pub(super) fn read(file: File, len: u64) -> Result<(Checkpoint, bool), String> {
 fn plain_entries(
     pickle: &Pickle,
     entries: &HashMap<&str, Id>,
-    archive: &mut Archive,
+    archive: &mut Archive<impl Read + Seek>,
 ) -> Result<Map<String, Value>, String> {
     let mut plain = Map::new();
     for name in header::NAMES {

@@ -25,3 +25,9 @@ pub use tokenizer::{Tokenizer, tokenizer};
 pub use types::TensorType;
 pub(crate) use types::{ALIGNMENT, MAGIC, VERSION};
 pub use value::{Array, Numbers, Strings, Value};
+
+/// Reads the header of a file in memory; returns the number of tensors.
+#[cfg(feature = "fuzz")]
+pub(crate) fn read_header(bytes: &[u8]) -> Result<usize, String> {
+    header::read(bytes, bytes.len() as u64).map(|header| header.tensors.len())
+}

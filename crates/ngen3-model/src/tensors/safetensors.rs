@@ -3,11 +3,14 @@
 //! Other arrays use the same format: [`write_arrays_header`] and [`Reader::array`].
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 
 use safetensors::Dtype as FileDtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 pub use super::tensor::write_f32;
@@ -15,6 +18,36 @@ use super::tensor::{self, Dtype, Order, Storages, Tensor};
 
 /// The format's limit on the header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
+/// Maximum number of entries in a header: the largest models have tens of thousands of tensors in a file.
+const MAX_ENTRIES: usize = 1 << 17;
+
+/// An object that is parsed for its number of entries alone, so that a hostile header takes no memory for them.
+struct Counted;
+
+impl<'de> Deserialize<'de> for Counted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut entries = 0;
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return Err(A::Error::custom(format_args!("expected at most {MAX_ENTRIES} entries")));
+            }
+        }
+        Ok(self)
+    }
+}
 
 /// Writes the header of flat f32 arrays: the metadata, and each array's name and length. Write the arrays after it with
 /// [`write_f32`], in the same order.
@@ -58,19 +91,19 @@ pub(crate) fn write_header(
 
 /// Reader of a file, after its header. Each tensor is a separate storage.
 #[derive(Debug)]
-pub struct Reader {
-    file: BufReader<File>,
+pub struct Reader<F = File> {
+    file: BufReader<F>,
     header: Metadata,
     /// Offset of the data in the file, in bytes.
     data: u64,
 }
 
-impl Reader {
+impl<F: Read + Seek> Reader<F> {
     /// Reads the header of a file of `len` bytes, which must match the header.
     ///
     /// # Errors
     /// The reason why it is not a valid safetensors file.
-    pub fn open(mut file: File, len: u64) -> Result<Self, String> {
+    pub fn open(mut file: F, len: u64) -> Result<Self, String> {
         let message = |error: io::Error| error.to_string();
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(message)?;
@@ -81,6 +114,7 @@ impl Reader {
         let mut bytes = vec![0; size as usize];
         file.read_exact(&mut bytes).map_err(message)?;
         let bad = |error: serde_json::Error| format!("not a safetensors header: {error}");
+        let _: Counted = serde_json::from_slice(&bytes).map_err(bad)?;
         let header: Metadata = serde_json::from_slice(&bytes).map_err(bad)?;
         let data = 8 + size;
         let expected = data.saturating_add(header.data_len() as u64);
@@ -131,7 +165,7 @@ impl Reader {
     }
 }
 
-impl Storages for Reader {
+impl<F: Read + Seek> Storages for Reader<F> {
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
         let info = self.header.info(storage).ok_or_else(|| format!("missing tensor {storage}"))?;
         let start = self.data + info.data_offsets.0 as u64;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 
 use zip::{CompressionMethod, ZipArchive};
 
@@ -15,7 +15,7 @@ pub(crate) const MAX_PICKLE: u64 = 64 << 20;
 const COMPILED: &str = "_orig_mod.";
 
 /// Opens a file that holds only a state dict, such as Hugging Face's `pytorch_model.bin`.
-pub(crate) fn open_state_dict(file: File) -> Result<(Archive, HashMap<String, Tensor>), String> {
+pub(crate) fn open_state_dict(file: File) -> Result<(Archive<File>, HashMap<String, Tensor>), String> {
     let mut archive = Archive::open(file)?;
     let pickle = archive.read_pickle()?;
     let entries = pickle.entries(pickle.root()).ok_or("not a state dict: its pickle is not a dictionary")?;
@@ -36,7 +36,7 @@ pub(crate) fn state_dict(pickle: &Pickle, entries: HashMap<&str, Id>) -> Result<
 }
 
 /// Returns the value of a tensor of one float; `None` for any other.
-pub(crate) fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f32>, String> {
+pub(crate) fn scalar(tensor: &Tensor, archive: &mut dyn Storages) -> Result<Option<f32>, String> {
     if matches!(tensor.dtype, Dtype::Other(..)) || tensor.shape.iter().any(|&dim| dim != 1) {
         return Ok(None);
     }
@@ -49,15 +49,15 @@ pub(crate) fn scalar(tensor: &Tensor, archive: &mut Archive) -> Result<Option<f3
 }
 
 /// Zip file whose entries are uncompressed, do not overlap, and are in one folder.
-pub(crate) struct Archive {
-    zip: ZipArchive<BufReader<File>>,
+pub(crate) struct Archive<F> {
+    zip: ZipArchive<BufReader<F>>,
     /// The folder, with a trailing slash: torch.save names it after the file.
     root: String,
 }
 
-impl Archive {
+impl<F: Read + Seek> Archive<F> {
     /// Opens a zip file that `torch.save` wrote.
-    pub fn open(file: File) -> Result<Self, String> {
+    pub fn open(file: F) -> Result<Self, String> {
         let damaged = |error| format!("damaged or truncated zip file ({error})");
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(damaged)?;
         // Entries do not overlap, so that together they are no larger than the file.
@@ -112,7 +112,7 @@ impl Archive {
     }
 }
 
-impl Storages for Archive {
+impl<F: Read + Seek> Storages for Archive<F> {
     fn open(&mut self, storage: &str, bytes: u64) -> Result<Box<dyn Read + '_>, String> {
         let (size, entry) = self.entry(&format!("data/{storage}"))?;
         if size != bytes {

@@ -66,7 +66,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, JsonBody(mut params): Js
     answer.respond(pieces).await
 }
 
-fn refuse_unsupported(params: &mut Params) -> Result<(), ApiError> {
+pub(crate) fn refuse_unsupported(params: &mut Params) -> Result<(), ApiError> {
     params.ignore(&["prediction"]);
     params.refuse("response_format", |format| format["type"] == "text")?;
     params.refuse("modalities", |modalities| *modalities == json!(["text"]))?;
@@ -79,7 +79,7 @@ fn refuse_unsupported(params: &mut Params) -> Result<(), ApiError> {
 }
 
 /// Takes what the chat template reads, as the object that [`ChatParser`] reads.
-pub(super) fn take_conversation(params: &mut Params) -> Result<Map<String, Value>, ApiError> {
+pub(crate) fn take_conversation(params: &mut Params) -> Result<Map<String, Value>, ApiError> {
     let messages = match params.value("messages") {
         Some(messages @ Value::Array(_)) => messages,
         Some(other) => return Err(wrong("messages", "a list of messages", &other)),

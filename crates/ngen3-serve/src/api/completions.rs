@@ -68,7 +68,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, JsonBody(mut params): Js
 
 /// A prompt as it was sent.
 #[derive(Debug, PartialEq)]
-enum Prompt {
+pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
 }
@@ -114,7 +114,7 @@ impl Prompt {
 }
 
 /// Parses a text, a list of texts, token ids, or a list of lists of token ids. Without any, a document is begun.
-fn parse_prompts(prompt: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
+pub(crate) fn parse_prompts(prompt: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of strings, a list of token ids, or a list of those";
     let prompt = prompt.unwrap_or_else(|| "".into());
     let found = match &prompt {

@@ -10,6 +10,6 @@ mod generation;
 pub(crate) mod models;
 pub(crate) mod params;
 pub(crate) mod respond;
-mod settings;
+pub(crate) mod settings;
 pub(crate) mod tokenize;
 mod tokens;

@@ -6,7 +6,7 @@
 //! the step. With `sync_every` a fourth array is the outer momentum, and the moments are rank 0's.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 
@@ -97,7 +97,7 @@ pub fn load(path: &Path) -> Result<Option<State>, Error> {
 }
 
 /// Reads a state from a file of `len` bytes.
-fn read(file: File, len: u64) -> Result<State, String> {
+pub(crate) fn read(file: impl Read + Seek, len: u64) -> Result<State, String> {
     let mut file = Reader::open(file, len)?;
     let format = file.metadata("format").ok_or("no format in its metadata")?;
     if format != FORMAT {
@@ -119,7 +119,7 @@ fn read(file: File, len: u64) -> Result<State, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek, Write};
+    use std::io::Write;
 
     use proptest::prelude::*;
     use serde_json::json;

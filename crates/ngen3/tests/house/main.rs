@@ -1,10 +1,12 @@
-//! Checks that dependencies point down only, between crates and between the files of a crate; docs/house.md gives the reasons.
+//! Checks that dependencies point down only, between crates and between the files of a crate, and that `unsafe` stands only where it
+//! may; docs/house.md and docs/reliability.md give the reasons.
 
 mod arrows;
 mod cycles;
 mod made_up;
 mod rooms;
 mod tree;
+mod unsafe_code;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,16 @@ fn no_crate_uses_one_that_stands_beside_or_above_it() {
     let notes = findings.notes.join("\n");
     println!("{notes}");
     assert!(findings.wrong.is_empty(), "see docs/house.md:\n\n{}\n{notes}", findings.wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_stands_where_it_may_and_the_docs_count_it() {
+    let found = unsafe_code::find(&crates(&root()).unwrap());
+    assert!(found.len() > 10, "not all files were seen: {found:?}");
+    assert_eq!(unsafe_code::misplaced(&found), Vec::<&str>::new(), "only kernels and foreign functions may be unsafe");
+    let table = unsafe_code::table(&found);
+    let docs = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    assert!(docs.contains(&table), "docs/reliability.md: expected this table\n\n{table}");
 }
 
 /// Root folder of the workspace.

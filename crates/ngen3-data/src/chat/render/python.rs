@@ -13,49 +13,83 @@ use serde_json::ser::Formatter;
 const MAX_DEPTH: usize = 128;
 
 /// Prints a value where a template has `{{ value }}`, as Python's `str` does.
-pub(super) fn print(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+pub(super) fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     let printed = match value.as_str() {
         Some(text) => out.write_str(text),
         None => match value.kind() {
             ValueKind::Undefined => return Ok(()),
-            _ => out.write_str(&repr(value, 0)?),
+            _ => {
+                let mut text = String::new();
+                repr(state, value, 0, &mut text)?;
+                out.write_str(&text)
+            }
         },
     };
     printed.map_err(|_| Error::new(ErrorKind::WriteFailure, "cannot write"))
 }
 
-/// Returns Python's `repr` of a value.
-fn repr(value: &Value, depth: usize) -> Result<String, Error> {
+/// Implements the filter `string`: Python's `str`.
+pub(super) fn string(state: &State, value: &Value) -> Result<String, Error> {
+    let mut text = value.as_str().unwrap_or_default().to_owned();
+    if value.as_str().is_none() && !value.is_undefined() {
+        repr(state, value, 0, &mut text)?;
+    }
+    Ok(text)
+}
+
+/// Appends Python's `repr` of a value. A list may hold another many times, so the text may be far larger than the value: the work is
+/// charged to the template, as that of the engine is.
+fn repr(state: &State, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply"));
     }
+    let before = out.len();
     if let Some(text) = value.as_str() {
-        return Ok(quoted(text));
+        quoted(text, out);
+        return state.consume_fuel(cost(out.len() - before));
     }
-    Ok(match value.kind() {
-        ValueKind::None => "None".into(),
-        ValueKind::Bool => (if value.is_true() { "True" } else { "False" }).into(),
-        ValueKind::Number if !value.is_integer() => {
-            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
-        }
-        ValueKind::Seq => {
-            let items = value.try_iter()?.map(|item| repr(&item, depth + 1)).collect::<Result<Vec<_>, _>>()?;
-            format!("[{}]", items.join(", "))
+    state.consume_fuel(1)?;
+    match value.kind() {
+        ValueKind::None => out.push_str("None"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
+            Ok(number) => out.push_str(&float(number)),
+            Err(_) => drop(write!(out, "{value}")),
+        },
+        // The sum of two lists is iterable, and no list to the engine.
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            for (index, item) in value.try_iter()?.enumerate() {
+                out.push_str(if index == 0 { "" } else { ", " });
+                repr(state, &item, depth + 1, out)?;
+            }
+            out.push(']');
         }
         ValueKind::Map => {
-            let entry =
-                |key: Value| Ok(format!("{}: {}", repr(&key, depth + 1)?, repr(&value.get_item(&key)?, depth + 1)?));
-            let entries = value.try_iter()?.map(entry).collect::<Result<Vec<_>, Error>>()?;
-            format!("{{{}}}", entries.join(", "))
+            out.push('{');
+            for (index, key) in value.try_iter()?.enumerate() {
+                out.push_str(if index == 0 { "" } else { ", " });
+                repr(state, &key, depth + 1, out)?;
+                out.push_str(": ");
+                repr(state, &value.get_item(&key)?, depth + 1, out)?;
+            }
+            out.push('}');
         }
-        _ => value.to_string(),
-    })
+        _ => drop(write!(out, "{value}")),
+    }
+    Ok(())
 }
 
-/// Quotes a string: with `"` only if it has `'` and no `"`.
-fn quoted(text: &str) -> String {
+/// Fuel for making a text of so many bytes, as the engine charges it.
+fn cost(bytes: usize) -> u64 {
+    const BYTES: u64 = 64;
+    1 + bytes as u64 / BYTES
+}
+
+/// Appends a quoted string: with `"` only if it has `'` and no `"`.
+fn quoted(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::with_capacity(text.len() + 2);
+    out.reserve(text.len() + 2);
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -69,7 +103,6 @@ fn quoted(text: &str) -> String {
         }
     }
     out.push(quote);
-    out
 }
 
 /// Formats a number as Python does: the shortest digits that round-trip, with an exponent from 1e16 and below 1e-4.
@@ -88,7 +121,7 @@ fn float(number: f64) -> String {
 }
 
 /// Implements the filter of `transformers`: `json.dumps` with `ensure_ascii=False`.
-pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
@@ -101,15 +134,37 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
         None => [", ".to_owned(), ": ".to_owned()],
     };
     let formatter = PythonJson { indent, ensure_ascii, item, key, level: 0, is_empty: true };
-    let mut json = Vec::new();
-    let mut writer = serde_json::Serializer::with_formatter(&mut json, formatter);
-    let written = match sort_keys {
-        // serde_json's own map keeps the order; this one sorts.
-        true => serde_json::to_value(value).and_then(|value| sorted(value).serialize(&mut writer)),
-        false => value.serialize(&mut writer),
+    let mut json = Charged { state, bytes: Vec::new() };
+    let mut written = {
+        let mut writer = serde_json::Serializer::with_formatter(&mut json, formatter.clone());
+        value.serialize(&mut writer)
     };
+    if sort_keys && written.is_ok() {
+        // serde_json's own map keeps the order; this one sorts. The work for a value of this size has been charged.
+        json.bytes.clear();
+        let mut writer = serde_json::Serializer::with_formatter(&mut json, formatter);
+        written = serde_json::to_value(value).and_then(|value| sorted(value).serialize(&mut writer));
+    }
     written.map_err(|error| wrong(error.to_string()))?;
-    Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
+    Ok(String::from_utf8(json.bytes).expect("serde_json writes UTF-8"))
+}
+
+/// JSON being written, whose work is charged to the template: see [`repr`].
+struct Charged<'a, 't, 'e> {
+    state: &'a State<'t, 'e>,
+    bytes: Vec<u8>,
+}
+
+impl Write for Charged<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.state.consume_fuel(cost(bytes.len())).map_err(|error| io::Error::other(error.to_string()))?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Sorts the keys of all objects.
@@ -126,6 +181,7 @@ fn sorted(value: serde_json::Value) -> serde_json::Value {
 }
 
 /// JSON as Python writes it.
+#[derive(Clone)]
 struct PythonJson {
     /// Spaces of a level; `None` for a single line.
     indent: Option<usize>,
@@ -235,7 +291,10 @@ mod tests {
         ] {
             assert_eq!(float(number), text);
         }
-        assert_eq!(quoted("a'b\n"), "\"a'b\\n\"");
-        assert_eq!(quoted("a'\"\\"), "'a\\'\"\\\\'");
+        for (text, shown) in [("a'b\n", "\"a'b\\n\""), ("a'\"\\", "'a\\'\"\\\\'")] {
+            let mut out = String::new();
+            quoted(text, &mut out);
+            assert_eq!(out, shown);
+        }
     }
 }

@@ -18,8 +18,13 @@ use super::tags::{Piece, inside, pieces};
 use crate::Error;
 use crate::chat::conversation::Message;
 
-/// Instructions of the template engine allowed for a conversation; a turn usually takes about a hundred.
-const FUEL: u64 = 20_000_000;
+/// Work of the template engine allowed for a conversation: an instruction is 1, and so are 64 bytes of text that it makes. A turn
+/// usually takes about a hundred. The engine may hold all that it made, so this bounds memory too.
+const FUEL: u64 = 8_000_000;
+/// Maximum size of a template, in bytes: ten times the largest in use.
+const MAX_TEMPLATE: usize = 128 << 10;
+/// Stack of the thread that compiles a template: 4 KiB for each byte, of which only what is used takes memory.
+const STACK: usize = MAX_TEMPLATE << 12;
 const NAME: &str = "chat_template";
 /// Name of the template with [`BEGIN`] before each turn and after the last.
 const WITH_TURN_MARKS: &str = "chat_template with turn marks";
@@ -50,6 +55,8 @@ pub struct ChatTemplate {
     has_marks: bool,
     /// True if a turn never depends on later ones.
     is_growing: bool,
+    /// Names that it reads: see [`ChatTemplate::context_names`].
+    context_names: Vec<String>,
 }
 
 /// Starts of the turns in the text of a template in which no turn depends on later ones.
@@ -80,6 +87,22 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Data`] with the line, if the template is invalid.
     pub fn new(format: ChatFormat) -> Result<Self, Error> {
+        if format.template.len() > MAX_TEMPLATE {
+            let len = format.template.len();
+            return Err(Error::Data(format!("chat template: expected at most {MAX_TEMPLATE} bytes, got {len}")));
+        }
+        // The engine's compiler recurses: once for each `not` in a row, each operand of a sum, each filter of a chain.
+        std::thread::scope(|scope| {
+            let compiler = std::thread::Builder::new().name("template".into()).stack_size(STACK);
+            let compiled = compiler.spawn_scoped(scope, || Self::compile(format));
+            let compiled =
+                compiled.map_err(|error| Error::Data(format!("cannot compile the chat template: {error}")))?;
+            compiled.join().unwrap_or_else(|_| Err(Error::Data("the template engine panicked".into())))
+        })
+    }
+
+    /// [`ChatTemplate::new`], with a stack that is large enough.
+    fn compile(format: ChatFormat) -> Result<Self, Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the default delimiters are valid"));
@@ -93,6 +116,7 @@ impl ChatTemplate {
             Ok::<_, minijinja::Error>(format!("{BEGIN}{content}{END}"))
         });
         environment.add_filter("tojson", python::tojson);
+        environment.add_filter("string", python::string);
         // As in Python: templates ask this of `tools`, which may be none.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.set_formatter(python::print);
@@ -103,7 +127,8 @@ impl ChatTemplate {
             .add_template_owned(NAME, template)
             .map_err(|error| Error::Data(format!("invalid chat template: {}", one_line(&error))))?;
         let is_growing = marked.is_some_and(|marked| environment.add_template_owned(WITH_TURN_MARKS, marked).is_ok());
-        Ok(Self { format, environment, has_marks, is_growing })
+        let context_names = context_names(&environment);
+        Ok(Self { format, environment, has_marks, is_growing, context_names })
     }
 
     /// Returns the same template, whose turns are found as those of any other.
@@ -124,12 +149,7 @@ impl ChatTemplate {
 
     /// Returns the names that the template reads apart from the messages, the flag of the generation prompt and the tokens.
     pub fn context_names(&self) -> Vec<String> {
-        let Ok(template) = self.environment.get_template(NAME) else { return Vec::new() };
-        let mut names: Vec<_> = template.undeclared_variables(false).into_iter().collect();
-        names
-            .retain(|name| !OWN.contains(&name.as_str()) && self.environment.globals().all(|(known, _)| known != name));
-        names.sort();
-        names
+        self.context_names.clone()
     }
 
     /// Renders a conversation; `add_generation_prompt` adds the text that begins the assistant's answer.
@@ -241,6 +261,15 @@ impl ChatTemplate {
     }
 }
 
+/// Returns the names that a template reads apart from those that are always there. The engine parses the template again.
+fn context_names(environment: &Environment) -> Vec<String> {
+    let Ok(template) = environment.get_template(NAME) else { return Vec::new() };
+    let mut names: Vec<_> = template.undeclared_variables(false).into_iter().collect();
+    names.retain(|name| !OWN.contains(&name.as_str()) && environment.globals().all(|(known, _)| known != name));
+    names.sort();
+    names
+}
+
 /// Rewrites `{% generation %}` and `{% endgeneration %}`, which the engine does not know, as calls of a function that adds marks
 /// around its content. White space is trimmed as around the tags. Comments, raw blocks and strings stay unchanged.
 fn with_calls(template: &str) -> String {
@@ -306,8 +335,28 @@ mod tests {
             "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
             "{{ 'x' * 99999999999 }}",
+            // Lists that hold another twice: what they print doubles with each.
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | string }}",
+            "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
         ] {
             assert!(error(endless).contains("the chat template failed"), "{endless}");
+        }
+    }
+
+    #[test]
+    fn a_long_chain_of_operators_overflows_no_stack() {
+        for (template, is_fine) in [
+            (format!("{{{{ {}1 }}}}", "not ".repeat(30_000)), true),
+            (format!("{{{{ {}1 }}}}", "-".repeat(100_000)), true),
+            (format!("{{{{ 1{} }}}}", "|string".repeat(15_000)), true),
+            (format!("{{{{ 1{} }}}}", " ~ 1".repeat(30_000)), true),
+            (format!("{{{{ {}", "not ".repeat(30_000)), false),
+            (" ".repeat(MAX_TEMPLATE + 1), false),
+        ] {
+            let format = ChatFormat { template, bos_token: None, eos_token: None };
+            assert_eq!(ChatTemplate::new(format).is_ok(), is_fine);
         }
     }
 

@@ -27,6 +27,9 @@ const SEPARATORS: [u8; 4] = [b',', b'\t', b';', b'|'];
 /// Bytes of the file in which its header is looked for.
 const LOOK: usize = 1 << 16;
 
+/// Maximum number of columns: wide tables have thousands.
+const MAX_COLUMNS: usize = 1 << 16;
+
 /// A record after the last one, which shows whether a quote is still open there.
 const END: &[u8] = b"\n\x1eend of file\x1e\n";
 
@@ -64,6 +67,9 @@ pub(super) fn read(input: &DataFileReader, usual: u8, given: bool, take: &mut Fi
     let left = Rc::clone(&bytes.left);
     let mut reader = reader(separator, bytes);
     let names = reader.byte_headers().map_err(failed)?.clone();
+    if names.len() > MAX_COLUMNS {
+        return Err(input.failed(format!("line 1: expected at most {MAX_COLUMNS} columns, got {}", names.len())));
+    }
     let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     let open = |line: u64| {
         let reason = "a quote (\") opens a field and is never closed";

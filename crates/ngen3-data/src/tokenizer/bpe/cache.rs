@@ -41,6 +41,8 @@ pub(in crate::tokenizer) struct WordCache {
     short: Vec<[u64; 4]>,
     long: HashMap<Box<[u8]>, (u32, u32), FixedState>,
     ids: Vec<u32>,
+    /// Length of a word that was too long to be merged.
+    pub(in crate::tokenizer) refused: Option<usize>,
 }
 
 fn place(word: ShortWord) -> usize {
@@ -52,7 +54,7 @@ fn place(word: ShortWord) -> usize {
 
 impl WordCache {
     pub(in crate::tokenizer) fn new() -> WordCache {
-        WordCache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new() }
+        WordCache { short: vec![[0; 4]; 1 << PLACES_LOG2], long: HashMap::default(), ids: Vec::new(), refused: None }
     }
 
     /// Appends the ids of `word` to `out`; returns false if it is not cached.

@@ -15,6 +15,8 @@ use super::merge::Merges;
 use super::normalize::{Normalizer, to_places_in};
 use super::pretoken::Pretokenizer;
 use super::pretoken::ascii::ascii_word;
+use crate::tokenizer::error::Error;
+use crate::tokenizer::limits::MAX_WORD;
 
 /// Marks a byte without a token.
 const NO_TOKEN: u32 = u32::MAX;
@@ -207,16 +209,27 @@ impl Bpe {
     }
 
     /// Appends the ids of `text`.
-    pub(in crate::tokenizer) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
-        self.encode(text, out, None);
+    ///
+    /// # Errors
+    /// [`Error::LongWord`].
+    pub(in crate::tokenizer) fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<(), Error> {
+        self.encode(text, out, None)
     }
 
     /// Appends the ids of `text`, and to `starts` the place of each in it, in bytes.
-    pub(in crate::tokenizer) fn encode_places(&self, text: &str, out: &mut Vec<u32>, starts: &mut Vec<usize>) {
-        self.encode(text, out, Some(starts));
+    ///
+    /// # Errors
+    /// [`Error::LongWord`].
+    pub(in crate::tokenizer) fn encode_places(
+        &self,
+        text: &str,
+        out: &mut Vec<u32>,
+        starts: &mut Vec<usize>,
+    ) -> Result<(), Error> {
+        self.encode(text, out, Some(starts))
     }
 
-    fn encode(&self, text: &str, out: &mut Vec<u32>, mut starts: Option<&mut Vec<usize>>) {
+    fn encode(&self, text: &str, out: &mut Vec<u32>, mut starts: Option<&mut Vec<usize>>) -> Result<(), Error> {
         let Steps { added, normalizer, .. } = &self.steps;
         let free = self.caches.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut cache = free.unwrap_or_else(WordCache::new);
@@ -239,7 +252,9 @@ impl Bpe {
                 *start += at;
             }
         });
+        let refused = cache.refused.take();
         self.caches.lock().unwrap_or_else(PoisonError::into_inner).push(cache);
+        refused.map_or(Ok(()), |bytes| Err(Error::LongWord(bytes)))
     }
 
     fn push(&self, id: u32, at: usize, out: &mut Vec<u32>, starts: Option<&mut Vec<usize>>) {
@@ -287,7 +302,9 @@ impl Bpe {
                 end = self.steps.pretokenizer.word_end(bytes, start);
                 if end - start > 15 {
                     let long = &bytes[start..end];
-                    if !cache.get_long(long, out) {
+                    if long.len() > MAX_WORD {
+                        cache.refused = Some(long.len());
+                    } else if !cache.get_long(long, out) {
                         let ids = self.merge(long, out);
                         cache.put_long(long, &out[ids..]);
                     }

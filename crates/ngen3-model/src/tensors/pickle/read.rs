@@ -17,6 +17,8 @@ const JSON_BUDGET: usize = 64 << 20;
 /// Cost of one JSON value besides its text, in bytes.
 const JSON_VALUE: usize = 64;
 const JSON_DEPTH: usize = 64;
+/// Maximum number of values: checkpoints have thousands, and each takes about 100 bytes of memory.
+const MAX_VALUES: usize = 1 << 21;
 /// Maximum number of arguments of a call and of dimensions of a tensor: these are copied, and a pickle can pass the same tuple
 /// many times.
 const MAX_TUPLE: usize = 16;
@@ -160,6 +162,9 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Id, String> {
         loop {
+            if self.nodes.len() > MAX_VALUES {
+                return Err(format!("expected at most {MAX_VALUES} values in the pickle"));
+            }
             let opcode = self.take(1)?[0];
             match opcode {
                 // PROTO
