@@ -167,6 +167,11 @@ impl<'a> Run<'a> {
         }
         // A run that was interrupted at step 0 starts again.
         self.progress = TrainProgress { elapsed_s: job.progress.elapsed_s, ..TrainProgress::default() };
+        if self.settings.keep_best {
+            // The best model is written before the state that records it; without a state, a run that is killed in between could
+            // not be resumed.
+            self.save_state()?;
+        }
         let evaluation = if self.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
         self.save(evaluation)?;
         if job.adapters.is_none() && job.world.is_root() {
@@ -312,15 +317,7 @@ impl<'a> Run<'a> {
             let loss = self.objective.probe(self.trainer)?;
             self.check("loss", loss, step)?;
         }
-        self.progress.elapsed_s = self.elapsed_s();
-        let mut saved = state::save(
-            &job.paths.state,
-            &job.record(&self.settings, &self.progress),
-            self.trainer,
-            &*job.world,
-            &job.shares,
-            self.rounds.as_ref().map(Rounds::momentum),
-        );
+        let mut saved = self.save_state();
         if saved.is_ok() {
             self.saved = Some(step);
             if !self.keeps_best() {
@@ -331,6 +328,20 @@ impl<'a> Run<'a> {
             Some(step) => Error::Save { what: what.into(), step },
             None => what,
         })
+    }
+
+    /// Writes the state.
+    fn save_state(&mut self) -> Result<(), Error> {
+        self.progress.elapsed_s = self.elapsed_s();
+        let job = self.job;
+        state::save(
+            &job.paths.state,
+            &job.record(&self.settings, &self.progress),
+            self.trainer,
+            &*job.world,
+            &job.shares,
+            self.rounds.as_ref().map(Rounds::momentum),
+        )
     }
 
     /// Returns `true` if the model file holds the best model instead of the latest. Without held-out data there is no best.

@@ -1,7 +1,7 @@
 //! Atomic writes of a folder.
 //!
-//! Files are written to a temporary folder beside it, which is renamed once all are on disk. As in `atomic.rs`, the next write
-//! removes what a killed program left.
+//! Files are written to a temporary folder beside it, which is renamed once all are on disk, or, on Linux, changes places with the
+//! old folder. As in `atomic.rs`, the next write removes what a killed program left.
 
 use std::fs::{self, File};
 use std::io;
@@ -85,6 +85,18 @@ impl NewFolder {
         let Self { path, temp, lock } = self;
         let finish = || {
             sync_folder(temp.path())?;
+            if path.exists() && exchange(temp.path(), &path) {
+                drop(lock);
+                // Before the old folder is removed: a power failure must not undo the exchange alone.
+                if let Err(error) = sync_folder(folder_of(&path)) {
+                    let _ = temp.keep();
+                    return Err(error);
+                }
+                // Removes the old folder. If the program is killed before, the next export does.
+                drop(temp);
+                remove_unlocked(&path, REPLACED);
+                return Ok(());
+            }
             if path.exists() {
                 // Two renames: after a crash between them both folders are complete, the old one under a temporary name.
                 let (_, old) = temporary(&path, REPLACED)?;
@@ -101,6 +113,7 @@ impl NewFolder {
                         format!("{error}; the old folder is now {}", old.display()),
                     ));
                 }
+                sync_folder(folder_of(&path))?;
                 // Dropping `old` removes it. If that fails, `remove_unlocked` below and the next export try again.
             } else {
                 fs::rename(temp.path(), &path)?;
@@ -114,6 +127,18 @@ impl NewFolder {
         };
         finish().map_err(|source| Error::Write { path: path.clone(), source })
     }
+}
+
+/// Lets two folders change places in one step. Returns false where the system or the file system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
 }
 
 /// Creates a temporary folder beside `path` and locks it, on systems where folders can be locked.

@@ -26,11 +26,11 @@ pub struct RunPaths {
 }
 
 /// Keeps other runs from these files while it exists, by a lock on the run's folder. Has no effect where folders cannot be
-/// locked. On drop, removes folders that were created for the run and are still empty.
+/// locked. On drop, removes folders of the run that are empty.
 #[derive(Debug, Default)]
 pub struct RunLock {
     lock: Option<File>,
-    /// Folders created for the run, parents first.
+    /// Folders of the run, and those created for them, parents first.
     made: Vec<PathBuf>,
 }
 
@@ -75,6 +75,8 @@ impl RunPaths {
         let state = folder_of(&self.state);
         for folder in [&self.run, state] {
             let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();
+            // A killed program can have left it empty.
+            missing.extend((!is_missing(folder)).then(|| folder.to_owned()));
             missing.reverse();
             fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
             held.made.extend(missing);

@@ -1,0 +1,48 @@
+//! Records the calls of a command that change files, with their data.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use crate::campaign::Campaign;
+use crate::stage::Stage;
+use crate::trace::{Action, Call, End, Kind, Watch};
+
+/// Runs a scenario's command in a place; returns the calls that succeeded.
+///
+/// # Errors
+/// If the command fails, or makes a call that has no model.
+pub fn run(campaign: &Campaign, stage: &Stage, place: &Path) -> Result<Vec<Call>> {
+    let mut recorder = Recorder::default();
+    let scenario = stage.scenario;
+    let outcome = campaign.program.traced(place, scenario, scenario.line, &mut recorder)?;
+    ensure!(outcome.end == End::Code(0), "{}: {:?}: {}", scenario.name, outcome.end, outcome.message());
+    ensure!(recorder.unknown.is_empty(), "{}: no model of {}", scenario.name, recorder.unknown.join(", "));
+    ensure!(!recorder.calls.is_empty(), "{}: no calls were recorded", scenario.name);
+    Ok(recorder.calls)
+}
+
+#[derive(Default)]
+struct Recorder {
+    calls: Vec<Call>,
+    unknown: Vec<&'static str>,
+}
+
+impl Watch for Recorder {
+    fn before(&mut self, _: &Call) -> Action {
+        Action::Pass
+    }
+
+    fn after(&mut self, call: &Call, result: i64) {
+        if result < 0 || !call.changes() {
+            return;
+        }
+        let mut call = call.clone();
+        match &mut call.kind {
+            Kind::Unknown { name } => self.unknown.push(name),
+            Kind::Write { data, .. } => data.truncate(usize::try_from(result).unwrap_or(0)),
+            _ => {}
+        }
+        self.calls.push(call);
+    }
+}
