@@ -60,9 +60,18 @@ impl Campaign {
         let stage = Stage::new(&self.program, &self.base, scenario, &self.root)?;
         let names: Vec<_> = stage.differing.iter().map(|name| name.display().to_string()).collect();
         if scenario.kind == Kind::Exact && !names.is_empty() {
-            println!("{}: differ between two runs in times, so only their arrays are compared: {}", scenario.name, names.join(", "));
+            println!(
+                "{}: differ between two runs in times, so only their arrays are compared: {}",
+                scenario.name,
+                names.join(", ")
+            );
         }
         Ok(Some(stage))
+    }
+
+    /// Returns the files that all scenarios start from.
+    pub fn base(&self) -> &Tree {
+        &self.base
     }
 
     /// Returns the folder of a try.

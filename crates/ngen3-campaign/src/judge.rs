@@ -111,10 +111,19 @@ pub fn open(program: &Program, stage: &Stage, place: &Path) -> Result<bool, Stri
 
 /// Returns the command that finishes the work in a place.
 pub fn next_line(stage: &Stage, place: &Path) -> &'static str {
+    let work = place.join("work");
     match stage.scenario.resume {
-        Some((path, line)) if place.join("work").join(path).exists() => line,
-        _ => stage.scenario.line,
+        Some((path, line)) if work.join(path).exists() => return line,
+        _ => {}
     }
+    if stage.scenario.kind == Kind::Timed {
+        // It replaces nothing, and asks its user to remove what a killed run left.
+        for name in ["x.pt", "x_tokenizer.json", "_data_x_", "exported_x"] {
+            let _ = fs::remove_file(work.join(name));
+            let _ = fs::remove_dir_all(work.join(name));
+        }
+    }
+    stage.scenario.line
 }
 
 /// Finishes the work in a place, and compares all files with the new ones.
@@ -157,7 +166,10 @@ pub fn finished(stage: &Stage, place: &Path) -> Result<(), String> {
 /// # Errors
 /// Names what differs.
 pub fn durable(stage: &Stage, tree: &Tree) -> Result<(), String> {
-    same(stage, tree).map_err(|reason| format!("not durable: {reason}"))
+    let mut kept = tree.clone();
+    // A folder whose removal is not durable, or a temporary file, is removed by the next run.
+    kept.0.retain(|name, content| !is_temporary(name) && (content.is_some() || stage.new.0.contains_key(name)));
+    same(stage, &kept).map_err(|reason| format!("not durable: {reason}"))
 }
 
 fn same(stage: &Stage, tree: &Tree) -> Result<(), String> {
@@ -168,7 +180,9 @@ fn same(stage: &Stage, tree: &Tree) -> Result<(), String> {
         }
     }
     // A run that chose by its time may have been finished by another command, which leaves less.
-    let needed = |name: &Path| scenario.kind != Kind::Timed || scenario.saved.first().is_some_and(|first| Path::new(first) == name);
+    let needed = |name: &Path| {
+        scenario.kind != Kind::Timed || scenario.saved.first().is_some_and(|first| Path::new(first) == name)
+    };
     for (name, new) in stage.new.0.iter().filter(|(name, _)| needed(name)) {
         let shown = name.display();
         let Some(found) = tree.0.get(name) else {

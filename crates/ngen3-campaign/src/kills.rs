@@ -8,13 +8,14 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::campaign::{Campaign, seed_of};
 use crate::judge::{self, Found};
 use crate::process;
+use crate::program::{read_text, wait};
 use crate::report::Report;
 use crate::scenarios::Kind;
 use crate::server::Server;
@@ -92,7 +93,8 @@ fn attempt(
             if kills > 0 {
                 break;
             }
-            stage.set_up(&fresh(campaign, place)).map_err(text)?;
+            campaign.clean(place);
+            stage.set_up(place).map_err(text)?;
             continue;
         }
         kills += 1;
@@ -116,12 +118,6 @@ fn attempt(
     finish(campaign, stage, place)?;
     report.add("resumed", 1);
     Ok(())
-}
-
-/// Empties a place.
-fn fresh<'a>(campaign: &Campaign, place: &'a Path) -> std::path::PathBuf {
-    campaign.clean(place);
-    place.to_owned()
 }
 
 /// Finishes the work, unless all is done and a second run would refuse to replace it.
@@ -155,7 +151,11 @@ fn kill_once(
         let how = [Action::KillBefore, Action::KillAfter, Action::KillWithin][rng.random_range(0..3)];
         let mut killer = Killer { at: rng.random_range(1..=calls), seen: 0, how };
         let outcome = campaign.program.traced(place, scenario, line, &mut killer)?;
-        return Ok(outcome.end == End::Signal(9));
+        return match outcome.end {
+            End::Signal(9) => Ok(true),
+            End::Code(0) => Ok(false),
+            end => bail!("ngen3 {line}: {end:?}: {}", outcome.message()),
+        };
     }
     let part = rng.random_range(0.0..if first { 1.0 } else { 0.6 });
     if scenario.kind == Kind::Server {
@@ -175,11 +175,14 @@ fn kill_once(
         } else {
             let _ = process::signal(ranks[rng.random_range(0..ranks.len())], "KILL");
         }
-        let status = crate::program::wait(&mut child)?;
+        let status = wait(&mut child)?;
         return Ok(!status.success());
     }
     child.kill()?;
-    Ok(child.wait()?.code().is_none())
+    let status = child.wait()?;
+    let message = || read_text(&place.join("err")).lines().last().unwrap_or_default().to_owned();
+    ensure!(status.code().is_none_or(|code| code == 0), "ngen3 {line}: {status}: {}", message());
+    Ok(status.code().is_none())
 }
 
 /// Kills at a call.

@@ -14,6 +14,7 @@ mod program;
 mod report;
 mod scenarios;
 mod server;
+mod soak;
 mod stage;
 mod trace;
 mod tree;
@@ -35,7 +36,8 @@ struct Arguments {
     kind: Kind,
 }
 
-const EXAMPLES: &str = "Examples:\n  scripts/campaign kills --count 1000\n  scripts/campaign kills --seed 7 --only train --try 12";
+const EXAMPLES: &str =
+    "Examples:\n  scripts/campaign kills --count 1000\n  scripts/campaign kills --seed 7 --only train --try 12";
 
 #[derive(Debug, Subcommand)]
 enum Kind {
@@ -54,6 +56,20 @@ enum Kind {
         /// Maximum states of a disk to try of each scenario, drawn at random; 0 tries all
         #[arg(long, default_value_t = 0)]
         most: usize,
+    },
+    /// Train for long in one process and in many, and serve under load
+    Soak {
+        #[command(flatten)]
+        shared: Shared,
+        /// Steps of the run
+        #[arg(long, default_value_t = 100_000)]
+        steps: u64,
+        /// Steps between saves, and steps of each piece
+        #[arg(long, default_value_t = 500)]
+        every: u64,
+        /// Requests to the server
+        #[arg(long, default_value_t = 20_000)]
+        requests: u64,
     },
     /// Fail each system call, jump the clock, delete folders, start two runs of one name
     Faults {
@@ -112,6 +128,12 @@ fn run(kind: Kind) -> Result<u64> {
             let mut campaign = shared.start()?;
             campaign.arguments = format!(" --most {most}");
             let report = power::run(&campaign, most)?;
+            (campaign, report)
+        }
+        Kind::Soak { shared, steps, every, requests } => {
+            let mut campaign = shared.start()?;
+            campaign.arguments = format!(" --steps {steps} --every {every} --requests {requests}");
+            let report = soak::run(&campaign, steps, every, requests)?;
             (campaign, report)
         }
         Kind::Faults { shared, most } => {

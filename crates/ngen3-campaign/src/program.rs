@@ -34,15 +34,19 @@ impl Outcome {
         line.chars().take(300).collect()
     }
 
-    /// Returns the reason why this is not how a program fails: with one line of an error and exit code 1 or 2.
-    pub fn improper(&self) -> Option<String> {
+    /// Returns the reason why this is not how a program fails: with one line of an error and exit code 1 or 2. A chat
+    /// has a line for each of its own that failed.
+    pub fn improper(&self, is_chat: bool) -> Option<String> {
         let errors = self.stderr.lines().filter(|line| line.starts_with("error: ")).count();
         if self.stderr.contains("panicked at") {
-            return Some(format!("a panic: {}", self.stderr.lines().find(|line| line.contains("panicked")).unwrap_or("")));
+            return Some(format!(
+                "a panic: {}",
+                self.stderr.lines().find(|line| line.contains("panicked")).unwrap_or("")
+            ));
         }
         match self.end {
             End::Code(0) => None,
-            End::Code(1 | 2) if errors == 1 => None,
+            End::Code(1 | 2) if errors == 1 || is_chat && errors > 0 => None,
             End::Code(code) => Some(format!("exit code {code} with {errors} lines of errors: {}", self.message())),
             End::Signal(signal) => Some(format!("signal {signal}: {}", self.message())),
         }

@@ -9,13 +9,18 @@ use std::io::{IsTerminal, Write as _};
 pub struct Report {
     columns: Vec<&'static str>,
     rows: Vec<(String, BTreeMap<&'static str, u64>)>,
-    losses: Vec<String>,
+    has_sums: bool,
 }
 
 impl Report {
     /// Makes an empty table with these columns; `lost` is the last of each.
     pub fn new(columns: &[&'static str]) -> Self {
-        Self { columns: columns.iter().copied().chain(["lost"]).collect(), ..Self::default() }
+        Self { columns: columns.iter().copied().chain(["lost"]).collect(), has_sums: true, ..Self::default() }
+    }
+
+    /// Leaves out the sums, of columns whose rows cannot be added up.
+    pub fn without_sums(self) -> Self {
+        Self { has_sums: false, ..self }
     }
 
     /// Begins a row, to which further counts belong.
@@ -38,7 +43,6 @@ impl Report {
         let text = format!("LOST {name}: {reason}\n     again: {again}");
         clear();
         println!("{text}");
-        self.losses.push(text);
     }
 
     /// Returns the sum of a column.
@@ -59,7 +63,8 @@ impl Report {
     pub fn row_done(&self) {
         clear();
         if let Some((name, counts)) = self.rows.last() {
-            let counts: Vec<_> = self.columns.iter().filter_map(|name| Some(format!("{} {name}", counts.get(name)?))).collect();
+            let counts: Vec<_> =
+                self.columns.iter().filter_map(|name| Some(format!("{} {name}", counts.get(name)?))).collect();
             println!("{name}: {}", counts.join(", "));
         }
     }
@@ -67,7 +72,11 @@ impl Report {
     /// Returns the table, with sums.
     pub fn table(&self) -> String {
         let sums = self.columns.iter().map(|&name| (name, self.sum(name))).collect();
-        let rows = self.rows.iter().map(|(name, counts)| (name.as_str(), counts)).chain([("sum", &sums)]);
+        let rows = self
+            .rows
+            .iter()
+            .map(|(name, counts)| (name.as_str(), counts))
+            .chain(self.has_sums.then_some(("sum", &sums)));
         let rows: Vec<_> = rows.collect();
         let widest = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default().max("scenario".len());
         let mut text = format!("| {:widest$} |", "scenario");

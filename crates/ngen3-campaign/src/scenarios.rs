@@ -77,20 +77,32 @@ pub const ALL: &[Scenario] = &[
         name: "tokenize",
         old: &["tokenize --dataset x --txt a.txt --tokenizer t.json --threads 1"],
         line: "tokenize --dataset x --txt b.txt --tokenizer bytes.json --threads 1",
-        opens: &[("_data_x_/data.bin", "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 --overwrite")],
+        opens: &[(
+            "_data_x_/data.bin",
+            "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 \
+                --overwrite",
+        )],
         ..EMPTY
     },
     Scenario {
         name: "tokenize-chats",
         line: "tokenize --dataset x --chats chats.jsonl --tokenizer t.json --threads 1",
-        opens: &[("_data_x_/data.bin", "finetune --model_checkpoint base.pt --data _data_x_ --finetune_iters 1 --eval_iters 1 --sample_length 1 --out ../opened/x.pt --threads 1 --overwrite")],
+        opens: &[(
+            "_data_x_/data.bin",
+            "finetune --model_checkpoint base.pt --data _data_x_ --finetune_iters 1 --eval_iters 1 --sample_length 1 \
+                --out ../opened/x.pt --threads 1 --overwrite",
+        )],
         ..EMPTY
     },
     Scenario {
         name: "hf_tokenize",
         old: &["hf_tokenize --hf_dataset old_rows.jsonl --dataset x --tokenizer t.json --threads 1"],
         line: "hf_tokenize --hf_dataset rows.jsonl --dataset x --tokenizer t.json --threads 1",
-        opens: &[("_data_x_/data.bin", "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 --overwrite")],
+        opens: &[(
+            "_data_x_/data.bin",
+            "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 \
+                --overwrite",
+        )],
         ..EMPTY
     },
     Scenario {
@@ -102,7 +114,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "train",
-        line: "train --config tiny.toml --data _data_d_ --max_iters 30 --log_interval 1 --save_interval 2 --eval_interval 5 --eval_iters 1 --dropout 0.1 --eval_sample 4 --out x.pt --threads 1",
+        line: "train --config tiny.toml --data _data_d_ --max_iters 30 --log_interval 1 --save_interval 2 \
+            --eval_interval 5 --eval_iters 1 --dropout 0.1 --eval_sample 4 --out x.pt --threads 1",
         resume: Some(("x.state/state.safetensors", "train --data _data_d_ --out x.pt --resume --threads 1")),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl", "x.run/samples.jsonl"],
@@ -112,8 +125,10 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "train-overwrite",
-        old: &["train --config tiny.toml --data _data_d_ --max_iters 4 --eval_iters 1 --seed 5 --out x.safetensors --threads 1"],
-        line: "train --config tiny.toml --data _data_d_ --max_iters 12 --log_interval 1 --save_interval 2 --eval_interval 5 --eval_iters 1 --keep_best --out x.safetensors --threads 1 --overwrite",
+        old: &["train --config tiny.toml --data _data_d_ --max_iters 4 --eval_iters 1 --seed 5 --out x.safetensors \
+                --threads 1"],
+        line: "train --config tiny.toml --data _data_d_ --max_iters 12 --log_interval 1 --save_interval 2 \
+            --eval_interval 5 --eval_iters 1 --keep_best --out x.safetensors --threads 1 --overwrite",
         saved: &["x.safetensors", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl"],
         opens: &[("x.safetensors", "sample --model_checkpoint x.safetensors --prompt the --length 2 --threads 1")],
@@ -121,8 +136,14 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "distill",
-        line: "distill --teacher_model_path base.pt --config tiny.toml --data _data_d_ --max_iters 12 --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --teacher_cache cache --teacher_top_k 8 --out x.pt --threads 1",
-        resume: Some(("x.state/state.safetensors", "distill --teacher_model_path base.pt --data _data_d_ --teacher_cache cache --teacher_top_k 8 --out x.pt --resume --threads 1")),
+        line: "distill --teacher_model_path base.pt --config tiny.toml --data _data_d_ --max_iters 12 \
+            --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --teacher_cache cache \
+            --teacher_top_k 8 --out x.pt --threads 1",
+        resume: Some((
+            "x.state/state.safetensors",
+            "distill --teacher_model_path base.pt --data _data_d_ --teacher_cache cache --teacher_top_k 8 --out x.pt \
+                --resume --threads 1",
+        )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "cache/cache.json"],
         logs: &["x.run/metrics.jsonl"],
         opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
@@ -131,8 +152,14 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "teacher-writes",
-        line: "distill --teacher_model_path base.pt --config tiny.toml --data _data_d_ --max_iters 4 --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --teacher_writes 24 --teacher_length 8 --teacher_texts written --out x.pt --threads 1",
-        resume: Some(("x.state/state.safetensors", "distill --teacher_model_path base.pt --data _data_d_ --teacher_writes 24 --teacher_length 8 --teacher_texts written --out x.pt --resume --threads 1")),
+        line: "distill --teacher_model_path base.pt --config tiny.toml --data _data_d_ --max_iters 4 \
+            --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --teacher_writes 24 \
+            --teacher_length 8 --teacher_texts written --out x.pt --threads 1",
+        resume: Some((
+            "x.state/state.safetensors",
+            "distill --teacher_model_path base.pt --data _data_d_ --teacher_writes 24 --teacher_length 8 \
+                --teacher_texts written --out x.pt --resume --threads 1",
+        )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl", "written/texts.jsonl"],
         opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
@@ -140,8 +167,12 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "finetune",
-        line: "finetune --model_checkpoint base.pt --data _data_chats_ --finetune_iters 8 --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --sample_length 2 --out x.pt --threads 1",
-        resume: Some(("x.state/state.safetensors", "finetune --data _data_chats_ --out x.pt --resume --sample_length 2 --threads 1")),
+        line: "finetune --model_checkpoint base.pt --data _data_chats_ --finetune_iters 8 --log_interval 1 \
+            --save_interval 2 --eval_interval 4 --eval_iters 1 --sample_length 2 --out x.pt --threads 1",
+        resume: Some((
+            "x.state/state.safetensors",
+            "finetune --data _data_chats_ --out x.pt --resume --sample_length 2 --threads 1",
+        )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "x.run/reference.json"],
         logs: &["x.run/metrics.jsonl"],
         opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
@@ -150,9 +181,20 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "lora",
-        line: "finetune --model_checkpoint base.pt --data _data_chats_ --lora_rank 2 --finetune_iters 8 --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --sample_length 2 --out x.pt --threads 1",
-        resume: Some(("x.state/state.safetensors", "finetune --data _data_chats_ --out x.pt --resume --sample_length 2 --threads 1")),
-        saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "x.run/reference.json", "x.adapter/adapter_model.safetensors"],
+        line: "finetune --model_checkpoint base.pt --data _data_chats_ --lora_rank 2 --finetune_iters 8 \
+            --log_interval 1 --save_interval 2 --eval_interval 4 --eval_iters 1 --sample_length 2 --out x.pt \
+            --threads 1",
+        resume: Some((
+            "x.state/state.safetensors",
+            "finetune --data _data_chats_ --out x.pt --resume --sample_length 2 --threads 1",
+        )),
+        saved: &[
+            "x.pt",
+            "x.state/state.safetensors",
+            "x.run/loss.svg",
+            "x.run/reference.json",
+            "x.adapter/adapter_model.safetensors",
+        ],
         logs: &["x.run/metrics.jsonl"],
         opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
         weight: 80,
@@ -162,9 +204,20 @@ pub const ALL: &[Scenario] = &[
         name: "make",
         line: "make --txt a.txt --minutes 0.1 --out x.pt --threads 1",
         resume: Some(("x.state/state.safetensors", "train --data _data_x_ --out x.pt --resume --threads 1")),
-        saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "x_tokenizer.json", "_data_x_/data.bin", "_data_x_/meta.json", "_data_x_/tokenizer.json"],
+        saved: &[
+            "x.pt",
+            "x.state/state.safetensors",
+            "x.run/loss.svg",
+            "x_tokenizer.json",
+            "_data_x_/data.bin",
+            "_data_x_/meta.json",
+            "_data_x_/tokenizer.json",
+        ],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1"), ("exported_x", "sample --model_checkpoint exported_x --prompt the --length 2 --threads 1")],
+        opens: &[
+            ("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1"),
+            ("exported_x", "sample --model_checkpoint exported_x --prompt the --length 2 --threads 1"),
+        ],
         kind: Kind::Timed,
         weight: 10,
         ..EMPTY
@@ -182,7 +235,10 @@ pub const ALL: &[Scenario] = &[
         old: &["export --model_path base.pt --output_dir x --format gguf --dtype f16"],
         line: "export --model_path base.pt --output_dir x --format gguf --dtype q8_0 --overwrite",
         whole: Some("x"),
-        opens: &[("x/base-f16.gguf", "sample --model_checkpoint x/base-f16.gguf --prompt the --length 2 --threads 1"), ("x/base-q8_0.gguf", "sample --model_checkpoint x/base-q8_0.gguf --prompt the --length 2 --threads 1")],
+        opens: &[
+            ("x/base-f16.gguf", "sample --model_checkpoint x/base-f16.gguf --prompt the --length 2 --threads 1"),
+            ("x/base-q8_0.gguf", "sample --model_checkpoint x/base-q8_0.gguf --prompt the --length 2 --threads 1"),
+        ],
         ..EMPTY
     },
     Scenario {
@@ -211,8 +267,10 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "eval",
         timed: &["x.json"],
-        old: &["eval --model_checkpoint base.pt --tasks perplexity --text a.txt --limit 4 --out x.json --no_merge --threads 1"],
-        line: "eval --model_checkpoint base.pt --tasks perplexity --text b.txt --limit 4 --out x.json --log_samples asked --threads 1",
+        old: &["eval --model_checkpoint base.pt --tasks perplexity --text a.txt --limit 4 --out x.json --no_merge \
+                --threads 1"],
+        line: "eval --model_checkpoint base.pt --tasks perplexity --text b.txt --limit 4 --out x.json \
+            --log_samples asked --threads 1",
         opens: &[("base.pt", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1")],
         ..EMPTY
     },
@@ -235,7 +293,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "two-ranks",
-        line: "train --config tiny.toml --data _data_d_ --max_iters 20 --log_interval 1 --save_interval 2 --eval_interval 5 --eval_iters 2 --gradient_accumulation 2 --out x.pt --threads 1",
+        line: "train --config tiny.toml --data _data_d_ --max_iters 20 --log_interval 1 --save_interval 2 \
+            --eval_interval 5 --eval_iters 2 --gradient_accumulation 2 --out x.pt --threads 1",
         resume: Some(("x.state/state.safetensors", "train --data _data_d_ --out x.pt --resume --threads 1")),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl"],

@@ -52,7 +52,8 @@ impl Server {
         );
         let mut socket = TcpStream::connect(("127.0.0.1", self.port)).context("cannot reach the server")?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
+        let head =
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
         write!(socket, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
         Ok(socket)
     }

@@ -18,7 +18,8 @@ use crate::tree::{Tree, is_events};
 
 /// Words of the texts.
 const WORDS: [&str; 16] = [
-    "the", "model", "learns", "a", "text", "of", "words", "and", "then", "it", "sleeps", "more", "than", "old", "sea", "king",
+    "the", "model", "learns", "a", "text", "of", "words", "and", "then", "it", "sleeps", "more", "than", "old", "sea",
+    "king",
 ];
 
 /// Shape of the models.
@@ -101,6 +102,8 @@ impl Stage {
     /// If a command fails.
     pub fn new(program: &Program, base: &Tree, scenario: &'static Scenario, folder: &Path) -> Result<Self> {
         let place = folder.join(scenario.name);
+        // Of an earlier campaign with the same folder.
+        let _ = fs::remove_dir_all(&place);
         let start = place.join("start");
         base.write(&start.join("work"))?;
         prepare(&start)?;

@@ -95,7 +95,8 @@ pub fn log_lines(content: &[u8]) -> Result<Vec<Value>> {
     let end = content.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let lines = content[..end].split_inclusive(|&byte| byte == b'\n').enumerate();
     let line = |(index, line): (usize, &[u8])| {
-        let mut line: Value = serde_json::from_slice(line).with_context(|| format!("line {} is not JSON", index + 1))?;
+        let mut line: Value =
+            serde_json::from_slice(line).with_context(|| format!("line {} is not JSON", index + 1))?;
         if let Some(line) = line.as_object_mut() {
             TIMES.iter().for_each(|time| drop(line.remove(*time)));
         }

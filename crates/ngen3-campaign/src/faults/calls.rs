@@ -47,8 +47,9 @@ fn is_file(call: &Call) -> bool {
     !matches!(call.kind, Kind::Memory { .. })
 }
 
+/// Calls that a signal interrupts. Local file systems open folders without a wait.
 fn waits(call: &Call) -> bool {
-    matches!(call.kind, Kind::Open { .. } | Kind::Read { .. } | Kind::Write { .. } | Kind::Sync)
+    matches!(call.kind, Kind::Open { folder: false, .. } | Kind::Read { .. } | Kind::Write { .. } | Kind::Sync)
 }
 
 fn transfers(call: &Call) -> bool {
@@ -146,7 +147,7 @@ fn attempt(
         End::Code(0) => "succeeded",
         // Rust ends a program that cannot allocate.
         End::Signal(6) if outcome.stderr.contains("memory allocation of ") => "aborted",
-        _ => match outcome.improper() {
+        _ => match outcome.improper(scenario.input.is_some()) {
             Some(reason) => return Err(reason),
             None => "refused",
         },
@@ -154,13 +155,16 @@ fn attempt(
     if breaker.fault.harmless && column != "succeeded" {
         return Err(format!("expected success, got {}", outcome.message()));
     }
-    if column == "succeeded" {
-        // An event file or a folder's removal may be what failed.
+    let removes = breaker.failed.iter().any(|call| call.starts_with("unlink") || call.starts_with("rmdir"));
+    if column == "succeeded" && !removes {
         return judge::finished(stage, place).map(|()| column).map_err(|reason| format!("success, but {reason}"));
     }
     let tree = Tree::read(&place.join("work")).map_err(text)?;
+    if column == "succeeded" {
+        // What could not be removed is removed by the next run.
+        return judge::durable(stage, &tree).map(|()| column);
+    }
     judge::compare(stage, &tree, true)?;
-    let removes = breaker.failed.iter().any(|call| call.starts_with("unlink") || call.starts_with("rmdir"));
     if let Some(name) = tree.0.keys().find(|name| is_temporary(name)).filter(|_| !removes && column != "aborted") {
         return Err(format!("{} is left ({})", name.display(), outcome.message()));
     }
@@ -171,9 +175,8 @@ fn attempt(
         judge::open(&campaign.program, stage, place)?;
         let done = judge::finished(stage, place).is_ok();
         if !done {
-            judge::finish(&campaign.program, stage, place).map_err(|reason| {
-                format!("after {:?}: {reason}", outcome.message())
-            })?;
+            judge::finish(&campaign.program, stage, place)
+                .map_err(|reason| format!("after {:?}: {reason}", outcome.message()))?;
         }
     }
     Ok(column)

@@ -18,7 +18,7 @@ pub fn run(campaign: &Campaign, most: usize) -> Result<Report> {
     let mut report = Report::new(&["tries", "succeeded", "refused", "aborted"]);
     calls::run(campaign, most, &mut report)?;
     if campaign.only_try.is_none() {
-        world::run(campaign, &mut report)?;
+        world::run(campaign, most, &mut report)?;
     }
     Ok(report)
 }

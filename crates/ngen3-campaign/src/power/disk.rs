@@ -5,7 +5,7 @@
 //! kept, or kept in part: data without entries, entries without data, one change without another, part of a write at a boundary of
 //! 512 or 4,096 bytes, or a length without its data, which reads as zeros.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,9 @@ pub struct History {
 
 const ROOT: Id = 0;
 
+/// Number of the newest changes of data that are varied one by one.
+const NEWEST: usize = 8;
+
 impl History {
     /// Translates calls on files below `folder`, which started as `old`.
     ///
@@ -160,7 +163,8 @@ impl History {
         for &change in &entries {
             variants.extend([Variant::Without(change), Variant::Only(change), Variant::EntriesUpTo(change)]);
         }
-        for &change in &data {
+        // Data that is not synced for long, such as that of TensorBoard's log, is varied while it is new.
+        for &change in data.iter().rev().take(NEWEST) {
             variants.extend([Variant::Without(change), Variant::Zeros(change)]);
             if let Change::Write { data, .. } = &self.changes[change] {
                 let half = data.len() / 2;
@@ -172,14 +176,18 @@ impl History {
     }
 
     /// Returns the changes that are not durable after so many calls: data and entries.
-    fn pending(&self, calls: usize) -> (Vec<usize>, Vec<usize>) {
+    fn pending(&self, calls: usize) -> (BTreeSet<usize>, BTreeSet<usize>) {
         let done = &self.changes[..self.ends[calls]];
-        let synced = |at: usize, id: Id| done[at..].iter().any(|change| matches!(change, Change::Sync { id: synced } if *synced == id));
-        let open = |owner: &dyn Fn(&Change) -> Option<Id>| {
-            let numbers = done.iter().enumerate().filter(|(at, change)| owner(change).is_some_and(|id| !synced(*at, id)));
-            numbers.map(|(at, _)| at).collect::<Vec<_>>()
-        };
-        (open(&Change::data_of), open(&Change::entry_of))
+        let (mut data, mut entries) = (BTreeSet::new(), BTreeSet::new());
+        for (at, change) in done.iter().enumerate() {
+            if let Change::Sync { id } = change {
+                data.retain(|&at: &usize| self.changes[at].data_of() != Some(*id));
+                entries.retain(|&at: &usize| self.changes[at].entry_of() != Some(*id));
+            }
+            data.extend(change.data_of().map(|_| at));
+            entries.extend(change.entry_of().map(|_| at));
+        }
+        (data, entries)
     }
 
     /// Returns the files of a disk after so many calls.
@@ -330,7 +338,7 @@ mod tests {
     }
 
     fn create(path: &str) -> Call {
-        call(path, Kind::Open { write: true, make: true, truncate: false })
+        call(path, Kind::Open { make: true, folder: false, truncate: false })
     }
 
     fn write(path: &str, text: &str) -> Call {
@@ -370,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_overwritten_in_place_may_be_torn() {
-        let truncate = call("a", Kind::Open { write: true, make: false, truncate: true });
+        let truncate = call("a", Kind::Open { make: false, folder: false, truncate: true });
         let found = states(&[truncate, write("a", &"n".repeat(600))]);
         assert!(found.contains(&String::new()) && found.contains(&"n".repeat(512)) && found.contains(&"old".into()));
     }

@@ -12,8 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use anyhow::Result;
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::campaign::{Campaign, seed_of};
@@ -33,8 +33,7 @@ type Crash = (usize, Variant);
 /// # Errors
 /// If a scenario cannot be prepared or recorded.
 pub fn run(campaign: &Campaign, most: usize) -> Result<Report> {
-    let mut report =
-        Report::new(&["calls", "states", "tries", "old", "new", "between", "refused", "resumed"]);
+    let mut report = Report::new(&["calls", "states", "tries", "old", "new", "between", "refused", "resumed"]);
     if !trace::is_available() {
         println!("SKIPPED: recording system calls (needs Linux on x86_64)");
         return Ok(report);

@@ -28,6 +28,21 @@ struct Recorder {
     unknown: Vec<&'static str>,
 }
 
+impl Recorder {
+    /// Adds a call. Writes that follow each other in one file are one: a disk may tear them anywhere.
+    fn add(&mut self, call: Call) {
+        if let (Some(last), Kind::Write { at, data }) = (self.calls.last_mut(), &call.kind)
+            && let Kind::Write { at: start, data: before } = &mut last.kind
+            && last.path == call.path
+            && *start + before.len() as u64 == *at
+        {
+            before.extend_from_slice(data);
+            return;
+        }
+        self.calls.push(call);
+    }
+}
+
 impl Watch for Recorder {
     fn before(&mut self, _: &Call) -> Action {
         Action::Pass
@@ -43,6 +58,6 @@ impl Watch for Recorder {
             Kind::Write { data, .. } => data.truncate(usize::try_from(result).unwrap_or(0)),
             _ => {}
         }
-        self.calls.push(call);
+        self.add(call);
     }
 }

@@ -17,10 +17,10 @@ pub struct Call {
 pub enum Kind {
     /// Opens a file or folder.
     Open {
-        /// It may be written to.
-        write: bool,
         /// It is made if it is missing, and it is missing.
         make: bool,
+        /// It is opened as a folder.
+        folder: bool,
         /// Its content is dropped.
         truncate: bool,
     },

@@ -83,7 +83,10 @@ fn start(command: Command) -> Result<Pid> {
     let mut words = vec![command.get_program().to_owned()];
     words.extend(command.get_args().map(ToOwned::to_owned));
     let mut shell = Command::new("sh");
-    shell.args(["-c", "exec <\"$CAMPAIGN_IN\" >\"$CAMPAIGN_OUT\" 2>\"$CAMPAIGN_ERR\"; kill -STOP $$; exec \"$0\" \"$@\""]);
+    shell.args([
+        "-c",
+        "exec <\"$CAMPAIGN_IN\" >\"$CAMPAIGN_OUT\" 2>\"$CAMPAIGN_ERR\"; kill -STOP $$; exec \"$0\" \"$@\"",
+    ]);
     shell.args(words).stdin(Stdio::null());
     for (name, value) in command.get_envs() {
         match value {
@@ -216,10 +219,9 @@ fn file_call(pid: Pid, number: i64, args: [u64; 5]) -> Option<(PathBuf, Kind)> {
 
 fn opened(path: PathBuf, flags: u64) -> (PathBuf, Kind) {
     let has = |flag: i32| flags & flag as u64 != 0;
-    let write = flags & libc::O_ACCMODE as u64 != libc::O_RDONLY as u64;
     let make = has(libc::O_CREAT) && !path.exists();
     let truncate = has(libc::O_TRUNC) && !make;
-    (path, Kind::Open { write, make, truncate })
+    (path, Kind::Open { make, folder: has(libc::O_DIRECTORY), truncate })
 }
 
 fn renamed(from: PathBuf, to: PathBuf, flags: u64) -> (PathBuf, Kind) {

@@ -16,7 +16,8 @@ use crate::Error;
 const REPLACED: &str = ".old";
 
 /// Folder being written. Dropping it before [`NewFolder::commit`] discards it and keeps the old folder.
-pub(crate) struct NewFolder {
+#[derive(Debug)]
+pub struct NewFolder {
     path: PathBuf,
     temp: TempDir,
     /// Lock of the temporary folder.
@@ -25,7 +26,7 @@ pub(crate) struct NewFolder {
 
 impl NewFolder {
     /// Creates a temporary folder beside `path`, which must be missing or empty. With `overwrite`, it may also hold writable
-    /// files whose names `ours` recognises as parts of an export; nothing else is deleted.
+    /// files whose names `ours` recognises as parts of it; nothing else is deleted.
     ///
     /// # Errors
     /// [`Error::Write`] naming `path`.
@@ -147,4 +148,48 @@ fn temporary(path: &Path, ending: &str) -> io::Result<(Option<File>, TempDir)> {
         let folder = builder.tempdir_in(parent)?;
         Ok((File::open(folder.path()).ok(), folder))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::files::write_atomic;
+
+    #[test]
+    fn a_folder_takes_the_place_of_the_old_one_and_nothing_else_is_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("x");
+        // A program was killed after its folder had changed places with the old one.
+        let left = parent.path().join(".x.Ab3x45.tmp");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("a"), "older").unwrap();
+        for text in ["old", "new"] {
+            let new = NewFolder::create(&path, true, |name| name == "a").unwrap();
+            write_atomic(&new.files().join("a"), |file| file.write_all(text.as_bytes())).unwrap();
+            new.commit().unwrap();
+            assert_eq!(fs::read_to_string(path.join("a")).unwrap(), text);
+            assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "{text}");
+        }
+        drop(NewFolder::create(&path, true, |name| name == "a").unwrap());
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "new");
+        assert!(NewFolder::create(&path, true, |name| name == "b").is_err(), "files of others are not replaced");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn folders_change_places_in_one_step() {
+        let parent = tempfile::tempdir().unwrap();
+        let (a, b) = (parent.path().join("a"), parent.path().join("b"));
+        fs::create_dir_all(a.join("of_a")).unwrap();
+        fs::create_dir(&b).unwrap();
+        if exchange(&a, &b) {
+            assert!(b.join("of_a").is_dir() && !a.join("of_a").exists());
+        } else {
+            println!("SKIPPED: this file system cannot exchange two folders");
+        }
+        assert!(!exchange(&a, &parent.path().join("missing")));
+    }
 }

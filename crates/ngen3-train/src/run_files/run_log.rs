@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ngen3_model::files::write_atomic;
+use ngen3_model::files::{create_folders, write_atomic};
 
 use crate::Error;
 use crate::run_files::metrics::MetricsLine;
@@ -45,7 +45,7 @@ impl RunLog {
     /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if a line of `metrics.jsonl` is
     /// invalid.
     pub fn open(folder: &Path, from: u64) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        create_folders(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("metrics.jsonl");
         let lines = match from.checked_sub(1) {
             None => Vec::new(),
