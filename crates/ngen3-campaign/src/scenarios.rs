@@ -244,6 +244,8 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "export-new",
         line: "export --model_path base.pt --output_dir x",
+        // It replaces nothing unless it is told to.
+        resume: Some(("x", "export --model_path base.pt --output_dir x --overwrite")),
         whole: Some("x"),
         opens: &[("x", "sample --model_checkpoint x --prompt the --length 2 --threads 1")],
         weight: 40,

@@ -165,7 +165,10 @@ fn attempt(
         return judge::durable(stage, &tree).map(|()| column);
     }
     judge::compare(stage, &tree, true)?;
-    if let Some(name) = tree.0.keys().find(|name| is_temporary(name)).filter(|_| !removes && column != "aborted") {
+    // An old folder whose replacement cannot be made durable is kept until the next run.
+    let keeps = breaker.failed.iter().any(|call| call.ends_with(" work"));
+    let left = tree.0.keys().find(|name| is_temporary(name));
+    if let Some(name) = left.filter(|_| !removes && !keeps && column != "aborted") {
         return Err(format!("{} is left ({})", name.display(), outcome.message()));
     }
     // What was judged before, or is as before the command, is known to be good.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{compare, scenario};
+use super::figures::{compare, scenario};
 use crate::campaign::Campaign;
 use crate::process::Gauge;
 use crate::report::Report;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{compare, scenario};
+use super::figures::{compare, scenario};
 use crate::campaign::Campaign;
 use crate::process::{Gauge, interrupt};
 use crate::program::{read_text, wait};

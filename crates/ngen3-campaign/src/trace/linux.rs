@@ -17,7 +17,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::call::{Call, Kind};
-use super::{Action, End, PATIENCE, Watch};
+use super::watch::{Action, End, PATIENCE, Watch};
 
 /// Longest path that is read.
 const PATH_BYTES: usize = 4096;

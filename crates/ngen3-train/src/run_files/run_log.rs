@@ -112,11 +112,16 @@ fn read_lines(path: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     parse_lines(&text, step).map_err(|what| Error::file(path, what))
 }
 
-/// Parses the lines up to `step`. An incomplete last line, left by a killed run, is dropped.
+/// Parses the lines up to `step`. An incomplete last line, left by a killed run, is dropped, and so is everything from a line on that
+/// a power failure left as zeros.
 fn parse_lines(text: &str, step: u64) -> Result<Vec<MetricsLine>, String> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let mut lines: Vec<MetricsLine> = Vec::new();
     for (index, text) in whole.lines().enumerate() {
+        // After a power failure, a line that was not synced may be zeros. All lines before the saved state were synced.
+        if text.contains('\0') {
+            break;
+        }
         let line: MetricsLine = serde_json::from_str(text).map_err(|error| {
             format!("line {}: expected metrics of a training run ({error}); move the file away", index + 1)
         })?;
@@ -228,6 +233,11 @@ mod tests {
         drop(log);
         // A killed run can leave an incomplete line.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":5,\"trai").unwrap();
+
+        assert_eq!(steps(&path), [0, 1, 2, 3, 4]);
+        // A power failure can lose a line before others.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"\0\0\0\0\n{\"step\":6}\n").unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 3, 4]);
 
         let mut log = RunLog::open(&folder, 3).unwrap();
         assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are removed at once");
