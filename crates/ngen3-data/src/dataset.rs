@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ngen3_model::TokenizerRef;
-use ngen3_model::files::{self, AtomicFile, write_atomic};
+use ngen3_model::files::{self, AtomicFile, NewFolder, write_atomic};
 use ngen3_model::hash::{hex, sha256};
 use ngen3_model::words::grouped_count;
 use sha2::{Digest, Sha256};
@@ -159,8 +159,7 @@ pub fn build_texts<'t>(
     texts: impl Iterator<Item = &'t str>,
 ) -> Result<DatasetMeta, Error> {
     let folder = DatasetFolder::create(folder.into())?;
-    let data = folder.path.join(DATA_FILE);
-    let mut writer = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let mut writer = folder.writer(DATA_FILE, Dtype::for_vocab(tokenizer.vocab_size()))?;
     let (mut documents, mut missing, mut found, mut ids) = (0, MissingChars::default(), false, Vec::new());
     for text in texts {
         ids.clear();
@@ -186,7 +185,7 @@ pub fn build_texts<'t>(
         missing_characters: Some(missing.count).filter(|&count| count > 0),
         chat: None,
     };
-    commit_dataset(&folder, writer, None, meta.clone(), tokenizer)?;
+    commit_dataset(folder, writer, None, meta.clone(), tokenizer)?;
     Ok(meta)
 }
 
@@ -214,7 +213,7 @@ impl<'a> DatasetBuilder<'a> {
         let Self { folder, tokenizer, threads, stop } = self;
         let folder = DatasetFolder::create(folder)?;
         let data = folder.path.join(DATA_FILE);
-        let mut writer = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
+        let mut writer = folder.writer(DATA_FILE, Dtype::for_vocab(tokenizer.vocab_size()))?;
         let mut reader = start(&folder.path, tokenizer.clone())?;
         let (start, end) = (tokenizer.document_start(), tokenizer.eot());
         let (mut text_bytes, mut documents, mut missing) = (0, 0, MissingChars::default());
@@ -272,22 +271,34 @@ impl<'a> DatasetBuilder<'a> {
             missing_characters: Some(missing.count).filter(|&count| count > 0),
             chat: None,
         };
-        commit_dataset(&folder, writer, None, meta, &tokenizer)?;
+        // A scratch file of it may be in the folder.
+        drop(reader);
+        commit_dataset(folder, writer, None, meta, &tokenizer)?;
         let [start_of_text, end_of_text] = [start, end].map(|id| Some(tokenizer.decode(&[id?])));
         Ok(DatasetSummary { data, text_bytes, text_tokens, documents, start_of_text, end_of_text })
     }
 }
 
-/// Renames the finished files into place and adds their hashes to `meta.json`. Each rename is atomic; a crash in between leaves
-/// files that do not match, which the token count and the hashes reveal when they are opened.
+/// Writes the files that describe the tokens, then replaces those of an older dataset by all of them at once.
 pub(crate) fn commit_dataset(
+    folder: DatasetFolder,
+    writer: TokenWriter,
+    mask: Option<TokenWriter>,
+    meta: DatasetMeta,
+    tokenizer: &Tokenizer,
+) -> Result<(), Error> {
+    write_all(&folder, writer, mask, meta, tokenizer).map_err(|error| folder.explain(error))?;
+    folder.commit()
+}
+
+fn write_all(
     folder: &DatasetFolder,
     writer: TokenWriter,
     mask: Option<TokenWriter>,
     mut meta: DatasetMeta,
     tokenizer: &Tokenizer,
 ) -> Result<(), Error> {
-    let path = |name| folder.path.join(name);
+    let path = |name| folder.files().join(name);
     meta.sha256 = writer.commit()?;
     match (mask, &mut meta.chat) {
         (Some(mask), Some(chat)) => chat.mask_sha256 = mask.commit()?,
@@ -304,7 +315,6 @@ pub(crate) fn commit_dataset(
         serde_json::to_writer_pretty(&mut *file, &meta)?;
         file.write_all(b"\n")
     })?;
-    folder.keep();
     Ok(())
 }
 
@@ -318,18 +328,24 @@ fn remove_if_there(path: &Path) -> Result<(), Error> {
 /// The dataset's folder; dropping it removes the folder if it is new and nothing was kept.
 pub(crate) struct DatasetFolder {
     pub(crate) path: PathBuf,
-    remove_on_drop: std::cell::Cell<bool>,
+    remove_on_drop: bool,
+    /// Folder that will replace it, unless it holds files of others, such as links or a teacher's texts: then its own are replaced
+    /// one by one, and a mixture of old and new ones is recognised by `meta.json`.
+    new: Option<NewFolder>,
 }
 
 impl DatasetFolder {
     /// Creates the folder if needed. Checks before any work that each file to be written or removed in it can be.
     pub(crate) fn create(path: PathBuf) -> Result<Self, Error> {
         let created = match std::fs::create_dir(&path) {
-            Ok(()) => true,
+            Ok(()) => {
+                files::sync_folder(files::folder_of(&path)).map_err(|error| Error::write(&path, error))?;
+                true
+            }
             Err(_) if path.is_dir() => false,
             Err(error) => return Err(Error::write(path, error)),
         };
-        let folder = Self { path, remove_on_drop: created.into() };
+        let mut folder = Self { path, remove_on_drop: created, new: None };
         let at = |name| folder.path.join(name);
         for name in [DATA_FILE, META_FILE, TOKENIZER_FILE, MASK_FILE] {
             files::check(&at(name))?;
@@ -343,17 +359,53 @@ impl DatasetFolder {
                 data.display()
             )));
         }
+        let ours = |name: &str| [DATA_FILE, META_FILE, TOKENIZER_FILE, MASK_FILE].contains(&name);
+        if !folder.path.is_symlink() {
+            folder.new = NewFolder::create(&folder.path, true, ours).ok();
+        }
         Ok(folder)
     }
 
-    fn keep(&self) {
-        self.remove_on_drop.set(false);
+    /// Opens a file to write tokens into.
+    pub(crate) fn writer(&self, name: &str, dtype: Dtype) -> Result<TokenWriter, Error> {
+        let file = AtomicFile::create(&self.files().join(name)).map_err(|error| self.explain(error.into()))?;
+        Ok(TokenWriter::new(self.path.join(name), file, dtype))
+    }
+
+    /// Returns the folder to write into: the new one, or the dataset's own.
+    fn files(&self) -> &Path {
+        self.new.as_ref().map_or(&self.path, NewFolder::files)
+    }
+
+    /// Replaces a temporary path in an error by the final one.
+    fn explain(&self, error: Error) -> Error {
+        match (&self.new, error) {
+            (Some(new), Error::Write(error)) => Error::Write(new.explain(error)),
+            (_, error) => error,
+        }
+    }
+
+    /// Puts the new folder in the place of the old one.
+    fn commit(mut self) -> Result<(), Error> {
+        if let Some(new) = self.new.take() {
+            // As private as those that they replace.
+            for name in ["", DATA_FILE, META_FILE, TOKENIZER_FILE, MASK_FILE] {
+                let (old, new) = (self.path.join(name), new.files().join(name));
+                if let Some(old) = std::fs::metadata(&old).ok().filter(|_| new.exists()) {
+                    std::fs::set_permissions(&new, old.permissions())
+                        .map_err(|error| Error::write(&self.path, error))?;
+                }
+            }
+            new.commit()?;
+        }
+        self.remove_on_drop = false;
+        Ok(())
     }
 }
 
 impl Drop for DatasetFolder {
     fn drop(&mut self) {
-        if self.remove_on_drop.get() {
+        if self.remove_on_drop {
             // Fails if the folder is not empty after all; then it must stay.
             let _ = std::fs::remove_dir(&self.path);
         }
@@ -371,9 +423,8 @@ pub(crate) struct TokenWriter {
 }
 
 impl TokenWriter {
-    pub(crate) fn create(path: &Path, dtype: Dtype) -> Result<Self, Error> {
-        let file = AtomicFile::create(path)?;
-        Ok(Self { path: path.into(), file, dtype, tokens: 0, hash: Sha256::new(), bytes: Vec::new() })
+    fn new(path: PathBuf, file: AtomicFile, dtype: Dtype) -> Self {
+        Self { path, file, dtype, tokens: 0, hash: Sha256::new(), bytes: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, ids: &[u32]) -> Result<(), Error> {

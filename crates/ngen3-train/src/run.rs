@@ -92,6 +92,8 @@ pub(crate) struct Run<'a> {
     pub pace: Pace,
     /// Step of the state on disk.
     saved: Option<u64>,
+    /// The next save writes the model before the state.
+    model_first: bool,
     /// Seconds of the first evaluation and checkpoint, before the first step.
     before_steps_s: f64,
     clock: Instant,
@@ -125,6 +127,7 @@ impl<'a> Run<'a> {
             progress,
             pace,
             saved: None,
+            model_first: false,
             before_steps_s: 0.0,
             clock,
             wire,
@@ -167,6 +170,14 @@ impl<'a> Run<'a> {
         }
         // A run that was interrupted at step 0 starts again.
         self.progress = TrainProgress { elapsed_s: job.progress.elapsed_s, ..TrainProgress::default() };
+        // The files of another run are replaced state first, so that its state never stands beside a model of this run.
+        let replaces = sums::any(&*job.world, job.world.is_root() && job.paths.state.exists());
+        if replaces {
+            self.save_state()?;
+        }
+        // Otherwise a state stands beside a model at all times, since finetune resumes with both. A run that is killed between the two
+        // starts again.
+        self.model_first = !replaces;
         let evaluation = if self.settings.max_iters == 0 { Evaluation::NothingHeldOut } else { self.evaluate()? };
         self.save(evaluation)?;
         if job.adapters.is_none() && job.world.is_root() {
@@ -304,7 +315,8 @@ impl<'a> Run<'a> {
         Ok(evaluation)
     }
 
-    /// Writes the state, then the model: after a crash in between the state is newer, and resuming rewrites the model.
+    /// Writes the state, then the model: after a crash in between the state is newer, and resuming rewrites the model. The first save
+    /// of a new run is the other way round.
     /// Weights are saved only if their loss is finite: the evaluation's, or that of one batch.
     fn save(&mut self, evaluation: Evaluation) -> Result<(), Error> {
         let (job, step) = (self.job, self.progress.step);
@@ -312,25 +324,39 @@ impl<'a> Run<'a> {
             let loss = self.objective.probe(self.trainer)?;
             self.check("loss", loss, step)?;
         }
-        self.progress.elapsed_s = self.elapsed_s();
-        let mut saved = state::save(
-            &job.paths.state,
-            &job.record(&self.settings, &self.progress),
-            self.trainer,
-            &*job.world,
-            &job.shares,
-            self.rounds.as_ref().map(Rounds::momentum),
-        );
+        let model_first = std::mem::take(&mut self.model_first);
+        let save_model = |run: &Self| match run.keeps_best() {
+            false => job.save_model(run.trainer, &run.settings, &run.progress),
+            true => Ok(()),
+        };
+        let mut saved = if model_first { save_model(self) } else { Ok(()) };
+        if saved.is_ok() {
+            saved = self.save_state();
+        }
         if saved.is_ok() {
             self.saved = Some(step);
-            if !self.keeps_best() {
-                saved = job.save_model(self.trainer, &self.settings, &self.progress);
+            if !model_first {
+                saved = save_model(self);
             }
         }
         saved.map_err(|what| match self.saved {
             Some(step) => Error::Save { what: what.into(), step },
             None => what,
         })
+    }
+
+    /// Writes the state.
+    fn save_state(&mut self) -> Result<(), Error> {
+        self.progress.elapsed_s = self.elapsed_s();
+        let job = self.job;
+        state::save(
+            &job.paths.state,
+            &job.record(&self.settings, &self.progress),
+            self.trainer,
+            &*job.world,
+            &job.shares,
+            self.rounds.as_ref().map(Rounds::momentum),
+        )
     }
 
     /// Returns `true` if the model file holds the best model instead of the latest. Without held-out data there is no best.

@@ -46,7 +46,13 @@ fn holds(path: &Path, format: &OutputFormat) -> io::Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(error),
     };
-    let start = file.fill_buf()?;
+    // Unlike a read, it does not repeat what a signal interrupted.
+    while let Err(error) = file.fill_buf() {
+        if error.kind() != ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    let start = file.buffer();
     if start.is_empty() {
         return Ok(true);
     }

@@ -32,6 +32,7 @@ mod threads;
 mod training;
 mod world;
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -56,7 +57,7 @@ fn run() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match check_environment().and_then(|()| command.run(&definition)) {
+    match check_environment().and_then(|()| caught(|| command.run(&definition))) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of stdout has seen enough (`ngen3 … | head`), which is no failure.
         Err(error) if error.is::<stdout::Closed>() => ExitCode::SUCCESS,
@@ -70,6 +71,14 @@ fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a command; returns the error with which the engine unwinds where it cannot return one, out of memory within a product.
+fn caught(run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| match payload.downcast::<ngen3_engine::Error>() {
+        Ok(error) => Err((*error).into()),
+        Err(payload) => resume_unwind(payload),
+    })
 }
 
 /// Rejects a value of `NGEN3_SIMD` that names no instruction set of this processor.

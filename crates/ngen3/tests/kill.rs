@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Instant;
 
-use common::{contents, ngen3, succeed};
+use common::{contents, fail, ngen3, succeed};
 use ngen3_model::Checkpoint;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -95,4 +95,18 @@ fn killed_at_twenty_random_moments_a_run_is_the_run_that_was_never_killed() {
     let resume = killed.path().join("tiny_model.state/state.safetensors").exists();
     succeed(killed.path(), &if resume { format!("{LINE} --resume") } else { LINE.to_owned() });
     check_whole(killed.path());
+}
+
+#[test]
+fn a_run_that_was_killed_before_its_first_state_starts_again_and_a_trained_model_is_kept() {
+    let folder = folder();
+    let folder = folder.path();
+    let line = |steps: u32| format!("train --config tiny.toml --data data.bin --eval_iters 1 --max_iters {steps}");
+    // The first save of a run writes the model, then the state.
+    succeed(folder, &line(0));
+    fs::remove_dir_all(folder.join("tiny_model.state")).unwrap();
+    succeed(folder, &line(3));
+    fs::remove_dir_all(folder.join("tiny_model.state")).unwrap();
+    let error = fail(folder, &line(3), 1);
+    assert!(error.contains("tiny_model.pt already exists"), "{error}");
 }

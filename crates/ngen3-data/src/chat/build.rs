@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::encode::ChatEncoder;
 use super::gather::{ChatInput, ChatReading, gather};
 use super::marks;
-use crate::dataset::{DatasetBuilder, DatasetFolder, TokenWriter, commit_dataset};
+use crate::dataset::{DatasetBuilder, DatasetFolder, commit_dataset};
 use crate::source::Event;
 use crate::token_file::{ChatMeta, DATA_FILE, DatasetMeta, Dtype, MASK_FILE};
 use crate::{Error, TokenizerFile};
@@ -50,8 +50,8 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
     let folder = DatasetFolder::create(folder)?;
     let data = folder.path.join(DATA_FILE);
     let encoder = ChatEncoder::with_template(tokenizer.clone(), spec.template)?;
-    let mut ids = TokenWriter::create(&data, Dtype::for_vocab(tokenizer.vocab_size()))?;
-    let mut mask = TokenWriter::create(&folder.path.join(MASK_FILE), Dtype::Uint16)?;
+    let mut ids = folder.writer(DATA_FILE, Dtype::for_vocab(tokenizer.vocab_size()))?;
+    let mut mask = folder.writer(MASK_FILE, Dtype::Uint16)?;
     let (mut conversations, mut num_target_tokens) = (0, 0);
     let gathered = gather(spec.input, &encoder, &spec.reading, stop, progress, &mut |found| {
         conversations += 1;
@@ -86,7 +86,7 @@ pub fn build_chats(spec: &ChatSpec, stop: &AtomicBool, progress: &mut dyn FnMut(
             format: encoder.template().format().clone(),
         })),
     };
-    commit_dataset(&folder, ids, Some(mask), meta, &tokenizer)?;
+    commit_dataset(folder, ids, Some(mask), meta, &tokenizer)?;
     Ok(ChatSummary { data, conversations, tokens, num_target_tokens })
 }
 

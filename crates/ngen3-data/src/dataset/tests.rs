@@ -179,3 +179,31 @@ fn names(folder: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+#[test]
+fn all_files_are_replaced_at_once_as_private_as_before_and_files_of_others_stay() {
+    let root = tempfile::tempdir().unwrap();
+    let (text, folder) = (root.path().join("a.txt"), root.path().join("_data_x_"));
+    let build = |content: &str| {
+        fs::write(&text, content).unwrap();
+        let summary = make(root.path(), &[Source::Path(text.clone())], None, 1).unwrap();
+        TokenFile::open(&summary.data).unwrap().verify().unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2, "nothing temporary is left");
+    };
+    build("one");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let number = || fs::metadata(&folder).unwrap().ino();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(folder.join("data.bin"), fs::Permissions::from_mode(0o600)).unwrap();
+        let before = number();
+        build("another text");
+        assert_ne!(number(), before, "a new folder took the place of the old one");
+        assert_eq!((mode(&folder), mode(&folder.join("data.bin"))), (0o700, 0o600));
+    }
+    fs::write(folder.join("notes.txt"), "mine").unwrap();
+    build("a third text");
+    assert_eq!(names(&folder), ["data.bin", "meta.json", "notes.txt"]);
+}

@@ -1,10 +1,9 @@
 //! Samples: every question with a model's scores, as JSON lines in the harness's format.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use ngen3_model::files::write_atomic;
+use ngen3_model::files::{create_folders, write_atomic};
 use serde_json::{Map, json};
 
 use crate::results::task_result::ResultDetails;
@@ -16,7 +15,7 @@ impl Report {
     /// # Errors
     /// [`Error::Write`] with the file's path.
     pub fn write_samples(&self, evaluation: &Evaluation, folder: &Path) -> Result<(), Error> {
-        fs::create_dir_all(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source })?;
+        create_folders(folder).map_err(|source| ngen3_model::Error::Write { path: folder.into(), source })?;
         for one in &self.measured {
             let ResultDetails::Task { samples, .. } = &one.details else { continue };
             let Some(prepared) = evaluation.tasks.iter().find(|prepared| prepared.task.name() == one.name) else {

@@ -35,14 +35,60 @@ pub(super) fn write(
     params: &[f32],
     meta: &CheckpointMeta,
 ) -> io::Result<()> {
-    let mut zip = ZipWriter::new(file);
-    if let Err(error) = write_parts(&mut zip, config, list, params, meta) {
-        // Dropping it would try to finish the archive on the failing disk and print to stderr.
-        std::mem::forget(zip);
-        return Err(error);
+    let mut sink = Latch { file, position: 0, error: None };
+    let written = {
+        let mut zip = ZipWriter::new(&mut sink);
+        write_parts(&mut zip, config, list, params, meta).and_then(|()| Ok(zip.finish().map(drop)?))
+    };
+    sink.error.map_or(written, Err)
+}
+
+/// File that keeps its first error and then accepts anything: a `ZipWriter` that meets an error prints to stderr when it is dropped.
+struct Latch<'a, W> {
+    file: &'a mut W,
+    position: u64,
+    error: Option<io::Error>,
+}
+
+impl<W> Latch<'_, W> {
+    fn keep(&mut self, found: io::Result<u64>, otherwise: u64) -> u64 {
+        found.unwrap_or_else(|error| {
+            self.error = Some(error);
+            otherwise
+        })
     }
-    zip.finish()?;
-    Ok(())
+}
+
+impl<W: Write> Write for Latch<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.error.is_none() {
+            let written = self.file.write_all(bytes).map(|()| 0);
+            self.keep(written, 0);
+        }
+        self.position += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Seek> Seek for Latch<'_, W> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let guess = match to {
+            io::SeekFrom::Start(position) => position,
+            io::SeekFrom::Current(by) | io::SeekFrom::End(by) => self.position.saturating_add_signed(by),
+        };
+        self.position = match self.error {
+            None => {
+                let found = self.file.seek(to);
+                self.keep(found, guess)
+            }
+            Some(_) => guess,
+        };
+        Ok(self.position)
+    }
 }
 
 fn write_parts<W: Write + Seek>(
@@ -129,4 +175,51 @@ fn plain_entries(
         plain.extend(value.map(|value| (name.to_string(), value)));
     }
     Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// File on a disk with so many bytes left.
+    struct Full(io::Cursor<Vec<u8>>, usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.1 < bytes.len() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.1 -= bytes.len();
+            self.0.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Full {
+        fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_at_any_byte_is_an_error_with_its_reason() {
+        let config = Config::new(1, 1, 2, 4, 7);
+        let list = ParamList::new(&config);
+        let params = vec![0.5; list.total()];
+        let write_into = |space: usize| {
+            let mut file = Full(io::Cursor::default(), space);
+            let written = write(&mut file, &config, &list, &params, &CheckpointMeta::default());
+            (written, space - file.1)
+        };
+        let (written, bytes) = write_into(1 << 20);
+        written.unwrap();
+        for space in 0..bytes {
+            let (written, _) = write_into(space);
+            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::StorageFull, "{space} of {bytes} bytes");
+        }
+        write_into(bytes).0.unwrap();
+    }
 }

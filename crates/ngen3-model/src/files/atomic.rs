@@ -217,8 +217,23 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Syncs a folder to disk, which makes renames in it durable.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+/// Creates a folder and its missing parents, durably: otherwise a power failure could lose the folder with all files that were
+/// synced in it. Removes what a killed [`check`] of its name left.
+///
+/// # Errors
+/// If a folder cannot be created or its parent cannot be synced.
+pub fn create_folders(folder: &Path) -> io::Result<()> {
+    remove_unlocked(folder, TEMPORARY);
+    let missing: Vec<_> = folder.ancestors().filter(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
+    fs::create_dir_all(folder)?;
+    missing.into_iter().rev().try_for_each(|made| sync_folder(folder_of(made)))
+}
+
+/// Syncs a folder to disk, which makes renames and new entries in it durable.
+///
+/// # Errors
+/// If it cannot be opened or synced.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
@@ -351,6 +366,18 @@ mod tests {
         });
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(names(folder.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn a_folder_is_made_with_its_parents_and_without_the_rest_of_a_killed_check() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".a.Ab3x45.tmp"), "").unwrap();
+        create_folders(&folder.path().join("a")).unwrap();
+        assert_eq!(names(folder.path()), ["a"]);
+        create_folders(&folder.path().join("a/b/c")).unwrap();
+        create_folders(&folder.path().join("a/b/c")).unwrap();
+        assert!(folder.path().join("a/b/c").is_dir());
+        assert!(create_folders(&folder.path().join("a/b/c\0")).is_err());
     }
 
     #[test]

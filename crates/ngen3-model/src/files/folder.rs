@@ -1,7 +1,7 @@
 //! Atomic writes of a folder.
 //!
-//! Files are written to a temporary folder beside it, which is renamed once all are on disk. As in `atomic.rs`, the next write
-//! removes what a killed program left.
+//! Files are written to a temporary folder beside it, which is renamed once all are on disk, or, on Linux, changes places with the
+//! old folder. As in `atomic.rs`, the next write removes what a killed program left.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +16,8 @@ use crate::Error;
 const REPLACED: &str = ".old";
 
 /// Folder being written. Dropping it before [`NewFolder::commit`] discards it and keeps the old folder.
-pub(crate) struct NewFolder {
+#[derive(Debug)]
+pub struct NewFolder {
     path: PathBuf,
     temp: TempDir,
     /// Lock of the temporary folder.
@@ -25,7 +26,7 @@ pub(crate) struct NewFolder {
 
 impl NewFolder {
     /// Creates a temporary folder beside `path`, which must be missing or empty. With `overwrite`, it may also hold writable
-    /// files whose names `ours` recognises as parts of an export; nothing else is deleted.
+    /// files whose names `ours` recognises as parts of it; nothing else is deleted.
     ///
     /// # Errors
     /// [`Error::Write`] naming `path`.
@@ -85,6 +86,18 @@ impl NewFolder {
         let Self { path, temp, lock } = self;
         let finish = || {
             sync_folder(temp.path())?;
+            if path.exists() && exchange(temp.path(), &path) {
+                drop(lock);
+                // Before the old folder is removed: a power failure must not undo the exchange alone.
+                if let Err(error) = sync_folder(folder_of(&path)) {
+                    let _ = temp.keep();
+                    return Err(error);
+                }
+                // Removes the old folder. If the program is killed before, the next export does.
+                drop(temp);
+                remove_unlocked(&path, REPLACED);
+                return Ok(());
+            }
             if path.exists() {
                 // Two renames: after a crash between them both folders are complete, the old one under a temporary name.
                 let (_, old) = temporary(&path, REPLACED)?;
@@ -101,6 +114,7 @@ impl NewFolder {
                         format!("{error}; the old folder is now {}", old.display()),
                     ));
                 }
+                sync_folder(folder_of(&path))?;
                 // Dropping `old` removes it. If that fails, `remove_unlocked` below and the next export try again.
             } else {
                 fs::rename(temp.path(), &path)?;
@@ -116,10 +130,66 @@ impl NewFolder {
     }
 }
 
+/// Lets two folders change places in one step. Returns false where the system or the file system cannot.
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
+}
+
 /// Creates a temporary folder beside `path` and locks it, on systems where folders can be locked.
 fn temporary(path: &Path, ending: &str) -> io::Result<(Option<File>, TempDir)> {
     make_beside(path, ending, 0o777, |builder, parent| {
         let folder = builder.tempdir_in(parent)?;
         Ok((File::open(folder.path()).ok(), folder))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::files::write_atomic;
+
+    #[test]
+    fn a_folder_takes_the_place_of_the_old_one_and_nothing_else_is_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("x");
+        // A program was killed after its folder had changed places with the old one.
+        let left = parent.path().join(".x.Ab3x45.tmp");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("a"), "older").unwrap();
+        for text in ["old", "new"] {
+            let new = NewFolder::create(&path, true, |name| name == "a").unwrap();
+            write_atomic(&new.files().join("a"), |file| file.write_all(text.as_bytes())).unwrap();
+            new.commit().unwrap();
+            assert_eq!(fs::read_to_string(path.join("a")).unwrap(), text);
+            assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "{text}");
+        }
+        drop(NewFolder::create(&path, true, |name| name == "a").unwrap());
+        assert_eq!(fs::read_to_string(path.join("a")).unwrap(), "new");
+        assert!(NewFolder::create(&path, true, |name| name == "b").is_err(), "files of others are not replaced");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn folders_change_places_in_one_step() {
+        let parent = tempfile::tempdir().unwrap();
+        let (a, b) = (parent.path().join("a"), parent.path().join("b"));
+        fs::create_dir_all(a.join("of_a")).unwrap();
+        fs::create_dir(&b).unwrap();
+        if exchange(&a, &b) {
+            assert!(b.join("of_a").is_dir() && !a.join("of_a").exists());
+        } else {
+            println!("SKIPPED: this file system cannot exchange two folders");
+        }
+        assert!(!exchange(&a, &parent.path().join("missing")));
+    }
 }

@@ -4,7 +4,7 @@ mod atomic;
 mod folder;
 mod text;
 
-pub use atomic::{AtomicFile, check, folder_of, write_atomic};
-pub(crate) use folder::NewFolder;
+pub use atomic::{AtomicFile, check, create_folders, folder_of, sync_folder, write_atomic};
+pub use folder::NewFolder;
 pub use text::read_text;
 pub(crate) use text::{parse_json, pretty_json, read_error, read_object};

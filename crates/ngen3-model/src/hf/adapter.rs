@@ -3,7 +3,6 @@
 //! `peft` stores A as `[rank, inputs]` and B as `[outputs, rank]`, as we do; `fan_in_fan_out` tells it that GPT-2's own weights
 //! are transposed.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
-use crate::files::{pretty_json, write_atomic};
+use crate::files::{create_folders, pretty_json, write_atomic};
 use crate::tensors::safetensors::write_header;
 use crate::tensors::write_f32;
 use crate::{Config, Error, Family, Lora, LoraList, Target};
@@ -33,7 +32,7 @@ const PREFIX: &str = "base_model.model.";
 pub fn write_adapter(folder: &Path, config: &Config, lora: &Lora, values: &[f32], base: &str) -> Result<(), Error> {
     let list = LoraList::new(config, lora)?;
     assert_eq!(values.len(), list.total(), "values do not match the adapters");
-    fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+    create_folders(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
     let settings = pretty_json(&settings(config, lora, base));
     write_atomic(&folder.join(ADAPTER_FILES[0]), |file| file.write_all(settings.as_bytes()))?;
     write_atomic(&folder.join(ADAPTER_FILES[1]), |file| write_tensors(file, &list, values))
@@ -73,6 +72,8 @@ fn settings(config: &Config, lora: &Lora, base: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::Projection;
 

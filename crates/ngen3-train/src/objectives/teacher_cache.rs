@@ -12,7 +12,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use ngen3_engine::{Dtype, Teacher, TopK};
-use ngen3_model::files::write_atomic;
+use ngen3_model::files::{create_folders, write_atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -104,7 +104,7 @@ impl TeacherCache {
     /// [`Error::File`] if the cache has another identity, a file has the wrong size, or missing predictions would be computed in
     /// another dtype than the existing ones; [`Error::Io`].
     pub fn open(folder: &Path, about: CacheIdentity, windows: usize) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        create_folders(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("cache.json");
         let (mut other_dtype, mut missing) = (None, false);
         match fs::read_to_string(&path) {

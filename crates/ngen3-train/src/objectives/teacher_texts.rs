@@ -4,12 +4,12 @@
 //! ([`WritingIdentity`]), and a dataset of them in the student's tokens (`data.bin`, `meta.json`, `tokenizer.json`). Texts are
 //! appended as they are written; a line that a killed run left incomplete is written again.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use ngen3_data::{DatasetMeta, Tokenizer, build_texts};
-use ngen3_model::files::write_atomic;
+use ngen3_model::files::{create_folders, write_atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -79,7 +79,7 @@ impl TeacherTexts {
     /// [`Error::File`] if it holds texts of another identity or a damaged line; [`Error::Usage`] while another run uses it;
     /// [`Error::Io`].
     pub fn open(folder: &Path, about: &WritingIdentity) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        create_folders(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("texts.jsonl");
         if folder.join("data.bin").exists() && !folder.join("writing.json").exists() {
             let what = "holds another dataset; choose another --teacher_texts";
@@ -190,6 +190,8 @@ fn write_identity(path: &Path, about: &WritingIdentity) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn about() -> WritingIdentity {

@@ -296,10 +296,22 @@ impl Job {
             evaluations: Map::new(),
             notes: Vec::new(),
         };
-        if let Some(AdapterRecord { lora, base, .. }) = &self.adapters {
-            write_adapter(&self.paths.adapter, &self.config, lora, &trainer.read(Slot::Params), base)?;
+        let save_adapter = || match &self.adapters {
+            Some(AdapterRecord { lora, base, .. }) => {
+                write_adapter(&self.paths.adapter, &self.config, lora, &trainer.read(Slot::Params), base)
+            }
+            None => Ok(()),
+        };
+        // A model of step 0 tells that the run was not begun; the model of another step that the adapters beside it are no older.
+        let is_first = progress.step == 0;
+        if !is_first {
+            save_adapter()?;
         }
-        Ok(checkpoint::save(&self.paths.model, &self.config, &trainer.merged(), &meta)?)
+        checkpoint::save(&self.paths.model, &self.config, &trainer.merged(), &meta)?;
+        if is_first {
+            save_adapter()?;
+        }
+        Ok(())
     }
 }
 

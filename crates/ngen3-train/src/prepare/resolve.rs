@@ -363,8 +363,17 @@ fn base_of(paths: &RunPaths, config: &Config, adapters: &AdapterRecord) -> Resul
     Ok(params)
 }
 
+/// Returns true for the files of a run that was killed before it could be resumed: its initial model without a state.
+fn was_never_begun(paths: &RunPaths) -> bool {
+    let is_initial = |model: Checkpoint| model.meta.iter_num == 0 && model.meta.training.contains_key("data");
+    !paths.state.exists() && paths.model.exists() && Checkpoint::load(&paths.model).is_ok_and(is_initial)
+}
+
 /// Fails if the model exists: hours of training are not lost by repeating a command.
 fn refuse_to_replace(paths: &RunPaths) -> Result<(), Error> {
+    if was_never_begun(paths) {
+        return Ok(());
+    }
     for path in [&paths.model, &paths.state, &paths.adapter] {
         if path.exists() {
             return Err(Error::Usage(format!(

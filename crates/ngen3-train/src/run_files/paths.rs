@@ -26,11 +26,11 @@ pub struct RunPaths {
 }
 
 /// Keeps other runs from these files while it exists, by a lock on the run's folder. Has no effect where folders cannot be
-/// locked. On drop, removes folders that were created for the run and are still empty.
+/// locked. On drop, removes folders of the run that are empty.
 #[derive(Debug, Default)]
 pub struct RunLock {
     lock: Option<File>,
-    /// Folders created for the run, parents first.
+    /// Folders of the run, and those created for them, parents first.
     made: Vec<PathBuf>,
 }
 
@@ -75,8 +75,10 @@ impl RunPaths {
         let state = folder_of(&self.state);
         for folder in [&self.run, state] {
             let mut missing: Vec<_> = folder.ancestors().filter(|at| is_missing(at)).map(Path::to_owned).collect();
+            // A killed program can have left it empty.
+            missing.extend((!is_missing(folder)).then(|| folder.to_owned()));
             missing.reverse();
-            fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+            files::create_folders(folder).map_err(Error::io("create the folder", folder))?;
             held.made.extend(missing);
         }
         held.lock = File::open(&self.run).ok();
@@ -87,7 +89,8 @@ impl RunPaths {
             return Err(Error::Usage(format!("another run is training {model}; wait for it or choose another --out")));
         }
         let run = ["metrics.jsonl", "loss.svg"].map(|name| self.run.join(name));
-        let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name)).into_iter().filter(|path| path.exists());
+        // Their folder is made by the first save.
+        let adapters = ADAPTER_FILES.map(|name| self.adapter.join(name)).into_iter().filter(|_| self.adapter.is_dir());
         let all = [self.model.clone(), self.state.clone(), self.base.clone()].into_iter().chain(run).chain(adapters);
         for file in all {
             files::check(&file)?;
@@ -168,7 +171,8 @@ mod tests {
     fn folders_that_stay_empty_vanish_with_the_run() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("old.state")).unwrap();
-        for (name, left) in [("a/b/x.pt", &["old.state"][..]), ("old.pt", &["old.state"])] {
+        // A killed run left one of its folders empty.
+        for (name, left) in [("a/b/x.pt", &["old.state"][..]), ("old.pt", &[])] {
             let held = RunPaths::new(&dir.path().join(name)).unwrap().prepare().unwrap();
             assert!(dir.path().join(name).with_extension("run").is_dir());
             drop(held);

@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ngen3_model::files::write_atomic;
+use ngen3_model::files::{create_folders, write_atomic};
 
 use crate::Error;
 use crate::run_files::metrics::MetricsLine;
@@ -45,7 +45,7 @@ impl RunLog {
     /// [`Error::Io`] or [`Error::Model`] if a file cannot be read or written; [`Error::File`] if a line of `metrics.jsonl` is
     /// invalid.
     pub fn open(folder: &Path, from: u64) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("create the folder", folder))?;
+        create_folders(folder).map_err(Error::io("create the folder", folder))?;
         let path = folder.join("metrics.jsonl");
         let lines = match from.checked_sub(1) {
             None => Vec::new(),
@@ -112,11 +112,16 @@ fn read_lines(path: &Path, step: u64) -> Result<Vec<MetricsLine>, Error> {
     parse_lines(&text, step).map_err(|what| Error::file(path, what))
 }
 
-/// Parses the lines up to `step`. An incomplete last line, left by a killed run, is dropped.
+/// Parses the lines up to `step`. An incomplete last line, left by a killed run, is dropped, and so is everything from a line on that
+/// a power failure left as zeros.
 fn parse_lines(text: &str, step: u64) -> Result<Vec<MetricsLine>, String> {
     let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let mut lines: Vec<MetricsLine> = Vec::new();
     for (index, text) in whole.lines().enumerate() {
+        // After a power failure, a line that was not synced may be zeros. All lines before the saved state were synced.
+        if text.contains('\0') {
+            break;
+        }
         let line: MetricsLine = serde_json::from_str(text).map_err(|error| {
             format!("line {}: expected metrics of a training run ({error}); move the file away", index + 1)
         })?;
@@ -228,6 +233,11 @@ mod tests {
         drop(log);
         // A killed run can leave an incomplete line.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":5,\"trai").unwrap();
+
+        assert_eq!(steps(&path), [0, 1, 2, 3, 4]);
+        // A power failure can lose a line before others.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"\0\0\0\0\n{\"step\":6}\n").unwrap();
+        assert_eq!(steps(&path), [0, 1, 2, 3, 4]);
 
         let mut log = RunLog::open(&folder, 3).unwrap();
         assert_eq!(steps(&path), [0, 1, 2], "lines from step 3 on are removed at once");

@@ -369,7 +369,11 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
     }
     match &args.log_samples {
         None => Ok(()),
-        Some(folder) if folder.is_dir() => Ok(files::check(&folder.join("samples"))?),
+        Some(folder) if folder.is_dir() => {
+            // Removes what a killed check of a folder that was missing left.
+            files::create_folders(folder).with_context(|| format!("cannot write {}", folder.display()))?;
+            Ok(files::check(&folder.join("samples"))?)
+        }
         Some(folder) if folder.exists() => {
             bail!("{}: expected a folder for --log_samples, got a file", folder.display())
         }
