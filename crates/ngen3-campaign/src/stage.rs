@@ -70,22 +70,12 @@ pub fn prepare(place: &Path) -> Result<()> {
 /// Texts, conversations and records, the same ones every time.
 fn inputs() -> Tree {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut words = |most: usize| {
-        let count = rng.random_range(1..=most);
-        (0..count).map(|_| *WORDS.choose(&mut rng).unwrap_or(&"a")).collect::<Vec<_>>().join(" ")
-    };
-    let mut lines = |count: usize, line: &mut dyn FnMut(&mut dyn FnMut(usize) -> String) -> String| {
-        (0..count).map(|_| line(&mut words) + "\n").collect::<String>()
-    };
-    let text = &mut |words: &mut dyn FnMut(usize) -> String| words(16) + ".";
-    let record = &mut |words: &mut dyn FnMut(usize) -> String| json!({ "text": words(12) }).to_string();
-    let chat = &mut |words: &mut dyn FnMut(usize) -> String| {
-        let turn = |role: &str, content: String| json!({ "role": role, "content": content });
-        json!({ "messages": [turn("user", words(2)), turn("assistant", words(3))] }).to_string()
+    let mut lines = |count: usize, line: fn(&mut ChaCha8Rng) -> String| {
+        (0..count).map(|_| line(&mut rng) + "\n").collect::<String>()
     };
     let files = [
-        ("a.txt", lines(400, text)),
-        ("b.txt", lines(400, text)),
+        ("a.txt", lines(400, |rng| words(rng, 16) + ".")),
+        ("b.txt", lines(400, |rng| words(rng, 16) + ".")),
         ("rows.jsonl", lines(300, record)),
         ("old_rows.jsonl", lines(200, record)),
         ("chats.jsonl", lines(200, chat)),
@@ -93,6 +83,20 @@ fn inputs() -> Tree {
         ("tiny.toml", TINY.into()),
     ];
     Tree(files.into_iter().map(|(name, text)| (PathBuf::from(name), Some(text.into_bytes()))).collect())
+}
+
+fn words(rng: &mut ChaCha8Rng, most: usize) -> String {
+    let count = rng.random_range(1..=most);
+    (0..count).map(|_| *WORDS.choose(rng).unwrap_or(&"a")).collect::<Vec<_>>().join(" ")
+}
+
+fn record(rng: &mut ChaCha8Rng) -> String {
+    json!({ "text": words(rng, 12) }).to_string()
+}
+
+fn chat(rng: &mut ChaCha8Rng) -> String {
+    let turns = [("user", words(rng, 2)), ("assistant", words(rng, 3))];
+    json!({ "messages": turns.map(|(role, content)| json!({ "role": role, "content": content })) }).to_string()
 }
 
 impl Stage {

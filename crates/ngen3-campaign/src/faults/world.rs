@@ -120,7 +120,7 @@ fn delete(campaign: &Campaign, stage: &Stage, place: &Path, number: u64) -> Resu
         };
         let folders: Vec<_> = fs::read_dir(&work)?.flatten().filter(written).map(|entry| entry.path()).collect();
         // Removing fails while the program writes into the folder; that is part of the fault.
-        if folders.is_empty() || number % 2 == 0 {
+        if folders.is_empty() || number.is_multiple_of(2) {
             let _ = fs::remove_dir_all(&work);
         } else {
             folders.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));
