@@ -59,7 +59,7 @@ impl Change {
     }
 }
 
-/// What a disk keeps of the changes that are not durable. Numbers are those of changes.
+/// Part of the changes that a disk keeps although they are not durable. Numbers are those of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Variant {
     /// All of them, as after SIGKILL.
