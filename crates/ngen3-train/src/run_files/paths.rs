@@ -201,11 +201,9 @@ mod tests {
         assert!(error.ends_with("got a folder"), "{error}");
 
         let paths = RunPaths::new(&dir.path().join("y.pt")).unwrap();
-        for folder in ["y.state", "y.run", "y.adapter"] {
-            fs::create_dir(dir.path().join(folder)).unwrap();
-        }
         let metrics = paths.run.join("metrics.jsonl");
         for path in [&paths.model, &paths.state, &paths.base, &paths.adapter.join(ADAPTER_FILES[1]), &metrics] {
+            fs::create_dir_all(folder_of(path)).unwrap();
             fs::write(path, "kept").unwrap();
             let mut permissions = fs::metadata(path).unwrap().permissions();
             permissions.set_readonly(true);
