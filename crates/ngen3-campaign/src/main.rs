@@ -98,8 +98,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn start(&self) -> Result<Campaign> {
-        Campaign::new(&self.ngen3, self.seed, &self.only, self.number)
+    /// Sets up a campaign. `arguments`: its own flags, for the line that repeats a try.
+    fn start(&self, arguments: String) -> Result<Campaign> {
+        let mut campaign = Campaign::new(&self.ngen3, self.seed, &self.only, self.number)?;
+        campaign.arguments = arguments;
+        Ok(campaign)
     }
 }
 
@@ -119,26 +122,22 @@ fn run(kind: Kind) -> Result<u64> {
     let start = Instant::now();
     let (campaign, report) = match kind {
         Kind::Kills { shared, count } => {
-            let mut campaign = shared.start()?;
-            campaign.arguments = format!(" --count {count}");
+            let campaign = shared.start(format!(" --count {count}"))?;
             let report = kills::run(&campaign, count)?;
             (campaign, report)
         }
         Kind::Power { shared, most } => {
-            let mut campaign = shared.start()?;
-            campaign.arguments = format!(" --most {most}");
+            let campaign = shared.start(format!(" --most {most}"))?;
             let report = power::run(&campaign, most)?;
             (campaign, report)
         }
         Kind::Soak { shared, steps, every, requests } => {
-            let mut campaign = shared.start()?;
-            campaign.arguments = format!(" --steps {steps} --every {every} --requests {requests}");
+            let campaign = shared.start(format!(" --steps {steps} --every {every} --requests {requests}"))?;
             let report = soak::run(&campaign, steps, every, requests)?;
             (campaign, report)
         }
         Kind::Faults { shared, most } => {
-            let mut campaign = shared.start()?;
-            campaign.arguments = format!(" --most {most}");
+            let campaign = shared.start(format!(" --most {most}"))?;
             let report = faults::run(&campaign, most)?;
             (campaign, report)
         }

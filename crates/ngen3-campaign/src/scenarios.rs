@@ -71,17 +71,23 @@ const EMPTY: Scenario = Scenario {
     weight: 60,
 };
 
+/// Commands that open a file of several scenarios.
+const TRAINS_ON_X: (&str, &str) = (
+    "_data_x_/data.bin",
+    "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 --overwrite",
+);
+const SAMPLES_X: (&str, &str) = ("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1");
+const SAMPLES_X_SAFETENSORS: (&str, &str) =
+    ("x.safetensors", "sample --model_checkpoint x.safetensors --prompt the --length 2 --threads 1");
+const SAMPLES_BASE: (&str, &str) = ("base.pt", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1");
+
 /// All scenarios.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "tokenize",
         old: &["tokenize --dataset x --txt a.txt --tokenizer t.json --threads 1"],
         line: "tokenize --dataset x --txt b.txt --tokenizer bytes.json --threads 1",
-        opens: &[(
-            "_data_x_/data.bin",
-            "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 \
-                --overwrite",
-        )],
+        opens: &[TRAINS_ON_X],
         ..EMPTY
     },
     Scenario {
@@ -98,11 +104,7 @@ pub const ALL: &[Scenario] = &[
         name: "hf_tokenize",
         old: &["hf_tokenize --hf_dataset old_rows.jsonl --dataset x --tokenizer t.json --threads 1"],
         line: "hf_tokenize --hf_dataset rows.jsonl --dataset x --tokenizer t.json --threads 1",
-        opens: &[(
-            "_data_x_/data.bin",
-            "train --config tiny.toml --data _data_x_ --max_iters 1 --eval_iters 1 --out ../opened/x.pt --threads 1 \
-                --overwrite",
-        )],
+        opens: &[TRAINS_ON_X],
         ..EMPTY
     },
     Scenario {
@@ -119,7 +121,7 @@ pub const ALL: &[Scenario] = &[
         resume: Some(("x.state/state.safetensors", "train --data _data_d_ --out x.pt --resume --threads 1")),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl", "x.run/samples.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         weight: 140,
         ..EMPTY
     },
@@ -131,7 +133,7 @@ pub const ALL: &[Scenario] = &[
             --eval_interval 5 --eval_iters 1 --keep_best --out x.safetensors --threads 1 --overwrite",
         saved: &["x.safetensors", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.safetensors", "sample --model_checkpoint x.safetensors --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X_SAFETENSORS],
         ..EMPTY
     },
     Scenario {
@@ -146,7 +148,7 @@ pub const ALL: &[Scenario] = &[
         )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "cache/cache.json"],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         weight: 80,
         ..EMPTY
     },
@@ -162,7 +164,7 @@ pub const ALL: &[Scenario] = &[
         )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl", "written/texts.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         ..EMPTY
     },
     Scenario {
@@ -175,7 +177,7 @@ pub const ALL: &[Scenario] = &[
         )),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg", "x.run/reference.json"],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         weight: 80,
         ..EMPTY
     },
@@ -196,7 +198,7 @@ pub const ALL: &[Scenario] = &[
             "x.adapter/adapter_model.safetensors",
         ],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         weight: 80,
         ..EMPTY
     },
@@ -214,10 +216,7 @@ pub const ALL: &[Scenario] = &[
             "_data_x_/tokenizer.json",
         ],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[
-            ("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1"),
-            ("exported_x", "sample --model_checkpoint exported_x --prompt the --length 2 --threads 1"),
-        ],
+        opens: &[SAMPLES_X, ("exported_x", "sample --model_checkpoint exported_x --prompt the --length 2 --threads 1")],
         kind: Kind::Timed,
         weight: 10,
         ..EMPTY
@@ -255,14 +254,14 @@ pub const ALL: &[Scenario] = &[
         name: "import",
         old: &["export --model_path base.pt --output_dir half --dtype bf16", "import --from half --out x.pt"],
         line: "import --from hf --out x.pt --overwrite",
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         weight: 40,
         ..EMPTY
     },
     Scenario {
         name: "import-safetensors",
         line: "import --from hf --out x.safetensors --overwrite",
-        opens: &[("x.safetensors", "sample --model_checkpoint x.safetensors --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X_SAFETENSORS],
         weight: 40,
         ..EMPTY
     },
@@ -273,7 +272,7 @@ pub const ALL: &[Scenario] = &[
                 --threads 1"],
         line: "eval --model_checkpoint base.pt --tasks perplexity --text b.txt --limit 4 --out x.json \
             --log_samples asked --threads 1",
-        opens: &[("base.pt", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_BASE],
         ..EMPTY
     },
     Scenario {
@@ -282,13 +281,13 @@ pub const ALL: &[Scenario] = &[
         input: Some("talk.txt"),
         // Saving again would append.
         resume: Some(("said.jsonl", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1")),
-        opens: &[("base.pt", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_BASE],
         ..EMPTY
     },
     Scenario {
         name: "serve",
         line: "serve --model_checkpoint base.pt --port 0 --threads 1",
-        opens: &[("base.pt", "sample --model_checkpoint base.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_BASE],
         kind: Kind::Server,
         weight: 30,
         ..EMPTY
@@ -300,7 +299,7 @@ pub const ALL: &[Scenario] = &[
         resume: Some(("x.state/state.safetensors", "train --data _data_d_ --out x.pt --resume --threads 1")),
         saved: &["x.pt", "x.state/state.safetensors", "x.run/loss.svg"],
         logs: &["x.run/metrics.jsonl"],
-        opens: &[("x.pt", "sample --model_checkpoint x.pt --prompt the --length 2 --threads 1")],
+        opens: &[SAMPLES_X],
         kind: Kind::Ranks,
         weight: 40,
         ..EMPTY

@@ -23,8 +23,9 @@ use crate::chat::conversation::Message;
 const FUEL: u64 = 8_000_000;
 /// Maximum size of a template, in bytes: ten times the largest in use.
 const MAX_TEMPLATE: usize = 128 << 10;
-/// Stack of the thread that compiles a template: 4 KiB for each byte, of which only what is used takes memory.
-const STACK: usize = MAX_TEMPLATE << 12;
+/// Stack of the thread that compiles a template, for each of its bytes, and for none.
+const STACK_PER_BYTE: usize = 4 << 10;
+const STACK: usize = 2 << 20;
 const NAME: &str = "chat_template";
 /// Name of the template with [`BEGIN`] before each turn and after the last.
 const WITH_TURN_MARKS: &str = "chat_template with turn marks";
@@ -93,7 +94,8 @@ impl ChatTemplate {
         }
         // The engine's compiler recurses: once for each `not` in a row, each operand of a sum, each filter of a chain.
         std::thread::scope(|scope| {
-            let compiler = std::thread::Builder::new().name("template".into()).stack_size(STACK);
+            let stack = STACK + format.template.len() * STACK_PER_BYTE;
+            let compiler = std::thread::Builder::new().name("template".into()).stack_size(stack);
             let compiled = compiler.spawn_scoped(scope, || Self::compile(format));
             let compiled =
                 compiled.map_err(|error| Error::Data(format!("cannot compile the chat template: {error}")))?;
