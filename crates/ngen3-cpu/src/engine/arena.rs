@@ -161,7 +161,7 @@ impl Layout {
             rounded: backward && attention::rounds(precision),
             widths: Widths::of(config),
             lora: lora::saved(config, rank, tokens),
-            lora_scratch: if rank > 0 { lora::scratch(config, rank, tokens) } else { 0 },
+            lora_scratch: if rank > 0 { lora::scratch(config, precision, rank, tokens) } else { 0 },
             attention: attention::Shape::new(config).scratch(threads),
             partials: if backward {
                 layernorm::backward_scratch(tokens, config.n_embd.max(config.head_width()))

@@ -3,9 +3,9 @@
 //! A layer has one adapter for all its outputs, or several for some of them each, such as queries, keys and values: R is the sum of
 //! their ranks. `x`: [rows, inputs]; `a`: [R, inputs]; `b`: [adapted outputs, rank]; `y`: [rows, outputs]; saved for the backward
 //! pass: `x` and `low`, [rows, R]. W + s·B·A is formed only when parameters leave the engine. The two products with outputs of the
-//! layer's width, low·Bᵀ and dlow·A, are added to the blocks of the layer's own product. The others read `x` and `dy` a few rows
-//! at a time, which stay in cache: an adapter adds no other pass over memory. In bf16, `low` and `dlow` share the packed operand
-//! of the layer's product (`gemm/tiles/low_rank.rs`); the gradients of A and B are f32 products whatever the precision.
+//! layer's width, low·Bᵀ and dlow·A, are added to the blocks of the layer's own product. In f32 the others read `x` and `dy` a
+//! few rows at a time, which stay in cache. In bf16, `low` and `dlow` share the packed operand of the layer's product
+//! (`gemm/tiles/low_rank.rs`), and the gradients of A and B read `x` and `dy` once more (`gemm/tiles/thin.rs`).
 
 use std::ops::Range;
 
@@ -15,18 +15,22 @@ use rayon::prelude::*;
 use crate::gemm::tiles::low_rank::{LowRank, matmul_low_rank};
 use crate::gemm::tiles::right::Right;
 use crate::gemm::tiles::strided;
-use crate::gemm::{Accumulate, Mat, MatMut, Threads, matmul_f32};
+use crate::gemm::tiles::thin::{add_thin, add_thin_turned};
+use crate::gemm::{Accumulate, Mat, MatMut, Precision, Threads, matmul_f32};
 use ngen3_engine::Error;
 
 /// Rows per task. Fixed, so that the order of summation over rows does not depend on the number of threads.
 const ROWS: usize = 128;
 
 /// Length in f32 of [`LoraActivations::scratch`] for passes of `rows` rows.
-pub fn scratch(config: &Config, rank: usize, rows: usize) -> usize {
+pub fn scratch(config: &Config, precision: Precision, rank: usize, rows: usize) -> usize {
     let tasks = rows.div_ceil(ROWS).max(1);
     let of = |projection: Projection| {
         let ([outputs, inputs], parts) = (projection.shape(config), projection.parts(config.family));
-        rank * (parts * rows + (tasks * (parts * inputs + outputs)).max(parts * outputs))
+        rank * match precision {
+            Precision::F32 => parts * rows + tasks * (parts * inputs + outputs),
+            Precision::Bf16 => parts * (rows + outputs),
+        }
     };
     Projection::ALL.map(of).into_iter().max().unwrap_or(0)
 }
@@ -118,7 +122,8 @@ pub struct LoraActivations<'a> {
     /// `low` of each of the block's adapters. See [`saved`] for the length.
     pub saved: &'a mut [f32],
     /// Forward: Aᵀ, `[inputs, R]`, and each Bᵀ, `[rank, outputs]`; in bf16, all B as one matrix. Backward: the gradient of
-    /// `low`, `[rows, R]`, and each task's partial gradients of A and of each Bᵀ. See [`scratch`] for the length.
+    /// `low`, `[rows, R]`, and each task's partial gradients of A and of each Bᵀ; in bf16, all B as one matrix. See [`scratch`] for
+    /// the length.
     pub scratch: &'a mut [f32],
 }
 
@@ -249,8 +254,8 @@ impl<'a> Adapter<'a> {
         matmul_low_rank::<2>(y, x, branch, self.saved(rows, low.saved), start);
     }
 
-    /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x  and, if requested, dx = dy·W + dlow·A. Rounds the operands of dlow and
-    /// dx to bf16.
+    /// With dlow = s·dy·B:  dB += dyᵀ·low,  dA += dlowᵀ·x  and, if requested, dx = dy·W + dlow·A. Rounds the operands of
+    /// all products to bf16.
     pub fn backward_bf16(
         &self,
         x: Mat<'_>,
@@ -267,7 +272,15 @@ impl<'a> Adapter<'a> {
         let branch = LowRank { scale: self.scale, down, up, ranks: &|_| 0..total };
         let dx = dx.map(|(dx, weight)| (dx, Accumulate::Set, weight));
         matmul_low_rank::<2>(dx, dy, branch, dlow, |_, _, _| {});
-        self.add_gradients(x, dy, DLow::Known, low, da, db);
+        add_thin::<2>(MatMut::new(da, total, x.cols()), Mat::new(dlow, rows, total).t(), x);
+        let (low, mut db) = (&*self.saved(rows, low.saved), db);
+        for (index, (part, b)) in self.matrices().enumerate() {
+            let (here, after) = db.split_at_mut(b.len());
+            let low = Mat::strided(&low[index * self.rank..], rows, self.rank, total);
+            let db_part = MatMut::new(here, part.outputs.len(), self.rank);
+            add_thin_turned::<2>(db_part, low.t(), dy.columns(part.outputs.clone()));
+            db = after;
+        }
     }
 
     /// Returns the adapters' B as one matrix `[outputs, R]`, zero where an adapter has no output: a copy in `to`, or B itself.
@@ -300,22 +313,6 @@ impl<'a> Adapter<'a> {
     where
         'a: 's,
     {
-        self.add_gradients(x, dy, DLow::Wanted, low, da, db);
-        let total = self.total_rank();
-        let dlow = &low.scratch[..x.n_rows() * total];
-        Branch { rank: total, low: dlow, stride: total, wide: self.a, columns: Columns::All }
-    }
-
-    /// Adds the gradients of A and B. `dlow` lies at the start of the scratch memory.
-    fn add_gradients(
-        &self,
-        x: Mat<'_>,
-        dy: Mat<'_>,
-        wanted: DLow,
-        low: &mut LoraActivations<'_>,
-        da: &mut [f32],
-        db: &mut [f32],
-    ) {
         let Self { rank, scale, a, b, .. } = *self;
         let (rows, inputs, total) = (x.n_rows(), x.cols(), self.total_rank());
         let (dlow, partial) = low.scratch.split_at_mut(rows * total);
@@ -331,18 +328,14 @@ impl<'a> Adapter<'a> {
             for (index, (part, b)) in self.matrices().enumerate() {
                 let outputs = part.outputs.len();
                 let dy = dy.columns(part.outputs.clone());
-                if wanted == DLow::Wanted {
-                    let dlow = MatMut::strided(&mut dlow[index * rank..], n, rank, total);
-                    strided::matmul_f32(dlow, Accumulate::Set, dy, Mat::new(b, outputs, rank));
-                }
+                let dlow = MatMut::strided(&mut dlow[index * rank..], n, rank, total);
+                strided::matmul_f32(dlow, Accumulate::Set, dy, Mat::new(b, outputs, rank));
                 let (here, after) = db.split_at_mut(b.len());
                 let low = Mat::strided(&low[index * rank..], n, rank, total);
                 strided::matmul_f32(MatMut::new(here, rank, outputs), Accumulate::Set, low.t(), dy);
                 db = after;
             }
-            if wanted == DLow::Wanted {
-                dlow.iter_mut().for_each(|dlow| *dlow *= scale);
-            }
+            dlow.iter_mut().for_each(|dlow| *dlow *= scale);
             strided::matmul_f32(MatMut::new(da, total, inputs), Accumulate::Set, Mat::new(dlow, n, total).t(), x);
         });
         let (sum, others) = partial.split_at_mut(a.len() + b.len());
@@ -360,14 +353,8 @@ impl<'a> Adapter<'a> {
             }
             (sum_b, db) = (after, rest);
         }
+        Branch { rank: total, low: dlow, stride: total, wide: a, columns: Columns::All }
     }
-}
-
-/// State of dlow before the gradients are added.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum DLow {
-    Wanted,
-    Known,
 }
 
 /// Transposes `rows`, `[n, width]`, into `turned`, `[width, n]`.
@@ -383,7 +370,6 @@ mod tests {
     use super::super::linear::{Learns, Linear, Weight};
     use super::*;
     use crate::base::testing::{check_gradient, dot, random};
-    use crate::gemm::Precision;
 
     #[test]
     fn backward_matches_finite_differences() {

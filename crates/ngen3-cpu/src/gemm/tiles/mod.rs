@@ -11,7 +11,8 @@
 //! [`mod@amx`] multiplies bf16 where the processor has tile registers; only the layout of A differs: [`panels_a`].
 //!
 //! [`softmax`] and, for f32 gradients, [`strassen`] are the kernels of the fused loss. [`strided`] has small products without
-//! packing, for attention. [`low_rank`] adds an adapter's branch to a product. [`int8`] has products of quantised operands.
+//! packing, for attention. [`low_rank`] adds an adapter's branch to a product, [`thin`] has the products
+//! of its gradients. [`int8`] has products of quantised operands.
 //!
 //! The order of summation does not depend on the number of threads, so neither do the bits of the result.
 
@@ -38,6 +39,7 @@ pub mod shape;
 pub mod softmax;
 pub mod strassen;
 pub mod strided;
+pub mod thin;
 mod turn;
 mod workspace;
 
