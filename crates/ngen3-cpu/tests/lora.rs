@@ -105,7 +105,12 @@ fn gradients_match_finite_differences_with_dropout() {
 /// Weights that bf16 holds exactly are kept in no other form while adapters train.
 #[test]
 fn weights_exact_in_bf16_train_adapters_as_others_do_and_come_back_unchanged() {
-    let (config, lora) = (config(), lora("c_attn,c_proj"));
+    exact_weights_come_back(config(), "c_attn,c_proj");
+    exact_weights_come_back(Config { tied: false, ..Config::llama(2, 4, 2, 32, 48, 24, 97) }, "q_proj,o_proj,up_proj");
+}
+
+fn exact_weights_come_back(config: Config, targets: &str) {
+    let lora = lora(targets);
     let exact: Vec<f32> = params(&config).iter().map(|p| f32::from_bits(p.to_bits() & 0xFFFF_0000)).collect();
     let adapters = values(3_000_000, LoraList::new(&config, &lora).expect("an adapter").total());
     let open = |dtype, recompute| {
@@ -130,6 +135,20 @@ fn weights_exact_in_bf16_train_adapters_as_others_do_and_come_back_unchanged() {
         let error = norm(&mut found.iter().zip(wanted.iter()).map(|(f, w)| f - w));
         assert!(error < 0.05 * norm(&mut wanted.iter().copied()), "{error}");
         drop((found, wanted));
+        // Distilling reads the embeddings in another form.
+        let [found, wanted] = [&mut engine, &mut expected].map(|engine| {
+            let losses = engine.losses(&batch(&config, 1)).expect("a valid batch");
+            let shape = ParamList::new(&config);
+            let options = Options { threads: 2, dtype: Dtype::F32, ..Options::default() };
+            let mut teacher =
+                CpuTeacher::new(config.clone(), values(9_000_000, shape.total()), options).expect("a valid shape");
+            let distill = DistillConfig { temperature: 1.0, alpha: 0.5, divergence: Divergence::ForwardKl };
+            let teacher = TeacherSource::Teacher(&mut teacher);
+            let distilled = engine.distill(&batch(&config, 1), teacher, &distill, None).expect("a valid batch");
+            assert_eq!(engine.losses(&batch(&config, 1)).expect("a valid batch"), losses, "losses after distilling");
+            [losses.iter().sum::<f32>() / losses.len() as f32, distilled.cross_entropy, distilled.divergence]
+        });
+        assert!(found.iter().zip(&wanted).all(|(f, w)| (f - w).abs() < 0.02), "expected {wanted:?}, got {found:?}");
         let merged = expected.merged().into_owned();
         engine.merge();
         assert_eq!(*engine.read(Slot::Params), merged);

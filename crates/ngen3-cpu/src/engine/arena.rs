@@ -33,6 +33,8 @@ pub struct ArenaSpec<'a> {
     /// Rank of the adapters; 0 without.
     pub rank: usize,
     pub threads: usize,
+    /// The packed final projection is kept elsewhere.
+    pub frozen: bool,
 }
 
 impl ArenaSpec<'_> {
@@ -143,14 +145,14 @@ impl Widths {
 
 impl Layout {
     fn new(spec: &ArenaSpec<'_>, tokens: usize, mode: ForwardMode) -> Self {
-        let ArenaSpec { config, precision, rank, threads } = *spec;
+        let ArenaSpec { config, precision, rank, threads, frozen } = *spec;
         let (streams, blocks) = match mode.keep {
             Checkpointing::Nothing => (2, 1),
             Checkpointing::Inputs => (config.n_layer + 1, 1),
             Checkpointing::All => (config.n_layer + 1, config.n_layer),
         };
         let backward = mode.keep != Checkpointing::Nothing;
-        let loss = loss::Shape::new(precision, loss::Sizes::of(config, tokens), backward);
+        let loss = loss::Shape::new(precision, loss::Sizes::of(config, tokens), loss::Wanted::of(backward, rank > 0));
         Self {
             tokens,
             width: config.n_embd,
@@ -169,7 +171,7 @@ impl Layout {
                 0
             },
             loss: if mode.loss { loss.scratch() } else { 0 },
-            packed_head: if mode.loss { loss.packed_wte() } else { 0 },
+            packed_head: if mode.loss && !frozen { loss.packed_wte() } else { 0 },
         }
     }
 

@@ -190,7 +190,7 @@ impl<'a> CpuDecoder<'a> {
             lengths.map(|length| carver.cut(length));
         let heads = &mut carver.0[..heads];
 
-        embedding::forward(tokens, positions, model.wte(), model.p(&model.list.wpe), x);
+        embedding::forward(tokens, positions, model.wte_table(), model.p(&model.list.wpe), x);
         let block_cache = *pages * PAGE * 2 * config.kv_width();
         for (layer, cache) in cache.chunks_exact_mut(block_cache).enumerate() {
             let linear = |projection: Projection| {

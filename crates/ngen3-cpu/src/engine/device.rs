@@ -84,7 +84,8 @@ impl Device for Cpu {
 /// Length in f32 of the arena of a training step.
 fn step_numbers(config: &Config, rank: usize, batch_size: usize, options: Options) -> usize {
     let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
-    let spec = ArenaSpec { config, precision: precision(options.dtype), rank, threads: threads(options) };
+    let spec =
+        ArenaSpec { config, precision: precision(options.dtype), rank, threads: threads(options), frozen: false };
     spec.numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: true })
 }
 
@@ -92,7 +93,7 @@ fn step_numbers(config: &Config, rank: usize, batch_size: usize, options: Option
 fn student_bytes(config: &Config, teacher: &Config, quant: Quant, batch_size: usize, options: Options) -> u64 {
     let tokens = largest_pass(batch_size, config.block_size, PASS_TOKENS);
     let precision = precision(options.dtype);
-    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
+    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options), frozen: false };
     // Evaluation uses the plain loss.
     let arena = spec
         .numbers(tokens, ForwardMode { keep: Checkpointing::of(options), loss: false })
@@ -112,7 +113,7 @@ fn teacher_bytes(config: &Config, batch_size: usize, options: Options) -> u64 {
         (Quant::None | Quant::Int4, Precision::F32) => 4 * weights,
     };
     let tokens = largest_pass(batch_size, config.block_size, TEACHER_TOKENS);
-    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options) };
+    let spec = ArenaSpec { config, precision, rank: 0, threads: threads(options), frozen: false };
     let arena = spec.numbers(tokens, ForwardMode { keep: Checkpointing::Nothing, loss: false });
     (4 * (list.total() - weights + arena)).saturating_add(layers) as u64
 }

@@ -1,5 +1,5 @@
 //! The whole model. Bottom-up: `precision.rs`, `batch_plan.rs` (splits a batch into passes), `kept.rs`, `arena.rs` and `grads.rs` (memory of the
-//! activations and the gradients), `weights.rs` (parameters as products read them), `block.rs` (forward and backward pass of a transformer
+//! activations and the gradients), `frozen.rs` and `weights.rs` (parameters as products read them), `block.rs` (forward and backward pass of a transformer
 //! block), `model.rs` (of the model), `distill.rs`, `stored.rs` (weights as a file stores them), `decoder.rs`, `runner.rs` (threads and working memory). The public types
 //! are in `trainer.rs` ([`CpuEngine`]), `teacher.rs` ([`CpuTeacher`]) and `device.rs` ([`Cpu`], which opens both and estimates
 //! their memory).
@@ -10,6 +10,7 @@ mod block;
 mod decoder;
 mod device;
 mod distill;
+mod frozen;
 mod grads;
 mod kept;
 mod model;

@@ -16,6 +16,7 @@ use super::block::{ForwardScratch, PassDropout};
 use super::grads::Grads;
 use super::weights::Weights;
 use crate::gemm::Accumulate;
+use crate::layers::embedding::Table;
 use crate::layers::linear::pair;
 use crate::layers::loss::{self, Gradients};
 use crate::layers::{dropout, embedding};
@@ -77,7 +78,7 @@ impl Weights {
         let Passes { batch, plan, threads, arena } = passes;
         let spec = self.spec(threads);
         arena.reserve(&spec, plan.most_tokens(), mode)?;
-        if mode.loss {
+        if mode.loss && self.frozen.is_none() {
             let shape = self.loss_shape(plan.most_tokens(), mode.keep != Checkpointing::Nothing);
             arena.pack_head(shape, self.lm_head(), self.adapters.is_some());
         }
@@ -94,7 +95,7 @@ impl Weights {
         let Layers { wide, hidden, attention: panels, .. } = shared.for_layers();
 
         let x = blocks.stream(0);
-        embedding::forward(pass.inputs, pass.positions, self.wte(), self.p(&self.list.wpe), x);
+        embedding::forward(pass.inputs, pass.positions, self.wte_table(), self.p(&self.list.wpe), x);
         if let Some(dropout) = drops.at(DropoutSite::Embedding) {
             dropout::apply(dropout, x);
         }
@@ -122,8 +123,19 @@ impl Weights {
                 dwte: self.dlm_head(grads),
             });
             let (hidden, losses) = (&b.ln[..n * c], &mut b.losses[..n]);
-            let (shape, head) = (self.loss_shape(n, backward), (self.lm_head(), &*b.packed_head));
-            loss::run(shape, hidden, head, pass.kept_targets, losses, gradients, shared.for_loss());
+            let head = match &self.frozen {
+                Some(frozen) => frozen.lm_head(),
+                None => (Table::Plain(self.lm_head()), &*b.packed_head),
+            };
+            loss::run(
+                self.loss_shape(n, backward),
+                hidden,
+                head,
+                pass.kept_targets,
+                losses,
+                gradients,
+                shared.for_loss(),
+            );
         }
         if backward {
             pass.scatter_targets(b.dbranch);

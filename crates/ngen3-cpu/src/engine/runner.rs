@@ -48,8 +48,8 @@ impl Runner {
             let (frequencies, factor) = rope.frequencies(config.head_width());
             Rotary::new(frequencies, factor)
         });
-        let (adapters, packed, stored) = (None, None, None);
-        let mut model = Weights { config, list, precision, keep, params, adapters, packed, rotary, stored };
+        let (adapters, packed, frozen, stored) = (None, None, None, None);
+        let mut model = Weights { config, list, precision, keep, params, adapters, packed, frozen, rotary, stored };
         pool.install(|| model.round(options.quant));
         Ok(Self { model, pool, arena: Arena::default(), plan: BatchPlan::default() })
     }

@@ -194,8 +194,16 @@ impl Trainer for CpuEngine {
         let Runner { model, pool, .. } = &mut self.runner;
         model.adapters = Some(Adapters::new(&model.config, lora, params)?);
         // Half the memory, and no step packs them again. Weights that bf16 does not hold exactly stay: they are needed to merge.
-        if model.precision == Precision::Bf16 && pool.install(|| model.exact_in_bf16()) {
-            pool.install(|| model.pack(Quant::None))?;
+        if model.precision == Precision::Bf16 {
+            pool.install(|| {
+                if model.layers_exact_in_bf16() {
+                    model.pack(Quant::None)?;
+                    if model.embeddings_exact_in_bf16() {
+                        model.freeze_embeddings()?;
+                    }
+                }
+                Ok(())
+            })?;
         }
         self.runner.arena.forget();
         self.optimizer = OptimizerState::default();
@@ -262,6 +270,7 @@ impl CpuEngine {
         let DistillConfig { temperature, alpha, divergence } = *distill;
         let distill = Distill { teacher, temperature, alpha, divergence };
         let Self { runner, optimizer, logits, .. } = self;
+        runner.pool.install(|| runner.model.thaw_embeddings());
         let Some((backward, drops)) = backward.zip(drops) else {
             return runner.run(batch, |model, passes| model.distill(passes, &distill, None, logits));
         };

@@ -3,14 +3,16 @@
 use std::ops::Range;
 
 use ngen3_engine::{Error, Quant};
-use ngen3_model::{BlockRanges, Config, Param, ParamList, Projection};
+use ngen3_model::{BlockRanges, Config, Param, ParamList, Projection, Role};
 use rayon::prelude::*;
 
 use super::arena::{ArenaSpec, Checkpointing};
+use super::frozen::FrozenEmbeddings;
 use super::stored::StoredWeights;
 use crate::gemm::groups::round_to_int4;
 use crate::gemm::tiles::packed::Packed;
 use crate::gemm::{Mat, Precision};
+use crate::layers::embedding::Table;
 use crate::layers::linear::{Learns, Linear, Weight, pair};
 use crate::layers::lora::Adapters;
 use crate::layers::rotary::Rotary;
@@ -33,6 +35,8 @@ pub struct Weights {
     pub packed: Option<PackedWeights>,
     /// Rotary positions, if the model has them.
     pub rotary: Option<Rotary>,
+    /// Embeddings of a frozen model, which replace those in `params`.
+    pub frozen: Option<FrozenEmbeddings>,
     /// Weights that decoding reads in place of those in `params`, which have the same values.
     pub stored: Option<StoredWeights>,
 }
@@ -66,6 +70,11 @@ impl Weights {
         self.p(&self.list.wte)
     }
 
+    /// Token embeddings, frozen or not.
+    pub fn wte_table(&self) -> Table<'_> {
+        self.frozen.as_ref().map_or_else(|| Table::Plain(self.wte()), FrozenEmbeddings::wte)
+    }
+
     /// Final projection, `[vocab_size, width]`: the token embeddings if it is tied to them.
     pub fn lm_head(&self) -> &[f32] {
         self.p(&self.list.lm_head)
@@ -95,7 +104,7 @@ impl Weights {
     /// Returns the specification of an arena for this model on `threads` threads.
     pub fn spec(&self, threads: usize) -> ArenaSpec<'_> {
         let rank = self.adapters.as_ref().map_or(0, |adapters| adapters.lora.rank);
-        ArenaSpec { config: &self.config, precision: self.precision, rank, threads }
+        ArenaSpec { config: &self.config, precision: self.precision, rank, threads, frozen: self.frozen.is_some() }
     }
 
     /// Returns one of a block's linear layers.
@@ -132,7 +141,11 @@ impl Weights {
 
     /// Returns the shape of the loss of a pass, with or without gradients.
     pub fn loss_shape(&self, tokens: usize, backward: bool) -> loss::Shape {
-        loss::Shape::new(self.precision, loss::Sizes::of(&self.config, tokens), backward)
+        loss::Shape::new(
+            self.precision,
+            loss::Sizes::of(&self.config, tokens),
+            loss::Wanted::of(backward, self.adapters.is_some()),
+        )
     }
 
     /// Replaces every weight that decoding reads by its dequantised value, so that losses and prompts also use the quantised
@@ -185,23 +198,66 @@ impl Weights {
         self.packed = Some(PackedWeights { quant, layers, head: None });
         params.reserve_exact(kept.iter().map(Vec::len).sum());
         params.extend(kept.iter().rev().flatten());
-        *list = ParamList::without_layer_weights(config);
+        *list = ParamList::without(config, Role::is_layer_weight);
         Ok(())
     }
 
+    /// Packs the embeddings of a model whose layers are packed in bf16, and frees the originals: they do not learn afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if they do not fit in memory.
+    pub fn freeze_embeddings(&mut self) -> Result<(), Error> {
+        self.frozen = Some(FrozenEmbeddings::new(&self.config, self.wte(), self.lm_head())?);
+        let elsewhere = |role: Role| role.is_layer_weight() || matches!(role, Role::Wte | Role::LmHeadWeight);
+        self.move_to(ParamList::without(&self.config, elsewhere));
+        Ok(())
+    }
+
+    /// Replaces frozen embeddings by plain ones, which other losses read.
+    pub fn thaw_embeddings(&mut self) {
+        let Some(frozen) = self.frozen.take() else { return };
+        self.move_to(ParamList::without(&self.config, Role::is_layer_weight));
+        let Self { list, params, .. } = self;
+        frozen.unpack(list, params);
+    }
+
+    /// Moves the parameters to another layout. Those of other shapes are zeros afterwards.
+    fn move_to(&mut self, list: ParamList) {
+        self.params = self.laid_out(&list);
+        self.list = list;
+    }
+
+    /// Returns the parameters in another layout, with zeros for those of other shapes.
+    fn laid_out(&self, list: &ParamList) -> Vec<f32> {
+        let mut params = vec![0.0; list.total()];
+        for (to, from) in list.iter().zip(self.list.iter()).filter(|(to, from)| to.shape == from.shape) {
+            params[to.range()].copy_from_slice(self.p(&from.range()));
+        }
+        params
+    }
+
     /// Returns true if rounding to bf16 would not change the weights of the blocks' linear layers.
-    pub fn exact_in_bf16(&self) -> bool {
-        let exact = |weight: &Range<usize>| self.params[weight.clone()].par_iter().all(|w| w.to_bits() << 16 == 0);
-        self.list.blocks.iter().all(|w| Projection::ALL.iter().all(|&projection| exact(w.linear(projection).0)))
+    pub fn layers_exact_in_bf16(&self) -> bool {
+        let layers = |w: &BlockRanges| Projection::ALL.iter().all(|&projection| self.exact(w.linear(projection).0));
+        self.list.blocks.iter().all(layers)
+    }
+
+    /// Returns true if rounding to bf16 would not change the token embeddings and the final projection.
+    pub fn embeddings_exact_in_bf16(&self) -> bool {
+        self.exact(&self.list.wte) && self.exact(&self.list.lm_head)
+    }
+
+    fn exact(&self, values: &Range<usize>) -> bool {
+        self.p(values).par_iter().all(|w| w.to_bits() << 16 == 0)
     }
 
     /// Returns all parameters, `[total]`, with those that are packed in bf16.
     pub fn all_params(&self) -> Vec<f32> {
         let Some(packed) = &self.packed else { return self.params.clone() };
         let list = ParamList::new(&self.config);
-        let mut params = vec![0.0; list.total()];
-        for (all, kept) in list.iter().zip(self.list.iter()).filter(|(all, kept)| all.shape == kept.shape) {
-            params[all.range()].copy_from_slice(self.p(&kept.range()));
+        let mut params = self.laid_out(&list);
+        if let Some(frozen) = &self.frozen {
+            frozen.unpack(&list, &mut params);
         }
         for (block, layers) in list.blocks.iter().zip(&packed.layers) {
             for (projection, weight) in Projection::ALL.into_iter().zip(layers) {
@@ -216,7 +272,7 @@ impl Weights {
         if self.packed.is_some() {
             self.params = self.all_params();
             self.list = ParamList::new(&self.config);
-            self.packed = None;
+            (self.packed, self.frozen) = (None, None);
         }
     }
 

@@ -7,22 +7,50 @@ use rayon::prelude::*;
 
 use crate::base::profile::{Part, timed};
 use crate::gemm::Canvas;
+use crate::gemm::tiles::panels_a;
 
 /// Columns per task of the backward pass.
 const COLUMNS: usize = 32;
 
+/// Embeddings, `[vocab_size, width]`, that are read row by row.
+#[derive(Clone, Copy)]
+pub enum Table<'a> {
+    Plain(&'a [f32]),
+    /// Packed in bf16 (`gemm/tiles/panels_a.rs`).
+    Panels(&'a [u32]),
+}
+
+impl<'a> Table<'a> {
+    /// Copies the row of a token to `row`, `[width]`.
+    #[inline(always)]
+    pub fn copy_row(self, token: u32, row: &mut [f32]) {
+        match self {
+            Self::Plain(table) => row.copy_from_slice(&table[token as usize * row.len()..][..row.len()]),
+            Self::Panels(panels) => panels_a::copy_row(panels, token as usize, row),
+        }
+    }
+
+    /// Returns the whole table.
+    ///
+    /// # Panics
+    /// If it is packed.
+    pub fn plain(self) -> &'a [f32] {
+        match self {
+            Self::Plain(table) => table,
+            Self::Panels(_) => panic!("packed embeddings are read row by row"),
+        }
+    }
+}
+
 /// Computes `x` from the two tables.
-pub fn forward(tokens: &[u32], positions: &[u32], wte: &[f32], wpe: &[f32], x: &mut [f32]) {
+pub fn forward(tokens: &[u32], positions: &[u32], wte: Table<'_>, wpe: &[f32], x: &mut [f32]) {
     let _timed = timed(Part::Embedding);
     let width = x.len() / tokens.len();
     x.par_chunks_mut(width).zip(tokens.par_iter().zip(positions)).for_each(|(x, (&token, &position))| {
-        let token = &wte[token as usize * width..][..width];
-        if wpe.is_empty() {
-            return x.copy_from_slice(token);
-        }
-        let position = &wpe[position as usize * width..][..width];
-        for ((x, &a), &b) in x.iter_mut().zip(token).zip(position) {
-            *x = a + b;
+        wte.copy_row(token, x);
+        if !wpe.is_empty() {
+            let position = &wpe[position as usize * width..][..width];
+            x.iter_mut().zip(position).for_each(|(x, p)| *x += p);
         }
     });
 }
@@ -84,7 +112,7 @@ mod tests {
             let dx = random(tokens.len() * width, 3);
             let loss = |wte: &[f32], wpe: &[f32]| {
                 let mut x = vec![f32::NAN; tokens.len() * width];
-                forward(&tokens, &positions, wte, wpe, &mut x);
+                forward(&tokens, &positions, Table::Plain(wte), wpe, &mut x);
                 dot(&x, &dx)
             };
             let (mut dwte, mut dwpe) = (vec![0.0; wte.len()], vec![0.0; wpe.len()]);

@@ -178,15 +178,11 @@ pub struct ParamList {
 impl ParamList {
     /// Lays out the parameters of a model of this shape.
     pub fn new(config: &Config) -> Self {
-        Self::lay_out(config, true)
+        Self::without(config, |_| false)
     }
 
-    /// As [`ParamList::new`], but the weights of the blocks' linear layers have no rows, for engines that store them elsewhere.
-    pub fn without_layer_weights(config: &Config) -> Self {
-        Self::lay_out(config, false)
-    }
-
-    fn lay_out(config: &Config, layer_weights: bool) -> Self {
+    /// As [`ParamList::new`], but the parameters of these roles have no rows, for engines that store them elsewhere.
+    pub fn without(config: &Config, elsewhere: impl Fn(Role) -> bool) -> Self {
         let mut params = Vec::new();
         let mut offset = 0;
         // Absent biases use up a stream too, so that matrices start the same with and without them.
@@ -200,7 +196,7 @@ impl ParamList {
                 return offset..offset;
             }
             let mut shape = role.shape(config);
-            if role.is_layer_weight() && !layer_weights {
+            if elsewhere(role) {
                 shape[0] = 0;
             }
             let (init, family) = (init_of(role, config), config.family);

@@ -206,7 +206,7 @@ impl Role {
     }
 
     /// Returns true for the weights of a block's linear layers.
-    pub(crate) fn is_layer_weight(self) -> bool {
+    pub fn is_layer_weight(self) -> bool {
         matches!(
             self,
             Self::CAttnWeight

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::amx;
 #[cfg(any(target_arch = "x86_64", test))]
 use super::kernel;
+use super::kernel::{high, low};
 use super::pack::{self, GROUP, cells};
 use super::shape::{BLOCK, BLOCK_CELLS, MR, ROWS, Rows};
 use crate::gemm::view::Mat;
@@ -42,6 +43,16 @@ pub fn pack<const P: usize>(source: Mat<'_>, packed: &mut [u32]) {
     packed.par_chunks_mut(group * depth::<P>(source.cols).max(1)).enumerate().for_each(|(i, to)| {
         panels::<P>(source, i * group, to);
     });
+}
+
+/// Copies one of the rows packed in bf16 panels to `to`, `[k]`.
+pub fn copy_row(panels: &[u32], row: usize, to: &mut [f32]) {
+    let (rows, panel) = (rows::<2>(), height::<2>() * depth::<2>(to.len()));
+    let (panel, row) = (&panels[row / rows.count() * panel..][..panel], row % rows.count());
+    for (k, pair) in to.chunks_mut(2).enumerate() {
+        let cell = panel[rows.at(row, k)];
+        pair.iter_mut().zip([low(cell), high(cell)]).for_each(|(to, x)| *to = x);
+    }
 }
 
 /// Packs rows `first_row..` of `source`, `[rows, k]`, into `panels`.
@@ -143,6 +154,23 @@ mod x86 {
 mod tests {
     use super::*;
     use crate::base::testing::{random, skip};
+
+    #[test]
+    fn a_row_of_panels_is_read_as_it_was_rounded() {
+        for (n, k) in [(1, 1), (5, 7), (33, 32), (70, 33), (25, 130)] {
+            let x = random(n * k, 1);
+            let mut panels = vec![u32::MAX; packed_len::<2>(n, k)];
+            pack::<2>(Mat::new(&x, n, k), &mut panels);
+            for row in 0..n {
+                let mut found = vec![f32::NAN; k];
+                copy_row(&panels, row, &mut found);
+                assert!(
+                    found.iter().zip(&x[row * k..]).all(|(&found, &x)| found == pack::rounded::<2>(x)),
+                    "row {row}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn blocks_have_the_cells_of_the_rows_and_zeros_past_the_end_from_either_orientation() {

@@ -28,7 +28,7 @@ use crate::base::memory::Buffer;
 use crate::gemm::Mat;
 use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::{pack, packed_len};
-use crate::layers::embedding;
+use crate::layers::embedding::{self, Table};
 use gradient::gradient;
 pub use head::Head;
 use logits::{logits, settle};
@@ -88,11 +88,11 @@ pub fn run<const P: usize>(
         let (first, rows) = (i * block, targets.len());
         let hidden = &hidden[first * width..][..rows * width];
         pack::<P, NR>(Mat::new(hidden, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
-        shifts::<P>(hidden, wte, targets, s.shift);
+        shifts::<P>(hidden, Table::Plain(wte), targets, s.shift);
         if let Some((head, hidden, wte)) = teacher {
             let hidden = &hidden[first * head.width..][..rows * head.width];
             head.lay_out_hidden::<P>(hidden, s.teacher_hidden);
-            shifts::<P>(hidden, wte, targets, s.teacher_shift);
+            shifts::<P>(hidden, Table::Plain(wte), targets, s.teacher_shift);
         }
         let soft = SoftLoss { tiling, tiles: rows.div_ceil(NR), temperature, soft_target };
         logits::<P>(soft, &mut s);
@@ -104,7 +104,7 @@ pub fn run<const P: usize>(
         gradient::<P>(soft, dwte.is_some(), &mut s);
         let at_target = (1.0 - distill.alpha) * weight;
         let dhidden = &mut dhidden[first * width..][..rows * width];
-        gather::<P>(block, wte, targets, s.dhidden, None, at_target, dhidden);
+        gather::<P>(block, Table::Plain(wte), targets, s.dhidden, None, at_target, dhidden);
         if let Some(corrections) = &corrections {
             corrections.add_to_hidden::<P>(wte, dhidden);
         }

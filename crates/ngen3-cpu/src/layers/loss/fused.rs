@@ -19,7 +19,7 @@ use std::f32::consts::LOG2_E;
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 
-use super::gradients::Gradients;
+use super::gradients::{Gradients, Wanted};
 use super::tiling::{
     self, CHUNK, E_NUMBERS, PARTIAL, Sizes, add_chunk, add_up, chunk_words, gather, pack_words, shifts, spread,
 };
@@ -28,29 +28,42 @@ use crate::gemm::tiles::kernel::NR;
 use crate::gemm::tiles::softmax::{ExpTile, e_tile, exp_tile, sum_tile};
 use crate::gemm::tiles::{cells, pack, packed_len, panels_a};
 use crate::gemm::{Accumulate, Mat};
-use crate::layers::embedding;
+use crate::layers::embedding::{self, Table};
 
 /// Partition of a loss into blocks of tokens and segments of words.
 #[derive(Clone, Copy)]
 pub struct FusedTiling<const P: usize> {
     sizes: Sizes,
-    backward: bool,
+    wanted: Wanted,
 }
 
 impl<const P: usize> FusedTiling<P> {
-    /// Creates the partition, with or without gradients.
-    pub fn new(sizes: Sizes, backward: bool) -> Self {
-        Self { sizes, backward }
+    /// Creates the partition for these results.
+    pub fn new(sizes: Sizes, wanted: Wanted) -> Self {
+        Self { sizes, wanted }
+    }
+
+    fn backward(&self) -> bool {
+        self.wanted != Wanted::Losses
+    }
+
+    /// Cells of one segment's e.
+    fn segment_e(&self) -> usize {
+        match self.wanted {
+            Wanted::All => self.sizes.segment_panels::<P>() * self.block() / NR * e_tile::<P>(),
+            // e is not read later: every tile is written to the same place, which stays in cache.
+            Wanted::Losses | Wanted::Dhidden => e_tile::<P>(),
+        }
     }
 
     /// Length in f32 of the packed embeddings: see [`Self::pack_wte`].
     pub fn packed_wte(&self) -> usize {
-        if self.backward { self.sizes.packed_wte::<P>() } else { self.sizes.by_word::<P>() }
+        if self.backward() { self.sizes.packed_wte::<P>() } else { self.sizes.by_word::<P>() }
     }
 
     /// Packs the embeddings for the logits and, with gradients, for dhidden.
     pub fn pack_wte(&self, wte: &[f32], packed: &mut [f32]) {
-        if self.backward {
+        if self.backward() {
             tiling::pack_wte::<P>(self.sizes, wte, packed);
         } else {
             pack_words::<P>(self.sizes, wte, packed);
@@ -70,15 +83,20 @@ impl<const P: usize> FusedTiling<P> {
 
     fn lengths(&self) -> [usize; 8] {
         let (block, Sizes { width, .. }) = (self.block(), self.sizes);
-        let (panels, segments) = (self.sizes.panels::<P>(), self.sizes.segments::<P>());
-        let backward = |length| if self.backward { length } else { 0 };
+        let segments = self.sizes.segments::<P>();
+        let backward = |length| if self.backward() { length } else { 0 };
+        let e = match self.wanted {
+            // The last segment may be shorter.
+            Wanted::All => self.sizes.panels::<P>() * block / NR * e_tile::<P>(),
+            Wanted::Losses | Wanted::Dhidden => segments * self.segment_e(),
+        };
         [
             packed_len::<P, NR>(block, width),
             block * width,
             block,
             segments * block,
             backward(packed_len::<P, NR>(width, block)),
-            backward(panels * block / NR * e_tile::<P>()),
+            backward(e),
             backward(segments * chunk_words::<P>() / P * block),
             backward(segments * width * block),
         ]
@@ -113,7 +131,8 @@ struct Scratch<'a> {
     sums: &'a mut [f32],
     /// Hidden states divided by their sums, packed as B of dwte: panels of [R/P, NR].
     scaled: &'a mut [u32],
-    /// `[panels, R/NR, height, NR/P]`: e with cells along the tokens. A panel has `height` words.
+    /// `[panels, R/NR, height, NR/P]`: e with cells along the tokens; one tile for each segment if the embeddings are frozen. A
+    /// panel has `height` words.
     e: &'a mut [u32],
     /// `[segments, R/NR, CHUNK·height/P, NR]`: e of one chunk per segment, with cells along the words.
     by_word_e: &'a mut [u32],
@@ -125,7 +144,7 @@ struct Scratch<'a> {
 pub fn run<const P: usize>(
     tiling: FusedTiling<P>,
     hidden: &[f32],
-    (wte, packed_wte): (&[f32], &[f32]),
+    (wte, packed_wte): (Table<'_>, &[f32]),
     targets: &[u32],
     losses: &mut [f32],
     mut gradients: Option<Gradients<'_>>,
@@ -142,12 +161,7 @@ pub fn run<const P: usize>(
         in_bits.iter_mut().zip(hidden).for_each(|(to, h)| *to = h * LOG2_E);
         pack::<P, NR>(Mat::new(in_bits, rows, width), &mut s.hidden[..packed_len::<P, NR>(rows, width)]);
         shifts::<P>(in_bits, wte, targets, s.shift);
-        let wanted = match &gradients {
-            None => Wanted::Losses,
-            Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
-            Some(_) => Wanted::All,
-        };
-        segments(tiling, rows.div_ceil(NR), packed_wte, wanted, &mut s);
+        segments(tiling, rows.div_ceil(NR), packed_wte, &mut s);
         let sums = add_up(s.sums, block, losses);
         let Some(Gradients { weight, dhidden, dwte }) = &mut gradients else { continue };
 
@@ -171,26 +185,9 @@ pub fn run<const P: usize>(
     }
 }
 
-/// Results to compute in the segments.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// Only the sums.
-    Losses,
-    /// Also the partial sums of `dhidden`.
-    Dhidden,
-    /// Also `e`, for the product that computes `dwte`.
-    All,
-}
-
 /// Runs all segments over `tiles` panels of tokens, and fills those of `sums`, `dhidden` and `e` that are wanted.
-fn segments<const P: usize>(
-    tiling: FusedTiling<P>,
-    tiles: usize,
-    packed_wte: &[u32],
-    wanted: Wanted,
-    s: &mut Scratch<'_>,
-) {
-    let FusedTiling { sizes, .. } = tiling;
+fn segments<const P: usize>(tiling: FusedTiling<P>, tiles: usize, packed_wte: &[u32], s: &mut Scratch<'_>) {
+    let FusedTiling { sizes, wanted } = tiling;
     let (block, depth, panels) = (tiling.block(), panels_a::depth::<P>(sizes.width), sizes.segment_panels::<P>());
     let (by_word, by_channel) = packed_wte.split_at(sizes.by_word::<P>());
     let mr = panels_a::height::<P>();
@@ -207,7 +204,7 @@ fn segments<const P: usize>(
         return;
     }
     let (panel_e, chunk_cells) = (block / NR * e_tile::<P>(), CHUNK * mr / P);
-    let outputs = s.e.par_chunks_mut(panels * panel_e).zip(s.by_word_e.par_chunks_mut(chunk_cells * block));
+    let outputs = s.e.par_chunks_mut(tiling.segment_e()).zip(s.by_word_e.par_chunks_mut(chunk_cells * block));
     let outputs = outputs.zip(s.dhidden.par_chunks_mut(sizes.width * block));
     segments.zip(outputs).with_max_len(1).for_each(|((segment, (words, sums)), ((e, by_word_e), dhidden))| {
         sums.fill(0.0);
@@ -215,7 +212,6 @@ fn segments<const P: usize>(
             let chunk_panel = segment * panels + chunk * CHUNK;
             tokens.pass_by::<P>(chunk_panel, words, sums, |i, j, tile| {
                 let words = &mut by_word_e[(j * chunk_cells + i * mr / P) * NR..][..e_tile::<P>()];
-                // If e is not read later, every tile is written to the same place, which stays in cache.
                 let own = (chunk * CHUNK + i) * panel_e + j * e_tile::<P>();
                 let tokens = if wanted == Wanted::All { own } else { 0 };
                 exp_tile::<P>(tile, words, &mut e[tokens..][..e_tile::<P>()]);

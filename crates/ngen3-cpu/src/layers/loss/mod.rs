@@ -18,11 +18,12 @@ mod tiling;
 use crate::base::memory::Buffer;
 use crate::base::profile::{Part, timed};
 use crate::gemm::{Precision, tiles};
+use crate::layers::embedding::Table;
 use distill::Head;
 use ngen3_engine::{Error, Quant};
 
 pub use distill::Losses;
-pub use gradients::Gradients;
+pub use gradients::{Gradients, Wanted};
 pub use soft_targets::{Distill, Teacher};
 pub use tiling::Sizes;
 
@@ -35,7 +36,7 @@ const BF16: usize = 2;
 pub struct Shape {
     algorithm: Algorithm,
     sizes: Sizes,
-    backward: bool,
+    wanted: Wanted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +51,15 @@ enum Algorithm {
 
 impl Shape {
     /// Chooses the algorithm. Without gradients, a token's loss does not depend on the other tokens of the pass.
-    pub fn new(precision: Precision, sizes: Sizes, backward: bool) -> Self {
+    pub fn new(precision: Precision, sizes: Sizes, wanted: Wanted) -> Self {
+        let backward = wanted != Wanted::Losses;
         let algorithm = match precision {
             Precision::F32 if tiles::kernel::available_f32() && backward => Algorithm::Strassen,
             Precision::F32 if tiles::kernel::available_f32() => Algorithm::FusedF32,
             Precision::F32 => Algorithm::Plain,
             Precision::Bf16 => Algorithm::FusedBf16,
         };
-        Self { algorithm, sizes, backward }
+        Self { algorithm, sizes, wanted }
     }
 
     /// Returns the shape without its number of tokens, on which the packed embeddings do not depend.
@@ -66,11 +68,11 @@ impl Shape {
     }
 
     fn in_f32(&self) -> fused::FusedTiling<F32> {
-        fused::FusedTiling::new(self.sizes, false)
+        fused::FusedTiling::new(self.sizes, Wanted::Losses)
     }
 
     fn in_bf16(&self) -> fused::FusedTiling<BF16> {
-        fused::FusedTiling::new(self.sizes, self.backward)
+        fused::FusedTiling::new(self.sizes, self.wanted)
     }
 
     /// Length in f32 of the packed embeddings: see [`pack_wte`].
@@ -106,23 +108,28 @@ pub fn pack_wte(shape: Shape, wte: &[f32], packed: &mut [f32]) {
     }
 }
 
-/// Fills `losses` and, if the shape has gradients, the gradients of their sum. `wte` is given plain and packed.
+/// Fills `losses` and, if the shape has gradients, the gradients of their sum. `wte` is given as a table and packed.
 ///
 /// # Panics
-/// If `gradients` does not match the shape.
+/// If `gradients` does not match the shape, or in f32 the table is not plain.
 pub fn run(
     shape: Shape,
     hidden: &[f32],
-    wte: (&[f32], &[f32]),
+    wte: (Table<'_>, &[f32]),
     targets: &[u32],
     losses: &mut [f32],
     gradients: Option<Gradients<'_>>,
     scratch: &mut [f32],
 ) {
     let _timed = timed(Part::Loss);
-    assert_eq!(gradients.is_some(), shape.backward, "gradients requested and planned");
+    let wanted = match &gradients {
+        None => Wanted::Losses,
+        Some(Gradients { dwte: None, .. }) => Wanted::Dhidden,
+        Some(_) => Wanted::All,
+    };
+    assert_eq!(wanted, shape.wanted, "gradients requested and planned");
     match (shape.algorithm, gradients) {
-        (Algorithm::Plain, gradients) => plain::run(hidden, wte.0, targets, losses, gradients, scratch),
+        (Algorithm::Plain, gradients) => plain::run(hidden, wte.0.plain(), targets, losses, gradients, scratch),
         (Algorithm::FusedBf16, gradients) => {
             fused::run(shape.in_bf16(), hidden, wte, targets, losses, gradients, scratch)
         }
@@ -198,7 +205,7 @@ mod tests {
     impl Case {
         fn new(algorithm: Algorithm, tokens: usize, width: usize, vocab_size: usize) -> Self {
             Self {
-                shape: Shape { algorithm, sizes: Sizes { tokens, width, vocab_size }, backward: true },
+                shape: Shape { algorithm, sizes: Sizes { tokens, width, vocab_size }, wanted: Wanted::All },
                 hidden: random(tokens * width, 1),
                 // The spread of the logits does not grow with the width.
                 wte: random(vocab_size * width, 2).iter().map(|w| w * 3.0 / (width as f32).sqrt()).collect(),
@@ -212,7 +219,12 @@ mod tests {
         }
 
         fn run_with(&self, with_gradients: bool, with_dwte: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-            let shape = Shape { backward: with_gradients, ..self.shape };
+            let wanted = match (with_gradients, with_dwte) {
+                (false, _) => Wanted::Losses,
+                (true, false) => Wanted::Dhidden,
+                (true, true) => Wanted::All,
+            };
+            let shape = Shape { wanted, ..self.shape };
             let mut packed = vec![f32::NAN; shape.packed_wte()];
             pack_wte(shape, &self.wte, &mut packed);
             let mut losses = vec![f32::NAN; self.targets.len()];
@@ -220,7 +232,15 @@ mod tests {
             let gradients = Gradients { weight: 0.5, dhidden: &mut dhidden, dwte: with_dwte.then_some(&mut dwte[..]) };
             let gradients = with_gradients.then_some(gradients);
             let mut scratch = vec![f32::NAN; shape.scratch()];
-            run(shape, &self.hidden, (&self.wte, &packed), &self.targets, &mut losses, gradients, &mut scratch);
+            run(
+                shape,
+                &self.hidden,
+                (Table::Plain(&self.wte), &packed),
+                &self.targets,
+                &mut losses,
+                gradients,
+                &mut scratch,
+            );
             (losses, dhidden, dwte)
         }
     }
@@ -341,7 +361,7 @@ mod tests {
     fn without_gradients_a_tokens_loss_is_the_same_whatever_stands_beside_it() {
         for precision in [Precision::F32, Precision::Bf16] {
             let mut case = Case::new(Algorithm::Plain, 70, 33, 701);
-            case.shape = Shape::new(precision, case.shape.sizes, false);
+            case.shape = Shape::new(precision, case.shape.sizes, Wanted::Losses);
             let (first, rest) = case.hidden.split_at_mut(33);
             rest.chunks_exact_mut(33).step_by(3).for_each(|hidden| hidden.copy_from_slice(first));
             case.targets.fill(5);
@@ -355,11 +375,11 @@ mod tests {
         for (width, vocab_size) in [(128, 50_257), (768, 50_257), (256, 16_384), (128, 97), (33, 7001), (5000, 50)] {
             for algorithm in [Algorithm::Plain, Algorithm::FusedF32, Algorithm::FusedBf16, Algorithm::Strassen] {
                 let sizes = |tokens| Sizes { tokens, width, vocab_size };
-                let scratch = |tokens| {
-                    Shape { algorithm, sizes: sizes(tokens), backward: algorithm != Algorithm::FusedF32 }.scratch()
-                };
-                let room: Vec<usize> = (1..2100).map(scratch).collect();
-                assert!(room.is_sorted(), "{algorithm:?}, width {width}, {vocab_size} words");
+                for wanted in [Wanted::Losses, Wanted::Dhidden, Wanted::All] {
+                    let scratch = |tokens| Shape { algorithm, sizes: sizes(tokens), wanted }.scratch();
+                    let room: Vec<usize> = (1..2100).map(scratch).collect();
+                    assert!(room.is_sorted(), "{algorithm:?}, {wanted:?}, width {width}, {vocab_size} words");
+                }
             }
         }
     }
@@ -380,7 +400,7 @@ mod tests {
     fn huge_logits_do_not_overflow() {
         for algorithm in [Algorithm::Plain, Algorithm::FusedF32, Algorithm::FusedBf16, Algorithm::Strassen] {
             let case = Case {
-                shape: Shape { algorithm, sizes: Sizes { tokens: 1, width: 2, vocab_size: 3 }, backward: true },
+                shape: Shape { algorithm, sizes: Sizes { tokens: 1, width: 2, vocab_size: 3 }, wanted: Wanted::All },
                 hidden: vec![300.0, -300.0],
                 wte: vec![300.0, 0.0, 0.0, 300.0, 1.0, 1.0],
                 targets: vec![1],

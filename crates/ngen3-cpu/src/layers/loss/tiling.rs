@@ -12,6 +12,7 @@ use crate::gemm::tiles::pack::rounded;
 use crate::gemm::tiles::softmax::{ask_for, e_tile, tokens_tile};
 use crate::gemm::tiles::{cells, panels_a, with_workspace};
 use crate::gemm::{Accumulate, Mat, MatMut};
+use crate::layers::embedding::Table;
 use ngen3_simd::{simd, sum_zip};
 
 /// Largest number of segments of the vocabulary, one task each. Fixed, so that the bits do not depend on the number of threads.
@@ -106,19 +107,21 @@ pub fn pack_wte<const P: usize>(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
 }
 
 /// Fills `shift` with the logit of each token's target, from operands rounded as in the product; 0 past the last token.
-pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: &[f32], targets: &[u32], shift: &mut [f32]) {
+pub(super) fn shifts<const P: usize>(hidden: &[f32], wte: Table<'_>, targets: &[u32], shift: &mut [f32]) {
     let width = hidden.len() / targets.len();
     let tiles = shift.par_chunks_mut(NR).zip(hidden.par_chunks(NR * width)).zip(targets.par_chunks(NR));
     tiles.for_each(|((shift, hidden), targets)| {
-        simd(
-            #[inline(always)]
-            || {
-                for ((shift, hidden), &target) in shift.iter_mut().zip(hidden.chunks_exact(width)).zip(targets) {
-                    let word = &wte[target as usize * width..][..width];
-                    *shift = sum_zip(hidden, word, |h, w| rounded::<P>(h) * rounded::<P>(w));
-                }
-            },
-        );
+        with_workspace(width, |word| {
+            simd(
+                #[inline(always)]
+                || {
+                    for ((shift, hidden), &target) in shift.iter_mut().zip(hidden.chunks_exact(width)).zip(targets) {
+                        wte.copy_row(target, word);
+                        *shift = sum_zip(hidden, word, |h, w| rounded::<P>(h) * rounded::<P>(w));
+                    }
+                },
+            );
+        });
     });
     shift[targets.len()..].fill(0.0);
 }
@@ -167,7 +170,7 @@ pub(super) fn add_up<'a>(sums: &'a mut [f32], block: usize, losses: &mut [f32]) 
 /// that target, instead of cancelling against the word's probability there.
 pub(super) fn gather<const P: usize>(
     block: usize,
-    wte: &[f32],
+    wte: Table<'_>,
     targets: &[u32],
     parts: &[f32],
     scale: Option<&[f32]>,
@@ -181,7 +184,10 @@ pub(super) fn gather<const P: usize>(
         if let Some(scale) = scale {
             scales[..targets.len()].copy_from_slice(&scale[j * NR..][..targets.len()]);
         }
-        with_workspace(width * NR, |total| {
+        with_workspace(2 * width * NR, |workspace| {
+            let (total, words) = workspace.split_at_mut(width * NR);
+            let words = &mut words[..targets.len() * width];
+            words.chunks_exact_mut(width).zip(targets).for_each(|(word, &target)| wte.copy_row(target, word));
             simd(
                 #[inline(always)]
                 || {
@@ -191,8 +197,8 @@ pub(super) fn gather<const P: usize>(
                         total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
                     }
                     for (c, total) in total.as_chunks::<NR>().0.iter().enumerate() {
-                        for (t, &target) in targets.iter().enumerate() {
-                            let word = rounded::<P>(wte[target as usize * width + c]);
+                        for t in 0..targets.len() {
+                            let word = rounded::<P>(words[t * width + c]);
                             dhidden[t * width + c] = scales[t] * total[t] - at_target * word;
                         }
                     }

@@ -29,7 +29,7 @@ use crate::gemm::tiles::strassen::{
     Ahead, CHANNELS, HIDDEN, Logits, PRODUCTS, Place, QUAD, WORDS, exponentials, mix, product, product_onto,
 };
 use crate::gemm::tiles::with_workspace;
-use crate::layers::embedding;
+use crate::layers::embedding::{self, Table};
 use ngen3_simd::simd;
 use tiling::{CHUNK, PAIRS, PART, StrassenTiling, TOKENS, by_pair};
 
@@ -53,7 +53,7 @@ pub fn pack_wte(sizes: Sizes, wte: &[f32], packed: &mut [f32]) {
 pub fn run(
     sizes: Sizes,
     hidden: &[f32],
-    (wte, packed_wte): (&[f32], &[f32]),
+    (wte, packed_wte): (Table<'_>, &[f32]),
     targets: &[u32],
     losses: &mut [f32],
     mut gradients: Gradients<'_>,
