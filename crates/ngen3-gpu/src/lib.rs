@@ -1,0 +1,4 @@
+//! GPU engine, on `wgpu`.
+
+mod device;
+mod kernels;
