@@ -21,9 +21,9 @@ fn repeat(lines: &[&str], constants: &Constants, variables: &[(&str, u32)], out:
         let line = lines[at];
         at += 1;
         let Some(head) = line.trim_start().strip_prefix("//@repeat ") else {
-            let replaced = variables.iter().fold(line.to_owned(), |line, (name, value)| {
-                line.replace(&format!("${name}"), &value.to_string())
-            });
+            let replaced = variables
+                .iter()
+                .fold(line.to_owned(), |line, (name, value)| line.replace(&format!("${name}"), &value.to_string()));
             out.push_str(&replaced);
             out.push('\n');
             continue;
@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn lines_are_repeated_within_repetitions() {
         let source = "a\n//@repeat R ROWS\n  r$R\n  //@repeat C 3\n  s$R_$C;\n  //@end\n//@end\nb";
-        let expected = "const ROWS: u32 = 2u;\na\n  r0\n  s0_0;\n  s0_1;\n  s0_2;\n  r1\n  s1_0;\n  s1_1;\n  s1_2;\nb\n";
+        let expected =
+            "const ROWS: u32 = 2u;\na\n  r0\n  s0_0;\n  s0_1;\n  s0_2;\n  r1\n  s1_0;\n  s1_1;\n  s1_2;\nb\n";
         assert_eq!(expand(source, &[("ROWS", 2)]), expected);
     }
 }

@@ -48,16 +48,20 @@ pub fn column_sums(
     }
     let Some(any) = dgamma.or(dbeta) else { return };
     let flags = [dgamma.is_some(), dbeta.is_some()].map(u32::from);
-    let kernel = |constants| Kernel { name: "column_sums", source: include_str!("column_sums.wgsl"), constants };
-    let constants = |stage| [("STAGE", stage), ("GAMMA", flags[0]), ("BETA", flags[1])];
+    let stages = [0, 1].map(|stage| [("STAGE", stage), ("GAMMA", flags[0]), ("BETA", flags[1])]);
+    let [first, second] = stages.each_ref().map(|constants| Kernel {
+        name: "column_sums",
+        source: include_str!("column_sums.wgsl"),
+        constants,
+    });
     let blocks = rows.count().div_ceil(BLOCK);
     let scratch = scratch.buffer.view(scratch.offset..scratch.offset + partials(rows.count(), rows.width));
     let bindings = [read(dy), read(x), read(stats), write(scratch), write(scratch)];
     let groups = [rows.width.div_ceil(32), blocks, 1];
-    recorder.dispatch(kernel(&constants(0)), &bindings, &rows.immediates(), groups);
+    recorder.dispatch(first, &bindings, &rows.immediates(), groups);
     let outs = [write(dgamma.unwrap_or(any)), write(dbeta.unwrap_or(any))];
     let bindings = [read(scratch), read(scratch), read(scratch), outs[0], outs[1]];
-    recorder.dispatch(kernel(&constants(1)), &bindings, &rows.immediates(), [rows.width.div_ceil(256), 1, 1]);
+    recorder.dispatch(second, &bindings, &rows.immediates(), [rows.width.div_ceil(256), 1, 1]);
 }
 
 #[cfg(test)]

@@ -146,8 +146,8 @@ mod tests {
             drop(recorder);
             let expected = |i: usize| {
                 let (token, position) = (tokens[i / width] as usize, positions[i / width] as usize);
-                let sum = wte[token * width + i % width]
-                    + if with_wpe { wpe[position * width + i % width] } else { 0.0 };
+                let sum =
+                    wte[token * width + i % width] + if with_wpe { wpe[position * width + i % width] } else { 0.0 };
                 f64::from(sum * factor(i))
             };
             close("x", &context.read(x.all()).unwrap(), &(0..40 * width).map(expected).collect::<Vec<_>>(), 1e-7);

@@ -102,7 +102,15 @@ pub fn backward(
         Gradient::InPlace => (2, x),
     };
     rows.check(dy);
-    dispatch(recorder, norm, rows, [1, mode], dx, stats, &[read(x), read(norm.gamma), read(dy), write(dx), write(stats)]);
+    dispatch(
+        recorder,
+        norm,
+        rows,
+        [1, mode],
+        dx,
+        stats,
+        &[read(x), read(norm.gamma), read(dy), write(dx), write(stats)],
+    );
 }
 
 fn dispatch(
@@ -184,8 +192,7 @@ mod tests {
                 let mean_g = if rms { 0.0 } else { (0..width).map(g).sum::<f64>() / width as f64 };
                 let mean_gx = (0..width).map(|i| g(i) * x_hat(i)).sum::<f64>() / width as f64;
                 for i in 0..width {
-                    expected_y[base + i] =
-                        x_hat(i) * f64::from(gamma[i]) + if rms { 0.0 } else { f64::from(beta[i]) };
+                    expected_y[base + i] = x_hat(i) * f64::from(gamma[i]) + if rms { 0.0 } else { f64::from(beta[i]) };
                     let dx = rstd * (g(i) - mean_g - x_hat(i) * mean_gx);
                     expected_in_place[base + i] = dx;
                     expected_add[base + i] += dx;

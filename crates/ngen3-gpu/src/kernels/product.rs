@@ -176,9 +176,10 @@ mod tests {
     fn every_form_tile_and_epilogue_equals_the_plain_sums() {
         let Some(context) = context() else { return };
         for [m, n, k] in [[1, 1, 1], [65, 3, 17], [3, 130, 33], [130, 67, 5], [64, 64, 16]] {
-            for (form, tile) in [Form::Nn, Form::Nt, Form::Tn].into_iter().flat_map(|form| {
-                [Tile::Small, Tile::Large].map(|tile| (form, tile))
-            }) {
+            for (form, tile) in [Form::Nn, Form::Nt, Form::Tn]
+                .into_iter()
+                .flat_map(|form| [Tile::Small, Tile::Large].map(|tile| (form, tile)))
+            {
                 // Rows with gaps, which do not begin at the first element.
                 let a_shape = if form == Form::Tn { [k, m] } else { [m, k] };
                 let b_shape = if form == Form::Nt { [n, k] } else { [k, n] };

@@ -10,7 +10,9 @@ pub fn table(positions: usize, frequencies: &[f32], scale: f32) -> Vec<f32> {
         let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
         [cos, sin].map(|x| (f64::from(scale) * x) as f32)
     };
-    (0..positions).flat_map(|position| frequencies.iter().flat_map(move |&frequency| turn(position, frequency))).collect()
+    (0..positions)
+        .flat_map(|position| frequencies.iter().flat_map(move |&frequency| turn(position, frequency)))
+        .collect()
 }
 
 /// Heads at the beginning of each token's row.
@@ -28,14 +30,26 @@ pub struct Heads {
 ///
 /// # Panics
 /// If a length is wrong.
-pub fn rotate(recorder: &mut Recorder<'_>, heads: Heads, back: bool, positions: View<'_>, table: View<'_>, x: View<'_>) {
+pub fn rotate(
+    recorder: &mut Recorder<'_>,
+    heads: Heads,
+    back: bool,
+    positions: View<'_>,
+    table: View<'_>,
+    x: View<'_>,
+) {
     let Heads { count, width, stride } = heads;
     let tokens = positions.len;
     assert!(count * width <= stride && tokens * stride <= x.len, "{heads:?} of {tokens} tokens in {}", x.len);
     let constants = [("DIRECTION", u32::from(back))];
     let kernel = Kernel { name: "rotary", source: include_str!("rotary.wgsl"), constants: &constants };
     let immediates = [tokens, count, width / 2, stride].map(|size| size as u32);
-    recorder.dispatch(kernel, &[read(positions), read(table), write(x)], &immediates, groups(tokens * count * width / 2));
+    recorder.dispatch(
+        kernel,
+        &[read(positions), read(table), write(x)],
+        &immediates,
+        groups(tokens * count * width / 2),
+    );
 }
 
 #[cfg(test)]
@@ -63,16 +77,17 @@ mod tests {
             }
         }
         let buffer = context.upload("x", &x).unwrap();
-        let (positions, table) =
-            (context.upload("positions", &positions).unwrap(), context.upload("table", &table(8192, &frequencies, 1.5)).unwrap());
+        let (positions, table) = (
+            context.upload("positions", &positions).unwrap(),
+            context.upload("table", &table(8192, &frequencies, 1.5)).unwrap(),
+        );
         rotate(&mut Recorder::new(context), heads, false, positions.all(), table.all(), buffer.all());
         close("rotated", &context.read(buffer.all()).unwrap(), &expected, 2e-7);
         rotate(&mut Recorder::new(context), heads, true, positions.all(), table.all(), buffer.all());
         let found = context.read(buffer.all()).unwrap();
         for (token, (found, x)) in found.chunks(heads.stride).zip(x.chunks(heads.stride)).enumerate() {
             let scaled: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-            let scaled: Vec<f64> =
-                scaled.iter().enumerate().map(|(i, x)| if i < 30 { 2.25 * x } else { *x }).collect();
+            let scaled: Vec<f64> = scaled.iter().enumerate().map(|(i, x)| if i < 30 { 2.25 * x } else { *x }).collect();
             close(&format!("token {token}, rotated back"), found, &scaled, 4e-7);
         }
     }
