@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod cache;
 pub mod column_sums;
 pub mod dropout;
 pub mod embedding;

@@ -1,0 +1,15 @@
+//! The whole model. Bottom-up: `layout.rs` (places of the parameters), `network.rs` (a model on the device), `arena.rs` (memory of the
+//! activations), `linear.rs`, `block.rs` and `model.rs` (forward and backward pass), `decoder.rs`, `trainer.rs` and `device.rs`
+//! (the contract's traits).
+
+mod arena;
+mod block;
+mod decoder;
+mod device;
+mod layout;
+mod linear;
+mod model;
+mod network;
+mod trainer;
+
+pub use device::Gpu;
