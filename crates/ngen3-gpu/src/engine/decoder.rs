@@ -33,11 +33,11 @@ impl<'a> GpuDecoder<'a> {
         if network.adapters.is_some() {
             return Err(Error::Input("the model has adapters: merge them before decoding".into()));
         }
-        let table = PageTable::new(sequences, pages)?;
-        let len = (pages * PAGE).saturating_mul(2 * network.config.kv_width());
+        let len = pages.saturating_mul(PAGE).saturating_mul(2 * network.config.kv_width());
         if len > network.context.binding_len() {
             return Err(Error::Memory { what: "keys and values of a layer", bytes: len.saturating_mul(4) });
         }
+        let table = PageTable::new(sequences, pages)?;
         let buffer = |_| network.context.buffer("keys and values", len);
         let cache = (0..network.config.n_layer).map(buffer).collect::<Result<_, _>>()?;
         Ok(Self { network, table, cache, inputs: Inputs::default(), arena: None, last: None, logits: Vec::new() })
