@@ -6,6 +6,7 @@ use ngen3_engine::{Device, Dtype, Error, Options, PASS_TOKENS, Quant, Trainer, W
 use ngen3_model::{Config, LoraList, ParamList};
 
 use super::arena::{ForwardMode, arena_len};
+use super::rate::product_gflops;
 use super::trainer::GpuTrainer;
 use crate::device::{Adapter, Context};
 
@@ -63,6 +64,15 @@ impl Device for Gpu {
     fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error> {
         check(options)?;
         Ok(Box::new(GpuTrainer::new(&self.context, config, &params, options.recompute, self.most)?))
+    }
+
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+
+    fn product_gflops(&self, dtype: Dtype, _: usize, shape: [usize; 3]) -> Result<f64, Error> {
+        check(Options { dtype, ..Options::default() })?;
+        product_gflops(&self.context, shape)
     }
 
     fn memory(&self, config: &Config, workload: Workload<'_>, options: Options) -> Result<u64, Error> {

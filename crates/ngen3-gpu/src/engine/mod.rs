@@ -10,6 +10,7 @@ mod layout;
 mod linear;
 mod model;
 mod network;
+mod rate;
 mod trainer;
 
 pub use device::Gpu;

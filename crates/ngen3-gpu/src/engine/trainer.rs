@@ -160,7 +160,7 @@ impl Model for GpuTrainer {
     }
 
     fn info(&self) -> ComputeInfo {
-        ComputeInfo { threads: 1, dtype: Dtype::F32, kernels: "gpu" }
+        ComputeInfo { threads: 0, dtype: Dtype::F32, kernels: "gpu" }
     }
 
     fn losses(&mut self, batch: &Batch) -> Result<Vec<f32>, Error> {
