@@ -7,5 +7,5 @@ mod device;
 mod engine;
 mod kernels;
 
-pub use device::{Adapter, adapters};
+pub use device::{Adapter, adapters, may_have_gpu};
 pub use engine::Gpu;

@@ -20,7 +20,7 @@ fn every_feature_agrees_with_the_reference() {
             let compared = check(gpu, options, TOLERANCE, &case)
                 .unwrap_or_else(|error| panic!("{}, recompute {recompute}: {error}", case.name));
             let expected: &[&str] = match case.has_gradient() {
-                true => &["losses", "training", "updates", "muon", "adapters", "decoding"],
+                true => &["losses", "training", "updates", "muon", "adapters", "distillation", "decoding"],
                 // Sequences that continue others have losses only.
                 false => &["losses"],
             };

@@ -143,7 +143,7 @@ mod gpu {
     use anyhow::bail;
     use ngen3_cpu::Cpu;
     use ngen3_engine::{Device, Dtype};
-    use ngen3_gpu::{Adapter, Gpu, adapters};
+    use ngen3_gpu::{Adapter, Gpu, adapters, may_have_gpu};
     use ngen3_model::words::memory_size;
 
     use crate::progress::write_line;
@@ -165,7 +165,7 @@ mod gpu {
 
     /// Opens the GPU that auto takes, if any. A GPU that fails to open is passed over with a note.
     pub fn fastest() -> Option<&'static dyn Device> {
-        let adapters = adapters();
+        let adapters = if may_have_gpu() { adapters() } else { Vec::new() };
         let adapter = adapters.iter().find(|adapter| !adapter.is_software())?;
         let chosen = open(adapter).and_then(|gpu| {
             // An integrated GPU shares the CPU's memory, and may be the slower of both.

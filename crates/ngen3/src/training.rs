@@ -36,7 +36,7 @@ impl<'a> Training<'a> {
         if job.is_finished() {
             weights.moments = None;
         }
-        let trainer = job.open(device, weights)?;
+        let trainer = job.open(device, weights).map_err(advised)?;
         if job.is_finished() {
             job.complete(&*trainer)?;
             let (model, step) = (job.paths.model.display(), job.progress.step);
@@ -72,7 +72,7 @@ impl<'a> Training<'a> {
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
-        let steps = match outcome? {
+        let steps = match outcome.map_err(advised)? {
             Outcome::Finished => status.step,
             Outcome::Stale(step) => {
                 write_line(&match job.settings.patience {
@@ -97,6 +97,16 @@ impl<'a> Training<'a> {
             (_, None) => {}
         }
         stdout::print(&(text + "\n"))
+    }
+}
+
+/// Adds to an error of memory what would need less.
+fn advised(error: ngen3_train::Error) -> anyhow::Error {
+    match error {
+        ngen3_train::Error::Engine(ngen3_engine::Error::Memory { .. }) => {
+            anyhow::anyhow!("{error}: expected enough memory; --recompute or a smaller --batch_size needs less")
+        }
+        error => error.into(),
     }
 }
 

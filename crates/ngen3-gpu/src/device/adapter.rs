@@ -23,6 +23,13 @@ pub fn adapters() -> Vec<Adapter> {
     adapters
 }
 
+/// Returns false if there is certainly no GPU, without loading a driver.
+pub fn may_have_gpu() -> bool {
+    // A driver that is loaded in vain may take a while, and may complain on stderr.
+    let nodes = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"];
+    !cfg!(target_os = "linux") || nodes.iter().any(|node| std::path::Path::new(node).exists())
+}
+
 /// Shared memory of a workgroup that the kernels need, in bytes.
 const WORKGROUP_BYTES: u32 = 20 << 10;
 
@@ -43,7 +50,9 @@ impl Adapter {
         if !self.inner.features().contains(Features::IMMEDIATES) || limits.max_immediate_size < 128 {
             return Some("immediates");
         }
-        let wide = limits.max_compute_invocations_per_workgroup >= 256 && limits.max_compute_workgroup_size_x >= 256;
+        let wide = limits.max_storage_buffers_per_shader_stage >= 9
+            && limits.max_compute_invocations_per_workgroup >= 256
+            && limits.max_compute_workgroup_size_x >= 256;
         (!wide || limits.max_compute_workgroup_storage_size < WORKGROUP_BYTES).then_some("workgroups of 256")
     }
 

@@ -8,7 +8,7 @@ mod context;
 mod recorder;
 mod template;
 
-pub use adapter::{Adapter, adapters};
+pub use adapter::{Adapter, adapters, may_have_gpu};
 pub use buffer::{Buffer, View};
 pub use context::Context;
 pub use recorder::{Binding, Kernel, Recorder, read, write};

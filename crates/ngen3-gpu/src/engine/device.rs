@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use ngen3_engine::{Device, Dtype, Error, Options, PASS_TOKENS, Quant, Trainer, Workload};
+use ngen3_engine::{Device, Dtype, Error, Options, PASS_TOKENS, Quant, Teacher, Trainer, Workload};
 use ngen3_model::{Config, LoraList, ParamList};
 
 use super::arena::{ForwardMode, arena_len};
 use super::rate::product_gflops;
+use super::teacher::GpuTeacher;
 use super::trainer::GpuTrainer;
 use crate::device::{Adapter, Context};
 
@@ -64,6 +65,11 @@ impl Device for Gpu {
     fn open(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Trainer>, Error> {
         check(options)?;
         Ok(Box::new(GpuTrainer::new(&self.context, config, &params, options.recompute, self.most)?))
+    }
+
+    fn open_teacher(&self, config: Config, params: Vec<f32>, options: Options) -> Result<Box<dyn Teacher>, Error> {
+        check(options)?;
+        Ok(Box::new(GpuTeacher::new(&self.context, config, &params, self.most)?))
     }
 
     fn has_own_memory(&self) -> bool {

@@ -82,7 +82,7 @@ impl Network {
         let (hidden, stats) = (arena.hidden.first(n * self.config.n_embd), arena.stats.first(3 * n));
         for chunk in self.head_chunks(arena.chunk(n)) {
             let logits = self.loss_chunk(recorder, chunk, hidden, run);
-            loss::statistics(recorder, logits, chunk.first == 0, inputs.targets(), stats);
+            loss::statistics(recorder, logits, 1.0, inputs.targets(), stats);
         }
         loss::losses(recorder, inputs.targets(), stats, arena.losses.first(n));
     }

@@ -1,19 +1,22 @@
 //! [`GpuTrainer`]: a model with its gradients and moments.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use ngen3_engine::{
-    AdamW, Backward, Batch, ComputeInfo, Decoder, Dtype, Error, Model, Muon, PassDropout, Slot, Trainer, pass_seed,
-    passes,
+    AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, Model, Muon,
+    PassDropout, Slot, TeacherSource, Trainer, pass_seed, passes,
 };
 use ngen3_model::{Config, Lora, LoraList, Param};
 
 use super::arena::{Arena, ForwardMode, Inputs};
 use super::block::Run;
 use super::decoder::GpuDecoder;
+use super::distill::{self, Source};
 use super::layout::{Array, Layout};
 use super::network::{Adapters, Network};
+use super::teacher::GpuTeacher;
 use crate::device::{Buffer, Context, Recorder};
 use crate::kernels::optimizer::{self, Arrays, PARTIALS};
 
@@ -26,6 +29,7 @@ pub struct GpuTrainer {
     grads: Option<Array>,
     moments: Option<[Array; 2]>,
     muon: Option<MuonMemory>,
+    distill: Option<distill::Memory>,
     /// Most elements of a segment.
     most: usize,
 }
@@ -57,6 +61,7 @@ impl GpuTrainer {
             grads: None,
             moments: None,
             muon: None,
+            distill: None,
             most,
         })
     }
@@ -315,6 +320,10 @@ impl Trainer for GpuTrainer {
         Cow::Owned(merge().unwrap_or_else(|error| std::panic::panic_any(error)))
     }
 
+    fn distiller(&mut self) -> Result<&mut dyn Distiller, Error> {
+        Ok(self)
+    }
+
     fn adapt(&mut self, lora: &Lora, params: Vec<f32>) -> Result<(), Error> {
         if self.network.adapters.is_some() {
             return Err(Error::Input("the model already has adapters: merge them first".into()));
@@ -342,6 +351,83 @@ impl Trainer for GpuTrainer {
             self.network.adapters = None;
             self.forget_training();
         }
+    }
+}
+
+impl Distiller for GpuTrainer {
+    fn distill(
+        &mut self,
+        batch: &Batch,
+        teacher: TeacherSource<'_>,
+        distill: &DistillConfig,
+        backward: Option<Backward<'_>>,
+    ) -> Result<DistillLoss, Error> {
+        let vocab_size = self.network.config.vocab_size;
+        batch.check(&self.network.config)?;
+        distill.validate()?;
+        if let Some(backward) = &backward {
+            self.check(batch, backward)?;
+            self.allocate_grads()?;
+        }
+        let targets = batch.check_targets()? as f32;
+        let (mut model, top_k) = match teacher {
+            TeacherSource::Teacher(teacher) => {
+                let teacher: &mut dyn Any = teacher;
+                let Some(teacher) = teacher.downcast_mut::<GpuTeacher>() else {
+                    return Err(Error::Input("the teacher is on another device: expected gpu".into()));
+                };
+                let found = teacher.network.config.vocab_size;
+                if found != vocab_size {
+                    return Err(Error::Input(format!(
+                        "teacher: expected {vocab_size} tokens as in the student, got {found}"
+                    )));
+                }
+                batch.check(&teacher.network.config)?;
+                (Some(teacher), None)
+            }
+            TeacherSource::TopK(top_k) => {
+                top_k.check(distill.divergence, batch, &self.network.config)?;
+                (None, Some(top_k))
+            }
+        };
+        let Self { network, inputs, arena, grads, mode, distill: memory, .. } = self;
+        let passes = passes(batch);
+        let most = passes.iter().map(|pass| pass.inputs.len()).max().unwrap_or(0);
+        let mode = if backward.is_some() { *mode } else { ForwardMode::Inference };
+        let arena = Arena::reserve(arena, network, mode, most)?;
+        let k = top_k.map_or(0, |top_k| top_k.k);
+        let memory = distill::Memory::reserve(memory, &network.context, most, k)?;
+        let mut recorder = Recorder::new(&network.context);
+        recorder.clear(arena.loss_sum.all());
+        recorder.clear(memory.total.all());
+        drop(recorder);
+        let mut first = 0;
+        for (index, pass) in passes.iter().enumerate() {
+            let places = first * k..(first + pass.inputs.len()) * k;
+            first += pass.inputs.len();
+            if let Some(top_k) = top_k {
+                memory.write(&network.context, &top_k.ids[places.clone()], &top_k.log_probs[places]);
+            }
+            let source = match &mut model {
+                Some(teacher) => {
+                    teacher.run(pass, most)?;
+                    Source::Model(&teacher.network, teacher.arena.as_ref().expect("the pass ran"))
+                }
+                None => Source::TopK(k),
+            };
+            let drops = backward.map_or(PassDropout::NONE, |backward| PassDropout {
+                p: backward.dropout,
+                seed: pass_seed(backward.seed, index as u64),
+            });
+            inputs.write(network, pass, None, backward.is_some())?;
+            let run = Run { inputs, arena, drops };
+            let backward = backward.and_then(|backward| Some((backward.weight / targets, grads.as_ref()?)));
+            let mut recorder = Recorder::new(&network.context);
+            network.forward(&mut recorder, run, &[]);
+            network.distill(&mut recorder, run, source, distill, memory, backward);
+        }
+        let [cross_entropy, divergence] = [&arena.loss_sum, &memory.total].map(|sum| network.context.read(sum.all()));
+        Ok(DistillLoss { cross_entropy: cross_entropy?[0] / targets, divergence: divergence?[0] / targets })
     }
 }
 

@@ -16,13 +16,14 @@ pub struct Chunk<'a> {
     pub first: usize,
 }
 
-/// Records the statistics of a chunk, `[rows, 3]`: with those of the chunks before, unless it is the first one.
+/// Records the statistics of a chunk, `[rows, 3]`, of logits divided by a temperature: with those of the chunks before, unless it is the
+/// first one.
 ///
 /// # Panics
 /// If a length is wrong.
-pub fn statistics(recorder: &mut Recorder<'_>, chunk: Chunk<'_>, first: bool, targets: View<'_>, stats: View<'_>) {
+pub fn statistics(recorder: &mut Recorder<'_>, chunk: Chunk<'_>, temperature: f32, targets: View<'_>, stats: View<'_>) {
     chunk.logits.expect(targets.len * chunk.width);
-    dispatch(recorder, [0, u32::from(first)], chunk, 0.0, targets, stats, stats);
+    dispatch(recorder, [0, u32::from(chunk.first == 0)], chunk, 1.0 / temperature, targets, stats, stats);
 }
 
 /// Records the losses, `[rows]`, from the statistics of all chunks; 0 where a target is ignored.
@@ -117,7 +118,7 @@ mod tests {
             for entry in &chunks {
                 let (width, first, _) = chunk(entry);
                 let chunk = Chunk { logits: entry.0.all(), width, first };
-                statistics(&mut recorder, chunk, first == 0, targets.all(), stats.all());
+                statistics(&mut recorder, chunk, 1.0, targets.all(), stats.all());
             }
             losses(&mut recorder, targets.all(), stats.all(), found.all());
             for entry in &chunks {

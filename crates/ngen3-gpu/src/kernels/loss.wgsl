@@ -8,6 +8,7 @@ struct Params {
     rows: u32,
     width: u32,
     first: u32,
+    // STAGE 0: 1/temperature. 2: weight.
     weight: f32,
 }
 
@@ -77,12 +78,12 @@ fn main(
             }
             var largest = before.x;
             for (var i = thread; i < p.width; i += 256u) {
-                largest = max(largest, logits[base + i]);
+                largest = max(largest, logits[base + i] * p.weight);
             }
             largest = reduce(thread, largest, true);
             var sum = 0.0;
             for (var i = thread; i < p.width; i += 256u) {
-                sum += exp(logits[base + i] - largest);
+                sum += exp(logits[base + i] * p.weight - largest);
             }
             sum = reduce(thread, sum, false);
             if thread == 0u {
@@ -90,7 +91,7 @@ fn main(
                 stats[3u * row + 1u] = before.y * exp(before.x - largest) + sum;
                 var logit = before.z;
                 if !ignored && target_at < p.width {
-                    logit = logits[base + target_at];
+                    logit = logits[base + target_at] * p.weight;
                 }
                 stats[3u * row + 2u] = logit;
             }

@@ -2,12 +2,13 @@
 //! same input gives the same bits on one adapter.
 //!
 //! `product.rs` has the matrix products; `norm.rs`, `column_sums.rs`, `rotary.rs`, `activation.rs`, `embedding.rs`, `dropout.rs`
-//! the other layers; `attention.rs` and `loss.rs` what would need too much memory as products; `optimizer.rs` the updates.
+//! the other layers; `attention.rs`, `loss.rs` and `distill.rs` what would need too much memory as products; `optimizer.rs` the updates.
 
 pub mod activation;
 pub mod attention;
 pub mod cache;
 pub mod column_sums;
+pub mod distill;
 pub mod dropout;
 pub mod embedding;
 pub mod loss;
