@@ -8,7 +8,7 @@ use ngen3_model::{Config, Lora, StoredWeight};
 use crate::{Dtype, Error, Model, Options, Quant, Teacher, Trainer};
 
 /// Backend that models run on, such as a CPU or a GPU.
-pub trait Device {
+pub trait Device: Sync {
     /// Name in messages and records, such as `cpu`.
     fn name(&self) -> &'static str;
 
@@ -57,6 +57,12 @@ pub trait Device {
     /// As [`Device::open`].
     fn open_teacher(&self, _config: Config, _params: Vec<f32>, _options: Options) -> Result<Box<dyn Teacher>, Error> {
         Err(Error::Unsupported("distillation"))
+    }
+
+    /// Returns true if models are in memory of the device's own, whose size is not known: one that does not fit is
+    /// [`Error::Memory`] when it is opened.
+    fn has_own_memory(&self) -> bool {
+        false
     }
 
     /// Returns the memory that a workload needs, in bytes.

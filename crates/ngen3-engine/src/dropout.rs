@@ -50,6 +50,11 @@ impl Dropout {
         })
     }
 
+    /// Returns the threshold, the scale and the key of [`Dropout::factor`], for engines that compute it elsewhere.
+    pub fn parts(&self) -> (u32, f32, [u32; 2]) {
+        (self.threshold, self.scale, self.key)
+    }
+
     /// Returns the factor of the element at a row-major index: 0 or 1/(1 − p).
     #[inline(always)]
     pub fn factor(&self, index: u32) -> f32 {

@@ -17,6 +17,9 @@ pub enum Error {
     /// Operation that the device does not support, such as `distillation`.
     #[error("this device does not support {0}")]
     Unsupported(&'static str),
+    /// Failure of the device itself: a GPU that was lost, or whose driver reports an error.
+    #[error("the GPU failed: {0}")]
+    Device(String),
     /// Compute threads that cannot be started.
     #[error("cannot start the compute threads: {0}")]
     Threads(String),

@@ -2,7 +2,8 @@
 //! knows token ids but no text or files, and no particular hardware.
 //!
 //! Read `model.rs` first, then `device.rs`. `batch.rs`, `precision.rs`, `optimizer.rs`, `distill.rs` and `dropout.rs` define
-//! the data that the traits take; `pages.rs` keeps the books of a decoder's cache. `reference/` is a slow, readable engine that others are tested against.
+//! the data that the traits take; `pages.rs` keeps the books of a decoder's cache,
+//! `pass.rs` splits a batch into passes. `reference/` is a slow, readable engine that others are tested against.
 
 // The fixtures' reader, which the CPU's tests share, names this crate.
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod error;
 mod model;
 mod optimizer;
 mod pages;
+mod pass;
 mod precision;
 pub mod reference;
 
@@ -27,4 +29,5 @@ pub use error::Error;
 pub use model::{ComputeInfo, Decoder, Distiller, Feed, Model, PAGE, Teacher, TeacherSource, Trainer};
 pub use optimizer::{AdamW, Backward, Muon, Ready, Slot};
 pub use pages::PageTable;
+pub use pass::{Before, Pass, PassDropout, Span, passes};
 pub use precision::{Dtype, Options, Quant};

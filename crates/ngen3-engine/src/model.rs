@@ -61,7 +61,7 @@ pub trait Model {
 /// Threads, precision and instructions of a model, for messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ComputeInfo {
-    /// Number of compute threads.
+    /// Number of compute threads; 0 where other hardware computes.
     pub threads: usize,
     /// Precision of the operands of matrix products.
     pub dtype: Dtype,

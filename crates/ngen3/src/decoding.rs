@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use ngen3_engine::{Dtype, Model, Options, Quant};
+use ngen3_engine::{Device, Dtype, Model, Options, Quant};
 use ngen3_model::{Checkpoint, StoredWeight, Variant};
 
-use crate::device::device;
+use crate::device::DecodeDeviceFlag;
 use crate::model::{self, Found};
 use crate::progress::write_line;
 use crate::threads::Threads;
@@ -48,6 +48,8 @@ pub struct DecodeFlags {
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     quant: DecodeQuant,
     #[command(flatten)]
+    device: DecodeDeviceFlag,
+    #[command(flatten)]
     pub threads: Threads,
 }
 
@@ -57,7 +59,7 @@ impl DecodeFlags {
     /// # Errors
     /// Those of [`load`].
     pub fn load(&self, named: &Path, variant: Option<&Variant>) -> anyhow::Result<Loaded> {
-        load(named, variant, self.quant, self.dtype)
+        load(self.device.open()?, named, variant, self.quant, self.dtype)
     }
 
     /// Opens the model.
@@ -72,6 +74,8 @@ impl DecodeFlags {
 
 /// A model's file, read, and the quantized weights in it.
 pub struct Loaded {
+    /// The device that multiplies by its weights.
+    device: &'static dyn Device,
     /// Location.
     pub found: Found,
     /// Shape, parameters and metadata.
@@ -85,12 +89,17 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Those of [`model::load`].
-pub fn load(named: &Path, variant: Option<&Variant>, quant: DecodeQuant, dtype: Dtype) -> anyhow::Result<Loaded> {
-    let device = device();
+pub fn load(
+    device: &'static dyn Device,
+    named: &Path,
+    variant: Option<&Variant>,
+    quant: DecodeQuant,
+    dtype: Dtype,
+) -> anyhow::Result<Loaded> {
     let as_stored = quant == DecodeQuant::Auto && dtype == Dtype::Auto;
     let keep = |tensor_type| as_stored && device.multiplies(tensor_type);
     let (found, checkpoint, stored) = model::load_stored(named, variant, &keep)?;
-    Ok(Loaded { found, checkpoint, stored })
+    Ok(Loaded { device, found, checkpoint, stored })
 }
 
 impl Loaded {
@@ -99,14 +108,14 @@ impl Loaded {
     /// # Errors
     /// Those of the device.
     pub fn open(self, quant: DecodeQuant, options: Options) -> anyhow::Result<Box<dyn Model>> {
-        let Self { found, checkpoint: Checkpoint { config, params, .. }, stored } = self;
+        let Self { device, found, checkpoint: Checkpoint { config, params, .. }, stored } = self;
         let mut types: Vec<_> = stored.iter().flatten().map(|weight| weight.tensor_type.to_string()).collect();
         if types.is_empty() {
             let quant = match quant {
                 DecodeQuant::Auto => Quant::None,
                 DecodeQuant::As(quant) => quant,
             };
-            return Ok(device().open(config, params, Options { quant, ..options })?);
+            return Ok(device.open(config, params, Options { quant, ..options })?);
         }
         let kept = types.len();
         types.sort_unstable();
@@ -116,7 +125,7 @@ impl Loaded {
             "note: {path}: decoding with its own {types} weights ({kept} tensors), inputs of their products rounded to 8 bits; \
              --quant none widens them"
         ));
-        Ok(device().open_stored(config, params, stored, options)?)
+        Ok(device.open_stored(config, params, stored, options)?)
     }
 }
 

@@ -14,7 +14,7 @@ use ngen3_model::Checkpoint;
 use ngen3_model::words::{grouped, grouped_count};
 use ngen3_train::{Overrides, TeacherTexts, WritingIdentity, WrittenText, sha256, sha256_of_model};
 
-use crate::device::device;
+use crate::device::cpu;
 use crate::interrupt::Interrupted;
 use crate::model::{self, Found};
 use crate::progress::{Progress, write_line};
@@ -131,7 +131,7 @@ pub fn write_texts(
         }
         let threads = settings.threads.unwrap_or_default();
         let options = Options { threads, dtype: settings.dtype.unwrap_or_default(), quant, ..Options::default() };
-        let engine = device().open(config, params, options)?;
+        let engine = cpu().open(config, params, options)?;
         let writer = Writer { flags, teacher: &*engine, tokenizer: &own, prompts: &prompts };
         if !writer.write(&mut texts, n, stop)? {
             let kept = grouped_count(texts.texts().len() as u64, "text");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ngen3_engine::{ComputeInfo, Model, Trainer};
+use ngen3_engine::{ComputeInfo, Device, Model, Trainer};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Lora, LoraList};
 use ngen3_train::{
@@ -17,7 +17,6 @@ use ngen3_train::{
     TrainSettings, ValLoss, train,
 };
 
-use crate::device::device;
 use crate::interrupt::Interrupted;
 use crate::model::describe;
 use crate::progress::write_line;
@@ -33,11 +32,11 @@ pub struct Training<'a> {
 
 impl<'a> Training<'a> {
     /// Opens the model. Returns `None` if no step is left, after printing so to stdout.
-    pub fn new(job: &'a Job, mut weights: InitialWeights) -> anyhow::Result<Option<Self>> {
+    pub fn new(device: &dyn Device, job: &'a Job, mut weights: InitialWeights) -> anyhow::Result<Option<Self>> {
         if job.is_finished() {
             weights.moments = None;
         }
-        let trainer = job.open(device(), weights)?;
+        let trainer = job.open(device, weights).map_err(advised)?;
         if job.is_finished() {
             job.complete(&*trainer)?;
             let (model, step) = (job.paths.model.display(), job.progress.step);
@@ -73,7 +72,7 @@ impl<'a> Training<'a> {
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
-        let steps = match outcome? {
+        let steps = match outcome.map_err(advised)? {
             Outcome::Finished => status.step,
             Outcome::Stale(step) => {
                 write_line(&match job.settings.patience {
@@ -98,6 +97,16 @@ impl<'a> Training<'a> {
             (_, None) => {}
         }
         stdout::print(&(text + "\n"))
+    }
+}
+
+/// Adds to an error of memory what would need less.
+fn advised(error: ngen3_train::Error) -> anyhow::Error {
+    match error {
+        ngen3_train::Error::Engine(ngen3_engine::Error::Memory { .. }) => {
+            anyhow::anyhow!("{error}: expected enough memory; --recompute or a smaller --batch_size needs less")
+        }
+        error => error.into(),
     }
 }
 
@@ -154,8 +163,8 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
             grouped_count(batch_size as u64, "sequence"),
             config.block_size,
             match job.world.size() {
-                1 => grouped_count(info.threads as u64, "thread"),
-                size => format!("{size} ranks of {}", grouped_count(info.threads as u64, "thread")),
+                1 => processors(info),
+                size => format!("{size} ranks of {}", processors(info)),
             },
             info.dtype,
             memory_size(job.bytes)
@@ -174,6 +183,11 @@ fn header(job: &Job, info: ComputeInfo) -> anyhow::Result<String> {
     }
     lines.extend(job.notes.iter().map(|note| format!("note: {note}")));
     Ok(lines.join("\n"))
+}
+
+/// Names what a model computes on: `2 threads` or `GPU`.
+pub fn processors(info: ComputeInfo) -> String {
+    if info.threads == 0 { "GPU".into() } else { grouped_count(info.threads as u64, "thread") }
 }
 
 /// The progress of a run on stderr: at a terminal a line that is redrawn at every step, elsewhere a line for each logged step.

@@ -16,7 +16,7 @@ use std::process::Command;
 const NETWORK: &str = "<!-- needs the network -->";
 
 /// Pages of docs/commands: each may use files of those before it.
-const PAGES: [&str; 18] = [
+const PAGES: [&str; 19] = [
     "tokenize",
     "hf_tokenize",
     "tokenizer",
@@ -31,6 +31,7 @@ const PAGES: [&str; 18] = [
     "export",
     "import",
     "variants",
+    "devices",
     "bench",
     "trace",
     "completions",

@@ -9,27 +9,7 @@ use std::ops::Range;
 use ngen3_model::Config;
 
 use super::layers::{add_scaled, dot};
-use crate::Dropout;
-
-/// One sequence of a pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Range of its tokens in the pass.
-    pub tokens: Range<usize>,
-    /// Earlier tokens that it attends to.
-    pub before: Before,
-}
-
-/// Earlier tokens that a sequence attends to besides its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Before {
-    /// None.
-    Nothing,
-    /// A prefix in the same pass, by its range of tokens.
-    Tokens(Range<usize>),
-    /// Tokens of earlier passes, whose keys and values are in this slot of the cache; those of this pass are appended.
-    Cache(usize),
-}
+use crate::{Before, Dropout, Span};
 
 /// Key-value cache of one block: `[keys, 2·kv_width]` for each sequence being decoded.
 pub type BlockCache = [Vec<f32>];

@@ -1,9 +1,7 @@
 //! [`ReferenceDecoder`]: decoding with a key-value cache.
 
-use super::attention::Before;
 use super::model::Network;
-use super::pass::{Pass, PassDropout};
-use crate::{Decoder, Error, Feed, PAGE, PageTable};
+use crate::{Before, Decoder, Error, Feed, PAGE, PageTable, Pass, PassDropout};
 
 /// Decoder of independent sequences. Each keeps its own keys and values; the pages are only counted.
 pub struct ReferenceDecoder<'a> {

@@ -19,7 +19,6 @@ mod layers;
 mod loss;
 mod model;
 mod muon;
-mod pass;
 mod teacher;
 mod trainer;
 

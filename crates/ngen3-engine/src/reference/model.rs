@@ -21,8 +21,7 @@ use super::layers::{
     layernorm_backward, layernorm_forward, linear_backward, linear_forward, lora_backward, lora_forward, lora_merge,
     rmsnorm_backward, rmsnorm_forward, rotate, swiglu_backward, swiglu_forward,
 };
-use super::pass::{Pass, PassDropout};
-use crate::{DropoutSite, Error};
+use crate::{DropoutSite, Error, Pass, PassDropout};
 
 /// A model's shape and parameters.
 #[derive(Clone, Debug)]
@@ -416,8 +415,8 @@ fn parts<'a, const N: usize>(flat: &'a mut [f32], ranges: [&Range<usize>; N]) ->
 #[cfg(test)]
 mod tests {
     use super::super::loss::{cross_entropy_backward, cross_entropy_forward};
-    use super::super::pass::passes;
     use super::*;
+    use crate::passes;
     use crate::{Batch, splitmix};
 
     /// Returns values in ±1/2.

@@ -4,8 +4,7 @@ use ngen3_model::Config;
 
 use super::loss::log_softmax;
 use super::model::Network;
-use super::pass::{Pass, PassDropout, passes};
-use crate::{Batch, Error, Teacher, TopK, check_temperature};
+use crate::{Batch, Error, Pass, PassDropout, Teacher, TopK, check_temperature, passes};
 
 /// Teacher in the reference engine.
 #[derive(Debug)]

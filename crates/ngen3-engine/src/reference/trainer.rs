@@ -12,11 +12,10 @@ use super::layers::add;
 use super::loss::{Guide, cross_entropy_backward, cross_entropy_forward, divergence_backward, divergence_forward};
 use super::model::Network;
 use super::muon::muon_update;
-use super::pass::{Pass, PassDropout, passes};
 use super::teacher::ReferenceTeacher;
 use crate::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, Model, Muon,
-    Slot, TeacherSource, TopK, Trainer, pass_seed,
+    Pass, PassDropout, Slot, TeacherSource, TopK, Trainer, pass_seed, passes,
 };
 
 /// Trainer in the reference engine.

@@ -35,6 +35,9 @@ pub(crate) fn check(
         all.map(|bytes| bytes.saturating_add_signed(extra))
     };
     let (as_asked, least) = (needed(settings.recompute)?, needed(true)?);
+    if device.has_own_memory() {
+        return Ok((as_asked, None));
+    }
     let Some(Memory { total, free }) = Memory::now() else { return Ok((as_asked, None)) };
     compare(as_asked, least, matches!(workload, Workload::Distill { .. }), total).map_err(Error::Usage)?;
     let note = (as_asked.saturating_sub(held) > free).then(|| {

@@ -10,7 +10,9 @@ use std::time::Instant;
 use anyhow::bail;
 use ngen3_cluster::sums;
 use ngen3_cluster::wire::Wire;
-use ngen3_engine::{AdamW, Backward, Batch, Dtype, Feed, Model, Muon, Options, Quant, Ready, Slot, Trainer, Workload};
+use ngen3_engine::{
+    AdamW, Backward, Batch, Device, Dtype, Feed, Model, Muon, Options, Quant, Ready, Slot, Trainer, Workload,
+};
 use ngen3_model::words::{grouped, grouped_count, memory_size};
 use ngen3_model::{Config, Family, Lora, LoraList, ParamList, Projection, Target, Targets, Variant};
 use ngen3_train::ranks::{self, Reduction};
@@ -19,12 +21,13 @@ use serde_json::json;
 
 use self::jobs::JobSpeed;
 use crate::decoding::{self, DecodeQuant};
-use crate::device::device;
+use crate::device::DeviceFlag;
 use crate::forecast::{Network, Step, table};
 use crate::model::{self, sized_label, variant_help};
 use crate::progress::write_line;
 use crate::stdout;
 use crate::threads::Threads;
+use crate::training::processors;
 use crate::world::{only_alone, world};
 
 /// Benchmark training and decoding on this machine
@@ -95,6 +98,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "world")]
     json: bool,
     #[command(flatten)]
+    device: DeviceFlag,
+    #[command(flatten)]
     threads: Threads,
 }
 
@@ -119,8 +124,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let (threads, dtype, recompute) = (args.threads.count(), args.dtype, args.recompute);
     let options = Options { threads, dtype, recompute, ..Options::default() };
+    // Training is measured beside decoding, whose weights only the CPU quantizes.
+    let as_they_are = matches!(args.quant, DecodeQuant::Auto | DecodeQuant::As(Quant::None));
+    let device = args.device.open(dtype != Dtype::Bf16 && as_they_are && !args.world)?;
     if !args.jobs.is_empty() {
-        return measure_jobs(&args, options);
+        return measure_jobs(&args, device, options);
     }
     let (name, label, mut config, params) = match &args.model_checkpoint {
         Some(path) => {
@@ -145,9 +153,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(lora) => Workload::Adapt { batch_size: rows, lora },
         None => Workload::Train { batch_size: rows },
     };
-    let device = device();
     let estimated = device.memory(&config, workload, options)?;
-    check_fits(estimated)?;
+    if !device.has_own_memory() {
+        check_fits(estimated)?;
+    }
     let mut engine = device.open(config.clone(), params, options)?;
     if let Some(lora) = &lora {
         engine.adapt(lora, LoraList::new(&config, lora)?.init(0))?;
@@ -199,11 +208,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let dtype = info.dtype.to_string();
     let mut speed = Speed::default();
     if args.tokens.min(room) > 0 || args.prompt_tokens > 0 {
-        let model =
-            model_to_decode(&args, engine, &config, Options { threads, dtype: args.dtype, ..Options::default() })?;
+        let model = model_to_decode(
+            &args,
+            device,
+            engine,
+            &config,
+            Options { threads, dtype: args.dtype, ..Options::default() },
+        )?;
         speed = decode(&*model, args.tokens.min(room), args.prompt_tokens.min(config.block_size))?;
     }
-    let read = if speed.decoded.is_some() { Some(device.read_gbps(threads)?) } else { None };
+    let read = match speed.decoded {
+        Some(_) if !device.has_own_memory() => Some(device.read_gbps(threads)?),
+        _ => None,
+    };
 
     if args.json {
         let parts: serde_json::Map<_, _> = parts.into_iter().map(|(part, ms)| (part.to_owned(), json!(ms))).collect();
@@ -221,7 +238,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         label,
         grouped_count(rows as u64, "sequence"),
         config.block_size,
-        grouped_count(info.threads as u64, "thread"),
+        processors(info),
         if recompute { ", recompute" } else { "" },
         "step",
         1e3 * median,
@@ -240,9 +257,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(rate) = speed.prompt {
         out += &format!("{:<10} {:>8} tokens/s\n", "prompt", grouped(rate as u64));
     }
-    if let (Some(rate), Some(read)) = (speed.decoded, read) {
+    if let Some(rate) = speed.decoded {
         out += &format!("{:<10} {:>8} tokens/s\n", "decoding", grouped(rate as u64));
-        if let Some(gbps) = speed.gbps() {
+        if let (Some(gbps), Some(read)) = (speed.gbps(), read) {
             out += &format!(
                 "{:<10} {gbps:>8.1} GB/s of weights, {:.0} % of the {read:.1} GB/s at which memory is read\n",
                 "",
@@ -373,16 +390,16 @@ fn train_flops(config: &Config, tokens: usize, lora: Option<&Lora>) -> f64 {
 }
 
 /// Measures texts that are generated at once.
-fn measure_jobs(args: &Args, options: Options) -> anyhow::Result<()> {
+fn measure_jobs(args: &Args, device: &'static dyn Device, options: Options) -> anyhow::Result<()> {
     args.threads.start()?;
     let model: Box<dyn Model> = match (&args.model_checkpoint, args.quant) {
-        (Some(path), quant) => decoding::load(path, None, quant, args.dtype)?.open(quant, options)?,
+        (Some(path), quant) => decoding::load(device, path, None, quant, args.dtype)?.open(quant, options)?,
         (None, quant) => {
             let mut config = args.variant.config_of(args.arch);
             config.block_size = args.block_size.map_or(config.block_size, |n| n as usize);
             let params = ParamList::new(&config).init(0);
             let quant = if let DecodeQuant::As(quant) = quant { quant } else { Quant::None };
-            device().open(config, params, Options { quant, ..options })?
+            device.open(config, params, Options { quant, ..options })?
         }
     };
     for &jobs in &args.jobs {
@@ -407,6 +424,7 @@ const START: [u32; 4] = [1, 2, 3, 4];
 /// Returns the model to decode with: the trained one, or another with quantized weights.
 fn model_to_decode(
     args: &Args,
+    device: &'static dyn Device,
     engine: Box<dyn Trainer>,
     config: &Config,
     options: Options,
@@ -414,7 +432,7 @@ fn model_to_decode(
     match (args.quant, &args.model_checkpoint) {
         (DecodeQuant::Auto, Some(path)) => {
             drop(engine);
-            let mut loaded = decoding::load(path, None, args.quant, args.dtype)?;
+            let mut loaded = decoding::load(device, path, None, args.quant, args.dtype)?;
             loaded.checkpoint.config.block_size = config.block_size;
             loaded.open(args.quant, options)
         }
@@ -422,7 +440,7 @@ fn model_to_decode(
         (DecodeQuant::As(quant), _) => {
             let params = engine.read(Slot::Params).into_owned();
             drop(engine);
-            Ok(device().open(config.clone(), params, Options { quant, ..options })?)
+            Ok(device.open(config.clone(), params, Options { quant, ..options })?)
         }
     }
 }

@@ -12,8 +12,7 @@ use ngen3_model::{Checkpoint, Family, Variant};
 use ngen3_train::distill::{Compared, DistillObjective, DistillRequest, DistillTask};
 use ngen3_train::{Job, RunKind, RunSpec, StartFrom, setup};
 
-use super::train::{Flags, RunFlags};
-use crate::device::device;
+use super::train::{Flags, RunFlags, open_device};
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, CHECK_VARIANT, variant_help};
 use crate::progress::{Progress, write_line};
@@ -122,6 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         None => StartFrom::Scratch,
     };
+    let device = open_device(args.files.device, &settings)?;
     let stop = interrupt::watch()?;
     let spec = RunSpec {
         kind: RunKind::Distill,
@@ -146,22 +146,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let how = (&spec.settings, args.teacher_quant.unwrap_or_default());
         on_root(|| write_texts(&args.writing, n as usize, &data, from, how, &stop))?;
         let data = args.writing.texts();
-        let (job, mut objective, weights) = setup::on_tokens(device(), spec, &data)?;
-        let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
+        let (job, mut objective, weights) = setup::on_tokens(device, spec, &data)?;
+        let Some(training) = Training::new(device, &job, weights)? else { return Ok(()) };
         return training.run(&mut objective, &command, &stop);
     }
     let Args { temperature, alpha, divergence, teacher_quant, .. } = args;
     let top_k = args.teacher_cache.as_ref().map(|_| args.teacher_top_k);
     let request = DistillRequest { temperature, alpha, divergence, teacher_quant, top_k };
-    let (job, task, weights) = setup::with_teacher(device(), spec, &args.data, request, &path, &teacher)?;
-    let Some(mut training) = Training::new(&job, weights)? else { return Ok(()) };
+    let (job, task, weights) = setup::with_teacher(device, spec, &args.data, request, &path, &teacher)?;
+    let Some(mut training) = Training::new(device, &job, weights)? else { return Ok(()) };
 
     // Setup has dropped its reference to the teacher, so this moves instead of copying.
     let Checkpoint { config, params, .. } = Arc::unwrap_or_clone(teacher);
     let quant = task.record.quant();
     let quantized = if quant == Quant::None { String::new() } else { format!(", {quant}") };
     write_line(&format!("teacher: {}: {}{quantized}", found.name, model::describe(&config)));
-    let teacher = device().open_teacher(config, params, Options { quant, ..job.settings.options() })?;
+    let teacher = device.open_teacher(config, params, Options { quant, ..job.settings.options() })?;
     let mut objective = match args.teacher_cache {
         Some(folder) => ask_once(&folder, task, &job, teacher, &mut training, &stop)?,
         None => DistillObjective::from_teacher(task, teacher),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use ngen3_cluster::sums;
 use ngen3_data::Tokenizer;
-use ngen3_engine::{Dtype, Options, Quant, Slot, Trainer};
+use ngen3_engine::{Device, Dtype, Options, Quant, Slot, Trainer};
 use ngen3_eval::{Dealt, EvalConfig, EvalModel, Evaluation, Metric, PerplexityText, Report};
 use ngen3_model::words::{grouped, grouped_count};
 use ngen3_model::{Checkpoint, ParamList, Variant, checkpoint, files};
@@ -16,7 +16,7 @@ use ngen3_train::default_reference;
 use serde_json::{Value, json};
 
 use super::tokenize::show;
-use crate::device::device;
+use crate::device::DeviceFlag;
 use crate::interrupt::{self, interruptible};
 use crate::model::{self, CHECK_VARIANT, Found, variant_help};
 use crate::progress::{Progress, write_line};
@@ -85,6 +85,8 @@ pub struct Args {
     #[arg(long, value_name = "KIND", default_value = "none")]
     quant: Quant,
     #[command(flatten)]
+    device: DeviceFlag,
+    #[command(flatten)]
     threads: Threads,
 }
 
@@ -142,8 +144,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let plan = plan(&args, &tasks)?;
     let models = candidates(&args, &plan)?;
 
+    let device = args.device.open(world().size() == 1 && args.dtype != Dtype::Bf16 && args.quant == Quant::None)?;
     let stop = interrupt::watch()?;
-    let mut run = Run { args: &args, plan: &plan, stop: &stop, done: Vec::new() };
+    let mut run = Run { args: &args, plan: &plan, device, stop: &stop, done: Vec::new() };
     let outcome = models.iter().try_for_each(|model| run.measure(model));
     // Finished models are reported even if a later one failed.
     let done = run.done;
@@ -218,6 +221,7 @@ fn tell_apart(candidates: &mut [Candidate]) {
 struct Run<'a> {
     args: &'a Args,
     plan: &'a Evaluation<'a>,
+    device: &'static dyn Device,
     stop: &'a AtomicBool,
     done: Vec<Done>,
 }
@@ -229,7 +233,7 @@ impl Run<'_> {
         let Checkpoint { config, params, meta } = Checkpoint::load(&model.path)?;
         let tokenizer = model::tokenizer(model.named, &config, &meta)?;
         let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-        let mut engine = device().open(config.clone(), params, options)?;
+        let mut engine = self.device.open(config.clone(), params, options)?;
         let plain = self.ask(model, Quant::None, &mut *engine, tokenizer.as_ref())?;
         if !args.no_merge && !is_quiet() {
             merge(&model.path, meta.iter_num, &plain.report, args.limit.is_some());
@@ -238,7 +242,7 @@ impl Run<'_> {
         if args.quant != Quant::None {
             let params = engine.read(Slot::Params).into_owned();
             drop(engine);
-            let mut engine = device().open(config, params, Options { quant: args.quant, ..options })?;
+            let mut engine = self.device.open(config, params, Options { quant: args.quant, ..options })?;
             let rounded = self.ask(model, args.quant, &mut *engine, tokenizer.as_ref())?;
             self.keep(rounded)?;
         }
@@ -284,7 +288,7 @@ impl Run<'_> {
                 "model_args": model.named.display().to_string(),
                 "model_num_parameters": ParamList::new(engine.config()).total(),
                 "model_dtype": engine.info().dtype.to_string(),
-                "device": device().name(),
+                "device": self.device.name(),
                 "limit": self.args.limit,
                 "fewshot_seed": self.args.fewshot_seed,
             }),

@@ -18,8 +18,7 @@ use ngen3_train::{
 };
 
 use super::tokenize::{ChatFlags, show};
-use super::train::{Flags, RunFlags};
-use crate::device::device;
+use super::train::{Flags, RunFlags, open_device};
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::model::{self, variant_help};
 use crate::progress::{Progress, write_line};
@@ -185,6 +184,7 @@ impl Common {
             tell("--sample_length", Some(self.sample_length.to_string().into()));
             tell("--sample_temperature", Some(self.sample_temperature.to_string().into()));
         }
+        words.extend(self.files.device.again());
         words
     }
 }
@@ -200,8 +200,10 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let options = ChatOptions { train_on: args.train_on, too_long: args.too_long, skip_bad: args.chat.skip_bad };
     let reading = args.chat.reading(args.train_on == TrainOn::Assistant)?;
     let reference_text = args.reference_text.clone();
+    let device_flag = args.files.device;
     // Before watching for signals: an interrupted download resumes on the next run.
     let (model, spec) = begin(args)?;
+    let device = open_device(device_flag, &spec.settings)?;
     if prompt.is_some() && model.tokenizer.is_none() {
         bail!("{}: no recorded tokenizer, so it cannot answer --prompt", model.path.display());
     }
@@ -215,17 +217,17 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     let chats = read(&model, input, &reading, template, &stop)?;
     let (job, mut objective, weights): (Job, Box<dyn Objective>, InitialWeights) = match chats {
         Some(chats) => {
-            let (job, objective, weights) = setup::on_chats(device(), spec, chats, options, model.chat.as_ref())?;
+            let (job, objective, weights) = setup::on_chats(device, spec, chats, options, model.chat.as_ref())?;
             (job, Box::new(objective), weights)
         }
         None => {
             let Input::File(path) = input else { unreachable!("dataset rows are conversations") };
-            let (job, objective, weights) = setup::on_tokens(device(), spec, path)?;
+            let (job, objective, weights) = setup::on_tokens(device, spec, path)?;
             (job, Box::new(objective), weights)
         }
     };
     // `None` if training is finished; the perplexity and the sample after it may still be missing.
-    let mut training = Training::new(&job, weights)?;
+    let mut training = Training::new(device, &job, weights)?;
     let begins = job.progress.step == 0;
     if begins && !world::is_quiet() {
         ReferenceReport::remove(&job.paths)?;
@@ -277,7 +279,7 @@ pub fn fine_tune(args: Common, input: Input, command: &[&OsStr]) -> anyhow::Resu
     }
 
     let Checkpoint { config, params, meta } = Checkpoint::load(&job.paths.model)?;
-    let mut engine = device().open(config, params, job.settings.options())?;
+    let mut engine = device.open(config, params, job.settings.options())?;
     if let (Some(reference), Some(mut report)) = (reference, report) {
         let Some(after) = reference.perplexity(&mut *engine, job.config.block_size, &stop)? else {
             let (model, command) = (job.paths.model.display(), resume_command(&command, &job.paths.model));

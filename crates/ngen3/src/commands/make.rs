@@ -14,7 +14,7 @@ use ngen3_model::{Variant, files};
 use ngen3_train::RunPaths;
 
 use crate::commands::tokenize::{TextFlags, parse_sources, show};
-use crate::device::device;
+use crate::device::cpu;
 use crate::interrupt::{self, Interrupted, interruptible};
 use crate::model::variant_help;
 use crate::plan::{Length, Plan};
@@ -87,7 +87,7 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
     let size = grouped_count(bytes, "byte");
     ensure!(bytes >= MIN_BYTES, "--txt: expected at least {}, got {size}", grouped_count(MIN_BYTES, "byte"));
     // The shape of a small model's products.
-    let gflops = device().product_gflops(Dtype::Auto, args.threads.count(), [2048, 512, 512])?;
+    let gflops = cpu().product_gflops(Dtype::Auto, args.threads.count(), [2048, 512, 512])?;
     let plan = Plan::new(bytes, args.minutes, gflops, args.like);
     for line in plan.describe(bytes) {
         write_line(&line);

@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod devices;
 mod distill;
 mod eval;
 mod export;
@@ -33,6 +34,7 @@ pub enum Command {
     Bench(bench::Args),
     Chat(chat::Args),
     Completions(completions::Args),
+    Devices(devices::Args),
     Distill(distill::Args),
     Eval(eval::Args),
     Export(export::Args),
@@ -70,6 +72,7 @@ impl Command {
             Self::Bench(args) => bench::run(args),
             Self::Chat(args) => chat::run(args),
             Self::Completions(args) => completions::run(args, definition),
+            Self::Devices(args) => devices::run(args),
             Self::Distill(args) => distill::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Export(args) => export::run(args),

@@ -11,7 +11,7 @@ use ngen3_model::{Checkpoint, ParamList, TokenizerRef, files};
 use ngen3_train::check_reads;
 use serde_json::{Map, json};
 
-use crate::device::device;
+use crate::device::DeviceFlag;
 use crate::progress::write_line;
 use crate::threads::Threads;
 use crate::{json_file, model, stdout};
@@ -41,6 +41,8 @@ pub struct Args {
     /// Precision: auto (the fastest that the processor supports), f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     dtype: Dtype,
+    #[command(flatten)]
+    device: DeviceFlag,
     #[command(flatten)]
     threads: Threads,
 }
@@ -81,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let list = ParamList::new(&config);
     let options = Options { threads: args.threads.count(), dtype: args.dtype, ..Options::default() };
-    let mut engine = device().open(config, params, options)?;
+    let mut engine = args.device.open(args.dtype != Dtype::Bf16)?.open(config, params, options)?;
     let loss = engine.forward_backward(&batch, Backward::default())?;
     let grads = engine.read(Slot::Grads);
     let traced: Map<_, _> = list

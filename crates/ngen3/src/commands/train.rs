@@ -1,13 +1,15 @@
 //! `ngen3 train`: trains a model.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::{BoolValueParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
+use ngen3_engine::{Device, Dtype};
 use ngen3_model::{Family, Variant};
 use ngen3_train::{Flag, Overrides, RunKind, RunSpec, Shape, StartFrom, setup};
 
-use crate::device::device;
+use crate::device::DeviceFlag;
 use crate::interrupt;
 use crate::model::{self, variant_help};
 use crate::training::Training;
@@ -58,6 +60,8 @@ pub struct RunFlags {
     /// Replace an existing model
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
+    #[command(flatten)]
+    pub device: DeviceFlag,
 }
 
 impl RunFlags {
@@ -65,6 +69,14 @@ impl RunFlags {
     pub fn start(&self, start: StartFrom) -> StartFrom {
         if self.resume { StartFrom::Resume } else { start }
     }
+}
+
+/// Opens the device of a run. Several ranks, and bf16, are the CPU's.
+///
+/// # Errors
+/// As [`DeviceFlag::open`].
+pub fn open_device(flag: DeviceFlag, settings: &Overrides) -> anyhow::Result<&'static dyn Device> {
+    flag.open(world().size() == 1 && settings.dtype != Some(Dtype::Bf16))
 }
 
 /// Training settings, and the parts of the model's shape that have flags. `ngen3-train` defines the flags.
@@ -156,6 +168,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(found) => found.shaped(shape),
         None => shape,
     };
+    let device = open_device(args.files.device, &settings)?;
     let stop = interrupt::watch()?;
     let start = init_from.map_or(StartFrom::Scratch, |found| StartFrom::Checkpoint(found.path));
     let spec = RunSpec {
@@ -170,7 +183,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         lora: None,
         world: world(),
     };
-    let (job, mut objective, weights) = setup::on_tokens(device(), spec, &args.data)?;
-    let Some(training) = Training::new(&job, weights)? else { return Ok(()) };
-    training.run(&mut objective, &["train".as_ref(), "--data".as_ref(), args.data.as_ref()], &stop)
+    let (job, mut objective, weights) = setup::on_tokens(device, spec, &args.data)?;
+    let Some(training) = Training::new(device, &job, weights)? else { return Ok(()) };
+    let command = [&["train".into(), "--data".into(), args.data.into()], &args.files.device.again()[..]].concat();
+    training.run(&mut objective, &command.iter().map(OsString::as_os_str).collect::<Vec<_>>(), &stop)
 }

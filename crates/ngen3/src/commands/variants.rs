@@ -4,7 +4,7 @@ use ngen3_engine::{Options, Workload};
 use ngen3_model::words::{grouped, memory_size};
 use ngen3_model::{Family, ParamList, VARIANTS, Variant};
 
-use crate::device::device;
+use crate::device::cpu;
 use crate::stdout;
 
 /// List the model variants
@@ -67,7 +67,7 @@ fn row(variant: &Variant, family: Family) -> [String; 14] {
     let batch_size = variant.recipe.batch_size;
     let memory = |workload, recompute| {
         let options = Options { recompute, ..Options::default() };
-        memory_size(device().memory(&config, workload, options).expect("only adapters can be invalid"))
+        memory_size(cpu().memory(&config, workload, options).expect("only adapters can be invalid"))
     };
     let training = |recompute| memory(Workload::Train { batch_size }, recompute);
     [

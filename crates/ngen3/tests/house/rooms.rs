@@ -14,18 +14,20 @@ const FLOORS: [&[&str]; 7] = [
     &["ngen3-engine"],
     &["ngen3-data"],
     &["ngen3-generate"],
-    &["ngen3-cpu"],
+    &["ngen3-cpu", "ngen3-gpu"],
     &["ngen3-eval", "ngen3-serve", "ngen3-train"],
     &["ngen3", "ngen3-campaign"],
 ];
 
 /// Dependencies forbidden to a crate although they are lower or external. `*` matches the rest of a name.
-const CLOSED: [(&str, &[&str]); 5] = [
+const CLOSED: [(&str, &[&str]); 6] = [
     // The engine contract is independent of processors, and training, evaluation and serving use only the contract.
-    ("ngen3-engine", &["ngen3-simd", "ngen3-cpu", "rayon*", "gemm*", "pulp"]),
-    ("ngen3-eval", &["ngen3-cpu"]),
-    ("ngen3-serve", &["ngen3-cpu"]),
-    ("ngen3-train", &["ngen3-cpu"]),
+    ("ngen3-engine", &["ngen3-simd", "ngen3-cpu", "ngen3-gpu", "rayon*", "gemm*", "pulp", "wgpu*"]),
+    ("ngen3-eval", &["ngen3-cpu", "ngen3-gpu"]),
+    ("ngen3-serve", &["ngen3-cpu", "ngen3-gpu"]),
+    ("ngen3-train", &["ngen3-cpu", "ngen3-gpu"]),
+    // It has kernels of its own.
+    ("ngen3-gpu", &["ngen3-simd", "gemm*"]),
     // It judges the program from outside.
     ("ngen3-campaign", &["ngen3*"]),
 ];

@@ -1,7 +1,28 @@
 //! Passes: a batch is split into groups of sequences that go through the layers together.
 
-use super::attention::{Before, Span};
+use std::ops::Range;
+
 use crate::{Batch, Dropout, DropoutSite, PASS_TOKENS};
+
+/// One sequence of a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Range of its tokens in the pass.
+    pub tokens: Range<usize>,
+    /// Earlier tokens that it attends to.
+    pub before: Before,
+}
+
+/// Earlier tokens that a sequence attends to besides its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// None.
+    Nothing,
+    /// A prefix in the same pass, by its range of tokens.
+    Tokens(Range<usize>),
+    /// Tokens of earlier passes, whose keys and values are in this slot of the cache; those of this pass are appended.
+    Cache(usize),
+}
 
 /// Sequences of one pass, concatenated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,7 +75,7 @@ pub fn passes(batch: &Batch) -> Vec<Pass> {
 pub struct PassDropout {
     /// Dropout probability.
     pub p: f32,
-    /// See [`crate::pass_seed`].
+    /// See [`pass_seed`](crate::pass_seed).
     pub seed: u64,
 }
 
