@@ -14,8 +14,8 @@ use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
-use crate::source::{DocumentReader, DocumentSender};
 use crate::source::bytes::kind::is_archive_name;
+use crate::source::{DocumentReader, DocumentSender};
 
 /// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
