@@ -1,7 +1,8 @@
 //! Sizes that compressed batches of an Arrow file claim, checked before the library reserves memory for them.
 //!
 //! A compressed buffer begins with the length of its content, which the library allocates at once, whatever it is; an allocation
-//! that fails ends the process. What is malformed in another way is left to the library, which returns an error.
+//! that fails ends the process. All batches are checked, and what is malformed is refused: the library skips columns that are not
+//! wanted, and might come to a batch that was not checked.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -14,16 +15,16 @@ const MAX_RATIO: u64 = 32;
 const END: usize = 10;
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
-/// Fails if a batch claims too much. `is_file` tells the file format from the stream.
+/// Fails if a batch claims too much, or the file is malformed. `is_file` tells the file format from the stream.
 ///
 /// # Errors
 /// The reason alone.
 pub(super) fn check(file: &mut (impl Read + Seek), is_file: bool) -> Result<(), String> {
     let checked = if is_file { check_file(file) } else { check_stream(file) };
-    match checked {
-        Err(error) if error.get_ref().is_some_and(|inner| inner.is::<TooLarge>()) => Err(error.to_string()),
-        _ => Ok(()),
-    }
+    checked.map_err(|error| match error.get_ref() {
+        Some(inner) if inner.is::<TooLarge>() => error.to_string(),
+        _ => format!("not a complete Arrow file; it may be truncated ({error})"),
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +66,16 @@ fn check_block(file: &mut (impl Read + Seek), block: &Block) -> io::Result<()> {
 fn check_stream(file: &mut (impl Read + Seek)) -> io::Result<()> {
     loop {
         let mut len = [0; 4];
-        file.read_exact(&mut len)?;
+        match file.read_exact(&mut len) {
+            // A stream may end without its mark.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            read => read?,
+        }
         if len == CONTINUATION {
             file.read_exact(&mut len)?;
+        }
+        if len == [0; 4] {
+            return Ok(());
         }
         let metadata = read(file, u32::from_le_bytes(len).into())?;
         let message = root_as_message(&metadata).map_err(malformed)?;
@@ -97,7 +105,10 @@ fn check_message(file: &mut (impl Read + Seek), message: Message, body: u64) -> 
         if len == 0 {
             continue;
         }
-        file.seek(SeekFrom::Start(body.checked_add(at).ok_or_else(|| malformed(()))?))?;
+        let at = body.checked_add(at).ok_or_else(|| malformed(()))?;
+        // Lengths may be claimed too.
+        let len = len.min(file.seek(SeekFrom::End(0))?.saturating_sub(at));
+        file.seek(SeekFrom::Start(at))?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
         // −1 stands before bytes that are not compressed.
