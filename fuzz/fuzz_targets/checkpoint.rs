@@ -2,12 +2,10 @@
 //! Input: a whole `.pt` or `.safetensors` file.
 
 use libfuzzer_sys::fuzz_target;
-use ngen3_fuzz::Folder;
-use ngen3_model::{Checkpoint, ParamList};
+use ngen3_model::ParamList;
 
 fuzz_target!(|bytes: &[u8]| {
-    let folder = Folder::shared();
-    if let Ok(found) = Checkpoint::load(&folder.put("x.pt", bytes)) {
+    if let Ok(found) = ngen3_model::fuzz::checkpoint(bytes) {
         assert_eq!(found.params.len(), ParamList::new(&found.config).total());
     }
 });

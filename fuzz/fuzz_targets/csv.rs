@@ -1,10 +1,9 @@
 #![no_main]
-//! Input: CSV, TSV, or plain text.
+//! Input: CSV, TSV or plain text, by its length.
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    for name in ["x.csv", "x.tsv", "x.txt"] {
-        ngen3_fuzz::read_rows(name, bytes, &["text"]);
-    }
+    let name = ["x.csv", "x.tsv", "x.txt"][bytes.len() % 3];
+    ngen3_fuzz::read_rows(name, bytes, &["text"]);
 });

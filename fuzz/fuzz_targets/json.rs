@@ -4,7 +4,10 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    for name in ["x.jsonl", "x.json.gz", "x.jsonl.zst"] {
-        ngen3_fuzz::read_rows(name, bytes, &["text", "messages", "meta.tags"]);
-    }
+    let name = match bytes {
+        [0x1f, 0x8b, ..] => "x.json.gz",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "x.jsonl.zst",
+        _ => "x.jsonl",
+    };
+    ngen3_fuzz::read_rows(name, bytes, &["text", "messages", "meta.tags"]);
 });

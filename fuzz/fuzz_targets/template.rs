@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ngen3_data::chat::{ChatTemplate, Message};
+use ngen3_data::chat::Message;
+use ngen3_data::fuzz;
 use ngen3_model::ChatFormat;
 
 const FILTERS: [&str; 24] = [
@@ -260,7 +261,7 @@ fuzz_target!(|input: Vec<Statement>| {
     let mut template = String::new();
     statements(&input, 8, &mut template);
     let format = ChatFormat { template, bos_token: Some("<s>".into()), eos_token: None };
-    if let Ok(template) = ChatTemplate::new(format) {
+    if let Ok(template) = fuzz::template(format) {
         let messages = [Message::user("Hi a"), Message::assistant("Hello\n")];
         let _ = (template.render(&messages, true), template.context_names());
     }

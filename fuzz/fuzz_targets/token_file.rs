@@ -9,7 +9,7 @@ use ngen3_fuzz::Folder;
 fuzz_target!(|bytes: &[u8]| {
     let at = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     let (meta, data) = (&bytes[..at], bytes.get(at + 1..).unwrap_or_default());
-    let folder = Folder::new();
+    let folder = Folder::shared();
     folder.put("meta.json", meta);
     folder.put("mask.bin", data);
     let path = folder.put("data.bin", data);

@@ -9,10 +9,9 @@ use std::fs;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
 
-use ngen3_data::source::{Source, SplitBy, TextEncoding, TextOptions};
-use ngen3_data::{DatasetSpec, HfDatasetSpec, HfSource, RecordOptions, build_dataset, build_hf_dataset, read_records};
+use ngen3_data::source::{ReadOptions, Source, SplitBy, TextEncoding, TextOptions};
+use ngen3_data::{HfSource, RecordOptions, fuzz, read_records};
 
 /// Temporary folder of one run. `TMPDIR=/dev/shm` puts it in memory.
 pub struct Folder(tempfile::TempDir);
@@ -36,7 +35,9 @@ impl Folder {
     /// Writes a file and creates its parent folders.
     pub fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path().join(name);
-        fs::create_dir_all(path.parent().expect("a path below the folder")).expect("a folder");
+        if name.contains('/') {
+            fs::create_dir_all(path.parent().expect("a path below the folder")).expect("a folder");
+        }
         fs::write(&path, bytes).expect("a file");
         path
     }
@@ -73,15 +74,14 @@ pub fn safetensors(header: &str) -> Vec<u8> {
 
 /// Reads a file of records in both ways: as documents from each of these columns, and as whole records, as evaluation tasks do.
 pub fn read_rows(name: &str, bytes: &[u8], columns: &[&str]) {
-    let folder = Folder::new();
-    let dataset = folder.put(name, bytes).display().to_string();
-    read_dataset(&folder, &dataset, columns);
+    let dataset = Folder::shared().put(name, bytes).display().to_string();
+    read_dataset(&dataset, columns);
 }
 
 /// Reads a dataset, as [`read_rows`] does.
-pub fn read_dataset(folder: &Folder, dataset: &str, columns: &[&str]) {
+pub fn read_dataset(dataset: &str, columns: &[&str]) {
     for column in columns {
-        let source = HfSource {
+        let _ = fuzz::documents(&HfSource {
             dataset: dataset.into(),
             config: None,
             split: "train".into(),
@@ -89,26 +89,19 @@ pub fn read_dataset(folder: &Folder, dataset: &str, columns: &[&str]) {
             revision: None,
             separator: "\n".into(),
             options: RecordOptions::default(),
-        };
-        let spec = HfDatasetSpec { name: "x", source: &source, tokenizer: None, threads: 1, root: folder.path() };
-        let _ = build_hf_dataset(&spec, &AtomicBool::new(false), &mut |_| ());
+        });
     }
     let _ = read_records(dataset, None, "train", &mut |_| true);
 }
 
-/// Reads a text file or an archive of texts, its end-of-text tokens as separators and as text.
-pub fn read_text(folder: &Folder, path: &Path, encoding: Option<TextEncoding>, split_by: SplitBy) {
-    for (lossy, eot_splits) in [(true, Some(true)), (false, None)] {
-        let spec = DatasetSpec {
-            name: "x",
-            sources: &[Source::Path(path.into())],
-            tokenizer: None,
-            text: TextOptions { lossy, encoding },
-            split_by: split_by.clone(),
-            eot_splits,
-            threads: 1,
-            root: folder.path(),
-        };
-        let _ = build_dataset(&spec, &AtomicBool::new(false), &mut |_| ());
-    }
+/// Reads a text file or an archive of texts, with end-of-text tokens as separators or as text.
+pub fn read_text(path: &Path, encoding: Option<TextEncoding>, split_by: SplitBy, marker_splits: bool) {
+    let options = ReadOptions {
+        text: TextOptions { lossy: marker_splits, encoding },
+        split_by,
+        marker: Some("<|endoftext|>".into()),
+        marker_splits: marker_splits.then_some(true),
+        scratch: std::env::temp_dir(),
+    };
+    let _ = fuzz::texts(&[Source::Path(path.into())], options);
 }

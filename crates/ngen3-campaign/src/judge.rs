@@ -116,13 +116,6 @@ pub fn next_line(stage: &Stage, place: &Path) -> &'static str {
         Some((path, line)) if work.join(path).exists() => return line,
         _ => {}
     }
-    if stage.scenario.kind == Kind::Timed {
-        // It replaces nothing, and asks its user to remove what a killed run left.
-        for name in ["x.pt", "x_tokenizer.json", "_data_x_", "exported_x"] {
-            let _ = fs::remove_file(work.join(name));
-            let _ = fs::remove_dir_all(work.join(name));
-        }
-    }
     stage.scenario.line
 }
 

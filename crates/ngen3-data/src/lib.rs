@@ -10,6 +10,8 @@ pub mod chat;
 mod dataset;
 mod encode;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod hf;
 mod http;
 pub mod hub;
@@ -31,4 +33,4 @@ pub use hf::{HfSource, Record, RecordOptions, read_records};
 pub use token_file::{ChatMeta, DatasetMeta, Dtype, TokenFile};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_file::TokenizerFile;
-pub use train_tokenizer::{TextSurvey, TokenizerKind, survey_text, train_tokenizer};
+pub use train_tokenizer::{TextSurvey, TokenizerKind, is_trained, survey_text, train_tokenizer};

@@ -106,10 +106,42 @@ pub fn train_tokenizer(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(Event),
 ) -> Result<Trained, Error> {
-    let listing = list(sources)?;
-    listing.report_skipped(progress);
     // Created before any work, so that an unwritable file fails at once.
     let mut file = AtomicFile::create(out)?;
+    let trained = trained(sources, text, kind, out, stop, progress)?;
+    let json = trained.tokenizer.to_json();
+    file.write_all(json.as_bytes()).map_err(|error| Error::write(out, error))?;
+    file.commit()?;
+    Ok(trained)
+}
+
+/// Returns true if the file `out` is the one that [`train_tokenizer`] would write, bit for bit. Writes nothing.
+///
+/// # Errors
+/// As [`train_tokenizer`]; [`Error::Read`] for a file that cannot be read.
+pub fn is_trained(
+    sources: &[Source],
+    text: TextOptions,
+    kind: TokenizerKind,
+    out: &Path,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Event),
+) -> Result<bool, Error> {
+    let found = std::fs::read(out).map_err(|error| Error::open(out, &error))?;
+    Ok(trained(sources, text, kind, out, stop, progress)?.tokenizer.to_json().as_bytes() == found)
+}
+
+/// Makes the vocabulary of `out`.
+fn trained(
+    sources: &[Source],
+    text: TextOptions,
+    kind: TokenizerKind,
+    out: &Path,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Event),
+) -> Result<Trained, Error> {
+    let listing = list(sources)?;
+    listing.report_skipped(progress);
     let texts = texts(listing.inputs, text, folder_of(out), stop, progress)?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let check_stop = || if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
@@ -119,8 +151,5 @@ pub fn train_tokenizer(
         TokenizerKind::Byte => Trained { tokenizer: Tokenizer::of_bytes(&name), requested: 257, bytes: 0, words: 0 },
     };
     check_stop()?;
-    let json = trained.tokenizer.to_json();
-    file.write_all(json.as_bytes()).map_err(|error| Error::write(out, error))?;
-    file.commit()?;
     Ok(trained)
 }

@@ -38,7 +38,7 @@ pub use objectives::teacher_texts::{TeacherTexts, WritingIdentity, WrittenText, 
 pub use objectives::token_objective::{TokenObjective, check_reads};
 pub use prepare::job::{DataInfo, InitialWeights, Job};
 pub use prepare::memory::check_fits;
-pub use prepare::resolve::{LONGEST_SEQUENCE, Moments, Resolved};
+pub use prepare::resolve::{LONGEST_SEQUENCE, Moments, Resolved, was_never_begun};
 pub use prepare::spec::{RunSpec, StartFrom};
 pub use reference::{Reference, ReferenceReport, default_reference, read_reference};
 pub use run::{Outcome, Progress, StepReport};

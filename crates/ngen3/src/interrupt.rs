@@ -12,6 +12,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
+use crate::threads::spawn;
+
 /// Error of a command that a signal stopped: exit code 130.
 #[derive(Debug)]
 pub struct Interrupted;
@@ -58,7 +60,7 @@ fn watched() -> Vec<i32> {
 /// never calls it is killed by the signal.
 ///
 /// # Errors
-/// If the signal handlers cannot be installed.
+/// If the signal handlers cannot be installed, or their thread cannot be started.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     watch_for(&watched())
 }
@@ -68,7 +70,7 @@ pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new(signals).context("cannot watch for Ctrl-C")?;
     let flag = Arc::clone(&stop);
-    std::thread::spawn(move || {
+    spawn(move || {
         let mut first: Option<Instant> = None;
         for signal in &mut signals {
             let again = flag.swap(true, Ordering::Relaxed);
@@ -80,7 +82,7 @@ pub fn watch_for(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
                 _ => first = Some(Instant::now()),
             }
         }
-    });
+    })?;
     Ok(stop)
 }
 

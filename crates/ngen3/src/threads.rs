@@ -1,4 +1,4 @@
-//! `--threads`: number of compute threads.
+//! `--threads`: number of compute threads; and threads of the program's own.
 
 use std::thread::available_parallelism;
 
@@ -23,4 +23,12 @@ impl Threads {
     pub fn start(self) -> anyhow::Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(self.count()).build_global().context("cannot start threads")
     }
+}
+
+/// Starts a thread that runs beside a command, and that nobody waits for.
+///
+/// # Errors
+/// If the system has no room for another thread.
+pub fn spawn(run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new().spawn(run).map(drop).context("cannot start a thread")
 }

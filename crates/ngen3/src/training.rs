@@ -23,6 +23,7 @@ use crate::progress::write_line;
 use crate::run_samples::RunSampler;
 use crate::sparkline::Sparkline;
 use crate::stdout;
+use crate::threads::spawn;
 
 /// A training job with its model.
 pub struct Training<'a> {
@@ -68,7 +69,7 @@ impl<'a> Training<'a> {
         let started = Instant::now();
         let mut status = Status::new(job.progress.step, job.progress.best().map(|loss| (job.progress.best_step, loss)));
         status.sampler = RunSampler::new(job, stop)?;
-        let told = tell_when_stopped(stop, &status.line);
+        let told = tell_when_stopped(stop, &status.line)?;
         let outcome = train(job, objective, &mut *self.trainer, &mut status, stop);
         drop(told);
         status.line.finish_and_clear();
@@ -111,10 +112,10 @@ fn advised(error: ngen3_train::Error) -> anyhow::Error {
 }
 
 /// Acknowledges a request to stop, since the current step can take long. Watches `stop` until the returned guard is dropped.
-fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
+fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> anyhow::Result<Arc<()>> {
     let guard = Arc::new(());
     let (running, stop, line) = (Arc::downgrade(&guard), Arc::clone(stop), line.clone());
-    std::thread::spawn(move || {
+    spawn(move || {
         while running.strong_count() > 0 {
             if stop.load(Ordering::Relaxed) {
                 line.suspend(|| {
@@ -124,8 +125,8 @@ fn tell_when_stopped(stop: &Arc<AtomicBool>, line: &ProgressBar) -> Arc<()> {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-    });
-    guard
+    })?;
+    Ok(guard)
 }
 
 /// Formats the lines printed before training: the model, the data, the run and the job's notes.

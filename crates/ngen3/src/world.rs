@@ -96,7 +96,7 @@ pub fn fail(line: &str) {
         eprintln!("rank {}{}: {line}", world.rank(), host().map(|host| format!(" on {host}")).unwrap_or_default());
     }
     // The launcher may be ending the job already, because of the error of another rank.
-    std::thread::spawn(|| {
+    let _ = crate::threads::spawn(|| {
         std::thread::sleep(AFTER_ROOT);
         std::process::exit(1);
     });

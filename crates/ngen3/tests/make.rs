@@ -35,7 +35,38 @@ fn a_text_becomes_a_model_in_the_time_and_nothing_is_replaced() {
     assert_eq!(error, "plays.pt: already exists; choose another --out, or remove it");
     fs::remove_file(root.join("plays.pt")).unwrap();
     let error = fail(root, "make --txt plays.txt --out plays.pt", 1);
-    assert_eq!(error, "plays_tokenizer.json: already exists; choose another --out, or remove it");
+    assert_eq!(error, "exported_plays: already exists; choose another --out, or remove it");
+}
+
+#[test]
+fn what_a_killed_run_left_is_used_and_what_others_made_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    // So short a text has the smallest vocabulary, however fast the machine, and is used up long before the time.
+    fs::write(root.join("plays.txt"), &shakespeare()[..10_000]).unwrap();
+    let make = "make --txt plays.txt --minutes 5 --out plays.pt --threads 2";
+    let refused = |file: &str| {
+        let error = fail(root, make, 1);
+        assert_eq!(error, format!("{file}: already exists; choose another --out, or remove it"));
+    };
+    succeed(root, "tokenizer train --txt plays.txt --vocab_size 300 --out plays_tokenizer.json");
+    let others = fs::read(root.join("plays_tokenizer.json")).unwrap();
+    refused("plays_tokenizer.json");
+    assert_eq!(fs::read(root.join("plays_tokenizer.json")).unwrap(), others);
+
+    // As a kill leaves them.
+    succeed(root, "tokenizer train --txt plays.txt --vocab_size 512 --out plays_tokenizer.json");
+    fs::create_dir(root.join("_data_plays_")).unwrap();
+    fs::write(root.join("_data_plays_/notes.txt"), "mine").unwrap();
+    refused("_data_plays_");
+    fs::remove_file(root.join("_data_plays_/notes.txt")).unwrap();
+    fs::write(root.join("other.txt"), &shakespeare()[50_000..60_000]).unwrap();
+    succeed(root, "tokenize --dataset plays --txt other.txt --tokenizer plays_tokenizer.json");
+    refused("_data_plays_");
+    succeed(root, "tokenize --dataset plays --txt plays.txt --tokenizer plays_tokenizer.json");
+    let (_, err) = succeed(root, make);
+    assert!(err.contains("note: plays_tokenizer.json is there already, as this run would make it"), "{err}");
+    assert!(!err.contains("$ ngen3 tokenizer train") && err.contains("$ ngen3 export"), "{err}");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use super::repository::Repository;
 use super::{layout, split};
 use crate::Error;
 use crate::hub::{Hub, ProgressFn, is_local};
-use crate::source::DocumentReader;
 use crate::source::bytes::kind::is_archive_name;
+use crate::source::{DocumentReader, DocumentSender};
 
 /// A dataset of text records, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,17 +136,27 @@ impl ResolvedDataset {
     /// # Errors
     /// As [`DocumentReader::start`]; [`Error::Input`] for an invalid column.
     pub(crate) fn documents(
-        self,
+        mut self,
         scratch: PathBuf,
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<DocumentReader, Error> {
-        let columns = self.source.columns()?;
-        let Self { mut repository, parts, source } = self;
-        let folder = repository.take_folder();
-        let reader = DocumentReader::spawn(move |sink| {
-            DocumentGatherer::new(sink, &cut, &columns).read(&repository, &scratch, source.options, &parts)
-        })?;
+        let folder = self.repository.take_folder();
+        let reader = DocumentReader::spawn(move |sender| self.send(sender, &scratch, &cut))?;
         Ok(reader.with_folder(folder))
+    }
+
+    /// Reads and sends all documents.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an invalid column; [`Error::Read`] for a file that is damaged or lacks it.
+    pub(crate) fn send(
+        &self,
+        sender: DocumentSender,
+        scratch: &Path,
+        cut: &impl Fn(&str) -> Option<usize>,
+    ) -> Result<(), Error> {
+        let columns = self.source.columns()?;
+        DocumentGatherer::new(sender, cut, &columns).read(&self.repository, scratch, self.source.options, &self.parts)
     }
 
     /// Passes each record to `take`: the value of the column, if the user named one, and those of the columns `names` that there

@@ -72,6 +72,19 @@ impl DocumentSender {
     }
 }
 
+/// Runs `read` on the calling thread, and drops what it sends. For fuzz targets: a thread takes longer than a small input.
+#[cfg(feature = "fuzz")]
+pub(crate) fn read_here(read: impl FnOnce(DocumentSender) -> Result<(), Error>) -> Result<(), Error> {
+    /// More messages than an input makes.
+    const MESSAGES: usize = 1 << 14;
+    thread_local!(static CHANNEL: (SyncSender<Message>, Receiver<Message>) = sync_channel(MESSAGES));
+    CHANNEL.with(|(sender, messages)| {
+        let result = read(DocumentSender { sender: sender.clone() });
+        messages.try_iter().for_each(drop);
+        result
+    })
+}
+
 impl DocumentReader {
     /// Starts a thread that runs `read` with a sender.
     ///

@@ -12,9 +12,13 @@ mod reader;
 pub(crate) mod text;
 
 pub(crate) use channel::DocumentSender;
+#[cfg(feature = "fuzz")]
+pub(crate) use channel::read_here;
 pub use channel::{DocumentReader, TextChunk};
 pub use list::{Input, Listing, Source, list, shakespeare};
 pub use reader::ReadOptions;
+#[cfg(feature = "fuzz")]
+pub(crate) use reader::send_documents;
 pub use text::encoding::{TextEncoding, TextOptions};
 pub use text::pieces::SplitBy;
 

@@ -48,11 +48,22 @@ impl DocumentReader {
         options: ReadOptions,
         cut: impl Fn(&str) -> Option<usize> + Send + 'static,
     ) -> Result<Self, Error> {
-        Self::spawn(move |sender| {
-            let mut reading = ReaderThread { sender, options, cut, inputs, read_before: 0, client: None };
-            (0..reading.inputs.len()).try_for_each(|index| reading.read(index))
-        })
+        Self::spawn(move |sender| send_documents(sender, inputs, options, cut))
     }
+}
+
+/// Reads and sends all documents, as [`DocumentReader::start`] does on its thread.
+///
+/// # Errors
+/// Those of the documents.
+pub(crate) fn send_documents(
+    sender: DocumentSender,
+    inputs: Vec<Input>,
+    options: ReadOptions,
+    cut: impl Fn(&str) -> Option<usize>,
+) -> Result<(), Error> {
+    let mut reading = ReaderThread { sender, options, cut, inputs, read_before: 0, client: None };
+    (0..reading.inputs.len()).try_for_each(|index| reading.read(index))
 }
 
 /// State of the reading thread.

@@ -281,6 +281,26 @@ fn what_cannot_be_read_is_named() {
 }
 
 #[test]
+fn an_arrow_file_gets_no_memory_for_what_it_only_claims() {
+    let folder = folder(&[]);
+    let path = folder.path().join("x.arrow");
+    for name in ["lz4.arrow", "zstd.arrow"] {
+        let (whole, mut refused) = (fs::read(fixtures().join(name)).unwrap(), 0);
+        // Buffers begin at multiples of 8, with the length of their content.
+        for at in (0..whole.len() - 8).step_by(8) {
+            for claim in [1 << 45, i64::MIN] {
+                let mut file = whole.clone();
+                file[at..at + 8].copy_from_slice(&claim.to_le_bytes());
+                fs::write(&path, file).unwrap();
+                let error = read(&path, "train", "text").err().unwrap_or_default();
+                refused += usize::from(error.contains("x.arrow: a batch of ") && error.contains(" claims to hold "));
+            }
+        }
+        assert!(refused > 10, "{name}: {refused}");
+    }
+}
+
+#[test]
 fn a_column_that_some_rows_lack_is_empty_there() {
     let folder = folder(&[("x.jsonl", "{\"n\":1}\n{\"text\":\"a\",\"n\":2}\n{\"text\":null}\n{\"text\":\"b\"}\n")]);
     assert_eq!(read(folder.path(), "train", "text").unwrap(), ["a", "b"]);

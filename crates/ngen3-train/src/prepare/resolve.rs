@@ -364,7 +364,7 @@ fn base_of(paths: &RunPaths, config: &Config, adapters: &AdapterRecord) -> Resul
 }
 
 /// Returns true for the files of a run that was killed before it could be resumed: its initial model without a state.
-fn was_never_begun(paths: &RunPaths) -> bool {
+pub fn was_never_begun(paths: &RunPaths) -> bool {
     let is_initial = |model: Checkpoint| model.meta.iter_num == 0 && model.meta.training.contains_key("data");
     !paths.state.exists() && paths.model.exists() && Checkpoint::load(&paths.model).is_ok_and(is_initial)
 }

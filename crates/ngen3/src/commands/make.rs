@@ -2,16 +2,16 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use ngen3_data::source::Source;
-use ngen3_data::{TextSurvey, survey_text};
+use ngen3_data::{TextSurvey, TokenFile, Tokenizer, TokenizerKind, dataset_folder, is_trained, survey_text};
 use ngen3_engine::Dtype;
 use ngen3_model::words::grouped_count;
 use ngen3_model::{Variant, files};
-use ngen3_train::RunPaths;
+use ngen3_train::{RunPaths, was_never_begun};
 
 use crate::commands::tokenize::{TextFlags, parse_sources, show};
 use crate::device::cpu;
@@ -93,6 +93,7 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
         write_line(&line);
     }
     let lines = Lines { args: &args, name: &name, plan: &plan };
+    let left = Left { args: &args, name: &name, sources: &sources, stop: &stop };
     let run = |words: Vec<String>| -> anyhow::Result<()> {
         let shown: Vec<String> = words.iter().map(|word| quoted(word.as_ref())).collect();
         write_line(&format!("\n$ ngen3 {}", shown.join(" ")));
@@ -100,7 +101,12 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
         // Some commands ignore the flag and run to their end.
         if stop.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
     };
-    run(lines.vocabulary())?;
+    if Path::new(&tokenizer_of(&name)).exists() {
+        left.check_vocabulary(plan.vocab_size)?;
+    } else {
+        run(lines.vocabulary())?;
+    }
+    left.check_tokens()?;
     run(lines.tokens())?;
     run(lines.train(started.elapsed().as_secs_f64()))?;
     run(lines.sample(&beginning))?;
@@ -112,19 +118,75 @@ pub fn run(args: Args, run_line: &dyn Fn(&[String]) -> anyhow::Result<()>) -> an
     ))
 }
 
-/// Returns the name of the model's other files, after checking that none is there and the model can be written.
+/// Returns the name of the model's other files, after checking that the model can be written and that none is there but those
+/// that a killed run may have left, which [`Left`] checks.
 fn name_of(out: &Path) -> anyhow::Result<String> {
-    RunPaths::new(out)?;
+    let paths = RunPaths::new(out)?;
     let stem = out.file_stem().and_then(|stem| stem.to_str());
     let name = stem.with_context(|| format!("--out: expected the name of a file, got {}", out.display()))?.to_owned();
-    let others = [format!("{name}_tokenizer.json"), format!("_data_{name}_"), format!("exported_{name}")];
-    for path in [out].into_iter().chain(others.iter().map(Path::new)) {
-        if path.exists() {
-            bail!("{}: already exists; choose another --out, or remove it", path.display());
-        }
+    if !was_never_begun(&paths) {
+        refuse(out)?;
     }
+    refuse(Path::new(&format!("exported_{name}")))?;
     files::check(out)?;
     Ok(name)
+}
+
+fn tokenizer_of(name: &str) -> String {
+    format!("{name}_tokenizer.json")
+}
+
+/// Fails if there is a file.
+fn refuse(path: &Path) -> anyhow::Result<()> {
+    ensure!(!path.exists(), "{}: already exists; choose another --out, or remove it", path.display());
+    Ok(())
+}
+
+/// Files of a run that was killed before training. They are recognised by what they hold, and not by their names: a file that
+/// this run would write bit for bit is nobody's loss.
+struct Left<'a> {
+    args: &'a Args,
+    name: &'a str,
+    sources: &'a [Source],
+    stop: &'a AtomicBool,
+}
+
+impl Left<'_> {
+    /// Makes the vocabulary again and fails if the tokenizer that is there is another.
+    fn check_vocabulary(&self, vocab_size: usize) -> anyhow::Result<()> {
+        let Self { args, name, sources, stop } = *self;
+        let path = tokenizer_of(name);
+        args.threads.start()?;
+        let progress = Progress::bytes("reading text");
+        let kind = TokenizerKind::Bpe(vocab_size);
+        let show = &mut |event| show(&progress, event);
+        let same = interruptible(is_trained(sources, args.text.options(), kind, Path::new(&path), stop, show));
+        drop(progress);
+        if !same? {
+            return refuse(Path::new(&path));
+        }
+        write_line(&format!("note: {path} is there already, as this run would make it"));
+        Ok(())
+    }
+
+    /// Fails if the folder for the tokens holds anything but those of the same text by the same tokenizer.
+    fn check_tokens(&self) -> anyhow::Result<()> {
+        let folder = PathBuf::from(dataset_folder(self.name)?);
+        let is_empty = || folder.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if !is_empty() && !self.made(&folder).unwrap_or(false) {
+            refuse(&folder)?;
+        }
+        Ok(())
+    }
+
+    fn made(&self, folder: &Path) -> anyhow::Result<bool> {
+        let file = TokenFile::open(folder)?;
+        let sources: Vec<String> = self.sources.iter().map(Source::to_string).collect();
+        let path = tokenizer_of(self.name);
+        let ours = Tokenizer::from_json(&std::fs::read(&path)?, &path)?;
+        let same_text = file.meta().is_some_and(|meta| meta.source == sources && meta.chat.is_none());
+        Ok(same_text && file.tokenizer()?.to_json() == ours.to_json())
+    }
 }
 
 /// Command lines, each for its purpose.
@@ -137,10 +199,6 @@ struct Lines<'a> {
 impl Lines<'_> {
     fn words(line: &str) -> Vec<String> {
         line.split(' ').map(str::to_owned).collect()
-    }
-
-    fn tokenizer(&self) -> String {
-        format!("{}_tokenizer.json", self.name)
     }
 
     /// The text, as the flags say.
@@ -160,14 +218,14 @@ impl Lines<'_> {
         let mut words = Self::words("tokenizer train");
         words.extend(self.text());
         words.extend(Self::words(&format!("--vocab_size {}", self.plan.vocab_size)));
-        words.extend(["--out".into(), self.tokenizer()]);
+        words.extend(["--out".into(), tokenizer_of(self.name)]);
         words
     }
 
     fn tokens(&self) -> Vec<String> {
         let mut words = vec!["tokenize".to_owned(), "--dataset".into(), self.name.into()];
         words.extend(self.text());
-        words.extend(["--tokenizer".into(), self.tokenizer()]);
+        words.extend(["--tokenizer".into(), tokenizer_of(self.name)]);
         words
     }
 

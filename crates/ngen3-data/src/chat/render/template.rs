@@ -103,8 +103,8 @@ impl ChatTemplate {
         })
     }
 
-    /// [`ChatTemplate::new`], with a stack that is large enough.
-    fn compile(format: ChatFormat) -> Result<Self, Error> {
+    /// [`ChatTemplate::new`], on a stack that is large enough.
+    pub(crate) fn compile(format: ChatFormat) -> Result<Self, Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the default delimiters are valid"));

@@ -14,6 +14,7 @@ use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, DataType, TimeUnit};
 use serde_json::Value;
 
+use super::arrow_sizes;
 use super::file::{BUFFER, DataFileReader, FileRecord, FileRecordFn};
 use crate::Error;
 use crate::hf::record::Record;
@@ -32,6 +33,7 @@ fn open(input: &DataFileReader) -> Result<Batches, Error> {
     let mut again = || file.rewind().and_then(|()| file.try_clone()).map_err(|error| input.failed(error));
     let is_file = start == MAGIC;
     let buffered = |file: File| BufReader::with_capacity(BUFFER, file);
+    arrow_sizes::check(&mut BufReader::new(again()?), is_file).map_err(|reason| input.failed(reason))?;
     let schema = if is_file {
         FileReader::try_new(buffered(again()?), None).map_err(damaged)?.schema()
     } else {

@@ -1,6 +1,7 @@
 //! Records of a file: `file.rs` opens it, one file for each format reads it, `read.rs` chooses between them.
 
 mod arrow;
+mod arrow_sizes;
 mod csv;
 mod file;
 mod json;
