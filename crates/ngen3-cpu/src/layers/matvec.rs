@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::gemm::groups::Groups;
 use crate::gemm::tiles::packed::Packed;
+use crate::gemm::tiles::prefetch::prefetch;
 use crate::gemm::{Mat, MatMut, Precision, matmul_onto, matmul_rows_onto};
 use ngen3_simd::{LANES, fold, simd};
 
@@ -26,6 +27,9 @@ const ROWS: usize = 4;
 
 /// Outputs computed side by side if rows are short.
 const GROUP: usize = 8;
+
+/// Bytes from a weight that is multiplied to one that is asked for.
+const AHEAD: usize = 4 << 10;
 
 /// Longest row, in inputs, that is computed in groups: reducing a short row's lanes is a large part of its work. Longer rows
 /// are read one after the other, since sequential reads are fastest.
@@ -255,6 +259,10 @@ fn long_dots<T: Copy, const R: usize>(w: &[T], x: [&[f32]; R], value: impl Fn(T)
     let x_blocks = x.map(|x| &x.as_chunks::<LANES>().0[..blocks.len()]);
     let mut sums = [[[0.0f32; LANES]; VECTORS]; R];
     for (b, w) in whole.iter().enumerate() {
+        // Rows follow one another in memory, and the processor's own prefetching ends at every page.
+        for line in (0..size_of_val(w)).step_by(64) {
+            prefetch(w.as_ptr().cast::<f32>().wrapping_byte_add(AHEAD + line));
+        }
         for v in 0..VECTORS {
             for r in 0..R {
                 let x = &x_blocks[r][b * VECTORS + v];

@@ -32,7 +32,7 @@ mod packed_a;
 pub mod panels_a;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod parts;
-mod prefetch;
+pub mod prefetch;
 mod product;
 pub mod right;
 pub mod shape;
