@@ -10,7 +10,7 @@ use crate::kernels::dropout::{self, Mask};
 use crate::kernels::norm::Rows;
 use crate::kernels::product::{Epilogue, Form, Matrix, product};
 
-/// What a layer's output becomes.
+/// Use of a layer's output.
 #[derive(Clone, Copy)]
 pub enum Output<'a> {
     /// The output itself.

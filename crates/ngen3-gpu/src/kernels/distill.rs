@@ -32,7 +32,7 @@ pub enum Guide<'a> {
     },
 }
 
-/// What all stages read.
+/// Operands of all stages.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     /// `[rows]`
