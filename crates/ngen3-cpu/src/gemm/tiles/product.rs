@@ -6,7 +6,6 @@ use rayon::prelude::*;
 
 use super::kernel::{self, MR, NR, Rows};
 use super::packed_a::PackedA;
-use super::prefetch::prefetch;
 use super::right::Right;
 use super::shape::BLOCK;
 use super::workspace::with_workspace;
@@ -20,9 +19,6 @@ const KC_CELLS: usize = 256;
 
 /// [`KC_CELLS`] for AMX at most: its passes over C weigh more, and two tiles at once read a panel of B half as often.
 const KC_CELLS_AMX: usize = 384;
-
-/// Cells along k that AMX multiplies while as many are on their way from memory: 16 KB of a panel.
-const AHEAD: usize = 8 * BLOCK;
 
 /// Returns the cells along k per pass.
 fn pass(rows: Rows, depth: usize) -> usize {
@@ -215,26 +211,9 @@ fn multiply_block<const P: usize>(
                     let next = unsafe { c.part(next, j * NR..((j + 1) * NR).min(n)) };
                     kernel::ask_for(&next);
                 }
-                if a.rows == Rows::Blocks && m <= mr {
-                    multiply_once::<P>(a, first, b, &mut tiles, accumulate);
-                } else {
-                    kernel::tiles::<P>(a.tile(row, first), a.below(), a.rows, b, &mut tiles, accumulate);
-                }
+                kernel::tiles::<P>(a.tile(row, first), a.below(), a.rows, b, &mut tiles, accumulate);
             }
         }
-    }
-}
-
-/// Multiplies the only tile of rows, from cell `first` along k, by a panel of B. With so few rows, as in decoding, the panel is read
-/// once, from memory, which tile loads alone do not ask for early enough: they read at half of its bandwidth (measured). The bits are
-/// the same.
-fn multiply_once<const P: usize>(a: PackedA<'_>, first: usize, b: &[u32], c: &mut MatMut<'_>, accumulate: Accumulate) {
-    for (i, piece) in b.chunks(AHEAD * NR).enumerate() {
-        // The panel that follows lies behind this one.
-        let next = piece.as_ptr_range().end.cast::<f32>();
-        (0..piece.len()).step_by(16).for_each(|at| prefetch(next.wrapping_add(at)));
-        let accumulate = if i == 0 { accumulate } else { Accumulate::Add };
-        kernel::tile::<P>(a.tile(0, first + i * AHEAD), a.rows, piece, c, accumulate);
     }
 }
 
