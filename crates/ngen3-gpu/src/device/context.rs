@@ -14,12 +14,15 @@ use super::template::{Constants, expand};
 /// Most bytes of one transfer to or from the device.
 const TRANSFER_BYTES: usize = 32 << 20;
 
+/// Name of a kernel, and its constants.
+type PipelineKey = (&'static str, Vec<u32>);
+
 /// An open device.
 pub struct Context {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     name: String,
-    pipelines: Mutex<HashMap<(&'static str, Vec<u32>), Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     /// First error that nothing waited for.
     failure: Arc<Mutex<Option<String>>>,
     binding_bytes: usize,

@@ -88,6 +88,7 @@ impl Tile {
 ///
 /// # Panics
 /// If a matrix does not lie within its memory.
+#[expect(clippy::too_many_arguments, reason = "three matrices, their shape and what is done with the result")]
 pub fn product(
     recorder: &mut Recorder<'_>,
     form: Form,
