@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::base::memory::Buffer;
-use crate::engine::precision::{pool, precision};
+use crate::engine::precision::{checked_precision, pool};
 use crate::gemm::{Accumulate, Mat, MatMut, matmul};
 use ngen3_engine::{Dtype, Error};
 use ngen3_simd::{simd, sum};
@@ -13,9 +13,9 @@ use ngen3_simd::{simd, sum};
 /// Returns the best rate, in GFLOP/s, of the product `[m, k]·[n, k]ᵀ`, repeated for 250 ms on `threads` threads (0 = all cores).
 ///
 /// # Errors
-/// [`Error::Threads`] if the threads cannot be started.
+/// [`Error::Threads`] if the threads cannot be started; [`Error::Input`] for a dtype that the processor does not multiply.
 pub fn product_gflops(dtype: Dtype, threads: usize, [m, n, k]: [usize; 3]) -> Result<f64, Error> {
-    let precision = precision(dtype);
+    let precision = checked_precision(dtype)?;
     let pool = pool(threads)?;
     let (a, b, mut c) = (vec![1.0; m * k], vec![1.0; n * k], vec![0.0; m * n]);
     let mut best = Duration::MAX;

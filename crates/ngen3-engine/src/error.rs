@@ -18,7 +18,7 @@ pub enum Error {
     #[error("this device does not support {0}")]
     Unsupported(&'static str),
     /// Failure of the device itself: a GPU that was lost, or whose driver reports an error.
-    #[error("the GPU failed: {0}")]
+    #[error("the device failed: {0}")]
     Device(String),
     /// Compute threads that cannot be started.
     #[error("cannot start the compute threads: {0}")]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Batch, Dropout, DropoutSite, PASS_TOKENS};
+use crate::{Batch, Dropout, DropoutSite, Feed, PASS_TOKENS, PageTable};
 
 /// One sequence of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,15 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// Returns the tokens of feeds, which continue the sequences of a decoder.
+    pub fn of_feeds(feeds: &[Feed<'_>], table: &PageTable) -> Self {
+        let mut pass = Self::default();
+        for &Feed { sequence, tokens, .. } in feeds {
+            pass.push(tokens, table.len(sequence), Before::Cache(sequence));
+        }
+        pass
+    }
+
     /// Appends a sequence whose first token has this position.
     pub fn push(&mut self, inputs: &[u32], position: usize, before: Before) {
         let start = self.inputs.len();

@@ -4,7 +4,7 @@
 //! Training and decoding share the forward pass. Training attends within a pass and saves activations; decoding attends to a
 //! key-value cache and multiplies by other copies of the weights. Both differences are arguments.
 
-use ngen3_engine::{Dropout, DropoutSite};
+use ngen3_engine::{Dropout, DropoutSite, PassDropout};
 use ngen3_model::{Activation, Projection};
 
 use super::arena::{Buffers, Layers, Saved};
@@ -14,23 +14,6 @@ use crate::gemm::Accumulate;
 use crate::layers::linear::Linear;
 use crate::layers::lora::LoraActivations;
 use crate::layers::{attention, dropout, gelu, swiglu};
-
-/// Dropout at all sites of one pass.
-#[derive(Clone, Copy)]
-pub struct PassDropout {
-    /// Probability that an activation is dropped.
-    pub p: f32,
-    /// Seed of the masks: see [`ngen3_engine::pass_seed`].
-    pub seed: u64,
-}
-
-impl PassDropout {
-    pub const NONE: Self = Self { p: 0.0, seed: 0 };
-
-    pub fn at(&self, site: DropoutSite) -> Option<Dropout> {
-        Dropout::new(self.p, self.seed, site)
-    }
-}
 
 /// Working memory of a block's forward pass. N tokens, width C.
 pub struct ForwardScratch<'a> {

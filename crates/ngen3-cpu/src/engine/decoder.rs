@@ -11,12 +11,12 @@
 
 use std::sync::Arc;
 
-use ngen3_engine::{Decoder, Error, Feed, PAGE, PageTable, Quant};
+use ngen3_engine::{Decoder, Error, Feed, PAGE, PageTable, PassDropout, Quant};
 use ngen3_model::Projection;
 use rayon::ThreadPool;
 
 use super::arena::{Saved, SavedHeads, Stats, Widths};
-use super::block::{ForwardScratch, PassDropout};
+use super::block::ForwardScratch;
 use super::kept::Kept;
 use super::stored::Part;
 use super::weights::Weights;

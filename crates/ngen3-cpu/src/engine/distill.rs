@@ -1,11 +1,10 @@
 //! Distillation on the CPU: the teacher's hidden states or most likely tokens, and the student's step.
 
-use ngen3_engine::{DistillLoss, Error, IGNORE, Quant, pass_seed};
+use ngen3_engine::{DistillLoss, Error, IGNORE, PassDropout, Quant, pass_seed};
 use rayon::prelude::*;
 
 use super::arena::{Checkpointing, ForwardMode};
 use super::batch_plan::Pass;
-use super::block::PassDropout;
 use super::grads::Grads;
 use super::model::{Passes, sum};
 use super::weights::Weights;

@@ -8,11 +8,11 @@
 //!
 //! The Llama family has no `wpe`, and perhaps a head of its own.
 
-use ngen3_engine::{Batch, DropoutSite, Error, pass_seed};
+use ngen3_engine::{Batch, DropoutSite, Error, PassDropout, pass_seed};
 
 use super::arena::{Arena, Checkpointing, ForwardMode, Layers};
 use super::batch_plan::{BatchPlan, Pass};
-use super::block::{ForwardScratch, PassDropout};
+use super::block::ForwardScratch;
 use super::grads::Grads;
 use super::weights::Weights;
 use crate::gemm::Accumulate;

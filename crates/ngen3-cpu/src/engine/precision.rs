@@ -16,6 +16,20 @@ pub fn precision(dtype: Dtype) -> Precision {
     }
 }
 
+/// As [`precision`].
+///
+/// # Errors
+/// [`Error::Input`] for a dtype that the processor does not multiply.
+pub fn checked_precision(dtype: Dtype) -> Result<Precision, Error> {
+    let precision = precision(dtype);
+    if precision == Precision::Bf16 && !tiles::kernel::multiplies_bf16() {
+        return Err(Error::Input(
+            "bf16 needs AMX, AVX512-BF16 or Arm's bf16, which this processor lacks: use --dtype f32".into(),
+        ));
+    }
+    Ok(precision)
+}
+
 /// Returns the name of the instructions on which the bits of a result depend.
 pub fn kernels(precision: Precision) -> &'static str {
     match (ngen3_simd::path(), precision) {

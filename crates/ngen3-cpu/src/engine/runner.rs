@@ -10,9 +10,8 @@ use super::arena::{Arena, Checkpointing};
 use super::batch_plan::BatchPlan;
 use super::grads::Grads;
 use super::model::Passes;
-use super::precision::{pool, precision};
+use super::precision::{checked_precision, pool};
 use super::weights::Weights;
-use crate::gemm::{Precision, tiles};
 use crate::layers::rotary::Rotary;
 use crate::optimizer::BatchGrads;
 
@@ -36,12 +35,7 @@ impl Runner {
         if params.len() != list.total() {
             return Err(Error::Input(format!("expected {} parameters, got {}", list.total(), params.len())));
         }
-        let precision = precision(options.dtype);
-        if precision == Precision::Bf16 && !tiles::kernel::multiplies_bf16() {
-            return Err(Error::Input(
-                "bf16 needs AMX, AVX512-BF16 or Arm's bf16, which this processor lacks: use --dtype f32".into(),
-            ));
-        }
+        let precision = checked_precision(options.dtype)?;
         let pool = pool(options.threads)?;
         let keep = Checkpointing::of(options);
         let rotary = config.rope.map(|rope| {

@@ -6,11 +6,10 @@ use std::ops::Range;
 
 use ngen3_engine::{
     AdamW, Backward, Batch, ComputeInfo, Decoder, DistillConfig, DistillLoss, Distiller, Dtype, Error, IGNORE, Model,
-    Muon, Options, PASS_TOKENS, Quant, Slot, TeacherSource, Trainer,
+    Muon, Options, PASS_TOKENS, PassDropout, Quant, Slot, TeacherSource, Trainer,
 };
 use ngen3_model::{Config, Lora, ParamList, StoredWeight};
 
-use super::block::PassDropout;
 use super::decoder::CpuDecoder;
 use super::precision::kernels;
 use super::runner::Runner;

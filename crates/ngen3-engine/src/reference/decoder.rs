@@ -1,7 +1,7 @@
 //! [`ReferenceDecoder`]: decoding with a key-value cache.
 
 use super::model::Network;
-use crate::{Before, Decoder, Error, Feed, PAGE, PageTable, Pass, PassDropout};
+use crate::{Decoder, Error, Feed, PAGE, PageTable, Pass, PassDropout};
 
 /// Decoder of independent sequences. Each keeps its own keys and values; the pages are only counted.
 pub struct ReferenceDecoder<'a> {
@@ -42,10 +42,7 @@ impl Decoder for ReferenceDecoder<'_> {
 
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
         self.table.check(feeds, &self.network.config)?;
-        let mut pass = Pass::default();
-        for &Feed { sequence, tokens, .. } in feeds {
-            pass.push(tokens, self.table.len(sequence), Before::Cache(sequence));
-        }
+        let pass = Pass::of_feeds(feeds, &self.table);
         let hidden = self.network.forward(&pass, PassDropout::NONE, &mut self.cache).hidden;
         let width = self.network.config.n_embd;
         let ends = pass.spans.iter().map(|span| span.tokens.end).zip(feeds);

@@ -1,6 +1,6 @@
 //! [`GpuDecoder`]: decoding with a key-value cache in pages on the device.
 
-use ngen3_engine::{Before, Decoder, Error, Feed, PAGE, PageTable, Pass, PassDropout};
+use ngen3_engine::{Decoder, Error, Feed, PAGE, PageTable, Pass, PassDropout};
 
 use super::arena::{Arena, ForwardMode, Inputs, Paged};
 use super::block::Run;
@@ -92,14 +92,12 @@ impl Decoder for GpuDecoder<'_> {
 
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<&[f32], Error> {
         self.table.check(feeds, &self.network.config)?;
-        let mut pass = Pass::default();
-        for &Feed { sequence, tokens, .. } in feeds {
-            pass.push(tokens, self.table.len(sequence), Before::Cache(sequence));
-        }
-        self.table.grow(feeds);
+        let pass = Pass::of_feeds(feeds, &self.table);
         let Self { network, table, cache, inputs, arena, .. } = self;
-        let paged = Paged { pages: feeds.iter().map(|feed| table.pages(feed.sequence)).collect() };
+        // Before the sequences grow: without the memory they stay as they are.
         let arena = Arena::reserve(arena, network, ForwardMode::Inference, pass.inputs.len())?;
+        table.grow(feeds);
+        let paged = Paged { pages: feeds.iter().map(|feed| table.pages(feed.sequence)).collect() };
         inputs.write(network, &pass, Some(&paged), false)?;
         let mut recorder = Recorder::new(&network.context);
         network.forward(&mut recorder, Run { inputs, arena, drops: PassDropout::NONE }, cache);
